@@ -1,0 +1,64 @@
+"""Our tables in the application's database: the change log, and what we remember beside it.
+
+``change_log``: one row for each changed row, keys only. ``change_state``: a single row with the resume point from
+which an empty event log starts (``origin``) and the log that consumes these changes (``consumer_epoch``,
+``consumer_store``). The tables are made by ``migrations/changes``.
+"""
+
+import sqlalchemy as sa
+from attrs import frozen
+
+from airy_trio.changes.feed import Consumer
+from airy_trio.database import POSTGRES, Names
+
+TABLE = "change_log"
+STATE = "change_state"
+_ONLY = 1  # the id of the state's single row
+
+
+@frozen(init=False)
+class ChangeLog:
+    """The change log under its names in one database."""
+
+    names: Names
+    rows: sa.Table
+    state: sa.Table
+
+    def __init__(self, names: Names) -> None:
+        metadata = sa.MetaData(schema=names.table_schema)
+        columns = [
+            sa.Column("seq", sa.BigInteger, primary_key=True),
+            sa.Column("kind", sa.Text),
+            sa.Column("operation", sa.Text),
+            *(sa.Column(name) for name in ("key_1", "key_2", "old_1", "old_2")),
+            sa.Column("txid" if names.dialect == POSTGRES else "token"),
+        ]
+        state = sa.Table(
+            names.bare(STATE),
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            *(sa.Column(name, sa.Text) for name in ("origin", "consumer_epoch", "consumer_store")),
+        )
+        self.__attrs_init__(names=names, rows=sa.Table(names.bare(TABLE), metadata, *columns), state=state)
+
+    def origin(self, connection: sa.Connection) -> str | None:
+        """Where an empty event log starts; None before the first migration has written it."""
+        found: str | None = connection.execute(sa.select(self.state.c.origin)).scalar_one_or_none()
+        return found
+
+    def set_origin(self, connection: sa.Connection, origin: str) -> None:
+        """Move the point from which an empty event log starts."""
+        updated = connection.execute(sa.update(self.state).values(origin=origin))
+        if not updated.rowcount:
+            connection.execute(sa.insert(self.state).values(id=_ONLY, origin=origin))
+
+    def consumer(self, connection: sa.Connection) -> Consumer | None:
+        """The event log that consumes these changes."""
+        row = connection.execute(sa.select(self.state)).one_or_none()
+        return None if row is None or row.consumer_epoch is None else Consumer(row.consumer_epoch, row.consumer_store)
+
+    def set_consumer(self, connection: sa.Connection, consumer: Consumer) -> None:
+        """Name the event log that consumes these changes from now on."""
+        connection.execute(
+            sa.update(self.state).values(consumer_epoch=consumer.epoch, consumer_store=consumer.store)
+        )

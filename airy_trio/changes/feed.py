@@ -1,0 +1,109 @@
+"""The port of change feeds: what a source of changes promises to the recorder.
+
+A feed is read like a file: after a resume point, a batch and the next resume point. It keeps no position of its
+own; the event store keeps the resume point with the events that it led to.
+"""
+
+from typing import Literal, Protocol
+
+from attrs import field, frozen
+
+from airy_trio.changes.rows import ChangedObject
+from airy_trio.errors import AiryTrioError
+from airy_trio.options import between, one_of
+
+
+@frozen(kw_only=True)
+class ChangesOptions:
+    """How changes are captured (settings, ``[changes]``)."""
+
+    capture: Literal["triggers"] = field(default="triggers", validator=one_of("triggers"))
+    batch_rows_max: int = field(default=5000, validator=between(1, 100_000))
+
+
+class ResumePointLost(AiryTrioError):
+    """The resume point belongs to another history of the database: a restored copy, another cluster.
+
+    What changed since cannot be known; the log must start a new epoch from ``ChangeFeed.restart()``.
+    """
+
+
+@frozen(kw_only=True)
+class Batch:
+    """Changed objects in the order of the newest change of each, and the point after them.
+
+    ``changes``: how many rows of the change log this covers (0: nothing happened, the point need not be stored).
+    ``more``: the batch was cut at the limit, the next read will find something at once.
+    """
+
+    objects: tuple[ChangedObject, ...]
+    resume_point: str
+    changes: int
+    more: bool
+
+
+@frozen
+class Consumer:
+    """The one log that records a change log: its epoch, and its store in words for a person."""
+
+    epoch: str
+    store: str
+
+
+class ChangeFeed(Protocol):
+    """Changed objects after a resume point.
+
+    Promises, for every method: it is cancellable, and raises ``database.DatabaseUnavailable`` where waiting heals.
+    A resume point is opaque text that only the feed reads.
+    """
+
+    async def read(self, after: str, limit: int) -> Batch:
+        """Read the next changes after a resume point, at most ``limit`` rows of the change log.
+
+        Nothing is skipped and nothing comes twice, whatever the order in which transactions commit. Objects and
+        resume point are of one snapshot of the database. Each object comes once, with its rows as they are in
+        that snapshot. Reading again after the same point is allowed and gives at least the same changes.
+
+        Raises ``ResumePointLost`` where the point is of another history.
+        """
+        ...
+
+    async def wait(self) -> None:
+        """Return when there may be something to read, soon after a commit. It may return for nothing."""
+        ...
+
+    async def origin(self) -> str:
+        """The resume point for an empty store: where ``migrate`` started, or what ``trim`` has reached since."""
+        ...
+
+    async def restart(self) -> str:
+        """Forget the changes that are visible now and give the point after them: the start of a new epoch."""
+        ...
+
+    async def trim(self, upto: str, limit: int) -> int:
+        """Delete at most ``limit`` change rows that lie before a stored resume point; give their number.
+
+        What is committed after ``upto`` is never touched. The application is never made to wait for more than
+        one such batch.
+        """
+        ...
+
+    async def consumer(self) -> Consumer | None:
+        """The log that records these changes, as kept beside them; None before the first."""
+        ...
+
+    async def adopt(self, consumer: Consumer) -> None:
+        """Name the log that records these changes from now on."""
+        ...
+
+
+class Lease(Protocol):
+    """Who may record. At most one holder at a time; a holder that dies loses it by itself."""
+
+    async def try_acquire(self) -> bool:
+        """Take the lease if nobody holds it; True also when it is ours already and still held."""
+        ...
+
+    async def release(self) -> None:
+        """Give it back. Idempotent."""
+        ...

@@ -1,0 +1,175 @@
+"""From rows of the change log to changed objects: the newest change of each, with the rows as they are now.
+
+Everything is read with one connection in one transaction that sees one snapshot; the caller opens it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, assert_never
+
+import sqlalchemy as sa
+from attrs import frozen
+
+from airy_trio.changes.queries import Queries
+from airy_trio.changes.rows import (
+    ChangedObject,
+    Channel,
+    ChannelGone,
+    Message,
+    MessageGone,
+    Metadata,
+    MetadataEntry,
+    Tag,
+    TagGone,
+    Value,
+)
+from airy_trio.changes.tables import FIELDS, Kind, Table, Tables
+
+DELETED = "D"
+
+Key = tuple[Value, Value]
+
+
+@frozen
+class Change:
+    """A row of the change log: the second key is a metadata pair's identifier; ``old`` is what a deletion carries."""
+
+    kind: Kind
+    operation: str
+    key: Key
+    old: tuple[Value, Value]
+
+
+class Objects:
+    """Reads the changed objects of one mapping."""
+
+    def __init__(self, dialect: str, tables: Tables) -> None:
+        self._tables = tables
+        self._queries = {kind: Queries(dialect, table) for kind, table in tables.items()}
+
+    def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
+        """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
+        newest: dict[tuple[Kind, Key], Change] = {}
+        for change in changes:
+            if change.kind in self._tables:  # a kind unmapped since then has nobody who wants it
+                newest.pop((change.kind, change.key), None)
+                newest[change.kind, change.key] = change
+        by_kind: dict[Kind, list[Key]] = defaultdict(list)
+        for kind, key in newest:
+            by_kind[kind].append(key)
+        rows = {
+            kind: self._metadata(connection, keys) if kind == "metadata" else self._single_rows(connection, kind, keys)
+            for kind, keys in by_kind.items()
+        }
+        found = (rows[change.kind].get(change.key) or self._gone(change) for change in newest.values())
+        return tuple(changed for changed in found if changed is not None)
+
+    def _single_rows(
+        self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]
+    ) -> Mapping[Key, ChangedObject]:
+        table = self._tables[kind]
+        found: dict[Key, ChangedObject] = {}
+        for row, included in self._queries[kind].rows(connection, keys):
+            fields = table.fields(row)
+            found[row["id"], None] = _present(table, fields) if included else _absent(table.kind, fields)
+        return found
+
+    def _metadata(self, connection: sa.Connection, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
+        table = self._tables["metadata"]
+        entries: dict[Key, list[MetadataEntry]] = {key: [] for key in keys}
+        for row, included in self._queries["metadata"].rows(connection, keys):
+            pair = entries.get((row["subject"], row.get("identifier")))
+            if included and pair is not None:  # a collation may match more than what was asked for
+                pair.append(_entry(table.fields(row)))
+        pairs = {key: _pair(table, key) for key in keys}
+        owners = self._owners(connection, set(pairs.values()))
+        return {
+            key: Metadata(
+                subject=pairs[key][0],
+                identifier=pairs[key][1],
+                entries=tuple(entries[key]),
+                time_zone=table.zone,
+                conversation_id=owners.get(pairs[key], (None, None))[0],
+                channel_id=owners.get(pairs[key], (None, None))[1],
+            )
+            for key in keys
+        }
+
+    def _owners(self, connection: sa.Connection, pairs: Iterable[Key]) -> Mapping[Key, Key]:
+        """Conversation and channel of what each metadata pair is about (wire contract, section 2)."""
+        ids: dict[str, list[str]] = defaultdict(list)
+        for subject, identifier in pairs:
+            if isinstance(subject, str) and isinstance(identifier, str | int):
+                ids[subject].append(str(identifier))
+        found: dict[Key, Key] = {("channel", id_): (None, id_) for id_ in ids["channel"]}
+        messages = self._queries.get("messages")
+        if messages is not None:
+            for id_, owner in messages.owners(connection, ids["message"]).items():
+                found["message", id_] = owner
+            for id_, channel_id in messages.conversations(connection, ids["conversation"]).items():
+                found["conversation", id_] = (id_, channel_id)
+        by_pair = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
+        return {pair: found[asked] for pair, asked in by_pair.items() if asked in found}
+
+    def _gone(self, change: Change) -> ChangedObject | None:
+        """What is left to say of an object without a row. None: its deletion is yet to come, in a later batch."""
+        table = self._tables[change.kind]
+        id_ = change.key[0]
+        if id_ is None or isinstance(id_, bytes):  # cannot be looked up: an object that translation will name a fault
+            return _present(table, dict.fromkeys((f.name for f in FIELDS[change.kind]), None) | {"id": id_})
+        if change.operation != DELETED:
+            return None
+        carried = (f.name for f in FIELDS[change.kind] if f.carried)
+        raw = {name: old for name, old in zip(carried, change.old, strict=False) if name in table.columns}
+        return _absent(change.kind, table.fields({"id": id_, **raw}))
+
+
+def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
+    match table.kind:
+        case "messages":
+            content = table.columns.get("content")
+            return Message(
+                **fields, content_is_json=content is not None and content.type == "json", time_zone=table.zone
+            )
+        case "channels":
+            return Channel(**fields)
+        case "tags":
+            return Tag(**fields)
+        case "metadata":  # pragma: no cover - pairs are never read as single rows
+            raise AssertionError(table.kind)
+        case _:
+            assert_never(table.kind)
+
+
+def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
+    match kind:
+        case "messages":
+            return MessageGone(
+                id=fields["id"], conversation_id=fields["conversation_id"], channel_id=fields["channel_id"]
+            )
+        case "channels":
+            return ChannelGone(
+                id=fields["id"], source=fields["source"], source_channel_id=fields["source_channel_id"]
+            )
+        case "tags":
+            return TagGone(id=fields["id"])
+        case "metadata":  # pragma: no cover - a pair without rows is still read as a pair
+            raise AssertionError(kind)
+        case _:
+            assert_never(kind)
+
+
+def _entry(fields: Mapping[str, Any]) -> MetadataEntry:
+    return MetadataEntry(
+        key=fields["key"], value=fields["value"], value_type=fields["value_type"], updated_at=fields["updated_at"]
+    )
+
+
+def _pair(table: Table, key: Key) -> Key:
+    """Subject and identifier under our names; a subject without identifier is cut at the last colon (Airy's form)."""
+    subject, identifier = key
+    if "identifier" not in table.columns:
+        identifier = table.constants.get("identifier")
+        if identifier is None and isinstance(subject, str) and ":" in subject:
+            subject, _, identifier = subject.rpartition(":")
+    return table.value("subject", subject), identifier

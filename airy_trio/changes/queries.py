@@ -1,0 +1,184 @@
+"""The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
+
+Columns are read untyped, as text or epoch, so that one impossible value never fails a batch (findings on the data
+layer, "row by row"). Knows both dialects; refuses to know what a row means.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from airy_trio.changes.rows import Value
+from airy_trio.changes.tables import Column, Table
+from airy_trio.database import POSTGRES, quote_identifier, quote_text
+
+INCLUDED: Final = "airy_included"
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+Row = Mapping[str, Value]
+
+
+class Queries:
+    """The statements for one table, made once from its mapping."""
+
+    def __init__(self, dialect: str, table: Table) -> None:
+        self._postgres = dialect == POSTGRES
+        self._table = table
+        names = (quote_identifier(name) for name in (table.schema, table.name) if name is not None)
+        self._name = ".".join(names)
+        self._included = f"coalesce(({_escaped(table.where)}), {self._false})" if table.where else self._true
+        self._fields = tuple(table.columns)
+        self._by_key = sa.text(self._by_key_sql())
+
+    @property
+    def _true(self) -> str:
+        return "true" if self._postgres else "1"
+
+    @property
+    def _false(self) -> str:
+        return "false" if self._postgres else "0"
+
+    def rows(self, connection: sa.Connection, keys: Sequence[tuple[Value, Value]]) -> Iterable[tuple[Row, bool]]:
+        """The rows with these keys: fields as read, and whether the mapping's ``where`` includes the row."""
+        key_columns = self._table.keys
+        wanted = [key for key in keys if all(map(_fits, key_columns, key))]
+        if not wanted:
+            return
+        for row in connection.execute(self._by_key, self._arguments(wanted)):
+            values = tuple(row)
+            yield dict(zip(self._fields, values, strict=False)), bool(values[-1])
+
+    def owners(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, tuple[Value, Value]]:
+        """For the messages table: conversation and channel of each message id that has a row."""
+        wanted = [(id_, None) for id_ in ids if _fits(self._table.columns["id"], id_)]
+        if not wanted:
+            return {}
+        found = {}
+        for row in connection.execute(self._owners_statement(), self._arguments(wanted)):
+            found[str(row.wanted)] = self._owner(row.conversation_id, row.channel_id)
+        return found
+
+    def conversations(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, Value]:
+        """For the messages table: the channel of the newest message of each conversation that has one."""
+        column = self._table.columns.get("conversation_id")
+        wanted = [(id_, None) for id_ in ids if column is not None and _fits(column, id_)]
+        if not wanted or column is None:
+            return {}
+        rows = connection.execute(self._newest_statement(column), self._arguments(wanted))
+        return {str(row.wanted): self._owner(None, row.channel_id)[1] for row in rows}
+
+    def _owner(self, conversation_id: Value, channel_id: Value) -> tuple[Value, Value]:
+        fields = self._table.fields({"conversation_id": conversation_id, "channel_id": channel_id})
+        constants = self._table.constants
+        return (
+            constants.get("conversation_id", fields["conversation_id"]),
+            constants.get("channel_id", fields["channel_id"]),
+        )
+
+    def _by_key_sql(self) -> str:
+        selected = [self._selected(name, column) for name, column in self._table.columns.items()]
+        selected.append(f"{self._included} as {INCLUDED}")
+        return f"select {', '.join(selected)} from {self._wanted(self._table.keys)}"  # noqa: S608 - names quoted
+
+    def _owners_statement(self) -> sa.TextClause:
+        id_ = self._table.columns["id"]
+        owners = (
+            self._text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
+        )
+        return sa.text(
+            f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608
+            f"where {self._included}"
+        )
+
+    def _newest_statement(self, conversation: Column) -> sa.TextClause:
+        channel = self._table.columns.get("channel_id")
+        sent_at = self._table.columns.get("sent_at")
+        order = f"order by t.{quote_identifier(sent_at.name)} desc " if sent_at else ""
+        if self._postgres and sent_at:
+            order += "nulls last "
+        newest = (
+            f"select {self._text(channel)} as channel_id from {self._name} t "  # noqa: S608 - names quoted
+            f"where t.{quote_identifier(conversation.name)} = {self._key(conversation, 1)} and {self._included} "
+            f"{order}limit 1"
+        )
+        if self._postgres:
+            return sa.text(
+                f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608
+                f"cross join lateral ({newest}) newest"
+            )
+        exists = f"exists (select 1 from {self._name} t where t.{quote_identifier(conversation.name)} = airy_wanted.airy_1)"  # noqa: S608
+        return sa.text(
+            f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id "  # noqa: S608 - names quoted
+            f"from {self._keys((conversation,))} where {exists}"
+        )
+
+    def _wanted(self, keys: tuple[Column, ...]) -> str:
+        """The keys asked for, joined to the table; the keys lead, so that their index is used."""
+        on = " and ".join(
+            f"t.{quote_identifier(column.name)} = {self._key(column, number)}"
+            for number, column in enumerate(keys, start=1)
+        )
+        join = "join" if self._postgres else "cross join"
+        return f"{self._keys(keys)} {join} {self._name} t on {on}"
+
+    def _keys(self, keys: tuple[Column, ...]) -> str:
+        names = ", ".join(f"airy_{number}" for number in range(1, len(keys) + 1))
+        if self._postgres:
+            arrays = ", ".join(f"cast(:key_{number} as text[])" for number in range(1, len(keys) + 1))
+            return f"unnest({arrays}) as airy_wanted({names})"
+        columns = ", ".join(
+            f"json_extract(value, '$[{number - 1}]') as airy_{number}" for number in range(1, len(keys) + 1)
+        )
+        return f"(select {columns} from json_each(:keys)) as airy_wanted"  # noqa: S608 - made here
+
+    def _key(self, column: Column, number: int) -> str:
+        wanted = f"airy_wanted.airy_{number}"
+        return f"cast({wanted} as {column.sql_type})" if self._postgres else wanted
+
+    def _arguments(self, keys: Sequence[tuple[Value, Value]]) -> dict[str, object]:
+        if not self._postgres:
+            return {"keys": json.dumps(keys)}
+        return {"key_1": [key[0] for key in keys], "key_2": [key[1] for key in keys]}
+
+    def _selected(self, name: str, column: Column) -> str:
+        return f"{self._epoch(column) if name in ('sent_at', 'updated_at') else self._text(column)} as {name}"
+
+    def _text(self, column: Column | None) -> str:
+        if column is None:
+            return "null"
+        name = f"t.{quote_identifier(column.name)}"
+        if not self._postgres:
+            return name
+        if column.type == "float":
+            return f"cast(cast({name} as numeric) as text)"  # no exponents
+        return f"cast({name} as text)"
+
+    def _epoch(self, column: Column) -> str:
+        """Epoch milliseconds of a timestamp; of any other type its text, which may be ISO or epoch milliseconds."""
+        name = f"t.{quote_identifier(column.name)}"
+        if self._postgres and column.type == "timestamp":
+            name = f"({name} at time zone {_escaped(quote_text(self._table.time_zone))})"
+        elif not self._postgres or column.type != "timestamptz":
+            return self._text(column)
+        return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
+
+
+def _fits(column: Column, key: Value) -> bool:
+    """Whether a key can be looked up at all: a cast that fails would fail the whole batch."""
+    if isinstance(key, bytes):
+        return False
+    match column.type:
+        case "uuid":
+            return _UUID.fullmatch(str(key)) is not None
+        case "integer":
+            return _INTEGER.fullmatch(str(key)) is not None
+        case _:
+            return key is not None
+
+
+def _escaped(sql: str) -> str:
+    return sql.replace(":", "\\:")

@@ -1,0 +1,107 @@
+"""What a feed reads: changed objects with their rows as the database holds them, under our names.
+
+Values are raw. The mapping of the settings has been applied (names, constants, ``values``), nothing is converted:
+turning text into a time or a flag may fail, and one impossible row must not fail a batch
+(findings on the data layer, "row by row"). ``events.translate`` converts.
+"""
+
+from datetime import tzinfo
+
+from attrs import frozen
+
+Value = str | bytes | int | float | bool | None
+"""One column's raw value. ``bytes`` is text that is not UTF-8, or a BLOB."""
+
+
+@frozen(kw_only=True)
+class Message:
+    """A row of the messages table. ``content_is_json``: the column's declared type is JSON or JSONB.
+
+    ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, which is in ``time_zone`` if it names none.
+    """
+
+    id: Value
+    conversation_id: Value
+    channel_id: Value
+    content: Value
+    content_is_json: bool
+    delivery_state: Value
+    from_contact: Value
+    sent_at: Value
+    time_zone: tzinfo
+    source: Value
+    sender_id: Value
+
+
+@frozen(kw_only=True)
+class MessageGone:
+    """A message that was deleted, or that the mapping's ``where`` no longer includes."""
+
+    id: Value
+    conversation_id: Value
+    channel_id: Value
+
+
+@frozen(kw_only=True)
+class MetadataEntry:
+    """A row of the metadata table: one key of one (subject, identifier) pair. ``value_type`` None: all text."""
+
+    key: Value
+    value: Value
+    value_type: Value
+    updated_at: Value
+
+
+@frozen(kw_only=True)
+class Metadata:
+    """All the rows there are now of one (subject, identifier) pair, in no order; none when the last was deleted.
+
+    ``conversation_id`` and ``channel_id`` are those of the thing that the metadata is about, read in the same
+    snapshot; None where no such row is known.
+    """
+
+    subject: Value
+    identifier: Value
+    entries: tuple[MetadataEntry, ...]
+    time_zone: tzinfo
+    conversation_id: Value = None
+    channel_id: Value = None
+
+
+@frozen(kw_only=True)
+class Channel:
+    """A row of the channels table."""
+
+    id: Value
+    source: Value
+    source_channel_id: Value
+    connected: Value
+
+
+@frozen(kw_only=True)
+class ChannelGone:
+    """A channel that was deleted, with what its last event must carry."""
+
+    id: Value
+    source: Value
+    source_channel_id: Value
+
+
+@frozen(kw_only=True)
+class Tag:
+    """A row of the tags table."""
+
+    id: Value
+    name: Value
+    color: Value
+
+
+@frozen(kw_only=True)
+class TagGone:
+    """A tag that was deleted."""
+
+    id: Value
+
+
+ChangedObject = Message | MessageGone | Metadata | Channel | ChannelGone | Tag | TagGone
+"""The closed union of what a feed gives."""

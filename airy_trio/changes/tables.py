@@ -1,0 +1,180 @@
+"""The application's tables, declared once: which fields each kind has, and how a mapping names them.
+
+Knows names, types and constants; the SQL that reads the tables is ``queries``, what is really there is found by
+``inspection``.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, get_args
+from zoneinfo import ZoneInfo
+
+from attrs import field, frozen
+
+from airy_trio.changes.rows import Value
+
+Kind = Literal["messages", "metadata", "channels", "tags"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+ColumnType = Literal["json", "timestamptz", "timestamp", "float", "integer", "uuid", "other"]
+Scalar = str | int | bool | float
+
+
+@frozen(kw_only=True)
+class Field:
+    """A field of a kind: ``key`` fields identify the object, ``carried`` ones are kept of a deleted row.
+
+    An ``optional`` field may have no column at all.
+    """
+
+    name: str
+    key: bool = False
+    carried: bool = False
+    optional: bool = False
+
+
+FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
+    "messages": (
+        Field(name="id", key=True),
+        Field(name="conversation_id", carried=True),
+        Field(name="channel_id", carried=True),
+        Field(name="content"),
+        Field(name="delivery_state"),
+        Field(name="from_contact"),
+        Field(name="sent_at"),
+        Field(name="source"),
+        Field(name="sender_id"),
+    ),
+    "metadata": (
+        Field(name="subject", key=True),
+        Field(name="identifier", key=True, optional=True),
+        Field(name="key"),
+        Field(name="value"),
+        Field(name="value_type", optional=True),
+        Field(name="updated_at", optional=True),
+    ),
+    "channels": (
+        Field(name="id", key=True),
+        Field(name="source", carried=True),
+        Field(name="source_channel_id", carried=True),
+        Field(name="connected"),
+    ),
+    "tags": (
+        Field(name="id", key=True),
+        Field(name="name"),
+        Field(name="color"),
+    ),
+}
+
+
+@frozen(kw_only=True)
+class TableOptions:
+    """The mapping of one kind (settings, ``[database.tables.KIND]``).
+
+    ``name`` None is our own name for the kind, "" means that the application has none. ``columns`` is ours = theirs;
+    ``values`` is, for a field of ours, their value = ours.
+    """
+
+    name: str | list[str] | None = None
+    columns: Mapping[str, str] = field(factory=dict)
+    constants: Mapping[str, Scalar] = field(factory=dict)
+    values: Mapping[str, Mapping[str, Scalar]] = field(factory=dict)
+    where: str = ""
+    time_zone: str = "UTC"
+
+    def location(self, kind: Kind) -> tuple[str | None, str] | None:
+        """Schema and table: a text is cut at the first dot, a pair is taken as it is. None: there is no such table."""
+        if self.name == "":
+            return None
+        if self.name is None:
+            return None, kind
+        if isinstance(self.name, str):
+            schema, dot, table = self.name.partition(".")
+            return (schema, table) if dot else (None, schema)
+        schema, table = self.name
+        return schema, table
+
+
+@frozen(kw_only=True)
+class TablesOptions:
+    """The mapping of all kinds (settings, ``[database.tables]``)."""
+
+    messages: TableOptions = field(factory=TableOptions)
+    metadata: TableOptions = field(factory=TableOptions)
+    channels: TableOptions = field(factory=TableOptions)
+    tags: TableOptions = field(factory=TableOptions)
+
+    def of(self, kind: Kind) -> TableOptions:
+        """The mapping of one kind."""
+        options: TableOptions = getattr(self, kind)
+        return options
+
+    def items(self) -> Iterator[tuple[Kind, TableOptions]]:
+        """Kinds and their mappings, in the order of the documentation."""
+        return ((kind, self.of(kind)) for kind in KINDS)
+
+
+@frozen(kw_only=True)
+class Column:
+    """A column of the application that holds a field of ours. ``sql_type``: as the database writes it in a cast."""
+
+    name: str
+    type: ColumnType
+    sql_type: str = ""
+
+
+@frozen(kw_only=True)
+class Table:
+    """A table of the application as found in the database, seen through the mapping.
+
+    ``columns`` has the fields that are read from the table; the others are ``constants`` (None for an optional field
+    without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
+    """
+
+    kind: Kind
+    schema: str | None
+    name: str
+    columns: Mapping[str, Column]
+    constants: Mapping[str, Value]
+    values: Mapping[str, Mapping[str, Scalar]]
+    where: str
+    time_zone: str
+    row_triggers: bool = False
+    zone: ZoneInfo = field(init=False)
+
+    @zone.default
+    def _zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+    @property
+    def keys(self) -> tuple[Column, ...]:
+        """The columns that identify an object: one or two."""
+        return tuple(self.columns[f.name] for f in FIELDS[self.kind] if f.key and f.name in self.columns)
+
+    @property
+    def carried(self) -> tuple[Column | None, ...]:
+        """The columns kept of a deleted row, in the order of the fields; None where the field is a constant."""
+        return tuple(self.columns.get(f.name) for f in FIELDS[self.kind] if f.carried)
+
+    def value(self, name: str, raw: Value) -> Value:
+        """A raw value of a field with the mapping's ``values`` applied."""
+        translations = self.values.get(name)
+        if translations is None or raw is None:
+            return raw
+        return translations.get(_as_written(raw), raw)
+
+    def fields(self, raw: Mapping[str, Value]) -> dict[str, Any]:
+        """All fields of a row: what was read, with ``values`` applied, and the constants."""
+        return {**self.constants, **{name: self.value(name, value) for name, value in raw.items()}}
+
+
+Tables = Mapping[Kind, Table]
+"""The tables there are; a kind that the application does not have is missing."""
+
+
+def _as_written(raw: Value) -> str:
+    """A value as a key of ``values`` writes it; booleans as Postgres does."""
+    if isinstance(raw, bool):
+        return "true" if raw else "false"
+    if isinstance(raw, bytes):
+        return raw.decode(errors="replace")
+    return str(raw)

@@ -1,0 +1,118 @@
+"""From an event to the exact bytes of its body (wire contract, section 2): compact JSON, keys in the contract's order.
+
+It trusts the events: their text can be written as UTF-8 and their JSON has been checked. What comes from the
+database as JSON is embedded as it is.
+"""
+
+from json.encoder import encode_basestring as quoted
+from typing import assert_never
+
+from airy_trio.errors import AiryTrioError
+from airy_trio.events.faults import RowFault, printable
+from airy_trio.events.models import (
+    ChannelUpdated,
+    Event,
+    Json,
+    MessageDeleted,
+    MessageUpdated,
+    MetadataUpdated,
+    TagDeleted,
+    TagUpdated,
+)
+
+TRUNCATED = Json('{"truncated":true}')
+"""What stands for content or metadata that is too large."""
+
+
+class EventTooLargeError(AiryTrioError):
+    """An event that is too large even without its content or metadata; ``fault`` says so of its row."""
+
+    def __init__(self, fault: RowFault) -> None:
+        self.fault = fault
+        super().__init__(f"{fault.table} {fault.key}: {fault.reason}")
+
+
+def encode(event: Event, body_bytes_max: int) -> tuple[bytes, bool]:
+    """The body, and whether ``content`` or ``metadata`` had to be replaced by ``TRUNCATED`` to keep the limit.
+
+    Raises ``EventTooLargeError`` where that is not enough, or there is nothing to replace.
+    """
+    body = _written(event).encode()
+    if len(body) <= body_bytes_max:
+        return body, False
+    match event:
+        case MessageUpdated():
+            body = _message(event, TRUNCATED).encode()
+        case MetadataUpdated():
+            body = _metadata(event, TRUNCATED).encode()
+        case MessageDeleted() | ChannelUpdated() | TagUpdated() | TagDeleted():
+            pass
+        case _:
+            assert_never(event)
+    if len(body) > body_bytes_max:
+        raise EventTooLargeError(_fault(event, body_bytes_max))
+    return body, True
+
+
+def _written(event: Event) -> str:
+    match event:
+        case MessageUpdated():
+            return _message(event, event.content)
+        case MetadataUpdated():
+            return _metadata(event, event.metadata)
+        case ChannelUpdated():
+            return (
+                f'{{"type":"channel.updated","payload":{{"id":{quoted(event.id)},"source":{quoted(event.source)},'
+                f'"source_channel_id":{quoted(event.source_channel_id)},"connected":{_flag(value=event.connected)}}}}}'
+            )
+        case TagUpdated():
+            return (
+                f'{{"type":"tag.updated","payload":{{"id":{quoted(event.id)},"name":{quoted(event.name)},'
+                f'"color":{quoted(event.color)}}}}}'
+            )
+        case MessageDeleted():
+            return (
+                f'{{"type":"message.deleted","payload":{{"conversation_id":{quoted(event.conversation_id)},'
+                f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)}}}}}}}'
+            )
+        case TagDeleted():
+            return f'{{"type":"tag.deleted","payload":{{"id":{quoted(event.id)}}}}}'
+        case _:
+            assert_never(event)
+
+
+def _message(event: MessageUpdated, content: Json) -> str:
+    return (
+        f'{{"type":"message.updated","payload":{{"conversation_id":{quoted(event.conversation_id)},'
+        f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)},"content":{content},'
+        f'"delivery_state":{quoted(event.delivery_state)},"from_contact":{_flag(value=event.from_contact)},'
+        f'"sent_at":{quoted(event.sent_at)},"source":{quoted(event.source)},'
+        f'"sender":{{"id":{quoted(event.sender_id)}}}}}}}}}'
+    )
+
+
+def _metadata(event: MetadataUpdated, metadata: Json) -> str:
+    return (
+        f'{{"type":"metadata.updated","payload":{{"subject":{quoted(event.subject)},'
+        f'"identifier":{quoted(event.identifier)},"metadata":{metadata}}}}}'
+    )
+
+
+def _flag(*, value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _fault(event: Event, body_bytes_max: int) -> RowFault:
+    match event:
+        case MessageUpdated() | MessageDeleted():
+            table, key = "messages", printable(event.id)
+        case MetadataUpdated():
+            table, key = "metadata", f"{event.subject}:{printable(event.identifier)}"
+        case ChannelUpdated():
+            table, key = "channels", printable(event.id)
+        case TagUpdated() | TagDeleted():
+            table, key = "tags", printable(event.id)
+        case _:
+            assert_never(event)
+    reason = f"its event is larger than {body_bytes_max} bytes, whatever is left out"
+    return RowFault(table=table, key=key, reason=reason)

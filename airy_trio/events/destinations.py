@@ -1,0 +1,115 @@
+"""Destinations: what a client can subscribe to, and which of them an event belongs to (wire contract, section 2).
+
+``/events``, ``/events/TYPE``, ``/events/channel/ID`` and ``/events/conversation/ID``, the id percent-encoded UTF-8.
+An id need not exist.
+"""
+
+from typing import Protocol, assert_never
+from urllib.parse import unquote_to_bytes
+
+from attrs import frozen
+
+from airy_trio.events.models import TYPES
+
+ROOT = "/events"
+
+
+class UnknownDestinationError(ValueError):
+    """A text that names no destination."""
+
+
+@frozen
+class Everything:
+    """``/events``: every event."""
+
+
+@frozen
+class OfType:
+    """``/events/TYPE``: the events of one type."""
+
+    type: str
+
+
+@frozen
+class OfChannel:
+    """``/events/channel/ID``: what belongs to one channel."""
+
+    id: str
+
+
+@frozen
+class OfConversation:
+    """``/events/conversation/ID``: what belongs to one conversation."""
+
+    id: str
+
+
+Destination = Everything | OfType | OfChannel | OfConversation
+
+EVERYTHING = Everything()
+
+
+class Addressed(Protocol):
+    """What has destinations: an event, or an event in the log."""
+
+    @property
+    def type(self) -> str:
+        """The wire name of the event's type."""
+        ...
+
+    @property
+    def channel_id(self) -> str | None:
+        """The channel it belongs to, if that is known."""
+        ...
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation it belongs to, if that is known."""
+        ...
+
+
+def parse(text: str) -> Destination:
+    """Read a destination as a client writes it. Raises ``UnknownDestinationError``."""
+    if text == ROOT:
+        return EVERYTHING
+    match text.removeprefix(ROOT + "/").split("/") if text.startswith(ROOT + "/") else []:
+        case [type_] if type_ in TYPES:
+            return OfType(type_)
+        case ["channel", encoded] if encoded:
+            return OfChannel(_decoded(encoded))
+        case ["conversation", encoded] if encoded:
+            return OfConversation(_decoded(encoded))
+        case _:
+            raise UnknownDestinationError(text)
+
+
+def destinations_of(event: Addressed) -> tuple[Destination, ...]:
+    """Every destination to which an event belongs: at least two, at most four."""
+    found: list[Destination] = [EVERYTHING, OfType(event.type)]
+    if event.channel_id is not None:
+        found.append(OfChannel(event.channel_id))
+    if event.conversation_id is not None:
+        found.append(OfConversation(event.conversation_id))
+    return tuple(found)
+
+
+def covers(destination: Destination, event: Addressed) -> bool:
+    """Whether an event belongs to a destination."""
+    match destination:
+        case Everything():
+            return True
+        case OfType(type=type_):
+            return event.type == type_
+        case OfChannel(id=id_):
+            return event.channel_id == id_
+        case OfConversation(id=id_):
+            return event.conversation_id == id_
+        case _:
+            assert_never(destination)
+
+
+def _decoded(encoded: str) -> str:
+    try:
+        return unquote_to_bytes(encoded).decode()
+    except UnicodeError:
+        raise UnknownDestinationError(encoded) from None

@@ -1,0 +1,138 @@
+"""The rows of one metadata pair as one JSON object (wire contract, section 2): order, types, nesting.
+
+It knows neither the pair nor the event. A row that cannot be used is a fault of that row, and the others count.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from datetime import tzinfo
+
+from attrs import frozen
+
+from airy_trio.changes.rows import MetadataEntry, Value
+from airy_trio.events import strict_json, values
+from airy_trio.events.faults import RowFault, UnfitValueError, printable
+from airy_trio.events.models import Json
+from airy_trio.events.times import instant
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_BOOLEANS = {"true": Json("true"), "1": Json("true"), "false": Json("false"), "0": Json("false")}
+_NULLS = ("", "null")
+_NULL = Json("null")
+
+Tree = dict[str, "Tree | Json"]
+_Members = Iterator[tuple[str, Tree | Json]]
+
+
+_Row = tuple[bool, int | float, str, Json, bool]
+"""Has a time, the time, key, value, fits its type. The order of these tuples is that in which rows apply.
+
+By time, then by key; what is equal in both by value, so that the result is always the same.
+"""
+
+
+@frozen(kw_only=True)
+class Nested:
+    """The object, the rows that were passed over, and how many values became strings as they did not fit."""
+
+    metadata: Json
+    faults: tuple[RowFault, ...]
+    misfits: int
+
+
+def nest(entries: Iterable[MetadataEntry], time_zone: tzinfo, pair: str) -> Nested:
+    """Apply the rows in the order of their time, NULL first; ``pair`` is for the keys of faults.
+
+    Each dot of a key goes one level down, and an empty part is a name like any other. A later row replaces what
+    stands at its key, and whatever is in the way there that is no object; into an object it goes.
+    """
+    rows: list[_Row] = []
+    faults: list[RowFault] = []
+    for entry in entries:
+        try:
+            rows.append(_row(entry, time_zone))
+        except UnfitValueError as error:
+            key = f"{pair}:{printable(entry.key)}"
+            faults.append(RowFault(table="metadata", key=key, reason=str(error)))
+    rows.sort()
+    tree: Tree = {}
+    misfits = 0
+    for _, _, key, value, fits in rows:
+        _plant(tree, key.split("."), value)
+        misfits += not fits
+    return Nested(metadata=_written(tree), faults=tuple(faults), misfits=misfits)
+
+
+def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
+    column = "key"
+    key = values.text(entry.key, column)
+    depth = key.count(".") + 1
+    if depth > strict_json.NESTING_MAX:
+        raise UnfitValueError(column, f"is nested deeper than {strict_json.NESTING_MAX}")
+    known = entry.updated_at is not None
+    time = instant(entry.updated_at, time_zone, "updated_at") if known else -math.inf
+    if entry.value is None:
+        return known, time, key, _NULL, True
+    raw = values.raw_text(entry.value, "value")
+    value = _typed(raw, entry.value_type, strict_json.NESTING_MAX - depth)
+    if value is None:
+        return known, time, key, strict_json.quoted(raw), False
+    return known, time, key, value, True
+
+
+def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
+    """The value as its type writes it; None where it does not fit."""
+    found: Json | None = None
+    match value_type:
+        case None | "text":
+            found = strict_json.quoted(raw)
+        case "number" if _NUMBER.fullmatch(raw):
+            found = Json(raw)
+        case "bool":
+            found = _BOOLEANS.get(raw.lower())
+        case "nullValue" if raw in _NULLS:
+            found = _NULL
+        case "array" if strict_json.is_array(raw):
+            found = _checked(raw, nesting_max)
+        case "object" if strict_json.is_object(raw):
+            found = _checked(raw, nesting_max)
+        case _:
+            pass  # a misfit, or a type that nobody knows: the caller counts it
+    return found
+
+
+def _checked(raw: str, nesting_max: int) -> Json | None:
+    try:
+        return strict_json.check(raw, nesting_max)
+    except strict_json.InvalidJsonError:
+        return None
+
+
+def _plant(tree: Tree, path: list[str], value: Json) -> None:
+    for name in path[:-1]:
+        below = tree.get(name)
+        if not isinstance(below, dict):
+            is_object = below is not None and strict_json.is_object(below)
+            below = {**strict_json.members(below)} if below is not None and is_object else {}
+            tree[name] = below
+        tree = below
+    tree[path[-1]] = value
+
+
+def _written(tree: Tree) -> Json:
+    """The tree as text; without recursion, as it may be deeper than the stack has room for."""
+    parts = ["{"]
+    open_objects: list[_Members] = [iter(tree.items())]
+    while open_objects:
+        for name, value in open_objects[-1]:
+            comma = "" if parts[-1] == "{" else ","
+            if isinstance(value, dict):
+                parts += (f"{comma}{strict_json.quoted_name(name)}:", "{")
+                open_objects.append(iter(value.items()))
+                break
+            parts.append(f"{comma}{strict_json.quoted_name(name)}:{value}")
+        else:
+            parts.append("}")
+            open_objects.pop()
+    return Json("".join(parts))

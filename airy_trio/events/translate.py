@@ -1,0 +1,170 @@
+"""From rows to events: the meaning of a change. Total: bad data is told as faults and never raises.
+
+It knows neither where rows come from nor how an event is written.
+"""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from attrs import field, frozen
+
+from airy_trio.changes.rows import (
+    ChangedObject,
+    Channel,
+    ChannelGone,
+    Message,
+    MessageGone,
+    Metadata,
+    Tag,
+    TagGone,
+)
+from airy_trio.events import values
+from airy_trio.events.faults import RowFault, UnfitValueError, printable
+from airy_trio.events.metadata import nest
+from airy_trio.events.models import (
+    ChannelUpdated,
+    Event,
+    MessageDeleted,
+    MessageUpdated,
+    MetadataUpdated,
+    TagDeleted,
+    TagUpdated,
+)
+from airy_trio.events.times import wire_time
+
+__all__ = ["EventsOptions", "RowFault", "Translation", "translate"]
+
+
+@frozen(kw_only=True)
+class EventsOptions:
+    """``[events]`` of the settings. ``deletes``: whether deleted messages and tags are events."""
+
+    deletes: bool = False
+
+
+@frozen(kw_only=True)
+class Translation:
+    """Events in the order of their objects, the rows that were passed over, and the metadata that became strings.
+
+    ``misfits`` counts the metadata values that did not fit their ``value_type``.
+    """
+
+    events: tuple[Event, ...]
+    faults: tuple[RowFault, ...]
+    misfits: int
+
+
+@frozen
+class _Collected:
+    """What has been translated so far, except the misfits."""
+
+    events: list[Event] = field(factory=list)
+    faults: list[RowFault] = field(factory=list)
+
+
+def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Translation:
+    """Make of each object its event, or a fault, or nothing where it is a delete that nobody asked for."""
+    collected = _Collected()
+    misfits = 0
+    for changed in objects:
+        try:
+            if isinstance(changed, Metadata):
+                misfits += _metadata(changed, collected)
+            else:
+                event = _event(changed, options)
+                if event is not None:
+                    collected.events.append(event)
+        except UnfitValueError as error:
+            collected.faults.append(_fault(changed, error))
+    return Translation(events=tuple(collected.events), faults=tuple(collected.faults), misfits=misfits)
+
+
+def _event(
+    changed: Message | MessageGone | Channel | ChannelGone | Tag | TagGone, options: EventsOptions
+) -> Event | None:
+    match changed:
+        case Message():
+            return _message(changed)
+        case MessageGone():
+            return _message_gone(changed) if options.deletes else None
+        case Channel():
+            return ChannelUpdated(
+                id=values.text(changed.id, "id"),
+                source=values.text(changed.source, "source"),
+                source_channel_id=values.text(changed.source_channel_id, "source_channel_id"),
+                connected=values.connected(changed.connected),
+            )
+        case ChannelGone():
+            return ChannelUpdated(
+                id=values.text(changed.id, "id"),
+                source=values.text(changed.source, "source"),
+                source_channel_id=values.text(changed.source_channel_id, "source_channel_id"),
+                connected=False,
+            )
+        case Tag():
+            return TagUpdated(
+                id=values.text(changed.id, "id"),
+                name=values.text(changed.name, "name"),
+                color=values.color(changed.color),
+            )
+        case TagGone():
+            return TagDeleted(id=values.text(changed.id, "id")) if options.deletes else None
+        case _:
+            assert_never(changed)
+
+
+def _message(row: Message) -> MessageUpdated:
+    return MessageUpdated(
+        id=values.text(row.id, "id"),
+        conversation_id=values.text(row.conversation_id, "conversation_id"),
+        channel_id=values.text(row.channel_id, "channel_id"),
+        content=values.content(row.content, is_json=row.content_is_json),
+        delivery_state=values.delivery_state(row.delivery_state),
+        from_contact=values.flag(row.from_contact, "from_contact"),
+        sent_at=wire_time(row.sent_at, row.time_zone, "sent_at"),
+        source=values.text(row.source, "source"),
+        sender_id=values.sender(row.sender_id),
+    )
+
+
+def _message_gone(row: MessageGone) -> MessageDeleted:
+    return MessageDeleted(
+        id=values.text(row.id, "id"),
+        conversation_id=values.text(row.conversation_id, "conversation_id"),
+        channel_id=values.text(row.channel_id, "channel_id"),
+    )
+
+
+def _metadata(pair: Metadata, collected: _Collected) -> int:
+    """Collect the pair's event and the faults of its rows; give the misfits."""
+    subject = values.subject(pair.subject)
+    identifier = values.text(pair.identifier, "identifier")
+    conversation_id = values.optional_text(pair.conversation_id, "conversation_id")
+    channel_id = values.optional_text(pair.channel_id, "channel_id")
+    nested = nest(pair.entries, pair.time_zone, f"{subject}:{printable(identifier)}")
+    collected.faults.extend(nested.faults)
+    collected.events.append(
+        MetadataUpdated(
+            subject=subject,
+            identifier=identifier,
+            metadata=nested.metadata,
+            conversation_id=conversation_id,
+            channel_id=channel_id,
+        )
+    )
+    return nested.misfits
+
+
+def _fault(changed: ChangedObject, error: UnfitValueError) -> RowFault:
+    match changed:
+        case Message() | MessageGone():
+            table, key = "messages", printable(changed.id)
+        case Metadata():
+            table, key = "metadata", f"{printable(changed.subject)}:{printable(changed.identifier)}"
+        case Channel() | ChannelGone():
+            table, key = "channels", printable(changed.id)
+        case Tag() | TagGone():
+            table, key = "tags", printable(changed.id)
+        case _:
+            assert_never(changed)
+    return RowFault(table=table, key=key, reason=str(error))

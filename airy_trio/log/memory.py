@@ -1,0 +1,143 @@
+"""The event store that lives in this process and ends with it: one node, nothing kept over a restart."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+
+from airy_trio.events.destinations import EVERYTHING, Destination, covers
+from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.store import Bounds, NewEvent, PositionExpired, StaleAppend, StoredEvent
+
+
+class MemoryStore:
+    """``EventStore`` in a list. ``clock`` gives seconds since 1970."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._epoch = new_epoch()
+        self._events: list[StoredEvent] = []
+        self._trimmed = 0
+        self._resume_point: str | None = None
+        self._changed = trio.Event()
+
+    async def bounds(self) -> Bounds:
+        """See ``EventStore.bounds``."""
+        await trio.lowlevel.checkpoint()
+        return self._bounds()
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
+        await trio.lowlevel.checkpoint()
+        if expected != self._bounds().head:
+            message = f"the head is {self._bounds().head}, not {expected}"
+            raise StaleAppend(message)
+        last = expected.offset
+        now_ms = max(self._now_ms(), self._events[-1].appended_at_ms if self._events else 0)
+        stored = [
+            StoredEvent(
+                offset=last + number,
+                appended_at_ms=now_ms,
+                type=event.type,
+                object=event.object,
+                conversation_id=event.conversation_id,
+                channel_id=event.channel_id,
+                body=event.body,
+                truncated=event.truncated,
+            )
+            for number, event in enumerate(events, start=1)
+        ]
+        self._events += stored
+        self._resume_point = resume_point
+        if stored:
+            self._wake()
+        return stored
+
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        """See ``EventStore.read``."""
+        await trio.lowlevel.checkpoint()
+        self._check_retained(after)
+        wanted = EVERYTHING if destination is None else destination
+        found: list[StoredEvent] = []
+        for event in self._events[max(0, after.offset - self._trimmed) :]:
+            if len(found) == limit:
+                break
+            if covers(wanted, event):
+                found.append(event)
+        return found
+
+    async def recent(
+        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.recent``."""
+        await trio.lowlevel.checkpoint()
+        if until.epoch != self._epoch:
+            message = f"{until} is not of epoch {self._epoch}"
+            raise PositionExpired(message)
+        wanted = EVERYTHING if destination is None else destination
+        since_ms = self._now_ms() - age_s * 1000
+        found: dict[str, StoredEvent] = {}
+        for event in reversed(self._events[: max(0, until.offset - self._trimmed)]):
+            if event.appended_at_ms < since_ms or len(found) == limit:
+                break
+            if covers(wanted, event):
+                found.setdefault(event.object, event)
+        return list(reversed(found.values()))
+
+    async def resume_point(self) -> str | None:
+        """See ``EventStore.resume_point``."""
+        await trio.lowlevel.checkpoint()
+        return self._resume_point
+
+    async def begin_epoch(self, resume_point: str) -> Bounds:
+        """See ``EventStore.begin_epoch``."""
+        await trio.lowlevel.checkpoint()
+        self._epoch = new_epoch()
+        self._events.clear()
+        self._trimmed = 0
+        self._resume_point = resume_point
+        self._wake()
+        return self._bounds()
+
+    async def wait(self, after: Position) -> None:
+        """See ``EventStore.wait``."""
+        await trio.lowlevel.checkpoint()
+        while self._bounds().head == after:
+            await self._changed.wait()
+
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        """See ``EventStore.trim``."""
+        await trio.lowlevel.checkpoint()
+        before_ms = self._now_ms() - age_s * 1000
+        count = 0
+        while count < min(limit, len(self._events)):
+            if len(self._events) - count <= keep and self._events[count].appended_at_ms >= before_ms:
+                break
+            count += 1
+        del self._events[:count]
+        self._trimmed += count
+        return count
+
+    async def aclose(self) -> None:
+        """See ``EventStore.aclose``."""
+        await trio.lowlevel.checkpoint()
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _bounds(self) -> Bounds:
+        return Bounds(
+            epoch=self._epoch,
+            first=self._trimmed + 1,
+            last=self._trimmed + len(self._events),
+            now_ms=self._now_ms(),
+        )
+
+    def _check_retained(self, after: Position) -> None:
+        if after.epoch != self._epoch or after.offset < self._trimmed:
+            message = f"what followed {after} is gone"
+            raise PositionExpired(message)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,61 @@
+"""A position in the log: (epoch, offset), an ordered value that reads and writes itself (wire contract, section 5)."""
+
+import re
+import secrets
+import string
+from typing import Self
+
+from attrs import frozen
+
+EPOCH_LENGTH = 6
+OFFSET_DIGITS_MAX = 18  # fits a signed 64-bit column
+_ALPHABET = string.ascii_lowercase + string.digits
+_PATTERN = re.compile(rf"([a-z0-9]{{{EPOCH_LENGTH}}})-(0|[1-9][0-9]{{0,{OFFSET_DIGITS_MAX - 1}}})")
+
+
+class ForeignEpochError(ValueError):
+    """Two positions of different epochs were compared: there is no answer."""
+
+
+def new_epoch() -> str:
+    """Make the name of a new epoch: six of [a-z0-9], at random."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(EPOCH_LENGTH))
+
+
+@frozen(order=False)
+class Position:
+    """Where in the log: the event with this offset, or, as a cursor, just after it. Offset 0 is before the first."""
+
+    epoch: str
+    offset: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Read ``EPOCH-OFFSET``; None where it is not one (which a client may well send)."""
+        match = _PATTERN.fullmatch(text)
+        return cls(match[1], int(match[2])) if match else None
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+    def at(self, offset: int) -> "Position":
+        """The position with another offset of the same epoch."""
+        return Position(self.epoch, offset)
+
+    def __lt__(self, other: "Position") -> bool:
+        return self.offset < self._comparable(other).offset
+
+    def __le__(self, other: "Position") -> bool:
+        return self.offset <= self._comparable(other).offset
+
+    def __gt__(self, other: "Position") -> bool:
+        return self.offset > self._comparable(other).offset
+
+    def __ge__(self, other: "Position") -> bool:
+        return self.offset >= self._comparable(other).offset
+
+    def _comparable(self, other: "Position") -> "Position":
+        if self.epoch != other.epoch:
+            message = f"{self} and {other} are of different epochs"
+            raise ForeignEpochError(message)
+        return other

@@ -1,0 +1,54 @@
+"""Keeps the event log and the change log from growing for ever: small batches, by the node that records."""
+
+import structlog
+import trio
+
+from airy_trio.changes.feed import ChangeFeed
+from airy_trio.errors import Unavailable
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.recorder import Recorder
+from airy_trio.log.store import EventStore
+
+logger = structlog.get_logger(__name__)
+
+PERIOD_S = 1.0
+EVENTS_MAX = 5000  # deleted in one transaction of the event store
+CHANGES_MAX = 500  # deleted in one transaction of the application's database: well under a millisecond of write lock
+
+
+class Retention:
+    """One task, ``run``. What it has deleted is counted in ``statistics``."""
+
+    def __init__(self, store: EventStore, feed: ChangeFeed, recorder: Recorder, options: LogOptions) -> None:
+        self._store = store
+        self._feed = feed
+        self._recorder = recorder
+        self._options = options
+        self._counts = {"events": 0, "changes": 0}
+
+    def statistics(self) -> dict[str, int]:
+        """Since the start: ``events`` and ``changes`` deleted."""
+        return dict(self._counts)
+
+    async def run(self) -> None:
+        """Trim each ``PERIOD_S`` seconds while this node records. What is away is left for the next time."""
+        while True:
+            await trio.sleep(PERIOD_S)
+            if not self._recorder.recording:
+                continue
+            try:
+                await self._trim()
+            except Unavailable as error:
+                logger.debug("trimming put off", reason=str(error))
+
+    async def _trim(self) -> None:
+        count = EVENTS_MAX
+        while count == EVENTS_MAX:
+            count = await self._store.trim(
+                age_s=self._options.retain_s, keep=self._options.retain_events, limit=EVENTS_MAX
+            )
+            self._counts["events"] += count
+        count = CHANGES_MAX
+        while count == CHANGES_MAX and self._recorder.recorded is not None:
+            count = await self._feed.trim(self._recorder.recorded, CHANGES_MAX)
+            self._counts["changes"] += count

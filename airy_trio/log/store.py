@@ -1,0 +1,140 @@
+"""The port of event stores: what a place that keeps events promises.
+
+Events are kept in one order, as encoded bodies with the few facts that delivery needs. The store assigns the
+offsets, gapless from 1, and keeps with them the point at which the change feed goes on.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from airy_trio.errors import AiryTrioError, Unavailable
+from airy_trio.events.destinations import Destination
+from airy_trio.log.position import Position
+
+
+class StoreUnavailable(Unavailable):
+    """The store is away and may come back; whether an append that raised this took effect is not known."""
+
+
+class StaleAppend(AiryTrioError):
+    """Somebody else has appended, or begun a new epoch, since the writer last looked. Nothing was written."""
+
+
+class PositionExpired(AiryTrioError):
+    """Events after this position are gone: trimmed, or of an epoch that has ended."""
+
+
+@frozen(kw_only=True)
+class NewEvent:
+    """An event to append. ``object`` is the identity of what it is about: the newest of an object is its state."""
+
+    type: str
+    object: str
+    conversation_id: str | None
+    channel_id: str | None
+    body: bytes
+    truncated: bool = False
+
+
+@frozen(kw_only=True)
+class StoredEvent:
+    """An event in the log. ``appended_at_ms``: epoch milliseconds by the store's clock, never falling."""
+
+    offset: int
+    appended_at_ms: int
+    type: str
+    object: str
+    conversation_id: str | None
+    channel_id: str | None
+    body: bytes
+    truncated: bool
+
+
+@frozen(kw_only=True)
+class Bounds:
+    """What is retained: offsets ``first`` to ``last`` of ``epoch``.
+
+    ``first == last + 1`` where nothing is; ``last`` stays after everything is trimmed. ``now_ms``: the store's
+    clock when this was read, epoch milliseconds, so that a reader can tell the age of an event by it.
+    """
+
+    epoch: str
+    first: int
+    last: int
+    now_ms: int
+
+    @property
+    def head(self) -> Position:
+        """The position of the newest event: everything up to here has been appended."""
+        return Position(self.epoch, self.last)
+
+    @property
+    def floor(self) -> Position:
+        """The oldest position after which everything is still there."""
+        return Position(self.epoch, self.first - 1)
+
+
+class EventStore(Protocol):
+    """Events in order, and the resume point that belongs to them.
+
+    Promises of all: cancellable; ``StoreUnavailable`` where waiting heals; what ``read`` has shown once it shows
+    again with the same offset until it is trimmed, also after a crash.
+    """
+
+    async def bounds(self) -> Bounds:
+        """The epoch and what is retained of it."""
+        ...
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        """Append after ``expected``, which must be the head, and store the resume point: all or nothing.
+
+        Offsets go on without a gap. No events and a new resume point is allowed: it moves no offset and wakes
+        nobody. Raises ``StaleAppend``, with nothing written, where ``expected`` is not the head.
+        """
+        ...
+
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        """The next events after a position, in order, at most ``limit``; those of one destination if one is given.
+
+        Empty at the head and beyond. Raises ``PositionExpired`` where something after the position was trimmed, or the
+        epoch is another.
+        """
+        ...
+
+    async def recent(
+        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    ) -> Sequence[StoredEvent]:
+        """The newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
+
+        Age is by the store's clock. Of more than ``limit`` objects the newest. Raises ``PositionExpired`` for
+        another epoch.
+        """
+        ...
+
+    async def resume_point(self) -> str | None:
+        """What the last append stored; None in a new store."""
+        ...
+
+    async def begin_epoch(self, resume_point: str) -> Bounds:
+        """Drop all events and start a new epoch at offset 0 with this resume point, atomically.
+
+        A verb of its own because a history that was lost must be told apart from one that is empty.
+        """
+        ...
+
+    async def wait(self, after: Position) -> None:
+        """Return when the head is not ``after`` any more, whoever appended. It may return for nothing."""
+        ...
+
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
+
+        Gives how many were deleted; less than ``limit`` means done.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of files and connections. Idempotent."""
+        ...

@@ -1,0 +1,164 @@
+"""The newest events in memory, bounded by count and bytes, with a view for each destination that they belong to.
+
+Every destination is indexed whether somebody subscribes or not: a new subscriber then costs nothing, and an event
+costs only its own destinations (findings on delivery, answer 2). Knows nothing of stores and of who reads.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field
+
+from airy_trio.events.destinations import Destination, destinations_of
+from airy_trio.log.store import StoredEvent
+
+_SLICES = 16  # evicting one by one would move the whole list for each event
+
+
+@define(eq=False)
+class View:
+    """The events of one destination that the tail holds.
+
+    ``evicted``: everything of this destination after this offset is in the tail. ``last``: the newest event of the
+    destination, or ``evicted`` where the tail holds none. ``readers``: who is attached; the log never calls them.
+    """
+
+    destination: Destination
+    evicted: int
+    last: int
+    offsets: list[int] = field(factory=list)
+    readers: set[object] = field(factory=set)
+
+
+class Tail:
+    """A window over the newest events of one epoch. Synchronous; offsets are gapless."""
+
+    def __init__(self, *, events_max: int, bytes_max: int) -> None:
+        self._events_max = events_max
+        self._bytes_max = bytes_max
+        self._events: list[StoredEvent] = []
+        self._bytes = 0
+        self._views: dict[Destination, View] = {}
+        self.evicted = 0
+        self.evicted_at_ms: int | None = None
+        """When the event at ``evicted`` was appended; None where that is not known."""
+
+    @property
+    def last(self) -> int:
+        """The offset of the newest event, or ``evicted`` where there is none."""
+        return self.evicted + len(self._events)
+
+    def statistics(self) -> dict[str, int]:
+        """How much is held: ``events``, ``bytes`` of bodies, ``views``."""
+        return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views)}
+
+    def start_after(self, offset: int) -> frozenset[View]:
+        """Forget all events and go on after another offset; give the views, which all lost their past."""
+        self._events.clear()
+        self._bytes = 0
+        self.evicted = offset
+        self.evicted_at_ms = None
+        self._views = {view.destination: view for view in self._views.values() if view.readers}
+        for view in self._views.values():
+            view.offsets.clear()
+            view.evicted = view.last = offset
+        return frozenset(self._views.values())
+
+    def extend(self, events: Iterable[StoredEvent]) -> set[View]:
+        """Add the next events, leaving out those already here; give the views with readers that grew."""
+        grown: set[View] = set()
+        for event in events:
+            if event.offset <= self.last:
+                continue
+            if event.offset != self.last + 1:
+                message = f"event {event.offset} does not follow {self.last}"
+                raise ValueError(message)
+            self._events.append(event)
+            self._bytes += len(event.body)
+            for destination in destinations_of(event):
+                view = self._view(destination)
+                view.offsets.append(event.offset)
+                view.last = event.offset
+                if view.readers:
+                    grown.add(view)
+            if len(self._events) > self._events_max or self._bytes > self._bytes_max:
+                self._evict()
+        return grown
+
+    def attach(self, destination: Destination, reader: object) -> View:
+        """Register a reader of a destination."""
+        view = self._view(destination)
+        view.readers.add(reader)
+        return view
+
+    def detach(self, view: View, reader: object) -> None:
+        """Take a reader away. Idempotent."""
+        view.readers.discard(reader)
+        self._forget_if_unused(view)
+
+    def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:
+        """The next events of a view: at most ``events_max``, and ``bytes_max`` of bodies, but at least one.
+
+        Raises ``LookupError`` where the view has evicted something after ``offset``.
+        """
+        if offset < view.evicted:
+            message = f"offset {offset} of {view.destination} is before the tail"
+            raise LookupError(message)
+        start = bisect_right(view.offsets, offset)
+        found: list[StoredEvent] = []
+        size = 0
+        for event_offset in view.offsets[start : start + events_max]:
+            event = self._event(event_offset)
+            size += len(event.body)
+            if found and size > bytes_max:
+                break
+            found.append(event)
+        return found
+
+    def newest_of_each(self, view: View, *, since_ms: int, limit: int) -> Sequence[StoredEvent] | None:
+        """The newest event of each object of a view, appended at ``since_ms`` or later, in order, at most ``limit``.
+
+        None where the tail does not reach back far enough to know.
+        """
+        found: dict[str, StoredEvent] = {}
+        for offset in reversed(view.offsets):
+            event = self._event(offset)
+            if event.appended_at_ms < since_ms or len(found) == limit:
+                return list(reversed(found.values()))
+            found.setdefault(event.object, event)
+        complete = len(found) == limit or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
+        return list(reversed(found.values())) if complete or self.evicted == 0 else None
+
+    def _event(self, offset: int) -> StoredEvent:
+        return self._events[offset - self.evicted - 1]
+
+    def _view(self, destination: Destination) -> View:
+        view = self._views.get(destination)
+        if view is None:
+            view = self._views[destination] = View(destination, self.evicted, self.evicted)
+        return view
+
+    def _evict(self) -> None:
+        count = max(1, self._events_max // _SLICES, len(self._events) - self._events_max)
+        count = min(count, len(self._events) - 1)  # the newest stays, however large it is
+        size = sum(len(event.body) for event in self._events[:count])
+        while count < len(self._events) - 1 and self._bytes - size > self._bytes_max:
+            size += len(self._events[count].body)
+            count += 1
+        gone = self._events[:count]
+        cut = Counter(destination for event in gone for destination in destinations_of(event))
+        for destination, number in cut.items():
+            view = self._views[destination]
+            view.evicted = view.offsets[number - 1]
+            del view.offsets[:number]
+            self._forget_if_unused(view)
+        if gone:
+            self.evicted = gone[-1].offset
+            self.evicted_at_ms = gone[-1].appended_at_ms
+        self._bytes -= size
+        del self._events[:count]
+
+    def _forget_if_unused(self, view: View) -> None:
+        if not view.readers and not view.offsets:
+            self._views.pop(view.destination, None)

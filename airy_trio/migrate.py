@@ -1,0 +1,172 @@
+"""``airy-trio migrate``: our tables and triggers, and on request the default tables, all or nothing.
+
+One transaction for each database, on SQLite too; nothing is left behind by one that fails. On Postgres the whole
+is tried again where a lock cannot be had at once: a trigger must never make the application wait behind an open
+transaction of its own (findings on the data layer, 1).
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import sqlalchemy as sa
+import structlog
+from alembic import command
+from alembic.config import Config
+from attrs import frozen
+from sqlalchemy.exc import SQLAlchemyError
+
+from airy_trio.changes import default_tables, postgres, sqlite, triggers
+from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.inspection import inspect
+from airy_trio.database import (
+    LOCK_CLASS,
+    POSTGRES,
+    SQLITE,
+    DatabaseError,
+    DatabaseOptions,
+    Names,
+    postgres_engine,
+    quote_identifier,
+    sqlite_engine,
+    sqlite_path,
+    translated,
+)
+from airy_trio.errors import StartError
+from airy_trio.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+Stream = Literal["changes", "log"]
+
+LOCK_TIMEOUT = "500ms"
+LOCK_TRIES_MAX = 60
+LOCK_PAUSE_S = 0.5
+LOCK_NOT_AVAILABLE: Final = "55P03"
+FILE_MODE = 0o600
+
+
+@frozen(kw_only=True)
+class Migrated:
+    """What a migration did: the default tables that it made, and the kinds of object that are watched now."""
+
+    made: tuple[str, ...]
+    watched: tuple[str, ...]
+
+
+def migrate(settings: Settings, *, with_tables: bool = False) -> Migrated:
+    """Bring both databases up to date. Synchronous. Raises ``StartError`` or ``DatabaseError``; nothing is left then."""
+    options = settings.database
+    database_url = options.direct_url or options.url
+    store_url = settings.log.location(options.url) if settings.log.store == "sql" else None
+    shared = store_url == options.url
+    if sa.make_url(database_url).get_backend_name() == SQLITE and not with_tables:
+        require_file(sqlite_path(database_url))
+    for attempt in range(1, LOCK_TRIES_MAX + 1):
+        try:
+            with _transaction(database_url, options) as connection:
+                done = _migrate_changes(connection, settings, with_tables=with_tables)
+                if shared:
+                    _upgrade(connection, "log", options)
+                elif store_url is not None:  # last, so that the commit that follows is all that can still fail
+                    with _transaction(store_url, options) as store:
+                        _upgrade(store, "log", options)
+                return done
+        except DatabaseError as error:
+            if error.sqlstate != LOCK_NOT_AVAILABLE or attempt == LOCK_TRIES_MAX:
+                raise
+            logger.info("waiting for a lock on the application's tables", attempt=attempt)
+            time.sleep(LOCK_PAUSE_S)
+    raise AssertionError(LOCK_TRIES_MAX)
+
+
+def migrate_log(url: str, options: DatabaseOptions) -> None:
+    """Bring the ``sql`` store's database alone up to date. Raises ``DatabaseError``."""
+    with _transaction(url, options) as connection:
+        _upgrade(connection, "log", options)
+
+
+def require_file(path: Path) -> None:
+    """Refuse an SQLite file that is not there: only ``migrate --with-tables`` makes one. Raises ``StartError``."""
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
+
+
+def _migrate_changes(connection: sa.Connection, settings: Settings, *, with_tables: bool) -> Migrated:
+    options = settings.database
+    names = Names(connection.dialect.name, options.schema)
+    made = default_tables.create(connection) if with_tables else []
+    tables = inspect(connection, settings.tables)
+    _upgrade(connection, "changes", options)
+    triggers.install(connection, tables, names, deletes=settings.events.deletes)
+    log = ChangeLog(names)
+    if log.origin(connection) is None:
+        postgres_here = names.dialect == POSTGRES
+        origin = str(postgres.current_point(connection)) if postgres_here else sqlite.FIRST_RESUME_POINT
+        log.set_origin(connection, origin)
+    return Migrated(made=tuple(made), watched=tuple(tables))
+
+
+def _upgrade(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
+    folder = migrations_folder()
+    config = Config()
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / stream).replace("%", "%%"))
+    names = Names(connection.dialect.name, options.schema)
+    config.attributes.update(connection=connection, names=names, stream=stream)
+    if names.dialect == POSTGRES:
+        connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
+        connection.exec_driver_sql(f"create schema if not exists {quote_identifier(names.schema)}")
+    command.upgrade(config, "head")
+
+
+def migrations_folder() -> Path:
+    """Where the migrations are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).with_name("migrations")
+    return inside if inside.is_dir() else Path(__file__).parent.with_name("migrations")
+
+
+@contextmanager
+def _transaction(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
+    """A transaction in a database, which on SQLite may be made by it; then it goes again if the transaction fails."""
+    if sa.make_url(url).get_backend_name() == POSTGRES:
+        engine = postgres_engine(
+            url, connect_timeout_s=options.connect_timeout_s, settings={"lock_timeout": LOCK_TIMEOUT}
+        )
+        created = None
+    else:
+        path = sqlite_path(url)
+        created = _create_file(path)
+        engine = sqlite_engine(path)
+    try:
+        with engine.connect() as connection, connection.execution_options(immediate=True).begin():
+            yield connection
+    except SQLAlchemyError as error:
+        _remove(created)
+        raise translated(error) from None
+    except BaseException:
+        _remove(created)
+        raise
+    finally:
+        engine.dispose()
+
+
+def _create_file(path: Path) -> Path | None:
+    """Make an empty file that only its owner reads; None where there is one already. Raises ``StartError``."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE))
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise StartError([f"the SQLite file {path} cannot be created: {error.strerror}"]) from None
+    return path
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)

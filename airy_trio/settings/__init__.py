@@ -1,0 +1,134 @@
+"""The settings file: TOML in, frozen options classes out, and every fault in it told at once.
+
+Each stage declares its own options; this package only gathers them, and refuses to know what they are used for. What
+is not declared by a stage is refused as unknown: no setting is accepted that does nothing.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from attrs import Factory, fields, frozen
+
+from airy_trio.changes.feed import ChangesOptions
+from airy_trio.changes.tables import TablesOptions
+from airy_trio.database import DatabaseOptions
+from airy_trio.errors import SettingsError
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.settings.reader import read
+from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.subscriptions import ReplayOptions
+
+FILE_BYTES_MAX: Final = 1024 * 1024
+
+
+@frozen(kw_only=True)
+class LoggingOptions:
+    """What the server tells on stderr (``[logging]``). ``auto``: console on a terminal, else JSON lines."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+@frozen(kw_only=True)
+class Settings:
+    """All the options, one field for each stage."""
+
+    database: DatabaseOptions
+    tables: TablesOptions = Factory(TablesOptions)
+    changes: ChangesOptions = Factory(ChangesOptions)
+    events: EventsOptions = Factory(EventsOptions)
+    log: LogOptions = Factory(LogOptions)
+    replay: ReplayOptions = Factory(ReplayOptions)
+    listener: ListenerOptions = Factory(ListenerOptions)
+    logging: LoggingOptions = Factory(LoggingOptions)
+
+
+@frozen(kw_only=True)
+class DatabaseSection(DatabaseOptions):
+    """``[database]`` as it stands in the file, where the tables are below it."""
+
+    tables: TablesOptions = Factory(TablesOptions)
+
+
+@frozen(kw_only=True)
+class Document:
+    """The file as it is written: its sections in the order of the design."""
+
+    database: DatabaseSection
+    changes: ChangesOptions = Factory(ChangesOptions)
+    events: EventsOptions = Factory(EventsOptions)
+    log: LogOptions = Factory(LogOptions)
+    replay: ReplayOptions = Factory(ReplayOptions)
+    listener: ListenerOptions = Factory(ListenerOptions)
+    logging: LoggingOptions = Factory(LoggingOptions)
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read the settings file. Raises ``SettingsError`` with every fault, or with the one why it cannot be read.
+
+    Resource handling: the file is closed on return; at most ``FILE_BYTES_MAX`` of it are read.
+    """
+    return parse(_text_of(path), environ, name=str(path))
+
+
+def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") -> Settings:
+    """Read settings from TOML text, with ``${NAME}`` taken from ``environ``. ``name``: what the text is called.
+
+    Raises ``SettingsError`` with one line for each fault, free of secrets.
+    """
+    document = _toml(text, name)
+    document.setdefault("database", {})  # so that what is missing is told as database.url
+    read_document, faults = read(document, Document, environ)
+    if read_document is None:
+        raise SettingsError(faults)
+    database = read_document.database
+    others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
+    options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
+    return Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        fault = "there is no such file"
+    except IsADirectoryError:
+        fault = "this is a directory, not a settings file"
+    except OSError as error:
+        fault = f"the file cannot be read: {error.strerror or type(error).__name__}"
+    except ValueError:
+        fault = "this is no file name"
+    else:
+        return _decoded(data, path)
+    raise SettingsError([f"{_printable(str(path))}: {fault}"])
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    if len(data) > FILE_BYTES_MAX:
+        raise SettingsError([f"{_printable(str(path))}: larger than {FILE_BYTES_MAX} bytes, this is no settings file"])
+    try:
+        return data.decode("utf-8-sig")  # some editors begin UTF-8 with a byte order mark
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+    raise SettingsError([f"{_printable(str(path))}: not UTF-8 (at line {line})"])
+
+
+def _toml(text: str, name: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        fault = str(error)
+    except RecursionError:
+        fault = "nested too deeply"
+    except ValueError:  # an integer of more digits than Python converts
+        fault = "a value that cannot be read"
+    raise SettingsError([f"{_printable(name)}: not TOML: {_printable(fault)}"])
+
+
+def _printable(text: str) -> str:
+    """Keep a fault on its one line, whatever a file is called."""
+    return text if text.isprintable() else ascii(text)

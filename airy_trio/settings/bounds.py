@@ -1,0 +1,130 @@
+"""What may stand in the options whose own layer cannot tell: URLs, time zones, names of tables; and which are secret.
+
+Bounds of numbers stand with their options. Nothing here opens a database: what only it can tell is told at start.
+"""
+
+import re
+import zoneinfo
+from collections.abc import Iterator
+from typing import Any, Final
+
+import sqlalchemy as sa
+from attrs import Attribute
+from sqlalchemy.exc import ArgumentError
+
+from airy_trio.changes.tables import TableOptions
+from airy_trio.database import DatabaseOptions
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.options import NotAllowedError, Validator, satisfying
+
+POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
+SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
+PORT_MAX: Final = 65535
+_POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
+_URL_WORDS: Final = f"sqlite:///FILE or {_POSTGRES_WORDS}"
+_FOREIGN: Final = frozenset({
+    "postgres", "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
+    "sqlite+pysqlcipher", "sqlite3", "file", "mysql", "mysql+pymysql", "mysql+mysqldb", "mariadb", "oracle",
+    "mssql", "mssql+pyodbc", "cockroachdb", "redis", "rediss", "mongodb", "jdbc", "http", "https",
+})  # fmt: skip
+"""Schemes that a fault may name. Any other is not shown: a password may stand before the ``://`` by mistake."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _application_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
+    _check_url(option.name, url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS), _URL_WORDS)
+
+
+def _log_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
+    if url:
+        _check_url(option.name, url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS), f'{_URL_WORDS}, or ""')
+
+
+def _direct_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
+    if url:
+        _check_url(option.name, url, POSTGRES_DRIVERS, f'{_POSTGRES_WORDS}, or ""')
+
+
+def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> None:
+    """Check a URL; no message has a part of it but a known scheme. Raises ``NotAllowedError``."""
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        raise NotAllowedError(name, allowed, "a text that is no URL" if text else "an empty text")
+    if scheme not in drivers:
+        nameable = scheme in _FOREIGN or scheme in POSTGRES_DRIVERS or scheme in SQLITE_DRIVERS
+        raise NotAllowedError(name, allowed, f"a {scheme}:// URL" if nameable else "a URL of another kind")
+    url = _parsed(text)
+    if url is None:
+        raise NotAllowedError(name, allowed, "a URL that cannot be read")
+    fault = _sqlite_fault(url) if scheme in SQLITE_DRIVERS else _postgres_fault(url)
+    if fault is not None:
+        raise NotAllowedError(name, allowed, fault)
+
+
+def _parsed(text: str) -> sa.URL | None:
+    try:
+        return None if _CONTROL.search(text) else sa.make_url(text)
+    except (ArgumentError, ValueError):  # their messages hold the URL
+        return None
+
+
+def _sqlite_fault(url: sa.URL) -> str | None:
+    if url.host is not None or url.username is not None or url.port is not None:
+        return "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"
+    if url.query:
+        return 'an SQLite URL with "?" (it takes no options)'
+    if url.database in (None, "", ":memory:"):
+        return "an SQLite URL without a file (a database in memory is seen by one process only)"
+    if str(url.database).startswith("file:"):
+        return "an SQLite URL with file: (the path stands alone)"
+    return None
+
+
+def _postgres_fault(url: sa.URL) -> str | None:
+    if url.port is not None and not 0 < url.port <= PORT_MAX:
+        return f"a port outside 1 to {PORT_MAX}"
+    return None
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown; no zone's name; a directory of zones
+        return False
+    return True
+
+
+def _is_table_name(name: str | list[str] | None) -> bool:
+    """None and "" have their meaning; the parts of a name do not follow case rules, only that there are some."""
+    if name is None or name == "":
+        return True
+    parts = name.split(".", 1) if isinstance(name, str) else name
+    return (isinstance(name, str) or len(parts) == 2) and all(part and not _CONTROL.search(part) for part in parts)  # noqa: PLR2004 - schema and table
+
+
+CHECKS: Final[dict[tuple[type, str], Validator]] = {
+    (DatabaseOptions, "url"): _application_url,
+    (DatabaseOptions, "direct_url"): _direct_url,
+    (LogOptions, "url"): _log_url,
+    (TableOptions, "name"): satisfying(_is_table_name, '"table", "schema.table", ["schema", "table"] or ""'),
+    (TableOptions, "time_zone"): satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin"),
+}
+"""Run beside the validators that the options classes declare."""
+
+REQUIRED: Final[dict[tuple[type, str], str]] = {(DatabaseOptions, "url"): _URL_WORDS}
+"""Options without a default, and the words for what may stand there."""
+
+SECRETS: Final = frozenset({(DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url")})
+"""Options of which no fault shows anything."""
+
+
+def contradictions(options: object) -> Iterator[str]:
+    """Options of one section that do not go together, each as a line without its section."""
+    match options:
+        case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
+            yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"
+        case LogOptions() if options.store == "memory" and options.url:
+            yield 'url says where store = "sql" keeps its events, but store is "memory"'
+        case _:
+            return

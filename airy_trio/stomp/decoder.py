@@ -1,0 +1,233 @@
+"""Octets in, frames out, however the octets are cut; which commands exist and when they may come is not known here.
+
+Work is linear in the input: a search goes on where the last one stopped, and an octet is looked at once as part of a
+line or body and once as part of its text. Memory is bounded by ``frame_bytes_max`` and one piece of input.
+
+A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid a CR there, but they
+have no way to write it back to a client that reads CRLF line ends.
+"""
+
+import re
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from airy_trio.stomp import faults
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.escaping import unescape
+from airy_trio.stomp.faults import Fault
+from airy_trio.stomp.frames import UNESCAPED_COMMANDS, Frame, Version
+
+_NO_EOL = re.compile(rb"[^\r\n]")
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_LINE_STOP = re.compile(rb"[\n\0]")
+_BODY_STOP = re.compile(rb"\0")
+_DIGITS = re.compile(r"[0-9]+")
+_LENGTH_DIGITS_MAX = 18
+_CR, _NUL = 13, 0
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What one frame may be.
+
+    ``frame_bytes_max`` counts from the command's first octet to the NUL; ``command_bytes_max`` and
+    ``header_line_bytes_max`` count a line without its LF, as it is on the wire.
+    """
+
+    frame_bytes_max: int
+    header_count_max: int
+    header_line_bytes_max: int
+    command_bytes_max: int
+
+
+@frozen(kw_only=True)
+class DecoderStatistics:
+    """Octets fed, octets that searches went over, octets held for the next call, frames given."""
+
+    fed_bytes: int
+    searched_bytes: int
+    held_bytes: int
+    frames: int
+
+
+class Decoder:
+    """A stream of frames; ``limits`` and ``version`` may be set between two frames and hold from the next one on.
+
+    ``version`` None: no version is agreed yet, nothing is unescaped or trimmed.
+    """
+
+    def __init__(self, limits: Limits, version: Version | None = None) -> None:
+        self.limits = limits
+        self.version = version
+        self._data = bytearray()
+        self._at = 0  # everything before is decoded
+        self._searched = 0  # everything before was searched for the end of the line or body
+        self._fault: RemoteProtocolError | None = None
+        self._fed_bytes = self._searched_bytes = self._frames_given = 0
+        self._begin()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take octets and give the frames that they complete, each decoded only when it is asked for.
+
+        The octets are kept at once; frames not asked for come from the next call. The iterator raises
+        ``RemoteProtocolError`` at a malformed or too large frame, and again whenever it is asked after that: there
+        is no way to find the next frame.
+        """
+        if self._fault is None:
+            self._data += data
+            self._fed_bytes += len(data)
+        return self._frames()
+
+    def clear(self) -> None:
+        """Forget everything that was fed."""
+        self._data.clear()
+        self._at = self._searched = 0
+        self._begin()
+
+    def statistics(self) -> DecoderStatistics:
+        """Count what was done so far."""
+        return DecoderStatistics(
+            fed_bytes=self._fed_bytes,
+            searched_bytes=self._searched_bytes,
+            held_bytes=len(self._data),
+            frames=self._frames_given,
+        )
+
+    def _begin(self) -> None:
+        self._command: str | None = None
+        self._headers: list[tuple[str, str]] = []
+        self._head_complete = False
+        self._length: int | None = None  # of the body, where content-length tells it
+        self._used_bytes = 0  # of the frame's own limit
+
+    def _frames(self) -> Iterator[Frame]:
+        if self._fault is not None:
+            raise self._fault
+        try:
+            while (frame := self._next()) is not None:
+                self._frames_given += 1
+                yield frame
+        except RemoteProtocolError as fault:
+            if self._command is not None:
+                fault.receipt_id = Frame(self._command, tuple(self._headers)).receipt
+            self._fault = fault
+            self.clear()
+            raise
+        del self._data[: self._at]
+        self._searched -= self._at
+        self._at = 0
+
+    def _next(self) -> Frame | None:
+        """Go on with the current frame; None where octets are missing."""
+        if self._command is None and not self._read_command():
+            return None
+        while not self._head_complete:
+            if not self._read_header():
+                return None
+        body = self._body()
+        if body is None or self._command is None:
+            return None
+        frame = Frame(self._command, tuple(self._headers), body)
+        self._begin()
+        return frame
+
+    def _read_command(self) -> bool:
+        between_frames = self._searched == self._at
+        if between_frames and not self._skip_eols():
+            return False
+        self._command = self._line(self.limits.command_bytes_max, faults.COMMAND_TOO_LARGE)
+        return self._command is not None
+
+    def _skip_eols(self) -> bool:
+        """Pass over what is noise or heart-beats; whether a command may follow in what is there."""
+        data = self._data
+        other = _NO_EOL.search(data, self._at)
+        end = other.start() if other else len(data)
+        bare = _BARE_CR.search(data, self._at, end)
+        end = bare.start() if bare else end
+        self._searched_bytes += end - self._at
+        self._at = self._searched = end
+        half_an_eol = end + 1 == len(data) and data[end] == _CR
+        return end < len(data) and not half_an_eol
+
+    def _read_header(self) -> bool:
+        line = self._line(self.limits.header_line_bytes_max, faults.HEADER_TOO_LARGE)
+        if line is None:
+            return False
+        if not line:
+            self._end_head()
+            return True
+        if len(self._headers) == self.limits.header_count_max:
+            raise RemoteProtocolError(*faults.TOO_MANY_HEADERS)
+        name, colon, value = line.partition(":")
+        if not colon or not name:
+            raise RemoteProtocolError(*faults.NOT_A_HEADER)
+        version = None if self._command in UNESCAPED_COMMANDS else self.version
+        if version is Version.V1_0:
+            value = value.strip(" \t")
+        self._headers.append((unescape(name, version), unescape(value, version)))
+        return True
+
+    def _end_head(self) -> None:
+        self._head_complete = True
+        text = Frame("", tuple(self._headers)).get("content-length")
+        if text is None:
+            return
+        if not _DIGITS.fullmatch(text):
+            raise RemoteProtocolError(*faults.NOT_A_LENGTH)
+        digits = text.lstrip("0") or "0"
+        too_long = len(digits) > _LENGTH_DIGITS_MAX
+        if too_long or self._used_bytes + int(digits) + 1 > self.limits.frame_bytes_max:
+            raise RemoteProtocolError(*faults.FRAME_TOO_LARGE)
+        self._length = int(digits)
+
+    def _line(self, line_bytes_max: int, too_large: Fault) -> str | None:
+        """Take the next line without its end; None where it is not all there."""
+        allowed = min(line_bytes_max + 1, self.limits.frame_bytes_max - self._used_bytes)
+        end = self._find(_LINE_STOP, self._at + allowed)
+        if end is None:
+            if len(self._data) - self._at < allowed:
+                return None
+            raise RemoteProtocolError(*(too_large if allowed > line_bytes_max else faults.FRAME_TOO_LARGE))
+        if self._data[end] == _NUL:
+            raise RemoteProtocolError(*faults.NO_BLANK_LINE)
+        line = self._take(end).removesuffix(b"\r")
+        if _CR in line:
+            raise RemoteProtocolError(*faults.BARE_CR)
+        try:
+            return line.decode()
+        except UnicodeDecodeError:
+            raise RemoteProtocolError(*faults.NOT_UTF_8) from None
+
+    def _body(self) -> bytes | None:
+        """Take the body and its NUL; None where they are not all there."""
+        if self._length is not None:
+            end = self._at + self._length
+            if len(self._data) <= end:
+                return None
+            if self._data[end] != _NUL:
+                raise RemoteProtocolError(*faults.NO_NUL)
+            return self._take(end)
+        allowed = self.limits.frame_bytes_max - self._used_bytes
+        found = self._find(_BODY_STOP, self._at + allowed)
+        if found is None:
+            if len(self._data) - self._at >= allowed:
+                raise RemoteProtocolError(*faults.FRAME_TOO_LARGE)
+            return None
+        return self._take(found)
+
+    def _find(self, stop: re.Pattern[bytes], limit: int) -> int | None:
+        """Search on for the end of a line or body, up to a limit; each octet is searched once."""
+        found = stop.search(self._data, self._searched, limit)
+        end = found.end() if found else max(self._searched, min(len(self._data), limit))
+        self._searched_bytes += end - self._searched
+        self._searched = end
+        return found.start() if found else None
+
+    def _take(self, end: int) -> bytes:
+        """Take what stands before ``end``, and pass over the octet there."""
+        taken = bytes(self._data[self._at : end])
+        self._used_bytes += end + 1 - self._at
+        self._at = self._searched = end + 1
+        return taken

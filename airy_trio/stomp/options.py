@@ -1,0 +1,60 @@
+"""The limits and names of a connection, each with its unit; where they are configured is not known here."""
+
+from attrs import Attribute, field, frozen, validators
+
+from airy_trio.stomp.decoder import Limits
+from airy_trio.stomp.encoder import plain
+
+_positive = validators.ge(1)
+
+
+def _is_plain(_instance: object, _attribute: "Attribute[str]", value: str) -> None:
+    plain(value)
+
+
+@frozen(kw_only=True)
+class ConnectionOptions:
+    """What one connection may do and how the server names itself.
+
+    The smaller ``…_before_connect`` limits hold until CONNECT was accepted. ``heartbeat_ms`` is offered in both
+    directions, 0 is none. ``session`` and ``server`` must be header values that every client reads (``encoder.plain``,
+    else ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together.
+    """
+
+    session: str = field(validator=_is_plain)
+    server: str = field(validator=_is_plain)
+    heartbeat_ms: int = field(default=30_000, validator=validators.ge(0))
+
+    frame_bytes_max: int = field(default=65_536, validator=_positive)
+    header_count_max: int = field(default=64, validator=_positive)
+    header_line_bytes_max: int = field(default=8_192, validator=_positive)
+    command_bytes_max: int = field(default=32, validator=_positive)
+
+    frame_bytes_max_before_connect: int = field(default=4_096, validator=_positive)
+    header_count_max_before_connect: int = field(default=32, validator=_positive)
+    header_line_bytes_max_before_connect: int = field(default=3_072, validator=_positive)
+    command_bytes_max_before_connect: int = field(default=16, validator=_positive)
+
+    subscriptions_max: int = field(default=16, validator=_positive)
+    transactions_max: int = field(default=16, validator=_positive)
+    transaction_acks_max: int = field(default=10_000, validator=_positive)
+    prefetch_default: int = field(default=256, validator=_positive)
+    prefetch_max: int = field(default=10_000, validator=_positive)
+
+    def limits(self) -> Limits:
+        """Give the limits of a frame after CONNECT."""
+        return Limits(
+            frame_bytes_max=self.frame_bytes_max,
+            header_count_max=self.header_count_max,
+            header_line_bytes_max=self.header_line_bytes_max,
+            command_bytes_max=self.command_bytes_max,
+        )
+
+    def limits_before_connect(self) -> Limits:
+        """Give the limits of the first frame."""
+        return Limits(
+            frame_bytes_max=self.frame_bytes_max_before_connect,
+            header_count_max=self.header_count_max_before_connect,
+            header_line_bytes_max=self.header_line_bytes_max_before_connect,
+            command_bytes_max=self.command_bytes_max_before_connect,
+        )

@@ -1,0 +1,118 @@
+"""An outlet in memory, whose peer takes only what a test lets it take. It fits ``websocket.outlet.Outlet``."""
+
+from random import Random
+
+import trio
+
+
+class MemoryOutlet:
+    """Bytes that left, for a test to take.
+
+    ``capacity_bytes``: how many may stand between the two, as in a kernel's buffers; None: any number. ``moods``: a
+    source of chance that makes ``offer`` refuse, or the buffer take only a part, every now and then.
+    """
+
+    def __init__(
+        self, capacity_bytes: int | None = None, *, moods: Random | None = None, moody_share: float = 0.15
+    ) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.offers_refused = 0
+        self.aborted = self.closed = self.ended = False
+        self._moods = moods
+        self._moody_share = moody_share
+        self._left = bytearray()
+        self._rest = b""
+        self._room = trio.Event()
+        self._to_read, self._from_peer = trio.open_memory_channel[bytes](1000)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something that was taken has not left yet."""
+        return bool(self._rest)
+
+    def offer(self, data: bytes) -> bool:
+        """Take all of ``data``, or nothing and say False."""
+        self._check()
+        if self._rest or self._moody() or (data and not self._free()):
+            self.offers_refused += 1
+            return False
+        self._take(data)
+        return True
+
+    def push(self, data: bytes) -> None:
+        """Take all of ``data`` in any case."""
+        self._check()
+        if self._rest:
+            message = "something is pending"
+            raise RuntimeError(message)
+        self._take(data)
+
+    async def drain(self) -> None:
+        """Return when some more of what is pending has left."""
+        while self._rest:
+            self._check()
+            if self._free():
+                self._take(self._rest)
+                await trio.lowlevel.checkpoint()
+                return
+            self._room = trio.Event()
+            await self._room.wait()
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        """Give what the peer sent; nothing at its end. ``bytes_max`` is not looked at."""
+        del bytes_max
+        try:
+            return await self._from_peer.receive()
+        except trio.EndOfChannel:
+            return b""
+
+    async def send_eof(self) -> None:
+        """Note that nothing more comes."""
+        self.ended = True
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Close in order."""
+        self.closed = True
+        self._from_peer.close()
+        self._room.set()
+        await trio.lowlevel.checkpoint()
+
+    async def abort(self) -> None:
+        """Close at once."""
+        self.aborted = True
+        await self.aclose()
+
+    def take(self, bytes_max: int | None = None) -> bytes:
+        """For the peer: take what has left, at most so many bytes, and make room for more."""
+        size = len(self._left) if bytes_max is None else bytes_max
+        taken = bytes(self._left[:size])
+        del self._left[:size]
+        self._room.set()
+        return taken
+
+    def feed(self, data: bytes) -> None:
+        """For the peer: send."""
+        self._to_read.send_nowait(data)
+
+    def feed_eof(self) -> None:
+        """For the peer: end its stream."""
+        self._to_read.close()
+
+    def _take(self, data: bytes) -> None:
+        size = min(len(data), self._free())
+        if size > 1 and self._moody() and self._moods is not None:
+            size = self._moods.randrange(1, size)
+        self._left += data[:size]
+        self._rest = data[size:]
+
+    def _free(self) -> int:
+        return 2**62 if self.capacity_bytes is None else max(0, self.capacity_bytes - len(self._left))
+
+    def _moody(self) -> bool:
+        return self._moods is not None and self._moods.random() < self._moody_share
+
+    def _check(self) -> None:
+        if self.closed:
+            message = "the outlet is closed"
+            raise trio.ClosedResourceError(message)

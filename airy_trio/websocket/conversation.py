@@ -1,0 +1,170 @@
+"""What a client asks for, answered: requests in, frames and cursors out, until one of them ends the session.
+
+Each request takes effect before its RECEIPT is written. Events are the send task's; how the session ends is only
+named here, not said.
+"""
+
+import math
+from typing import assert_never
+
+import structlog
+import trio
+from attrs import evolve
+
+from airy_trio.events.destinations import UnknownDestinationError, parse
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.position import Position
+from airy_trio.stomp.connection import (
+    Ack,
+    AckMode,
+    Acknowledge,
+    Connect,
+    Disconnect,
+    Request,
+    Subscribe,
+    Unsubscribe,
+)
+from airy_trio.stomp.encoder import header
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.websocket import replay
+from airy_trio.websocket.farewells import DONE, NOT_FOUND, Farewell, with_token
+from airy_trio.websocket.framing import text_message
+from airy_trio.websocket.heartbeats import Pulse, Wheel
+from airy_trio.websocket.subscriptions import Client, ReplayOptions, State, Subscription, Window
+from airy_trio.websocket.wire import Wire
+
+logger = structlog.get_logger(__name__)
+
+
+class Conversation:
+    """The requests of one client. ``hear`` is called by one task, with what came in one WebSocket message.
+
+    ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client refused.
+    """
+
+    def __init__(self, client: Client, wire: Wire, eventlog: EventLog, wheel: Wheel, options: ReplayOptions) -> None:
+        self._client = client
+        self._wire = wire
+        self._eventlog = eventlog
+        self._wheel = wheel
+        self._options = options
+        self.acks_ignored = 0
+        self.nacks = 0
+
+    async def hear(self, message: bytes | str) -> Farewell | None:
+        """Read one message and answer all that it holds; the farewell, if something in it ends the session."""
+        self._client.occupied = True
+        try:
+            return await self._answer_all(message)
+        finally:
+            self._client.occupied = False
+            self._wire.read_at = trio.current_time()
+
+    def end(self) -> None:
+        """Let go of all views. Idempotent."""
+        for subscription in self._client.subscriptions.values():
+            self._eventlog.detach(subscription.view, subscription)
+        self._client.subscriptions.clear()
+
+    async def _answer_all(self, message: bytes | str) -> Farewell | None:
+        fault: RemoteProtocolError | None = None
+        try:
+            requests = self._client.connection.receive(message)
+        except RemoteProtocolError as error:
+            requests, fault = error.fulfilled, error
+        for request in requests:
+            farewell = await self._answer(request)
+            if farewell is not None:
+                return farewell
+        if fault is None:
+            return None
+        return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
+
+    async def _answer(self, request: Request) -> Farewell | None:
+        match request:
+            case Connect():
+                await self._connect(request)
+            case Subscribe():
+                return await self._subscribe(request)
+            case Unsubscribe():
+                for number in request.numbers:
+                    self._unsubscribe(number)
+                await self._receipt(request.receipt)
+            case Acknowledge():
+                for ack in request.acks:
+                    self._acknowledge(ack)
+                await self._receipt(request.receipt)
+            case Disconnect():
+                self.end()
+                await self._receipt(request.receipt)
+                return DONE
+            case _:
+                assert_never(request)
+        return None
+
+    async def _connect(self, request: Connect) -> None:
+        client = self._client
+        await self._wire.write(text_message(client.connection.connected()))
+        if client.state is State.CONNECTING:
+            client.state = State.LIVE
+            client.scope.deadline = math.inf
+            self._wheel.watch(Pulse(client, self._wire, request.heartbeat))
+
+    async def _subscribe(self, request: Subscribe) -> Farewell | None:
+        if request.durable is not None:  # there is no authentication, hence no user
+            return with_token(
+                "403-durable-needs-auth", "A durable subscription needs a user.", receipt_id=request.receipt
+            )
+        try:
+            destination = parse(request.destination)
+        except UnknownDestinationError:
+            return evolve(NOT_FOUND, receipt_id=request.receipt)
+        subscription = Subscription(
+            client=self._client,
+            number=request.number,
+            prefix=self._client.connection.message_prefix(request.number),
+            position=self._eventlog.head,
+            window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
+        )
+        subscription.view = self._eventlog.attach(destination, subscription)
+        self._client.subscriptions[request.number] = subscription
+        wish = replay.Wish(request.last_event_id, request.replay)
+        start = await replay.start(self._eventlog, subscription.view, wish, self._options)
+        subscription.position = start.position
+        subscription.owed.extend(start.owed)
+        if request.last_event_id is not None:
+            subscription.verdict = header("resume", start.verdict, None)
+        await self._receipt(request.receipt, (("position", str(start.position)), ("resume", start.verdict)))
+        subscription.started = True
+        self._client.wake()
+        return None
+
+    def _unsubscribe(self, number: int) -> None:
+        subscription = self._client.subscriptions.pop(number, None)
+        if subscription is not None:
+            self._eventlog.detach(subscription.view, subscription)
+
+    def _acknowledge(self, ack: Ack) -> None:
+        position = Position.parse(ack.message_id)
+        known = False
+        for subscription in self._acknowledging(ack.number):
+            if subscription.window is None or position is None or position.epoch != subscription.position.epoch:
+                continue
+            known |= subscription.window.acknowledge(position.offset)
+        if not known:
+            self.acks_ignored += 1
+            return
+        if not ack.accepted:
+            self.nacks += 1
+            logger.info("event refused", message_id=str(position), session=self._client.session)
+        self._client.wake()
+
+    def _acknowledging(self, number: int | None) -> list[Subscription]:
+        if number is None:
+            return list(self._client.subscriptions.values())
+        subscription = self._client.subscriptions.get(number)
+        return [] if subscription is None else [subscription]
+
+    async def _receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        if receipt_id is not None:
+            await self._wire.write(text_message(self._client.connection.receipt(receipt_id, headers)))

@@ -1,0 +1,119 @@
+"""The goodbyes: a closed catalogue of how a session ends, what its client is told, and whether it may come back.
+
+Wire contract, section 6. Knows nothing of sockets: the session returns one, and says it.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+from attrs import evolve, frozen
+
+
+class ComeBack(Enum):
+    """What a well-behaved client does after it was sent away."""
+
+    NO = "no"
+    YES = "yes"
+    LATER = "later"
+    WITH_CREDENTIALS = "with new credentials"
+
+
+@frozen
+class Farewell:
+    """How one session ends.
+
+    ``token``: the ``message`` header of the ERROR frame; None: no ERROR. ``close_code``: of the WebSocket; None: no
+    Close frame. ``prose``: the ERROR's body. ``receipt_id`` and ``headers``: further headers of the ERROR.
+    """
+
+    name: str
+    token: str | None
+    close_code: int | None
+    come_back: ComeBack
+    prose: str = ""
+    receipt_id: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+DONE: Final = Farewell("done", None, 1000, ComeBack.NO)
+PROTOCOL_ERROR: Final = Farewell(
+    "protocol error", "400-protocol-error", 1002, ComeBack.NO, "The client broke the protocol."
+)
+UNAUTHORIZED: Final = Farewell(
+    "unauthorized", "401-unauthorized", 4401, ComeBack.WITH_CREDENTIALS, "The credentials were not accepted."
+)
+FORBIDDEN: Final = Farewell("forbidden", "403-forbidden", 4403, ComeBack.NO, "This is not allowed.")
+NOT_FOUND: Final = Farewell(
+    "not found",
+    "404-unknown-destination",
+    4404,
+    ComeBack.NO,
+    "There is no such destination; known are /events and what is below it.",
+)
+SILENT: Final = Farewell(
+    "silent",
+    "408-heart-beat-missed",
+    4408,
+    ComeBack.YES,
+    "Nothing came for longer than the agreed heart-beats allow.",
+)
+CONNECT_TIMEOUT: Final = Farewell("silent", "408-connect-timeout", 4408, ComeBack.YES, "No CONNECT frame came in time.")
+TAKEN_OVER: Final = Farewell(
+    "taken over", "409-durable-taken", 4409, ComeBack.NO, "Another connection goes on with this durable subscription."
+)
+POSITION_EXPIRED: Final = Farewell(
+    "position expired",
+    "410-position-expired",
+    4410,
+    ComeBack.YES,
+    "Events that this client has not had are no longer kept; it must subscribe again and reload.",
+)
+TOO_LARGE: Final = Farewell(
+    "too large", "413-frame-too-large", 1009, ComeBack.NO, "The frame is larger than is allowed."
+)
+TOO_MANY: Final = Farewell(
+    "too many subscriptions",
+    "429-too-many-subscriptions",
+    1013,
+    ComeBack.LATER,
+    "This connection has as many subscriptions as are allowed.",
+)
+INTERNAL: Final = Farewell("internal", "500-internal", 1011, ComeBack.YES, "The server failed.")
+SHUTTING_DOWN: Final = Farewell(
+    "shutting down", "503-shutting-down", 1012, ComeBack.YES, "The server is being stopped."
+)
+TOO_SLOW: Final = Farewell("too slow", None, None, ComeBack.YES)
+"""The client took nothing for ``send_timeout_s``: no goodbye can reach it."""
+GONE: Final = Farewell("gone", None, None, ComeBack.YES)
+"""The client left by itself, or never came in: there is nobody to tell."""
+
+CATALOGUE: Final = (
+    DONE,
+    PROTOCOL_ERROR,
+    UNAUTHORIZED,
+    FORBIDDEN,
+    NOT_FOUND,
+    SILENT,
+    CONNECT_TIMEOUT,
+    TAKEN_OVER,
+    POSITION_EXPIRED,
+    TOO_LARGE,
+    TOO_MANY,
+    INTERNAL,
+    SHUTTING_DOWN,
+    TOO_SLOW,
+    GONE,
+)
+
+_BY_STATUS: Final[Mapping[str, Farewell]] = {row.token[:3]: row for row in CATALOGUE if row.token is not None}
+
+
+def with_token(
+    token: str, prose: str, *, receipt_id: str | None = None, headers: tuple[tuple[str, str], ...] = ()
+) -> Farewell:
+    """Give the catalogue's row for the number that a token begins with, with the caller's token and words.
+
+    Raises ``LookupError`` for a number that is not in the catalogue.
+    """
+    return evolve(_BY_STATUS[token[:3]], token=token, prose=prose, receipt_id=receipt_id, headers=headers)

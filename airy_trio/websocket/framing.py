@@ -1,0 +1,36 @@
+"""The bytes of WebSocket frames as a server writes them: unmasked, unfragmented; nothing of who gets them.
+
+RFC 6455, section 5.2. One text message carries exactly one STOMP frame, because most STOMP clients read one frame
+per message and drop or mix up a second one; many complete messages go into one write instead, which no client can
+tell (wire contract, section 4).
+"""
+
+from typing import Final
+
+_FIN_TEXT: Final = 0x81
+CLOSE_FIRST_BYTE: Final = b"\x88"
+_LENGTH_7_MAX: Final = 125
+_LENGTH_16: Final = 126
+_LENGTH_16_MAX: Final = 0xFFFF
+_LENGTH_64: Final = 127
+CLOSE_REASON_BYTES_MAX: Final = 123
+
+
+def text_message(payload: bytes) -> bytes:
+    """Frame UTF-8 octets as one complete text message."""
+    size = len(payload)
+    if size <= _LENGTH_7_MAX:
+        return bytes((_FIN_TEXT, size)) + payload
+    if size <= _LENGTH_16_MAX:
+        return bytes((_FIN_TEXT, _LENGTH_16)) + size.to_bytes(2, "big") + payload
+    return bytes((_FIN_TEXT, _LENGTH_64)) + size.to_bytes(8, "big") + payload
+
+
+HEART_BEAT: Final = text_message(b"\n")
+"""A message of exactly one LF: some clients take anything else for a frame."""
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Make a Close frame. ``reason`` is cut at 123 octets, which is all that a control frame can carry."""
+    payload = code.to_bytes(2, "big") + reason.encode()[:CLOSE_REASON_BYTES_MAX]
+    return CLOSE_FIRST_BYTE + bytes((len(payload),)) + payload

@@ -1,0 +1,116 @@
+"""Heart-beats of all clients by one task: who has to be written to, and who has been silent for too long.
+
+The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts. Clients
+are filed by the slot of time in which they are due at the earliest, and looked at again then: what was read and
+written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
+"""
+
+import math
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.websocket.farewells import SILENT
+from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.framing import HEART_BEAT
+from airy_trio.websocket.subscriptions import Client, State
+from airy_trio.websocket.wire import Wire
+
+SLOT_S: Final = 0.1
+"""How exact the wheel is. A heart-beat goes out up to this much early, a silent client is found this much late."""
+
+
+@frozen(eq=False)
+class Pulse:
+    """What the wheel needs of one client."""
+
+    client: Client
+    wire: Wire
+    heartbeat: HeartBeat
+
+    @property
+    def write_at(self) -> float:
+        """From when on a heart-beat is to be written, in Trio's time."""
+        return (
+            math.inf if self.heartbeat.outgoing_s is None else self.wire.written_at + self.heartbeat.outgoing_s - SLOT_S
+        )
+
+    @property
+    def silent_at(self) -> float:
+        """From when on the client counts as gone, in Trio's time."""
+        silent_after_s = self.heartbeat.silent_after_s
+        return math.inf if silent_after_s is None else self.wire.read_at + silent_after_s
+
+    def beat(self, now: float) -> None:
+        """Do what is due: dismiss the client if it is silent, write to it if nothing was written."""
+        if now >= self.silent_at:
+            if not self.client.occupied:
+                self.client.dismiss(SILENT)
+                return
+            self.wire.read_at = now  # it is we who do not listen
+        if now >= self.write_at:
+            if not self.wire.offer(HEART_BEAT, now):
+                self.wire.written_at = now  # bytes are under way: look again an interval later
+            if self.wire.outlet.pending:
+                self.client.wake()
+
+
+class Wheel:
+    """Slots of time with the clients that are due in each. ``turn`` runs as a task."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[Client, Pulse]] = {}
+        self._slot_of: dict[Client, int] = {}
+        self._next: float = math.inf
+        self._sooner = trio.Event()
+
+    def statistics(self) -> dict[str, int]:
+        """How many ``clients`` are watched, in how many ``slots``."""
+        return {"clients": len(self._slot_of), "slots": len(self._slots)}
+
+    def watch(self, pulse: Pulse) -> None:
+        """Keep up the heart-beats of a client until ``forget``."""
+        due_at = min(pulse.write_at, pulse.silent_at)
+        if math.isinf(due_at):
+            return
+        # Never the slot of now: it would be looked at over and over until it is over.
+        slot = max(math.ceil(due_at / SLOT_S), math.floor(trio.current_time() / SLOT_S) + 1)
+        self._slots.setdefault(slot, {})[pulse.client] = pulse
+        self._slot_of[pulse.client] = slot
+        if slot < self._next:
+            self._sooner.set()
+
+    def forget(self, client: Client) -> None:
+        """Watch a client no longer. Idempotent."""
+        slot = self._slot_of.pop(client, None)
+        if slot is None:
+            return
+        pulses = self._slots[slot]
+        del pulses[client]
+        if not pulses:
+            del self._slots[slot]
+
+    async def turn(self) -> None:
+        """Keep up the heart-beats of all, for ever."""
+        while True:
+            self._sooner = trio.Event()
+            self._next = min(self._slots, default=math.inf)
+            with trio.move_on_at(self._next * SLOT_S) as sleep:
+                await self._sooner.wait()
+            if sleep.cancelled_caught:
+                self._look_at_slot(int(self._next))
+
+    def _look_at_slot(self, slot: int) -> None:
+        now = trio.current_time()
+        for client, pulse in list(self._slots.get(slot, {}).items()):
+            self.forget(client)
+            if client.state is not State.LIVE:
+                continue
+            try:
+                pulse.beat(now)
+            except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the wheel
+                client.dismiss(farewell_after(fault, client.session))
+            else:
+                self.watch(pulse)

@@ -1,0 +1,90 @@
+"""Where a subscription starts: the verdict on the position that a client brings, and the recent window without one.
+
+Wire contract, section 5. Reads the log; sends nothing, and knows nothing of frames and sockets.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.position import Position
+from airy_trio.log.store import StoredEvent, StoreUnavailable
+from airy_trio.log.tail import View
+from airy_trio.websocket.subscriptions import ReplayOptions
+
+BACKOFF_FIRST_S: Final = 0.05
+BACKOFF_MAX_S: Final = 1.0
+_BACKOFF_DOUBLINGS_MAX: Final = 10
+
+LIVE: Final = "live"
+RESUMED: Final = "resumed"
+RESET_EXPIRED: Final = "reset-expired"
+RESET_EPOCH: Final = "reset-epoch"
+
+
+@frozen
+class Start:
+    """Where a subscription starts: everything after ``position`` will be sent, and before it what is ``owed``."""
+
+    position: Position
+    verdict: str
+    owed: Sequence[StoredEvent] = ()
+
+
+@frozen
+class Wish:
+    """What SUBSCRIBE asked for: ``last_event_id`` as the client wrote it, which beats ``replay`` (none, all, None)."""
+
+    last_event_id: str | None
+    replay: str | None
+
+
+def backoff_s(retries: int) -> float:
+    """How long to wait before the store is asked again, after so many failures in a row."""
+    return min(math.ldexp(BACKOFF_FIRST_S, min(retries, _BACKOFF_DOUBLINGS_MAX)), BACKOFF_MAX_S)
+
+
+async def start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOptions) -> Start:
+    """Decide where a subscription to a view starts. A store that is away is waited for."""
+    retries = 0
+    while True:
+        try:
+            return await _start(eventlog, view, wish, options)
+        except StoreUnavailable:
+            await trio.sleep(backoff_s(retries))
+            retries += 1
+
+
+async def _start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOptions) -> Start:
+    verdict = LIVE
+    if wish.last_event_id is not None:
+        position = Position.parse(wish.last_event_id)
+        verdict = await _verdict(eventlog, view, position)
+        if position is not None and verdict == RESUMED:
+            return Start(position, verdict)
+    elif wish.replay == "none":
+        return Start(eventlog.head, verdict)
+    elif wish.replay == "all":
+        return Start(await eventlog.floor(), verdict)
+    head, owed = await eventlog.recent(view.destination, age_s=options.window_s, limit=options.events_max)
+    return Start(head, verdict, owed)
+
+
+async def _verdict(eventlog: EventLog, view: View, position: Position | None) -> str:
+    if position is None:
+        return RESET_EPOCH
+    if not _known(eventlog, position):
+        await eventlog.catch_up()  # another node may have shown the client what this one has not read yet
+        if not _known(eventlog, position):
+            return RESET_EPOCH
+    if position.offset >= view.evicted or position >= await eventlog.floor():
+        return RESUMED
+    return RESET_EXPIRED
+
+
+def _known(eventlog: EventLog, position: Position) -> bool:
+    return position.epoch == eventlog.epoch and position <= eventlog.head

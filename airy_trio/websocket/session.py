@@ -1,0 +1,240 @@
+"""Sessions: each from its socket to its farewell (upgrade, conversation, goodbye), and all of them together.
+
+A session ends for one reason, a ``Farewell``, which the conversation gives or whoever dismisses the client; only
+the session says it, and only the session closes the socket. What fails in a session ends that session.
+"""
+
+import secrets
+from collections import Counter
+from typing import Final
+
+import structlog
+import trio
+from attrs import evolve, field, frozen
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from wsproto.frame_protocol import CloseReason as CloseCode
+
+from airy_trio.log.eventlog import EventLog
+from airy_trio.options import at_least, matching, more_than, satisfying
+from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.websocket.conversation import Conversation
+from airy_trio.websocket.fanout import fan_out
+from airy_trio.websocket.farewells import (
+    CONNECT_TIMEOUT,
+    GONE,
+    PROTOCOL_ERROR,
+    SHUTTING_DOWN,
+    TOO_LARGE,
+    TOO_SLOW,
+    Farewell,
+)
+from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.framing import close_frame, text_message
+from airy_trio.websocket.heartbeats import Wheel
+from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.runs import Runs
+from airy_trio.websocket.sender import send_for_ever
+from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
+from airy_trio.websocket.tasks import Tasks
+from airy_trio.websocket.upgrade import upgrade
+from airy_trio.websocket.wire import RECEIVE_BYTES_MAX, Wire
+
+logger = structlog.get_logger(__name__)
+
+GOODBYE_S: Final = 1.0
+"""How long a goodbye may take; after that the socket is cut."""
+LINGER_S: Final = 1.0
+"""How long the peer's last bytes are waited for, so that closing does not destroy ours on their way."""
+HANG_UP_S: Final = 2.0
+"""Beyond ``LINGER_S``, for what should not take any time: ending tasks and cutting the connection."""
+SPREAD_S: Final = 0.01
+"""Between two clients that are sent away at shutdown, where the drain time allows."""
+SESSION_NAME_BYTES: Final = 8
+HEARTBEAT_MS_MIN: Final = 500
+"""The wheel is not exact enough for less."""
+
+
+@frozen(kw_only=True)
+class SessionOptions:
+    """What a session allows (settings, ``[listener]``)."""
+
+    path: str = field(default="/ws.communication", validator=matching(r"/[!-~]*", 'a path that begins with "/"'))
+    subscriptions_max: int = field(default=16, validator=at_least(1))
+    connect_timeout_s: float = field(default=10, validator=more_than(0))
+    send_timeout_s: float = field(default=10, validator=more_than(0))
+    heartbeat_ms: int = field(
+        default=30_000,
+        validator=satisfying(lambda ms: ms == 0 or ms >= HEARTBEAT_MS_MIN, f"0, or at least {HEARTBEAT_MS_MIN}"),
+    )
+    frame_bytes_max: int = field(default=65_536, validator=at_least(4096))
+
+
+class Sessions:
+    """All sessions of one process. ``fan_out`` and ``wheel.turn`` run as tasks beside them."""
+
+    def __init__(self, eventlog: EventLog, options: SessionOptions, replay: ReplayOptions, *, server: str) -> None:
+        self.wheel = Wheel()
+        self._eventlog = eventlog
+        self._options = options
+        self._replay = replay
+        self._server = server
+        self._runs = Runs(eventlog)
+        self._clients: dict[Client, None] = {}  # the oldest first
+        self._ended = trio.Event()
+        self._dismissing = False
+        self._counts: Counter[str] = Counter()
+
+    def statistics(self) -> dict[str, int]:
+        """``clients`` and ``subscriptions`` now; since the start ``acks_ignored``, ``nacks``, ``farewell NAME``."""
+        subscriptions = sum(len(client.subscriptions) for client in self._clients)
+        return {**self._counts, "clients": len(self._clients), "subscriptions": subscriptions}
+
+    async def fan_out(self) -> None:
+        """Wake the clients for whom the log has grown, for ever."""
+        await fan_out(self._eventlog)
+
+    async def serve(self, connections: trio.Nursery, outlet: Outlet) -> Farewell:
+        """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
+
+        Owns the outlet. Raises nothing but cancellation, which cuts the connection.
+        """
+        client = Client(Connection(self._connection_options()))
+        wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
+        conversation = Conversation(client, wire, self._eventlog, self.wheel, self._replay)
+        tasks = Tasks(connections, client)
+        self._clients[client] = None
+        if self._dismissing:
+            client.dismiss(SHUTTING_DOWN)
+        orderly = False
+        try:
+            ws = await self._meet(client, wire, conversation, tasks)
+            self._release(client, conversation)
+            orderly = await _say_goodbye(client, wire, ws)
+        finally:
+            self._release(client, conversation)
+            with trio.move_on_after(HANG_UP_S, shield=True):
+                await _hang_up(tasks, outlet, orderly=orderly)
+            self._count(client, conversation)
+        return client.farewell or GONE
+
+    async def dismiss_all(self, drain_s: float) -> None:
+        """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.
+
+        Returns ``GOODBYE_S`` after ``drain_s`` in any case: whoever is left then is for the caller to cancel.
+        """
+        self._dismissing = True
+        clients = tuple(self._clients)
+        pause_s = min(SPREAD_S, drain_s / max(1, len(clients)))
+        begun_at = trio.current_time()
+        with trio.move_on_after(drain_s + GOODBYE_S):
+            for count, client in enumerate(clients):
+                await trio.sleep_until(begun_at + count * pause_s)
+                client.dismiss(SHUTTING_DOWN)
+            while self._clients:
+                self._ended = trio.Event()
+                await self._ended.wait()
+
+    def _connection_options(self) -> ConnectionOptions:
+        return ConnectionOptions(
+            session=secrets.token_hex(SESSION_NAME_BYTES),
+            server=self._server,
+            heartbeat_ms=self._options.heartbeat_ms,
+            frame_bytes_max=self._options.frame_bytes_max,
+            subscriptions_max=self._options.subscriptions_max,
+        )
+
+    async def _meet(
+        self, client: Client, wire: Wire, conversation: Conversation, tasks: Tasks
+    ) -> WebSocketConnection | None:
+        """Upgrade, then answer until there is a farewell, which the client has then; None: there was no upgrade."""
+        client.scope.deadline = trio.current_time() + self._options.connect_timeout_s
+        ws: WebSocketConnection | None = None
+        with client.scope:
+            ws = await upgrade(tasks, wire, path=self._options.path, message_bytes_max=self._options.frame_bytes_max)
+            if ws is None:
+                client.dismiss(GONE)
+            else:
+                tasks.start_soon(send_for_ever, client, wire, self._eventlog, self._runs)
+                client.dismiss(await _converse(client, wire, ws, conversation))
+        client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
+        return ws
+
+    def _release(self, client: Client, conversation: Conversation) -> None:
+        """Let go of all that reads for the client or keeps watch over it. Idempotent."""
+        client.state = State.CLOSING
+        conversation.end()
+        self.wheel.forget(client)
+
+    def _count(self, client: Client, conversation: Conversation) -> None:
+        del self._clients[client]
+        self._ended.set()
+        farewell = client.farewell or GONE
+        self._counts[f"farewell {farewell.name}"] += 1
+        self._counts["acks_ignored"] += conversation.acks_ignored
+        self._counts["nacks"] += conversation.nacks
+        logger.debug("session ended", session=client.session, farewell=farewell.name, token=farewell.token)
+
+
+async def _converse(client: Client, wire: Wire, ws: WebSocketConnection, conversation: Conversation) -> Farewell:
+    try:
+        while True:
+            farewell = await conversation.hear(await ws.get_message())
+            if farewell is not None:
+                return farewell
+    except ConnectionClosed as closed:
+        return TOO_SLOW if wire.stalled else _closed_by_protocol(wire, closed.reason)
+    except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
+        return farewell_after(fault, client.session)
+
+
+def _closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
+    """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
+    if reason is None or reason.code == CloseCode.ABNORMAL_CLOSURE:
+        return GONE
+    if reason.code == CloseCode.MESSAGE_TOO_BIG:
+        return evolve(TOO_LARGE, token=None)  # its Close frame has been written
+    if wire.closing:
+        return GONE  # the client's Close frame has been answered
+    return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
+
+
+async def _say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None) -> bool:
+    """Say the client's farewell, if it can still hear; False: it did not take it, and has to be cut.
+
+    The Close frame is written here, not by ``ws.aclose``: that waits for the answer even where its reader has ended.
+    """
+    farewell = client.farewell
+    if ws is None or farewell is None:
+        return ws is None
+    if farewell is TOO_SLOW or wire.stalled:
+        return False
+    with trio.move_on_after(GOODBYE_S, shield=True):
+        try:
+            if farewell.token is not None:
+                error = client.connection.error(farewell.token, farewell.prose, farewell.receipt_id, farewell.headers)
+                await wire.write(text_message(error))
+            if farewell.close_code is not None:
+                await wire.close(close_frame(farewell.close_code, farewell.token or farewell.name))
+            while True:
+                await ws.get_message()
+        except ConnectionClosed:  # the answer to our Close frame, or the end of the stream
+            return True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+    return False
+
+
+async def _hang_up(tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
+    """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
+    with trio.move_on_after(LINGER_S):
+        await tasks.stop()
+        try:
+            if orderly:
+                await outlet.send_eof()
+                while await outlet.receive_some(RECEIVE_BYTES_MAX):
+                    pass  # what came after the farewell; unread it would make the kernel reset the connection
+                await outlet.aclose()
+                return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            logger.debug("peer was gone before the end")
+    await outlet.abort()

@@ -1,0 +1,143 @@
+"""One client and its subscriptions: who may write to it, where each cursor stands, and how much it may have in flight.
+
+State only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
+"""
+
+from collections import deque
+from enum import Enum
+
+import trio
+from attrs import define, field, frozen
+
+from airy_trio.log.position import Position
+from airy_trio.log.store import StoredEvent
+from airy_trio.log.tail import View
+from airy_trio.options import at_least
+from airy_trio.stomp.connection import AckMode, Connection
+from airy_trio.websocket.farewells import Farewell
+
+
+@frozen(kw_only=True)
+class ReplayOptions:
+    """The recent window, for clients that do not tell their position (settings, ``[replay]``)."""
+
+    window_s: float = field(default=120, validator=at_least(0))
+    events_max: int = field(default=1000, validator=at_least(1))
+
+
+class State(Enum):
+    """Who may write events to a connection (architecture, "Delivery")."""
+
+    CONNECTING = "connecting"
+    """Nobody: CONNECTED has not been written."""
+    LIVE = "live"
+    """Its send task."""
+    CLOSING = "closing"
+    """Nobody: the session says the farewell."""
+
+
+class Window:
+    """What is in flight in one subscription with an ack mode, and what may still be sent: flow control, no more."""
+
+    def __init__(self, mode: AckMode, prefetch: int) -> None:
+        self._cumulative = mode is AckMode.CLIENT
+        self._prefetch = prefetch
+        self._in_flight: dict[int, None] = {}  # offsets in the order of sending, which rises
+
+    @property
+    def room(self) -> int:
+        """How many more events may be sent before the client acknowledges one."""
+        return self._prefetch - len(self._in_flight)
+
+    def sent(self, offsets: tuple[int, ...]) -> None:
+        """Note events as in flight."""
+        self._in_flight.update(dict.fromkeys(offsets))
+
+    def acknowledge(self, offset: int) -> bool:
+        """Take an acknowledgement: of this event, or in mode ``client`` of all up to it.
+
+        False where nothing of that offset is in flight: unknown, or acknowledged before.
+        """
+        if offset not in self._in_flight:
+            return False
+        if self._cumulative:
+            for earlier in list(self._in_flight):
+                if earlier > offset:
+                    break
+                del self._in_flight[earlier]
+        else:
+            del self._in_flight[offset]
+        return True
+
+
+@define(eq=False)
+class Subscription:
+    """A cursor of one client into one view.
+
+    ``number``: the client's count, which its ack ids begin with. ``prefix``: the octets that all its MESSAGE frames
+    begin with. ``view``: of the destination, set when it is attached. ``position``: every event up to here was sent,
+    is in ``owed``, or is not wanted. ``owed``: events that are sent before what follows the position. ``verdict``:
+    the header line that the first MESSAGE still has to carry, else empty. ``window``: None where no acks are needed.
+    ``started``: the RECEIPT was written. ``retry_at``: not before this time (Trio's) is the store asked again;
+    ``retries``: how often it was away, in a row.
+    """
+
+    client: "Client"
+    number: int
+    prefix: bytes
+    position: Position
+    view: View = field(init=False)
+    window: Window | None = None
+    owed: deque[StoredEvent] = field(factory=deque)
+    verdict: bytes = b""
+    started: bool = False
+    retries: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def hungry(self) -> bool:
+        """Whether there is something to send that the client has room for."""
+        return (
+            self.started
+            and (self.view.last > self.position.offset or bool(self.owed))
+            and (self.window is None or self.window.room > 0)
+        )
+
+    @property
+    def shareable(self) -> bool:
+        """Whether its frames are those of every subscription with the same prefix and position."""
+        return self.window is None and not self.verdict and not self.owed
+
+
+@define(eq=False)
+class Client:
+    """One connection's state; owned by its session.
+
+    ``connection``: the STOMP side of it. ``scope``: the conversation; its deadline is that of CONNECT.
+    ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
+    waiting.
+    """
+
+    connection: Connection
+    state: State = State.CONNECTING
+    farewell: Farewell | None = None
+    subscriptions: dict[int, Subscription] = field(factory=dict)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    wakened: trio.Event = field(factory=trio.Event)
+    occupied: bool = False
+
+    @property
+    def session(self) -> str:
+        """The name of the session, as in CONNECTED."""
+        return self.connection.options.session
+
+    def wake(self) -> None:
+        """Let the send task look again."""
+        self.wakened.set()
+
+    def dismiss(self, farewell: Farewell) -> None:
+        """End the conversation with this farewell; the first one wins. Never waits."""
+        if self.farewell is None:
+            self.farewell = farewell
+        self.state = State.CLOSING
+        self.scope.cancel()

@@ -1,0 +1,113 @@
+"""The stream that trio-websocket is given: its frames and complete messages of ours on one way, never mixed.
+
+Whoever waits while writing holds ``lock``, and waits only while something is pending. Nothing is written after a
+Close frame. Notes when bytes went and came. What the messages are, and who may send events, is known above.
+"""
+
+from typing import Final
+
+import trio
+
+from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
+from airy_trio.websocket.outlet import Outlet
+
+RECEIVE_BYTES_MAX: Final = 4096
+
+
+class StalledError(trio.BrokenResourceError):
+    """The peer took nothing for ``send_timeout_s``."""
+
+
+class Wire(trio.abc.Stream):
+    """One connection's way out and in.
+
+    ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
+    written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``upgrading``: the scope
+    in which the upgrade is waited for; it is cancelled when nothing more can come (trio-websocket would wait on).
+    """
+
+    def __init__(self, outlet: Outlet, *, send_timeout_s: float) -> None:
+        self.outlet = outlet
+        self.lock = trio.StrictFIFOLock()
+        self.upgrading = trio.CancelScope()
+        self.closing = False
+        self.stalled = False
+        self.read_at = self.written_at = trio.current_time()
+        self._send_timeout_s = send_timeout_s
+
+    def offer(self, data: bytes, now: float) -> bool:
+        """Write complete messages without waiting: all of them, or nothing and say False."""
+        if self.closing or not self.outlet.offer(data):
+            return False
+        self.written_at = now
+        return True
+
+    async def write(self, data: bytes) -> bool:
+        """Write complete messages, waiting for the peer to take them; False where a Close frame came before.
+
+        Raises ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
+        """
+        async with self.lock:
+            if self.closing:
+                return False
+            await self.push(data)
+        return True
+
+    async def close(self, frame: bytes) -> None:
+        """Write the Close frame, the last that this wire carries; nothing where one was written before."""
+        if self.closing:
+            return
+        self.closing = True  # before the lock is waited for: who comes between must not write after it
+        async with self.lock:
+            await self.push(frame)
+
+    async def push(self, data: bytes) -> None:
+        """Give complete messages to the outlet and wait until they have left. For the holder of ``lock``.
+
+        Where nothing is pending they are given whole before the first wait: who is cancelled then has sent them.
+        """
+        await self.drain()
+        self.outlet.push(data)
+        self.written_at = trio.current_time()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until nothing is pending. For the holder of ``lock``; no checkpoint where nothing is."""
+        while self.outlet.pending:
+            with trio.move_on_after(self._send_timeout_s) as patience:
+                await self.outlet.drain()
+            if patience.cancelled_caught:
+                self.stalled = True
+                message = f"nothing was taken for {self._send_timeout_s} s"
+                raise StalledError(message)
+            self.written_at = trio.current_time()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write one frame of trio-websocket, or its answer to the upgrade. Dropped after a Close frame."""
+        frame = bytes(data)
+        if frame.startswith(CLOSE_FIRST_BYTE):
+            await self.close(frame)
+        else:
+            await self.write(frame)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until nothing is pending."""
+        async with self.lock:
+            await self.drain()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The peer's next bytes; none at its end."""
+        try:
+            data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.upgrading.cancel()
+            raise
+        if not data:
+            self.upgrading.cancel()
+        self.read_at = trio.current_time()
+        return data
+
+    async def aclose(self) -> None:
+        """Take note that trio-websocket has ended. Only the session closes the outlet."""
+        self.upgrading.cancel()
+        await trio.lowlevel.checkpoint()

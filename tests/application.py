@@ -1,0 +1,126 @@
+"""An application's database for the tests: real SQLite or real Postgres, with the default tables and our triggers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from airy_trio.changes import default_tables
+from airy_trio.database import SQLITE, Database, Names, Session, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.migrate import migrate
+from airy_trio.settings import Settings, parse
+
+MESSAGE: Mapping[str, Any] = {
+    "id": "m1",
+    "conversation_id": "c1",
+    "channel_id": "ch1",
+    "content": '{"text": "Hello World"}',
+    "delivery_state": "pending",
+    "from_contact": True,
+    "sent_at": "2020-10-25T21:24:54.560Z",
+    "source": "facebook",
+    "sender_id": "github:12345",
+}
+
+
+class Application:
+    """Writes into its tables as an application would, each call one transaction."""
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.url = url
+        self.dialect = sa.make_url(url).get_backend_name()
+        self.engine = self._engine(create=create)
+
+    def settings(self, more: str = "") -> Settings:
+        """Settings for a server on this database; ``more`` is TOML that comes after ``[database]`` and its url."""
+        return parse(f'[database]\nurl = "{self.url}"\n{more}', {})
+
+    def migrate(self, more: str = "", *, with_tables: bool = True) -> Settings:
+        settings = self.settings(more)
+        migrate(settings, with_tables=with_tables)
+        return settings
+
+    def execute(self, *statements: str, **parameters: Any) -> None:
+        with self.engine.begin() as connection:
+            for statement in statements:
+                connection.execute(sa.text(statement), parameters)
+
+    def scalar(self, statement: str) -> Any:
+        with self.engine.begin() as connection:
+            return connection.execute(sa.text(statement)).scalar()
+
+    def insert(self, table: sa.Table, *rows: Mapping[str, Any]) -> None:
+        with self.engine.begin() as connection:
+            for row in rows:
+                names = ", ".join(f'"{name}"' for name in row)
+                values = ", ".join(self._bound(table, name) for name in row)
+                connection.execute(sa.text(f"insert into {table.name} ({names}) values ({values})"), dict(row))
+
+    def message(self, **changed: Any) -> None:
+        self.insert(default_tables.MESSAGES, {**MESSAGE, **changed})
+
+    def metadata(self, subject: str, identifier: str, key: str, value: str | None, value_type: str = "text") -> None:
+        row = {"subject": subject, "identifier": identifier, "key": key, "value": value, "value_type": value_type}
+        self.insert(default_tables.METADATA, row)
+
+    def channel(self, id_: str = "ch1", *, connected: bool = True) -> None:
+        row = {"id": id_, "source": "facebook", "source_channel_id": "fb-page-id-1", "connected": connected}
+        self.insert(default_tables.CHANNELS, row)
+
+    def tag(self, id_: str = "t1", name: str = "flag", color: str = "tag-red") -> None:
+        self.insert(default_tables.TAGS, {"id": id_, "name": name, "color": color})
+
+    @property
+    def names(self) -> Names:
+        return Names(self.dialect, "airy_trio")
+
+    def log_table(self, name: str) -> str:
+        return self.names.quoted(name)
+
+    def reading(self) -> Session:
+        return Session(self._engine(lenient=True, isolation_level="REPEATABLE READ"))
+
+    def writing(self) -> Database:
+        return Database(self._engine())
+
+    def _bound(self, table: sa.Table, name: str) -> str:
+        times = isinstance(table.c[name].type, sa.TIMESTAMP)
+        return f"cast(:{name} as timestamptz)" if times and self.dialect != SQLITE else f":{name}"
+
+    def _engine(self, *, create: bool = False, lenient: bool = False, isolation_level: str = "") -> sa.Engine:
+        if self.dialect == SQLITE:
+            return sqlite_engine(sqlite_path(self.url), create=create, lenient=lenient)
+        engine = postgres_engine(self.url, connect_timeout_s=5)
+        return engine.execution_options(isolation_level=isolation_level) if isolation_level else engine
+
+
+@contextmanager
+def application(url: str, *, create: bool = False) -> Iterator[Application]:
+    made = Application(url, create=create)
+    try:
+        yield made
+    finally:
+        made.engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def any_application(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Application]:
+    """An empty database of each dialect in turn."""
+    url = f"sqlite:///{tmp_path}/app.db" if request.param == "sqlite" else request.getfixturevalue("postgres_database")
+    with application(url, create=True) as made:
+        yield made
+
+
+@pytest.fixture
+def sqlite_application(tmp_path: Path) -> Iterator[Application]:
+    with application(f"sqlite:///{tmp_path}/app.db", create=True) as made:
+        yield made
+
+
+@pytest.fixture
+def postgres_application(postgres_database: str) -> Iterator[Application]:
+    with application(postgres_database) as made:
+        yield made

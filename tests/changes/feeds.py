@@ -1,0 +1,35 @@
+"""A feed over an application's database, and what it reads as plain facts."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from airy_trio.changes.feed import Batch
+from airy_trio.changes.inspection import inspect
+from airy_trio.changes.postgres import PostgresFeed
+from airy_trio.changes.rows import ChangedObject
+from airy_trio.changes.sqlite import SqliteFeed
+from airy_trio.database import SQLITE
+from airy_trio.settings import Settings
+from tests.application import Application
+
+AnyFeed = SqliteFeed | PostgresFeed
+
+
+@asynccontextmanager
+async def feed_of(application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
+    with application.engine.begin() as connection:
+        tables = inspect(connection, settings.tables)
+    kind = SqliteFeed if application.dialect == SQLITE else PostgresFeed
+    feed = kind(application.reading(), application.writing(), application.names, tables)
+    try:
+        yield feed
+    finally:
+        await feed.aclose()
+
+
+async def read_all(feed: AnyFeed, after: str, limit: int = 1000) -> tuple[list[ChangedObject], str, list[Batch]]:
+    """Read until there is no more; objects in order, the point reached, and the batches."""
+    batches = [await feed.read(after, limit)]
+    while batches[-1].more:
+        batches.append(await feed.read(batches[-1].resume_point, limit))
+    return [found for batch in batches for found in batch.objects], batches[-1].resume_point, batches

@@ -1,0 +1,230 @@
+"""What every change feed promises, over real SQLite and real Postgres."""
+
+import pytest
+import trio
+
+from airy_trio.changes.rows import Channel, ChannelGone, Message, MessageGone, Metadata, MetadataEntry, Tag, TagGone
+from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+
+
+async def test_a_row_of_each_kind_comes_once_with_its_columns(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.message()
+        any_application.metadata("conversation", "c1", "a.b", "1", "number")
+        any_application.channel()
+        any_application.tag()
+        message, metadata, channel, tag = (await read_all(feed, start))[0]
+    assert isinstance(message, Message)
+    assert (message.id, message.conversation_id, message.channel_id) == ("m1", "c1", "ch1")
+    assert (message.content, message.content_is_json) == ('{"text": "Hello World"}', False)
+    assert str(message.from_contact) in {"1", "true"}
+    assert metadata == Metadata(
+        subject="conversation",
+        identifier="c1",
+        entries=(MetadataEntry(key="a.b", value="1", value_type="number", updated_at=None),),
+        time_zone=message.time_zone,
+        conversation_id="c1",
+        channel_id="ch1",
+    )
+    assert isinstance(channel, Channel)
+    assert (channel.id, channel.source, channel.source_channel_id) == ("ch1", "facebook", "fb-page-id-1")
+    assert tag == Tag(id="t1", name="flag", color="tag-red")
+
+
+async def test_rows_from_before_the_migration_are_not_sent(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.execute(f"delete from {any_application.log_table('change_log')}")
+    async with feed_of(any_application, settings) as feed:
+        batch = await feed.read(await feed.origin(), 10)
+    assert (batch.objects, batch.changes, batch.more) == ((), 0, False)
+
+
+async def test_several_changes_of_an_object_are_one_at_the_place_of_the_newest(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.tag("t1", name="old")
+        any_application.tag("t2")
+        any_application.execute("update tags set name = 'new' where id = 't1'")
+        objects, _, batches = await read_all(feed, start)
+    assert objects == [Tag(id="t2", name="flag", color="tag-red"), Tag(id="t1", name="new", color="tag-red")]
+    assert sum(batch.changes for batch in batches) == 3
+
+
+async def test_deleted_rows_carry_what_their_last_event_needs(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.message()
+    any_application.channel()
+    any_application.tag()
+    async with feed_of(any_application, settings) as feed:
+        _, start, _ = await read_all(feed, await feed.origin())
+        any_application.execute("delete from messages", "delete from channels", "delete from tags")
+        objects, _, _ = await read_all(feed, start)
+    assert objects == [
+        MessageGone(id="m1", conversation_id="c1", channel_id="ch1"),
+        ChannelGone(id="ch1", source="facebook", source_channel_id="fb-page-id-1"),
+        TagGone(id="t1"),
+    ]
+
+
+async def test_an_object_created_and_deleted_in_one_batch_gives_only_its_deletion(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.tag()
+        any_application.execute("delete from tags")
+        assert (await read_all(feed, start))[0] == [TagGone(id="t1")]
+
+
+async def test_a_changed_key_is_a_delete_of_the_old_and_an_update_of_the_new(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.message()
+    any_application.metadata("message", "m1", "k", "v")
+    async with feed_of(any_application, settings) as feed:
+        _, start, _ = await read_all(feed, await feed.origin())
+        any_application.execute("update messages set id = 'm2'", "update metadata set identifier = 'm2'")
+        old, new, old_pair, new_pair = (await read_all(feed, start))[0]
+    assert old == MessageGone(id="m1", conversation_id="c1", channel_id="ch1")
+    assert isinstance(new, Message)
+    assert new.id == "m2"
+    assert isinstance(old_pair, Metadata)
+    assert (old_pair.identifier, old_pair.entries) == ("m1", ())
+    assert isinstance(new_pair, Metadata)
+    assert (new_pair.identifier, len(new_pair.entries), new_pair.conversation_id) == ("m2", 1, "c1")
+
+
+async def test_metadata_of_different_subjects_never_mixes(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        for subject in ("conversation", "message", "channel"):
+            any_application.metadata(subject, "1", "who", subject)
+        objects, _, _ = await read_all(feed, start)
+    assert [(o.subject, [e.value for e in o.entries]) for o in objects if isinstance(o, Metadata)] == [
+        ("conversation", ["conversation"]),
+        ("message", ["message"]),
+        ("channel", ["channel"]),
+    ]
+
+
+async def test_metadata_belongs_to_its_subjects_conversation_and_channel(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.message(id="m1", channel_id="ch1", sent_at="2020-01-01T00:00:00Z")
+    any_application.message(id="m2", channel_id="ch2", sent_at="2021-01-01T00:00:00Z")
+    async with feed_of(any_application, settings) as feed:
+        _, start, _ = await read_all(feed, await feed.origin())
+        any_application.metadata("message", "m1", "k", "v")
+        any_application.metadata("conversation", "c1", "k", "v")
+        any_application.metadata("channel", "ch9", "k", "v")
+        any_application.metadata("message", "unknown", "k", "v")
+        any_application.metadata("conversation", "unknown", "k", "v")
+        objects, _, _ = await read_all(feed, start)
+    assert [(o.conversation_id, o.channel_id) for o in objects if isinstance(o, Metadata)] == [
+        ("c1", "ch1"),
+        ("c1", "ch2"),  # the channel of the newest message
+        (None, "ch9"),
+        (None, None),
+        (None, None),
+    ]
+
+
+async def test_a_metadata_pair_whose_last_row_is_deleted_is_empty(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.metadata("channel", "ch1", "k", "v")
+    async with feed_of(any_application, settings) as feed:
+        _, start, _ = await read_all(feed, await feed.origin())
+        any_application.execute("delete from metadata")
+        (found,) = (await read_all(feed, start))[0]
+    assert isinstance(found, Metadata)
+    assert (found.subject, found.identifier, found.entries) == ("channel", "ch1", ())
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+async def test_a_large_difference_comes_in_pages_none_twice(any_application: Application, limit: int) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        for number in range(7):
+            any_application.tag(f"t{number}")
+        objects, after, batches = await read_all(feed, start, limit)
+        assert [tag.id for tag in objects if isinstance(tag, Tag)] == [f"t{number}" for number in range(7)]
+        assert max(batch.changes for batch in batches) <= limit
+        any_application.tag("last")
+        assert [tag.id for tag in (await read_all(feed, after, limit))[0] if isinstance(tag, Tag)] == ["last"]
+
+
+async def test_reading_again_after_the_same_point_gives_the_same(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.tag()
+        assert (await read_all(feed, start))[0] == (await read_all(feed, start))[0]
+
+
+async def test_a_rolled_back_change_is_none(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        with any_application.engine.connect() as connection, connection.begin() as transaction:
+            connection.exec_driver_sql("insert into tags values ('t1', 'flag', 'red')")
+            transaction.rollback()
+        any_application.tag("t2")
+        assert [tag.id for tag in (await read_all(feed, start))[0] if isinstance(tag, Tag)] == ["t2"]
+
+
+async def test_waiting_ends_soon_after_a_commit(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        batch = await feed.read(await feed.origin(), 10)
+
+        async def read_when_woken() -> None:
+            nonlocal batch
+            while not batch.changes:
+                await feed.wait()
+                batch = await feed.read(batch.resume_point, 10)
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_when_woken)
+                await trio.to_thread.run_sync(any_application.tag)
+    assert len(batch.objects) == 1
+
+
+async def test_trimming_takes_what_was_recorded_and_moves_the_origin(any_application: Application) -> None:
+    settings = any_application.migrate()
+    log = any_application.log_table("change_log")
+    async with feed_of(any_application, settings) as feed:
+        for number in range(5):
+            any_application.tag(f"t{number}")
+        _, after, _ = await read_all(feed, await feed.origin())
+        any_application.tag("later")
+        assert await feed.trim(after, 2) == 2
+        assert await feed.trim(after, 100) in {2, 3}  # SQLite keeps the newest recorded row, for its token
+        assert await feed.trim(after, 100) == 0
+        assert any_application.scalar(f"select count(*) from {log}") in {1, 2}
+        assert await feed.origin() == after
+        assert [tag.id for tag in (await read_all(feed, await feed.origin()))[0] if isinstance(tag, Tag)] == ["later"]
+
+
+async def test_restarting_forgets_what_is_visible(any_application: Application) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        any_application.tag("before")
+        point = await feed.restart()
+        assert await feed.origin() == point
+        any_application.tag("after")
+        objects, _, _ = await read_all(feed, point)
+    assert [tag.id for tag in objects if isinstance(tag, Tag)] == ["after"]
+
+
+async def test_the_consumer_is_kept_beside_the_changes(any_application: Application) -> None:
+    from airy_trio.changes.feed import Consumer
+
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        assert await feed.consumer() is None
+        await feed.adopt(Consumer("k7f3q9", "memory"))
+        assert await feed.consumer() == Consumer("k7f3q9", "memory")

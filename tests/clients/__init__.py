@@ -1,0 +1,1 @@
+"""Real STOMP clients of others, as programs that print what they receive."""

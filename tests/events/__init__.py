@@ -1,0 +1,1 @@
+"""Tests of airy_trio.events."""

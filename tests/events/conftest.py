@@ -1,0 +1,15 @@
+"""Names of test cases: short and printable, whatever the value."""
+
+import pytest
+
+NAME_CHARACTERS_MAX = 40
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object) -> str | None:  # noqa: ARG001 - pytest's names
+    match val:
+        case str() | bytes():
+            return ascii(val[:NAME_CHARACTERS_MAX])[:NAME_CHARACTERS_MAX]
+        case int() if val.bit_length() > 64:
+            return f"{val.bit_length()}-bits"
+        case _:
+            return None

@@ -1,0 +1,76 @@
+from typing import get_args
+
+import pytest
+from attrs.exceptions import FrozenInstanceError
+
+from airy_trio.events.models import (
+    TYPES,
+    ChannelUpdated,
+    Event,
+    Json,
+    MessageDeleted,
+    MessageUpdated,
+    MetadataUpdated,
+    TagDeleted,
+    TagUpdated,
+)
+
+UPDATED = MessageUpdated(
+    id="1",
+    conversation_id="c1",
+    channel_id="ch1",
+    content=Json("{}"),
+    delivery_state="pending",
+    from_contact=True,
+    sent_at="2020-10-25T21:24:54.560Z",
+    source="facebook",
+    sender_id="s",
+)
+
+
+def about(subject: str, identifier: str) -> MetadataUpdated:
+    return MetadataUpdated(
+        subject=subject, identifier=identifier, metadata=Json("{}"), conversation_id=None, channel_id=None
+    )
+
+
+def test_every_event_has_its_wire_name() -> None:
+    assert tuple(event.type for event in get_args(Event)) == TYPES
+    assert set(TYPES) == {
+        "message.updated",
+        "message.deleted",
+        "metadata.updated",
+        "channel.updated",
+        "tag.updated",
+        "tag.deleted",
+    }
+
+
+def test_events_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        UPDATED.id = "2"  # type: ignore[misc]
+
+
+def test_update_and_delete_of_a_thing_are_about_one_object() -> None:
+    assert UPDATED.object == MessageDeleted(id="1", conversation_id="c2", channel_id="ch2").object == "message:1"
+    assert TagUpdated(id="1", name="flag", color="tag-red").object == TagDeleted(id="1").object == "tag:1"
+
+
+def test_different_things_with_one_id_are_different_objects() -> None:
+    channel = ChannelUpdated(id="1", source="facebook", source_channel_id="p", connected=True)
+    objects = [
+        UPDATED.object,
+        channel.object,
+        TagDeleted(id="1").object,
+        about("message", "1").object,
+        about("conversation", "1").object,
+        about("channel", "1").object,
+    ]
+    assert len(set(objects)) == len(objects)
+
+
+def test_a_channel_belongs_to_itself_and_a_tag_to_nobody() -> None:
+    channel = ChannelUpdated(id="ch1", source="facebook", source_channel_id="p", connected=True)
+    assert (channel.channel_id, channel.conversation_id) == ("ch1", None)
+    for tag in (TagUpdated(id="1", name="flag", color="tag-red"), TagDeleted(id="1")):
+        assert (tag.channel_id, tag.conversation_id) == (None, None)

@@ -1,0 +1,235 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.changes.rows import Value
+from airy_trio.events import strict_json, values
+from airy_trio.events.faults import UnfitValueError
+from tests.events.rows import ANY_VALUE, strictly_read
+
+HUGE = 10**5000
+
+
+@pytest.mark.parametrize(
+    "value,expected",
+    [
+        ("m1", "m1"),
+        ("", ""),
+        ("0B1C9A52-2C7E-4A5E-9F57-9A7F0D6A1C11", "0B1C9A52-2C7E-4A5E-9F57-9A7F0D6A1C11"),
+        ("Grüße 😀", "Grüße 😀"),
+        ("a\x00b", "a\x00b"),
+        (7, "7"),
+        (-(2**63), "-9223372036854775808"),
+        (2**70, "1180591620717411303424"),
+        (5.0, "5"),
+        (float(2**53), "9007199254740992"),
+        (-0.0, "0"),
+    ],
+)
+def test_text(value: Value, expected: str) -> None:
+    assert values.text(value, "id") == expected
+
+
+@pytest.mark.parametrize(
+    "value,problem",
+    [
+        (None, "id is NULL"),
+        (b"ok", "id is not UTF-8 text"),
+        ("\ud800", "id is not UTF-8 text"),
+        (True, "id is neither text nor an integer"),
+        (1.5, "id is neither text nor an integer"),
+        (float(2**53 + 2), "id is neither text nor an integer"),
+        (math.nan, "id is neither text nor an integer"),
+        (math.inf, "id is neither text nor an integer"),
+        (HUGE, "id has too many digits"),
+    ],
+)
+def test_what_is_no_text(value: Value, problem: str) -> None:
+    with pytest.raises(UnfitValueError) as caught:
+        values.text(value, "id")
+    assert str(caught.value) == problem
+
+
+def test_optional_text() -> None:
+    assert values.optional_text(None, "channel_id") is None
+    assert values.optional_text(5, "channel_id") == "5"
+    with pytest.raises(UnfitValueError, match=r"^channel_id is not UTF-8 text$"):
+        values.optional_text(b"", "channel_id")
+
+
+def test_a_message_without_sender_is_anonymous() -> None:
+    assert values.sender(None) == "airy-core-anonymous"
+    assert values.sender("") == ""
+    assert values.sender(12) == "12"
+    with pytest.raises(UnfitValueError, match=r"^sender_id "):
+        values.sender(b"\xff")
+
+
+TRUE: list[Value] = [True, 1, "1", "t", "T", "true", "TRUE", "True"]
+FALSE: list[Value] = [False, 0, "0", "f", "F", "false", "FALSE", "False"]
+NO_FLAGS: list[Value] = [2, -1, 1.0, 0.0, "", "2", "yes", "on", " true", b"1", math.nan, HUGE, "tru", "\ud800"]
+
+
+@pytest.mark.parametrize("value,expected", [*((one, True) for one in TRUE), *((one, False) for one in FALSE)])
+def test_flags(value: Value, *, expected: bool) -> None:
+    assert values.flag(value, "from_contact") is expected
+    assert values.connected(value) is expected
+
+
+@pytest.mark.parametrize("value", NO_FLAGS)
+def test_what_is_no_flag(value: Value) -> None:
+    with pytest.raises(UnfitValueError, match=r"^from_contact is not a boolean$"):
+        values.flag(value, "from_contact")
+    with pytest.raises(UnfitValueError, match=r"^connected is not a boolean$"):
+        values.connected(value)
+
+
+def test_a_flag_that_is_null() -> None:
+    with pytest.raises(UnfitValueError, match=r"^from_contact is NULL$"):
+        values.flag(None, "from_contact")
+
+
+@pytest.mark.parametrize("word,expected", [("CONNECTED", True), ("Connected", True), ("DISCONNECTED", False)])
+def test_airys_words_for_connected(word: str, *, expected: bool) -> None:
+    assert values.connected(word) is expected
+    with pytest.raises(UnfitValueError):
+        values.flag(word, "from_contact")
+
+
+@pytest.mark.parametrize("written", ["pending", "failed", "delivered", "PENDING", "Failed"])
+def test_delivery_states(written: str) -> None:
+    assert values.delivery_state(written) == written.lower()
+
+
+@pytest.mark.parametrize("value", ["", "sent", "pending ", 1])
+def test_a_delivery_state_outside_the_three(value: Value) -> None:
+    with pytest.raises(UnfitValueError, match=r"^delivery_state is not pending, failed or delivered$"):
+        values.delivery_state(value)
+
+
+@pytest.mark.parametrize("word", ["conversation", "channel", "message"])
+def test_subjects(word: str) -> None:
+    assert values.subject(word) == word
+
+
+@pytest.mark.parametrize("value", ["Conversation", "tag", "", "conversation:1", 1])
+def test_a_subject_outside_the_three(value: Value) -> None:
+    with pytest.raises(UnfitValueError, match=r"^subject is not conversation, channel or message$"):
+        values.subject(value)
+
+
+@pytest.mark.parametrize(
+    "value,expected",
+    [
+        ("red", "tag-red"),
+        ("RED", "tag-red"),
+        ("tag-red", "tag-red"),
+        ("Tag-Red", "tag-red"),
+        ("light-blue", "tag-light-blue"),
+        ("light_blue", "tag-light_blue"),
+        ("GRÜN", "tag-grün"),
+        (7, "tag-7"),
+        ("#FF0000", "#ff0000"),
+        ("rgb(1, 2, 3)", "rgb(1, 2, 3)"),
+        ("dark red", "dark red"),
+        ("red\n", "red\n"),
+        ("", ""),
+        ("tag-", "tag-"),
+    ],
+)
+def test_colors(value: Value, expected: str) -> None:
+    assert values.color(value) == expected
+
+
+@pytest.mark.parametrize("value", [None, b"red", True, 1.5])
+def test_what_is_no_color(value: Value) -> None:
+    with pytest.raises(UnfitValueError, match=r"^color "):
+        values.color(value)
+
+
+@pytest.mark.parametrize(
+    "value,expected",
+    [
+        (None, "null"),
+        (' {"b": 1.50,  "a": [ ]}\n', ' {"b": 1.50,  "a": [ ]}\n'),
+        ("123", "123"),
+        ('"text"', '"text"'),
+        ("1" + "0" * 6000, "1" + "0" * 6000),
+        (123, "123"),
+        (1.5, "1.5"),
+        (True, "true"),
+        (False, "false"),
+    ],
+)
+def test_a_json_column_stands_as_it_is(value: Value, expected: str) -> None:
+    assert values.content(value, is_json=True) == expected
+
+
+@pytest.mark.parametrize("value", ["NaN", '{"a":NaN}', "{", "", "hello", math.nan, math.inf])
+def test_a_json_column_that_holds_none(value: Value) -> None:
+    with pytest.raises(UnfitValueError, match=r"^content is not valid JSON$"):
+        values.content(value, is_json=True)
+
+
+def test_a_json_column_that_is_too_deep() -> None:
+    with pytest.raises(UnfitValueError, match=r"^content is nested deeper than 500$"):
+        values.content("[" * 501 + "]" * 501, is_json=True)
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+@pytest.mark.parametrize(
+    "value,problem",
+    [(b"{}", "is not UTF-8 text"), ('["\ud800"]', "is not UTF-8 text"), (HUGE, "has too many digits")],
+)
+def test_content_that_is_no_text(value: Value, problem: str, *, is_json: bool) -> None:
+    with pytest.raises(UnfitValueError) as caught:
+        values.content(value, is_json=is_json)
+    assert str(caught.value) == f"content {problem}"
+
+
+@pytest.mark.parametrize("value", ['{"text": "hi"}', ' [1.0, "\\ud800"] ', "\n\t\r {}", '{"a":[' + "9" * 6000 + "]}"])
+def test_text_that_is_an_object_or_array_stands_as_it_is(value: str) -> None:
+    assert values.content(value, is_json=False) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "hello",
+        "123",
+        "null",
+        "true",
+        '"quoted"',
+        "NaN",
+        "",
+        " ",
+        "[1,]",
+        '{"a":NaN}',
+        "[see below]",
+        "{} {}",
+        "Grüße 😀",
+        "a\x00b",
+        "[" * 501 + "]" * 501,
+    ],
+)
+def test_all_other_text_becomes_a_string(value: str) -> None:
+    assert strictly_read(values.content(value, is_json=False)) == value
+
+
+@pytest.mark.parametrize(
+    "value,expected", [(123, '"123"'), (-1.5, '"-1.5"'), (True, '"true"'), (math.inf, '"inf"'), (None, "null")]
+)
+def test_a_text_column_that_holds_another_type(value: Value, expected: str) -> None:
+    assert values.content(value, is_json=False) == expected
+
+
+@given(ANY_VALUE, st.booleans())
+def test_content_is_json_or_a_fault(value: Value, is_json: bool) -> None:  # noqa: FBT001 - given by hypothesis
+    try:
+        content = values.content(value, is_json=is_json)
+    except UnfitValueError:
+        return
+    strictly_read(content.encode())
+    assert not strict_json.is_deeper(content, strict_json.NESTING_MAX)

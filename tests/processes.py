@@ -1,0 +1,202 @@
+"""``airy-trio`` as a process of its own: started, listened to line by line, told to stop, or killed.
+
+Nothing here sleeps: who waits, waits for a line or for the end. These are real processes, so tests that use them run
+on the real clock (not ``autojump_clock``) and put ``trio.fail_after`` around what they wait for.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
+LINE_BYTES_MAX = 1 << 20
+AIRY_TRIO = (sys.executable, "-m", "airy_trio")
+
+
+@define
+class Lines:
+    """The lines of a pipe, all that came so far; any number of tasks may wait for the next."""
+
+    all: list[str] = field(factory=list)
+    ended: bool = False
+    _changed: trio.Event = field(factory=trio.Event)
+
+    async def line(self, number: int) -> str | None:
+        """Line ``number``, counted from 0 and without its end, once it is there; None where the pipe ended before."""
+        while number >= len(self.all):
+            if self.ended:
+                return None
+            await self._changed.wait()
+        return self.all[number]
+
+    async def end(self) -> None:
+        """Return once the pipe has ended."""
+        while not self.ended:
+            await self._changed.wait()
+
+    async def read(self, pipe: trio.abc.ReceiveStream) -> None:
+        """Read a pipe to its end: one task does this."""
+        rest = b""
+        async with pipe:
+            async for data in pipe:
+                *complete, rest = (rest + data).split(b"\n")
+                assert len(rest) <= LINE_BYTES_MAX
+                self.all += [line.decode(errors="replace") for line in complete]
+                self._tell()
+        if rest:
+            self.all.append(rest.decode(errors="replace"))
+        self.ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+
+@define
+class Program:
+    """A process that runs now. ``out`` and ``err`` are read all the time, so that it never waits for us."""
+
+    process: trio.Process
+    out: Lines = field(factory=Lines)
+    err: Lines = field(factory=Lines)
+
+    async def record(self, event: str, **facts: object) -> dict[str, Any]:
+        """The first JSON line on stderr with this ``event`` and these facts; waits for it.
+
+        Raises ``AssertionError``, with all that was said, where the process ends without it.
+        """
+        for number in itertools.count():
+            line = await self.err.line(number)
+            if line is None:
+                break
+            found = json_object(line)
+            if found.get("event") == event and facts.items() <= found.items():
+                return found
+        message = f"ended without {event!r} {facts or ''}:\n" + "\n".join(self.err.all)
+        raise AssertionError(message)
+
+    async def terminate(self) -> int:
+        """SIGTERM, then its exit code."""
+        self.process.terminate()
+        return await self.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL: what a crash of the machine or the out-of-memory killer does."""
+        self.process.kill()
+        await self.wait()
+
+    async def wait(self) -> int:
+        """The exit code (negative: the signal), once it and its pipes have ended."""
+        with trio.fail_after(STOP_TIMEOUT_S):
+            code = await self.process.wait()
+            await self.out.end()
+            await self.err.end()
+        return code
+
+
+@define
+class Server(Program):
+    """``airy-trio --config``, listening. ``port`` is the real one."""
+
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """The WebSocket URL with the default path."""
+        return f"ws://127.0.0.1:{self.port}/ws.communication"
+
+
+AnyProgram = TypeVar("AnyProgram", bound=Program)
+
+
+@frozen
+class Finished:
+    """What a command that ended by itself left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@asynccontextmanager
+async def running(
+    kind: type[AnyProgram],
+    command: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> AsyncIterator[AnyProgram]:
+    """Start a process as a kind of program; whatever is left of it at the end is killed."""
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=_environment(environ),
+        cwd=folder,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    program = kind(process)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(program.out.read, process.stdout)
+        nursery.start_soon(program.err.read, process.stderr)
+        try:
+            yield program
+        finally:
+            if process.returncode is None:
+                process.kill()
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_TIMEOUT_S):
+                    await process.wait()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def server(
+    config: Path, *, environ: Mapping[str, str] | None = None, folder: Path | None = None
+) -> AsyncIterator[Server]:
+    """Start ``airy-trio --config``, which logs JSON, and wait until it listens."""
+    command = [*AIRY_TRIO, "--config", str(config)]
+    async with running(Server, command, environ=environ, folder=folder) as listening:
+        with trio.fail_after(START_TIMEOUT_S):
+            listening.port = (await listening.record("listening"))["port"]
+        yield listening
+
+
+async def run(*arguments: str, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Finished:
+    """Run ``airy-trio`` with arguments to its end."""
+    with trio.fail_after(START_TIMEOUT_S):
+        ended = await trio.run_process(
+            [*AIRY_TRIO, *arguments],
+            check=False,
+            capture_stdout=True,
+            capture_stderr=True,
+            env=_environment(environ),
+            cwd=folder,
+        )
+    return Finished(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+
+def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
+    """Ours without what libpq would read from it, and what the test adds."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | dict(added or {})
+
+
+def json_object(line: str) -> dict[str, Any]:
+    """What a line of JSON says; nothing where it is something else."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,188 @@
+"""Every bound: what lies on it is taken, what lies one beyond is refused."""
+
+import pytest
+
+from airy_trio.settings import Document
+from airy_trio.settings.bounds import CHECKS, REQUIRED, SECRETS
+from airy_trio.settings.reader import options_of
+from tests.settings.reading import URL, fault, faults, read
+
+POSTGRES = "postgresql://airy:hunter2@db:5432/airy"
+
+NUMBERS = [
+    # setting, on the bound, beyond it
+    ("database.connect_timeout_s", ["0.001", "1"], ["0", "-1", "0.0"]),
+    ("changes.batch_rows_max", ["1", "100000"], ["0", "100001"]),
+    ("log.retain_s", ["1", "1.5"], ["0", "0.99"]),
+    ("log.retain_events", ["1"], ["0", "-5"]),
+    ("log.tail_events", ["1"], ["0"]),
+    ("log.tail_bytes", ["1"], ["0"]),
+    ("replay.window_s", ["0", "0.5"], ["-1", "-0.5"]),
+    ("replay.events_max", ["1"], ["0"]),
+    ("listener.port", ["0", "65535"], ["-1", "65536"]),
+    ("listener.subscriptions_max", ["1"], ["0"]),
+    ("listener.connect_timeout_s", ["0.001", "1"], ["0", "-1"]),
+    ("listener.send_timeout_s", ["0.001", "1"], ["0", "-1"]),
+    ("listener.heartbeat_ms", ["0", "1"], ["-1"]),
+    ("listener.frame_bytes_max", ["4096"], ["4095"]),
+    ("listener.message_bytes_max", ["1024"], ["1023"]),
+    ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
+]
+TEXTS = [
+    ("database.schema", ["a", "_", "airy_trio", "a" + "0" * 40], ["", "0a", "A", "a-b", "a.b", "a" + "0" * 41, "ä"]),
+    ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", "a b"]),  # noqa: S104 - a value, nothing listens
+    ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
+    ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
+    ("logging.format", ["auto", "console", "json"], ["", "xml"]),
+    ("changes.capture", ["triggers"], ["", "updated_at"]),
+    ("log.store", ["memory", "sql"], ["", "redis"]),
+    *(
+        (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])
+        for kind in ("messages", "metadata", "channels", "tags")
+    ),
+]
+ANY = {
+    "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url",
+    *(
+        f"database.tables.{kind}.{option}"
+        for kind in ("messages", "metadata", "channels", "tags")
+        for option in ("name", "columns", "constants", "values", "where")
+    ),
+}  # fmt: skip
+"""Settings whose values have tests of their own, or no bound."""
+
+
+def written(setting: str, value: str) -> str:
+    section, _, key = setting.rpartition(".")
+    header = "" if section == "database" else f"[{section}]\n"
+    return f"{header}{key} = {value}\n"
+
+
+def value_of(settings: object, setting: str) -> object:
+    value = settings
+    for part in setting.removeprefix("database.tables").removeprefix(".").split("."):
+        value = getattr(getattr(value, "tables", value) if setting.startswith("database.tables") else value, part)
+    return value
+
+
+def test_every_setting_has_a_test_of_its_bounds() -> None:
+    sections = {other[:-1] for other in options_of(Document)}
+    every = {".".join(map(str, path)) for path in options_of(Document) if path not in sections}
+    assert every == {setting for setting, _, _ in (*NUMBERS, *TEXTS)} | ANY
+
+
+@pytest.mark.parametrize("setting, good, bad", NUMBERS)
+def test_a_number(setting: str, good: list[str], bad: list[str]) -> None:
+    for value in good:
+        assert value_of(read(written(setting, value)), setting) == float(value)
+    for value in bad:
+        kind = "number" if "." in value else "integer"
+        assert fault(written(setting, value)).startswith(f"{setting}: found {kind} {value}, allowed is a number ")
+
+
+@pytest.mark.parametrize("setting, good, bad", TEXTS)
+def test_a_text(setting: str, good: list[str], bad: list[str]) -> None:
+    for value in good:
+        assert value_of(read(written(setting, f'"{value}"')), setting) == value
+    for value in bad:
+        assert fault(written(setting, f'"{value}"')).startswith(f'{setting}: found text "{value}", allowed is ')
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///a.db",
+        "sqlite:////var/lib/a.db",
+        "sqlite+pysqlite:///a.db",
+        "sqlite:///a b.db",
+        "postgresql://h/d",
+        "postgresql+psycopg://u:p@h:5432/d",
+        "postgresql://u:p@h:1/d",
+        "postgresql://u:p@h:65535/d",
+        "postgresql:///d?host=/run/postgresql",
+        "postgresql://u:p%40ss@[::1]/d?sslmode=require",
+    ],
+)
+def test_a_url_of_a_database_we_know(url: str) -> None:
+    assert read(f'[log]\nurl = "{url}"').log.url == url
+    (missing,) = faults(f'[database]\nurl = "{url}"\n[x]')
+    assert missing.startswith("x: unknown")
+
+
+@pytest.mark.parametrize(
+    "url, words",
+    [
+        ("", "an empty text"),
+        ("hunter2", "a text that is no URL"),
+        ("sqlite:a.db", "a text that is no URL"),
+        ("host=db password=hunter2", "a text that is no URL"),
+        ("postgres://airy:hunter2@db/airy", "a postgres:// URL"),
+        ("mysql://airy:hunter2@db/airy", "a mysql:// URL"),
+        ("postgresql+psycopg2://airy:hunter2@db/airy", "a postgresql+psycopg2:// URL"),
+        ("sqlite+aiosqlite:///a.db", "a sqlite+aiosqlite:// URL"),
+        ("hunter2://airy@db/airy", "a URL of another kind"),
+        ("POSTGRESQL://airy:hunter2@db/airy", "a URL of another kind"),
+        ("postgresql://airy:hunter2@db:port/airy", "a URL that cannot be read"),
+        ("postgresql://airy:hunter2@db\\u0000/airy", "a URL that cannot be read"),
+        ("postgresql://airy:hunter2@db:0/airy", "a port outside 1 to 65535"),
+        ("postgresql://airy:hunter2@db:65536/airy", "a port outside 1 to 65535"),
+        ("sqlite://", "an SQLite URL without a file (a database in memory is seen by one process only)"),
+        ("sqlite:///", "an SQLite URL without a file (a database in memory is seen by one process only)"),
+        ("sqlite:///:memory:", "an SQLite URL without a file (a database in memory is seen by one process only)"),
+        ("sqlite://a.db", "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"),
+        ("sqlite:///a.db?mode=ro", 'an SQLite URL with "?" (it takes no options)'),
+        ("sqlite:///file:a.db", "an SQLite URL with file: (the path stands alone)"),
+    ],
+)
+def test_a_url_of_another_kind(url: str, words: str) -> None:
+    allowed = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, allowed is {allowed}",)
+    if url:
+        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, allowed is {allowed}, or ""'
+
+
+def test_a_direct_url_is_of_postgres() -> None:
+    text = f'[database]\nurl = "{POSTGRES}"\ndirect_url = '
+    assert faults(f'{text}"{POSTGRES}"\nx = 1') == faults(f'{text}""\nx = 1')
+    assert faults(f'{text}"sqlite:///a.db"') == (
+        'database.direct_url: found a sqlite:// URL, allowed is postgresql://USER@HOST/DATABASE, or ""',
+    )
+
+
+def test_a_direct_url_beside_sqlite_would_do_nothing() -> None:
+    assert faults(f'[database]\nurl = "{URL}"\ndirect_url = "{POSTGRES}"') == (
+        "database: direct_url is for PostgreSQL behind a pooler, but url is of SQLite",
+    )
+
+
+def test_a_url_beside_the_memory_store_would_do_nothing() -> None:
+    assert fault('[log]\nstore = "memory"\nurl = "sqlite:///a.db"') == (
+        'log: url says where store = "sql" keeps its events, but store is "memory"'
+    )
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ('"labels"', (None, "labels")),
+        ('"chat.labels"', ("chat", "labels")),
+        ('"chat.la.bels"', ("chat", "la.bels")),
+        ('["chat", "la.bels"]', ("chat", "la.bels")),
+        ('"Weird Labels"', (None, "Weird Labels")),
+        ('""', None),
+    ],
+)
+def test_a_name_of_a_table(name: str, place: tuple[str | None, str] | None) -> None:
+    assert read(f"[database.tables.tags]\nname = {name}").tables.tags.location("tags") == place
+
+
+@pytest.mark.parametrize("name", ['"."', '".a"', '"a."', "[]", '["a"]', '["a", ""]', '["a", "b", "c"]', '"a\\u0000"'])
+def test_no_name_of_a_table(name: str) -> None:
+    assert fault(f"[database.tables.tags]\nname = {name}").endswith(
+        'allowed is "table", "schema.table", ["schema", "table"] or ""'
+    )
+
+
+def test_what_is_checked_exists() -> None:
+    for cls, name in (*CHECKS, *REQUIRED, *SECRETS):
+        assert name in cls.__annotations__

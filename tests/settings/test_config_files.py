@@ -1,0 +1,89 @@
+"""The files in config/: what they say is what the server does."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from airy_trio.changes.tables import KINDS
+from airy_trio.database import DatabaseOptions
+from airy_trio.settings import Document, LoggingOptions, Settings, load, parse
+from airy_trio.settings.reader import options_of
+
+CONFIG = Path(__file__).parents[2] / "config"
+EXAMPLE = (CONFIG / "example.toml").read_text()
+WHOLE_EXAMPLE = re.sub(r"^#(?=\w+ = )", "", EXAMPLE, flags=re.MULTILINE)
+"""The example with what it only shows put to use."""
+
+
+def paths_in(document: dict[str, Any]) -> set[tuple[str, ...]]:
+    """The paths of the settings in a file: sections, and keys down to where the user's own keys begin."""
+    sections = set(options_of(Document))
+    found: set[tuple[str, ...]] = set()
+
+    def walk(table: dict[str, Any], path: tuple[str, ...]) -> None:
+        for key, value in table.items():
+            here = (*path, key)
+            found.add(here)
+            if isinstance(value, dict) and any(other[:-1] == here for other in sections):
+                walk(value, here)
+
+    walk(document, ())
+    return found
+
+
+def test_the_example_shows_every_setting_and_no_other() -> None:
+    assert paths_in(tomllib.loads(WHOLE_EXAMPLE)) == set(options_of(Document))
+
+
+def test_the_example_shows_the_defaults() -> None:
+    settings = load(CONFIG / "example.toml", {})
+    assert settings == Settings(database=DatabaseOptions(url=settings.database.url))
+
+
+def test_every_default_that_toml_can_write_stands_in_the_example() -> None:
+    active = paths_in(tomllib.loads(EXAMPLE))
+    shown_only = {path[-1] for path in set(options_of(Document)) - active}
+    assert shown_only == {"name", "columns", "constants", "values"}
+
+
+def test_the_examples_of_settings_without_default_are_taken() -> None:
+    tables = parse(WHOLE_EXAMPLE, {}).tables
+    for kind in KINDS:
+        mapping = tables.of(kind)
+        assert mapping.name
+        assert all(attrs.astuple(mapping, recurse=False)[1:4])
+
+
+def test_every_setting_of_the_example_is_explained() -> None:
+    lines = EXAMPLE.splitlines()
+    below_messages = EXAMPLE.index("[database.tables.metadata]")
+    explained_once = set(re.findall(r"^#?(\w+) = ", EXAMPLE[:below_messages], flags=re.MULTILINE))
+    for number, line in enumerate(lines):
+        key = re.match(r"#?(\w+) = ", line)
+        if key and key[1] not in explained_once and key[1] not in {"retain_events", "tail_bytes"}:
+            assert lines[number - 1].startswith("# "), line
+
+
+def test_dev_is_a_file_and_readable_logs() -> None:
+    settings = load(CONFIG / "dev.toml", {})
+    assert settings.database.url == "sqlite:///airy-trio-dev.db"
+    assert settings.logging == LoggingOptions(level="debug", format="console")
+    assert settings.listener.host == "127.0.0.1"
+
+
+def test_prod_takes_its_database_from_the_environment() -> None:
+    url = "postgresql://airy:hunter2@db/airy"
+    settings = load(CONFIG / "prod.toml", {"DATABASE_URL": url})
+    assert settings.database.url == url
+    assert settings.listener.host == "0.0.0.0"  # noqa: S104 - what the file is for
+    assert settings.logging.format == "json"
+
+
+@pytest.mark.parametrize("name", ["dev.toml", "prod.toml", "example.toml"])
+def test_no_file_holds_a_password(name: str) -> None:
+    for match in re.finditer(r"://([^@\s\"]*)@", (CONFIG / name).read_text()):
+        assert match[1] in {"airy", "USER", "USER:PASSWORD"}

@@ -1,0 +1,142 @@
+"""The converter by itself, over options classes of these tests."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytest
+from attrs import field, frozen
+from cattrs.errors import ClassValidationError
+
+from airy_trio.options import at_least
+from airy_trio.settings.converter import Checks, ContradictionError, RefusedError, lineage, strict_converter
+from airy_trio.settings.environment import EnvironmentFault
+
+
+@frozen(kw_only=True)
+class Options:
+    text: str = ""
+    flag: bool = False
+    whole: int = 0
+    number: float = 0
+    choice: Literal["a", "b"] = "a"
+    texts: list[str] = field(factory=list)
+    named: Mapping[str, str] = field(factory=dict)
+    either: str | list[str] | None = None
+    scalars: Mapping[str, Mapping[str, str | int | bool | float]] = field(factory=dict)
+    measure: float | str = 0.0
+    bounded: int = field(default=1, validator=at_least(1))
+
+
+@frozen(kw_only=True)
+class Narrower(Options):
+    more: int = 0
+
+
+def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401
+    return strict_converter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
+
+
+@pytest.mark.parametrize(
+    "key, value, result",
+    [
+        ("text", "x", "x"),
+        ("text", "${NAME}", "a"),
+        ("flag", True, True),
+        ("whole", 5, 5),
+        ("whole", 2**63 - 1, 2**63 - 1),
+        ("whole", -(2**63), -(2**63)),
+        ("number", 5, 5.0),
+        ("number", 0.5, 0.5),
+        ("choice", "b", "b"),
+        ("choice", "${NAME}", "a"),
+        ("texts", ["x", "${NAME}"], ["x", "a"]),
+        ("named", {"k": "${NAME}"}, {"k": "a"}),
+        ("either", "x", "x"),
+        ("either", ["x", "${NAME}"], ["x", "a"]),
+        (
+            "scalars",
+            {"f": {"0": True, "1": 1, "2": 1.5, "3": "${NAME}"}},
+            {"f": {"0": True, "1": 1, "2": 1.5, "3": "a"}},
+        ),
+        ("measure", 3, 3.0),
+        ("bounded", 1, 1),
+    ],
+)
+def test_a_value_of_the_right_type_is_taken(key: str, value: object, result: object) -> None:
+    taken = getattr(convert({key: value}), key)
+    assert taken == result
+    assert type(taken) is type(result)
+
+
+def test_scalars_keep_their_type() -> None:
+    taken = convert({"scalars": {"f": {"t": True, "i": 1}}}).scalars["f"]
+    assert (taken["t"] is True, type(taken["i"])) == (True, int)
+
+
+@pytest.mark.parametrize(
+    "key, value, allowed",
+    [
+        ("text", 5, "a text"),
+        ("text", True, "a text"),
+        ("text", ["x"], "a text"),
+        ("flag", 1, "true or false"),
+        ("flag", "true", "true or false"),
+        ("whole", True, "an integer"),
+        ("whole", 1.0, "an integer"),
+        ("whole", "8080", "an integer"),
+        ("whole", 2**63, "an integer of at most 64 bits"),
+        ("whole", -(2**63) - 1, "an integer of at most 64 bits"),
+        ("number", True, "a finite number"),
+        ("number", "1", "a finite number"),
+        ("number", float("inf"), "a finite number"),
+        ("number", float("nan"), "a finite number"),
+        ("number", 10**400, "an integer of at most 64 bits"),
+        ("choice", "c", '"a" or "b"'),
+        ("choice", 1, '"a" or "b"'),
+        ("choice", ["a"], '"a" or "b"'),
+        ("texts", "abc", "an array"),
+        ("texts", {"a": "b"}, "an array"),
+        ("named", ["a"], "a table"),
+        ("named", "a", "a table"),
+        ("either", 5, "a text, an array of texts"),
+        ("either", {"a": "b"}, "a text, an array of texts"),
+        ("bounded", 0, "a number of at least 1"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(ClassValidationError) as caught:
+        convert({key: value})
+    (refusal,) = caught.value.exceptions
+    assert isinstance(refusal, RefusedError)
+    assert (refusal.written, refusal.allowed) == (value, allowed)
+
+
+def test_a_refusal_has_what_is_written_not_what_the_environment_holds() -> None:
+    with pytest.raises(ClassValidationError) as caught:
+        strict_converter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
+    (refusal,) = caught.value.exceptions
+    assert isinstance(refusal, RefusedError)
+    assert refusal.written == "${NAME}"
+
+
+def test_all_refusals_of_a_class_come_together() -> None:
+    with pytest.raises(ClassValidationError) as caught:
+        convert({"text": 1, "flag": 1, "bounded": 0, "named": "${UNSET}", "either": "${UNSET}", "other": 1})
+    assert len(caught.value.exceptions) == 6
+    assert any(isinstance(error, EnvironmentFault) for error in caught.value.exceptions)
+
+
+def test_checks_of_a_class_hold_for_the_classes_below_it() -> None:
+    checks: Checks = {(Options, "whole"): at_least(3)}
+    converter = strict_converter({}, checks, lambda _: ())
+    assert converter.structure({"whole": 3}, Narrower).whole == 3
+    with pytest.raises(ClassValidationError):
+        converter.structure({"whole": 2}, Narrower)
+    assert lineage(Narrower, "whole") == ((Narrower, "whole"), (Options, "whole"), (object, "whole"))
+
+
+def test_contradictions_are_asked_for_when_the_class_is_whole() -> None:
+    converter = strict_converter({}, {}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
+    assert converter.structure({"whole": 6}, Options).whole == 6
+    with pytest.raises(ContradictionError, match="no"):
+        converter.structure({"whole": 7}, Options)

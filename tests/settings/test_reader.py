@@ -1,0 +1,87 @@
+"""The reader over any document: options or faults, each fault below the key that is wrong."""
+
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from attrs import field, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.options import at_least
+from airy_trio.settings import Document
+from airy_trio.settings.reader import options_of, read
+from airy_trio.settings.words import dotted
+
+TOML_VALUES = st.recursive(
+    st.none().map(lambda _: "x")
+    | st.text()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([date(1979, 5, 27), time(7, 32), datetime(1979, 5, 27, tzinfo=UTC)]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+OPTIONS = tuple(options_of(Document))
+
+
+@frozen(kw_only=True)
+class Inner:
+    number: int = field(default=1, validator=at_least(1))
+
+
+@frozen(kw_only=True)
+class Outer:
+    inner: Inner = Inner()
+    text: str = ""
+
+
+def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
+    """A document with these values at these paths; a value that stands in the way of a deeper one is replaced."""
+    document: dict[str, Any] = {"database": {"url": "sqlite:///a.db"}}
+    for path, value in items.items():
+        table = document
+        for key in path[:-1]:
+            child = table.get(str(key))
+            if not isinstance(child, dict):
+                child = table[str(key)] = {}
+            table = child
+        table[str(path[-1])] = value
+    return document
+
+
+def test_options_and_no_fault() -> None:
+    assert read({"inner": {"number": 2}, "text": "x"}, Outer, {}) == (Outer(inner=Inner(number=2), text="x"), [])
+
+
+def test_faults_and_no_options() -> None:
+    assert read({"inner": {"number": 0, "numbr": 1}, "text": 5}, Outer, {}) == (
+        None,
+        [
+            "inner.number: found integer 0, allowed is a number of at least 1",
+            "inner.numbr: unknown setting, nearest is inner.number",
+            "text: found integer 5, allowed is a text",
+        ],
+    )
+
+
+def test_the_paths_of_all_options() -> None:
+    assert list(options_of(Outer)) == [("inner",), ("inner", "number"), ("text",)]
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), TOML_VALUES, max_size=4))
+def test_any_values_at_known_keys(items: dict[tuple[str | int, ...], Any]) -> None:
+    options, faults = read(document_of(items), Document, {})
+    assert (options is None) == bool(faults)
+    assert all(fault.isprintable() for fault in faults)
+    for fault in faults:
+        section = fault.partition(":")[0]
+        assert any(dotted(path).startswith(section) or section.startswith(dotted(path)) for path in items), fault
+
+
+@given(st.dictionaries(st.text(), TOML_VALUES, max_size=4))
+def test_any_document(document: dict[str, Any]) -> None:
+    options, faults = read({"database": {"url": "sqlite:///a.db"}, **document}, Document, {})
+    unknown = [key for key in document if (key,) not in OPTIONS]
+    assert (options is None) == bool(faults)
+    assert len(faults) >= len(unknown)

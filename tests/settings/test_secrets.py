@@ -1,0 +1,128 @@
+"""A password in the file or in the environment is in no fault, wherever it stands and whatever is wrong with it."""
+
+import json
+import traceback
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.errors import SettingsError
+from airy_trio.settings import parse
+
+PASSWORDS = st.text(min_size=8, max_size=30, alphabet="hunter2HUNTER%+~").filter(lambda text: len(set(text)) > 3)
+SCHEMES = st.sampled_from(
+    ["postgresql", "postgresql+psycopg", "postgres", "mysql", "sqlite", "redis", "nothing", "POSTGRESQL", ""]
+)
+PLACES = st.sampled_from(
+    [
+        "{scheme}://airy:{password}@db/airy",
+        "{scheme}://{password}@db/airy",
+        "{scheme}://{password}:x@db:port/airy",
+        "{scheme}://airy:x@{password}/airy",
+        "{scheme}://airy:x@db:{password}/airy",
+        "{scheme}://airy:x@db:99999/{password}",
+        "{scheme}://airy:x@db:99999/airy?password={password}",
+        "{scheme}://airy:x@db/airy?{password}",
+        "{scheme}:/airy:{password}@db/airy",
+        "{scheme}:airy:{password}@db/airy",
+        "{password}://airy@db/airy",
+        "{password}",
+        "host=db password={password}",
+        "{scheme}://airy:{password}@@@db:1:2/airy",
+        "{scheme}://[{password}",
+        "{scheme}://airy:{password}\x00@db/airy",
+        "{scheme}://airy:{password}\n@db/airy",
+    ]
+)
+SECRET_SETTINGS = st.sampled_from([("database", "url"), ("database", "direct_url"), ("log", "url")])
+OTHER_SETTINGS = st.sampled_from(
+    [
+        ("database", "schema"),
+        ("database", "migrate"),
+        ("database", "usl"),
+        ("database.tables.messages", "time_zone"),
+        ("database.tables.messages", "columns"),
+        ("database.tables.messages", "nme"),
+        ("log", "store"),
+        ("log", "tail_events"),
+        ("listener", "port"),
+        ("listener", "path"),
+        ("logging", "level"),
+        ("unknown", "url"),
+    ]
+)
+SHAPES = st.sampled_from(["{}", "[{}]", "{{ url = {} }}", "[[{}]]"])
+
+
+def lines(text: str, environ: Mapping[str, str] | None = None) -> str:
+    """All that a person, or a traceback, could see of the faults of a text."""
+    try:
+        parse(text, environ or {})
+    except SettingsError as error:
+        return "".join(traceback.format_exception(error)) + repr(error)
+    return ""
+
+
+def url_of(place: str, scheme: str, password: str) -> str:
+    return place.format(scheme=scheme, password=password)
+
+
+@given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS, SHAPES)
+def test_in_a_setting_that_is_secret(
+    password: str, scheme: str, place: str, setting: tuple[str, str], shape: str
+) -> None:
+    section, key = setting
+    value = shape.format(json.dumps(url_of(place, scheme, password)))
+    assert password not in lines(f"[{section}]\n{key} = {value}")
+
+
+@given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS)
+def test_in_the_default_of_a_reference(password: str, scheme: str, place: str, setting: tuple[str, str]) -> None:
+    section, key = setting
+    value = json.dumps(f"${{UNSET:-{url_of(place, scheme, password)}}}${{UNSET_TOO}}")
+    assert password not in lines(f"[{section}]\n{key} = {value}")
+
+
+@given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS | OTHER_SETTINGS, SHAPES)
+def test_in_the_environment(password: str, scheme: str, place: str, setting: tuple[str, str], shape: str) -> None:
+    section, key = setting
+    value = shape.format('"${SECRET}"')
+    assert password not in lines(f"[{section}]\n{key} = {value}", {"SECRET": url_of(place, scheme, password)})
+
+
+@given(
+    PASSWORDS,
+    st.sampled_from(["postgresql://airy:{}@db/airy", "postgresql://airy@db/airy?password={}", "host=db password={}"]),
+    OTHER_SETTINGS,
+    SHAPES,
+)
+def test_in_a_url_that_stands_in_another_setting(password: str, url: str, setting: tuple[str, str], shape: str) -> None:
+    section, key = setting
+    value = shape.format(json.dumps(url.format(password)))
+    assert password not in lines(f"[{section}]\n{key} = {value}")
+
+
+@given(PASSWORDS)
+def test_in_a_url_that_stands_as_a_key(password: str) -> None:
+    key = json.dumps(f"postgresql://airy:{password}@db/airy")
+    for section in ("", "[database]\n", "[listener]\n", "[database.tables.tags.columns]\n"):
+        assert password not in lines(f"{section}{key} = 1")
+
+
+@given(PASSWORDS, st.data())
+def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
+    text = f"[database]\nurl = \"postgresql://airy:{password}@db/airy\"\n[log]\nurl = '{password}'\n"
+    place = data.draw(st.integers(0, len(text) - 1))
+    width = data.draw(st.integers(0, 3))
+    inserted = data.draw(st.text(max_size=2, alphabet="\"'=[]{}#\\\n,.\x00"))
+    assert password not in lines(text[:place] + inserted + text[place + width :])
+
+
+@pytest.mark.parametrize("setting", ["database.url", "database.direct_url", "log.url"])
+def test_the_fault_is_told_all_the_same(setting: str) -> None:
+    section, key = setting.split(".")
+    assert f"{setting}: found a mysql:// URL, allowed is" in lines(
+        f'[{section}]\n{key} = "mysql://airy:hunter2@db/airy"'
+    )

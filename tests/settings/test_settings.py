@@ -1,0 +1,342 @@
+"""From a text, or a file, to settings or faults: what a person sees."""
+
+from pathlib import Path
+
+import pytest
+from attrs.exceptions import FrozenInstanceError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.changes.tables import TablesOptions
+from airy_trio.database import DatabaseOptions
+from airy_trio.errors import SettingsError
+from airy_trio.settings import FILE_BYTES_MAX, LoggingOptions, Settings, load, parse
+from tests.settings.reading import DATABASE, URL, fault, faults, read
+
+DEFAULTS = Settings(database=DatabaseOptions(url=URL))
+
+
+def test_only_the_database_must_be_named() -> None:
+    assert read("") == DEFAULTS
+
+
+def test_every_section_reaches_its_stage() -> None:
+    settings = read(
+        """
+        schema = "other"
+        connect_timeout_s = 2
+        [database.tables.messages]
+        name = ["chat", "mess.ages"]
+        columns = { conversation_id = "thread_id" }
+        constants = { source = "chat" }
+        values = { from_contact = { "0" = true, "1" = false } }
+        where = "private = false"
+        time_zone = "Europe/Berlin"
+        [database.tables.tags]
+        name = ""
+        [changes]
+        batch_rows_max = 7
+        [events]
+        deletes = true
+        [log]
+        store = "memory"
+        retain_s = 0x10
+        [replay]
+        window_s = 1.5
+        [listener]
+        port = 0
+        [logging]
+        level = "debug"
+        """
+    )
+    assert settings.database == DatabaseOptions(url=URL, schema="other", connect_timeout_s=2)
+    assert type(settings.database) is DatabaseOptions
+    assert settings.tables.messages.name == ["chat", "mess.ages"]
+    assert settings.tables.messages.columns == {"conversation_id": "thread_id"}
+    assert settings.tables.messages.constants == {"source": "chat"}
+    assert settings.tables.messages.values == {"from_contact": {"0": True, "1": False}}
+    assert settings.tables.messages.where == "private = false"
+    assert settings.tables.messages.time_zone == "Europe/Berlin"
+    assert settings.tables.tags.name == ""
+    assert settings.tables.channels == TablesOptions().channels
+    assert settings.changes.batch_rows_max == 7
+    assert settings.events.deletes is True
+    assert (settings.log.store, settings.log.retain_s) == ("memory", 16)
+    assert settings.replay.window_s == 1.5
+    assert settings.listener.port == 0
+    assert settings.logging == LoggingOptions(level="debug")
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        DEFAULTS.logging.level = "debug"  # type: ignore[misc]
+
+
+def test_texts_are_taken_from_the_environment() -> None:
+    settings = parse(
+        """
+        [database]
+        url = "postgresql://airy:${PASSWORD}@${HOST:-db}/airy"
+        [database.tables.messages]
+        name = "${SCHEMA}.messages"
+        columns = { content = "${COLUMN:-body}" }
+        """,
+        {"PASSWORD": "hunter2", "SCHEMA": "chat"},
+    )
+    assert settings.database.url == "postgresql://airy:hunter2@db/airy"
+    assert settings.tables.messages.name == "chat.messages"
+    assert settings.tables.messages.columns == {"content": "body"}
+
+
+def test_an_unset_variable_is_told_with_its_setting() -> None:
+    assert faults('[database]\nurl = "${DATABASE_URL}"') == ("database.url: not set in the environment: DATABASE_URL",)
+    assert fault('[log]\nurl = "${A}${B}"') == "log.url: not set in the environment: A, B"
+    assert fault('[database.tables.tags]\nname = ["a", "${X}"]') == (
+        "database.tables.tags.name[1]: not set in the environment: X"
+    )
+
+
+def test_all_faults_are_told_at_once() -> None:
+    assert faults(
+        """
+        colour = "red"
+        [database]
+        url = "mysql://airy:hunter2@db/airy"
+        schema = "Upper"
+        migrate = "yes"
+        [database.tables.messages]
+        columns = { contents = "body" }
+        where = "${WHERE}"
+        [listener]
+        prot = 8080
+        port = 70000
+        host = 5
+        [logging]
+        level = "loud"
+        """
+    ) == (
+        "database.url: found a mysql:// URL, allowed is sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        'database.schema: found text "Upper", allowed is a plain name: a-z, 0-9 and _, at most 41 characters',
+        'database.migrate: found text "yes", allowed is true or false',
+        "database.tables.messages.where: not set in the environment: WHERE",
+        "listener.host: found integer 5, allowed is a text",
+        "listener.port: found integer 70000, allowed is a number from 0 to 65535",
+        "listener.prot: unknown setting, nearest is listener.port",
+        'logging.level: found text "loud", allowed is "debug" or "info" or "warning" or "error"',
+        "colour: unknown setting, allowed here: database, changes, events, log, replay, listener, logging",
+        (
+            "database.tables.messages.columns.contents: no such field of messages, "
+            "nearest is database.tables.messages.columns.content"
+        ),
+    )
+
+
+def test_an_empty_file_lacks_the_database() -> None:
+    missing = (
+        "database.url: missing, and it has no default; allowed is sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+    )
+    assert faults("") == missing
+    assert faults("[database]") == missing
+    assert faults('[database]\nschema = "s"') == missing
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("[loging]", "loging: unknown setting, nearest is logging"),
+        ("[listener]\nhearbeat_ms = 5", "listener.hearbeat_ms: unknown setting, nearest is listener.heartbeat_ms"),
+        ("[listener]\nlevel = 5", "listener.level: unknown setting, there is logging.level"),
+        ("[events]\nurl = 5", "events.url: unknown setting, there is database.url, log.url"),
+        ("[events]\nzzz = 5", "events.zzz: unknown setting, allowed here: deletes"),
+        ("[database.tables.mesages]", "database.tables.mesages: unknown setting, nearest is database.tables.messages"),
+        (
+            "[database.tables.tags]\nnme = 'x'",
+            "database.tables.tags.nme: unknown setting, nearest is database.tables.tags.name",
+        ),
+        ("[messages]", "messages: unknown setting, there is database.tables.messages"),
+        ("[tables.messages]", "tables: unknown setting, there is database.tables"),
+        ('["database.tables"]', '"database.tables": unknown setting, nearest is database'),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
+    assert fault(text).startswith(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[auth]\nmode = 'none'",
+        "[admin]\nport = 0",
+        "[listener]\nallowed_origins = []",
+        "[listener]\nhosts = []",
+        "[listener]\nworkers = 1",
+        "[listener]\ntls_key = ''",
+        "[changes]\noverlap_s = 5",
+    ],
+)
+def test_a_setting_of_the_design_that_does_nothing_yet_is_refused(text: str) -> None:
+    assert "unknown setting" in fault(text)
+
+
+@pytest.mark.parametrize(
+    "text, path, kind",
+    [
+        ("changes = 5", "changes", "integer 5"),
+        ("log = 'sql'", "log", 'text "sql"'),
+        ("listener = []", "listener", "an array"),
+        ("[[logging]]", "logging", "an array"),
+        ("events = 1979-05-27", "events", "a date 1979-05-27"),
+        ("replay = false", "replay", "boolean false"),
+    ],
+)
+def test_a_section_that_is_no_table(text: str, path: str, kind: str) -> None:
+    assert faults(f"{text}\n{DATABASE}") == (f"{path}: found {kind}, allowed is a table",)
+
+
+def test_the_database_that_is_no_table() -> None:
+    assert faults("database = 'sqlite:///x.db'") == ("database: found text (not shown), allowed is a table",)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("[listener]\nport = 1979-05-27", "listener.port: found a date 1979-05-27, allowed is an integer"),
+        ("[listener]\nport = 07:32:00", "listener.port: found a time of day 07:32:00, allowed is an integer"),
+        ("[listener]\nport = [8080]", "listener.port: found an array, allowed is an integer"),
+        ("[listener.port]\na = 1", "listener.port: found a table, allowed is an integer"),
+        ("[listener]\nport = '8080'", 'listener.port: found text "8080", allowed is an integer'),
+        ("[listener]\nport = true", "listener.port: found boolean true, allowed is an integer"),
+        ("[listener]\nport = 8080.0", "listener.port: found number 8080.0, allowed is an integer"),
+        ("[listener]\ndrain_s = nan", "listener.drain_s: found number nan, allowed is a finite number"),
+        ("[events]\ndeletes = 1", "events.deletes: found integer 1, allowed is true or false"),
+        ("[log]\nstore = 'redis'", 'log.store: found text "redis", allowed is "memory" or "sql"'),
+        ("[log]\nurl = []", "log.url: found an array, allowed is a text"),
+        ("[changes]\ncapture = 'updated_at'", 'changes.capture: found text "updated_at", allowed is "triggers"'),
+        (
+            "[database.tables.tags]\ncolumns = ['a']",
+            "database.tables.tags.columns: found an array, allowed is a table",
+        ),
+        (
+            "[database.tables.tags]\ncolumns = { name = 5 }",
+            "database.tables.tags.columns.name: found integer 5, allowed is a text",
+        ),
+        (
+            "[database.tables.tags]\nvalues = { name = 5 }",
+            "database.tables.tags.values.name: found integer 5, allowed is a table",
+        ),
+        (
+            "[database.tables.tags]\nvalues = { name = { a = [] } }",
+            (
+                "database.tables.tags.values.name.a: found an array, "
+                "allowed is a text, an integer, true or false, a number"
+            ),
+        ),
+        (
+            "[database.tables.tags]\nname = ['a', 5]",
+            "database.tables.tags.name[1]: found integer 5, allowed is a text",
+        ),
+        ("[database.tables]\ntags = 'labels'", 'database.tables.tags: found text "labels", allowed is a table'),
+    ],
+)
+def test_a_value_of_another_type(text: str, line: str) -> None:
+    assert fault(text) == line
+
+
+def test_a_fault_shows_the_reference_not_what_the_environment_holds() -> None:
+    assert fault("[logging]\nlevel = '${LEVEL}'", {"LEVEL": "hunter2"}) == (
+        'logging.level: found text "${LEVEL}", allowed is "debug" or "info" or "warning" or "error"'
+    )
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("a = ", "Invalid value (at end of document)"),
+        ("a = 1\nb = [1,\n", "Invalid value (at end of document)"),
+        ("a = 1\nb = = 2\n", "Invalid value (at line 2, column 5)"),
+        ("a = 1\na = 2\n", "Cannot overwrite a value (at line 2, column 6)"),
+        ("a = " + "[" * 100_000, "nested too deeply"),
+        ("a = " + "1" * 5000, "a value that cannot be read"),
+    ],
+)
+def test_what_is_not_toml_is_told_with_its_place(text: str, why: str) -> None:
+    (only,) = faults(text)
+    assert only.startswith("the settings: not TOML: ")
+    assert why in only
+
+
+def test_a_file_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(DATABASE + '[listener]\nhost = "${HOST}"\n')
+    assert load(file, {"HOST": "::1"}).listener.host == "::1"
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + DATABASE.replace("\n", "\r\n").encode())
+    assert load(file, {}) == DEFAULTS
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load(path, {})
+    assert caught.value.__context__ is None
+    (only,) = caught.value.faults
+    assert only.isprintable()
+    return only
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert refused(tmp_path / "no.toml") == f"{tmp_path}/no.toml: there is no such file"
+    assert refused(Path("no\nfile")) == r"'no\nfile': there is no such file"
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    assert refused(tmp_path) == f"{tmp_path}: this is a directory, not a settings file"
+
+
+def test_a_file_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert refused(tmp_path / "a" / "b") == f"{tmp_path}/a/b: the file cannot be read: Not a directory"
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    assert refused(tmp_path / ("x" * 300)).endswith("x: the file cannot be read: File name too long")
+
+
+def test_what_is_no_file_name() -> None:
+    assert refused(Path("a\0b")) == r"'a\x00b': this is no file name"
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"# one\n# two\n# caf\xe9\n")
+    assert refused(file) == f"{file}: not UTF-8 (at line 3)"
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("a = 1\nb\n")
+    assert refused(file).startswith(f"{file}: not TOML: ")
+    assert "(at line 2, column 2)" in refused(file)
+
+
+def test_a_file_at_the_limit_and_one_beyond(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    text = DATABASE.encode()
+    file.write_bytes(text + b"#" * (FILE_BYTES_MAX - len(text)))
+    assert load(file, {}) == DEFAULTS
+    file.write_bytes(text + b"#" * (FILE_BYTES_MAX - len(text) + 1))
+    assert refused(file) == f"{file}: larger than 1048576 bytes, this is no settings file"
+
+
+@given(st.text())
+def test_any_text_is_settings_or_faults(text: str) -> None:
+    try:
+        parse(text, {})
+    except SettingsError as error:
+        told = error.faults
+    else:
+        told = ("none",)
+    assert told
+    assert all(line.isprintable() for line in told)

@@ -1,0 +1,90 @@
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.settings.words import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
+
+
+@pytest.mark.parametrize(
+    "path, text",
+    [
+        ((), ""),
+        (("listener", "port"), "listener.port"),
+        (("a", "b", 1, "c"), "a.b[1].c"),
+        (("values", "0"), "values.0"),
+        (("a", "b c"), 'a."b c"'),
+        (("a", ""), 'a.""'),
+        (("a", "u:p@h"), "a.(not shown)"),
+        (("a", "x\ny"), "a.(not shown)"),
+        (("x" * 61,), "(not shown)"),
+    ],
+)
+def test_a_path_reads_as_in_toml(path: tuple[str | int, ...], text: str) -> None:
+    assert dotted(path) == text
+
+
+@pytest.mark.parametrize(
+    "toml, words",
+    [
+        ("5", "integer 5"),
+        ("true", "boolean true"),
+        ("false", "boolean false"),
+        ("1.5", "number 1.5"),
+        ("nan", "number nan"),
+        ("'abc'", 'text "abc"'),
+        ("''", 'text ""'),
+        ("'${HOST}'", 'text "${HOST}"'),
+        ("'Köln'", 'text "Köln"'),
+        ("'a=b'", "text (not shown)"),
+        ("'u@h'", "text (not shown)"),
+        ("'x://y'", "text (not shown)"),
+        ('"a\\nb"', "text (not shown)"),
+        (f"'{'x' * 60}'", f'text "{"x" * 60}"'),
+        (f"'{'x' * 61}'", "text (not shown)"),
+        ("1" * 61, "integer"),
+        ("[1, 2]", "an array"),
+        ("{ a = 1 }", "a table"),
+        ("1979-05-27", "a date 1979-05-27"),
+        ("07:32:00", "a time of day 07:32:00"),
+        ("1979-05-27T07:32:00Z", "a date and time 1979-05-27 07:32:00+00:00"),
+    ],
+)
+def test_every_kind_of_toml_value_has_its_words(toml: str, words: str) -> None:
+    value: Any = tomllib.loads(f"x = {toml}")["x"]
+    assert found(value, secret=False) == words
+
+
+@pytest.mark.parametrize("value", ["hunter2", 20, 1.5, ["hunter2"], {"a": "hunter2"}])
+def test_of_a_secret_only_the_kind_is_told(value: object) -> None:
+    assert found(value, secret=True) in {"text", "integer", "number", "an array", "a table"}
+
+
+@given(st.text())
+def test_a_shown_text_is_one_line(text: str) -> None:
+    assert shown(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    "key, likely",
+    [
+        ("prot", "port"),
+        ("Port", "port"),
+        ("hosts", "host"),
+        ("heart_beat_ms", "heartbeat_ms"),
+        ("conect_timeout", "connect_timeout_s"),
+        ("zzz", None),
+        ("", None),
+        ("x" * 100_000, None),
+    ],
+)
+def test_the_nearest_key(key: str, likely: str | None) -> None:
+    assert nearest(key, ["host", "port", "heartbeat_ms", "connect_timeout_s", "send_timeout_s"]) == likely
+
+
+def test_a_list_of_names_is_cut() -> None:
+    names = [str(number) for number in range(NAMES_SHOWN_MAX)]
+    assert listed(names) == ", ".join(names)
+    assert listed([*names, "x", "y"]) == ", ".join(names) + " and 2 more"

@@ -1,0 +1,85 @@
+"""What the tests of stomp/ say and read: frames of a client as octets, connections in a given state, frames of ours."""
+
+from airy_trio.stomp.connection import Connection, ConnectionOptions, Request, State
+from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.frames import Frame, Version
+
+ROOMY = Limits(frame_bytes_max=1 << 20, header_count_max=1000, header_line_bytes_max=1 << 16, command_bytes_max=1000)
+VERSIONS = list(Version)
+
+
+def said(command: str, *lines: str, body: str = "") -> str:
+    """Give a frame as a client writes it; the header lines are written as they are."""
+    return "\n".join([command, *lines, "", body]) + "\0"
+
+
+def options(**changes: int) -> ConnectionOptions:
+    return ConnectionOptions(session="s-1", server="airy-trio/0.1.0", **changes)
+
+
+def connect_frame(version: Version, *lines: str) -> str:
+    accept = [] if version is Version.V1_0 else [f"accept-version:{version.value}"]
+    return said("CONNECT", *accept, *lines)
+
+
+def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
+    """Give a connection that has said CONNECTED."""
+    connection = Connection(options(**changes))
+    connection.receive(connect_frame(version))
+    connection.connected()
+    return connection
+
+
+def in_state(state: State) -> Connection:
+    """Give a connection of version 1.2 in a state."""
+    if state is State.AWAITING_CONNECT:
+        return Connection(options())
+    connection = opened()
+    match state:
+        case State.DISCONNECTED:
+            connection.receive(said("DISCONNECT"))
+        case State.FAILED:
+            fault_of(connection, "FOO\n\n\0")
+        case State.CLOSED:
+            connection.error("500-internal", "Something broke.")
+        case _:
+            pass
+    assert connection.state is state
+    return connection
+
+
+def fault_of(connection: Connection, data: bytes | str) -> RemoteProtocolError:
+    """Give the fault that this input must be."""
+    try:
+        requests = connection.receive(data)
+    except RemoteProtocolError as fault:
+        return fault
+    message = f"no fault, but {requests}"
+    raise AssertionError(message)
+
+
+def request_of(connection: Connection, data: bytes | str) -> Request:
+    """Give the one request that this input must be."""
+    (request,) = connection.receive(data)
+    return request
+
+
+def read(data: bytes, version: Version | None = Version.V1_2) -> Frame:
+    """Read the one frame that we wrote."""
+    (frame,) = Decoder(ROOMY, version).feed(data)
+    return frame
+
+
+Outcome = tuple[list[Frame], tuple[str, str, str | None] | None]
+
+
+def outcome(decoder: Decoder, pieces: list[bytes]) -> Outcome:
+    """Decode pieces of a stream up to its end or its fault."""
+    frames: list[Frame] = []
+    for piece in pieces:
+        try:
+            frames.extend(decoder.feed(piece))
+        except RemoteProtocolError as fault:
+            return frames, (fault.token, fault.prose, fault.receipt_id)
+    return frames, None

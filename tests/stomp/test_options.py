@@ -1,0 +1,37 @@
+import attrs
+import pytest
+
+from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.stomp.errors import LocalProtocolError
+from tests.stomp.dialogue import options
+
+LIMITS = [one.name for one in attrs.fields(ConnectionOptions) if one.type is int and one.name != "heartbeat_ms"]
+
+
+def test_before_connect_every_limit_of_a_frame_is_smaller() -> None:
+    before, after = options().limits_before_connect(), options().limits()
+    for name, value in attrs.asdict(before).items():
+        assert value < getattr(after, name)
+
+
+def test_a_bearer_token_of_two_kibibytes_fits_into_connect() -> None:
+    assert options().header_line_bytes_max_before_connect > 2048 + len("Authorization:Bearer ")
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_at_least_one(name: str) -> None:
+    assert getattr(options(**{name: 1}), name) == 1
+    with pytest.raises(ValueError, match=name):
+        options(**{name: 0})
+
+
+def test_no_heart_beats_may_be_offered() -> None:
+    assert options(heartbeat_ms=0).heartbeat_ms == 0
+    with pytest.raises(ValueError, match="heartbeat_ms"):
+        options(heartbeat_ms=-1)
+
+
+@pytest.mark.parametrize("name", ["session", "server"])
+def test_our_names_must_be_plain(name: str) -> None:
+    with pytest.raises(LocalProtocolError):
+        attrs.evolve(options(), **{name: "a b"})

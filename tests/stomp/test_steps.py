@@ -1,0 +1,255 @@
+import re
+
+import pytest
+
+from airy_trio.stomp import steps
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.faults import NO_COMMON_VERSION
+from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Subscribe, Unsubscribe
+from airy_trio.stomp.steps import Session
+from tests.stomp.dialogue import VERSIONS, options
+
+
+def session(version: Version | None = Version.V1_2, **changes: int) -> Session:
+    ours = Session(options(**changes))
+    ours.version = version
+    return ours
+
+
+def frame(command: str, **headers: str) -> Frame:
+    """Give a frame; ``_`` in a name stands for ``-``."""
+    return Frame(command, tuple((name.replace("_", "-"), value) for name, value in headers.items()))
+
+
+def subscribed(ours: Session, **headers: str) -> Subscribe:
+    return steps.subscribe(ours, frame("SUBSCRIBE", **{"destination": "/events", "id": "0", **headers}))
+
+
+def acks_of(ours: Session, command: str = "ACK", **headers: str) -> Ack:
+    (ack,) = steps.acknowledge(ours, frame(command, **headers)).acks
+    return ack
+
+
+@pytest.mark.parametrize(
+    "accepted, version",
+    [
+        ({}, Version.V1_0),
+        ({"accept_version": "1.0"}, Version.V1_0),
+        ({"accept_version": "1.0,1.1,2.0"}, Version.V1_1),
+        ({"accept_version": "1.2,1.1,1.0"}, Version.V1_2),
+        ({"accept_version": " 1.1 ,\t1.0"}, Version.V1_1),
+    ],
+)
+def test_the_highest_common_version_is_agreed(accepted: dict[str, str], version: Version) -> None:
+    ours = session(None)
+    assert steps.connect(ours, frame("CONNECT", **accepted)).version is version
+    assert ours.version is version
+
+
+@pytest.mark.parametrize("accepted", ["", "2.0", "1", "1.20", "1.1;1.2", "v1.2"])
+def test_no_common_version_is_told_with_ours(accepted: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        steps.connect(session(None), frame("CONNECT", accept_version=accepted))
+    assert caught.value.token == "400-no-common-version"  # noqa: S105
+    assert caught.value.headers == (("version", "1.0,1.1,1.2"),)
+
+
+def test_the_prose_names_the_versions_that_the_header_names() -> None:
+    assert re.findall(r"[0-9]\.[0-9]", NO_COMMON_VERSION.prose) == steps.VERSIONS.split(",")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+def test_credentials_are_given_as_they_are(name: str) -> None:
+    headers = {"accept_version": "1.2", "login": " a", "passcode": "b\\c", name: "Bearer x"}
+    request = steps.connect(session(None), frame("CONNECT", **headers))
+    assert (request.login, request.passcode, request.authorization) == (" a", "b\\c", "Bearer x")
+
+
+def test_a_client_of_1_0_may_pad_its_credentials() -> None:
+    request = steps.connect(session(None), frame("CONNECT", login=" a ", passcode="\tb"))
+    assert (request.login, request.passcode) == ("a", "b")
+
+
+def test_secrets_do_not_show() -> None:
+    request = steps.connect(session(None), frame("CONNECT", passcode="hush", authorization="hush"))
+    assert "hush" not in repr(request)
+
+
+def test_1_0_has_no_heart_beats_whatever_its_header_says() -> None:
+    for header in ("10000,10000", "rubbish"):
+        request = steps.connect(session(None), frame("CONNECT", heart_beat=header))
+        assert request.heartbeat == HeartBeat.none()
+
+
+def test_subscribe_gives_what_the_headers_say() -> None:
+    headers = {"ack": "client", "prefetch-count": "7", "last-event-id": "k7f3q9-1", "replay": "all", "durable": "d"}
+    assert subscribed(session(), receipt="r", **headers) == Subscribe(
+        number=1,
+        id="0",
+        destination="/events",
+        ack=AckMode.CLIENT,
+        prefetch=7,
+        last_event_id="k7f3q9-1",
+        replay="all",
+        durable="d",
+        receipt="r",
+    )
+
+
+def test_subscribe_without_further_headers_has_the_defaults() -> None:
+    request = subscribed(session(prefetch_default=99))
+    assert (request.ack, request.prefetch) == (AckMode.AUTO, 99)
+    assert (request.last_event_id, request.replay, request.durable, request.receipt) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("value, ack", [(mode.value, mode) for mode in AckMode])
+def test_the_ack_modes(value: str, ack: AckMode) -> None:
+    assert subscribed(session(), ack=value).ack is ack
+
+
+@pytest.mark.parametrize(
+    "headers, token",
+    [
+        ({"ack": "Client"}, "400-bad-ack-mode"),
+        ({"ack": ""}, "400-bad-ack-mode"),
+        ({"replay": "some"}, "400-bad-replay"),
+        ({"replay": ""}, "400-bad-replay"),
+        *(
+            ({"ack": "client", "prefetch-count": value}, "400-bad-prefetch-count")
+            for value in ("0", "10001", "-1", "", "x", "1.0", " 1", "9" * 19, "9" * 5000)
+        ),
+    ],
+)
+def test_a_bad_header_of_subscribe_opens_nothing(headers: dict[str, str], token: str) -> None:
+    ours = session()
+    with pytest.raises(RemoteProtocolError) as caught:
+        subscribed(ours, **headers)
+    assert caught.value.token == token
+    assert len(ours.subscriptions) == 0
+
+
+@pytest.mark.parametrize("value, prefetch", [("1", 1), ("10000", 10000), ("0010", 10)])
+def test_prefetch_counts_within_the_limits(value: str, prefetch: int) -> None:
+    assert subscribed(session(), ack="client-individual", prefetch_count=value).prefetch == prefetch
+
+
+def test_the_prefetch_count_is_ignored_with_auto() -> None:
+    assert subscribed(session(), prefetch_count="rubbish").prefetch == 256
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_unsubscribe_by_id(version: Version) -> None:
+    ours = session(version)
+    subscribed(ours, id="a")
+    subscribed(ours, id="b")
+    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", id="b", receipt="r")) == Unsubscribe(numbers=(2,), receipt="r")
+    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", id="b")).numbers == ()
+    assert ours.subscriptions.number_of("a") == 1
+
+
+def test_in_1_0_a_destination_ends_all_its_subscriptions() -> None:
+    ours = session(Version.V1_0)
+    for headers in ({}, {"id": "x"}):
+        steps.subscribe(ours, frame("SUBSCRIBE", destination="/events", **headers))
+    steps.subscribe(ours, frame("SUBSCRIBE", destination="/other"))
+    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == (1, 2)
+    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == ()
+
+
+@pytest.mark.parametrize("version", [Version.V1_1, Version.V1_2])
+def test_from_1_1_on_a_destination_does_not_unsubscribe(version: Version) -> None:
+    ours = session(version)
+    subscribed(ours)
+    with pytest.raises(RemoteProtocolError) as caught:
+        steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events"))
+    assert caught.value.token == "400-missing-header"  # noqa: S105
+
+
+@pytest.mark.parametrize("command, accepted", [("ACK", True), ("NACK", False)])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_ack_says_whether_it_accepts(version: Version, command: str, accepted: bool) -> None:  # noqa: FBT001
+    assert acks_of(session(version), command, id="7.k-1") == Ack(number=7, message_id="k-1", accepted=accepted)
+
+
+ACKS: list[tuple[dict[str, str], int | None, str]] = [
+    ({"id": "7.k-1"}, 7, "k-1"),
+    ({"message_id": "7.k-1"}, 7, "k-1"),
+    ({"message_id": "k-1", "subscription": "mine"}, 1, "k-1"),
+    ({"id": "k-1", "subscription": "mine"}, 1, "k-1"),
+    ({"message_id": "k-1", "subscription": "unknown"}, steps.NO_SUBSCRIPTION, "k-1"),
+    ({"message_id": "k-1"}, None, "k-1"),
+    ({"id": "k-1"}, None, "k-1"),
+    ({"id": "1.a", "message_id": "2.b", "subscription": "mine"}, 1, "a"),
+    ({"id": "0.k-1"}, None, "0.k-1"),
+    ({"id": "07.k-1"}, None, "07.k-1"),
+    ({"id": "7."}, None, "7."),
+    ({"id": ""}, None, ""),
+    ({"id": "9" * 5000 + ".k-1"}, None, "9" * 5000 + ".k-1"),
+    ({"id": "1.a.b"}, 1, "a.b"),
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("headers, number, message_id", ACKS)
+def test_which_message_an_ack_means(
+    version: Version, headers: dict[str, str], number: int | None, message_id: str
+) -> None:
+    ours = session(version)
+    subscribed(ours, id="mine", ack="client")
+    assert acks_of(ours, **headers) == Ack(number=number, message_id=message_id, accepted=True)
+
+
+@pytest.mark.parametrize(
+    "step, given, token",
+    [
+        (steps.subscribe, {"id": "1"}, "400-missing-header"),
+        (steps.subscribe, {"destination": "/events"}, "400-missing-header"),
+        (steps.unsubscribe, {}, "400-missing-header"),
+        (steps.acknowledge, {"subscription": "0"}, "400-missing-header"),
+        (steps.acknowledge, {"id": "1.k-1", "transaction": "t"}, "400-unknown-transaction"),
+        (steps.begin, {}, "400-missing-header"),
+        (steps.commit, {}, "400-missing-header"),
+        (steps.abort, {}, "400-missing-header"),
+        (steps.commit, {"transaction": "t"}, "400-unknown-transaction"),
+        (steps.abort, {"transaction": "t"}, "400-unknown-transaction"),
+    ],
+)
+def test_what_is_missing_is_a_fault(step: steps.Step, given: dict[str, str], token: str) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        step(session(), frame("ANY", **given))
+    assert caught.value.token == token
+
+
+def test_acks_count_at_commit() -> None:
+    ours = session()
+    nothing = Acknowledge(acks=(), receipt="r")
+    assert steps.begin(ours, frame("BEGIN", transaction="t", receipt="r")) == nothing
+    assert steps.acknowledge(ours, frame("ACK", id="1.b", transaction="t", receipt="r")) == nothing
+    assert steps.acknowledge(ours, frame("NACK", id="1.a", transaction="t", receipt="r")) == nothing
+    assert steps.commit(ours, frame("COMMIT", transaction="t", receipt="r")) == Acknowledge(
+        acks=(Ack(number=1, message_id="b", accepted=True), Ack(number=1, message_id="a", accepted=False)), receipt="r"
+    )
+
+
+def test_an_ack_beside_an_open_transaction_counts_at_once() -> None:
+    ours = session()
+    steps.begin(ours, frame("BEGIN", transaction="t"))
+    assert acks_of(ours, id="1.a").message_id == "a"
+    assert steps.commit(ours, frame("COMMIT", transaction="t")).acks == ()
+
+
+def test_abort_drops_what_waited() -> None:
+    ours = session()
+    steps.begin(ours, frame("BEGIN", transaction="t"))
+    steps.acknowledge(ours, frame("ACK", id="1.a", transaction="t"))
+    assert steps.abort(ours, frame("ABORT", transaction="t", receipt="r")) == Acknowledge(acks=(), receipt="r")
+    assert ours.transactions.acks_held == 0
+
+
+def test_disconnect_drops_open_transactions() -> None:
+    ours = session()
+    steps.begin(ours, frame("BEGIN", transaction="t"))
+    assert steps.disconnect(ours, frame("DISCONNECT", receipt="r")).receipt == "r"
+    assert len(ours.transactions) == 0

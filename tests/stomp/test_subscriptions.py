@@ -1,0 +1,55 @@
+import pytest
+
+from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.subscriptions import Subscription, Subscriptions
+
+
+def to(destination: str, subscription_id: str | None = None) -> Subscription:
+    return Subscription(id=subscription_id, destination=destination, ack=AckMode.AUTO)
+
+
+def test_numbers_rise_from_one_and_are_never_used_twice() -> None:
+    subscriptions = Subscriptions(subscriptions_max=2)
+    assert [subscriptions.open(to("/a", "1")), subscriptions.open(to("/a", "2"))] == [1, 2]
+    subscriptions.end(2)
+    assert subscriptions.open(to("/a", "2")) == 3
+    assert subscriptions.number_of("2") == 3
+
+
+def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
+    subscriptions = Subscriptions(subscriptions_max=2)
+    subscriptions.open(to("/a"))
+    subscriptions.open(to("/a"))
+    with pytest.raises(RemoteProtocolError) as caught:
+        subscriptions.open(to("/a"))
+    assert caught.value.token == "429-too-many-subscriptions"  # noqa: S105
+    assert len(subscriptions) == 2
+
+
+def test_an_open_id_cannot_be_used_again() -> None:
+    subscriptions = Subscriptions(subscriptions_max=2)
+    subscriptions.open(to("/a", "x"))
+    with pytest.raises(RemoteProtocolError) as caught:
+        subscriptions.open(to("/b", "x"))
+    assert caught.value.token == "400-duplicate-subscription"  # noqa: S105
+
+
+def test_a_destination_finds_all_that_are_open() -> None:
+    subscriptions = Subscriptions(subscriptions_max=9)
+    for one in (to("/a"), to("/b"), to("/a", "x"), to("/a")):
+        subscriptions.open(one)
+    subscriptions.end(1)
+    assert subscriptions.numbers_to("/a") == (3, 4)
+    assert subscriptions.numbers_to("/c") == ()
+
+
+def test_what_was_ended_can_be_found_until_it_is_forgotten() -> None:
+    subscriptions = Subscriptions(subscriptions_max=9)
+    number = subscriptions.open(to("/a", "x"))
+    subscriptions.end(number)
+    assert subscriptions.find(number) == to("/a", "x")
+    assert subscriptions.number_of("x") is None
+    assert len(subscriptions) == 0
+    subscriptions.forget_ended()
+    assert subscriptions.find(number) is None

@@ -1,0 +1,135 @@
+"""Rules of the house that no linter knows (CONTRIBUTING.md gives the reason for each).
+
+What may import what is held by the import-linter contracts in pyproject.toml, not here.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import airy_trio
+
+PACKAGE = Path(airy_trio.__file__).parent
+SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+OPEN_NURSERIES = {"app.py", "websocket/session.py"}
+NAMES_BACK_ENDS = "app.py"
+BACK_ENDS = (
+    "airy_trio.changes.postgres",
+    "airy_trio.changes.sqlite",
+    "airy_trio.changes.updated_at",
+    "airy_trio.log.memory",
+    "airy_trio.log.redis_streams",
+    "airy_trio.log.sql",
+)
+SANS_IO_MAY_IMPORT = {
+    "attrs",
+    "collections",
+    "dataclasses",
+    "enum",
+    "functools",
+    "heapq",
+    "itertools",
+    "math",
+    "re",
+    "string",
+    "types",
+    "typing",
+}
+SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "manager", "misc", "utils"}
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Every module that a source imports, also inside functions; ``from a import b`` gives ``a.b`` too."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                origin = module or ""
+                if level:
+                    parent = package.split(".")[: len(package.split(".")) - level + 1]
+                    origin = ".".join([*parent, *([module] if module else [])])
+                yield origin
+                yield from (f"{origin}.{name.name}" for name in names)
+            case _:
+                continue
+
+
+def package_of(source: str) -> str:
+    return ".".join(["airy_trio", *source.split("/")[:-1]])
+
+
+def nurseries(tree: ast.AST) -> Iterator[int]:
+    """The lines that open a nursery, or name what does, under whatever import."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="open_nursery") | ast.Name(id="open_nursery") | ast.alias(name="open_nursery"):
+                yield node.lineno
+            case _:
+                continue
+
+
+def back_ends_named(source: str, tree: ast.AST) -> set[str]:
+    """The back ends that a source imports from outside their own stage."""
+    package = package_of(source)
+    return {
+        name
+        for name in imports(tree, package)
+        for back_end in BACK_ENDS
+        if name == back_end or name.startswith((f"{back_end}.", f"{back_end}_"))
+        if not package.startswith(back_end.rpartition(".")[0])
+    }
+
+
+def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
+    return {
+        name
+        for name in imports(tree, package_of(source))
+        if name.partition(".")[0] not in SANS_IO_MAY_IMPORT and not name.startswith("airy_trio.stomp")
+    }
+
+
+def test_only_two_modules_open_nurseries() -> None:
+    opened = {source: list(nurseries(tree)) for source, tree in SOURCES.items() if source not in OPEN_NURSERIES}
+    assert {source: lines for source, lines in opened.items() if lines} == {}
+
+
+def test_only_app_names_a_back_end() -> None:
+    named = {source: back_ends_named(source, tree) for source, tree in SOURCES.items() if source != NAMES_BACK_ENDS}
+    assert {source: names for source, names in named.items() if names} == {}
+
+
+def test_stomp_imports_only_what_cannot_wait_or_tell_the_time() -> None:
+    sans_io = {source: tree for source, tree in SOURCES.items() if source.startswith("stomp/")}
+    foreign = {source: foreign_to_stomp(source, tree) for source, tree in sans_io.items()}
+    assert {source: names for source, names in foreign.items() if names} == {}
+
+
+def test_names_say_what_is_inside() -> None:
+    assert [source for source in SOURCES if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
+
+
+def test_the_rules_see_what_they_forbid() -> None:
+    assert list(nurseries(ast.parse("import trio\nasync with trio.open_nursery() as n: pass"))) == [2]
+    assert list(nurseries(ast.parse("from trio import open_nursery as quietly"))) == [1]
+    assert foreign_to_stomp("stomp/decoder.py", ast.parse("import re\nfrom time import monotonic")) == {
+        "time",
+        "time.monotonic",
+    }
+    assert foreign_to_stomp("stomp/decoder.py", ast.parse("def f():\n    from ..errors import StartError")) == {
+        "airy_trio.errors",
+        "airy_trio.errors.StartError",
+    }
+    assert foreign_to_stomp("stomp/decoder.py", ast.parse("from . import frames")) == set()
+    assert back_ends_named("cli.py", ast.parse("from airy_trio.log import memory")) == {"airy_trio.log.memory"}
+    assert back_ends_named("websocket/session.py", ast.parse("import airy_trio.changes.sqlite.feed")) == {
+        "airy_trio.changes.sqlite.feed"
+    }
+    assert back_ends_named("log/sql/reading.py", ast.parse("from airy_trio.log.sql import tables")) == set()
+    assert back_ends_named("log/sql.py", ast.parse("from airy_trio.changes.sqlite import X")) != set()
+
+
+def test_every_source_was_read() -> None:
+    assert "stomp/__init__.py" in SOURCES
+    assert SOURCES.keys() >= OPEN_NURSERIES

@@ -1,0 +1,63 @@
+import sys
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from tests.processes import Program, running
+
+
+def python(code: str) -> Sequence[str]:
+    return [sys.executable, "-c", code]
+
+
+SPEAKS_THEN_WAITS = """
+import signal, sys
+print('plain text', file=sys.stderr)
+print('{"event": "listening", "port": 1}', file=sys.stderr)
+print('{"event": "listening", "port": 2}', file=sys.stderr, flush=True)
+signal.sigwait({signal.SIGTERM})
+print('last words, no line end', end='')
+sys.exit(3)
+"""
+
+
+async def test_record_is_the_first_with_these_facts() -> None:
+    with trio.fail_after(20):
+        async with running(Program, python(SPEAKS_THEN_WAITS)) as started:
+            assert (await started.record("listening"))["port"] == 1
+            assert (await started.record("listening", port=2))["port"] == 2
+            await started.kill()
+
+
+async def test_record_that_never_comes_ends_with_the_process_and_quotes_it() -> None:
+    with trio.fail_after(20):
+        async with running(Program, python("import sys; sys.exit('no such table')")) as started:
+            with pytest.raises(AssertionError, match="no such table"):
+                await started.record("listening")
+
+
+async def test_terminate_gives_the_exit_code_and_all_that_was_said() -> None:
+    code = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM});" + SPEAKS_THEN_WAITS
+    with trio.fail_after(20):
+        async with running(Program, python(code)) as started:
+            await started.record("listening")
+            assert await started.terminate() == 3
+            assert started.out.all == ["last words, no line end"]
+
+
+async def test_what_is_left_is_killed() -> None:
+    with trio.fail_after(20):
+        async with running(Program, python("import time; time.sleep(600)")) as started:
+            pass
+        assert started.process.returncode == -9
+
+
+async def test_environment_is_ours_without_that_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    monkeypatch.setenv("KEPT", "1")
+    code = "import os; print([os.environ.get(n) for n in ('PGHOST', 'KEPT', 'ADDED')])"
+    with trio.fail_after(20):
+        async with running(Program, python(code), environ={"ADDED": "2"}) as started:
+            assert await started.wait() == 0
+            assert started.out.all == ["[None, '1', '2']"]
