@@ -16,10 +16,12 @@ import sqlalchemy as sa
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from attrs import frozen
 from sqlalchemy.exc import SQLAlchemyError
 
-from airy_trio.changes import default_tables, postgres, sqlite, triggers
+from airy_trio.changes import default_tables, points, triggers
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.inspection import inspect
 from airy_trio.database import (
@@ -105,24 +107,42 @@ def _migrate_changes(connection: sa.Connection, settings: Settings, *, with_tabl
     triggers.install(connection, tables, names, deletes=settings.events.deletes)
     log = ChangeLog(names)
     if log.origin(connection) is None:
-        postgres_here = names.dialect == POSTGRES
-        origin = str(postgres.current_point(connection)) if postgres_here else sqlite.FIRST_RESUME_POINT
-        log.set_origin(connection, origin)
+        log.set_origin(connection, points.first(connection))
     return Migrated(made=tuple(made), watched=tuple(tables))
 
 
-def _upgrade(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
-    folder = migrations_folder()
-    config = Config()
-    config.set_main_option("path_separator", "os")
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    config.set_main_option("version_locations", str(folder / stream).replace("%", "%%"))
+def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
+    """A line where the database is not at the newest migration of a stream, or is beyond it."""
+    config = _config(stream)
     names = Names(connection.dialect.name, options.schema)
+    context = MigrationContext.configure(
+        connection,
+        opts={"version_table": names.bare(f"{stream}_version"), "version_table_schema": names.table_schema},
+    )
+    current, newest = context.get_current_revision(), ScriptDirectory.from_config(config).get_current_head()
+    if current is None:
+        yield f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE"
+    elif current != newest:
+        yield f"{names.schema} is at {current}, this version needs {newest}; run: airy-trio migrate --config FILE"
+
+
+def _upgrade(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
+    names = Names(connection.dialect.name, options.schema)
+    config = _config(stream)
     config.attributes.update(connection=connection, names=names, stream=stream)
     if names.dialect == POSTGRES:
         connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
         connection.exec_driver_sql(f"create schema if not exists {quote_identifier(names.schema)}")
     command.upgrade(config, "head")
+
+
+def _config(stream: Stream) -> Config:
+    folder = migrations_folder()
+    config = Config()
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / stream).replace("%", "%%"))
+    return config
 
 
 def migrations_folder() -> Path:

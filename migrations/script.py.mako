@@ -11,12 +11,12 @@ down_revision = ${repr(down_revision)}
 branch_labels = None
 depends_on = None
 
-names = context.config.attributes["names"]
-
 
 def upgrade() -> None:
+    names = context.config.attributes["names"]
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
+    names = context.config.attributes["names"]
     ${downgrades if downgrades else "pass"}

@@ -5,6 +5,8 @@ which an empty event log starts (``origin``) and the log that consumes these cha
 ``consumer_store``). The tables are made by ``migrations/changes``.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from attrs import frozen
 
@@ -26,7 +28,7 @@ class ChangeLog:
 
     def __init__(self, names: Names) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
-        columns = [
+        columns: list[sa.Column[Any]] = [
             sa.Column("seq", sa.BigInteger, primary_key=True),
             sa.Column("kind", sa.Text),
             sa.Column("operation", sa.Text),

@@ -4,7 +4,7 @@ Everything is read with one connection in one transaction that sees one snapshot
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, assert_never
 
 import sqlalchemy as sa
@@ -38,6 +38,11 @@ class Change:
     operation: str
     key: Key
     old: tuple[Value, Value]
+
+
+def changes_of(rows: Iterable[sa.Row[Any]]) -> Iterator[Change]:
+    """Rows of the change log as changes."""
+    return (Change(row.kind, row.operation, (row.key_1, row.key_2), (row.old_1, row.old_2)) for row in rows)
 
 
 class Objects:

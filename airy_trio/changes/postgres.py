@@ -10,17 +10,17 @@ The invisible ones are found by index: those at or above the last snapshot's ``x
 progress in it. A large difference is read in pages up to a fixed *target* snapshot.
 """
 
-import json
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 import trio
-from attrs import asdict, evolve, frozen
+from attrs import evolve
 
 from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.objects import Change, Objects
+from airy_trio.changes.objects import Objects, changes_of
+from airy_trio.changes.points import SNAPSHOT, PostgresPoint
 from airy_trio.changes.tables import Tables
 from airy_trio.database import POSTGRES, Database, Names, Session
 
@@ -29,54 +29,6 @@ POLL_MAX_S = 0.05
 POLL_GROWTH = 1.5
 
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
-_SNAPSHOT = sa.text("select cast(pg_current_snapshot() as text)")
-_IDENTITY = sa.text(
-    "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) "
-    "from pg_control_system()"
-)
-
-
-@frozen(kw_only=True)
-class ResumePoint:
-    """Everything that ``snapshot`` sees has been read, and of what ``target`` sees beyond it all up to ``seq``.
-
-    ``system`` and ``timeline`` say in which history of which cluster the transaction numbers mean something.
-    """
-
-    system: str
-    timeline: str
-    snapshot: str
-    target: str = ""
-    seq: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote."""
-        return cls(**json.loads(text))
-
-    def __str__(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @property
-    def horizon(self) -> int:
-        """Below this transaction number everything has been read."""
-        return int(self.snapshot.split(":")[0])
-
-    @property
-    def next_transaction(self) -> int:
-        """From this transaction number on nothing was visible (the snapshot's ``xmax``)."""
-        return int(self.snapshot.split(":")[1])
-
-    @property
-    def in_progress(self) -> list[str]:
-        """The transactions below ``next_transaction`` that were still open."""
-        return [txid for txid in self.snapshot.split(":")[2].split(",") if txid]
-
-
-def current_point(connection: sa.Connection) -> ResumePoint:
-    """The resume point after everything that the connection's snapshot sees."""
-    system, timeline = connection.execute(_IDENTITY).one()
-    return ResumePoint(system=system, timeline=timeline, snapshot=connection.execute(_SNAPSHOT).scalar_one())
 
 
 class PostgresFeed:
@@ -111,7 +63,7 @@ class PostgresFeed:
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
-        point = ResumePoint.parse(after)
+        point = PostgresPoint.parse(after)
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
         if batch.changes:
             self._pause_s = POLL_FIRST_S
@@ -124,14 +76,14 @@ class PostgresFeed:
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        return await self._reading.run(lambda connection: self._log.origin(connection) or str(current_point(connection)))
+        return await self._reading.run(lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection)))
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
 
         def work(connection: sa.Connection) -> str:
             connection.execute(_ONE_SNAPSHOT)
-            point = str(current_point(connection))
+            point = str(PostgresPoint.now(connection))
             connection.execute(sa.delete(self._log.rows))  # deletes what the snapshot of this transaction sees
             self._log.set_origin(connection, point)
             return point
@@ -140,7 +92,7 @@ class PostgresFeed:
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``."""
-        point = ResumePoint.parse(upto)
+        point = PostgresPoint.parse(upto)
 
         def work(connection: sa.Connection) -> int:
             count = connection.execute(self._trim, {"horizon": str(point.horizon), "limit": limit}).rowcount
@@ -163,7 +115,7 @@ class PostgresFeed:
         await self._reading.aclose()
         await self._writing.aclose()
 
-    def _read(self, connection: sa.Connection, point: ResumePoint, limit: int) -> Batch:
+    def _read(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> Batch:
         now = self._now(connection)
         if (point.system, point.timeline) != (now.system, now.timeline):
             message = "the database is another cluster, or a restored one, than the one that was recorded"
@@ -173,15 +125,15 @@ class PostgresFeed:
             raise ResumePointLost(message)
         rows, following = self._rows(connection, point, now, limit)
         return Batch(
-            objects=self._objects.read(connection, _changes(rows)),
+            objects=self._objects.read(connection, changes_of(rows)),
             resume_point=str(following),
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
         )
 
     def _rows(
-        self, connection: sa.Connection, point: ResumePoint, now: ResumePoint, limit: int
-    ) -> tuple[Sequence[sa.Row[Any]], ResumePoint]:
+        self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
+    ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
         """The next rows and the point after them: a whole difference, or a page of it."""
         if point.target:
             arguments = {"seq": point.seq, "target": point.target, "snapshot": point.snapshot, "limit": limit}
@@ -201,15 +153,11 @@ class PostgresFeed:
             return rows, whole
         return rows, evolve(point, target=target, seq=rows[-1].seq)
 
-    def _now(self, connection: sa.Connection) -> ResumePoint:
+    def _now(self, connection: sa.Connection) -> PostgresPoint:
         """``current_point``; the cluster is asked once for each connection, which cannot change it."""
         if self._identity is None or self._identity[0] != self._reading.generation:
-            point = current_point(connection)
+            point = PostgresPoint.now(connection)
             self._identity = (self._reading.generation, point.system, point.timeline)
             return point
         _, system, timeline = self._identity
-        return ResumePoint(system=system, timeline=timeline, snapshot=connection.execute(_SNAPSHOT).scalar_one())
-
-
-def _changes(rows: Sequence[sa.Row[Any]]) -> list[Change]:
-    return [Change(row.kind, row.operation, (row.key_1, row.key_2), (row.old_1, row.old_2)) for row in rows]
+        return PostgresPoint(system=system, timeline=timeline, snapshot=connection.execute(SNAPSHOT).scalar_one())

@@ -4,21 +4,19 @@ SQLite has one writer at a time, so a row with a higher number is never committe
 by anybody shows in ``PRAGMA data_version``, which costs microseconds (findings on the data layer, 6).
 """
 
-import json
-from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 import trio
 
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.objects import Change, Objects
+from airy_trio.changes.objects import Objects, changes_of
+from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.tables import Tables
 from airy_trio.database import SQLITE, Database, DatabaseUnavailable, Names, Session
 
 POLL_S = 0.005
-
-FIRST_RESUME_POINT = json.dumps([0, ""])
 
 
 class SqliteFeed:
@@ -33,7 +31,7 @@ class SqliteFeed:
         self._writing = writing
         self._log = ChangeLog(names)
         self._objects = Objects(SQLITE, tables)
-        self._seen_version: int | None = None
+        self._seen_version: tuple[int, int] | None = None
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
@@ -55,7 +53,7 @@ class SqliteFeed:
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        return await self._reading.run(self._log.origin) or FIRST_RESUME_POINT
+        return await self._reading.run(self._log.origin) or str(SqlitePoint())
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
@@ -63,7 +61,7 @@ class SqliteFeed:
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``. The newest recorded row stays, for its token."""
-        seq, _ = json.loads(upto)
+        seq = SqlitePoint.parse(upto).seq
         rows = self._log.rows
         old = sa.select(rows.c.seq).where(rows.c.seq < seq).order_by(rows.c.seq).limit(limit)
         if not await self._reading.run(lambda connection: connection.execute(old.limit(1)).first()):
@@ -89,43 +87,36 @@ class SqliteFeed:
         await self._reading.aclose()
         await self._writing.aclose()
 
-    async def _data_version(self) -> int:
-        def ask(connection: sa.Connection) -> int:
-            driver = connection.connection.driver_connection
-            assert driver is not None
+    async def _data_version(self) -> tuple[int, int]:
+        def ask(connection: sa.Connection) -> tuple[int, int]:
+            driver: Any = connection.connection.driver_connection
             (version,) = driver.execute("PRAGMA data_version").fetchone()
-            return self._reading.generation << 32 | version
+            return self._reading.generation, int(version)
 
         return await self._reading.run(ask, transaction=False)
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
-        seq, token = json.loads(after)
-        rows = self._log.rows
-        if seq:
-            found = connection.execute(sa.select(rows.c.token).where(rows.c.seq == seq)).scalar_one_or_none()
-            if found != token:
-                message = f"the change log has no row {seq} with the token that was recorded"
+        point = SqlitePoint.parse(after)
+        log = self._log.rows
+        if point.seq:
+            token = connection.execute(sa.select(log.c.token).where(log.c.seq == point.seq)).scalar_one_or_none()
+            if token != point.token:
+                message = f"the change log has no row {point.seq} with the token that was recorded"
                 raise ResumePointLost(message)
-        found_rows = connection.execute(
-            sa.select(rows).where(rows.c.seq > seq).order_by(rows.c.seq).limit(limit)
-        ).all()
-        resume_point = json.dumps([found_rows[-1].seq, found_rows[-1].token]) if found_rows else after
+        rows = connection.execute(sa.select(log).where(log.c.seq > point.seq).order_by(log.c.seq).limit(limit)).all()
+        following = SqlitePoint(rows[-1].seq, rows[-1].token) if rows else point
         return Batch(
-            objects=self._objects.read(connection, _changes(found_rows)),
-            resume_point=resume_point,
-            changes=len(found_rows),
-            more=len(found_rows) == limit,
+            objects=self._objects.read(connection, changes_of(rows)),
+            resume_point=str(following),
+            changes=len(rows),
+            more=len(rows) == limit,
         )
 
     def _restart(self, connection: sa.Connection) -> str:
         rows = self._log.rows
         newest = connection.execute(sa.select(rows.c.seq, rows.c.token).order_by(rows.c.seq.desc()).limit(1)).first()
-        point = json.dumps(list(newest)) if newest else FIRST_RESUME_POINT
+        point = str(SqlitePoint(*newest) if newest else SqlitePoint())
         if newest:
             connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq))
         self._log.set_origin(connection, point)
         return point
-
-
-def _changes(rows: Sequence[sa.Row[tuple[object, ...]]]) -> list[Change]:
-    return [Change(row.kind, row.operation, (row.key_1, row.key_2), (row.old_1, row.old_2)) for row in rows]

@@ -157,7 +157,7 @@ class SqlStore:
             first = self._locked_state(connection).first
             connection.execute(sa.delete(self._tables.events).where(self._tables.events.c.offset <= upto))
             connection.execute(sa.update(self._tables.state).values(first=max(first, upto + 1)))
-            return max(0, upto + 1 - first)
+            return max(0, upto + 1 - int(first))
 
         return await self._write(work)
 

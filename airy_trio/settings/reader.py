@@ -52,14 +52,14 @@ class _Faults:
     def told(self, error: Exception, path: Path = (), *, secret: bool = False) -> Iterator[str]:
         """Give a line for each leaf of the tree. ``secret``: what stands at this path is not to be shown."""
         if isinstance(error, ClassValidationError):
-            yield from self._of_class(error, path, secret=secret)
+            yield from self._of_class(error, path)
         elif isinstance(error, IterableValidationError):
             for inner, item in error.group_exceptions()[0]:
                 yield from self.told(inner, (*path, item.index), secret=secret)
         else:
             yield from (f"{dotted(path)}: {line}" for line in _lines(error, secret=secret))
 
-    def _of_class(self, error: ClassValidationError, path: Path, *, secret: bool) -> Iterator[str]:
+    def _of_class(self, error: ClassValidationError, path: Path) -> Iterator[str]:
         noted, others = error.group_exceptions()
         for inner, option in noted:
             here = (*path, option.name)
@@ -68,12 +68,12 @@ class _Faults:
                 words = next(REQUIRED[key] for key in keys if key in REQUIRED)
                 yield f"{dotted(here)}: missing, and it has no default; allowed is {words}"
             else:
-                yield from self.told(inner, here, secret=secret or any(key in SECRETS for key in keys))
+                yield from self.told(inner, here, secret=any(key in SECRETS for key in keys))
         for inner in others:
             if isinstance(inner, ForbiddenExtraKeysError):
                 yield from (self._unknown(key, path, inner.cl) for key in sorted(inner.extra_fields))
             else:
-                yield from self.told(inner, path, secret=secret)
+                yield from self.told(inner, path)
 
     def _unknown(self, key: str, path: Path, cls: type) -> str:
         known = [option.name for option in attrs.fields(cls)]

@@ -105,17 +105,10 @@ class StompClient:
             self.version = self._decoder.version = Version(answer.get("version"))
         return answer
 
-    async def subscribe(
-        self,
-        destination: str = "/events",
-        *,
-        id: str = "0",
-        headers: Headers = (),  # noqa: A002 - STOMP's word
-    ) -> Frame:
+    async def subscribe(self, destination: str = "/events", *, subscription: str = "0", headers: Headers = ()) -> Frame:
         """Subscribe and give the RECEIPT (or an ERROR); frames of other subscriptions may not come meanwhile."""
-        await self.send(
-            Frame("SUBSCRIBE", (("id", id), ("destination", destination), ("receipt", self._receipt_id()), *headers))
-        )
+        own = (("id", subscription), ("destination", destination), ("receipt", self._receipt_id()))
+        await self.send(Frame("SUBSCRIBE", (*own, *headers)))
         return await self.receive()
 
     async def acknowledge(self, message: Frame, *, command: str = "ACK", headers: Headers = ()) -> None:
@@ -235,7 +228,7 @@ class StompClient:
 async def connect(
     host: str, port: int, path: str = PATH, *, subprotocols: Iterable[str] = SUBPROTOCOLS, headers: Headers = ()
 ) -> StompClient:
-    """Open a connection up to CONNECTED: ``async with await connect(host, port) as client``.
+    """Open a connection up to CONNECTED; the client is a context manager, which closes the stream.
 
     Raises ``OSError``, ``Rejected``, and ``Closed`` where CONNECT is refused.
     """
@@ -243,9 +236,10 @@ async def connect(
     try:
         await client.upgrade(host, path, subprotocols=subprotocols)
         answer = await client.connect(headers=headers)
-        if answer.command != "CONNECTED":
-            raise Closed(None, answer.get("message"))
     except BaseException:
         await trio.aclose_forcefully(client.stream)
         raise
+    if answer.command != "CONNECTED":
+        await trio.aclose_forcefully(client.stream)
+        raise Closed(None, answer.get("message"))
     return client

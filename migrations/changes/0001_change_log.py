@@ -8,8 +8,6 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-names = context.config.attributes["names"]
-
 
 def upgrade() -> None:
     """Make ``change_log`` and ``change_state``.
@@ -17,6 +15,7 @@ def upgrade() -> None:
     On Postgres the sequence must not cache: within one object ``seq`` has to grow in the order in which its row was
     locked. On SQLite keys keep the type that they have in the application's table.
     """
+    names = context.config.attributes["names"]
     schema = names.table_schema
     if op.get_context().dialect.name == "postgresql":
         op.create_table(
@@ -52,5 +51,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take both away."""
+    names = context.config.attributes["names"]
     op.drop_table(names.bare("change_state"), schema=names.table_schema)
     op.drop_table(names.bare("change_log"), schema=names.table_schema)

@@ -11,11 +11,10 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-names = context.config.attributes["names"]
-
 
 def upgrade() -> None:
     """Make ``event_log`` and ``log_state``, the latter with a first epoch in which nothing has happened."""
+    names = context.config.attributes["names"]
     schema = names.table_schema
     op.create_table(
         names.bare("event_log"),
@@ -45,5 +44,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take both away."""
+    names = context.config.attributes["names"]
     op.drop_table(names.bare("log_state"), schema=names.table_schema)
     op.drop_table(names.bare("event_log"), schema=names.table_schema)

@@ -281,7 +281,7 @@ def assert_shape(value: object, shape: object) -> None:
 
 
 @given(st.lists(any_object(), max_size=5), st.booleans())
-def test_any_rows_become_events_that_a_strict_parser_reads_or_faults(rows: list[ChangedObject], deletes: bool) -> None:  # noqa: FBT001
+def test_any_rows_become_events_that_a_strict_parser_reads_or_faults(rows: list[ChangedObject], deletes: bool) -> None:
     translation = translate(rows, EventsOptions(deletes=deletes))
     for event in translation.events:
         body, truncated = encode(event, 61_440)

@@ -226,7 +226,7 @@ def test_a_text_column_that_holds_another_type(value: Value, expected: str) -> N
 
 
 @given(ANY_VALUE, st.booleans())
-def test_content_is_json_or_a_fault(value: Value, is_json: bool) -> None:  # noqa: FBT001 - given by hypothesis
+def test_content_is_json_or_a_fault(value: Value, is_json: bool) -> None:
     try:
         content = values.content(value, is_json=is_json)
     except UnfitValueError:

@@ -23,14 +23,14 @@ NUMBERS = [
     ("listener.subscriptions_max", ["1"], ["0"]),
     ("listener.connect_timeout_s", ["0.001", "1"], ["0", "-1"]),
     ("listener.send_timeout_s", ["0.001", "1"], ["0", "-1"]),
-    ("listener.heartbeat_ms", ["0", "1"], ["-1"]),
+    ("listener.heartbeat_ms", ["0", "500"], ["-1", "1", "499"]),
     ("listener.frame_bytes_max", ["4096"], ["4095"]),
     ("listener.message_bytes_max", ["1024"], ["1023"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
 ]
 TEXTS = [
     ("database.schema", ["a", "_", "airy_trio", "a" + "0" * 40], ["", "0a", "A", "a-b", "a.b", "a" + "0" * 41, "ä"]),
-    ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", "a b"]),  # noqa: S104 - a value, nothing listens
+    ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - a value, nothing listens
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
@@ -77,7 +77,7 @@ def test_a_number(setting: str, good: list[str], bad: list[str]) -> None:
         assert value_of(read(written(setting, value)), setting) == float(value)
     for value in bad:
         kind = "number" if "." in value else "integer"
-        assert fault(written(setting, value)).startswith(f"{setting}: found {kind} {value}, allowed is a number ")
+        assert fault(written(setting, value)).startswith(f"{setting}: found {kind} {value}, allowed is ")
 
 
 @pytest.mark.parametrize("setting, good, bad", TEXTS)
@@ -180,6 +180,13 @@ def test_a_name_of_a_table(name: str, place: tuple[str | None, str] | None) -> N
 def test_no_name_of_a_table(name: str) -> None:
     assert fault(f"[database.tables.tags]\nname = {name}").endswith(
         'allowed is "table", "schema.table", ["schema", "table"] or ""'
+    )
+
+
+def test_a_time_zone_that_is_no_file_name_either() -> None:
+    assert fault(f"[database.tables.tags]\ntime_zone = '{'x' * 300}'") == (
+        "database.tables.tags.time_zone: found text (not shown), "
+        "allowed is a name of the time zone database, such as Europe/Berlin"
     )
 
 

@@ -120,6 +120,14 @@ def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
     assert password not in lines(text[:place] + inserted + text[place + width :])
 
 
+@pytest.mark.parametrize("section, key", [("database", "url"), ("database", "direct_url"), ("log", "url")])
+@pytest.mark.parametrize("value", ["20261124", "2026.1124", "2026-11-24", "{ pin = 20261124 }", "[20261124]"])
+def test_a_password_that_is_no_text(section: str, key: str, value: str) -> None:
+    told = lines(f"[{section}]\n{key} = {value}")
+    assert f"{section}.{key}: found " in told
+    assert "2026" not in told
+
+
 @pytest.mark.parametrize("setting", ["database.url", "database.direct_url", "log.url"])
 def test_the_fault_is_told_all_the_same(setting: str) -> None:
     section, key = setting.split(".")

@@ -59,6 +59,11 @@ def fault_of(connection: Connection, data: bytes | str) -> RemoteProtocolError:
     raise AssertionError(message)
 
 
+def token_of(connection: Connection, data: bytes | str) -> str:
+    """Give the token of the fault that this input must be."""
+    return fault_of(connection, data).token
+
+
 def request_of(connection: Connection, data: bytes | str) -> Request:
     """Give the one request that this input must be."""
     (request,) = connection.receive(data)

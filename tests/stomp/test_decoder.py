@@ -251,7 +251,7 @@ def test_a_nul_must_follow_that_length(body: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_limits_of_octets_at_the_limit_and_one_beyond(name: str, token: str, data: bytes, whole: bool) -> None:  # noqa: FBT001
+def test_limits_of_octets_at_the_limit_and_one_beyond(name: str, token: str, data: bytes, whole: bool) -> None:
     filled = data % (b"x" * 14)
     counted = {
         "command_bytes_max": filled.index(b"\n"),

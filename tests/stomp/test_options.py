@@ -31,7 +31,7 @@ def test_no_heart_beats_may_be_offered() -> None:
         options(heartbeat_ms=-1)
 
 
-@pytest.mark.parametrize("name", ["session", "server"])
-def test_our_names_must_be_plain(name: str) -> None:
+@pytest.mark.parametrize("session, server", [("a b", "x"), ("x", "a b"), ("", "x"), ("x", "a:b")])
+def test_our_names_must_be_plain(session: str, server: str) -> None:
     with pytest.raises(LocalProtocolError):
-        attrs.evolve(options(), **{name: "a b"})
+        ConnectionOptions(session=session, server=server)

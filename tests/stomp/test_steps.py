@@ -169,7 +169,7 @@ def test_from_1_1_on_a_destination_does_not_unsubscribe(version: Version) -> Non
 
 @pytest.mark.parametrize("command, accepted", [("ACK", True), ("NACK", False)])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_ack_says_whether_it_accepts(version: Version, command: str, accepted: bool) -> None:  # noqa: FBT001
+def test_an_ack_says_whether_it_accepts(version: Version, command: str, accepted: bool) -> None:
     assert acks_of(session(version), command, id="7.k-1") == Ack(number=7, message_id="k-1", accepted=accepted)
 
 

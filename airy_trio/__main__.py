@@ -1,0 +1,5 @@
+"""``python -m airy_trio`` is ``airy-trio``."""
+
+from airy_trio.cli import main
+
+main()

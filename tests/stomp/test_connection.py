@@ -1,0 +1,355 @@
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.stomp import faults
+from airy_trio.stomp.connection import OTHERWISE, TRANSITIONS, Connection, Request, State
+from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
+from airy_trio.stomp.faults import Fault
+from airy_trio.stomp.frames import Version
+from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Subscribe, Unsubscribe
+from tests.stomp.dialogue import (
+    VERSIONS,
+    connect_frame,
+    fault_of,
+    in_state,
+    opened,
+    options,
+    read,
+    request_of,
+    said,
+    token_of,
+)
+
+# A frame of each command that is right in itself; COMMIT and ABORT name the transaction that `prepared` opens.
+FRAMES = {
+    "CONNECT": said("CONNECT", "accept-version:1.2"),
+    "STOMP": said("STOMP", "accept-version:1.2"),
+    "SUBSCRIBE": said("SUBSCRIBE", "id:0", "destination:/events"),
+    "UNSUBSCRIBE": said("UNSUBSCRIBE", "id:0"),
+    "ACK": said("ACK", "id:1.k-1"),
+    "NACK": said("NACK", "id:1.k-1"),
+    "BEGIN": said("BEGIN", "transaction:new"),
+    "COMMIT": said("COMMIT", "transaction:open"),
+    "ABORT": said("ABORT", "transaction:open"),
+    "DISCONNECT": said("DISCONNECT"),
+    "SEND": said("SEND", "destination:/events", body="{}"),
+    # commands of servers, and none at all
+    "CONNECTED": said("CONNECTED", "version:1.2"),
+    "MESSAGE": said("MESSAGE", "destination:/events", "message-id:k-1", "subscription:0"),
+    "RECEIPT": said("RECEIPT", "receipt-id:r"),
+    "ERROR": said("ERROR", "message:400-x"),
+    "subscribe": said("subscribe", "id:0", "destination:/events"),
+    "FOO": said("FOO"),
+}
+
+# The table once more, as the page of theory has it.
+EXPECTED: dict[State, dict[str, tuple[type, State] | Fault]] = {
+    State.AWAITING_CONNECT: {
+        "CONNECT": (Connect, State.OPEN),
+        "STOMP": (Connect, State.OPEN),
+        **dict.fromkeys(FRAMES.keys() - {"CONNECT", "STOMP"}, faults.NOT_CONNECTED),
+    },
+    State.OPEN: {
+        "SUBSCRIBE": (Subscribe, State.OPEN),
+        "UNSUBSCRIBE": (Unsubscribe, State.OPEN),
+        "ACK": (Acknowledge, State.OPEN),
+        "NACK": (Acknowledge, State.OPEN),
+        "BEGIN": (Acknowledge, State.OPEN),
+        "COMMIT": (Acknowledge, State.OPEN),
+        "ABORT": (Acknowledge, State.OPEN),
+        "DISCONNECT": (Disconnect, State.DISCONNECTED),
+        "CONNECT": faults.ALREADY_CONNECTED,
+        "STOMP": faults.ALREADY_CONNECTED,
+        "SEND": faults.SEND_NOT_ALLOWED,
+        **dict.fromkeys(["CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "subscribe", "FOO"], faults.UNKNOWN_COMMAND),
+    },
+}
+
+
+def prepared(state: State) -> Connection:
+    connection = in_state(state)
+    if state is State.OPEN:
+        connection.receive(said("BEGIN", "transaction:open"))
+    return connection
+
+
+@pytest.mark.parametrize("command", FRAMES)
+@pytest.mark.parametrize("state", State)
+def test_every_frame_in_every_state(state: State, command: str) -> None:
+    connection = prepared(state)
+    frame = FRAMES[command]
+    if state not in EXPECTED:
+        assert connection.receive(frame) == []
+        assert connection.state is state
+        return
+    expected = EXPECTED[state][command]
+    if isinstance(expected, Fault):
+        fault = fault_of(connection, frame)
+        assert Fault(fault.token, fault.prose) == expected
+        assert connection.state is State.FAILED
+    else:
+        kind, then = expected
+        assert type(request_of(connection, frame)) is kind
+        assert connection.state is then
+
+
+def test_the_table_has_no_cell_that_this_test_does_not_know() -> None:
+    for state, row in TRANSITIONS.items():
+        assert row.keys() <= EXPECTED[state].keys()
+    assert TRANSITIONS.keys() == OTHERWISE.keys() == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("state", [State.DISCONNECTED, State.FAILED, State.CLOSED])
+def test_what_is_ignored_is_not_even_decoded(state: State) -> None:
+    connection = in_state(state)
+    before = connection.statistics()
+    assert connection.receive(b"\xff\0\0 no frame" + b"x" * 200_000) == []
+    assert connection.statistics() == before
+    assert before.held_bytes == 0
+
+
+def test_what_follows_disconnect_in_the_same_input_is_ignored() -> None:
+    connection = opened()
+    requests = connection.receive(said("DISCONNECT", "receipt:r") + said("UNSUBSCRIBE") + "rubbish\0")
+    assert requests == [Disconnect(receipt="r")]
+    assert connection.statistics().held_bytes == 0
+
+
+def test_frames_may_follow_connect_before_connected_was_said() -> None:
+    connection = Connection(options())
+    first, second = connection.receive(
+        connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:a\\cb", "destination:/events", "filler:" + "x" * 5000)
+    )
+    assert isinstance(first, Connect)
+    assert isinstance(second, Subscribe)
+    assert second.id == "a:b"
+    assert read(connection.connected()).command == "CONNECTED"
+    assert connection.message_prefix(1) == b"MESSAGE\ndestination:/events\nsubscription:a\\cb\n"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_frame_after_connect_is_decoded_by_the_agreed_version(version: Version) -> None:
+    connection = Connection(options())
+    _, request = connection.receive(connect_frame(version) + said("SUBSCRIBE", "id: a\\cb", "destination:/events"))
+    expected = {Version.V1_0: "a\\cb", Version.V1_1: " a:b", Version.V1_2: " a:b"}
+    assert isinstance(request, Subscribe)
+    assert request.id == expected[version]
+
+
+def test_a_fault_carries_the_requests_before_it_and_they_are_answered() -> None:
+    connection = Connection(options())
+    fault = fault_of(connection, connect_frame(Version.V1_2) + FRAMES["SUBSCRIBE"] + said("SEND", "receipt:s"))
+    assert [type(request) for request in fault.fulfilled] == [Connect, Subscribe]
+    assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "s")
+    assert read(connection.connected()).command == "CONNECTED"
+    assert read(connection.receipt("x")).command == "RECEIPT"
+    assert connection.message_prefix(1)
+    assert read(connection.error(fault.token, fault.prose, fault.receipt_id)).get("receipt-id") == "s"
+    assert connection.state is State.CLOSED
+
+
+def test_each_fault_carries_only_what_the_same_input_held() -> None:
+    connection = opened()
+    connection.receive(FRAMES["SUBSCRIBE"])
+    assert fault_of(connection, FRAMES["SEND"]).fulfilled == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_fault_in_a_step_carries_the_receipt(version: Version) -> None:
+    fault = fault_of(opened(version), said("SUBSCRIBE", "receipt:r:1"))
+    assert (fault.token, fault.receipt_id) == ("400-missing-header", "r:1")
+
+
+def test_a_fault_before_connect_carries_the_receipt_as_it_was_written() -> None:
+    connection = Connection(options())
+    fault = fault_of(connection, said("SUBSCRIBE", "receipt:a\\cb"))
+    assert b"receipt-id:a\\cb\n" in connection.error(fault.token, fault.prose, fault.receipt_id)
+
+
+def test_a_fault_drops_open_transactions() -> None:
+    connection = prepared(State.OPEN)
+    fault_of(connection, FRAMES["SEND"])
+    assert connection.statistics().transactions == 0
+
+
+def test_a_subscription_can_be_answered_though_it_was_ended_in_the_same_input() -> None:
+    connection = opened()
+    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", "ack:client") + said("UNSUBSCRIBE", "id:0"))
+    assert connection.message_prefix(1) == b"MESSAGE\ndestination:/events\nsubscription:0\n"
+    assert connection.message_ack(1, "k-1") == b"ack:1.k-1\n"
+    connection.receive("\n")
+    with pytest.raises(LocalProtocolError):
+        connection.message_prefix(1)
+    with pytest.raises(LocalProtocolError):
+        connection.message_ack(1, "k-1")
+
+
+WRITES: dict[str, Callable[[Connection], bytes]] = {
+    "connected": lambda connection: connection.connected(),
+    "receipt": lambda connection: connection.receipt("r"),
+    "error": lambda connection: connection.error("500-internal", "Something broke."),
+    "message_prefix": lambda connection: connection.message_prefix(1),
+    "message_ack": lambda connection: connection.message_ack(1, "k-1"),
+}
+ALLOWED = {
+    "nothing was read": {"error"},
+    "CONNECT was read": {"connected", "error"},
+    "CONNECTED was said": {"receipt", "error", "message_prefix", "message_ack"},
+    "ERROR was said": set[str](),
+}
+
+
+def at_the_time(when: str) -> Connection:
+    connection = Connection(options())
+    if when == "nothing was read":
+        return connection
+    connection.receive(connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:0", "destination:/events", "ack:client"))
+    if when == "CONNECT was read":
+        return connection
+    connection.connected()
+    if when == "ERROR was said":
+        connection.error("500-internal", "Something broke.")
+    return connection
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("when", ALLOWED)
+def test_what_may_be_written_when(when: str, write: str) -> None:
+    connection = at_the_time(when)
+    if write in ALLOWED[when]:
+        assert WRITES[write](connection)
+    else:
+        with pytest.raises(LocalProtocolError):
+            WRITES[write](connection)
+
+
+def test_the_receipt_of_disconnect_may_be_written() -> None:
+    connection = opened()
+    (request,) = connection.receive(said("DISCONNECT", "receipt:r"))
+    assert request == Disconnect(receipt="r")
+    assert read(connection.receipt("r")).headers == (("receipt-id", "r"),)
+
+
+def test_there_is_no_prefix_of_a_subscription_that_never_was() -> None:
+    with pytest.raises(LocalProtocolError):
+        opened().message_prefix(1)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("ack", ["auto", "client", "client-individual"])
+def test_the_ack_header_is_only_where_it_is_needed(version: Version, ack: str) -> None:
+    connection = opened(version)
+    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
+    needed = version is Version.V1_2 and ack != "auto"
+    assert connection.message_ack(1, "k7f3q9-12") == (b"ack:1.k7f3q9-12\n" if needed else b"")
+
+
+@pytest.mark.parametrize("ack", ["client", "client-individual"])
+def test_what_the_ack_header_says_can_be_acknowledged(ack: str) -> None:
+    connection = opened()
+    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
+    value = connection.message_ack(1, "k7f3q9-12").decode().removeprefix("ack:").rstrip("\n")
+    assert request_of(connection, said("ACK", f"id:{value}")) == Acknowledge(
+        acks=(Ack(number=1, message_id="k7f3q9-12", accepted=True),), receipt=None
+    )
+
+
+def test_text_and_octets_are_read_alike() -> None:
+    frame = said("SUBSCRIBE", "id:ä", "destination:/events")
+    assert opened().receive(frame) == opened().receive(frame.encode())
+
+
+def test_text_that_is_no_unicode_is_malformed() -> None:
+    assert token_of(opened(), "SUBSCRIBE\nid:\ud800\n\n\0") == "400-malformed-frame"
+
+
+def test_line_ends_alone_ask_for_nothing() -> None:
+    connection = opened()
+    assert connection.receive("\n") == connection.receive("\r\n") == connection.receive("") == []
+    assert connection.state is State.OPEN
+
+
+def test_statistics_tell_what_is_open_and_held() -> None:
+    connection = prepared(State.OPEN)
+    connection.receive(FRAMES["SUBSCRIBE"] + said("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
+    now = connection.statistics()
+    assert (now.frames, now.subscriptions, now.transactions, now.transaction_acks) == (4, 1, 1, 1)
+    assert now.held_bytes == len("id:")
+
+
+# Any frames in any order: what comes of them is always one of the few things that the theory names.
+HEADERS = st.sampled_from(
+    [
+        *("id:0", "id:1", "id:1.k-1", "message-id:k-1", "subscription:0", "destination:/events", "destination:"),
+        *("ack:client", "ack:auto", "ack:x", "prefetch-count:1", "prefetch-count:0", "replay:all", "replay:x"),
+        *("transaction:t", "transaction:u", "receipt:r", "receipt:\\c", "accept-version:1.2", "accept-version:1.0"),
+        *("accept-version:9", "heart-beat:1,1", "heart-beat:x", "content-length:2", "bad", "x:\\q", "login:me"),
+    ]
+)
+ANY_FRAME = st.builds(
+    lambda command, headers, body: said(command, *headers, body=body),
+    st.sampled_from([*FRAMES, *["SUBSCRIBE", "BEGIN", "ACK", "COMMIT"] * 3]),
+    st.lists(HEADERS, max_size=5),
+    st.sampled_from(["", "", "{}"]),
+)
+
+
+def answer(connection: Connection, requests: list[Request]) -> None:
+    """Answer as a server does: everything that was asked for can be written."""
+    for request in requests:
+        assert isinstance(request, get_args(Request))
+        match request:
+            case Connect():
+                assert read(connection.connected()).command == "CONNECTED"
+            case Subscribe(number=number):
+                assert connection.message_prefix(number).startswith(b"MESSAGE\n")
+                connection.message_ack(number, "k-1")
+            case _:
+                pass
+        if not isinstance(request, Connect) and request.receipt is not None:
+            frame = read(connection.receipt(request.receipt), connection.version)
+            assert frame.get("receipt-id") == request.receipt
+
+
+def end(connection: Connection, fault: RemoteProtocolError) -> None:
+    """Answer a fault as a server does; after that nothing is read."""
+    assert connection.state is State.FAILED
+    answer(connection, fault.fulfilled)
+    error = connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers)
+    assert read(error, connection.version).get("message") == fault.token
+    assert connection.receive(connect_frame(Version.V1_2)) == []
+    assert connection.state.name == "CLOSED"
+
+
+@given(
+    version=st.sampled_from([*VERSIONS, None]),
+    inputs=st.lists(st.lists(st.one_of(ANY_FRAME, st.text(max_size=8)), max_size=4).map("".join), max_size=8),
+)
+def test_any_frames_in_any_state_end_in_a_defined_answer(version: Version | None, inputs: list[str]) -> None:
+    limits = {"subscriptions_max": 2, "transactions_max": 1, "transaction_acks_max": 2}
+    connection = Connection(options(**limits)) if version is None else opened(version, **limits)
+    for data in inputs:
+        before = connection.state
+        try:
+            requests = connection.receive(data)
+        except RemoteProtocolError as fault:
+            assert before in TRANSITIONS
+            end(connection, fault)
+            return
+        answer(connection, requests)
+        now = connection.statistics()
+        assert now.subscriptions <= 2
+        assert now.transactions <= 1
+        assert now.transaction_acks <= 2
+        assert connection.state is (
+            State.DISCONNECTED
+            if before is State.DISCONNECTED or any(isinstance(request, Disconnect) for request in requests)
+            else before
+            if connection.version is None
+            else State.OPEN
+        )
+    assert read(connection.error("503-shutting-down", "Goodbye."), connection.version).command == "ERROR"

@@ -1,0 +1,506 @@
+"""The checklist of the wire contract, section 3, line by line, as far as it is octets and state.
+
+What needs a clock, a socket or the log is tested where those are.
+"""
+
+import pytest
+
+from airy_trio.stomp.connection import Ack, AckMode, Acknowledge, Connect, Connection, State, Subscribe, Unsubscribe
+from airy_trio.stomp.encoder import EOL, NUL, message_head
+from airy_trio.stomp.frames import Version
+from airy_trio.stomp.heartbeats import HeartBeat
+from tests.stomp.dialogue import VERSIONS, connect_frame, fault_of, opened, options, read, request_of, said, token_of
+
+LATER = [Version.V1_1, Version.V1_2]
+
+
+def subscription(connection: Connection, *lines: str) -> Subscribe:
+    request = request_of(connection, said("SUBSCRIBE", *lines))
+    assert isinstance(request, Subscribe)
+    return request
+
+
+def acks(connection: Connection, *frames: str) -> tuple[Ack, ...]:
+    requests = connection.receive("".join(frames))
+    return tuple(ack for request in requests if isinstance(request, Acknowledge) for ack in request.acks)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_1_commands_and_header_names_are_case_sensitive(version: Version) -> None:
+    assert token_of(opened(version), said("Subscribe", "destination:/events", "id:0")) == "400-unknown-command"
+    assert token_of(opened(version), said("SUBSCRIBE", "Destination:/events", "id:0")) == "400-missing-header"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("eol", ["\n", "\r\n"])
+def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version, eol: str) -> None:
+    connection = opened(version)
+    frame = said("SUBSCRIBE", "destination:/events", "id:0").replace("\n", eol)
+    assert [
+        type(request) for request in connection.receive(eol * 3 + frame + eol + frame.replace(":0", ":1") + eol)
+    ] == [
+        Subscribe,
+        Subscribe,
+    ]
+
+
+def test_line_2_a_frame_may_be_cut_anywhere() -> None:
+    data = (connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:ä\\c\\n", "destination:/events", "receipt:r")).encode()
+    whole = Connection(options()).receive(data)
+    for at in range(len(data)):
+        connection = Connection(options())
+        assert connection.receive(data[:at]) + connection.receive(data[at:]) == whole
+
+
+def test_line_2_several_frames_may_share_a_message_of_text_or_octets() -> None:
+    data = connect_frame(Version.V1_1) + said("SUBSCRIBE", "id:0", "destination:/events") + said("DISCONNECT")
+    assert len(Connection(options()).receive(data)) == 3
+    assert Connection(options()).receive(data) == Connection(options()).receive(data.encode())
+
+
+@pytest.mark.parametrize(
+    "version, expected", [(Version.V1_0, "\\n\\c\\\\"), (Version.V1_1, "\n:\\"), (Version.V1_2, "\n:\\")]
+)
+def test_line_3_escapes_are_read_and_written_by_the_version(version: Version, expected: str) -> None:
+    connection = opened(version)
+    request = subscription(connection, "destination:/events", "id:\\n\\c\\\\")
+    assert request.id == expected
+    assert b"\nsubscription:\\n\\c\\\\\n" in connection.message_prefix(request.number)
+
+
+def test_line_3_only_1_2_knows_the_escaped_carriage_return() -> None:
+    assert subscription(opened(Version.V1_2), "destination:/events", "id:\\r").id == "\r"
+    assert token_of(opened(Version.V1_1), said("ACK", "id:\\r")) == "400-malformed-frame"
+
+
+@pytest.mark.parametrize("version", LATER)
+def test_line_3_an_undefined_escape_is_fatal(version: Version) -> None:
+    assert token_of(opened(version), said("ACK", "id:\\t")) == "400-malformed-frame"
+
+
+@pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
+def test_line_3_connect_is_never_unescaped(command: str) -> None:
+    request = request_of(Connection(options()), said(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
+    assert isinstance(request, Connect)
+    assert request.passcode == "a\\cb\\t:c"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_4_of_a_repeated_header_the_first_wins(version: Version) -> None:
+    assert subscription(opened(version), "id:first", "id:second", "destination:/events").id == "first"
+
+
+@pytest.mark.parametrize("version, expected", [(Version.V1_0, "a"), (Version.V1_1, " a\t"), (Version.V1_2, " a\t")])
+def test_line_4_values_are_trimmed_in_1_0_only(version: Version, expected: str) -> None:
+    assert subscription(opened(version), "id: a\t", "destination:/events").id == expected
+
+
+def test_line_5_content_length_counts_octets_and_nul_follows() -> None:
+    connection = opened()
+    body = "ä\0DISCONNECT\n\n\0"
+    frame = said("ACK", "id:1.k-1", f"content-length:{len(body.encode())}", body=body)
+    assert len(connection.receive(frame)) == 1
+    assert connection.state is State.OPEN
+    assert token_of(connection, said("ACK", "id:1.k-1", "content-length:1", body="ab")) == "400-malformed-frame"
+
+
+def test_line_5_without_it_the_body_ends_at_nul() -> None:
+    assert len(opened().receive(said("ACK", "id:1.k-1", body="ab\n") + said("ACK", "id:1.k-1"))) == 2
+
+
+def test_line_6_connect_and_stomp_are_the_same() -> None:
+    lines = ("accept-version:1.1,1.2", "login:me", "passcode:x", "heart-beat:1000,1000")
+    assert Connection(options()).receive(said("CONNECT", *lines)) == Connection(options()).receive(
+        said("STOMP", *lines)
+    )
+
+
+def test_line_6_no_accept_version_means_1_0() -> None:
+    connection = Connection(options())
+    connection.receive(said("CONNECT", "login:me"))
+    assert connection.version is Version.V1_0
+    assert read(connection.connected()).get("version") == "1.0"
+
+
+def test_line_6_no_common_version_is_told_with_ours() -> None:
+    connection = Connection(options())
+    fault = fault_of(connection, said("CONNECT", "accept-version:2.0,3.1", "host:x"))
+    error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), None)
+    assert error.get("version") == "1.0,1.1,1.2"
+    assert error.get("message") == "400-no-common-version"
+
+
+def test_line_6_host_is_not_required() -> None:
+    assert isinstance(request_of(Connection(options()), said("CONNECT", "accept-version:1.2")), Connect)
+
+
+def test_line_6_a_second_connect_is_a_fault() -> None:
+    assert token_of(opened(), said("CONNECT", "accept-version:1.2")) == "400-already-connected"
+
+
+@pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED", "GET / HTTP/1.1"])
+def test_line_6_any_frame_before_connect_is_a_fault(command: str) -> None:
+    assert token_of(Connection(options()), said(command)) == "400-not-connected"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_7_connected_always_carries_version_session_server_and_heart_beat(version: Version) -> None:
+    connection = Connection(options())
+    connection.receive(connect_frame(version))
+    assert read(connection.connected(), version).headers == (
+        ("version", version.value),
+        ("session", "s-1"),
+        ("server", "airy-trio/0.1.0"),
+        ("heart-beat", "30000,30000"),
+    )
+
+
+@pytest.mark.parametrize(
+    "lines, outgoing_s, incoming_s",
+    [
+        ((), None, None),
+        (("heart-beat:0,0",), None, None),
+        (("heart-beat:10000,10000",), 30, 30),
+        (("heart-beat:0,45000",), 45, None),
+    ],
+)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_8_heart_beats_are_the_longer_of_both_or_none_and_never_in_1_0(
+    version: Version, lines: tuple[str, ...], outgoing_s: float | None, incoming_s: float | None
+) -> None:
+    request = request_of(Connection(options()), connect_frame(version, *lines))
+    assert isinstance(request, Connect)
+    agreed = HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s)
+    assert request.heartbeat == (HeartBeat.none() if version is Version.V1_0 else agreed)
+
+
+def test_line_8_ours_is_one_line_feed_and_theirs_asks_for_nothing() -> None:
+    assert EOL == b"\n"
+    assert opened().receive("\n") == opened().receive("\r\n") == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_9_subscribe_needs_a_destination(version: Version) -> None:
+    assert token_of(opened(version), said("SUBSCRIBE", "id:0")) == "400-missing-header"
+
+
+def test_line_9_id_is_required_from_1_1() -> None:
+    frame = said("SUBSCRIBE", "destination:/events")
+    assert isinstance(request_of(opened(Version.V1_0), frame), Subscribe)
+    for version in LATER:
+        assert token_of(opened(version), frame) == "400-missing-header"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_9_a_duplicate_id_is_a_fault(version: Version) -> None:
+    connection = opened(version)
+    subscription(connection, "id:0", "destination:/events")
+    fault = fault_of(connection, said("SUBSCRIBE", "id:0", "destination:/other", "receipt:r"))
+    assert (fault.token, fault.receipt_id) == ("400-duplicate-subscription", "r")
+
+
+def test_line_9_the_ack_modes() -> None:
+    connection = opened()
+    modes = [
+        subscription(connection, f"id:{number}", "destination:/events", *lines).ack
+        for number, lines in enumerate([(), ("ack:auto",), ("ack:client",), ("ack:client-individual",)])
+    ]
+    assert modes == [AckMode.AUTO, AckMode.AUTO, AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL]
+    assert token_of(connection, said("SUBSCRIBE", "id:9", "destination:/events", "ack:no")) == "400-bad-ack-mode"
+
+
+def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
+    connection = opened(subscriptions_max=2)
+    subscription(connection, "id:0", "destination:/events")
+    subscription(connection, "id:1", "destination:/events")
+    frame = said("SUBSCRIBE", "id:2", "destination:/events")
+    assert token_of(connection, frame) == "429-too-many-subscriptions"
+
+
+def test_line_9_an_ended_subscription_makes_room() -> None:
+    connection = opened(subscriptions_max=1)
+    for _ in range(3):
+        subscription(connection, "id:0", "destination:/events")
+        connection.receive(said("UNSUBSCRIBE", "id:0"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_10_unsubscribe_by_id_and_an_unknown_id_is_ignored(version: Version) -> None:
+    connection = opened(version)
+    subscription(connection, "id:0", "destination:/events")
+    assert request_of(connection, said("UNSUBSCRIBE", "id:0")) == Unsubscribe(numbers=(1,), receipt=None)
+    assert request_of(connection, said("UNSUBSCRIBE", "id:0", "receipt:r")) == Unsubscribe(numbers=(), receipt="r")
+
+
+def test_line_10_in_1_0_also_by_destination() -> None:
+    connection = opened(Version.V1_0)
+    connection.receive(
+        said("SUBSCRIBE", "destination:/events") * 2 + said("SUBSCRIBE", "destination:/events/tag.updated")
+    )
+    request = request_of(connection, said("UNSUBSCRIBE", "destination: /events"))
+    assert request == Unsubscribe(numbers=(1, 2), receipt=None)
+
+
+@pytest.mark.parametrize(
+    "version, lines, ack",
+    [
+        (Version.V1_0, b"", b""),
+        (Version.V1_1, b"subscription:s\\c0\n", b""),
+        (Version.V1_2, b"subscription:s\\c0\n", b"ack:1.k7f3q9-12\n"),
+    ],
+)
+def test_line_11_the_headers_of_a_message_and_their_order(version: Version, lines: bytes, ack: bytes) -> None:
+    connection = opened(version)
+    given = () if version is Version.V1_0 else ("id:s\\c0",)
+    subscription(connection, *given, "destination:/events/channel/a%20b", "ack:client")
+    message = (
+        connection.message_prefix(1)
+        + message_head("k7f3q9-12", 2, truncated=False)
+        + connection.message_ack(1, "k7f3q9-12")
+        + EOL
+        + b"{}"
+        + NUL
+    )
+    assert message == (
+        b"MESSAGE\ndestination:/events/channel/a%20b\n"
+        + lines
+        + b"message-id:k7f3q9-12\ncontent-type:application/json\ncontent-length:2\n"
+        + ack
+        + b"\n{}\0"
+    )
+
+
+def test_line_11_no_ack_header_where_the_mode_needs_none() -> None:
+    connection = opened()
+    subscription(connection, "id:0", "destination:/events")
+    assert connection.message_ack(1, "k7f3q9-12") == b""
+
+
+def test_line_12_1_2_by_the_ack_header() -> None:
+    connection = opened()
+    subscription(connection, "id:a", "destination:/events", "ack:client")
+    subscription(connection, "id:b", "destination:/events", "ack:client")
+    assert acks(connection, said("ACK", "id:2.k-1"), said("NACK", "id:1.k-1")) == (
+        Ack(number=2, message_id="k-1", accepted=True),
+        Ack(number=1, message_id="k-1", accepted=False),
+    )
+
+
+def test_line_12_1_1_by_message_id_and_subscription() -> None:
+    connection = opened(Version.V1_1)
+    subscription(connection, "id:a", "destination:/events", "ack:client")
+    subscription(connection, "id:b", "destination:/events", "ack:client")
+    assert acks(connection, said("ACK", "message-id:k-1", "subscription:b")) == (
+        Ack(number=2, message_id="k-1", accepted=True),
+    )
+
+
+def test_line_12_1_0_by_message_id_in_every_subscription() -> None:
+    connection = opened(Version.V1_0)
+    subscription(connection, "destination:/events", "ack:client")
+    assert acks(connection, said("ACK", "message-id:k-1")) == (Ack(number=None, message_id="k-1", accepted=True),)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_12_id_then_message_id_in_any_version(version: Version) -> None:
+    connection = opened(version)
+    subscription(connection, "id:a", "destination:/events", "ack:client")
+    expected = (Ack(number=1, message_id="k-1", accepted=True),)
+    assert acks(connection, said("ACK", "id:1.k-1", "message-id:k-2")) == expected
+    assert acks(connection, said("ACK", "message-id:1.k-1")) == expected
+    assert acks(connection, said("ACK", "message-id:k-1", "subscription:a")) == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_12_an_unknown_one_is_no_fault(version: Version) -> None:
+    connection = opened(version)
+    assert acks(connection, said("ACK", "id:99.k-1"), said("ACK", "message-id:k-1", "subscription:none")) == (
+        Ack(number=99, message_id="k-1", accepted=True),
+        Ack(number=0, message_id="k-1", accepted=True),
+    )
+    assert connection.state is State.OPEN
+
+
+@pytest.mark.parametrize("count, prefetch", [(None, 256), ("1", 1), ("10000", 10000)])
+def test_line_12_prefetch_count(count: str | None, prefetch: int) -> None:
+    lines = [] if count is None else [f"prefetch-count:{count}"]
+    assert subscription(opened(), "id:0", "destination:/events", "ack:client", *lines).prefetch == prefetch
+
+
+@pytest.mark.parametrize("count", ["0", "10001"])
+def test_line_12_a_prefetch_count_out_of_range_is_a_fault_but_with_auto(count: str) -> None:
+    frame = said("SUBSCRIBE", "id:0", "destination:/events", f"prefetch-count:{count}", "ack:client")
+    assert token_of(opened(), frame) == "400-bad-prefetch-count"
+    assert isinstance(request_of(opened(), frame.replace("ack:client", "ack:auto")), Subscribe)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None:
+    connection = opened(version)
+    waiting = (
+        said("BEGIN", "transaction:t"),
+        said("ACK", "id:1.a", "transaction:t"),
+        said("NACK", "id:1.b", "transaction:t"),
+    )
+    assert acks(connection, *waiting) == ()
+    assert acks(connection, said("COMMIT", "transaction:t")) == (
+        Ack(number=1, message_id="a", accepted=True),
+        Ack(number=1, message_id="b", accepted=False),
+    )
+
+
+def test_line_13_abort_forgets_them() -> None:
+    connection = opened()
+    acks(connection, said("BEGIN", "transaction:t"), said("ACK", "id:1.a", "transaction:t"))
+    assert acks(connection, said("ABORT", "transaction:t")) == ()
+    assert acks(connection, said("BEGIN", "transaction:t"), said("COMMIT", "transaction:t")) == ()
+
+
+def test_line_13_transactions_are_bounded_in_number_and_in_size() -> None:
+    connection = opened(transactions_max=1)
+    connection.receive(said("BEGIN", "transaction:t"))
+    assert token_of(connection, said("BEGIN", "transaction:u")) == "400-too-many-transactions"
+    connection = opened(transaction_acks_max=1)
+    connection.receive(said("BEGIN", "transaction:t") + said("ACK", "id:1.a", "transaction:t"))
+    assert token_of(connection, said("ACK", "id:1.b", "transaction:t")) == "400-too-many-transaction-acks"
+
+
+@pytest.mark.parametrize("command", ["COMMIT", "ABORT", "ACK", "NACK"])
+def test_line_13_an_unknown_transaction_is_a_fault(command: str) -> None:
+    assert token_of(opened(), said(command, "id:1.a", "transaction:t")) == "400-unknown-transaction"
+
+
+def test_line_13_a_transaction_begun_twice_is_a_fault() -> None:
+    assert token_of(opened(), said("BEGIN", "transaction:t") * 2) == "400-transaction-begun-twice"
+
+
+def test_line_13_open_transactions_are_dropped_at_disconnect() -> None:
+    connection = opened()
+    connection.receive(said("BEGIN", "transaction:t") + said("ACK", "id:1.a", "transaction:t") + said("DISCONNECT"))
+    assert (connection.statistics().transactions, connection.statistics().transaction_acks) == (0, 0)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("lines", [(), ("transaction:t",), ("transaction:unknown",)])
+def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: tuple[str, ...]) -> None:
+    connection = opened(version)
+    connection.receive(said("BEGIN", "transaction:t"))
+    fault = fault_of(connection, said("SEND", "destination:/events", "receipt:r", *lines, body="{}"))
+    assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "r")
+    assert connection.state is State.FAILED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "frame",
+    [
+        said("SUBSCRIBE", "id:0", "destination:/events", "receipt:r-1"),
+        said("UNSUBSCRIBE", "id:0", "receipt:r-1"),
+        said("ACK", "id:1.a", "receipt:r-1"),
+        said("ACK", "id:1.a", "transaction:t", "receipt:r-1"),
+        said("NACK", "id:1.a", "receipt:r-1"),
+        said("BEGIN", "transaction:u", "receipt:r-1"),
+        said("COMMIT", "transaction:t", "receipt:r-1"),
+        said("ABORT", "transaction:t", "receipt:r-1"),
+        said("DISCONNECT", "receipt:r-1"),
+    ],
+)
+def test_line_15_a_receipt_on_any_frame_but_connect(version: Version, frame: str) -> None:
+    connection = opened(version)
+    connection.receive(said("BEGIN", "transaction:t"))
+    request = request_of(connection, frame)
+    assert not isinstance(request, Connect)
+    assert request.receipt == "r-1"
+    assert read(connection.receipt("r-1"), version).headers == (("receipt-id", "r-1"),)
+
+
+def test_line_15_after_disconnect_every_frame_is_ignored() -> None:
+    connection = opened()
+    subscription(connection, "id:0", "destination:/events")
+    connection.receive(said("DISCONNECT", "receipt:r"))
+    assert connection.receive(said("UNSUBSCRIBE", "id:0")) == []
+    assert connection.receive(said("SEND") + "rubbish") == []
+    assert connection.state is State.DISCONNECTED
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_16_an_error_has_a_token_a_type_plain_words_and_the_receipt(version: Version) -> None:
+    connection = opened(version)
+    fault = fault_of(connection, said("FOO", "receipt:r-1"))
+    error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), version)
+    assert error.command == "ERROR"
+    assert error.get("message") == "400-unknown-command"
+    assert error.get("content-type") == "text/plain"
+    assert error.get("receipt-id") == "r-1"
+    assert error.body.decode() == fault.prose
+
+
+def test_line_16_no_receipt_id_where_none_was_asked_for() -> None:
+    assert read(opened().error("500-internal", "Something broke.")).get("receipt-id") is None
+
+
+@pytest.mark.parametrize("command", ["FOO", "CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "send"])
+def test_line_17_unknown_commands_and_those_of_servers_are_faults(command: str) -> None:
+    assert token_of(opened(), said(command)) == "400-unknown-command"
+
+
+@pytest.mark.parametrize("data", ["ACK\nid\n\n\0", "ACK\n:x\n\n\0", "ACK\0", b"ACK\nid:\xff\n\n\0", "\0"])
+def test_line_17_malformed_frames_are_faults(data: bytes | str) -> None:
+    assert token_of(opened(), data) == "400-malformed-frame"
+
+
+SMALL = {"frame_bytes_max": 100, "header_count_max": 3, "header_line_bytes_max": 20, "command_bytes_max": 10}
+SMALLER = {
+    "frame_bytes_max_before_connect": 60,
+    "header_count_max_before_connect": 2,
+    "header_line_bytes_max_before_connect": 19,
+    "command_bytes_max_before_connect": 9,
+}
+
+
+def padded(command: str, lines: list[str], size: int) -> str:
+    """Give a frame of this many octets."""
+    frame = said(command, *lines)
+    return frame[:-1] + "x" * (size - len(frame)) + "\0"
+
+
+def limited() -> Connection:
+    return Connection(options(**SMALL, **SMALLER))
+
+
+@pytest.mark.parametrize(
+    "allowed, refused, token",
+    [
+        (said("A" * 9), said("A" * 10), "413-command-too-large"),
+        (said("STOMP", "a:" + "x" * 17), said("STOMP", "a:" + "x" * 18), "413-header-too-large"),
+        (said("STOMP", *["a:b"] * 2), said("STOMP", *["a:b"] * 3), "413-too-many-headers"),
+        (padded("STOMP", [], 60), padded("STOMP", [], 61), "413-frame-too-large"),
+    ],
+)
+def test_line_17_the_smaller_limits_hold_before_connect(allowed: str, refused: str, token: str) -> None:
+    if allowed.startswith("STOMP"):
+        assert isinstance(request_of(limited(), allowed), Connect)
+    else:
+        assert token_of(limited(), allowed) == "400-not-connected"
+    assert token_of(limited(), refused) == token
+
+
+@pytest.mark.parametrize(
+    "allowed, refused, token",
+    [
+        (said("A" * 10), said("A" * 11), "413-command-too-large"),
+        (said("ACK", "id:" + "x" * 17), said("ACK", "id:" + "x" * 18), "413-header-too-large"),
+        (said("ACK", "id:1", *["a:b"] * 2), said("ACK", "id:1", *["a:b"] * 3), "413-too-many-headers"),
+        (padded("ACK", ["id:1"], 100), padded("ACK", ["id:1"], 101), "413-frame-too-large"),
+    ],
+)
+def test_line_17_the_larger_limits_hold_after_connect(allowed: str, refused: str, token: str) -> None:
+    connect = said("CONNECT", "accept-version:1.2")
+    if allowed.startswith("ACK"):
+        assert isinstance(limited().receive(connect + allowed)[1], Acknowledge)
+    else:
+        assert token_of(limited(), connect + allowed) == "400-unknown-command"
+    assert token_of(limited(), connect + refused) == token
+    connection = limited()
+    connection.receive(connect)
+    assert token_of(connection, refused) == token

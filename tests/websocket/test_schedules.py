@@ -1,0 +1,221 @@
+"""Random schedules of one client against the whole way from log to outlet: no gap, no duplicate, nothing too late."""
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import trio
+from attrs import define, field
+
+from airy_trio.events.destinations import covers, parse
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.store import StoredEvent
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket.subscriptions import ReplayOptions, State
+from tests.websocket.rig import MoodyStore, Rig, rigged
+from tests.websocket.serving import event, open_log
+
+DESTINATIONS = (
+    "/events",
+    "/events/message.updated",
+    "/events/conversation/c1",
+    "/events/conversation/c2",
+    "/events/channel/ch2",
+    "/events/tag.updated",
+)
+OBJECTS = 40
+
+
+@define
+class Expected:
+    """What a subscription was told, and what it then got."""
+
+    id: str
+    destination: str
+    ack: str
+    prefetch: int
+    asked: str | None
+    replay: str | None
+    position: Position | None = None
+    verdict: str = ""
+    got: list[int] = field(factory=list)
+    in_flight: list[Frame] = field(factory=list)
+    ended: bool = False
+
+
+@define(eq=False)
+class Schedule:
+    """A client that does things by chance, and checks each frame as it comes."""
+
+    rig: Rig
+    chance: Random
+    everything: list[StoredEvent]
+    by_id: dict[str, Expected] = field(factory=dict)
+    waiting: dict[str, Expected] = field(factory=dict)
+    ending: dict[str, Expected] = field(factory=dict)
+    seen: list[str] = field(factory=list)
+    numbers: int = 0
+
+    async def step(self) -> None:
+        actions = (self.append, self.append, self.take, self.take, self.take, self.acknowledge, self.acknowledge)
+        rare = (self.subscribe, self.unsubscribe, self.pause)
+        await self.chance.choice(actions if self.chance.random() < 0.8 else rare)()
+
+    async def append(self) -> None:
+        new = [
+            event(
+                len(self.everything) + number,
+                conversation=f"c{self.chance.randint(1, 3)}",
+                channel=f"ch{self.chance.randint(1, 3)}",
+                obj=f"message:{self.chance.randrange(OBJECTS)}",
+                size=self.chance.choice((0, 10, 300, 5000)),
+            )
+            for number in range(1, self.chance.randint(2, 20))
+        ]
+        await self.rig.append(new)
+        at = Position(self.rig.log.epoch, len(self.everything))
+        self.everything += await self.rig.log.store.read(at, len(new))
+
+    async def take(self) -> None:
+        self.look_at(self.rig.read(self.chance.choice((1, 50, 500, 5000, None))))
+        if self.chance.random() < 0.5:
+            await trio.sleep(self.chance.uniform(0, 0.03))
+
+    async def pause(self) -> None:
+        await trio.sleep(self.chance.uniform(0, 0.3))
+
+    async def subscribe(self) -> None:
+        if len(self.by_id) - sum(one.ended for one in self.by_id.values()) >= 5:
+            return
+        self.numbers += 1
+        one = Expected(
+            id=f"sub{self.numbers}",
+            destination=self.chance.choice(DESTINATIONS),
+            ack=self.chance.choice(("auto", "auto", "client", "client-individual")),
+            prefetch=self.chance.choice((1, 2, 30)),
+            asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < 0.6 else None,
+            replay=self.chance.choice((None, "none", "all")),
+        )
+        headers = [("id", one.id), ("destination", one.destination), ("receipt", f"start {one.id}"), ("ack", one.ack)]
+        headers.append(("prefetch-count", str(one.prefetch)))
+        if one.asked is not None:
+            headers.append(("last-event-id", one.asked))
+        if one.replay is not None:
+            headers.append(("replay", one.replay))
+        self.by_id[one.id] = self.waiting[f"start {one.id}"] = one
+        await self.request("SUBSCRIBE", *headers)
+
+    async def unsubscribe(self) -> None:
+        alive = [one for one in self.by_id.values() if not one.ended and one not in self.ending.values()]
+        if alive:
+            one = self.chance.choice(alive)
+            self.ending[f"end {one.id}"] = one
+            await self.request("UNSUBSCRIBE", ("id", one.id), ("receipt", f"end {one.id}"))
+
+    async def acknowledge(self) -> None:
+        busy = [one for one in self.by_id.values() if one.in_flight]
+        if busy:
+            one = self.chance.choice(busy)
+            chosen = self.chance.choice(one.in_flight)
+            await self.request(self.chance.choice(("ACK", "ACK", "NACK")), ("id", _ack(chosen)))
+            one.in_flight = one.in_flight[one.in_flight.index(chosen) + 1 :] if one.ack == "client" else [
+                frame for frame in one.in_flight if frame is not chosen
+            ]
+
+    async def request(self, command: str, *headers: tuple[str, str]) -> None:
+        """Send a frame; meanwhile the client goes on reading, or the answer might never leave."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.keep_reading)
+            farewell = await self.rig.say(command, *headers)
+            nursery.cancel_scope.cancel()
+        assert farewell is None
+
+    async def keep_reading(self) -> None:
+        while True:
+            await trio.sleep(self.chance.uniform(0, 0.1))
+            self.look_at(self.rig.read(self.chance.choice((1, 50, 500, 5000))))
+
+    def look_at(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            match frame.command:
+                case "RECEIPT" if frame.get("receipt-id") in self.waiting:
+                    one = self.waiting.pop(frame.get("receipt-id") or "")
+                    one.position, one.verdict = Position.parse(frame.get("position") or ""), frame.get("resume") or ""
+                case "RECEIPT":
+                    self.ending.pop(frame.get("receipt-id") or "").ended = True
+                case "MESSAGE":
+                    self.look_at_message(frame)
+                case _:
+                    assert frame.command == "CONNECTED"
+
+    def look_at_message(self, frame: Frame) -> None:
+        one = self.by_id[frame.get("subscription") or ""]
+        assert one.position is not None, "a MESSAGE before the RECEIPT of its SUBSCRIBE"
+        assert not one.ended, "a MESSAGE after the RECEIPT of its UNSUBSCRIBE"
+        assert frame.get("resume") == (one.verdict if one.asked and not one.got else None)
+        position = Position.parse(frame.get("message-id") or "")
+        assert position is not None
+        assert frame.body == self.everything[position.offset - 1].body
+        one.got.append(position.offset)
+        self.seen.append(str(position))
+        if one.ack == "auto":
+            assert frame.get("ack") is None
+        else:
+            one.in_flight.append(frame)
+            assert len(one.in_flight) <= one.prefetch
+
+    async def finish(self) -> None:
+        """Let everything that is open run to its end."""
+        while True:
+            self.look_at(await self.rig.read_all())
+            busy = [one for one in self.by_id.values() if one.in_flight and not one.ended]
+            if not busy:
+                break
+            for one in busy:
+                for frame in one.in_flight:
+                    await self.rig.say("ACK", ("id", _ack(frame)))
+                one.in_flight.clear()
+        assert not self.waiting
+        assert not self.ending
+
+    def check(self) -> None:
+        for one in self.by_id.values():
+            assert one.position is not None
+            asked = Position.parse(one.asked) if one.asked else None
+            if asked is not None:
+                assert (one.verdict, one.position) == ("resumed", asked)
+            else:
+                assert one.verdict == "live"
+            wanted = [e for e in self.everything if covers(parse(one.destination), e)]
+            after = [e.offset for e in wanted if e.offset > one.position.offset]
+            before: list[int] = []
+            if asked is None and one.replay is None:
+                newest = {e.object: e.offset for e in wanted if e.offset <= one.position.offset}
+                before = sorted(newest.values())[-WINDOW.events_max :]
+            expected = before + after
+            assert one.got == (expected[: len(one.got)] if one.ended else expected), one
+
+
+WINDOW = ReplayOptions(window_s=3600, events_max=25)
+
+
+def _ack(frame: Frame) -> str:
+    return frame.get("ack") or ""
+
+
+@pytest.mark.parametrize("seed", range(24))
+async def test_every_subscription_gets_exactly_what_follows_its_position(seed: int, autojump_clock: object) -> None:
+    chance = Random(seed)
+    store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
+    log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
+    outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
+    async with rigged(log, outlet, replay=WINDOW, heart_beat="0,500") as rig:
+        schedule = Schedule(rig, chance, [])
+        for _ in range(150):
+            await schedule.step()
+        await schedule.finish()
+        schedule.check()
+        assert rig.client.state is State.LIVE
+        assert not rig.reader.incomplete
