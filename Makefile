@@ -9,7 +9,14 @@ TESTS ?=
 BIN := $(VENV)/bin
 LINES_MAX := 250
 
-.PHONY: demo test check fix clean
+CFLAGS ?= -O2
+# What `make bench` hands on, for example: make bench BENCH=--quick
+BENCH ?=
+
+# How long `make fuzz` runs each of its targets.
+FUZZ_SECONDS ?= 60
+
+.PHONY: demo test check fix clean bench bench-route bench-stomp fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -21,7 +28,7 @@ test: $(VENV)/.tests
 check: $(VENV)/.checks
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/flake8-async $$(find airy_trio migrations tests -name node_modules -prune -o -name '*.py' -print)
+	$(BIN)/flake8-async $$(find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' -print)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@find airy_trio -name '*.py' -exec wc -l {} + | awk '$$1 > $(LINES_MAX) && $$2 != "total" \
@@ -31,8 +38,26 @@ fix: $(VENV)/.checks
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+bench: $(VENV)/.tests bench/build/load bench/build/limit
+	$(BIN)/python -m bench.run $(BENCH)
+
+bench-route: $(VENV)/.tests bench/build/load
+	$(BIN)/python -m bench.route $(BENCH)
+
+bench-stomp: $(VENV)/.tests
+	$(BIN)/python -m bench.stomp_codec
+
+fuzz: $(VENV)/.fuzzes
+	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)
+	$(BIN)/python -m fuzz.run connection $(FUZZ_SECONDS)
+
+bench/build/%: bench/%.c bench/program.h
+	@command -v $(CC) >/dev/null || { echo "the benchmark needs a C compiler: install one, or name it with CC=…"; exit 1; }
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -Wall -Wextra $(CFLAGS) -o $@ $<
+
 clean:
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache bench/build build dist
 
 # The environment grows by what a target needs; each stamp is older than the pyproject.toml that it was made from
 # when that changes.
@@ -52,3 +77,7 @@ $(VENV)/.tests: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.checks: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.runs $(VENV)/.tests
+
+$(VENV)/.fuzzes: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	@touch $@ $(VENV)/.runs

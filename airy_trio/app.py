@@ -5,7 +5,8 @@
     serve()
       connections                  outer: sessions and their send tasks, with a deadline at shutdown
       intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop;
-                                   cancelled first at shutdown, and whatever breaks in it ends the server loudly
+                                   admin port; cancelled first at shutdown, and whatever breaks in it ends the
+                                   server loudly
 
 The only module that names a back end.
 """
@@ -13,7 +14,7 @@ The only module that names a back end.
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,10 @@ import trio
 from attrs import field, frozen
 
 from airy_trio import __version__, migrate
+from airy_trio.admin import server as admin
+from airy_trio.admin.endpoints import application
+from airy_trio.admin.metrics import Sources, registry
+from airy_trio.admin.readiness import Readiness
 from airy_trio.changes import triggers
 from airy_trio.changes.feed import ChangeFeed, Lease
 from airy_trio.changes.inspection import inspect
@@ -41,7 +46,7 @@ from airy_trio.database import (
     sqlite_engine,
     sqlite_path,
 )
-from airy_trio.errors import AiryTrioError, StartError, Unavailable
+from airy_trio.errors import AiryTrioError, MappingError, StartError, Unavailable
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import Recorder, RecorderOptions
@@ -49,6 +54,7 @@ from airy_trio.log.retention import Retention
 from airy_trio.log.sql import SqlStore
 from airy_trio.log.store import EventStore
 from airy_trio.settings import Settings
+from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.listener import accept, open_listening_socket
 from airy_trio.websocket.session import Sessions
 
@@ -84,6 +90,7 @@ class BackEnds:
     lease: Lease
     store: EventStore
     store_in_words: str
+    trigger_faults: Callable[[], Awaitable[Sequence[str]]]
     closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
 
 
@@ -120,7 +127,7 @@ async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]
             raise _plain(group) from None
 
 
-async def serve(
+async def serve(  # noqa: ASYNC128 - _serve says that it has started
     settings: Settings,
     *,
     stopping: trio.Event | None = None,
@@ -146,7 +153,7 @@ async def serve(
 
 
 async def _serve(
-    settings: Settings, back_ends: BackEnds, stopping: trio.Event, task_status: trio.TaskStatus[Address]
+    settings: Settings, back_ends: BackEnds, stopping: trio.Event, status: trio.TaskStatus[Address]
 ) -> None:
     log = EventLog(back_ends.store, settings.log)
     options = RecorderOptions(
@@ -157,7 +164,12 @@ async def _serve(
     )
     recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
     retention = Retention(back_ends.store, back_ends.feed, recorder, settings.log)
-    sessions = Sessions(log, settings.listener, settings.replay, server=f"airy-trio/{__version__}")
+    authenticator = Authenticator(settings.auth)
+    sessions = Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}")
+    readiness = Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s)
+    figures = registry(
+        Sources(sessions=sessions, log=log, recorder=recorder, retention=retention, conditions=readiness.conditions)
+    )
     await _patiently(log.open, settings.database, "log.url")
     with contextlib.ExitStack() as sockets:
         async with trio.open_nursery() as connections:
@@ -167,12 +179,15 @@ async def _serve(
                 intake.start_soon(retention.run)
                 intake.start_soon(sessions.fan_out)
                 intake.start_soon(sessions.wheel.turn)
+                intake.start_soon(readiness.run)
+                pages = application(readiness.conditions, figures)
+                intake.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
                 listening = sockets.enter_context(await open_listening_socket(settings.listener))
                 intake.start_soon(accept, listening, sessions, connections)
                 host, port = listening.getsockname()[:2]
                 address = Address(host=host, port=port, path=settings.listener.path)
                 logger.info("listening", host=host, port=port, path=address.path, version=__version__)
-                task_status.started(address)
+                status.started(address)
                 await stopping.wait()
                 intake.cancel_scope.cancel()
             await sessions.dismiss_all(settings.listener.drain_s)
@@ -203,17 +218,34 @@ async def _open(settings: Settings) -> BackEnds:
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await closing.aclose()
         raise
-    return BackEnds(feed=feed, lease=lease, store=store, store_in_words=words, closing=closing)
+    return BackEnds(
+        feed=feed,
+        lease=lease,
+        store=store,
+        store_in_words=words,
+        trigger_faults=lambda: database.run(lambda connection: _trigger_faults(connection, settings, names)),
+        closing=closing,
+    )
 
 
 def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tables:
-    """The mapped tables, where mapping, migrations and triggers are all right. Raises ``StartError`` with all faults."""
+    """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
     tables = inspect(connection, settings.tables)
     faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
-    faults += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
+    if not faults:  # migrations come with their triggers: what stands there from before is no fault of its own
+        faults += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
     if faults:
         raise StartError(faults)
     return tables
+
+
+def _trigger_faults(connection: sa.Connection, settings: Settings, names: Names) -> Sequence[str]:
+    """What is wrong with the mapped tables and their triggers by now: the application may have made them anew."""
+    try:
+        tables = inspect(connection, settings.tables)
+    except MappingError as error:
+        return error.faults
+    return list(triggers.faults(connection, tables, names, deletes=settings.events.deletes))
 
 
 def _feed(

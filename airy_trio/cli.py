@@ -63,11 +63,8 @@ def demo_command(events: int | None) -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
-    try:
-        airy_trio(prog_name="airy-trio")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    raise AssertionError("click exits")
+    airy_trio(prog_name="airy-trio")
+    raise AssertionError  # click has ended the program
 
 
 def _loaded(config: Path | None) -> settings.Settings:

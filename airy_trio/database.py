@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 from urllib.parse import quote
 
+import psycopg
 import sqlalchemy as sa
 import trio
 from attrs import field, frozen
+from psycopg.abc import Buffer
+from psycopg.types.string import TextLoader
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.options import matching, more_than
@@ -35,7 +38,17 @@ THREADS_MAX = 8  # units of work of one pool under way at once; a unit has a con
 SQLITE_BUSY_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 5.0
 LOCK_CLASS = 0x41697279  # "Airy": the first half of every advisory lock that is ours
-_GONE = ("no such table", "no such column", "has no column", "readonly database", "not a database")
+_ANSWERS = (SQLAlchemyError, psycopg.Error, sqlite3.Error)  # a unit may also speak to the driver itself
+_POSTGRES_HEALS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
+_SQLITE_HEALS = frozenset({
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA,
+})  # fmt: skip
+_SQLITE_HEALS_TOO = frozenset({  # the file is moved, or its shared memory is being set up or recovered by another
+    sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTLOCK, sqlite3.SQLITE_READONLY_ROLLBACK,
+    sqlite3.SQLITE_READONLY_DBMOVED, sqlite3.SQLITE_READONLY_CANTINIT,
+})  # fmt: skip
+_PLAIN_SESSION = {"timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex"}
 
 
 @frozen(kw_only=True)
@@ -89,6 +102,10 @@ class Names:
         """The table's name without its schema."""
         return name if self.dialect == POSTGRES else f"{self.schema}_{name}"
 
+    def trigger(self, kind: str, event: str) -> str:
+        """The name of a trigger of ours on a table of the application's."""
+        return f"{self.schema}_{kind}_{event}"
+
     def quoted(self, name: str) -> str:
         """The name as it stands in SQL text."""
         if self.dialect == POSTGRES:
@@ -116,11 +133,13 @@ def postgres_engine(
 ) -> sa.Engine:
     """Make an engine for Postgres. ``settings`` are SET on every new connection (a pooler refuses start-up options).
 
-    ``pooled``: a pooler may stand between, so nothing may be prepared on the server.
+    ``pooled``: a pooler may stand between, so nothing may be prepared on the server. Text is UTF-8 whatever encoding
+    the database has; of a database without one (``SQL_ASCII``) text that is not UTF-8 comes as bytes.
     """
     arguments: dict[str, object] = {
         "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds, from 2
         "application_name": "airy-trio",
+        "client_encoding": "utf8",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -136,15 +155,17 @@ def postgres_engine(
         pool_pre_ping=True,
         pool_reset_on_return="rollback",
     )
-    if settings:
+    wanted = _PLAIN_SESSION | (settings or {})
 
-        @event.listens_for(engine, "connect")
-        def apply_settings(connection: sqlite3.Connection, _record: object) -> None:
-            cursor = connection.cursor()
-            for name, value in settings.items():
-                cursor.execute("select set_config(%s, %s, false)", (name, value))
-            connection.commit()
-            cursor.close()
+    @event.listens_for(engine, "connect")
+    def prepare(connection: psycopg.Connection, _record: object) -> None:
+        calls = ", ".join("set_config(%s, %s, false)" for _ in wanted)
+        connection.execute(f"select {calls}", [text for item in wanted.items() for text in item])
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            connection.execute("set client_encoding = sql_ascii")  # else the server refuses what is not UTF-8
+            for name in ("text", "varchar", "bpchar", "name", '"char"'):
+                connection.adapters.register_loader(name, _TextOrBytesLoader)
+        connection.commit()
 
     return engine
 
@@ -164,11 +185,14 @@ def sqlite_engine(
         connection = sqlite3.connect(
             uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
         )
+        connection.execute("PRAGMA synchronous = FULL")  # the default of most builds, and what durability rests on
         if lenient:
             connection.text_factory = _text_or_bytes
         return connection
 
-    engine = sa.create_engine("sqlite://", creator=connect, hide_parameters=True, poolclass=sa.pool.QueuePool)
+    engine = sa.create_engine(
+        "sqlite://", creator=connect, hide_parameters=True, poolclass=sa.pool.QueuePool, pool_size=THREADS_MAX
+    )
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
@@ -179,46 +203,57 @@ def sqlite_engine(
 
 
 class Database:
-    """A pool of connections, worked with from threads. One unit of work: one hop, one transaction."""
+    """A pool of connections, worked with from threads. One unit of work: one hop, one transaction.
+
+    Cancellation is heard at once. A unit that is under way then goes on in its thread to its end, which nobody hears
+    of: it may commit.
+    """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
         self.dialect = engine.dialect.name
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._closings = 0
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work in a transaction that commits if it returns.
 
         Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; what the unit itself raises goes through.
         """
-        return await trio.to_thread.run_sync(self.run_sync, work, limiter=self._limiter)
+        return await trio.to_thread.run_sync(self.run_sync, work, abandon_on_cancel=True, limiter=self._limiter)
 
     def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
+        closings, pool = self._closings, self.engine.pool
         try:
             with self.engine.connect() as connection:
                 if immediate:
                     connection = connection.execution_options(immediate=True)  # noqa: PLW2901 - the same connection
                 with connection.begin():
                     return work(connection)
-        except SQLAlchemyError as error:
+        except _ANSWERS as error:
             raise translated(error) from None
+        finally:
+            if self._closings != closings:  # meanwhile: then nobody else closes what was given back just now
+                pool.dispose()
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work that writes. Raises what ``run`` does."""
         return await trio.to_thread.run_sync(
-            lambda: self.run_sync(work, immediate=True), limiter=self._limiter
+            lambda: self.run_sync(work, immediate=True), abandon_on_cancel=True, limiter=self._limiter
         )
 
     async def aclose(self) -> None:
-        """Close the pool's connections."""
-        await trio.to_thread.run_sync(self.engine.dispose)
+        """Close the pool's connections; those in use close when they are given back. It can be used again."""
+        self._closings += 1
+        await trio.to_thread.run_sync(self.engine.dispose, abandon_on_cancel=True)
 
 
 class Session:
     """One connection that stays open, for what belongs to a connection: a lock, a lease, SQLite's data version.
 
-    ``generation`` grows with each new connection: whoever took something in an older one has lost it.
+    ``generation`` grows whenever the connection is opened or closed: whoever took something in an older one has lost
+    it. Cancellation is heard as by ``Database``; the next unit waits for one that is still under way.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -233,12 +268,17 @@ class Session:
         Without ``transaction`` the unit is meant for a single cheap question to the driver's own connection. Raises
         ``DatabaseUnavailable`` or ``DatabaseRefused``, after which the connection is closed.
         """
-        return await trio.to_thread.run_sync(self._run, work, transaction, limiter=self._limiter)
+        return await trio.to_thread.run_sync(
+            self._run, work, transaction, abandon_on_cancel=True, limiter=self._limiter
+        )
 
     async def aclose(self) -> None:
-        """Close the connection, which lets go of what belongs to it. Idempotent."""
+        """Close the connection, which lets go of what belongs to it. Idempotent.
+
+        A unit that is still under way is waited for, at most ``CLOSE_TIMEOUT_S``.
+        """
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await trio.to_thread.run_sync(self._drop, limiter=self._limiter)
+            await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
 
     def _run(self, work: Callable[[sa.Connection], T], transaction: bool) -> T:  # noqa: FBT001 - passed on by position
         try:
@@ -247,31 +287,40 @@ class Session:
                 self.generation += 1
             with self._connection.begin() if transaction else nullcontext():
                 return work(self._connection)
-        except SQLAlchemyError as error:
+        except _ANSWERS as error:
             self._drop()
             raise translated(error) from None
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            self.generation += 1
             connection.invalidate()
             connection.close()
 
 
-def translated(error: SQLAlchemyError) -> DatabaseError:
-    """Tell an error of SQLAlchemy in our own terms, without parameters."""
-    if isinstance(error, ArgumentError):
-        return DatabaseRefused("the database URL cannot be read")
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return DatabaseUnavailable(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    sqlstate = getattr(error.orig, "sqlstate", None)
-    message = _primary_message(error.orig)
-    heals = error.connection_invalidated or isinstance(
-        error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.InternalError
-    )
-    if heals and not any(words in message for words in _GONE):
-        return DatabaseUnavailable(message, sqlstate)
-    return DatabaseRefused(message, sqlstate)
+def translated(error: Exception) -> Exception:
+    """Tell an error of SQLAlchemy or of a driver in our own terms, without parameters.
+
+    What is neither an answer of the database nor its absence is a mistake of ours, and is given back as it is.
+    """
+    match error:
+        case sa.exc.TimeoutError():
+            return DatabaseUnavailable("TimeoutError: all connections are in use")
+        case DBAPIError():
+            driver, cut_off = error.orig, error.connection_invalidated
+        case _:
+            driver, cut_off = error, False
+    match driver:
+        case psycopg.Error():
+            heals = cut_off or isinstance(driver, _POSTGRES_HEALS)
+        case sqlite3.Error():
+            code = getattr(driver, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            heals = code & 0xFF in _SQLITE_HEALS or code in _SQLITE_HEALS_TOO
+        case _:
+            return error
+    kind = DatabaseUnavailable if heals else DatabaseRefused
+    return kind(_primary_message(driver), getattr(driver, "sqlstate", None))
 
 
 def _primary_message(error: BaseException) -> str:
@@ -287,3 +336,8 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data.decode()
     except UnicodeDecodeError:
         return data
+
+
+class _TextOrBytesLoader(TextLoader):
+    def load(self, data: Buffer) -> str | bytes:
+        return _text_or_bytes(bytes(data))

@@ -1,8 +1,8 @@
 """``airy-trio migrate``: our tables and triggers, and on request the default tables, all or nothing.
 
 One transaction for each database, on SQLite too; nothing is left behind by one that fails. On Postgres the whole
-is tried again where a lock cannot be had at once: a trigger must never make the application wait behind an open
-transaction of its own (findings on the data layer, 1).
+is tried again where a lock cannot be had soon: who writes to a table that gets a trigger waits behind us, so we must
+not wait long behind an open transaction (findings on the data layer, 1).
 """
 
 import os
@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio.changes import default_tables, points, triggers
 from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.inspection import inspect
+from airy_trio.changes.inspection import absent, inspect
 from airy_trio.database import (
     LOCK_CLASS,
     POSTGRES,
@@ -60,29 +60,26 @@ class Migrated:
 
 
 def migrate(settings: Settings, *, with_tables: bool = False) -> Migrated:
-    """Bring both databases up to date. Synchronous. Raises ``StartError`` or ``DatabaseError``; nothing is left then."""
+    """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
+
+    Raises ``StartError`` or ``DatabaseError``; nothing is left behind then.
+    """
     options = settings.database
     database_url = options.direct_url or options.url
-    store_url = settings.log.location(options.url) if settings.log.store == "sql" else None
-    shared = store_url == options.url
     if sa.make_url(database_url).get_backend_name() == SQLITE and not with_tables:
         require_file(sqlite_path(database_url))
     for attempt in range(1, LOCK_TRIES_MAX + 1):
         try:
             with _transaction(database_url, options) as connection:
-                done = _migrate_changes(connection, settings, with_tables=with_tables)
-                if shared:
-                    _upgrade(connection, "log", options)
-                elif store_url is not None:  # last, so that the commit that follows is all that can still fail
-                    with _transaction(store_url, options) as store:
-                        _upgrade(store, "log", options)
-                return done
+                return _migrate(connection, settings, with_tables=with_tables)
         except DatabaseError as error:
-            if error.sqlstate != LOCK_NOT_AVAILABLE or attempt == LOCK_TRIES_MAX:
+            if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
-            logger.info("waiting for a lock on the application's tables", attempt=attempt)
+            logger.info("an open transaction is in the way; trying again", attempt=attempt, of=LOCK_TRIES_MAX)
             time.sleep(LOCK_PAUSE_S)
-    raise AssertionError(LOCK_TRIES_MAX)
+    raise StartError(
+        [f"database: some transaction has had a table of the mapping locked in each of {LOCK_TRIES_MAX} tries"]
+    )
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:
@@ -98,17 +95,40 @@ def require_file(path: Path) -> None:
         raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
 
 
-def _migrate_changes(connection: sa.Connection, settings: Settings, *, with_tables: bool) -> Migrated:
+def _migrate(connection: sa.Connection, settings: Settings, *, with_tables: bool) -> Migrated:
+    """Everything in one order: what takes long first, then the triggers, for which the application waits."""
     options = settings.database
     names = Names(connection.dialect.name, options.schema)
-    made = default_tables.create(connection) if with_tables else []
+    _alone(connection)
+    made = default_tables.create(connection, absent(connection, settings.tables)) if with_tables else []
     tables = inspect(connection, settings.tables)
     _upgrade(connection, "changes", options)
-    triggers.install(connection, tables, names, deletes=settings.events.deletes)
-    log = ChangeLog(names)
-    if log.origin(connection) is None:
-        log.set_origin(connection, points.first(connection))
+    with _store(connection, settings) as store:
+        if store is not None:
+            _upgrade(store, "log", options)
+        triggers.install(connection, tables, names, deletes=settings.events.deletes)
+        log = ChangeLog(names)
+        if log.origin(connection) is None:
+            log.set_origin(connection, points.first(connection))
     return Migrated(made=tuple(made), watched=tuple(tables))
+
+
+@contextmanager
+def _store(connection: sa.Connection, settings: Settings) -> Iterator[sa.Connection | None]:
+    """A transaction where the ``sql`` store is, the same one if that is here. It ends before the one given does."""
+    options = settings.database
+    if settings.log.store != "sql":
+        yield None
+    elif _address(settings.log.location(options.url)) in map(_address, (options.url, options.direct_url)):
+        yield connection
+    else:
+        with _transaction(settings.log.location(options.url), options) as store:
+            yield store
+
+
+def _address(url: str) -> sa.URL | None:
+    """A URL to compare: without the driver, which may be left out."""
+    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name()) if url else None
 
 
 def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
@@ -130,16 +150,22 @@ def _upgrade(connection: sa.Connection, stream: Stream, options: DatabaseOptions
     names = Names(connection.dialect.name, options.schema)
     config = _config(stream)
     config.attributes.update(connection=connection, names=names, stream=stream)
+    _alone(connection)
     if names.dialect == POSTGRES:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
         connection.exec_driver_sql(f"create schema if not exists {quote_identifier(names.schema)}")
     command.upgrade(config, "head")
+
+
+def _alone(connection: sa.Connection) -> None:
+    """Wait until no other migration runs in this database; on SQLite the transaction itself sees to that."""
+    if connection.dialect.name == POSTGRES:
+        connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
 
 
 def _config(stream: Stream) -> Config:
     folder = migrations_folder()
     config = Config()
-    config.set_main_option("path_separator", "os")
+    config.set_main_option("path_separator", "newline")
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.set_main_option("version_locations", str(folder / stream).replace("%", "%%"))
     return config
@@ -154,26 +180,26 @@ def migrations_folder() -> Path:
 @contextmanager
 def _transaction(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
     """A transaction in a database, which on SQLite may be made by it; then it goes again if the transaction fails."""
+    created = None
     if sa.make_url(url).get_backend_name() == POSTGRES:
         engine = postgres_engine(
             url, connect_timeout_s=options.connect_timeout_s, settings={"lock_timeout": LOCK_TIMEOUT}
         )
-        created = None
     else:
         path = sqlite_path(url)
         created = _create_file(path)
         engine = sqlite_engine(path)
+    committed = False
     try:
         with engine.connect() as connection, connection.execution_options(immediate=True).begin():
             yield connection
+        committed = True
     except SQLAlchemyError as error:
-        _remove(created)
         raise translated(error) from None
-    except BaseException:
-        _remove(created)
-        raise
     finally:
         engine.dispose()
+        if created is not None and not committed:
+            created.unlink(missing_ok=True)
 
 
 def _create_file(path: Path) -> Path | None:
@@ -185,8 +211,3 @@ def _create_file(path: Path) -> Path | None:
     except OSError as error:
         raise StartError([f"the SQLite file {path} cannot be created: {error.strerror}"]) from None
     return path
-
-
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)

@@ -35,20 +35,24 @@ class Application:
         self.engine = self._engine(create=create)
 
     def settings(self, more: str = "") -> Settings:
-        """Settings for a server on this database; ``more`` is TOML that comes after ``[database]`` and its url."""
-        return parse(f'[database]\nurl = "{self.url}"\n{more}', {})
+        """Settings for a server on this database; ``more`` is TOML that comes after ``[database]`` and its url.
+
+        There is no admin port unless ``more`` has one: servers of several tests run at a time.
+        """
+        admin = "" if "[admin]" in more else "\n[admin]\nport = 0\n"
+        return parse(f'[database]\nurl = "{self.url}"\n{more}{admin}', {})
 
     def migrate(self, more: str = "", *, with_tables: bool = True) -> Settings:
         settings = self.settings(more)
         migrate(settings, with_tables=with_tables)
         return settings
 
-    def execute(self, *statements: str, **parameters: Any) -> None:
+    def execute(self, *statements: str, **parameters: object) -> None:
         with self.engine.begin() as connection:
             for statement in statements:
                 connection.execute(sa.text(statement), parameters)
 
-    def scalar(self, statement: str) -> Any:
+    def scalar(self, statement: str) -> Any:  # noqa: ANN401 - of any column
         with self.engine.begin() as connection:
             return connection.execute(sa.text(statement)).scalar()
 
@@ -59,7 +63,7 @@ class Application:
                 values = ", ".join(self._bound(table, name) for name in row)
                 connection.execute(sa.text(f"insert into {table.name} ({names}) values ({values})"), dict(row))
 
-    def message(self, **changed: Any) -> None:
+    def message(self, **changed: object) -> None:
         self.insert(default_tables.MESSAGES, {**MESSAGE, **changed})
 
     def metadata(self, subject: str, identifier: str, key: str, value: str | None, value_type: str = "text") -> None:

@@ -33,6 +33,7 @@ class ChangeLog:
             sa.Column("kind", sa.Text),
             sa.Column("operation", sa.Text),
             *(sa.Column(name) for name in ("key_1", "key_2", "old_1", "old_2")),
+            sa.Column("at"),
             sa.Column("txid" if names.dialect == POSTGRES else "token"),
         ]
         state = sa.Table(
@@ -61,6 +62,4 @@ class ChangeLog:
 
     def set_consumer(self, connection: sa.Connection, consumer: Consumer) -> None:
         """Name the event log that consumes these changes from now on."""
-        connection.execute(
-            sa.update(self.state).values(consumer_epoch=consumer.epoch, consumer_store=consumer.store)
-        )
+        connection.execute(sa.update(self.state).values(consumer_epoch=consumer.epoch, consumer_store=consumer.store))

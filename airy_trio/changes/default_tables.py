@@ -3,7 +3,11 @@
 They are made once, on request, never over existing tables, and belong to the application from then on.
 """
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
+
+from airy_trio.changes.tables import Kind
 
 _METADATA = sa.MetaData()
 _TIME = sa.TIMESTAMP(timezone=True).with_variant(sa.Text(), "sqlite")
@@ -49,9 +53,8 @@ TAGS = sa.Table(
 )
 
 
-def create(connection: sa.Connection) -> list[str]:
-    """Make those of the default tables that are not there, and give their names."""
-    there = set(sa.inspect(connection).get_table_names())
-    missing = [table for table in _METADATA.sorted_tables if table.name not in there]
-    _METADATA.create_all(connection, missing)
-    return [table.name for table in missing]
+def create(connection: sa.Connection, kinds: Collection[Kind]) -> list[str]:
+    """Make the default tables of these kinds, which must not be there, and give their names."""
+    tables = [table for table in _METADATA.sorted_tables if table.name in kinds]
+    _METADATA.create_all(connection, tables, checkfirst=False)
+    return [table.name for table in tables]

@@ -34,12 +34,15 @@ class Batch:
 
     ``changes``: how many rows of the change log this covers (0: nothing happened, the point need not be stored).
     ``more``: the batch was cut at the limit, the next read will find something at once.
+    ``age_s``: how long ago, by the database's clock, the oldest of these changes was logged, which is before its
+    commit; None where there is none or it is not known.
     """
 
     objects: tuple[ChangedObject, ...]
     resume_point: str
     changes: int
     more: bool
+    age_s: float | None = None
 
 
 @frozen

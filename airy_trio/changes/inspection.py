@@ -1,34 +1,53 @@
 """Does the mapping fit the tables that are really there? All faults at once, each naming its setting."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import evolve, frozen
+from sqlalchemy.exc import DBAPIError
 
+from airy_trio.changes.queries import Queries
 from airy_trio.changes.rows import Value
 from airy_trio.changes.tables import FIELDS, Column, ColumnType, Kind, Table, TableOptions, Tables, TablesOptions
-from airy_trio.database import POSTGRES, quote_identifier
+from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
 from airy_trio.errors import MappingError
 
 _POSTGRES_RELATION = sa.text(
     """
-    select c.oid, n.nspname as schema, c.relname as name, c.relkind, c.relispartition, c.relhassubclass
+    select c.oid, n.nspname as schema, c.relname as name, c.relkind,
+           exists (select from pg_inherits where inhrelid = c.oid) as has_parent,
+           exists (select from pg_inherits where inhparent = c.oid) as has_children
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where c.oid = to_regclass(:name)
     """
 )
 _POSTGRES_COLUMNS = sa.text(
     """
-    select a.attname as name, format_type(a.atttypid, a.atttypmod) as sql_type,
-           coalesce(base.typname, t.typname) as base_type
-    from pg_attribute a
-    join pg_type t on t.oid = a.atttypid
-    left join pg_type base on base.oid = nullif(t.typbasetype, 0)
-    where a.attrelid = :oid and a.attnum > 0 and not a.attisdropped
+    with recursive type(attribute, name, oid, base) as (
+        select a.attnum, a.attname, t.oid, t.typbasetype
+        from pg_attribute a join pg_type t on t.oid = a.atttypid
+        where a.attrelid = :oid and a.attnum > 0 and not a.attisdropped
+        union all
+        select attribute, type.name, t.oid, t.typbasetype from type join pg_type t on t.oid = type.base
+    )
+    select type.name, format_type(type.oid, -1) as sql_type, t.typname as base_type
+    from type join pg_type t on t.oid = type.oid where type.base = 0 order by attribute
     """
 )
-_SQLITE_RELATION = sa.text("select name, type from sqlite_master where type in ('table', 'view') and name = :name collate nocase")
+_SQLITE_RELATION = sa.text(
+    "select name, type, sql like 'create virtual %' as virtual from sqlite_master "
+    "where type in ('table', 'view') and name = :name collate nocase"
+)
+_SQLITE_UNIQUE = sa.text(
+    """
+    select i.name, c.name as column, c.coll as collation
+    from pragma_index_list(:table) i, pragma_index_xinfo(i.name) c
+    where i."unique" and c.key order by i.name, c.seqno
+    """
+)
+_SQLITE_PRIMARY_KEY = sa.text("select name, lower(type) as type from pragma_table_xinfo(:table) where pk")
 _SQLITE_COLUMNS = sa.text("select name, type from pragma_table_xinfo(:name) where hidden <> 1")
 _POSTGRES_TYPES: Mapping[str, ColumnType] = {
     "json": "json",
@@ -38,33 +57,52 @@ _POSTGRES_TYPES: Mapping[str, ColumnType] = {
     "date": "timestamp",
     "float4": "float",
     "float8": "float",
+    "numeric": "numeric",
     "int2": "integer",
     "int4": "integer",
     "int8": "integer",
     "uuid": "uuid",
+    "text": "text",
+    "varchar": "text",
+    "bpchar": "text",
+    "citext": "text",
 }
 
 
 @frozen(kw_only=True)
 class _Relation:
-    """What the database has under a name."""
+    """What the database has under a name. ``unwatchable``: why it cannot be watched, if it cannot.
+
+    ``folded``: names of columns are the same in any case. ``unique``: the columns and collations of unique indexes.
+    """
 
     schema: str | None
     name: str
-    is_table: bool
+    unwatchable: str
     row_triggers: bool
     columns: Mapping[str, Column]
+    folded: bool
+    unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name."""
+        if not self.folded:
+            return self.columns.get(name)
+        return next((column for key, column in self.columns.items() if key.lower() == name.lower()), None)
 
 
 def inspect(connection: sa.Connection, options: TablesOptions) -> Tables:
     """Find the mapped tables. Raises ``MappingError`` with every fault."""
-    find = _find_postgres if connection.dialect.name == POSTGRES else _find_sqlite
     faults: list[str] = []
     tables: dict[Kind, Table] = {}
     for kind, mapping in options.items():
-        table = _table(connection, kind, mapping, find, faults)
-        if table is not None:
-            tables[kind] = table
+        location = mapping.location(kind)
+        if location is not None:
+            before = len(faults)
+            table = _table(connection, kind, mapping, location, faults)
+            if table is not None and len(faults) == before:
+                faults += _reading_faults(connection, table)
+                tables[kind] = table
     if not faults and not tables:
         faults.append("database.tables: every table is mapped to nothing, so there is nothing to watch")
     if faults:
@@ -72,31 +110,34 @@ def inspect(connection: sa.Connection, options: TablesOptions) -> Tables:
     return tables
 
 
+def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
+    """The kinds whose table has our own name and is not there."""
+    return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
+
+
 def _table(
-    connection: sa.Connection,
-    kind: Kind,
-    options: TableOptions,
-    find: Callable[[sa.Connection, str | None, str], _Relation | None],
-    faults: list[str],
+    connection: sa.Connection, kind: Kind, options: TableOptions, location: tuple[str | None, str], faults: list[str]
 ) -> Table | None:
-    location = options.location(kind)
-    if location is None:
-        return None
     setting = f"database.tables.{kind}"
     shown = ".".join(part for part in location if part)
-    relation = find(connection, *location)
+    relation = _find(connection, *location)
     if relation is None:
         faults.append(
             f'{setting}.name: there is no table "{shown}" in the database (name the application\'s table, or "" if it '
             "has none; `airy-trio migrate --with-tables` makes our default tables)"
         )
         return None
-    if not relation.is_table:
-        faults.append(f'{setting}.name: "{shown}" is not a table; a view cannot be watched')
+    if relation.unwatchable:
+        faults.append(f'{setting}.name: "{shown}" {relation.unwatchable}')
         return None
     columns = _columns(kind, options, relation, faults)
     constants: dict[str, Value] = {f.name: None for f in FIELDS[kind] if f.optional and f.name not in columns}
     constants |= options.constants
+    keys = [f for f in FIELDS[kind] if f.key]
+    if all(f.name in options.constants or (f.optional and f.name not in columns) for f in keys):
+        names = " and ".join(f.name for f in keys)
+        faults.append(f"{setting}.constants: without a column for {names} rows cannot be told apart")
+    key_columns = {columns[f.name].name for f in keys if f.name in columns}
     return Table(
         kind=kind,
         schema=relation.schema,
@@ -107,6 +148,7 @@ def _table(
         where=options.where,
         time_zone=options.time_zone,
         row_triggers=relation.row_triggers,
+        unique=tuple(index for index in relation.unique if not key_columns <= {n for n, c in index if c == "BINARY"}),
     )
 
 
@@ -116,7 +158,7 @@ def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: lis
         if field.name in options.constants:
             continue
         name = options.columns.get(field.name, field.name)
-        column = relation.columns.get(name)
+        column = relation.column(name)
         if column is not None:
             columns[field.name] = column
         elif field.name in options.columns or not field.optional:
@@ -127,6 +169,33 @@ def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: lis
                 f"(columns: {', '.join(sorted(relation.columns))})"
             )
     return columns
+
+
+def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
+    """A line where the table cannot be read as it is mapped: a missing right, a ``where`` that is no condition."""
+    setting = f"database.tables.{table.kind}"
+    without_where = _refusal(connection, evolve(table, where=""))
+    if without_where:
+        yield f'{setting}.name: "{table.name}" cannot be read: {without_where}'
+    elif table.where and (refusal := _refusal(connection, table)):
+        yield f'{setting}.where: not a condition over the columns of "{table.name}": {refusal}'
+
+
+def _refusal(connection: sa.Connection, table: Table) -> str:
+    try:
+        with connection.begin_nested():
+            Queries(connection.dialect.name, table).try_out(connection)
+    except DBAPIError as error:
+        told = translated(error)
+        if not isinstance(told, DatabaseRefused):
+            raise
+        return str(told)
+    return ""
+
+
+def _find(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
+    find = _find_postgres if connection.dialect.name == POSTGRES else _find_sqlite
+    return find(connection, schema, name)
 
 
 def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
@@ -140,17 +209,24 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
         )
         for column in connection.execute(_POSTGRES_COLUMNS, {"oid": row.oid})
     }
+    if row.relkind not in ("r", "p"):
+        unwatchable = "is not a table; a view cannot be watched"
+    elif row.relkind == "r" and row.has_children:
+        unwatchable = "has child tables that inherit from it, whose rows its triggers would not see"
+    else:
+        unwatchable = ""
     return _Relation(
         schema=row.schema,
         name=row.name,
-        is_table=row.relkind in ("r", "p"),
-        row_triggers=row.relkind == "p" or row.relispartition or row.relhassubclass,
+        unwatchable=unwatchable,
+        row_triggers=row.relkind == "p" or row.has_parent,
         columns=columns,
+        folded=False,
     )
 
 
 def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
-    if schema not in (None, "main"):
+    if schema is not None and schema.lower() != "main":
         return None
     row = connection.execute(_SQLITE_RELATION, {"name": name}).one_or_none()
     if row is None:
@@ -159,4 +235,26 @@ def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> _R
         column.name: Column(name=column.name, type="json" if "JSON" in column.type.upper() else "other")
         for column in connection.execute(_SQLITE_COLUMNS, {"name": row.name})
     }
-    return _Relation(schema=None, name=row.name, is_table=row.type == "table", row_triggers=False, columns=columns)
+    unwatchable = "is not a table; a view cannot be watched" if row.type != "table" else ""
+    return _Relation(
+        schema=None,
+        name=row.name,
+        unwatchable="is a virtual table, which has no triggers" if row.virtual else unwatchable,
+        row_triggers=False,
+        columns=columns,
+        folded=True,
+        unique=_sqlite_unique(connection, row.name),
+    )
+
+
+def _sqlite_unique(connection: sa.Connection, table: str) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Columns and collations of each unique index, that of an integer primary key included; not those over SQL."""
+    indexes: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
+    for row in connection.execute(_SQLITE_UNIQUE, {"table": table}):
+        indexes[row.name].append((row.column, row.collation))
+    found = [tuple((name, coll) for name, coll in columns if name is not None) for columns in indexes.values()]
+    whole = [some for some, all_ in zip(found, indexes.values(), strict=True) if len(some) == len(all_)]
+    primary = connection.execute(_SQLITE_PRIMARY_KEY, {"table": table}).all()
+    if len(primary) == 1 and primary[0].type == "integer":  # the row's number itself, which is no index
+        whole.append(((primary[0].name, "BINARY"),))
+    return tuple(whole)

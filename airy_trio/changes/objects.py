@@ -23,16 +23,14 @@ from airy_trio.changes.rows import (
     TagGone,
     Value,
 )
-from airy_trio.changes.tables import FIELDS, Kind, Table, Tables
+from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
-
-Key = tuple[Value, Value]
 
 
 @frozen
 class Change:
-    """A row of the change log: the second key is a metadata pair's identifier; ``old`` is what a deletion carries."""
+    """A row of the change log; ``old`` is what a deletion carries."""
 
     kind: Kind
     operation: str
@@ -69,21 +67,19 @@ class Objects:
         found = (rows[change.kind].get(change.key) or self._gone(change) for change in newest.values())
         return tuple(changed for changed in found if changed is not None)
 
-    def _single_rows(
-        self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]
-    ) -> Mapping[Key, ChangedObject]:
+    def _single_rows(self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
         table = self._tables[kind]
         found: dict[Key, ChangedObject] = {}
         for row, included in self._queries[kind].rows(connection, keys):
             fields = table.fields(row)
-            found[row["id"], None] = _present(table, fields) if included else _absent(table.kind, fields)
+            found[table.key_of(row)] = _present(table, fields) if included else _absent(table.kind, fields)
         return found
 
     def _metadata(self, connection: sa.Connection, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
         table = self._tables["metadata"]
         entries: dict[Key, list[MetadataEntry]] = {key: [] for key in keys}
         for row, included in self._queries["metadata"].rows(connection, keys):
-            pair = entries.get((row["subject"], row.get("identifier")))
+            pair = entries.get(table.key_of(row))
             if included and pair is not None:  # a collation may match more than what was asked for
                 pair.append(_entry(table.fields(row)))
         pairs = {key: _pair(table, key) for key in keys}
@@ -113,14 +109,14 @@ class Objects:
                 found["message", id_] = owner
             for id_, channel_id in messages.conversations(connection, ids["conversation"]).items():
                 found["conversation", id_] = (id_, channel_id)
-        by_pair = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
-        return {pair: found[asked] for pair, asked in by_pair.items() if asked in found}
+        by_text = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
+        return {pair: found[asked] for pair, asked in by_text.items() if asked in found}
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """What is left to say of an object without a row. None: its deletion is yet to come, in a later batch."""
         table = self._tables[change.kind]
         id_ = change.key[0]
-        if id_ is None or isinstance(id_, bytes):  # cannot be looked up: an object that translation will name a fault
+        if not self._queries[change.kind].can_find(change.key):  # translation will name it a fault
             return _present(table, dict.fromkeys((f.name for f in FIELDS[change.kind]), None) | {"id": id_})
         if change.operation != DELETED:
             return None
@@ -153,9 +149,7 @@ def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
                 id=fields["id"], conversation_id=fields["conversation_id"], channel_id=fields["channel_id"]
             )
         case "channels":
-            return ChannelGone(
-                id=fields["id"], source=fields["source"], source_channel_id=fields["source_channel_id"]
-            )
+            return ChannelGone(id=fields["id"], source=fields["source"], source_channel_id=fields["source_channel_id"])
         case "tags":
             return TagGone(id=fields["id"])
         case "metadata":  # pragma: no cover - a pair without rows is still read as a pair
@@ -172,9 +166,10 @@ def _entry(fields: Mapping[str, Any]) -> MetadataEntry:
 
 def _pair(table: Table, key: Key) -> Key:
     """Subject and identifier under our names; a subject without identifier is cut at the last colon (Airy's form)."""
-    subject, identifier = key
-    if "identifier" not in table.columns:
-        identifier = table.constants.get("identifier")
-        if identifier is None and isinstance(subject, str) and ":" in subject:
-            subject, _, identifier = subject.rpartition(":")
-    return table.value("subject", subject), identifier
+    raw = dict(zip(table.key_fields, key, strict=False))
+    subject = raw.get("subject")
+    cut = "identifier" not in raw and table.constants.get("identifier") is None
+    if cut and isinstance(subject, str) and ":" in subject:
+        raw["subject"], _, raw["identifier"] = subject.rpartition(":")
+    fields = table.fields(raw)
+    return fields["subject"], fields["identifier"]

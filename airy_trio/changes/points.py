@@ -1,14 +1,17 @@
 """Resume points: what a feed remembers of how far it has read, as text that nobody else reads."""
 
 import json
+import re
 from typing import Final, Self
 
 import sqlalchemy as sa
 from attrs import asdict, frozen
 
+from airy_trio.changes.feed import ResumePointLost
 from airy_trio.database import POSTGRES
 
 SNAPSHOT: Final = sa.text("select cast(pg_current_snapshot() as text)")
+_SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?")
 _IDENTITY = sa.text(
     "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) "
     "from pg_control_system()"
@@ -27,8 +30,12 @@ class SqlitePoint:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote."""
-        return cls(*json.loads(text))
+        """Read what ``str`` wrote. Raises ``ResumePointLost`` where another kind of database wrote it."""
+        match _parsed(text):
+            case [int(seq), str(token)]:
+                return cls(seq, token)
+            case _:
+                raise _foreign()
 
     def __str__(self) -> str:
         return json.dumps([self.seq, self.token], separators=(",", ":"))
@@ -55,8 +62,18 @@ class PostgresPoint:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote."""
-        return cls(**json.loads(text))
+        """Read what ``str`` wrote. Raises ``ResumePointLost`` where another kind of database wrote it."""
+        match _parsed(text):
+            case {
+                "system": str(system),
+                "timeline": str(timeline),
+                "snapshot": str(snapshot),
+                "target": str(target),
+                "seq": int(seq),
+            } if _SNAPSHOT_FORM.fullmatch(snapshot):
+                return cls(system=system, timeline=timeline, snapshot=snapshot, target=target, seq=seq)
+            case _:
+                raise _foreign()
 
     def __str__(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -80,3 +97,15 @@ class PostgresPoint:
 def first(connection: sa.Connection) -> str:
     """The resume point of a change log that was made just now."""
     return str(PostgresPoint.now(connection) if connection.dialect.name == POSTGRES else SqlitePoint())
+
+
+def _parsed(text: str) -> object:
+    try:
+        parsed: object = json.loads(text)
+    except ValueError:
+        return None
+    return parsed
+
+
+def _foreign() -> ResumePointLost:
+    return ResumePointLost("what was recorded is of another kind of database")

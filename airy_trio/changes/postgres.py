@@ -44,7 +44,10 @@ class PostgresFeed:
         self._objects = Objects(POSTGRES, tables)
         self._identity: tuple[int, str, str] | None = None
         self._pause_s = POLL_FIRST_S
-        columns = "seq, kind, operation, key_1, key_2, old_1, old_2"
+        columns = (
+            "seq, kind, operation, key_1, key_2, old_1, old_2, "
+            "cast(extract(epoch from clock_timestamp() - at) as float8) as age_s"
+        )
         log = names.quoted(TABLE).replace(":", "\\:")
         self._difference = sa.text(
             f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
@@ -57,8 +60,8 @@ class PostgresFeed:
             "and not pg_visible_in_snapshot(txid, cast(:snapshot as pg_snapshot)) order by seq limit :limit"
         )
         self._trim = sa.text(
-            f"delete from {log} where seq in (select seq from {log} where txid < cast(:horizon as xid8) "  # noqa: S608
-            "order by txid limit :limit)"
+            f"delete from {log} where seq in (select seq from {log} "  # noqa: S608 - names quoted
+            "where txid < cast(:horizon as xid8) order by txid limit :limit)"
         )
 
     async def read(self, after: str, limit: int) -> Batch:
@@ -76,7 +79,9 @@ class PostgresFeed:
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        return await self._reading.run(lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection)))
+        return await self._reading.run(
+            lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection))
+        )
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
@@ -129,6 +134,7 @@ class PostgresFeed:
             resume_point=str(following),
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
+            age_s=rows[0].age_s if rows else None,
         )
 
     def _rows(

@@ -1,10 +1,12 @@
 """The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
 
-Columns are read untyped, as text or epoch, so that one impossible value never fails a batch (findings on the data
-layer, "row by row"). Knows both dialects; refuses to know what a row means.
+Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that one
+impossible value never fails a batch (findings on the data layer, "row by row"). Knows both dialects; refuses to know
+what a row means.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
@@ -12,12 +14,16 @@ from typing import Final
 import sqlalchemy as sa
 
 from airy_trio.changes.rows import Value
-from airy_trio.changes.tables import Column, Table
+from airy_trio.changes.tables import Column, Key, Table
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
 
 INCLUDED: Final = "airy_included"
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
+_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
+
+_ZONE = sa.text("select now() at time zone cast(:zone as text)")
 
 Row = Mapping[str, Value]
 
@@ -30,7 +36,8 @@ class Queries:
         self._table = table
         names = (quote_identifier(name) for name in (table.schema, table.name) if name is not None)
         self._name = ".".join(names)
-        self._included = f"coalesce(({_escaped(table.where)}), {self._false})" if table.where else self._true
+        # where may end in a comment: hence the line's end
+        self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._fields = tuple(table.columns)
         self._by_key = sa.text(self._by_key_sql())
 
@@ -42,19 +49,32 @@ class Queries:
     def _false(self) -> str:
         return "false" if self._postgres else "0"
 
-    def rows(self, connection: sa.Connection, keys: Sequence[tuple[Value, Value]]) -> Iterable[tuple[Row, bool]]:
+    def rows(self, connection: sa.Connection, keys: Sequence[Key]) -> Iterable[tuple[Row, bool]]:
         """The rows with these keys: fields as read, and whether the mapping's ``where`` includes the row."""
-        key_columns = self._table.keys
-        wanted = [key for key in keys if all(map(_fits, key_columns, key))]
+        wanted = [key for key in keys if self.can_find(key)]
         if not wanted:
             return
         for row in connection.execute(self._by_key, self._arguments(wanted)):
             values = tuple(row)
             yield dict(zip(self._fields, values, strict=False)), bool(values[-1])
 
-    def owners(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, tuple[Value, Value]]:
+    def can_find(self, key: Key) -> bool:
+        """Whether rows can be asked for by this key at all."""
+        return all(map(_fits, self._table.keys, key))
+
+    def try_out(self, connection: sa.Connection) -> None:
+        """Run every statement for no key at all: what it raises, reading this table would raise."""
+        if self._postgres:
+            connection.execute(_ZONE, {"zone": self._table.time_zone})
+        connection.execute(self._by_key, self._arguments([]))
+        if self._table.kind == "messages":
+            connection.execute(self._owners_statement(), self._arguments([]))
+            if "conversation_id" in self._table.columns:
+                connection.execute(self._newest_statement(), self._arguments([]))
+
+    def owners(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, Key]:
         """For the messages table: conversation and channel of each message id that has a row."""
-        wanted = [(id_, None) for id_ in ids if _fits(self._table.columns["id"], id_)]
+        wanted = [(id_, None) for id_ in ids if self.can_find((id_, None))]
         if not wanted:
             return {}
         found = {}
@@ -66,17 +86,16 @@ class Queries:
         """For the messages table: the channel of the newest message of each conversation that has one."""
         column = self._table.columns.get("conversation_id")
         wanted = [(id_, None) for id_ in ids if column is not None and _fits(column, id_)]
-        if not wanted or column is None:
+        if not wanted:
             return {}
-        rows = connection.execute(self._newest_statement(column), self._arguments(wanted))
+        rows = connection.execute(self._newest_statement(), self._arguments(wanted))
         return {str(row.wanted): self._owner(None, row.channel_id)[1] for row in rows}
 
-    def _owner(self, conversation_id: Value, channel_id: Value) -> tuple[Value, Value]:
-        fields = self._table.fields({"conversation_id": conversation_id, "channel_id": channel_id})
+    def _owner(self, conversation_id: Value, channel_id: Value) -> Key:
         constants = self._table.constants
         return (
-            constants.get("conversation_id", fields["conversation_id"]),
-            constants.get("channel_id", fields["channel_id"]),
+            constants.get("conversation_id", self._table.value("conversation_id", conversation_id)),
+            constants.get("channel_id", self._table.value("channel_id", channel_id)),
         )
 
     def _by_key_sql(self) -> str:
@@ -94,34 +113,29 @@ class Queries:
             f"where {self._included}"
         )
 
-    def _newest_statement(self, conversation: Column) -> sa.TextClause:
+    def _newest_statement(self) -> sa.TextClause:
+        """A message without a time is none here: Postgres would sort it first, and an index knows only that order."""
+        conversation = self._table.columns["conversation_id"]
         channel = self._table.columns.get("channel_id")
         sent_at = self._table.columns.get("sent_at")
-        order = f"order by t.{quote_identifier(sent_at.name)} desc " if sent_at else ""
-        if self._postgres and sent_at:
-            order += "nulls last "
-        newest = (
-            f"select {self._text(channel)} as channel_id from {self._name} t "  # noqa: S608 - names quoted
-            f"where t.{quote_identifier(conversation.name)} = {self._key(conversation, 1)} and {self._included} "
-            f"{order}limit 1"
+        time = f"t.{quote_identifier(sent_at.name)}" if sent_at else ""
+        found = f"from {self._name} t where {self._matches(conversation, 1)} and {self._included}"
+        newest = f"select {self._text(channel)} as channel_id {found}" + (
+            f" and {time} is not null order by {time} desc limit 1" if time else " limit 1"
         )
         if self._postgres:
             return sa.text(
                 f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608
                 f"cross join lateral ({newest}) newest"
             )
-        exists = f"exists (select 1 from {self._name} t where t.{quote_identifier(conversation.name)} = airy_wanted.airy_1)"  # noqa: S608
         return sa.text(
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id "  # noqa: S608 - names quoted
-            f"from {self._keys((conversation,))} where {exists}"
+            f"from {self._keys((conversation,))} where exists (select 1 {found})"
         )
 
     def _wanted(self, keys: tuple[Column, ...]) -> str:
         """The keys asked for, joined to the table; the keys lead, so that their index is used."""
-        on = " and ".join(
-            f"t.{quote_identifier(column.name)} = {self._key(column, number)}"
-            for number, column in enumerate(keys, start=1)
-        )
+        on = " and ".join(self._matches(column, number) for number, column in enumerate(keys, start=1))
         join = "join" if self._postgres else "cross join"
         return f"{self._keys(keys)} {join} {self._name} t on {on}"
 
@@ -135,11 +149,16 @@ class Queries:
         )
         return f"(select {columns} from json_each(:keys)) as airy_wanted"  # noqa: S608 - made here
 
-    def _key(self, column: Column, number: int) -> str:
-        wanted = f"airy_wanted.airy_{number}"
-        return f"cast({wanted} as {column.sql_type})" if self._postgres else wanted
+    def _matches(self, column: Column, number: int) -> str:
+        """The column equals the key of that number, by its index where the key can be cast without fail."""
+        name, wanted = f"t.{quote_identifier(column.name)}", f"airy_wanted.airy_{number}"
+        if not self._postgres:
+            return f"{name} = {wanted}"
+        if column.type in ("text", "integer", "numeric", "uuid"):
+            return f"{name} = cast({wanted} as {column.sql_type})"
+        return f"{self._text(column)} = {wanted}"
 
-    def _arguments(self, keys: Sequence[tuple[Value, Value]]) -> dict[str, object]:
+    def _arguments(self, keys: Sequence[Key]) -> dict[str, object]:
         if not self._postgres:
             return {"keys": json.dumps(keys)}
         return {"key_1": [key[0] for key in keys], "key_2": [key[1] for key in keys]}
@@ -160,8 +179,8 @@ class Queries:
     def _epoch(self, column: Column) -> str:
         """Epoch milliseconds of a timestamp; of any other type its text, which may be ISO or epoch milliseconds."""
         name = f"t.{quote_identifier(column.name)}"
-        if self._postgres and column.type == "timestamp":
-            name = f"({name} at time zone {_escaped(quote_text(self._table.time_zone))})"
+        if self._postgres and column.type == "timestamp":  # or a date, which would else count as one with time zone
+            name = f"(cast({name} as timestamp) at time zone {_escaped(quote_text(self._table.time_zone))})"
         elif not self._postgres or column.type != "timestamptz":
             return self._text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
@@ -169,15 +188,18 @@ class Queries:
 
 def _fits(column: Column, key: Value) -> bool:
     """Whether a key can be looked up at all: a cast that fails would fail the whole batch."""
-    if isinstance(key, bytes):
+    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
         return False
     match column.type:
         case "uuid":
             return _UUID.fullmatch(str(key)) is not None
         case "integer":
-            return _INTEGER.fullmatch(str(key)) is not None
+            half = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
+            return _INTEGER.fullmatch(str(key)) is not None and -half <= int(key) < half
+        case "numeric":
+            return _NUMERIC.fullmatch(str(key)) is not None
         case _:
-            return key is not None
+            return True
 
 
 def _escaped(sql: str) -> str:

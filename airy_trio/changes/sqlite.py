@@ -4,10 +4,13 @@ SQLite has one writer at a time, so a row with a higher number is never committe
 by anybody shows in ``PRAGMA data_version``, which costs microseconds (findings on the data layer, 6).
 """
 
+import time
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 import trio
+from attrs import frozen
 
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
@@ -19,11 +22,21 @@ from airy_trio.database import SQLITE, Database, DatabaseUnavailable, Names, Ses
 POLL_S = 0.005
 
 
+@frozen
+class _Version:
+    """SQLite's data version, which means something within one connection only, and which file that one has open."""
+
+    generation: int
+    data: int
+    file: tuple[int, int]
+
+
 class SqliteFeed:
     """``ChangeFeed`` over one connection that reads, and a pool for the little that it writes.
 
     The resume point is ``[seq, token]``: the token is random and proves that the row with this number is still the
-    same one, in a file that may have been replaced by an older copy.
+    same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's place is
+    another file: then all connections are opened anew.
     """
 
     def __init__(self, reading: Session, writing: Database, names: Names, tables: Tables) -> None:
@@ -31,11 +44,12 @@ class SqliteFeed:
         self._writing = writing
         self._log = ChangeLog(names)
         self._objects = Objects(SQLITE, tables)
-        self._seen_version: tuple[int, int] | None = None
+        self._seen: _Version | None = None
+        self._path: Path | None = None
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
-        self._seen_version = await self._data_version()
+        self._seen = await self._version()
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
@@ -43,12 +57,12 @@ class SqliteFeed:
         while True:
             await trio.sleep(POLL_S)
             try:
-                version = await self._data_version()
+                version = await self._version()
             except DatabaseUnavailable as error:
                 if "locked" not in str(error):
                     raise
                 continue  # a rollback journal being written: whoever writes will commit, and that we shall see
-            if version != self._seen_version:
+            if version != self._seen:
                 return
 
     async def origin(self) -> str:
@@ -87,13 +101,26 @@ class SqliteFeed:
         await self._reading.aclose()
         await self._writing.aclose()
 
-    async def _data_version(self) -> tuple[int, int]:
-        def ask(connection: sa.Connection) -> tuple[int, int]:
-            driver: Any = connection.connection.driver_connection
-            (version,) = driver.execute("PRAGMA data_version").fetchone()
-            return self._reading.generation, int(version)
+    async def _version(self) -> "_Version":
+        """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
+        version = await self._reading.run(self._ask_version, transaction=False)
+        if self._seen is not None and version.file != self._seen.file:
+            await self._reading.aclose()
+            await self._writing.aclose()
+            version = await self._reading.run(self._ask_version, transaction=False)
+        return version
 
-        return await self._reading.run(ask, transaction=False)
+    def _ask_version(self, connection: sa.Connection) -> "_Version":
+        driver: Any = connection.connection.driver_connection
+        if self._path is None:
+            self._path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
+        try:
+            file = self._path.stat()
+        except FileNotFoundError:
+            message = f"the SQLite file {self._path} is not there any more"
+            raise DatabaseUnavailable(message) from None
+        (number,) = driver.execute("PRAGMA data_version").fetchone()
+        return _Version(self._reading.generation, int(number), (file.st_dev, file.st_ino))
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)
@@ -110,6 +137,7 @@ class SqliteFeed:
             resume_point=str(following),
             changes=len(rows),
             more=len(rows) == limit,
+            age_s=time.time() - rows[0].at / 1000 if rows else None,
         )
 
     def _restart(self, connection: sa.Connection) -> str:

@@ -15,8 +15,10 @@ from airy_trio.changes.rows import Value
 Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-ColumnType = Literal["json", "timestamptz", "timestamp", "float", "integer", "uuid", "other"]
+ColumnType = Literal["json", "timestamptz", "timestamp", "float", "numeric", "integer", "uuid", "text", "other"]
 Scalar = str | int | bool | float
+Key = tuple[Value, Value]
+"""The values of a table's ``key_fields`` as the database has them; None for a second one that there is not."""
 
 
 @frozen(kw_only=True)
@@ -115,7 +117,11 @@ class TablesOptions:
 
 @frozen(kw_only=True)
 class Column:
-    """A column of the application that holds a field of ours. ``sql_type``: as the database writes it in a cast."""
+    """A column of the application that holds a field of ours.
+
+    ``sql_type``: as Postgres writes it in a cast, without domain, length and precision, so that a cast to it changes
+    no value.
+    """
 
     name: str
     type: ColumnType
@@ -128,6 +134,8 @@ class Table:
 
     ``columns`` has the fields that are read from the table; the others are ``constants`` (None for an optional field
     without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
+    ``unique``: on SQLite, the columns, each with its collation, of each unique index by which a row may replace
+    another object's.
     """
 
     kind: Kind
@@ -139,6 +147,7 @@ class Table:
     where: str
     time_zone: str
     row_triggers: bool = False
+    unique: tuple[tuple[tuple[str, str], ...], ...] = ()
     zone: ZoneInfo = field(init=False)
 
     @zone.default
@@ -146,9 +155,19 @@ class Table:
         return ZoneInfo(self.time_zone)
 
     @property
+    def key_fields(self) -> tuple[str, ...]:
+        """The fields that identify an object and have a column: one or two."""
+        return tuple(f.name for f in FIELDS[self.kind] if f.key and f.name in self.columns)
+
+    @property
     def keys(self) -> tuple[Column, ...]:
-        """The columns that identify an object: one or two."""
-        return tuple(self.columns[f.name] for f in FIELDS[self.kind] if f.key and f.name in self.columns)
+        """The columns of ``key_fields``."""
+        return tuple(self.columns[name] for name in self.key_fields)
+
+    def key_of(self, row: Mapping[str, Value]) -> Key:
+        """The key of a row as it was read: the same that the change log has of it."""
+        first, *second = (row[name] for name in self.key_fields)
+        return first, second[0] if second else None
 
     @property
     def carried(self) -> tuple[Column | None, ...]:

@@ -9,54 +9,60 @@ it must exist: ``_value`` looks it up in a sub-select over the row, and where th
 found one level further out, as NULL.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final
 
 from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.tables import Column, Table
 from airy_trio.database import Names, quote_identifier, quote_text
 
+EVENTS_OF_ROWS: Final = ("insert", "update", "delete")
+EVENTS: Final = (*EVENTS_OF_ROWS, "truncate")
+
 _TRANSITIONS = {
     "insert": "referencing new table as airy_new",
     "update": "referencing old table as airy_old new table as airy_new",
     "delete": "referencing old table as airy_old",
-    "truncate": "",
 }
+_TRUNCATED = "airy_truncated"
 
 
-def statements(table: Table, names: Names, *, deletes: bool) -> Iterator[str]:
-    """What puts the triggers of one table in place, whatever stood there before."""
-    on = qualified(table)
-    wanted = bodies(table, names, deletes=deletes)
-    for event in _TRANSITIONS:
-        name = _trigger(names, event)
-        yield f"drop trigger if exists {quote_identifier(name)} on {on}"
-        if name in wanted:
-            yield _function(table, names, event, wanted[name])
+def statements(table: Table, names: Names, wanted: Collection[str], *, deletes: bool) -> Iterator[str]:
+    """What puts the triggers of these names in place, whatever stood there before."""
+    for event, body in _bodies(table, names, deletes=deletes).items():
+        if names.trigger(table.kind, event) in wanted:
+            yield _function(table, names, event, body)
             yield _create(table, names, event)
 
 
 def bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
-    """The triggers' names and the text of their functions, as Postgres keeps it.
+    """The triggers' names and the text of their functions, as Postgres keeps it."""
+    made = _bodies(table, names, deletes=deletes)
+    return {names.trigger(table.kind, event): body for event, body in made.items()}
 
-    A TRUNCATE logs a delete for each row; of messages only where their deletes are events.
+
+def _bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
+    """The functions' text for each event.
+
+    A TRUNCATE logs a delete for each row; of messages only where their deletes are events. The table has the name
+    that it has then: the application may have renamed it.
     """
+    old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
+    updated = _logged(table, names, "U", new)
     made = {
-        _trigger(names, "insert"): _rows(table, names, "insert"),
-        _trigger(names, "update"): _rows(table, names, "update"),
-        _trigger(names, "delete"): _rows(table, names, "delete"),
+        "insert": _body(updated),
+        "update": _body(f"{_logged_moved(table, names, old, new)}; {updated}"),
+        "delete": _body(_logged(table, names, "D", old)),
     }
     if deletes or table.kind != "messages":
-        made[_trigger(names, "truncate")] = _body(_logged(table, names, "D", qualified(table)))
+        logged = quote_text(_logged(table, names, "D", _TRUNCATED))
+        made["truncate"] = _body(f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)")
     return made
 
 
 def qualified(table: Table) -> str:
     """The table's name as it stands in SQL text."""
     return ".".join(quote_identifier(part) for part in (table.schema, table.name) if part is not None)
-
-
-def _trigger(names: Names, event: str) -> str:
-    return f"{names.schema}_{event}"
 
 
 def _function_name(table: Table, names: Names, event: str) -> str:
@@ -71,64 +77,65 @@ def _function(table: Table, names: Names, event: str, body: str) -> str:
 
 
 def _create(table: Table, names: Names, event: str) -> str:
-    name, on = quote_identifier(_trigger(names, event)), qualified(table)
+    name, on = quote_identifier(names.trigger(table.kind, event)), qualified(table)
     execute = f"execute function {_function_name(table, names, event)}()"
     if event == "truncate":
-        return f"create trigger {name} before truncate on {on} for each statement {execute}"
+        return f"create or replace trigger {name} before truncate on {on} for each statement {execute}"
     if table.row_triggers:
-        return f"create trigger {name} after {event} on {on} for each row {execute}"
-    return f"create trigger {name} after {event} on {on} {_TRANSITIONS[event]} for each statement {execute}"
-
-
-def _rows(table: Table, names: Names, event: str) -> str:
-    """The body for one event: keys from the transition tables, or from the row of a row trigger."""
-    old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
-    updated = _logged(table, names, "U", new)
-    match event:
-        case "insert":
-            return _body(updated)
-        case "delete":
-            return _body(_logged(table, names, "D", old))
-        case _:
-            gone = f"select {_keys(table, 'airy_before')} from {_source(table, old, 'airy_before')}"  # noqa: S608
-            kept = f"select {_keys(table, 'airy_after')} from {_source(table, new, 'airy_after')}"  # noqa: S608
-            moved = f"({gone} except {kept})"
-            return _body(f"if exists {moved} then {_logged(table, names, 'D', old, moved)}; end if; {updated}")
+        return f"create or replace trigger {name} after {event} on {on} for each row {execute}"
+    transitions = _TRANSITIONS[event]
+    return f"create or replace trigger {name} after {event} on {on} {transitions} for each statement {execute}"
 
 
 def _body(statement: str) -> str:
     return f" begin {statement}; return null; end "
 
 
-def _logged(table: Table, names: Names, operation: str, rows: str, only: str = "") -> str:
-    """An insert into the change log for each of ``rows``, of those whose keys are among ``only`` if that is given."""
-    carried = table.carried if operation == "D" else ()
-    values = [_value("airy_row", column) for column in (*_padded(table.keys), *_padded(carried))]
-    keys = ", ".join(values[:2])
+def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
+    """An insert into the change log for each of ``rows``; a deletion also carries what its event needs."""
+    columns = _columns(table, operation)
+    values = ", ".join(_value("airy_row", column) for column in columns)
     return (
-        f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2) "  # noqa: S608 - names quoted
-        f"select {quote_text(table.kind)}, {quote_text(operation)}, {', '.join(values)} "
-        f"from {_source(table, rows, 'airy_row')}"
-        + (f" where exists (select {keys} intersect {only})" if only else "")
+        f"{_insert(names)} select {quote_text(table.kind)}, {quote_text(operation)}, {values} "  # noqa: S608 - quoted
+        f"from {_source(columns, rows, 'airy_row')}"
     )
 
 
-def _source(table: Table, rows: str, alias: str) -> str:
+def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
+    """An insert into the change log for each row whose key is gone after the update."""
+    columns, keys = _columns(table, "D"), _columns(table, "U")[:2]
+    logged = ("key_1", "key_2", "old_1", "old_2")
+    was = ", ".join(f"{_value('airy_row', column)} as {name}" for column, name in zip(columns, logged, strict=True))
+    before, after = (
+        f"select {', '.join(_value('airy_row', key) for key in keys)} from {_source(keys, rows, 'airy_row')}"  # noqa: S608
+        for rows in (old, new)
+    )
+    same = " and ".join(f"airy_gone.{name} = airy_was.{name}" for name, _ in zip(logged, table.keys, strict=False))
+    return (
+        f"{_insert(names)} select {quote_text(table.kind)}, 'D', airy_was.* "  # noqa: S608 - quoted
+        f"from (select {was} from {_source(columns, old, 'airy_row')}) as airy_was "
+        f"join ({before} except {after}) as airy_gone(key_1, key_2) on {same}"
+    )
+
+
+def _insert(names: Names) -> str:
+    return f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2)"
+
+
+def _columns(table: Table, operation: str) -> tuple[Column | None, ...]:
+    """The columns of two keys, then two that are carried; None where there is no such."""
+    carried = table.carried if operation == "D" else ()
+    return (*(*table.keys, None)[:2], *(*carried, None, None)[:2])
+
+
+def _source(columns: Sequence[Column | None], rows: str, alias: str) -> str:
     """The rows, beside one row of NULLs under every name that may be asked of them."""
-    asked = dict.fromkeys(column.name for column in (*table.keys, *table.carried) if column is not None)
+    asked = dict.fromkeys(column.name for column in columns if column is not None)
     nulls = ", ".join(f"null::text as {quote_identifier(name)}" for name in asked)
     return f"{rows} as {alias} cross join (select {nulls}) as airy_none"
-
-
-def _keys(table: Table, alias: str) -> str:
-    return ", ".join(_value(alias, column) for column in _padded(table.keys))
 
 
 def _value(alias: str, column: Column | None) -> str:
     if column is None:
         return "null::text"
-    return f"(select {quote_identifier(column.name)}::text from (select {alias}.*) as airy_found)"
-
-
-def _padded(columns: Sequence[Column | None]) -> tuple[Column | None, ...]:
-    return (*columns, None, None)[:2]
+    return f"(select {quote_identifier(column.name)}::text from (select {alias}.*) as airy_found)"  # noqa: S608 - quoted

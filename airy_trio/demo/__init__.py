@@ -24,7 +24,8 @@ def run(*, events_max: int | None = None) -> None:
     """Run the demo until Ctrl-C, or until ``events_max`` events were shown. Leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="airy-trio-demo-") as folder:
         database = Path(folder) / "inbox.db"
-        toml = f"[database]\nurl = {json.dumps(f'sqlite:///{database}')}\n[listener]\nport = 0\ndrain_s = 1\n"
+        url = json.dumps(f"sqlite:///{database}")
+        toml = f"[database]\nurl = {url}\n[listener]\nport = 0\ndrain_s = 1\n[admin]\nport = 0\n"
         chosen = settings.parse(toml, {})
         migrate.migrate(chosen, with_tables=True)
 
@@ -41,7 +42,9 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
     async with await connect(address.host, address.port, address.path) as client:
         await client.subscribe()
         application = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "airy_trio.demo.application", str(database)], stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "airy_trio.demo.application", str(database)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends the application
         )
         try:
             shown = 0

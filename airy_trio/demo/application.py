@@ -10,8 +10,9 @@ import sqlite3
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NoReturn
 
 CHANNELS: Final = (("web-shop", "chatplugin"), ("facebook-page", "facebook"), ("sms-line", "twilio.sms"))
 TAGS: Final = (("urgent", "red"), ("order", "blue"), ("praise", "green"))
@@ -46,9 +47,10 @@ DIALOGUES: Final = (
 
 
 class Inbox:
-    """Conversations that go on in turn, each write committed at once."""
+    """Conversations one after the other, each write committed at once. ``pause`` takes seconds, between two writes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pause: Callable[[float], None]) -> None:
+        self._wait = pause
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
         self._random = random.Random()  # noqa: S311 - who writes next is no secret
 
@@ -103,15 +105,21 @@ class Inbox:
         self._connection.execute(statement, parameters)
 
     def _pause(self, least_s: float, most_s: float) -> None:
-        time.sleep(self._random.uniform(least_s, most_s))
+        self._wait(self._random.uniform(least_s, most_s))
 
 
-def main(path: str) -> None:
+def main(path: str) -> NoReturn:
     """Talk until the process that started this one is gone."""
     parent = os.getppid()
-    inbox = Inbox(path)
+
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+        if os.getppid() != parent:
+            sys.exit()
+
+    inbox = Inbox(path, pause)
     inbox.open()
-    while os.getppid() == parent:
+    while True:
         inbox.talk()
 
 

@@ -26,8 +26,7 @@ def _told(type_: str, payload: dict[str, Any]) -> str:
         case "message.updated":
             message = payload["message"]
             who = "contact" if message["from_contact"] else "agent"
-            text = message["content"]["text"] if isinstance(message["content"], dict) else str(message["content"])
-            return f"{payload['conversation_id']}  {who}: {_short(text)}  ({message['delivery_state']})"
+            return f"{payload['conversation_id']}  {who}: {_text(message['content'])}  ({message['delivery_state']})"
         case "metadata.updated":
             metadata = json.dumps(payload["metadata"], ensure_ascii=False)
             return f"{payload['subject']} {payload['identifier']}  {_short(metadata)}"
@@ -37,6 +36,15 @@ def _told(type_: str, payload: dict[str, Any]) -> str:
             return f"{payload['name']}  {payload['color']}"
         case _:
             return _short(json.dumps(payload, ensure_ascii=False))
+
+
+def _text(content: object) -> str:
+    """The content's text, or its JSON; on one line, and nothing that a terminal would obey."""
+    match content:
+        case {"text": str(text)} | str(text):
+            return _short("".join(letter if letter.isprintable() else " " for letter in text))
+        case _:
+            return _short(json.dumps(content, ensure_ascii=False))
 
 
 def _short(text: str) -> str:

@@ -1,12 +1,13 @@
 """The event log as one node sees it: the store, its newest events in memory, and which views have grown.
 
 One task, ``follow``, reads what other nodes append; the recorder of this node appends through ``append``. Both end
-in the same place, the tail, which takes an event once. Knows nothing of clients: whoever reads a view attaches to it
-and asks ``wait_grown``.
+in the same place, the tail, which takes an event once. What this node has seen never goes back: a store that has lost
+events of its end (restored, failed over) is given a new epoch. Knows nothing of clients: whoever reads a view attaches
+to it and asks ``wait_grown``.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import structlog
@@ -15,8 +16,18 @@ from attrs import field, frozen
 
 from airy_trio.database import POSTGRES, SQLITE, sqlite_path
 from airy_trio.events.destinations import Destination
+from airy_trio.log.arrivals import Arrivals
+from airy_trio.log.latencies import Latencies
 from airy_trio.log.position import Position
-from airy_trio.log.store import Bounds, EventStore, NewEvent, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import (
+    Bounds,
+    EventStore,
+    NewEvent,
+    PositionExpired,
+    StaleAppend,
+    StoredEvent,
+    StoreUnavailable,
+)
 from airy_trio.log.tail import Tail, View
 from airy_trio.options import at_least, one_of
 
@@ -46,21 +57,34 @@ class LogOptions:
 
 
 class EventLog:
-    """The store and its tail. ``open`` comes first; then ``follow`` runs as a task for as long as the log is used."""
+    """The store and its tail. ``open`` comes first; then ``follow`` runs as a task for as long as the log is used.
 
-    def __init__(self, store: EventStore, options: LogOptions) -> None:
+    ``clock`` gives seconds since 1970; it measures the store's clock between two looks at it.
+    """
+
+    def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.time) -> None:
         self.store = store
+        self._clock = clock
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         self._tail_events = options.tail_events
         self._head: Position | None = None
         self._skew_ms = 0.0
+        self._doubtful = False
+        self._reading = trio.Lock()  # who read the bounds of an epoch must not act on them after it has ended
         self._grown: set[View] = set()
         self._growth = trio.Event()
+        self._arrivals = Arrivals()
+        self.appending = Latencies()
+        """How long the store takes for an append."""
+        self.away: str | None = None
+        """Why the store cannot be read now, in words; None while it can."""
 
     @property
     def head(self) -> Position:
         """The newest position that this node knows."""
-        assert self._head is not None, "open() comes first"
+        if self._head is None:
+            message = "open() comes first"
+            raise RuntimeError(message)
         return self._head
 
     @property
@@ -74,47 +98,69 @@ class EventLog:
 
     async def open(self) -> None:
         """Read the store's bounds and its newest events. Raises ``StoreUnavailable``."""
-        self._start(await self._bounds())
-        await self._read_on()
+        async with self._reading:
+            self._start(await self._bounds())
+            await self._read_on()
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Position:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, changed_at: float | None = None
+    ) -> Position:
         """Append after ``expected`` with the resume point, wake who reads, and give the new head.
+
+        ``changed_at``: when the oldest of the changes was made, in Trio's time; latencies are measured from it.
 
         The writer says where it believes the head to be: this node's own ``head`` follows other writers, and would
         let pass what the store's comparison must refuse. Raises what ``EventStore.append`` does.
         """
-        stored = await self.store.append(expected, events, resume_point)
-        self._take(expected.epoch, stored)
+        begun_at = trio.current_time()
+        try:
+            stored = await self.store.append(expected, events, resume_point)
+        except StoreUnavailable:
+            self._doubtful = True
+            raise
+        self.appending.observe(trio.current_time() - begun_at)
+        self._take(expected.epoch, stored, changed_at)
         return expected.at(expected.offset + len(stored))
 
-    async def begin_epoch(self, resume_point: str) -> None:
-        """Drop everything and start a new epoch: the history of the database was lost."""
-        self._start(await self.store.begin_epoch(resume_point))
+    async def begin_epoch(self, expected: Position, resume_point: str) -> Position:
+        """Drop everything, start a new epoch, and give its head: the history of the database was lost.
+
+        Raises what ``EventStore.begin_epoch`` does.
+        """
+        async with self._reading:
+            self._start(await self.store.begin_epoch(expected, resume_point))
+            return self.head
 
     async def follow(self) -> None:
         """Take what any node appends, for ever. A store that is away is waited for; said once, and once it is back."""
         pause_s = 0.0
         while True:
             try:
+                if pause_s:
+                    await self.catch_up()
+                    logger.info("event store available again")
+                    pause_s, self.away = 0.0, None
                 await self.store.wait(self.head)
                 await self.catch_up()
             except StoreUnavailable as error:
                 if not pause_s:
                     logger.warning("event store unavailable", reason=str(error))
+                self._doubtful, self.away = True, str(error)
                 pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
                 await trio.sleep(pause_s)
-            else:
-                if pause_s:
-                    logger.info("event store available again")
-                pause_s = 0.0
 
     async def catch_up(self) -> None:
-        """Read up to the store's head, into a new epoch if there is one."""
-        bounds = await self._bounds()
-        if bounds.epoch != self.epoch:
-            logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
-            self._start(bounds)
-        await self._read_on()
+        """Read up to the store's head, into a new epoch if there is one. Raises ``StoreUnavailable``."""
+        async with self._reading:
+            known = self.head  # before the question: what is appended meanwhile is not something that was lost
+            bounds = await self._bounds()
+            while bounds.epoch == known.epoch and await self._has_gone_back(known, bounds):
+                bounds = await self._disown(known, bounds)
+            self._doubtful = False
+            if bounds.epoch != self.epoch:
+                logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
+                self._start(bounds)
+            await self._read_on()
 
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination: its view is reported by ``wait_grown`` from now on."""
@@ -141,7 +187,7 @@ class EventLog:
         """
         while True:
             head = self.head
-            since_ms = int(time.time() * 1000 + self._skew_ms - age_s * 1000)
+            since_ms = int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
             found = self._recent_from_tail(destination, since_ms, limit)
             if found is not None:
                 return head, found
@@ -154,6 +200,11 @@ class EventLog:
         """The oldest position after which everything is retained. Raises ``StoreUnavailable``."""
         return (await self._bounds()).floor
 
+    def changed_at(self, event: StoredEvent) -> float:
+        """When what an event tells was changed, in Trio's time; where that is not known, when it was appended."""
+        changed_at = self._arrivals.at(event.offset)
+        return self._appended_at(event) if changed_at is None else changed_at
+
     async def wait_grown(self) -> frozenset[View]:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
         await self._growth.wait()
@@ -163,12 +214,34 @@ class EventLog:
 
     async def _bounds(self) -> Bounds:
         bounds = await self.store.bounds()
-        self._skew_ms = bounds.now_ms - time.time() * 1000
+        self._skew_ms = bounds.now_ms - self._clock() * 1000
         return bounds
+
+    async def _has_gone_back(self, known: Position, bounds: Bounds) -> bool:
+        """Whether the store has lost events that this node knows; after an outage it may have replaced them since."""
+        if bounds.last < known.offset:
+            return True
+        newest = self._tail.newest
+        if not self._doubtful or newest is None or newest.offset < bounds.first or newest.offset > known.offset:
+            return False
+        try:
+            found = await self.store.read(known.at(newest.offset - 1), 1)
+        except PositionExpired:  # trimmed just now, or an epoch began: what follows will tell
+            return False
+        return list(found) != [newest]
+
+    async def _disown(self, known: Position, bounds: Bounds) -> Bounds:
+        """Begin an epoch, so that no position that a client was given ever names another event."""
+        logger.error("the event store has lost events that clients were sent", known=str(known), found=str(bounds.head))
+        try:
+            return await self.store.begin_epoch(bounds.head, await self.store.resume_point())
+        except StaleAppend:  # another node did, or has appended to what is left
+            return await self._bounds()
 
     def _start(self, bounds: Bounds) -> None:
         offset = max(bounds.first - 1, bounds.last - self._tail_events)
         self._head = Position(bounds.epoch, offset)
+        self._arrivals.clear()
         self._report(self._tail.start_after(offset))
 
     async def _read_on(self) -> None:
@@ -183,12 +256,18 @@ class EventLog:
             if len(events) < READ_EVENTS_MAX:
                 return
 
-    def _take(self, epoch: str, events: Sequence[StoredEvent]) -> None:
+    def _take(self, epoch: str, events: Sequence[StoredEvent], changed_at: float | None = None) -> None:
         """Add events to the tail, unless ``follow`` must first read what lies before them."""
         if epoch != self.epoch or not events or events[0].offset > self.head.offset + 1:
             return
+        at = self._appended_at(events[0]) if changed_at is None else changed_at
+        self._arrivals.note(events[0].offset, events[-1].offset, at)
         self._report(self._tail.extend(events))
         self._head = self.head.at(self._tail.last)
+
+    def _appended_at(self, event: StoredEvent) -> float:
+        """When an event was appended, in Trio's time."""
+        return trio.current_time() - (self._clock() + (self._skew_ms - event.appended_at_ms) / 1000)
 
     def _report(self, grown: set[View] | frozenset[View]) -> None:
         if grown:

@@ -7,7 +7,7 @@ import trio
 
 from airy_trio.events.destinations import EVERYTHING, Destination, covers
 from airy_trio.log.position import Position, new_epoch
-from airy_trio.log.store import Bounds, NewEvent, PositionExpired, StaleAppend, StoredEvent
+from airy_trio.log.store import Bounds, NewEvent, PositionExpired, StaleAppend, StoredEvent, stored_after
 
 
 class MemoryStore:
@@ -18,7 +18,9 @@ class MemoryStore:
         self._epoch = new_epoch()
         self._events: list[StoredEvent] = []
         self._trimmed = 0
+        self._appended_at_ms = 0
         self._resume_point: str | None = None
+        self._acknowledged: dict[tuple[str, str], tuple[Position, int]] = {}
         self._changed = trio.Event()
 
     async def bounds(self) -> Bounds:
@@ -29,24 +31,9 @@ class MemoryStore:
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
         await trio.lowlevel.checkpoint()
-        if expected != self._bounds().head:
-            message = f"the head is {self._bounds().head}, not {expected}"
-            raise StaleAppend(message)
-        last = expected.offset
-        now_ms = max(self._now_ms(), self._events[-1].appended_at_ms if self._events else 0)
-        stored = [
-            StoredEvent(
-                offset=last + number,
-                appended_at_ms=now_ms,
-                type=event.type,
-                object=event.object,
-                conversation_id=event.conversation_id,
-                channel_id=event.channel_id,
-                body=event.body,
-                truncated=event.truncated,
-            )
-            for number, event in enumerate(events, start=1)
-        ]
+        self._check_head(expected)
+        now_ms = self._appended_at_ms = max(self._now_ms(), self._appended_at_ms)
+        stored = stored_after(expected, events, now_ms)
         self._events += stored
         self._resume_point = resume_point
         if stored:
@@ -59,11 +46,11 @@ class MemoryStore:
         self._check_retained(after)
         wanted = EVERYTHING if destination is None else destination
         found: list[StoredEvent] = []
-        for event in self._events[max(0, after.offset - self._trimmed) :]:
+        for index in range(after.offset - self._trimmed, len(self._events)):  # a slice would copy all that follows
             if len(found) == limit:
                 break
-            if covers(wanted, event):
-                found.append(event)
+            if covers(wanted, self._events[index]):
+                found.append(self._events[index])
         return found
 
     async def recent(
@@ -77,7 +64,8 @@ class MemoryStore:
         wanted = EVERYTHING if destination is None else destination
         since_ms = self._now_ms() - age_s * 1000
         found: dict[str, StoredEvent] = {}
-        for event in reversed(self._events[: max(0, until.offset - self._trimmed)]):
+        for index in reversed(range(min(until.offset - self._trimmed, len(self._events)))):
+            event = self._events[index]
             if event.appended_at_ms < since_ms or len(found) == limit:
                 break
             if covers(wanted, event):
@@ -89,9 +77,10 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._resume_point
 
-    async def begin_epoch(self, resume_point: str) -> Bounds:
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``."""
         await trio.lowlevel.checkpoint()
+        self._check_head(expected)
         self._epoch = new_epoch()
         self._events.clear()
         self._trimmed = 0
@@ -116,7 +105,23 @@ class MemoryStore:
             count += 1
         del self._events[:count]
         self._trimmed += count
+        for key in [key for key, (_, used_at_ms) in self._acknowledged.items() if used_at_ms < before_ms]:
+            del self._acknowledged[key]
         return count
+
+    async def acknowledged(self, owner: str, name: str) -> Position | None:
+        """See ``EventStore.acknowledged``."""
+        await trio.lowlevel.checkpoint()
+        position, _ = self._acknowledged.get((owner, name), (None, 0))
+        return position
+
+    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+        """See ``EventStore.acknowledge``."""
+        await trio.lowlevel.checkpoint()
+        known, _ = self._acknowledged.get((owner, name), (position, 0))
+        if known.epoch == position.epoch:
+            position = max(known, position)
+        self._acknowledged[owner, name] = (position, self._now_ms())
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
@@ -132,6 +137,12 @@ class MemoryStore:
             last=self._trimmed + len(self._events),
             now_ms=self._now_ms(),
         )
+
+    def _check_head(self, expected: Position) -> None:
+        head = self._bounds().head
+        if expected != head:
+            message = f"the head is {head}, not {expected}"
+            raise StaleAppend(message)
 
     def _check_retained(self, after: Position) -> None:
         if after.epoch != self._epoch or after.offset < self._trimmed:

@@ -2,8 +2,11 @@
 
 It records only while it holds the lease. Whatever goes wrong between reading and appending, it starts again from the
 resume point that the store holds, so that a batch is appended once or not at all; the store's compare-and-append
-fences a recorder that does not know that it is none any more.
+fences a recorder that does not know that it is none any more. It refuses to know which database and which store.
 """
+
+from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -21,6 +24,8 @@ from airy_trio.log.store import NewEvent, StaleAppend
 logger = structlog.get_logger(__name__)
 
 LEASE_POLL_S = 0.05
+CONSUMER_POLL_S = 1.0
+FOREIGN_PATIENCE_S = 2.0  # a recorder begins an epoch in the store first, and names it beside the changes just after
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 0.5  # less than the idle time-out of a recorder's session
 
@@ -46,6 +51,15 @@ class RecorderOptions:
     store: str
 
 
+@frozen(kw_only=True)
+class _Meaning:
+    """What a batch means: events to append, rows that cannot become one, and metadata that became strings."""
+
+    events: Sequence[NewEvent]
+    faults: Sequence[RowFault]
+    misfits: int
+
+
 class Recorder:
     """One task, ``run``. Row faults and misfits are counted in ``statistics``."""
 
@@ -54,121 +68,171 @@ class Recorder:
         self._lease = lease
         self._log = log
         self._options = options
-        self._counts = {"events": 0, "changes": 0, "faults": 0, "misfits": 0}
+        self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
+        self._behind_since: float | None = None
+        self._pause_s = 0.0
         self.recording = False
+        """Whether this node holds the lease and its last batch was recorded."""
         self.recorded: str | None = None
         """The last resume point that the store is known to hold; what lies before it may be trimmed."""
+        self.interruption: str | None = None
+        """Why nothing is recorded now, in words; None while this node records, or another one does."""
+
+    @property
+    def lag_s(self) -> float:
+        """For how long there has been something that is not recorded yet; 0 also where another node records."""
+        return 0.0 if self._behind_since is None else trio.current_time() - self._behind_since
 
     def statistics(self) -> dict[str, int]:
-        """Since the start: ``events`` appended, ``changes`` read, row ``faults``, metadata ``misfits``."""
+        """Since the start: ``events`` appended, ``changes`` read, row ``faults``, metadata ``misfits``.
+
+        ``events TYPE``: those of each type that there were.
+        """
         return dict(self._counts)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Record while the lease is ours, wait for it while it is not; for ever.
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _Starting calls it
+        """Record while the lease is ours, wait for it while it is not; for ever. An interruption is said once.
 
-        Started once the lease is known to be another's, or the first batch is recorded. Raises
+        Started once the lease is known to be another's who writes our log, or the first batch is recorded. Raises
         ``ForeignConsumerError``, and what waiting does not heal; an ``Unavailable`` only before it has started.
         """
         starting = _Starting(task_status)
-        pause_s = 0.0
         while True:
             try:
-                await self._hold(starting, said_unavailable=pause_s > 0)
+                await self._hold(starting)
             except (Unavailable, StaleAppend) as error:
-                self.recording = False
                 if not starting.done and isinstance(error, Unavailable):
                     raise
-                if not pause_s:
+                if not self._pause_s:
                     logger.warning("recording interrupted", reason=str(error))
-                pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
-                await trio.sleep(pause_s)
-            else:
-                pause_s = 0.0
+                self._pause_s = min(max(2 * self._pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
+                self.recording, self.interruption = False, str(error)
+                self._fall_behind()
+                await trio.sleep(self._pause_s)
+            finally:
+                self.recording = False
 
-    async def _hold(self, starting: "_Starting", *, said_unavailable: bool) -> None:
-        """One life of the lease: until it is lost, which shows as ``Unavailable`` or ``StaleAppend``."""
+    async def _hold(self, starting: "_Starting") -> None:
+        """One life of the lease: returns when it is lost, which may also show as ``Unavailable`` or ``StaleAppend``."""
         await self._wait_for_lease(starting)
         head, point = await self._start_point()
-        logger.info("recording again" if said_unavailable else "recording", store=self._options.store)
-        self.recorded = point
         while True:
+            self._fall_behind()
             head, batch = await self._record(head, point)
             point = batch.resume_point
-            self.recording = True
+            if not self.recording:
+                logger.info("recording again" if self._pause_s else "recording", store=self._options.store)
+                self.recording, self.interruption, self._pause_s = True, None, 0.0
             starting.finish()
             if not batch.more:
+                self._behind_since = None
                 await self._feed.wait()
             if not await self._lease.try_acquire():
-                message = "the lease was lost"
-                raise StaleAppend(message)
+                logger.warning("the lease was lost: another server may record")
+                return
 
     async def _wait_for_lease(self, starting: "_Starting") -> None:
-        ours = False
+        """Raises ``ForeignConsumerError`` where another log is named for longer than beginning an epoch takes."""
+        look_at = foreign_since = trio.current_time()
         while not await self._lease.try_acquire():
-            ours = ours or await self._is_our_log()
-            if not starting.done:
-                logger.info("another server records; this one serves")
-                starting.finish()
+            now = trio.current_time()
+            if now >= look_at:
+                foreign = await self._foreign_consumer()
+                if foreign is None:
+                    look_at, foreign_since = now + CONSUMER_POLL_S, now + CONSUMER_POLL_S
+                    self.interruption, self._behind_since = None, None
+                    if not starting.done:
+                        logger.info("another server records; this one serves")
+                        starting.finish()
+                elif now - foreign_since >= FOREIGN_PATIENCE_S:
+                    raise ForeignConsumerError(foreign)
             await trio.sleep(LEASE_POLL_S)
 
-    async def _is_our_log(self) -> bool:
-        """Whether the holder of the lease writes into the log that we serve; False while it has not said so yet."""
-        await self._log.catch_up()
+    async def _foreign_consumer(self) -> Consumer | None:
+        """The log that the holder of the lease writes, if it is not ours; None also where it has not said so yet."""
         consumer = await self._feed.consumer()
-        if consumer is not None and consumer.epoch != self._log.epoch:
-            raise ForeignConsumerError(consumer)
-        return consumer is not None
+        if consumer is None or consumer.epoch == self._log.epoch:
+            return None
+        await self._log.catch_up()  # the epoch may have begun just now
+        return None if consumer.epoch == self._log.epoch else consumer
 
     async def _start_point(self) -> tuple[Position, str]:
-        """The head of the log, and where to go on: its resume point, if it has recorded these changes so far."""
+        """The head of the log, and where to go on.
+
+        ========== ========== ============================================== ======================================
+        our store  consumer   which means                                    done
+        ========== ========== ============================================== ======================================
+        no point   none       the first start of all                         from the origin; named
+        no point   ours       ended before the first append                  from the origin
+        no point   another    a new store: the memory of a new process, a    from the origin; named. Its epoch is
+                              lost file, another store before us             new, so clients of the old one reload
+        a point    ours       a restart, or the lease changed hands          from the point
+        a point    none       the change log was made anew                   a new epoch from the origin; named
+        a point    another    another store recorded meanwhile, or we ended  a new epoch from the origin; named
+                              between beginning an epoch and naming it
+        ========== ========== ============================================== ======================================
+
+        The origin is where ``migrate`` started, or what trimming has reached since: every change after it is still in
+        the change log. A point that the database does not know any more shows in the first read.
+        """
         await self._log.catch_up()
+        head = self._log.head  # before the point: who appends in between makes us stale, instead of one append double
         point = await self._log.store.resume_point()
         consumer = await self._feed.consumer()
-        if consumer is not None and consumer.epoch == self._log.epoch:
-            return self._log.head, point if point is not None else await self._feed.origin()
+        if consumer is not None and consumer.epoch == head.epoch:
+            self.recorded = point
+            return head, point if point is not None else await self._feed.origin()
         origin = await self._feed.origin()
-        if point is not None:  # what this log's clients know is of another history
-            await self._log.begin_epoch(origin)
+        if point is not None:
+            head = await self._log.begin_epoch(head, origin)
             logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)
-        await self._feed.adopt(Consumer(self._log.epoch, self._options.store))
-        return self._log.head, origin
+        await self._name(head)
+        self.recorded = None
+        return head, origin
+
+    async def _name(self, head: Position) -> None:
+        """Say beside the changes which log they go into."""
+        await self._feed.adopt(Consumer(head.epoch, self._options.store))
 
     async def _record(self, head: Position, point: str) -> tuple[Position, Batch]:
         """Read one batch and append what it means; give the head after it."""
+        asked_at = trio.current_time()
         try:
             batch = await self._feed.read(point, self._options.batch_rows_max)
         except ResumePointLost as error:
-            restarted = await self._feed.restart()
-            await self._log.begin_epoch(restarted)
-            await self._feed.adopt(Consumer(self._log.epoch, self._options.store))
-            logger.warning("new epoch: the database has another history", reason=str(error))
-            return self._log.head, Batch(objects=(), resume_point=restarted, changes=0, more=True)
+            return await self._restart(head, point, error)
         if batch.changes:
-            events = self._events(batch)
-            head = await self._log.append(head, events, batch.resume_point)
+            meaning = _meaning(batch, self._options)
+            changed_at = None if batch.age_s is None else asked_at - batch.age_s
+            head = await self._log.append(head, meaning.events, batch.resume_point, changed_at=changed_at)
             self.recorded = batch.resume_point
-            self._counts["changes"] += batch.changes
-            self._counts["events"] += len(events)
+            self._count(batch, meaning)
         return head, batch
 
-    def _events(self, batch: Batch) -> list[NewEvent]:
-        translation = translate(batch.objects, self._options.events)
-        self._counts["misfits"] += translation.misfits
-        for fault in translation.faults:
-            self._report(fault)
-        events = []
-        for event in translation.events:
-            try:
-                body, truncated = encode(event, self._options.body_bytes_max)
-            except EventTooLargeError as error:
-                self._report(RowFault(table=event.type, key=event.object[:80], reason=str(error)))
-                continue
-            events.append(_new_event(event, body, truncated=truncated))
-        return events
+    async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, Batch]:
+        """Begin an epoch after the changes that are visible now."""
+        await self._log.append(head, (), point)  # stale? that must show before changes are forgotten
+        restarted = await self._feed.restart()
+        head = await self._log.begin_epoch(head, restarted)
+        await self._name(head)
+        self.recorded = restarted
+        logger.warning("new epoch: the database has another history", reason=str(reason))
+        return head, Batch(objects=(), resume_point=restarted, changes=0, more=True)
 
-    def _report(self, fault: RowFault) -> None:
-        self._counts["faults"] += 1
-        logger.warning("row fault", table=fault.table, key=fault.key, reason=fault.reason)
+    def _fall_behind(self) -> None:
+        """Note that there may be something to record, from now on unless from before."""
+        if self._behind_since is None:
+            self._behind_since = trio.current_time()
+
+    def _count(self, batch: Batch, meaning: _Meaning) -> None:
+        """Count and tell, once it is recorded: what is read again after an interruption is told once."""
+        self._counts["changes"] += batch.changes
+        self._counts["events"] += len(meaning.events)
+        self._counts.update(f"events {event.type}" for event in meaning.events)
+        self._counts["misfits"] += meaning.misfits
+        self._counts["faults"] += len(meaning.faults)
+        for fault in meaning.faults:
+            logger.warning("row fault", table=fault.table, key=fault.key, reason=fault.reason)
 
 
 class _Starting:
@@ -182,6 +246,20 @@ class _Starting:
         if not self.done:
             self.done = True
             self._task_status.started()
+
+
+def _meaning(batch: Batch, options: RecorderOptions) -> _Meaning:
+    translation = translate(batch.objects, options.events)
+    faults = list(translation.faults)
+    events = []
+    for event in translation.events:
+        try:
+            body, truncated = encode(event, options.body_bytes_max)
+        except EventTooLargeError as error:
+            faults.append(RowFault(table=event.type, key=event.object[:80], reason=str(error)))
+        else:
+            events.append(_new_event(event, body, truncated=truncated))
+    return _Meaning(events=events, faults=faults, misfits=translation.misfits)
 
 
 def _new_event(event: Event, body: bytes, *, truncated: bool) -> NewEvent:

@@ -31,24 +31,30 @@ class Retention:
         return dict(self._counts)
 
     async def run(self) -> None:
-        """Trim each ``PERIOD_S`` seconds while this node records. What is away is left for the next time."""
+        """Trim each ``PERIOD_S`` seconds while this node records. What is away is left for the next time, said once."""
+        away = False
         while True:
             await trio.sleep(PERIOD_S)
-            if not self._recorder.recording:
-                continue
             try:
-                await self._trim()
+                await self._trim_events()
+                await self._trim_changes()
             except Unavailable as error:
-                logger.debug("trimming put off", reason=str(error))
+                if not away:
+                    logger.warning("trimming put off", reason=str(error))
+                away = True
+            else:
+                away = False
 
-    async def _trim(self) -> None:
+    async def _trim_events(self) -> None:
         count = EVENTS_MAX
-        while count == EVENTS_MAX:
+        while count == EVENTS_MAX and self._recorder.recording:
             count = await self._store.trim(
                 age_s=self._options.retain_s, keep=self._options.retain_events, limit=EVENTS_MAX
             )
             self._counts["events"] += count
+
+    async def _trim_changes(self) -> None:
         count = CHANGES_MAX
-        while count == CHANGES_MAX and self._recorder.recorded is not None:
+        while count == CHANGES_MAX and self._recorder.recording and self._recorder.recorded is not None:
             count = await self._feed.trim(self._recorder.recorded, CHANGES_MAX)
             self._counts["changes"] += count

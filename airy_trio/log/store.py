@@ -1,7 +1,8 @@
 """The port of event stores: what a place that keeps events promises.
 
 Events are kept in one order, as encoded bodies with the few facts that delivery needs. The store assigns the
-offsets, gapless from 1, and keeps with them the point at which the change feed goes on.
+offsets, gapless from 1, and keeps with them the point at which the change feed goes on. It refuses to know what an
+event means and who reads it. ``airy_trio.testing.event_store`` checks the promises of any store.
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,23 @@ class StoredEvent:
     truncated: bool
 
 
+def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms: int) -> list[StoredEvent]:
+    """Give new events the offsets that follow a position: what an append makes of them."""
+    return [
+        StoredEvent(
+            offset=offset,
+            appended_at_ms=appended_at_ms,
+            type=event.type,
+            object=event.object,
+            conversation_id=event.conversation_id,
+            channel_id=event.channel_id,
+            body=event.body,
+            truncated=event.truncated,
+        )
+        for offset, event in enumerate(events, start=expected.offset + 1)
+    ]
+
+
 @frozen(kw_only=True)
 class Bounds:
     """What is retained: offsets ``first`` to ``last`` of ``epoch``.
@@ -79,8 +97,8 @@ class Bounds:
 class EventStore(Protocol):
     """Events in order, and the resume point that belongs to them.
 
-    Promises of all: cancellable; ``StoreUnavailable`` where waiting heals; what ``read`` has shown once it shows
-    again with the same offset until it is trimmed, also after a crash.
+    Promises of all: cancellable, where what was under way may still happen, whole; ``StoreUnavailable`` where waiting
+    heals; what ``read`` has shown once it shows again with the same offset until it is trimmed, also after a crash.
     """
 
     async def bounds(self) -> Bounds:
@@ -117,10 +135,11 @@ class EventStore(Protocol):
         """What the last append stored; None in a new store."""
         ...
 
-    async def begin_epoch(self, resume_point: str) -> Bounds:
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """Drop all events and start a new epoch at offset 0 with this resume point, atomically.
 
-        A verb of its own because a history that was lost must be told apart from one that is empty.
+        A verb of its own because a history that was lost must be told apart from one that is empty. Fenced like an
+        append: raises ``StaleAppend``, with nothing changed, where ``expected`` is not the head.
         """
         ...
 
@@ -131,7 +150,23 @@ class EventStore(Protocol):
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
-        Gives how many were deleted; less than ``limit`` means done.
+        Gives how many were deleted; less than ``limit`` means done. Offsets are not used again, and the resume point
+        stays. Positions that were acknowledged longer than ``age_s`` ago are forgotten with it.
+        """
+        ...
+
+    async def acknowledged(self, owner: str, name: str) -> Position | None:
+        """Give the position up to which all is acknowledged for a durable subscription; None where none is known.
+
+        It may be of an epoch that has ended, or before what is retained: the caller decides what that means.
+        """
+        ...
+
+    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+        """Keep the acknowledged position of ``name``, which is one of ``owner``'s; also over a new epoch.
+
+        Within an epoch it only goes forward: an earlier position is not an error and changes nothing but the time of
+        its last use. A position of another epoch replaces it.
         """
         ...
 

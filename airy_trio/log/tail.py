@@ -49,6 +49,11 @@ class Tail:
         """The offset of the newest event, or ``evicted`` where there is none."""
         return self.evicted + len(self._events)
 
+    @property
+    def newest(self) -> StoredEvent | None:
+        """The newest event; None where the tail holds none."""
+        return self._events[-1] if self._events else None
+
     def statistics(self) -> dict[str, int]:
         """How much is held: ``events``, ``bytes`` of bodies, ``views``."""
         return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views)}
@@ -160,5 +165,5 @@ class Tail:
         del self._events[:count]
 
     def _forget_if_unused(self, view: View) -> None:
-        if not view.readers and not view.offsets:
-            self._views.pop(view.destination, None)
+        if not view.readers and not view.offsets and self._views.get(view.destination) is view:
+            del self._views[view.destination]

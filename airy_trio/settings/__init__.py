@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from attrs import Factory, fields, frozen
 
+from airy_trio.admin.server import AdminOptions
 from airy_trio.changes.feed import ChangesOptions
 from airy_trio.changes.tables import TablesOptions
 from airy_trio.database import DatabaseOptions
@@ -18,6 +19,7 @@ from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.settings.reader import read
+from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.subscriptions import ReplayOptions
 
@@ -43,6 +45,8 @@ class Settings:
     log: LogOptions = Factory(LogOptions)
     replay: ReplayOptions = Factory(ReplayOptions)
     listener: ListenerOptions = Factory(ListenerOptions)
+    auth: AuthOptions = Factory(AuthOptions)
+    admin: AdminOptions = Factory(AdminOptions)
     logging: LoggingOptions = Factory(LoggingOptions)
 
 
@@ -63,6 +67,8 @@ class Document:
     log: LogOptions = Factory(LogOptions)
     replay: ReplayOptions = Factory(ReplayOptions)
     listener: ListenerOptions = Factory(ListenerOptions)
+    auth: AuthOptions = Factory(AuthOptions)
+    admin: AdminOptions = Factory(AdminOptions)
     logging: LoggingOptions = Factory(LoggingOptions)
 
 

@@ -16,6 +16,7 @@ from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.options import NotAllowedError, Validator, matching, satisfying
+from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
 
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
@@ -119,7 +120,9 @@ CHECKS: Final[dict[tuple[type, str], Validator]] = {
 REQUIRED: Final[dict[tuple[type, str], str]] = {(DatabaseOptions, "url"): _URL_WORDS}
 """Options without a default, and the words for what may stand there."""
 
-SECRETS: Final = frozenset({(DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url")})
+SECRETS: Final = frozenset({
+    (DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url"), (AuthOptions, "tokens")
+})  # fmt: skip
 """Options of which no fault shows anything."""
 
 
@@ -130,5 +133,9 @@ def contradictions(options: object) -> Iterator[str]:
             yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"
         case LogOptions() if options.store == "memory" and options.url:
             yield 'url says where store = "sql" keeps its events, but store is "memory"'
+        case AuthOptions(mode="tokens") if not options.tokens:
+            yield 'mode is "tokens", but there are none: nobody could connect'
+        case AuthOptions(mode="none") if options.tokens:
+            yield 'there are tokens, but mode is "none": everybody could connect'
         case _:
             return

@@ -8,10 +8,8 @@
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from airy_trio.stomp.requests import Request
+from airy_trio.stomp.requests import Request
 
 
 class LocalProtocolError(Exception):

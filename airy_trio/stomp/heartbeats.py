@@ -5,9 +5,6 @@ from typing import Self
 
 from attrs import frozen
 
-from airy_trio.stomp import faults
-from airy_trio.stomp.errors import RemoteProtocolError
-
 SILENT_AFTER_INTERVALS = 2.5
 """Browsers throttle the timers of hidden tabs to one a minute: an interval of 30 s tolerates that."""
 
@@ -39,14 +36,15 @@ def negotiate(client_header: str | None, server_ms: int) -> HeartBeat:
     """Agree on intervals: of each direction the longer of both sides, or none where either says 0.
 
     ``client_header`` is the ``heart-beat`` of CONNECT, "what it can send, what it wants", in milliseconds; None
-    counts as ``0,0``. ``server_ms`` is what we offer for both. Raises ``RemoteProtocolError`` where the header is
-    not two numbers.
+    counts as ``0,0``. ``server_ms`` is what we offer for both. Raises ``ValueError`` where the header is not two
+    numbers.
     """
     if client_header is None:
         return HeartBeat.none()
     numbers = _HEADER.fullmatch(client_header)
     if numbers is None:
-        raise RemoteProtocolError(*faults.BAD_HEART_BEAT)
+        message = "not two numbers of milliseconds"
+        raise ValueError(message)
     can_send_ms, wants_ms = int(numbers[1]), int(numbers[2])
     return HeartBeat(outgoing_s=_interval_s(server_ms, wants_ms), incoming_s=_interval_s(can_send_ms, server_ms))
 

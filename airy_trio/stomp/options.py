@@ -51,10 +51,10 @@ class ConnectionOptions:
         )
 
     def limits_before_connect(self) -> Limits:
-        """Give the limits of the first frame."""
+        """Give the limits of the first frame: none is larger than it is after CONNECT."""
         return Limits(
-            frame_bytes_max=self.frame_bytes_max_before_connect,
-            header_count_max=self.header_count_max_before_connect,
-            header_line_bytes_max=self.header_line_bytes_max_before_connect,
-            command_bytes_max=self.command_bytes_max_before_connect,
+            frame_bytes_max=min(self.frame_bytes_max_before_connect, self.frame_bytes_max),
+            header_count_max=min(self.header_count_max_before_connect, self.header_count_max),
+            header_line_bytes_max=min(self.header_line_bytes_max_before_connect, self.header_line_bytes_max),
+            command_bytes_max=min(self.command_bytes_max_before_connect, self.command_bytes_max),
         )

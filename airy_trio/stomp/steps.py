@@ -59,7 +59,7 @@ def connect(session: Session, frame: Frame) -> Connect:
         heartbeat = HeartBeat.none()
         get = Frame("", tuple((name, value.strip(" \t")) for name, value in frame.headers)).get
     else:
-        heartbeat = heartbeats.negotiate(get("heart-beat"), session.options.heartbeat_ms)
+        heartbeat = _heartbeat(session.options, get("heart-beat"))
     session.version = version
     authorization = get("Authorization")
     return Connect(
@@ -159,6 +159,13 @@ def _common_version(accepted: str | None) -> Version:
     if not common:
         raise RemoteProtocolError(*faults.NO_COMMON_VERSION, headers=[("version", VERSIONS)])
     return common[-1]
+
+
+def _heartbeat(options: ConnectionOptions, value: str | None) -> HeartBeat:
+    try:
+        return heartbeats.negotiate(value, options.heartbeat_ms)
+    except ValueError:
+        raise RemoteProtocolError(*faults.BAD_HEART_BEAT) from None
 
 
 def _ack_mode(value: str | None) -> AckMode:

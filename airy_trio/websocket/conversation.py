@@ -27,7 +27,8 @@ from airy_trio.stomp.connection import (
 from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.websocket import replay
-from airy_trio.websocket.farewells import DONE, NOT_FOUND, Farewell, with_token
+from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.farewells import DONE, NOT_FOUND, UNAUTHORIZED, Farewell, with_token
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State, Subscription, Window
@@ -42,12 +43,22 @@ class Conversation:
     ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client refused.
     """
 
-    def __init__(self, client: Client, wire: Wire, eventlog: EventLog, wheel: Wheel, options: ReplayOptions) -> None:
+    def __init__(  # noqa: PLR0913 - it is where all of them meet
+        self,
+        client: Client,
+        wire: Wire,
+        eventlog: EventLog,
+        wheel: Wheel,
+        options: ReplayOptions,
+        *,
+        authenticator: Authenticator,
+    ) -> None:
         self._client = client
         self._wire = wire
         self._eventlog = eventlog
         self._wheel = wheel
         self._options = options
+        self._authenticator = authenticator
         self.acks_ignored = 0
         self.nacks = 0
 
@@ -83,7 +94,7 @@ class Conversation:
     async def _answer(self, request: Request) -> Farewell | None:
         match request:
             case Connect():
-                await self._connect(request)
+                return await self._connect(request)
             case Subscribe():
                 return await self._subscribe(request)
             case Unsubscribe():
@@ -102,19 +113,23 @@ class Conversation:
                 assert_never(request)
         return None
 
-    async def _connect(self, request: Connect) -> None:
+    async def _connect(self, request: Connect) -> Farewell | None:
         client = self._client
+        user = self._authenticator.authenticate(request)
+        if user is None:
+            logger.info("credentials refused", session=client.session)
+            return UNAUTHORIZED
+        client.user = user
         await self._wire.write(text_message(client.connection.connected()))
         if client.state is State.CONNECTING:
             client.state = State.LIVE
             client.scope.deadline = math.inf
             self._wheel.watch(Pulse(client, self._wire, request.heartbeat))
+        return None
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
-        if request.durable is not None:  # there is no authentication, hence no user
-            return with_token(
-                "403-durable-needs-auth", "A durable subscription needs a user.", receipt_id=request.receipt
-            )
+        if request.durable is not None:
+            return self._refuse_durable(request)
         try:
             destination = parse(request.destination)
         except UnknownDestinationError:
@@ -124,6 +139,7 @@ class Conversation:
             number=request.number,
             prefix=self._client.connection.message_prefix(request.number),
             position=self._eventlog.head,
+            live_after=self._eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
         )
         subscription.view = self._eventlog.attach(destination, subscription)
@@ -138,6 +154,13 @@ class Conversation:
         subscription.started = True
         self._client.wake()
         return None
+
+    def _refuse_durable(self, request: Subscribe) -> Farewell:
+        if self._client.user.name is None:
+            token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."
+        else:
+            token, prose = "403-durable-not-kept", "This server keeps no durable subscriptions."
+        return with_token(token, prose, receipt_id=request.receipt)
 
     def _unsubscribe(self, number: int) -> None:
         subscription = self._client.subscriptions.pop(number, None)

@@ -64,6 +64,7 @@ class Wheel:
         self._slots: dict[int, dict[Client, Pulse]] = {}
         self._slot_of: dict[Client, int] = {}
         self._next: float = math.inf
+        self._past = -1  # the slot that was looked at last
         self._sooner = trio.Event()
 
     def statistics(self) -> dict[str, int]:
@@ -75,8 +76,7 @@ class Wheel:
         due_at = min(pulse.write_at, pulse.silent_at)
         if math.isinf(due_at):
             return
-        # Never the slot of now: it would be looked at over and over until it is over.
-        slot = max(math.ceil(due_at / SLOT_S), math.floor(trio.current_time() / SLOT_S) + 1)
+        slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # never one that has been looked at: that would spin
         self._slots.setdefault(slot, {})[pulse.client] = pulse
         self._slot_of[pulse.client] = slot
         if slot < self._next:
@@ -104,6 +104,7 @@ class Wheel:
 
     def _look_at_slot(self, slot: int) -> None:
         now = trio.current_time()
+        self._past = slot
         for client, pulse in list(self._slots.get(slot, {}).items()):
             self.forget(client)
             if client.state is not State.LIVE:

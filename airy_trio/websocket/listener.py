@@ -72,7 +72,7 @@ def _accept_some(listening: socket.socket, sessions: Sessions, connections: trio
     """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; False where the process or the machine is out of something."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
-            sock, _address = listening.accept()
+            sock, address = listening.accept()
         except BlockingIOError:
             return True
         except OSError as error:
@@ -87,5 +87,5 @@ def _accept_some(listening: socket.socket, sessions: Sessions, connections: trio
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
-        connections.start_soon(sessions.serve, connections, outlet)
+        connections.start_soon(sessions.serve, connections, outlet, str(address[0]) if address else None)
     return True

@@ -58,6 +58,7 @@ async def _serve(subscription: Subscription, wire: Wire, eventlog: EventLog, run
         run = _next_run(subscription, eventlog, runs)
         if run is not None:
             await wire.push(run.data)
+            runs.sent(subscription, run)
     return True
 
 

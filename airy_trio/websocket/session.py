@@ -15,13 +15,16 @@ from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
 from wsproto.frame_protocol import CloseReason as CloseCode
 
 from airy_trio.log.eventlog import EventLog
+from airy_trio.log.latencies import Latencies
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import fan_out
 from airy_trio.websocket.farewells import (
     CONNECT_TIMEOUT,
     GONE,
+    INTERNAL,
     PROTOCOL_ERROR,
     SHUTTING_DOWN,
     TOO_LARGE,
@@ -72,11 +75,20 @@ class SessionOptions:
 class Sessions:
     """All sessions of one process. ``fan_out`` and ``wheel.turn`` run as tasks beside them."""
 
-    def __init__(self, eventlog: EventLog, options: SessionOptions, replay: ReplayOptions, *, server: str) -> None:
+    def __init__(
+        self,
+        eventlog: EventLog,
+        options: SessionOptions,
+        replay: ReplayOptions,
+        authenticator: Authenticator,
+        *,
+        server: str,
+    ) -> None:
         self.wheel = Wheel()
         self._eventlog = eventlog
         self._options = options
         self._replay = replay
+        self._authenticator = authenticator
         self._server = server
         self._runs = Runs(eventlog)
         self._clients: dict[Client, None] = {}  # the oldest first
@@ -85,22 +97,40 @@ class Sessions:
         self._counts: Counter[str] = Counter()
 
     def statistics(self) -> dict[str, int]:
-        """``clients`` and ``subscriptions`` now; since the start ``acks_ignored``, ``nacks``, ``farewell NAME``."""
-        subscriptions = sum(len(client.subscriptions) for client in self._clients)
-        return {**self._counts, "clients": len(self._clients), "subscriptions": subscriptions}
+        """What there is now, and what there was since the start.
+
+        Now: ``clients``, their ``subscriptions``, and the clients ``behind``, for whom something waits. Since the
+        start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
+        ``farewell NAME``, and ``refused TOKEN`` where what a client sent has ended its session.
+        """
+        subscriptions = behind = 0
+        for client in self._clients:
+            subscriptions += len(client.subscriptions)
+            behind += any(subscription.hungry for subscription in client.subscriptions.values())
+        now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
+        return {**self._counts, **self._runs.statistics(), **now}
+
+    @property
+    def latencies(self) -> Latencies:
+        """How long events took from the change in the database to a client's socket; replayed ones are left out."""
+        return self._runs.latencies
 
     async def fan_out(self) -> None:
         """Wake the clients for whom the log has grown, for ever."""
         await fan_out(self._eventlog)
 
-    async def serve(self, connections: trio.Nursery, outlet: Outlet) -> Farewell:
+    async def serve(self, connections: trio.Nursery, outlet: Outlet, peer: str | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
-        Owns the outlet. Raises nothing but cancellation, which cuts the connection.
+        ``peer``: its address, for the log. Owns the outlet. Raises nothing but cancellation, which cuts the connection.
         """
         client = Client(Connection(self._connection_options()))
+        begun_at = trio.current_time()
+        logger.info("connection opened", session=client.session, peer=peer)
         wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
-        conversation = Conversation(client, wire, self._eventlog, self.wheel, self._replay)
+        conversation = Conversation(
+            client, wire, self._eventlog, self.wheel, self._replay, authenticator=self._authenticator
+        )
         tasks = Tasks(connections, client)
         self._clients[client] = None
         if self._dismissing:
@@ -110,11 +140,14 @@ class Sessions:
             ws = await self._meet(client, wire, conversation, tasks)
             self._release(client, conversation)
             orderly = await _say_goodbye(client, wire, ws)
+        except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
+            client.dismiss(farewell_after(fault, client.session))
         finally:
             self._release(client, conversation)
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await _hang_up(tasks, outlet, orderly=orderly)
+                await _hang_up(client, tasks, outlet, orderly=orderly)
             self._count(client, conversation)
+            _tell_end(client, trio.current_time() - begun_at)
         return client.farewell or GONE
 
     async def dismiss_all(self, drain_s: float) -> None:
@@ -172,7 +205,21 @@ class Sessions:
         self._counts[f"farewell {farewell.name}"] += 1
         self._counts["acks_ignored"] += conversation.acks_ignored
         self._counts["nacks"] += conversation.nacks
-        logger.debug("session ended", session=client.session, farewell=farewell.name, token=farewell.token)
+        if farewell.token is not None and farewell.token.startswith("4"):
+            self._counts[f"refused {farewell.token}"] += 1
+
+
+def _tell_end(client: Client, lasted_s: float) -> None:
+    """Log how a session has ended: with which farewell, and nothing of what was said before."""
+    farewell = client.farewell or GONE
+    logger.info(
+        "connection closed",
+        session=client.session,
+        user=client.user.name,
+        farewell=farewell.name,
+        token=farewell.token,
+        lasted_s=round(lasted_s, 3),
+    )
 
 
 async def _converse(client: Client, wire: Wire, ws: WebSocketConnection, conversation: Conversation) -> Farewell:
@@ -189,7 +236,9 @@ async def _converse(client: Client, wire: Wire, ws: WebSocketConnection, convers
 
 def _closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
-    if reason is None or reason.code == CloseCode.ABNORMAL_CLOSURE:
+    if reason is None:
+        return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this
+    if reason.code == CloseCode.ABNORMAL_CLOSURE:
         return GONE
     if reason.code == CloseCode.MESSAGE_TOO_BIG:
         return evolve(TOO_LARGE, token=None)  # its Close frame has been written
@@ -205,7 +254,7 @@ async def _say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | Non
     """
     farewell = client.farewell
     if ws is None or farewell is None:
-        return ws is None
+        return farewell is GONE  # the upgrade was refused: let the answer arrive
     if farewell is TOO_SLOW or wire.stalled:
         return False
     with trio.move_on_after(GOODBYE_S, shield=True):
@@ -224,7 +273,7 @@ async def _say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | Non
     return False
 
 
-async def _hang_up(tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
+async def _hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         await tasks.stop()
@@ -235,6 +284,6 @@ async def _hang_up(tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
                     pass  # what came after the farewell; unread it would make the kernel reset the connection
                 await outlet.aclose()
                 return
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            logger.debug("peer was gone before the end")
+        except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
+            farewell_after(fault, client.session)  # which logs what is no peer's doing
     await outlet.abort()

@@ -14,6 +14,7 @@ from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.stomp.connection import AckMode, Connection
+from airy_trio.websocket.auth import ANYBODY, User
 from airy_trio.websocket.farewells import Farewell
 
 
@@ -78,8 +79,8 @@ class Subscription:
     begin with. ``view``: of the destination, set when it is attached. ``position``: every event up to here was sent,
     is in ``owed``, or is not wanted. ``owed``: events that are sent before what follows the position. ``verdict``:
     the header line that the first MESSAGE still has to carry, else empty. ``window``: None where no acks are needed.
-    ``started``: the RECEIPT was written. ``retry_at``: not before this time (Trio's) is the store asked again;
-    ``retries``: how often it was away, in a row.
+    ``live_after``: the newest offset when it began. ``started``: the RECEIPT was written. ``retry_at``: not before
+    this time (Trio's) is the store asked again; ``retries``: how often it was away, in a row.
     """
 
     client: "Client"
@@ -88,6 +89,7 @@ class Subscription:
     position: Position
     view: View = field(init=False)
     window: Window | None = None
+    live_after: int = 0
     owed: deque[StoredEvent] = field(factory=deque)
     verdict: bytes = b""
     started: bool = False
@@ -113,13 +115,15 @@ class Subscription:
 class Client:
     """One connection's state; owned by its session.
 
-    ``connection``: the STOMP side of it. ``scope``: the conversation; its deadline is that of CONNECT.
+    ``connection``: the STOMP side of it. ``user``: who CONNECT has said that it is. ``scope``: the conversation; its
+    deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
     """
 
     connection: Connection
     state: State = State.CONNECTING
+    user: User = ANYBODY
     farewell: Farewell | None = None
     subscriptions: dict[int, Subscription] = field(factory=dict)
     scope: trio.CancelScope = field(factory=trio.CancelScope)

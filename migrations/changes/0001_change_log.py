@@ -25,9 +25,7 @@ def upgrade() -> None:
             sa.Column("kind", sa.Text, nullable=False),
             sa.Column("operation", sa.Text, nullable=False),
             *(sa.Column(name, sa.Text) for name in ("key_1", "key_2", "old_1", "old_2")),
-            sa.Column(
-                "at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")
-            ),
+            sa.Column("at", sa.TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
             schema=schema,
         )
         log = names.quoted("change_log")

@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from airy_trio.changes.feed import Consumer
 from airy_trio.changes.rows import Channel, ChannelGone, Message, MessageGone, Metadata, MetadataEntry, Tag, TagGone
 from tests.application import Application
 from tests.changes.feeds import feed_of, read_all
@@ -221,8 +222,6 @@ async def test_restarting_forgets_what_is_visible(any_application: Application) 
 
 
 async def test_the_consumer_is_kept_beside_the_changes(any_application: Application) -> None:
-    from airy_trio.changes.feed import Consumer
-
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         assert await feed.consumer() is None

@@ -1,43 +1,38 @@
-// @stomp/stompjs, configured as Airy's inbox configures it: reconnects after 2 s, subscribes to /events on every
-// connect, no header of its own.
-//
-//     node stompjs.mjs URL [LAST-EVENT-ID] [COUNT]
-//
-// stdout: each MESSAGE as one line {"body": "...", "headers": {...}}
-// stderr: what happens to the connection, as one line {"event": "connected" | "error" | "closed", ...}
-// Ends after COUNT messages (0: never) or on SIGTERM, with DISCONNECT.
+// @stomp/stompjs, configured and used as Airy's inbox does it: reconnects after 2 s, no host header, subscribes to
+// /events on every connect with no header of its own, takes an ERROR for a refused login where its message contains
+// 401, and unsubscribes after it has disconnected. Arguments and output: program.mjs; one event more:
+//     unauthorized   the ERROR's message contains 401
 
 import { Client } from "@stomp/stompjs";
-import WebSocket from "ws";
 
-const [url, lastEventId = "", count = "0"] = process.argv.slice(2);
-const expected = Number(count);
-let received = 0;
+import { connectHeaders, heartbeatMs, openWebSocket, printing, subscribeHeaders, tell } from "./program.mjs";
 
-const tell = (event, facts) => console.error(JSON.stringify({ event, ...facts }));
+let subscription;
 
 const client = new Client({
-  webSocketFactory: () => new WebSocket(url, ["v12.stomp", "v11.stomp", "v10.stomp"]),
+  webSocketFactory: openWebSocket,
+  connectHeaders,
   reconnectDelay: 2000,
-  onConnect: (frame) => {
-    const headers = lastEventId === "" ? {} : { "last-event-id": lastEventId };
-    client.subscribe("/events", onMessage, headers);
-    tell("connected", { headers: frame.headers });
+  heartbeatIncoming: heartbeatMs,
+  heartbeatOutgoing: heartbeatMs,
+  onConnect: ({ headers }) => {
+    subscription = client.subscribe("/events", print, subscribeHeaders);
+    tell("connected", { headers });
   },
-  onStompError: (frame) => tell("error", { headers: frame.headers, body: frame.body }),
-  onWebSocketClose: (event) => tell("closed", { code: event.code, reason: event.reason }),
+  onHeartbeatReceived: () => tell("heart-beat"),
+  onStompError: ({ headers, body }) => {
+    tell("error", { headers, body });
+    if (headers.message.includes("401")) {
+      tell("unauthorized");
+    }
+  },
+  onWebSocketClose: ({ code, reason }) => tell("closed", { code, reason }),
+  onDisconnect: () => tell("disconnected"),
 });
 
-function onMessage({ body, headers }) {
-  if (expected !== 0 && received === expected) {
-    return;
-  }
-  received += 1;
-  console.log(JSON.stringify({ body, headers }));
-  if (received === expected) {
-    client.deactivate();
-  }
-}
+const print = printing(() => {
+  client.deactivate();
+  subscription?.unsubscribe();
+});
 
-process.on("SIGTERM", () => client.deactivate());
 client.activate();

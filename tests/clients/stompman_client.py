@@ -1,53 +1,71 @@
-"""stompman over WebSocket, as a program: the same arguments and the same lines as ``stompjs.mjs``.
+"""stompman over WebSocket (STOMP 1.2 only); it reconnects and subscribes again by itself. Arguments: ``program``.
 
-    python stompman_client.py URL [LAST-EVENT-ID] [COUNT]
-
-stompman speaks STOMP 1.2 only. It asks for a receipt of its SUBSCRIBE: without that it loses what arrives before it
-has noted its own subscription.
+It asks for a receipt of its SUBSCRIBE: without that it loses what arrives before it has noted its own subscription.
+What it keeps to itself, CONNECTED, heart-beats and the receipt of DISCONNECT, is told by the connection below it.
 """
 
 import asyncio
-import json
 import signal
-import sys
-from typing import Any, TextIO
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator
 
 import stompman
 from stompman.connection_ws import WebSocketConnection
+from stompman.frames import (
+    AnyClientFrame,
+    AnyServerFrame,
+    ConnectedFrame,
+    DisconnectFrame,
+    HeartbeatFrame,
+    ReceiptFrame,
+)
+
+from tests.clients.program import Arguments, Printer, tell
 
 RECEIPT_TIMEOUT_S = 10.0
+CONNECT_ATTEMPTS_MAX = 20
+"""Its own default is 3, which is over before a busy machine has started a server again."""
 
 
-def write(stream: TextIO, line: dict[str, Any]) -> None:
-    stream.write(json.dumps(line) + "\n")
-    stream.flush()
+class TellingConnection(WebSocketConnection):
+    """Tells of the frames that stompman handles without a word."""
+
+    disconnect_receipt = ""
+
+    async def write_frame(self, frame: AnyClientFrame) -> None:
+        if isinstance(frame, DisconnectFrame):
+            self.disconnect_receipt = frame.headers["receipt"]
+        await super().write_frame(frame)
+
+    async def read_frames(self) -> AsyncGenerator[AnyServerFrame, None]:
+        async for frame in super().read_frames():
+            match frame:
+                case ConnectedFrame():
+                    tell("connected", headers=frame.headers)
+                case HeartbeatFrame():
+                    tell("heart-beat")
+                case ReceiptFrame() if frame.headers["receipt-id"] == self.disconnect_receipt:
+                    tell("disconnected")
+                case _:
+                    pass
+            yield frame
 
 
-async def main(url: str, last_event_id: str = "", count: str = "0") -> None:
-    """Print messages until there were ``count``, or SIGTERM."""
-    target = urlsplit(url)
-    expected = int(count)
-    received = 0
+async def main(arguments: Arguments) -> None:
+    """Print messages until there were enough, or SIGTERM."""
     done = asyncio.Event()
+    printer = Printer(arguments, done.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
 
     async def on_message(frame: stompman.MessageFrame) -> None:  # noqa: ASYNC124 (stompman awaits it)
-        nonlocal received
-        if done.is_set():
-            return
-        received += 1
-        write(sys.stdout, {"body": frame.body.decode(), "headers": frame.headers})
-        if received == expected:
-            done.set()
+        printer.print(frame.body.decode(), {name: str(value) for name, value in frame.headers.items()})
 
+    server = stompman.ConnectionParameters(arguments.host, arguments.port, "", arguments.token, arguments.path)
     client = stompman.Client(
-        servers=[stompman.ConnectionParameters(target.hostname or "", target.port or 80, "", "", target.path)],
-        connection_class=WebSocketConnection,
-        heartbeat=stompman.Heartbeat(10_000, 10_000),
-        on_error_frame=lambda frame: write(
-            sys.stderr, {"event": "error", "headers": frame.headers, "body": frame.body.decode()}
-        ),
+        servers=[server],
+        connection_class=TellingConnection,
+        connect_retry_attempts=CONNECT_ATTEMPTS_MAX,
+        heartbeat=stompman.Heartbeat(arguments.heartbeat_ms, arguments.heartbeat_ms),
+        on_error_frame=lambda frame: tell("error", headers=frame.headers, body=frame.body.decode()),
         max_concurrent_handlers=None,
     )
     async with client:
@@ -55,14 +73,13 @@ async def main(url: str, last_event_id: str = "", count: str = "0") -> None:
             "/events",
             on_message,
             ack="auto",
-            headers={"last-event-id": last_event_id} if last_event_id else {},
-            on_suppressed_exception=lambda error, _frame: write(sys.stderr, {"event": "failed", "reason": repr(error)}),
+            headers=arguments.subscribe_headers,
+            on_suppressed_exception=lambda error, _frame: tell("failed", reason=repr(error)),
             receipt_timeout=RECEIPT_TIMEOUT_S,
         )
-        write(sys.stderr, {"event": "connected"})
         await done.wait()
         await subscription.unsubscribe()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(main(Arguments.given()))

@@ -27,11 +27,15 @@ NUMBERS = [
     ("listener.frame_bytes_max", ["4096"], ["4095"]),
     ("listener.message_bytes_max", ["1024"], ["1023"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
+    ("admin.port", ["0", "65535"], ["-1", "65536"]),
+    ("admin.lag_max_s", ["0.001", "1"], ["0", "-1"]),
 ]
 TEXTS = [
     ("database.schema", ["a", "_", "airy_trio", "a" + "0" * 40], ["", "0a", "A", "a-b", "a.b", "a" + "0" * 41, "ä"]),
     ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - a value, nothing listens
+    ("admin.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - the same
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
+    ("auth.mode", ["none"], ["", "None", "jwt"]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
     ("changes.capture", ["triggers"], ["", "updated_at"]),
@@ -42,7 +46,7 @@ TEXTS = [
     ),
 ]
 ANY = {
-    "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url",
+    "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "auth.tokens",
     *(
         f"database.tables.{kind}.{option}"
         for kind in ("messages", "metadata", "channels", "tags")
@@ -158,6 +162,62 @@ def test_a_direct_url_beside_sqlite_would_do_nothing() -> None:
 def test_a_url_beside_the_memory_store_would_do_nothing() -> None:
     assert fault('[log]\nstore = "memory"\nurl = "sqlite:///a.db"') == (
         'log: url says where store = "sql" keeps its events, but store is "memory"'
+    )
+
+
+TOKENS_WORDS = (
+    "allowed is NAME = TOKEN: a name of at most 64 letters, digits, dots, dashes and underscores, a token of 1 to 2048 "
+    "printable ASCII characters without spaces, each token once"
+)
+
+
+@pytest.mark.parametrize(
+    "tokens, found",
+    [
+        ('{ agent = "" }', "an empty token of agent"),
+        ('{ agent = "hunter 2" }', "another token of agent"),
+        ('{ agent = "hünter2" }', "another token of agent"),
+        ('{ agent = "hunter2\\n" }', "another token of agent"),
+        (f'{{ agent = "{"x" * 2049}" }}', "another token of agent"),
+        ('{ a = "ok", b = "", c = "h 2" }', "an empty token of b, c"),
+        ('{ a = "hunter2", b = "hunter2" }', "the same token twice"),
+        ('{ "" = "hunter2" }', "another name"),
+        ('{ "hunter 2" = "agent" }', "another name"),
+        (f'{{ {"x" * 65} = "hunter2" }}', "another name"),
+        ('"hunter2"', "text"),
+        ('["hunter2"]', "an array"),
+    ],
+)
+def test_tokens_that_no_client_could_send_or_that_are_nobodys(tokens: str, found: str) -> None:
+    told = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
+    allowed = "allowed is a table" if found in {"text", "an array"} else TOKENS_WORDS
+    assert told == f"auth.tokens: found {found}, {allowed}"
+    assert "hunter" not in told
+
+
+@pytest.mark.parametrize("token", ["x", "x" * 2048, "!#$%&'()*+,-./:;<=>?@[]^_`{|}~"])
+def test_tokens_at_the_bounds(token: str) -> None:
+    name = "a" * 64
+    assert read(f'[auth]\nmode = "tokens"\ntokens = {{ {name} = "{token}" }}').auth.tokens == {name: token}
+
+
+def test_a_token_comes_from_the_environment_and_may_not_be_missing_there() -> None:
+    text = '[auth]\nmode = "tokens"\ntokens = { agent = "${AGENT_TOKEN}" }'
+    assert read(text, {"AGENT_TOKEN": "hunter2"}).auth.tokens == {"agent": "hunter2"}
+    assert fault(text) == "auth.tokens.agent: not set in the environment: AGENT_TOKEN"
+    assert fault(text, {"AGENT_TOKEN": ""}).startswith("auth.tokens: found an empty token of agent, ")
+
+
+def test_a_token_that_is_no_text_does_not_show() -> None:
+    assert fault('[auth]\nmode = "tokens"\ntokens = { agent = 20261124 }') == (
+        "auth.tokens.agent: found integer, allowed is a text"
+    )
+
+
+def test_tokens_and_their_mode_go_together() -> None:
+    assert fault('[auth]\nmode = "tokens"') == 'auth: mode is "tokens", but there are none: nobody could connect'
+    assert fault('[auth]\ntokens = { agent = "hunter2" }') == (
+        'auth: there are tokens, but mode is "none": everybody could connect'
     )
 
 

@@ -36,7 +36,7 @@ PLACES = st.sampled_from(
         "{scheme}://airy:{password}\n@db/airy",
     ]
 )
-SECRET_SETTINGS = st.sampled_from([("database", "url"), ("database", "direct_url"), ("log", "url")])
+SECRET_SETTINGS = st.sampled_from([("database", "url"), ("database", "direct_url"), ("log", "url"), ("auth", "tokens")])
 OTHER_SETTINGS = st.sampled_from(
     [
         ("database", "schema"),
@@ -49,6 +49,7 @@ OTHER_SETTINGS = st.sampled_from(
         ("log", "tail_events"),
         ("listener", "port"),
         ("listener", "path"),
+        ("auth", "mode"),
         ("logging", "level"),
         ("unknown", "url"),
     ]

@@ -45,6 +45,8 @@ def test_every_section_reaches_its_stage() -> None:
         window_s = 1.5
         [listener]
         port = 0
+        [admin]
+        port = 0
         [logging]
         level = "debug"
         """
@@ -64,6 +66,7 @@ def test_every_section_reaches_its_stage() -> None:
     assert (settings.log.store, settings.log.retain_s) == ("memory", 16)
     assert settings.replay.window_s == 1.5
     assert settings.listener.port == 0
+    assert (settings.admin.host, settings.admin.port) == ("127.0.0.1", 0)
     assert settings.logging == LoggingOptions(level="debug")
 
 
@@ -123,7 +126,7 @@ def test_all_faults_are_told_at_once() -> None:
         "listener.port: found integer 70000, allowed is a number from 0 to 65535",
         "listener.prot: unknown setting, nearest is listener.port",
         'logging.level: found text "loud", allowed is "debug" or "info" or "warning" or "error"',
-        "colour: unknown setting, allowed here: database, changes, events, log, replay, listener, logging",
+        "colour: unknown setting, allowed here: database, changes, events, log, replay, listener, auth, admin, logging",
         (
             "database.tables.messages.columns.contents: no such field of messages, "
             "nearest is database.tables.messages.columns.content"
@@ -165,8 +168,7 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[auth]\nmode = 'none'",
-        "[admin]\nport = 0",
+        "[auth]\njwt_key = ''",
         "[listener]\nallowed_origins = []",
         "[listener]\nhosts = []",
         "[listener]\nworkers = 1",

@@ -271,6 +271,17 @@ def test_limits_of_octets_at_the_limit_and_one_beyond(name: str, token: str, dat
 LIMITS = {"frame_bytes_max": 1000, "header_count_max": 1000, "header_line_bytes_max": 1000, "command_bytes_max": 1000}
 
 
+def test_a_frame_that_cannot_end_within_its_limit_is_refused_at_once() -> None:
+    limits = Limits(**{**LIMITS, "frame_bytes_max": 10})
+    assert decoded(b"SEND\n\n" + b"x" * 3, limits=limits) == []
+    assert fault(b"SEND\n\n" + b"x" * 4, limits=limits).token == "413-frame-too-large"  # noqa: S105
+
+
+def test_a_line_within_its_own_limit_may_be_too_much_for_the_frame() -> None:
+    limits = Limits(**{**LIMITS, "frame_bytes_max": 10, "header_line_bytes_max": 5})
+    assert fault(b"SEND\na:bcd", limits=limits).token == "413-frame-too-large"  # noqa: S105
+
+
 def test_the_count_of_headers_at_the_limit_and_one_beyond() -> None:
     data = b"SEND\na:b\na:b\nc:d\n\n\0"
     assert len(decoded(data, limits=Limits(**{**LIMITS, "header_count_max": 3}))) == 1

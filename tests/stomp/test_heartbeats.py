@@ -2,7 +2,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.heartbeats import SILENT_AFTER_INTERVALS, HeartBeat, negotiate
 
 INTERVALS = st.integers(min_value=0, max_value=10**18 - 1)
@@ -35,10 +34,9 @@ def test_a_server_that_offers_none_has_none() -> None:
 @pytest.mark.parametrize(
     "header", ["", "1", "1,", ",1", "1,2,3", "-1,0", "1.5,0", "a,b", "1;2", "1,2\n", "\u0661,\u0662", "9" * 19 + ",0"]
 )
-def test_a_header_that_is_not_two_numbers_is_the_clients_fault(header: str) -> None:
-    with pytest.raises(RemoteProtocolError) as caught:
+def test_a_header_that_is_not_two_numbers_is_refused(header: str) -> None:
+    with pytest.raises(ValueError, match="not two numbers"):
         negotiate(header, 30_000)
-    assert caught.value.token == "400-bad-heart-beat"  # noqa: S105
 
 
 @given(can_send_ms=INTERVALS, wants_ms=INTERVALS, server_ms=INTERVALS)

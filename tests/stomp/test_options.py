@@ -14,6 +14,11 @@ def test_before_connect_every_limit_of_a_frame_is_smaller() -> None:
         assert value < getattr(after, name)
 
 
+def test_before_connect_no_limit_is_larger_than_after() -> None:
+    small = options(frame_bytes_max=5, header_count_max=6, header_line_bytes_max=7, command_bytes_max=8)
+    assert small.limits_before_connect() == small.limits()
+
+
 def test_a_bearer_token_of_two_kibibytes_fits_into_connect() -> None:
     assert options().header_line_bytes_max_before_connect > 2048 + len("Authorization:Bearer ")
 

@@ -60,6 +60,12 @@ def test_the_prose_names_the_versions_that_the_header_names() -> None:
     assert re.findall(r"[0-9]\.[0-9]", NO_COMMON_VERSION.prose) == steps.VERSIONS.split(",")
 
 
+def test_a_heart_beat_header_that_is_not_two_numbers_is_the_clients_fault() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        steps.connect(session(None), frame("CONNECT", accept_version="1.2", heart_beat="soon,often"))
+    assert caught.value.token == "400-bad-heart-beat"  # noqa: S105
+
+
 @pytest.mark.parametrize("name", ["Authorization", "authorization"])
 def test_credentials_are_given_as_they_are(name: str) -> None:
     headers = {"accept_version": "1.2", "login": " a", "passcode": "b\\c", name: "Bearer x"}

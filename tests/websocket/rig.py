@@ -16,6 +16,7 @@ from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import fan_out
 from airy_trio.websocket.farewells import Farewell
@@ -50,7 +51,9 @@ class MoodyStore(MemoryStore):
         if destination is not None:
             self.reads += 1
             await self._mood()
-        return await super().read(after, limit, destination)
+        found = await super().read(after, limit, destination)
+        await trio.sleep(self.moods.uniform(0, self.delay_s))
+        return found
 
     async def recent(
         self, until: Position, age_s: float, limit: int, destination: Destination | None = None
@@ -119,7 +122,9 @@ async def rigged(
     client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test", heartbeat_ms=500)))
     wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S)
     wheel = Wheel()
-    conversation = Conversation(client, wire, log, wheel, replay or ReplayOptions())
+    conversation = Conversation(
+        client, wire, log, wheel, replay or ReplayOptions(), authenticator=Authenticator(AuthOptions())
+    )
     rig = Rig(log, outlet, client, wire, conversation, wheel)
     async with trio.open_nursery() as nursery:
         tasks = Tasks(nursery, client)

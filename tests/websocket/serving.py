@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 
 import trio
 import trio.testing
-from attrs import define
+from attrs import define, field
 
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.testing.client import Headers, StompClient, connect
+from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.websocket.outlet import Outlet, StreamOutlet
@@ -51,6 +52,7 @@ class Server:
     sessions: Sessions
     connections: trio.Nursery
     port: int = 0
+    endings: list["Ending"] = field(factory=list)
 
     async def append(self, first: int, last: int, *, size: int = 0) -> None:
         await self.log.append(self.log.head, events(first, last, size=size), "point")
@@ -66,6 +68,7 @@ class Server:
     def start(self, outlet: Outlet) -> "Ending":
         """Start a session over an outlet."""
         ending = Ending()
+        self.endings.append(ending)
         self.connections.start_soon(self._serve, outlet, ending)
         return ending
 
@@ -89,9 +92,11 @@ class Server:
 
     async def ended(self) -> None:
         """Wait until no session is left, and check that nothing remembers one."""
-        with trio.fail_after(30):
-            while self.connections.child_tasks:
-                await trio.sleep(0.01)
+        for ending in self.endings:
+            await ending.wait()
+        with trio.fail_after(10):
+            while self.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
+                await trio.lowlevel.checkpoint()
         assert not self.sessions.statistics()["clients"]
         assert not self.sessions.wheel.statistics()["clients"]
         view = self.log.attach(EVERYTHING, self)
@@ -130,13 +135,15 @@ async def serving(
     log: EventLog | None = None,
     options: ListenerOptions | None = None,
     replay: ReplayOptions | None = None,
+    auth: AuthOptions | None = None,
     *,
     listen: bool = True,
 ) -> AsyncGenerator[Server]:
     """Serve until the block ends, then cut everybody."""
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
-    sessions = Sessions(log, options, replay or ReplayOptions(), server="airy-trio/test")
+    authenticator = Authenticator(auth or AuthOptions())
+    sessions = Sessions(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test")
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         intake.start_soon(log.follow)
         intake.start_soon(sessions.fan_out)

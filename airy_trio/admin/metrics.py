@@ -1,0 +1,139 @@
+"""The figures of one server for Prometheus, taken from the statistics of its long-lived objects when it asks.
+
+Nothing is counted here. What the labels may be is a closed list each: types of events, goodbyes, tokens, parts.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Protocol
+
+from attrs import frozen
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from airy_trio import __version__
+from airy_trio.admin.readiness import Condition
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.latencies import BOUNDS_S, Latencies
+from airy_trio.log.recorder import Recorder
+from airy_trio.log.retention import Retention
+
+PREFIX: Final = "airy_trio_"
+
+
+class Sessions(Protocol):
+    """What is asked of the sessions of a process, whose own layer is not known here."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """From the change to the socket."""
+        ...
+
+    def statistics(self) -> Mapping[str, int]:
+        """What there is now, and what there was since the start."""
+        ...
+
+
+@frozen(kw_only=True)
+class Sources:
+    """The objects whose figures are told."""
+
+    sessions: Sessions
+    log: EventLog
+    recorder: Recorder
+    retention: Retention
+    conditions: Callable[[], Mapping[str, Condition]]
+
+
+def registry(sources: Sources) -> CollectorRegistry:
+    """A registry of its own with the server's figures and the process' (memory, descriptors, CPU time)."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(_Figures(sources))
+    ProcessCollector(registry=made)
+    return made
+
+
+class _Figures(Collector):
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterable[Metric]:
+        yield _labelled(GaugeMetricFamily, "build_info", "The version that runs.", "version", {__version__: 1})
+        yield from self._clients()
+        yield from self._recording()
+        yield from self._store()
+        conditions = self._sources.conditions()
+        well = {name: int(condition.well) for name, condition in conditions.items()}
+        yield _labelled(GaugeMetricFamily, "well", "Whether each part is well, as /readyz tells.", "part", well)
+
+    def _clients(self) -> Iterator[Metric]:
+        found = self._sources.sessions.statistics()
+        yield _gauge("connections", "Connections that are open.", found["clients"])
+        yield _gauge("subscriptions", "Subscriptions of all connections.", found["subscriptions"])
+        yield _gauge("connections_behind", "Connections with events still to be sent.", found["behind"])
+        yield _counter("deliveries", "Events sent, once for each subscription.", found["deliveries"])
+        yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found["bytes"])
+        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.get("acks_ignored", 0))
+        yield _counter("nacks", "Messages that clients refused.", found.get("nacks", 0))
+        ended = _after("farewell ", found)
+        yield _labelled(CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", ended)
+        refused = _after("refused ", found)
+        yield _labelled(CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", refused)
+        yield _histogram(
+            "delivery_seconds", "From the change in the database to the socket.", self._sources.sessions.latencies
+        )
+
+    def _recording(self) -> Iterator[Metric]:
+        recorder = self._sources.recorder
+        found = recorder.statistics()
+        types = _after("events ", found)
+        yield _labelled(CounterMetricFamily, "events_recorded", "Events appended by this server.", "type", types)
+        yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
+        yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
+        yield _counter("metadata_misfits", "Metadata values that did not fit their type.", found["misfits"])
+        yield _gauge("recording", "Whether this server is the one that records.", int(recorder.recording))
+        yield _gauge("recorder_lag_seconds", "For how long there have been changes to record.", recorder.lag_s)
+
+    def _store(self) -> Iterator[Metric]:
+        found, trimmed = self._sources.log.statistics(), self._sources.retention.statistics()
+        yield _gauge("log_head_offset", "The newest offset that this server knows.", found["head"])
+        yield _gauge("tail_events", "Events held in memory.", found["events"])
+        yield _gauge("tail_bytes", "Bytes of the bodies held in memory.", found["bytes"])
+        yield _gauge("tail_views", "Destinations of the events held in memory.", found["views"])
+        yield _counter("events_trimmed", "Events deleted by retention.", trimmed["events"])
+        yield _counter("changes_trimmed", "Rows of the change log deleted by retention.", trimmed["changes"])
+        yield _histogram("store_append_seconds", "How long the event store takes.", self._sources.log.appending)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}{name}", words, value=value)
+
+
+def _counter(name: str, words: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}{name}", words, value=value)
+
+
+def _labelled(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    name: str,
+    words: str,
+    label: str,
+    values: Mapping[str, int],
+) -> Metric:
+    family = kind(f"{PREFIX}{name}", words, labels=[label])
+    for value, count in sorted(values.items()):
+        family.add_metric([value], count)
+    return family
+
+
+def _histogram(name: str, words: str, latencies: Latencies) -> Metric:
+    bounds = [*(repr(bound) for bound in BOUNDS_S), "+Inf"]
+    buckets = list(zip(bounds, itertools.accumulate(latencies.counts), strict=True))
+    return HistogramMetricFamily(f"{PREFIX}{name}", words, buckets=buckets, sum_value=latencies.total_s)
+
+
+def _after(prefix: str, statistics: Mapping[str, int]) -> Mapping[str, int]:
+    """The statistics whose name begins with the prefix, by the rest of it."""
+    return {name.removeprefix(prefix): value for name, value in statistics.items() if name.startswith(prefix)}

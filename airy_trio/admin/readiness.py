@@ -1,0 +1,108 @@
+"""Whether this server can do what it is for: feed, store, triggers and lag, each with its reason in words.
+
+What the long-lived objects know is asked when somebody wants to know it. Only the triggers need a question to the
+database: a task of its own asks it now and then, so that no probe ever waits for a database. Knows no HTTP.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import structlog
+import trio
+from attrs import frozen
+
+from airy_trio.errors import AiryTrioError
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.recorder import Recorder
+
+logger = structlog.get_logger(__name__)
+
+TRIGGERS_PERIOD_S: Final = 5.0
+"""Between two looks at the triggers."""
+TRIGGERS_TIMEOUT_S: Final = 5.0
+CHANGE_PERIOD_S: Final = 1.0
+"""Between two looks at all parts, whose changes are logged."""
+
+
+@frozen
+class Condition:
+    """How one part is. ``reason``: one line in plain words, also where it is well."""
+
+    well: bool
+    reason: str
+
+
+class Readiness:
+    """The conditions of one server. ``run`` is a task.
+
+    ``trigger_faults``: asks the database what is wrong with the mapped tables and their triggers, a line for each
+    fault; may raise ``AiryTrioError``. ``lag_max_s``: from which lag on the recorder counts as behind.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        log: EventLog,
+        trigger_faults: Callable[[], Awaitable[Sequence[str]]],
+        *,
+        lag_max_s: float,
+    ) -> None:
+        self._recorder = recorder
+        self._log = log
+        self._trigger_faults = trigger_faults
+        self._lag_max_s = lag_max_s
+        self._triggers = Condition(well=True, reason="in place")  # they were looked at before anything was started
+
+    def conditions(self) -> Mapping[str, Condition]:
+        """Each part's condition now. Never waits."""
+        return {"feed": self._feed(), "store": self._store(), "triggers": self._triggers, "lag": self._lag()}
+
+    async def run(self) -> None:
+        """Look at the triggers now and then, and log what becomes unwell and well again; for ever."""
+        told: Mapping[str, Condition] = {}
+        look_at = trio.current_time() + TRIGGERS_PERIOD_S
+        while True:
+            await trio.sleep(CHANGE_PERIOD_S)
+            if trio.current_time() >= look_at:
+                self._triggers = await self._look_at_triggers()
+                look_at = trio.current_time() + TRIGGERS_PERIOD_S
+            now = self.conditions()
+            _tell_changes(told, now)
+            told = now
+
+    def _feed(self) -> Condition:
+        if self._recorder.recording:
+            return Condition(well=True, reason="this server records")
+        if self._recorder.interruption is not None:
+            return Condition(well=False, reason=f"recording is interrupted: {self._recorder.interruption}")
+        return Condition(well=True, reason="another server records, or this one is about to")
+
+    def _store(self) -> Condition:
+        if self._log.away is not None:
+            return Condition(well=False, reason=f"the event store cannot be read: {self._log.away}")
+        return Condition(well=True, reason="the event store answers")
+
+    def _lag(self) -> Condition:
+        lag_s = self._recorder.lag_s
+        if lag_s > self._lag_max_s:
+            behind = f"changes have waited to be recorded for {lag_s:.1f} s"
+            return Condition(well=False, reason=f"{behind} ({self._lag_max_s} s are allowed)")
+        return Condition(well=True, reason=f"at most {self._lag_max_s} s behind")
+
+    async def _look_at_triggers(self) -> Condition:
+        with trio.move_on_after(TRIGGERS_TIMEOUT_S):
+            try:
+                faults = await self._trigger_faults()
+            except AiryTrioError as error:
+                return Condition(well=False, reason=f"the database cannot be asked: {error}")
+            return Condition(well=not faults, reason="; ".join(faults) or "in place")
+        return Condition(well=False, reason=f"the database has not answered for {TRIGGERS_TIMEOUT_S} s")
+
+
+def _tell_changes(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> None:
+    for part, condition in now.items():
+        was_well = before[part].well if part in before else True
+        if was_well and not condition.well:
+            logger.warning("not ready", part=part, reason=condition.reason)
+        elif condition.well and not was_well:
+            logger.info("ready again", part=part)

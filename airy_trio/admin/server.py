@@ -1,0 +1,149 @@
+"""The admin port: an ASGI application on HTTP, served by Hypercorn's worker for Trio, one task for each connection.
+
+The ports are opened here, once, and the connections counted: Hypercorn is given each as a stream that never waits
+for long. It shields its writes from cancellation, and a peer that takes nothing would keep the server from ending.
+"""
+
+import sys
+from typing import Any, Final, cast
+
+import structlog
+import trio
+from attrs import field, frozen
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.logging import Logger
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework, ConnectionState
+from starlette.types import ASGIApp
+
+from airy_trio.errors import StartError
+from airy_trio.options import between, matching, more_than
+
+logger = structlog.get_logger(__name__)
+
+CONNECTIONS_MAX: Final = 32
+"""At once; whoever comes beyond is closed, so that a broken scraper takes no descriptors from clients."""
+CONNECTION_S: Final = 60.0
+"""The life of a connection, whatever goes on in it."""
+IDLE_S: Final = 5.0
+"""The time until a request is complete, and between two."""
+WRITE_S: Final = 1.0
+"""The time in which a peer must take an answer, which the kernel's buffers hold whole. Delays a shutdown by as much."""
+HEAD_BYTES_MAX: Final = 16 * 1024
+
+
+@frozen(kw_only=True)
+class AdminOptions:
+    """Where the admin port is, and what counts as ready (settings, ``[admin]``).
+
+    ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready.
+    """
+
+    host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
+    port: int = field(default=8081, validator=between(0, 65535))
+    lag_max_s: float = field(default=10, validator=more_than(0))
+
+
+async def open_listeners(options: AdminOptions) -> list[trio.SocketListener]:
+    """Bind and listen on every address of the host; none where the port is 0. The caller owns them.
+
+    Raises ``StartError``.
+    """
+    if options.port == 0:
+        return []
+    try:
+        listeners = await trio.open_tcp_listeners(options.port, host=options.host)
+    except OSError as error:
+        reason = (error.__cause__ or error) if error.strerror is None else error.strerror
+        raise StartError([f"admin: cannot listen on {options.host}:{options.port}: {reason}"]) from error
+    logger.info("admin port open", host=options.host, port=options.port)
+    return listeners
+
+
+async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> None:
+    """Answer requests, for ever; nothing where there are no listeners, which it closes at its end.
+
+    A fault in one connection ends that connection.
+    """
+    if listeners:
+        await trio.serve_listeners(_Connections(application).serve, listeners)
+
+
+class _Connections:
+    """All connections of the port."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = ASGIWrapper(cast("ASGIFramework", application))  # the same interface, typed more loosely
+        self._context = WorkerContext(None)
+        self._count = 0
+        config = Config()
+        config.logger_class = _Log
+        config.errorlog = None
+        config.include_server_header = False
+        config.keep_alive_timeout = IDLE_S
+        config.h11_max_incomplete_size = HEAD_BYTES_MAX
+        config.h2_max_concurrent_streams = 1
+        self._config = config
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one connection. Owns the stream."""
+        if self._count >= CONNECTIONS_MAX:
+            logger.warning("admin connection refused", connections_max=CONNECTIONS_MAX)
+            await stream.aclose()
+            return
+        self._count += 1
+        try:
+            with trio.move_on_after(CONNECTION_S):
+                # Of a stream it uses what _Stream has; its annotation knows only those over TLS.
+                patient = cast("trio.SSLStream[trio.SocketStream]", _Stream(stream))
+                await TCPServer(self._application, self._config, self._context, ConnectionState({}), patient)
+        except Exception:  # beyond this the whole server would end
+            logger.exception("admin connection failed")
+        finally:
+            self._count -= 1
+            await trio.aclose_forcefully(stream)
+
+
+class _Stream(trio.abc.HalfCloseableStream):
+    """A connection whose writes take ``WRITE_S`` at most, also in a shielded scope; then it is broken."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._broken = False
+        self.socket = stream.socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._broken:
+            with trio.move_on_after(WRITE_S) as patience:
+                await self._stream.send_all(data)
+            self._broken = patience.cancelled_caught
+        if self._broken:
+            message = f"the peer has not taken an answer in {WRITE_S} s"
+            raise trio.BrokenResourceError(message)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Log(Logger):
+    """What Hypercorn has to say, in our log: faults of the application. Requests are not logged."""
+
+    async def access(self, *_facts: Any) -> None:  # noqa: ANN401 - not looked at
+        """Say nothing: probes and scrapes come every few seconds."""
+
+    async def exception(self, message: str, *_arguments: Any, **_options: Any) -> None:  # noqa: ANN401 - Hypercorn's
+        logger.error("admin request failed", reason=message, exc_info=sys.exception())
+
+    async def warning(self, message: str, *arguments: Any, **_options: Any) -> None:  # noqa: ANN401 - Hypercorn's
+        logger.warning("admin request", reason=message % arguments)

@@ -1,0 +1,138 @@
+"""The Lua scripts of the ``redis`` event store: each one step that Redis takes whole, or not at all.
+
+A transaction (MULTI) is not: a stale batch that overlaps the end would have its tail added. Keys of all, in this
+order: the stream of events (ids ``OFFSET-0``), the hash of the state (``epoch``, ``first``, ``last``,
+``appended_at_ms``, ``resume_point``, ``bell``), the stream that rings when the head moves, the hash of acknowledged
+positions and the sorted set of when each was used. Arguments begin with the name for an epoch that may have to begin.
+
+Every script first looks whether the state is there and the stream is as long as the state says. Where either is not
+(a Redis that was emptied, or that evicts keys), what is left is dropped and a new epoch begins.
+"""
+
+from typing import Final
+
+FIELDS: Final = ("at", "type", "object", "conversation", "channel", "truncated", "body")
+"""The fields of an event, always all and in this order: the scripts find their values by place."""
+
+_BEGINNING: Final = """
+local events, state, bell, acknowledged, used = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = redis.call('HMGET', state, 'epoch', 'first', 'last', 'bell')
+local epoch, first, last, rung = known[1], tonumber(known[2]), tonumber(known[3]), known[4]
+
+local function ring()
+  rung = redis.call('XADD', bell, 'MAXLEN', 1, '*', 'rung', '')
+  redis.call('HSET', state, 'bell', rung)
+end
+
+local function begin(name)
+  redis.call('UNLINK', events)
+  epoch, first, last = name, 1, 0
+  redis.call('HSET', state, 'epoch', epoch, 'first', first, 'last', last)
+  ring()
+end
+
+local function bounds()
+  return {epoch, first, last, now_ms, rung}
+end
+
+if not epoch or redis.call('XLEN', events) ~= last - first + 1 then begin(ARGV[1]) end
+"""
+
+BOUNDS: Final = _BEGINNING + "return {bounds(), redis.call('HGET', state, 'resume_point')}"
+"""Gives the bounds (epoch, first, last, now_ms, bell) and the resume point."""
+
+APPEND: Final = (
+    _BEGINNING
+    + """
+if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) then return {bounds()} end
+local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
+for place = 5, #ARGV, 6 do
+  last = last + 1
+  redis.call('XADD', events, string.format('%.0f-0', last), 'at', at, 'type', ARGV[place], 'object', ARGV[place + 1],
+    'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5])
+end
+redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
+if #ARGV > 4 then ring() end
+return {bounds(), at}
+"""
+)
+"""Arguments: the expected epoch and last, the resume point, six values of each event. Without a time it was stale."""
+
+BEGIN_EPOCH: Final = (
+    _BEGINNING
+    + """
+if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) then return {bounds(), 0} end
+begin(ARGV[1])
+redis.call('HDEL', state, 'resume_point')
+if ARGV[4] then redis.call('HSET', state, 'resume_point', ARGV[4]) end
+return {bounds(), 1}
+"""
+)
+"""Arguments: the expected epoch and last, and the resume point if there is one. Gives the bounds, and 1 if it began."""
+
+SCAN: Final = (
+    _BEGINNING
+    + """
+local from, count, backwards = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
+local place, wanted = tonumber(ARGV[6]), ARGV[7]
+if epoch ~= ARGV[2] or (not backwards and from < first - 1) then return {bounds()} end
+local entries
+if backwards then
+  entries = redis.call('XREVRANGE', events, string.format('%.0f-0', from), '-', 'COUNT', count)
+else
+  entries = redis.call('XRANGE', events, string.format('(%.0f-0', from), '+', 'COUNT', count)
+end
+local seen = #entries
+local reached = seen > 0 and entries[seen][1] or false
+if place == 0 then return {bounds(), seen, reached, entries} end
+local found = {}
+for _, entry in ipairs(entries) do
+  if entry[2][place] == wanted then found[#found + 1] = entry end
+end
+return {bounds(), seen, reached, found}
+"""
+)
+"""Arguments: the epoch, the offset after which (backwards: from which) and how many to look at, 1 for backwards, the
+place of the value in an entry's fields that is compared (0: none), and what it must be. Without entries it expired."""
+
+TRIM: Final = (
+    _BEGINNING
+    + """
+local before_ms, keep, limit = now_ms - tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local unused = redis.call('ZRANGEBYSCORE', used, '-inf', '(' .. string.format('%.0f', before_ms), 'LIMIT', 0, limit)
+for _, name in ipairs(unused) do
+  redis.call('HDEL', acknowledged, name)
+  redis.call('ZREM', used, name)
+end
+local low, high = first - 1, math.min(last, first - 1 + limit)
+local upto = math.min(last - keep, high)
+while low < high do
+  local middle = math.floor((low + high + 1) / 2)
+  local id = string.format('%.0f-0', middle)
+  if tonumber(redis.call('XRANGE', events, id, id)[1][2][2]) < before_ms then low = middle else high = middle - 1 end
+end
+upto = math.max(upto, low)
+local count = upto - (first - 1)
+if count <= 0 then return 0 end
+redis.call('XTRIM', events, 'MINID', '=', string.format('%.0f-0', upto + 1))
+redis.call('HSET', state, 'first', upto + 1)
+return count
+"""
+)
+"""Arguments: the age in milliseconds, how many stay, how many go at most. Gives how many went."""
+
+ACKNOWLEDGE: Final = (
+    _BEGINNING
+    + """
+local kept = redis.call('HGET', acknowledged, ARGV[2])
+local offset = kept and string.match(kept, '^' .. ARGV[3] .. '%-(%d+)$')
+if not offset or tonumber(offset) < tonumber(ARGV[4]) then
+  redis.call('HSET', acknowledged, ARGV[2], ARGV[3] .. '-' .. ARGV[4])
+end
+redis.call('ZADD', used, now_ms, ARGV[2])
+return 1
+"""
+)
+"""Arguments: owner and name as one text, the epoch and the offset."""

@@ -1,0 +1,260 @@
+"""The event store in a Redis (6.2 or newer), as one stream: for many nodes that would load the database.
+
+Every step is one Lua script (``redis_scripts``). coredis runs natively on Trio; connections that break are made anew
+by the next call, and no call is repeated by itself. The log goes back where Redis does: after a power loss with
+``appendfsync everysec``, after a fail-over to a replica that lagged, without ``appendonly`` after any restart. The
+event log notices and begins a new epoch.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar, assert_never
+
+import coredis
+import structlog
+import trio
+from coredis.commands import Script
+from coredis.exceptions import AuthenticationError, RedisError
+from coredis.exceptions import ConnectionError as RedisConnectionError
+from coredis.retry import NoRetryPolicy
+
+from airy_trio.errors import AiryTrioError
+from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType
+from airy_trio.log import redis_scripts
+from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.store import (
+    Bounds,
+    EventStore,
+    NewEvent,
+    PositionExpired,
+    StaleAppend,
+    StoredEvent,
+    StoreUnavailable,
+    stored_after,
+)
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S: Final = 2.0
+ANSWER_TIMEOUT_S: Final = 5.0
+WAIT_MS: Final = 1000
+"""How long one blocking read waits: a stream that was emptied rings no more, and is found out by then."""
+SCAN_EVENTS: Final = 1000
+"""Looked at in one script: about a millisecond in which Redis serves nobody else."""
+_WAITING_HEALS: Final = (
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "READONLY",
+    "OOM",
+    "MISCONF",
+    "NOREPLICAS",
+    "BUSY",
+)
+_PLACES: Final[Mapping[str, int]] = {name: 2 * place for place, name in enumerate(redis_scripts.FIELDS, start=1)}
+
+
+class RedisRefusedError(AiryTrioError):
+    """Redis answers, and what was asked is not possible as things are: a missing right, a version that is too old."""
+
+
+@asynccontextmanager
+async def open_store(url: str, *, name: str = "airy_trio") -> AsyncIterator[EventStore]:
+    """Open the store at ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, or ``rediss://`` or ``unix://``.
+
+    ``name``: what its keys begin with. Redis is not asked anything yet. What is raised inside the block comes out of it
+    in an exception group, for connections have tasks of their own.
+    """
+    logging.getLogger("coredis").setLevel(logging.CRITICAL)  # all that it logs, with traceback, it raises as well
+    client: coredis.Redis[bytes] = coredis.Redis.from_url(
+        url,
+        stream_timeout=ANSWER_TIMEOUT_S,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        retry_policy=NoRetryPolicy(),
+        decode_components=True,
+        verify_version=False,
+    )
+    async with client:
+        yield RedisStore(client, name)
+
+
+class RedisStore:
+    """``EventStore`` over a client that somebody else opens and closes."""
+
+    def __init__(self, client: "coredis.Redis[bytes]", name: str) -> None:
+        self._client = client
+        self._bell = f"{{{name}}}:bell"
+        self._acknowledged = f"{{{name}}}:acknowledged"
+        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._bell, self._acknowledged, f"{{{name}}}:used"]
+        self._scripts: dict[str, Script[bytes]] = {}
+
+    async def bounds(self) -> Bounds:
+        """See ``EventStore.bounds``."""
+        bounds, _ = await self._run(redis_scripts.BOUNDS)
+        return _bounds(bounds)
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
+        values = [value for event in events for value in _values(event)]
+        bounds, *at = await self._run(redis_scripts.APPEND, expected.epoch, expected.offset, resume_point, *values)
+        if not at:
+            message = f"the head is {_bounds(bounds).head}, not {expected}"
+            raise StaleAppend(message)
+        return stored_after(expected, events, int(at[0]))
+
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        """See ``EventStore.read``."""
+        found: list[StoredEvent] = []
+        while len(found) < limit:
+            count = min(limit - len(found), SCAN_EVENTS) if destination is None else SCAN_EVENTS
+            _, seen, reached, events = await self._scan(after, count, destination)
+            found += events
+            if seen < count:
+                break
+            after = after.at(reached)
+        return found[:limit]
+
+    async def recent(
+        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.recent``."""
+        found: dict[str, StoredEvent] = {}
+        since_ms: float | None = None
+        while until.offset > 0 and len(found) < limit:
+            bounds, seen, reached, events = await self._scan(until, SCAN_EVENTS, destination, backwards=True)
+            since_ms = bounds.now_ms - age_s * 1000 if since_ms is None else since_ms
+            for event in events:
+                if event.appended_at_ms < since_ms or len(found) == limit:
+                    return list(reversed(found.values()))
+                found.setdefault(event.object, event)
+            if seen < SCAN_EVENTS:
+                break
+            until = until.at(reached - 1)
+        return list(reversed(found.values()))
+
+    async def resume_point(self) -> str | None:
+        """See ``EventStore.resume_point``."""
+        _, *point = await self._run(redis_scripts.BOUNDS)
+        return point[0].decode() if point and point[0] is not None else None
+
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        """See ``EventStore.begin_epoch``."""
+        points = [] if resume_point is None else [resume_point]
+        bounds, begun = await self._run(redis_scripts.BEGIN_EPOCH, expected.epoch, expected.offset, *points)
+        if not begun:
+            message = f"the head is {_bounds(bounds).head}, not {expected}"
+            raise StaleAppend(message)
+        return _bounds(bounds)
+
+    async def wait(self, after: Position) -> None:
+        """See ``EventStore.wait``: told by Redis at once."""
+        while True:
+            bounds, *_ = await self._run(redis_scripts.BOUNDS)
+            if _bounds(bounds).head != after:
+                return
+            await _asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
+
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        """See ``EventStore.trim``: exactly, not ``~``, which would leave it to Redis how much goes."""
+        return int(await self._run(redis_scripts.TRIM, int(age_s * 1000), keep, limit))
+
+    async def acknowledged(self, owner: str, name: str) -> Position | None:
+        """See ``EventStore.acknowledged``."""
+        found = await _asked(self._client.hget(self._acknowledged, _durable(owner, name)))
+        return None if found is None else Position.parse(found.decode())
+
+    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+        """See ``EventStore.acknowledge``."""
+        await self._run(redis_scripts.ACKNOWLEDGE, _durable(owner, name), position.epoch, position.offset)
+
+    async def aclose(self) -> None:
+        """See ``EventStore.aclose``: connections are closed by ``open_store``."""
+        await trio.lowlevel.checkpoint()
+
+    async def _scan(
+        self, position: Position, count: int, destination: Destination | None, *, backwards: bool = False
+    ) -> tuple[Bounds, int, int, list[StoredEvent]]:
+        """Look at the next events; give how many, the offset of the last, and those that belong to the destination."""
+        bounds, *found = await self._run(
+            redis_scripts.SCAN, position.epoch, position.offset, count, int(backwards), *_wanted(destination)
+        )
+        if not found:
+            message = f"what followed {position} is gone"
+            raise PositionExpired(message)
+        seen, reached, entries = found
+        return _bounds(bounds), seen, _offset(reached) if reached else 0, [_stored(*entry) for entry in entries]
+
+    async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script gives
+        script = self._scripts.get(source)
+        if script is None:
+            script = self._scripts[source] = self._client.register_script(source)
+        return await _asked(script(self._keys, [new_epoch(), *arguments]))
+
+
+async def _asked(answer: Awaitable[T]) -> T:
+    """Wait for an answer. Raises ``StoreUnavailable`` where waiting heals, else ``RedisRefusedError``."""
+    try:
+        return await answer
+    except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        away = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError)
+        if away or any(code in words for code in _WAITING_HEALS):
+            raise StoreUnavailable(words) from None
+        raise RedisRefusedError(words) from None
+
+
+def _bounds(answer: Sequence[Any]) -> Bounds:
+    epoch, first, last, now_ms, _ = answer
+    return Bounds(epoch=epoch.decode(), first=first, last=last, now_ms=now_ms)
+
+
+def _values(event: NewEvent) -> Sequence[bytes]:
+    """The fields of an event but its time; a text that may be None begins with + or is -."""
+    texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
+    return [*(text.encode() for text in texts), b"1" if event.truncated else b"0", event.body]
+
+
+def _stored(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
+    at, type_, object_, conversation, channel, truncated, body = fields[1::2]
+    return StoredEvent(
+        offset=_offset(id_),
+        appended_at_ms=int(at),
+        type=type_.decode(),
+        object=object_.decode(),
+        conversation_id=conversation[1:].decode() if conversation.startswith(b"+") else None,
+        channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
+        body=body,
+        truncated=truncated == b"1",
+    )
+
+
+def _optional(text: str | None) -> str:
+    return "-" if text is None else f"+{text}"
+
+
+def _offset(id_: bytes) -> int:
+    return int(id_.partition(b"-")[0])
+
+
+def _durable(owner: str, name: str) -> str:
+    return json.dumps([owner, name])
+
+
+def _wanted(destination: Destination | None) -> tuple[int, str]:
+    """Where in an entry's fields the value stands that is compared, and what it must be."""
+    match destination:
+        case None | Everything():
+            return 0, ""
+        case OfType(type=type_):
+            return _PLACES["type"], type_
+        case OfChannel(id=id_):
+            return _PLACES["channel"], f"+{id_}"
+        case OfConversation(id=id_):
+            return _PLACES["conversation"], f"+{id_}"
+        case _:
+            assert_never(destination)

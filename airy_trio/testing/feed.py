@@ -1,0 +1,147 @@
+"""A change feed and a lease in memory: what a recorder is tested with where no database is the subject.
+
+``MemoryChanges`` is the database's side, shared by the feeds and leases of several recorders. A test writes to it,
+takes it away, gives it another history, and takes the lease from a holder that does not notice.
+"""
+
+import trio
+from attrs import define, field
+
+from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
+from airy_trio.changes.rows import ChangedObject, Metadata
+from airy_trio.database import DatabaseUnavailable
+
+
+@define(eq=False)
+class MemoryChanges:
+    """A change log. ``away``: nobody reaches it. ``history``: resume points of another one are lost.
+
+    ``origin``: the number of the change that an empty event store starts after; ``trimmed``: up to which number they
+    were deleted; ``holder``: who has the lease.
+    """
+
+    rows: list[ChangedObject] = field(factory=list)
+    history: int = 1
+    origin: int = 0
+    trimmed: int = 0
+    consumer: Consumer | None = None
+    holder: object = None
+    away: bool = False
+    written: trio.Event = field(factory=trio.Event)
+
+    def write(self, *objects: ChangedObject) -> None:
+        """Commit changes, one row of the change log for each."""
+        self.rows += objects
+        self.written.set()
+        self.written = trio.Event()
+
+    def restore(self, origin: int | None = None) -> None:
+        """Become another history of the database: no resume point that was given so far is known."""
+        self.history += 1
+        self.origin = len(self.rows) if origin is None else origin
+
+    def point(self, number: int) -> str:
+        """The resume point after a change; the first change has number 1."""
+        return f"{self.history}:{number}"
+
+
+class MemoryFeed:
+    """``ChangeFeed`` over ``MemoryChanges``."""
+
+    def __init__(self, changes: MemoryChanges) -> None:
+        self._changes = changes
+
+    async def read(self, after: str, limit: int) -> Batch:
+        """See ``ChangeFeed.read``."""
+        await self._reach()
+        number = self._number(after)
+        rows = self._changes.rows[number : number + limit]
+        newest: dict[tuple[object, ...], ChangedObject] = {}
+        for row in rows:
+            newest.pop(_identity(row), None)
+            newest[_identity(row)] = row
+        return Batch(
+            objects=tuple(newest.values()),
+            resume_point=self._changes.point(number + len(rows)),
+            changes=len(rows),
+            more=len(rows) == limit,
+        )
+
+    async def wait(self) -> None:
+        """See ``ChangeFeed.wait``. It returns each second also for nothing, as the lease has to be looked after."""
+        with trio.move_on_after(1):
+            await self._changes.written.wait()
+
+    async def origin(self) -> str:
+        """See ``ChangeFeed.origin``."""
+        await self._reach()
+        return self._changes.point(self._changes.origin)
+
+    async def restart(self) -> str:
+        """See ``ChangeFeed.restart``."""
+        await self._reach()
+        self._changes.origin = self._changes.trimmed = len(self._changes.rows)
+        return self._changes.point(self._changes.origin)
+
+    async def trim(self, upto: str, limit: int) -> int:
+        """See ``ChangeFeed.trim``."""
+        await self._reach()
+        count = max(0, min(self._number(upto) - self._changes.trimmed, limit))
+        self._changes.trimmed += count
+        self._changes.origin = max(self._changes.origin, self._number(upto)) if count else self._changes.origin
+        return count
+
+    async def consumer(self) -> Consumer | None:
+        """See ``ChangeFeed.consumer``."""
+        await self._reach()
+        return self._changes.consumer
+
+    async def adopt(self, consumer: Consumer) -> None:
+        """See ``ChangeFeed.adopt``."""
+        await self._reach()
+        self._changes.consumer = consumer
+
+    async def _reach(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._changes.away:
+            message = "the database is away"
+            raise DatabaseUnavailable(message)
+
+    def _number(self, point: str) -> int:
+        history, number = map(int, point.split(":"))
+        if history != self._changes.history or number < self._changes.trimmed:
+            message = f"{point} is of another history, or what followed it was trimmed"
+            raise ResumePointLost(message)
+        return number
+
+
+@define(eq=False)
+class MemoryLease:
+    """``Lease`` on ``MemoryChanges``. ``unaware``: its loss is never noticed, as in a frozen process."""
+
+    changes: MemoryChanges
+    unaware: bool = False
+    had: bool = False
+
+    async def try_acquire(self) -> bool:
+        """See ``Lease.try_acquire``."""
+        await trio.lowlevel.checkpoint()
+        if self.changes.away:
+            message = "the database is away"
+            raise DatabaseUnavailable(message)
+        if self.changes.holder is None:
+            self.changes.holder = self
+        if self.changes.holder is self:
+            self.had = True
+        return self.changes.holder is self or (self.unaware and self.had)
+
+    async def release(self) -> None:
+        """See ``Lease.release``."""
+        await trio.lowlevel.checkpoint()
+        if self.changes.holder is self:
+            self.changes.holder = None
+
+
+def _identity(row: ChangedObject) -> tuple[object, ...]:
+    kind = type(row).__name__.removesuffix("Gone")
+    return (kind, row.subject, row.identifier) if isinstance(row, Metadata) else (kind, row.id)

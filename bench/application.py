@@ -1,0 +1,186 @@
+"""The application of the benchmark: its databases, and the writes that are measured. Knows nothing of the server."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import sqlalchemy as sa
+from attrs import define
+from psycopg import sql
+
+from airy_trio.changes import default_tables
+from airy_trio.database import POSTGRES, sqlite_path
+from airy_trio.migrate import migrate
+from airy_trio.settings import parse
+from tests.postgres import running_postgres
+
+WRITERS: Final = 8
+KNOWN_ROWS: Final = 10_000
+_INSERT_MANY: Final = {
+    "postgresql": "insert into messages select 'm' || n, 'c' || n % 1000, 'ch1', '{{\"text\":\"hello\"}}', 'pending', "
+    "true, now(), 'facebook', 'github:12345' from generate_series(1, {rows}) n",
+    "sqlite": "insert into messages with recursive s(n) as (select 1 union all select n + 1 from s where n < {rows}) "
+    "select 'm' || n, 'c' || n % 1000, 'ch1', '{{\"text\":\"hello\"}}', 'pending', true, '2020-10-25T21:24:54.560Z', "
+    "'facebook', 'github:12345' from s",
+}
+_UPDATE_MANY: Final = "update messages set delivery_state = 'delivered'"
+_INSERT_ONE: Final = "insert into tags (id, name, color) values ('{id}', 'flag', 'red')"
+_SCRIPT_INSERT: Final = """\
+insert into messages values (gen_random_uuid()::text, 'c1', 'ch1', '{"text":"hello"}', 'pending', true, now(),
+  'facebook', 'github:12345');
+"""
+_SCRIPT_UPDATE: Final = """\
+\\set n random(1, {rows})
+update messages set delivery_state = 'delivered' where id = 'm' || :n;
+"""
+_TPS: Final = re.compile(r"tps = ([0-9.]+)")
+
+
+@define
+class Database:
+    """One database of the application, with the default tables."""
+
+    name: str
+    url: str
+
+    @property
+    def dialect(self) -> str:
+        """``postgresql`` or ``sqlite``."""
+        return sa.make_url(self.url).get_backend_name()
+
+    def watch(self) -> None:
+        """Make the tables, with our change log and triggers."""
+        migrate(parse(f'[database]\nurl = "{self.url}"\n', {}), with_tables=True)
+
+    def leave_alone(self) -> None:
+        """Make the tables and nothing of ours."""
+        engine = sa.create_engine(self.url)
+        with engine.begin() as connection:
+            default_tables.create(connection, ("messages", "metadata", "channels", "tags"))
+        engine.dispose()
+
+    def insert_messages(self, rows: int) -> float:
+        """Insert messages in one transaction; give when it was committed (``time.monotonic``)."""
+        return self._commit(_INSERT_MANY[self.dialect].format(rows=rows))
+
+    def update_messages(self) -> float:
+        """Update all messages in one transaction; give when it was committed."""
+        return self._commit(_UPDATE_MANY)
+
+    @contextmanager
+    def tagging(self) -> Iterator["Tagging"]:
+        """Open a connection for single writes."""
+        with closing(self._connect()) as connection:
+            yield Tagging(connection)
+
+    def writes_per_s(self, seconds: int) -> float:
+        """Single-row transactions per second of ``WRITERS`` clients of pgbench. Raises ``FileNotFoundError``."""
+        with tempfile.TemporaryDirectory(prefix="airy-trio-bench-") as folder:
+            scripts = []
+            for name, text in (("insert", _SCRIPT_INSERT), ("update", _SCRIPT_UPDATE.format(rows=KNOWN_ROWS))):
+                path = Path(folder) / f"{name}.sql"
+                path.write_text(text, encoding="utf-8")
+                scripts += ["-f", str(path)]
+            told = subprocess.run(
+                [_pgbench(), "-n", "-c", str(WRITERS), "-j", "1", "-T", str(seconds), *scripts, _conninfo(self.url)],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=seconds + 30,
+            )
+        found = _TPS.search(told.stdout)
+        assert found is not None, told.stdout
+        return float(found[1])
+
+    def _commit(self, statement: str) -> float:
+        with closing(self._connect()) as connection:
+            connection.execute("begin")
+            connection.execute(statement)
+            connection.execute("commit")
+            return time.monotonic()
+
+    def _connect(self) -> "sqlite3.Connection | _Postgres":
+        if self.dialect == POSTGRES:
+            return _Postgres(psycopg.connect(_conninfo(self.url), autocommit=True))
+        return sqlite3.connect(sqlite_path(self.url), isolation_level=None, timeout=10, check_same_thread=False)
+
+
+class _Postgres:
+    """As much of a connection as both drivers have."""
+
+    def __init__(self, connection: "psycopg.Connection[tuple[object, ...]]") -> None:
+        self._connection = connection
+
+    def execute(self, statement: str) -> object:
+        return self._connection.execute(sql.SQL(statement))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Tagging:
+    """Single writes over one connection, each a transaction."""
+
+    def __init__(self, connection: "sqlite3.Connection | _Postgres") -> None:
+        self._connection = connection
+
+    def write(self, tag: str) -> float:
+        """Insert a tag; give when COMMIT was sent (``time.monotonic``)."""
+        self._connection.execute("begin")
+        self._connection.execute(_INSERT_ONE.format(id=tag))
+        committing_at = time.monotonic()
+        self._connection.execute("commit")
+        return committing_at
+
+
+@contextmanager
+def postgres_databases(url: str) -> Iterator[Callable[[str], Database]]:
+    """Make Postgres databases by name: on the server of a URL, or, where that is empty, on one that is started for it.
+
+    They are dropped at the end. Raises ``NoPostgresError`` where there is no Postgres to start.
+    """
+    with ExitStack() as stack:
+        if not url:
+            own = stack.enter_context(running_postgres())
+            url = own.url("postgres")
+        server = stack.enter_context(closing(psycopg.connect(_conninfo(url), autocommit=True)))
+
+        def make(name: str) -> Database:
+            database = f"airy_trio_bench_{os.getpid()}_{name.lower()}"
+            server.execute(sql.SQL("create database {}").format(sql.Identifier(database)))
+            drop = sql.SQL("drop database {} with (force)").format(sql.Identifier(database))
+            stack.callback(server.execute, drop)
+            return Database(name, sa.make_url(url).set(database=database).render_as_string(hide_password=False))
+
+        yield make
+
+
+def _conninfo(url: str) -> str:
+    """A URL as libpq reads it."""
+    return sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def has_pgbench() -> bool:
+    """Whether there is one."""
+    return bool(shutil.which("pgbench") or _installed())
+
+
+def _pgbench() -> str:
+    found = shutil.which("pgbench") or next(iter(_installed()), None)
+    if found is None:
+        program = "pgbench"
+        raise FileNotFoundError(program)
+    return found
+
+
+def _installed() -> list[str]:
+    return sorted(str(path) for path in Path("/usr/lib/postgresql").glob("*/bin/pgbench"))

@@ -1,0 +1,90 @@
+"""When a producer appends how many events: the same for every server that is measured. Knows no clock and no pipe.
+
+Each producer is told how many events all readers have received (``Progress``), so that none is judged by what it
+believes to have sent, and a server that only fills its own buffers is not faster.
+"""
+
+import argparse
+import struct
+from typing import Final, Self
+
+from attrs import define, frozen
+
+_RECORD: Final = struct.Struct("=Q")
+READ_BYTES: Final = 512 * _RECORD.size
+
+
+@frozen(kw_only=True)
+class Pace:
+    """Closed loop: at least ``least`` and at most ``most`` events at once, up to ``window`` not yet received by all.
+
+    ``rate`` above 0: an open loop instead, so many events a second, whoever keeps up. ``alone``: a batch waits until
+    the one before was written wherever it could be, so that each has a write of its own.
+    """
+
+    name: str
+    least: int = 1
+    most: int = 1
+    window: int = 64
+    rate: int = 0
+    alone: bool = False
+
+    def due(self, produced: int, reached: int, elapsed_s: float) -> int:
+        """How many events are to be appended now."""
+        if self.rate:
+            return max(0, int(elapsed_s * self.rate) - produced)
+        room = self.window - (produced - reached)
+        return 0 if room < self.least else min(room, self.most)
+
+    def arguments(self) -> list[str]:
+        """The options that say this on a command line, without ``--alone``, which ``limit.c`` always is."""
+        named = {"least": self.least, "most": self.most, "window": self.window, "rate": self.rate}
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+    @classmethod
+    def parser(cls, description: str | None) -> argparse.ArgumentParser:
+        """Make a parser of these options, to which others can be added."""
+        parser = argparse.ArgumentParser(description=description)
+        for name, default in (("least", 1), ("most", 1), ("window", 64), ("rate", 0)):
+            parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument("--alone", action="store_true")
+        return parser
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Self:
+        """What the options say."""
+        return cls(
+            name="",
+            least=arguments.least,
+            most=arguments.most,
+            window=arguments.window,
+            rate=arguments.rate,
+            alone=arguments.alone,
+        )
+
+
+STRICT: Final = Pace(name="one event a write", alone=True)
+NATURAL: Final = Pace(name="two events in flight", most=2, window=2)
+BURSTS: Final = Pace(name="bursts of 50", least=50, most=50, window=200, alone=True)
+
+
+def at_rate(events_per_s: int) -> Pace:
+    """So many events a second."""
+    return Pace(name=f"{events_per_s} events/s", rate=events_per_s)
+
+
+@define
+class Progress:
+    """What the load client has told: how many events all readers have; that it goes on; that it is over."""
+
+    reached: int = 0
+    going: bool = False
+    ended: bool = False
+
+    def hear(self, data: bytes) -> None:
+        """Take what was read from the pipe, whole records since they are written whole; nothing is its end."""
+        if not data:
+            self.ended = True
+            return
+        (self.reached,) = _RECORD.unpack(data[-_RECORD.size :])
+        self.going = True

@@ -1,0 +1,131 @@
+"""The results as Markdown: the machine, the targets, every figure; and the picture. Measures nothing."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from bench.cases import Results, Scale
+from bench.chart import Panel, svg
+from bench.pace import NATURAL, STRICT, Pace, at_rate
+from bench.processes import AIRY, LIMIT, PEER, Contender
+from bench.targets import Row, told
+
+_COLUMNS: Final = (
+    ("deliveries/s", "deliveries_per_s"),
+    ("server CPU, µs a delivery", "server_cpu_us"),
+    ("p50 ms", "p50_ms"),
+    ("p99 ms", "p99_ms"),
+    ("KiB a connection", "kib_per_connection"),
+    ("connects/s", "connects_per_s"),
+    ("load client's core", "load_cpu_share"),
+    ("faults", "faults"),
+)
+HOW: Final = """\
+*delivery*: one MESSAGE (348 octets of body, about 468 on the wire) received and checked by one client. *C limit*:
+`limit.c`, which only hands prebuilt bytes to the kernel. *websockets*: `peer_websockets.py`, asyncio and `broadcast()`.
+All on loopback, where the sender also pays for the receiver's side of TCP. CPU is user and system time of the server's
+process. Each producer is told by the load client how many events all readers have. Connects wait for the RECEIPT of
+SUBSCRIBE. Ratios are taken within one round; all figures are medians of the rounds.
+"""
+
+
+def markdown(results: Results, rows: Sequence[Row], scale: Scale, *, rounds: int, loads: Sequence[float]) -> str:
+    """The whole document. ``loads``: the load averages of the machine before and after."""
+    return "\n".join([
+        "# Delivery: results",
+        "",
+        f"`make bench`, {datetime.now(UTC):%Y-%m-%d}; {rounds} interleaved rounds of {scale.measure_ms / 1000:g} s.",
+        "",
+        *machine(loads),
+        "",
+        "## Targets",
+        "",
+        *targets(rows),
+        "",
+        "![deliveries per second and p99 against the number of clients](deliveries.svg)",
+        "",
+        HOW,
+        "## All figures",
+        "",
+        *table(("case", "server", *(title for title, _ in _COLUMNS)), _all_figures(results)),
+        "",
+    ])  # fmt: skip
+
+
+def machine(loads: Sequence[float]) -> list[str]:
+    """What it was measured on, without names."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("trio", "trio-websocket", "websockets"))
+    return [
+        f"- {os.cpu_count()} cores ({_processor()}), {memory_gib:.0f} GiB, {kernel}",
+        f"- {platform.python_implementation()} {platform.python_version()}, {packages}",
+        f"- load average of the machine {loads[0]:.1f} before and {loads[-1]:.1f} after",
+    ]
+
+
+def picture(results: Results, counts: Sequence[int]) -> str:
+    """Deliveries per second and p99 against the number of clients, as SVG."""
+
+    def line(pace: Pace, contender: Contender, figure: str) -> list[tuple[float, float]]:
+        names = [(clients, f"{pace.name}, {clients} clients") for clients in counts]
+        found = [
+            (clients, results.median(name, contender, figure))
+            for clients, name in names
+            if results.has(name, contender)
+        ]
+        return [(float(clients), value) for clients, value in found if value > 0]
+
+    rate, p99 = "deliveries_per_s", "p99_ms"
+    rates = {
+        "C limit, one event a write": line(STRICT, LIMIT, rate),
+        "airy-trio, one event a write": line(STRICT, AIRY, rate),
+        "airy-trio, two events in flight": line(NATURAL, AIRY, rate),
+        "websockets": line(STRICT, PEER, rate),
+    }
+    steady = at_rate(100)
+    latencies = {
+        "C limit": line(steady, LIMIT, p99),
+        "airy-trio": line(steady, AIRY, p99),
+        "websockets": line(steady, PEER, p99),
+    }
+    return svg([
+        Panel(title="Deliveries a second", x_label="clients", y_label="deliveries/s", lines=rates),
+        Panel(title="p99 at 100 events a second", x_label="clients", y_label="ms", lines=latencies),
+    ])  # fmt: skip
+
+
+def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """A table of Markdown."""
+    return [
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
+        *("| " + " | ".join(line) + " |" for line in lines),
+    ]
+
+
+def targets(rows: Iterable[Row]) -> list[str]:
+    """The targets as a table."""
+    return table(("what", "target", "reached", "", "note"), map(_cells, rows))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return row.what, row.target, row.reached, row.verdict, row.note
+
+
+def _all_figures(results: Results) -> Iterable[tuple[str, ...]]:
+    by_name = {contender.name: contender for contender in (LIMIT, AIRY, PEER)}
+    for name, server in results.rounds:
+        values = (told(results.median(name, by_name[server], figure)) for _, figure in _COLUMNS)
+        yield name, server, *values
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

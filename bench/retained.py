@@ -1,0 +1,43 @@
+"""Fills the server's event log with as many events as a long life would leave in it. The server must not run."""
+
+from typing import Final
+
+from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.log.sql import SqlStore
+from airy_trio.log.store import NewEvent
+from airy_trio.settings import parse
+from bench.payload import body
+
+APPEND_EVENTS: Final = 5000
+
+
+async def fill(database_url: str, upto: int) -> None:
+    """Append to the log of a server on this database, which has run before, until its head is ``upto``."""
+    settings = parse(f'[database]\nurl = "{database_url}"\n', {})
+    url = settings.log.location(settings.database.url)
+    store = SqlStore(_pool(url), _pool(url), Names.of(url, settings.database.schema))
+    try:
+        head, point = (await store.bounds()).head, await store.resume_point()
+        assert point is not None
+        while head.offset < upto:
+            first, last = head.offset + 1, min(head.offset + APPEND_EVENTS, upto)
+            await store.append(head, [_event(number) for number in range(first, last + 1)], point)
+            head = head.at(last)
+    finally:
+        await store.aclose()
+
+
+def _event(number: int) -> NewEvent:
+    return NewEvent(
+        type="message.updated",
+        object=f"message:m{number}",
+        conversation_id="c0",
+        channel_id="ch1",
+        body=body(number).encode(),
+    )
+
+
+def _pool(url: str) -> Database:
+    if url.startswith(POSTGRES):
+        return Database(postgres_engine(url, connect_timeout_s=5))
+    return Database(sqlite_engine(sqlite_path(url)))

@@ -1,0 +1,144 @@
+"""airy-trio's delivery in one process: a log in memory, sessions, a listener, and a producer at a given pace.
+
+The same parts, started in the same way, as in ``airy_trio.app``, without a database. Prints its port; ends when its
+standard input does.
+"""
+
+import gc
+import os
+import resource
+import socket
+from typing import Any, Final
+
+import attrs
+import trio
+import trio.testing
+
+from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.store import NewEvent
+from airy_trio.websocket.auth import Authenticator, AuthOptions
+from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.websocket.session import Sessions
+from airy_trio.websocket.subscriptions import ReplayOptions
+from bench.pace import READ_BYTES, Pace, Progress
+from bench.payload import body
+
+TICK_S: Final = 0.001
+TRIM_EVERY_EVENTS: Final = 1000
+TRIM_EVENTS_MAX: Final = 1_000_000
+_MANY: Final = 1_000_000
+_CONNECTION_LIMITS: Final = ("connections_max", "connections_per_address_max")
+
+
+class Producer:
+    """Appends events to a log at a pace, and trims the store to what the tail holds."""
+
+    def __init__(self, log: EventLog, pace: Pace, *, conversations: int, keep_events: int) -> None:
+        self._log = log
+        self._pace = pace
+        self._conversations = conversations
+        self._keep_events = keep_events
+        self._progress = Progress()
+        self._heard = trio.Event()
+
+    async def listen(self) -> None:
+        """Hear of progress from standard input, to its end."""
+        async with trio.lowlevel.FdStream(os.dup(0)) as pipe:
+            while not self._progress.ended:
+                self._progress.hear(bytes(await pipe.receive_some(READ_BYTES)))
+                self._heard.set()
+
+    async def produce(self) -> None:
+        """Append until the end of progress."""
+        produced, trimmed = 0, 0
+        while not self._progress.going and not self._progress.ended:
+            await self._next_word()
+        start = trio.current_time()
+        while not self._progress.ended:
+            due = self._pace.due(produced, self._progress.reached, trio.current_time() - start)
+            if not due:
+                await self._wait(start, produced)
+                continue
+            await self._append(produced + 1, due)
+            produced += due
+            if self._pace.alone:
+                await trio.testing.wait_all_tasks_blocked()
+            if produced - trimmed >= TRIM_EVERY_EVENTS:
+                await self._log.store.trim(age_s=3600, keep=self._keep_events, limit=TRIM_EVENTS_MAX)
+                trimmed = produced
+
+    async def _append(self, first: int, count: int) -> None:
+        numbers = range(first, first + count)
+        await self._log.append(self._log.head, [self._event(number) for number in numbers], "")
+
+    def _event(self, number: int) -> NewEvent:
+        return NewEvent(
+            type="message.updated",
+            object=f"message:m{number}",
+            conversation_id=f"c{(number - 1) % self._conversations}",
+            channel_id="ch1",
+            body=body(number, self._conversations).encode(),
+        )
+
+    async def _wait(self, start: float, produced: int) -> None:
+        if self._pace.rate:
+            await trio.sleep_until(max(start + (produced + 1) / self._pace.rate, trio.current_time() + TICK_S / 2))
+        else:
+            await self._next_word()
+
+    async def _next_word(self) -> None:
+        await self._heard.wait()
+        self._heard = trio.Event()
+
+
+async def serve(producer: Producer, log: EventLog, listening: socket.socket, sessions: Sessions) -> None:
+    """Run the tasks of the server until the producer has ended."""
+    async with trio.open_nursery() as connections, trio.open_nursery() as intake:
+        intake.start_soon(log.follow)
+        intake.start_soon(sessions.fan_out)
+        intake.start_soon(sessions.wheel.turn)
+        intake.start_soon(accept, listening, sessions, connections)
+        intake.start_soon(producer.listen)
+        print(listening.getsockname()[1], flush=True)
+        await producer.produce()
+        intake.cancel_scope.cancel()
+        connections.cancel_scope.cancel()
+
+
+async def main() -> None:
+    """Read the command line and serve."""
+    parser = Pace.parser(__doc__)
+    parser.add_argument("--conversations", type=int, default=1)
+    parser.add_argument("--tail-events", type=int, default=LogOptions().tail_events)
+    parser.add_argument("--tail-bytes", type=int, default=LogOptions().tail_bytes)
+    arguments = parser.parse_args()
+    options = LogOptions(store="memory", tail_events=arguments.tail_events, tail_bytes=arguments.tail_bytes)
+    log = EventLog(MemoryStore(), options)
+    await log.open()
+    listener = _listener_options()
+    sessions = Sessions(log, listener, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/bench")
+    producer = Producer(
+        log, Pace.of(arguments), conversations=arguments.conversations, keep_events=arguments.tail_events
+    )
+    with await open_listening_socket(listener) as listening:
+        await serve(producer, log, listening, sessions)
+
+
+def _listener_options() -> ListenerOptions:
+    """Any free port, and as many connections as there are files: all clients come from one address here."""
+    known = attrs.fields_dict(ListenerOptions)
+    limits: dict[str, Any] = {name: _MANY for name in _CONNECTION_LIMITS if name in known}
+    return ListenerOptions(port=0, **limits)
+
+
+def _prepare_process() -> None:
+    """Give the process what the server gives itself at start: all the files it may have, and a patient collector."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.set_threshold(50_000, 20, 100)
+
+
+if __name__ == "__main__":
+    _prepare_process()
+    trio.run(main)

@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of ``airy_trio/stomp/``: `make fuzz`."""

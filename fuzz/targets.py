@@ -1,0 +1,225 @@
+"""What is fuzzed, and what must hold of any input: a target takes octets and raises where a promise is broken.
+
+Nothing here knows the fuzzer; ``run.py`` hands these to atheris, and the tests call them with a few inputs.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import assert_never
+
+from airy_trio.stomp import faults
+from airy_trio.stomp.connection import (
+    Acknowledge,
+    Connect,
+    Connection,
+    ConnectionOptions,
+    Disconnect,
+    Request,
+    State,
+    Subscribe,
+    Unsubscribe,
+)
+from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
+from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
+from airy_trio.stomp.frames import Frame, Version
+
+ROOMY = Limits(frame_bytes_max=1 << 24, header_count_max=10_000, header_line_bytes_max=1 << 20, command_bytes_max=1000)
+TIGHT = Limits(frame_bytes_max=64, header_count_max=3, header_line_bytes_max=24, command_bytes_max=12)
+OPTIONS = ConnectionOptions(
+    session="s-1",
+    server="airy-trio/fuzz",
+    frame_bytes_max=512,
+    frame_bytes_max_before_connect=256,
+    header_count_max=8,
+    header_line_bytes_max=64,
+    subscriptions_max=3,
+    transactions_max=2,
+    transaction_acks_max=4,
+)
+VERSIONS = (None, *Version)
+PIECES_MAX = 8
+FAULTS = frozenset(fault for fault in vars(faults).values() if isinstance(fault, faults.Fault))
+
+DICTIONARY = (
+    *(b"CONNECT", b"STOMP", b"SUBSCRIBE", b"UNSUBSCRIBE", b"ACK", b"NACK", b"BEGIN", b"COMMIT", b"ABORT"),
+    *(
+        b"DISCONNECT",
+        b"SEND",
+        b"MESSAGE",
+        b"\n\n\0",
+        b"\r\n\r\n\0",
+        b"\\n",
+        b"\\r",
+        b"\\c",
+        b"\\\\",
+        b"\\t",
+        b"\xc3\xa5",
+    ),
+    *(b"content-length:", b"accept-version:1.2", b"accept-version:1.1", b"heart-beat:500,500", b"receipt:r", b"id:0"),
+    *(b"destination:/events", b"ack:client", b"ack:client-individual", b"prefetch-count:1", b"transaction:t"),
+    *(b"message-id:k7f3q9-1", b"id:1.k7f3q9-1", b"subscription:0", b"replay:all", b"durable:d", b"passcode:p"),
+)
+"""Pieces that the fuzzer may put together."""
+
+_CONNECT = b"CONNECT\naccept-version:1.2\nheart-beat:500,500\n\n\0"
+SEEDS = (
+    b"\3\0\n\r\n" + _CONNECT + b"\r\n\nSUBSCRIBE\nid:0\ndestination:/events\nack:client\nreceipt:r\n\n\0",
+    b"\3\1" + _CONNECT + b"SUBSCRIBE\nid:0\ndestination:/events\nack:client\n\n\0ACK\nid:1.k7f3q9-1\n\n\0",
+    b"\2\0" + b"\r\nSTOMP\r\naccept-version:1.1\r\n\r\n\0SUBSCRIBE\r\nid:a\\cb\r\ndestination:/events\r\n\r\n\0",
+    b"\1\1" + b"CONNECT\n\n\0SUBSCRIBE\ndestination:/events\n\n\0UNSUBSCRIBE\ndestination:/events\nreceipt:u\n\n\0",
+    b"\3\2" + _CONNECT + b"BEGIN\ntransaction:t\n\n\0ACK\nid:1.x-1\ntransaction:t\n\n\0COMMIT\ntransaction:t\n\n\0",
+    b"\3\3" + _CONNECT + b"NACK\nid:0\ncontent-length:3\n\na\0b\0DISCONNECT\nreceipt:d\n\n\0SEND\n\n\0",
+    b"\3\5" + _CONNECT + b"SEND\ndestination:/events\nreceipt:s\n\n\0SUBSCRIBE\n\n\0",
+    b"\0\4" + b"NACK\nid:0\ncontent-length:35\n\n" + b"x" * 35 + b"\0",  # one more than TIGHT allows
+)
+"""Inputs to begin with: one octet for the version, one for the cuts, then the stream."""
+
+Outcome = tuple[list[Frame], tuple[str, str, str | None] | None]
+
+
+def check_decoder(data: bytes) -> None:
+    """Any stream, cut anywhere: the same frames and fault, in linear work and bounded memory; writing reads back."""
+    version, seed, stream = _parted(data)
+    for limits in (ROOMY, TIGHT):
+        whole = _decoded(Decoder(limits, version), [stream])
+        assert _decoded(Decoder(limits, version), list(_cut(stream, seed))) == whole
+    for frame in _decoded(Decoder(ROOMY, version), [stream])[0]:
+        _check_identity(frame, version)
+
+
+def check_connection(data: bytes) -> None:
+    """Any stream, cut anywhere: the same requests; each is answered with one frame; a fault ends it for good."""
+    _, seed, stream = _parted(data)
+    assert conversed(list(_cut(stream, seed))) == conversed([stream])
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {"decoder": check_decoder, "connection": check_connection}
+
+
+def _parted(data: bytes) -> tuple[Version | None, int, bytes]:
+    head = data[:2].ljust(2, b"\0")
+    return VERSIONS[head[0] % len(VERSIONS)], head[1], data[2:]
+
+
+def _cut(stream: bytes, seed: int) -> Iterator[bytes]:
+    """Cut a stream into pieces: seed 0 into octets, another at places that it decides."""
+    if seed == 0:
+        yield from (stream[at : at + 1] for at in range(len(stream)))
+        return
+    choice = random.Random(seed)  # noqa: S311 - the same places for the same seed
+    places = sorted(choice.randint(0, len(stream)) for _ in range(choice.randint(1, PIECES_MAX)))
+    yield from (stream[start:end] for start, end in pairwise([0, *places, len(stream)]))
+
+
+def _decoded(decoder: Decoder, pieces: list[bytes]) -> Outcome:
+    frames: list[Frame] = []
+    for piece in pieces:
+        try:
+            frames.extend(decoder.feed(piece))
+        except RemoteProtocolError as fault:
+            return frames, _told(fault)
+        for frame in frames:
+            _check_size(frame, decoder.limits)
+        done = decoder.statistics()
+        assert done.searched_bytes <= done.fed_bytes
+        assert done.held_bytes <= decoder.limits.frame_bytes_max
+        assert done.frames == len(frames)
+    return frames, None
+
+
+def _told(fault: RemoteProtocolError) -> tuple[str, str, str | None]:
+    """What a client is told of a fault, which must be one of the catalogue."""
+    assert (fault.token, fault.prose) in FAULTS
+    return fault.token, fault.prose, fault.receipt_id
+
+
+def _check_size(frame: Frame, limits: Limits) -> None:
+    """At least so much stood on the wire: line ends may have been longer, and escapes, and space around a value."""
+    lines = [len(f"{name}:{value}".encode()) for name, value in frame.headers]
+    assert len(frame.command) <= limits.command_bytes_max
+    assert len(lines) <= limits.header_count_max
+    assert max(lines, default=0) <= limits.header_line_bytes_max
+    head = len(f"{frame.command}\n".encode()) + sum(line + 1 for line in lines) + 1
+    assert head + len(frame.body) + 1 <= limits.frame_bytes_max
+
+
+def _check_identity(frame: Frame, version: Version | None) -> None:
+    try:
+        written = encode(frame, version)
+    except LocalProtocolError:
+        return  # read liberally: a command or header that we would not write
+    assert list(Decoder(ROOMY, version).feed(written)) == [frame]
+
+
+def conversed(pieces: list[bytes]) -> list[object]:
+    """All that a connection makes of a stream: its requests, and the fault if there is one."""
+    connection = Connection(OPTIONS)
+    said: list[object] = []
+    for piece in pieces:
+        try:
+            requests, fault = connection.receive(piece), None
+        except RemoteProtocolError as error:
+            requests, fault = error.fulfilled, error
+        for request in requests:
+            said.append(request)
+            _answer(connection, request)
+        if fault is not None:
+            said.append(_told(fault))
+            _end(connection, fault)
+            return said
+        _check_bounds(connection)
+    return said
+
+
+def _answer(connection: Connection, request: Request) -> None:
+    match request:
+        case Connect(version=version):
+            assert connection.state is not State.AWAITING_CONNECT
+            assert connection.version is version
+            assert _read(connection, connection.connected()).command == "CONNECTED"
+            return
+        case Subscribe(number=number, destination=destination):
+            message = connection.message_prefix(number) + message_head("k7f3q9-1", 2, truncated=False)
+            message += connection.message_ack(number, "k7f3q9-1") + EOL + b"{}" + NUL
+            frame = _read(connection, message)
+            assert frame.get("destination") == destination
+            assert frame.get("subscription") == request.id
+        case Disconnect():
+            assert connection.state is State.DISCONNECTED
+        case Unsubscribe() | Acknowledge():
+            pass
+        case _:
+            assert_never(request)
+    if request.receipt is not None:
+        assert _read(connection, connection.receipt(request.receipt)).get("receipt-id") == request.receipt
+
+
+def _end(connection: Connection, fault: RemoteProtocolError) -> None:
+    """Say the fault; after that nothing is read."""
+    assert connection.state is State.FAILED
+    assert connection.receive(b"CONNECT\n\n\0") == []
+    error = _read(connection, connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers))
+    assert (error.command, error.get("message"), error.body.decode()) == ("ERROR", fault.token, fault.prose)
+    assert error.get("receipt-id") == fault.receipt_id
+    assert connection.receive(b"CONNECT\n\n\0") == []
+    assert connection.statistics().held_bytes == 0
+
+
+def _check_bounds(connection: Connection) -> None:
+    held = connection.statistics()
+    assert held.subscriptions <= OPTIONS.subscriptions_max
+    assert held.transactions <= OPTIONS.transactions_max
+    assert held.transaction_acks <= OPTIONS.transaction_acks_max
+    assert held.held_bytes <= OPTIONS.frame_bytes_max
+    if connection.state is State.DISCONNECTED:
+        assert held.held_bytes == held.transactions == 0
+
+
+def _read(connection: Connection, octets: bytes) -> Frame:
+    """Read what was written, as its client does: one frame, and nothing beside it."""
+    decoder = Decoder(ROOMY, connection.version)
+    [frame] = decoder.feed(octets)
+    assert decoder.statistics().held_bytes == 0
+    return frame

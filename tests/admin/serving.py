@@ -1,0 +1,95 @@
+"""The admin port of a whole server in this process, and of an application alone, asked over real HTTP."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import httpx
+import trio
+from attrs import define
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp
+
+from airy_trio import app
+from airy_trio.admin.server import AdminOptions, open_listeners, serve
+from airy_trio.settings import Settings
+
+HOST = "127.0.0.1"
+TIMEOUT_S = 30.0
+OK = 200
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def free_port() -> int:
+    """A port that nobody has: 0 means that there is no admin port at all."""
+    with socket.create_server((HOST, 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def admin(port: int, more: str = "") -> str:
+    """Settings for a server with an admin port."""
+    return f"[listener]\nport = 0\n[admin]\nport = {port}\n{more}"
+
+
+@define
+class Port:
+    """An admin port that somebody serves."""
+
+    number: int
+
+    async def get(self, path: str, **headers: str) -> httpx.Response:
+        async with httpx.AsyncClient(base_url=f"http://{HOST}:{self.number}", timeout=TIMEOUT_S) as client:
+            return await client.get(path, headers=headers)
+
+    async def ready(self) -> tuple[int, dict[str, Any]]:
+        answer = await self.get("/readyz")
+        return answer.status_code, answer.json()
+
+    async def until_ready(self) -> None:
+        """Ask until the server is ready."""
+        with trio.fail_after(TIMEOUT_S):
+            while (await self.ready())[0] != OK:
+                pass
+
+    async def until_unwell(self, part: str, words: str) -> str:
+        """Ask until a part is not well, for a reason that has these words; give it."""
+        with trio.fail_after(TIMEOUT_S):
+            while True:
+                code, found = await self.ready()
+                if not found[part]["well"] and words in found[part]["reason"]:
+                    assert (code, found["ready"]) == (503, False)
+                    return str(found[part]["reason"])
+
+    async def samples(self) -> Samples:
+        """What /metrics tells, parsed: the value by name and labels."""
+        answer = await self.get("/metrics")
+        assert answer.status_code == 200
+        families = text_string_to_metric_families(answer.text)
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
+@asynccontextmanager
+async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Port]]:
+    """A whole server until the block ends."""
+    async with trio.open_nursery() as nursery:
+        address: app.Address = await nursery.start(app.serve, settings)
+        yield address, Port(settings.admin.port)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serving(application: ASGIApp) -> AsyncIterator[Port]:
+    """An application alone until the block ends, which must not take long then."""
+    port = free_port()
+    listeners = await open_listeners(AdminOptions(port=port))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, listeners, application))
+        yield Port(port)
+        nursery.cancel_scope.cancel()

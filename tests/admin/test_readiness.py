@@ -1,0 +1,178 @@
+"""Each reason for which a server is not ready, made true on a real one; and what is logged of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.admin import readiness
+from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
+from airy_trio.database import DatabaseUnavailable
+from airy_trio.log.memory import MemoryStore
+from airy_trio.testing.feed import MemoryChanges
+from tests.admin.serving import admin, free_port, serving_all
+from tests.application import Application, application
+from tests.log.recording import Node, node
+from tests.postgres import Postgres
+
+QUICKLY_S = 0.1
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "TRIGGERS_PERIOD_S", QUICKLY_S)
+    monkeypatch.setattr(readiness, "CHANGE_PERIOD_S", QUICKLY_S)
+
+
+async def test_a_server_that_is_well_is_ready(any_application: Application) -> None:
+    async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
+        code, found = await port.ready()
+        assert (code, found.pop("ready")) == (200, True)
+        assert found == {
+            "feed": {"well": True, "reason": "this server records"},
+            "store": {"well": True, "reason": "the event store answers"},
+            "triggers": {"well": True, "reason": "in place"},
+            "lag": {"well": True, "reason": "at most 10 s behind"},
+        }
+
+
+async def test_one_that_only_serves_is_ready_too(any_application: Application) -> None:
+    settings = [any_application.migrate(admin(free_port())) for _ in range(2)]
+    async with serving_all(settings[0]), serving_all(settings[1]) as (_, port):
+        code, found = await port.ready()
+        assert (code, found["feed"]["reason"]) == (200, "another server records, or this one is about to")
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_triggers_that_are_gone_and_put_back(any_application: Application) -> None:
+    settings = any_application.migrate(admin(free_port()))
+    with capture_logs() as said:
+        async with serving_all(settings) as (_, port):
+            any_application.execute(
+                "drop table tags", "create table tags (id text primary key, name text not null, color text not null)"
+            )
+            await port.until_unwell("triggers", 'table "tags" (tags) has no trigger')
+            any_application.execute("drop table tags")
+            await port.until_unwell("triggers", 'there is no table "tags"')
+            any_application.migrate(admin(settings.admin.port))
+            await port.until_ready()
+    told = [line for line in said if line.get("part") == "triggers"]
+    assert [line["event"] for line in told] == ["not ready", "ready again"]
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_database_that_is_stopped_and_started_again(own_postgres: Postgres) -> None:
+    with application(own_postgres.url(own_postgres.create_database())) as writing:
+        async with serving_all(writing.migrate(admin(free_port()))) as (_, port):
+            await trio.to_thread.run_sync(own_postgres.stop)
+            for part, words in (
+                ("feed", "recording is interrupted: "),
+                ("store", "the event store cannot be read: "),
+                ("triggers", "the database cannot be asked: "),
+            ):
+                assert (await port.until_unwell(part, words)).startswith(words)
+            assert (await port.get("/livez")).status_code == 200
+            await trio.to_thread.run_sync(own_postgres.start)
+            await port.until_ready()
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_store_that_is_away_while_the_database_is_there(
+    postgres_application: Application, own_postgres: Postgres
+) -> None:
+    url = own_postgres.url(own_postgres.create_database())
+    settings = postgres_application.migrate(admin(free_port(), f'[log]\nurl = "{url}"\n'))
+    async with serving_all(settings) as (_, port):
+        await trio.to_thread.run_sync(own_postgres.stop)
+        await port.until_unwell("store", "the event store cannot be read: ")
+        assert (await port.ready())[1]["triggers"]["well"]
+        await trio.to_thread.run_sync(own_postgres.start)
+        await port.until_ready()
+
+
+async def test_change_log_that_cannot_be_read_shows_as_lag(postgres_application: Application) -> None:
+    settings = postgres_application.migrate(admin(free_port(), "lag_max_s = 0.5\n"))
+    log = postgres_application.log_table("change_log")
+    async with serving_all(settings) as (_, port):
+        with postgres_application.engine.begin() as connection:
+            connection.execute(sa.text(f"lock table {log} in access exclusive mode"))
+            await port.until_unwell("lag", "(0.5 s are allowed)")
+            assert (await port.ready())[1]["store"]["well"]
+        await port.until_ready()
+
+
+async def test_sqlite_file_that_is_moved_away(sqlite_application: Application, tmp_path: Path) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
+        (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
+        await port.until_unwell("feed", "is not there any more")
+        (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
+        await port.until_ready()
+
+
+def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readiness:
+    """What the database answers in turn: faults, after how many seconds, or that it cannot be asked."""
+
+    async def trigger_faults() -> Sequence[str]:
+        match faults.pop(0) if len(faults) > 1 else faults[0]:
+            case Exception() as error:
+                raise error
+            case float(pause_s):
+                await trio.sleep(pause_s)
+                return ()
+            case found:
+                assert not isinstance(found, float)
+                return found
+
+    return Readiness(one.recorder, one.log, trigger_faults, lag_max_s=10)
+
+
+async def test_a_look_at_the_triggers_that_takes_for_ever_is_given_up(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    one = node(MemoryChanges(), MemoryStore())
+    found = watched(one, [1e9, ()])
+    nursery.start_soon(found.run)
+    await trio.sleep(TRIGGERS_PERIOD_S + TRIGGERS_TIMEOUT_S + 1)
+    assert found.conditions()["triggers"].reason == f"the database has not answered for {TRIGGERS_TIMEOUT_S} s"
+    await trio.sleep(TRIGGERS_PERIOD_S + 1)
+    assert found.conditions()["triggers"].well
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_becomes_unwell_is_logged_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    one = node(MemoryChanges(), MemoryStore())
+    found = watched(one, [DatabaseUnavailable("away"), DatabaseUnavailable("away"), ("a", "b"), ()])
+    with capture_logs() as said:
+        nursery.start_soon(found.run)
+        await trio.sleep(TRIGGERS_PERIOD_S * 6)
+    assert [(line["event"], line.get("reason")) for line in said] == [
+        ("not ready", "the database cannot be asked: away"),
+        ("ready again", None),
+    ]
+    nursery.cancel_scope.cancel()
+
+
+async def test_lag_counts_from_when_there_was_something(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    changes = MemoryChanges()
+    one = node(changes, MemoryStore())
+    await one.log.open()
+    found = watched(one, [()])
+    await nursery.start(one.recorder.run)
+    await trio.sleep(100)
+    assert found.conditions()["lag"].well  # nothing happens
+    assert one.recorder.lag_s == 0
+    changes.away = True
+    changes.written.set()
+    await trio.sleep(8)
+    assert found.conditions()["lag"].well
+    assert not found.conditions()["feed"].well
+    await trio.sleep(4)
+    assert found.conditions()["lag"].reason.endswith("(10 s are allowed)")
+    changes.away = False
+    await trio.sleep(2)
+    assert all(condition.well for condition in found.conditions().values())
+    nursery.cancel_scope.cancel()

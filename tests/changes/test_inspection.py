@@ -1,0 +1,178 @@
+"""Does the mapping fit: every fault at once, each with its setting; and tables of all sorts that do fit."""
+
+import pytest
+import sqlalchemy as sa
+
+from airy_trio.changes.inspection import inspect
+from airy_trio.changes.tables import Tables
+from airy_trio.errors import MappingError
+from tests.application import Application
+from tests.postgres import Postgres
+
+CHAT = (
+    "create table chat (id text, body text, sent_at text, source text)",
+    "create view seen as select * from chat",
+    "create table labels (id text, title text)",
+    "create table attributes (owner text, name text)",
+)
+
+
+def inspected(application: Application, more: str = "") -> Tables:
+    with application.engine.begin() as connection:
+        return inspect(connection, application.settings(more).tables)
+
+
+def faults(application: Application, more: str = "") -> tuple[str, ...]:
+    with pytest.raises(MappingError) as caught:
+        inspected(application, more)
+    return caught.value.faults
+
+
+def only(kind: str, lines: str) -> str:
+    others = {"messages", "metadata", "channels", "tags"} - {kind}
+    return f"[database.tables.{kind}]\n{lines}\n" + "".join(f'[database.tables.{k}]\nname = ""\n' for k in others)
+
+
+def test_an_empty_database_lacks_four_tables(any_application: Application) -> None:
+    assert [fault.partition(" (")[0] for fault in faults(any_application)] == [
+        f'database.tables.{kind}.name: there is no table "{kind}" in the database'
+        for kind in ("messages", "metadata", "channels", "tags")
+    ]
+
+
+def test_all_faults_of_all_tables_at_once(any_application: Application) -> None:
+    any_application.execute(*CHAT)
+    found = faults(
+        any_application,
+        """
+        [database.tables.messages]
+        name = "chat"
+        columns = { content = "bodi", sender_id = "author" }
+        constants = { channel_id = "web", conversation_id = "1", delivery_state = "delivered" }
+        [database.tables.metadata]
+        name = "attributes"
+        columns = { subject = "owner", key = "name", value_type = "type" }
+        [database.tables.channels]
+        name = "seen"
+        [database.tables.tags]
+        name = "other.labels"
+        """,
+    )
+    assert [fault.partition(" (")[0] for fault in found] == [
+        'database.tables.messages.columns.content: table "chat" has no column "bodi", perhaps "body"',
+        'database.tables.messages.columns.from_contact: table "chat" has no column "from_contact"',
+        'database.tables.messages.columns.sender_id: table "chat" has no column "author"',
+        'database.tables.metadata.columns.value: table "attributes" has no column "value"',
+        'database.tables.metadata.columns.value_type: table "attributes" has no column "type"',
+        'database.tables.channels.name: "seen" is not a table; a view cannot be watched',
+        'database.tables.tags.name: there is no table "other.labels" in the database',
+    ]
+    assert found[0].endswith("(columns: body, id, sent_at, source)")
+
+
+def test_nothing_mapped_is_nothing_to_watch(any_application: Application) -> None:
+    assert faults(any_application, only("tags", 'name = ""')) == (
+        "database.tables: every table is mapped to nothing, so there is nothing to watch",
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, constants, names",
+    [
+        ("tags", '{ id = "1", color = "red" }', "id"),
+        ("metadata", '{ subject = "message", identifier = "1" }', "subject and identifier"),
+        ("metadata", '{ subject = "message:1" }', "subject and identifier"),
+    ],
+)
+def test_rows_without_a_key_are_refused(any_application: Application, kind: str, constants: str, names: str) -> None:
+    any_application.execute("create table t (key text, value text, name text)")
+    assert faults(any_application, only(kind, f'name = "t"\nconstants = {constants}')) == (
+        f"database.tables.{kind}.constants: without a column for {names} rows cannot be told apart",
+    )
+
+
+@pytest.mark.parametrize("where", ["secret = 1", "name ==== 'x'", "name = 'x') or ("])
+def test_a_where_that_is_no_condition_is_refused(any_application: Application, where: str) -> None:
+    any_application.migrate()
+    (fault,) = faults(any_application, only("tags", f'where = "{where}"'))
+    assert fault.startswith('database.tables.tags.where: not a condition over the columns of "tags": ')
+
+
+@pytest.mark.parametrize(
+    "where", ["name <> 'x' -- or so", "name not in ('a::b', ':c', '%d')", '\\"name\\" is not null']
+)
+def test_a_where_that_is_one(any_application: Application, where: str) -> None:
+    any_application.migrate()
+    assert inspected(any_application, only("tags", f'where = "{where}"')).keys() == {"tags"}
+
+
+def test_faults_leave_the_transaction_usable(any_application: Application) -> None:
+    any_application.migrate()
+    with any_application.engine.begin() as connection:
+        with pytest.raises(MappingError):
+            inspect(connection, any_application.settings(only("tags", "where = 'nothing'")).tables)
+        assert connection.execute(sa.text("select 1")).scalar() == 1
+
+
+def test_names_that_need_quoting(any_application: Application) -> None:
+    any_application.execute('create table "Weird ""Tags" ("tag id" text, "Name:x" text, "50%" text)')
+    more = only("tags", 'name = "Weird \\"Tags"\ncolumns = { id = "tag id", name = "Name:x", color = "50%" }')
+    table = inspected(any_application, more)["tags"]
+    assert [column.name for column in table.columns.values()] == ["tag id", "Name:x", "50%"]
+
+
+def test_sqlite_knows_names_in_any_case(sqlite_application: Application) -> None:
+    sqlite_application.execute("create table Tags (ID text, Name text, COLOR text)")
+    table = inspected(sqlite_application, only("tags", 'name = "main.tags"\ncolumns = { color = "Color" }'))["tags"]
+    assert table.name == "Tags"
+    assert [column.name for column in table.columns.values()] == ["ID", "Name", "COLOR"]
+
+
+def test_sqlite_virtual_tables_and_other_schemas_are_refused(sqlite_application: Application) -> None:
+    sqlite_application.execute("create virtual table tags using fts5(id, name, color)")
+    assert faults(sqlite_application, only("tags", "")) == (
+        'database.tables.tags.name: "tags" is a virtual table, which has no triggers',
+    )
+    assert "there is no table" in faults(sqlite_application, only("tags", 'name = "temp.tags"'))[0]
+
+
+def test_postgres_names_with_schema_and_case(postgres_application: Application) -> None:
+    postgres_application.execute(
+        "create schema chat", 'create table chat."a.b" (id int8, name text, color text)', "create schema tags"
+    )
+    table = inspected(postgres_application, only("tags", 'name = ["chat", "a.b"]'))["tags"]
+    assert (table.schema, table.name) == ("chat", "a.b")
+    assert "there is no table" in faults(postgres_application, only("tags", 'name = "chat.A"'))[0]
+
+
+def test_postgres_parents_by_inheritance_are_refused(postgres_application: Application) -> None:
+    postgres_application.execute(
+        "create table tags (id text, name text, color text)", "create table more_tags () inherits (tags)"
+    )
+    (fault,) = faults(postgres_application, only("tags", ""))
+    assert fault.startswith('database.tables.tags.name: "tags" has child tables that inherit from it')
+
+
+def test_postgres_types_are_those_below_domains(postgres_application: Application) -> None:
+    postgres_application.execute(
+        "create domain short as varchar(4)",
+        "create domain shorter as short",
+        "create domain number as int check (value > 5)",
+        "create table tags (id number, name shorter, color char(3))",
+    )
+    columns = inspected(postgres_application, only("tags", ""))["tags"].columns
+    assert [(column.type, column.sql_type) for column in columns.values()] == [
+        ("integer", "integer"),
+        ("text", "character varying"),
+        ("text", "bpchar"),
+    ]
+
+
+def test_a_role_that_may_not_read_is_told(postgres_application: Application, postgres: Postgres) -> None:
+    postgres_application.migrate()
+    database = sa.make_url(postgres_application.url).database
+    assert database is not None
+    other = Application(postgres.password_url(database))
+    (fault,) = faults(other, only("tags", ""))
+    other.engine.dispose()
+    assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')

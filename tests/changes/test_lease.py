@@ -1,0 +1,118 @@
+"""Who may record: at most one, and whoever comes next once it is gone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, PostgresLease
+from airy_trio.database import DatabaseRefused, DatabaseUnavailable, Names, Session, postgres_engine
+from tests.application import Application
+
+HOLDER = """
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def session(application: Application) -> Session:
+    return Session(postgres_engine(application.url, connect_timeout_s=5, settings=SESSION_TIMEOUTS))
+
+
+async def test_of_two_sessions_one_holds_it_until_it_is_released(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    first = PostgresLease(session(postgres_application), postgres_application.names)
+    second = PostgresLease(session(postgres_application), postgres_application.names)
+    assert await first.try_acquire()
+    assert await first.try_acquire()
+    assert not await second.try_acquire()
+    await first.release()
+    await first.release()
+    assert await second.try_acquire()
+    assert not await first.try_acquire()
+    await second.release()
+    await first.release()
+
+
+async def test_a_holder_whose_session_ends_has_lost_it(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    sessions = session(postgres_application), session(postgres_application)
+    first, second = (PostgresLease(own, postgres_application.names) for own in sessions)
+    assert await first.try_acquire()
+    holder = "select pid from pg_locks where locktype = 'advisory' and granted"
+    postgres_application.execute(f"select pg_terminate_backend(({holder}), 5000)")
+    assert await second.try_acquire()
+    with pytest.raises(DatabaseUnavailable):
+        await sessions[0].run(lambda connection: connection.exec_driver_sql("select 1"))
+    assert not await first.try_acquire()
+    await first.release()
+    await second.release()
+
+
+async def test_a_frozen_holder_loses_it_within_a_second(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    first = PostgresLease(session(postgres_application), postgres_application.names)
+    second = PostgresLease(session(postgres_application), postgres_application.names)
+    assert await first.try_acquire()
+    with trio.fail_after(5):
+        while not await second.try_acquire():  # noqa: ASYNC110 - as the recorder does
+            await trio.sleep(0.05)
+    await first.release()
+    await second.release()
+
+
+async def test_change_logs_in_one_database_have_a_lease_each(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    postgres_application.migrate('schema = "other"')
+    first = PostgresLease(session(postgres_application), postgres_application.names)
+    second = PostgresLease(session(postgres_application), Names("postgresql", "other"))
+    assert await first.try_acquire()
+    assert await second.try_acquire()
+    await first.release()
+    await second.release()
+
+
+async def test_a_change_log_that_is_not_there_has_no_lease(postgres_application: Application) -> None:
+    lease = PostgresLease(session(postgres_application), postgres_application.names)
+    assert not await lease.try_acquire()
+    await lease.release()
+
+
+async def test_of_two_leases_on_a_file_one_holds_it(tmp_path: Path) -> None:
+    first, second = FileLease(tmp_path / "lock"), FileLease(tmp_path / "lock")
+    assert await first.try_acquire()
+    assert await first.try_acquire()
+    assert not await second.try_acquire()
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+    await first.release()
+    await first.release()
+    assert await second.try_acquire()
+    assert not await first.try_acquire()
+    await second.release()
+
+
+async def test_a_process_that_is_killed_lets_go_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lease = FileLease(path)
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with trio.fail_after(30):
+        assert await process.stdout.receive_some() == b"held\n"
+        assert not await lease.try_acquire()
+        process.kill()
+        await process.wait()
+        assert await lease.try_acquire()
+    await lease.release()
+    await process.stdout.aclose()
+
+
+async def test_a_lock_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseRefused, match="cannot be opened: No such file or directory"):
+        await FileLease(tmp_path / "no" / "lock").try_acquire()

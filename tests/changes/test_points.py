@@ -1,0 +1,51 @@
+"""Resume points as text: what is written is read again, what others wrote is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.points import PostgresPoint, SqlitePoint
+
+SNAPSHOTS = st.builds(
+    lambda xmin, xmax, xip: f"{xmin}:{xmax}:{','.join(map(str, xip))}",
+    st.integers(1, 2**63),
+    st.integers(1, 2**63),
+    st.lists(st.integers(1, 2**63), max_size=3),
+)
+POSTGRES = st.builds(
+    PostgresPoint,
+    system=st.text(),
+    timeline=st.text(),
+    snapshot=SNAPSHOTS,
+    target=SNAPSHOTS | st.just(""),
+    seq=st.integers(0, 2**63),
+)
+SQLITE = st.builds(SqlitePoint, seq=st.integers(0, 2**63), token=st.text())
+
+
+@given(POSTGRES)
+def test_a_postgres_point_survives_as_text(point: PostgresPoint) -> None:
+    assert PostgresPoint.parse(str(point)) == point
+    with pytest.raises(ResumePointLost):
+        SqlitePoint.parse(str(point))
+
+
+@given(SQLITE)
+def test_an_sqlite_point_survives_as_text(point: SqlitePoint) -> None:
+    assert SqlitePoint.parse(str(point)) == point
+    with pytest.raises(ResumePointLost):
+        PostgresPoint.parse(str(point))
+
+
+@given(st.text() | st.sampled_from(["", "[]", "{}", "null", '["1",2]', '{"system":"1","snapshot":"x"}']))
+def test_anything_else_is_of_another_database(text: str) -> None:
+    for kind in (PostgresPoint, SqlitePoint):
+        with pytest.raises(ResumePointLost, match="another kind of database"):
+            kind.parse(text)
+
+
+def test_the_parts_of_a_snapshot() -> None:
+    point = PostgresPoint(system="1", timeline="2", snapshot="10:20:12,15")
+    assert (point.horizon, point.next_transaction, point.in_progress) == (10, 20, ["12", "15"])
+    assert PostgresPoint(system="1", timeline="2", snapshot="10:10:").in_progress == []

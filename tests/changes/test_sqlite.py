@@ -1,0 +1,180 @@
+"""What only the SQLite feed has to get right: files that are replaced, writers that are not to be disturbed."""
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.rows import ChangedObject, Tag
+from airy_trio.database import DatabaseUnavailable, sqlite_path
+from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+
+
+@pytest.fixture(params=["wal", "delete"])
+def application(request: pytest.FixtureRequest, sqlite_application: Application) -> Application:
+    """In both ways of writing; each connection sees which one the file has."""
+    with sqlite3.connect(sqlite_path(sqlite_application.url)) as connection:
+        connection.execute(f"pragma journal_mode = {request.param}")
+    connection.close()
+    sqlite_application.migrate()
+    return sqlite_application
+
+
+def ids(objects: Sequence[ChangedObject]) -> list[object]:
+    return [changed.id for changed in objects if isinstance(changed, Tag)]
+
+
+def copy_of(application: Application, name: str) -> Path:
+    """A consistent copy of the file, as SQLite itself makes one."""
+    path = sqlite_path(application.url)
+    copy = path.with_name(name)
+    source, target = sqlite3.connect(path), sqlite3.connect(copy)
+    source.backup(target)
+    source.close()
+    target.close()
+    return copy
+
+
+def put_back(copy: Path, application: Application) -> None:
+    """Write the copy over what is in the file, as SQLite's ``.restore`` does."""
+    source, target = sqlite3.connect(copy), sqlite3.connect(sqlite_path(application.url))
+    source.backup(target)
+    source.close()
+    target.close()
+
+
+@pytest.mark.parametrize("rows_after", [0, 1, 5])
+async def test_an_older_copy_written_back_is_noticed(application: Application, rows_after: int) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        application.tag("kept")
+        _, after, _ = await read_all(feed, await feed.origin())
+        copy = copy_of(application, "copy.db")
+        application.tag("lost")
+        _, after, _ = await read_all(feed, after)
+        put_back(copy, application)
+        for number in range(rows_after):
+            application.tag(f"t{number}")  # takes the numbers of rows that were read
+        with pytest.raises(ResumePointLost):
+            await feed.read(after, 10)
+        after = await feed.restart()
+        application.tag("new")
+        assert ids((await read_all(feed, after))[0]) == ["new"]
+
+
+async def test_a_copy_of_now_is_no_other_history(application: Application) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        application.tag("t1")
+        _, after, _ = await read_all(feed, await feed.origin())
+        put_back(copy_of(application, "copy.db"), application)
+        application.tag("t2")
+        assert ids((await read_all(feed, after))[0]) == ["t2"]
+
+
+async def test_another_file_in_its_place_is_noticed_while_waiting(application: Application) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        copy = copy_of(application, "copy.db")
+        application.tag("lost")
+        _, after, _ = await read_all(feed, await feed.origin())
+        application.engine.dispose()
+        await feed.read(after, 10)
+        for rest in sqlite_path(application.url).parent.glob("app.db-*"):
+            rest.unlink()  # or SQLite would apply the journal of the old file to the new one
+        copy.replace(sqlite_path(application.url))
+        with trio.fail_after(5):
+            await feed.wait()
+        with pytest.raises(ResumePointLost):
+            await feed.read(after, 10)
+        after = await feed.restart()
+        application.tag("new")
+        assert ids((await read_all(feed, after))[0]) == ["new"]
+
+
+async def test_a_file_that_is_gone_is_waited_for(application: Application) -> None:
+    path = sqlite_path(application.url)
+    async with feed_of(application, application.settings()) as feed:
+        start = await feed.origin()
+        await feed.read(start, 10)
+        application.tag("t1")
+        application.engine.dispose()
+        shutil.move(path, path.with_name("away.db"))
+        with pytest.raises(DatabaseUnavailable, match="is not there any more"):
+            await feed.wait()
+        assert not path.exists()
+        shutil.move(path.with_name("away.db"), path)
+        assert ids((await read_all(feed, start))[0]) == ["t1"]
+
+
+async def test_an_application_that_waits_for_no_lock_is_not_disturbed_by_reading(
+    sqlite_application: Application,
+) -> None:
+    """It would fail at once with "database is locked". In WAL mode readers lock nobody out."""
+    commits = 300
+    hasty = sqlite3.connect(
+        sqlite_path(sqlite_application.url), timeout=0, isolation_level=None, check_same_thread=False
+    )
+    hasty.execute("pragma journal_mode = wal")
+    settings = sqlite_application.migrate()
+
+    def write() -> None:
+        for number in range(commits):
+            hasty.execute("insert into tags values (?, 'flag', 'red')", [f"t{number}"])
+
+    async with feed_of(sqlite_application, settings) as feed:
+        after = await feed.origin()
+        seen: list[object] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, write)
+            with trio.fail_after(30):
+                while len(seen) < commits:
+                    objects, after, _ = await read_all(feed, after, 7)
+                    seen += ids(objects)
+                    if not objects:
+                        await feed.wait()
+    hasty.close()
+    assert seen == [f"t{number}" for number in range(commits)]
+
+
+async def test_a_writer_in_the_middle_of_its_transaction_is_waited_for(sqlite_application: Application) -> None:
+    """In rollback-journal mode a large transaction locks readers out until it commits."""
+    settings = sqlite_application.migrate()
+    writer = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
+    async with feed_of(sqlite_application, settings) as feed:
+        after = await feed.origin()
+        await feed.read(after, 10)
+        writer.execute("begin exclusive")
+        writer.execute("insert into tags values ('t1', 'flag', 'red')")
+        with trio.move_on_after(0.1) as waiting:
+            await feed.wait()
+        assert waiting.cancelled_caught
+        writer.execute("commit")
+        with trio.fail_after(5):
+            await feed.wait()
+        assert ids((await read_all(feed, after))[0]) == ["t1"]
+    writer.close()
+
+
+async def test_text_that_is_not_utf_8_and_other_odd_keys_do_not_fail_a_batch(application: Application) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        start = await feed.origin()
+        application.execute(
+            "insert into tags values (cast(x'ff41' as text), 'flag', 'red')",
+            "insert into tags values (x'00ff', 'flag', 'red')",
+            "insert into tags values (9e999, 'flag', 'red')",
+            "insert into tags values ('good', cast(x'ff' as text), 'red')",
+            "insert into messages (id, conversation_id, channel_id, delivery_state, from_contact, sent_at, source) "
+            "values (cast(x'fe' as text), 'c1', 'ch1', 'pending', true, 'x', 'y')",
+            "insert into metadata (subject, identifier, key) values ('message', cast(x'fd' as text), 'k')",
+        )
+        objects, _, _ = await read_all(feed, start)
+    assert {str(changed.id) for changed in objects if isinstance(changed, Tag)} == {
+        "b'\\xffA'",
+        "b'\\x00\\xff'",
+        "Inf",
+        "good",
+    }
+    assert len(objects) == 6

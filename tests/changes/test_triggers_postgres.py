@@ -1,0 +1,285 @@
+"""What the triggers of Postgres see, and that they never stand in the application's way."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from airy_trio.changes import triggers
+from airy_trio.changes.inspection import inspect
+from airy_trio.changes.rows import MessageGone, Tag, TagGone
+from airy_trio.settings import Settings
+from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+from tests.postgres import PASSWORD_ROLE, Postgres
+
+MERGE_SINCE = 15
+OUTDATED = "has triggers of another mapping or version:"
+RUN = "; run: airy-trio migrate --config FILE"
+
+
+@pytest.fixture
+def application(postgres_application: Application) -> Application:
+    postgres_application.migrate()
+    return postgres_application
+
+
+def logged(application: Application) -> list[tuple[Any, ...]]:
+    """Operation and first key of each change, in order; the log is empty after."""
+    with application.engine.begin() as connection:
+        rows = connection.exec_driver_sql("select operation, key_1 from airy_trio.change_log order by seq").all()
+        connection.exec_driver_sql("delete from airy_trio.change_log")
+    return [tuple(row) for row in rows]
+
+
+def raw_connection(application: Application) -> psycopg.Connection:
+    url = sa.make_url(application.url).set(drivername="postgresql")
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+
+
+def faults(application: Application, settings: Settings) -> list[str]:
+    with application.engine.begin() as connection:
+        tables = inspect(connection, settings.tables)
+        return list(triggers.faults(connection, tables, application.names, deletes=settings.events.deletes))
+
+
+def test_one_statement_that_writes_many_rows(application: Application) -> None:
+    application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 3) n")
+    application.execute("update tags set name = 'other' where id <> 't2'")
+    application.execute("delete from tags")
+    assert logged(application) == [
+        *(("U", f"t{n}") for n in (1, 2, 3)),
+        ("U", "t1"),
+        ("U", "t3"),
+        *(("D", id_) for id_ in ("t2", "t1", "t3")),
+    ]
+
+
+def test_upsert_merge_and_copy(application: Application, postgres: Postgres) -> None:
+    upsert = "insert into tags values ('t1', '{}', 'red') on conflict (id) do update set name = excluded.name"
+    application.execute(upsert.format("old"), upsert.format("new"))
+    application.execute("insert into tags values ('t1', 'ignored', 'red') on conflict do nothing")
+    with raw_connection(application) as connection, connection.cursor().copy("copy tags from stdin") as copy:
+        copy.write("t2\tflag\tred\nt3\tflag\tred\n")
+    assert logged(application) == [("U", "t1"), ("U", "t1"), ("U", "t2"), ("U", "t3")]
+    if postgres.binaries.version >= MERGE_SINCE:
+        application.execute(
+            "merge into tags using (values ('t3'), ('t4')) as wanted(id) on tags.id = wanted.id "
+            "when matched then delete when not matched then insert values (wanted.id, 'flag', 'red')"
+        )
+        assert sorted(logged(application)) == [("D", "t3"), ("U", "t4")]
+
+
+def test_a_foreign_key_cascade(application: Application) -> None:
+    application.execute(
+        "alter table messages add foreign key (channel_id) references channels on delete cascade on update cascade"
+    )
+    application.channel()
+    application.message()
+    logged(application)
+    application.execute("update channels set id = 'ch2'")
+    assert logged(application) == [("D", "ch1"), ("U", "ch2"), ("U", "m1")]
+    application.execute("delete from channels")
+    assert logged(application) == [("D", "ch2"), ("D", "m1")]
+
+
+def test_keys_that_move_and_swap_in_one_statement(application: Application) -> None:
+    application.execute(
+        "alter table tags drop constraint tags_pkey, add primary key (id) deferrable initially deferred"
+    )
+    for id_ in ("a", "b", "c"):
+        application.tag(id_)
+    logged(application)
+    application.execute("update tags set id = case id when 'a' then 'b' else 'a' end where id <> 'c'")
+    assert sorted(logged(application)) == [("U", "a"), ("U", "b")]
+    application.execute("update tags set id = chr(ascii(id) + 1)")
+    changes = logged(application)
+    assert changes[0] == ("D", "a")
+    assert sorted(changes[1:]) == [("U", "b"), ("U", "c"), ("U", "d")]
+
+
+def test_moving_many_keys_does_not_take_quadratic_time(application: Application) -> None:
+    application.execute("insert into tags select 't' || n, 'flag', 'red' from generate_series(1, 20000) n")
+    logged(application)
+    application.execute("set local statement_timeout = '10s'", "update tags set id = 'moved-' || id")
+    assert len(logged(application)) == 40_000
+
+
+async def test_truncate_logs_each_row_but_messages_only_where_their_deletes_are_events(
+    postgres_application: Application,
+) -> None:
+    for deletes in (False, True):
+        settings = postgres_application.migrate(f"[events]\ndeletes = {str(deletes).lower()}")
+        postgres_application.message()
+        postgres_application.tag()
+        async with feed_of(postgres_application, settings) as feed:
+            _, after, _ = await read_all(feed, await feed.origin())
+            postgres_application.execute("truncate messages, tags")
+            gone = (await read_all(feed, after))[0]
+        tag, message = TagGone(id="t1"), MessageGone(id="m1", conversation_id="c1", channel_id="ch1")
+        assert {type(changed) for changed in gone} == ({MessageGone, TagGone} if deletes else {TagGone})
+        assert set(gone) <= {tag, message}
+
+
+def test_a_renamed_table_is_still_watched_and_truncated(application: Application) -> None:
+    application.tag()
+    application.execute('alter table tags rename to "Old %s tags"')
+    with raw_connection(application) as connection:
+        connection.execute("insert into \"Old %s tags\" values ('t2', 'flag', 'red')")
+        connection.execute('truncate "Old %s tags"')
+    assert logged(application) == [("U", "t1"), ("U", "t2"), ("D", "t1"), ("D", "t2")]
+
+
+@pytest.mark.parametrize(
+    "change, key, channel, keys",
+    [
+        ("rename column channel_id to inbox_id", "id", "inbox_id", {"m1", "m2"}),
+        ("drop column channel_id", "id", "sender_id", {"m1", "m2"}),
+        ("alter column channel_id type int using 5", "id", None, {"m1", "m2"}),
+        ("rename column id to message_id", "message_id", "channel_id", {None}),
+        ("drop column id, add column message_id text", "message_id", "channel_id", {None}),
+    ],
+)
+def test_a_column_that_changes_later_never_makes_the_applications_writes_fail(
+    application: Application, change: str, key: str, channel: str | None, keys: set[str | None]
+) -> None:
+    application.message()
+    insert = "insert into messages ({}, {}, conversation_id, delivery_state, from_contact, sent_at, source) "
+    with raw_connection(application) as writer:  # whose plans are made already
+        writer.execute("update messages set source = 'a'")
+        application.execute(f"alter table messages {change}")
+        logged(application)
+        values = f"values ('m2', {'7' if channel is None else repr('7')}, 'c2', 'pending', true, now(), 'b')"
+        writer.execute(insert.format(key, channel or "channel_id") + values)
+        writer.execute("update messages set source = 'c'")
+        writer.execute("delete from messages")
+        writer.execute("truncate messages")
+    changes = logged(application)
+    assert [operation for operation, _ in changes] == ["U", "U", "U", "D", "D"]
+    assert {found for _, found in changes} == keys
+
+
+@pytest.fixture
+def plain_role(application: Application) -> Iterator[psycopg.Connection]:
+    """A session of a role that may write the application's tables and knows nothing of ours."""
+    role = f'"{PASSWORD_ROLE}"'
+    with raw_connection(application) as connection:
+        connection.execute(f"grant select, insert, update, delete, truncate on tags, messages to {role}")
+        connection.execute(f"set role {role}")
+        yield connection
+        connection.execute("reset role")
+        connection.execute(f"drop owned by {role}")
+
+
+def test_a_role_without_rights_on_our_schema_still_writes_its_tables(
+    application: Application, plain_role: psycopg.Connection
+) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        plain_role.execute("select * from airy_trio.change_log")
+    plain_role.execute("insert into tags values ('t1', 'flag', 'red')")
+    plain_role.execute("update tags set id = 't2'")
+    plain_role.execute("truncate tags")
+    assert logged(application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
+
+
+def test_the_applications_search_path_does_not_lead_the_triggers_astray(
+    application: Application, plain_role: psycopg.Connection
+) -> None:
+    plain_role.execute("create temp table change_log (x int)")
+    plain_role.execute("create function pg_temp.now() returns timestamptz language sql as 'select null::timestamptz'")
+    plain_role.execute("set search_path = pg_temp, public")
+    plain_role.execute("insert into public.tags values ('t1', 'flag', 'red')")
+    assert logged(application) == [("U", "t1")]
+
+
+PARTITIONED = (
+    """
+    create table messages (
+        id text, conversation_id text, channel_id text, content text, delivery_state text, from_contact boolean,
+        sent_at timestamptz, source text, sender_id text
+    ) partition by list (source)
+    """,
+    "create table messages_a partition of messages for values in ('a')",
+    "create table messages_b partition of messages for values in ('b')",
+)
+
+
+async def test_partitions_are_watched_also_those_made_later(postgres_application: Application) -> None:
+    postgres_application.execute(*PARTITIONED)
+    settings = postgres_application.migrate()
+    assert faults(postgres_application, settings) == []
+    insert = "insert into {} (id, conversation_id, channel_id, source) values ('{}', 'c1', 'ch1', '{}')"
+    postgres_application.execute("create table messages_c partition of messages for values in ('c')")
+    postgres_application.execute(
+        insert.format("messages", "m1", "a"),
+        insert.format("messages_b", "m2", "b"),
+        insert.format("messages_c", "m3", "c"),
+    )
+    assert logged(postgres_application) == [("U", "m1"), ("U", "m2"), ("U", "m3")]
+    postgres_application.execute("update messages set source = 'b' where id = 'm1'", "delete from messages_c")
+    changes = logged(postgres_application)
+    assert changes[-1] == ("D", "m3")
+    assert {key for _, key in changes[:-1]} == {"m1"}
+    async with feed_of(postgres_application, settings) as feed:
+        after = await feed.restart()
+        postgres_application.execute("update messages set source = 'a' where id = 'm1'")
+        (moved,) = (await read_all(feed, after))[0]
+    assert not isinstance(moved, MessageGone)
+
+
+def test_a_partition_itself_can_be_mapped(postgres_application: Application) -> None:
+    postgres_application.execute(*PARTITIONED)
+    more = '[database.tables.messages]\nname = "messages_a"'
+    assert faults(postgres_application, postgres_application.migrate(more)) == []
+    postgres_application.execute("insert into messages (id, source) values ('m1', 'a'), ('m2', 'b')")
+    assert logged(postgres_application) == [("U", "m1")]
+
+
+def test_missing_switched_off_and_outdated_triggers_are_told(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    assert faults(postgres_application, settings) == []
+    mapped = postgres_application.settings("[database.tables.messages]\ncolumns = { channel_id = 'source' }")
+    assert faults(postgres_application, mapped) == [
+        f'table "messages" (messages) {OUTDATED} airy_trio_messages_delete, airy_trio_messages_update{RUN}'
+    ]
+    postgres_application.execute(
+        "drop trigger airy_trio_tags_insert on tags", "alter table tags disable trigger airy_trio_tags_delete"
+    )
+    assert faults(postgres_application, settings) == [
+        f'table "tags" (tags) has no trigger airy_trio_tags_insert{RUN}',
+        f'table "tags" (tags) {OUTDATED} airy_trio_tags_delete{RUN}',
+    ]
+    postgres_application.migrate()
+    assert faults(postgres_application, settings) == []
+    postgres_application.tag()
+    postgres_application.execute("delete from tags")
+    assert logged(postgres_application) == [("U", "t1"), ("D", "t1")]
+
+
+async def test_another_mapping_leaves_no_trigger_on_the_old_table(postgres_application: Application) -> None:
+    postgres_application.execute("create table labels (id text primary key, name text, color text)")
+    postgres_application.migrate()
+    more = '[database.tables.tags]\nname = "labels"\n[database.tables.channels]\nname = ""'
+    settings = postgres_application.migrate(more)
+    async with feed_of(postgres_application, settings) as feed:
+        start = await feed.origin()
+        postgres_application.tag("old")
+        postgres_application.channel()
+        postgres_application.execute("insert into labels values ('new', 'flag', 'red')")
+        objects, _, batches = await read_all(feed, start)
+    assert objects == [Tag(id="new", name="flag", color="red")]
+    assert sum(batch.changes for batch in batches) == 1
+
+
+def test_two_kinds_may_share_a_table(postgres_application: Application) -> None:
+    postgres_application.execute("create table things (id text primary key, name text, color text, source text)")
+    more = (
+        '[database.tables.tags]\nname = "things"\n[database.tables.channels]\nname = "things"\n'
+        'columns = { source_channel_id = "name" }\nconstants = { connected = true }\n'
+    )
+    settings = postgres_application.migrate(more)
+    assert faults(postgres_application, settings) == []
+    postgres_application.execute("insert into things (id) values ('x')")
+    assert logged(postgres_application) == [("U", "x"), ("U", "x")]

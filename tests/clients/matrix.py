@@ -1,0 +1,79 @@
+"""The matrix: which real client can do what with the server, and for what it cannot, why. The tests hold each cell."""
+
+from collections.abc import Mapping
+from enum import Enum
+
+from attrs import field, frozen
+
+
+class Capability(Enum):
+    """What a client should be able to do; the heading of a column."""
+
+    SUBSCRIBE = "logs in with a token, subscribes"
+    EVENTS = "100 awkward events"
+    HEART_BEATS = "heart-beats, both ways"
+    RECONNECT = "catches up after a crash of the server"
+    DISCONNECT = "disconnects with a receipt"
+    RESUME = "resumes with `last-event-id`"
+
+
+@frozen
+class Verdict:
+    """A cell. ``note``: how, or why not; the tests hold what is then true instead."""
+
+    works: bool
+    note: str = ""
+
+
+YES = Verdict(works=True)
+BY_THE_APPLICATION = Verdict(works=True, note="The application connects again; the client does not by itself.")
+BY_A_NEW_OBJECT = Verdict(
+    works=True,
+    note="The application connects again, with a new connection object: one used again may stop its heart-beats.",
+)
+NO_RECEIPT = Verdict(works=False, note="It closes the WebSocket with its DISCONNECT, without waiting for an answer.")
+NO_DISCONNECT = Verdict(works=False, note="It has no DISCONNECT; the application closes the WebSocket.")
+NO_HEART_BEATS = Verdict(works=False, note="It asks for none, and gets none.")
+NO_HEADERS = Verdict(
+    works=False,
+    note="Its SUBSCRIBE takes no headers; it gets the recent window, like every client that names no position.",
+)
+
+
+@frozen
+class RealClient:
+    """A client of others. ``package``: as its registry calls it. ``program``: what runs it here."""
+
+    package: str
+    program: str
+    language: str
+    exceptions: Mapping[Capability, Verdict] = field(factory=dict)
+
+    def verdict(self, capability: Capability) -> Verdict:
+        """The cell of a column."""
+        return self.exceptions.get(capability, YES)
+
+
+CLIENTS = (
+    RealClient("@stomp/stompjs", "stompjs.mjs", "JavaScript"),
+    RealClient("@stomp/rx-stomp", "rx_stomp.mjs", "JavaScript"),
+    RealClient(
+        "webstomp-client",
+        "webstomp.mjs",
+        "JavaScript",
+        {Capability.RECONNECT: BY_THE_APPLICATION, Capability.DISCONNECT: NO_RECEIPT},
+    ),
+    RealClient("stompman", "stompman_client.py", "Python"),
+    RealClient("stomp.py", "stomp_py_client.py", "Python", {Capability.RECONNECT: BY_A_NEW_OBJECT}),
+    RealClient(
+        "webstompy",
+        "webstompy_client.py",
+        "Python",
+        {
+            Capability.HEART_BEATS: NO_HEART_BEATS,
+            Capability.RECONNECT: BY_THE_APPLICATION,
+            Capability.DISCONNECT: NO_DISCONNECT,
+            Capability.RESUME: NO_HEADERS,
+        },
+    ),
+)

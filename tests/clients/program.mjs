@@ -1,0 +1,42 @@
+// What the JavaScript clients here have in common: their arguments, and what they print.
+//
+//     node PROGRAM.mjs URL [LAST-EVENT-ID] [COUNT]
+//
+// environment: TOKEN, sent with CONNECT ("": none); HEARTBEAT_MS, the client's own interval ("": its default).
+// stdout: each MESSAGE as one line {"body": "...", "headers": {...}}
+// stderr: what happens to the connection, as one line {"event": ..., ...}:
+//     connected      of CONNECTED: "headers"
+//     heart-beat     the client took notice of one from the server
+//     error          of ERROR: "headers", "body"
+//     closed         of the WebSocket: "code", "reason"
+//     disconnected   the RECEIPT of DISCONNECT has come
+// Ends after COUNT messages (0: never) or on SIGTERM, with DISCONNECT.
+
+import WebSocket from "ws";
+
+export const [url, lastEventId = "", count = "0"] = process.argv.slice(2);
+export const token = process.env.TOKEN ?? "";
+export const heartbeatMs = Number(process.env.HEARTBEAT_MS || 10_000);
+export const subscribeHeaders = lastEventId === "" ? {} : { "last-event-id": lastEventId };
+export const connectHeaders = token === "" ? {} : { Authorization: `Bearer ${token}` };
+
+export const tell = (event, facts) => console.error(JSON.stringify({ event, ...facts }));
+
+export const openWebSocket = () => new WebSocket(url, ["v12.stomp", "v11.stomp", "v10.stomp"]);
+
+// What prints messages, and calls `stop` after the last of them and on SIGTERM.
+export function printing(stop) {
+  const expected = Number(count);
+  let received = 0;
+  process.on("SIGTERM", stop);
+  return ({ body, headers }) => {
+    if (expected !== 0 && received === expected) {
+      return;
+    }
+    received += 1;
+    console.log(JSON.stringify({ body, headers }));
+    if (received === expected) {
+      stop();
+    }
+  };
+}

@@ -1,0 +1,22 @@
+// @stomp/rx-stomp: it reconnects and subscribes again by itself. Arguments and output: program.mjs.
+
+import { RxStomp } from "@stomp/rx-stomp";
+
+import { connectHeaders, heartbeatMs, openWebSocket, printing, subscribeHeaders, tell } from "./program.mjs";
+
+const rxStomp = new RxStomp();
+rxStomp.configure({
+  webSocketFactory: openWebSocket,
+  connectHeaders,
+  reconnectDelay: 500,
+  heartbeatIncoming: heartbeatMs,
+  heartbeatOutgoing: heartbeatMs,
+  onHeartbeatReceived: () => tell("heart-beat"),
+});
+rxStomp.stompClient.onDisconnect = () => tell("disconnected");
+rxStomp.serverHeaders$.subscribe((headers) => tell("connected", { headers }));
+rxStomp.stompErrors$.subscribe(({ headers, body }) => tell("error", { headers, body }));
+
+const print = printing(() => rxStomp.deactivate());
+rxStomp.watch({ destination: "/events", subHeaders: subscribeHeaders }).subscribe(print);
+rxStomp.activate();

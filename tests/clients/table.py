@@ -1,0 +1,80 @@
+"""The matrix as the README shows it.
+
+python -m tests.clients.table            prints the README's section
+python -m tests.clients.table --write    writes it into the README
+"""
+
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+from tests.clients.matrix import CLIENTS, Capability, RealClient
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+HEADING = "## Clients\n"
+INTRODUCTION = """\
+In every run of the tests these clients go through the life of a real server (`make test TESTS=tests/clients`):
+events with what has broken parsers before (emoji, quotes, backslashes before n, r and c, NUL in a JSON escape,
+50 KiB), silence for three intervals of heart-beats, `kill -9` of the server, its restart, the end."""
+
+
+def section() -> str:
+    """The README's section, from its heading to its last line end."""
+    notes: list[str] = []
+    rows = [_row(["", *(capability.value for capability in Capability)]), _row(["---"] * (len(Capability) + 1))]
+    rows += [
+        _row([_name(client), *(_cell(client, capability, notes) for capability in Capability)]) for client in CLIENTS
+    ]
+    numbered = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join([HEADING, INTRODUCTION, "", *rows, "", *numbered, ""])
+
+
+def current(readme: str) -> str:
+    """The section as it stands in a README; empty where there is none."""
+    found = re.search(rf"^{HEADING}.*?(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+    return found[0].rstrip("\n") + "\n" if found else ""
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(client: RealClient, capability: Capability, notes: list[str]) -> str:
+    verdict = client.verdict(capability)
+    word = "yes" if verdict.works else "no"
+    if not verdict.note:
+        return word
+    if verdict.note not in notes:
+        notes.append(verdict.note)
+    return f"{word} ({notes.index(verdict.note) + 1})"
+
+
+def _name(client: RealClient) -> str:
+    """With the version: the locked one of npm's packages, the oldest allowed one of PyPI's."""
+    if client.program.endswith(".mjs"):
+        lock = json.loads((Path(__file__).parent / "package-lock.json").read_text())
+        return f"{client.package} {lock['packages'][f'node_modules/{client.package}']['version']}"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [oldest] = [
+        found[1] for line in extras["test"] if (found := re.match(rf"{re.escape(client.package)}>=(\S+)", line))
+    ]
+    return f"{client.package} ≥ {oldest}"
+
+
+def main() -> None:
+    """Print the section, or write it."""
+    if sys.argv[1:] != ["--write"]:
+        sys.stdout.write(section())
+        return
+    readme = README.read_text()
+    before = current(readme)
+    if not before:
+        sys.exit(f"the README has no {HEADING.strip()!r}")
+    README.write_text(readme.replace(before, section()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Airy's own inbox, which is not changed for this server: how it behaves on the wire, and that it is served so."""
+
+import re
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from airy_trio.testing.client import StompClient
+from airy_trio.websocket.farewells import SILENT
+from airy_trio.websocket.listener import ListenerOptions
+from tests.application import Application
+from tests.clients.running import stompjs
+from tests.clients.test_running import listen
+from tests.e2e.route import configure
+from tests.processes import server
+from tests.websocket.serving import serving
+
+TIMEOUT_S = 30.0
+MINUTE_S = 60.0
+AUTH = '[auth]\nmode = "tokens"\ntokens = { inbox = "right" }\n'
+
+
+def names(frame: str) -> set[str]:
+    """The names of a frame's headers."""
+    return set(re.findall(r"^(.*?):", frame, re.MULTILINE))
+
+
+async def test_it_sends_no_host_and_unsubscribes_after_it_has_disconnected(nursery: trio.Nursery) -> None:
+    asked: list[str] = []
+    with trio.fail_after(TIMEOUT_S):
+        async with stompjs(await listen(asked, nursery)) as inbox:
+            await inbox.messages(1)
+            assert await inbox.terminate() == 0
+    assert [frame.partition("\n")[0] for frame in asked] == ["CONNECT", "SUBSCRIBE", "DISCONNECT", "UNSUBSCRIBE"]
+    connect, subscribe, disconnect, _ = asked
+    assert names(connect) == {"accept-version", "heart-beat"}
+    assert "\nheart-beat:10000,10000\n" in connect
+    assert names(subscribe) == {"id", "destination"}
+    assert names(disconnect) == {"receipt"}
+
+
+async def test_it_gets_events_and_its_receipt_though_it_goes_on_after_disconnect(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = configure(sqlite_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, stompjs(serving.url) as inbox:
+            sqlite_application.tag("t1")
+            [received] = await inbox.messages(1)
+            assert received.body == '{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-red"}}'
+            assert await inbox.terminate() == 0
+            assert len(inbox.told("disconnected")) == 1
+            assert not inbox.told("error")
+            assert [closed["code"] for closed in inbox.told("closed")] == [1000]
+
+
+async def test_bad_credentials_are_told_by_401_in_the_message_of_the_error(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = configure(sqlite_application, tmp_path, AUTH)
+    sqlite_application.tag("t1")
+    with trio.fail_after(TIMEOUT_S):
+        async with (
+            server(config) as serving,
+            stompjs(serving.url, token="right", count=1) as welcome,  # noqa: S106 - the test's own
+            stompjs(serving.url, token="wrong") as refused,  # noqa: S106 - the test's own
+            stompjs(serving.url) as anonymous,
+        ):
+            assert await welcome.wait() == 0
+            for inbox in (refused, anonymous):
+                await inbox.until_told("unauthorized", 2)  # it tries again
+                for error in inbox.told("error"):
+                    assert error["headers"]["message"] == "401-unauthorized"
+                assert {closed["code"] for closed in inbox.told("closed")} == {4401}
+                assert not inbox.told("connected")
+                assert not inbox.out.all
+
+
+async def heart_beats_in(client: StompClient, seconds: float) -> int:
+    """Let time go by, and count the server's heart-beats in it."""
+    before = client.heart_beats
+    with trio.move_on_after(seconds):
+        await client.receive()
+        pytest.fail("nothing but heart-beats was to come")
+    return client.heart_beats - before
+
+
+async def test_a_hidden_tab_whose_timers_tick_once_a_minute_is_not_thrown_out(autojump_clock: MockClock) -> None:
+    async with serving(options=ListenerOptions(port=0), listen=False) as server:
+        plugged = await server.plug_connected(headers=[("heart-beat", "10000,10000")])
+        client = plugged.client
+        await client.subscribe()
+        for _ in range(10):
+            assert await heart_beats_in(client, MINUTE_S) == 2
+            await client.send_text("\n")  # all the ticks of a minute together: one timer, once
+        await server.append(1, 1)
+        assert (await client.receive()).command == "MESSAGE"
+        silent_from = trio.current_time()
+        assert await plugged.ending.wait() is SILENT
+        assert 75 <= plugged.ending.at - silent_from < 80

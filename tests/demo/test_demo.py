@@ -1,0 +1,59 @@
+"""The demo as somebody runs it: events in the terminal, an end in good order, and nothing left behind."""
+
+import itertools
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.processes import AIRY_TRIO, Program, run, running
+
+TIMEOUT_S = 40.0
+EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  [a-z0-9]{6}-(\d+) +(message|metadata|channel|tag)\.updated ")
+IN_A_GROUP_OF_ITS_OWN = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
+"""What a shell does with a command that it starts; Ctrl-C is SIGINT to the whole group."""
+
+
+def offsets(lines: list[str]) -> list[int]:
+    return [int(event[1]) for line in lines if (event := EVENT.match(line))]
+
+
+def left_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_ends_after_so_many_events(tmp_path: Path) -> None:
+    ended = await run("demo", "--events", "7", environ={"TMPDIR": str(tmp_path)})
+    assert (ended.code, ended.err) == (0, "")
+    assert offsets(ended.out.splitlines()) == [1, 2, 3, 4, 5, 6, 7]
+    assert "ws://127.0.0.1:" in ended.out
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+async def test_signal_to_the_group_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", IN_A_GROUP_OF_ITS_OWN, *AIRY_TRIO, "demo"]
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, command, environ={"TMPDIR": str(tmp_path)}) as demo:
+            for line in itertools.count():
+                said = await demo.out.line(line)
+                assert said is not None, demo.err.all
+                if "metadata.updated" in said:  # the application is in the middle of a conversation
+                    break
+            os.killpg(demo.process.pid, number)
+            assert await demo.wait() == 0  # which waits for the pipes too: the application has them while it lives
+    assert demo.err.all == []
+    assert left_in(tmp_path) == []
+
+
+async def test_signal_to_it_alone_ends_it(tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, [*AIRY_TRIO, "demo"], environ={"TMPDIR": str(tmp_path)}) as demo:
+            assert await demo.out.line(4)
+            assert await demo.terminate() == 0
+    assert demo.err.all == []
+    assert left_in(tmp_path) == []

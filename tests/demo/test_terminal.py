@@ -1,0 +1,52 @@
+import json
+import re
+from typing import Any
+
+import click
+import pytest
+
+from airy_trio.demo.terminal import line
+from airy_trio.stomp.frames import Frame
+
+
+def told(type_: str, payload: dict[str, Any]) -> str:
+    """The line without its colours and without the time, which is now."""
+    body = json.dumps({"type": type_, "payload": payload}).encode()
+    shown = click.unstyle(line(Frame("MESSAGE", (("message-id", "k7f3q9-1"),), body)))
+    time, _, rest = shown.partition("  ")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", time)
+    return rest
+
+
+def message(content: object, *, from_contact: bool = True) -> dict[str, Any]:
+    state = {"content": content, "from_contact": from_contact, "delivery_state": "pending"}
+    return {"conversation_id": "c1", "message": state}
+
+
+@pytest.mark.parametrize(
+    "type_, payload, shown",
+    [
+        ("message.updated", message({"text": "Hello"}), "c1  contact: Hello  (pending)"),
+        ("message.updated", message("plain", from_contact=False), "c1  agent: plain  (pending)"),
+        ("message.updated", message({"text": "x" * 81}), f"c1  contact: {'x' * 79}…  (pending)"),
+        ("message.updated", message({"text": "x" * 80}), f"c1  contact: {'x' * 80}  (pending)"),
+        ("message.updated", message({"image": "i.png"}), 'c1  contact: {"image": "i.png"}  (pending)'),
+        ("message.updated", message(None), "c1  contact: null  (pending)"),
+        (
+            "metadata.updated",
+            {"subject": "conversation", "identifier": "c1", "metadata": {"contact": {"displayName": "Tomás"}}},
+            'conversation c1  {"contact": {"displayName": "Tomás"}}',
+        ),
+        ("channel.updated", {"id": "ch1", "source": "facebook", "connected": True}, "ch1  facebook  connected"),
+        ("channel.updated", {"id": "ch1", "source": "facebook", "connected": False}, "ch1  facebook  disconnected"),
+        ("tag.updated", {"id": "t1", "name": "flag", "color": "tag-red"}, "flag  tag-red"),
+        ("tag.deleted", {"id": "t1"}, '{"id": "t1"}'),
+    ],
+)
+def test_each_event_is_one_line(type_: str, payload: dict[str, Any], shown: str) -> None:
+    assert told(type_, payload) == f"k7f3q9-1     {type_:<17} {shown}"
+
+
+def test_text_cannot_command_the_terminal() -> None:
+    shown = told("message.updated", message({"text": "a\nb\x1b[2Jc"}))
+    assert shown.endswith("contact: a b [2Jc  (pending)")

@@ -1,0 +1,45 @@
+"""Transactions that commit in another order than they wrote: an open one keeps nobody waiting, and is not skipped."""
+
+from pathlib import Path
+
+import trio
+
+from tests.application import Application
+from tests.e2e.route import configure, listening, writing
+from tests.processes import server
+
+TIMEOUT_S = 30.0
+
+
+def tag(id_: str) -> str:
+    return f"insert into tags values ('{id_}', 'name', 'red')"
+
+
+async def test_first_to_write_is_last_to_commit(postgres_application: Application, tmp_path: Path) -> None:
+    config = configure(postgres_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, writing(postgres_application) as application, listening(serving) as ours:
+            await application.apply("begin", tag("of the first"), session="first")
+            await application.apply("begin", tag("of the second"), "commit", session="second")
+            second = await ours.next()  # and the first is still open
+            await application.apply("commit", session="first")
+            first = await ours.next()
+            await application.end()
+            assert await ours.upto_end() == []
+    assert (second.payload["id"], first.payload["id"]) == ("of the second", "of the first")
+
+
+async def test_open_transaction_outlives_the_server(postgres_application: Application, tmp_path: Path) -> None:
+    config = configure(postgres_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with writing(postgres_application) as application:
+            async with server(config) as doomed, listening(doomed) as ours:
+                await application.apply("begin", tag("of the first"), session="first")
+                await application.apply(tag("of the second"), session="second")
+                second = await ours.next()
+                await doomed.kill()
+            await application.apply("commit", session="first")
+            async with server(config) as serving, listening(serving, after=second.position) as ours:
+                first = await ours.next()
+                assert first.offset == second.offset + 1
+                assert first.payload["id"] == "of the first"

@@ -1,0 +1,88 @@
+"""How the server ends: on a signal, in order and with exit 0, whatever it was doing."""
+
+import signal
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from airy_trio.testing.client import Closed
+from tests.application import Application
+from tests.e2e.route import HOST, configure, listening
+from tests.processes import AIRY_TRIO, Program, json_object, running, server
+
+TIMEOUT_S = 40.0
+BOTH_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+
+
+def unlogged(program: Program) -> Sequence[str]:
+    """What was said on stderr outside the log: messages for a person, or a traceback."""
+    return [line for line in program.err.all if not json_object(line)]
+
+
+def logged(program: Program, event: str) -> bool:
+    return any(json_object(line).get("event") == event for line in program.err.all)
+
+
+@BOTH_SIGNALS
+async def test_signal_sends_clients_away_and_exits_with_0(
+    number: signal.Signals, any_application: Application, tmp_path: Path
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with (
+            server(configure(any_application, tmp_path)) as serving,
+            listening(serving) as one,
+            listening(serving) as other,
+            await trio.open_tcp_stream(HOST, serving.port),  # and somebody who says nothing
+        ):
+            any_application.tag()
+            assert [(await client.next()).offset for client in (one, other)] == [1, 1]
+            serving.process.send_signal(number)
+            for client in (one.client, other.client):
+                error = await client.receive()
+                assert (error.command, error.get("message")) == ("ERROR", "503-shutting-down")
+                with pytest.raises(Closed) as closed:
+                    await client.receive()
+                assert closed.value.code == 1012
+            assert await serving.wait() == 0
+    assert unlogged(serving) == []
+    assert (await serving.record("stopping"))["signal"] == number.name
+    assert (await serving.record("stopped"))["events"] == 1
+
+
+async def test_second_signal_waits_for_nobody(sqlite_application: Application, tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with server(configure(sqlite_application, tmp_path)) as serving, listening(serving):
+            serving.process.terminate()  # the client does not read, hence does not answer either
+            await serving.record("stopping")
+            serving.process.terminate()
+            assert await serving.wait() == 0
+    assert not logged(serving, "stopped")
+    assert unlogged(serving) == []
+
+
+@BOTH_SIGNALS
+async def test_signal_during_the_start_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    dialled = trio.Event()
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.aclose()
+        dialled.set()
+
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            [listener] = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host=HOST))
+            port = listener.socket.getsockname()[1]
+            config = tmp_path / "airy-trio.toml"
+            config.write_text(
+                f'[database]\nurl = "postgresql://airy@{HOST}:{port}/airy"\nconnect_timeout_s = 600\n'
+                '[logging]\nformat = "json"\n'
+            )
+            async with running(Program, [*AIRY_TRIO, "--config", str(config)]) as starting:
+                await dialled.wait()
+                starting.process.send_signal(number)
+                assert await starting.wait() == 0
+            nursery.cancel_scope.cancel()
+    assert unlogged(starting) == []

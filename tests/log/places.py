@@ -1,0 +1,84 @@
+"""Places where each event store of ours keeps its events: new, empty, and opened as often as a test likes."""
+
+import itertools
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.redis_streams import open_store
+from airy_trio.log.sql import SqlStore
+from airy_trio.log.store import EventStore, NewEvent
+from airy_trio.migrate import migrate_log
+from airy_trio.testing.event_store import MakePlace, OpenStore
+
+_schemas = itertools.count(1)
+
+
+def event(number: int, **changed: str | None) -> NewEvent:
+    """An event about an object of its own; ``changed`` are its fields but the body."""
+    facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
+    return NewEvent(body=b"%d" % number, **{**facts, **changed})  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(store: EventStore) -> AsyncIterator[EventStore]:
+    yield store
+
+
+@asynccontextmanager
+async def memory_place() -> AsyncIterator[OpenStore]:
+    store = MemoryStore()
+    yield lambda: opened(store)
+
+
+@asynccontextmanager
+async def sqlite_place() -> AsyncIterator[OpenStore]:
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'events.db'}"
+        await trio.to_thread.run_sync(migrate_log, url, DatabaseOptions(url=url))
+        yield lambda: open_sql(DatabaseOptions(url=url))
+
+
+def postgres_places(url: str) -> MakePlace:
+    """Each place is a schema of its own in one database."""
+
+    @asynccontextmanager
+    async def make_place() -> AsyncIterator[OpenStore]:
+        options = DatabaseOptions(url=url, schema=f"place_{next(_schemas)}")
+        await trio.to_thread.run_sync(migrate_log, url, options)
+        yield lambda: open_sql(options)
+
+    return make_place
+
+
+@asynccontextmanager
+async def open_sql(options: DatabaseOptions) -> AsyncIterator[EventStore]:
+    names = Names.of(options.url, options.schema)
+
+    def database() -> Database:
+        if names.dialect == SQLITE:
+            return Database(sqlite_engine(sqlite_path(options.url)))
+        return Database(postgres_engine(options.url, connect_timeout_s=options.connect_timeout_s))
+
+    store = SqlStore(database(), database(), names)
+    try:
+        yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+
+
+def redis_places(url: str) -> MakePlace:
+    """Each place is a set of keys of its own in one Redis."""
+
+    @asynccontextmanager
+    async def make_place() -> AsyncIterator[OpenStore]:
+        name = f"place_{next(_schemas)}"
+        yield lambda: open_store(url, name=name)
+
+    return make_place

@@ -1,0 +1,121 @@
+"""A recorder over changes in memory and any store, as one node of several."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+
+import structlog
+import trio
+from attrs import define
+
+from airy_trio.changes.rows import Tag
+from airy_trio.events.destinations import Destination
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.recorder import Recorder, RecorderOptions
+from airy_trio.log.store import Bounds, EventStore, NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed, MemoryLease
+
+
+def tag(number: int) -> Tag:
+    return Tag(id=f"t{number}", name="flag", color="red")
+
+
+def faulty(number: int) -> Tag:
+    return Tag(id=f"t{number}", name=None, color="red")
+
+
+class MoodyStore(MemoryStore):
+    """A store that takes its time, and is away now and then: before an append, or after it, when it has happened."""
+
+    def __init__(self, moods: Random | None = None, *, away_share: float = 0.2) -> None:
+        super().__init__()
+        self.moods = moods
+        self.away_share = away_share
+        self.away = False
+
+    async def _mood(self, *, moody: bool = True) -> None:
+        if self.moods is not None:
+            await trio.sleep(self.moods.uniform(0, 0.3))
+        if self.away or (moody and self.moods is not None and self.moods.random() < self.away_share):
+            message = "the store is away"
+            raise StoreUnavailable(message)
+
+    async def bounds(self) -> Bounds:
+        await self._mood(moody=False)
+        return await super().bounds()
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        await self._mood()
+        stored = await super().append(expected, events, resume_point)
+        await self._mood()
+        return stored
+
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        await self._mood(moody=False)
+        return await super().read(after, limit, destination)
+
+    async def resume_point(self) -> str | None:
+        await self._mood(moody=False)
+        found = await super().resume_point()
+        await self._mood(moody=False)
+        return found
+
+
+@define(eq=False)
+class Node:
+    """One server's part in recording."""
+
+    log: EventLog
+    recorder: Recorder
+    lease: MemoryLease
+
+
+def node(
+    changes: MemoryChanges,
+    store: EventStore,
+    *,
+    words: str = "our store",
+    unaware: bool = False,
+    batch_rows_max: int = 10,
+    body_bytes_max: int = 1000,
+) -> Node:
+    log = EventLog(store, LogOptions(store="memory"))
+    lease = MemoryLease(changes, unaware)
+    options = RecorderOptions(
+        batch_rows_max=batch_rows_max, body_bytes_max=body_bytes_max, events=EventsOptions(), store=words
+    )
+    return Node(log, Recorder(MemoryFeed(changes), lease, log, options), lease)
+
+
+async def started(nursery: trio.Nursery, one: Node) -> Node:
+    """Open the node's log, start its recorder and let the log follow other writers."""
+    await one.log.open()
+    await nursery.start(one.recorder.run)
+    nursery.start_soon(one.log.follow)
+    return one
+
+
+async def until(true: Callable[[], bool], *, limit_s: float = 600) -> None:
+    """Let the (virtual) clock go on until something is true."""
+    with trio.fail_after(limit_s):
+        while True:
+            if true():
+                return
+            await trio.sleep(0.05)
+
+
+async def recorded(store: EventStore) -> list[str]:
+    """What all retained events are about, in order."""
+    return [one.object for one in await store.read((await store.bounds()).floor, 100_000)]
+
+
+@contextmanager
+def warnings_said() -> Iterator[list[str]]:
+    """The warnings and errors that are logged inside the block, as they are said."""
+    said: list[str] = []
+    with structlog.testing.capture_logs() as lines:
+        yield said
+    said += [line["event"] for line in lines if line["log_level"] in {"warning", "error"}]

@@ -1,0 +1,421 @@
+"""The log of one node: opening, following, catching up, and what never goes back."""
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from attrs import evolve
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
+from airy_trio.log.eventlog import READ_EVENTS_MAX, EventLog, LogOptions
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
+from airy_trio.log.tail import View
+from tests.log.places import event
+
+
+class Outages(MemoryStore):
+    """A store that is away when a test says so. ``held``: who asks for the bounds is answered when this is set."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: self.now_s)
+        self.now_s = 1000.0
+        self.away = False
+        self.held: trio.Event | None = None
+
+    def _reach(self) -> None:
+        if self.away:
+            message = "away"
+            raise StoreUnavailable(message)
+
+    async def bounds(self) -> Bounds:
+        self._reach()
+        bounds = await super().bounds()
+        if self.held is not None:
+            await self.held.wait()
+        return bounds
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        self._reach()
+        return await super().append(expected, events, resume_point)
+
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        self._reach()
+        return await super().read(after, limit, destination)
+
+    async def recent(
+        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    ) -> Sequence[StoredEvent]:
+        self._reach()
+        return await super().recent(until, age_s, limit, destination)
+
+    async def wait(self, after: Position) -> None:
+        self._reach()
+        with trio.move_on_after(1):
+            await super().wait(after)
+        self._reach()
+
+    async def add(self, *events: NewEvent) -> None:
+        """Append as another node would."""
+        await super().append(self._bounds().head, events, "point")
+
+    def lose(self, count: int) -> None:
+        """Go back, as a restored copy does."""
+        del self._events[-count:]
+
+
+@pytest.fixture
+def store() -> Outages:
+    return Outages()
+
+
+def log_over(store: MemoryStore, *, tail_events: int = 100) -> EventLog:
+    clock = (lambda: store.now_s) if isinstance(store, Outages) else (lambda: 0.0)
+    return EventLog(store, LogOptions(store="memory", tail_events=tail_events), clock)
+
+
+async def opened(store: MemoryStore, *, tail_events: int = 100) -> EventLog:
+    log = log_over(store, tail_events=tail_events)
+    await log.open()
+    return log
+
+
+def held(log: EventLog, view: View) -> list[int]:
+    return [one.offset for one in log.after(view, view.evicted, events_max=10_000, bytes_max=10**9)]
+
+
+def numbered(first: int, last: int) -> list[NewEvent]:
+    return [event(number) for number in range(first, last + 1)]
+
+
+def test_it_is_opened_first(store: Outages) -> None:
+    with pytest.raises(RuntimeError, match=r"open\(\) comes first"):
+        _ = log_over(store).head
+
+
+@pytest.mark.parametrize("count", [0, 5, 100, 101, READ_EVENTS_MAX, READ_EVENTS_MAX + 1])
+async def test_opening_reads_the_newest_up_to_the_tail(store: Outages, count: int) -> None:
+    await store.add(*numbered(1, count))
+    log = await opened(store, tail_events=1001)
+    view = log.attach(EVERYTHING, "reader")
+    assert log.head == (await store.bounds()).head
+    assert held(log, view) == list(range(1, count + 1))
+
+
+async def test_opening_leaves_what_is_older_than_the_tail_to_the_store(store: Outages) -> None:
+    await store.add(*numbered(1, 250))
+    log = await opened(store)
+    view = log.attach(EVERYTHING, "reader")
+    assert (view.evicted, log.head.offset) == (150, 250)
+    assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING)] == [1, 2, 3]
+
+
+async def test_opening_begins_at_the_floor_where_everything_was_trimmed(store: Outages) -> None:
+    await store.add(*numbered(1, 5))
+    await store.trim(age_s=10**6, keep=0, limit=10)
+    log = await opened(store)
+    assert (log.head.offset, await log.floor()) == (5, log.head)
+
+
+async def test_opening_a_store_that_is_away_fails_and_can_be_tried_again(store: Outages) -> None:
+    log = log_over(store)
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        await log.open()
+    store.away = False
+    await log.open()
+    assert log.head.offset == 0
+
+
+async def test_an_append_is_in_the_tail_at_once_and_reported(store: Outages) -> None:
+    log = await opened(store)
+    view = log.attach(OfType("message.updated"), "reader")
+    head = await log.append(log.head, numbered(1, 3), "point")
+    assert head == log.head == Position(log.epoch, 3)
+    assert held(log, view) == [1, 2, 3]
+    with trio.fail_after(1):
+        assert await log.wait_grown() == {view}
+
+
+async def test_an_append_after_another_head_than_the_writers_is_refused(store: Outages) -> None:
+    log = await opened(store)
+    mine = log.head
+    await store.add(event(1))
+    await log.catch_up()
+    with pytest.raises(StaleAppend):
+        await log.append(mine, numbered(2, 2), "point")
+    assert (log.head.offset, await store.resume_point()) == (1, "point")
+
+
+async def test_an_append_beyond_what_this_node_has_read_is_read_in_order(store: Outages) -> None:
+    log = await opened(store)
+    view = log.attach(EVERYTHING, "reader")
+    await store.add(*numbered(1, 3))
+    assert (await log.append((await store.bounds()).head, numbered(4, 5), "point")).offset == 5
+    assert (log.head.offset, held(log, view)) == (0, [])
+    await log.catch_up()
+    assert held(log, view) == [1, 2, 3, 4, 5]
+
+
+async def test_following_takes_what_other_nodes_append(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    view = log.attach(EVERYTHING, "reader")
+    nursery.start_soon(log.follow)
+    for number in range(1, 4):
+        await store.add(event(number))
+        with trio.fail_after(2):
+            assert await log.wait_grown() == {view}
+        assert log.head.offset == number
+    assert held(log, view) == [1, 2, 3]
+    nursery.cancel_scope.cancel()
+
+
+async def test_own_and_others_appends_make_one_order(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    view = log.attach(EVERYTHING, "reader")
+    nursery.start_soon(log.follow)
+    for _ in range(20):
+        await store.add(event(1))
+        try:
+            await log.append(log.head, [event(2)], "point")
+        except StaleAppend:
+            await log.catch_up()
+    await wait_all_tasks_blocked()
+    assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_new_epoch_takes_the_past_of_every_view(store: Outages) -> None:
+    log = await opened(store)
+    view = log.attach(OfChannel("ch1"), "reader")
+    await log.append(log.head, numbered(1, 3), "point")
+    old = log.head
+    await store.begin_epoch(old, "again")  # another node
+    await store.add(event(1))
+    await log.wait_grown()
+    await log.catch_up()
+    assert (log.epoch != old.epoch, log.head.offset, held(log, view)) == (True, 1, [1])
+    with trio.fail_after(1):
+        assert await log.wait_grown() == {view}
+
+
+async def test_beginning_an_epoch_gives_its_head(store: Outages) -> None:
+    log = await opened(store)
+    head = await log.append(log.head, numbered(1, 3), "point")
+    begun = await log.begin_epoch(head, "again")
+    assert begun == log.head == Position(log.epoch, 0)
+    with pytest.raises(StaleAppend):
+        await log.begin_epoch(head, "stale")
+    assert log.head == begun
+
+
+async def test_bounds_that_were_asked_for_before_an_epoch_ended_are_not_acted_upon(
+    store: Outages, nursery: trio.Nursery
+) -> None:
+    log = await opened(store)
+    head = await log.append(log.head, numbered(1, 3), "point")
+    store.held = trio.Event()
+    epochs = []
+
+    async def begin() -> None:
+        await log.begin_epoch(head, "again")
+        epochs.append(log.epoch)
+
+    with capture_logs() as said:
+        nursery.start_soon(log.catch_up)
+        await wait_all_tasks_blocked()  # it has the bounds of the old epoch in its hands
+        nursery.start_soon(begin)
+        await wait_all_tasks_blocked()
+        store.held.set()
+        await wait_all_tasks_blocked()
+    assert said == []  # no way back into the old epoch, not even for a moment
+    assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001
+
+
+async def test_who_slept_through_the_retention_goes_on_at_what_is_left(store: Outages) -> None:
+    log = await opened(store)
+    view = log.attach(EVERYTHING, "reader")
+    await log.append(log.head, numbered(1, 3), "point")
+    await store.add(*numbered(4, 20))
+    await store.trim(age_s=10**6, keep=5, limit=100)
+    await log.catch_up()
+    assert (view.evicted, held(log, view)) == (15, [16, 17, 18, 19, 20])
+    assert log.head.offset == 20
+
+
+async def test_an_outage_is_said_once_and_so_is_its_end(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    log.attach(EVERYTHING, "reader")
+    with capture_logs() as said:
+        nursery.start_soon(log.follow)
+        store.away = True
+        await trio.sleep(30)
+        store.away = False
+        await store.add(event(1))
+        with trio.fail_after(5):
+            await log.wait_grown()
+        await trio.sleep(5)
+    assert [line["event"] for line in said] == ["event store unavailable", "event store available again"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_store_that_went_back_is_given_a_new_epoch(store: Outages) -> None:
+    log = await opened(store)
+    head = await log.append(log.head, numbered(1, 10), "point")
+    store.lose(3)
+    await log.catch_up()
+    assert (log.epoch != head.epoch, log.head.offset) == (True, 0)
+    assert (await store.resume_point(), (await store.bounds()).epoch) == ("point", log.epoch)
+
+
+async def test_a_store_that_went_back_and_on_during_an_outage_is_given_a_new_epoch(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    head = await log.append(log.head, numbered(1, 10), "point")
+    nursery.start_soon(log.follow)
+    store.away = True
+    await trio.sleep(5)
+    store.lose(3)
+    await store.add(*numbered(80, 90))
+    store.away = False
+    await trio.sleep(5)
+    assert log.epoch != head.epoch
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_outage_alone_begins_no_epoch(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    head = await log.append(log.head, numbered(1, 10), "point")
+    nursery.start_soon(log.follow)
+    store.away = True
+    await trio.sleep(5)
+    with pytest.raises(StoreUnavailable):
+        await log.append(head, [event(11)], "point")
+    await store.add(event(12))
+    await store.trim(age_s=10**6, keep=1, limit=100)
+    store.away = False
+    await trio.sleep(5)
+    assert log.head == head.at(11)
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_append_while_the_bounds_are_asked_for_is_not_taken_for_a_loss(
+    store: Outages, nursery: trio.Nursery
+) -> None:
+    log = await opened(store)
+    store.held = trio.Event()
+    nursery.start_soon(log.catch_up)
+    await wait_all_tasks_blocked()
+    head = await log.append(log.head, numbered(1, 3), "point")
+    store.held.set()
+    await wait_all_tasks_blocked()
+    assert log.head == head
+
+
+class TestRecent:
+    async def recent(self, log: EventLog, age_s: float, limit: int = 100) -> list[int]:
+        _, events = await log.recent(OfChannel("ch1"), age_s=age_s, limit=limit)
+        return [one.offset for one in events]
+
+    async def test_tail_and_store_agree(self, store: Outages) -> None:
+        for number in range(60):
+            store.now_s += 1
+            await store.add(event(number % 7, channel_id="ch1" if number % 3 else "ch2"))
+        whole, short = await opened(store), await opened(store, tail_events=5)
+        store.away = True  # the whole tail needs no store
+        from_tail = {
+            (age_s, limit): await self.recent(whole, age_s, limit) for age_s in range(70) for limit in (3, 100)
+        }
+        store.away = False
+        assert from_tail == {
+            (age_s, limit): await self.recent(short, age_s, limit) for age_s in range(70) for limit in (3, 100)
+        }
+        assert len(from_tail[60, 100]) == 7
+
+    async def test_live_goes_on_after_it(self, store: Outages) -> None:
+        log = await opened(store)
+        await log.append(log.head, numbered(1, 3), "point")
+        position, events = await log.recent(EVERYTHING, age_s=60, limit=2)
+        assert (position, [one.offset for one in events]) == (log.head, [2, 3])
+
+    async def test_age_is_by_the_stores_clock(self, store: Outages) -> None:
+        log = EventLog(store, LogOptions(store="memory"), clock=lambda: store.now_s + 5000)
+        await log.open()
+        await log.append(log.head, numbered(1, 3), "point")
+        store.now_s += 30
+        assert (await self.recent(log, 29), await self.recent(log, 31)) == ([], [1, 2, 3])
+
+    async def test_a_store_that_is_away_is_told(self, store: Outages) -> None:
+        await store.add(*numbered(1, 20))
+        log = await opened(store, tail_events=5)
+        store.away = True
+        with pytest.raises(StoreUnavailable):
+            await self.recent(log, 60)
+        assert await self.recent(log, 60, limit=5) == [16, 17, 18, 19, 20]
+
+    async def test_an_epoch_that_began_meanwhile_is_caught_up_with(self, store: Outages) -> None:
+        await store.add(*numbered(1, 20))
+        log = await opened(store, tail_events=5)
+        await store.begin_epoch(log.head, "again")
+        await store.add(event(1))
+        position, events = await log.recent(EVERYTHING, age_s=60, limit=100)
+        assert (position, [one.offset for one in events]) == ((await store.bounds()).head, [1])
+
+    async def test_asking_leaves_no_view_behind(self, store: Outages) -> None:
+        log = await opened(store)
+        await log.recent(OfChannel("nobody"), age_s=60, limit=100)
+        assert log.statistics()["views"] == 0
+
+
+async def test_no_growth_is_lost_between_two_questions(store: Outages, nursery: trio.Nursery) -> None:
+    log = await opened(store)
+    views = {name: log.attach(OfChannel(name), "reader") for name in ("ch1", "ch2", "ch3")}
+    seen: list[int] = []
+
+    async def consume() -> None:
+        while True:
+            for view in await log.wait_grown():
+                seen.extend(held(log, view)[len([one for one in seen if one in view.offsets]) :])
+                await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(consume)
+    for number in range(1, 100):
+        await log.append(log.head, [event(number, channel_id=f"ch{number % 3 + 1}")], "point")
+        if number % 5 == 0:
+            await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+    assert sorted(seen) == list(range(1, 100))
+    assert all(view.last == view.offsets[-1] for view in views.values())
+    nursery.cancel_scope.cancel()
+
+
+async def test_growth_that_nobody_waited_for_is_kept(store: Outages) -> None:
+    log = await opened(store)
+    one, two = log.attach(OfChannel("ch1"), "reader"), log.attach(OfChannel("ch2"), "reader")
+    await log.append(log.head, [event(1, channel_id="ch1")], "point")
+    await log.append(log.head, [event(2, channel_id="ch2")], "point")
+    with trio.move_on_after(0) as scope:
+        await log.wait_grown()
+    assert scope.cancelled_caught
+    with trio.fail_after(1):
+        assert await log.wait_grown() == {one, two}
+
+
+async def test_a_store_with_a_gap_ends_loudly(store: Outages) -> None:
+    log = await opened(store)
+    await store.add(*numbered(1, 3))
+    store._events[2] = evolve(store._events[2], offset=4)  # noqa: SLF001
+    with pytest.raises(ValueError, match="event 4 does not follow 2"):
+        await log.catch_up()

@@ -1,0 +1,406 @@
+"""The recorder: where it goes on, what fences it, what it tells and counts."""
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.changes.feed import Consumer
+from airy_trio.database import DatabaseUnavailable
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.recorder import FOREIGN_PATIENCE_S, ForeignConsumerError
+from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.testing.feed import MemoryChanges
+from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
+
+
+@pytest.fixture
+def changes() -> MemoryChanges:
+    return MemoryChanges()
+
+
+def tags(first: int, last: int) -> list[str]:
+    return [f"tag:t{number}" for number in range(first, last + 1)]
+
+
+async def run_until_idle(changes: MemoryChanges, store: MemoryStore) -> Node:
+    """The life of one process: it records all there is, and ends."""
+    one = node(changes, store)
+    async with trio.open_nursery() as nursery:
+        await started(nursery, one)
+        await until(lambda: one.recorder.recorded == changes.point(len(changes.rows)), limit_s=5)
+        nursery.cancel_scope.cancel()
+    await one.lease.release()
+    return one
+
+
+async def test_what_changes_is_recorded_in_order(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    changes.write(*map(tag, range(1, 26)))
+    await until(lambda: one.log.head.offset == 25)
+    assert await recorded(one.log.store) == tags(1, 25)
+    assert one.recorder.statistics() == {
+        "events": 25, "events tag.updated": 25, "changes": 25, "faults": 0, "misfits": 0
+    }  # fmt: skip
+    assert one.recorder.recording
+    nursery.cancel_scope.cancel()
+
+
+async def test_it_has_started_when_the_first_batch_is_recorded(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    changes.write(*map(tag, range(1, 6)))
+    one = await started(nursery, node(changes, MemoryStore()))
+    assert one.log.head.offset == 5
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_restart_goes_on_exactly_where_it_ended(changes: MemoryChanges, autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    changes.write(*map(tag, range(1, 8)))
+    first = await run_until_idle(changes, store)
+    changes.write(*map(tag, range(8, 13)))
+    second = await run_until_idle(changes, store)
+    assert await recorded(store) == tags(1, 12)
+    assert first.log.epoch == second.log.epoch
+
+
+OURS, ANOTHER = "ours", "another"
+
+
+@pytest.mark.parametrize(
+    "recorded_before, consumer, begins_at, new_epoch",
+    [
+        pytest.param(False, None, 3, False, id="the first start of all"),
+        pytest.param(False, OURS, 3, False, id="ended before the first append"),
+        pytest.param(False, ANOTHER, 3, False, id="a new store after another"),
+        pytest.param(True, OURS, 6, False, id="a restart"),
+        pytest.param(True, None, 3, True, id="the change log was made anew"),
+        pytest.param(True, ANOTHER, 3, True, id="another store recorded meanwhile"),
+    ],
+)
+async def test_where_it_starts(
+    changes: MemoryChanges,
+    *,
+    recorded_before: bool,
+    consumer: str | None,
+    begins_at: int,
+    new_epoch: bool,
+    autojump_clock: MockClock,
+) -> None:
+    """Changes 1 and 2 are before the origin, 3 to 5 were recorded if any were, 6 and 7 are new."""
+    store = MemoryStore()
+    changes.write(*map(tag, range(1, 8)))
+    changes.origin = 2
+    epoch = (await store.bounds()).epoch
+    if recorded_before:
+        await store.append(Position(epoch, 0), [], changes.point(5))
+    if consumer is not None:
+        changes.consumer = Consumer(epoch if consumer == OURS else "other0", "some store")
+    await run_until_idle(changes, store)
+    assert await recorded(store) == tags(begins_at, 7)
+    assert ((await store.bounds()).epoch != epoch) == new_epoch
+    assert changes.consumer == Consumer((await store.bounds()).epoch, "our store" if consumer != OURS else "some store")
+
+
+async def test_a_memory_store_that_was_lost_begins_at_what_trimming_has_reached(
+    changes: MemoryChanges, autojump_clock: MockClock
+) -> None:
+    changes.write(*map(tag, range(1, 8)))
+    await run_until_idle(changes, MemoryStore())
+    changes.origin = changes.trimmed = 4
+    store = MemoryStore()
+    await run_until_idle(changes, store)
+    assert await recorded(store) == tags(5, 7)
+
+
+async def test_ending_between_beginning_an_epoch_and_naming_it_is_made_good(
+    changes: MemoryChanges, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    changes.write(*map(tag, range(1, 4)))
+    await run_until_idle(changes, store)
+    await store.begin_epoch((await store.bounds()).head, changes.point(3))
+    changes.origin = 2
+    await run_until_idle(changes, store)
+    assert await recorded(store) == tags(3, 3)
+    assert changes.consumer is not None
+    assert changes.consumer.epoch == (await store.bounds()).epoch
+
+
+async def test_another_history_of_the_database_begins_an_epoch(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    changes.write(*map(tag, range(1, 4)))
+    await until(lambda: one.log.head.offset == 3)
+    epoch = one.log.epoch
+    changes.restore()
+    with warnings_said() as said:
+        changes.write(tag(4))  # forgotten: who is told to reload reads it from the database
+        await until(lambda: one.log.epoch != epoch)
+        changes.write(tag(5))
+        await until(lambda: one.log.head.offset == 1)
+    assert await recorded(one.log.store) == tags(5, 5)
+    assert changes.consumer == Consumer(one.log.epoch, "our store")
+    assert said == ["new epoch: the database has another history"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_is_stale_forgets_no_changes(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It lost the lease, and its resume point was trimmed: only the store can tell it that it must not restart."""
+    store = MemoryStore()
+    stale = await started(nursery, node(changes, store, unaware=True))
+    changes.write(tag(1))
+    await until(lambda: stale.log.head.offset == 1)
+    await store.append(stale.log.head, [], changes.point(1))
+    await store.append((await store.bounds()).head, [NewEvent(**_FACTS)], changes.point(2))  # type: ignore[arg-type]
+    changes.rows.append(tag(2))
+    changes.trimmed = 2
+    changes.rows.append(tag(3))
+    await until(lambda: stale.log.head.offset == 3)
+    assert await recorded(store) == ["tag:t1", "tag:of another", "tag:t3"]
+    nursery.cancel_scope.cancel()
+
+
+_FACTS: dict[str, object] = {
+    "type": "tag.updated",
+    "object": "tag:of another",
+    "conversation_id": None,
+    "channel_id": None,
+    "body": b"{}",
+}
+
+
+async def test_only_the_holder_of_the_lease_records(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    one = await started(nursery, node(changes, store))
+    two = await started(nursery, node(changes, store))
+    changes.write(*map(tag, range(1, 8)))
+    await until(lambda: two.log.head.offset == 7)
+    assert (one.recorder.statistics()["events"], two.recorder.statistics()["events"]) == (7, 0)
+    assert (one.recorder.recording, two.recorder.recording) == (True, False)
+    nursery.cancel_scope.cancel()
+
+
+async def test_another_takes_over(changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    one = await started(nursery, node(changes, store))
+    two = await started(nursery, node(changes, store))
+    changes.write(*map(tag, range(1, 4)))
+    await until(lambda: one.log.head.offset == 3)
+    changes.holder = two.lease
+    with warnings_said() as said:
+        await until(lambda: two.recorder.recording and not one.recorder.recording)
+    changes.write(*map(tag, range(4, 8)))
+    await until(lambda: one.log.head.offset == 7)
+    assert await recorded(store) == tags(1, 7)
+    assert two.recorder.statistics()["events"] == 4
+    assert said == ["the lease was lost: another server may record"]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_who_lost_the_lease_and_does_not_know_never_appends_twice(
+    changes: MemoryChanges, seed: int, autojump_clock: MockClock
+) -> None:
+    moods = Random(seed)  # noqa: S311 - the same schedule each time
+    store = MoodyStore()
+    nodes = [node(changes, store, unaware=True, batch_rows_max=moods.choice((1, 3, 50))) for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for one in nodes:
+            await started(nursery, one)
+        store.moods = moods
+        number = 0
+        while number < 120:
+            changes.holder = moods.choice(nodes).lease
+            count = moods.randint(1, 5)
+            changes.write(*map(tag, range(number + 1, number + count + 1)))
+            number += count
+            await trio.sleep(moods.uniform(0, 1))
+        await until(lambda: all(one.log.head.offset >= number for one in nodes))
+        nursery.cancel_scope.cancel()
+    assert await recorded(store) == tags(1, number)
+
+
+async def test_rows_that_cannot_become_events_are_counted_and_passed_over(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    with capture_logs() as said:
+        changes.write(tag(1), faulty(2), tag(3))
+        await until(lambda: one.log.head.offset == 2)
+    assert await recorded(one.log.store) == ["tag:t1", "tag:t3"]
+    assert one.recorder.statistics() == {
+        "events": 2, "events tag.updated": 2, "changes": 3, "faults": 1, "misfits": 0
+    }  # fmt: skip
+    assert [(line["event"], line["table"]) for line in said] == [("row fault", "tags")]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_of_nothing_but_faults_is_not_read_again(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    changes.write(faulty(1), faulty(2))
+    await until(lambda: one.recorder.statistics()["faults"] == 2)
+    assert await one.log.store.resume_point() == one.recorder.recorded == changes.point(2)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_body_that_cannot_be_made_small_enough_is_a_fault(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore(), body_bytes_max=80))
+    changes.write(tag(10**80), tag(2))
+    await until(lambda: one.recorder.statistics()["changes"] == 2)
+    assert await recorded(one.log.store) == ["tag:t2"]
+    assert one.recorder.statistics()["faults"] == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_read_again_after_an_outage_is_told_once(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MoodyStore()
+    one = await started(nursery, node(changes, store))
+    store.away = True
+    with capture_logs() as said:
+        changes.write(faulty(1))
+        await trio.sleep(20)
+        store.away = False
+        await until(lambda: one.recorder.statistics()["changes"] == 1)
+    assert [line["event"] for line in said].count("row fault") == 1
+    assert one.recorder.statistics()["faults"] == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_store_that_is_away_is_waited_for_and_said_once_each_time(
+    changes: MemoryChanges, nursery: trio.Nursery, times: int, autojump_clock: MockClock
+) -> None:
+    store = MoodyStore()
+    one = await started(nursery, node(changes, store))
+    with capture_logs() as said:
+        for number in range(1, times + 1):
+            store.away = True
+            changes.write(tag(number))
+            await trio.sleep(20)
+            assert not one.recorder.recording
+            store.away = False
+            await until(lambda: one.recorder.recording, limit_s=5)
+    assert await recorded(store) == tags(1, times)
+    told = [line["event"] for line in said if "recording" in line["event"]]
+    assert told == ["recording interrupted", "recording again"] * times
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_database_that_is_away_is_waited_for(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    changes.away = True
+    await until(lambda: not one.recorder.recording)
+    changes.write(tag(1))
+    await trio.sleep(20)
+    changes.away = False
+    await until(lambda: one.log.head.offset == 1, limit_s=5)
+    assert one.recorder.recording
+    nursery.cancel_scope.cancel()
+
+
+async def test_at_the_start_nothing_is_waited_for(changes: MemoryChanges, autojump_clock: MockClock) -> None:
+    one = node(changes, MemoryStore())
+    await one.log.open()
+    changes.away = True
+    with pytest.raises(DatabaseUnavailable):
+        await one.recorder.run()
+    changes.away = False
+    store = MoodyStore()
+    one = node(changes, store)
+    await one.log.open()
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        await one.recorder.run()
+
+
+async def test_an_append_whose_answer_was_lost_is_not_repeated(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = LosesAnswers()
+    one = await started(nursery, node(changes, store))
+    for number in range(1, 6):
+        changes.write(tag(number))
+        await until(lambda number=number: one.log.head.offset == number)  # type: ignore[misc]
+    assert await recorded(store) == tags(1, 5)
+    nursery.cancel_scope.cancel()
+
+
+class LosesAnswers(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        await super().append(expected, events, resume_point)
+        message = "the answer was lost"
+        raise StoreUnavailable(message)
+
+
+async def test_a_server_with_another_store_is_refused(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await started(nursery, node(changes, MemoryStore(), words="the memory of process 7"))
+    other = node(changes, MemoryStore())
+    await other.log.open()
+    start = trio.current_time()
+    with pytest.raises(ForeignConsumerError, match="the memory of process 7"):
+        await other.recorder.run()
+    assert trio.current_time() - start == pytest.approx(FOREIGN_PATIENCE_S, abs=0.2)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_server_on_the_same_store_starts_while_an_epoch_is_being_named(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    changes.holder = "a recorder that has begun an epoch"
+    changes.consumer = Consumer("older0", "our store")
+    two = node(changes, store)
+    await two.log.open()
+    nursery.start_soon(two.recorder.run)
+    await trio.sleep(FOREIGN_PATIENCE_S * 0.8)
+    changes.consumer = Consumer(two.log.epoch, "our store")
+    await trio.sleep(60)
+    changes.holder = None
+    await until(lambda: two.recorder.recording)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_server_whose_log_is_no_longer_the_one_ends(changes: MemoryChanges, autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    two = node(changes, store)
+    with pytest.RaisesGroup(ForeignConsumerError):
+        async with trio.open_nursery() as nursery:
+            one = await started(nursery, node(changes, store))
+            await started(nursery, two)
+            await trio.sleep(10)
+            changes.holder = one  # not its lease: somebody else's
+            changes.consumer = Consumer("other0", "another store")
+
+
+async def test_taking_over_from_another_store_begins_where_its_trimming_has_reached(
+    changes: MemoryChanges, autojump_clock: MockClock
+) -> None:
+    changes.write(*map(tag, range(1, 4)))
+    changes.consumer = Consumer("other0", "another store")
+    changes.origin = changes.trimmed = 1
+    store = MemoryStore()
+    await run_until_idle(changes, store)
+    assert await recorded(store) == tags(2, 3)

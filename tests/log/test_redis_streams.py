@@ -1,0 +1,184 @@
+"""What only the ``redis`` store does: outages, an emptied or evicting server, waking without polling."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+import trio
+
+from airy_trio.events.destinations import OfChannel
+from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.redis_scripts import FIELDS
+from airy_trio.log.redis_streams import SCAN_EVENTS, RedisRefusedError, open_store
+from airy_trio.log.store import EventStore, PositionExpired, StaleAppend, StoreUnavailable
+from airy_trio.testing.event_store import check_whole_batches
+from airy_trio.testing.store_crashes import write_batches
+from tests.log.places import event, redis_places
+from tests.redis_server import RedisServer
+
+BATCH_SIZE = 7
+pytestmark = [
+    pytest.mark.slow,
+    # coredis leaves two channels of each connection that could not be made to the garbage collector
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
+    yield
+    gc.collect()
+
+
+async def reached(store: EventStore, offset: int) -> Position:
+    """Wait until the store answers and has an event with this offset."""
+    while True:
+        try:
+            head = (await store.bounds()).head
+            if head.offset >= offset:
+                return head
+            await store.wait(head)
+        except StoreUnavailable:
+            await trio.sleep(0.02)
+
+
+async def write_through_outages(store: EventStore, said: list[int]) -> None:
+    """Append batches for ever; after an outage go on from what the store has."""
+    while True:
+        try:
+            async with aclosing(write_batches(store, BATCH_SIZE)) as writing:
+                async for offset in writing:
+                    said += [offset]
+        except StoreUnavailable:
+            await trio.sleep(0.01)
+
+
+async def test_killed_and_started_again_under_load_it_has_lost_nothing(
+    own_redis: RedisServer, nursery: trio.Nursery
+) -> None:
+    said: list[int] = [0]
+    with trio.fail_after(50):
+        async with open_store(own_redis.url) as writer, open_store(own_redis.url) as reader:
+            log = EventLog(reader, LogOptions(store="memory", tail_events=100_000))
+            await log.open()
+            epoch = log.epoch
+            async with trio.open_nursery() as writing:
+                writing.start_soon(write_through_outages, writer, said)
+                writing.start_soon(log.follow)
+                for _ in range(3):
+                    await reached(reader, said[-1] + 20 * BATCH_SIZE)
+                    await trio.to_thread.run_sync(own_redis.kill)
+                    await trio.to_thread.run_sync(own_redis.start)
+                await reached(reader, said[-1] + 20 * BATCH_SIZE)
+                writing.cancel_scope.cancel()
+            found = await check_whole_batches(reader, BATCH_SIZE, said[-1])
+            await log.catch_up()
+    assert said == sorted(set(said))
+    assert (log.epoch, log.head.offset, log.statistics()["events"]) == (epoch, found, found)
+
+
+async def test_a_server_that_is_away_is_unavailable(own_redis: RedisServer) -> None:
+    own_redis.kill()
+    with trio.fail_after(20):
+        async with open_store(own_redis.url) as store:
+            for call in (store.bounds, store.resume_point, lambda: store.wait(Position("k7f3q9", 1))):
+                with pytest.raises(StoreUnavailable):
+                    await call()
+            await trio.to_thread.run_sync(own_redis.start)
+            assert (await store.bounds()).last == 0
+
+
+async def test_who_waits_hears_of_an_outage(own_redis: RedisServer, nursery: trio.Nursery) -> None:
+    heard = trio.Event()
+
+    async def wait(store: EventStore) -> None:
+        with pytest.raises(StoreUnavailable):
+            await store.wait((await store.bounds()).head)
+        heard.set()
+
+    with trio.fail_after(20):
+        async with open_store(own_redis.url) as store:
+            nursery.start_soon(wait, store)
+            await store.acknowledge("owner", "name", Position("k7f3q9", 1))
+            await trio.to_thread.run_sync(own_redis.kill)
+            await heard.wait()
+
+
+async def test_an_emptied_server_begins_a_new_epoch(own_redis: RedisServer) -> None:
+    with trio.fail_after(20):
+        async with open_store(own_redis.url) as store:
+            log = EventLog(store, LogOptions(store="memory"))
+            await log.open()
+            head = await log.append(log.head, [event(1)], "point")
+            own_redis.kill()
+            own_redis.forget()
+            await trio.to_thread.run_sync(own_redis.start)
+            with pytest.raises(StaleAppend):
+                await log.append(head, [event(2)], "point")
+            await log.catch_up()
+            assert log.epoch != head.epoch
+            assert (log.head.offset, await store.resume_point()) == (0, None)
+
+
+@pytest.mark.parametrize("lost", ["events", "state"])
+async def test_a_server_that_evicts_keys_begins_a_new_epoch(redis_server: RedisServer, lost: str) -> None:
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "point")
+        await store._client.delete([key for key in store._keys if key.endswith(lost)])  # type: ignore[attr-defined] # noqa: SLF001
+        bounds = await store.bounds()
+        assert (bounds.epoch != head.epoch, bounds.first, bounds.last) == (True, 1, 0)
+        with pytest.raises(PositionExpired):
+            await store.read(head, 10)
+
+
+async def test_a_waiting_reader_is_told_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
+    async with (
+        redis_places(redis_server.url)() as open_place,
+        open_place() as writer,
+        open_place() as reader,
+    ):
+        head = (await writer.bounds()).head
+        slept_s = []
+        for number in range(5):
+            told = trio.Event()
+
+            async def wait(head: Position, told: trio.Event) -> None:
+                await reader.wait(head)
+                told.set()
+
+            nursery.start_soon(wait, head, told)
+            await trio.sleep(0.05)  # so that it waits inside Redis, which is the subject
+            start = trio.current_time()
+            stored = await writer.append(head, [event(number)], "point")
+            head = head.at(stored[-1].offset)
+            await told.wait()
+            slept_s.append(trio.current_time() - start)
+    assert min(slept_s) < 0.2
+
+
+async def test_reads_go_on_over_many_scans(redis_server: RedisServer) -> None:
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        head = (await store.bounds()).head
+        new = [event(number, channel_id="rare" if number % 997 == 0 else "ch1") for number in range(1, 3 * SCAN_EVENTS)]
+        await store.append(head, new, "point")
+        assert [one.offset for one in await store.read(head, 2, OfChannel("rare"))] == [997, 1994]
+        assert [one.offset for one in await store.read(head, 9, OfChannel("rare"))] == [997, 1994, 2991]
+        assert len(await store.read(head, 10_000)) == len(new)
+        recent = await store.recent(head.at(len(new)), 60, 2, OfChannel("rare"))
+        assert [one.offset for one in recent] == [1994, 2991]
+        assert len(await store.recent(head.at(len(new)), 60, 10_000)) == len(new)
+
+
+async def test_what_waiting_does_not_heal_is_refused(redis_server: RedisServer) -> None:
+    async with redis_places(redis_server.url)() as open_place, open_place() as store:
+        await store._client.set(store._keys[1], b"of another")  # type: ignore[attr-defined] # noqa: SLF001
+        with pytest.raises(RedisRefusedError, match="WrongType"):
+            await store.bounds()
+
+
+def test_the_fields_are_where_the_scripts_look_for_them() -> None:
+    assert FIELDS[0] == "at"  # TRIM compares the first value

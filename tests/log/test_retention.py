@@ -1,0 +1,154 @@
+"""Retention: small batches, only by the node that records, and nothing that is still needed."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from airy_trio.changes.feed import Consumer
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
+from airy_trio.log.store import StoreUnavailable
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed
+from tests.log.places import event
+from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, until, warnings_said
+
+
+class Limited(MoodyStore):
+    """Remembers how much each call of ``trim`` deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trimmed: list[int] = []
+        self.trims_fail = False
+
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        if self.trims_fail:
+            message = "the store is away"
+            raise StoreUnavailable(message)
+        assert limit == EVENTS_MAX
+        self.trimmed.append(await super().trim(age_s=age_s, keep=keep, limit=limit))
+        return self.trimmed[-1]
+
+
+class LimitedFeed(MemoryFeed):
+    def __init__(self, changes: MemoryChanges) -> None:
+        super().__init__(changes)
+        self.trimmed: list[int] = []
+
+    async def trim(self, upto: str, limit: int) -> int:
+        assert limit == CHANGES_MAX
+        self.trimmed.append(await super().trim(upto, limit))
+        return self.trimmed[-1]
+
+
+@pytest.fixture
+def changes() -> MemoryChanges:
+    return MemoryChanges()
+
+
+def retention_of(one: Node, feed: MemoryFeed, *, retain_events: int = 10, retain_s: float = 3600) -> Retention:
+    options = LogOptions(store="memory", retain_events=retain_events, retain_s=retain_s)
+    return Retention(one.log.store, feed, one.recorder, options)
+
+
+async def test_what_is_too_many_goes_in_small_batches(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = Limited()
+    await store.append((await store.bounds()).head, [event(1)] * (2 * EVENTS_MAX + 100), changes.point(0))
+    changes.consumer = Consumer((await store.bounds()).epoch, "our store")
+    one = await started(nursery, node(changes, store))
+    retention = retention_of(one, MemoryFeed(changes))
+    nursery.start_soon(retention.run)
+    await trio.sleep(1.5 * PERIOD_S)
+    assert store.trimmed == [EVENTS_MAX, EVENTS_MAX, 90]
+    assert len(await recorded(store)) == 10
+    assert retention.statistics() == {"events": 2 * EVENTS_MAX + 90, "changes": 0}
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_too_old_goes(changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    now_s = [1000.0]
+    store = MemoryStore(lambda: now_s[0])
+    one = await started(nursery, node(changes, store))
+    nursery.start_soon(retention_of(one, MemoryFeed(changes), retain_s=60).run)
+    changes.write(tag(1))
+    await until(lambda: one.log.head.offset == 1)
+    now_s[0] += 50
+    changes.write(tag(2))
+    await until(lambda: one.log.head.offset == 2)
+    now_s[0] += 11
+    await trio.sleep(1.5 * PERIOD_S)
+    assert await recorded(store) == ["tag:t2"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_changes_that_were_recorded_go_in_smaller_batches(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore(), batch_rows_max=5000))
+    feed = LimitedFeed(changes)
+    retention = retention_of(one, feed)
+    nursery.start_soon(retention.run)
+    changes.write(*[tag(1)] * (CHANGES_MAX + 7))
+    await trio.sleep(1.5 * PERIOD_S)
+    assert feed.trimmed == [CHANGES_MAX, 7]
+    assert changes.trimmed == CHANGES_MAX + 7
+    assert retention.statistics()["changes"] == CHANGES_MAX + 7
+    nursery.cancel_scope.cancel()
+
+
+async def test_changes_that_were_not_recorded_stay(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MoodyStore()
+    one = await started(nursery, node(changes, store))
+    changes.write(*map(tag, range(1, 6)))
+    await until(lambda: one.log.head.offset == 5)
+    store.away = True
+    changes.write(*map(tag, range(6, 9)))
+    nursery.start_soon(retention_of(one, MemoryFeed(changes)).run)
+    await trio.sleep(10 * PERIOD_S)
+    store.away = False
+    await until(lambda: one.log.head.offset == 8)
+    await trio.sleep(2 * PERIOD_S)
+    assert changes.trimmed == 8
+    assert await recorded(store) == [f"tag:t{number}" for number in range(1, 9)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_does_not_record_trims_nothing(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = Limited()
+    one = await started(nursery, node(changes, store))
+    two = await started(nursery, node(changes, store))
+    nursery.start_soon(retention_of(two, MemoryFeed(changes), retain_events=1).run)
+    changes.write(*map(tag, range(1, 6)))
+    await until(lambda: one.log.head.offset == 5)
+    await trio.sleep(10 * PERIOD_S)
+    assert (store.trimmed, changes.trimmed) == ([], 0)
+    changes.holder = two.lease
+    await until(lambda: two.recorder.recording)
+    await trio.sleep(2 * PERIOD_S)
+    assert len(await recorded(store)) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_outage_is_said_once_and_trimming_goes_on_after_it(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = Limited()
+    one = await started(nursery, node(changes, store))
+    with warnings_said() as said:
+        nursery.start_soon(retention_of(one, MemoryFeed(changes), retain_events=1).run)
+        changes.write(*map(tag, range(1, 6)))
+        for _ in range(2):
+            store.trims_fail = True
+            await trio.sleep(10 * PERIOD_S)
+            store.trims_fail = False
+            await trio.sleep(2 * PERIOD_S)
+    assert said == ["trimming put off"] * 2
+    assert len(await recorded(store)) == 1
+    nursery.cancel_scope.cancel()

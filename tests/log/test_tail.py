@@ -1,0 +1,233 @@
+from collections.abc import Sequence
+
+import pytest
+from attrs import define, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, covers
+from airy_trio.log.store import StoredEvent
+from airy_trio.log.tail import Tail, View
+
+DESTINATIONS: tuple[Destination, ...] = (
+    EVERYTHING,
+    OfType("message.updated"),
+    OfType("tag.updated"),
+    OfChannel("ch1"),
+    OfConversation("c1"),
+)
+
+
+def stored(offset: int, *, at_ms: int = 0, size: int = 10, **changed: str | None) -> StoredEvent:
+    facts = {"type": "message.updated", "object": f"message:{offset}", "conversation_id": "c1", "channel_id": "ch1"}
+    return StoredEvent(
+        offset=offset, appended_at_ms=at_ms, body=b"x" * size, truncated=False, **{**facts, **changed}  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def tail_of(count: int, *, events_max: int = 100, bytes_max: int = 10_000, size: int = 10) -> Tail:
+    tail = Tail(events_max=events_max, bytes_max=bytes_max)
+    tail.extend(stored(offset, size=size) for offset in range(1, count + 1))
+    return tail
+
+
+def offsets(events: Sequence[StoredEvent]) -> list[int]:
+    return [event.offset for event in events]
+
+
+@pytest.mark.parametrize("count, evicted", [(99, 0), (100, 0), (101, 6), (106, 6), (107, 12)])
+def test_events_are_bounded_and_evicted_in_slices(count: int, evicted: int) -> None:
+    tail = tail_of(count)
+    assert (tail.evicted, tail.last, tail.statistics()["events"]) == (evicted, count, count - evicted)
+
+
+@pytest.mark.parametrize("count, evicted", [(10, 0), (11, 1), (12, 2)])
+def test_bytes_are_bounded(count: int, evicted: int) -> None:
+    tail = tail_of(count, events_max=15, bytes_max=1000, size=100)
+    assert (tail.evicted, tail.statistics()["bytes"]) == (evicted, 100 * (count - evicted))
+
+
+def test_the_newest_event_stays_however_large_it_is() -> None:
+    tail = tail_of(3)
+    tail.extend([stored(4, size=20_000)])
+    assert (tail.evicted, tail.last, tail.statistics()["bytes"]) == (3, 4, 20_000)
+    tail.extend([stored(5)])
+    assert (tail.evicted, tail.last, tail.statistics()["bytes"]) == (4, 5, 10)
+
+
+def test_a_tail_of_one_event() -> None:
+    tail = tail_of(5, events_max=1)
+    assert (tail.evicted, tail.last) == (4, 5)
+
+
+def test_events_that_are_here_are_left_out_and_a_gap_is_refused() -> None:
+    tail = tail_of(3)
+    tail.extend(stored(offset) for offset in (2, 3, 4))
+    assert tail.last == 4
+    with pytest.raises(ValueError, match="6 does not follow 4"):
+        tail.extend([stored(6)])
+
+
+def test_only_views_with_readers_are_reported_as_grown() -> None:
+    tail = Tail(events_max=100, bytes_max=10_000)
+    view = tail.attach(OfChannel("ch1"), "reader")
+    assert tail.extend([stored(1), stored(2)]) == {view}
+    assert tail.extend([stored(3, channel_id="ch2")]) == set()
+    assert (view.last, view.offsets) == (2, [1, 2])
+    tail.detach(view, "reader")
+    assert tail.extend([stored(4)]) == set()
+
+
+def test_a_view_is_complete_for_who_attaches_late() -> None:
+    tail = tail_of(5)
+    view = tail.attach(OfConversation("c1"), "reader")
+    assert offsets(tail.after(view, 2, events_max=10, bytes_max=1000)) == [3, 4, 5]
+
+
+def test_a_quiet_destination_is_served_however_old_the_cursor_is() -> None:
+    tail = Tail(events_max=10, bytes_max=10_000)
+    view = tail.attach(OfChannel("quiet"), "reader")
+    tail.extend(stored(offset) for offset in range(1, 50))
+    assert tail.evicted > 0
+    tail.extend([stored(50, channel_id="quiet")])
+    assert offsets(tail.after(view, 0, events_max=10, bytes_max=1000)) == [50]
+
+
+def test_a_new_view_knows_nothing_of_what_was_evicted() -> None:
+    tail = tail_of(101)
+    view = tail.attach(OfChannel("quiet"), "reader")
+    assert (view.evicted, view.last) == (6, 6)
+    with pytest.raises(LookupError):
+        tail.after(view, 5, events_max=10, bytes_max=1000)
+    assert tail.after(view, 6, events_max=10, bytes_max=1000) == []
+
+
+@pytest.mark.parametrize("events_max, bytes_max, found", [(2, 1000, [1, 2]), (9, 25, [1, 2]), (9, 5, [1])])
+def test_a_read_is_bounded_but_gives_at_least_one(events_max: int, bytes_max: int, found: list[int]) -> None:
+    tail = tail_of(5)
+    view = tail.attach(EVERYTHING, "reader")
+    assert offsets(tail.after(view, 0, events_max=events_max, bytes_max=bytes_max)) == found
+
+
+def test_views_that_nobody_reads_and_nothing_is_in_are_forgotten() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    tail.extend(stored(offset, conversation_id=f"c{offset}") for offset in range(1, 500))
+    assert tail.statistics()["views"] == 3 + 16
+    view = tail.attach(OfConversation("other"), "reader")
+    assert tail.statistics()["views"] == 4 + 16
+    tail.detach(view, "reader")
+    assert tail.statistics()["views"] == 3 + 16
+
+
+def test_detaching_twice_leaves_the_view_of_a_later_reader_alone() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    first = tail.attach(OfChannel("ch9"), "first")
+    tail.detach(first, "first")
+    second = tail.attach(OfChannel("ch9"), "second")
+    tail.detach(first, "first")
+    assert tail.extend([stored(1, channel_id="ch9")]) == {second}
+
+
+def test_starting_elsewhere_takes_the_past_from_every_view() -> None:
+    tail = tail_of(5)
+    view = tail.attach(EVERYTHING, "reader")
+    assert tail.start_after(20) == {view}
+    assert (tail.evicted, tail.last, view.evicted, view.last) == (20, 20, 20, 20)
+    assert tail.statistics() == {"events": 0, "bytes": 0, "views": 1}
+    assert tail.newest is None
+    tail.extend([stored(21)])
+    assert offsets(tail.after(view, 20, events_max=10, bytes_max=1000)) == [21]
+
+
+def test_the_recent_window_is_the_newest_of_each_object() -> None:
+    tail = Tail(events_max=100, bytes_max=10_000)
+    tail.extend(stored(number, object=name, at_ms=10 * number) for number, name in enumerate("abcab", start=1))
+    view = tail.attach(EVERYTHING, "reader")
+
+    def recent(since_ms: int, limit: int) -> list[int]:
+        found = tail.newest_of_each(view, since_ms=since_ms, limit=limit)
+        assert found is not None
+        return offsets(found)
+
+    assert recent(0, 10) == [3, 4, 5]
+    assert recent(40, 10) == [4, 5]
+    assert recent(41, 10) == [5]
+    assert recent(0, 2) == [4, 5]
+
+
+def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
+    assert tail.evicted == 3
+    view = tail.attach(EVERYTHING, "reader")
+    assert tail.newest_of_each(view, since_ms=30, limit=100) is None
+    found = tail.newest_of_each(view, since_ms=31, limit=100)
+    assert found is not None
+    assert offsets(found) == list(range(4, 20))
+    newest = tail.newest_of_each(view, since_ms=0, limit=3)
+    assert newest is not None
+    assert offsets(newest) == [17, 18, 19]
+
+
+def test_the_recent_window_is_unknown_after_a_start_elsewhere() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    tail.start_after(7)
+    view = tail.attach(EVERYTHING, "reader")
+    assert tail.newest_of_each(view, since_ms=0, limit=10) is None
+
+
+@define
+class NaiveTail:
+    """Every event ever, and how many the tail has evicted; what a view holds is computed."""
+
+    events: list[StoredEvent] = field(factory=list)
+
+    def after(self, destination: Destination, offset: int, evicted: int) -> list[StoredEvent]:
+        return [one for one in self.events if one.offset > max(offset, evicted) and covers(destination, one)]
+
+
+events_of_one_step = st.lists(
+    st.tuples(
+        st.sampled_from(("message.updated", "tag.updated")),
+        st.sampled_from((None, "ch1", "ch2")),
+        st.sampled_from((None, "c1", "c2")),
+        st.integers(0, 60),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 20), st.integers(1, 300), st.lists(events_of_one_step, max_size=20), st.data())
+def test_it_holds_what_a_naive_list_holds(
+    events_max: int, bytes_max: int, steps: list[list[tuple[str, str | None, str | None, int]]], data: st.DataObject
+) -> None:
+    tail, naive = Tail(events_max=events_max, bytes_max=bytes_max), NaiveTail()
+    views: dict[Destination, View] = {}
+    for step in steps:
+        new = [
+            stored(number, type=type_, channel_id=channel, conversation_id=conversation, size=size)
+            for number, (type_, channel, conversation, size) in enumerate(step, start=len(naive.events) + 1)
+        ]
+        naive.events += new
+        grown = tail.extend(new)
+        assert {view.destination for view in grown} == {
+            destination for destination in views if any(covers(destination, event) for event in new)
+        }
+        held = naive.events[tail.evicted :]
+        assert len(held) <= events_max
+        assert len(held) <= 1 or sum(len(event.body) for event in held) <= bytes_max
+        assert tail.statistics()["bytes"] == sum(len(event.body) for event in held)
+        destination = data.draw(st.sampled_from(DESTINATIONS))
+        if destination in views:
+            tail.detach(views.pop(destination), "reader")
+        else:
+            views[destination] = tail.attach(destination, "reader")
+        for destination, view in views.items():
+            wanted = naive.after(destination, 0, tail.evicted)
+            assert view.offsets == offsets(wanted)
+            assert all(event.offset <= view.evicted or event.offset in view.offsets
+                       for event in naive.events if covers(destination, event))  # fmt: skip
+            cursor = data.draw(st.integers(view.evicted, max(view.evicted, tail.last)))
+            found = tail.after(view, cursor, events_max=100, bytes_max=10_000)
+            assert found == naive.after(destination, cursor, 0)

@@ -1,0 +1,99 @@
+"""A Redis of our own for the tests: started on a free port, killed, started again; never one that happens to run."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+READY = "Ready to accept connections"
+STOP_TIMEOUT_S = 10
+
+
+class RedisServer:
+    """One server with its data in a folder, durable as the documentation recommends at least."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
+        self._drain: threading.Thread | None = None
+        self.port = _free_port()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, also after ``kill``, on the same port with the same data; return when it answers."""
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
+        arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        process = subprocess.Popen([self._program, *arguments], stdout=subprocess.PIPE, text=True)
+        self._process = process
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if READY in line:
+                break
+        else:
+            pytest.fail(f"redis-server did not start: {''.join(said)}")
+        self._drain = threading.Thread(target=process.stdout.read, daemon=True)  # keeps its pipe from filling up
+        self._drain.start()
+
+    def kill(self) -> None:
+        """End it as a crash does. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGKILL)
+        process.wait(STOP_TIMEOUT_S)
+        if self._drain is not None:
+            self._drain.join(STOP_TIMEOUT_S)
+        assert process.stdout is not None
+        process.stdout.close()
+
+    def forget(self) -> None:
+        """Lose everything, as a server without ``appendonly`` does. It must not run."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._folder / "appendonlydir")
+
+
+@contextmanager
+def running_redis() -> Iterator[RedisServer]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("no redis-server: install the distribution's package redis-server")
+    with tempfile.TemporaryDirectory(prefix="airy-trio-redis-") as folder:
+        server = RedisServer(program, Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """The session's server. Who kills it takes ``own_redis`` instead."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server for one test, which may kill and start it again."""
+    with running_redis() as server:
+        yield server
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

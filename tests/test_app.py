@@ -1,0 +1,164 @@
+"""``serve`` as a task in somebody's own nursery: how it starts, how it ends, and what it says when it cannot go on."""
+
+import socket
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import trio
+
+from airy_trio import app
+from airy_trio.database import DatabaseRefused
+from airy_trio.errors import AiryTrioError, MappingError, StartError
+from airy_trio.testing.client import Closed, StompClient, connect
+from tests.application import Application
+
+TIMEOUT_S = 20.0
+LISTENER = "[listener]\nport = 0\n"
+
+
+async def client_of(address: app.Address) -> StompClient:
+    client = await connect(address.host, address.port, address.path)
+    assert (await client.subscribe()).command == "RECEIPT"
+    return client
+
+
+async def test_serves_in_a_nursery_and_ends_in_order(any_application: Application) -> None:
+    settings = any_application.migrate(LISTENER)
+    stopping = trio.Event()
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(partial(app.serve, settings, stopping=stopping))
+            assert address.url == f"ws://127.0.0.1:{address.port}/ws.communication"
+            async with await client_of(address) as client:
+                any_application.tag()
+                assert (await client.receive()).body == (
+                    b'{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-red"}}'
+                )
+                stopping.set()
+                assert (await client.receive()).get("message") == "503-shutting-down"
+                with pytest.raises(Closed, match="1012"):
+                    await client.receive()
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream(address.host, address.port)
+
+
+async def test_cancelling_ends_it_at_once_and_lets_go_of_everything(any_application: Application) -> None:
+    settings = any_application.migrate(f'{LISTENER}[log]\nstore = "memory"\n')
+    with trio.fail_after(TIMEOUT_S):
+        for _ in range(2):  # the second has the lease, and the change log whose consumer is gone
+            async with trio.open_nursery() as nursery:
+                address: app.Address = await nursery.start(app.serve, settings)
+                async with await client_of(address) as client:
+                    nursery.cancel_scope.cancel()
+                    with trio.CancelScope(shield=True), pytest.raises(Closed):
+                        await client.receive()
+
+
+async def test_two_servers_on_one_database_give_the_same_positions(any_application: Application) -> None:
+    settings = any_application.migrate(LISTENER)
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            addresses: list[app.Address] = [await nursery.start(app.serve, settings) for _ in range(2)]
+            async with await client_of(addresses[0]) as one, await client_of(addresses[1]) as other:
+                any_application.tag()
+                any_application.message()
+                assert [await one.receive() for _ in range(2)] == [await other.receive() for _ in range(2)]
+            nursery.cancel_scope.cancel()
+
+
+async def test_start_error_is_plain(sqlite_application: Application) -> None:
+    settings = sqlite_application.settings(LISTENER)
+    sqlite_application.execute("create table unrelated (id text)")
+    with pytest.raises(MappingError) as awaited:
+        await app.serve(settings)
+    assert len(awaited.value.faults) == 4
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(MappingError):
+            await nursery.start(app.serve, settings)
+    with pytest.raises(MappingError):
+        await app.run(settings)
+
+
+async def test_start_error_once_tasks_run_is_plain(any_application: Application) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        settings = any_application.migrate(f"[listener]\nport = {taken.getsockname()[1]}\n")
+        for serving in (app.serve, app.run):
+            with pytest.raises(StartError, match="cannot listen on"):
+                await serving(settings)
+
+
+async def test_refuses_to_start_without_the_store_that_the_other_server_writes(any_application: Application) -> None:
+    settings = any_application.migrate(LISTENER)
+    memory = any_application.settings(f'{LISTENER}[log]\nstore = "memory"\n')
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            with pytest.raises(AiryTrioError, match="another server records"):
+                await app.serve(memory)
+            nursery.cancel_scope.cancel()
+
+
+async def test_change_log_that_is_gone_ends_the_server(any_application: Application) -> None:
+    settings = any_application.migrate(LISTENER)
+    refused = pytest.RaisesExc(DatabaseRefused, match="change_log")
+    with trio.fail_after(TIMEOUT_S), pytest.RaisesGroup(refused):  # the group is of this nursery
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            any_application.execute(f"drop table {any_application.log_table('change_log')}")
+            await trio.sleep_forever()
+
+
+async def test_migrates_at_start_where_that_is_asked_for(sqlite_application: Application) -> None:
+    sqlite_application.migrate()
+    sqlite_application.execute(
+        "drop table tags", "create table tags (id text primary key, name text not null, color text not null)"
+    )
+    settings = sqlite_application.settings(f"migrate = true\n{LISTENER}")
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(app.serve, settings)
+            async with await client_of(address) as client:
+                sqlite_application.tag()
+                assert b'"id":"t1"' in (await client.receive()).body
+            nursery.cancel_scope.cancel()
+
+
+async def test_log_file_beside_the_database_is_made_where_it_is_missing(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    settings = sqlite_application.migrate(LISTENER)
+    log = tmp_path / "app.db.airy-trio.db"
+    log.unlink()
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            nursery.cancel_scope.cancel()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+async def test_companion_ends_the_server(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(LISTENER)
+    seen: list[app.Address] = []
+
+    async def look(address: app.Address) -> None:
+        async with await client_of(address):
+            seen.append(address)
+
+    with trio.fail_after(TIMEOUT_S):
+        await app.run(settings, look)
+    assert len(seen) == 1
+
+
+async def test_fault_of_the_companion_is_not_hidden(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(LISTENER)
+
+    async def fail(address: app.Address) -> NoReturn:
+        await trio.lowlevel.checkpoint()
+        message = f"cannot show {address.path}"
+        raise LookupError(message)
+
+    with trio.fail_after(TIMEOUT_S), pytest.RaisesGroup(LookupError, flatten_subgroups=True):
+        await app.run(settings, fail)

@@ -1,0 +1,284 @@
+"""Every way in which the program can be started wrongly: one clear message on stderr, the right exit code, no more."""
+
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import structlog
+import trio
+from attrs import frozen
+
+from airy_trio import __version__, cli
+from airy_trio.changes import default_tables
+from airy_trio.changes.tables import FIELDS
+from tests.application import Application
+from tests.postgres import PASSWORD_ROLE, Postgres
+from tests.processes import Finished, json_object, run, server
+
+PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+POSTGRES_URL = f"postgresql://airy:{PASSWORD}@127.0.0.1/airy"
+JSON_LOGS = '[listener]\nport = 0\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
+QUICK = "connect_timeout_s = 0.1\n"
+
+
+@frozen
+class Here:
+    """A folder with a settings file in it."""
+
+    folder: Path
+
+    def config(self, text: str) -> str:
+        path = self.folder / "airy-trio.toml"
+        path.write_text(text)
+        return str(path)
+
+    def on(self, url: str, more: str = "") -> str:
+        """Settings for a server on a database, which gives up quickly."""
+        return self.config(f'[database]\nurl = "{url}"\n{QUICK}{more}{JSON_LOGS}')
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Here:
+    return Here(tmp_path)
+
+
+def told(finished: Finished, code: int) -> str:
+    """The one message of a program that has ended as it should where something is wrong."""
+    messages = [line for line in finished.err.splitlines() if not json_object(line)]
+    assert finished.code == code, finished.err
+    assert finished.out == ""
+    assert "Traceback" not in finished.err
+    assert PASSWORD not in finished.err
+    assert len(messages) == 1, messages
+    assert messages[0].startswith("airy-trio: ")
+    return messages[0].removeprefix("airy-trio: ")
+
+
+class CommandLine(Protocol):
+    """Runs ``airy-trio`` with arguments to its end."""
+
+    def __call__(self, *arguments: str) -> Finished: ...
+
+
+@pytest.fixture
+def airy_trio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """The command line in this process, for what ends before anything is logged: a new one takes most of a second."""
+
+    def main(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["airy-trio", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        assert not any(json_object(line) for line in err.splitlines())
+        return Finished(ended.value.code, out, err)
+
+    yield main
+    structlog.reset_defaults()
+
+
+# The command line and the settings: exit 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n', "listner: unknown setting, nearest is listener"),
+        (
+            f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = "8080"\n',
+            'listener.port: found text "8080", allowed is an integer',
+        ),
+        (
+            f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = 65536\n',
+            "listener.port: found integer 65536, allowed is a number from 0 to 65535",
+        ),
+        (
+            f'[database]\nurl = "{POSTGRES_URL}"\n[logging]\nlevel = "loud"\n',
+            'logging.level: found text "loud", allowed is',
+        ),
+        ('[database]\nurl = "${AIRY_TEST_UNSET}"\n', "database.url: "),
+        ("[listener]\n", "database.url: missing"),
+        (f'[database]\nurl = "{POSTGRES_URL}"\nurl = "again"\n', "not TOML"),
+    ],
+    ids=["unknown key", "wrong type", "out of bounds", "unknown word", "unset variable", "no url", "no TOML"],
+)
+@pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
+def test_wrong_settings(
+    text: str,
+    message: str,
+    command: tuple[str, ...],
+    here: Here,
+    airy_trio: CommandLine,
+) -> None:
+    assert message in told(airy_trio(*command, "--config", here.config(text)), 2)
+
+
+def test_missing_settings_file(here: Here, airy_trio: CommandLine) -> None:
+    path = str(here.folder / "absent.toml")
+    assert told(airy_trio("--config", path), 2) == f"{path}: there is no such file"
+
+
+def test_all_faults_of_the_settings_at_once(here: Here, airy_trio: CommandLine) -> None:
+    config = here.config(f'[database]\nurl = "{POSTGRES_URL}"\nshema = ""\n[replay]\nwindow_s = -1\n')
+    finished = airy_trio("--config", config)
+    assert finished.code == 2
+    assert len(finished.err.splitlines()) == 2
+    assert PASSWORD not in finished.err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "Missing option '--config FILE'."),
+        (("migrate",), "Missing option '--config FILE'."),
+        (("--confg", "x"), "No such option"),
+        (("serve",), "No such command 'serve'."),
+        (("--config", "x", "migrate"), "airy-trio migrate --config FILE"),
+        (("demo", "--events", "0"), "0 is not in the range x>=1."),
+    ],
+)
+def test_wrong_command_line(arguments: tuple[str, ...], message: str, airy_trio: CommandLine) -> None:
+    finished = airy_trio(*arguments)
+    assert finished.code == 2
+    assert finished.out == ""
+    assert finished.err.startswith("Usage: airy-trio")
+    assert message in finished.err
+
+
+def test_version_and_help(airy_trio: CommandLine) -> None:
+    assert airy_trio("--version") == Finished(0, f"airy-trio, version {__version__}\n", "")
+    shown = airy_trio("--help")
+    assert (shown.code, shown.err) == (0, "")
+    assert all(command in shown.out for command in ("demo", "migrate", "--config"))
+
+
+async def test_unset_variable_as_a_process(here: Here) -> None:
+    config = here.config('[database]\nurl = "${AIRY_TEST_UNSET}"\n')
+    assert "AIRY_TEST_UNSET" in told(await run("--config", config), 2)
+
+
+# The database: exit 1
+
+
+@pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
+def test_missing_sqlite_file_is_told_and_not_made(command: tuple[str, ...], here: Here, airy_trio: CommandLine) -> None:
+    path = here.folder / "absent.db"
+    before = sorted(here.folder.iterdir())
+    message = told(airy_trio(*command, "--config", here.on(f"sqlite:///{path}")), 1)
+    assert message == f"database.url: the SQLite file {path} does not exist (and is not created)"
+    assert [file.name for file in here.folder.iterdir() if file not in before] == ["airy-trio.toml"]
+
+
+def test_file_that_is_no_database(here: Here, airy_trio: CommandLine) -> None:
+    (here.folder / "notes.db").write_text("this is a text, and it is long enough to be taken for a header" * 10)
+    message = told(airy_trio("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
+    assert "file is not a database" in message
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is ours and on which nobody listens."""
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        yield port
+
+
+@pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
+def test_unreachable_database(command: tuple[str, ...], here: Here, closed_port: int, airy_trio: CommandLine) -> None:
+    url = f"postgresql://airy:{PASSWORD}@127.0.0.1:{closed_port}/airy"
+    message = told(airy_trio(*command, "--config", here.on(url)), 1)
+    assert "refused" in message
+    assert message.startswith("database.url: the database cannot be used: ") or command
+
+
+async def test_wrong_password_as_a_process(here: Here, postgres: Postgres) -> None:
+    url = postgres.password_url("postgres", PASSWORD)
+    message = told(await run("--config", here.on(url)), 1)
+    assert f'password authentication failed for user "{PASSWORD_ROLE}"' in message
+
+
+def test_missing_database(here: Here, postgres: Postgres, airy_trio: CommandLine) -> None:
+    message = told(airy_trio("--config", here.on(postgres.url("absent"))), 1)
+    assert 'database "absent" does not exist' in message
+
+
+def test_missing_table(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    any_application.migrate()
+    config = here.on(any_application.url, '[database.tables.messages]\nname = "chats"\n')
+    for command in ((), ("migrate",)):
+        message = told(airy_trio(*command, "--config", config), 1)
+        assert 'database.tables.messages.name: there is no table "chats" in the database' in message
+
+
+def test_missing_column(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    any_application.migrate()
+    config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { sent_at = "sent" }\n')
+    message = told(airy_trio("--config", config), 1)
+    assert (
+        'database.tables.messages.columns.sent_at: table "messages" has no column "sent", perhaps "sent_at"' in message
+    )
+
+
+def test_missing_triggers(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    any_application.migrate()
+    any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
+    message = told(airy_trio("--config", here.on(any_application.url)), 1)
+    assert re.search(r'table "tags" \(tags\) has no trigger .*; run: airy-trio migrate --config FILE', message)
+
+
+def test_triggers_of_another_mapping(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    any_application.migrate()
+    config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { channel_id = "source" }\n')
+    message = told(airy_trio("--config", config), 1)
+    assert message.startswith('table "messages" (messages) has triggers of another ')
+    assert message.endswith("; run: airy-trio migrate --config FILE")
+
+
+def test_not_migrated(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    with any_application.engine.begin() as connection:
+        default_tables.create(connection, FIELDS)
+    message = told(airy_trio("--config", here.on(any_application.url)), 1)
+    assert message == "database: airy_trio has not been installed here; run: airy-trio migrate --config FILE"
+
+
+# The port and the store: exit 1
+
+
+async def test_port_in_use(sqlite_application: Application, here: Here) -> None:
+    sqlite_application.migrate()
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        config = here.config(f'[database]\nurl = "{sqlite_application.url}"\n[listener]\nport = {port}\n')
+        message = told(await run("--config", config), 1)
+    assert message == f"listener: cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
+async def test_memory_store_beside_another_server(any_application: Application, here: Here) -> None:
+    any_application.migrate()
+    with trio.fail_after(40):
+        async with server(Path(here.on(any_application.url))):
+            config = here.on(any_application.url, '[log]\nstore = "memory"\n')
+            message = told(await run("--config", config), 1)
+    assert message.startswith("another server records the changes of this database into another event log (")
+
+
+# Migrate
+
+
+async def test_migrate_makes_what_the_server_needs(here: Here) -> None:
+    config = here.on(f"sqlite:///{here.folder}/new.db")
+    made = await run("migrate", "--with-tables", "--config", config)
+    assert (made.code, made.err) == (0, "")
+    assert "made the tables" in made.out
+    again = await run("migrate", "--config", config)
+    assert (again.code, again.err) == (0, "")
+    assert again.out == "watching messages, metadata, channels, tags\n"
+    with trio.fail_after(40):
+        async with server(Path(config)) as serving:
+            assert await serving.terminate() == 0

@@ -1,0 +1,18 @@
+"""The targets of the fuzzer, with the inputs that it begins with: so that they still run when somebody fuzzes again."""
+
+import pytest
+
+from airy_trio.stomp.connection import Acknowledge, Connect, Disconnect, Subscribe, Unsubscribe
+from fuzz.targets import SEEDS, TARGETS, conversed
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("seed", [b"", b"\0", *SEEDS])
+def test_targets_hold_for_what_they_begin_with(target: str, seed: bytes) -> None:
+    TARGETS[target](seed)
+
+
+def test_the_first_inputs_reach_every_kind_of_request_and_a_fault() -> None:
+    said = [one for seed in SEEDS for one in conversed([seed[2:]])]
+    assert {type(one) for one in said} == {Connect, Subscribe, Unsubscribe, Acknowledge, Disconnect, tuple}
+    assert ("403-send-not-allowed", "Clients cannot send messages to this server.", "s") in said

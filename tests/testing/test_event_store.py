@@ -1,0 +1,289 @@
+"""The suite for event stores catches stores that are broken on purpose, each by the checks that are about it."""
+# ruff: noqa: ARG002, SLF001 - a store that is broken on purpose ignores what it was told, and reaches inside
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+import trio.testing
+from attrs import evolve
+
+from airy_trio.events.destinations import Destination
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, stored_after
+from airy_trio.testing.event_store import (
+    BrokenStoreError,
+    MakePlace,
+    OpenStore,
+    broken_promises,
+    check_event_store,
+    check_whole_batches,
+)
+from airy_trio.testing.store_crashes import write_batches
+from tests.log.places import memory_place, opened
+
+
+class Reorders(MemoryStore):
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        found = list(await super().read(after, limit, destination))
+        return found if len(found) < 3 else [found[1], found[0], *found[2:]]
+
+
+class Forgets(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        stored = await super().append(expected, events, resume_point)
+        if len(self._events) > 100:
+            self._events[50] = self._events[49]
+        return stored
+
+
+class Duplicates(MemoryStore):
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        found = list(await super().read(after, limit, destination))
+        return [*found[:1], *found][:limit]
+
+
+class ReusesOffsets(MemoryStore):
+    """Begins again at 1 once everything is trimmed, as a table does that knows only its rows."""
+
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        count = await super().trim(age_s=age_s, keep=keep, limit=limit)
+        if not self._events:
+            self._trimmed = 0
+        return count
+
+
+class TearsBatches(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        if len(events) < 2:
+            return await super().append(expected, events, resume_point)
+        half = await super().append(expected, events[: len(events) // 2], resume_point)
+        rest = await super().append(expected.at(half[-1].offset), events[len(events) // 2 :], resume_point)
+        return [*half, *rest]
+
+
+class LosesTheResumePoint(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        known = self._resume_point
+        stored = await super().append(expected, events, resume_point)
+        if not events:
+            self._resume_point = known
+        return stored
+
+
+class StoresTheResumePointFirst(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        self._check_head(expected)
+        self._resume_point = resume_point
+        return await super().append(expected, events, resume_point)
+
+
+class TakesStaleWriters(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        return await super().append(self._bounds().head, events, resume_point)
+
+
+class ComparesBeforeItLocks(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        self._check_head(expected)
+        await trio.lowlevel.checkpoint()
+        stored = stored_after(self._bounds().head, events, self._now_ms())
+        self._events += stored
+        self._resume_point = resume_point
+        self._wake()
+        return stored
+
+
+class AddsTheTailOfAStaleBatch(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        try:
+            return await super().append(expected, events, resume_point)
+        except StaleAppend:
+            head = self._bounds().head
+            if expected.epoch == head.epoch and expected.offset < head.offset < expected.offset + len(events):
+                await super().append(head, events[head.offset - expected.offset :], resume_point)
+            raise
+
+
+class ServesTrimmedPositions(MemoryStore):
+    def _check_retained(self, after: Position) -> None:
+        if after.epoch != self._epoch:
+            super()._check_retained(after)
+
+
+class TrimsTooMuch(MemoryStore):
+    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+        return await super().trim(age_s=age_s, keep=max(0, keep - 1), limit=limit)
+
+
+class IgnoresDestinations(MemoryStore):
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        return await super().read(after, limit)
+
+
+class LimitsBeforeItFilters(MemoryStore):
+    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+        kept = {event.offset for event in await super().read(after, limit)}
+        return [event for event in await super().read(after, limit, destination) if event.offset in kept]
+
+
+class ShowsOldStates(MemoryStore):
+    async def recent(
+        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    ) -> Sequence[StoredEvent]:
+        return (await super().recent(until, age_s, 10**6, destination))[:limit]
+
+
+class KeepsEventsOverAnEpoch(MemoryStore):
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        events = list(self._events)
+        bounds = await super().begin_epoch(expected, resume_point)
+        self._events += events
+        return bounds
+
+
+class KeepsTheEpoch(MemoryStore):
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        await super().begin_epoch(expected, resume_point)
+        self._epoch = expected.epoch
+        return self._bounds()
+
+
+class BeginsEpochsForAnybody(MemoryStore):
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        return await super().begin_epoch(self._bounds().head, resume_point)
+
+
+class WakesNobody(MemoryStore):
+    def _wake(self) -> None:
+        pass
+
+
+class WakesOnlyForEpochs(MemoryStore):
+    def _wake(self) -> None:
+        if not self._events:
+            super()._wake()
+
+
+class MixesOwners(MemoryStore):
+    async def acknowledged(self, owner: str, name: str) -> Position | None:
+        return await super().acknowledged("", owner + name)
+
+    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+        await super().acknowledge("", owner + name, position)
+
+
+class AcknowledgesBackwards(MemoryStore):
+    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+        self._acknowledged.pop((owner, name), None)
+        await super().acknowledge(owner, name, position)
+
+
+class TimesFall(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        stored = await super().append(expected, events, resume_point)
+        fallen = [evolve(event, appended_at_ms=event.appended_at_ms - 1000 * event.offset) for event in stored]
+        if fallen:
+            self._events[-len(fallen) :] = fallen
+        return fallen
+
+
+BROKEN: dict[type[MemoryStore], str] = {
+    Reorders: "reads_keep_to_their_bounds",
+    Forgets: "offsets_are_gapless",
+    Duplicates: "reads_keep_to_their_bounds",
+    ReusesOffsets: "trimming_forgets_from_the_old_end",
+    TearsBatches: "batches_are_seen_whole",
+    LosesTheResumePoint: "an_append_without_events_moves_nothing",
+    StoresTheResumePointFirst: "batches_are_seen_whole",
+    TakesStaleWriters: "a_stale_append_is_refused",
+    ComparesBeforeItLocks: "one_of_many_writers_wins",
+    AddsTheTailOfAStaleBatch: "a_stale_append_is_refused",
+    ServesTrimmedPositions: "trimming_forgets_from_the_old_end",
+    TrimsTooMuch: "trimming_forgets_from_the_old_end",
+    IgnoresDestinations: "destinations_filter",
+    LimitsBeforeItFilters: "destinations_filter",
+    ShowsOldStates: "recent_is_the_newest_of_each",
+    KeepsEventsOverAnEpoch: "an_epoch_ends_all_positions",
+    KeepsTheEpoch: "an_epoch_ends_all_positions",
+    BeginsEpochsForAnybody: "an_epoch_ends_all_positions",
+    WakesNobody: "waiting_ends_when_the_head_moves",
+    WakesOnlyForEpochs: "waiting_ends_when_the_head_moves",
+    MixesOwners: "acknowledged_positions_go_forward",
+    TimesFall: "offsets_are_gapless",
+    AcknowledgesBackwards: "acknowledged_positions_go_forward",
+}
+
+
+@asynccontextmanager
+async def forgetful_place() -> AsyncIterator[OpenStore]:
+    """A place where nothing outlives the process."""
+    yield lambda: opened(MemoryStore())
+
+
+def places_of(store_class: type[MemoryStore]) -> MakePlace:
+    @asynccontextmanager
+    async def make_place() -> AsyncIterator[OpenStore]:
+        store = store_class()
+        yield lambda: opened(store)
+
+    return make_place
+
+
+@pytest.mark.parametrize("store_class", BROKEN, ids=lambda store_class: store_class.__name__)
+async def test_a_broken_store_is_caught(store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock) -> None:
+    assert BROKEN[store_class] in await broken_promises(places_of(store_class))
+
+
+async def test_a_store_that_outlives_nothing_is_caught(autojump_clock: trio.testing.MockClock) -> None:
+    assert "a_reopened_store_goes_on" in await broken_promises(forgetful_place)
+
+
+async def test_a_good_store_is_not_accused(autojump_clock: trio.testing.MockClock) -> None:
+    assert await broken_promises(memory_place) == {}
+
+
+async def test_all_that_is_broken_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(ExceptionGroup, match=r"offsets_are_gapless.*destinations_filter") as raised:
+        await check_event_store(places_of(TimesFallAndDestinationsAreIgnored))
+    assert len(raised.value.exceptions) >= 2
+
+
+class TimesFallAndDestinationsAreIgnored(TimesFall, IgnoresDestinations):
+    pass
+
+
+async def written(store: MemoryStore, batches: int, size: int = 3) -> int:
+    accepted = 0
+    async with aclosing(write_batches(store, size)) as writing:
+        async for accepted in writing:
+            if accepted == batches * size:
+                break
+    return accepted
+
+
+async def test_what_a_crash_leaves_is_checked() -> None:
+    store = MemoryStore()
+    accepted = await written(store, batches=4)
+    assert await check_whole_batches(store, 3, accepted) == 12
+    assert await check_whole_batches(store, 3, accepted - 3) == 12  # the last answer may have been lost
+
+
+@pytest.mark.parametrize("damage", ["torn", "lost", "point", "changed", "more"])
+async def test_what_a_crash_must_not_leave_is_caught(damage: str) -> None:
+    store = MemoryStore()
+    accepted = await written(store, batches=4)
+    match damage:
+        case "torn":
+            del store._events[-1]
+        case "lost":
+            accepted += 3
+        case "point":
+            store._resume_point = "9"
+        case "changed":
+            store._events[5] = evolve(store._events[5], body=b"")
+        case _:
+            accepted -= 6
+    with pytest.raises(BrokenStoreError):
+        await check_whole_batches(store, 3, accepted)

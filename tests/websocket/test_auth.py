@@ -1,0 +1,170 @@
+"""Who is let in with which CONNECT, and what the others are told: first alone, then over a session."""
+
+import pytest
+import trio
+from attrs import evolve
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.options import NotAllowedError
+from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.stomp.requests import Connect
+from airy_trio.testing.client import Closed
+from airy_trio.websocket.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, User
+from airy_trio.websocket.farewells import UNAUTHORIZED
+from tests.websocket.serving import serving
+
+TOKENS = AuthOptions(mode="tokens", tokens={"agent": "s3cret", "app": "t0ken"})
+GOOD = {
+    "as Airy's client sends it": (("Authorization", "Bearer s3cret"),),
+    "in lower case": (("authorization", "bearer s3cret"),),
+    "with a space after the colon": (("Authorization", " Bearer  s3cret "),),
+    "as the passcode": (("login", "whoever"), ("passcode", "s3cret")),
+    "beside an empty passcode": (("Authorization", "Bearer s3cret"), ("passcode", "")),
+    "as the passcode, beside another scheme": (("Authorization", "Basic czNjcmV0"), ("passcode", "s3cret")),
+}
+BAD: dict[str, tuple[tuple[str, str], ...]] = {
+    "none": (),
+    "an empty passcode": (("passcode", ""),),
+    "an empty token": (("Authorization", "Bearer "),),
+    "another": (("passcode", "wrong"),),
+    "a part": (("passcode", "s3cre"),),
+    "more": (("passcode", "s3crets"),),
+    "in capitals": (("passcode", "S3CRET"),),
+    "a name": (("passcode", "agent"),),
+    "as the login": (("login", "s3cret"),),
+    "without its scheme": (("Authorization", "s3cret"),),
+    "in another scheme": (("Authorization", "Basic s3cret"),),
+    "two in one": (("Authorization", "Bearer s3cret t0ken"),),
+    "a wrong one before a good passcode": (("Authorization", "Bearer wrong"), ("passcode", "s3cret")),
+}
+
+NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat.none())
+
+
+def by_case(cases: dict[str, tuple[tuple[str, str], ...]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("headers", cases.values(), ids=cases.keys())
+
+
+def test_each_token_is_its_users() -> None:
+    authenticator = Authenticator(TOKENS)
+    assert authenticator.authenticate(evolve(NOBODY, passcode="s3cret")) == User("agent")
+    assert authenticator.authenticate(evolve(NOBODY, authorization="Bearer t0ken")) == User("app")
+    assert authenticator.authenticate(NOBODY) is None
+
+
+def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
+    authenticator = Authenticator(AuthOptions())
+    assert authenticator.authenticate(NOBODY) == ANYBODY
+    assert authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANYBODY
+
+
+def test_a_mode_without_tokens_lets_nobody_in() -> None:
+    authenticator = Authenticator(AuthOptions(mode="tokens"))
+    assert authenticator.authenticate(NOBODY) is None
+    assert authenticator.authenticate(evolve(NOBODY, passcode="")) is None
+
+
+def test_a_token_of_any_text_is_compared() -> None:
+    authenticator = Authenticator(TOKENS)
+    for passcode in ("sécret", "s3cret\0", "\U0001f511", "s" * 10_000):
+        assert authenticator.authenticate(evolve(NOBODY, passcode=passcode)) is None
+
+
+@pytest.mark.parametrize("tokens", [{"a": ""}, {"": "x"}, {"a": "x", "b": "x"}, {"a": "x" * (TOKEN_BYTES_MAX + 1)}])
+def test_options_refuse_tokens_that_are_nobodys_without_showing_them(tokens: dict[str, str]) -> None:
+    with pytest.raises(NotAllowedError) as caught:
+        AuthOptions(mode="tokens", tokens=tokens)
+    assert "xx" not in str(caught.value)
+
+
+def test_nothing_shows_a_token() -> None:
+    for thing in (TOKENS, Authenticator(TOKENS), vars(Authenticator(TOKENS))):
+        assert "s3cret" not in repr(thing)
+
+
+@by_case(GOOD)
+async def test_a_good_token_connects(headers: tuple[tuple[str, str], ...], autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        client = (await server.plug_connected(headers=headers)).client
+        assert client.version is Version.V1_2
+        assert (await client.subscribe()).command == "RECEIPT"
+
+
+async def test_the_longest_token_fits_into_connect(autojump_clock: MockClock) -> None:
+    token = "x" * TOKEN_BYTES_MAX
+    async with serving(auth=AuthOptions(mode="tokens", tokens={"agent": token}), listen=False) as server:
+        client = (await server.plug_connected(headers=[("Authorization", f"Bearer {token}")])).client
+        assert client.version is Version.V1_2
+
+
+@by_case(BAD)
+async def test_bad_credentials_end_in_an_error_whose_message_contains_401(
+    headers: tuple[tuple[str, str], ...], autojump_clock: MockClock
+) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        error = await plugged.client.connect(headers=headers)
+        assert (error.command, error.get("message")) == ("ERROR", "401-unauthorized")
+        with pytest.raises(Closed) as closed:
+            await plugged.client.receive()
+        assert closed.value.code == 4401
+        assert await plugged.ending.wait() is UNAUTHORIZED
+
+
+@pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
+async def test_nothing_that_comes_with_a_refused_connect_is_answered(command: str, autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        await server.append(1, 3)
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        await plugged.client.send_text(
+            f"{command}\naccept-version:1.2\npasscode:wrong\n\n\0"
+            "SUBSCRIBE\nid:0\ndestination:/events\nreplay:all\nreceipt:r\n\n\0SEND\n\n\0"
+        )
+        await plugged.client.send(Frame("SUBSCRIBE", (("id", "1"), ("destination", "/events"), ("receipt", "s"))))
+        assert (await plugged.client.receive()).get("message") == "401-unauthorized"
+        with pytest.raises(Closed):
+            await plugged.client.receive()
+        await server.ended()
+        assert server.sessions.statistics() == {
+            "acks_ignored": 0, "nacks": 0, "clients": 0, "subscriptions": 0, "behind": 0, "deliveries": 0, "bytes": 0,
+            "farewell unauthorized": 1, "refused 401-unauthorized": 1,
+        }  # fmt: skip
+
+
+async def test_a_refused_client_still_has_its_deadline(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        await plugged.client.send(Frame("CONNECT", (("accept-version", "1.2"),)))
+        begun_at = trio.current_time()
+        assert await plugged.ending.wait() is UNAUTHORIZED  # though nobody reads what it is told, or answers the Close
+        assert plugged.ending.at - begun_at < 5
+
+
+async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        with capture_logs() as logs:
+            await plugged.client.connect(headers=[("login", "hush"), ("passcode", "hush")])
+            await plugged.ending.wait()
+    assert [log["log_level"] for log in logs if log["event"] == "credentials refused"] == ["info"]
+    assert "hush" not in str(logs)
+
+
+@pytest.mark.parametrize(
+    "auth, token",
+    [(AuthOptions(), "403-durable-needs-auth"), (TOKENS, "403-durable-not-kept")],
+    ids=["anybody", "a user"],
+)
+async def test_a_durable_subscription_is_refused_for_the_reason_that_holds(
+    auth: AuthOptions, token: str, autojump_clock: MockClock
+) -> None:
+    async with serving(auth=auth, listen=False) as server:
+        client = (await server.plug_connected(headers=[("passcode", "s3cret")])).client
+        error = await client.subscribe(headers=[("durable", "d"), ("ack", "client")])
+        assert (error.get("message"), error.get("receipt-id")) == (token, "r1")

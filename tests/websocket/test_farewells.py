@@ -1,0 +1,52 @@
+import re
+
+import pytest
+
+from airy_trio.stomp.encoder import plain
+from airy_trio.websocket import farewells
+from airy_trio.websocket.farewells import CATALOGUE, ComeBack, Farewell, with_token
+from airy_trio.websocket.framing import CLOSE_REASON_BYTES_MAX
+
+
+def test_the_catalogue_is_the_wire_contracts() -> None:
+    told = {(one.token, one.close_code, one.come_back) for one in CATALOGUE}
+    assert told == {
+        (None, 1000, ComeBack.NO),
+        ("400-protocol-error", 1002, ComeBack.NO),
+        ("401-unauthorized", 4401, ComeBack.WITH_CREDENTIALS),
+        ("403-forbidden", 4403, ComeBack.NO),
+        ("404-unknown-destination", 4404, ComeBack.NO),
+        ("408-heart-beat-missed", 4408, ComeBack.YES),
+        ("408-connect-timeout", 4408, ComeBack.YES),
+        ("409-durable-taken", 4409, ComeBack.NO),
+        ("410-position-expired", 4410, ComeBack.YES),
+        ("413-frame-too-large", 1009, ComeBack.NO),
+        ("429-too-many-subscriptions", 1013, ComeBack.LATER),
+        ("500-internal", 1011, ComeBack.YES),
+        ("503-shutting-down", 1012, ComeBack.YES),
+        (None, None, ComeBack.YES),
+    }
+
+
+@pytest.mark.parametrize("farewell", [one for one in CATALOGUE if one.token], ids=lambda one: one.token)
+def test_every_error_can_be_read_by_every_client(farewell: Farewell) -> None:
+    assert farewell.token is not None
+    assert re.fullmatch(r"[0-9]{3}-[a-z-]+", plain(farewell.token))
+    assert farewell.prose
+    assert len(farewell.token) <= CLOSE_REASON_BYTES_MAX
+
+
+def test_a_token_finds_its_row_by_its_number() -> None:
+    farewell = with_token("401-token-expired", "Too old.", receipt_id="r", headers=(("a", "b"),))
+    assert farewell == Farewell(
+        "unauthorized", "401-token-expired", 4401, ComeBack.WITH_CREDENTIALS, "Too old.", "r", (("a", "b"),)
+    )
+
+
+def test_a_number_that_is_not_in_the_catalogue_is_a_bug() -> None:
+    with pytest.raises(LookupError):
+        with_token("418-teapot", "No.")
+
+
+def test_the_two_ways_of_being_silent_are_one_row() -> None:
+    assert farewells.SILENT.name == farewells.CONNECT_TIMEOUT.name

@@ -1,0 +1,125 @@
+"""The wheel over outlets in memory; what clients see of it is in ``test_session``."""
+
+from collections.abc import AsyncGenerator
+from itertools import pairwise
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket import farewells
+from airy_trio.websocket.framing import HEART_BEAT
+from airy_trio.websocket.heartbeats import SLOT_S, Pulse, Wheel
+from airy_trio.websocket.subscriptions import Client, State
+from airy_trio.websocket.wire import Wire
+
+
+@pytest.fixture
+async def wheel() -> AsyncGenerator[Wheel]:
+    wheel = Wheel()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wheel.turn)
+        yield wheel
+        nursery.cancel_scope.cancel()
+
+
+def pulse(outlet: MemoryOutlet, *, outgoing_s: float | None = None, incoming_s: float | None = None) -> Pulse:
+    client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")), state=State.LIVE)
+    wire = Wire(outlet, send_timeout_s=10)
+    return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
+
+
+async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockClock) -> None:
+    outlets = [MemoryOutlet() for _ in range(3)]
+    for outlet, outgoing_s in zip(outlets, (30.0, 2.0, 7.0), strict=True):
+        wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+    await trio.sleep(60)
+    beats = [len(outlet.take()) // len(HEART_BEAT) for outlet in outlets]
+    assert beats[0] == 2
+    assert beats[1] in {30, 31}
+    assert beats[2] == 8
+
+
+@pytest.mark.parametrize("outgoing_s", [0.05, 0.1, 0.30000000000000004, 1, 29.999, 30])
+async def test_never_later_than_the_interval_nor_much_sooner(
+    outgoing_s: float, wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    outlet = MemoryOutlet()
+    one = pulse(outlet, outgoing_s=outgoing_s)
+    wheel.watch(one)
+    written_at = [one.wire.written_at]
+    for _ in range(1000):
+        await trio.sleep(max(outgoing_s / 100, SLOT_S / 5))
+        if one.wire.written_at != written_at[-1]:
+            written_at.append(one.wire.written_at)
+    pauses = [after - before for before, after in pairwise(written_at)]
+    assert len(pauses) > 5
+    assert max(pauses) <= max(outgoing_s, SLOT_S) + 1e-9
+    assert min(pauses) >= outgoing_s - 2 * SLOT_S
+
+
+async def test_who_agreed_to_nothing_is_not_watched(wheel: Wheel, autojump_clock: MockClock) -> None:
+    await trio.lowlevel.checkpoint()
+    wheel.watch(pulse(MemoryOutlet()))
+    assert wheel.statistics() == {"clients": 0, "slots": 0}
+
+
+async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
+    wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    one = pulse(MemoryOutlet(), incoming_s=1)
+    one.client.occupied = True
+    wheel.watch(one)
+    await trio.sleep(100)
+    found = [one.client.farewell]
+    one.client.occupied = False
+    await trio.sleep(2.5 + 2 * SLOT_S)
+    assert [*found, one.client.farewell] == [None, farewells.SILENT]
+    assert wheel.statistics() == {"clients": 0, "slots": 0}
+
+
+async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autojump_clock: MockClock) -> None:
+    outlet = MemoryOutlet(0)
+    one = pulse(outlet, outgoing_s=1)
+    wheel.watch(one)
+    await trio.sleep(10)
+    assert outlet.offers_refused in {10, 11}
+    assert not outlet.pending
+
+
+async def test_a_beat_that_left_in_part_wakes_the_send_task(wheel: Wheel, autojump_clock: MockClock) -> None:
+    one = pulse(MemoryOutlet(1), outgoing_s=1)
+    wheel.watch(one)
+    with trio.fail_after(2):
+        await one.client.wakened.wait()
+
+
+async def test_one_clients_trouble_does_not_stop_the_wheel(
+    wheel: Wheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlet, broken = MemoryOutlet(), MemoryOutlet()
+    monkeypatch.setattr(broken, "offer", lambda _data: 1 / 0)
+    gone = MemoryOutlet()
+    await gone.aclose()
+    pulses = [pulse(one, outgoing_s=1) for one in (broken, gone, outlet)]
+    for one in pulses:
+        wheel.watch(one)
+    with capture_logs() as logs:
+        await trio.sleep(1.5)
+    assert [one.client.farewell for one in pulses] == [farewells.INTERNAL, farewells.GONE, None]
+    assert [line["event"] for line in logs] == ["session failed"]
+    assert outlet.take() == HEART_BEAT
+
+
+async def test_forgetting_leaves_nothing(wheel: Wheel, autojump_clock: MockClock) -> None:
+    one = pulse(MemoryOutlet(), outgoing_s=1)
+    wheel.watch(one)
+    assert wheel.statistics() == {"clients": 1, "slots": 1}
+    wheel.forget(one.client)
+    wheel.forget(one.client)
+    assert wheel.statistics() == {"clients": 0, "slots": 0}
+    await trio.sleep(5)

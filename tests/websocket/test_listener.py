@@ -1,0 +1,155 @@
+"""The listener over real sockets: what is accepted, what is refused before the upgrade, and how connections end."""
+
+import errno
+import socket
+from collections.abc import AsyncGenerator
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from airy_trio.errors import StartError
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, StompClient
+from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
+from tests.websocket.serving import HOST, Server, open_log, serving
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[Server]:
+    async with serving() as server:
+        with trio.fail_after(20):
+            yield server
+
+
+async def test_a_client_gets_events(server: Server) -> None:
+    async with await server.dial() as client:
+        await client.subscribe()
+        await server.append(1, 3)
+        assert [(await client.receive()).command for _ in range(3)] == ["MESSAGE"] * 3
+        assert (await client.disconnect()).code == 1000
+    await server.ended()
+
+
+async def test_an_error_arrives_although_more_came_than_was_read(server: Server) -> None:
+    async with await server.dial() as client:
+        await client.send(Frame("SEND", (("destination", "/x"),)))
+        for _ in range(200):
+            await client.send_text("x" * 1000)
+        assert (await client.receive()).get("message") == "403-send-not-allowed"
+        with pytest.raises(Closed) as closed:
+            await client.receive()
+        assert closed.value.code == 4403
+
+
+async def test_an_error_arrives_where_the_websocket_message_is_too_large(server: Server) -> None:
+    async with await server.dial() as client:
+        await client.send_text("x" * 500_000)
+        with pytest.raises(Closed) as closed:
+            await client.receive()
+        assert closed.value.code == 1009
+
+
+async def test_a_client_that_reads_nothing_is_reset() -> None:
+    async with (
+        serving(options=ListenerOptions(port=0, send_timeout_s=0.2)) as server,
+        await server.dial() as healthy,
+        await server.dial() as client,
+    ):
+        await healthy.subscribe()
+        await client.subscribe()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive_for_ever, healthy)
+            number = 1
+            while server.sessions.statistics()["clients"] == 2:
+                await server.append(number, number + 9, size=50_000)
+                number += 10
+            nursery.cancel_scope.cancel()
+        assert server.sessions.statistics()["farewell too slow"] == 1
+        with pytest.raises(trio.BrokenResourceError) as broken:
+            await read_to_end(client)
+        assert isinstance(broken.value.__cause__, ConnectionResetError)
+
+
+async def receive_for_ever(client: StompClient) -> None:
+    while True:
+        await client.receive()
+
+
+async def test_a_goodbye_to_a_full_socket_is_a_reset_within_its_bound(server: Server) -> None:
+    async with await server.dial() as client:
+        await client.subscribe()
+        (session,) = server.sessions._clients  # noqa: SLF001 - to see that its way out is full
+        number = 1
+        while not session.subscriptions[1].hungry:
+            await server.append(number, number + 9, size=50_000)
+            number += 10
+            await trio.testing.wait_all_tasks_blocked()
+        begun_at = trio.current_time()
+        await server.sessions.dismiss_all(0)
+        assert trio.current_time() - begun_at < 3
+        with pytest.raises(trio.BrokenResourceError):
+            await read_to_end(client)
+
+
+async def read_to_end(client: StompClient) -> None:
+    while await client.stream.receive_some():
+        pass
+
+
+async def test_the_port_is_free_again_after_the_listener() -> None:
+    async with serving() as server:
+        port = server.port
+        async with await server.dial():
+            pass
+    async with serving(options=ListenerOptions(port=port)) as server, await server.dial() as client:
+        assert (await client.subscribe()).command == "RECEIPT"
+
+
+async def test_a_port_in_use_is_said_in_plain_words(server: Server) -> None:
+    with pytest.raises(StartError) as error:
+        await open_listening_socket(ListenerOptions(port=server.port))
+    assert f"{HOST}:{server.port}" in str(error.value)
+    assert "in use" in str(error.value)
+
+
+async def test_a_host_that_is_not_ours_is_said_in_plain_words() -> None:
+    with pytest.raises(StartError):
+        await open_listening_socket(ListenerOptions(host="192.0.2.1", port=0))
+
+
+class Exhausted(socket.socket):
+    """A listening socket of a process that is out of descriptors for a while."""
+
+    failures = 3
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+async def test_running_out_of_descriptors_does_not_end_the_accept_loop() -> None:
+    log = await open_log()
+    async with serving(log, listen=False) as server:
+        with Exhausted() as listening, capture_logs() as logs:
+            listening.bind((HOST, 0))
+            listening.listen()
+            listening.settimeout(0)
+            server.port = listening.getsockname()[1]
+            server.connections.start_soon(accept, listening, server.sessions, server.connections)
+            async with await server.dial() as client:
+                assert (await client.subscribe()).command == "RECEIPT"
+            server.connections.cancel_scope.cancel()
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["cannot accept connections"] * 3
+
+
+async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: Server) -> None:
+    for _ in range(50):
+        sock = socket.create_connection((HOST, server.port))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        sock.close()
+    async with await server.dial() as client:
+        assert (await client.subscribe()).command == "RECEIPT"
+    await server.ended()

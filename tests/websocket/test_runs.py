@@ -1,0 +1,121 @@
+from collections import deque
+
+import pytest
+
+from airy_trio.events.destinations import EVERYTHING
+from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.stomp.connection import AckMode, Connection, ConnectionOptions
+from airy_trio.websocket.runs import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Runs
+from airy_trio.websocket.subscriptions import Client, Subscription, Window
+from tests.websocket.messages import Reader, stomp
+from tests.websocket.serving import events, open_log
+
+
+async def filled(count: int, *, size: int = 0, tail_events: int = 20_000) -> EventLog:
+    log = await open_log(options=LogOptions(store="memory", tail_events=tail_events))
+    await log.append(log.head, events(1, count, size=size), "point")
+    return log
+
+
+def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode = AckMode.AUTO) -> Subscription:
+    connection = Connection(ConnectionOptions(session="s1", server="airy-trio/test"))
+    connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
+    connection.connected()
+    connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
+    subscription = Subscription(
+        Client(connection),
+        1,
+        connection.message_prefix(1),
+        log.head.at(offset),
+        window=None if ack is AckMode.AUTO else Window(ack, 10),
+        started=True,
+    )
+    subscription.view = log.attach(EVERYTHING, subscription)
+    return subscription
+
+
+async def test_a_run_is_whole_messages_of_one_frame_each() -> None:
+    log = await filled(3)
+    run = Runs(log).after_position(subscribed(log, 1))
+    frames = [stomp(message) for message in Reader().feed(run.data)]
+    assert run.offsets == (2, 3)
+    assert [frame.body for frame in frames if frame] == [event.body for event in events(2, 3)]
+    assert [frame.get("message-id") for frame in frames if frame] == [f"{log.epoch}-2", f"{log.epoch}-3"]
+
+
+async def test_a_run_is_bounded_in_bytes_but_never_empty() -> None:
+    log = await filled(100, size=1000)
+    runs = Runs(log)
+    run = runs.after_position(subscribed(log))
+    assert RUN_BYTES_MAX - 2000 < len(run.data) <= RUN_BYTES_MAX
+    large = await filled(2, size=RUN_BYTES_MAX)
+    assert Runs(large).after_position(subscribed(large)).offsets == (1,)
+
+
+async def test_a_run_is_bounded_by_the_window() -> None:
+    log = await filled(100)
+    subscription = subscribed(log, ack=AckMode.CLIENT)
+    assert len(Runs(log).after_position(subscription).offsets) == 10
+
+
+async def test_equal_subscriptions_share_a_run_until_the_view_grows() -> None:
+    log = await filled(3)
+    runs = Runs(log)
+    one, other, third = subscribed(log), subscribed(log), subscribed(log, id_="different")
+    run = runs.after_position(one)
+    assert runs.after_position(other) is run
+    assert runs.after_position(third) is not run
+    await log.append(log.head, events(4, 4), "point")
+    assert runs.after_position(other).offsets == (1, 2, 3, 4)
+
+
+async def test_a_run_of_an_ended_epoch_is_not_given_again() -> None:
+    log = await filled(3)
+    runs = Runs(log)
+    before = runs.after_position(subscribed(log))
+    await log.begin_epoch(log.head, "point")
+    await log.append(log.head, events(1, 3), "point")
+    after = runs.after_position(subscribed(log))
+    assert after.offsets == before.offsets
+    assert log.epoch.encode() in after.data
+
+
+async def test_few_runs_are_remembered() -> None:
+    log = await filled(SHARED_RUNS_MAX + 10)
+    runs = Runs(log)
+    for offset in range(SHARED_RUNS_MAX + 9):
+        runs.after_position(subscribed(log, offset))
+    assert len(runs._shared) == SHARED_RUNS_MAX  # noqa: SLF001
+
+
+async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:
+    log = await filled(2)
+    runs = Runs(log)
+    acking = subscribed(log, ack=AckMode.CLIENT)
+    acking.verdict = b"resume:resumed\n"
+    frames = [stomp(message) for message in Reader().feed(runs.after_position(acking).data)]
+    assert [(f.get("ack"), f.get("resume")) for f in frames if f] == [
+        (f"1.{log.epoch}-1", "resumed"),
+        (f"1.{log.epoch}-2", None),
+    ]
+
+
+async def test_what_is_owed_comes_from_where_it_was_read() -> None:
+    log = await filled(RUN_EVENTS_MAX + 1)
+    subscription = subscribed(log, RUN_EVENTS_MAX + 1)
+    subscription.owed = deque(await log.read(log.head.at(0), 2, EVERYTHING))
+    assert Runs(log).owed(subscription).offsets == (1, 2)
+
+
+async def test_a_position_before_the_tail_is_refused() -> None:
+    log = await filled(100, tail_events=16)
+    with pytest.raises(LookupError):
+        Runs(log).after_position(subscribed(log, 3))
+
+
+async def test_a_view_that_promises_more_than_there_is_is_a_bug() -> None:
+    log = await filled(3)
+    subscription = subscribed(log, 3)
+    subscription.view.last = 4
+    with pytest.raises(RuntimeError):
+        Runs(log).after_position(subscription)

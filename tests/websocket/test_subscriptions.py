@@ -1,0 +1,80 @@
+import pytest
+import trio
+
+from airy_trio.events.destinations import EVERYTHING
+from airy_trio.log.position import Position
+from airy_trio.log.tail import View
+from airy_trio.stomp.connection import AckMode, Connection, ConnectionOptions
+from airy_trio.websocket import farewells
+from airy_trio.websocket.subscriptions import Client, State, Subscription, Window
+
+
+def client() -> Client:
+    return Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")))
+
+
+def subscribed(window: Window | None = None) -> Subscription:
+    subscription = Subscription(client(), 1, b"MESSAGE\n", Position("abcdef", 5), window=window, started=True)
+    subscription.view = View(EVERYTHING, 0, 5)
+    return subscription
+
+
+@pytest.mark.parametrize(
+    "mode, left", [(AckMode.CLIENT, 3), (AckMode.CLIENT_INDIVIDUAL, 1)], ids=["cumulative", "individual"]
+)
+def test_an_ack_makes_room_for_what_it_covers(mode: AckMode, left: int) -> None:
+    window = Window(mode, 3)
+    window.sent((4, 7))
+    window.sent((9,))
+    assert window.room == 0
+    assert window.acknowledge(9)
+    assert window.room == left
+
+
+def test_cumulative_leaves_what_came_later() -> None:
+    window = Window(AckMode.CLIENT, 3)
+    window.sent((4, 7, 9))
+    assert window.acknowledge(7)
+    assert window.room == 2
+    assert window.acknowledge(9)
+
+
+@pytest.mark.parametrize("mode", [AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL])
+def test_unknown_and_repeated_acks_change_nothing(mode: AckMode) -> None:
+    window = Window(mode, 3)
+    window.sent((4, 7))
+    assert not window.acknowledge(5)
+    assert window.acknowledge(7)
+    assert not window.acknowledge(7)
+
+
+def test_hungry_is_who_is_before_its_view_and_has_room() -> None:
+    window = Window(AckMode.CLIENT, 1)
+    subscription = subscribed(window)
+    hungry = [subscription.hungry]
+    subscription.view.last = 6
+    hungry.append(subscription.hungry)
+    window.sent((3,))
+    hungry.append(subscription.hungry)
+    window.acknowledge(3)
+    hungry.append(subscription.hungry)
+    subscription.started = False
+    hungry.append(subscription.hungry)
+    assert hungry == [False, True, False, True, False]
+
+
+def test_frames_are_shared_only_where_they_are_equal() -> None:
+    resuming = subscribed()
+    resuming.verdict = b"resume:resumed\n"
+    acking = subscribed(Window(AckMode.CLIENT, 1))
+    assert [one.shareable for one in (subscribed(), resuming, acking)] == [True, False, False]
+
+
+async def test_the_first_farewell_wins() -> None:
+    await trio.lowlevel.checkpoint()
+    one = client()
+    one.dismiss(farewells.SILENT)
+    one.dismiss(farewells.GONE)
+    assert one.farewell is farewells.SILENT
+    assert one.state is State.CLOSING
+    assert one.scope.cancel_called

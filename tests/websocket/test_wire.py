@@ -1,0 +1,129 @@
+"""The wire: one writer at a time, never after a Close frame, and a peer that takes nothing is noticed."""
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket.framing import close_frame, text_message
+from airy_trio.websocket.wire import StalledError, Wire
+
+SEND_TIMEOUT_S = 10.0
+
+
+def wired(capacity_bytes: int | None = None) -> tuple[Wire, MemoryOutlet]:
+    outlet = MemoryOutlet(capacity_bytes)
+    return Wire(outlet, send_timeout_s=SEND_TIMEOUT_S), outlet
+
+
+async def test_offer_is_refused_while_something_is_pending(autojump_clock: MockClock) -> None:
+    wire, outlet = wired(3)
+    assert wire.offer(b"12345", 1.0)
+    assert outlet.pending
+    assert not wire.offer(b"6", 2.0)
+    assert wire.written_at == 1.0
+    assert outlet.take() == b"123"
+    async with wire.lock:
+        await wire.drain()
+    assert outlet.take() == b"45"
+
+
+async def test_writers_take_turns(autojump_clock: MockClock) -> None:
+    wire, outlet = wired(2)
+    taken = bytearray()
+    async with trio.open_nursery() as nursery:
+        for letter in b"abc":
+            nursery.start_soon(wire.write, bytes([letter]) * 10)
+            await trio.testing.wait_all_tasks_blocked()
+        while len(taken) < 30:
+            taken += outlet.take(1)
+            await trio.sleep(0.1)
+    assert taken == b"a" * 10 + b"b" * 10 + b"c" * 10
+
+
+async def test_what_is_pending_leaves_before_a_control_frame(autojump_clock: MockClock) -> None:
+    wire, outlet = wired(3)
+    assert wire.offer(b"12345", 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.send_all, b"\x8a\x00")
+        await trio.testing.wait_all_tasks_blocked()
+        taken = outlet.take()
+        await trio.testing.wait_all_tasks_blocked()
+        taken += outlet.take()
+    assert taken + outlet.take() == b"12345\x8a\x00"
+
+
+async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
+    wire, outlet = wired()
+    await wire.send_all(close_frame(1000, ""))
+    assert not wire.offer(text_message(b"x"), 0)
+    assert not await wire.write(text_message(b"x"))
+    await wire.send_all(b"\x8a\x00")
+    await wire.close(close_frame(1000, "second"))
+    assert outlet.take() == close_frame(1000, "")
+
+
+async def test_who_waits_for_the_lock_when_a_close_comes_writes_nothing(autojump_clock: MockClock) -> None:
+    wire, outlet = wired()
+    async with trio.open_nursery() as nursery, wire.lock:
+        nursery.start_soon(wire.write, b"late")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(wire.send_all, close_frame(1000, ""))
+        await trio.testing.wait_all_tasks_blocked()
+        assert wire.closing, "before the lock is had"
+        assert not wire.offer(b"late too", 0)
+    assert outlet.take() == close_frame(1000, "")
+
+
+async def test_a_peer_that_takes_nothing_stalls_the_wire(autojump_clock: MockClock) -> None:
+    wire, _outlet = wired(3)
+    with pytest.raises(StalledError):
+        await wire.write(b"12345")
+    assert wire.stalled
+    assert trio.current_time() == SEND_TIMEOUT_S
+
+
+async def test_a_peer_that_takes_a_little_now_and_then_does_not(autojump_clock: MockClock) -> None:
+    wire, outlet = wired(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.write, b"12345")
+        for _ in range(5):
+            await trio.sleep(SEND_TIMEOUT_S * 0.9)
+            outlet.take(1)
+    assert not wire.stalled
+    assert wire.written_at == pytest.approx(4 * 0.9 * SEND_TIMEOUT_S)
+
+
+async def test_a_cancelled_write_is_finished_by_the_next(autojump_clock: MockClock) -> None:
+    wire, outlet = wired(3)
+    with trio.move_on_after(1):
+        await wire.write(b"12345")
+    assert outlet.take() == b"123"
+    await wire.write(b"6")
+    assert outlet.take() == b"456"
+
+
+@pytest.mark.parametrize("end", ["eof", "closed", "aclose"])
+async def test_the_upgrade_is_not_waited_for_when_nothing_can_come(end: str, autojump_clock: MockClock) -> None:
+    wire, outlet = wired()
+    with wire.upgrading:
+        if end == "eof":
+            outlet.feed_eof()
+            await wire.receive_some()
+        elif end == "closed":
+            await outlet.aclose()
+            with pytest.raises(trio.ClosedResourceError):
+                await wire.receive_some()
+        else:
+            await wire.aclose()
+        await trio.sleep_forever()
+    assert wire.upgrading.cancelled_caught
+
+
+async def test_reading_is_noted(autojump_clock: MockClock) -> None:
+    wire, outlet = wired()
+    await trio.sleep(5)
+    outlet.feed(b"x")
+    assert await wire.receive_some() == b"x"
+    assert wire.read_at == 5
