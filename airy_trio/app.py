@@ -14,7 +14,7 @@ The only module that names a back end.
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,7 @@ from airy_trio.admin.endpoints import application
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
 from airy_trio.changes import triggers
+from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import ChangeFeed, Lease
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, PostgresLease
@@ -49,6 +50,7 @@ from airy_trio.database import (
 from airy_trio.errors import AiryTrioError, MappingError, StartError, Unavailable
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.plugged import find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
 from airy_trio.log.sql import SqlStore
@@ -64,6 +66,8 @@ T = TypeVar("T")
 
 RETRY_PAUSE_S: Final = 0.2
 CLOSE_TIMEOUT_S: Final = 5.0
+OWN_STORES: Final = {"redis": "airy_trio.log.redis_streams:open_store"}
+"""Stores that need an extra, and where they are: only who names one must have it installed."""
 APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
 
 
@@ -84,14 +88,20 @@ class Address:
 
 @frozen(kw_only=True)
 class BackEnds:
-    """What the settings have chosen, opened."""
+    """What the settings have chosen beside the application's tables, opened."""
 
     feed: ChangeFeed
     lease: Lease
-    store: EventStore
-    store_in_words: str
     trigger_faults: Callable[[], Awaitable[Sequence[str]]]
     closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
+
+
+@frozen
+class OpenedStore:
+    """The event store, and where it is in words without a password."""
+
+    store: EventStore
+    words: str
 
 
 async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]] | None = None) -> None:
@@ -144,7 +154,8 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
         await trio.to_thread.run_sync(migrate.migrate, settings)
     back_ends = await _open(settings)
     try:
-        await _serve(settings, back_ends, trio.Event() if stopping is None else stopping, task_status)
+        async with _opened_store(settings) as opened:
+            await _serve(settings, back_ends, opened, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise _plain(group) from None
     finally:
@@ -153,17 +164,21 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
 
 
 async def _serve(
-    settings: Settings, back_ends: BackEnds, stopping: trio.Event, status: trio.TaskStatus[Address]
+    settings: Settings,
+    back_ends: BackEnds,
+    opened: OpenedStore,
+    stopping: trio.Event,
+    status: trio.TaskStatus[Address],
 ) -> None:
-    log = EventLog(back_ends.store, settings.log)
+    log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
         body_bytes_max=settings.listener.message_bytes_max,
         events=settings.events,
-        store=back_ends.store_in_words,
+        store=opened.words,
     )
     recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
-    retention = Retention(back_ends.store, back_ends.feed, recorder, settings.log)
+    retention = Retention(opened.store, back_ends.feed, recorder, settings.log)
     authenticator = Authenticator(settings.auth)
     sessions = Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}")
     readiness = Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s)
@@ -209,11 +224,10 @@ async def _open(settings: Settings) -> BackEnds:
         tables = await _patiently(
             lambda: database.run(lambda connection: _checked(connection, settings, names)), options, "database.url"
         )
+        logger.info("change log", rows=await database.run(ChangeLog(names).count))
         feed, lease = _feed(settings, database, names, tables)
         closing.push_async_callback(feed.aclose)
         closing.push_async_callback(lease.release)
-        store, words = await _store(settings)
-        closing.push_async_callback(store.aclose)
     except BaseException:
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await closing.aclose()
@@ -221,8 +235,6 @@ async def _open(settings: Settings) -> BackEnds:
     return BackEnds(
         feed=feed,
         lease=lease,
-        store=store,
-        store_in_words=words,
         trigger_faults=lambda: database.run(lambda connection: _trigger_faults(connection, settings, names)),
         closing=closing,
     )
@@ -266,10 +278,28 @@ def _feed(
     return PostgresFeed(reading, database, names, tables), PostgresLease(reading, names)
 
 
-async def _store(settings: Settings) -> tuple[EventStore, str]:
+@contextlib.asynccontextmanager
+async def _opened_store(settings: Settings) -> AsyncIterator[OpenedStore]:
+    """The event store that the settings name, for the length of a block: some have tasks of their own."""
+    match settings.log.store:
+        case "memory":
+            yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
+        case "sql":
+            opened = await _sql_store(settings)
+            try:
+                yield opened
+            finally:
+                with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                    await opened.store.aclose()
+        case name:
+            url = settings.log.url
+            words = sa.make_url(url).render_as_string(hide_password=True) if url else name
+            async with find_store(name, OWN_STORES)(url) as found:
+                yield OpenedStore(found, words)
+
+
+async def _sql_store(settings: Settings) -> OpenedStore:
     options = settings.database
-    if settings.log.store == "memory":
-        return MemoryStore(), f"the memory of process {os.getpid()}"
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
         await trio.to_thread.run_sync(migrate.migrate_log, url, options)  # a file of our own: nobody's leave is needed
@@ -284,7 +314,7 @@ async def _store(settings: Settings) -> tuple[EventStore, str]:
 
     await _patiently(lambda: reading.run(check), options, "log.url")
     appending = _database(url, options, settings=APPEND_TIMEOUT)
-    return SqlStore(reading, appending, names), sa.make_url(url).render_as_string(hide_password=True)
+    return OpenedStore(SqlStore(reading, appending, names), sa.make_url(url).render_as_string(hide_password=True))
 
 
 def _database(url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None) -> Database:

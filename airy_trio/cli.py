@@ -1,4 +1,4 @@
-"""The command line: ``airy-trio --config FILE`` serves, ``migrate`` prepares a database, ``demo`` shows it working.
+"""The command line: ``airy-trio --config FILE`` serves; ``migrate``, ``check`` and ``demo`` are beside it.
 
 Everything that can go wrong is told on stderr in plain words, never as a traceback: exit 2 for the command line and
 the settings, 1 for the database, the mapping, the triggers, the store or the port.
@@ -15,7 +15,7 @@ import click
 import structlog
 import trio
 
-from airy_trio import __version__, app, demo, migrate, settings
+from airy_trio import __version__, app, check, demo, migrate, settings
 from airy_trio.errors import AiryTrioError, FaultsError
 
 T = TypeVar("T")
@@ -44,13 +44,44 @@ def airy_trio(context: click.Context, config: Path | None) -> None:
 @airy_trio.command("migrate")
 @_CONFIG
 @click.option("--with-tables", is_flag=True, help="Make our default tables where there are none.")
-def migrate_command(config: Path | None, *, with_tables: bool) -> None:
+@click.option("--grant", metavar="ROLE", help="Give a role of Postgres what a server needs, and no more.")
+@click.option("--sql", "preview", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--remove", is_flag=True, help="Take everything of ours away again, the events too.")
+def migrate_command(config: Path | None, *, with_tables: bool, grant: str | None, preview: bool, remove: bool) -> None:
     """Add the change log and the triggers to the database; all or nothing, and again without harm."""
+    if remove and (with_tables or grant is not None or preview):
+        message = "--remove stands alone"
+        raise click.UsageError(message)
     loaded = _loaded(config)
-    done = _told(lambda: migrate.migrate(loaded, with_tables=with_tables))
-    if done.made:
-        click.echo(f"made the tables {', '.join(done.made)}")
-    click.echo(f"watching {', '.join(done.watched)}")
+    if remove:
+        _told(lambda: migrate.remove(loaded))
+        click.echo("removed")
+    elif preview:
+        for statement in _told(lambda: migrate.preview(loaded, with_tables=with_tables, grant=grant)):
+            click.echo(statement)
+    else:
+        done = _told(lambda: migrate.migrate(loaded, with_tables=with_tables, grant=grant))
+        if done.made:
+            click.echo(f"made the tables {', '.join(done.made)}")
+        click.echo(f"watching {', '.join(done.watched)}")
+
+
+@airy_trio.command("check")
+@_CONFIG
+def check_command(config: Path | None) -> None:
+    """Look at the settings, the database, the mapping, the triggers and the event store, and change nothing.
+
+    Exit code 1 where the server would not start or not work; warnings alone leave it at 0.
+    """
+    report = check.check(_loaded(config))
+    for note in report.of("note"):
+        click.echo(note)
+    for warning in report.of("warning"):
+        click.echo(f"airy-trio: warning: {warning}", err=True)
+    problems = report.of("problem")
+    for problem in problems:
+        click.echo(f"airy-trio: {problem}", err=True)
+    sys.exit(1 if problems else 0)
 
 
 @airy_trio.command("demo")

@@ -220,11 +220,10 @@ class Database:
 
         Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; what the unit itself raises goes through.
         """
-        return await trio.to_thread.run_sync(self.run_sync, work, abandon_on_cancel=True, limiter=self._limiter)
+        return await self._run_in_thread(work, immediate=False)
 
     def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
-        closings, pool = self._closings, self.engine.pool
         try:
             with self.engine.connect() as connection:
                 if immediate:
@@ -233,20 +232,28 @@ class Database:
                     return work(connection)
         except _ANSWERS as error:
             raise translated(error) from None
-        finally:
-            if self._closings != closings:  # meanwhile: then nobody else closes what was given back just now
-                pool.dispose()
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work that writes. Raises what ``run`` does."""
-        return await trio.to_thread.run_sync(
-            lambda: self.run_sync(work, immediate=True), abandon_on_cancel=True, limiter=self._limiter
-        )
+        return await self._run_in_thread(work, immediate=True)
 
     async def aclose(self) -> None:
         """Close the pool's connections; those in use close when they are given back. It can be used again."""
         self._closings += 1
         await trio.to_thread.run_sync(self.engine.dispose, abandon_on_cancel=True)
+
+    async def _run_in_thread(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
+        closings, pool = self._closings, self.engine.pool
+
+        def unit() -> T:
+            try:
+                return self.run_sync(work, immediate=immediate)
+            finally:
+                if self._closings != closings:  # meanwhile: nobody else closes what was given back just now
+                    pool.dispose()
+                    self.engine.dispose()
+
+        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
 
 class Session:

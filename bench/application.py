@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -75,6 +76,25 @@ class Database:
     def update_messages(self) -> float:
         """Update all messages in one transaction; give when it was committed."""
         return self._commit(_UPDATE_MANY)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Update all messages once a second, until the end of the block."""
+        stopping = threading.Event()
+
+        def change() -> None:
+            due = time.monotonic()
+            while not stopping.wait(max(0.0, due - time.monotonic())):
+                self.update_messages()
+                due += 1
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            thread.join()
 
     @contextmanager
     def tagging(self) -> Iterator["Tagging"]:

@@ -8,8 +8,8 @@ from xml.sax.saxutils import escape
 from attrs import field, frozen
 
 WIDTH: Final = 440
-HEIGHT: Final = 320
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
+HEIGHT: Final = 380
+LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 110
 COLOURS: Final = ("#7a7a7a", "#0b6e4f", "#5fb49c", "#c8553d", "#3d5a80", "#b08900")
 DECADE: Final = 10
 FONT: Final = 'font-family="sans-serif"'
@@ -68,7 +68,7 @@ def _panel(panel: Panel) -> Iterator[str]:
     x_axis = _Axis.over([x for x, _ in points], LEFT, WIDTH - RIGHT)
     y_axis = _Axis.over([y for _, y in points], HEIGHT - BOTTOM, TOP)
     yield _text(WIDTH / 2, 18, panel.title, anchor="middle", more='font-weight="bold"')
-    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, panel.x_label, anchor="middle")
+    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 32, panel.x_label, anchor="middle")
     yield _text(LEFT - 55, TOP - 10, panel.y_label)
     for tick in x_axis.ticks():
         at = x_axis.place(tick)
@@ -85,7 +85,7 @@ def _panel(panel: Panel) -> Iterator[str]:
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
         for x, y in places:
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-        yield _text(LEFT + 8, TOP + 14 + 14 * number, name, more=f'fill="{colour}"')
+        yield _text(LEFT, HEIGHT - BOTTOM + 52 + 14 * number, name, more=f'fill="{colour}"')
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", more: str = "") -> str:

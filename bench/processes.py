@@ -97,14 +97,16 @@ class Load:
 
 
 @contextmanager
-def loading(options: Mapping[str, int | str], pass_fds: Sequence[int] = ()) -> Iterator[Load]:
+def loading(options: Mapping[str, int | str], pass_fds: Sequence[int] = (), *, quiet: bool = False) -> Iterator[Load]:
     """Start the load client (options of ``load.c``) and wait until it has connected; end it with the block.
 
-    Raises ``MeasuringFailedError``.
+    ``quiet``: the first faults are only counted, not also shown on stderr. Raises ``MeasuringFailedError``.
     """
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [str(BUILT / "load"), "--announce", "1", *words]
-    process = subprocess.Popen(command, pass_fds=pass_fds, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, pass_fds=pass_fds, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if quiet else None, text=True
+    )
     try:
         if _first_line(process, CONNECT_TIMEOUT_S) != "connected":
             message = "the load client could not connect"

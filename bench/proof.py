@@ -53,7 +53,7 @@ def _show(positions: Sequence[str], *, together: bool) -> Figures:
             "warm-up-ms": 1,
             "measure-ms": 50,
         }
-        with loading(options) as client:
+        with loading(options, quiet=True) as client:
             figures = client.figures()
         thread.join()
     return figures

@@ -1,5 +1,7 @@
-"""Fills the server's event log with as many events as a long life would leave in it. The server must not run."""
+"""The server's event log from outside: its head, and as many events in it as a long life would leave."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
@@ -12,17 +14,29 @@ APPEND_EVENTS: Final = 5000
 
 
 async def fill(database_url: str, upto: int) -> None:
-    """Append to the log of a server on this database, which has run before, until its head is ``upto``."""
-    settings = parse(f'[database]\nurl = "{database_url}"\n', {})
-    url = settings.log.location(settings.database.url)
-    store = SqlStore(_pool(url), _pool(url), Names.of(url, settings.database.schema))
-    try:
+    """Append to the log of a server on this database, which has run before and does not now, up to this offset."""
+    async with _store(database_url) as store:
         head, point = (await store.bounds()).head, await store.resume_point()
         assert point is not None
         while head.offset < upto:
             first, last = head.offset + 1, min(head.offset + APPEND_EVENTS, upto)
             await store.append(head, [_event(number) for number in range(first, last + 1)], point)
             head = head.at(last)
+
+
+async def newest(database_url: str) -> int:
+    """The offset of the newest event."""
+    async with _store(database_url) as store:
+        return (await store.bounds()).last
+
+
+@asynccontextmanager
+async def _store(database_url: str) -> AsyncIterator[SqlStore]:
+    settings = parse(f'[database]\nurl = "{database_url}"\n', {})
+    url = settings.log.location(settings.database.url)
+    store = SqlStore(_pool(url), _pool(url), Names.of(url, settings.database.schema))
+    try:
+        yield store
     finally:
         await store.aclose()
 

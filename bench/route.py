@@ -9,8 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,17 @@ from statistics import median, quantiles
 from typing import Final
 
 import trio
-from attrs import define, field, frozen
 
 from airy_trio.database import POSTGRES
 from airy_trio.testing.client import connect
 from bench import report
-from bench.application import KNOWN_ROWS, WRITERS, Database, has_pgbench, postgres_databases
-from bench.processes import ROOT, Figures, loading
+from bench.application import Database, postgres_databases
+from bench.costs import measure_contention, measure_writes
+from bench.deployed import QUICK, Measured, Sizes, configure, serving
+from bench.processes import Figures, loading
 from bench.retained import fill
-from bench.targets import Row, line
-from tests.processes import Server, server
+from bench.targets import Row
+from tests.processes import Server
 
 ROUTE: Final = Path(__file__).with_name("ROUTE.md")
 HOST: Final = "127.0.0.1"
@@ -36,47 +36,18 @@ FRAME_TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_MS: Final = 60_000
 
 
-@frozen(kw_only=True)
-class Sizes:
-    """How much is measured."""
-
-    rows: int = 100_000
-    commits: int = 300
-    retained: int = 1_000_000
-    write_rounds: int = 5
-    write_s: int = 2
-
-
-@define
-class Measured:
-    """What was found; ``notes`` are figures without a target."""
-
-    rows: list[Row] = field(factory=list)
-    notes: list[str] = field(factory=list)
-
-    def add(self, row: Row) -> None:
-        """Keep a row and say it."""
-        self.rows.append(row)
-        print(line(row), flush=True)
-
-    def note(self, text: str) -> None:
-        """Keep a figure without target and say it."""
-        self.notes.append(text)
-        print(f"     {text}", flush=True)
-
-
 async def measure_route(database: Database, folder: Path, sizes: Sizes, measured: Measured) -> None:
     """Bulk change, replay, latency and start-up over one database."""
     database.watch()
-    config = _configure(database, folder)
-    async with _serving(config) as (listening, start_s):
+    config = configure(database, folder)
+    async with serving(config) as (listening, start_s):
         measured.note(f"{database.name}: start-up with an empty log {start_s:.2f} s")
         await _bulk(listening, sizes.rows, partial(database.insert_messages, sizes.rows))
         await _measure_bulk(database, listening, sizes, measured)
         await _measure_replay(database, listening, sizes, measured)
         await _measure_latency(database, listening, sizes, measured)
     await fill(database.url, sizes.retained)
-    async with _serving(config) as (_, start_s):
+    async with serving(config) as (_, start_s):
         measured.note(f"{database.name}: start-up with {sizes.retained:,} retained events {start_s:.2f} s")
 
 
@@ -115,33 +86,6 @@ async def _measure_latency(database: Database, listening: Server, sizes: Sizes, 
         measured.add(Row(what=what, bound=bound, value=value, unit=" ms", more_is_worse=True))
 
 
-async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """What the application itself can write: without us, with our triggers, and with a server that records."""
-    if not has_pgbench():
-        measured.note("the application's own writes were not measured: there is no pgbench")
-        return
-    alone, watched, served = make("alone"), make("watched"), make("served")
-    alone.leave_alone()
-    watched.watch()
-    served.watch()
-    for database in (alone, watched, served):
-        database.insert_messages(KNOWN_ROWS)
-    config = _configure(served, folder)
-    rounds: list[tuple[float, float, float]] = []
-    for _ in range(sizes.write_rounds):
-        without = await trio.to_thread.run_sync(alone.writes_per_s, sizes.write_s)
-        triggers = await trio.to_thread.run_sync(watched.writes_per_s, sizes.write_s)
-        async with _serving(config):
-            recorded = await trio.to_thread.run_sync(served.writes_per_s, sizes.write_s)
-        rounds.append((without, triggers, recorded))
-    what = f"the application's own writes with our triggers, {WRITERS} writers"
-    ratio = median(triggers / without for without, triggers, _ in rounds)
-    note = f"of {median(without for without, _, _ in rounds):,.0f} transactions/s"
-    measured.add(Row(what=what, bound=0.75, value=ratio, unit="×", note=note))
-    ratio = median(recorded / without for without, _, recorded in rounds)
-    measured.note(f"the same with a server that records on the same cores: {ratio:.2f}×")
-
-
 async def _bulk(
     listening: Server, events: int, change: Callable[[], float], *, replay: str = "none"
 ) -> tuple[Figures, float]:
@@ -167,23 +111,6 @@ async def _bulk(
     return figures, changed_at
 
 
-def _configure(database: Database, folder: Path) -> Path:
-    path = folder / f"{database.name}.toml"
-    ports = "[listener]\nport = 0\ndrain_s = 0\n[admin]\nport = 0\n"
-    text = f'[database]\nurl = "{database.url}"\n{ports}[logging]\nformat = "json"\n'
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-@asynccontextmanager
-async def _serving(config: Path) -> AsyncIterator[tuple[Server, float]]:
-    """Start the server; give it, and how many seconds it took until it listened."""
-    begun_at = trio.current_time()
-    async with server(config, folder=ROOT) as listening:
-        yield listening, trio.current_time() - begun_at
-        await listening.terminate()
-
-
 async def measure_all(arguments: argparse.Namespace, sizes: Sizes, measured: Measured) -> None:
     """Measure everything over both databases, in a folder that is removed after."""
     with (
@@ -194,6 +121,7 @@ async def measure_all(arguments: argparse.Namespace, sizes: Sizes, measured: Mea
         await measure_route(make("Postgres"), folder, sizes, measured)
         await measure_route(Database("SQLite", f"sqlite:///{folder}/app.db"), folder, sizes, measured)
         await measure_writes(make, folder, sizes, measured)
+        await measure_contention(make("beside"), folder, sizes, measured)
 
 
 def main() -> int:
@@ -206,7 +134,7 @@ def main() -> int:
         "--quick", action="store_true", help="little of everything; writes nothing: does it work at all?"
     )
     arguments = parser.parse_args()
-    sizes = Sizes(rows=5000, commits=30, retained=20_000, write_rounds=1, write_s=1) if arguments.quick else Sizes()
+    sizes = QUICK if arguments.quick else Sizes()
     measured, loads = Measured(), [os.getloadavg()[0]]
     trio.run(measure_all, arguments, sizes, measured)
     loads.append(os.getloadavg()[0])

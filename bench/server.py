@@ -5,15 +5,21 @@ standard input does.
 """
 
 import gc
+import logging
 import os
 import resource
 import socket
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
+import structlog
 import trio
 import trio.testing
 
+from airy_trio import app, settings
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import NewEvent
@@ -92,9 +98,16 @@ class Producer:
         self._heard = trio.Event()
 
 
-async def serve(producer: Producer, log: EventLog, listening: socket.socket, sessions: Sessions) -> None:
-    """Run the tasks of the server until the producer has ended."""
+async def serve(
+    producer: Producer, log: EventLog, listening: socket.socket, sessions: Sessions, beside: Path | None
+) -> None:
+    """Run the tasks of the server until the producer has ended.
+
+    ``beside``: settings of a whole second server in this process, whose recorder is to work meanwhile.
+    """
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
+        if beside is not None:
+            await intake.start(app.serve, settings.load(beside, os.environ))
         intake.start_soon(log.follow)
         intake.start_soon(sessions.fan_out)
         intake.start_soon(sessions.wheel.turn)
@@ -112,31 +125,56 @@ async def main() -> None:
     parser.add_argument("--conversations", type=int, default=1)
     parser.add_argument("--tail-events", type=int, default=LogOptions().tail_events)
     parser.add_argument("--tail-bytes", type=int, default=LogOptions().tail_bytes)
+    parser.add_argument("--beside", type=Path)
+    parser.add_argument("--send-timeout-s", type=float, default=ListenerOptions().send_timeout_s)
     arguments = parser.parse_args()
     options = LogOptions(store="memory", tail_events=arguments.tail_events, tail_bytes=arguments.tail_bytes)
     log = EventLog(MemoryStore(), options)
     await log.open()
-    listener = _listener_options()
+    listener = _listener_options(arguments.send_timeout_s)
     sessions = Sessions(log, listener, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/bench")
     producer = Producer(
         log, Pace.of(arguments), conversations=arguments.conversations, keep_events=arguments.tail_events
     )
     with await open_listening_socket(listener) as listening:
-        await serve(producer, log, listening, sessions)
+        await serve(producer, log, listening, sessions, arguments.beside)
 
 
-def _listener_options() -> ListenerOptions:
+def _listener_options(send_timeout_s: float) -> ListenerOptions:
     """Any free port, and as many connections as there are files: all clients come from one address here."""
     known = attrs.fields_dict(ListenerOptions)
     limits: dict[str, Any] = {name: _MANY for name in _CONNECTION_LIMITS if name in known}
-    return ListenerOptions(port=0, **limits)
+    return ListenerOptions(port=0, send_timeout_s=send_timeout_s, **limits)
 
 
 def _prepare_process() -> None:
     """Give the process what the server gives itself at start: all the files it may have, and a patient collector."""
+    _log_as_deployed()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.set_threshold(50_000, 20, 100)
+
+
+def _log_as_deployed() -> None:
+    """Log at the default level, as JSON, to nowhere: writing a line for each connection is part of the work."""
+    nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            _show_warning,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(nowhere),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _show_warning(_logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401 - structlog's own type
+    if level != "info":
+        print(dict(event), file=sys.stderr)
+    return event
 
 
 if __name__ == "__main__":

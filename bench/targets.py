@@ -5,7 +5,7 @@ from typing import Final
 
 from attrs import frozen
 
-from bench.cases import FEW, SMALL_TAIL_BYTES, Results, Scale
+from bench.cases import FEW, SEND_TIMEOUT_S, SMALL_TAIL_BYTES, Results, Scale
 from bench.processes import AIRY, LIMIT, PEER, Figures
 
 RSS_BEYOND_TAIL_KIB: Final = 3 * 1024
@@ -137,7 +137,12 @@ def _slow(results: Results, scale: Scale) -> Iterator[Row]:
         yield Row(what="10 % never read: p99 of the others", bound=1.2, value=p99, unit="×", more_is_worse=True)
         cut = results.median("a tenth never reads", AIRY, "dead_cut")
         after = results.median("a tenth never reads", AIRY, "latest_cut_ms") / 1000
-        yield Row(what="… and are cut", bound=FEW // 10, value=cut, note=f"the last after {told(after)} s")
+        yield Row(
+            what=f"… and are cut, with a send time-out of {SEND_TIMEOUT_S} s",
+            bound=FEW // 10,
+            value=cut,
+            note=f"the last after {told(after)} s",
+        )
     if results.has("no bystanders", AIRY) and results.has("bystanders", AIRY):
         cost = results.compare(
             ("bystanders", AIRY),
@@ -146,6 +151,15 @@ def _slow(results: Results, scale: Scale) -> Iterator[Row]:
         )
         what = f"{scale.bystanders} clients each on its own conversation: CPU of a delivery to the others"
         yield Row(what=what, bound=1.1, value=cost, unit="×", more_is_worse=True)
+    if results.has("everything at once", AIRY):
+        resumes, pongs = (results.median("everything at once", AIRY, figure) for figure in ("resumes", "pongs"))
+        yield Row(
+            what="10 % never read, 10 % read slowly, 10 % come and go, all ping, ids of their own: faults",
+            bound=0,
+            value=results.median("everything at once", AIRY, "faults"),
+            more_is_worse=True,
+            note=f"{told(resumes)} resumes, {told(pongs)} pongs",
+        )
     faults = sum(figures["faults"] for rounds in results.rounds.values() for figures in rounds)
     deliveries = sum(figures["deliveries"] for rounds in results.rounds.values() for figures in rounds)
     yield Row(

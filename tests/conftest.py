@@ -13,13 +13,16 @@ import pytest
 
 from tests.application import any_application, postgres_application, sqlite_application
 from tests.postgres import own_postgres, postgres, postgres_database
+from tests.redis_server import own_redis, redis_server
 
 __all__ = [
     "any_application",
     "own_postgres",
+    "own_redis",
     "postgres",
     "postgres_application",
     "postgres_database",
+    "redis_server",
     "sqlite_application",
 ]
 

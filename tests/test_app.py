@@ -11,7 +11,7 @@ import trio
 
 from airy_trio import app
 from airy_trio.database import DatabaseRefused
-from airy_trio.errors import AiryTrioError, MappingError, StartError
+from airy_trio.errors import MappingError, StartError
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 
@@ -88,17 +88,6 @@ async def test_start_error_once_tasks_run_is_plain(any_application: Application)
         for serving in (app.serve, app.run):
             with pytest.raises(StartError, match="cannot listen on"):
                 await serving(settings)
-
-
-async def test_refuses_to_start_without_the_store_that_the_other_server_writes(any_application: Application) -> None:
-    settings = any_application.migrate(LISTENER)
-    memory = any_application.settings(f'{LISTENER}[log]\nstore = "memory"\n')
-    with trio.fail_after(TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(app.serve, settings)
-            with pytest.raises(AiryTrioError, match="another server records"):
-                await app.serve(memory)
-            nursery.cancel_scope.cancel()
 
 
 async def test_change_log_that_is_gone_ends_the_server(any_application: Application) -> None:

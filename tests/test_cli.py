@@ -282,3 +282,67 @@ async def test_migrate_makes_what_the_server_needs(here: Here) -> None:
     with trio.fail_after(40):
         async with server(Path(config)) as serving:
             assert await serving.terminate() == 0
+
+
+# Check
+
+
+def test_check_of_what_is_well(sqlite_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    sqlite_application.migrate()
+    finished = airy_trio("check", "--config", here.on(sqlite_application.url))
+    assert finished == Finished(0, "watching messages, metadata, channels, tags\n", "")
+
+
+def test_check_tells_every_problem_on_a_line(
+    sqlite_application: Application, here: Here, airy_trio: CommandLine
+) -> None:
+    sqlite_application.migrate()
+    sqlite_application.execute("drop table tags", "drop table channels")
+    finished = airy_trio("check", "--config", here.on(sqlite_application.url))
+    assert (finished.code, finished.out) == (1, "")
+    assert [line.partition(".name: ")[0] for line in finished.err.splitlines()] == [
+        "airy-trio: database.tables.channels",
+        "airy-trio: database.tables.tags",
+    ]
+
+
+def test_check_with_warnings_only(postgres_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    postgres_application.migrate()
+    finished = airy_trio("check", "--config", here.on(postgres_application.url))
+    assert finished.code == 0
+    assert finished.err.startswith("airy-trio: warning: database.url: fsync is off: ")
+
+
+def test_check_of_wrong_settings(here: Here, airy_trio: CommandLine) -> None:
+    assert "listner: unknown setting" in told(
+        airy_trio("check", "--config", here.config(f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n')), 2
+    )
+    assert airy_trio("check").code == 2
+
+
+def test_migrate_prints_what_it_would_do_and_takes_it_away_again(
+    any_application: Application, here: Here, airy_trio: CommandLine
+) -> None:
+    any_application.execute("select 1")
+    config = here.on(any_application.url)
+    shown = airy_trio("migrate", "--sql", "--with-tables", "--config", config)
+    assert shown.code == 0
+    assert shown.out.startswith("-- ")
+    assert "CREATE TABLE messages" in shown.out
+    assert "there is no table" in told(airy_trio("migrate", "--config", config), 1)  # nothing was made
+    assert airy_trio("migrate", "--with-tables", "--config", config).code == 0
+    assert airy_trio("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
+    assert "has not been installed here" in told(airy_trio("--config", config), 1)
+
+
+def test_migrate_cannot_grant_on_sqlite(sqlite_application: Application, here: Here, airy_trio: CommandLine) -> None:
+    sqlite_application.migrate()
+    message = told(airy_trio("migrate", "--grant", "server", "--config", here.on(sqlite_application.url)), 1)
+    assert message == "--grant server: SQLite has no roles; who may use the file is the system's matter"
+
+
+@pytest.mark.parametrize("other", [("--sql",), ("--with-tables",), ("--grant", "server")])
+def test_migrate_removes_and_does_nothing_else(other: tuple[str, ...], here: Here, airy_trio: CommandLine) -> None:
+    finished = airy_trio("migrate", "--remove", *other, "--config", here.on("sqlite:///x.db"))
+    assert finished.code == 2
+    assert "--remove stands alone" in finished.err

@@ -89,6 +89,25 @@ async def test_cancellation_is_heard_while_a_unit_is_under_way(application: Appl
     await session.aclose()
 
 
+async def test_what_a_unit_holds_beyond_the_closing_is_closed_after_it(database: Database) -> None:
+    under_way, finish, closed = threading.Event(), threading.Event(), threading.Event()
+    sa.event.listen(database.engine, "close", lambda _connection, _record: closed.set())
+
+    def work(_connection: sa.Connection) -> None:
+        under_way.set()
+        finish.wait(30)
+
+    with trio.fail_after(10), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.run, work)
+            await trio.to_thread.run_sync(under_way.wait)
+            scope.cancel()
+    await database.aclose()
+    assert not closed.is_set()
+    finish.set()
+    assert await trio.to_thread.run_sync(closed.wait, 10)
+
+
 SECRET = "s3cret-value"  # noqa: S105 - what must not be told
 
 

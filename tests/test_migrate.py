@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from airy_trio import migrate
+from airy_trio.changes.feed import Consumer
 from airy_trio.database import DatabaseError, DatabaseOptions, DatabaseRefused, sqlite_path
 from airy_trio.errors import MappingError, StartError
+from airy_trio.log.sql import SqlStore
+from airy_trio.migrate import streams, transactions
 from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+from tests.postgres import PASSWORD_ROLE, Postgres
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
 ONLY_TAGS = NO_CHANNELS + NO_CHANNELS.replace("channels", "messages") + NO_CHANNELS.replace("channels", "metadata")
@@ -94,11 +100,11 @@ def test_a_faulty_mapping_leaves_nothing(any_application: Application) -> None:
 def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The migrations of this version, and one more in a stream that does something and then fails."""
     folder = tmp_path / "migrations"
-    shutil.copytree(migrate.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(streams.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     newest = max((folder / request.param).glob("0*.py")).read_text()
     (previous,) = [line.split('"')[1] for line in newest.splitlines() if line.startswith("revision")]
     (folder / request.param / "9999_failing.py").write_text(FAILING.format(previous=previous))
-    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
+    monkeypatch.setattr(streams, "migrations_folder", lambda: folder)
 
 
 @pytest.mark.usefixtures("failing_migrations")
@@ -269,8 +275,8 @@ def test_behind_an_open_transaction_the_applications_writers_wait_half_a_second_
 
 def test_a_lock_that_is_never_had_is_told(postgres_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     postgres_application.execute("create table tags (id text, name text, color text)")
-    monkeypatch.setattr(migrate, "LOCK_TRIES_MAX", 1)
-    monkeypatch.setattr(migrate, "LOCK_PAUSE_S", 0)
+    monkeypatch.setattr(transactions, "LOCK_TRIES_MAX", 1)
+    monkeypatch.setattr(transactions, "LOCK_PAUSE_S", 0)
     before = contents(postgres_application)
     with postgres_application.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("insert into tags values ('open', 'x', 'y')")
@@ -297,17 +303,182 @@ def test_pending_migrations_are_told(any_application: Application) -> None:
 
 
 def test_the_migrations_are_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (migrate.migrations_folder() / "env.py").is_file()
+    assert (streams.migrations_folder() / "env.py").is_file()
     package = tmp_path / "airy_trio"
     (package / "migrations").mkdir(parents=True)
-    monkeypatch.setattr(migrate, "__file__", str(package / "migrate.py"))
-    assert migrate.migrations_folder() == package / "migrations"
+    monkeypatch.setattr(streams, "__file__", str(package / "migrate" / "streams.py"))
+    assert streams.migrations_folder() == package / "migrations"
 
 
 def test_a_path_that_is_special_to_alembic(
     sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "50% of: all, %(here)s"
-    shutil.copytree(migrate.migrations_folder(), folder)
-    monkeypatch.setattr(migrate, "migrations_folder", lambda: folder)
+    shutil.copytree(streams.migrations_folder(), folder)
+    monkeypatch.setattr(streams, "migrations_folder", lambda: folder)
     sqlite_application.migrate()
+
+
+def test_names_that_need_quoting(any_application: Application) -> None:
+    any_application.execute('create table "50%s a:b ""t" (id text, name text, color text)')
+    settings = any_application.migrate(ONLY_TAGS + '[database.tables.tags]\nname = "50%s a:b \\"t"', with_tables=False)
+    any_application.execute("""insert into "50%s a:b ""t" (id) values ('t1')""")
+    assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
+    if any_application.dialect == "postgresql":
+        migrate.migrate(settings, grant="postgres")
+    migrate.remove(settings)
+    any_application.execute("""insert into "50%s a:b ""t" (id) values ('t2')""")
+
+
+def test_a_preview_changes_nothing_and_can_be_run_by_hand(any_application: Application) -> None:
+    any_application.execute(*(f"create table {name} (id text, name text, color text)" for name in ("tags", "own")))
+    before = contents(any_application)
+    settings = any_application.settings(ONLY_TAGS)
+    statements = migrate.preview(settings)
+    assert contents(any_application) == before
+    assert not any(line.lower().startswith(("select", "set", "lock", "pragma")) for line in statements)
+    sections: dict[str, list[str]] = {}
+    section: list[str] = []
+    for line in statements:
+        if line.startswith("-- "):
+            section = sections.setdefault(line.removeprefix("-- "), [])
+        else:
+            section.append(line)
+    assert sections.keys() == {
+        any_application.url,
+        *([f"sqlite:///{event_file(any_application)}"] if any_application.dialect == "sqlite" else []),
+    }
+    for url, lines in sections.items():
+        by_hand = Application(url, create=True)
+        with by_hand.engine.begin() as connection:
+            driver: Any = connection.connection.driver_connection
+            for line in lines:
+                driver.execute(line)
+        by_hand.engine.dispose()
+    assert migrate.preview(settings) == []
+    any_application.tag()
+    assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
+
+
+def test_a_preview_makes_no_file_and_tells_no_password(tmp_path: Path, postgres: Postgres) -> None:
+    application = Application(f"sqlite:///{tmp_path}/new.db")
+    assert any("CREATE TABLE messages" in line for line in migrate.preview(application.settings(), with_tables=True))
+    assert list(tmp_path.iterdir()) == []
+    url = postgres.password_url("postgres")
+    with pytest.raises((DatabaseError, MappingError)) as caught:
+        migrate.preview(Application(url).settings())
+    assert postgres.password not in str(caught.value)
+
+
+def test_a_preview_fails_as_the_migration_would(any_application: Application) -> None:
+    any_application.execute("select 1")
+    with pytest.raises(MappingError):
+        migrate.preview(any_application.settings())
+
+
+@pytest.mark.parametrize("store", ["sql", "memory"])
+def test_removing_leaves_the_applications_own_as_it_was(any_application: Application, store: str) -> None:
+    any_application.execute(
+        "create table tags (id text primary key, name text unique, color text)",
+        "create table alembic_version (version_num text)",
+        "create view v as select * from tags",
+    )
+    before = contents(any_application)
+    settings = any_application.settings(f'{ONLY_TAGS}[log]\nstore = "{store}"')
+    migrate.migrate(settings)
+    assert contents(any_application) != before
+    any_application.tag()
+    if any_application.dialect == "sqlite":
+        event_file(any_application).with_name("app.db.airy-trio.lock").touch()
+    migrate.remove(settings)
+    assert [item for item in contents(any_application) if item[1] != "sqlite_sequence"] == before
+    if any_application.dialect == "sqlite":
+        assert [path.name for path in event_file(any_application).parent.iterdir()] == ["app.db"]
+    migrate.remove(settings)
+    migrate.migrate(settings)
+
+
+def test_removing_takes_triggers_of_an_older_mapping_too(any_application: Application) -> None:
+    any_application.execute(*(f"create table {name} (id text, name text, color text)" for name in ("tags", "labels")))
+    before = contents(any_application)
+    settings = any_application.settings(ONLY_TAGS)
+    migrate.migrate(settings)
+    migrate.remove(any_application.settings(ONLY_TAGS + '[database.tables.tags]\nname = "labels"'))
+    assert [item for item in contents(any_application) if item[1] != "sqlite_sequence"] == before
+
+
+def test_removing_spares_what_others_have_put_into_our_schema(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    postgres_application.execute("create table airy_trio.theirs (x int)")
+    migrate.remove(settings)
+    assert postgres_application.scalar("select count(*) from airy_trio.theirs") == 0
+    assert (
+        postgres_application.scalar("select count(*) from pg_class where relnamespace = 'airy_trio'::regnamespace") == 1
+    )
+
+
+def test_removing_spares_a_store_file_that_holds_more(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate()
+    events = Application(f"sqlite:///{event_file(sqlite_application)}")
+    events.execute("create table theirs (x)")
+    events.engine.dispose()
+    migrate.remove(settings)
+    assert events.scalar("select count(*) from sqlite_master where name not like 'sqlite%'") == 1
+    events.engine.dispose()
+
+
+def test_removing_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="does not exist"):
+        migrate.remove(Application(f"sqlite:///{tmp_path}/x.db").settings())
+
+
+def test_the_events_in_another_postgres_database_go_too(postgres_application: Application, postgres: Postgres) -> None:
+    other = Application(postgres.url(postgres.create_database()))
+    more = f'[log]\nurl = "{other.url}"'
+    before = contents(other)
+    settings = postgres_application.migrate(more)
+    assert other.scalar("select count(*) from airy_trio.log_state") == 1
+    migrate.remove(settings)
+    assert contents(other) == before
+    other.engine.dispose()
+
+
+async def test_a_role_that_was_granted_to_can_do_all_that_a_server_does(
+    postgres_application: Application, postgres: Postgres
+) -> None:
+    postgres_application.execute("create schema chat", "create table chat.tags (id text, name text, color text)")
+    settings = postgres_application.settings(ONLY_TAGS + '[database.tables.tags]\nname = "chat.tags"')
+    migrate.migrate(settings, grant=PASSWORD_ROLE)
+    database = sa.make_url(postgres_application.url).database
+    assert database is not None
+    server = Application(postgres.password_url(database))
+    try:
+        async with feed_of(server, settings) as feed:
+            postgres_application.execute("insert into chat.tags values ('t1', 'flag', 'red')")
+            objects, after, _ = await read_all(feed, await feed.origin())
+            assert len(objects) == 1
+            await feed.adopt(Consumer("epoch", "store"))
+            assert await feed.trim(after, 10) == 1
+            await feed.restart()
+        store = SqlStore(server.writing(), server.writing(), server.names)
+        head = (await store.bounds()).head
+        await store.append(head, [], after)
+        await store.begin_epoch(head, after)
+        await store.aclose()
+        with server.engine.connect() as connection:
+            assert list(migrate.pending(connection, "changes", settings.database)) == []
+            assert list(migrate.pending(connection, "log", settings.database)) == []
+        for forbidden in ("insert into chat.tags values ('t2')", "create table airy_trio.x (x int)"):
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+                server.execute(forbidden)
+    finally:
+        server.engine.dispose()
+        postgres_application.execute(f"drop owned by {PASSWORD_ROLE}")
+
+
+def test_grants_to_nobody_and_on_sqlite_are_refused(any_application: Application) -> None:
+    any_application.execute("select 1")
+    before = contents(any_application)
+    with pytest.raises((StartError, DatabaseRefused), match=r"SQLite has no roles|does not exist"):
+        migrate.migrate(any_application.settings(), with_tables=True, grant="nobody-of-that-name")
+    assert contents(any_application) == before

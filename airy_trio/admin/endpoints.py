@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
+import trio
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
@@ -23,15 +24,18 @@ def application(conditions: Callable[[], Mapping[str, Condition]], registry: Col
     """
 
     async def livez(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
         return _json(HTTPStatus.OK, {"alive": True})
 
     async def readyz(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
         found = conditions()
         ready = all(condition.well for condition in found.values())
         parts = {name: {"well": condition.well, "reason": condition.reason} for name, condition in found.items()}
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready, **parts})
 
     async def metrics(request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"Content-Type": content_type, **NEVER_STORED})
 

@@ -44,6 +44,10 @@ class ChangeLog:
         )
         self.__attrs_init__(names=names, rows=sa.Table(names.bare(TABLE), metadata, *columns), state=state)
 
+    def count(self, connection: sa.Connection) -> int:
+        """How many changes wait: a stopped server leaves the log growing."""
+        return connection.execute(sa.select(sa.func.count()).select_from(self.rows)).scalar_one()
+
     def origin(self, connection: sa.Connection) -> str | None:
         """Where an empty event log starts; None before the first migration has written it."""
         found: str | None = connection.execute(sa.select(self.state.c.origin)).scalar_one_or_none()

@@ -110,6 +110,23 @@ def inspect(connection: sa.Connection, options: TablesOptions) -> Tables:
     return tables
 
 
+def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
+    """The same tables as they are now. Raises ``MappingError`` where one of them or a column of it is gone."""
+    faults: list[str] = []
+    again: dict[Kind, Table] = {}
+    for kind, table in tables.items():
+        relation = _find(connection, table.schema, table.name)
+        columns = [column.name for column in table.columns.values()]
+        gone = [name for name in columns if relation is None or relation.column(name) is None]
+        if relation is None or relation.unwatchable or gone:
+            faults.append(f'table "{table.name}" ({kind}) is not there any more with its columns {", ".join(columns)}')
+        else:
+            again[kind] = evolve(table, unique=_replacing(relation, table.columns, kind))
+    if faults:
+        raise MappingError(faults)
+    return again
+
+
 def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
     """The kinds whose table has our own name and is not there."""
     return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
@@ -137,7 +154,6 @@ def _table(
     if all(f.name in options.constants or (f.optional and f.name not in columns) for f in keys):
         names = " and ".join(f.name for f in keys)
         faults.append(f"{setting}.constants: without a column for {names} rows cannot be told apart")
-    key_columns = {columns[f.name].name for f in keys if f.name in columns}
     return Table(
         kind=kind,
         schema=relation.schema,
@@ -148,8 +164,16 @@ def _table(
         where=options.where,
         time_zone=options.time_zone,
         row_triggers=relation.row_triggers,
-        unique=tuple(index for index in relation.unique if not key_columns <= {n for n, c in index if c == "BINARY"}),
+        unique=_replacing(relation, columns, kind),
     )
+
+
+def _replacing(
+    relation: _Relation, columns: Mapping[str, Column], kind: Kind
+) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """The unique indexes by which a row may replace one of another key."""
+    keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
+    return tuple(index for index in relation.unique if not keys <= {name for name, how in index if how == "BINARY"})
 
 
 def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Mapping[str, Column]:

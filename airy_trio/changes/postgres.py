@@ -18,6 +18,7 @@ import trio
 from attrs import evolve
 
 from airy_trio.changes.changelog import TABLE, ChangeLog
+from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import SNAPSHOT, PostgresPoint
@@ -27,6 +28,8 @@ from airy_trio.database import POSTGRES, Database, Names, Session
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.05
 POLL_GROWTH = 1.5
+QUIET_POLLS = 4  # without a change, before writers are asked to ring
+HEARTBEAT_S = 0.4  # less than the idle time-out of a recorder's session, which must be used to be kept
 
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 
@@ -43,7 +46,9 @@ class PostgresFeed:
         self._log = ChangeLog(names)
         self._objects = Objects(POSTGRES, tables)
         self._identity: tuple[int, str, str] | None = None
+        self.bell = Doorbell(reading, names)
         self._pause_s = POLL_FIRST_S
+        self._quiet_polls = 0
         columns = (
             "seq, kind, operation, key_1, key_2, old_1, old_2, "
             "cast(extract(epoch from clock_timestamp() - at) as float8) as age_s"
@@ -69,13 +74,22 @@ class PostgresFeed:
         point = PostgresPoint.parse(after)
         batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
         if batch.changes:
-            self._pause_s = POLL_FIRST_S
+            self._pause_s, self._quiet_polls = POLL_FIRST_S, 0
         return batch
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Soon after a change it returns each ``POLL_FIRST_S``, later more slowly."""
-        await trio.sleep(self._pause_s)
-        self._pause_s = min(self._pause_s * POLL_GROWTH, POLL_MAX_S)
+        """See ``ChangeFeed.wait``.
+
+        Soon after a change it returns each ``POLL_FIRST_S``; when it has been quiet, once somebody rings. While some
+        transaction is open that began to write before, it goes on polling, more and more slowly.
+        """
+        if self.bell.armed:
+            await self.bell.wait(HEARTBEAT_S)
+        elif self._quiet_polls < QUIET_POLLS or not await self.bell.arm():
+            self._quiet_polls += 1
+            await trio.sleep(self._pause_s)
+            if self._quiet_polls > QUIET_POLLS:
+                self._pause_s = min(self._pause_s * POLL_GROWTH, POLL_MAX_S)
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
@@ -129,6 +143,8 @@ class PostgresFeed:
             message = "the database has gone back behind what was recorded"
             raise ResumePointLost(message)
         rows, following = self._rows(connection, point, now, limit)
+        if rows:
+            self.bell.disarm(connection)
         return Batch(
             objects=self._objects.read(connection, changes_of(rows)),
             resume_point=str(following),

@@ -9,25 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 import trio
 from attrs import frozen
 
+from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
+from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.tables import Tables
-from airy_trio.database import SQLITE, Database, DatabaseUnavailable, Names, Session
+from airy_trio.database import SQLITE, Database, DatabaseRefused, DatabaseUnavailable, Names, Session
+from airy_trio.errors import MappingError
+
+logger = structlog.get_logger(__name__)
 
 POLL_S = 0.005
 
 
 @frozen
 class _Version:
-    """SQLite's data version, which means something within one connection only, and which file that one has open."""
+    """SQLite's data version, which means something within one connection only; its schema version; and the file."""
 
     generation: int
     data: int
+    schema: int
     file: tuple[int, int]
 
 
@@ -46,10 +53,16 @@ class SqliteFeed:
         self._objects = Objects(SQLITE, tables)
         self._seen: _Version | None = None
         self._path: Path | None = None
+        self._names = names
+        self._tables = tables
+        self._watched_schema: tuple[tuple[int, int], int] | None = None
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
         self._seen = await self._version()
+        if self._watched_schema != (self._seen.file, self._seen.schema):
+            await self._watch()
+            self._watched_schema = self._seen.file, self._seen.schema
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
@@ -119,8 +132,31 @@ class SqliteFeed:
         except FileNotFoundError:
             message = f"the SQLite file {self._path} is not there any more"
             raise DatabaseUnavailable(message) from None
-        (number,) = driver.execute("PRAGMA data_version").fetchone()
-        return _Version(self._reading.generation, int(number), (file.st_dev, file.st_ino))
+        (data,) = driver.execute("PRAGMA data_version").fetchone()
+        (schema,) = driver.execute("PRAGMA schema_version").fetchone()
+        return _Version(self._reading.generation, int(data), int(schema), (file.st_dev, file.st_ino))
+
+    async def _watch(self) -> None:
+        """Put triggers back that went with a table that was made anew, as a migration of the application does.
+
+        What was written between the two is not known, which is said.
+        """
+        faults = await self._reading.run(self._trigger_faults)
+        if not faults:
+            return
+        try:
+            await self._writing.write(self._put_back)
+        except (DatabaseRefused, MappingError) as error:
+            logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400
+        else:
+            logger.warning("triggers put back; what was written without them is not known", triggers=faults)
+
+    def _trigger_faults(self, connection: sa.Connection) -> list[str]:
+        return list(triggers.faults(connection, self._tables, self._names, deletes=True))
+
+    def _put_back(self, connection: sa.Connection) -> None:
+        self._tables = inspect_again(connection, self._tables)
+        triggers.install(connection, self._tables, self._names, deletes=True)
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)

@@ -30,6 +30,12 @@ _POSTGRES_FOUND = sa.text(
     where f.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
     """
 )
+_POSTGRES_FUNCTIONS = sa.text(
+    """
+    select format('%I.%I()', n.nspname, p.proname) from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+    where n.nspname = :schema and p.prorettype = cast('trigger' as regtype)
+    """
+)
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
 
 
@@ -73,8 +79,11 @@ def install(connection: sa.Connection, tables: Tables, names: Names, *, deletes:
 
 
 def remove(connection: sa.Connection, names: Names) -> None:
-    """Take all triggers of ours away, whatever table they are on. In the caller's transaction; locks as ``install``."""
+    """Take away all triggers of ours, whatever tables they are on, and their functions. Locks like ``install``."""
     install(connection, {}, names, deletes=False)
+    if names.dialect == POSTGRES:
+        functions = connection.execute(_POSTGRES_FUNCTIONS, {"schema": names.schema}).scalars().all()
+        _run(connection, (f"drop function {function}" for function in functions))
 
 
 def faults(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[str]:
@@ -141,7 +150,7 @@ def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[
         left_ms = max(1, round((give_up_at - time.monotonic()) * 1000))
         connection.exec_driver_sql(f"set local lock_timeout = {left_ms}")
         mode = "access exclusive" if table in exclusively else "share row exclusive"
-        connection.exec_driver_sql(f"lock table {table.replace('%', '%%')} in {mode} mode")
+        _run(connection, [f"lock table {table} in {mode} mode"])
     connection.exec_driver_sql(f"set local lock_timeout = '{before}'")
 
 

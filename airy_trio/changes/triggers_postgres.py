@@ -12,6 +12,7 @@ found one level further out, as NULL.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
+from airy_trio.changes import doorbell
 from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.tables import Column, Table
 from airy_trio.database import Names, quote_identifier, quote_text
@@ -50,13 +51,14 @@ def _bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
     old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
     updated = _logged(table, names, "U", new)
     made = {
-        "insert": _body(updated),
-        "update": _body(f"{_logged_moved(table, names, old, new)}; {updated}"),
-        "delete": _body(_logged(table, names, "D", old)),
+        "insert": _body(names, updated),
+        "update": _body(names, f"{_logged_moved(table, names, old, new)} {updated}"),
+        "delete": _body(names, _logged(table, names, "D", old)),
     }
     if deletes or table.kind != "messages":
         logged = quote_text(_logged(table, names, "D", _TRUNCATED))
-        made["truncate"] = _body(f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)")
+        truncated = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)"
+        made["truncate"] = _body(names, truncated, condition="true")
     return made
 
 
@@ -87,8 +89,9 @@ def _create(table: Table, names: Names, event: str) -> str:
     return f"create or replace trigger {name} after {event} on {on} {transitions} for each statement {execute}"
 
 
-def _body(statement: str) -> str:
-    return f" begin {statement}; return null; end "
+def _body(names: Names, statement: str, condition: str = "found") -> str:
+    """A statement that logs, then the bell: for a statement that touched no row nobody is woken."""
+    return f" begin {statement}; {doorbell.ring(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
@@ -102,7 +105,7 @@ def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
 
 
 def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
-    """An insert into the change log for each row whose key is gone after the update."""
+    """A statement that logs each row whose key is gone after the update; the question first, as there rarely is one."""
     columns, keys = _columns(table, "D"), _columns(table, "U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
     was = ", ".join(f"{_value('airy_row', column)} as {name}" for column, name in zip(columns, logged, strict=True))
@@ -110,11 +113,12 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
         f"select {', '.join(_value('airy_row', key) for key in keys)} from {_source(keys, rows, 'airy_row')}"  # noqa: S608
         for rows in (old, new)
     )
+    gone = f"{before} except {after}"
     same = " and ".join(f"airy_gone.{name} = airy_was.{name}" for name, _ in zip(logged, table.keys, strict=False))
     return (
-        f"{_insert(names)} select {quote_text(table.kind)}, 'D', airy_was.* "  # noqa: S608 - quoted
+        f"if exists ({gone}) then {_insert(names)} select {quote_text(table.kind)}, 'D', airy_was.* "  # noqa: S608 - quoted
         f"from (select {was} from {_source(columns, old, 'airy_row')}) as airy_was "
-        f"join ({before} except {after}) as airy_gone(key_1, key_2) on {same}"
+        f"join ({gone}) as airy_gone(key_1, key_2) on {same}; end if;"
     )
 
 

@@ -8,7 +8,6 @@ to it and asks ``wait_grown``.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import structlog
 import trio
@@ -29,11 +28,12 @@ from airy_trio.log.store import (
     StoreUnavailable,
 )
 from airy_trio.log.tail import Tail, View
-from airy_trio.options import at_least, one_of
+from airy_trio.options import at_least, matching
 
 logger = structlog.get_logger(__name__)
 
 READ_EVENTS_MAX = 1000
+STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 
@@ -42,7 +42,7 @@ BACKOFF_MAX_S = 1.0
 class LogOptions:
     """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``)."""
 
-    store: Literal["memory", "sql"] = field(default="sql", validator=one_of("memory", "sql"))
+    store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
     url: str = ""
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))

@@ -17,6 +17,7 @@ import trio
 from airy_trio.database import Database, DatabaseUnavailable, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.sql_bell import POLL_S, Bell
 from airy_trio.log.sql_tables import LogTables, stored
 from airy_trio.log.store import (
     Bounds,
@@ -32,7 +33,6 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-POLL_S = 0.05
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _DURABLE = sa.text("set local synchronous_commit = on")
 
@@ -44,6 +44,7 @@ class SqlStore:
         self._reading = reading
         self._appending = appending
         self._tables = LogTables.named(names)
+        self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", _make_durable)
 
@@ -62,6 +63,8 @@ class SqlStore:
             connection.execute(
                 sa.update(self._tables.state).values(last=last, appended_at_ms=now_ms, resume_point=resume_point)
             )
+            if new:
+                self._ring(connection)
             return new
 
         return await self._write(work)
@@ -119,16 +122,20 @@ class SqlStore:
             connection.execute(
                 sa.update(self._tables.state).values(epoch=new_epoch(), first=1, last=0, resume_point=resume_point)
             )
+            self._ring(connection)
             return self._tables.bounds(connection)
 
         return await self._write(work)
 
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``. Looks each ``POLL_S`` seconds."""
+        """See ``EventStore.wait``. Looks each ``POLL_S`` seconds, and where there is a bell when it rings."""
         while True:
             if (await self.bounds()).head != after:
                 return
-            await trio.sleep(POLL_S)
+            if self._bell:
+                await self._bell.wait()
+            else:
+                await trio.sleep(POLL_S)
 
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """See ``EventStore.trim``. What is old is found without a lock; only then is there a short transaction."""
@@ -166,6 +173,8 @@ class SqlStore:
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
+        if self._bell:
+            await self._bell.aclose()
         await self._reading.aclose()
         await self._appending.aclose()
 
@@ -192,6 +201,10 @@ class SqlStore:
         """The state's row, which nobody else changes before this transaction ends."""
         self._make_synchronous(connection)
         return connection.execute(sa.select(self._tables.state).with_for_update()).one()
+
+    def _ring(self, connection: sa.Connection) -> None:
+        if self._bell:
+            self._bell.ring(connection)
 
     def _make_synchronous(self, connection: sa.Connection) -> None:
         if self._tables.postgres:

@@ -21,8 +21,10 @@ from airy_trio.websocket.listener import ListenerOptions
 
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 PORT_MAX: Final = 65535
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
+_REDIS_WORDS: Final = "redis://HOST"
 _URL_WORDS: Final = f"sqlite:///FILE or {_POSTGRES_WORDS}"
 _FOREIGN: Final = frozenset({
     "postgres", "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
@@ -40,7 +42,8 @@ def _application_url(_instance: object, option: "Attribute[Any]", url: str) -> N
 
 def _log_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
     if url:
-        _check_url(option.name, url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS), f'{_URL_WORDS}, or ""')
+        drivers = (*SQLITE_DRIVERS, *POSTGRES_DRIVERS, *REDIS_SCHEMES)
+        _check_url(option.name, url, drivers, f'{_URL_WORDS}, {_REDIS_WORDS}, or ""')
 
 
 def _direct_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
@@ -59,7 +62,7 @@ def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> 
     url = _parsed(text)
     if url is None:
         raise NotAllowedError(name, allowed, "a URL that cannot be read")
-    fault = _sqlite_fault(url) if scheme in SQLITE_DRIVERS else _postgres_fault(url)
+    fault = _sqlite_fault(url) if scheme in SQLITE_DRIVERS else _port_fault(url)
     if fault is not None:
         raise NotAllowedError(name, allowed, fault)
 
@@ -83,7 +86,7 @@ def _sqlite_fault(url: sa.URL) -> str | None:
     return None
 
 
-def _postgres_fault(url: sa.URL) -> str | None:
+def _port_fault(url: sa.URL) -> str | None:
     if url.port is not None and not 0 < url.port <= PORT_MAX:
         return f"a port outside 1 to {PORT_MAX}"
     return None
@@ -131,8 +134,12 @@ def contradictions(options: object) -> Iterator[str]:
     match options:
         case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
             yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"
-        case LogOptions() if options.store == "memory" and options.url:
+        case LogOptions(store="memory") if options.url:
             yield 'url says where store = "sql" keeps its events, but store is "memory"'
+        case LogOptions(store="sql") if options.url.partition("://")[0] in REDIS_SCHEMES:
+            yield 'url is of Redis, but store is "sql"'
+        case LogOptions(store="redis") if options.url.partition("://")[0] not in REDIS_SCHEMES:
+            yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
         case AuthOptions(mode="tokens") if not options.tokens:
             yield 'mode is "tokens", but there are none: nobody could connect'
         case AuthOptions(mode="none") if options.tokens:

@@ -340,14 +340,19 @@ async def batches_are_seen_whole(open_store: OpenStore) -> None:
             for _ in range(10):
                 head = await put(writer, head, events(1, 10))
             for patience in (*[0] * 8, *range(1, 10)):
-                with trio.CancelScope() as scope:
-                    nursery.start_soon(_cancel_after, scope, patience)
-                    try:
-                        await put(writer, head, events(1, 10))
-                    except StaleAppend:  # the last one happened after all
-                        expect(patience, "nobody else appends")
+                async with trio.open_nursery() as cancelled:
+                    cancelled.start_soon(_cancel_after, cancelled.cancel_scope, patience)
+                    await _put_unless_stale(writer, head)
                 head = await _expect_whole(writer)
             done.set()
+
+
+async def _put_unless_stale(store: EventStore, head: Position) -> None:
+    """Append ten events, unless an append that was cancelled has happened after all."""
+    try:
+        await put(store, head, events(1, 10))
+    except StaleAppend:
+        expect((await store.bounds()).head > head, "an append is refused only where the head has moved")
 
 
 async def _watch_batches(reader: EventStore, done: trio.Event) -> None:
@@ -369,6 +374,39 @@ async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
     for _ in range(checkpoints):
         await trio.lowlevel.checkpoint()
     scope.cancel()
+
+
+async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
+    """Beside trims that never stop a read is gapless or refused, and the trim of an old epoch spares the new one."""
+    async with open_store() as writer, open_store() as trimmer, open_store() as reader:
+        done = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_trim_to_five, trimmer, done)
+            nursery.start_soon(_expect_gapless, reader, done)
+            head = (await writer.bounds()).head
+            for _ in range(12):
+                for _ in range(4):
+                    head = await put(writer, head, events(1, 8))
+                head = (await writer.begin_epoch(head, None)).head
+                head = await put(writer, head, events(1, 5))
+                kept = [one.offset for one in await writer.read(head.at(0), ALL)]
+                expect(kept == [1, 2, 3, 4, 5], f"the newest five stay, not only {kept}")
+            done.set()
+
+
+async def _trim_to_five(store: EventStore, done: trio.Event) -> None:
+    while not done.is_set():
+        await store.trim(age_s=AGE_S, keep=5, limit=7)
+
+
+async def _expect_gapless(store: EventStore, done: trio.Event) -> None:
+    while not done.is_set():
+        after = (await store.bounds()).floor
+        try:
+            read = [one.offset for one in await store.read(after, ALL)]
+        except PositionExpired:
+            continue
+        expect(read == list(range(after.offset + 1, after.offset + 1 + len(read))), f"{read} follows {after} gapless")
 
 
 async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
@@ -426,6 +464,7 @@ PROMISES: Final = (
     an_epoch_ends_all_positions,
     waiting_ends_when_the_head_moves,
     batches_are_seen_whole,
+    trims_leave_reads_and_epochs_whole,
     a_reopened_store_goes_on,
     acknowledged_positions_go_forward,
 )

@@ -91,7 +91,7 @@ class Sessions:
         self._authenticator = authenticator
         self._server = server
         self._runs = Runs(eventlog)
-        self._clients: dict[Client, None] = {}  # the oldest first
+        self._clients: dict[Client, Wire] = {}  # the oldest first
         self._ended = trio.Event()
         self._dismissing = False
         self._counts: Counter[str] = Counter()
@@ -104,9 +104,9 @@ class Sessions:
         ``farewell NAME``, and ``refused TOKEN`` where what a client sent has ended its session.
         """
         subscriptions = behind = 0
-        for client in self._clients:
+        for client, wire in self._clients.items():
             subscriptions += len(client.subscriptions)
-            behind += any(subscription.hungry for subscription in client.subscriptions.values())
+            behind += wire.outlet.pending or any(one.hungry for one in client.subscriptions.values())
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         return {**self._counts, **self._runs.statistics(), **now}
 
@@ -132,7 +132,7 @@ class Sessions:
             client, wire, self._eventlog, self.wheel, self._replay, authenticator=self._authenticator
         )
         tasks = Tasks(connections, client)
-        self._clients[client] = None
+        self._clients[client] = wire
         if self._dismissing:
             client.dismiss(SHUTTING_DOWN)
         orderly = False

@@ -3,10 +3,9 @@
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
-import httpx
+import httpx2
 import trio
 from attrs import define
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,8 +39,8 @@ class Port:
 
     number: int
 
-    async def get(self, path: str, **headers: str) -> httpx.Response:
-        async with httpx.AsyncClient(base_url=f"http://{HOST}:{self.number}", timeout=TIMEOUT_S) as client:
+    async def get(self, path: str, **headers: str) -> httpx2.Response:
+        async with httpx2.AsyncClient(base_url=f"http://{HOST}:{self.number}", timeout=TIMEOUT_S) as client:
             return await client.get(path, headers=headers)
 
     async def ready(self) -> tuple[int, dict[str, Any]]:
@@ -90,6 +89,6 @@ async def serving(application: ASGIApp) -> AsyncIterator[Port]:
     port = free_port()
     listeners = await open_listeners(AdminOptions(port=port))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve, listeners, application))
+        nursery.start_soon(serve, listeners, application)  # noqa: ASYNC113 - the ports are open already
         yield Port(port)
         nursery.cancel_scope.cancel()

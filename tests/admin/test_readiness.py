@@ -16,7 +16,7 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application, application
-from tests.log.recording import Node, node
+from tests.log.recording import Node, node, tag
 from tests.postgres import Postgres
 
 QUICKLY_S = 0.1
@@ -166,7 +166,7 @@ async def test_lag_counts_from_when_there_was_something(autojump_clock: MockCloc
     assert found.conditions()["lag"].well  # nothing happens
     assert one.recorder.lag_s == 0
     changes.away = True
-    changes.written.set()
+    changes.write(tag(1))
     await trio.sleep(8)
     assert found.conditions()["lag"].well
     assert not found.conditions()["feed"].well

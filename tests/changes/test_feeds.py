@@ -227,3 +227,20 @@ async def test_the_consumer_is_kept_beside_the_changes(any_application: Applicat
         assert await feed.consumer() is None
         await feed.adopt(Consumer("k7f3q9", "memory"))
         assert await feed.consumer() == Consumer("k7f3q9", "memory")
+
+
+async def test_a_batch_is_as_old_as_its_oldest_change(any_application: Application) -> None:
+    settings = any_application.migrate()
+    age_of = {
+        "sqlite": "update {} set at = at - 7000 where seq = 1",
+        "postgresql": "update {} set at = at - interval '7 seconds' where seq = 1",
+    }
+    async with feed_of(any_application, settings) as feed:
+        origin = await feed.origin()
+        assert (await feed.read(origin, 10)).age_s is None
+        any_application.tag("t1")
+        any_application.tag("t2")
+        any_application.execute(age_of[any_application.dialect].format(any_application.log_table("change_log")))
+        batch = await feed.read(origin, 10)
+        assert batch.age_s == pytest.approx(7, abs=2)
+        assert (await feed.read(batch.resume_point, 10)).age_s is None

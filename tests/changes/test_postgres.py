@@ -30,8 +30,9 @@ class NaiveFeed(PostgresFeed):
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
     ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
+        columns = (self._log.rows, sa.literal(0.0).label("age_s"))
         rows = connection.execute(
-            sa.select(self._log.rows).where(self._log.rows.c.seq > point.seq).order_by("seq").limit(limit)
+            sa.select(*columns).where(self._log.rows.c.seq > point.seq).order_by("seq").limit(limit)
         ).all()
         return rows, evolve(now, seq=rows[-1].seq) if rows else point
 

@@ -2,14 +2,16 @@
 
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 import trio
 
 from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.rows import ChangedObject, Tag
+from airy_trio.changes.rows import ChangedObject, Tag, TagGone
 from airy_trio.database import DatabaseUnavailable, sqlite_path
 from tests.application import Application
 from tests.changes.feeds import feed_of, read_all
@@ -23,6 +25,12 @@ def application(request: pytest.FixtureRequest, sqlite_application: Application)
     connection.close()
     sqlite_application.migrate()
     return sqlite_application
+
+
+@pytest.fixture
+def log_output() -> Iterator[list[dict[str, Any]]]:
+    with structlog.testing.capture_logs() as entries:
+        yield entries  # type: ignore[misc]
 
 
 def ids(objects: Sequence[ChangedObject]) -> list[object]:
@@ -178,3 +186,62 @@ async def test_text_that_is_not_utf_8_and_other_odd_keys_do_not_fail_a_batch(app
         "good",
     }
     assert len(objects) == 6
+
+
+RECREATED = (
+    "create table new_tags (id text primary key, name text unique, color text, more text)",
+    "insert into new_tags select id, name, color, null from tags",
+    "drop table tags",
+    "alter table new_tags rename to tags",
+)
+
+
+async def test_triggers_that_went_with_a_table_made_anew_are_put_back(
+    application: Application, log_output: list[dict[str, Any]]
+) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        application.tag("t1", name="one")
+        _, after, _ = await read_all(feed, await feed.origin())
+        application.execute(*RECREATED)
+        await feed.wait()
+        assert (await feed.read(after, 10)).changes == 0
+        application.tag("t2", name="two")
+        objects, after, _ = await read_all(feed, after)
+        assert ids(objects) == ["t2"]
+        application.execute("replace into tags (id, name) values ('t3', 'two')")  # what is unique now was not before
+        objects, after, _ = await read_all(feed, after)
+        assert objects == [TagGone(id="t2"), Tag(id="t3", name="two", color=None)]
+    assert [(entry["log_level"], entry["event"]) for entry in log_output] == [
+        ("warning", "triggers put back; what was written without them is not known")
+    ]
+    assert "airy_trio_tags_delete, airy_trio_tags_insert, airy_trio_tags_update" in log_output[0]["triggers"][0]
+
+
+async def test_triggers_of_a_table_that_lost_a_column_are_not_put_back(
+    application: Application, log_output: list[dict[str, Any]]
+) -> None:
+    """They would make the application's writes fail."""
+    async with feed_of(application, application.settings()) as feed:
+        application.channel()
+        _, after, _ = await read_all(feed, await feed.origin())
+        application.execute(*(step.replace("color", "colour") for step in RECREATED[:1]))
+        application.execute("drop table tags", "alter table new_tags rename to tags")
+        for _ in range(2):
+            assert (await feed.read(after, 10)).changes == 0
+        application.execute("insert into tags (id) values ('t1')", "update channels set connected = false")
+        assert len((await read_all(feed, after))[0]) == 1
+    (entry,) = log_output
+    assert (entry["log_level"], entry["event"]) == ("error", "triggers are gone and cannot be put back")
+    assert entry["reason"] == 'table "tags" (tags) is not there any more with its columns id, name, color'
+
+
+async def test_other_changes_of_the_schema_are_no_matter(
+    application: Application, log_output: list[dict[str, Any]]
+) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        after = await feed.origin()
+        await feed.read(after, 10)
+        application.execute("create table other (x)", "alter table tags add column more text")
+        application.tag()
+        assert len((await read_all(feed, after))[0]) == 1
+    assert log_output == []

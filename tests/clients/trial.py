@@ -25,6 +25,8 @@ BEATS = 4
 STEP_TIMEOUT_S = 20.0
 TOKEN = "hunter2:\\n"  # noqa: S105 - the test's own
 RESUMED_AFTER = 110
+ENDED = "connection closed"
+"""What the server logs of the end of each connection."""
 
 Outcomes = dict[tuple[str, Capability], Exception | None]
 
@@ -86,7 +88,7 @@ async def serving(config: Path, made: Application, *, port: int) -> AsyncIterato
         f'[database]\nurl = "{made.url}"\n'
         f"[listener]\nport = {port}\nheartbeat_ms = {HEARTBEAT_MS}\n"
         f'[auth]\nmode = "tokens"\ntokens = {{ tests = "${{TESTS_TOKEN}}" }}\n'
-        '[admin]\nport = 0\n[logging]\nformat = "json"\nlevel = "debug"\n'
+        '[admin]\nport = 0\n[logging]\nformat = "json"\n'
     )
     async with server(config, environ={"TESTS_TOKEN": TOKEN}) as listening:
         yield listening
@@ -181,9 +183,10 @@ async def catches_up(attempt: Attempt, listening: Server) -> None:
 
 async def disconnects(attempt: Attempt, listening: Server) -> None:
     assert await attempt.running.terminate() == 0
-    ended = await listening.record("session ended", session=attempt.session)
+    ended = await listening.record(ENDED, session=attempt.session)
     if attempt.client.verdict(Capability.DISCONNECT).works:
         assert len(attempt.running.told("disconnected")) == 1
+    assert ended["user"] == "tests"
     assert ended["farewell"] == ("gone" if attempt.client.package == "webstompy" else "done")
 
 
@@ -219,5 +222,5 @@ def assert_stays(attempt: Attempt, listening: Server) -> None:
 
 def assert_open(attempt: Attempt, listening: Server) -> None:
     """The server has not ended the connection of now."""
-    ended = [json_object(line) for line in listening.err.all if '"session ended"' in line]
-    assert attempt.session not in {record["session"] for record in ended}
+    records = [json_object(line) for line in listening.err.all]
+    assert attempt.session not in {record["session"] for record in records if record.get("event") == ENDED}

@@ -419,3 +419,58 @@ async def test_a_store_with_a_gap_ends_loudly(store: Outages) -> None:
     store._events[2] = evolve(store._events[2], offset=4)  # noqa: SLF001
     with pytest.raises(ValueError, match="event 4 does not follow 2"):
         await log.catch_up()
+
+
+async def test_what_is_told_of_when_an_event_was_changed(store: Outages, autojump_clock: MockClock) -> None:
+    await store.add(event(1))
+    log = await opened(store)
+    await trio.sleep(7)
+    store.now_s += 7
+    await log.append(log.head, numbered(2, 3), "point", changed_at=trio.current_time() - 2)
+    await trio.sleep(3)
+    store.now_s += 3
+    await store.add(event(4))
+    await log.catch_up()
+    ages = [
+        round(trio.current_time() - log.changed_at(one), 3) for one in await store.read(log.head.at(0), 10, EVERYTHING)
+    ]
+    assert ages == [10, 5, 5, 0]  # of the first and the last it is only known when they were appended
+
+
+async def test_an_event_that_is_read_before_its_append_returns_is_as_old_as_its_change(
+    store: Outages, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    head = log.head
+    await store.add(event(1))
+    await log.catch_up()
+    (stored,) = await store.read(head, 1)
+    log._take(head.epoch, [stored], trio.current_time() - 4)  # noqa: SLF001 - what append does once it returns
+    assert trio.current_time() - log.changed_at(stored) == 4
+
+
+async def test_appends_are_timed(autojump_clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def append(
+            self, expected: Position, events: Sequence[NewEvent], resume_point: str
+        ) -> Sequence[StoredEvent]:
+            await trio.sleep(2)
+            return await super().append(expected, events, resume_point)
+
+    log = await opened(Slow())
+    await log.append(log.head, numbered(1, 3), "point")
+    assert (log.appending.total_s, sum(log.appending.counts)) == (2, 1)
+
+
+async def test_a_store_that_is_away_is_told_until_it_is_back(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    nursery.start_soon(log.follow)
+    told = []
+    for away in (False, True, False):
+        store.away = away
+        await trio.sleep(5)
+        told.append(log.away)
+    assert told == [None, "away", None]
+    nursery.cancel_scope.cancel()

@@ -5,16 +5,17 @@ from random import Random
 
 import pytest
 import trio
+from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.changes.feed import Consumer
+from airy_trio.changes.feed import Batch, Consumer
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.recorder import FOREIGN_PATIENCE_S, ForeignConsumerError
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
-from airy_trio.testing.feed import MemoryChanges
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
 
 
@@ -404,3 +405,58 @@ async def test_taking_over_from_another_store_begins_where_its_trimming_has_reac
     store = MemoryStore()
     await run_until_idle(changes, store)
     assert await recorded(store) == tags(2, 3)
+
+
+async def test_an_interruption_is_told_until_it_is_over_on_a_node_that_waits_too(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    nodes = [await started(nursery, node(changes, store)) for _ in range(2)]
+    await trio.sleep(5)
+    assert [one.recorder.interruption for one in nodes] == [None, None]
+    changes.away = True
+    await trio.sleep(5)
+    assert [one.recorder.interruption for one in nodes] == ["the database is away"] * 2
+    assert all(3 < one.recorder.lag_s <= 5 for one in nodes)
+    changes.away = False
+    await trio.sleep(5)
+    assert [(one.recorder.interruption, one.recorder.lag_s) for one in nodes] == [(None, 0)] * 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_lag_grows_while_an_append_hangs(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Hanging(MemoryStore):
+        async def append(
+            self, expected: Position, events: Sequence[NewEvent], resume_point: str
+        ) -> Sequence[StoredEvent]:
+            await trio.sleep(30)
+            return await super().append(expected, events, resume_point)
+
+    one = await started(nursery, node(changes, Hanging()))
+    await trio.sleep(100)
+    assert one.recorder.lag_s == 0
+    changes.write(tag(1))
+    await trio.sleep(20)
+    assert one.recorder.lag_s == pytest.approx(20, abs=1)
+    await trio.sleep(20)
+    assert one.recorder.lag_s == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_age_of_a_change_reaches_the_log(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Aged(MemoryFeed):
+        async def read(self, after: str, limit: int) -> Batch:
+            return evolve(await super().read(after, limit), age_s=3.0)
+
+    one = node(changes, MemoryStore())
+    one.recorder._feed = Aged(changes)  # noqa: SLF001
+    await started(nursery, one)
+    changes.write(tag(1))
+    await until(lambda: one.log.head.offset == 1)
+    (stored,) = await one.log.store.read(one.log.head.at(0), 1)
+    assert 3 <= trio.current_time() - one.log.changed_at(stored) < 4
+    nursery.cancel_scope.cancel()

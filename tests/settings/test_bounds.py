@@ -39,7 +39,7 @@ TEXTS = [
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
     ("changes.capture", ["triggers"], ["", "updated_at"]),
-    ("log.store", ["memory", "sql"], ["", "redis"]),
+    ("log.store", ["memory", "sql", "acme.events-2"], ["", "Redis", "a b", "a" * 42]),
     *(
         (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])
         for kind in ("messages", "metadata", "channels", "tags")
@@ -142,7 +142,7 @@ def test_a_url_of_another_kind(url: str, words: str) -> None:
     allowed = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, allowed is {allowed}",)
     if url:
-        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, allowed is {allowed}, or ""'
+        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, allowed is {allowed}, redis://HOST, or ""'
 
 
 def test_a_direct_url_is_of_postgres() -> None:
@@ -163,6 +163,17 @@ def test_a_url_beside_the_memory_store_would_do_nothing() -> None:
     assert fault('[log]\nstore = "memory"\nurl = "sqlite:///a.db"') == (
         'log: url says where store = "sql" keeps its events, but store is "memory"'
     )
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis://u:p@h:6379/1", "rediss://h", "unix:///run/redis.sock"])
+def test_a_redis_goes_with_its_store(url: str) -> None:
+    assert read(f'[log]\nstore = "redis"\nurl = "{url}"').log.url == url
+    assert fault(f'[log]\nurl = "{url}"') == 'log: url is of Redis, but store is "sql"'
+
+
+@pytest.mark.parametrize("url", ["", "sqlite:///a.db", POSTGRES])
+def test_the_redis_store_needs_a_redis(url: str) -> None:
+    assert fault(f'[log]\nstore = "redis"\nurl = "{url}"') == 'log: store is "redis", which needs url = "redis://HOST"'
 
 
 TOKENS_WORDS = (

@@ -83,7 +83,7 @@ def test_prod_takes_its_database_from_the_environment() -> None:
     assert settings.logging.format == "json"
 
 
-@pytest.mark.parametrize("name", ["dev.toml", "prod.toml", "example.toml"])
+@pytest.mark.parametrize("name", ["dev.toml", "prod.toml", "example.toml", "airy.toml", "chatwoot.toml"])
 def test_no_file_holds_a_password(name: str) -> None:
     for match in re.finditer(r"://([^@\s\"]*)@", (CONFIG / name).read_text()):
         assert match[1] in {"airy", "USER", "USER:PASSWORD"}

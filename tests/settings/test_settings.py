@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from airy_trio.changes.tables import TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
+from airy_trio.log.eventlog import STORE_WORDS
 from airy_trio.settings import FILE_BYTES_MAX, LoggingOptions, Settings, load, parse
 from tests.settings.reading import DATABASE, URL, fault, faults, read
 
@@ -211,7 +212,7 @@ def test_the_database_that_is_no_table() -> None:
         ("[listener]\nport = 8080.0", "listener.port: found number 8080.0, allowed is an integer"),
         ("[listener]\ndrain_s = nan", "listener.drain_s: found number nan, allowed is a finite number"),
         ("[events]\ndeletes = 1", "events.deletes: found integer 1, allowed is true or false"),
-        ("[log]\nstore = 'redis'", 'log.store: found text "redis", allowed is "memory" or "sql"'),
+        ("[log]\nstore = 'Redis'", f'log.store: found text "Redis", allowed is {STORE_WORDS}'),
         ("[log]\nurl = []", "log.url: found an array, allowed is a text"),
         ("[changes]\ncapture = 'updated_at'", 'changes.capture: found text "updated_at", allowed is "triggers"'),
         (

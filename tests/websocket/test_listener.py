@@ -153,3 +153,16 @@ async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: 
     async with await server.dial() as client:
         assert (await client.subscribe()).command == "RECEIPT"
     await server.ended()
+
+
+async def test_the_log_names_the_address_of_who_connects(server: Server) -> None:
+    with capture_logs() as said:
+        async with await server.dial() as client:
+            await client.disconnect()
+        with trio.fail_after(10):
+            while len(said) < 2:
+                await trio.lowlevel.checkpoint()
+    assert [(line["event"], line.get("peer"), line.get("farewell")) for line in said] == [
+        ("connection opened", "127.0.0.1", None),
+        ("connection closed", None, "done"),
+    ]

@@ -1,6 +1,8 @@
 from collections import deque
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.eventlog import EventLog, LogOptions
@@ -119,3 +121,20 @@ async def test_a_view_that_promises_more_than_there_is_is_a_bug() -> None:
     subscription.view.last = 4
     with pytest.raises(RuntimeError):
         Runs(log).after_position(subscription)
+
+
+async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_before(autojump_clock: MockClock) -> None:
+    log = await filled(3)
+    await log.append(log.head, events(4, 5), "point", changed_at=trio.current_time() - 2)
+    runs = Runs(log)
+    subscription = subscribed(log, 3)
+    subscription.live_after = 3
+    run = runs.after_position(subscription)
+    await trio.sleep(1)
+    runs.sent(subscription, run)
+    assert runs.statistics() == {"deliveries": 2, "bytes": len(run.data)}
+    assert runs.latencies.total_s == pytest.approx(2 * 3)
+    subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
+    runs.sent(subscription, runs.after_position(subscription))
+    assert runs.statistics()["deliveries"] == 4
+    assert sum(runs.latencies.counts) == 2

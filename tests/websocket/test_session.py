@@ -517,3 +517,65 @@ async def test_a_failure_in_one_session_ends_that_session_only(
     monkeypatch.undo()
     await server.append(1, 1)
     assert (await healthy.receive()).command == "MESSAGE"
+
+
+async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what_it_said(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    with capture_logs() as said:
+        plugged = server.plug()
+        await plugged.client.upgrade()
+        connected = await plugged.client.connect(headers=[("login", "hunter1"), ("passcode", "hunter2")])
+        await plugged.client.subscribe("/events/conversation/c1")
+        await server.append(1, 1)
+        await plugged.client.receive()
+        await trio.sleep(5)
+        await plugged.client.send(Frame("SEND", (("destination", "secret"),), b"secret"))
+        await plugged.ending.wait()
+    session = connected.get("session")
+    assert [(line.pop("event"), line.pop("log_level"), line) for line in said] == [
+        ("connection opened", "info", {"session": session, "peer": None}),
+        (
+            "connection closed",
+            "info",
+            {
+                "session": session, "user": None, "farewell": "forbidden", "token": "403-send-not-allowed",
+                "lasted_s": pytest.approx(5, abs=2),
+            },
+        ),
+    ]  # fmt: skip
+
+
+async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    plugged = [await server.plug_connected() for _ in range(3)]
+    for wrong in plugged[:2]:
+        await wrong.client.send(Frame("NONSENSE"))
+        await wrong.ending.wait()
+    await server.sessions.dismiss_all(1)
+    found = server.sessions.statistics()
+    assert {name: count for name, count in found.items() if " " in name} == {
+        "farewell protocol error": 2, "refused 400-unknown-command": 2, "farewell shutting down": 1
+    }  # fmt: skip
+
+
+async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojump_clock: MockClock) -> None:
+    client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
+    await client.subscribe()
+    await client.subscribe(subscription="1")
+    await trio.testing.wait_all_tasks_blocked()
+    assert server.sessions.statistics()["behind"] == 0
+    await server.append(1, 1)
+    await trio.testing.wait_all_tasks_blocked()
+    assert server.sessions.statistics()["behind"] == 1
+    await server.append(2, 400, size=1000)
+    await trio.testing.wait_all_tasks_blocked()
+    found = server.sessions.statistics()
+    assert (found["clients"], found["subscriptions"], found["behind"]) == (1, 2, 1)
+    for _ in range(800):
+        await client.receive()
+    await trio.testing.wait_all_tasks_blocked()
+    found = server.sessions.statistics()
+    assert (found["behind"], found["deliveries"]) == (0, 800)
+    assert 800_000 < found["bytes"] < 1_000_000

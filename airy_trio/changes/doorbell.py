@@ -1,0 +1,98 @@
+"""The doorbell: how a sleeping recorder is woken by a commit, at no cost for the application while it is awake.
+
+An unconditional NOTIFY costs the application most of its throughput (findings on the data layer, 6). So a trigger
+notifies only while somebody sleeps, which an advisory lock tells: the sleeper holds it alone, and each writing
+transaction tries to share it until its end. Where it cannot, it rings.
+
+Nobody is overslept. A transaction that shares the lock did not ring, and while it is open the lock cannot be taken; a
+transaction that ends lets go of its locks after its rows are visible. So whoever has taken the lock looks once more
+and has then seen everything that did not ring. It is taken by *try*: a waiter would hold back vacuum.
+"""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+import trio
+
+from airy_trio.changes.changelog import TABLE
+from airy_trio.database import LOCK_CLASS, DatabaseUnavailable, Names, Session, quote_identifier, quote_text
+
+BELL_CLASS: Final = LOCK_CLASS + 1
+_TRY = sa.text(
+    # a transaction that has rung could not be prepared for a two-phase commit
+    "select current_setting('max_prepared_transactions') = '0' and "
+    "pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))"
+)
+_UNLOCK = sa.text("select pg_advisory_unlock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
+
+
+class Doorbell:
+    """The sleeper's side, over the session that it sleeps in. One task at a time."""
+
+    def __init__(self, session: Session, names: Names) -> None:
+        self._session = session
+        self._arguments = {"lock_class": BELL_CLASS, "name": names.quoted(TABLE)}
+        self._listen = f"listen {quote_identifier(channel(names))}"
+        self._listening_in = 0
+        self._armed_in = 0
+
+    @property
+    def armed(self) -> bool:
+        """Whether writers ring now: the session has not been lost since the lock was taken."""
+        return self._armed_in != 0 and self._armed_in == self._session.generation
+
+    async def arm(self) -> bool:
+        """Have writers ring from now on, if no transaction is open that does not. Then look once more, then ``wait``.
+
+        Raises ``DatabaseUnavailable``.
+        """
+        if not await self._session.run(self._arm):
+            return False
+        self._armed_in = self._session.generation
+        return True
+
+    def disarm(self, connection: sa.Connection) -> None:
+        """Have writers ring no longer. For a unit of work of the session. Idempotent."""
+        if self.armed:
+            connection.execute(_UNLOCK, self._arguments)
+        self._armed_in = 0
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return when it has been rung since it was armed, or after a time. Raises ``DatabaseUnavailable``."""
+        with trio.move_on_after(timeout_s):
+            socket = await self._session.run(_take_notifications, transaction=False)
+            if socket is not None:
+                await trio.lowlevel.wait_readable(socket)
+
+    def _arm(self, connection: sa.Connection) -> bool:
+        if self._listening_in != self._session.generation:
+            connection.exec_driver_sql(self._listen)
+            self._listening_in = self._session.generation
+        armed: bool = connection.execute(_TRY, self._arguments).scalar_one()
+        return armed
+
+
+def channel(names: Names) -> str:
+    """The channel on which it rings."""
+    return f"{names.schema}_changes"
+
+
+def ring(names: Names, condition: str) -> str:
+    """The writer's side, as a statement of a trigger function, under a condition."""
+    oid = f"{quote_text(names.quoted(TABLE))}::regclass::oid::int"
+    return (
+        f"if {condition} and not pg_try_advisory_xact_lock_shared({BELL_CLASS}, {oid}) then "
+        f"perform pg_notify({quote_text(channel(names))}, ''); end if"
+    )
+
+
+def _take_notifications(connection: sa.Connection) -> int | None:
+    """The socket on which one may come; None if there were some. They may have come along with another answer."""
+    driver: Any = connection.connection.driver_connection
+    if driver is None or driver.closed:
+        message = "the connection is closed"
+        raise DatabaseUnavailable(message)
+    if list(driver.notifies(timeout=0)):
+        return None
+    socket: int = driver.fileno()
+    return socket

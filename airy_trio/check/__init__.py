@@ -1,0 +1,216 @@
+"""``airy-trio check``: everything that would keep the server from starting or working, in one run; changes nothing.
+
+What the server looks at when it starts is looked at here with the same functions, but to its end instead of to the
+first fault. Beyond that: rights, durability, poolers, and files that would be made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+import trio
+from attrs import frozen
+
+from airy_trio import app, migrate
+from airy_trio.changes import triggers
+from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.feed import Consumer
+from airy_trio.changes.inspection import inspect
+from airy_trio.changes.tables import Tables
+from airy_trio.check import postgres, sqlite
+from airy_trio.check.report import Finding, Report
+from airy_trio.database import (
+    POSTGRES,
+    SQLITE,
+    Database,
+    DatabaseError,
+    Names,
+    postgres_engine,
+    sqlite_engine,
+    sqlite_path,
+)
+from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
+from airy_trio.log.plugged import find_store
+from airy_trio.log.sql_tables import LogTables
+from airy_trio.settings import Settings
+
+__all__ = ["Finding", "Report", "check"]
+
+T = TypeVar("T")
+
+STORE_TIMEOUT_S: Final = 10.0
+
+
+@frozen
+class _Place:
+    """A database, and the setting that names it."""
+
+    url: str
+    setting: str
+
+    @property
+    def dialect(self) -> str:
+        return sa.make_url(self.url).get_backend_name()
+
+
+def check(settings: Settings) -> Report:
+    """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
+    report = Report()
+    consumer = _check_application(settings, report)
+    epoch = _check_store(settings, report)
+    if consumer is not None and epoch is not None and consumer.epoch != epoch:
+        what = f"the changes are recorded into another event log ({consumer.store}); with these settings a new epoch"
+        report.add("warning", [f"log: {what} begins, and clients must reload"])
+    return report
+
+
+def _check_application(settings: Settings, report: Report) -> Consumer | None:
+    """The application's database; the event log that records its changes, where there is one."""
+    options = settings.database
+    place = _Place(options.url, "database.url")
+    if place.dialect == SQLITE:
+        path = sqlite_path(options.url)
+        report.add("problem", sqlite.refusals())
+        try:
+            migrate.require_file(path)
+        except StartError as error:
+            report.add("problem", error.faults)
+            return None
+        report.add("problem", _named(place, sqlite.missing_rights(path)))
+        _connected(settings, place, report, sqlite.try_to_write)
+    elif options.direct_url:
+        pooled, place = place, _Place(options.direct_url, "database.direct_url")
+        _compare(settings, pooled, place, report)
+    return _connected(settings, place, report, lambda connection: _look(connection, settings, place, report))
+
+
+def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report) -> None:
+    """Whether both URLs lead to the same database; that of ``direct`` is told where it is looked at."""
+    found = _connected(settings, pooled, report, postgres.identity)
+    expected = _connected(settings, direct, Report(), postgres.identity)
+    if None not in (found, expected) and found != expected:
+        report.add("problem", [f"{direct.setting}: this is another database than that of {pooled.setting}"])
+
+
+def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> Consumer | None:
+    names = Names.of(settings.database.url, settings.database.schema)
+    tables: Tables = {}
+    try:
+        tables = inspect(connection, settings.tables)
+    except MappingError as error:
+        report.add("problem", error.faults)
+    if _check_itself(connection, names, place, report):
+        return None
+    missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
+    if not missing:
+        missing += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
+    if missing and settings.database.migrate:
+        report.add("note", [f"{line} (database.migrate is true: the server does it)" for line in missing])
+    else:
+        report.add("problem", missing)
+    if not missing:
+        report.add("note", [f"watching {', '.join(tables)}"] if tables else [])
+        return ChangeLog(names).consumer(connection)
+    return None
+
+
+def _check_itself(connection: sa.Connection, names: Names, place: _Place, report: Report) -> bool:
+    """Whether the database as such is at fault, so that there is no use in looking at our tables."""
+    if names.dialect == SQLITE:
+        report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
+        return False
+    problems = [*postgres.refusals(connection), *postgres.missing_identity(connection)]
+    problems += postgres.missing_rights(connection, names, postgres.CHANGES)
+    report.add("problem", _named(place, problems))
+    report.add("warning", _named(place, postgres.durability(connection)))
+    if postgres.is_pooled(connection):
+        what = "a pooler, or another proxy, stands between, but the lease needs a session"
+        report.add(
+            "warning", [f"{place.setting}: {what}: name one that reaches PostgreSQL itself in database.direct_url"]
+        )
+    return bool(problems)
+
+
+def _check_store(settings: Settings, report: Report) -> str | None:
+    """The event store; its epoch, where that is known."""
+    match settings.log.store:
+        case "memory":
+            report.add("note", ['log.store: "memory" ends with the process: after each start clients must reload'])
+            return None
+        case "sql":
+            return _check_sql_store(settings, report)
+        case name:
+            return _check_plugged_store(name, settings.log.url, report)
+
+
+def _check_sql_store(settings: Settings, report: Report) -> str | None:
+    place = _Place(settings.log.location(settings.database.url), "log.url")
+    if place.dialect == SQLITE:
+        path = sqlite_path(place.url)
+        report.add("problem", _named(place, sqlite.missing_rights(path)))
+        if not path.exists():
+            report.add("note", [f"{place.setting}: the SQLite file {path} does not exist; the server makes it"])
+            return None
+        _connected(settings, place, report, sqlite.try_to_write)
+    return _connected(settings, place, report, lambda connection: _look_at_log(connection, settings, place, report))
+
+
+def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> str | None:
+    names = Names(connection.dialect.name, settings.database.schema)
+    problems: list[str] = []
+    if names.dialect == POSTGRES:
+        problems += postgres.missing_rights(connection, names, postgres.LOG)
+        if place.url != settings.database.url:  # that one was looked at before
+            problems += postgres.refusals(connection)
+            report.add("warning", _named(place, postgres.durability(connection)))
+    report.add("problem", _named(place, problems))
+    if problems:
+        return None
+    missing = [f"log: {line}" for line in migrate.pending(connection, "log", settings.database)]
+    report.add("note" if settings.database.migrate else "problem", missing)
+    return None if missing else LogTables.named(names).bounds(connection).epoch
+
+
+def _check_plugged_store(name: str, url: str, report: Report) -> str | None:
+    async def look() -> str:
+        with trio.fail_after(STORE_TIMEOUT_S):
+            async with find_store(name, app.OWN_STORES)(url) as store:
+                return (await store.bounds()).epoch
+
+    try:
+        return trio.run(look)
+    except (AiryTrioError, ExceptionGroup, trio.TooSlowError) as error:
+        report.add("problem", _faults_of(error, "log.store"))
+    return None
+
+
+def _faults_of(error: Exception, setting: str) -> Iterator[str]:
+    match error:
+        case FaultsError():
+            yield from error.faults
+        case ExceptionGroup():
+            for one in error.exceptions:
+                yield from _faults_of(one, setting)
+        case trio.TooSlowError():
+            yield f"{setting}: the event store has not answered for {STORE_TIMEOUT_S} s"
+        case _:
+            yield f"{setting}: the event store cannot be used: {error}"
+
+
+def _connected(settings: Settings, place: _Place, report: Report, work: Callable[[sa.Connection], T]) -> T | None:
+    """Do the work with a connection; a problem where there is none, or it is refused."""
+    if place.dialect == POSTGRES:
+        engine = postgres_engine(place.url, connect_timeout_s=settings.database.connect_timeout_s, pooled=True)
+    else:
+        engine = sqlite_engine(sqlite_path(place.url))
+    try:
+        return Database(engine).run_sync(work)
+    except DatabaseError as error:
+        report.add("problem", [f"{place.setting}: the database cannot be used: {error}"])
+        return None
+    finally:
+        engine.dispose()
+
+
+def _named(place: _Place, lines: Iterable[str]) -> Iterator[str]:
+    return (f"{place.setting}: {line}" for line in lines)

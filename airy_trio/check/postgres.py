@@ -1,0 +1,102 @@
+"""What can be wrong with a Postgres itself, as the server's role finds it: version, rights, durability, a pooler.
+
+Reads catalogues and settings only. Refuses to know the mapping and what the tables hold.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from airy_trio.database import Names, quote_identifier
+
+VERSION_MIN: Final = 14
+CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "changes_version": ("SELECT",),
+    "change_log": ("SELECT", "DELETE"),
+    "change_state": ("SELECT", "UPDATE"),
+}
+"""What a server needs on our tables beside the application's."""
+LOG: Final[Mapping[str, tuple[str, ...]]] = {
+    "log_version": ("SELECT",),
+    "event_log": ("SELECT", "INSERT", "DELETE"),
+    "log_state": ("SELECT", "UPDATE"),
+    "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""What it needs on those of the ``sql`` event store."""
+DURABLE: Final[Mapping[str, str]] = {
+    "fsync": "a crash of the machine may destroy the whole database",
+    "full_page_writes": "a crash of the machine may destroy pages of the database",
+    "synchronous_commit": (
+        "a crash may undo commits of the application whose events clients have seen (our own commits wait)"
+    ),
+}
+"""Settings that durability rests on, and what happens where one is off."""
+
+_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
+_MISSING = sa.text(
+    """
+    select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
+    where not has_table_privilege(
+        (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = :schema and c.relname = :table), privilege)
+    """
+)
+_SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
+_FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
+_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
+_SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
+
+
+def refusals(connection: sa.Connection) -> Iterator[str]:
+    """A line where this server cannot be used at all: too old, or a standby, which takes no writes."""
+    version, standby = connection.execute(_VERSION).one()
+    if version < VERSION_MIN:
+        yield f"this is PostgreSQL {version}, {VERSION_MIN} or newer is needed"
+    if standby:
+        yield "this is a standby, which takes no writes; name its primary"
+
+
+def missing_rights(connection: sa.Connection, names: Names, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """A line for each right that our role lacks on tables of ours that are there, with the statement that gives it."""
+    found = connection.execute(_SCHEMA, {"schema": names.schema}).one_or_none()
+    if found is None:
+        return
+    role, may_use = found
+    if not may_use:
+        yield _right(role, f"USAGE ON SCHEMA {quote_identifier(names.schema)}")
+    for table, privileges in wanted.items():
+        arguments = {"schema": names.schema, "table": names.bare(table), "wanted": list(privileges)}
+        lacking = [row.privilege for row in connection.execute(_MISSING, arguments)]
+        if lacking:
+            yield _right(role, f"{', '.join(lacking)} ON {names.quoted(table)}")
+
+
+def missing_identity(connection: sa.Connection) -> Iterator[str]:
+    """A line where our role may not ask which cluster this is, by which a restored copy is noticed."""
+    role, may_ask = connection.execute(_FUNCTION).one()
+    if not may_ask:
+        yield _right(role, "EXECUTE ON FUNCTION pg_control_system()")
+
+
+def durability(connection: sa.Connection) -> Iterator[str]:
+    """A line for each setting by which a crash loses what was committed."""
+    for name, setting in connection.execute(_SETTINGS, {"names": list(DURABLE)}):
+        if setting == "off":
+            yield f"{name} is off: {DURABLE[name]}"
+
+
+def identity(connection: sa.Connection) -> tuple[str, str]:
+    """Which database of which cluster this is."""
+    cluster, name = connection.execute(_IDENTITY).one()
+    return cluster, name
+
+
+def is_pooled(connection: sa.Connection) -> bool:
+    """Whether something stands between: the process that we were told of is not the one that answers."""
+    driver: Any = connection.connection.driver_connection
+    return bool(driver.info.backend_pid != connection.exec_driver_sql("select pg_backend_pid()").scalar_one())
+
+
+def _right(role: str, what: str) -> str:
+    return f'role "{role}" lacks a right; as the owner: GRANT {what} TO {quote_identifier(role)}'

@@ -1,0 +1,198 @@
+"""``airy-trio migrate``: our tables and triggers, and on request the default tables, all or nothing.
+
+One transaction for each database, on SQLite too; nothing is left behind by one that fails. What the tables are stands
+in ``migrations/``, what the triggers are in ``changes/``; here is the order in which they come and go.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import sqlalchemy as sa
+from attrs import frozen
+
+from airy_trio.changes import default_tables, grants, points, triggers
+from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.inspection import absent, inspect
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
+from airy_trio.errors import StartError
+from airy_trio.migrate.streams import downgrade, pending, upgrade
+from airy_trio.migrate.transactions import alone, patiently, transaction
+from airy_trio.settings import Settings
+
+__all__ = ["Migrated", "migrate", "migrate_log", "pending", "preview", "remove", "require_file"]
+
+
+@frozen(kw_only=True)
+class Migrated:
+    """What a migration did: the default tables that it made, and the kinds of object that are watched now."""
+
+    made: tuple[str, ...]
+    watched: tuple[str, ...]
+
+
+class _OnlyPreviewedError(Exception):
+    """Ends a transaction of which nothing is to stay."""
+
+
+def migrate(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> Migrated:
+    """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
+
+    ``grant``: a role of Postgres that gets what a server needs. Raises ``StartError`` or ``DatabaseError``; nothing is
+    left behind then.
+    """
+    _require_possible(settings, with_tables=with_tables, grant=grant)
+    return patiently(lambda: _migrate(settings, None, with_tables=with_tables, grant=grant))
+
+
+def preview(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> list[str]:
+    """What ``migrate`` would do now, as statements of SQL. They are run and rolled back. Raises what it raises."""
+    _require_possible(settings, with_tables=with_tables, grant=grant)
+
+    def attempt() -> list[str]:
+        record: list[str] = []
+        with suppress(_OnlyPreviewedError):
+            _migrate(settings, record, with_tables=with_tables, grant=grant)
+        return record
+
+    return patiently(attempt)
+
+
+def remove(settings: Settings) -> None:
+    """Take everything of ours away: triggers, tables, schema, files. The default tables are the application's and stay.
+
+    Raises ``StartError`` or ``DatabaseError``; nothing is changed then.
+    """
+    _require_possible(settings, with_tables=False, grant=None)
+    patiently(lambda: _remove(settings))
+    options = settings.database
+    if sa.make_url(options.url).get_backend_name() == SQLITE:
+        path = sqlite_path(options.url)
+        path.with_name(f"{path.name}.airy-trio.lock").unlink(missing_ok=True)
+
+
+def migrate_log(url: str, options: DatabaseOptions) -> None:
+    """Bring the ``sql`` store's database alone up to date. Raises ``DatabaseError``."""
+    with transaction(url, options) as connection:
+        alone(connection)
+        upgrade(connection, "log", _names(connection, options))
+
+
+def require_file(path: Path) -> None:
+    """Refuse an SQLite file that is not there: only ``migrate --with-tables`` makes one. Raises ``StartError``."""
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
+
+
+def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None) -> None:
+    url = _address(settings)
+    if sa.make_url(url).get_backend_name() == SQLITE:
+        if grant is not None:
+            raise StartError([f"--grant {grant}: SQLite has no roles; who may use the file is the system's matter"])
+        if not with_tables:
+            require_file(sqlite_path(url))
+
+
+def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None) -> Migrated:
+    """Everything in one order: what takes long first, then the triggers, for which the application waits."""
+    with transaction(_address(settings), settings.database, record=record) as connection:
+        names = _names(connection, settings.database)
+        alone(connection)
+        made = default_tables.create(connection, absent(connection, settings.tables)) if with_tables else []
+        tables = inspect(connection, settings.tables)
+        upgrade(connection, "changes", names)
+        with _store(connection, settings, record) as store:
+            if store is not None:
+                upgrade(store, "log", _names(store, settings.database))
+            if grant is not None:
+                _grant(connection, grants.statements(grant, tables, names))
+            if grant is not None and store is not None and store is not connection and store.dialect.name == POSTGRES:
+                _grant(store, grants.statements(grant, {}, names))
+            triggers.install(connection, tables, names, deletes=settings.events.deletes)
+            log = ChangeLog(names)
+            if log.origin(connection) is None:
+                log.set_origin(connection, points.first(connection))
+            if record is not None:
+                raise _OnlyPreviewedError
+    return Migrated(made=tuple(made), watched=tuple(tables))
+
+
+def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
+    for statement in statements:
+        connection.execute(sa.text(statement.replace(":", "\\:")))
+
+
+def _remove(settings: Settings) -> None:
+    """The triggers first: who waits for one of our tables while it holds one of its own would wait for ever."""
+    options = settings.database
+    store_file, emptied = _store_file(settings), False
+    with transaction(_address(settings), options) as connection:
+        names = _names(connection, options)
+        alone(connection)
+        triggers.remove(connection, names)
+        downgrade(connection, "changes", names)
+        if store_file is None or store_file.is_file():
+            with _store(connection, settings) as store:
+                if store is not None:
+                    downgrade(store, "log", _names(store, options))
+                    _drop_schema(store, _names(store, options))
+                    emptied = store_file is not None and not sa.inspect(store).get_table_names()
+        _drop_schema(connection, names)
+    if store_file is not None and emptied:
+        for ending in ("", "-wal", "-shm"):
+            store_file.with_name(store_file.name + ending).unlink(missing_ok=True)
+
+
+def _drop_schema(connection: sa.Connection, names: Names) -> None:
+    """Drop our schema unless somebody else has put something into it."""
+    if names.dialect == POSTGRES:
+        used = sa.text(
+            "select exists (select from pg_class where relnamespace = to_regnamespace(:schema)) "
+            "or exists (select from pg_proc where pronamespace = to_regnamespace(:schema))"
+        )
+        schema = quote_identifier(names.schema)
+        if not connection.execute(used, {"schema": schema}).scalar_one():
+            connection.exec_driver_sql(f"drop schema if exists {schema}")
+
+
+@contextmanager
+def _store(
+    connection: sa.Connection, settings: Settings, record: list[str] | None = None
+) -> Iterator[sa.Connection | None]:
+    """A transaction where the ``sql`` store is, the same one if that is here. It ends before the one given does."""
+    options = settings.database
+    if settings.log.store != "sql":
+        yield None
+    elif _store_is_here(settings):
+        yield connection
+    else:
+        with transaction(settings.log.location(options.url), options, record=record) as store:
+            alone(store)
+            yield store
+
+
+def _store_is_here(settings: Settings) -> bool:
+    options = settings.database
+    location = _without_driver(settings.log.location(options.url))
+    return location in (_without_driver(url) for url in (options.url, options.direct_url) if url)
+
+
+def _store_file(settings: Settings) -> Path | None:
+    """The file of an ``sql`` store that is one by itself."""
+    location = settings.log.location(settings.database.url)
+    is_file = settings.log.store == "sql" and sa.make_url(location).get_backend_name() == SQLITE
+    return sqlite_path(location) if is_file and not _store_is_here(settings) else None
+
+
+def _address(settings: Settings) -> str:
+    return settings.database.direct_url or settings.database.url
+
+
+def _names(connection: sa.Connection, options: DatabaseOptions) -> Names:
+    return Names(connection.dialect.name, options.schema)
+
+
+def _without_driver(url: str) -> sa.URL:
+    """A URL to compare: the driver may be left out."""
+    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())

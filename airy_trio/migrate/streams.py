@@ -1,0 +1,70 @@
+"""The two streams of migrations, run by Alembic on a connection of ours: ``changes`` and ``log``.
+
+Each has a version table of its own, beside the tables that it makes. Knows where the migrations are, and nothing of
+what stands in them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from airy_trio.database import POSTGRES, DatabaseOptions, Names, quote_identifier
+
+Stream = Literal["changes", "log"]
+
+
+def upgrade(connection: sa.Connection, stream: Stream, names: Names) -> None:
+    """Bring a stream up to date, in the connection's transaction."""
+    if names.dialect == POSTGRES and names.schema not in sa.inspect(connection).get_schema_names():
+        connection.exec_driver_sql(f"create schema {quote_identifier(names.schema)}")
+    command.upgrade(_config(connection, stream, names), "head")
+
+
+def downgrade(connection: sa.Connection, stream: Stream, names: Names) -> None:
+    """Take a stream's tables away, its version table too, in the connection's transaction."""
+    if _revision(connection, stream, names) is not None:
+        command.downgrade(_config(connection, stream, names), "base")
+        connection.exec_driver_sql(f"drop table {names.quoted(_version_table(stream))}")
+
+
+def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
+    """A line where the database is not at the newest migration of a stream, or is beyond it."""
+    names = Names(connection.dialect.name, options.schema)
+    current = _revision(connection, stream, names)
+    newest = ScriptDirectory.from_config(_config(connection, stream, names)).get_current_head()
+    if current is None:
+        yield f"{names.schema} has not been installed here; run: airy-trio migrate --config FILE"
+    elif current != newest:
+        yield f"{names.schema} is at {current}, this version needs {newest}; run: airy-trio migrate --config FILE"
+
+
+def migrations_folder() -> Path:
+    """Where the migrations are: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "migrations"
+    return inside if inside.is_dir() else package.with_name("migrations")
+
+
+def _version_table(stream: Stream) -> str:
+    return f"{stream}_version"
+
+
+def _revision(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
+    options = {"version_table": names.bare(_version_table(stream)), "version_table_schema": names.table_schema}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _config(connection: sa.Connection, stream: Stream, names: Names) -> Config:
+    folder = migrations_folder()
+    config = Config()
+    config.set_main_option("path_separator", "newline")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / stream).replace("%", "%%"))
+    config.attributes.update(connection=connection, names=names, stream=stream)
+    return config

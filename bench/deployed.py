@@ -1,0 +1,78 @@
+"""A server as it is deployed, and how much of it is measured; what was found, said at once and kept."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+
+from bench.application import Database
+from bench.processes import ROOT
+from bench.targets import Row, line
+from tests.processes import Server, server
+
+
+@frozen(kw_only=True)
+class Sizes:
+    """How much is measured."""
+
+    rows: int = 100_000
+    commits: int = 300
+    retained: int = 1_000_000
+    write_rounds: int = 5
+    write_s: int = 2
+    changed_per_s: int = 30_000
+    clients: int = 1000
+    contention_rounds: int = 3
+    contention_ms: int = 3000
+
+
+QUICK: Final = Sizes(
+    rows=5000,
+    commits=30,
+    retained=20_000,
+    write_rounds=1,
+    write_s=1,
+    changed_per_s=3000,
+    clients=200,
+    contention_rounds=1,
+    contention_ms=1000,
+)
+
+
+@define
+class Measured:
+    """What was found; ``notes`` are figures without a target."""
+
+    rows: list[Row] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+    def add(self, row: Row) -> None:
+        """Keep a row and say it."""
+        self.rows.append(row)
+        print(line(row), flush=True)
+
+    def note(self, text: str) -> None:
+        """Keep a figure without target and say it."""
+        self.notes.append(text)
+        print(f"     {text}", flush=True)
+
+
+def configure(database: Database, folder: Path) -> Path:
+    """Write a settings file for a server on this database, on any port and with nothing beside."""
+    path = folder / f"{database.name}.toml"
+    ports = "[listener]\nport = 0\ndrain_s = 0\n[admin]\nport = 0\n"
+    text = f'[database]\nurl = "{database.url}"\n{ports}[logging]\nformat = "json"\n'
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@asynccontextmanager
+async def serving(config: Path) -> AsyncIterator[tuple[Server, float]]:
+    """Start the server; give it, and how many seconds it took until it listened."""
+    begun_at = trio.current_time()
+    async with server(config, folder=ROOT) as listening:
+        yield listening, trio.current_time() - begun_at
+        await listening.terminate()

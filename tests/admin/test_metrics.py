@@ -1,0 +1,119 @@
+"""The figures of a real server after something has happened, parsed as Prometheus does."""
+
+from airy_trio import __version__
+from airy_trio.log.latencies import BOUNDS_S
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import connect
+from airy_trio.websocket.farewells import CATALOGUE
+from tests.admin.serving import Port, Samples, admin, free_port, serving_all
+from tests.application import Application
+
+
+def labelled(samples: Samples, name: str) -> dict[str, float]:
+    """The values of one family by its only label."""
+    return {labels[0][1]: value for (found, labels), value in samples.items() if found == name}
+
+
+def value(samples: Samples, name: str) -> float:
+    return samples[name, ()]
+
+
+async def until(port: Port, name: str, expected: float) -> Samples:
+    """Scrape until a figure is as expected."""
+    while value(samples := await port.samples(), name) != expected:
+        pass
+    return samples
+
+
+async def test_figures_of_a_server_at_rest(any_application: Application) -> None:
+    async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
+        samples = await port.samples()
+    assert labelled(samples, "airy_trio_build_info") == {__version__: 1}
+    assert labelled(samples, "airy_trio_well") == {"feed": 1, "store": 1, "triggers": 1, "lag": 1}
+    for name in ("connections", "subscriptions", "connections_behind", "deliveries_total", "row_faults_total"):
+        assert value(samples, f"airy_trio_{name}") == 0
+    assert value(samples, "airy_trio_recording") == 1
+    assert value(samples, "airy_trio_recorder_lag_seconds") < 5
+    assert value(samples, "process_resident_memory_bytes") > 1_000_000
+
+
+async def test_figures_follow_what_happens(any_application: Application) -> None:
+    async with serving_all(any_application.migrate(admin(free_port()))) as (address, port):
+        async with await connect(address.host, address.port) as client:
+            await client.subscribe()
+            await client.subscribe("/events/tag.updated", subscription="1")
+            any_application.tag()
+            any_application.message()
+            any_application.metadata("conversation", "c1", "likes", "many", "number")
+            any_application.message(id="m2", delivery_state="lost")
+            for _ in range(4):
+                await client.receive()
+            samples = await until(port, "airy_trio_row_faults_total", 1)
+            assert value(samples, "airy_trio_connections") == 1
+            assert value(samples, "airy_trio_subscriptions") == 2
+        samples = await until(port, "airy_trio_connections", 0)
+    assert labelled(samples, "airy_trio_events_recorded_total") == {
+        "tag.updated": 1, "message.updated": 1, "metadata.updated": 1
+    }  # fmt: skip
+    assert value(samples, "airy_trio_changes_read_total") == 4
+    assert value(samples, "airy_trio_metadata_misfits_total") == 1
+    assert value(samples, "airy_trio_deliveries_total") == 4
+    assert 400 < value(samples, "airy_trio_delivered_bytes_total") < 4000
+    assert value(samples, "airy_trio_log_head_offset") == 3
+    assert value(samples, "airy_trio_tail_events") == 3
+    assert labelled(samples, "airy_trio_connections_ended_total") == {"gone": 1}
+
+
+async def test_latencies_are_histograms_of_every_delivery_but_replays(any_application: Application) -> None:
+    async with serving_all(any_application.migrate(admin(free_port()))) as (address, port):
+        async with await connect(address.host, address.port) as client:
+            await client.subscribe()
+            for number in range(5):
+                any_application.tag(f"t{number}")
+                await client.receive()
+        async with await connect(address.host, address.port) as later:
+            await later.subscribe()  # is sent the five again
+            for _ in range(5):
+                await later.receive()
+        samples = await until(port, "airy_trio_deliveries_total", 10)
+    for name, count in (("delivery_seconds", 5), ("store_append_seconds", 5)):
+        buckets = {
+            labels[0][1]: number for (found, labels), number in samples.items() if found == f"airy_trio_{name}_bucket"
+        }
+        assert [float(bound) for bound in buckets] == [*BOUNDS_S, float("inf")]
+        assert list(buckets.values()) == sorted(buckets.values())
+        assert buckets["+Inf"] == value(samples, f"airy_trio_{name}_count") >= count
+        assert 0 < value(samples, f"airy_trio_{name}_sum") < 10 * count
+    assert value(samples, "airy_trio_delivery_seconds_count") == 5
+
+
+async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_application: Application) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (address, port):
+        for frame in (Frame("SEND", (("destination", "/events"),)), Frame("NONSENSE"), Frame("NONSENSE")):
+            async with await connect(address.host, address.port) as client:
+                await client.send(frame)
+                assert (await client.receive()).command == "ERROR"
+        samples = await until(port, "airy_trio_connections", 0)
+    assert labelled(samples, "airy_trio_frames_refused_total") == {
+        "403-send-not-allowed": 1, "400-unknown-command": 2
+    }  # fmt: skip
+    assert labelled(samples, "airy_trio_connections_ended_total") == {"forbidden": 1, "protocol error": 2}
+    assert labelled(samples, "airy_trio_connections_ended_total").keys() <= {row.name for row in CATALOGUE}
+
+
+async def test_what_is_trimmed_is_counted(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port(), "[log]\nretain_events = 1\n"))
+    async with serving_all(settings) as (_, port):
+        for number in range(3):
+            sqlite_application.tag(f"t{number}")
+        samples = await until(port, "airy_trio_events_trimmed_total", 2)
+    assert value(samples, "airy_trio_changes_trimmed_total") <= 3
+
+
+async def test_both_formats_of_prometheus(sqlite_application: Application) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
+        plain = await port.get("/metrics")
+        modern = await port.get("/metrics", accept="application/openmetrics-text; version=1.0.0")
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert modern.headers["content-type"].startswith("application/openmetrics-text")
+    assert modern.text.endswith("# EOF\n")

@@ -1,0 +1,229 @@
+"""The admin port as a server: real sockets, and peers that are slow, broken or too many."""
+
+import socket
+from contextlib import ExitStack, closing
+
+import httpx2
+import pytest
+import trio
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from structlog.testing import capture_logs
+
+from airy_trio import app
+from airy_trio.admin import server
+from airy_trio.admin.endpoints import application
+from airy_trio.admin.readiness import Condition
+from airy_trio.admin.server import CONNECTIONS_MAX, HEAD_BYTES_MAX, AdminOptions, open_listeners
+from airy_trio.errors import StartError
+from airy_trio.testing.client import connect
+from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port, serving, serving_all
+from tests.application import Application
+
+LARGE_BYTES = 32 * 1024 * 1024
+"""More than the buffers of both sides hold."""
+
+
+def pages(**unwell: str) -> Starlette:
+    """The admin pages of a server some of whose parts are not well."""
+    conditions = {"store": Condition(well=True, reason="fine")}
+    conditions |= {name: Condition(well=False, reason=reason) for name, reason in unwell.items()}
+    return application(lambda: conditions, CollectorRegistry())
+
+
+async def large(_request: Request) -> Response:
+    await trio.lowlevel.checkpoint()
+    return PlainTextResponse("x" * LARGE_BYTES)
+
+
+async def failing(_request: Request) -> Response:
+    await trio.lowlevel.checkpoint()
+    message = "a page that is broken"
+    raise LookupError(message)
+
+
+BROKEN = Starlette(routes=[Route("/large", large), Route("/failing", failing)])
+
+
+async def test_answers() -> None:
+    async with serving(pages(feed="no database")) as port:
+        alive = await port.get("/livez")
+        assert (alive.status_code, alive.json()) == (200, {"alive": True})
+        ready = await port.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.headers["content-type"] == "application/json"
+        assert ready.headers["cache-control"] == "no-store"
+        assert "server" not in ready.headers
+        assert ready.json() == {
+            "ready": False,
+            "store": {"well": True, "reason": "fine"},
+            "feed": {"well": False, "reason": "no database"},
+        }
+        assert (await port.get("/nothing")).status_code == 404
+    async with serving(pages()) as port:
+        assert (await port.ready()) == (200, {"ready": True, "store": {"well": True, "reason": "fine"}})
+
+
+async def test_port_0_is_no_port_at_all(sqlite_application: Application) -> None:
+    assert await open_listeners(AdminOptions(port=0)) == []
+    async with (
+        serving_all(sqlite_application.migrate(admin(0))) as (address, _),
+        await connect(address.host, address.port) as client,
+    ):
+        sqlite_application.tag()
+        await client.subscribe()
+        assert b'"t1"' in (await client.receive()).body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_port_in_use_is_one_line(host: str, sqlite_application: Application) -> None:
+    with closing(socket.create_server((HOST, 0))) as taken:
+        port = taken.getsockname()[1]
+        settings = sqlite_application.migrate(admin(port, f'host = "{host}"\n'))
+        with pytest.raises(StartError) as told:
+            await app.serve(settings)
+    assert len(told.value.faults) == 1
+    assert told.value.faults[0].startswith(f"admin: cannot listen on {host}:{port}: ")
+    assert "\n" not in told.value.faults[0]
+
+
+async def test_host_that_is_none_is_one_line() -> None:
+    with pytest.raises(StartError, match=r"admin: cannot listen on 203\.0\.113\.1:9: \S"):
+        await open_listeners(AdminOptions(host="203.0.113.1", port=9))
+
+
+async def test_page_that_fails_is_an_answer_and_a_line_of_log() -> None:
+    with capture_logs() as said:
+        async with serving(BROKEN) as port:
+            assert (await port.get("/failing")).status_code == 500
+            while not said:  # the log comes after the answer
+                assert (await port.get("/nothing")).status_code == 404
+    (fault,) = [line for line in said if line["log_level"] == "error"]
+    assert fault["event"] == "admin request failed"
+    assert isinstance(fault["exc_info"], LookupError)
+
+
+async def open_socket(port: Port, sent: bytes) -> trio.SocketStream:
+    stream = await trio.open_tcp_stream(HOST, port.number)
+    await stream.send_all(sent)
+    return stream
+
+
+async def until_served(port: Port) -> None:
+    """Ask until there is room for one more connection."""
+    with trio.fail_after(TIMEOUT_S):
+        while True:
+            try:
+                await port.get("/")
+            except httpx2.TransportError:
+                continue
+            return
+
+
+async def end_of(stream: trio.SocketStream) -> bytes:
+    """All that comes until the server ends the connection, in order or hard."""
+    data = bytearray()
+    with trio.fail_after(TIMEOUT_S):
+        try:
+            async for some in stream:
+                data += some
+        except trio.BrokenResourceError:
+            pass
+    return bytes(data)
+
+
+async def test_peer_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WRITE_S", 0.1)
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
+    async with serving(BROKEN) as port, await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as stuck:
+        assert await stuck.receive_some(10)
+        await until_served(port)  # there is room for one
+        assert len(await end_of(stuck)) < LARGE_BYTES
+
+
+async def test_peer_that_takes_nothing_does_not_keep_the_server_from_ending() -> None:
+    with trio.fail_after(10 * server.WRITE_S):
+        async with serving(BROKEN) as port:
+            stuck = await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await stuck.receive_some(10)
+        await stuck.aclose()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /livez HTTP/1.1\r\nHost:",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100,
+        b"PRI * HTTP/2.0\r\n",
+    ],
+    ids=["nothing", "half a head", "an endless header", "half a preface"],
+)
+async def test_request_that_never_comes_to_its_end(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_S", 0.2)
+    async with serving(pages()) as port, await open_socket(port, sent) as slow:
+        await end_of(slow)
+
+
+async def test_connection_does_not_live_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTION_S", 0.2)
+    async with serving(pages()) as port, await open_socket(port, b"") as idle:
+        await end_of(idle)
+        assert (await port.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x00\xff" * 100,
+        b"GET\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nx",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"x" * (HEAD_BYTES_MAX + 1) + b"\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000,
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    ],
+    ids=["garbage", "no request", "a body", "a large head", "broken HTTP/2", "an upgrade"],
+)
+async def test_broken_request_ends_its_own_connection(sent: bytes) -> None:
+    async with serving(pages()) as port:
+        async with await open_socket(port, sent) as stream:
+            await stream.send_eof()
+            await end_of(stream)
+        assert (await port.get("/livez")).status_code == 200
+
+
+async def test_connections_beyond_the_limit_are_closed_and_the_server_goes_on(
+    sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE_S", 0.5)
+    settings = sqlite_application.migrate(admin(free_port()))
+    with trio.fail_after(TIMEOUT_S), capture_logs() as said, ExitStack() as stack:
+        async with serving_all(settings) as (address, port):
+            for _ in range(CONNECTIONS_MAX):
+                stack.enter_context(closing(socket.create_connection((HOST, port.number))))
+            async with await open_socket(port, b"") as beyond:
+                assert await end_of(beyond) == b""
+            assert "admin connection refused" in {line["event"] for line in said}
+            async with await connect(address.host, address.port) as client:
+                await client.subscribe()
+                sqlite_application.tag()
+                assert b'"t1"' in (await client.receive()).body
+            stack.close()
+            await until_served(port)
+
+
+async def test_clients_are_served_while_scrapers_hang(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_all(settings) as (address, port), await connect(address.host, address.port) as client:
+            await client.subscribe()
+            hanging = [await open_socket(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 500) for _ in range(10)]
+            for number in range(20):
+                sqlite_application.tag(f"t{number}")
+                assert f'"t{number}"'.encode() in (await client.receive()).body
+            for stream in hanging:
+                await stream.aclose()

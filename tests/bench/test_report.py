@@ -1,0 +1,77 @@
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench.cases import Case, Results, Scale, main_cases
+from bench.chart import Panel, svg
+from bench.pace import STRICT
+from bench.processes import AIRY, LIMIT, PEER, Contender
+from bench.report import table
+from bench.targets import Row, rows
+
+
+def case(contender: Contender, name: str = "strict") -> Case:
+    return Case(name=name, contender=contender, pace=STRICT, clients=1, measure_ms=1)
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    results = Results()
+    for ours, theirs in (
+        (10.0, 5.0),
+        (100.0, 25.0),
+        (1.0, 1.0),
+    ):  # a machine that is fast in one round and slow in another
+        results.add(case(AIRY), {"rate": ours})
+        results.add(case(PEER), {"rate": theirs})
+    assert results.ratio("strict", AIRY, PEER, "rate") == 2.0
+    assert results.median("strict", AIRY, "rate") == 10.0
+    assert results.has("strict", AIRY, PEER)
+    assert not results.has("strict", AIRY, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "row, verdict",
+    [
+        (Row(what="", bound=2.0, value=2.0), "met"),
+        (Row(what="", bound=2.0, value=1.5), "**missed by 25%**"),
+        (Row(what="", bound=2.0, value=2.0, more_is_worse=True), "met"),
+        (Row(what="", bound=2.0, value=3.0, more_is_worse=True), "**missed by 50%**"),
+        (Row(what="", bound=0, value=3, more_is_worse=True), "missed by 3"),
+    ],
+)
+def test_a_target_is_met_or_missed_by_so_much(row: Row, verdict: str) -> None:
+    assert row.verdict == verdict
+
+
+def test_every_case_has_its_targets_and_a_fault_is_among_them() -> None:
+    results, scale = Results(), Scale()
+    figures = dict.fromkeys(
+        (
+            *("deliveries", "deliveries_per_s", "server_cpu_us", "load_cpu_share", "p99_ms", "kib_per_connection"),
+            *("connects_per_s", "rss_peak_kib", "rss_idle_kib", "dead_cut", "latest_cut_ms", "resumes", "pongs"),
+        ),
+        1.0,
+    )
+    for one in main_cases(scale):
+        results.add(one, {**figures, "faults": 0.0})
+    assert [row for row in rows(results, scale) if row.what.startswith("gaps") and not row.met] == []
+    results.add(case(AIRY), {**figures, "faults": 1.0})
+    results.add(case(LIMIT), {**figures, "faults": 0.0})
+    results.add(case(PEER), {**figures, "faults": 0.0})
+    assert [row.value for row in rows(results, scale) if row.what.startswith("gaps")] == [1.0]
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(("a", "b"), [("1", "2")]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
+
+
+def test_a_picture_is_svg_with_a_line_for_each_name() -> None:
+    panel = Panel(title="a < b", x_label="x", y_label="y", lines={"one": [(1, 10), (100, 1000)], "two": [(10, 5)]})
+    root = ET.fromstring(svg([panel, panel]))  # noqa: S314 - written by ourselves
+    space = "{http://www.w3.org/2000/svg}"
+    lines = root.findall(f".//{space}polyline")
+    assert len(lines) == 4
+    first, last = (tuple(map(float, point.split(","))) for point in lines[0].attrib["points"].split())
+    assert first[0] < last[0]
+    assert first[1] > last[1]  # more is higher
+    assert {"a < b", "one", "two"} <= {text.text for text in root.iter(f"{space}text")}

@@ -1,0 +1,217 @@
+"""Everything that can be wrong, and each finding made true on a real database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio import app
+from airy_trio.changes import default_tables
+from airy_trio.changes.tables import FIELDS
+from airy_trio.check import Report, check
+from airy_trio.check.postgres import DURABLE
+from airy_trio.settings import parse
+from tests.application import Application, application
+from tests.check.proxy import pooled
+from tests.postgres import Postgres
+
+PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+ROLE: Final = "check_role"
+TIMEOUT_S = 30.0
+
+
+def problems(report: Report) -> tuple[str, ...]:
+    return report.of("problem")
+
+
+def warned(report: Report) -> set[str]:
+    """The warnings but those of the test's own Postgres, which need not outlive anything."""
+    return {line for line in report.of("warning") if "fsync" not in line and "full_page_writes" not in line}
+
+
+def test_a_database_that_is_well(any_application: Application) -> None:
+    report = check(any_application.migrate())
+    assert (problems(report), warned(report)) == ((), set())
+    assert report.of("note") == ("watching messages, metadata, channels, tags",)
+
+
+def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> None:
+    with any_application.engine.begin() as connection:
+        default_tables.create(connection, FIELDS)
+    before = sorted(tmp_path.iterdir())
+    check(any_application.settings())
+    assert sorted(tmp_path.iterdir()) == before
+    with any_application.engine.begin() as connection:
+        assert set(sa.inspect(connection).get_table_names()) == set(FIELDS)
+        assert not sa.inspect(connection).has_table("change_log", schema=any_application.names.table_schema)
+
+
+def test_many_problems_in_one_run(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.execute("drop table tags")
+    settings = any_application.settings(
+        '[database.tables.messages]\ncolumns = { sent_at = "sent" }\nwhere = "no condition"\n'
+        f'[log]\nurl = "sqlite:///{tmp_path}/absent/log.db"\n'
+    )
+    found = problems(check(settings))
+    assert [line.partition(":")[0] for line in found] == [
+        "database.tables.messages.columns.sent_at",
+        "database.tables.tags.name",
+        "log.url",
+    ]
+    assert found[2] == f"log.url: the folder {tmp_path}/absent does not exist"
+
+
+def test_not_migrated(any_application: Application) -> None:
+    with any_application.engine.begin() as connection:
+        default_tables.create(connection, FIELDS)
+    report = check(any_application.settings())
+    missing = "airy_trio has not been installed here; run: airy-trio migrate --config FILE"
+    assert problems(report)[0] == f"database: {missing}"
+    migrating = check(any_application.settings("migrate = true\n"))
+    assert problems(migrating) == ()
+    assert migrating.of("note")[0].startswith(f"database: {missing} (database.migrate is true")
+
+
+def test_missing_triggers(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
+    (missing,) = problems(check(settings))
+    assert missing.startswith('table "tags" (tags) has no trigger')
+
+
+def test_sqlite_file_that_is_not_there_and_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "absent.db"
+    report = check(parse(f'[database]\nurl = "sqlite:///{path}"\n', {}))
+    assert problems(report) == (f"database.url: the SQLite file {path} does not exist (and is not created)",)
+    assert report.of("note") == (f"log.url: the SQLite file {path}.airy-trio.db does not exist; the server makes it",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sqlite_log_file_that_would_be_made(sqlite_application: Application, tmp_path: Path) -> None:
+    settings = sqlite_application.migrate()
+    log = tmp_path / "app.db.airy-trio.db"
+    log.unlink()
+    report = check(settings)
+    assert problems(report) == ()
+    assert f"log.url: the SQLite file {log} does not exist; the server makes it" in report.of("note")
+    assert not log.exists()
+
+
+def test_sqlite_file_that_cannot_be_written(sqlite_application: Application, tmp_path: Path) -> None:
+    settings = sqlite_application.migrate()
+    sqlite_application.engine.dispose()
+    with (tmp_path / "app.db").open("r+b") as file:
+        file.seek(18)
+        file.write(b"\x7f")  # a format for which every SQLite may read but not write
+    (told,) = problems(check(settings))
+    assert told == ("database.url: the database cannot be used: OperationalError: attempt to write a readonly database")
+
+
+def test_postgres_that_cannot_be_reached_tells_no_password(postgres: Postgres) -> None:
+    url = postgres.password_url("postgres", PASSWORD)
+    report = check(parse(f'[database]\nurl = "{url}"\nconnect_timeout_s = 0.1\n', {}))
+    assert [line.partition(":")[0] for line in problems(report)] == ["database.url", "log.url"]
+    assert all("password authentication failed" in line and PASSWORD not in line for line in problems(report))
+
+
+@pytest.fixture
+def stranger(postgres_application: Application) -> Iterator[str]:
+    """The database, migrated by its owner, as a role sees it that may read the application's tables, no more."""
+    postgres_application.migrate()
+    postgres_application.execute(
+        f"create role {ROLE} login",
+        f"grant select on all tables in schema public to {ROLE}",
+    )
+    yield sa.make_url(postgres_application.url).set(username=ROLE).render_as_string(hide_password=False)
+    postgres_application.execute(f"drop owned by {ROLE}", f"drop role {ROLE}")
+
+
+def test_rights_that_are_missing_are_told_with_what_gives_them(stranger: str) -> None:
+    usage = f'role "{ROLE}" lacks a right; as the owner: GRANT USAGE ON SCHEMA "airy_trio" TO "{ROLE}"'
+    found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
+    assert {f"database.url: {usage}", f"log.url: {usage}"} <= set(found)
+    assert all("; as the owner: GRANT " in line for line in found)
+
+
+async def test_server_needs_the_rights_that_check_asks_for_and_no_others(
+    stranger: str, postgres_application: Application
+) -> None:
+    settings = parse(f'[database]\nurl = "{stranger}"\n[listener]\nport = 0\n[admin]\nport = 0\n', {})
+    with trio.fail_after(TIMEOUT_S):
+        while found := problems(await trio.to_thread.run_sync(check, settings)):
+            postgres_application.execute(*{line.partition("; as the owner: ")[2] for line in found})
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            postgres_application.tag()
+            while not postgres_application.scalar("select last from airy_trio.log_state"):
+                await trio.lowlevel.checkpoint()
+            while postgres_application.scalar("select count(*) from airy_trio.change_log"):  # until it is trimmed
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+
+def test_a_mapped_table_that_may_not_be_read(stranger: str, postgres_application: Application) -> None:
+    postgres_application.execute(f"revoke select on tags from {ROLE}")
+    found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
+    assert any(line.startswith('database.tables.tags.name: "tags" cannot be read: ') for line in found)
+
+
+def test_durability_that_is_switched_off(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    warnings = check(settings).of("warning")
+    assert f"database.url: fsync is off: {DURABLE['fsync']}" in warnings  # of a Postgres for tests
+    assert not any("synchronous_commit" in line for line in warnings)
+    name = sa.make_url(postgres_application.url).database
+    postgres_application.execute(f'alter database "{name}" set synchronous_commit = off')
+    assert f"database.url: synchronous_commit is off: {DURABLE['synchronous_commit']}" in check(settings).of("warning")
+
+
+async def test_a_pooler_is_noticed_unless_there_is_a_way_around_it(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    with trio.fail_after(TIMEOUT_S):
+        async with pooled(postgres_application.url) as url:
+            through = parse(f'[database]\nurl = "{url}"\n', {})
+            around = parse(f'[database]\nurl = "{url}"\ndirect_url = "{postgres_application.url}"\n', {})
+            found = await trio.to_thread.run_sync(check, through)
+            assert problems(found) == ()
+            (told,) = warned(found)
+            assert told.startswith("database.url: a pooler, or another proxy, stands between")
+            found = await trio.to_thread.run_sync(check, around)
+            assert (problems(found), warned(found)) == ((), set())
+
+
+def test_a_direct_url_to_another_database(postgres_application: Application, postgres: Postgres) -> None:
+    postgres_application.migrate()
+    with application(postgres.url(postgres.create_database())) as other:
+        other.migrate()
+        settings = postgres_application.settings(f'direct_url = "{other.url}"\n')
+        assert problems(check(settings)) == ("database.direct_url: this is another database than that of database.url",)
+
+
+def test_changes_that_another_log_records(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    state = any_application.log_table("change_state")
+    any_application.execute(f"update {state} set consumer_epoch = 'abcdef', consumer_store = 'the other one'")
+    (told,) = warned(check(any_application.settings()))
+    assert told.startswith("log: the changes are recorded into another event log (the other one)")
+
+
+def test_stores_that_are_not_sql(sqlite_application: Application) -> None:
+    sqlite_application.migrate()
+    memory = check(sqlite_application.settings('[log]\nstore = "memory"\n'))
+    assert problems(memory) == ()
+    assert 'log.store: "memory" ends with the process: after each start clients must reload' in memory.of("note")
+    (told,) = problems(check(sqlite_application.settings('[log]\nstore = "absent"\n')))
+    assert told.startswith('log.store: there is no event store "absent"')
+
+
+def test_a_store_that_cannot_be_reached(sqlite_application: Application, postgres: Postgres) -> None:
+    sqlite_application.migrate()
+    url = postgres.url("absent")
+    (told,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
+    assert told.startswith("log.url: the database cannot be used: ")
+    assert 'database "absent" does not exist' in told

@@ -1,0 +1,90 @@
+"""Two servers on one Redis that is SIGKILLed and started again under load: clients stay connected, nothing is lost."""
+
+import gc
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import trio
+
+from airy_trio import app
+from airy_trio.errors import StartError
+from airy_trio.testing.client import StompClient, connect
+from tests.application import Application
+from tests.redis_server import RedisServer
+
+TIMEOUT_S = 50.0
+CHANGES = 300
+KILLS_AT = (60, 140, 220)
+
+pytestmark = [
+    pytest.mark.slow,
+    # coredis leaves two channels of each connection that could not be made to the garbage collector
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
+    yield
+    gc.collect()
+
+
+async def client_of(address: app.Address, *headers: tuple[str, str]) -> StompClient:
+    client = await connect(address.host, address.port, address.path)
+    assert (await client.subscribe(headers=headers)).command == "RECEIPT"
+    return client
+
+
+async def positions(client: StompClient, count: int) -> list[tuple[str | None, bytes]]:
+    """Where each event stands, and which tag it is about."""
+    frames = [await client.receive() for _ in range(count)]
+    assert {frame.command for frame in frames} == {"MESSAGE"}
+    return [(frame.get("message-id"), frame.body.split(b'"id":"')[1].partition(b'"')[0]) for frame in frames]
+
+
+async def test_clients_stay_connected_and_miss_nothing(any_application: Application, own_redis: RedisServer) -> None:
+    settings = any_application.migrate(f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n[listener]\nport = 0\n')
+    got: dict[int, list[tuple[str | None, bytes]]] = {}
+
+    async def read(number: int, client: StompClient) -> None:
+        got[number] = await positions(client, CHANGES)
+
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            stopping = trio.Event()
+            addresses: list[app.Address] = [
+                await nursery.start(partial(app.serve, settings, stopping=stopping)) for _ in range(2)
+            ]
+            async with await client_of(addresses[0]) as one, await client_of(addresses[1]) as other:
+                async with trio.open_nursery() as reading:
+                    reading.start_soon(read, 0, one)
+                    reading.start_soon(read, 1, other)
+                    for number in range(CHANGES):
+                        if number in KILLS_AT:
+                            await trio.to_thread.run_sync(own_redis.kill)
+                        if number - 20 in KILLS_AT:
+                            await trio.to_thread.run_sync(own_redis.start)
+                        await trio.to_thread.run_sync(any_application.tag, f"t{number}")
+                assert got[0] == got[1]
+                resumed = await client_of(addresses[1], ("last-event-id", str(got[0][99][0])))
+                async with resumed:
+                    assert await positions(resumed, CHANGES - 100) == got[0][100:]
+            stopping.set()
+    assert [tag for _, tag in got[0]] == [b"t%d" % number for number in range(CHANGES)]
+    epoch = str(got[0][0][0]).partition("-")[0]
+    assert [position for position, _ in got[0]] == [f"{epoch}-{offset}" for offset in range(1, CHANGES + 1)]
+
+
+async def test_a_redis_that_is_away_at_the_start_is_told(
+    sqlite_application: Application, own_redis: RedisServer
+) -> None:
+    own_redis.kill()
+    settings = sqlite_application.migrate(
+        f'connect_timeout_s = 0.5\n[log]\nstore = "redis"\nurl = "redis://u:hunter2@127.0.0.1:{own_redis.port}"\n'
+    )
+    with trio.fail_after(TIMEOUT_S), pytest.raises(StartError) as refused:
+        await app.serve(settings)
+    assert str(refused.value).startswith("log.url: ")
+    assert "hunter2" not in str(refused.value)

@@ -1,0 +1,117 @@
+"""What only the ``sql`` store does: durability, a clock that was set back, and names that are not ours."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.log.position import Position
+from airy_trio.log.sql_bell import POLL_WITH_BELL_S
+from airy_trio.migrate import migrate_log
+from tests.log.places import event, open_sql
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def options(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseOptions:
+    url = f"sqlite:///{tmp_path}/e.db" if request.param == "sqlite" else request.getfixturevalue("postgres_database")
+    made = DatabaseOptions(url=url, schema="other_name")
+    migrate_log(url, made)
+    return made
+
+
+def execute(options: DatabaseOptions, statement: str) -> list[tuple[object, ...]]:
+    """One statement of somebody else; ``{}`` is the state's table."""
+    names = Names.of(options.url, options.schema)
+    postgres = options.url.startswith("postgres")
+    engine = postgres_engine(options.url, connect_timeout_s=5) if postgres else sqlite_engine(sqlite_path(options.url))
+    try:
+        with engine.begin() as connection:
+            result = connection.execute(sa.text(statement.format(names.quoted("log_state"))))
+            return [tuple(row) for row in result] if result.returns_rows else []
+    finally:
+        engine.dispose()
+
+
+async def test_times_never_fall_though_the_clock_was_set_back(options: DatabaseOptions) -> None:
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        future_ms = (await store.bounds()).now_ms + 3_600_000
+        await trio.to_thread.run_sync(execute, options, f"update {{}} set appended_at_ms = {future_ms}")
+        (stored,) = await store.append(head, [event(1)], "point")
+        assert stored.appended_at_ms == future_ms
+
+
+async def test_a_file_of_ours_is_in_wal_mode(tmp_path: Path) -> None:
+    options = DatabaseOptions(url=f"sqlite:///{tmp_path}/e.db")
+    migrate_log(options.url, options)
+    async with open_sql(options) as store:
+        await store.append((await store.bounds()).head, [event(1)], "point")
+    assert execute(options, "pragma journal_mode") == [("wal",)]
+    assert (tmp_path / "e.db").stat().st_mode & 0o777 == 0o600
+
+
+async def rings_heard(options: DatabaseOptions, count: int) -> list[float]:
+    """How long each of several appends took to wake who waited for it in another process."""
+    took_s = []
+    async with open_sql(options) as writer, open_sql(options) as reader:
+        head = (await writer.bounds()).head
+        for number in range(count):
+            started = trio.Event()
+            woken: list[float] = []
+
+            async def wait(head: Position, started: trio.Event, woken: list[float]) -> None:
+                started.set()
+                await reader.wait(head)
+                woken.append(trio.current_time())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, head, started, woken)
+                await started.wait()
+                await trio.sleep(0.1)  # so that it waits for the bell, which is the subject
+                begun_at = trio.current_time()
+                head = head.at((await writer.append(head, [event(number)], "point"))[-1].offset)
+            took_s.append(woken[0] - begun_at)
+    return took_s
+
+
+async def test_on_postgres_who_waits_is_woken_by_the_append(postgres_database: str) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    took_s = await rings_heard(options, 6)
+    assert min(took_s[1:]) < POLL_WITH_BELL_S / 4  # once it was heard nobody looks more often than that
+
+
+async def test_a_bell_that_was_cut_off_is_hung_up_again(postgres_database: str) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    listening = "query like 'listen %' and datname = current_database()"
+    cut = f"select pg_terminate_backend(pid) from pg_stat_activity where {listening}"
+    async with open_sql(options) as writer, open_sql(options) as reader:
+        head = (await writer.bounds()).head
+        for number in range(4):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reader.wait, head)
+                await trio.sleep(0.1)
+                if number % 2:
+                    assert await trio.to_thread.run_sync(execute, options, cut) == [(True,)]
+                head = head.at((await writer.append(head, [event(number)], "point"))[-1].offset)
+
+
+async def test_two_may_wait_in_one_store(postgres_database: str) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.wait, head)
+            nursery.start_soon(store.wait, head)
+            await trio.sleep(0.1)
+            await store.append(head, [event(1)], "point")
+
+
+async def test_tables_that_are_missing_are_no_outage(options: DatabaseOptions) -> None:
+    async with open_sql(DatabaseOptions(url=options.url, schema="not_there")) as store:
+        with pytest.raises(DatabaseRefused):
+            await store.bounds()
