@@ -57,6 +57,7 @@ from airy_trio.log.sql import SqlStore
 from airy_trio.log.store import EventStore
 from airy_trio.settings import Settings
 from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
 from airy_trio.websocket.session import Sessions
 
@@ -155,7 +156,8 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     back_ends = await _open(settings)
     try:
         async with _opened_store(settings) as opened:
-            await _serve(settings, back_ends, opened, trio.Event() if stopping is None else stopping, task_status)
+            parts = _parts(settings, back_ends, opened)
+            await _serve(settings, parts, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise _plain(group) from None
     finally:
@@ -163,13 +165,18 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
             await back_ends.closing.aclose()
 
 
-async def _serve(
-    settings: Settings,
-    back_ends: BackEnds,
-    opened: OpenedStore,
-    stopping: trio.Event,
-    status: trio.TaskStatus[Address],
-) -> None:
+@frozen(kw_only=True)
+class _Parts:
+    """The long-lived objects of one server."""
+
+    log: EventLog
+    recorder: Recorder
+    retention: Retention
+    sessions: Sessions
+    readiness: Readiness
+
+
+def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore) -> _Parts:
     log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
@@ -178,33 +185,51 @@ async def _serve(
         store=opened.words,
     )
     recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
-    retention = Retention(opened.store, back_ends.feed, recorder, settings.log)
     authenticator = Authenticator(settings.auth)
-    sessions = Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}")
-    readiness = Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s)
+    return _Parts(
+        log=log,
+        recorder=recorder,
+        retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
+        sessions=Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
+        readiness=Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s),
+    )
+
+
+async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status: trio.TaskStatus[Address]) -> None:
+    log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
     figures = registry(
-        Sources(sessions=sessions, log=log, recorder=recorder, retention=retention, conditions=readiness.conditions)
+        Sources(
+            sessions=sessions,
+            log=log,
+            recorder=recorder,
+            retention=parts.retention,
+            conditions=readiness.conditions,
+        )
     )
     await _patiently(log.open, settings.database, "log.url")
     with contextlib.ExitStack() as sockets:
         async with trio.open_nursery() as connections:
-            async with trio.open_nursery() as intake:
-                await intake.start(recorder.run)
-                intake.start_soon(log.follow)
-                intake.start_soon(retention.run)
-                intake.start_soon(sessions.fan_out)
-                intake.start_soon(sessions.wheel.turn)
-                intake.start_soon(readiness.run)
-                pages = application(readiness.conditions, figures)
-                intake.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
-                listening = sockets.enter_context(await open_listening_socket(settings.listener))
-                intake.start_soon(accept, listening, sessions, connections)
-                host, port = listening.getsockname()[:2]
-                address = Address(host=host, port=port, path=settings.listener.path)
-                logger.info("listening", host=host, port=port, path=address.path, version=__version__)
-                status.started(address)
-                await stopping.wait()
-                intake.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as intake:
+                    await intake.start(recorder.run)
+                    intake.start_soon(log.follow)
+                    intake.start_soon(parts.retention.run)
+                    intake.start_soon(sessions.fan_out)
+                    intake.start_soon(sessions.wheel.turn)
+                    intake.start_soon(readiness.run)
+                    pages = application(readiness.conditions, figures)
+                    intake.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
+                    listening = sockets.enter_context(await open_listening_socket(settings.listener))
+                    intake.start_soon(accept, listening, sessions, connections)
+                    host, port = listening.getsockname()[:2]
+                    address = Address(host=host, port=port, path=settings.listener.path)
+                    logger.info("listening", host=host, port=port, path=address.path, version=__version__)
+                    status.started(address)
+                    await stopping.wait()
+                    intake.cancel_scope.cancel()
+            except ExceptionGroup:
+                await sessions.dismiss_all(0, INTERNAL)  # a server that reads no changes must not look like a quiet one
+                raise
             await sessions.dismiss_all(settings.listener.drain_s)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
@@ -267,7 +292,8 @@ def _feed(
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, lenient=True))
-        lock = path.with_name(f"{path.name}.airy-trio.lock")
+        real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
+        lock = real.with_name(f"{real.name}.airy-trio.lock")
         return SqliteFeed(reading, database, names, tables), FileLease(lock)
     engine = postgres_engine(
         options.direct_url or options.url,

@@ -329,7 +329,7 @@ def test_migrate_prints_what_it_would_do_and_takes_it_away_again(
     assert shown.code == 0
     assert shown.out.startswith("-- ")
     assert "CREATE TABLE messages" in shown.out
-    assert "there is no table" in told(airy_trio("migrate", "--config", config), 1)  # nothing was made
+    assert airy_trio("migrate", "--config", config).code == 1  # nothing was made
     assert airy_trio("migrate", "--with-tables", "--config", config).code == 0
     assert airy_trio("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
     assert "has not been installed here" in told(airy_trio("--config", config), 1)

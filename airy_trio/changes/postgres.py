@@ -46,6 +46,7 @@ class PostgresFeed:
         self._log = ChangeLog(names)
         self._objects = Objects(POSTGRES, tables)
         self._identity: tuple[int, str, str] | None = None
+        self._kept: int | None = None
         self.bell = Doorbell(reading, names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
@@ -142,6 +143,7 @@ class PostgresFeed:
         if point.next_transaction > now.next_transaction:
             message = "the database has gone back behind what was recorded"
             raise ResumePointLost(message)
+        self._require_kept(connection, point)
         rows, following = self._rows(connection, point, now, limit)
         if rows:
             self.bell.disarm(connection)
@@ -175,8 +177,23 @@ class PostgresFeed:
             return rows, whole
         return rows, evolve(point, target=target, seq=rows[-1].seq)
 
+    def _require_kept(self, connection: sa.Connection, point: PostgresPoint) -> None:
+        """Refuse a point before the origin, as of an older copy of a store: what followed it has been trimmed.
+
+        Asked once for each connection: only a start, or an outage, brings a point that was not read here.
+        """
+        if self._kept == self._reading.generation:
+            return
+        origin = self._log.origin(connection)
+        if origin is not None:
+            oldest = PostgresPoint.parse(origin)
+            if oldest.system == point.system and point.horizon < oldest.horizon:
+                message = "what followed the recorded resume point has been trimmed from the change log"
+                raise ResumePointLost(message)
+        self._kept = self._reading.generation
+
     def _now(self, connection: sa.Connection) -> PostgresPoint:
-        """``current_point``; the cluster is asked once for each connection, which cannot change it."""
+        """``PostgresPoint.now``; the cluster is asked once for each connection, which cannot change it."""
         if self._identity is None or self._identity[0] != self._reading.generation:
             point = PostgresPoint.now(connection)
             self._identity = (self._reading.generation, point.system, point.timeline)

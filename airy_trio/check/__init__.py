@@ -31,7 +31,7 @@ from airy_trio.database import (
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
 from airy_trio.log.plugged import find_store
-from airy_trio.log.sql_tables import LogTables
+from airy_trio.log.tables import LogTables
 from airy_trio.settings import Settings
 
 __all__ = ["Finding", "Report", "check"]

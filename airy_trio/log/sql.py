@@ -18,7 +18,7 @@ from airy_trio.database import Database, DatabaseUnavailable, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import POLL_S, Bell
-from airy_trio.log.sql_tables import LogTables, stored
+from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
 from airy_trio.log.store import (
     Bounds,
     NewEvent,
@@ -28,6 +28,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     stored_after,
 )
+from airy_trio.log.tables import LogTables, stored
 
 logger = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class SqlStore:
         self._appending = appending
         self._tables = LogTables.named(names)
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
+        self._fence = Fence(names) if self._tables.postgres else None
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", _make_durable)
 
@@ -56,6 +58,8 @@ class SqlStore:
         """See ``EventStore.append``."""
 
         def work(connection: sa.Connection) -> list[StoredEvent]:
+            if self._fence:
+                self._fence.enter(connection)
             now_ms = max(self._checked(connection, expected), self._tables.bounds(connection).now_ms)
             new = stored_after(expected, events, now_ms)
             self._tables.insert(connection, new)
@@ -67,7 +71,7 @@ class SqlStore:
                 self._ring(connection)
             return new
 
-        return await self._write(work)
+        return await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
 
     async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
@@ -220,6 +224,18 @@ class SqlStore:
             return await self._reading.run(in_one_snapshot)
         except DatabaseUnavailable as error:
             raise StoreUnavailable(str(error)) from None
+
+    async def _fenced(self, fence: Fence, work: Callable[[sa.Connection], T]) -> T:
+        """Write behind the fence. Who stands there for too long is cut off, and the caller is to try again."""
+        try:
+            done = await self._appending.write(work)
+        except DatabaseUnavailable as error:
+            if error.sqlstate == LOCK_NOT_AVAILABLE:
+                count = await self._write(fence.cut_off)
+                logger.warning("an append that hung was cut off", sessions=count)
+            raise StoreUnavailable(str(error)) from None
+        fence.passed()
+        return done
 
     async def _write(self, work: Callable[[sa.Connection], T]) -> T:
         try:

@@ -150,7 +150,7 @@ class Sessions:
             _tell_end(client, trio.current_time() - begun_at)
         return client.farewell or GONE
 
-    async def dismiss_all(self, drain_s: float) -> None:
+    async def dismiss_all(self, drain_s: float, farewell: Farewell = SHUTTING_DOWN) -> None:
         """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.
 
         Returns ``GOODBYE_S`` after ``drain_s`` in any case: whoever is left then is for the caller to cancel.
@@ -162,7 +162,7 @@ class Sessions:
         with trio.move_on_after(drain_s + GOODBYE_S):
             for count, client in enumerate(clients):
                 await trio.sleep_until(begun_at + count * pause_s)
-                client.dismiss(SHUTTING_DOWN)
+                client.dismiss(farewell)
             while self._clients:
                 self._ended = trio.Event()
                 await self._ended.wait()

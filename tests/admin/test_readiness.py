@@ -52,10 +52,12 @@ async def test_triggers_that_are_gone_and_put_back(any_application: Application)
     settings = any_application.migrate(admin(free_port()))
     with capture_logs() as said:
         async with serving_all(settings) as (_, port):
-            any_application.execute(
-                "drop table tags", "create table tags (id text primary key, name text not null, color text not null)"
-            )
-            await port.until_unwell("triggers", 'table "tags" (tags) has no trigger')
+            if any_application.dialect == "postgresql":  # on SQLite the feed puts them back at once
+                any_application.execute(
+                    "drop table tags",
+                    "create table tags (id text primary key, name text not null, color text not null)",
+                )
+                await port.until_unwell("triggers", 'table "tags" (tags) has no trigger')
             any_application.execute("drop table tags")
             await port.until_unwell("triggers", 'there is no table "tags"')
             any_application.migrate(admin(settings.admin.port))

@@ -99,9 +99,9 @@ async def test_page_that_fails_is_an_answer_and_a_line_of_log() -> None:
     with capture_logs() as said:
         async with serving(BROKEN) as port:
             assert (await port.get("/failing")).status_code == 500
-            while not said:  # the log comes after the answer
-                assert (await port.get("/nothing")).status_code == 404
-    (fault,) = [line for line in said if line["log_level"] == "error"]
+            while not (faults := [line for line in said if line["log_level"] == "error"]):
+                assert (await port.get("/nothing")).status_code == 404  # the log comes after the answer
+    (fault,) = faults
     assert fault["event"] == "admin request failed"
     assert isinstance(fault["exc_info"], LookupError)
 

@@ -173,6 +173,19 @@ async def test_a_point_of_another_history_is_refused(
         assert (await feed.read(str(point), 10)).changes == 0
 
 
+async def test_a_point_from_before_what_was_trimmed_is_refused(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    async with feed_of(postgres_application, settings) as feed:
+        before = await feed.origin()
+        postgres_application.tag("trimmed")
+        _, after, _ = await read_all(feed, before)
+        assert await feed.trim(after, 10) == 1
+    async with feed_of(postgres_application, settings) as feed:  # as of a store that was put back from a copy
+        with pytest.raises(ResumePointLost, match="trimmed"):
+            await feed.read(before, 10)
+        assert (await feed.read(after, 10)).changes == 0
+
+
 @pytest.mark.slow
 async def test_an_older_copy_of_the_cluster_is_noticed(own_postgres: Postgres) -> None:
     application = Application(own_postgres.url(own_postgres.create_database()))

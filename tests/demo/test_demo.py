@@ -13,6 +13,7 @@ import trio
 from tests.processes import AIRY_TRIO, Program, run, running
 
 TIMEOUT_S = 40.0
+COMPLAINT_S = 0.5  # how long a traceback would take at most
 EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  [a-z0-9]{6}-(\d+) +(message|metadata|channel|tag)\.updated ")
 IN_A_GROUP_OF_ITS_OWN = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
 """What a shell does with a command that it starts; Ctrl-C is SIGINT to the whole group."""
@@ -34,7 +35,7 @@ async def test_ends_after_so_many_events(tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 async def test_signal_to_the_group_ends_it(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-c", IN_A_GROUP_OF_ITS_OWN, *AIRY_TRIO, "demo"]
     with trio.fail_after(TIMEOUT_S):
@@ -44,7 +45,11 @@ async def test_signal_to_the_group_ends_it(number: signal.Signals, tmp_path: Pat
                 assert said is not None, demo.err.all
                 if "metadata.updated" in said:  # the application is in the middle of a conversation
                     break
+            demo.process.send_signal(signal.SIGSTOP)  # whoever else gets the signal has time to complain of it
             os.killpg(demo.process.pid, number)
+            with trio.move_on_after(COMPLAINT_S):
+                await demo.err.line(0)
+            demo.process.send_signal(signal.SIGCONT)
             assert await demo.wait() == 0  # which waits for the pipes too: the application has them while it lives
     assert demo.err.all == []
     assert left_in(tmp_path) == []

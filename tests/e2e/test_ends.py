@@ -14,7 +14,6 @@ from tests.e2e.route import HOST, configure, listening
 from tests.processes import AIRY_TRIO, Program, json_object, running, server
 
 TIMEOUT_S = 40.0
-BOTH_SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 
 
 def unlogged(program: Program) -> Sequence[str]:
@@ -26,18 +25,23 @@ def logged(program: Program, event: str) -> bool:
     return any(json_object(line).get("event") == event for line in program.err.all)
 
 
-@BOTH_SIGNALS
+@pytest.mark.parametrize(
+    "number, database",
+    [(signal.SIGINT, "sqlite_application"), (signal.SIGTERM, "postgres_application")],
+    ids=["SIGINT", "SIGTERM"],
+)
 async def test_signal_sends_clients_away_and_exits_with_0(
-    number: signal.Signals, any_application: Application, tmp_path: Path
+    number: signal.Signals, database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    application: Application = request.getfixturevalue(database)
     with trio.fail_after(TIMEOUT_S):
         async with (
-            server(configure(any_application, tmp_path)) as serving,
+            server(configure(application, tmp_path)) as serving,
             listening(serving) as one,
             listening(serving) as other,
             await trio.open_tcp_stream(HOST, serving.port),  # and somebody who says nothing
         ):
-            any_application.tag()
+            application.tag()
             assert [(await client.next()).offset for client in (one, other)] == [1, 1]
             serving.process.send_signal(number)
             for client in (one.client, other.client):
@@ -63,7 +67,7 @@ async def test_second_signal_waits_for_nobody(sqlite_application: Application, t
     assert unlogged(serving) == []
 
 
-@BOTH_SIGNALS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 async def test_signal_during_the_start_ends_it(number: signal.Signals, tmp_path: Path) -> None:
     dialled = trio.Event()
 

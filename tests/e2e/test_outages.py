@@ -1,18 +1,29 @@
 """The database goes away while the server runs: what heals by waiting is waited for, anything else ends the server."""
 
-from collections.abc import Callable
+import itertools
 from pathlib import Path
 
 import pytest
 import trio
 
+from airy_trio.testing.client import Closed
 from tests.application import Application, application
 from tests.e2e.route import configure, listening
 from tests.postgres import Postgres
 from tests.processes import Program, json_object, server
 
 TIMEOUT_S = 50.0
-END = pytest.mark.parametrize("end", [Postgres.stop, Postgres.crash], ids=["stop", "crash"])
+TAGS = 50
+
+
+async def said(program: Program, event: str, times: int) -> None:
+    """Return once it has logged this event so many times."""
+    for number in itertools.count():
+        line = await program.err.line(number)
+        assert line is not None, program.err.all
+        times -= json_object(line).get("event") == event
+        if not times:
+            return
 
 
 def count(program: Program, event: str) -> int:
@@ -20,41 +31,42 @@ def count(program: Program, event: str) -> int:
 
 
 @pytest.mark.slow
-@END
-async def test_postgres_is_away(end: Callable[[Postgres], None], own_postgres: Postgres, tmp_path: Path) -> None:
+async def test_postgres_is_away(own_postgres: Postgres, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S), application(own_postgres.url(own_postgres.create_database())) as writing:
         async with (
             server(configure(writing, tmp_path)) as serving,
             listening(serving) as ours,
             listening(serving) as other,
         ):
-            writing.tag("before")
-            [before] = await ours.take(1)
-            writing.execute(
-                *(f"insert into tags values ('{number}', 'at the last moment', 'red')" for number in range(50))
-            )
-            end(own_postgres)
-            await serving.record("recording interrupted")
-            await serving.record("event store unavailable")
-            own_postgres.start()
-            writing.engine.dispose()
-            writing.tag("after")
-            received = await ours.upto(lambda event: event.object == ("tag", "after"))
-            assert [event.offset for event in received] == list(range(2, 53))
-            assert [event.object[-1] for event in received[:-1]] == [str(number) for number in range(50)]
-            assert await other.take(52) == [before, *received]
-            await serving.record("recording again")
-            await serving.record("event store available again")
+            for times, end in enumerate((Postgres.stop, Postgres.crash), 1):
+                last = [f"{times}-{number}" for number in range(TAGS)]
+                writing.execute(*(f"insert into tags values ('{id_}', 'the last moment', 'red')" for id_ in last))
+                end(own_postgres)
+                await said(serving, "recording interrupted", times)
+                await said(serving, "event store unavailable", times)
+                own_postgres.start()
+                writing.engine.dispose()
+                writing.tag(f"after {times}")
+                received = await ours.take(TAGS + 1)
+                assert [event.object[-1] for event in received] == [*last, f"after {times}"]
+                await said(serving, "recording again", times)
+                await said(serving, "event store available again", times)
+            assert [event.offset for event in ours.events] == list(range(1, 2 * (TAGS + 1) + 1))
+            assert await other.take(len(ours.events)) == ours.events
             assert await serving.terminate() == 0
     for event in ("recording interrupted", "recording again", "event store unavailable", "event store available again"):
-        assert count(serving, event) == 1, event
+        assert count(serving, event) == 2, event
     assert count(serving, "new epoch") == 0
 
 
-async def test_change_log_is_dropped(any_application: Application, tmp_path: Path) -> None:
+async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
-        async with server(configure(any_application, tmp_path)) as serving, listening(serving):
-            any_application.execute(f"drop table {any_application.log_table('change_log')}")
+        async with server(configure(sqlite_application, tmp_path)) as serving, listening(serving) as ours:
+            sqlite_application.execute(f"drop table {sqlite_application.log_table('change_log')}")
+            assert (await ours.client.receive()).get("message") == "500-internal"
+            with pytest.raises(Closed) as closed:
+                await ours.client.receive()
+            assert closed.value.code == 1011
             assert await serving.wait() == 1
     [message] = [line for line in serving.err.all if not json_object(line)]
     assert message.startswith("airy-trio: ")

@@ -5,7 +5,7 @@ import pytest
 NAME_CHARACTERS_MAX = 40
 
 
-def pytest_make_parametrize_id(config: pytest.Config, val: object) -> str | None:  # noqa: ARG001 - pytest's names
+def pytest_make_parametrize_id(config: pytest.Config, val: object) -> str | None:
     match val:
         case str() | bytes():
             return ascii(val[:NAME_CHARACTERS_MAX])[:NAME_CHARACTERS_MAX]

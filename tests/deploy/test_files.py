@@ -1,0 +1,149 @@
+"""The files in deploy/: they parse, agree with the settings and with each other, and give no rights away."""
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from airy_trio.admin.server import AdminOptions
+from airy_trio.settings import load
+from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.session import GOODBYE_S, HANG_UP_S, LINGER_S
+from tests.processes import AIRY_TRIO
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+LISTENER, ADMIN = ListenerOptions(), AdminOptions()
+SHUTDOWN_S = LISTENER.drain_s + GOODBYE_S + LINGER_S + HANG_UP_S
+NO = "no-new-privileges:true"
+
+
+def unit() -> dict[str, dict[str, str]]:
+    """The sections of the systemd unit; what stands there more than once is joined by lines."""
+
+    class Joined(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:  # noqa: ANN401 - configparser's
+            if key in self and isinstance(value, list):
+                value = [*self[key], *value]
+            super().__setitem__(key, value)
+
+    parser = configparser.RawConfigParser(strict=False, dict_type=Joined, comment_prefixes=("#",), delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read_string((DEPLOY / "airy-trio.service").read_text())
+    return {name: dict(parser[name]) for name in parser.sections()}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile as (instruction, rest), with continued lines joined."""
+    text = re.sub(r"\\\n\s*", "", (DEPLOY / "Dockerfile").read_text())
+    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return found
+
+
+def arguments(words: list[str]) -> None:
+    """Arguments that the program takes."""
+    told = subprocess.run([*AIRY_TRIO, *words, "--help"], check=False, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+
+
+def test_unit_is_valid() -> None:
+    assert set(unit()) == {"Unit", "Service", "Install"}
+    systemd_analyze = shutil.which("systemd-analyze")
+    if systemd_analyze is not None:
+        told = subprocess.run(
+            [systemd_analyze, "verify", DEPLOY / "airy-trio.service"], check=False, capture_output=True, text=True
+        )
+        faults = [line for line in told.stderr.splitlines() if "is not executable: No such file" not in line]
+        assert faults == []
+
+
+def test_unit_runs_the_program_and_waits_for_its_shutdown() -> None:
+    service = unit()["Service"]
+    words = service["ExecStart"].split()
+    assert words[0].endswith("/bin/airy-trio")
+    arguments(words[1:])
+    assert float(service["TimeoutStopSec"]) > SHUTDOWN_S
+    assert service["RestartPreventExitStatus"] == "2"
+    assert int(service["LimitNOFILE"]) > 20_000
+
+
+def test_unit_gives_no_rights_away() -> None:
+    service = unit()["Service"]
+    assert service["DynamicUser"] == "yes"
+    assert (service["CapabilityBoundingSet"], service["AmbientCapabilities"]) == ("", "")
+    assert (service["ProtectSystem"], service["ProtectHome"]) == ("strict", "yes")
+    assert service["NoNewPrivileges"] == service["PrivateTmp"] == service["MemoryDenyWriteExecute"] == "yes"
+    assert "ReadWritePaths" not in service
+
+
+def test_image_has_what_it_copies_and_runs_as_nobody_in_particular() -> None:
+    found = instructions()
+    final = found[max(index for index, (word, _) in enumerate(found) if word == "FROM") :]
+    for word, rest in found:
+        if word == "COPY" and not rest.startswith("--from"):
+            assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
+    users = [rest for word, rest in final if word == "USER"]
+    assert users == ["10001:10001"]
+    assert [rest for word, rest in final if word == "EXPOSE"] == [str(LISTENER.port)]
+    assert all(word in {"FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+               for word, _ in final)  # fmt: skip
+
+
+def test_image_starts_the_program_and_asks_it_whether_it_lives() -> None:
+    said = dict(instructions())
+    entry, command = (yaml.safe_load(said[name]) for name in ("ENTRYPOINT", "CMD"))
+    assert entry == ["airy-trio"]
+    arguments(command)
+    health = yaml.safe_load(said["HEALTHCHECK"].partition("CMD ")[2])
+    compile(health[2], "health check", "exec")
+    assert f"http://{ADMIN.host}:{ADMIN.port}/livez" in health[2]
+
+
+def test_image_is_built_from_no_settings() -> None:
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    assert patterns[0] == "*"
+    copied = [rest.split()[:-1] for word, rest in instructions() if word == "COPY" and not rest.startswith("--from")]
+    assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == {
+        name for names in copied for name in names
+    }
+
+
+def test_compose_fits_the_image_and_the_settings() -> None:
+    services = compose()["services"]
+    for name in ("migrate", "server"):
+        service = services[name]
+        assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        (settings,) = [volume.split(":") for volume in service["volumes"]]
+        assert settings[1:] == ["/etc/airy-trio/airy-trio.toml", "ro"]
+        loaded = load(DEPLOY / settings[0], {"DATABASE_URL": service["environment"]["DATABASE_URL"].replace("$", "")})
+        assert (loaded.listener.port, loaded.admin) == (LISTENER.port, ADMIN)
+        assert service["command"][-2:] == ["--config", settings[1]]
+        arguments(service["command"])
+        assert service["depends_on"]["db"]["condition"] == "service_healthy"
+    assert services["server"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+    assert float(services["server"]["stop_grace_period"].removesuffix("s")) > SHUTDOWN_S
+
+
+def test_compose_gives_no_rights_away() -> None:
+    services = compose()["services"]
+    for name in ("migrate", "server"):
+        service = services[name]
+        assert (service["read_only"], service["cap_drop"], service["security_opt"]) == (True, ["ALL"], [NO])
+        assert "privileged" not in service
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
+
+
+def test_no_file_holds_a_password() -> None:
+    for path in DEPLOY.iterdir():
+        for match in re.finditer(r"(?:password|secret|token)\w*\s*[:=]\s*(\S+)", path.read_text(), re.IGNORECASE):
+            assert match[1].startswith(("${", "...")), (path.name, match[0])

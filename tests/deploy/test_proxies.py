@@ -1,0 +1,116 @@
+"""Real proxies with the files in deploy/: a client gets events through TLS and the proxy, and what is said of it holds.
+
+A proxy that is not installed has no test here, as it is nothing that the project needs; its file is still read.
+"""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+import trustme
+from attrs import frozen
+
+from airy_trio import app
+from airy_trio.testing.client import StompClient
+from tests.application import Application
+
+DEPLOY: Final = Path(__file__).parents[2] / "deploy"
+HOST: Final = "127.0.0.1"
+NAME: Final = "chat.example.org"
+TIMEOUT_S: Final = 30.0
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+@frozen
+class Proxy:
+    """A proxy's program, and what makes settings and arguments for a port, a folder and the server's port."""
+
+    program: str
+    configure: Callable[[Path, int, int], list[str]]
+
+
+def nginx(folder: Path, port: int, server: int) -> list[str]:
+    text = (DEPLOY / "nginx.conf").read_text()
+    text = text.replace("listen 443 ssl", f"listen {HOST}:{port} ssl").replace(f"{HOST}:8080", f"{HOST}:{server}")
+    text = text.replace(f"/etc/ssl/{NAME}", str(folder))
+    (folder / "site.conf").write_text(text)
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off;\npid {folder}/pid;\nerror_log stderr;\nevents {{}}\n"
+        f"http {{\naccess_log off;\n{temporary}include {folder}/site.conf;\n}}\n"
+    )
+    return ["-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+
+
+def caddy(folder: Path, port: int, server: int) -> list[str]:
+    text = (DEPLOY / "Caddyfile").read_text().replace(f"{HOST}:8080", f"{HOST}:{server}")
+    own = f"{{\n\tadmin off\n\tauto_https disable_redirects\n}}\n{NAME}:{port} {{\n"
+    text = text.replace(f"{NAME} {{\n", f"{own}\tbind {HOST}\n\ttls {folder}/fullchain.pem {folder}/privkey.pem\n")
+    (folder / "Caddyfile").write_text(text)
+    return ["run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+
+
+INSTALLED: Final = [proxy for proxy in (Proxy("nginx", nginx), Proxy("caddy", caddy)) if shutil.which(proxy.program)]
+
+
+@asynccontextmanager
+async def proxied(
+    proxy: Proxy, folder: Path, address: app.Address
+) -> AsyncIterator[Callable[[], Awaitable[trio.abc.Stream]]]:
+    """Run a proxy before a server; gives what opens a stream to it."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert(NAME)
+    certificate.private_key_pem.write_to_path(folder / "privkey.pem")
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(folder / "fullchain.pem", append=True)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    (listener,) = await trio.open_tcp_listeners(0, host=HOST)
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    command = [shutil.which(proxy.program) or "", *proxy.configure(folder, port, address.port)]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    )
+
+    async def dial() -> trio.SSLStream[trio.SocketStream]:
+        with trio.fail_after(TIMEOUT_S):
+            while True:
+                assert process.poll() is None, "the proxy has ended"
+                try:
+                    stream = await trio.open_tcp_stream(HOST, port)
+                except OSError:  # it does not listen yet
+                    continue
+                return trio.SSLStream(stream, trusting, server_hostname=NAME, https_compatible=True)
+
+    try:
+        yield dial
+    finally:
+        process.terminate()
+        with trio.move_on_after(TIMEOUT_S, shield=True):
+            await process.wait()
+
+
+async def test_events_come_through_a_proxy(sqlite_application: Application, tmp_path: Path) -> None:
+    settings = sqlite_application.migrate("[listener]\nport = 0\n")
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(app.serve, settings)
+            for proxy in INSTALLED:
+                folder = tmp_path / proxy.program
+                folder.mkdir()
+                async with proxied(proxy, folder, address) as dial, StompClient(await dial()) as client:
+                    await client.upgrade(NAME)
+                    await client.connect()
+                    await client.subscribe(headers=[("replay", "none")])
+                    sqlite_application.tag(proxy.program)
+                    assert f'"id":"{proxy.program}"'.encode() in (await client.receive()).body
+                    await client.disconnect()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,84 @@
+"""What a drill has done to the log: each object's last state against the application's tables, and each position."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+from attrs import frozen
+
+from tests.application import Application
+from tests.drill.load import LONG
+from tests.e2e.route import END, Event
+
+GONE = 2**62
+"""The version of what is deleted, which is for good."""
+
+
+@frozen(kw_only=True)
+class Findings:
+    """``lost``: the last event of these is not their last committed state. ``backwards``: a version after a newer one.
+
+    ``holes``: offsets that are missing or there twice, and what the log's state says other than its events.
+    """
+
+    events: int
+    objects: int
+    repeated: int
+    lost: list[str]
+    backwards: list[str]
+    holes: list[str]
+
+
+def log_of(application: Application) -> list[Event]:
+    """Every event in the store, by offset, read past the server."""
+    statement = f"select epoch, e.offset, body from {application.log_table('log_state')}, "
+    statement += f"{application.log_table('event_log')} e order by e.offset"
+    with application.engine.begin() as connection:
+        return [
+            Event(f"{epoch}-{offset}", bytes(body).decode())
+            for epoch, offset, body in connection.execute(sa.text(statement))
+        ]
+
+
+def examine(application: Application) -> Findings:
+    """Compare the log with the tags that the load has left."""
+    events = log_of(application)
+    versions = _versions(events)
+    with application.engine.begin() as connection:
+        rows = connection.execute(sa.text("select id, name from tags where id != :end"), {"end": END}).all()
+        state = connection.execute(sa.text(f"select first, last from {application.log_table('log_state')}")).one()
+    committed = defaultdict(lambda: GONE, {row.id: int(row.name) for row in rows})
+    return Findings(
+        events=len(events),
+        objects=len(versions),
+        repeated=sum(a == b for found in versions.values() for a, b in zip(found, found[1:], strict=False)),
+        lost=[id_ for id_ in {*committed, *versions} if versions.get(id_, [0])[-1] != committed[id_]],
+        backwards=[id_ for id_, found in versions.items() if found != sorted(found)],
+        holes=_holes([event.offset for event in events], state.first, state.last),
+    )
+
+
+def _versions(events: Iterable[Event]) -> dict[str, list[int]]:
+    """The versions of each tag in the order of the log."""
+    versions: dict[str, list[int]] = defaultdict(list)
+    for event in events:
+        told: dict[str, Any] = json.loads(event.body)
+        if not event.is_end:
+            gone = told["type"] == "tag.deleted"
+            versions[told["payload"]["id"]].append(GONE if gone else int(told["payload"]["name"]))
+    return dict(versions)
+
+
+def _holes(offsets: list[int], first: int, last: int) -> list[str]:
+    holes = [f"{after} after {before}" for before, after in zip(offsets, offsets[1:], strict=False)
+             if after != before + 1]  # fmt: skip
+    if offsets and (offsets[0], offsets[-1]) != (first, last):
+        holes.append(f"{first} to {last} in the state, {offsets[0]} to {offsets[-1]} there")
+    return holes
+
+
+def has_long(findings: Findings) -> bool:
+    """Whether nothing of the transaction that stayed open for long is lost."""
+    return not any(id_.startswith(LONG) for id_ in findings.lost)

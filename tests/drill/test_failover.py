@@ -1,0 +1,163 @@
+"""Whoever records dies or freezes: another node goes on soon, and who wakes up again writes nothing."""
+
+import signal
+import statistics
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+from attrs import define
+
+from airy_trio.testing.client import StompClient, connect
+from tests.application import Application
+from tests.drill.findings import log_of
+from tests.drill.nodes import Node, Nodes, listens, records
+from tests.e2e.route import HOST, configure, event_of
+
+TIMEOUT_S = 50.0
+ROUNDS = 3
+DEAD_TARGET_S, DEAD_MAX_S = 0.2, 2.0
+FROZEN_TARGET_S, FROZEN_MAX_S = 1.5, 5.0
+
+pytestmark = pytest.mark.slow
+
+LOCKS = {
+    "before the comparison": "select 1 from airy_trio.log_state for update",
+    "among the events": "lock table airy_trio.event_log in share mode",
+}
+"""Where an append can be made to wait: for the row that it compares, and for the table into which it writes."""
+
+_WAITING = "select count(*) from pg_stat_activity where application_name = 'airy-trio' and wait_event_type = 'Lock'"
+
+
+@define
+class Pair:
+    """Two nodes: who records, and a client of the other one. ``written``: the tags so far."""
+
+    nodes: Nodes
+    application: Application
+    leader: Node
+    client: StompClient
+    written: int = 0
+
+    async def write(self) -> None:
+        """Change one more tag."""
+        self.written += 1
+        await trio.to_thread.run_sync(partial(self.application.tag, str(self.written)))
+
+    async def until_received(self, since: float) -> float:
+        """For how many seconds since then the client has waited for the newest tag."""
+        while event_of(await self.client.receive()).object[-1] != str(self.written):
+            pass
+        return trio.current_time() - since
+
+    def assert_each_is_recorded_once(self) -> None:
+        events = log_of(self.application)
+        assert [event.object[-1] for event in events] == [str(number + 1) for number in range(self.written)]
+        assert [event.offset for event in events] == list(range(1, self.written + 1))
+
+
+@asynccontextmanager
+async def pair(application: Application, nodes: Nodes) -> AsyncIterator[Pair]:
+    await nodes.wait_all(listens)
+    leader = (await nodes.wait(records))[0]
+    [other] = [node for node in nodes.all if node is not leader]
+    written = len(log_of(application))
+    async with await connect(HOST, other.port) as client:
+        await client.subscribe(headers=[("replay", "none")])
+        made = Pair(nodes, application, leader, client, written)
+        await made.write()
+        await made.until_received(trio.current_time())
+        yield made
+
+
+def stopped(node: Node) -> Callable[[Node], bool]:
+    return lambda other: other is node and not other.recording
+
+
+async def living(application: Application, folder: Path, nursery: trio.Nursery) -> Nodes:
+    nodes = Nodes(configure(application, folder))
+    for node in nodes.all:
+        nursery.start_soon(nodes.live, node)
+    return nodes
+
+
+def tell(what: str, seconds: list[float], target_s: float) -> None:
+    sys.stdout.write(
+        f"{what}: the other went on after {', '.join(f'{s:.3f}' for s in sorted(seconds))} s "
+        f"(median {statistics.median(seconds):.3f}, target {target_s})\n"
+    )
+
+
+async def test_another_goes_on_where_one_is_killed(any_application: Application, tmp_path: Path) -> None:
+    seconds = []
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nodes = await living(any_application, tmp_path, nursery)
+            for _ in range(ROUNDS):
+                async with pair(any_application, nodes) as two:
+                    killed_at = trio.current_time()
+                    two.leader.send(signal.SIGKILL)
+                    await two.write()
+                    seconds.append(await two.until_received(killed_at))
+            nursery.cancel_scope.cancel()
+    two.assert_each_is_recorded_once()
+    tell(f"killed ({any_application.dialect})", seconds, DEAD_TARGET_S)
+    assert max(seconds) < DEAD_MAX_S
+
+
+async def test_another_goes_on_where_one_is_frozen(postgres_application: Application, tmp_path: Path) -> None:
+    seconds = []
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nodes = await living(postgres_application, tmp_path, nursery)
+            for _ in range(ROUNDS):
+                async with pair(postgres_application, nodes) as two:
+                    frozen_at = trio.current_time()
+                    two.leader.send(signal.SIGSTOP)
+                    await two.write()
+                    seconds.append(await two.until_received(frozen_at))
+                    two.leader.send(signal.SIGCONT)
+                    await nodes.wait(stopped(two.leader))
+                    await two.write()
+                    await two.until_received(frozen_at)
+            nursery.cancel_scope.cancel()
+    two.assert_each_is_recorded_once()
+    tell("frozen", seconds, FROZEN_TARGET_S)
+    assert max(seconds) < FROZEN_MAX_S
+
+
+@pytest.mark.parametrize("where", LOCKS)
+async def test_another_goes_on_where_one_is_frozen_in_an_append(
+    postgres_application: Application, tmp_path: Path, where: str
+) -> None:
+    seconds = []
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nodes = await living(postgres_application, tmp_path, nursery)
+            for _ in range(ROUNDS):
+                async with pair(postgres_application, nodes) as two:
+                    with postgres_application.engine.begin() as blocking:
+                        blocking.execute(sa.text(LOCKS[where]))
+                        await two.write()
+                        while not await trio.to_thread.run_sync(postgres_application.scalar, _WAITING):
+                            pass
+                        two.leader.send(signal.SIGSTOP)
+                        frozen_at = trio.current_time()
+                    with trio.fail_after(FROZEN_MAX_S):
+                        seconds.append(await two.until_received(frozen_at))
+                    recorded = log_of(postgres_application)
+                    two.leader.send(signal.SIGCONT)
+                    await nodes.wait(stopped(two.leader))
+                    assert log_of(postgres_application) == recorded
+                    await two.write()
+                    await two.until_received(frozen_at)
+            nursery.cancel_scope.cancel()
+    two.assert_each_is_recorded_once()
+    tell(f"frozen {where}", seconds, FROZEN_TARGET_S)
+    assert max(seconds) < FROZEN_MAX_S

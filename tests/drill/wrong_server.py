@@ -1,0 +1,38 @@
+"""A server whose feed is wrong on purpose: it reads what has a higher ``seq`` than the last that it read.
+
+``seq`` is drawn when a row is written, not when it is committed: who draws early and commits late is skipped
+(findings on the data layer, 1). A drill that finds nothing lost here would find nothing anywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from attrs import evolve
+
+from airy_trio import app, cli
+from airy_trio.changes.changelog import TABLE
+from airy_trio.changes.points import PostgresPoint
+from airy_trio.changes.postgres import PostgresFeed
+
+_NEXT = sa.text(
+    "select seq, kind, operation, key_1, key_2, old_1, old_2, cast(0 as float8) as age_s "
+    f"from airy_trio.{TABLE} where seq > :seq order by seq limit :limit"
+)
+
+
+class SeqFeed(PostgresFeed):
+    """``PostgresFeed`` that goes by ``seq`` alone."""
+
+    def _rows(
+        self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
+    ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
+        rows = connection.execute(_NEXT, {"seq": point.seq, "limit": limit}).all()
+        return rows, evolve(now, seq=rows[-1].seq if rows else point.seq)
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "PostgresFeed", SeqFeed)
+        cli.main()
