@@ -21,14 +21,15 @@ class View:
     """The events of one destination that the tail holds.
 
     ``evicted``: everything of this destination after this offset is in the tail. ``last``: the newest event of the
-    destination, or ``evicted`` where the tail holds none. ``readers``: who is attached; the log never calls them.
+    destination, or ``evicted`` where the tail holds none. ``readers``: who is attached, the oldest first;
+    the log never calls them.
     """
 
     destination: Destination
     evicted: int
     last: int
     offsets: list[int] = field(factory=list)
-    readers: set[object] = field(factory=set)
+    readers: dict[object, None] = field(factory=dict)
 
 
 class Tail:
@@ -94,12 +95,12 @@ class Tail:
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination."""
         view = self._view(destination)
-        view.readers.add(reader)
+        view.readers[reader] = None
         return view
 
     def detach(self, view: View, reader: object) -> None:
         """Take a reader away. Idempotent."""
-        view.readers.discard(reader)
+        view.readers.pop(reader, None)
         self._forget_if_unused(view)
 
     def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:

@@ -1,7 +1,7 @@
 """What a client asks for, answered: requests in, frames and cursors out, until one of them ends the session.
 
-Each request takes effect before its RECEIPT is written. Events are the send task's; how the session ends is only
-named here, not said.
+Each request takes effect before its RECEIPT is written. Events are written by the fan-out, whose ``serve`` is
+called where a request makes a subscription hungry; how the session ends is only named here, not said.
 """
 
 import math
@@ -28,6 +28,7 @@ from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.websocket import replay
 from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import DONE, NOT_FOUND, UNAUTHORIZED, Farewell, with_token
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
@@ -52,6 +53,7 @@ class Conversation:
         options: ReplayOptions,
         *,
         authenticator: Authenticator,
+        fanout: FanOut,
     ) -> None:
         self._client = client
         self._wire = wire
@@ -59,6 +61,7 @@ class Conversation:
         self._wheel = wheel
         self._options = options
         self._authenticator = authenticator
+        self._fanout = fanout
         self.acks_ignored = 0
         self.nacks = 0
 
@@ -152,7 +155,7 @@ class Conversation:
             subscription.verdict = header("resume", start.verdict, None)
         await self._receipt(request.receipt, (("position", str(start.position)), ("resume", start.verdict)))
         subscription.started = True
-        self._client.wake()
+        self._fanout.serve(subscription, trio.current_time())
         return None
 
     def _refuse_durable(self, request: Subscribe) -> Farewell:
@@ -169,18 +172,20 @@ class Conversation:
 
     def _acknowledge(self, ack: Ack) -> None:
         position = Position.parse(ack.message_id)
-        known = False
+        known: list[Subscription] = []
         for subscription in self._acknowledging(ack.number):
             if subscription.window is None or position is None or position.epoch != subscription.position.epoch:
                 continue
-            known |= subscription.window.acknowledge(position.offset)
+            if subscription.window.acknowledge(position.offset):
+                known.append(subscription)
         if not known:
             self.acks_ignored += 1
             return
         if not ack.accepted:
             self.nacks += 1
             logger.info("event refused", message_id=str(position), session=self._client.session)
-        self._client.wake()
+        for subscription in known:
+            self._fanout.serve(subscription, trio.current_time())
 
     def _acknowledging(self, number: int | None) -> list[Subscription]:
         if number is None:

@@ -1,6 +1,6 @@
 """What an exception means for the client in whose service it was raised: it ends that client's session, no other.
 
-All tasks that serve clients use this one table: sender, wheel, session, and the reader of trio-websocket.
+All tasks that serve clients use this one table: fan-out, sender, wheel, session, and the reader of trio-websocket.
 """
 
 import structlog

@@ -1,8 +1,8 @@
 """Heart-beats of all clients by one task: who has to be written to, and who has been silent for too long.
 
-The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts. Clients
-are filed by the slot of time in which they are due at the earliest, and looked at again then: what was read and
-written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
+The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
+task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
+then: what was read and written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
 """
 
 import math
@@ -15,6 +15,7 @@ from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.websocket.farewells import SILENT
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.framing import HEART_BEAT
+from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, State
 from airy_trio.websocket.wire import Wire
 
@@ -43,24 +44,29 @@ class Pulse:
         silent_after_s = self.heartbeat.silent_after_s
         return math.inf if silent_after_s is None else self.wire.read_at + silent_after_s
 
-    def beat(self, now: float) -> None:
-        """Do what is due: dismiss the client if it is silent, write to it if nothing was written."""
+    def beat(self, now: float) -> bool:
+        """Do what is due: dismiss the client if it is silent, write to it if nothing was written.
+
+        False where the outlet refused, or took only a part: somebody must see off what is under way.
+        """
         if now >= self.silent_at:
             if not self.client.occupied:
                 self.client.dismiss(SILENT)
-                return
+                return True
             self.wire.read_at = now  # it is we who do not listen
-        if now >= self.write_at:
-            if not self.wire.offer(HEART_BEAT, now):
-                self.wire.written_at = now  # bytes are under way: look again an interval later
-            if self.wire.outlet.pending:
-                self.client.wake()
+        if now < self.write_at:
+            return True
+        if not self.wire.offer(HEART_BEAT, now):
+            self.wire.written_at = now  # bytes are under way: look again an interval later
+            return False
+        return not self.wire.outlet.pending
 
 
 class Wheel:
     """Slots of time with the clients that are due in each. ``turn`` runs as a task."""
 
-    def __init__(self) -> None:
+    def __init__(self, senders: Senders) -> None:
+        self._senders = senders
         self._slots: dict[int, dict[Client, Pulse]] = {}
         self._slot_of: dict[Client, int] = {}
         self._next: float = math.inf
@@ -107,10 +113,11 @@ class Wheel:
         self._past = slot
         for client, pulse in list(self._slots.get(slot, {}).items()):
             self.forget(client)
-            if client.state is not State.LIVE:
+            if client.state is State.CLOSING:
                 continue
             try:
-                pulse.beat(now)
+                if not pulse.beat(now):
+                    self._senders.take(client)
             except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the wheel
                 client.dismiss(farewell_after(fault, client.session))
             else:

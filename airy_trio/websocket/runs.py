@@ -1,17 +1,17 @@
 """Runs: complete WebSocket messages, each one MESSAGE frame, joined into one piece to write.
 
 A run is made from events after a position, and shared by all subscriptions that would get the same octets. Nothing
-is sent here, and no cursor moves.
+is sent here; a cursor moves in ``took``, which whoever writes calls when, and only when, the outlet has the run.
 """
 
 from collections.abc import Iterable
 from typing import Final
 
-import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
+from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.websocket.framing import text_message
@@ -27,12 +27,18 @@ SHARED_RUNS_MAX: Final = 64
 class Run:
     """Octets to write, and the offsets of the events in them, at least one, in order.
 
-    ``changed_at``: when what the first of them tells was changed, in Trio's time.
+    ``changed_at``: when what the first of them tells was changed, in Trio's time. ``position``: where the cursor of
+    whoever gets it stands then. ``after``, ``prefix``, ``view_last``: whose it is, as long as its view has not grown;
+    ``after`` is None where it is nobody else's.
     """
 
     data: bytes
     offsets: tuple[int, ...]
     changed_at: float
+    position: Position
+    after: Position | None = None
+    prefix: bytes = b""
+    view_last: int = 0
 
 
 class Runs:
@@ -48,16 +54,46 @@ class Runs:
         """Since the start: ``deliveries``, events times subscriptions that had them; ``bytes`` of their messages."""
         return dict(self._counts)
 
-    def sent(self, subscription: Subscription, run: Run) -> None:
-        """Count a run that was given to the socket; its latency only where it is no replay of what was before."""
-        self._counts["deliveries"] += len(run.offsets)
+    def following(self, subscription: Subscription, neighbour: Run | None = None) -> Run:
+        """The next run of a subscription, which must be hungry: what it is owed, else what follows its position.
+
+        ``neighbour``: a run to give again where it fits, which is found faster than in the memory of runs. Raises
+        ``LookupError`` where nothing is owed and the view has evicted something after the position.
+        """
+        if subscription.owed:
+            return self.owed(subscription)
+        if (
+            neighbour is not None
+            and neighbour.after is subscription.position
+            and neighbour.view_last == subscription.view.last
+            and neighbour.prefix == subscription.prefix
+            and subscription.shareable
+        ):
+            return neighbour
+        return self.after_position(subscription)
+
+    def took(self, subscription: Subscription, run: Run, now: float) -> None:
+        """Move the cursor over its next run, which the outlet has taken, and count it.
+
+        The latency is counted only where the run is no replay of what was before. ``now``: in Trio's time.
+        """
+        offsets = run.offsets
+        if subscription.owed:
+            for _ in offsets:
+                subscription.owed.popleft()
+        subscription.position = run.position
+        subscription.verdict = b""
+        if subscription.window is not None:
+            subscription.window.sent(offsets)
+        self._counts["deliveries"] += len(offsets)
         self._counts["bytes"] += len(run.data)
-        if run.offsets[0] > subscription.live_after:
-            self.latencies.observe(trio.current_time() - run.changed_at, len(run.offsets))
+        if offsets[0] > subscription.live_after:
+            self.latencies.observe(now - run.changed_at, len(offsets))
 
     def owed(self, subscription: Subscription) -> Run:
-        """The next run of what a subscription is owed. There must be something."""
-        return self._run(subscription, subscription.owed)
+        """The next run of what a subscription is owed, whose cursor is beyond it. There must be something."""
+        data, offsets, changed_at = self._join(subscription, subscription.owed)
+        return Run(data, offsets, changed_at, subscription.position)
 
     def after_position(self, subscription: Subscription) -> Run:
         """The next run from the tail. The subscription must be hungry.
@@ -65,7 +101,7 @@ class Runs:
         Raises ``LookupError`` where the view has evicted something after the position.
         """
         if not subscription.shareable:
-            return self._run(subscription, self._events(subscription))
+            return self._from_tail(subscription)
         position, view = subscription.position, subscription.view
         key = (subscription.prefix, position.epoch, position.offset, view.last)
         run = self._shared.get(key)
@@ -73,18 +109,21 @@ class Runs:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            run = self._run(subscription, self._events(subscription))
+            run = evolve(self._from_tail(subscription), after=position, prefix=subscription.prefix, view_last=view.last)
             if len(self._shared) >= SHARED_RUNS_MAX:
                 del self._shared[next(iter(self._shared))]
             self._shared[key] = run
         return run
 
-    def _events(self, subscription: Subscription) -> Iterable[StoredEvent]:
-        return self._eventlog.after(
-            subscription.view, subscription.position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX
+    def _from_tail(self, subscription: Subscription) -> Run:
+        position = subscription.position
+        events = self._eventlog.after(
+            subscription.view, position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX
         )
+        data, offsets, changed_at = self._join(subscription, events)
+        return Run(data, offsets, changed_at, position.at(offsets[-1]))
 
-    def _run(self, subscription: Subscription, events: Iterable[StoredEvent]) -> Run:
+    def _join(self, subscription: Subscription, events: Iterable[StoredEvent]) -> tuple[bytes, tuple[int, ...], float]:
         """Join the first of these events up to ``RUN_BYTES_MAX`` and the room of the window, but at least one."""
         room = RUN_EVENTS_MAX if subscription.window is None else subscription.window.room
         messages: list[bytes] = []
@@ -107,7 +146,7 @@ class Runs:
         if not offsets:  # a bug in the log or here; going on would turn in circles
             fault = f"nothing to send after {subscription.position}, though the view goes to {subscription.view.last}"
             raise RuntimeError(fault)
-        return Run(b"".join(messages), tuple(offsets), changed_at)
+        return b"".join(messages), tuple(offsets), changed_at
 
 
 def _frame(subscription: Subscription, event: StoredEvent, verdict: bytes) -> bytes:

@@ -1,11 +1,12 @@
-"""One client's send task: drains what is pending, then one run for each hungry subscription in turn, for ever.
+"""The send tasks, one for each client that is behind: drain what is pending, replay, catch up, and step back to live.
 
-Replay and live are this one loop over one log; where a position is served from, tail or store, is the only
-difference. Waiting for the socket is the backpressure: nothing is queued, a slow client is a cursor that stands
-still. The task is parked while there is nothing to do.
+A client comes here when it did not take a run at once, or when its cursor stands before the tail. Its subscriptions
+are served in turn, one run each. Waiting for the socket is the backpressure: nothing is queued, a slow client is a
+cursor that stands still. A client that is live has no task here.
 """
 
 import math
+from collections import deque
 from typing import Final
 
 import trio
@@ -14,29 +15,92 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.store import PositionExpired, StoreUnavailable
 from airy_trio.websocket.replay import backoff_s
 from airy_trio.websocket.runs import Run, Runs
-from airy_trio.websocket.subscriptions import Client, State, Subscription
-from airy_trio.websocket.wire import Wire
+from airy_trio.websocket.subscriptions import BEHIND, LIVE, Client, Subscription
+from airy_trio.websocket.tasks import Tasks
 
 STORE_EVENTS_MAX: Final = 128
 """One page of a replay, held while it is sent; about one run of events of usual size."""
 
 
-async def send_for_ever(client: Client, wire: Wire, eventlog: EventLog, runs: Runs) -> None:
-    """Send a client its events until cancelled, or until it is closing.
+class Senders:
+    """Who is behind. ``run``, the dispatcher, starts their send tasks; each ends with its session at the latest.
+
+    ``take`` only queues: whoever meets a slow client is in the middle of serving others, and starts nothing.
+    """
+
+    def __init__(self, eventlog: EventLog, runs: Runs) -> None:
+        self._eventlog = eventlog
+        self._runs = runs
+        self._tasks: dict[Client, Tasks] = {}
+        self._waiting: deque[Client] = deque()
+        self._called = trio.Event()
+        self._sending = 0
+
+    def statistics(self) -> dict[str, int]:
+        """Clients now: ``known``; ``sending``, with a send task; ``waiting`` for the dispatcher to start one."""
+        return {"known": len(self._tasks), "sending": self._sending, "waiting": len(self._waiting)}
+
+    def register(self, client: Client, tasks: Tasks) -> None:
+        """Let a client be taken. Its send tasks run among its session's, whose guard dismisses it if one fails."""
+        self._tasks[client] = tasks
+
+    def forget(self, client: Client) -> None:
+        """Start nothing for a client any more. Idempotent."""
+        self._tasks.pop(client, None)
+
+    def take(self, client: Client) -> None:
+        """A live client is behind from now on; never waits. In any other state there is nothing to do."""
+        if client.state is LIVE:
+            client.state = BEHIND
+            self._waiting.append(client)
+            self._called.set()
+
+    async def run(self) -> None:
+        """Start a send task for each client that is taken, for ever."""
+        while True:
+            self._called = trio.Event()
+            while self._waiting:
+                client = self._waiting.popleft()
+                tasks = self._tasks.get(client)
+                if tasks is not None:
+                    tasks.start_soon(self._send, client)
+            await self._called.wait()
+
+    async def _send(self, client: Client) -> None:
+        self._sending += 1
+        try:
+            await catch_up(client, self._eventlog, self._runs)
+        finally:
+            self._sending -= 1
+
+
+async def catch_up(client: Client, eventlog: EventLog, runs: Runs) -> None:
+    """Send a client that is behind what it lacks; return when it is live, or closing.
 
     Raises what the wire raises, and ``PositionExpired`` where the client must reload.
     """
-    while client.state is not State.CLOSING:
+    wire = client.wire
+    while client.state is BEHIND and not wire.closing:
         client.wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
         served = False
         if wire.outlet.pending:
             async with wire.lock:
                 await wire.drain()
         for subscription in tuple(client.subscriptions.values()):
-            served |= await _serve(subscription, wire, eventlog, runs)
+            served |= await _serve(subscription, eventlog, runs)
+        if _caught_up(client):
+            client.state = LIVE  # no checkpoint since the question: the fan-out sees all that comes after it
+            return
         if not served:
             with trio.move_on_at(_retry_at(client)):
                 await client.wakened.wait()
+
+
+def _caught_up(client: Client) -> bool:
+    """Whether the fan-out may have the client back: it is not closing, nothing is pending, nobody is hungry."""
+    if client.state is not BEHIND or client.wire.outlet.pending:
+        return False
+    return not any(subscription.hungry for subscription in client.subscriptions.values())
 
 
 def _retry_at(client: Client) -> float:
@@ -44,7 +108,7 @@ def _retry_at(client: Client) -> float:
     return min((one.retry_at for one in client.subscriptions.values() if one.retries), default=math.inf)
 
 
-async def _serve(subscription: Subscription, wire: Wire, eventlog: EventLog, runs: Runs) -> bool:
+async def _serve(subscription: Subscription, eventlog: EventLog, runs: Runs) -> bool:
     """Send one run; False where there is nothing to send now."""
     if subscription.started and subscription.position.epoch != eventlog.epoch:
         message = f"{subscription.position} is of an epoch that has ended"
@@ -53,34 +117,27 @@ async def _serve(subscription: Subscription, wire: Wire, eventlog: EventLog, run
         return False
     if not subscription.owed and subscription.position.offset < subscription.view.evicted:
         return await _fetch(subscription, eventlog)
+    wire = subscription.client.wire
     async with wire.lock:  # one run per turn, so that RECEIPT and pong wait for one run at most
         await wire.drain()
         run = _next_run(subscription, eventlog, runs)
         if run is not None:
+            runs.took(subscription, run, trio.current_time())  # the push takes it whole, before its first wait
             await wire.push(run.data)
-            runs.sent(subscription, run)
     return True
 
 
 def _next_run(subscription: Subscription, eventlog: EventLog, runs: Runs) -> Run | None:
-    """Take the next run and move the cursor; asked under the lock, after every wait, with none before the push."""
+    """The next run, if it is still wanted; asked under the lock, after every wait, with none before the push."""
     client = subscription.client
-    wanted = client.state is State.LIVE and client.subscriptions.get(subscription.number) is subscription
-    if not wanted or not subscription.hungry or subscription.position.epoch != eventlog.epoch:
+    wanted = client.subscriptions.get(subscription.number) is subscription and not client.wire.closing
+    if not wanted or client.state is not BEHIND or not subscription.hungry:
         return None
-    if subscription.owed:
-        run = runs.owed(subscription)
-        for _ in run.offsets:
-            subscription.owed.popleft()
-    elif subscription.position.offset >= subscription.view.evicted:
-        run = runs.after_position(subscription)
-        subscription.position = subscription.position.at(run.offsets[-1])
-    else:
+    if subscription.position.epoch != eventlog.epoch:
         return None
-    subscription.verdict = b""
-    if subscription.window is not None:
-        subscription.window.sent(run.offsets)
-    return run
+    if not subscription.owed and subscription.position.offset < subscription.view.evicted:
+        return None
+    return runs.following(subscription)
 
 
 async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:

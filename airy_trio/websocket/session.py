@@ -20,7 +20,7 @@ from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.conversation import Conversation
-from airy_trio.websocket.fanout import fan_out
+from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     CONNECT_TIMEOUT,
     GONE,
@@ -36,7 +36,7 @@ from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.outlet import Outlet
 from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.sender import send_for_ever
+from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
 from airy_trio.websocket.tasks import Tasks
 from airy_trio.websocket.upgrade import upgrade
@@ -84,14 +84,16 @@ class Sessions:
         *,
         server: str,
     ) -> None:
-        self.wheel = Wheel()
         self._eventlog = eventlog
         self._options = options
         self._replay = replay
         self._authenticator = authenticator
         self._server = server
         self._runs = Runs(eventlog)
-        self._clients: dict[Client, Wire] = {}  # the oldest first
+        self._senders = Senders(eventlog, self._runs)
+        self._fanout = FanOut(eventlog, self._runs, self._senders)
+        self.wheel = Wheel(self._senders)
+        self._clients: dict[Client, None] = {}  # the oldest first
         self._ended = trio.Event()
         self._dismissing = False
         self._counts: Counter[str] = Counter()
@@ -99,14 +101,14 @@ class Sessions:
     def statistics(self) -> dict[str, int]:
         """What there is now, and what there was since the start.
 
-        Now: ``clients``, their ``subscriptions``, and the clients ``behind``, for whom something waits. Since the
+        Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
         start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
         ``farewell NAME``, and ``refused TOKEN`` where what a client sent has ended its session.
         """
         subscriptions = behind = 0
-        for client, wire in self._clients.items():
+        for client in self._clients:
             subscriptions += len(client.subscriptions)
-            behind += wire.outlet.pending or any(one.hungry for one in client.subscriptions.values())
+            behind += client.state is State.BEHIND
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         return {**self._counts, **self._runs.statistics(), **now}
 
@@ -116,8 +118,10 @@ class Sessions:
         return self._runs.latencies
 
     async def fan_out(self) -> None:
-        """Wake the clients for whom the log has grown, for ever."""
-        await fan_out(self._eventlog)
+        """Write to the clients for whom the log has grown, and start send tasks for those behind, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._senders.run)
+            nursery.start_soon(self._fanout.run)
 
     async def serve(self, connections: trio.Nursery, outlet: Outlet, peer: str | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
@@ -128,11 +132,18 @@ class Sessions:
         begun_at = trio.current_time()
         logger.info("connection opened", session=client.session, peer=peer)
         wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
+        client.wire = wire
         conversation = Conversation(
-            client, wire, self._eventlog, self.wheel, self._replay, authenticator=self._authenticator
+            client,
+            wire,
+            self._eventlog,
+            self.wheel,
+            self._replay,
+            authenticator=self._authenticator,
+            fanout=self._fanout,
         )
         tasks = Tasks(connections, client)
-        self._clients[client] = wire
+        self._clients[client] = None
         if self._dismissing:
             client.dismiss(SHUTTING_DOWN)
         orderly = False
@@ -187,7 +198,7 @@ class Sessions:
             if ws is None:
                 client.dismiss(GONE)
             else:
-                tasks.start_soon(send_for_ever, client, wire, self._eventlog, self._runs)
+                self._senders.register(client, tasks)
                 client.dismiss(await _converse(client, wire, ws, conversation))
         client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
         return ws
@@ -196,6 +207,7 @@ class Sessions:
         """Let go of all that reads for the client or keeps watch over it. Idempotent."""
         client.state = State.CLOSING
         conversation.end()
+        self._senders.forget(client)
         self.wheel.forget(client)
 
     def _count(self, client: Client, conversation: Conversation) -> None:

@@ -5,6 +5,7 @@ State only: nothing is read, framed or sent here. Where a subscription starts is
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 import trio
 from attrs import define, field, frozen
@@ -16,6 +17,7 @@ from airy_trio.options import at_least
 from airy_trio.stomp.connection import AckMode, Connection
 from airy_trio.websocket.auth import ANYBODY, User
 from airy_trio.websocket.farewells import Farewell
+from airy_trio.websocket.wire import Wire
 
 
 @frozen(kw_only=True)
@@ -32,9 +34,16 @@ class State(Enum):
     CONNECTING = "connecting"
     """Nobody: CONNECTED has not been written."""
     LIVE = "live"
-    """Its send task."""
+    """The fan-out, and the session in the same way."""
+    BEHIND = "behind"
+    """Its send task: it did not take a run at once, or its cursor stands before the tail."""
     CLOSING = "closing"
     """Nobody: the session says the farewell."""
+
+
+LIVE: Final = State.LIVE
+BEHIND: Final = State.BEHIND
+"""As names of the module, for who asks at each delivery: an enum's attributes take longer to find."""
 
 
 class Window:
@@ -115,13 +124,14 @@ class Subscription:
 class Client:
     """One connection's state; owned by its session.
 
-    ``connection``: the STOMP side of it. ``user``: who CONNECT has said that it is. ``scope``: the conversation; its
-    deadline is that of CONNECT.
+    ``connection``: the STOMP side of it. ``wire``: its way out, set by the session. ``user``: who CONNECT has said
+    that it is. ``scope``: the conversation; its deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
     """
 
     connection: Connection
+    wire: Wire = field(init=False)
     state: State = State.CONNECTING
     user: User = ANYBODY
     farewell: Farewell | None = None
@@ -136,7 +146,7 @@ class Client:
         return self.connection.options.session
 
     def wake(self) -> None:
-        """Let the send task look again."""
+        """Let the send task of a client that is behind look again."""
         self.wakened.set()
 
     def dismiss(self, farewell: Farewell) -> None:

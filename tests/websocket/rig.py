@@ -1,4 +1,4 @@
-"""One client without a WebSocket: the conversation, wire, send task and fan-out over an outlet in memory."""
+"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over an outlet in memory."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -18,17 +18,18 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
-from airy_trio.websocket.fanout import fan_out
+from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.sender import send_for_ever
+from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, ReplayOptions
 from airy_trio.websocket.tasks import Tasks
 from airy_trio.websocket.wire import Wire
 from tests.websocket.messages import Reader, stomp
 
 SEND_TIMEOUT_S = 10.0
+STUCK_S = 100
 
 
 class MoodyStore(MemoryStore):
@@ -66,6 +67,24 @@ class MoodyStore(MemoryStore):
         return await super().bounds()
 
 
+class RecordingOutlet(MemoryOutlet):
+    """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        super().__init__(capacity_bytes)
+        self.writes: list[bytes] = []
+
+    def offer(self, data: bytes) -> bool:
+        taken = super().offer(data)
+        if taken:
+            self.writes.append(data)
+        return taken
+
+    def push(self, data: bytes) -> None:
+        super().push(data)
+        self.writes.append(data)
+
+
 @define(eq=False)
 class Rig:
     log: EventLog
@@ -73,7 +92,8 @@ class Rig:
     client: Client
     wire: Wire
     conversation: Conversation
-    wheel: Wheel
+    fanout: FanOut
+    senders: Senders
     frames: list[Frame] = field(factory=list)
     heart_beats: int = 0
     reader: Reader = field(factory=Reader)
@@ -95,18 +115,71 @@ class Rig:
         return new
 
     async def read_all(self) -> list[Frame]:
-        """Take bytes until none come for a while."""
+        """Take bytes until none come for a while. Fails where something is pending that nobody sends."""
         new = self.read()
-        quiet = 0
+        quiet = stuck = 0
         while quiet < 3:
             await trio.sleep(1)  # of the autojump clock: whoever can run has run
             more = self.read()
+            stuck = 0 if more or not self.outlet.pending else stuck + 1
+            assert stuck < STUCK_S, "pending, and nobody drains it"
             quiet = 0 if more or self.outlet.pending else quiet + 1
             new += more
         return new
 
     async def append(self, events: Sequence[NewEvent]) -> None:
         await self.log.append(self.log.head, events, "point")
+
+
+@define(eq=False)
+class Delivery:
+    """What all clients of one log share, and its tasks' nursery."""
+
+    log: EventLog
+    runs: Runs
+    senders: Senders
+    fanout: FanOut
+    wheel: Wheel
+    nursery: trio.Nursery
+    rigs: list[Rig] = field(factory=list)
+
+    async def connect(
+        self,
+        outlet: MemoryOutlet,
+        *,
+        heart_beat: str = "0,0",
+        replay: ReplayOptions | None = None,
+        version: Version = Version.V1_2,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> Rig:
+        """One more client, connected."""
+        client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test", heartbeat_ms=500)))
+        client.wire = wire = Wire(outlet, send_timeout_s=send_timeout_s)
+        options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
+        conversation = Conversation(
+            client, wire, self.log, self.wheel, options, authenticator=authenticator, fanout=self.fanout
+        )
+        rig = Rig(self.log, outlet, client, wire, conversation, self.fanout, self.senders)
+        self.rigs.append(rig)
+        self.senders.register(client, Tasks(self.nursery, client))
+        await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
+        return rig
+
+
+@asynccontextmanager
+async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
+    """Fan-out, send tasks and wheel over a log, until the block ends."""
+    runs = Runs(log)
+    senders = Senders(log, runs)
+    fanout, wheel = FanOut(log, runs, senders), Wheel(senders)
+    async with trio.open_nursery() as nursery:
+        for task in (fanout.run, senders.run, wheel.turn):
+            nursery.start_soon(task)
+        delivery = Delivery(log, runs, senders, fanout, wheel, nursery)
+        yield delivery
+        for rig in delivery.rigs:
+            rig.conversation.end()
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -118,20 +191,6 @@ async def rigged(
     replay: ReplayOptions | None = None,
     version: Version = Version.V1_2,
 ) -> AsyncGenerator[Rig]:
-    """A client that is connected, with its tasks, until the block ends."""
-    client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test", heartbeat_ms=500)))
-    wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S)
-    wheel = Wheel()
-    conversation = Conversation(
-        client, wire, log, wheel, replay or ReplayOptions(), authenticator=Authenticator(AuthOptions())
-    )
-    rig = Rig(log, outlet, client, wire, conversation, wheel)
-    async with trio.open_nursery() as nursery:
-        tasks = Tasks(nursery, client)
-        nursery.start_soon(fan_out, log)
-        nursery.start_soon(wheel.turn)
-        tasks.start_soon(send_for_ever, client, wire, log, Runs(log))
-        await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
-        yield rig
-        conversation.end()
-        nursery.cancel_scope.cancel()
+    """One client that is connected, with its tasks, until the block ends."""
+    async with delivering(log) as delivery:
+        yield await delivery.connect(outlet, heart_beat=heart_beat, replay=replay, version=version)

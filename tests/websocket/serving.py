@@ -100,7 +100,7 @@ class Server:
         assert not self.sessions.statistics()["clients"]
         assert not self.sessions.wheel.statistics()["clients"]
         view = self.log.attach(EVERYTHING, self)
-        assert view.readers == {self}
+        assert list(view.readers) == [self]
         self.log.detach(view, self)
 
     async def _serve(self, outlet: Outlet, ending: "Ending") -> None:

@@ -1,47 +1,170 @@
+"""The fan-out over outlets in memory: who is served, what neighbours share, when others run, whose trouble it is."""
+
+import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.events.destinations import EVERYTHING, OfConversation
-from airy_trio.log.eventlog import EventLog
-from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.websocket.fanout import YIELD_EVERY, fan_out
-from airy_trio.websocket.subscriptions import Client, Subscription
+from airy_trio.log.eventlog import LogOptions
+from airy_trio.websocket import fanout, farewells
+from airy_trio.websocket.fanout import YIELD_EVERY
+from airy_trio.websocket.subscriptions import State
+from tests.websocket.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
 from tests.websocket.serving import event, events, open_log
 
 
-def subscribed(log: EventLog, destination: OfConversation | None = None, *, started: bool = True) -> Subscription:
-    client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")))
-    subscription = Subscription(client, 1, b"", log.head, started=started)
-    subscription.view = log.attach(destination or EVERYTHING, subscription)
-    return subscription
+def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:
+    return (("id", id_), ("destination", "/events"), ("replay", "none"))
 
 
-async def test_only_who_reads_what_grew_is_woken(autojump_clock: MockClock) -> None:
-    log = await open_log()
-    all_, mine = subscribed(log), subscribed(log, OfConversation("mine"))
-    theirs, unready = subscribed(log, OfConversation("theirs")), subscribed(log, started=False)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fan_out, log)
-        await log.append(log.head, [event(1, conversation="mine")], "point")
+async def joined(delivery: Delivery, outlet: RecordingOutlet, destination: str = "/events", id_: str = "0") -> Rig:
+    """A client that is subscribed, of whose outlet only what follows is looked at."""
+    rig = await delivery.connect(outlet)
+    await rig.say("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
+    rig.read()
+    outlet.writes.clear()
+    return rig
+
+
+async def test_only_who_reads_what_grew_is_written_to(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        outlets = [RecordingOutlet() for _ in range(3)]
+        for outlet, destination in zip(
+            outlets, ("/events", "/events/conversation/mine", "/events/conversation/theirs"), strict=True
+        ):
+            await joined(delivery, outlet, destination)
+        await delivery.log.append(delivery.log.head, [event(1, conversation="mine")], "point")
         await wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-    assert [one.client.wakened.is_set() for one in (all_, mine, theirs, unready)] == [True, True, False, False]
+    assert [len(outlet.writes) for outlet in outlets] == [1, 1, 0]
+
+
+async def test_equal_cursors_are_given_the_same_octets_made_once(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        outlets = [RecordingOutlet() for _ in range(5)]
+        for outlet in outlets:
+            await joined(delivery, outlet)
+        for number in (1, 2):
+            await delivery.log.append(delivery.log.head, events(number, number), "point")
+            await wait_all_tasks_blocked()
+            assert len({id(outlet.writes[-1]) for outlet in outlets}) == 1
+        assert delivery.runs.statistics()["deliveries"] == 10
+
+
+async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        await delivery.log.append(delivery.log.head, events(1, 1), "point")
+        one, other = (await joined(delivery, RecordingOutlet(), id_=id_) for id_ in ("a", "b")), RecordingOutlet()
+        rigs = [rig async for rig in one]
+        late = await delivery.connect(other)
+        await late.say("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        found = [[(f.get("subscription"), f.body) for f in rig.read()] for rig in rigs]
+        assert found == [[("a", event(2).body)], [("b", event(2).body)]]
+        assert [f.body for f in late.read()[-2:]] == [event(1).body, event(2).body]
+
+
+async def test_what_comes_while_a_round_runs_is_one_write(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        outlet = RecordingOutlet()
+        await joined(delivery, outlet)
+        for number in range(1, 21):
+            await delivery.log.append(delivery.log.head, events(number, number), "point")
+        await wait_all_tasks_blocked()
+        assert len(outlet.writes) < 20
+        (rig,) = delivery.rigs
+        assert [f.body for f in rig.read()] == [e.body for e in events(1, 20)]
 
 
 async def test_many_readers_do_not_keep_other_tasks_waiting(autojump_clock: MockClock) -> None:
-    log = await open_log()
-    readers = [subscribed(log) for _ in range(3 * YIELD_EVERY)]
-    woken_at_turn: list[int] = []
-
-    async def look() -> None:
-        while not woken_at_turn or woken_at_turn[-1] < len(readers):
-            woken_at_turn.append(sum(reader.client.wakened.is_set() for reader in readers))
+    async with delivering(await open_log()) as delivery:
+        outlets = [RecordingOutlet() for _ in range(3 * YIELD_EVERY)]
+        for outlet in outlets:
+            await joined(delivery, outlet)
+        served: list[int] = []
+        await delivery.log.append(delivery.log.head, events(1, 1), "point")
+        while not served or served[-1] < len(outlets):
+            served.append(sum(len(outlet.writes) for outlet in outlets))
             await trio.lowlevel.checkpoint()
+    seen = {count for count in served if count}
+    assert len(seen) >= 2
+    assert all(count % YIELD_EVERY == 0 for count in seen)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fan_out, log)
+
+async def test_nothing_is_written_to_who_unsubscribed_while_others_ran(autojump_clock: MockClock) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fanout, "YIELD_EVERY", 1)
+        async with delivering(await open_log()) as delivery:
+            rigs = [await joined(delivery, RecordingOutlet()) for _ in range(50)]
+            await delivery.log.append(delivery.log.head, events(1, 1), "point")
+            while not any(rig.client.subscriptions[1].position.offset for rig in rigs):  # noqa: ASYNC110 - a fan-out has no event for this
+                await trio.lowlevel.checkpoint()
+            waiting = [rig for rig in rigs if not rig.client.subscriptions[1].position.offset]
+            for rig in waiting:
+                rig.conversation.end()
+            await wait_all_tasks_blocked()
+            assert waiting
+            assert not any(rig.read() for rig in waiting)
+
+
+@pytest.mark.parametrize(
+    "fault, farewell",
+    [
+        (RuntimeError("bug"), farewells.INTERNAL),
+        (KeyError("bug"), farewells.INTERNAL),
+        (trio.BrokenResourceError(), farewells.GONE),
+        (trio.ClosedResourceError(), farewells.GONE),
+    ],
+)
+async def test_one_clients_trouble_does_not_stop_the_fan_out(
+    fault: Exception, farewell: farewells.Farewell, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_data: bytes) -> bool:
+        raise fault
+
+    async with delivering(await open_log()) as delivery:
+        rigs = [await joined(delivery, RecordingOutlet()) for _ in range(3)]
+        monkeypatch.setattr(rigs[1].outlet, "offer", fail)
+        with capture_logs() as logs:
+            for number in (1, 2):
+                await delivery.log.append(delivery.log.head, events(number, number), "point")
+                await wait_all_tasks_blocked()
+        assert [rig.client.farewell for rig in rigs] == [None, farewell, None]
+        assert [len(rig.read()) for rig in rigs] == [2, 0, 2]
+    assert len(logs) == (farewell is farewells.INTERNAL)
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.BEHIND, State.CLOSING])
+async def test_only_who_is_live_is_written_to(state: State, autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        outlet = RecordingOutlet()
+        rig = await joined(delivery, outlet)
+        rig.client.state = state
+        await rig.append(events(1, 1))
         await wait_all_tasks_blocked()
-        await log.append(log.head, events(1, 1), "point")
-        await look()
-        nursery.cancel_scope.cancel()
-    assert len({count for count in woken_at_turn if count}) >= 2
+        assert not outlet.writes
+        assert rig.client.wakened.is_set() == (state is State.BEHIND)
+
+
+async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: MockClock) -> None:
+    log = await open_log(options=LogOptions(store="memory", tail_events=16))
+    outlet = RecordingOutlet()
+    async with rigged(log, outlet) as rig:
+        await rig.append(events(1, 100))
+        await rig.say("SUBSCRIBE", *everything())
+        outlet.writes.clear()
+        subscription = rig.client.subscriptions[1]
+        subscription.position = log.head.at(10)
+        rig.fanout.serve(subscription, trio.current_time())
+        assert not outlet.writes
+        assert rig.client.state is State.BEHIND
+
+
+async def test_an_ended_epoch_dismisses_its_readers_live_or_behind(autojump_clock: MockClock) -> None:
+    log = await open_log()
+    async with delivering(log) as delivery:
+        rigs = [await joined(delivery, RecordingOutlet()) for _ in range(2)]
+        rigs[0].client.state = State.BEHIND
+        await log.begin_epoch(log.head, "point")
+        await wait_all_tasks_blocked()
+        assert [rig.client.farewell for rig in rigs] == [farewells.POSITION_EXPIRED] * 2

@@ -14,13 +14,22 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.framing import HEART_BEAT
 from airy_trio.websocket.heartbeats import SLOT_S, Pulse, Wheel
+from airy_trio.websocket.runs import Runs
+from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, State
 from airy_trio.websocket.wire import Wire
+from tests.websocket.serving import open_log
 
 
 @pytest.fixture
-async def wheel() -> AsyncGenerator[Wheel]:
-    wheel = Wheel()
+async def senders() -> Senders:
+    log = await open_log()
+    return Senders(log, Runs(log))
+
+
+@pytest.fixture
+async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
+    wheel = Wheel(senders)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wheel.turn)
         yield wheel
@@ -91,11 +100,25 @@ async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autoj
     assert not outlet.pending
 
 
-async def test_a_beat_that_left_in_part_wakes_the_send_task(wheel: Wheel, autojump_clock: MockClock) -> None:
-    one = pulse(MemoryOutlet(1), outgoing_s=1)
+@pytest.mark.parametrize("capacity_bytes", [0, 1])
+async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
+    capacity_bytes: int, wheel: Wheel, senders: Senders, autojump_clock: MockClock
+) -> None:
+    one, well = pulse(MemoryOutlet(capacity_bytes), outgoing_s=1), pulse(MemoryOutlet(), outgoing_s=1)
     wheel.watch(one)
-    with trio.fail_after(2):
-        await one.client.wakened.wait()
+    wheel.watch(well)
+    await trio.sleep(2)
+    assert one.client.state is State.BEHIND
+    assert well.client.state is State.LIVE
+    assert senders.statistics()["waiting"] == 1
+
+
+async def test_who_is_behind_is_watched_too(wheel: Wheel, autojump_clock: MockClock) -> None:
+    one = pulse(MemoryOutlet(), incoming_s=1)
+    one.client.state = State.BEHIND
+    wheel.watch(one)
+    await trio.sleep(2.5 + 2 * SLOT_S)
+    assert one.client.farewell is farewells.SILENT
 
 
 async def test_one_clients_trouble_does_not_stop_the_wheel(

@@ -131,10 +131,38 @@ async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_bef
     subscription.live_after = 3
     run = runs.after_position(subscription)
     await trio.sleep(1)
-    runs.sent(subscription, run)
+    runs.took(subscription, run, trio.current_time())
     assert runs.statistics() == {"deliveries": 2, "bytes": len(run.data)}
     assert runs.latencies.total_s == pytest.approx(2 * 3)
     subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
-    runs.sent(subscription, runs.after_position(subscription))
+    runs.took(subscription, runs.after_position(subscription), trio.current_time())
     assert runs.statistics()["deliveries"] == 4
     assert sum(runs.latencies.counts) == 2
+
+
+async def test_a_neighbours_run_is_given_only_where_it_fits() -> None:
+    log = await filled(3)
+    runs = Runs(log)
+    one = subscribed(log, 1)
+    run = runs.following(one)
+    same, acking = subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
+    same.position = acking.position = one.position
+    assert runs.following(same, run) is run
+    assert runs.following(subscribed(log, 2), run).offsets == (3,)
+    assert b"ack:" in runs.following(acking, run).data
+    await log.append(log.head, events(4, 4), "point")
+    assert runs.following(same, run).offsets == (2, 3, 4)
+
+
+async def test_a_cursor_moves_when_its_run_was_taken() -> None:
+    log = await filled(3)
+    runs = Runs(log)
+    subscription = subscribed(log, 1)
+    subscription.owed = deque(await log.read(log.head.at(0), 1, EVERYTHING))
+    run = runs.following(subscription)
+    assert (run.offsets, subscription.position.offset, len(subscription.owed)) == ((1,), 1, 1)
+    runs.took(subscription, run, 0.0)
+    assert (subscription.position.offset, len(subscription.owed)) == (1, 0)
+    runs.took(subscription, runs.following(subscription), 0.0)
+    assert subscription.position.offset == 3
+    assert runs.statistics()["deliveries"] == 3

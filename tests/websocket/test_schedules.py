@@ -1,4 +1,4 @@
-"""Random schedules of one client against the whole way from log to outlet: no gap, no duplicate, nothing too late."""
+"""Random schedules of a few clients against the whole way from log to outlet: no gap, no duplicate, nothing late."""
 
 from collections.abc import Sequence
 from random import Random
@@ -6,7 +6,7 @@ from random import Random
 import pytest
 import trio
 from attrs import define, field
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import covers, parse
 from airy_trio.log.eventlog import LogOptions
@@ -14,8 +14,9 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket import fanout
 from airy_trio.websocket.subscriptions import ReplayOptions, State
-from tests.websocket.rig import MoodyStore, Rig, rigged
+from tests.websocket.rig import MoodyStore, Rig, delivering
 from tests.websocket.serving import event, open_log
 
 DESTINATIONS = (
@@ -27,6 +28,10 @@ DESTINATIONS = (
     "/events/tag.updated",
 )
 OBJECTS = 40
+STEPS = 60
+REST_SHARE = 0.3
+PATIENCE_S = 3600.0
+"""A client that is not looked at for a while must not be cut for it."""
 
 
 @define
@@ -42,6 +47,7 @@ class Expected:
     position: Position | None = None
     verdict: str = ""
     got: list[int] = field(factory=list)
+    bodies: list[bytes] = field(factory=list)
     in_flight: list[Frame] = field(factory=list)
     ended: bool = False
 
@@ -64,6 +70,14 @@ class Schedule:
         rare = (self.subscribe, self.unsubscribe, self.pause)
         await self.chance.choice(actions if self.chance.random() < 0.8 else rare)()
 
+    async def rest(self) -> None:
+        """Let all run who can: then nobody who is live may lack anything (invariant 4)."""
+        await wait_all_tasks_blocked()
+        client = self.rig.client
+        if client.state is State.LIVE:
+            assert not self.rig.outlet.pending
+            assert not any(subscription.hungry for subscription in client.subscriptions.values())
+
     async def append(self) -> None:
         new = [
             event(
@@ -73,9 +87,13 @@ class Schedule:
                 obj=f"message:{self.chance.randrange(OBJECTS)}",
                 size=self.chance.choice((0, 10, 300, 5000)),
             )
-            for number in range(1, self.chance.randint(2, 20))
+            for number in range(1, 1 + self.chance.choice((1, 2, 3, 4, 19)))
         ]
-        await self.rig.append(new)
+        at_once = self.chance.choice((1, 1, len(new)))
+        for start in range(0, len(new), at_once):
+            await self.rig.append(new[start : start + at_once])
+            for _ in range(self.chance.randrange(5)):
+                await trio.lowlevel.checkpoint()
         at = Position(self.rig.log.epoch, len(self.everything))
         self.everything += await self.rig.log.store.read(at, len(new))
 
@@ -128,11 +146,14 @@ class Schedule:
             )
 
     async def request(self, command: str, *headers: tuple[str, str]) -> None:
-        """Send a frame; meanwhile the client goes on reading, or the answer might never leave."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.keep_reading)
-            farewell = await self.rig.say(command, *headers)
-            nursery.cancel_scope.cancel()
+        """Send a frame; meanwhile the client goes on reading, or the answer might never leave, and the log grows."""
+        async with trio.open_nursery() as meanwhile:
+            if self.chance.random() < 0.5:
+                meanwhile.start_soon(self.append)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.keep_reading)
+                farewell = await self.rig.say(command, *headers)
+                nursery.cancel_scope.cancel()
         assert farewell is None
 
     async def keep_reading(self) -> None:
@@ -160,8 +181,8 @@ class Schedule:
         assert frame.get("resume") == (one.verdict if one.asked and not one.got else None)
         position = Position.parse(frame.get("message-id") or "")
         assert position is not None
-        assert frame.body == self.everything[position.offset - 1].body
         one.got.append(position.offset)
+        one.bodies.append(frame.body)
         self.seen.append(str(position))
         if one.ack == "auto":
             assert frame.get("ack") is None
@@ -173,6 +194,7 @@ class Schedule:
         """Let everything that is open run to its end."""
         while True:
             self.look_at(await self.rig.read_all())
+            assert self.rig.client.farewell is None
             busy = [one for one in self.by_id.values() if one.in_flight and not one.ended]
             if not busy:
                 break
@@ -197,6 +219,7 @@ class Schedule:
             if asked is None and one.replay is None:
                 newest = {e.object: e.offset for e in wanted if e.offset <= one.position.offset}
                 before = sorted(newest.values())[-WINDOW.events_max :]
+            assert one.bodies == [self.everything[offset - 1].body for offset in one.got]
             expected = before + after
             assert one.got == (expected[: len(one.got)] if one.ended else expected), one
 
@@ -208,17 +231,41 @@ def _ack(frame: Frame) -> str:
     return frame.get("ack") or ""
 
 
-@pytest.mark.parametrize("seed", range(24))
-async def test_every_subscription_gets_exactly_what_follows_its_position(seed: int, autojump_clock: MockClock) -> None:
+async def run_schedule(seed: int, clients: int = 2) -> None:
+    """Several clients of one log, one step of one of them after another; then each is checked."""
     chance = Random(seed)  # noqa: S311
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
-    outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
-    async with rigged(log, outlet, replay=WINDOW, heart_beat="0,500") as rig:
-        schedule = Schedule(rig, chance, [])
-        for _ in range(150):
-            await schedule.step()
-        await schedule.finish()
-        schedule.check()
-        assert rig.client.state is State.LIVE
-        assert not rig.reader.incomplete
+    everything: list[StoredEvent] = []
+    heart_beat = chance.choice(("0,0", "0,500"))
+    async with delivering(log) as delivery:
+        schedules = []
+        for _ in range(clients):
+            outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
+            rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
+            schedules.append(Schedule(rig, chance, everything))
+        for _ in range(STEPS * clients):
+            await chance.choice(schedules).step()
+            if chance.random() < REST_SHARE:
+                for schedule in schedules:
+                    await schedule.rest()
+        async with trio.open_nursery() as nursery:
+            for schedule in schedules:
+                nursery.start_soon(schedule.finish)
+        for schedule in schedules:
+            schedule.look_at(schedule.rig.read())  # heart-beats, while others were not done
+        await wait_all_tasks_blocked()
+        for schedule in schedules:
+            schedule.look_at(schedule.rig.read())
+            schedule.check()
+            assert schedule.rig.client.state is State.LIVE
+            assert not schedule.rig.reader.incomplete
+        assert delivery.senders.statistics() == {"known": clients, "sending": 0, "waiting": 0}
+
+
+@pytest.mark.parametrize("seed", range(24))
+async def test_every_subscription_gets_exactly_what_follows_its_position(
+    seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
+    await run_schedule(seed)

@@ -1,4 +1,4 @@
-"""The send task: tail and store, the seam between them, what it waits for, and what makes it look again."""
+"""The send tasks: tail and store, the seam between them, what they wait for, when they begin and when they end."""
 
 from random import Random
 
@@ -11,9 +11,10 @@ from airy_trio.log.eventlog import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
+from airy_trio.websocket.framing import close_frame
 from airy_trio.websocket.runs import RUN_BYTES_MAX
-from airy_trio.websocket.subscriptions import ReplayOptions
-from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, rigged
+from airy_trio.websocket.subscriptions import ReplayOptions, State
+from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
 from tests.websocket.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
@@ -27,16 +28,77 @@ SUBSCRIBE = (("id", "0"), ("destination", "/events"))
 
 
 async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet()
-    pushes = []
+    outlet = RecordingOutlet()
     async with rigged(await open_log(), outlet) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
-        push = outlet.push
-        outlet.push = lambda data: (pushes.append(len(data)), push(data))[1]  # type: ignore[method-assign, func-returns-value]
+        outlet.writes.clear()
         await rig.append(events(1, 1000))
         assert len([f for f in await rig.read_all() if f.command == "MESSAGE"]) == 1000
-    assert len(pushes) <= 4
-    assert max(pushes) <= RUN_BYTES_MAX
+    assert len(outlet.writes) <= 4
+    assert max(len(data) for data in outlet.writes) <= RUN_BYTES_MAX
+
+
+async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryOutlet()) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        for number in range(1, 50):
+            await rig.append(events(number, number))
+            await wait_all_tasks_blocked()
+            assert rig.client.state is State.LIVE
+            assert rig.senders.statistics() == {"known": 1, "sending": 0, "waiting": 0}
+
+
+async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
+    outlet = MemoryOutlet(100)
+    async with rigged(await open_log(), outlet) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        await wait_all_tasks_blocked()
+        rig.senders.take(rig.client)
+        rig.senders.take(rig.client)
+        await wait_all_tasks_blocked()
+        states = [rig.client.state]
+        assert rig.senders.statistics() == {"known": 1, "sending": 1, "waiting": 0}
+        assert len(await rig.read_all()) == 1
+        assert [*states, rig.client.state] == [State.BEHIND, State.LIVE]
+        assert rig.senders.statistics()["sending"] == 0
+
+
+@pytest.mark.parametrize("state", [State.CONNECTING, State.BEHIND, State.CLOSING])
+async def test_only_who_is_live_is_taken(state: State, autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryOutlet()) as rig:
+        rig.client.state = state
+        rig.senders.take(rig.client)
+        assert rig.senders.statistics()["waiting"] == 0
+        assert rig.client.state is state
+
+
+async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryOutlet()) as rig:
+        rig.senders.take(rig.client)
+        rig.senders.forget(rig.client)
+        rig.senders.forget(rig.client)
+        await wait_all_tasks_blocked()
+        assert rig.senders.statistics() == {"known": 0, "sending": 0, "waiting": 0}
+        assert rig.client.state is State.BEHIND
+
+
+async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryOutlet(500)) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("ack", "client"), ("prefetch-count", "1"))
+        await rig.append(events(1, 2, size=1000))
+        await wait_all_tasks_blocked()
+        states = [rig.client.state]
+        (first,) = await rig.read_all()
+        states.append(rig.client.state)
+        await rig.say("ACK", ("id", first.get("ack") or ""))
+        await wait_all_tasks_blocked()
+        states.append(rig.client.state)
+        (second,) = await rig.read_all()
+        assert second.body == event(2, size=1000).body
+    assert states == [State.BEHIND, State.LIVE, State.BEHIND]
 
 
 async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
@@ -88,9 +150,9 @@ async def test_a_store_that_is_away_is_asked_again_and_holds_up_nobody_else(auto
     async with rigged(log, MemoryOutlet()) as rig:
         await rig.append(events(1, 100))
         kept.away_share = 1.0
-        await rig.say("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head.at(99))))
+        await rig.say("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(50)
-        rig.client.wake()
+        rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await trio.sleep(10)
         assert kept.reads > 5
         await rig.say("SUBSCRIBE", ("id", "new"), ("destination", "/events"), ("replay", "none"))
@@ -141,7 +203,7 @@ async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockC
         await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(10)
         await kept.trim(age_s=3600, keep=50, limit=100)
-        rig.client.wake()
+        rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await wait_all_tasks_blocked()
         assert rig.client.farewell is farewells.POSITION_EXPIRED
 
@@ -169,3 +231,22 @@ async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_cl
     assert frames[0].command == "RECEIPT"
     numbers = [int(f.body.split(b",")[0][6:]) for f in frames[1:]]
     assert numbers in ([3, 4, 5], [3, 5]), "4 is in the window only where 5 came after its position"
+
+
+async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) -> None:
+    outlet = RecordingOutlet(100)
+    async with rigged(await open_log(), outlet) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        await wait_all_tasks_blocked()
+        await rig.append(events(2, 2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.wire.close, close_frame(1000, ""))
+            for _ in range(20):
+                outlet.take()
+                await wait_all_tasks_blocked()
+        assert outlet.writes[-1] == close_frame(1000, "")
+        await rig.append(events(3, 3))
+        await wait_all_tasks_blocked()
+        assert outlet.writes[-1] == close_frame(1000, "")

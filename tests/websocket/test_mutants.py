@@ -1,0 +1,167 @@
+"""Whether the random schedules would notice: fan-out and send tasks with one fault each, which some seed must catch."""
+
+import inspect
+import textwrap
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from attrs import frozen
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket import fanout, sender
+from airy_trio.websocket.conversation import Conversation
+from airy_trio.websocket.fanout import FanOut
+from airy_trio.websocket.runs import Runs
+from airy_trio.websocket.subscriptions import State
+from tests.websocket import test_fanout, test_sender, test_wire
+from tests.websocket.test_schedules import run_schedule
+
+SEEDS = range(120)
+
+
+@frozen
+class Mutant:
+    """A fault: in the source of ``owner.name``, ``sound`` is replaced by ``unsound``."""
+
+    fault: str
+    owner: Any
+    name: str
+    sound: str
+    unsound: str
+
+    def __str__(self) -> str:
+        return self.fault
+
+    def function(self) -> Callable[..., Any]:
+        original = getattr(self.owner, self.name)
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(self.sound) == 1, "the source has changed: the mutant must follow it"
+        made: dict[str, Callable[..., Any]] = {}
+        exec(source.replace(self.sound, self.unsound), original.__globals__, made)  # noqa: S102 - our own source
+        return made[self.name]
+
+
+MUTANTS = (
+    Mutant(
+        "cursor moved on refusal",
+        FanOut,
+        "serve",
+        "if client.wire.offer(neighbour.data, now):",
+        "if client.wire.offer(neighbour.data, now) or True:",
+    ),
+    Mutant(
+        "checkpoint before live",
+        sender,
+        "catch_up",
+        "client.state = LIVE",
+        "await trio.lowlevel.checkpoint(); client.state = LIVE",
+    ),
+    Mutant(
+        "live although somebody is hungry",
+        sender,
+        "_caught_up",
+        "return not any(subscription.hungry for subscription in client.subscriptions.values())",
+        "return True",
+    ),
+    Mutant(
+        "subscription not asked again under the lock",
+        sender,
+        "_next_run",
+        "client.subscriptions.get(subscription.number) is subscription",
+        "True",
+    ),
+    Mutant(
+        "partial write not handed over",
+        FanOut,
+        "serve",
+        "client.wire.outlet.pending or subscription.hungry",
+        "subscription.hungry",
+    ),
+    Mutant(
+        "refusal not handed over",
+        FanOut,
+        "serve",
+        "client.wire.outlet.pending or subscription.hungry",
+        "client.wire.outlet.pending",
+    ),
+    Mutant("ACK not served", Conversation, "_acknowledge", "for subscription in known:", "for subscription in ():"),
+    Mutant(
+        "SUBSCRIBE not served",
+        Conversation,
+        "_subscribe",
+        "self._fanout.serve(subscription, trio.current_time())",
+        "pass",
+    ),
+    Mutant(
+        "no evicted check in the fan-out",
+        FanOut,
+        "serve",
+        "subscription.owed or subscription.position.offset >= subscription.view.evicted",
+        "True",
+    ),
+)
+
+
+DIRECTED = (
+    (
+        Mutant("offer while pending", MemoryOutlet, "offer", "self._rest or ", ""),
+        test_wire.test_offer_is_refused_while_something_is_pending,
+    ),
+    (
+        Mutant("fan-out writes to who is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
+        partial(test_fanout.test_only_who_is_live_is_written_to, State.BEHIND),
+    ),
+    (
+        Mutant("who is behind is not woken", FanOut, "serve", "client.wake()", "pass"),
+        partial(test_fanout.test_only_who_is_live_is_written_to, State.BEHIND),
+    ),
+    (
+        Mutant("unsubscribed while others ran", FanOut, "_serve_readers", "reader not in view.readers or ", ""),
+        test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
+    ),
+    (
+        Mutant("a neighbour's run whoever it is", Runs, "following", "neighbour.prefix == subscription.prefix", "True"),
+        test_fanout.test_a_neighbour_with_another_id_or_cursor_gets_its_own,
+    ),
+    (
+        Mutant("written after a Close frame", sender, "_next_run", "and not client.wire.closing", ""),
+        test_sender.test_nothing_is_sent_after_a_close_frame,
+    ),
+    (
+        Mutant("not live where nothing is pending", sender, "_caught_up", "client.wire.outlet.pending", "True"),
+        test_sender.test_a_full_window_is_not_behind,
+    ),
+)
+"""What chance hardly ever meets, or what only delays: each with the test that must notice."""
+
+
+def fails(seed: int) -> bool:
+    try:
+        with capture_logs(processors=()):
+            trio.run(run_schedule, seed, clock=MockClock(autojump_threshold=0))
+    except Exception:  # noqa: BLE001 - whatever a mutant does is a catch
+        return True
+    return False
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_the_schedules_notice(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", 1)
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
+    assert any(fails(seed) for seed in SEEDS)
+
+
+@pytest.mark.parametrize("mutant, test", [pytest.param(*pair, id=pair[0].fault) for pair in DIRECTED])
+def test_the_directed_tests_notice(
+    mutant: Mutant, test: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", 1)
+    clock = MockClock(autojump_threshold=0)
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever a mutant does is a catch
+        trio.run(test, clock, clock=clock)
