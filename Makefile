@@ -16,7 +16,11 @@ BENCH ?=
 # How long `make fuzz` runs each of its targets.
 FUZZ_SECONDS ?= 60
 
-.PHONY: demo test check fix clean bench bench-route bench-stomp fuzz
+# How long the application writes while `make drill` kills things, and how often its clients are cut off and resume.
+DRILL_SECONDS ?= 120
+DRILL_RESUMES ?= 10000
+
+.PHONY: demo test check fix clean bench bench-route bench-stomp drill fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -46,6 +50,9 @@ bench-route: $(VENV)/.tests bench/build/load
 
 bench-stomp: $(VENV)/.tests
 	$(BIN)/python -m bench.stomp_codec
+
+drill: $(VENV)/.tests
+	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) $(BIN)/python -m pytest -s tests/drill
 
 fuzz: $(VENV)/.fuzzes
 	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)

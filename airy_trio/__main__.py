@@ -1,5 +1,30 @@
-"""``python -m airy_trio`` is ``airy-trio``."""
+"""``airy-trio``, also as ``python -m airy_trio``: what answers a signal before anything else has been imported."""
 
-from airy_trio.cli import main
+import signal
+import sys
+from types import FrameType
+from typing import Final, NoReturn
 
-main()
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED: Final = 128
+
+
+def main() -> NoReturn:
+    """Run the command line. A signal that comes before the server listens for it ends the program without a word.
+
+    The server then ends with 0, as later; a command that did not finish ends with 128 and the signal's number.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _end)
+    from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals come
+
+    run()
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    serving = len(sys.argv) > 1 and sys.argv[1].startswith("--config")
+    sys.exit(0 if serving else _INTERRUPTED + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -44,6 +44,7 @@ from airy_trio.database import (
     Names,
     Session,
     postgres_engine,
+    shown,
     sqlite_engine,
     sqlite_path,
 )
@@ -319,7 +320,7 @@ async def _opened_store(settings: Settings) -> AsyncIterator[OpenedStore]:
                     await opened.store.aclose()
         case name:
             url = settings.log.url
-            words = sa.make_url(url).render_as_string(hide_password=True) if url else name
+            words = shown(url) if url else name
             async with find_store(name, OWN_STORES)(url) as found:
                 yield OpenedStore(found, words)
 
@@ -340,7 +341,7 @@ async def _sql_store(settings: Settings) -> OpenedStore:
 
     await _patiently(lambda: reading.run(check), options, "log.url")
     appending = _database(url, options, settings=APPEND_TIMEOUT)
-    return OpenedStore(SqlStore(reading, appending, names), sa.make_url(url).render_as_string(hide_password=True))
+    return OpenedStore(SqlStore(reading, appending, names), shown(url))
 
 
 def _database(url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None) -> Database:

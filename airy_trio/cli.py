@@ -4,12 +4,13 @@ Everything that can go wrong is told on stderr in plain words, never as a traceb
 the settings, 1 for the database, the mapping, the triggers, the store or the port.
 """
 
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 import structlog
@@ -98,6 +99,18 @@ def main() -> NoReturn:
     raise AssertionError  # click has ended the program
 
 
+class _Stderr:
+    """Where log lines go; who reads them may leave, and a server goes on without."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def _loaded(config: Path | None) -> settings.Settings:
     if config is None:
         message = "Missing option '--config FILE'."
@@ -133,6 +146,6 @@ def _configure_logging(options: settings.LoggingOptions) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[options.level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )

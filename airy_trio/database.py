@@ -123,6 +123,11 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def shown(url: str) -> str:
+    """A database URL for a person: without password, and without options, where libpq takes a password too."""
+    return sa.make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
 def sqlite_path(url: str) -> Path:
     """The file of an SQLite URL; a relative path is relative to the working directory."""
     return Path(sa.make_url(url).database or "").absolute()

@@ -1,5 +1,7 @@
 """Every way in which the program can be started wrongly: one clear message on stderr, the right exit code, no more."""
 
+import contextlib
+import os
 import re
 import socket
 import sys
@@ -13,7 +15,7 @@ import structlog
 import trio
 from attrs import frozen
 
-from airy_trio import __version__, cli
+from airy_trio import __version__, cli, settings
 from airy_trio.changes import default_tables
 from airy_trio.changes.tables import FIELDS
 from tests.application import Application
@@ -346,3 +348,16 @@ def test_migrate_removes_and_does_nothing_else(other: tuple[str, ...], here: Her
     finished = airy_trio("migrate", "--remove", *other, "--config", here.on("sqlite:///x.db"))
     assert finished.code == 2
     assert "--remove stands alone" in finished.err
+
+
+def test_log_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, written = os.pipe()
+    os.close(reading)
+    stderr = os.fdopen(written, "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    cli._configure_logging(settings.LoggingOptions(format="json"))  # noqa: SLF001 - what main() does first
+    structlog.get_logger().warning("row fault")
+    with pytest.raises(BrokenPipeError):
+        stderr.write("told to nobody\n")
+    with contextlib.suppress(BrokenPipeError):
+        stderr.close()

@@ -21,6 +21,7 @@ from airy_trio.database import (
     postgres_engine,
     quote_identifier,
     quote_text,
+    shown,
     sqlite_engine,
     sqlite_path,
     translated,
@@ -341,3 +342,12 @@ def test_session_without_use_closes(any_application: Application) -> None:
     session = any_application.reading()
     trio.run(session.aclose)
     assert isinstance(session, Session)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:SECRET@h:5432/db", "postgresql://u@h:5432/db?password=SECRET&sslmode=require"]
+)
+def test_a_url_is_shown_without_its_password(url: str) -> None:
+    told = shown(url)
+    assert "SECRET" not in told
+    assert "h:5432/db" in told

@@ -129,8 +129,8 @@ class SqliteFeed:
             self._path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
         try:
             file = self._path.stat()
-        except FileNotFoundError:
-            message = f"the SQLite file {self._path} is not there any more"
+        except OSError as error:
+            message = f"the SQLite file {self._path} is not there any more: {error.strerror}"
             raise DatabaseUnavailable(message) from None
         (data,) = driver.execute("PRAGMA data_version").fetchone()
         (schema,) = driver.execute("PRAGMA schema_version").fetchone()

@@ -5,6 +5,7 @@ WebSocket that prints a line for each event.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,11 @@ import trio
 
 from airy_trio import app, migrate, settings
 from airy_trio.demo.terminal import line
-from airy_trio.testing.client import connect
+from airy_trio.errors import StartError
+from airy_trio.testing.client import Closed, StompClient, connect
 
 APPLICATION_END_S = 5.0
+SILENCE_MAX_S = 15.0  # the application writes every second or so
 
 
 def run(*, events_max: int | None = None) -> None:
@@ -47,11 +50,27 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
             start_new_session=True,  # Ctrl-C is for the demo, which ends the application
         )
         try:
-            shown = 0
-            while events_max is None or shown < events_max:
-                click.echo(line(await client.receive()))
-                shown += 1
+            await _print(client, events_max)
+        except BrokenPipeError:  # whoever read the lines has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, ASYNC230 - for what Python flushes at its end
         finally:
             application.terminate()
             with trio.move_on_after(APPLICATION_END_S, shield=True):
                 await application.wait()
+
+
+async def _print(client: StompClient, events_max: int | None) -> None:
+    """Print a line for each event. Raises ``StartError`` where nothing more will come."""
+    shown = 0
+    while events_max is None or shown < events_max:
+        try:
+            with trio.fail_after(SILENCE_MAX_S):
+                frame = await client.receive()
+        except trio.TooSlowError:
+            raise StartError(["the demo's application has stopped writing"]) from None
+        except Closed as closed:
+            raise StartError([f"the demo's server has closed the connection: {closed}"]) from None
+        if frame.command != "MESSAGE":
+            raise StartError([f"the demo's server has ended: {frame.get('message')}"])
+        click.echo(line(frame))
+        shown += 1

@@ -230,12 +230,14 @@ class SqlStore:
         try:
             done = await self._appending.write(work)
         except DatabaseUnavailable as error:
-            if error.sqlstate == LOCK_NOT_AVAILABLE:
-                count = await self._write(fence.cut_off)
-                logger.warning("an append that hung was cut off", sessions=count)
-            raise StoreUnavailable(str(error)) from None
-        fence.passed()
-        return done
+            shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
+        else:
+            fence.passed()
+            return done
+        if shut_out:
+            count = await self._write(fence.cut_off)
+            logger.warning("an append that hung was cut off", sessions=count)
+        raise StoreUnavailable(reason)
 
     async def _write(self, work: Callable[[sa.Connection], T]) -> T:
         try:

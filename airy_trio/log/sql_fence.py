@@ -14,7 +14,7 @@ from airy_trio.database import LOCK_CLASS, Names
 from airy_trio.log.tables import STATE
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
-PATIENCE_FIRST_S: Final = 0.25
+PATIENCE_FIRST_S: Final = 0.15
 PATIENCE_MAX_S: Final = 60.0
 LOCK_NOT_AVAILABLE: Final = "55P03"
 

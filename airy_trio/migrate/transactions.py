@@ -24,6 +24,7 @@ from airy_trio.database import (
     DatabaseOptions,
     postgres_engine,
     quote_text,
+    shown,
     sqlite_engine,
     sqlite_path,
     translated,
@@ -79,7 +80,7 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
         created = _create_file(path)
         engine = sqlite_engine(path)
     if record is not None:
-        _record(engine, f"-- {sa.make_url(url).render_as_string(hide_password=True)}", record)
+        _record(engine, f"-- {shown(url)}", record)
     committed = False
     try:
         with engine.connect() as connection, connection.execution_options(immediate=True).begin():

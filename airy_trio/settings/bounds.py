@@ -62,7 +62,10 @@ def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> 
     url = _parsed(text)
     if url is None:
         raise NotAllowedError(name, allowed, "a URL that cannot be read")
-    fault = _sqlite_fault(url) if scheme in SQLITE_DRIVERS else _port_fault(url)
+    if scheme in SQLITE_DRIVERS:
+        fault = 'an SQLite URL with "?" (it takes no options)' if "?" in text else _sqlite_fault(url)
+    else:
+        fault = _server_fault(url)
     if fault is not None:
         raise NotAllowedError(name, allowed, fault)
 
@@ -77,8 +80,6 @@ def _parsed(text: str) -> sa.URL | None:
 def _sqlite_fault(url: sa.URL) -> str | None:
     if url.host is not None or url.username is not None or url.port is not None:
         return "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"
-    if url.query:
-        return 'an SQLite URL with "?" (it takes no options)'
     if url.database in (None, "", ":memory:"):
         return "an SQLite URL without a file (a database in memory is seen by one process only)"
     if str(url.database).startswith("file:"):
@@ -86,7 +87,9 @@ def _sqlite_fault(url: sa.URL) -> str | None:
     return None
 
 
-def _port_fault(url: sa.URL) -> str | None:
+def _server_fault(url: sa.URL) -> str | None:
+    if "@" in (url.host or ""):  # else a part of the password would be told as the name of a host
+        return "a URL with two @ (in a password write %40)"
     if url.port is not None and not 0 < url.port <= PORT_MAX:
         return f"a port outside 1 to {PORT_MAX}"
     return None

@@ -5,7 +5,7 @@ called where a request makes a subscription hungry; how the session ends is only
 """
 
 import math
-from typing import assert_never
+from typing import Final, assert_never
 
 import structlog
 import trio
@@ -36,6 +36,10 @@ from airy_trio.websocket.subscriptions import Client, ReplayOptions, State, Subs
 from airy_trio.websocket.wire import Wire
 
 logger = structlog.get_logger(__name__)
+
+REQUESTS_PER_TURN: Final = 64
+ACKS_PER_TURN: Final = 64
+"""Answered between two checkpoints: one acknowledgement can concern all subscriptions of the connection."""
 
 
 class Conversation:
@@ -86,10 +90,12 @@ class Conversation:
             requests = self._client.connection.receive(message)
         except RemoteProtocolError as error:
             requests, fault = error.fulfilled, error
-        for request in requests:
+        for count, request in enumerate(requests, 1):
             farewell = await self._answer(request)
             if farewell is not None:
                 return farewell
+            if count % REQUESTS_PER_TURN == 0:  # a message can hold thousands that nobody has to wait for
+                await trio.lowlevel.checkpoint()
         if fault is None:
             return None
         return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
@@ -105,8 +111,10 @@ class Conversation:
                     self._unsubscribe(number)
                 await self._receipt(request.receipt)
             case Acknowledge():
-                for ack in request.acks:
+                for count, ack in enumerate(request.acks, 1):
                     self._acknowledge(ack)
+                    if count % ACKS_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
                 await self._receipt(request.receipt)
             case Disconnect():
                 self.end()

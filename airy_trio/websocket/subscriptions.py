@@ -3,7 +3,7 @@
 State only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from enum import Enum
 from typing import Final
 
@@ -52,7 +52,8 @@ class Window:
     def __init__(self, mode: AckMode, prefetch: int) -> None:
         self._cumulative = mode is AckMode.CLIENT
         self._prefetch = prefetch
-        self._in_flight: dict[int, None] = {}  # offsets in the order of sending, which rises
+        # Offsets in the order of sending, which rises. A plain dict would walk over what was taken from its front.
+        self._in_flight: OrderedDict[int, None] = OrderedDict()
 
     @property
     def room(self) -> int:
@@ -71,10 +72,8 @@ class Window:
         if offset not in self._in_flight:
             return False
         if self._cumulative:
-            for earlier in list(self._in_flight):
-                if earlier > offset:
-                    break
-                del self._in_flight[earlier]
+            while self._in_flight and next(iter(self._in_flight)) <= offset:
+                self._in_flight.popitem(last=False)
         else:
             del self._in_flight[offset]
         return True

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 import httpx2
 import pytest
 import trio
+from hypercorn.trio.tcp_server import TCPServer
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -164,13 +165,16 @@ async def test_peer_that_takes_nothing_does_not_keep_the_server_from_ending() ->
     ids=["nothing", "half a head", "an endless header", "half a preface"],
 )
 async def test_request_that_never_comes_to_its_end(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
-        await end_of(slow)
+        with trio.fail_after(default_s - 1):  # which is also Hypercorn's: it must be ours that counts
+            await end_of(slow)
 
 
 async def test_connection_does_not_live_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTION_S", 0.2)
+    monkeypatch.setattr(server, "IDLE_S", 1000)
     async with serving(pages()) as port, await open_socket(port, b"") as idle:
         await end_of(idle)
         assert (await port.get("/livez")).status_code == 200
@@ -194,6 +198,23 @@ async def test_broken_request_ends_its_own_connection(sent: bytes) -> None:
             await stream.send_eof()
             await end_of(stream)
         assert (await port.get("/livez")).status_code == 200
+
+
+async def test_fault_of_hypercorn_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faulty(TCPServer):
+        async def run(self) -> None:
+            await trio.lowlevel.checkpoint()
+            message = "a fault of the HTTP server"
+            raise ExceptionGroup(message, [ValueError()])  # as its nursery would
+
+    with capture_logs() as said:
+        async with serving(pages()) as port:
+            monkeypatch.setattr(server, "TCPServer", Faulty)
+            async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
+                assert await end_of(stream) == b""
+            monkeypatch.setattr(server, "TCPServer", TCPServer)
+            assert (await port.get("/livez")).status_code == 200
+    assert "admin connection failed" in {line["event"] for line in said}
 
 
 async def test_connections_beyond_the_limit_are_closed_and_the_server_goes_on(

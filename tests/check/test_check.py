@@ -49,6 +49,13 @@ def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> Non
         assert not sa.inspect(connection).has_table("change_log", schema=any_application.names.table_schema)
 
 
+def test_a_file_that_is_well_is_not_written_to(sqlite_application: Application, tmp_path: Path) -> None:
+    settings = sqlite_application.migrate()
+    before = (tmp_path / "app.db").read_bytes()
+    assert problems(check(settings)) == ()
+    assert (tmp_path / "app.db").read_bytes() == before
+
+
 def test_many_problems_in_one_run(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.execute("drop table tags")
@@ -140,16 +147,21 @@ def test_rights_that_are_missing_are_told_with_what_gives_them(stranger: str) ->
 async def test_server_needs_the_rights_that_check_asks_for_and_no_others(
     stranger: str, postgres_application: Application
 ) -> None:
-    settings = parse(f'[database]\nurl = "{stranger}"\n[listener]\nport = 0\n[admin]\nport = 0\n', {})
+    text = f'[database]\nurl = "{stranger}"\n[log]\nretain_events = 1\n[listener]\nport = 0\n[admin]\nport = 0\n'
+    settings = parse(text, {})
     with trio.fail_after(TIMEOUT_S):
         while found := problems(await trio.to_thread.run_sync(check, settings)):
             postgres_application.execute(*{line.partition("; as the owner: ")[2] for line in found})
         async with trio.open_nursery() as nursery:
             await nursery.start(app.serve, settings)
-            postgres_application.tag()
+            for number in range(3):
+                postgres_application.tag(f"t{number}")
             while not postgres_application.scalar("select last from airy_trio.log_state"):  # noqa: ASYNC110 - see below
                 await trio.lowlevel.checkpoint()
-            trimmed = "select count(*) = 0 from airy_trio.change_log"
+            trimmed = (
+                "select (select count(*) = 0 from airy_trio.change_log) "
+                "and (select count(*) = 1 from airy_trio.event_log)"
+            )
             while not postgres_application.scalar(trimmed):  # noqa: ASYNC110 - a table has no event for this
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()

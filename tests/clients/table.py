@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 HEADING = "## Clients\n"
 INTRODUCTION = """\
-In every run of the tests these clients go through the life of a real server (`make test TESTS=tests/clients`):
+In CI these clients go through the life of a real server, those of PyPI in their newest release:
 events with what has broken parsers before (emoji, quotes, backslashes before n, r and c, NUL in a JSON escape,
 50 KiB), silence for three intervals of heart-beats, `kill -9` of the server, its restart, the end."""
 

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import pytest
 import trio
 import trustme
 from attrs import frozen
@@ -57,7 +58,8 @@ def caddy(folder: Path, port: int, server: int) -> list[str]:
     return ["run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
 
-INSTALLED: Final = [proxy for proxy in (Proxy("nginx", nginx), Proxy("caddy", caddy)) if shutil.which(proxy.program)]
+PROXIES: Final = (Proxy("nginx", nginx), Proxy("caddy", caddy))
+PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin"
 
 
 @asynccontextmanager
@@ -75,9 +77,9 @@ async def proxied(
     (listener,) = await trio.open_tcp_listeners(0, host=HOST)
     port = listener.socket.getsockname()[1]
     await listener.aclose()
-    command = [shutil.which(proxy.program) or "", *proxy.configure(folder, port, address.port)]
+    command = [shutil.which(proxy.program, path=PATH) or "", *proxy.configure(folder, port, address.port)]
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        command, stdin=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": PATH}
     )
 
     async def dial() -> trio.SSLStream[trio.SocketStream]:
@@ -98,19 +100,21 @@ async def proxied(
             await process.wait()
 
 
-async def test_events_come_through_a_proxy(sqlite_application: Application, tmp_path: Path) -> None:
+@pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.program)
+async def test_events_come_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
+    if shutil.which(proxy.program, path=PATH) is None:
+        pytest.skip(f"{proxy.program} is not installed")
     settings = sqlite_application.migrate("[listener]\nport = 0\n")
+    folder = tmp_path / proxy.program
+    folder.mkdir()
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
             address: app.Address = await nursery.start(app.serve, settings)
-            for proxy in INSTALLED:
-                folder = tmp_path / proxy.program
-                folder.mkdir()
-                async with proxied(proxy, folder, address) as dial, StompClient(await dial()) as client:
-                    await client.upgrade(NAME)
-                    await client.connect()
-                    await client.subscribe(headers=[("replay", "none")])
-                    sqlite_application.tag(proxy.program)
-                    assert f'"id":"{proxy.program}"'.encode() in (await client.receive()).body
-                    await client.disconnect()
+            async with proxied(proxy, folder, address) as dial, StompClient(await dial()) as client:
+                await client.upgrade(NAME)
+                await client.connect()
+                await client.subscribe(headers=[("replay", "none")])
+                sqlite_application.tag(proxy.program)
+                assert f'"id":"{proxy.program}"'.encode() in (await client.receive()).body
+                await client.disconnect()
             nursery.cancel_scope.cancel()

@@ -3,12 +3,15 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
 from attrs import frozen
 
+from airy_trio.log.eventlog import LogOptions
 from tests.application import Application
+from tests.application import application as store_of
 from tests.drill.load import LONG
 from tests.e2e.route import END, Event
 
@@ -35,7 +38,7 @@ def log_of(application: Application) -> list[Event]:
     """Every event in the store, by offset, read past the server."""
     statement = f"select epoch, e.offset, body from {application.log_table('log_state')}, "
     statement += f"{application.log_table('event_log')} e order by e.offset"
-    with application.engine.begin() as connection:
+    with store_of(LogOptions().location(application.url)) as store, store.engine.begin() as connection:
         return [
             Event(f"{epoch}-{offset}", bytes(body).decode())
             for epoch, offset, body in connection.execute(sa.text(statement))
@@ -53,7 +56,7 @@ def examine(application: Application) -> Findings:
     return Findings(
         events=len(events),
         objects=len(versions),
-        repeated=sum(a == b for found in versions.values() for a, b in zip(found, found[1:], strict=False)),
+        repeated=sum(a == b for found in versions.values() for a, b in pairwise(found)),
         lost=[id_ for id_ in {*committed, *versions} if versions.get(id_, [0])[-1] != committed[id_]],
         backwards=[id_ for id_, found in versions.items() if found != sorted(found)],
         holes=_holes([event.offset for event in events], state.first, state.last),
@@ -72,8 +75,7 @@ def _versions(events: Iterable[Event]) -> dict[str, list[int]]:
 
 
 def _holes(offsets: list[int], first: int, last: int) -> list[str]:
-    holes = [f"{after} after {before}" for before, after in zip(offsets, offsets[1:], strict=False)
-             if after != before + 1]  # fmt: skip
+    holes = [f"{after} after {before}" for before, after in pairwise(offsets) if after != before + 1]
     if offsets and (offsets[0], offsets[-1]) != (first, last):
         holes.append(f"{first} to {last} in the state, {offsets[0]} to {offsets[-1]} there")
     return holes

@@ -1,11 +1,12 @@
 """An application under load, as a process of its own: six writers that know nothing of airy-trio, until SIGTERM.
 
-    python -m tests.drill.load URL SEED LONG_AFTER_S
+    python -m tests.drill.load URL SEED LONG_AFTER_S DELAY_MAX_S
 
-Transactions of random length, with random delays, rollbacks and savepoints, change a few tags that all writers want,
-and tags that only one writer knows; after ``LONG_AFTER_S`` one transaction stays open for ``LONG_S``. Each change of a
-tag adds one to the number in its ``name``, under the row's lock: in the order of commits the number only grows. Only
-what a single writer knows is deleted, for good. At its end it says on stdout, as JSON, how much it has done.
+Transactions of random length, with random delays up to ``DELAY_MAX_S``, rollbacks and savepoints, change a few tags
+that all writers want, and tags that only one writer knows; after ``LONG_AFTER_S`` one transaction stays open for
+``LONG_S``. Each change of a tag adds one to the number in its ``name``, under the row's lock: in the order of commits
+the number only grows. Only what a single writer knows is deleted, for good. At its end it says on stdout, as JSON,
+how much it has done.
 """
 
 import json
@@ -14,13 +15,13 @@ import signal
 import sys
 import threading
 from collections import Counter
+from typing import NamedTuple
 
 import psycopg
 
 WRITERS = 6
 CONTESTED = 20
 STATEMENTS_MAX = 5
-DELAY_MAX_S = 0.01
 RECONNECT_S = 0.05
 LONG_S = 4.0
 LONG = "long"
@@ -31,12 +32,20 @@ _CHANGE = (
 )
 
 
+class Rhythm(NamedTuple):
+    """What chance decides, and how long a writer pauses after each statement at most."""
+
+    seed: int
+    delay_max_s: float
+
+
 class Writer:
     """One connection's worth of transactions. ``tally``: of all writers."""
 
-    def __init__(self, number: int, seed: int, stop: threading.Event, tally: Counter[str]) -> None:
+    def __init__(self, number: int, rhythm: Rhythm, stop: threading.Event, tally: Counter[str]) -> None:
         self._number = number
-        self._random = random.Random(f"{seed} {number}")  # noqa: S311 - the same again
+        self._random = random.Random(f"{rhythm.seed} {number}")  # noqa: S311 - the same again
+        self._delay_max_s = rhythm.delay_max_s
         self._stop = stop
         self._tally = tally
         self._made = 0
@@ -62,7 +71,7 @@ class Writer:
                 gone = self._random.choice(self._own)
                 connection.execute("delete from tags where id = %s", [gone])
                 deleted += [] if discarded else [gone]
-            self._stop.wait(self._random.uniform(0, DELAY_MAX_S))
+            self._stop.wait(self._random.uniform(0, self._delay_max_s))
             if discarded:
                 connection.execute("rollback to s")
         if self._random.random() < 0.15:
@@ -100,13 +109,13 @@ class Writer:
                 self._stop.wait(RECONNECT_S)
 
 
-def main(url: str, seed: int, long_after_s: float) -> None:
+def main(url: str, rhythm: Rhythm, long_after_s: float) -> None:
     """Write until SIGTERM."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     tally = Counter({"committed": 0, "rolled back": 0, "cut": 0, LONG: 0})
     writers = [
-        threading.Thread(target=Writer(number, seed, stop, tally).work, args=(url, None if number else long_after_s))
+        threading.Thread(target=Writer(number, rhythm, stop, tally).work, args=(url, None if number else long_after_s))
         for number in range(WRITERS + 1)
     ]
     for writer in writers:
@@ -117,4 +126,4 @@ def main(url: str, seed: int, long_after_s: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].replace("+psycopg", ""), int(sys.argv[2]), float(sys.argv[3]))
+    main(sys.argv[1].replace("+psycopg", ""), Rhythm(int(sys.argv[2]), float(sys.argv[4])), float(sys.argv[3]))

@@ -82,6 +82,8 @@ class Nodes:
                     node.recording = True
                 case "recording interrupted" | "the lease was lost: another server may record":
                     node.recording = False
+                case _:
+                    continue
             self._tell()
         return listened
 

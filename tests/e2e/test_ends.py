@@ -1,5 +1,6 @@
 """How the server ends: on a signal, in order and with exit 0, whatever it was doing."""
 
+import os
 import signal
 from collections.abc import Sequence
 from functools import partial
@@ -11,9 +12,10 @@ import trio
 from airy_trio.testing.client import Closed
 from tests.application import Application
 from tests.e2e.route import HOST, configure, listening
-from tests.processes import AIRY_TRIO, Program, json_object, running, server
+from tests.processes import AIRY_TRIO, Program, json_object, run, running, server
 
 TIMEOUT_S = 40.0
+ROOT = Path(__file__).parents[2]
 
 
 def unlogged(program: Program) -> Sequence[str]:
@@ -90,3 +92,16 @@ async def test_signal_during_the_start_ends_it(number: signal.Signals, tmp_path:
                 assert await starting.wait() == 0
             nursery.cancel_scope.cancel()
     assert unlogged(starting) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("arguments, code", [(("--config", "f.toml"), 0), (("migrate", "--config", "f.toml"), 128)])
+async def test_signal_while_the_program_is_imported(
+    number: signal.Signals, arguments: Sequence[str], code: int, tmp_path: Path
+) -> None:
+    """Its first import is a module of ours that sends the signal."""
+    (tmp_path / "click.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise AssertionError\n")
+    environ = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    with trio.fail_after(TIMEOUT_S):
+        finished = await run(*arguments, environ=environ)
+    assert (finished.code, finished.err) == (code and code + number, "")

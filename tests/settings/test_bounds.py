@@ -135,6 +135,8 @@ def test_a_url_of_a_database_we_know(url: str) -> None:
         ("sqlite:///:memory:", "an SQLite URL without a file (a database in memory is seen by one process only)"),
         ("sqlite://a.db", "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"),
         ("sqlite:///a.db?mode=ro", 'an SQLite URL with "?" (it takes no options)'),
+        ("sqlite:///a?b.db", 'an SQLite URL with "?" (it takes no options)'),
+        ("postgresql://user:one@two@host/db", "a URL with two @ (in a password write %40)"),
         ("sqlite:///file:a.db", "an SQLite URL with file: (the path stands alone)"),
     ],
 )

@@ -6,6 +6,9 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.log.eventlog import LogOptions
+from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.frames import Frame, Version
+from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout, farewells
 from airy_trio.websocket.fanout import YIELD_EVERY
 from airy_trio.websocket.subscriptions import State
@@ -168,3 +171,26 @@ async def test_an_ended_epoch_dismisses_its_readers_live_or_behind(autojump_cloc
         await log.begin_epoch(log.head, "point")
         await wait_all_tasks_blocked()
         assert [rig.client.farewell for rig in rigs] == [farewells.POSITION_EXPIRED] * 2
+
+
+async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        rig = await delivery.connect(MemoryOutlet())
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        await rig.say("SUBSCRIBE", *everything("a")[:2], ("ack", "client"), ("prefetch-count", "10000"))
+        acks = b"".join(
+            encode(Frame("ACK", (("id", f"1.{delivery.log.head.at(n)}"),)), Version.V1_2) for n in range(1000)
+        )
+        delivery.nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        await rig.conversation.hear(acks)
+        assert turns - before >= 10
+        assert rig.conversation.acks_ignored == 1000

@@ -1,0 +1,91 @@
+"""The resume drill: clients that are cut off all the time, on two nodes that are killed in turn, miss nothing."""
+
+import os
+import random
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.drill.clients import Resuming
+from tests.drill.findings import examine, log_of
+from tests.drill.nodes import ROOT, Nodes, listens, records
+from tests.e2e.route import END, configure
+from tests.processes import Program, running
+
+RESUMES = int(os.environ.get("DRILL_RESUMES", "2000"))
+RESUMES_PER_S_MIN = 15
+END_S = 60.0
+CLIENTS = 8
+EVENTS_MAX = 20  # that a client reads before it goes away
+CALM_S = 1.0  # between two kills
+STAY_MAX_S = 0.15
+SEED = 5
+MORE = "connect_timeout_s = 20\n[events]\ndeletes = true\n"
+
+
+async def go_away_and_come_back(client: Resuming, clients: list[Resuming]) -> None:
+    """Read a little, again and again, until all clients together have resumed often enough."""
+    while sum(each.resumes for each in clients) < RESUMES:
+        with trio.move_on_after(client.random.uniform(0, STAY_MAX_S)):  # also in the middle of whatever it does
+            await client.receive(client.random.randrange(EVENTS_MAX))
+
+
+async def kill_in_turn(nodes: Nodes) -> None:
+    """Kill one node after the other, each once the one before listens again."""
+    while True:
+        for node in nodes.all:
+            await nodes.wait_all(listens)
+            await trio.sleep(CALM_S)
+            node.send(signal.SIGKILL)
+
+
+async def follow_to_the_end(client: Resuming) -> None:
+    while not client.ended:
+        await client.receive()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(RESUMES / RESUMES_PER_S_MIN + 2 * END_S)
+async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
+    postgres_application: Application, tmp_path: Path
+) -> None:
+    nodes = Nodes(configure(postgres_application, tmp_path, MORE))
+    clients = [Resuming(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]  # noqa: S311 - the same again
+    load = [sys.executable, "-m", "tests.drill.load", postgres_application.url, str(SEED), "1", "0.05"]
+    begun_at = trio.current_time()
+    with trio.fail_after(RESUMES / RESUMES_PER_S_MIN + END_S):
+        async with trio.open_nursery() as living:
+            for node in nodes.all:
+                living.start_soon(nodes.live, node)
+            await nodes.wait(records)
+            async with running(Program, load, folder=ROOT) as writers:
+                async with trio.open_nursery() as killing:
+                    killing.start_soon(kill_in_turn, nodes)
+                    async with trio.open_nursery() as coming_and_going:
+                        for client in clients:
+                            coming_and_going.start_soon(go_away_and_come_back, client, clients)
+                    killing.cancel_scope.cancel()
+                assert await writers.terminate() == 0, writers.err.all
+            await trio.to_thread.run_sync(partial(postgres_application.tag, END))
+            async with trio.open_nursery() as ending:
+                for client in clients:
+                    ending.start_soon(follow_to_the_end, client)
+            living.cancel_scope.cancel()
+    log, findings = log_of(postgres_application), examine(postgres_application)
+    resumes = sum(client.resumes for client in clients)
+    sys.stdout.write(
+        f"{resumes} resumes, {sum(c.refused for c in clients)} connections cut or refused, "
+        f"{sum(node.lives for node in nodes.all)} lives of nodes, {len(log)} events, "
+        f"{sum(len(c.events) for c in clients)} received in {trio.current_time() - begun_at:.0f} s\n"
+    )
+    assert resumes >= RESUMES
+    assert all(node.lives > 1 for node in nodes.all)
+    assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
+    for client in clients:
+        assert len(client.events) > CLIENTS
+        assert client.events == log[-len(client.events) :]

@@ -1,0 +1,73 @@
+"""A writer that hangs in the middle of an append is cut off by the next append; one that is only slow, not for ever."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import DatabaseOptions, Names
+from airy_trio.log.sql_fence import FENCE_CLASS, PATIENCE_FIRST_S, PATIENCE_MAX_S, Fence
+from airy_trio.log.store import StoreUnavailable
+from airy_trio.migrate import migrate_log
+from tests.log.places import event, open_sql
+
+STATE = "airy_trio.log_state"
+ENTER = f"select pg_advisory_xact_lock({FENCE_CLASS}, '{STATE}'::regclass::oid::int), * from {STATE} for update"
+
+
+@pytest.fixture
+def hanging(postgres_database: str) -> Iterator[None]:
+    """A session in the middle of an append: it waits for rows that do not come, as for a frozen process."""
+    migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
+    url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "set idle_in_transaction_session_timeout = '50ms'"
+        )  # it does not run in the middle of a COPY
+        connection.execute(ENTER)
+        connection.pgconn.exec_(b"copy airy_trio.event_log from stdin")
+        yield
+        connection.close()
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_the_next_append_cuts_it_off(postgres_database: str) -> None:
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        head = (await store.bounds()).head
+        with trio.fail_after(10):
+            with pytest.raises(StoreUnavailable):
+                await store.append(head, [event(1)], "point")
+            assert [stored.offset for stored in await store.append(head, [event(1)], "point")] == [1]
+            assert await store.resume_point() == "point"
+
+
+async def test_a_slow_one_that_ends_in_time_is_left_alone(postgres_database: str) -> None:
+    await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
+    engine = sa.create_engine(postgres_database)
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        head = (await store.bounds()).head
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                with engine.begin() as slow:
+                    slow.execute(sa.text(ENTER.replace(":", r"\:")))
+                    nursery.start_soon(store.append, head, [event(1)], "point")
+                    await trio.sleep(PATIENCE_FIRST_S / 3)  # the append waits meanwhile
+        assert (await store.bounds()).last == 1
+    engine.dispose()
+
+
+def test_patience_grows_with_each_cut_up_to_an_append_that_succeeds(postgres_database: str) -> None:
+    migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
+    engine = sa.create_engine(postgres_database)
+    fence = Fence(Names.of(postgres_database, "airy_trio"))
+    with engine.begin() as connection:
+        assert fence.cut_off(connection) == 0
+        assert fence.patience_s == 2 * PATIENCE_FIRST_S
+        for _ in range(20):
+            fence.cut_off(connection)
+        assert fence.patience_s == PATIENCE_MAX_S
+    fence.passed()
+    assert fence.patience_s == PATIENCE_FIRST_S
+    engine.dispose()
