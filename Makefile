@@ -3,8 +3,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'
-TESTS ?=
+# What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
+TESTS ?= -n 2 --dist loadfile --ignore tests/drill
+# What `make demo` hands on, for example: make demo DEMO='--events 20'
+DEMO ?=
 
 BIN := $(VENV)/bin
 LINES_MAX := 250
@@ -24,7 +26,7 @@ DRILL_RESUMES ?= 10000
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
-	$(BIN)/python -m airy_trio demo
+	$(BIN)/python -m airy_trio demo $(DEMO)
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest $(TESTS)

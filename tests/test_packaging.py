@@ -66,7 +66,7 @@ def test_wheel_says_who_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert f"{NAME}.dist-info/licenses/LICENSE" in wheel.namelist()
     scripts = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
-    assert "airy-trio = airy_trio.cli:main" in scripts
+    assert "airy-trio = airy_trio.__main__:main" in scripts
 
 
 def test_package_of_the_wheel_stands_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The wheel over outlets in memory; what clients see of it is in ``test_session``."""
+"""The wheel over outlets in memory; what clients see of it is in ``test_wire_contract``."""
 
 from collections.abc import AsyncGenerator
 from itertools import pairwise

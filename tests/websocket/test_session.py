@@ -1,4 +1,7 @@
-"""Sessions over streams in memory, on a clock of their own: what is answered, and how each one ends."""
+"""Sessions over streams in memory, on a clock of their own: what is answered, and how each one ends.
+
+The checklist of the wire contract is ``test_wire_contract``'s.
+"""
 
 from collections.abc import AsyncGenerator
 from typing import NoReturn
@@ -45,34 +48,6 @@ async def test_events_come_after_the_receipt_in_order(server: Server, autojump_c
     messages = [await plugged.client.receive() for _ in range(4)]
     assert receipt.headers == (("receipt-id", "r1"), ("position", f"{server.log.epoch}-0"), ("resume", "live"))
     assert [m.get("message-id") for m in messages] == [f"{server.log.epoch}-{n}" for n in (1, 2, 3, 4)]
-    assert messages[0].headers == (
-        ("destination", "/events"),
-        ("subscription", "s"),
-        ("message-id", f"{server.log.epoch}-1"),
-        ("content-type", "application/json"),
-        ("content-length", str(len(messages[0].body))),
-    )
-
-
-async def test_connect_and_subscribe_in_one_message_are_both_answered(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    plugged = server.plug()
-    await plugged.client.upgrade()
-    await plugged.client.send_text(
-        "CONNECT\naccept-version:1.2\n\n\0\n\nSUBSCRIBE\nid:0\ndestination:/events\nreceipt:r\n\n\0"
-    )
-    assert (await plugged.client.receive()).command == "CONNECTED"
-    assert (await plugged.client.receive()).command == "RECEIPT"
-
-
-async def test_a_frame_may_be_cut_over_binary_and_text_messages(server: Server, autojump_clock: MockClock) -> None:
-    plugged = server.plug()
-    await plugged.client.upgrade()
-    await plugged.client.send_bytes(b"CONNE")
-    await plugged.client.send_text("CT\naccept-version:1.")
-    await plugged.client.send_bytes(b"2\n\n\0")
-    assert (await plugged.client.receive()).command == "CONNECTED"
 
 
 async def test_two_subscriptions_to_one_destination_have_a_cursor_each(
@@ -88,145 +63,6 @@ async def test_two_subscriptions_to_one_destination_have_a_cursor_each(
     assert got == {("a", f"{epoch}-2"), ("b", f"{epoch}-1"), ("b", f"{epoch}-2")}
 
 
-async def test_nothing_comes_after_the_receipt_of_unsubscribe(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    await client.subscribe()
-    await server.append(1, 1)
-    assert (await client.receive()).command == "MESSAGE"
-    await client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "gone"))))
-    assert (await client.receive()).get("receipt-id") == "gone"
-    await server.append(2, 2)
-    assert (await client.disconnect()).code == 1000
-    await server.ended()
-
-
-async def test_a_full_window_waits_for_an_ack_and_is_no_stall(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1")])
-    await server.append(1, 2)
-    first = await client.receive()
-    assert first.get("ack") == f"1.{server.log.epoch}-1"
-    with trio.move_on_after(OPTIONS.send_timeout_s * 5) as window_is_full:
-        await client.receive()
-    assert window_is_full.cancelled_caught
-    await client.acknowledge(first)
-    assert (await client.receive()).get("message-id") == f"{server.log.epoch}-2"
-
-
-async def test_cumulative_acks_cover_what_came_before(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    await client.subscribe(headers=[("ack", "client"), ("prefetch-count", "2")])
-    await server.append(1, 4)
-    _, second = await client.receive(), await client.receive()
-    await client.acknowledge(second)
-    assert [(await client.receive()).body, (await client.receive()).body] == [
-        b'{"n": 3, "pad": ""}',
-        b'{"n": 4, "pad": ""}',
-    ]
-
-
-async def test_unknown_and_repeated_acks_are_ignored_and_counted(server: Server, autojump_clock: MockClock) -> None:
-    plugged = await server.plug_connected()
-    client = plugged.client
-    await client.subscribe(headers=[("ack", "client")])
-    await server.append(1, 1)
-    message = await client.receive()
-    for wrong in ("9.nothing", "1.nothing", f"1.{server.log.epoch}-77", f"7.{server.log.epoch}-1"):
-        await client.send(Frame("ACK", (("id", wrong),)))
-    await client.acknowledge(message, command="NACK")
-    await client.acknowledge(message, headers=[("receipt", "done")])
-    assert (await client.receive()).get("receipt-id") == "done"
-    await client.disconnect()
-    await plugged.ending.wait()
-    statistics = server.sessions.statistics()
-    assert (statistics["acks_ignored"], statistics["nacks"]) == (5, 1)
-
-
-async def test_acks_of_a_transaction_count_at_commit(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1")])
-    await server.append(1, 2)
-    first = await client.receive()
-    await client.send(Frame("BEGIN", (("transaction", "t"),)))
-    await client.acknowledge(first, headers=[("transaction", "t"), ("receipt", "inside")])
-    assert (await client.receive()).get("receipt-id") == "inside"
-    await client.send(Frame("COMMIT", (("transaction", "t"), ("receipt", "committed"))))
-    assert {(await client.receive()).command for _ in range(2)} == {"RECEIPT", "MESSAGE"}
-
-
-@pytest.mark.parametrize(
-    "frame, token, code",
-    [
-        (Frame("SEND", (("destination", "/events"), ("receipt", "r"))), "403-send-not-allowed", 4403),
-        (
-            Frame("SUBSCRIBE", (("id", "0"), ("destination", "/nowhere"), ("receipt", "r"))),
-            "404-unknown-destination",
-            4404,
-        ),
-        (
-            Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "d"), ("receipt", "r"))),
-            "403-durable-needs-auth",
-            4403,
-        ),
-        (Frame("NONSENSE", (("receipt", "r"),)), "400-unknown-command", 1002),
-        (Frame("CONNECT", (("accept-version", "1.2"),)), "400-already-connected", 1002),
-    ],
-)
-async def test_a_fault_is_told_with_its_receipt_then_closed(
-    server: Server, frame: Frame, token: str, code: int, autojump_clock: MockClock
-) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.subscribe(subscription="other")
-    await server.append(1, 1)
-    await plugged.client.receive()
-    await plugged.client.send(frame)
-    error, closed = await error_and_close(plugged.client)
-    assert (error.get("message"), closed) == (token, code)
-    assert error.get("receipt-id") == (None if frame.command == "CONNECT" else "r")
-    await server.ended()
-
-
-async def test_what_came_before_a_fault_in_the_same_message_takes_effect(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    client = (await server.plug_connected()).client
-    await client.send_text("SUBSCRIBE\nid:0\ndestination:/events\nreceipt:first\n\n\0SEND\ndestination:/x\n\n\0")
-    assert (await client.receive()).get("receipt-id") == "first"
-    error, code = await error_and_close(client)
-    assert (error.get("message"), code) == ("403-send-not-allowed", 4403)
-
-
-async def test_too_many_subscriptions(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    for number in range(OPTIONS.subscriptions_max):
-        await client.subscribe(subscription=str(number))
-    answer = await client.subscribe(subscription="one more")
-    assert answer.get("message") == "429-too-many-subscriptions"
-    with pytest.raises(Closed) as closed:
-        await client.receive()
-    assert closed.value.code == 1013
-
-
-async def test_a_frame_that_is_too_large(server: Server, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected()).client
-    half = "x" * (OPTIONS.frame_bytes_max // 2)
-    await client.send_text("UNSUBSCRIBE\nid:0\n\n" + half)
-    await client.send_text(half)
-    error, code = await error_and_close(client)
-    assert (error.get("message"), code) == ("413-frame-too-large", 1009)
-
-
-async def test_a_websocket_message_over_the_limit_is_closed_without_an_error_frame(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.send_text("x" * (OPTIONS.frame_bytes_max + 1))
-    with pytest.raises(Closed) as closed:
-        await plugged.client.receive()
-    assert closed.value.code == 1009
-    assert (await plugged.ending.wait()).name == farewells.TOO_LARGE.name
-
-
 async def test_a_breach_of_the_websocket_protocol_is_closed_with_its_code(
     server: Server, autojump_clock: MockClock
 ) -> None:
@@ -236,31 +72,6 @@ async def test_a_breach_of_the_websocket_protocol_is_closed_with_its_code(
         await plugged.client.receive()
     assert closed.value.code == 1002
     assert (await plugged.ending.wait()).name == farewells.PROTOCOL_ERROR.name
-
-
-async def test_no_common_version_names_ours(server: Server, autojump_clock: MockClock) -> None:
-    plugged = server.plug()
-    await plugged.client.upgrade()
-    answer = await plugged.client.connect(accept_version="3.0")
-    assert answer.command == "ERROR"
-    assert "1.2" in (answer.get("version") or "")
-    with pytest.raises(Closed) as closed:
-        await plugged.client.receive()
-    assert closed.value.code == 1002
-
-
-async def test_disconnect_is_receipted_then_all_later_frames_are_ignored(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    plugged = await server.plug_connected()
-    await plugged.client.subscribe()
-    await plugged.client.send(Frame("DISCONNECT", (("receipt", "bye"),)))
-    await plugged.client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "never"))))
-    assert (await plugged.client.receive()).get("receipt-id") == "bye"
-    with pytest.raises(Closed) as closed:
-        await plugged.client.receive()
-    assert closed.value.code == 1000
-    assert await plugged.ending.wait() is farewells.DONE
 
 
 async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: MockClock) -> None:
@@ -280,14 +91,6 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(server: Server, auto
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() is farewells.GONE
     await server.ended()
-
-
-async def test_no_connect_in_time(server: Server, autojump_clock: MockClock) -> None:
-    plugged = server.plug()
-    await plugged.client.upgrade()
-    error, code = await error_and_close(plugged.client)
-    assert (error.get("message"), code) == ("408-connect-timeout", 4408)
-    assert trio.current_time() == pytest.approx(OPTIONS.connect_timeout_s)
 
 
 async def test_the_deadline_of_connect_does_not_end_a_session_that_connected(
@@ -348,52 +151,6 @@ async def test_the_highest_subprotocol_that_is_known_is_echoed(
     await client.upgrade(path="/ws.communication?x=1", subprotocols=offered)
     assert client.subprotocol == chosen
     assert (await client.connect()).command == "CONNECTED"
-
-
-async def test_a_heart_beat_is_one_lf_and_only_where_nothing_else_was_written(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    client = (await server.plug_connected(headers=[("heart-beat", "0,30000")])).client
-    await client.subscribe()
-    await trio.sleep(20)
-    await server.append(1, 1)
-    assert (await client.receive_text()).startswith("MESSAGE")
-    heard_at = []
-    for _ in range(2):
-        assert await client.receive_text() == "\n"
-        heard_at.append(trio.current_time())
-    assert heard_at == pytest.approx([50, 80], abs=0.2)
-
-
-@pytest.mark.parametrize("version, wish", [("1.2", "0,0"), ("1.2", None), ("1.0", "30000,30000")])
-async def test_who_asked_for_no_heart_beats_gets_none_and_may_be_silent(
-    server: Server, version: str, wish: str | None, autojump_clock: MockClock
-) -> None:
-    client = (await server.plug_connected(version=version, headers=[("heart-beat", wish)] if wish else ())).client
-    with trio.move_on_after(3600) as quiet:
-        await client.receive_text()
-    assert quiet.cancelled_caught
-
-
-async def test_a_silent_client_is_sent_away_after_two_and_a_half_intervals(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    plugged = await server.plug_connected(headers=[("heart-beat", "30000,0")])
-    await trio.sleep(60)
-    await plugged.client.send_text("\n")
-    error, code = await error_and_close(plugged.client)
-    assert (error.get("message"), code) == ("408-heart-beat-missed", 4408)
-    assert trio.current_time() == pytest.approx(60 + 75, abs=0.3)
-    await server.ended()
-
-
-@pytest.mark.parametrize("alive", ["text", "ping"])
-async def test_any_byte_of_the_client_counts(server: Server, alive: str, autojump_clock: MockClock) -> None:
-    client = (await server.plug_connected(headers=[("heart-beat", "30000,0")])).client
-    for _ in range(10):
-        await trio.sleep(60)
-        await (client.send_text("\n") if alive == "text" else client.ping())
-    assert (await client.subscribe()).command == "RECEIPT"
 
 
 async def test_a_client_that_takes_nothing_is_cut(server: Server, autojump_clock: MockClock) -> None:

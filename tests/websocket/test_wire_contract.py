@@ -13,12 +13,14 @@ from trio.testing import MockClock
 
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
+from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
-from airy_trio.websocket.framing import close_frame, text_message
+from airy_trio.websocket.framing import close_frame
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.outlet import StreamOutlet
-from airy_trio.websocket.session import GOODBYE_S
-from tests.websocket.serving import Plugged, Server, event, serving
+from tests.websocket.messages import Reader
+from tests.websocket.rig import rigged
+from tests.websocket.serving import Plugged, Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
 VERSIONS = ["1.0", "1.1", "1.2"]
@@ -175,6 +177,18 @@ async def test_line_08_a_pong_counts_too_as_written(server: Server, autojump_clo
     assert trio.current_time() == pytest.approx(50, abs=0.2)
 
 
+async def test_line_08_a_receipt_that_leaves_at_once_counts_too_as_written(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryOutlet(), heart_beat="0,30000") as rig:
+        await trio.sleep(20)
+        await rig.say("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
+        await trio.sleep(29)
+        assert [frame.command for frame in rig.read()] == ["CONNECTED", "RECEIPT"]
+        assert rig.heart_beats == 0
+        await trio.sleep(2)
+        assert rig.read() == []
+        assert rig.heart_beats == 1
+
+
 @pytest.mark.parametrize("wanted_ms, interval_s", [(1000, 30), (30_000, 30), (45_000, 45)])
 async def test_line_08_ours_come_at_the_longer_of_both_intervals(
     server: Server, wanted_ms: int, interval_s: float, autojump_clock: MockClock
@@ -244,16 +258,19 @@ async def test_line_10_nothing_of_a_subscription_comes_after_the_receipt_of_unsu
     assert await arrivals(client) == []
 
 
+@pytest.mark.parametrize("taken", [0, 30, 90, 150, 210])
+@pytest.mark.parametrize("subscriptions", [("ended", "kept"), ("kept", "ended")])
 async def test_line_10_nor_what_was_owed_while_the_other_subscription_gets_all(
-    server: Server, autojump_clock: MockClock
+    server: Server, subscriptions: tuple[str, str], taken: int, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
-    await client.subscribe(subscription="ended")
-    await client.subscribe(subscription="kept")
+    for subscription in subscriptions:
+        await client.subscribe(subscription=subscription)
     await server.append(1, 400, size=1000)
-    await trio.testing.wait_all_tasks_blocked()  # the client takes nothing: most of it is still to be sent
+    frames = [await client.receive() for _ in range(taken)]
+    await trio.testing.wait_all_tasks_blocked()  # the client takes nothing more: most is still to be sent
     await client.send(Frame("UNSUBSCRIBE", (("id", "ended"), ("receipt", "gone"))))
-    frames = await arrivals(client)
+    frames += await arrivals(client)
     at = [frame.command for frame in frames].index("RECEIPT")
     ended = [frame for frame in frames if frame.get("subscription") == "ended"]
     kept = [frame for frame in frames if frame.get("subscription") == "kept"]
@@ -267,8 +284,9 @@ async def test_line_10_an_unknown_id_is_ignored(server: Server, autojump_clock: 
     client = (await server.plug_connected()).client
     await client.subscribe()
     await client.send(Frame("UNSUBSCRIBE", (("id", "unknown"), ("receipt", "r"))))
+    assert (await client.receive()).get("receipt-id") == "r"
     await server.append(1, 1)
-    assert [frame.command for frame in await arrivals(client)] == ["RECEIPT", "MESSAGE"]
+    assert offsets(await arrivals(client)) == [1]
 
 
 async def test_line_10_in_1_0_by_destination(server: Server, autojump_clock: MockClock) -> None:
@@ -483,6 +501,9 @@ async def test_line_15_connect_gets_no_receipt(server: Server, command: str, aut
     connected = await arrivals(client)
     assert [frame.command for frame in connected] == ["CONNECTED"]
     assert connected[0].get("receipt-id") is None
+    await client.send(Frame(command, (("accept-version", "1.2"), ("receipt", "r"))))
+    error, _ = await last_words(client)
+    assert error.get("receipt-id") is None
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -494,6 +515,7 @@ async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_
     texts = ["DISCONNECT\nreceipt:bye\n\n\0", "UNSUBSCRIBE\nid:0\nreceipt:never\n\n\0", "rubbish"]
     for text in ["".join(texts)] if joined else texts:
         await plugged.client.send_text(text)
+    await trio.testing.wait_all_tasks_blocked()
     await server.append(1, 1)
     bye = await plugged.client.receive()
     assert (bye.command, bye.headers) == ("RECEIPT", (("receipt-id", "bye"),))
@@ -502,6 +524,24 @@ async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_
     assert closed.value.code == 1000
     assert await plugged.ending.wait() is farewells.DONE
     await server.ended()
+
+
+async def test_line_15_nothing_that_was_owed_comes_after_the_receipt_of_disconnect(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
+    await client.subscribe()
+    await server.append(1, 400, size=1000)
+    await trio.testing.wait_all_tasks_blocked()
+    await client.send(Frame("DISCONNECT", (("receipt", "bye"),)))
+    messages = []
+    while (frame := await client.receive()).command == "MESSAGE":
+        messages.append(frame)
+    assert frame.get("receipt-id") == "bye"
+    assert 0 < len(messages) < 400
+    with pytest.raises(Closed) as closed:
+        await client.receive()
+    assert closed.value.code == 1000
 
 
 async def test_line_15_a_disconnect_without_receipt_is_only_closed(server: Server, autojump_clock: MockClock) -> None:
@@ -527,7 +567,7 @@ async def test_line_15_a_disconnect_without_receipt_is_only_closed(server: Serve
     ],
 )
 async def test_line_16_an_error_has_message_content_type_body_and_receipt_id_and_nothing_follows(
-    server: Server, frame: Frame, token: str, code: int, receipt: str | None, autojump_clock: MockClock
+    server: Server, frame: Frame, token: str, code: int, *, receipt: str | None, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected()
     await plugged.client.subscribe(subscription="other")
@@ -607,8 +647,8 @@ async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without
 ) -> None:
     plugged, outlet = await filled(server)
     begun_at = trio.current_time()
-    assert (await plugged.ending.wait()).token == "400-unknown-command"
-    assert plugged.ending.at - begun_at == pytest.approx(GOODBYE_S, abs=0.1)
+    assert (await plugged.ending.wait()).name == farewells.PROTOCOL_ERROR.name
+    assert plugged.ending.at - begun_at == pytest.approx(1, abs=0.1)
     assert outlet.aborted
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
@@ -620,7 +660,7 @@ async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_be
     server: Server, autojump_clock: MockClock
 ) -> None:
     plugged, outlet = await filled(server)
-    await trio.sleep(GOODBYE_S * 0.9)
+    await trio.sleep(0.9)
     outlet.make_room()
     messages = []
     while (frame := await plugged.client.receive()).command == "MESSAGE":
@@ -633,9 +673,9 @@ async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_be
     await plugged.client.stream.aclose()
     await plugged.ending.wait()
     assert not outlet.aborted
-    error, close = outlet.written[-2:]
-    assert error.startswith(text_message(b"ERROR" + b"x" * (len(error) - 9))[:4] + b"ERROR\n")
-    assert close == close_frame(1002, "400-unknown-command")
+    (error,) = Reader().feed(outlet.written[-2])
+    assert error.startswith(b"ERROR\n")
+    assert outlet.written[-1] == close_frame(1002, "400-unknown-command")
 
 
 def padded(command: str, size: int) -> str:
