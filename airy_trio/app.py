@@ -209,6 +209,7 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
     )
     await _patiently(log.open, settings.database, "log.url")
     with contextlib.ExitStack() as sockets:
+        broken: ExceptionGroup[Exception] | None = None
         async with trio.open_nursery() as connections:
             try:
                 async with trio.open_nursery() as intake:
@@ -228,9 +229,11 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
                     status.started(address)
                     await stopping.wait()
                     intake.cancel_scope.cancel()
-            except ExceptionGroup:
-                await sessions.dismiss_all(0, INTERNAL)  # a server that reads no changes must not look like a quiet one
-                raise
+            except ExceptionGroup as group:
+                broken = group
+            if broken is not None:  # a server that reads no changes must not look like a quiet one
+                await sessions.dismiss_all(0, INTERNAL)
+                raise broken
             await sessions.dismiss_all(settings.listener.drain_s)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
