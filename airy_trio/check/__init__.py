@@ -11,7 +11,8 @@ import sqlalchemy as sa
 import trio
 from attrs import frozen
 
-from airy_trio import app, migrate
+from airy_trio import migrate
+from airy_trio.app.stores import OWN_STORES
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
@@ -174,7 +175,7 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
 def _check_plugged_store(name: str, url: str, report: Report) -> str | None:
     async def look() -> str:
         with trio.fail_after(STORE_TIMEOUT_S):
-            async with find_store(name, app.OWN_STORES)(url) as store:
+            async with find_store(name, OWN_STORES)(url) as store:
                 return (await store.bounds()).epoch
 
     try:

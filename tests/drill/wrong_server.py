@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 from attrs import evolve
 
-from airy_trio import app, cli
+from airy_trio import cli
+from airy_trio.app import back_ends
 from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
@@ -34,5 +35,5 @@ class SeqFeed(PostgresFeed):
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "PostgresFeed", SeqFeed)
+        patch.setattr(back_ends, "PostgresFeed", SeqFeed)
         cli.main()

@@ -1,0 +1,8 @@
+"""The server as a whole: ``serve`` inside somebody's own nursery, ``run`` as a program.
+
+The only package that names back ends (``back_ends``, ``stores``); ``serving`` shows the whole nursery tree.
+"""
+
+from airy_trio.app.serving import Address, run, serve
+
+__all__ = ["Address", "run", "serve"]

@@ -1,0 +1,198 @@
+"""The server put together: its parts made, started in order, and the whole nursery tree in one function.
+
+::
+
+    serve()
+      connections                  outer: sessions and their send tasks, with a deadline at shutdown
+      intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop;
+                                   admin port; cancelled first at shutdown, and whatever breaks in it ends the
+                                   server loudly
+"""
+
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+from attrs import frozen
+
+from airy_trio import __version__, migrate
+from airy_trio.admin import server as admin
+from airy_trio.admin.endpoints import application
+from airy_trio.admin.metrics import Sources, registry
+from airy_trio.admin.readiness import Readiness
+from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
+from airy_trio.app.stores import OpenedStore, opened_store
+from airy_trio.errors import AiryTrioError
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.recorder import Recorder, RecorderOptions
+from airy_trio.log.retention import Retention
+from airy_trio.settings import Settings
+from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.farewells import INTERNAL
+from airy_trio.websocket.listener import accept, open_listening_socket
+from airy_trio.websocket.session import Sessions
+
+logger = structlog.get_logger(__name__)
+
+
+@frozen(kw_only=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        """The WebSocket URL for a client on this machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ws://{host}:{self.port}{self.path}"
+
+
+async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
+
+    ``companion`` runs beside the server once that listens; the server ends with it. Raises ``AiryTrioError`` where the
+    server cannot start or cannot go on.
+    """
+    stopping, company = trio.Event(), trio.CancelScope()
+    listening = False
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        try:
+            async with trio.open_nursery() as signalled:
+
+                async def stop_when_told() -> None:
+                    async for number in signals:
+                        logger.info("stopping", signal=signal.Signals(number).name)
+                        if stopping.is_set() or not listening:
+                            signalled.cancel_scope.cancel()
+                        stopping.set()
+                        company.cancel()
+
+                signalled.start_soon(stop_when_told)
+                async with trio.open_nursery() as serving:
+                    address = await serving.start(partial(serve, settings, stopping=stopping))
+                    listening = True
+                    if companion is not None:
+                        with company:
+                            await companion(address)
+                        stopping.set()
+                signalled.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _plain(group) from None
+
+
+async def serve(  # noqa: ASYNC128 - _serve says that it has started
+    settings: Settings,
+    *,
+    stopping: trio.Event | None = None,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
+
+    Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once.
+
+    Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
+    cannot go on.
+    """
+    if settings.database.migrate:
+        await trio.to_thread.run_sync(migrate.migrate, settings)
+    back_ends = await open_back_ends(settings)
+    try:
+        async with opened_store(settings) as opened:
+            parts = _parts(settings, back_ends, opened)
+            await _serve(settings, parts, trio.Event() if stopping is None else stopping, task_status)
+    except BaseExceptionGroup as group:
+        raise _plain(group) from None
+    finally:
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await back_ends.closing.aclose()
+
+
+@frozen(kw_only=True)
+class _Parts:
+    """The long-lived objects of one server."""
+
+    log: EventLog
+    recorder: Recorder
+    retention: Retention
+    sessions: Sessions
+    readiness: Readiness
+
+
+def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore) -> _Parts:
+    log = EventLog(opened.store, settings.log)
+    options = RecorderOptions(
+        batch_rows_max=settings.changes.batch_rows_max,
+        body_bytes_max=settings.listener.message_bytes_max,
+        events=settings.events,
+        store=opened.words,
+    )
+    recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
+    authenticator = Authenticator(settings.auth)
+    return _Parts(
+        log=log,
+        recorder=recorder,
+        retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
+        sessions=Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
+        readiness=Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s),
+    )
+
+
+async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status: trio.TaskStatus[Address]) -> None:
+    log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
+    figures = registry(
+        Sources(
+            sessions=sessions,
+            log=log,
+            recorder=recorder,
+            retention=parts.retention,
+            conditions=readiness.conditions,
+        )
+    )
+    await patiently(log.open, settings.database, "log.url")
+    with contextlib.ExitStack() as sockets:
+        broken: ExceptionGroup[Exception] | None = None
+        async with trio.open_nursery() as connections:
+            try:
+                async with trio.open_nursery() as intake:
+                    await intake.start(recorder.run)
+                    intake.start_soon(log.follow)
+                    intake.start_soon(parts.retention.run)
+                    intake.start_soon(sessions.fan_out)
+                    intake.start_soon(sessions.wheel.turn)
+                    intake.start_soon(readiness.run)
+                    pages = application(readiness.conditions, figures)
+                    intake.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
+                    listening = sockets.enter_context(await open_listening_socket(settings.listener))
+                    intake.start_soon(accept, listening, sessions, connections)
+                    host, port = listening.getsockname()[:2]
+                    address = Address(host=host, port=port, path=settings.listener.path)
+                    logger.info("listening", host=host, port=port, path=address.path, version=__version__)
+                    status.started(address)
+                    await stopping.wait()
+                    intake.cancel_scope.cancel()
+            except ExceptionGroup as group:
+                broken = group
+            if broken is not None:  # a server that reads no changes must not look like a quiet one
+                await sessions.dismiss_all(0, INTERNAL)
+                raise broken
+            await sessions.dismiss_all(settings.listener.drain_s)
+            connections.cancel_scope.cancel()
+    logger.info("stopped", **recorder.statistics())
+
+
+def _plain(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one error that a person is told, where the group holds only errors of ours; else the group."""
+    ours, others = group.split(AiryTrioError)
+    if ours is None or others is not None:
+        return group
+    error: BaseException = ours
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,74 @@
+"""The event store that the settings name, opened: one of ours, or whatever its author has registered."""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+import trio
+from attrs import frozen
+
+from airy_trio import migrate
+from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, open_database, patiently
+from airy_trio.database import SQLITE, Names, shown, sqlite_path
+from airy_trio.errors import StartError
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.plugged import find_store
+from airy_trio.log.sql import SqlStore
+from airy_trio.log.store import EventStore
+from airy_trio.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+OWN_STORES: Final = {"redis": "airy_trio.log.redis_streams:open_store"}
+"""Stores that need an extra, and where they are: only who names one must have it installed."""
+APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
+
+
+@frozen
+class OpenedStore:
+    """The event store, and where it is in words without a password."""
+
+    store: EventStore
+    words: str
+
+
+@contextlib.asynccontextmanager
+async def opened_store(settings: Settings) -> AsyncIterator[OpenedStore]:
+    """The event store that the settings name, for the length of a block: some have tasks of their own."""
+    match settings.log.store:
+        case "memory":
+            yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
+        case "sql":
+            opened = await _sql_store(settings)
+            try:
+                yield opened
+            finally:
+                with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                    await opened.store.aclose()
+        case name:
+            url = settings.log.url
+            words = shown(url) if url else name
+            async with find_store(name, OWN_STORES)(url) as found:
+                yield OpenedStore(found, words)
+
+
+async def _sql_store(settings: Settings) -> OpenedStore:
+    options = settings.database
+    url = settings.log.location(options.url)
+    if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
+        await trio.to_thread.run_sync(migrate.migrate_log, url, options)  # a file of our own: nobody's leave is needed
+        logger.warning("event log created", file=str(sqlite_path(url)))
+    reading = open_database(url, options)
+    names = Names.of(url, options.schema)
+
+    def check(connection: sa.Connection) -> None:
+        faults = list(migrate.pending(connection, "log", options))
+        if faults:
+            raise StartError([f"log: {fault}" for fault in faults])
+
+    await patiently(lambda: reading.run(check), options, "log.url")
+    appending = open_database(url, options, settings=APPEND_TIMEOUT)
+    return OpenedStore(SqlStore(reading, appending, names), shown(url))
