@@ -18,7 +18,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
@@ -29,6 +29,7 @@ from airy_trio.websocket.farewells import (
     SHUTTING_DOWN,
     TOO_LARGE,
     TOO_SLOW,
+    UNAUTHORIZED,
     Farewell,
 )
 from airy_trio.websocket.faults import farewell_after
@@ -160,6 +161,21 @@ class Sessions:
             self._count(client, conversation)
             _tell_end(client, trio.current_time() - begun_at)
         return client.farewell or GONE
+
+    def renew(self, options: AuthOptions) -> None:
+        """Go on with other credentials, and send away whose do not count any more, with ``401-unauthorized``.
+
+        Nothing is changed where the options cannot be used; raises what ``Authenticator.renew`` does then.
+        """
+        self._authenticator.renew(options)
+        refused = [
+            client
+            for client in self._clients
+            if client.state in {State.LIVE, State.BEHIND} and not self._authenticator.accepts(client.user)
+        ]
+        for client in refused:
+            client.dismiss(UNAUTHORIZED)
+        logger.info("credentials renewed", ended=len(refused))
 
     async def dismiss_all(self, drain_s: float, farewell: Farewell = SHUTTING_DOWN) -> None:
         """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.

@@ -47,10 +47,15 @@ def by_case(cases: dict[str, tuple[tuple[str, str], ...]]) -> pytest.MarkDecorat
     return pytest.mark.parametrize("headers", cases.values(), ids=cases.keys())
 
 
+def name_of(user: User | None) -> str | None:
+    assert user is not None
+    return user.name
+
+
 def test_each_token_is_its_users() -> None:
     authenticator = Authenticator(TOKENS)
-    assert authenticator.authenticate(evolve(NOBODY, passcode="s3cret")) == User("agent")
-    assert authenticator.authenticate(evolve(NOBODY, authorization="Bearer t0ken")) == User("app")
+    assert name_of(authenticator.authenticate(evolve(NOBODY, passcode="s3cret"))) == "agent"
+    assert name_of(authenticator.authenticate(evolve(NOBODY, authorization="Bearer t0ken"))) == "app"
     assert authenticator.authenticate(NOBODY) is None
 
 
@@ -80,7 +85,8 @@ def test_options_refuse_tokens_that_are_nobodys_without_showing_them(tokens: dic
 
 
 def test_nothing_shows_a_token() -> None:
-    for thing in (TOKENS, Authenticator(TOKENS), vars(Authenticator(TOKENS))):
+    user = Authenticator(TOKENS).authenticate(evolve(NOBODY, passcode="s3cret"))
+    for thing in (TOKENS, Authenticator(TOKENS), vars(Authenticator(TOKENS)), user):
         assert "s3cret" not in repr(thing)
 
 
@@ -168,3 +174,51 @@ async def test_a_durable_subscription_is_refused_for_the_reason_that_holds(
         client = (await server.plug_connected(headers=[("passcode", "s3cret")])).client
         error = await client.subscribe(headers=[("durable", "d"), ("ack", "client")])
         assert (error.get("message"), error.get("receipt-id")) == (token, "r1")
+
+
+@pytest.mark.parametrize(
+    "renewed, goes_on",
+    [
+        ({"agent": "s3cret", "app": "an0ther"}, True),
+        ({"agent": "an0ther"}, False),
+        ({"app": "s3cret"}, False),  # the same token is somebody else's now
+        ({}, False),
+    ],
+    ids=["others changed", "another token", "another name", "gone"],
+)
+async def test_a_session_goes_on_as_long_as_its_token_is_its_users(
+    renewed: dict[str, str], goes_on: bool, autojump_clock: MockClock
+) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = await server.plug_connected(headers=[("passcode", "s3cret")])
+        server.sessions.renew(AuthOptions(mode="tokens", tokens=renewed))
+        if goes_on:
+            assert (await plugged.client.subscribe()).command == "RECEIPT"
+            return
+        assert (await plugged.client.receive()).get("message") == "401-unauthorized"
+        assert await plugged.ending.wait() is UNAUTHORIZED
+
+
+async def test_renewed_tokens_count_for_who_connects_then(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        waiting = server.plug()
+        await waiting.client.upgrade()
+        server.sessions.renew(AuthOptions(mode="tokens", tokens={"agent": "n3w"}))
+        assert (await waiting.client.connect(headers=[("passcode", "n3w")])).command == "CONNECTED"
+        late = server.plug()
+        await late.client.upgrade()
+        assert (await late.client.connect(headers=[("passcode", "s3cret")])).get("message") == "401-unauthorized"
+
+
+async def test_who_connected_without_a_token_is_ended_where_one_is_needed_now(autojump_clock: MockClock) -> None:
+    async with serving(listen=False) as server:
+        plugged = await server.plug_connected()
+        server.sessions.renew(TOKENS)
+        assert await plugged.ending.wait() is UNAUTHORIZED
+
+
+async def test_nobody_is_ended_where_no_token_is_needed_any_more(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = await server.plug_connected(headers=[("passcode", "s3cret")])
+        server.sessions.renew(AuthOptions())
+        assert (await plugged.client.subscribe()).command == "RECEIPT"

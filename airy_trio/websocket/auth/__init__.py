@@ -1,0 +1,10 @@
+"""Who a client is, and what it may read: credentials in, a user or a refusal out.
+
+What a refused client is told, and when, is not here.
+"""
+
+from airy_trio.websocket.auth.authenticator import Authenticator
+from airy_trio.websocket.auth.options import TOKEN_BYTES_MAX, AuthOptions
+from airy_trio.websocket.auth.users import ANYBODY, User
+
+__all__ = ["ANYBODY", "TOKEN_BYTES_MAX", "AuthOptions", "Authenticator", "User"]
