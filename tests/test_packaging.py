@@ -79,7 +79,7 @@ def test_package_of_the_wheel_stands_alone(wheel: zipfile.ZipFile, tmp_path: Pat
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path)},
     )
-    assert Path(ended.stdout.strip()) == tmp_path / "airy_trio" / "cli.py"
+    assert Path(ended.stdout.strip()) == tmp_path / "airy_trio" / "cli" / "__init__.py"
 
 
 def test_sdist_is_enough_to_work_on(sdist: set[str]) -> None:

@@ -15,9 +15,10 @@ import structlog
 import trio
 from attrs import frozen
 
-from airy_trio import __version__, cli, settings
+from airy_trio import __version__, cli
 from airy_trio.changes import default_tables
 from airy_trio.changes.tables import FIELDS
+from airy_trio.cli.logs import configure_logging
 from tests.application import Application
 from tests.postgres import PASSWORD_ROLE, Postgres
 from tests.processes import Finished, json_object, run, server
@@ -355,7 +356,7 @@ def test_log_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatc
     os.close(reading)
     stderr = os.fdopen(written, "w", buffering=1)
     monkeypatch.setattr(sys, "stderr", stderr)
-    cli._configure_logging(settings.LoggingOptions(format="json"))  # noqa: SLF001 - what main() does first
+    configure_logging("info", "json")
     structlog.get_logger().warning("row fault")
     with pytest.raises(BrokenPipeError):
         stderr.write("told to nobody\n")

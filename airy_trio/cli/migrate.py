@@ -1,0 +1,44 @@
+"""``airy-trio migrate``: our tables and triggers come, and go."""
+
+from pathlib import Path
+
+import click
+
+from airy_trio.cli.starting import CONFIG, loaded, told
+
+
+@click.command(short_help="Add our tables and triggers, or remove them.")
+@CONFIG
+@click.option("--with-tables", is_flag=True, help="Make our default tables where there are none.")
+@click.option("--grant", metavar="ROLE", help="Give a role of Postgres what a server needs, and no more.")
+@click.option("--sql", "preview", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--remove", is_flag=True, help="Take everything of ours away again, the events too.")
+def migrate(config: Path | None, *, with_tables: bool, grant: str | None, preview: bool, remove: bool) -> None:
+    """Add the change log and the triggers to the database; all or nothing, and again without harm.
+
+    What is committed after it is recorded; rows from before are not sent.
+
+    \b
+    Examples:
+      airy-trio migrate --config config/prod.toml --sql            what would it do?
+      airy-trio migrate --config config/prod.toml --grant server   as owner, for a server that is none
+      airy-trio migrate --config config/dev.toml --with-tables     in a database without tables
+      airy-trio migrate --config config/prod.toml --remove         as if it had never been there
+    """  # noqa: D301 - click's mark for lines that stay as they are
+    if remove and (with_tables or grant is not None or preview):
+        message = "--remove stands alone"
+        raise click.UsageError(message)
+    settings = loaded(config)
+    from airy_trio import migrate as work
+
+    if remove:
+        told(lambda: work.remove(settings))
+        click.echo("removed")
+    elif preview:
+        for statement in told(lambda: work.preview(settings, with_tables=with_tables, grant=grant)):
+            click.echo(statement)
+    else:
+        done = told(lambda: work.migrate(settings, with_tables=with_tables, grant=grant))
+        if done.made:
+            click.echo(f"made the tables {', '.join(done.made)}")
+        click.echo(f"watching {', '.join(done.watched)}")

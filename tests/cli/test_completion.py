@@ -1,0 +1,62 @@
+"""The completion of shells, by a real bash; of the others what click makes of them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import AIRY_TRIO, run
+
+BASH = shutil.which("bash")
+ASK = """
+eval "$(airy-trio completion bash)"
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+_airy_trio_completion airy-trio
+echo "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment with ``airy-trio`` on its path."""
+    script = tmp_path / "airy-trio"
+    script.write_text(f'#!/bin/sh\nexec {" ".join(AIRY_TRIO)} "$@"\n')
+    script.chmod(0o700)
+    return {"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"}
+
+
+@pytest.mark.skipif(BASH is None, reason="no bash on this machine")
+@pytest.mark.parametrize(
+    "words, completed",
+    [
+        (["airy-trio", "mi"], ["migrate"]),
+        (["airy-trio", "migrate", "--re"], ["--remove"]),
+        (["airy-trio", "completion", ""], ["bash", "zsh", "fish"]),
+        (["airy-trio", "--ver"], ["--version"]),
+    ],
+)
+def test_bash_completes(words: list[str], completed: list[str], installed: dict[str, str]) -> None:
+    assert BASH is not None
+    asked = subprocess.run(
+        [BASH, "--norc", "-c", ASK, "bash", *words], check=True, capture_output=True, text=True, env=installed
+    )
+    assert asked.stdout.split() == completed
+    assert asked.stderr == ""
+
+
+@pytest.mark.parametrize("shell, word", [("zsh", "compdef _airy_trio_completion airy-trio"), ("fish", "complete ")])
+async def test_other_shells_have_their_own(shell: str, word: str) -> None:
+    ended = await run("completion", shell)
+    assert (ended.code, ended.err) == (0, "")
+    assert word in ended.out
+    assert "_AIRY_TRIO_COMPLETE" in ended.out
+
+
+async def test_an_unknown_shell_is_told_with_those_there_are() -> None:
+    ended = await run("completion", "tcsh")
+    assert (ended.code, ended.out) == (2, "")
+    assert "'bash', 'zsh', 'fish'" in ended.err

@@ -1,0 +1,47 @@
+"""What the command line says of itself: every command has examples, and every example is one that it takes."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import click
+import pytest
+
+from airy_trio import cli
+
+GROUP = cli.airy_trio
+COMMANDS: dict[str, click.Command] = {"": GROUP, **GROUP.commands}
+HEAVY = ("airy_trio.settings", "alembic", "hypercorn", "psycopg", "sqlalchemy", "starlette")
+
+
+def examples(command: click.Command) -> list[str]:
+    lines = (line.strip() for line in (command.help or "").splitlines())
+    starts = (re.sub(r"^source <\((.*?)\)", r"\1", line) for line in lines)
+    return [re.split(r" {2,}| [>|] ", line)[0] for line in starts if line.startswith("airy-trio ")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_that_it_takes(name: str) -> None:
+    found = examples(COMMANDS[name])
+    assert found
+    for example in found:
+        first, *rest = shlex.split(example)[1:]
+        if first in GROUP.commands:
+            GROUP.commands[first].make_context(first, rest)  # raises for what it does not know
+        else:
+            GROUP.make_context("airy-trio", [first, *rest])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_says_what_it_is(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.get_short_help_str(limit=100)
+    assert command is GROUP or not command.get_short_help_str().endswith("...")
+    assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
+
+
+def test_nothing_heavy_is_imported_to_say_it() -> None:
+    say = "import sys, airy_trio.cli; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
+    ended = subprocess.run([sys.executable, "-c", say, *HEAVY], check=True, capture_output=True, text=True)
+    assert ended.stdout.split() == []
