@@ -15,6 +15,7 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for
 OPEN_NURSERIES = {
     "app/serving.py",
     "websocket/session.py",
+    "testing/store_durables.py",
     "testing/store_promises.py",
 }  # the last is no part of the server
 NAME_BACK_ENDS = {"app/back_ends.py", "app/stores.py"}

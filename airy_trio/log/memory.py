@@ -4,10 +4,29 @@ import time
 from collections.abc import Callable, Sequence
 
 import trio
+from attrs import define
 
 from airy_trio.events.destinations import EVERYTHING, Destination, covers
 from airy_trio.log.position import Position, new_epoch
-from airy_trio.log.store import Bounds, NewEvent, PositionExpired, StaleAppend, StoredEvent, stored_after
+from airy_trio.log.store import (
+    Acknowledgement,
+    Bounds,
+    Holder,
+    NewEvent,
+    PositionExpired,
+    StaleAppend,
+    StoredEvent,
+    stored_after,
+)
+
+
+@define
+class _Durable:
+    """What is kept of one durable subscription."""
+
+    token: str
+    position: Position | None
+    used_at_ms: int
 
 
 class MemoryStore:
@@ -20,7 +39,7 @@ class MemoryStore:
         self._trimmed = 0
         self._appended_at_ms = 0
         self._resume_point: str | None = None
-        self._acknowledged: dict[tuple[str, str], tuple[Position, int]] = {}
+        self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()
 
     async def bounds(self) -> Bounds:
@@ -105,27 +124,44 @@ class MemoryStore:
             count += 1
         del self._events[:count]
         self._trimmed += count
-        for key in [key for key, (_, used_at_ms) in self._acknowledged.items() if used_at_ms < before_ms]:
-            del self._acknowledged[key]
+        for key in [key for key, durable in self._durables.items() if durable.used_at_ms < before_ms]:
+            del self._durables[key]
         return count
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
         await trio.lowlevel.checkpoint()
-        position, _ = self._acknowledged.get((owner, name), (None, 0))
-        return position
+        durable = self._durables.get((owner, name))
+        return None if durable is None else durable.position
 
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        """See ``EventStore.hold``."""
+        await trio.lowlevel.checkpoint()
+        return [self._hold(holder) for holder in holders]
+
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
         """See ``EventStore.acknowledge``."""
         await trio.lowlevel.checkpoint()
-        known, _ = self._acknowledged.get((owner, name), (position, 0))
-        if known.epoch == position.epoch:
-            position = max(known, position)
-        self._acknowledged[owner, name] = (position, self._now_ms())
+        return [one.holder for one in acknowledgements if not self._acknowledge(one.holder, one.position)]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
         await trio.lowlevel.checkpoint()
+
+    def _hold(self, holder: Holder) -> Position | None:
+        known = self._durables.get((holder.owner, holder.name))
+        position = None if known is None else known.position
+        self._durables[holder.owner, holder.name] = _Durable(holder.token, position, self._now_ms())
+        return position
+
+    def _acknowledge(self, holder: Holder, position: Position) -> bool:
+        known = self._durables.setdefault((holder.owner, holder.name), _Durable(holder.token, None, 0))
+        if known.token != holder.token:
+            return False
+        if known.position is None or known.position.epoch != position.epoch or known.position < position:
+            known.position = position
+        known.used_at_ms = self._now_ms()
+        return True
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

@@ -2,8 +2,9 @@
 
 A transaction (MULTI) is not: a stale batch that overlaps the end would have its tail added. Keys of all, in this
 order: the stream of events (ids ``OFFSET-0``), the hash of the state (``epoch``, ``first``, ``last``,
-``appended_at_ms``, ``resume_point``, ``bell``), the stream that rings when the head moves, the hash of acknowledged
-positions and the sorted set of when each was used. Arguments begin with the name for an epoch that may have to begin.
+``appended_at_ms``, ``resume_point``, ``bell``), the stream that rings when the head moves; of durable subscriptions the
+hash of acknowledged positions, the sorted set of when each was used, and the hash of who holds each. Arguments begin
+with the name for an epoch that may have to begin.
 
 Every script first looks whether the state is there and the stream is as long as the state says. Where either is not
 (a Redis that was emptied, or that evicts keys), what is left is dropped and a new epoch begins.
@@ -15,7 +16,7 @@ FIELDS: Final = ("at", "type", "object", "conversation", "channel", "truncated",
 """The fields of an event, always all and in this order: the scripts find their values by place."""
 
 _BEGINNING: Final = """
-local events, state, bell, acknowledged, used = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local events, state, bell, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('HMGET', state, 'epoch', 'first', 'last', 'bell')
@@ -104,6 +105,7 @@ local before_ms, keep, limit = now_ms - tonumber(ARGV[2]), tonumber(ARGV[3]), to
 local unused = redis.call('ZRANGEBYSCORE', used, '-inf', '(' .. string.format('%.0f', before_ms), 'LIMIT', 0, limit)
 for _, name in ipairs(unused) do
   redis.call('HDEL', acknowledged, name)
+  redis.call('HDEL', holders, name)
   redis.call('ZREM', used, name)
 end
 local low, high = first - 1, math.min(last, first - 1 + limit)
@@ -123,16 +125,40 @@ return count
 )
 """Arguments: the age in milliseconds, how many stay, how many go at most. Gives how many went."""
 
+HOLD: Final = (
+    _BEGINNING
+    + """
+local found = {}
+for place = 2, #ARGV, 2 do
+  redis.call('HSET', holders, ARGV[place], ARGV[place + 1])
+  redis.call('ZADD', used, now_ms, ARGV[place])
+  found[#found + 1] = redis.call('HGET', acknowledged, ARGV[place]) or ''
+end
+return found
+"""
+)
+"""Arguments: of each, owner and name as one text, and the token. Gives the position of each, empty where none is."""
+
 ACKNOWLEDGE: Final = (
     _BEGINNING
     + """
-local kept = redis.call('HGET', acknowledged, ARGV[2])
-local offset = kept and string.match(kept, '^' .. ARGV[3] .. '%-(%d+)$')
-if not offset or tonumber(offset) < tonumber(ARGV[4]) then
-  redis.call('HSET', acknowledged, ARGV[2], ARGV[3] .. '-' .. ARGV[4])
+local refused = {}
+for place = 2, #ARGV, 4 do
+  local name, token, of, offset = ARGV[place], ARGV[place + 1], ARGV[place + 2], ARGV[place + 3]
+  local holder = redis.call('HGET', holders, name) or token
+  if holder ~= token then
+    refused[#refused + 1] = (place - 2) / 4
+  else
+    local kept = redis.call('HGET', acknowledged, name)
+    local known = kept and string.match(kept, '^' .. of .. '%-(%d+)$')
+    if not known or tonumber(known) < tonumber(offset) then
+      redis.call('HSET', acknowledged, name, of .. '-' .. offset)
+    end
+    redis.call('HSET', holders, name, token)
+    redis.call('ZADD', used, now_ms, name)
+  end
 end
-redis.call('ZADD', used, now_ms, ARGV[2])
-return 1
+return refused
 """
 )
-"""Arguments: owner and name as one text, the epoch and the offset."""
+"""Arguments: of each, owner and name as one text, the token, the epoch, the offset. Gives the places of the refused."""

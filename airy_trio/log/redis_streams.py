@@ -25,8 +25,10 @@ from airy_trio.events.destinations import Destination, Everything, OfChannel, Of
 from airy_trio.log import redis_scripts
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
+    Acknowledgement,
     Bounds,
     EventStore,
+    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -90,7 +92,8 @@ class RedisStore:
         self._client = client
         self._bell = f"{{{name}}}:bell"
         self._acknowledged = f"{{{name}}}:acknowledged"
-        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._bell, self._acknowledged, f"{{{name}}}:used"]
+        others = (f"{{{name}}}:used", f"{{{name}}}:holders")
+        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._bell, self._acknowledged, *others]
         self._scripts: dict[str, Script[bytes]] = {}
 
     async def bounds(self) -> Bounds:
@@ -168,9 +171,20 @@ class RedisStore:
         found = await _asked(self._client.hget(self._acknowledged, _durable(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        """See ``EventStore.hold``."""
+        wanted = [text for one in holders for text in (_durable(one.owner, one.name), one.token)]
+        found = await self._run(redis_scripts.HOLD, *wanted)
+        return [Position.parse(position.decode()) for position in found]
+
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
         """See ``EventStore.acknowledge``."""
-        await self._run(redis_scripts.ACKNOWLEDGE, _durable(owner, name), position.epoch, position.offset)
+        known: list[str | int] = []
+        for one in acknowledgements:
+            known += (_durable(one.holder.owner, one.holder.name), one.holder.token)
+            known += (one.position.epoch, one.position.offset)
+        refused = await self._run(redis_scripts.ACKNOWLEDGE, *known)
+        return [acknowledgements[index].holder for index in refused]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``: connections are closed by ``open_store``."""

@@ -18,9 +18,12 @@ from airy_trio.database import Database, DatabaseUnavailable, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import POLL_S, Bell
+from airy_trio.log.sql_durables import DurableTable, known_position
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
 from airy_trio.log.store import (
+    Acknowledgement,
     Bounds,
+    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -45,6 +48,7 @@ class SqlStore:
         self._reading = reading
         self._appending = appending
         self._tables = LogTables.named(names)
+        self._durables = DurableTable(self._tables)
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         if not self._tables.postgres:
@@ -164,16 +168,27 @@ class SqlStore:
         rows = self._tables.acknowledged
         wanted = sa.select(rows.c.epoch, rows.c.offset).where(rows.c.owner == owner, rows.c.name == name)
         found = await self._read(lambda connection: connection.execute(wanted).one_or_none())
-        return None if found is None else Position(*found)
+        return known_position(*found) if found else None
 
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        """See ``EventStore.hold``."""
+
+        def work(connection: sa.Connection) -> dict[tuple[str, str], Position | None]:
+            self._make_synchronous(connection)
+            return self._durables.hold(connection, holders, self._tables.bounds(connection).now_ms)
+
+        found = await self._write(work) if holders else {}
+        return [found[holder.owner, holder.name] for holder in holders]
+
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
         """See ``EventStore.acknowledge``."""
 
-        def work(connection: sa.Connection) -> None:
+        def work(connection: sa.Connection) -> set[tuple[str, str]]:
             self._make_synchronous(connection)
-            self._tables.acknowledge(connection, owner, name, position, self._tables.bounds(connection).now_ms)
+            return self._durables.acknowledge(connection, acknowledgements, self._tables.bounds(connection).now_ms)
 
-        await self._write(work)
+        kept = await self._write(work) if acknowledgements else set()
+        return [one.holder for one in acknowledgements if (one.holder.owner, one.holder.name) not in kept]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""

@@ -70,6 +70,23 @@ def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms:
     ]
 
 
+@frozen
+class Holder:
+    """Who holds a durable subscription: ``name``, which is one of ``owner``'s. No other holder has this ``token``."""
+
+    owner: str
+    name: str
+    token: str
+
+
+@frozen
+class Acknowledgement:
+    """The position up to which the holder of a durable subscription has acknowledged everything."""
+
+    holder: Holder
+    position: Position
+
+
 @frozen(kw_only=True)
 class Bounds:
     """What is retained: offsets ``first`` to ``last`` of ``epoch``.
@@ -151,7 +168,7 @@ class EventStore(Protocol):
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
         Gives how many were deleted; less than ``limit`` means done. Offsets are not used again, and the resume point
-        stays. Positions that were acknowledged longer than ``age_s`` ago are forgotten with it.
+        stays. Durable subscriptions that were not used for longer than ``age_s`` are forgotten with it.
         """
         ...
 
@@ -162,11 +179,21 @@ class EventStore(Protocol):
         """
         ...
 
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
-        """Keep the acknowledged position of ``name``, which is one of ``owner``'s; also over a new epoch.
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        """Make each the holder of its durable subscription; give for each, in order, what ``acknowledged`` would.
 
-        Within an epoch it only goes forward: an earlier position is not an error and changes nothing but the time of
-        its last use. A position of another epoch replaces it.
+        Whoever held it before holds it no longer. A verb of its own because nodes share nothing but the store: two
+        of them must not both acknowledge for one name, and the newest claim is to win. Many at once, because
+        everybody comes back at once when a node has ended. No owner and name comes twice in one call.
+        """
+        ...
+
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+        """Keep acknowledged positions; give the holders that hold theirs no longer, of whom nothing is kept.
+
+        Within an epoch a position only goes forward: an earlier one is not an error and changes nothing but the time
+        of its last use. A position of another epoch replaces it, and it outlives its own. Where nobody is known as
+        holder (it was forgotten), this one is again. No owner and name comes twice in one call.
         """
         ...
 

@@ -1,8 +1,8 @@
 """The tables of the ``sql`` event store as both dialects know them, and how rows go in and come out.
 
 ``event_log`` holds the events by offset; ``log_state`` is a single row with the epoch, the bounds and the resume
-point; ``acknowledged`` holds the positions of durable subscriptions. Made by ``migrations/log``. Refuses to know when
-a transaction begins and ends.
+point; ``acknowledged`` holds the durable subscriptions (``sql_durables``). Made by ``migrations/log``. Refuses to know
+when a transaction begins and ends.
 """
 
 import time
@@ -11,12 +11,9 @@ from typing import Any, Self, assert_never
 
 import sqlalchemy as sa
 from attrs import frozen
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from airy_trio.database import POSTGRES, Names, quote_identifier
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType
-from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, StoredEvent
 
 EVENTS = "event_log"
@@ -62,7 +59,7 @@ class LogTables:
             acknowledged=sa.Table(
                 names.bare(ACKNOWLEDGED),
                 metadata,
-                *(sa.Column(name, sa.Text) for name in ("owner", "name", "epoch")),
+                *(sa.Column(name, sa.Text) for name in ("owner", "name", "holder", "epoch")),
                 *(sa.Column(name, sa.BigInteger) for name in ("offset", "used_at_ms")),
             ),
             copy=f"copy {names.quoted(EVENTS)} ({columns}) from stdin (format binary)",
@@ -115,20 +112,6 @@ class LogTables:
                 return columns.conversation_id == id_
             case _:
                 assert_never(destination)
-
-    def acknowledge(
-        self, connection: sa.Connection, owner: str, name: str, position: Position, used_at_ms: int
-    ) -> None:
-        """Write the position, unless a later one of the same epoch stands there; and when it was used."""
-        rows = self.acknowledged
-        known = {"epoch": position.epoch, "offset": position.offset, "used_at_ms": used_at_ms}
-        insert = postgres_insert if self.postgres else sqlite_insert
-        statement = insert(rows).values(owner=owner, name=name, **known)
-        earlier = sa.and_(rows.c.epoch == statement.excluded.epoch, rows.c.offset > statement.excluded.offset)
-        kept = sa.case((earlier, rows.c.offset), else_=statement.excluded.offset)
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=("owner", "name"), set_={**known, "offset": kept})
-        )
 
 
 def stored(rows: sa.CursorResult[Any]) -> list[StoredEvent]:

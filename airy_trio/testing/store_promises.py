@@ -13,7 +13,16 @@ import trio
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType
 from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StaleAppend, StoredEvent, stored_after
+from airy_trio.log.store import (
+    Acknowledgement,
+    EventStore,
+    Holder,
+    NewEvent,
+    PositionExpired,
+    StaleAppend,
+    StoredEvent,
+    stored_after,
+)
 
 OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
 """Opens the store in one place, as one more process would; the store is closed at the end of the block."""
@@ -414,7 +423,7 @@ async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
     async with open_store() as store:
         head = await filled(store, 6)
         await store.trim(age_s=AGE_S, keep=4, limit=ALL)
-        await store.acknowledge("owner", "name", head.at(3))
+        await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), head.at(3))])
         before = await _contents(store)
     async with open_store() as store:
         expect(
@@ -423,31 +432,6 @@ async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
         expect((await store.bounds()).first == 3, "so does what was trimmed")
         expect(await store.acknowledged("owner", "name") == head.at(3), "so do acknowledged positions")
         expect((await put(store, head, events(7, 7))).offset == 7, "and offsets go on")
-
-
-async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
-    """For each owner and name the furthest position is kept, until it was not used for too long."""
-    async with open_store() as store, open_store() as other:
-        head = await filled(store, 5)
-        expect(await store.acknowledged("ann", "inbox") is None, "nothing is acknowledged at first")
-        for offset, kept in ((2, 2), (4, 4), (3, 4), (4, 4)):
-            await store.acknowledge("ann", "inbox", head.at(offset))
-            expect(await other.acknowledged("ann", "inbox") == head.at(kept), "within an epoch it only goes forward")
-        await other.acknowledge("bob", "inbox", head.at(1))
-        await other.acknowledge("an", "ninbox", head.at(5))
-        expect(await store.acknowledged("ann", "inbox") == head.at(4), "owners and names do not mix")
-        expect(await store.acknowledged("bob", "inbox") == head.at(1), "each owner has its own")
-        await store.begin_epoch(head, "restarted")
-        expect(await store.acknowledged("ann", "inbox") == head.at(4), "it is kept over a new epoch")
-        await store.acknowledge("ann", "inbox", (await store.bounds()).head)
-        expect(await store.acknowledged("ann", "inbox") == (await store.bounds()).head, "another epoch replaces it")
-        await tick(store)
-        await store.trim(age_s=AGE_S, keep=ALL, limit=ALL)
-        expect(await store.acknowledged("bob", "inbox") == head.at(1), "what is used stays")
-        await store.acknowledge("ann", "inbox", (await store.bounds()).head)
-        await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL)
-        expect(await store.acknowledged("bob", "inbox") is None, "what was not used for too long is forgotten")
-        expect(await store.acknowledged("ann", "inbox") is not None, "acknowledging again is using it")
 
 
 PROMISES: Final = (
@@ -466,5 +450,4 @@ PROMISES: Final = (
     batches_are_seen_whole,
     trims_leave_reads_and_epochs_whole,
     a_reopened_store_goes_on,
-    acknowledged_positions_go_forward,
 )

@@ -12,7 +12,7 @@ from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.redis_scripts import FIELDS
 from airy_trio.log.redis_streams import SCAN_EVENTS, RedisRefusedError, open_store
-from airy_trio.log.store import EventStore, PositionExpired, StaleAppend, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
 from tests.log.places import event, redis_places
@@ -102,7 +102,7 @@ async def test_who_waits_hears_of_an_outage(own_redis: RedisServer, nursery: tri
     with trio.fail_after(20):
         async with open_store(own_redis.url) as store:
             nursery.start_soon(wait, store)
-            await store.acknowledge("owner", "name", Position("k7f3q9", 1))
+            await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), Position("k7f3q9", 1))])
             await trio.to_thread.run_sync(own_redis.kill)
             await heard.wait()
 

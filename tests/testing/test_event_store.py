@@ -11,7 +11,7 @@ from attrs import evolve
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.store import Bounds, NewEvent, StoredEvent, stored_after
+from airy_trio.log.store import Acknowledgement, Bounds, Holder, NewEvent, StoredEvent, stored_after
 from airy_trio.testing.event_store import (
     BrokenStoreError,
     MakePlace,
@@ -167,14 +167,63 @@ class MixesOwners(MemoryStore):
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         return await super().acknowledged("", owner + name)
 
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
-        await super().acknowledge("", owner + name, position)
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+        mixed = [
+            Acknowledgement(Holder("", one.holder.owner + one.holder.name, ""), one.position)
+            for one in acknowledgements
+        ]
+        return await super().acknowledge(mixed)
 
 
 class AcknowledgesBackwards(MemoryStore):
-    async def acknowledge(self, owner: str, name: str, position: Position) -> None:
-        self._acknowledged.pop((owner, name), None)
-        await super().acknowledge(owner, name, position)
+    def _acknowledge(self, holder: Holder, position: Position) -> bool:
+        kept = super()._acknowledge(holder, position)
+        if kept:
+            self._durables[holder.owner, holder.name].position = position
+        return kept
+
+
+class TakesAcknowledgementsOfAnybody(MemoryStore):
+    def _acknowledge(self, holder: Holder, position: Position) -> bool:
+        known = self._durables.get((holder.owner, holder.name))
+        return super()._acknowledge(holder if known is None else evolve(holder, token=known.token), position)
+
+
+class RefusesAllWhereOneIsRefused(MemoryStore):
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+        holders = [one.holder for one in acknowledgements]
+        known = [self._durables.get((holder.owner, holder.name)) for holder in holders]
+        if any(one is not None and one.token != holder.token for one, holder in zip(known, holders, strict=True)):
+            return holders
+        return await super().acknowledge(acknowledgements)
+
+
+class ForgetsWhoHolds(MemoryStore):
+    """Keeps the position of whoever held it before only until somebody else does."""
+
+    def _hold(self, holder: Holder) -> Position | None:
+        self._durables.pop((holder.owner, holder.name), None)
+        return super()._hold(holder)
+
+
+class HoldingIsNoUse(MemoryStore):
+    def _hold(self, holder: Holder) -> Position | None:
+        known = self._durables.get((holder.owner, holder.name))
+        used_at_ms = 0 if known is None else known.used_at_ms
+        position = super()._hold(holder)
+        self._durables[holder.owner, holder.name].used_at_ms = used_at_ms
+        return position
+
+
+class AnswersInTheOrderOfKeys(MemoryStore):
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        return await super().hold(sorted(holders, key=lambda holder: (holder.owner, holder.name)))
+
+
+class HoldsOnlyWhatNobodyHolds(MemoryStore):
+    def _hold(self, holder: Holder) -> Position | None:
+        known = self._durables.get((holder.owner, holder.name))
+        return super()._hold(holder) if known is None else known.position
 
 
 class TimesFall(MemoryStore):
@@ -208,6 +257,12 @@ BROKEN: dict[type[MemoryStore], str] = {
     WakesNobody: "waiting_ends_when_the_head_moves",
     WakesOnlyForEpochs: "waiting_ends_when_the_head_moves",
     MixesOwners: "acknowledged_positions_go_forward",
+    TakesAcknowledgementsOfAnybody: "the_last_holder_is_the_only_one",
+    RefusesAllWhereOneIsRefused: "the_last_holder_is_the_only_one",
+    ForgetsWhoHolds: "the_last_holder_is_the_only_one",
+    HoldsOnlyWhatNobodyHolds: "the_last_holder_is_the_only_one",
+    HoldingIsNoUse: "what_is_not_used_is_forgotten",
+    AnswersInTheOrderOfKeys: "many_are_held_at_once",
     TimesFall: "offsets_are_gapless",
     AcknowledgesBackwards: "acknowledged_positions_go_forward",
 }

@@ -1,0 +1,22 @@
+"""Who holds each durable subscription, beside its position."""
+
+import sqlalchemy as sa
+from alembic import context, op
+
+revision = "log_0003"
+down_revision = "log_0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add ``holder`` to ``acknowledged``."""
+    names = context.config.attributes["names"]
+    holder = sa.Column("holder", sa.Text, nullable=False, server_default="")
+    op.add_column(names.bare("acknowledged"), holder, schema=names.table_schema)
+
+
+def downgrade() -> None:
+    """Take it away."""
+    names = context.config.attributes["names"]
+    op.drop_column(names.bare("acknowledged"), "holder", schema=names.table_schema)
