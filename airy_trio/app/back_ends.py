@@ -104,19 +104,20 @@ def _feed(
     settings: Settings, database: Database, names: Names, tables: Tables
 ) -> tuple[SqliteFeed | PostgresFeed, Lease]:
     options = settings.database
+    text_chars_max = settings.listener.message_bytes_max  # what is longer does not go into an event either
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, lenient=True))
         real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
         lock = real.with_name(f"{real.name}.airy-trio.lock")
-        return SqliteFeed(reading, database, names, tables), FileLease(lock)
+        return SqliteFeed(reading, database, names, tables, text_chars_max), FileLease(lock)
     engine = postgres_engine(
         options.direct_url or options.url,
         connect_timeout_s=options.connect_timeout_s,
         settings=SESSION_TIMEOUTS,
     )
     reading = Session(engine.execution_options(isolation_level="REPEATABLE READ"))
-    return PostgresFeed(reading, database, names, tables), PostgresLease(reading, names)
+    return PostgresFeed(reading, database, names, tables, text_chars_max), PostgresLease(reading, names)
 
 
 def open_database(url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None) -> Database:

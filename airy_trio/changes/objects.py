@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio.changes.queries import Queries
+from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.changes.rows import (
     ChangedObject,
     Channel,
@@ -44,11 +44,12 @@ def changes_of(rows: Iterable[sa.Row[Any]]) -> Iterator[Change]:
 
 
 class Objects:
-    """Reads the changed objects of one mapping."""
+    """Reads the changed objects of one mapping; of a content or a metadata value at most ``text_chars_max``."""
 
-    def __init__(self, dialect: str, tables: Tables) -> None:
+    def __init__(self, dialect: str, tables: Tables, text_chars_max: int = TEXT_CHARS_MAX) -> None:
         self._tables = tables
-        self._queries = {kind: Queries(dialect, table) for kind, table in tables.items()}
+        self._text_chars_max = text_chars_max
+        self._queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
         """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
@@ -72,8 +73,12 @@ class Objects:
         found: dict[Key, ChangedObject] = {}
         for row, included in self._queries[kind].rows(connection, keys):
             fields = table.fields(row)
-            found[table.key_of(row)] = _present(table, fields) if included else _absent(table.kind, fields)
+            present = _present(table, fields, content_cut=self._is_cut(fields.get("content")))
+            found[table.key_of(row)] = present if included else _absent(table.kind, fields)
         return found
+
+    def _is_cut(self, value: Value) -> bool:
+        return isinstance(value, str | bytes) and len(value) > self._text_chars_max
 
     def _metadata(self, connection: sa.Connection, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
         table = self._tables["metadata"]
@@ -81,7 +86,8 @@ class Objects:
         for row, included in self._queries["metadata"].rows(connection, keys):
             pair = entries.get(table.key_of(row))
             if included and pair is not None:  # a collation may match more than what was asked for
-                pair.append(_entry(table.fields(row)))
+                fields = table.fields(row)
+                pair.append(_entry(fields | {"value_type": None} if self._is_cut(fields["value"]) else fields))
         pairs = {key: _pair(table, key) for key in keys}
         owners = self._owners(connection, set(pairs.values()))
         return {
@@ -125,12 +131,14 @@ class Objects:
         return _absent(change.kind, table.fields({"id": id_, **raw}))
 
 
-def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
+def _present(table: Table, fields: Mapping[str, Any], *, content_cut: bool = False) -> ChangedObject:
     match table.kind:
         case "messages":
             content = table.columns.get("content")
             return Message(
-                **fields, content_is_json=content is not None and content.type == "json", time_zone=table.zone
+                **fields,
+                content_is_json=content is not None and content.type == "json" and not content_cut,
+                time_zone=table.zone,
             )
         case "channels":
             return Channel(**fields)

@@ -22,6 +22,7 @@ from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import SNAPSHOT, PostgresPoint
+from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import POSTGRES, Database, Names, Session
 
@@ -40,11 +41,18 @@ class PostgresFeed:
     The reading connection is the one that holds the lease, so that losing one is losing both.
     """
 
-    def __init__(self, reading: Session, writing: Database, names: Names, tables: Tables) -> None:
+    def __init__(
+        self,
+        reading: Session,
+        writing: Database,
+        names: Names,
+        tables: Tables,
+        text_chars_max: int = TEXT_CHARS_MAX,
+    ) -> None:
         self._reading = reading
         self._writing = writing
         self._log = ChangeLog(names)
-        self._objects = Objects(POSTGRES, tables)
+        self._objects = Objects(POSTGRES, tables, text_chars_max)
         self._identity: tuple[int, str, str] | None = None
         self._kept: int | None = None
         self.bell = Doorbell(reading, names)

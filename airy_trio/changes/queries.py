@@ -1,7 +1,8 @@
 """The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
 
 Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that one
-impossible value never fails a batch (findings on the data layer, "row by row"). Knows both dialects; refuses to know
+impossible value never fails a batch (findings on the data layer, "row by row"). What may be of any length is fetched
+up to a limit and one character more, so that it can be told from what is whole. Knows both dialects; refuses to know
 what a row means.
 """
 
@@ -18,6 +19,9 @@ from airy_trio.changes.tables import Column, Key, Table
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
 
 INCLUDED: Final = "airy_included"
+TEXT_CHARS_MAX: Final = 61_440
+UNBOUNDED: Final = frozenset({"content", "value"})
+"""The fields that hold what people and programs write, of any length."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
@@ -29,10 +33,14 @@ Row = Mapping[str, Value]
 
 
 class Queries:
-    """The statements for one table, made once from its mapping."""
+    """The statements for one table, made once from its mapping.
 
-    def __init__(self, dialect: str, table: Table) -> None:
+    Of an ``UNBOUNDED`` field longer than ``text_chars_max`` that many characters are fetched, and one more.
+    """
+
+    def __init__(self, dialect: str, table: Table, text_chars_max: int = TEXT_CHARS_MAX) -> None:
         self._postgres = dialect == POSTGRES
+        self._text_chars_max = text_chars_max
         self._table = table
         names = (quote_identifier(name) for name in (table.schema, table.name) if name is not None)
         self._name = ".".join(names)
@@ -164,7 +172,16 @@ class Queries:
         return {"key_1": [key[0] for key in keys], "key_2": [key[1] for key in keys]}
 
     def _selected(self, name: str, column: Column) -> str:
-        return f"{self._epoch(column) if name in ('sent_at', 'updated_at') else self._text(column)} as {name}"
+        if name in ("sent_at", "updated_at"):
+            return f"{self._epoch(column)} as {name}"
+        return f"{self._beginning(column) if name in UNBOUNDED else self._text(column)} as {name}"
+
+    def _beginning(self, column: Column) -> str:
+        """A column's text up to the limit and one character; on SQLite what is a number stays one."""
+        text, length = self._text(column), self._text_chars_max + 1
+        if self._postgres:
+            return f"left({text}, {length})"
+        return f"case when typeof({text}) in ('text', 'blob') then substr({text}, 1, {length}) else {text} end"
 
     def _text(self, column: Column | None) -> str:
         if column is None:

@@ -15,8 +15,9 @@ Value = str | bytes | int | float | bool | None
 
 @frozen(kw_only=True)
 class Message:
-    """A row of the messages table. ``content_is_json``: the column's declared type is JSON or JSONB.
+    """A row of the messages table. ``content_is_json``: the column's declared type is JSON or JSONB, and it is whole.
 
+    Of a content that is longer than an event may be only the beginning is read, longer than an event may be as well.
     ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, which is in ``time_zone`` if it names none.
     """
 

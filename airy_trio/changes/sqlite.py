@@ -19,6 +19,7 @@ from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import SqlitePoint
+from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import SQLITE, Database, DatabaseRefused, DatabaseUnavailable, Names, Session
 from airy_trio.errors import MappingError
@@ -46,11 +47,18 @@ class SqliteFeed:
     another file: then all connections are opened anew.
     """
 
-    def __init__(self, reading: Session, writing: Database, names: Names, tables: Tables) -> None:
+    def __init__(
+        self,
+        reading: Session,
+        writing: Database,
+        names: Names,
+        tables: Tables,
+        text_chars_max: int = TEXT_CHARS_MAX,
+    ) -> None:
         self._reading = reading
         self._writing = writing
         self._log = ChangeLog(names)
-        self._objects = Objects(SQLITE, tables)
+        self._objects = Objects(SQLITE, tables, text_chars_max)
         self._seen: _Version | None = None
         self._path: Path | None = None
         self._names = names

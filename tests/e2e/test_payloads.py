@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 import trio
 
+from airy_trio.database import SQLITE
 from tests.application import Application
 from tests.clients.running import stompjs, stompman
-from tests.e2e.route import Listening, Writer, assert_in_order, configure, events_of, last_of_each, listening, writing
+from tests.e2e.route import (
+    Listening,
+    Writer,
+    assert_in_order,
+    configure,
+    event_of,
+    events_of,
+    last_of_each,
+    listening,
+    writing,
+)
 from tests.processes import server
 
 TIMEOUT_S = 40.0
@@ -82,6 +93,7 @@ TOLD_DELETES = {
 
 SENT_AT = "2024-01-01T00:00:00Z"
 OBJECTS = 12
+HUGE = 20_000_000
 VERSIONS = 15
 
 
@@ -183,3 +195,30 @@ async def assert_each_exactly(step: Mapping[str, str], application: Writer, ours
     for statement, body in step.items():
         await application.apply(statement)
         assert (await ours.next()).body == body
+
+
+@pytest.mark.parametrize("json", [False, True], ids=["text", "json"])
+async def test_a_content_of_20_mb_arrives_truncated(
+    any_application: Application, tmp_path: Path, *, json: bool
+) -> None:
+    any_application.migrate()
+    if any_application.dialect != SQLITE:
+        huge = f"'[\"' || repeat('x', {HUGE}) || '\"]'"
+        if json:
+            any_application.execute("alter table messages alter content type jsonb using content::jsonb")
+            huge = f"({huge})::jsonb"
+    else:
+        huge = f"'[\"' || hex(zeroblob({HUGE // 2})) || '\"]'"
+    config = configure(any_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, writing(any_application) as application, listening(serving) as ours:
+            await application.apply(*INSERTS)
+            await ours.take(len(INSERTS))
+            await application.apply(f"update messages set content = {huge} where id = 'm2'")
+            message = await ours.client.receive()
+            assert message.get("truncated") == "true"
+            assert event_of(message).payload["message"]["content"] == {"truncated": True}
+            await application.end()
+            assert await ours.upto_end() == []
+            assert await serving.terminate() == 0
+    assert not any("row fault" in line for line in serving.err.all)

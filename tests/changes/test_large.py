@@ -1,0 +1,106 @@
+"""Contents and metadata values of any length: only their beginning is fetched, and it is told from a whole one."""
+
+import json
+import tracemalloc
+
+import pytest
+
+from airy_trio.changes.queries import TEXT_CHARS_MAX
+from airy_trio.changes.rows import Message, Metadata
+from airy_trio.database import SQLITE
+from airy_trio.events.codec import encode
+from airy_trio.events.translate import EventsOptions, translate
+from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+
+TRUNCATED = b'"content":{"truncated":true}'
+
+
+def with_content_type(application: Application, type_: str) -> str:
+    """The default tables with another type of content, and SQL for a JSON string of so many characters."""
+    application.migrate()
+    if application.dialect == SQLITE:
+        application.execute(
+            "create table chats (id text primary key, conversation_id text, channel_id text, "
+            f"content {type_}, delivery_state text, from_contact boolean, sent_at text, source text, sender_id text)"
+        )
+        return """'"' || replace(hex(zeroblob({} / 2 - 1)), '00', 'ää') || '"'"""
+    application.execute(
+        "create table chats (like messages)", f"alter table chats alter content type {type_} using content::{type_}"
+    )
+    return f"""('"' || repeat('ä', {{}} - 2) || '"')::{type_}"""
+
+
+def insert(content: str) -> str:
+    return (
+        f"insert into chats select 'm1', 'c1', 'ch1', {content}, 'pending', true, '2020-10-25T21:24:54.560Z', "
+        "'facebook', null"
+    )
+
+
+@pytest.mark.parametrize("type_", ["text", "json", "jsonb"])
+@pytest.mark.parametrize("length, whole", [(TEXT_CHARS_MAX, True), (TEXT_CHARS_MAX + 2, False)])
+async def test_a_content_is_whole_up_to_the_limit(
+    any_application: Application, type_: str, length: int, *, whole: bool
+) -> None:
+    content = with_content_type(any_application, type_)
+    settings = any_application.migrate('[database.tables.messages]\nname = "chats"\n')
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.execute(insert(content.format(length)))
+        [message] = (await read_all(feed, start))[0]
+    assert isinstance(message, Message)
+    assert isinstance(message.content, str)
+    assert len(message.content) == min(length, TEXT_CHARS_MAX + 1)
+    assert message.content_is_json == (whole and type_ != "text")
+    translation = translate([message], EventsOptions())
+    assert translation.faults == ()
+    body, truncated = encode(translation.events[0], 10 * TEXT_CHARS_MAX if whole else TEXT_CHARS_MAX)
+    assert truncated == (not whole)
+    assert (TRUNCATED in body) == (not whole)
+
+
+async def test_a_number_in_a_json_column_stays_one(sqlite_application: Application) -> None:
+    with_content_type(sqlite_application, "json")
+    settings = sqlite_application.migrate('[database.tables.messages]\nname = "chats"\n')
+    async with feed_of(sqlite_application, settings) as feed:
+        start = await feed.origin()
+        sqlite_application.execute(insert("1e20"))
+        [message] = (await read_all(feed, start))[0]
+    assert isinstance(message, Message)
+    assert message.content == pytest.approx(1e20)
+
+
+@pytest.mark.parametrize("value_type", ["text", "object"])
+async def test_a_metadata_value_is_no_misfit_because_it_is_long(any_application: Application, value_type: str) -> None:
+    settings = any_application.migrate()
+    async with feed_of(any_application, settings) as feed:
+        start = await feed.origin()
+        any_application.metadata("conversation", "c1", "k", json.dumps({"k": "x" * 1_000_000}), value_type)
+        [metadata] = (await read_all(feed, start))[0]
+    assert isinstance(metadata, Metadata)
+    [entry] = metadata.entries
+    assert len(str(entry.value)) == TEXT_CHARS_MAX + 1
+    translation = translate([metadata], EventsOptions())
+    assert (translation.misfits, translation.faults) == (0, ())
+    body, truncated = encode(translation.events[0], TEXT_CHARS_MAX)
+    assert truncated
+    assert b'"metadata":{"truncated":true}' in body
+
+
+async def test_a_huge_content_is_not_held_in_memory(any_application: Application) -> None:
+    settings = any_application.migrate()
+    length = 20_000_000
+    huge = f"hex(zeroblob({length // 2}))" if any_application.dialect == SQLITE else f"repeat('0', {length})"
+    any_application.message()
+    async with feed_of(any_application, settings) as feed:
+        start = (await read_all(feed, await feed.origin()))[1]
+        any_application.execute(f"update messages set content = {huge}")
+        tracemalloc.start()
+        try:
+            objects = (await read_all(feed, start))[0]
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert len(objects) == 1
+    assert peak < 2_000_000
