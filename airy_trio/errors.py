@@ -14,7 +14,7 @@ Every message is plain words for a reader of the terminal: no parameters of a st
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class AiryTrioError(Exception):
@@ -47,3 +47,14 @@ class MappingError(StartError):
 
 class Unavailable(AiryTrioError):
     """A thing outside is away and may come back: the caller waits and tries again."""
+
+
+def told_error(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The one error that a person is told, where the group holds only errors of ours; else the group."""
+    ours, others = group.split(AiryTrioError)
+    if ours is None or others is not None:
+        return group
+    error: BaseException = ours
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -13,7 +13,6 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import structlog
 import trio
@@ -26,7 +25,7 @@ from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
 from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
 from airy_trio.app.stores import OpenedStore, opened_store
-from airy_trio.errors import AiryTrioError
+from airy_trio.errors import told_error
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
@@ -84,7 +83,7 @@ async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]
                         stopping.set()
                 signalled.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _plain(group) from None
+            raise told_error(group) from None
 
 
 async def serve(  # noqa: ASYNC128 - _serve says that it has started
@@ -108,7 +107,7 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
             parts = _parts(settings, back_ends, opened)
             await _serve(settings, parts, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
-        raise _plain(group) from None
+        raise told_error(group) from None
     finally:
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await back_ends.closing.aclose()
@@ -185,14 +184,3 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
             await sessions.dismiss_all(settings.listener.drain_s)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
-
-
-def _plain(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The one error that a person is told, where the group holds only errors of ours; else the group."""
-    ours, others = group.split(AiryTrioError)
-    if ours is None or others is not None:
-        return group
-    error: BaseException = ours
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

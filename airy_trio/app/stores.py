@@ -36,13 +36,16 @@ class OpenedStore:
 
 
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncIterator[OpenedStore]:
-    """The event store that the settings name, for the length of a block: some have tasks of their own."""
+async def opened_store(settings: Settings, *, create: bool = True) -> AsyncIterator[OpenedStore]:
+    """The event store that the settings name, for the length of a block: some have tasks of their own.
+
+    ``create``: whether an SQLite file of our own is made where there is none. Raises ``StartError``.
+    """
     match settings.log.store:
         case "memory":
             yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
         case "sql":
-            opened = await _sql_store(settings)
+            opened = await _sql_store(settings, create=create)
             try:
                 yield opened
             finally:
@@ -55,10 +58,12 @@ async def opened_store(settings: Settings) -> AsyncIterator[OpenedStore]:
                 yield OpenedStore(found, words)
 
 
-async def _sql_store(settings: Settings) -> OpenedStore:
+async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
     options = settings.database
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
+        if not create:
+            raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server makes it)"])
         await trio.to_thread.run_sync(migrate.migrate_log, url, options)  # a file of our own: nobody's leave is needed
         logger.warning("event log created", file=str(sqlite_path(url)))
     reading = open_database(url, options)

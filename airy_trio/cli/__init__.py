@@ -12,10 +12,11 @@ from airy_trio.cli.completion import completion
 from airy_trio.cli.demo import demo
 from airy_trio.cli.migrate import migrate
 from airy_trio.cli.serve import airy_trio
+from airy_trio.cli.tail import tail
 
 __all__ = ["airy_trio", "main"]
 
-for command in (check, completion, demo, migrate):
+for command in (check, completion, demo, migrate, tail):
     airy_trio.add_command(command)
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, TextIO, cast
 
 import structlog
 
+from airy_trio.terminal import coloured
+
 
 class _Stderr:
     """Where log lines go; who reads them may leave, and a server goes on without."""
@@ -25,7 +27,7 @@ def configure_logging(level: str, how: Literal["auto", "console", "json"]) -> No
     on_terminal = how == "console" or (how == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer()
     if on_terminal:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=coloured(sys.stderr))
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -9,14 +9,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import trio
 
 from airy_trio import app, migrate, settings
-from airy_trio.demo.terminal import line
 from airy_trio.errors import StartError
+from airy_trio.terminal import coloured, line
 from airy_trio.testing.client import Closed, StompClient, connect
 
 APPLICATION_END_S = 5.0
@@ -72,5 +73,6 @@ async def _print(client: StompClient, events_max: int | None) -> None:
             raise StartError([f"the demo's server has closed the connection: {closed}"]) from None
         if frame.command != "MESSAGE":
             raise StartError([f"the demo's server has ended: {frame.get('message')}"])
-        click.echo(line(frame))
+        shown_line = line(frame.get("message-id") or "", frame.body, datetime.now(UTC))
+        click.echo(shown_line, color=coloured(sys.stdout))
         shown += 1

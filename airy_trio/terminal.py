@@ -1,24 +1,28 @@
-"""An event as one line for the terminal."""
+"""An event as one line for a terminal, and whether a terminal wants colours."""
 
 import json
+import os
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
-
-from airy_trio.stomp.frames import Frame
 
 _COLOURS: Final = {"message": "green", "metadata": "cyan", "channel": "yellow", "tag": "magenta"}
 _TEXT_MAX: Final = 80
 
 
-def line(message: Frame) -> str:
-    """A MESSAGE frame as a line: when, where in the log, what happened."""
-    event = json.loads(message.body)
+def coloured(stream: TextIO) -> bool:
+    """Whether to write colours to a stream: it is a terminal, and nobody has said ``NO_COLOR`` (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def line(position: str, body: bytes, at: datetime) -> str:
+    """An event as a line: when (in local time), where in the log, what happened. With colours; on one line."""
+    event = json.loads(body)
     kind = event["type"].partition(".")[0]
-    now = datetime.now().astimezone().strftime("%H:%M:%S.%f")[:-3]
+    time = at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     name = click.style(f"{event['type']:<17}", fg=_COLOURS.get(kind))
-    return f"{now}  {message.get('message-id'):<12} {name} {_told(event['type'], event['payload'])}"
+    return f"{time}  {position:<12} {name} {_printable(_told(event['type'], event['payload']))}"
 
 
 def _told(type_: str, payload: dict[str, Any]) -> str:
@@ -39,13 +43,18 @@ def _told(type_: str, payload: dict[str, Any]) -> str:
 
 
 def _text(content: object) -> str:
-    """The content's text, or its JSON; on one line, and nothing that a terminal would obey."""
+    """The content's text, or its JSON."""
     match content:
         case {"text": str(text)} | str(text):
-            return _short("".join(letter if letter.isprintable() else " " for letter in text))
+            return _short(text)
         case _:
             return _short(json.dumps(content, ensure_ascii=False))
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing that a terminal would obey: ids and texts are anybody's."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

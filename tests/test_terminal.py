@@ -1,20 +1,22 @@
+import io
 import json
-import re
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 import pytest
 
-from airy_trio.demo.terminal import line
-from airy_trio.stomp.frames import Frame
+from airy_trio.terminal import coloured, line
+
+AT = datetime(2020, 10, 25, 21, 24, 54, 560_999, UTC)
 
 
 def told(type_: str, payload: dict[str, Any]) -> str:
-    """The line without its colours and without the time, which is now."""
+    """The line without its colours and without the time."""
     body = json.dumps({"type": type_, "payload": payload}).encode()
-    shown = click.unstyle(line(Frame("MESSAGE", (("message-id", "k7f3q9-1"),), body)))
+    shown = click.unstyle(line("k7f3q9-1", body, AT))
     time, _, rest = shown.partition("  ")
-    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}", time)
+    assert time == AT.astimezone().strftime("%H:%M:%S.") + "560"
     return rest
 
 
@@ -50,3 +52,32 @@ def test_each_event_is_one_line(type_: str, payload: dict[str, Any], shown: str)
 def test_text_cannot_command_the_terminal() -> None:
     shown = told("message.updated", message({"text": "a\nb\x1b[2Jc"}))
     assert shown.endswith("contact: a b [2Jc  (pending)")
+
+
+def test_ids_cannot_either() -> None:
+    payload = message("Hello") | {"conversation_id": "c1\x1b[2J\n\x9b2J"}
+    assert told("message.updated", payload).endswith(" c1 [2J  2J  contact: Hello  (pending)")
+    tag = {"id": "t1", "name": "flag\x1b]0;x\x07", "color": "tag-red"}
+    assert told("tag.updated", tag).endswith(" flag ]0;x   tag-red")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "stream, no_color, term, wanted",
+    [
+        (Terminal(), "", "xterm", True),
+        (Terminal(), "1", "xterm", False),
+        (Terminal(), "", "dumb", False),
+        (io.StringIO(), "", "xterm", False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(
+    stream: io.StringIO, no_color: str, term: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("TERM", term)
+    assert coloured(stream) is wanted
