@@ -4,10 +4,8 @@ The same parts, started in the same way, as in ``airy_trio.app``, without a data
 standard input does.
 """
 
-import gc
 import logging
 import os
-import resource
 import socket
 import sys
 from collections.abc import MutableMapping
@@ -20,6 +18,7 @@ import trio
 import trio.testing
 
 from airy_trio import app, settings
+from airy_trio.app import process
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import NewEvent
@@ -113,6 +112,7 @@ async def serve(
         intake.start_soon(sessions.wheel.turn)
         intake.start_soon(accept, listening, sessions, connections)
         intake.start_soon(producer.listen)
+        process.freeze()
         print(listening.getsockname()[1], flush=True)
         await producer.produce()
         intake.cancel_scope.cancel()
@@ -148,11 +148,9 @@ def _listener_options(send_timeout_s: float) -> ListenerOptions:
 
 
 def _prepare_process() -> None:
-    """Give the process what the server gives itself at start: all the files it may have, and a patient collector."""
+    """Give the process what the server gives itself at start."""
     _log_as_deployed()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    gc.set_threshold(50_000, 20, 100)
+    process.prepare()
 
 
 def _log_as_deployed() -> None:

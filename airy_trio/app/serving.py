@@ -23,6 +23,7 @@ from airy_trio.admin import server as admin
 from airy_trio.admin.endpoints import application
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
+from airy_trio.app import process
 from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
 from airy_trio.app.stores import OpenedStore, opened_store
 from airy_trio.errors import told_error
@@ -61,6 +62,7 @@ async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]
     """
     stopping, company = trio.Event(), trio.CancelScope()
     listening = False
+    process.prepare()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         try:
             async with trio.open_nursery() as signalled:
@@ -77,6 +79,7 @@ async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]
                 async with trio.open_nursery() as serving:
                     address = await serving.start(partial(serve, settings, stopping=stopping))
                     listening = True
+                    process.freeze()
                     if companion is not None:
                         with company:
                             await companion(address)

@@ -31,8 +31,10 @@ from airy_trio.websocket.farewells import (
     TOO_SLOW,
     UNAUTHORIZED,
     Farewell,
+    with_token,
 )
 from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.fragments import PIECES_MAX
 from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.outlet import Outlet
@@ -264,6 +266,8 @@ async def _converse(client: Client, wire: Wire, ws: WebSocketConnection, convers
 
 def _closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
+    if wire.flooded:
+        return with_token("413-too-many-fragments", f"A message came in more than {PIECES_MAX} pieces.")
     if reason is None:
         return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this
     if reason.code == CloseCode.ABNORMAL_CLOSURE:

@@ -8,10 +8,12 @@ from typing import Final
 
 import trio
 
+from airy_trio.websocket.fragments import Fragments
 from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
 from airy_trio.websocket.outlet import Outlet
 
 RECEIVE_BYTES_MAX: Final = 4096
+_SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
 
 
 class StalledError(trio.BrokenResourceError):
@@ -22,8 +24,9 @@ class Wire(trio.abc.Stream):
     """One connection's way out and in.
 
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
-    written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``upgrading``: the scope
-    in which the upgrade is waited for; it is cancelled when nothing more can come (trio-websocket would wait on).
+    written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
+    message in too many pieces, and nothing is read from it any more. ``upgrading``: the scope in which the upgrade is
+    waited for; it is cancelled when nothing more can come (trio-websocket would wait on).
     """
 
     def __init__(self, outlet: Outlet, *, send_timeout_s: float) -> None:
@@ -32,8 +35,10 @@ class Wire(trio.abc.Stream):
         self.upgrading = trio.CancelScope()
         self.closing = False
         self.stalled = False
+        self.flooded = False
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
+        self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
 
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting: all of them, or nothing and say False."""
@@ -85,6 +90,8 @@ class Wire(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write one frame of trio-websocket, or its answer to the upgrade. Dropped after a Close frame."""
         frame = bytes(data)
+        if self._fragments is None and frame.startswith(_SWITCHING_PROTOCOLS):
+            self._fragments = Fragments()  # before any wait: from now on wsproto takes what comes for frames
         if frame.startswith(CLOSE_FIRST_BYTE):
             await self.close(frame)
         else:
@@ -96,9 +103,10 @@ class Wire(trio.abc.Stream):
             await self.drain()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The peer's next bytes; none at its end."""
+        """The peer's next bytes; none at its end. Raises ``trio.BrokenResourceError`` where it floods us."""
         try:
             data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+            self._follow(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.upgrading.cancel()
             raise
@@ -111,3 +119,9 @@ class Wire(trio.abc.Stream):
         """Take note that trio-websocket has ended. Only the session closes the outlet."""
         self.upgrading.cancel()
         await trio.lowlevel.checkpoint()
+
+    def _follow(self, data: bytes) -> None:
+        if self._fragments is not None and not self._fragments.feed(data):
+            self.flooded = True
+            message = "a message came in too many pieces"
+            raise trio.BrokenResourceError(message)

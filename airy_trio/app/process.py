@@ -1,0 +1,50 @@
+"""What a server needs of its own process: as many files as it may have, and a collector that is patient.
+
+For ``run``, the program; ``serve`` inside somebody else's program leaves that process as it is.
+"""
+
+import gc
+import resource
+import sys
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+logger = structlog.get_logger(__name__)
+
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+"""Python's own let the collector walk over all connections while they come in: 1754 against 2497 of them a second."""
+FILES_FEW: Final = 4096
+"""With fewer files than this the operator is told, since each connection needs one."""
+_OPEN_MAX: Final = 10_240
+"""What macOS grants at least, where its hard limit says "unlimited" and means less."""
+
+
+def prepare() -> None:
+    """Raise the soft limit of open files to the hard one, and set the collector's thresholds."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    files = _raise_file_limit()
+    if files < FILES_FEW:
+        logger.warning("few files may be open at once, and each connection needs one", files=files)
+    else:
+        logger.debug("files that may be open at once", files=files)
+
+
+def freeze() -> None:
+    """Let the collector pass over everything that the start has made, for good."""
+    gc.collect()
+    gc.freeze()
+
+
+def _raise_file_limit() -> int:
+    """Raise it as far as the system lets us, and give how many files may be open now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for files in (hard, max(soft, _OPEN_MAX)):
+        if files == soft:
+            break
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+            break
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,64 @@
+"""What the program does to its own process at the start, and a real server that has run out of files."""
+
+import gc
+import json
+import resource
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.e2e.route import HOST, configure, listening
+from tests.processes import Server, running
+
+TIMEOUT_S = 40.0
+FILES = 64
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
+PREPARED = """
+import gc, json, resource
+from airy_trio.app import process
+process.prepare()
+process.freeze()
+print(json.dumps([resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold(), gc.get_freeze_count() > 10_000]))
+"""
+
+
+async def prepared(soft: int, hard: int) -> tuple[list[int], list[int], bool]:
+    code = LIMITED.format(soft=soft, hard=hard) + PREPARED
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    files, thresholds, frozen = json.loads(done.stdout.splitlines()[-1])
+    return files, thresholds, frozen
+
+
+async def test_all_files_that_it_may_have_and_a_patient_collector() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert await prepared(100, hard) == ([hard, hard], [50_000, 20, 100], True)
+    assert await prepared(100, 200) == ([200, 200], [50_000, 20, 100], True)
+    assert gc.get_threshold() != (50_000, 20, 100), "it is a matter of the program"
+
+
+@pytest.mark.slow
+async def test_who_comes_when_there_are_no_files_left_waits_and_is_served_later(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    code = LIMITED.format(soft=FILES // 2, hard=FILES) + "from airy_trio.__main__ import main; main()"
+    command = [sys.executable, "-c", code, "--config", str(configure(sqlite_application, tmp_path))]
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Server, command) as server:
+            server.port = (await server.record("listening"))["port"]
+            warning = "few files may be open at once, and each connection needs one"
+            assert (await server.record(warning))["files"] == FILES
+            async with listening(server) as early:
+                async with AsyncExitStack() as crowd:
+                    for _ in range(2 * FILES):
+                        await crowd.enter_async_context(await trio.open_tcp_stream(HOST, server.port))
+                    await server.record("cannot accept connections")
+                    sqlite_application.tag("t1")
+                    assert (await early.next()).offset == 1
+                async with listening(server, headers=[("replay", "none")]) as late:
+                    sqlite_application.tag("t2")
+                    assert [(await client.next()).offset for client in (early, late)] == [2, 2]
+            assert await server.terminate() == 0

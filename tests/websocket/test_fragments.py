@@ -1,0 +1,138 @@
+"""Messages in many pieces: counted as wsproto makes them, wherever the stream is cut, and bounded."""
+
+import itertools
+import tracemalloc
+from collections.abc import Sequence
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+from wsproto import WSConnection
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, Request
+
+from airy_trio.testing.client import PATH, Closed
+from airy_trio.websocket.fragments import PIECES_MAX, Fragments
+from tests.websocket.serving import serving
+
+KEY = b"\x01\x02\x03\x04"
+CONTINUATION, BINARY, PING = 0, 2, 9
+
+
+def frame(opcode: int, content: bytes = b"", *, fin: bool = False) -> bytes:
+    """A masked frame, as a client writes it."""
+    size = len(content)
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+    masked = bytes(octet ^ KEY[at % 4] for at, octet in enumerate(content))
+    return bytes([(0x80 if fin else 0) | opcode, 0x80 | length[0]]) + length[1:] + KEY + masked
+
+
+def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
+    edges = [0, *sorted({min(edge, len(data)) for edge in at}), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges) if a < b]
+
+
+def begun() -> Fragments:
+    """One that has seen the first frame of a message that does not end."""
+    fragments = Fragments()
+    assert fragments.feed(frame(BINARY))
+    return fragments
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_the_last_piece_that_is_allowed_and_one_more(content: bytes) -> None:
+    fragments = begun()
+    assert fragments.feed(frame(CONTINUATION, content) * (PIECES_MAX - 1))
+    assert not fragments.feed(frame(CONTINUATION, content))
+
+
+def test_a_message_that_ends_is_forgotten() -> None:
+    fragments = Fragments()
+    message = frame(BINARY) + frame(CONTINUATION, b"x") * (PIECES_MAX - 1) + frame(CONTINUATION, fin=True)
+    assert fragments.feed(message * 3 + frame(BINARY, fin=True) * 2 * PIECES_MAX)
+
+
+def test_control_frames_between_are_no_pieces_and_end_no_message() -> None:
+    fragments = begun()
+    assert fragments.feed(frame(PING, b"ping", fin=True) * 2 * PIECES_MAX)
+    assert fragments.feed((frame(CONTINUATION) + frame(PING, fin=True)) * (PIECES_MAX - 1))
+    assert not fragments.feed(frame(CONTINUATION))
+
+
+def test_a_frame_that_comes_octet_by_octet_is_in_as_many_pieces() -> None:
+    fragments = Fragments()
+    data = frame(BINARY, b"x" * (PIECES_MAX + 1))
+    assert [fragments.feed(data[at : at + 1]) for at in range(len(data))].index(False) == len(data) - 1
+
+
+@given(
+    frames=st.lists(st.tuples(st.integers(0, 300) | st.just(70_000), st.sampled_from(["more", "last", "ping"]))),
+    cuts=st.lists(st.integers(0, 100_000)),
+)
+def test_pieces_are_counted_as_wsproto_makes_them(frames: Sequence[tuple[int, str]], cuts: Sequence[int]) -> None:
+    data, opcode = bytearray(), BINARY
+    for size, kind in frames:
+        if kind == "ping":
+            data += frame(PING, b"x" * min(size, 125), fin=True)
+        else:
+            data += frame(opcode, b"x" * size, fin=kind == "last")
+            opcode = BINARY if kind == "last" else CONTINUATION
+    fragments, server, pieces = Fragments(), Connection(ConnectionType.SERVER), 0
+    for part in cut(bytes(data), cuts):
+        assert fragments.feed(part)
+        server.receive_data(part)
+        for event in server.events():
+            if isinstance(event, BytesMessage):
+                pieces = 0 if event.message_finished else pieces + 1
+    missing = PIECES_MAX - pieces
+    assert fragments.feed(frame(CONTINUATION if pieces else BINARY))
+    assert fragments.feed(frame(CONTINUATION) * (missing - 1))
+    assert not fragments.feed(frame(CONTINUATION))
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content: bytes) -> None:
+    flood = frame(CONTINUATION, content) * (2 * PIECES_MAX)
+    with trio.fail_after(30):
+        async with serving() as server, await server.dial() as client, await server.dial() as other:
+            await client.stream.send_all(frame(BINARY))
+            tracemalloc.start()
+            try:
+                with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 - the server stops reading at some time
+                    while True:
+                        await client.stream.send_all(flood)
+                _, peak_bytes = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert peak_bytes < len(flood) + 1_000_000
+            await other.subscribe()
+            await server.append(1, 1)
+            assert (await other.receive()).command == "MESSAGE"
+            assert server.sessions.statistics()["refused 413-too-many-fragments"] == 1
+
+
+async def test_who_sends_too_many_fragments_and_listens_is_told_so(autojump_clock: MockClock) -> None:
+    async with serving() as server:
+        plugged = await server.plug_connected()
+        await plugged.client.stream.send_all(frame(BINARY) + frame(CONTINUATION) * PIECES_MAX)
+        error = await plugged.client.receive()
+        assert (error.command, error.get("message")) == ("ERROR", "413-too-many-fragments")
+        with pytest.raises(Closed) as closed:
+            await plugged.client.receive()
+        assert closed.value.code == 1009
+        await server.ended()
+
+
+async def test_what_came_with_the_request_does_not_put_the_count_out_of_step(autojump_clock: MockClock) -> None:
+    """wsproto drops it; taken for the header of an endless frame it would hide all that follows."""
+    async with serving() as server:
+        plugged = server.plug()
+        stream = plugged.client.stream
+        request = WSConnection(ConnectionType.CLIENT).send(Request(host="localhost", target=PATH))
+        await stream.send_all(request + b"\x82\xff\x7f" + b"\xff" * 7 + KEY)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+        await stream.send_all(frame(BINARY) + frame(CONTINUATION) * PIECES_MAX)
+        await plugged.ending.wait()
+        assert server.sessions.statistics()["refused 413-too-many-fragments"] == 1
