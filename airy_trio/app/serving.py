@@ -34,6 +34,7 @@ from airy_trio.settings import Settings
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
+from airy_trio.websocket.origins import Console
 from airy_trio.websocket.session import Sessions
 
 logger = structlog.get_logger(__name__)
@@ -141,7 +142,14 @@ def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore) -> _Par
         log=log,
         recorder=recorder,
         retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
-        sessions=Sessions(log, settings.listener, settings.replay, authenticator, server=f"airy-trio/{__version__}"),
+        sessions=Sessions(
+            log,
+            settings.listener,
+            settings.replay,
+            authenticator,
+            server=f"airy-trio/{__version__}",
+            console=Console(settings.admin.host, settings.admin.port) if settings.admin.port else None,
+        ),
         readiness=Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s),
     )
 

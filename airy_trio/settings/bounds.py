@@ -15,9 +15,8 @@ from sqlalchemy.exc import ArgumentError
 from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.eventlog import LogOptions
-from airy_trio.options import NotAllowedError, Validator, matching, satisfying
+from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.listener import ListenerOptions
 
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
@@ -115,9 +114,6 @@ CHECKS: Final[dict[tuple[type, str], Validator]] = {
     (DatabaseOptions, "url"): _application_url,
     (DatabaseOptions, "direct_url"): _direct_url,
     (LogOptions, "url"): _log_url,
-    (ListenerOptions, "host"): matching(
-        r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"
-    ),  # "" would be every address
     (TableOptions, "name"): satisfying(_is_table_name, '"table", "schema.table", ["schema", "table"] or ""'),
     (TableOptions, "time_zone"): satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin"),
 }

@@ -86,7 +86,9 @@ SHUTTING_DOWN: Final = Farewell(
 TOO_SLOW: Final = Farewell("too slow", None, None, ComeBack.YES)
 """The client took nothing for ``send_timeout_s``: no goodbye can reach it."""
 GONE: Final = Farewell("gone", None, None, ComeBack.YES)
-"""The client left by itself, or never came in: there is nobody to tell."""
+"""The client left by itself: there is nobody to tell."""
+REFUSED: Final = Farewell("refused", None, None, ComeBack.NO)
+"""The request did not become a WebSocket; it was answered in HTTP."""
 
 CATALOGUE: Final = (
     DONE,
@@ -104,6 +106,7 @@ CATALOGUE: Final = (
     SHUTTING_DOWN,
     TOO_SLOW,
     GONE,
+    REFUSED,
 )
 
 _BY_STATUS: Final[Mapping[str, Farewell]] = {row.token[:3]: row for row in CATALOGUE if row.token is not None}

@@ -14,14 +14,19 @@ from attrs import field, frozen
 
 from airy_trio.errors import StartError
 from airy_trio.options import at_least, between
-from airy_trio.websocket.outlet import SocketOutlet
-from airy_trio.websocket.session import SessionOptions, Sessions
+from airy_trio.websocket.origins import is_loopback
+from airy_trio.websocket.outlet import Outlet, SocketOutlet
+from airy_trio.websocket.request import RefusedError
+from airy_trio.websocket.session import LINGER_S, SessionOptions, Sessions
+from airy_trio.websocket.wire import RECEIVE_BYTES_MAX
 
 logger = structlog.get_logger(__name__)
 
 ACCEPTS_PER_TURN: Final = 32
 BACKLOG: Final = 1024
 EXHAUSTED_PAUSE_S: Final = 0.1
+TURNING_AWAY_MAX: Final = 256
+"""Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -32,7 +37,6 @@ class ListenerOptions(SessionOptions):
     ``port`` 0: any free one. ``message_bytes_max``: the body of one outgoing MESSAGE, for who encodes events.
     """
 
-    host: str = "127.0.0.1"
     port: int = field(default=8080, validator=between(0, 65535))
     message_bytes_max: int = field(default=61_440, validator=at_least(1024))
     drain_s: float = field(default=10, validator=at_least(0))
@@ -62,13 +66,14 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
 
 async def accept(listening: socket.socket, sessions: Sessions, connections: trio.Nursery) -> None:
     """Start a session in ``connections`` for everybody who connects, for ever."""
+    reception = _Reception(sessions, connections, loopback=is_loopback(str(listening.getsockname()[0])))
     while True:
         await trio.lowlevel.wait_readable(listening)
-        if not _accept_some(listening, sessions, connections):
+        if not _accept_some(listening, reception):
             await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
-def _accept_some(listening: socket.socket, sessions: Sessions, connections: trio.Nursery) -> bool:
+def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
     """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; False where the process or the machine is out of something."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
@@ -87,5 +92,44 @@ def _accept_some(listening: socket.socket, sessions: Sessions, connections: trio
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
-        connections.start_soon(sessions.serve, connections, outlet, str(address[0]) if address else None)
+        reception.receive(outlet, str(address[0]))
     return True
+
+
+class _Reception:
+    """Starts a session for who is let in, and tells the others that there are too many."""
+
+    def __init__(self, sessions: Sessions, connections: trio.Nursery, *, loopback: bool) -> None:
+        self._sessions = sessions
+        self._connections = connections
+        self._loopback = loopback
+        self._turning_away = 0
+
+    def receive(self, outlet: Outlet, peer: str) -> None:
+        """Take over the outlet of somebody who has connected."""
+        try:
+            visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
+        except RefusedError as refused:
+            self._turning_away += 1
+            answer = refused.answer if self._turning_away <= TURNING_AWAY_MAX else b""
+            self._connections.start_soon(self._turn_away, outlet, answer)
+        else:
+            self._connections.start_soon(self._sessions.serve, self._connections, outlet, visitor)
+
+    async def _turn_away(self, outlet: Outlet, answer: bytes) -> None:
+        """Write an answer and close; what the peer has sent is read first, or the kernel would take the answer back."""
+        try:
+            if answer:
+                with trio.move_on_after(LINGER_S):
+                    outlet.push(answer)
+                    await outlet.send_eof()
+                    while await outlet.receive_some(RECEIVE_BYTES_MAX):
+                        pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            logger.debug("connection lost as it was turned away")
+        except Exception:  # beyond this the nursery of all sessions would end
+            logger.exception("a connection could not be turned away")
+        finally:
+            self._turning_away -= 1
+            with trio.move_on_after(LINGER_S, shield=True):
+                await outlet.abort()

@@ -18,6 +18,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.websocket.admission import Admission, AdmissionOptions, Visitor
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
@@ -26,6 +27,7 @@ from airy_trio.websocket.farewells import (
     GONE,
     INTERNAL,
     PROTOCOL_ERROR,
+    REFUSED,
     SHUTTING_DOWN,
     TOO_LARGE,
     TOO_SLOW,
@@ -37,7 +39,9 @@ from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.fragments import PIECES_MAX
 from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
+from airy_trio.websocket.origins import Console
 from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
@@ -61,7 +65,7 @@ HEARTBEAT_MS_MIN: Final = 500
 
 
 @frozen(kw_only=True)
-class SessionOptions:
+class SessionOptions(AdmissionOptions):
     """What a session allows (settings, ``[listener]``)."""
 
     path: str = field(default="/ws.communication", validator=matching(r"/[!-~]*", 'a path that begins with "/"'))
@@ -78,7 +82,7 @@ class SessionOptions:
 class Sessions:
     """All sessions of one process. ``fan_out`` and ``wheel.turn`` run as tasks beside them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what all sessions share comes in here
         self,
         eventlog: EventLog,
         options: SessionOptions,
@@ -86,7 +90,9 @@ class Sessions:
         authenticator: Authenticator,
         *,
         server: str,
+        console: Console | None = None,
     ) -> None:
+        self.admission = Admission(options, console)
         self._eventlog = eventlog
         self._options = options
         self._replay = replay
@@ -106,14 +112,15 @@ class Sessions:
 
         Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
         start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
-        ``farewell NAME``, and ``refused TOKEN`` where what a client sent has ended its session.
+        ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
+        STATUS`` where a request did not become a WebSocket. See ``Admission.statistics`` for the rest.
         """
         subscriptions = behind = 0
         for client in self._clients:
             subscriptions += len(client.subscriptions)
             behind += client.state is State.BEHIND
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
-        return {**self._counts, **self._runs.statistics(), **now}
+        return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
 
     @property
     def latencies(self) -> Latencies:
@@ -126,14 +133,15 @@ class Sessions:
             nursery.start_soon(self._senders.run)
             nursery.start_soon(self._fanout.run)
 
-    async def serve(self, connections: trio.Nursery, outlet: Outlet, peer: str | None = None) -> Farewell:
+    async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
-        ``peer``: its address, for the log. Owns the outlet. Raises nothing but cancellation, which cuts the connection.
+        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
+        Raises nothing but cancellation, which cuts the connection.
         """
         client = Client(Connection(self._connection_options()))
         begun_at = trio.current_time()
-        logger.info("connection opened", session=client.session, peer=peer)
+        logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
         wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
         client.wire = wire
         conversation = Conversation(
@@ -151,7 +159,7 @@ class Sessions:
             client.dismiss(SHUTTING_DOWN)
         orderly = False
         try:
-            ws = await self._meet(client, wire, conversation, tasks)
+            ws = await self._meet(client, visitor, conversation, tasks)
             self._release(client, conversation)
             orderly = await _say_goodbye(client, wire, ws)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
@@ -161,7 +169,9 @@ class Sessions:
             with trio.move_on_after(HANG_UP_S, shield=True):
                 await _hang_up(client, tasks, outlet, orderly=orderly)
             self._count(client, conversation)
-            _tell_end(client, trio.current_time() - begun_at)
+            if visitor is not None:
+                visitor.leave()
+            _tell_end(client, visitor, trio.current_time() - begun_at)
         return client.farewell or GONE
 
     def renew(self, options: AuthOptions) -> None:
@@ -206,18 +216,30 @@ class Sessions:
         )
 
     async def _meet(
-        self, client: Client, wire: Wire, conversation: Conversation, tasks: Tasks
+        self, client: Client, visitor: Visitor | None, conversation: Conversation, tasks: Tasks
     ) -> WebSocketConnection | None:
         """Upgrade, then answer until there is a farewell, which the client has then; None: there was no upgrade."""
         client.scope.deadline = trio.current_time() + self._options.connect_timeout_s
         ws: WebSocketConnection | None = None
         with client.scope:
-            ws = await upgrade(tasks, wire, path=self._options.path, message_bytes_max=self._options.frame_bytes_max)
-            if ws is None:
-                client.dismiss(GONE)
+            try:
+                upgraded = await upgrade(
+                    tasks,
+                    client.wire,
+                    visitor,
+                    path=self._options.path,
+                    message_bytes_max=self._options.frame_bytes_max,
+                )
+            except RefusedError as refused:
+                self._counts[f"requests refused {refused.status.value}"] += 1
+                client.dismiss(evolve(REFUSED, prose=str(refused)))
             else:
-                self._senders.register(client, tasks)
-                client.dismiss(await _converse(client, wire, ws, conversation))
+                ws = None if upgraded is None else upgraded.ws
+                if ws is None:
+                    client.dismiss(GONE)
+                else:
+                    self._senders.register(client, tasks)
+                    client.dismiss(await _converse(client, client.wire, ws, conversation))
         client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
         return ws
 
@@ -239,15 +261,20 @@ class Sessions:
             self._counts[f"refused {farewell.token}"] += 1
 
 
-def _tell_end(client: Client, lasted_s: float) -> None:
-    """Log how a session has ended: with which farewell, and nothing of what was said before."""
+def _tell_end(client: Client, visitor: Visitor | None, lasted_s: float) -> None:
+    """Log how a session has ended: with which farewell, and nothing of what was said before.
+
+    ``client``: the address of the peer, or of whom a believed proxy spoke for. ``refused``: what was answered in HTTP.
+    """
     farewell = client.farewell or GONE
     logger.info(
         "connection closed",
         session=client.session,
+        client=None if visitor is None else visitor.name,
         user=client.user.name,
         farewell=farewell.name,
         token=farewell.token,
+        refused=farewell.prose if farewell.name == REFUSED.name else None,
         lasted_s=round(lasted_s, 3),
     )
 
@@ -286,7 +313,7 @@ async def _say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | Non
     """
     farewell = client.farewell
     if ws is None or farewell is None:
-        return farewell is GONE  # the upgrade was refused: let the answer arrive
+        return farewell is not None and farewell.name == REFUSED.name  # let the answer arrive
     if farewell is TOO_SLOW or wire.stalled:
         return False
     with trio.move_on_after(GOODBYE_S, shield=True):

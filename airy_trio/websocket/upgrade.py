@@ -1,71 +1,94 @@
 """The HTTP upgrade: which request becomes a WebSocket, and what the others are told; nothing of STOMP frames.
 
-Wire contract, section 1. trio-websocket answers malformed upgrades with 400 (another WebSocket version: 426) and
-never reports a request then, so the wait for one ends when the wire says that nothing more can come.
+Wire contract, section 1. The request is read and judged here (``request``, ``admission``), before trio-websocket sees
+anything: it does not tell Host, answers what it cannot read in its own way, and keeps all headers in memory for as
+long as the connection lasts. It is given a request with nothing in it but what the handshake needs.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVarTuple, cast
+from http import HTTPStatus
+from typing import Final, cast
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
+from attrs import frozen
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from airy_trio.websocket.admission import Visitor
+from airy_trio.websocket.request import RefusedError, Request, Upgrade, read_head, upgrade_in
 from airy_trio.websocket.tasks import Tasks
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX, Wire
 
 SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 """The newest first."""
 MESSAGE_QUEUE_SIZE: Final = 1
-_BAD_REQUEST: Final = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_HANDSHAKE: Final = (
+    "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+)
 
-Arguments = TypeVarTuple("Arguments")
+
+@frozen
+class Upgraded:
+    """A WebSocket, and the request that has become one, with the credentials that it may hold."""
+
+    ws: WebSocketConnection
+    request: Request
 
 
-async def upgrade(tasks: Tasks, wire: Wire, *, path: str, message_bytes_max: int) -> WebSocketConnection | None:
-    """Wait for the request and answer it; None where it did not become a WebSocket."""
-    reader = _Reader(tasks, wire)
-    with wire.upgrading:
-        request = await wrap_server_stream(
-            cast("trio.Nursery", reader),  # of a nursery it uses start_soon, no more
-            wire,
-            message_queue_size=MESSAGE_QUEUE_SIZE,
-            max_message_size=message_bytes_max,
-            receive_buffer_size=RECEIVE_BYTES_MAX,
-        )
-        try:
-            ws = await _answer(request, path)
-        except ConnectionClosed:
+async def upgrade(
+    tasks: Tasks, wire: Wire, visitor: Visitor | None, *, path: str, message_bytes_max: int
+) -> Upgraded | None:
+    """Wait for the request and answer it; None where the peer left before it was whole.
+
+    ``visitor``: who is asked whether the request may come in; None: everybody may. Raises ``RefusedError`` where the
+    request did not become a WebSocket and that was told.
+    """
+    try:
+        request = await _request(wire)
+        if request is None:
             return None
-        reader.upgraded = ws is not None
-        return ws
-    return None
+        asked = _judged(request, visitor, path)
+    except RefusedError as refused:
+        await wire.write(refused.answer)
+        raise
+    ws = await _handshake(tasks, wire, asked.key, asked.subprotocols, message_bytes_max)
+    return None if ws is None else Upgraded(ws, request)
 
 
-async def _answer(request: WebSocketRequest, path: str) -> WebSocketConnection | None:
-    if request.path.partition("?")[0] != path:
-        await request.reject(404, extra_headers=[(b"Content-Type", b"text/plain")], body=b"There is nothing here.\n")
-        return None
-    offered = request.proposed_subprotocols
+def _judged(request: Request, visitor: Visitor | None, path: str) -> Upgrade:
+    if request.path != path:
+        raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+    asked = upgrade_in(request)
+    if visitor is not None:
+        visitor.examine(request, asked)
+    return asked
+
+
+async def _request(wire: Wire) -> Request | None:
+    """Read the head of a request; None at the end of the stream. Raises ``RefusedError``."""
+    data = bytearray()
+    while True:
+        some = await wire.receive_some(RECEIVE_BYTES_MAX)
+        if not some:
+            return None
+        data += some
+        request = read_head(bytes(data))
+        if request is not None:
+            return request
+
+
+async def _handshake(
+    tasks: Tasks, wire: Wire, key: str, offered: tuple[str, ...], message_bytes_max: int
+) -> WebSocketConnection | None:
     subprotocol = next((known for known in SUBPROTOCOLS if known in offered), None)
-    return await request.accept(subprotocol=subprotocol)
-
-
-class _Reader:
-    """Starts trio-websocket's reader, and answers the requests over whose header values it breaks."""
-
-    def __init__(self, tasks: Tasks, wire: Wire) -> None:
-        self.upgraded = False
-        self._tasks = tasks
-        self._wire = wire
-
-    def start_soon(self, function: Callable[[*Arguments], Awaitable[object]], *arguments: *Arguments) -> None:
-        self._tasks.start_soon(self._run, function, arguments)
-
-    async def _run(self, function: Callable[[*Arguments], Awaitable[object]], arguments: tuple[*Arguments]) -> None:
-        try:
-            await function(*arguments)
-        except UnicodeError:  # wsproto decodes Host as IDNA, and lists as ASCII
-            if self.upgraded:
-                raise
-            await self._wire.write(_BAD_REQUEST)
-            self._wire.upgrading.cancel()
+    chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
+    wire.put_back(f"{_HANDSHAKE}Sec-WebSocket-Key: {key}\r\n{chosen}\r\n".encode("ascii"))
+    asking = await wrap_server_stream(
+        cast("trio.Nursery", tasks),  # of a nursery it uses start_soon, no more
+        wire,
+        message_queue_size=MESSAGE_QUEUE_SIZE,
+        max_message_size=message_bytes_max,
+        receive_buffer_size=RECEIVE_BYTES_MAX,
+    )
+    try:
+        return await asking.accept(subprotocol=subprotocol)
+    except ConnectionClosed:
+        return None

@@ -25,19 +25,18 @@ class Wire(trio.abc.Stream):
 
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
-    message in too many pieces, and nothing is read from it any more. ``upgrading``: the scope in which the upgrade is
-    waited for; it is cancelled when nothing more can come (trio-websocket would wait on).
+    message in too many pieces, and nothing is read from it any more.
     """
 
     def __init__(self, outlet: Outlet, *, send_timeout_s: float) -> None:
         self.outlet = outlet
         self.lock = trio.StrictFIFOLock()
-        self.upgrading = trio.CancelScope()
         self.closing = False
         self.stalled = False
         self.flooded = False
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
+        self._put_back = b""
         self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
 
     def offer(self, data: bytes, now: float) -> bool:
@@ -104,20 +103,21 @@ class Wire(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The peer's next bytes; none at its end. Raises ``trio.BrokenResourceError`` where it floods us."""
-        try:
-            data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
-            self._follow(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.upgrading.cancel()
-            raise
-        if not data:
-            self.upgrading.cancel()
+        if self._put_back:
+            await trio.lowlevel.checkpoint()
+            data, self._put_back = self._put_back, b""
+            return data
+        data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+        self._follow(data)
         self.read_at = trio.current_time()
         return data
 
+    def put_back(self, data: bytes) -> None:
+        """Give these bytes to who reads next: trio-websocket, in place of the request that was read before it."""
+        self._put_back = data
+
     async def aclose(self) -> None:
         """Take note that trio-websocket has ended. Only the session closes the outlet."""
-        self.upgrading.cancel()
         await trio.lowlevel.checkpoint()
 
     def _follow(self, data: bytes) -> None:

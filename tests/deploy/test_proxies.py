@@ -104,7 +104,7 @@ async def proxied(
 async def test_events_come_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
-    settings = sqlite_application.migrate("[listener]\nport = 0\n")
+    settings = sqlite_application.migrate(f'[listener]\nport = 0\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\n')
     folder = tmp_path / proxy.program
     folder.mkdir()
     with trio.fail_after(TIMEOUT_S):

@@ -26,6 +26,8 @@ NUMBERS = [
     ("listener.heartbeat_ms", ["0", "500"], ["-1", "1", "499"]),
     ("listener.frame_bytes_max", ["4096"], ["4095"]),
     ("listener.message_bytes_max", ["1024"], ["1023"]),
+    ("listener.connections_max", ["1"], ["0", "-1"]),
+    ("listener.connections_per_address_max", ["1"], ["0", "-1"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("admin.port", ["0", "65535"], ["-1", "65536"]),
     ("admin.lag_max_s", ["0.001", "1"], ["0", "-1"]),
@@ -47,6 +49,7 @@ TEXTS = [
 ]
 ANY = {
     "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "auth.tokens",
+    "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
     *(
         f"database.tables.{kind}.{option}"
         for kind in ("messages", "metadata", "channels", "tags")

@@ -101,17 +101,23 @@ async def test_the_deadline_of_connect_does_not_end_a_session_that_connected(
     assert (await client.subscribe()).command == "RECEIPT"
 
 
-@pytest.mark.parametrize("what", [b"", b"\x16\x03\x01junk\r\n\r\n", b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"])
+@pytest.mark.parametrize(
+    "what, answered, farewell",
+    [
+        (b"", b"", "gone"),
+        (b"\x16\x03\x01junk", b"HTTP/1.1 400 ", "refused"),
+        (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 404 ", "refused"),
+    ],
+)
 async def test_what_never_becomes_an_upgrade_ends_at_once(
-    server: Server, what: bytes, autojump_clock: MockClock
+    server: Server, what: bytes, answered: bytes, farewell: str, autojump_clock: MockClock
 ) -> None:
     plugged = server.plug()
     if what:
         await plugged.client.stream.send_all(what)
-        answer = await plugged.client.stream.receive_some()
-        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert (await plugged.client.stream.receive_some()).startswith(answered)
     await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is farewells.GONE
+    assert (await plugged.ending.wait()).name == farewell
     assert plugged.ending.at < 1
     await server.ended()
 
@@ -296,8 +302,8 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
             "connection closed",
             "info",
             {
-                "session": session, "user": None, "farewell": "forbidden", "token": "403-send-not-allowed",
-                "lasted_s": pytest.approx(5, abs=2),
+                "session": session, "client": None, "user": None, "farewell": "forbidden",
+                "token": "403-send-not-allowed", "refused": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
     ]  # fmt: skip

@@ -105,21 +105,11 @@ async def test_a_cancelled_write_is_finished_by_the_next(autojump_clock: MockClo
     assert outlet.take() == b"456"
 
 
-@pytest.mark.parametrize("end", ["eof", "closed", "aclose"])
-async def test_the_upgrade_is_not_waited_for_when_nothing_can_come(end: str, autojump_clock: MockClock) -> None:
+async def test_what_is_put_back_is_read_next(autojump_clock: MockClock) -> None:
     wire, outlet = wired()
-    with wire.upgrading:
-        if end == "eof":
-            outlet.feed_eof()
-            await wire.receive_some()
-        elif end == "closed":
-            await outlet.aclose()
-            with pytest.raises(trio.ClosedResourceError):
-                await wire.receive_some()
-        else:
-            await wire.aclose()
-        await trio.sleep_forever()
-    assert wire.upgrading.cancelled_caught
+    outlet.feed(b"from the peer")
+    wire.put_back(b"before it")
+    assert [await wire.receive_some(), await wire.receive_some()] == [b"before it", b"from the peer"]
 
 
 async def test_reading_is_noted(autojump_clock: MockClock) -> None:

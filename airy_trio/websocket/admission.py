@@ -1,0 +1,148 @@
+"""Who is let in: how many connections there may be, in total and from one address, and under which names they come.
+
+Counts visitors, from the accept loop until their session has ended. A limit is applied as early as it can be: the
+total, and the address of who connects directly, before a session costs anything; the address behind a proxy when the
+request tells it. Nothing is written or closed here.
+"""
+
+from collections import Counter
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+import trio
+from attrs import define, field, frozen
+
+from airy_trio.options import at_least, matching
+from airy_trio.websocket.addresses import Address, Proxies, address_of, check_networks, counted
+from airy_trio.websocket.origins import Console, OriginRules, check_hosts, check_origins
+from airy_trio.websocket.request import RefusedError, Request, Upgrade
+
+logger = structlog.get_logger(__name__)
+
+RETRY_AFTER_S: Final = 5
+"""What who comes beyond a limit is told to wait."""
+TELL_EVERY_S: Final = 10.0
+"""Between two lines of log about connections that were turned away: a flood must not become one of the log."""
+
+_TOTAL: Final = "connections_max"
+_PER_ADDRESS: Final = "connections_per_address_max"
+
+
+@frozen(kw_only=True)
+class AdmissionOptions:
+    """Who may come in (settings, ``[listener]``).
+
+    ``hosts``: names in Host beside ``host``; ``allowed_origins``: see ``OriginRules``; ``trusted_proxies``: addresses
+    and networks whose X-Forwarded-For counts.
+    """
+
+    host: str = field(  # "" would be every address
+        default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address")
+    )
+    hosts: list[str] = field(factory=list, validator=check_hosts)
+    allowed_origins: list[str] = field(factory=list, validator=check_origins)
+    trusted_proxies: list[str] = field(factory=list, validator=check_networks)
+    connections_max: int = field(default=20_000, validator=at_least(1))
+    connections_per_address_max: int = field(default=200, validator=at_least(1))
+
+
+class Admission:
+    """The connections of one process, by address."""
+
+    def __init__(self, options: AdmissionOptions, console: Console | None = None) -> None:
+        self._options = options
+        self._proxies = Proxies(options.trusted_proxies)
+        self._rules = OriginRules(
+            host=options.host, hosts=options.hosts, allowed_origins=options.allowed_origins, console=console
+        )
+        self._visitors = 0
+        self._by_address: Counter[str] = Counter()
+        self._turned_away: Counter[str] = Counter()
+        self._untold = 0
+        self._tell_at = -TELL_EVERY_S
+
+    def statistics(self) -> dict[str, int]:
+        """What there is now, and what there was since the start.
+
+        Now: ``visitors``, from how many ``addresses``. Since the start, who was turned away, by the limit:
+        ``turned away connections_max``, ``turned away connections_per_address_max``.
+        """
+        away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}
+        return {"visitors": self._visitors, "addresses": len(self._by_address), **away}
+
+    def arrive(self, peer: str, *, loopback: bool) -> "Visitor":
+        """Count somebody who has connected; who gets the visitor calls its ``leave``.
+
+        ``peer``: the address of the socket. ``loopback``: whether the listening socket is bound to this machine only.
+        Raises ``RefusedError`` where a limit is reached.
+        """
+        if self._visitors >= self._options.connections_max:
+            raise self._beyond(_TOTAL, peer)
+        address = address_of(peer)
+        visitor = Visitor(self, peer, loopback, address)
+        if address is not None and not self._proxies.has(address):
+            self._take(visitor, address)
+        self._visitors += 1
+        return visitor
+
+    def examine(self, visitor: "Visitor", request: Request, upgrade: Upgrade) -> None:
+        """Let a visitor's request in. Raises ``RefusedError`` where its Host, its Origin or a limit forbids it."""
+        self._rules.check(upgrade, loopback=visitor.loopback)
+        if visitor.counted_as is None and visitor.address is not None:
+            client = self._proxies.client_of(visitor.address, request.headers.get("x-forwarded-for", ()))
+            self._take(visitor, client)
+            visitor.address = client
+            visitor.name = str(client)
+
+    def leave(self, visitor: "Visitor") -> None:
+        """Count a visitor no more."""
+        self._visitors -= 1
+        if visitor.counted_as is not None:
+            self._by_address[visitor.counted_as] -= 1
+            if not self._by_address[visitor.counted_as]:
+                del self._by_address[visitor.counted_as]
+
+    def _take(self, visitor: "Visitor", address: Address) -> None:
+        key = counted(address)
+        if self._by_address[key] >= self._options.connections_per_address_max:
+            raise self._beyond(_PER_ADDRESS, key)
+        self._by_address[key] += 1
+        visitor.counted_as = key
+
+    def _beyond(self, limit: str, peer: str) -> RefusedError:
+        self._turned_away[limit] += 1
+        self._untold += 1
+        now = trio.current_time()
+        if now >= self._tell_at:
+            logger.warning("connections turned away", setting=f"listener.{limit}", peer=peer, count=self._untold)
+            self._tell_at, self._untold = now + TELL_EVERY_S, 0
+        retry = ("Retry-After", str(RETRY_AFTER_S))
+        return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections.", retry)
+
+
+@define(eq=False)
+class Visitor:
+    """One connection. ``peer``: the socket's address. ``address``: the client's, once the request has told it.
+
+    ``name``: the client's address for the log. ``counted_as``: what it is counted by; None: not yet.
+    """
+
+    admission: Admission
+    peer: str
+    loopback: bool
+    address: Address | None
+    name: str = field(init=False)
+    counted_as: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """The socket's address is the client's as long as no proxy has said another."""
+        self.name = self.peer
+
+    def examine(self, request: Request, upgrade: Upgrade) -> None:
+        """See ``Admission.examine``."""
+        self.admission.examine(self, request, upgrade)
+
+    def leave(self) -> None:
+        """See ``Admission.leave``. To be called once."""
+        self.admission.leave(self)

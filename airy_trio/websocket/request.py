@@ -1,0 +1,155 @@
+"""The head of an HTTP request, read strictly, and what its sender is told where it is refused; sans-IO.
+
+RFC 9112 and RFC 6455, section 4.2.1. Stricter than HTTP has to be: no client of ours sends what is refused here, and
+two programs could read it in two ways (bare line feeds, folded lines, a body, headers that stand there twice). Who may
+come in, from where and how often, is not known here.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from attrs import field, frozen
+
+HEAD_BYTES_MAX: Final = 16 * 1024
+"""All of it: the line and the headers. Cookies and tokens of some KiB have to fit."""
+HEADERS_MAX: Final = 100
+SUBPROTOCOLS_MAX: Final = 16
+_BAD: Final = HTTPStatus.BAD_REQUEST
+_END: Final = b"\r\n\r\n"
+_KEY_BYTES: Final = 16
+_VERSION: Final = "13"
+
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.1\r\n")
+_HEADER: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class RefusedError(Exception):
+    """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones."""
+
+    def __init__(self, status: HTTPStatus, words: str, *headers: tuple[str, str]) -> None:
+        super().__init__(f"{status.value}: {words}")
+        self.status = status
+        self.words = words
+        self.headers = headers
+
+    @property
+    def answer(self) -> bytes:
+        """The whole response; the connection ends after it."""
+        body = f"{self.words}\n"
+        own = ("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
+        lines = (f"{name}: {value}\r\n" for name, value in (*own, *self.headers))
+        return f"HTTP/1.1 {self.status.value} {self.status.phrase}\r\n{''.join(lines)}\r\n{body}".encode("ascii")
+
+
+@frozen
+class Request:
+    """A request that was read whole. ``headers``: the values of each by its name in lower case, in their order."""
+
+    method: str
+    path: str
+    headers: Mapping[str, tuple[str, ...]] = field(repr=False)  # they hold credentials
+
+    def one(self, name: str) -> str | None:
+        """The value of a header that may stand there once; None where it does not. Raises ``RefusedError``."""
+        values = self.headers.get(name, ())
+        if len(values) > 1:
+            raise RefusedError(_BAD, f"The header {name} stands there more than once.")
+        return values[0] if values else None
+
+    def tokens(self, name: str) -> tuple[str, ...]:
+        """The tokens of a header that is a list, over all its lines. Raises ``RefusedError`` for what is no token."""
+        parts = [part.strip(" \t") for value in self.headers.get(name, ()) for part in value.split(",")]
+        found = tuple(part for part in parts if part)
+        if not all(_TOKEN.fullmatch(part) for part in found):
+            raise RefusedError(_BAD, f"The header {name} is no list of tokens.")
+        return found
+
+
+@frozen
+class Upgrade:
+    """What a request for a WebSocket asks for."""
+
+    host: str
+    origin: str | None
+    key: str
+    subprotocols: tuple[str, ...]
+
+
+def read_head(data: bytes) -> Request | None:
+    """Read what has come so far; None where the head has not ended yet. Raises ``RefusedError``.
+
+    What is wrong is told as soon as it can be seen: nobody is waited for whose request is refused in any case.
+    """
+    end = data.find(_END, 0, HEAD_BYTES_MAX)
+    if end < 0:
+        _refuse_what_cannot_end(data)
+        return None
+    if len(data) > end + len(_END):
+        raise RefusedError(_BAD, "Nothing may follow the request: no body, and no frame before the answer.")
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        raise RefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+    return Request(
+        method=line[1].decode("ascii"),
+        path=line[2].partition(b"?")[0].decode("ascii"),
+        headers=_headers(data[line.end() : end]),
+    )
+
+
+def upgrade_in(request: Request) -> Upgrade:
+    """Read a request as one for a WebSocket (RFC 6455, section 4.2.1). Raises ``RefusedError`` where it is none."""
+    if request.method != "GET" or "websocket" not in (token.lower() for token in request.tokens("upgrade")):
+        raise RefusedError(_BAD, "This is a WebSocket endpoint; it answers nothing else.")
+    if "upgrade" not in (token.lower() for token in request.tokens("connection")):
+        raise RefusedError(_BAD, "The header connection does not ask for an upgrade.")
+    if "transfer-encoding" in request.headers or request.one("content-length") not in (None, "0"):
+        raise RefusedError(_BAD, "A request for a WebSocket has no body.")
+    host, version, key = (request.one(name) for name in ("host", "sec-websocket-version", "sec-websocket-key"))
+    if host is None:
+        raise RefusedError(_BAD, "The header host is missing.")
+    if version is None:
+        raise RefusedError(_BAD, "The header sec-websocket-version is missing.")
+    if version != _VERSION:
+        words = f"This server speaks version {_VERSION} of the WebSocket protocol."
+        raise RefusedError(HTTPStatus.UPGRADE_REQUIRED, words, ("Sec-WebSocket-Version", _VERSION))
+    if key is None or not _is_key(key):
+        raise RefusedError(_BAD, "The header sec-websocket-key is missing, or not 16 octets in base64.")
+    subprotocols = request.tokens("sec-websocket-protocol")
+    if len(subprotocols) > SUBPROTOCOLS_MAX:
+        raise RefusedError(_BAD, f"More than {SUBPROTOCOLS_MAX} subprotocols.")
+    return Upgrade(host, request.one("origin"), key, subprotocols)
+
+
+def _refuse_what_cannot_end(data: bytes) -> None:
+    if len(data) >= HEAD_BYTES_MAX:
+        words = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
+        raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
+    if not data[:1].isalpha() or _BARE_LINE_END.search(data) or (b"\n" in data and not _REQUEST_LINE.match(data)):
+        raise RefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+
+
+def _headers(data: bytes) -> Mapping[str, tuple[str, ...]]:
+    lines = data.split(b"\r\n") if data else []
+    if len(lines) > HEADERS_MAX:
+        raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"More than {HEADERS_MAX} headers.")
+    headers: dict[str, tuple[str, ...]] = {}
+    for line in lines:
+        found = _HEADER.fullmatch(line)
+        if found is None:
+            raise RefusedError(_BAD, "A header cannot be read.")
+        name = found[1].decode("ascii").lower()
+        headers[name] = (*headers.get(name, ()), found[2].decode("latin-1").rstrip(" \t"))
+    return headers
+
+
+def _is_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == _KEY_BYTES
+    except (binascii.Error, ValueError):
+        return False

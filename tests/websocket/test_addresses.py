@@ -1,0 +1,81 @@
+"""Addresses: how they are written, what they are counted by, and which of a chain of proxies is the client's."""
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airy_trio.websocket.addresses import Proxies, address_of, counted
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1:5678", "192.0.2.1"),
+        ("2001:DB8::1", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:5678", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("unknown", None),
+        ("_hidden", None),
+        ("", None),
+        ("192.0.2.256", None),
+        ("192.0.2.1:x", None),
+        ("localhost", None),
+    ],
+)
+def test_an_address_is_read_as_it_is_written_by_others(text: str, expected: str | None) -> None:
+    assert address_of(text) == (None if expected is None else ip_address(expected))
+
+
+@given(st.text())
+def test_any_text_is_an_address_or_none(text: str) -> None:
+    address_of(text)
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+    ],
+)
+def test_ipv6_counts_by_its_network(one: str, other: str, *, same: bool) -> None:
+    first, second = address_of(one), address_of(other)
+    assert first is not None
+    assert second is not None
+    assert (counted(first) == counted(second)) is same
+
+
+@pytest.mark.parametrize(
+    "forwarded, expected",
+    [
+        ([], "10.0.0.1"),
+        ([""], "10.0.0.1"),
+        (["192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7, 192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7", "192.0.2.1"], "192.0.2.1"),
+        (["198.51.100.7, 192.0.2.1, 10.0.0.2"], "192.0.2.1"),
+        (["192.0.2.1,10.0.0.3", "10.0.0.2"], "192.0.2.1"),
+        (["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        (["192.0.2.1, unknown, 10.0.0.2"], "10.0.0.2"),
+        (["192.0.2.1, unknown"], "10.0.0.1"),
+        (["[2001:db8::1]:443"], "2001:db8::1"),
+        (["::ffff:192.0.2.1"], "192.0.2.1"),
+    ],
+)
+def test_the_rightmost_address_that_is_no_proxys_is_the_clients(forwarded: list[str], expected: str) -> None:
+    proxies = Proxies(["10.0.0.0/8"])
+    assert proxies.client_of(ip_address("10.0.0.1"), forwarded) == ip_address(expected)
+
+
+def test_a_proxy_of_ipv4_is_known_where_the_socket_is_of_ipv6() -> None:
+    peer = address_of("::ffff:10.0.0.1")
+    assert peer is not None
+    assert Proxies(["10.0.0.0/8"]).has(peer)
+    assert not Proxies([]).has(peer)

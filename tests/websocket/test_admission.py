@@ -1,0 +1,210 @@
+"""Limits of connections over real sockets: who is turned away, who is not, and that places come back."""
+
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.testing.client import Rejected, StompClient, connect
+from airy_trio.websocket import listener
+from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
+from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.request import RefusedError
+from tests.websocket.serving import HOST, Server, serving
+from tests.websocket.test_request import head
+
+
+@asynccontextmanager
+async def limited(
+    *, total: int = 20_000, per_address: int = 200, proxies: tuple[str, ...] = ()
+) -> AsyncGenerator[Server]:
+    options = ListenerOptions(
+        port=0, connections_max=total, connections_per_address_max=per_address, trusted_proxies=list(proxies)
+    )
+    with trio.fail_after(20):
+        async with serving(options=options) as server:
+            yield server
+
+
+async def dial_from(server: Server, address: str) -> StompClient:
+    """A connected client with an address of this machine of its own."""
+    stream = await trio.open_tcp_stream(HOST, server.port, local_address=address)
+    client = StompClient(stream)
+    try:
+        await client.upgrade()
+        await client.connect()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return client
+
+
+async def answer_to(server: Server, request: bytes) -> bytes:
+    async with await trio.open_tcp_stream(HOST, server.port) as stream:
+        await stream.send_all(request)
+        answer = b""
+        async for data in stream:
+            answer += data
+    return answer
+
+
+def forwarded(*values: str) -> bytes:
+    return head(*(f"X-Forwarded-For: {value}" for value in values))
+
+
+async def test_beyond_the_total_is_503_and_a_place_comes_back() -> None:
+    async with limited(total=2) as server:
+        async with await server.dial(), await server.dial():
+            with capture_logs() as logs, pytest.raises(Rejected) as rejected:
+                await server.dial()
+            assert rejected.value.status == 503
+            assert b"\r\nRetry-After: 5\r\n" in await answer_to(server, head())
+            found = server.sessions.statistics()
+            assert (found["clients"], found["visitors"], found["turned away connections_max"]) == (2, 2, 2)
+        assert [line["event"] for line in logs] == ["connections turned away"]
+        assert logs[0]["setting"] == "listener.connections_max"
+        await server.ended()
+        async with await server.dial():
+            assert server.sessions.statistics()["visitors"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives every machine the addresses 127.0.0.0/8")
+async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
+    async with limited(per_address=2) as server, AsyncExitStack() as clients:
+        for _ in range(2):
+            await clients.enter_async_context(await dial_from(server, "127.0.0.2"))
+        with pytest.raises(Rejected) as rejected:
+            await dial_from(server, "127.0.0.2")
+        assert rejected.value.status == 503
+        async with await dial_from(server, "127.0.0.3"):
+            found = server.sessions.statistics()
+            assert (found["visitors"], found["addresses"], found["turned away connections_per_address_max"]) == (
+                3,
+                2,
+                1,
+            )
+
+
+async def test_who_connects_directly_costs_no_session_beyond_the_limit() -> None:
+    async with (
+        limited(per_address=1) as server,
+        await server.dial(),
+        await trio.open_tcp_stream(HOST, server.port) as stream,
+    ):
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 503 ")  # nothing was asked
+        assert server.sessions.statistics()["clients"] == 1
+
+
+async def test_a_flood_gets_no_more_answers_than_can_be_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "TURNING_AWAY_MAX", 1)
+    async with limited(total=1) as server, await server.dial():
+        async with await trio.open_tcp_stream(HOST, server.port) as first:
+            assert (await first.receive_some()).startswith(b"HTTP/1.1 503 ")
+            async with await trio.open_tcp_stream(HOST, server.port) as second:
+                with pytest.raises(trio.BrokenResourceError):
+                    await second.receive_some()
+        assert server.sessions.statistics()["turned away connections_max"] == 2
+
+
+async def test_who_is_turned_away_and_stays_is_cut() -> None:
+    async with (
+        limited(total=1) as server,
+        await server.dial(),
+        await trio.open_tcp_stream(HOST, server.port) as stays,
+    ):
+        assert (await stays.receive_some()).startswith(b"HTTP/1.1 503 ")
+        with trio.fail_after(5):
+            while len(server.connections.child_tasks) > 2:  # noqa: ASYNC110 - the session and its reader stay
+                await trio.sleep(0.01)
+
+
+async def test_behind_a_proxy_clients_are_counted_by_their_own_addresses() -> None:
+    async with limited(per_address=1, proxies=(HOST,)) as server, AsyncExitStack() as streams:
+        expected: Mapping[bytes, bytes] = {
+            forwarded("192.0.2.1"): b"101",
+            forwarded("192.0.2.2"): b"101",
+            forwarded("192.0.2.7, 192.0.2.1"): b"503",  # what a client claims to the left counts for nothing
+            forwarded("192.0.2.1", "127.0.0.1"): b"503",
+            forwarded("2001:db8::1"): b"101",
+            forwarded("2001:db8::2"): b"503",  # of the same 64 bits
+            forwarded("::ffff:192.0.2.2"): b"503",
+            head(): b"101",  # the proxy itself, which does not say for whom it asks
+            forwarded("unknown"): b"503",
+        }
+        for request, status in expected.items():
+            stream = await streams.enter_async_context(await trio.open_tcp_stream(HOST, server.port))
+            await stream.send_all(request)
+            assert (await stream.receive_some()).split(b" ")[1] == status, request
+        assert server.sessions.statistics()["turned away connections_per_address_max"] == 5
+
+
+async def test_nobody_but_a_trusted_proxy_says_whom_it_speaks_for() -> None:
+    async with limited(per_address=1) as server, await trio.open_tcp_stream(HOST, server.port) as stream:
+        await stream.send_all(forwarded("192.0.2.1"))
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        assert (await answer_to(server, forwarded("192.0.2.2"))).startswith(b"HTTP/1.1 503 ")
+
+
+async def test_the_log_names_the_client_behind_the_proxy() -> None:
+    async with limited(proxies=(HOST,)) as server:
+        with capture_logs() as logs:
+            async with await trio.open_tcp_stream(HOST, server.port) as stream:
+                await stream.send_all(forwarded("192.0.2.1"))
+                await stream.receive_some()
+            await server.ended()
+            with trio.fail_after(5):
+                while len(logs) < 2:  # noqa: ASYNC110 - a log has no event for this
+                    await trio.lowlevel.checkpoint()
+    assert [(line["event"], line.get("peer"), line.get("client")) for line in logs] == [
+        ("connection opened", HOST, None),
+        ("connection closed", None, "192.0.2.1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "request_, status",
+    [
+        (head(changed={"Host": "attacker.example"}), 403),
+        (head("Origin: http://attacker.example"), 403),
+        (head("Origin: null"), 403),
+        (head("Origin: http://localhost:8080"), 101),
+    ],
+)
+async def test_host_and_origin_are_checked_before_the_upgrade(request_: bytes, status: int) -> None:
+    async with limited() as server, await trio.open_tcp_stream(HOST, server.port) as stream:
+        await stream.send_all(request_)
+        assert (await stream.receive_some()).startswith(f"HTTP/1.1 {status} ".encode())
+        counted = server.sessions.statistics()
+        assert counted.get("requests refused 403", 0) == (status == 403)
+
+
+async def test_who_is_refused_leaves_no_place_behind() -> None:
+    async with limited(total=1) as server:
+        for _ in range(3):
+            assert (await answer_to(server, head(changed={"Host": "attacker.example"}))).startswith(b"HTTP/1.1 403 ")
+            await server.ended()
+        async with await connect(HOST, server.port):
+            pass
+        await server.ended()
+        assert server.sessions.statistics()["visitors"] == 0
+        assert server.sessions.statistics()["addresses"] == 0
+
+
+def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> None:
+    async def flood() -> None:
+        admission = Admission(AdmissionOptions(connections_max=1))
+        admission.arrive("192.0.2.1", loopback=False)
+        for _ in range(100):
+            with pytest.raises(RefusedError):
+                admission.arrive("192.0.2.2", loopback=False)
+        await trio.sleep(TELL_EVERY_S)
+        with pytest.raises(RefusedError):
+            admission.arrive("192.0.2.2", loopback=False)
+
+    with capture_logs() as logs:
+        trio.run(flood, clock=autojump_clock)
+    assert [line["count"] for line in logs] == [1, 100]
