@@ -41,16 +41,24 @@ async def upgrade(
     ``visitor``: who is asked whether the request may come in; None: everybody may. Raises ``RefusedError`` where the
     request did not become a WebSocket and that was told.
     """
+    asked = await _asked(wire, visitor, path)
+    if asked is None:
+        return None
+    if isinstance(asked, RefusedError):
+        await wire.write(asked.answer)
+        raise asked
+    request, wanted = asked
+    ws = await _handshake(tasks, wire, wanted.key, wanted.subprotocols, message_bytes_max)
+    return None if ws is None else Upgraded(ws, request)
+
+
+async def _asked(wire: Wire, visitor: Visitor | None, path: str) -> tuple[Request, Upgrade] | RefusedError | None:
+    """What is asked for, or why that is refused; None where the peer left."""
     try:
         request = await _request(wire)
-        if request is None:
-            return None
-        asked = _judged(request, visitor, path)
+        return None if request is None else (request, _judged(request, visitor, path))
     except RefusedError as refused:
-        await wire.write(refused.answer)
-        raise
-    ws = await _handshake(tasks, wire, asked.key, asked.subprotocols, message_bytes_max)
-    return None if ws is None else Upgraded(ws, request)
+        return refused
 
 
 def _judged(request: Request, visitor: Visitor | None, path: str) -> Upgrade:
