@@ -39,32 +39,56 @@ class FanOut:
             for view in grown:
                 await self._serve_readers(view)
 
-    def serve(self, subscription: Subscription, now: float, neighbour: Run | None = None) -> Run | None:
+    def serve(self, subscription: Subscription, now: float) -> Run | None:
         """Write one run to a live client; synchronous, so that nobody comes between the question and the cursor.
 
-        ``neighbour``: the run that was served before, which is given again where it fits; what is returned is for
-        the next. ``now``: in Trio's time, at most one slice of the fan-out old. A client that is behind is woken. One
-        whose position is of an ended epoch is dismissed. Raises what the outlet raises.
+        Gives the run that was taken. ``now``: in Trio's time, at most one slice of the fan-out old. A client that is
+        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the outlet raises.
         """
         client = subscription.client
         state = client.state
         if (state is not LIVE and state is not BEHIND) or not subscription.started:
-            return neighbour
+            return None
         if subscription.position.epoch != self._eventlog.epoch:
             client.dismiss(POSITION_EXPIRED)
-            return neighbour
+            return None
         if not subscription.hungry:
-            return neighbour
+            return None
         if state is BEHIND:
             client.wake()
-            return neighbour
+            return None
+        taken: Run | None = None
         if subscription.owed or subscription.position.offset >= subscription.view.evicted:
-            neighbour = self._runs.following(subscription, neighbour)
-            if client.wire.offer(neighbour.data, now):
-                self._runs.took(subscription, neighbour, now)
+            run = self._runs.following(subscription)
+            if client.wire.offer(run.data, now):
+                self._runs.took(subscription, run, now)
+                taken = run
         if client.wire.outlet.pending or subscription.hungry:
             self._senders.take(client)
-        return neighbour
+        return taken
+
+    def _repeat(self, subscription: Subscription, run: Run) -> bool:
+        """Write what a neighbour has just taken; False, nothing having happened, where it does not fit.
+
+        The way of nearly every delivery, so nothing is asked twice: a cursor that *is* the one that the run follows
+        has its epoch and stands within the tail, and no view grows within a slice.
+        """
+        client = subscription.client
+        if (
+            subscription.position is not run.after
+            or client.state is not LIVE
+            or not subscription.started
+            or subscription.prefix != run.prefix
+            or not subscription.shareable
+        ):
+            return False
+        wire = client.wire
+        if wire.offer(run.data, self._now):
+            self._runs.repeated(subscription, run, self._now)
+            if not wire.outlet.pending and run.to_the_end:
+                return True
+        self._senders.take(client)
+        return True
 
     async def _serve_readers(self, view: View) -> None:
         run: Run | None = None
@@ -72,10 +96,12 @@ class FanOut:
             if self._served >= YIELD_EVERY:
                 await trio.lowlevel.checkpoint()
                 self._served, self._now = 0, trio.current_time()
+                run = None  # what follows a cursor may be another run by now
             if reader not in view.readers or not isinstance(reader, Subscription):
                 continue  # it was unsubscribed while others ran: nothing may follow the RECEIPT of that
             self._served += 1
             try:
-                run = self.serve(reader, self._now, run)
+                if run is None or not self._repeat(reader, run):
+                    run = self.serve(reader, self._now) or run
             except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the fan-out
                 reader.client.dismiss(farewell_after(fault, reader.client.session))

@@ -83,12 +83,15 @@ class SocketOutlet:
         return self._rest is not None
 
     def offer(self, data: bytes) -> bool:
-        """See ``Outlet.offer``."""
+        """See ``Outlet.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
         if self._rest is not None:
             return False
-        sent = self._try_send(data)
-        if not sent:
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
             return not data
+        except OSError as error:
+            raise self._fault_of(error) from error
         if sent < len(data):
             self._rest = memoryview(data)[sent:]
         return True
@@ -152,8 +155,13 @@ class SocketOutlet:
         except BlockingIOError:
             return 0
         except OSError as error:
-            self._check_open()
-            raise trio.BrokenResourceError(str(error)) from error
+            raise self._fault_of(error) from error
+
+    def _fault_of(self, error: OSError) -> Exception:
+        """What is raised instead of an error of the socket: whether the peer broke it, or we closed it."""
+        if self._socket.fileno() == -1:
+            return trio.ClosedResourceError("the socket is closed")
+        return trio.BrokenResourceError(str(error))
 
     def _check_open(self) -> None:
         if self._socket.fileno() == -1:

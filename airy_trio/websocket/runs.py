@@ -28,8 +28,8 @@ class Run:
     """Octets to write, and the offsets of the events in them, at least one, in order.
 
     ``changed_at``: when what the first of them tells was changed, in Trio's time. ``position``: where the cursor of
-    whoever gets it stands then. ``after``, ``prefix``, ``view_last``: whose it is, as long as its view has not grown;
-    ``after`` is None where it is nobody else's.
+    whoever gets it stands then. ``after``, ``prefix``: whose it is, as long as the view has not grown; ``after`` is
+    None where it is nobody else's. ``to_the_end``: it reached the end of the view.
     """
 
     data: bytes
@@ -38,57 +38,73 @@ class Run:
     position: Position
     after: Position | None = None
     prefix: bytes = b""
-    view_last: int = 0
+    to_the_end: bool = False
 
 
 class Runs:
-    """Makes runs, remembers the newest few, and counts what was sent. ``latencies``: from the change to the socket."""
+    """Makes runs, remembers the newest few, and counts what was sent."""
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._shared: dict[tuple[bytes, str, int, int], Run] = {}
         self._counts = {"deliveries": 0, "bytes": 0}
-        self.latencies = Latencies()
+        self._latencies = Latencies()
+        self._repeating: Run | None = None  # what repeated() has not counted yet: this run, so often, at that time
+        self._repeats = self._live_repeats = 0
+        self._repeating_at = 0.0
 
     def statistics(self) -> dict[str, int]:
         """Since the start: ``deliveries``, events times subscriptions that had them; ``bytes`` of their messages."""
+        self._settle()
         return dict(self._counts)
 
-    def following(self, subscription: Subscription, neighbour: Run | None = None) -> Run:
+    @property
+    def latencies(self) -> Latencies:
+        """From the change to the socket, of all that was no replay of what was before a subscription."""
+        self._settle()
+        return self._latencies
+
+    def following(self, subscription: Subscription) -> Run:
         """The next run of a subscription, which must be hungry: what it is owed, else what follows its position.
 
-        ``neighbour``: a run to give again where it fits, which is found faster than in the memory of runs. Raises
-        ``LookupError`` where nothing is owed and the view has evicted something after the position.
+        Raises ``LookupError`` where nothing is owed and the view has evicted something after the position.
         """
-        if subscription.owed:
-            return self.owed(subscription)
-        if (
-            neighbour is not None
-            and neighbour.after is subscription.position
-            and neighbour.view_last == subscription.view.last
-            and neighbour.prefix == subscription.prefix
-            and subscription.shareable
-        ):
-            return neighbour
-        return self.after_position(subscription)
+        return self.owed(subscription) if subscription.owed else self.after_position(subscription)
 
     def took(self, subscription: Subscription, run: Run, now: float) -> None:
-        """Move the cursor over its next run, which the outlet has taken, and count it.
-
-        The latency is counted only where the run is no replay of what was before. ``now``: in Trio's time.
-        """
+        """Move the cursor over its next run, which the outlet has taken, and count it. ``now``: in Trio's time."""
         offsets = run.offsets
         if subscription.owed:
             for _ in offsets:
                 subscription.owed.popleft()
+        elif run.after is not None:  # one object for all with the same octets: neighbours are told by identity
+            subscription.prefix = run.prefix
         subscription.position = run.position
         subscription.verdict = b""
         if subscription.window is not None:
             subscription.window.sent(offsets)
-        self._counts["deliveries"] += len(offsets)
-        self._counts["bytes"] += len(run.data)
-        if offsets[0] > subscription.live_after:
-            self.latencies.observe(now - run.changed_at, len(offsets))
+        self._count(run, 1, int(offsets[0] > subscription.live_after), now)
+
+    def repeated(self, subscription: Subscription, run: Run, now: float) -> None:
+        """Move the cursor of a shareable subscription over a run that its neighbour took too; counted later at once."""
+        if run is not self._repeating or now != self._repeating_at:
+            self._settle()
+            self._repeating, self._repeating_at = run, now
+        subscription.position = run.position
+        self._repeats += 1
+        if run.offsets[0] > subscription.live_after:
+            self._live_repeats += 1
+
+    def _settle(self) -> None:
+        if self._repeating is not None:
+            self._count(self._repeating, self._repeats, self._live_repeats, self._repeating_at)
+            self._repeating, self._repeats, self._live_repeats = None, 0, 0
+
+    def _count(self, run: Run, times: int, live_times: int, now: float) -> None:
+        self._counts["deliveries"] += len(run.offsets) * times
+        self._counts["bytes"] += len(run.data) * times
+        if live_times:
+            self._latencies.observe(now - run.changed_at, len(run.offsets) * live_times)
 
     def owed(self, subscription: Subscription) -> Run:
         """The next run of what a subscription is owed, whose cursor is beyond it. There must be something."""
@@ -109,7 +125,9 @@ class Runs:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            run = evolve(self._from_tail(subscription), after=position, prefix=subscription.prefix, view_last=view.last)
+            made = self._from_tail(subscription)
+            to_the_end = made.position.offset >= view.last
+            run = evolve(made, after=position, prefix=subscription.prefix, to_the_end=to_the_end)
             if len(self._shared) >= SHARED_RUNS_MAX:
                 del self._shared[next(iter(self._shared))]
             self._shared[key] = run

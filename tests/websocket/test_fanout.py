@@ -11,6 +11,7 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout, farewells
 from airy_trio.websocket.fanout import YIELD_EVERY
+from airy_trio.websocket.runs import RUN_BYTES_MAX
 from airy_trio.websocket.subscriptions import State
 from tests.websocket.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
 from tests.websocket.serving import event, events, open_log
@@ -65,6 +66,69 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
         found = [[(f.get("subscription"), f.body) for f in rig.read()] for rig in rigs]
         assert found == [[("a", event(2).body)], [("b", event(2).body)]]
         assert [f.body for f in late.read()[-2:]] == [event(1).body, event(2).body]
+
+
+async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingOutlet]]:
+    """Clients whose cursors are one object, since they have taken one run."""
+    outlets = [RecordingOutlet() for _ in range(count)]
+    rigs = [await joined(delivery, outlet) for outlet in outlets]
+    await delivery.log.append(delivery.log.head, events(1, 1), "point")
+    await wait_all_tasks_blocked()
+    assert len({id(rig.client.subscriptions[1].position) for rig in rigs}) == 1
+    for rig, outlet in zip(rigs, outlets, strict=True):
+        rig.read()
+        outlet.writes.clear()
+    return list(zip(rigs, outlets, strict=True))
+
+
+async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        _, (rig, outlet) = await neighbours(delivery)
+        rig.client.state = State.BEHIND
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert not outlet.writes
+        assert rig.client.wakened.is_set()
+
+
+async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        ((one, _),) = await neighbours(delivery, 1)
+        acking = await delivery.connect(RecordingOutlet())
+        await acking.say("SUBSCRIBE", *everything(), ("ack", "client"))
+        acking.client.subscriptions[1].position = one.client.subscriptions[1].position
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert [frame.get("ack") for frame in one.read()] == [None]
+        assert [frame.get("ack") for frame in acking.read()[-1:]] == [f"1.{delivery.log.head}"]
+
+
+async def test_a_neighbour_that_lacks_more_gets_more(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        (one, _), (other, _) = await neighbours(delivery)
+        other.client.subscriptions[1].position = delivery.log.head.at(0)
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert [frame.body for frame in one.read()] == [event(2).body]
+        assert [frame.body for frame in other.read()] == [event(1).body, event(2).body]
+
+
+async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        _, (rig, outlet) = await neighbours(delivery)
+        rig.client.subscriptions[1].started = False
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert not outlet.writes
+
+
+async def test_neighbours_get_all_of_what_is_longer_than_a_run(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        both = await neighbours(delivery)
+        await delivery.log.append(delivery.log.head, events(2, 5, size=RUN_BYTES_MAX // 2), "point")
+        await wait_all_tasks_blocked()
+        for rig, _ in both:
+            assert [frame.body for frame in rig.read()] == [e.body for e in events(2, 5, size=RUN_BYTES_MAX // 2)]
 
 
 async def test_what_comes_while_a_round_runs_is_one_write(autojump_clock: MockClock) -> None:

@@ -16,7 +16,6 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout, sender
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.subscriptions import State
 from tests.websocket import test_fanout, test_sender, test_wire
 from tests.websocket.test_schedules import run_schedule
@@ -37,6 +36,11 @@ class Mutant:
     def __str__(self) -> str:
         return self.fault
 
+    @property
+    def slice(self) -> int:
+        """What ``YIELD_EVERY`` is meanwhile: neighbours share a slice, everything else goes wrong between slices."""
+        return 256 if self.name == "_repeat" else 1
+
     def function(self) -> Callable[..., Any]:
         original = getattr(self.owner, self.name)
         source = textwrap.dedent(inspect.getsource(original))
@@ -51,8 +55,22 @@ MUTANTS = (
         "cursor moved on refusal",
         FanOut,
         "serve",
-        "if client.wire.offer(neighbour.data, now):",
-        "if client.wire.offer(neighbour.data, now) or True:",
+        "if client.wire.offer(run.data, now):",
+        "if client.wire.offer(run.data, now) or True:",
+    ),
+    Mutant(
+        "cursor moved on refusal of what a neighbour took",
+        FanOut,
+        "_repeat",
+        "if wire.offer(run.data, self._now):",
+        "if wire.offer(run.data, self._now) or True:",
+    ),
+    Mutant(
+        "partial write of what a neighbour took not handed over",
+        FanOut,
+        "_repeat",
+        "if not wire.outlet.pending and run.to_the_end:",
+        "if run.to_the_end:",
     ),
     Mutant(
         "checkpoint before live",
@@ -125,8 +143,34 @@ DIRECTED = (
         test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
     ),
     (
-        Mutant("a neighbour's run whoever it is", Runs, "following", "neighbour.prefix == subscription.prefix", "True"),
+        Mutant("a neighbour's run whoever it is", FanOut, "_repeat", "subscription.prefix != run.prefix", "False"),
         test_fanout.test_a_neighbour_with_another_id_or_cursor_gets_its_own,
+    ),
+    (
+        Mutant(
+            "a run whatever the cursor",
+            FanOut,
+            "_repeat",
+            "subscription.position is not run.after",
+            "False",
+        ),
+        test_fanout.test_a_neighbour_that_lacks_more_gets_more,
+    ),
+    (
+        Mutant("a neighbour's run to who needs acks", FanOut, "_repeat", "not subscription.shareable", "False"),
+        test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
+    ),
+    (
+        Mutant("a neighbour's run to who is behind", FanOut, "_repeat", "client.state is not LIVE", "False"),
+        test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
+    ),
+    (
+        Mutant("a neighbour's run before the RECEIPT", FanOut, "_repeat", "not subscription.started", "False"),
+        test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
+    ),
+    (
+        Mutant("a neighbour's run goes to the end", FanOut, "_repeat", " and run.to_the_end", ""),
+        test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
     ),
     (
         Mutant("written after a Close frame", sender, "_next_run", "and not client.wire.closing", ""),
@@ -151,7 +195,7 @@ def fails(seed: int) -> bool:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_the_schedules_notice(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout, "YIELD_EVERY", 1)
+    monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
     assert any(fails(seed) for seed in SEEDS)
 
@@ -160,7 +204,7 @@ def test_the_schedules_notice(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -
 def test_the_directed_tests_notice(
     mutant: Mutant, test: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fanout, "YIELD_EVERY", 1)
+    monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
     clock = MockClock(autojump_threshold=0)
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever a mutant does is a catch

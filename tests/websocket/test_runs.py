@@ -140,18 +140,44 @@ async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_bef
     assert sum(runs.latencies.counts) == 2
 
 
-async def test_a_neighbours_run_is_given_only_where_it_fits() -> None:
+async def test_equal_cursors_are_given_one_run_until_the_view_grows() -> None:
     log = await filled(3)
     runs = Runs(log)
-    one = subscribed(log, 1)
+    one, same, acking = subscribed(log, 1), subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
     run = runs.following(one)
-    same, acking = subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
-    same.position = acking.position = one.position
-    assert runs.following(same, run) is run
-    assert runs.following(subscribed(log, 2), run).offsets == (3,)
-    assert b"ack:" in runs.following(acking, run).data
+    assert runs.following(same) is run
+    assert run.to_the_end
+    assert runs.following(subscribed(log, 2)).offsets == (3,)
+    assert b"ack:" in runs.following(acking).data
     await log.append(log.head, events(4, 4), "point")
-    assert runs.following(same, run).offsets == (2, 3, 4)
+    assert runs.following(same).offsets == (2, 3, 4)
+
+
+async def test_a_run_says_whether_it_goes_to_the_end() -> None:
+    log = await filled(2, size=RUN_BYTES_MAX)
+    runs = Runs(log)
+    assert [runs.after_position(subscribed(log, offset)).to_the_end for offset in (0, 1)] == [False, True]
+
+
+async def test_whoever_took_a_run_repeats_it_to_equal_ones_and_each_is_counted(autojump_clock: MockClock) -> None:
+    log = await filled(1)
+    await log.append(log.head, events(2, 3), "point", changed_at=trio.current_time() - 2)
+    runs = Runs(log)
+    first, *others = (subscribed(log, 1) for _ in range(4))
+    others[-1].live_after = 3  # what it gets was there before
+    run = runs.following(first)
+    runs.took(first, run, trio.current_time())
+    for other in others:
+        runs.repeated(other, run, trio.current_time())
+        assert other.position is first.position
+    assert first.prefix is run.prefix
+    assert runs.statistics() == {"deliveries": 8, "bytes": 4 * len(run.data)}
+    assert sum(runs.latencies.counts) == 6
+    assert runs.latencies.total_s == pytest.approx(6 * 2)
+    await trio.sleep(1)
+    runs.repeated(first, run, trio.current_time())
+    assert runs.latencies.total_s == pytest.approx(6 * 2 + 2 * 3)
+    assert runs.statistics()["deliveries"] == 10
 
 
 async def test_a_cursor_moves_when_its_run_was_taken() -> None:

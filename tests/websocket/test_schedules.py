@@ -59,6 +59,8 @@ class Schedule:
     rig: Rig
     chance: Random
     everything: list[StoredEvent]
+    habits: dict[int, tuple[str, str]]
+    """Destination and ack mode of everybody's n-th subscription: those that are alike share runs."""
     by_id: dict[str, Expected] = field(factory=dict)
     waiting: dict[str, Expected] = field(factory=dict)
     ending: dict[str, Expected] = field(factory=dict)
@@ -109,10 +111,12 @@ class Schedule:
         if len(self.by_id) - sum(one.ended for one in self.by_id.values()) >= 5:
             return
         self.numbers += 1
+        new = self.chance.choice(DESTINATIONS), self.chance.choice(("auto", "auto", "client", "client-individual"))
+        destination, ack = self.habits.setdefault(self.numbers, new)
         one = Expected(
             id=f"sub{self.numbers}",
-            destination=self.chance.choice(DESTINATIONS),
-            ack=self.chance.choice(("auto", "auto", "client", "client-individual")),
+            destination=destination,
+            ack=ack,
             prefetch=self.chance.choice((1, 2, 30)),
             asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < 0.6 else None,
             replay=self.chance.choice((None, "none", "all")),
@@ -238,12 +242,13 @@ async def run_schedule(seed: int, clients: int = 2) -> None:
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
     everything: list[StoredEvent] = []
     heart_beat = chance.choice(("0,0", "0,500"))
+    habits: dict[int, tuple[str, str]] = {}
     async with delivering(log) as delivery:
         schedules = []
         for _ in range(clients):
             outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
             rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
-            schedules.append(Schedule(rig, chance, everything))
+            schedules.append(Schedule(rig, chance, everything, habits))
         for _ in range(STEPS * clients):
             await chance.choice(schedules).step()
             if chance.random() < REST_SHARE:
