@@ -158,7 +158,7 @@ class Conversation:
         wish = replay.Wish(request.last_event_id, request.replay)
         start = await replay.start(self._eventlog, subscription.view, wish, self._options)
         subscription.position = start.position
-        subscription.owed.extend(start.owed)
+        subscription.owe(start.owed)
         if request.last_event_id is not None:
             subscription.verdict = header("resume", start.verdict, None)
         await self._receipt(request.receipt, (("position", str(start.position)), ("resume", start.verdict)))

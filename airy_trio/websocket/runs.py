@@ -77,6 +77,7 @@ class Runs:
         if subscription.owed:
             for _ in offsets:
                 subscription.owed.popleft()
+            subscription.owed = subscription.owed or ()
         elif run.after is not None:  # one object for all with the same octets: neighbours are told by identity
             subscription.prefix = run.prefix
         subscription.position = run.position

@@ -81,7 +81,7 @@ async def catch_up(client: Client, eventlog: EventLog, runs: Runs) -> None:
     """
     wire = client.wire
     while client.state is BEHIND and not wire.closing:
-        client.wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
+        client.wakened = wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
         served = False
         if wire.outlet.pending:
             async with wire.lock:
@@ -89,11 +89,12 @@ async def catch_up(client: Client, eventlog: EventLog, runs: Runs) -> None:
         for subscription in tuple(client.subscriptions.values()):
             served |= await _serve(subscription, eventlog, runs)
         if _caught_up(client):
+            client.wakened = None
             client.state = LIVE  # no checkpoint since the question: the fan-out sees all that comes after it
             return
         if not served:
             with trio.move_on_at(_retry_at(client)):
-                await client.wakened.wait()
+                await wakened.wait()
 
 
 def _caught_up(client: Client) -> bool:
@@ -152,7 +153,7 @@ async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:
         subscription.retries += 1
         return False
     subscription.retries, subscription.retry_at = 0, 0.0
-    subscription.owed.extend(events)
+    subscription.owe(events)
     last = events[-1].offset if events else after.offset
     if len(events) < STORE_EVENTS_MAX and head.epoch == after.epoch:
         last = max(last, head.offset)  # nothing else of this destination was there when the store was asked

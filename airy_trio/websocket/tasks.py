@@ -21,14 +21,13 @@ class Tasks:
     def __init__(self, connections: trio.Nursery, client: Client) -> None:
         self._start_soon = connections.start_soon
         self._client = client
-        self._scopes: set[trio.CancelScope] = set()
-        self._idle = trio.Event()
+        self._scopes: list[trio.CancelScope] = []  # two or three: smaller than a set
+        self._idle: trio.Event | None = None  # where somebody waits for it
 
     def start_soon(self, function: Callable[[*Arguments], Awaitable[object]], *arguments: *Arguments) -> None:
         """Start a task. An exception that leaves it dismisses the client."""
         scope = trio.CancelScope()
-        self._scopes.add(scope)
-        self._idle = trio.Event()
+        self._scopes.append(scope)
         self._start_soon(self._run, scope, function, arguments)
 
     async def stop(self) -> None:
@@ -36,6 +35,8 @@ class Tasks:
         for scope in self._scopes:
             scope.cancel()
         while self._scopes:
+            if self._idle is None or self._idle.is_set():
+                self._idle = trio.Event()
             await self._idle.wait()
 
     async def _run(
@@ -50,6 +51,6 @@ class Tasks:
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
             self._client.dismiss(farewell_after(fault, self._client.session))
         finally:
-            self._scopes.discard(scope)
-            if not self._scopes:
+            self._scopes.remove(scope)
+            if not self._scopes and self._idle is not None:
                 self._idle.set()

@@ -84,7 +84,7 @@ async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, Reco
 async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, outlet) = await neighbours(delivery)
-        rig.client.state = State.BEHIND
+        rig.client.state, rig.client.wakened = State.BEHIND, trio.Event()
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not outlet.writes
@@ -206,7 +206,7 @@ async def test_only_who_is_live_is_written_to(state: State, autojump_clock: Mock
     async with delivering(await open_log()) as delivery:
         outlet = RecordingOutlet()
         rig = await joined(delivery, outlet)
-        rig.client.state = state
+        rig.client.state, rig.client.wakened = state, trio.Event()
         await rig.append(events(1, 1))
         await wait_all_tasks_blocked()
         assert not outlet.writes
