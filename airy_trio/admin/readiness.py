@@ -1,4 +1,4 @@
-"""Whether this server can do what it is for: feed, store, triggers and lag, each with its reason in words.
+"""Whether this server can do what it is for: listener, feed, store, triggers and lag, each with its reason in words.
 
 What the long-lived objects know is asked when somebody wants to know it. Only the triggers need a question to the
 database: a task of its own asks it now and then, so that no probe ever waits for a database. Knows no HTTP.
@@ -52,10 +52,25 @@ class Readiness:
         self._trigger_faults = trigger_faults
         self._lag_max_s = lag_max_s
         self._triggers = Condition(well=True, reason="in place")  # they were looked at before anything was started
+        self._listener = Condition(well=False, reason="the port for clients is not open yet")
 
     def conditions(self) -> Mapping[str, Condition]:
         """Each part's condition now. Never waits."""
-        return {"feed": self._feed(), "store": self._store(), "triggers": self._triggers, "lag": self._lag()}
+        return {
+            "listener": self._listener,
+            "feed": self._feed(),
+            "store": self._store(),
+            "triggers": self._triggers,
+            "lag": self._lag(),
+        }
+
+    def listen(self) -> None:
+        """Take note that clients can connect."""
+        self._listener = Condition(well=True, reason="clients can connect")
+
+    def stop(self) -> None:
+        """Take note that clients are sent away: nobody is to be sent here any more."""
+        self._listener = Condition(well=False, reason="this server is being stopped")
 
     async def run(self) -> None:
         """Look at the triggers now and then, and log what becomes unwell and well again; for ever."""

@@ -3,10 +3,11 @@
 ::
 
     serve()
-      connections                  outer: sessions and their send tasks, with a deadline at shutdown
-      intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop;
-                                   admin port; cancelled first at shutdown, and whatever breaks in it ends the
-                                   server loudly
+      connections                  outer: sessions and their send tasks, with a deadline at shutdown; the admin port,
+                                   which tells of the shutdown until its end
+      intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop,
+                                   readiness; cancelled first at shutdown, and whatever breaks in it ends the server
+                                   loudly
 """
 
 import contextlib
@@ -178,17 +179,21 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
                     intake.start_soon(sessions.wheel.turn)
                     intake.start_soon(readiness.run)
                     pages = application(readiness.conditions, figures)
-                    intake.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
+                    connections.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
                     listening = sockets.enter_context(await open_listening_socket(settings.listener))
                     intake.start_soon(accept, listening, sessions, connections)
                     host, port = listening.getsockname()[:2]
                     address = Address(host=host, port=port, path=settings.listener.path)
                     logger.info("listening", host=host, port=port, path=address.path, version=__version__)
+                    readiness.listen()
                     status.started(address)
                     await stopping.wait()
+                    readiness.stop()  # first: who sends us traffic learns it before anybody is sent away
                     intake.cancel_scope.cancel()
             except ExceptionGroup as group:
                 broken = group
+            readiness.stop()
+            sockets.close()  # who comes now is refused at once, and goes to another server
             if broken is not None:  # a server that reads no changes must not look like a quiet one
                 await sessions.dismiss_all(0, INTERNAL)
                 raise broken

@@ -29,7 +29,7 @@ async def test_figures_of_a_server_at_rest(any_application: Application) -> None
     async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
         samples = await port.samples()
     assert labelled(samples, "airy_trio_build_info") == {__version__: 1}
-    assert labelled(samples, "airy_trio_well") == {"feed": 1, "store": 1, "triggers": 1, "lag": 1}
+    assert labelled(samples, "airy_trio_well") == {"listener": 1, "feed": 1, "store": 1, "triggers": 1, "lag": 1}
     for name in ("connections", "subscriptions", "connections_behind", "deliveries_total", "row_faults_total"):
         assert value(samples, f"airy_trio_{name}") == 0
     assert value(samples, "airy_trio_recording") == 1

@@ -33,6 +33,7 @@ async def test_a_server_that_is_well_is_ready(any_application: Application) -> N
         code, found = await port.ready()
         assert (code, found.pop("ready")) == (200, True)
         assert found == {
+            "listener": {"well": True, "reason": "clients can connect"},
             "feed": {"well": True, "reason": "this server records"},
             "store": {"well": True, "reason": "the event store answers"},
             "triggers": {"well": True, "reason": "in place"},
@@ -129,7 +130,9 @@ def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readi
                 assert not isinstance(found, float)
                 return found
 
-    return Readiness(one.recorder, one.log, trigger_faults, lag_max_s=10)
+    found = Readiness(one.recorder, one.log, trigger_faults, lag_max_s=10)
+    found.listen()
+    return found
 
 
 async def test_a_look_at_the_triggers_that_takes_for_ever_is_given_up(
