@@ -12,18 +12,25 @@ _INTERRUPTED: Final = 128
 def main() -> NoReturn:
     """Run the command line. A signal that comes before the server listens for it ends the program without a word.
 
+    But SIGHUP, which a server takes for a wish to read its settings again: they have not been read yet.
+
     The server then ends with 0, as later; a command that did not finish ends with 128 and the signal's number.
     """
     for number in SIGNALS:
         signal.signal(number, _end)
+    if _serving():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals come
 
     run()
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    serving = len(sys.argv) > 1 and sys.argv[1].startswith("--config")
-    sys.exit(0 if serving else _INTERRUPTED + number)
+    sys.exit(0 if _serving() else _INTERRUPTED + number)
+
+
+def _serving() -> bool:
+    return len(sys.argv) > 1 and sys.argv[1].startswith("--config")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,20 @@
       connections                  outer: sessions and their send tasks, with a deadline at shutdown; the admin port,
                                    which tells of the shutdown until its end
       intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop,
-                                   readiness; cancelled first at shutdown, and whatever breaks in it ends the server
-                                   loudly
+                                   readiness, renewal; cancelled first at shutdown, and whatever breaks in it ends
+                                   the server loudly
 """
 
 import contextlib
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
 import trio
 from attrs import frozen
+from starlette.applications import Starlette
 
 from airy_trio import __version__, migrate
 from airy_trio.admin import server as admin
@@ -26,6 +28,7 @@ from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
 from airy_trio.app import process
 from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
+from airy_trio.app.renewal import Renewal, open_encryption
 from airy_trio.app.stores import OpenedStore, opened_store
 from airy_trio.errors import told_error
 from airy_trio.log.eventlog import EventLog
@@ -36,6 +39,7 @@ from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
 from airy_trio.websocket.origins import Console
+from airy_trio.websocket.outlet_tls import Encryption
 from airy_trio.websocket.session import Sessions
 
 logger = structlog.get_logger(__name__)
@@ -48,29 +52,40 @@ class Address:
     host: str
     port: int
     path: str
+    tls: bool = False
 
     @property
     def url(self) -> str:
         """The WebSocket URL for a client on this machine."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"ws://{host}:{self.port}{self.path}"
+        return f"{'wss' if self.tls else 'ws'}://{host}:{self.port}{self.path}"
 
 
-async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]] | None = None) -> None:
+async def run(
+    settings: Settings,
+    companion: Callable[[Address], Awaitable[None]] | None = None,
+    *,
+    reread: Callable[[], Settings] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
 
-    ``companion`` runs beside the server once that listens; the server ends with it. Raises ``AiryTrioError`` where the
-    server cannot start or cannot go on.
+    ``companion`` runs beside the server once that listens; the server ends with it. ``reread``: how SIGHUP gets the
+    settings anew (``renewal``); without it that signal, which a terminal sends when it is closed, ends too. Raises
+    ``AiryTrioError`` where the server cannot start or cannot go on.
     """
     stopping, company = trio.Event(), trio.CancelScope()
+    renewal = None if reread is None else Renewal(reread)
     listening = False
     process.prepare()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
             async with trio.open_nursery() as signalled:
 
                 async def stop_when_told() -> None:
                     async for number in signals:
+                        if number == signal.SIGHUP and renewal is not None:
+                            renewal.ask()
+                            continue
                         logger.info("stopping", signal=signal.Signals(number).name)
                         if stopping.is_set() or not listening:
                             signalled.cancel_scope.cancel()
@@ -79,7 +94,7 @@ async def run(settings: Settings, companion: Callable[[Address], Awaitable[None]
 
                 signalled.start_soon(stop_when_told)
                 async with trio.open_nursery() as serving:
-                    address = await serving.start(partial(serve, settings, stopping=stopping))
+                    address = await serving.start(partial(serve, settings, stopping=stopping, renewal=renewal))
                     listening = True
                     process.freeze()
                     if companion is not None:
@@ -95,22 +110,25 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     settings: Settings,
     *,
     stopping: trio.Event | None = None,
+    renewal: Renewal | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
 
-    Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once.
+    Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once. Asking
+    ``renewal`` has credentials and certificate read again.
 
     Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
     cannot go on.
     """
+    encryption = await open_encryption(settings.listener)
     if settings.database.migrate:
         await trio.to_thread.run_sync(migrate.migrate, settings)
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = _parts(settings, back_ends, opened)
-            await _serve(settings, parts, trio.Event() if stopping is None else stopping, task_status)
+            parts = _parts(settings, back_ends, opened, encryption)
+            await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
     finally:
@@ -127,9 +145,10 @@ class _Parts:
     retention: Retention
     sessions: Sessions
     readiness: Readiness
+    encryption: Encryption | None
 
 
-def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore) -> _Parts:
+def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore, encryption: Encryption | None) -> _Parts:
     log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
@@ -152,20 +171,18 @@ def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore) -> _Par
             console=Console(settings.admin.host, settings.admin.port) if settings.admin.port else None,
         ),
         readiness=Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s),
+        encryption=encryption,
     )
 
 
-async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status: trio.TaskStatus[Address]) -> None:
+async def _serve(
+    settings: Settings,
+    parts: _Parts,
+    renewal: Renewal | None,
+    stopping: trio.Event,
+    status: trio.TaskStatus[Address],
+) -> None:
     log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
-    figures = registry(
-        Sources(
-            sessions=sessions,
-            log=log,
-            recorder=recorder,
-            retention=parts.retention,
-            conditions=readiness.conditions,
-        )
-    )
     await patiently(log.open, settings.database, "log.url")
     with contextlib.ExitStack() as sockets:
         broken: ExceptionGroup[Exception] | None = None
@@ -178,15 +195,13 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
                     intake.start_soon(sessions.fan_out)
                     intake.start_soon(sessions.wheel.turn)
                     intake.start_soon(readiness.run)
-                    pages = application(readiness.conditions, figures)
-                    connections.start_soon(admin.serve, await admin.open_listeners(settings.admin), pages)
+                    connections.start_soon(admin.serve, await admin.open_listeners(settings.admin), _pages(parts))
                     listening = sockets.enter_context(await open_listening_socket(settings.listener))
-                    intake.start_soon(accept, listening, sessions, connections)
-                    host, port = listening.getsockname()[:2]
-                    address = Address(host=host, port=port, path=settings.listener.path)
-                    logger.info("listening", host=host, port=port, path=address.path, version=__version__)
+                    intake.start_soon(accept, listening, sessions, connections, parts.encryption)
+                    if renewal is not None:
+                        intake.start_soon(renewal.run, settings, sessions, parts.encryption)
                     readiness.listen()
-                    status.started(address)
+                    status.started(_address(listening, settings, parts))
                     await stopping.wait()
                     readiness.stop()  # first: who sends us traffic learns it before anybody is sent away
                     intake.cancel_scope.cancel()
@@ -200,3 +215,23 @@ async def _serve(settings: Settings, parts: _Parts, stopping: trio.Event, status
             await sessions.dismiss_all(settings.listener.drain_s)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
+
+
+def _pages(parts: _Parts) -> Starlette:
+    """What the admin port answers with."""
+    sources = Sources(
+        sessions=parts.sessions,
+        log=parts.log,
+        recorder=parts.recorder,
+        retention=parts.retention,
+        conditions=parts.readiness.conditions,
+    )
+    return application(parts.readiness.conditions, registry(sources))
+
+
+def _address(listening: socket.socket, settings: Settings, parts: _Parts) -> Address:
+    """Where the server listens now; it is told in the log too."""
+    host, port = listening.getsockname()[:2]
+    address = Address(host=host, port=port, path=settings.listener.path, tls=parts.encryption is not None)
+    logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
+    return address

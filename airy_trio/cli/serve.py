@@ -1,6 +1,9 @@
 """``airy-trio --config FILE``: the server itself, and the group that the other commands are in."""
 
+import os
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import click
 import trio
@@ -21,7 +24,7 @@ from airy_trio.cli.starting import CONFIG, loaded, told
 def airy_trio(context: click.Context, config: Path | None) -> None:
     """Tell every connected client what changes in a Postgres or SQLite database.
 
-    Without a command it serves until SIGINT or SIGTERM.
+    Without a command it serves until SIGINT or SIGTERM; SIGHUP has it read credentials and certificate again.
 
     \b
     Examples:
@@ -35,7 +38,7 @@ def airy_trio(context: click.Context, config: Path | None) -> None:
             message = f"--config belongs after the command: airy-trio {context.invoked_subcommand} --config FILE"
             raise click.UsageError(message)
         return
-    settings = loaded(config)
-    from airy_trio import app
+    chosen = loaded(config)
+    from airy_trio import app, settings
 
-    told(lambda: trio.run(app.run, settings))
+    told(lambda: trio.run(partial(app.run, chosen, reread=lambda: settings.load(cast("Path", config), os.environ))))

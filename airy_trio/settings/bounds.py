@@ -17,6 +17,7 @@ from airy_trio.database import DatabaseOptions
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.websocket.auth import AuthOptions
+from airy_trio.websocket.listener import ListenerOptions
 
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
@@ -123,7 +124,8 @@ REQUIRED: Final[dict[tuple[type, str], str]] = {(DatabaseOptions, "url"): _URL_W
 """Options without a default, and the words for what may stand there."""
 
 SECRETS: Final = frozenset({
-    (DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url"), (AuthOptions, "tokens")
+    (DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url"), (AuthOptions, "tokens"),
+    (ListenerOptions, "tls_key"),  # somebody may put the key itself there
 })  # fmt: skip
 """Options of which no fault shows anything."""
 
@@ -139,6 +141,8 @@ def contradictions(options: object) -> Iterator[str]:
             yield 'url is of Redis, but store is "sql"'
         case LogOptions(store="redis") if options.url.partition("://")[0] not in REDIS_SCHEMES:
             yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
+        case ListenerOptions() if bool(options.tls_certificate) != bool(options.tls_key):
+            yield f"there is {'tls_certificate' if options.tls_certificate else 'tls_key'} alone, but TLS needs both"
         case AuthOptions(mode="tokens") if not options.tokens:
             yield 'mode is "tokens", but there are none: nobody could connect'
         case AuthOptions(mode="none") if options.tokens:

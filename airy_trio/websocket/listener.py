@@ -13,9 +13,10 @@ import trio
 from attrs import field, frozen
 
 from airy_trio.errors import StartError
-from airy_trio.options import at_least, between
+from airy_trio.options import at_least, between, matching
 from airy_trio.websocket.origins import is_loopback
 from airy_trio.websocket.outlet import Outlet, SocketOutlet
+from airy_trio.websocket.outlet_tls import Encryption, TlsOutlet
 from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.session import LINGER_S, SessionOptions, Sessions
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX
@@ -27,6 +28,7 @@ BACKLOG: Final = 1024
 EXHAUSTED_PAUSE_S: Final = 0.1
 TURNING_AWAY_MAX: Final = 256
 """Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
+_FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -35,11 +37,14 @@ class ListenerOptions(SessionOptions):
     """Where clients connect and what each may do (settings, ``[listener]``).
 
     ``port`` 0: any free one. ``message_bytes_max``: the body of one outgoing MESSAGE, for who encodes events.
+    ``tls_certificate``, ``tls_key``: files (``certificate``); both empty: no TLS.
     """
 
     port: int = field(default=8080, validator=between(0, 65535))
     message_bytes_max: int = field(default=61_440, validator=at_least(1024))
     drain_s: float = field(default=10, validator=at_least(0))
+    tls_certificate: str = field(default="", validator=_FILE)
+    tls_key: str = field(default="", validator=_FILE)
 
 
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
@@ -64,16 +69,18 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     return sock
 
 
-async def accept(listening: socket.socket, sessions: Sessions, connections: trio.Nursery) -> None:
-    """Start a session in ``connections`` for everybody who connects, for ever."""
+async def accept(
+    listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None = None
+) -> None:
+    """Start a session in ``connections`` for everybody who connects, for ever; over TLS where there is encryption."""
     reception = _Reception(sessions, connections, loopback=is_loopback(str(listening.getsockname()[0])))
     while True:
         await trio.lowlevel.wait_readable(listening)
-        if not _accept_some(listening, reception):
+        if not _accept_some(listening, reception, encryption):
             await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
-def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
+def _accept_some(listening: socket.socket, reception: "_Reception", encryption: Encryption | None) -> bool:
     """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; False where the process or the machine is out of something."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
@@ -87,11 +94,13 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:
-            outlet = SocketOutlet(sock)
+            outlet: Outlet = SocketOutlet(sock)
         except OSError as error:  # reset meanwhile; some systems say so here
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
+        if encryption is not None:
+            outlet = TlsOutlet(outlet, encryption.context)
         reception.receive(outlet, str(address[0]))
     return True
 
@@ -121,6 +130,7 @@ class _Reception:
         try:
             if answer:
                 with trio.move_on_after(LINGER_S):
+                    await outlet.handshake()
                     outlet.push(answer)
                     await outlet.send_eof()
                     while await outlet.receive_some(RECEIVE_BYTES_MAX):

@@ -17,12 +17,20 @@ _NOTSENT_LOWAT_BYTES: Final = 16 * 1024
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)
 
 
+class HandshakeError(trio.BrokenResourceError):
+    """The peer does not speak as this outlet needs it to. The message is plain words, with nothing of the peer's."""
+
+
 class Outlet(Protocol):
     """A way out that never takes half of what it is given: what the peer does not take at once is *pending*.
 
     Errors are ``trio.BrokenResourceError`` (the peer is gone) and ``trio.ClosedResourceError`` (we closed it). After
     ``drain`` was cancelled an outlet goes on where it stopped, or is broken if it cannot.
     """
+
+    async def handshake(self) -> None:
+        """Agree with the peer on how octets are sent; before anything else. Raises ``HandshakeError``."""
+        ...
 
     @property
     def pending(self) -> bool:
@@ -76,6 +84,10 @@ class SocketOutlet:
             if lowat is not None:
                 with suppress(OSError):  # an old kernel: slower, not wrong
                     sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT_BYTES)
+
+    async def handshake(self) -> None:
+        """See ``Outlet.handshake``: there is nothing to agree on."""
+        await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:
@@ -185,6 +197,10 @@ class StreamOutlet:
         self._stream = stream
         self._rest: memoryview | None = None
         self._broken = False
+
+    async def handshake(self) -> None:
+        """See ``Outlet.handshake``: there is nothing to agree on."""
+        await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:

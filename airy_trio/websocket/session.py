@@ -40,7 +40,7 @@ from airy_trio.websocket.fragments import PIECES_MAX
 from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.origins import Console
-from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.outlet import HandshakeError, Outlet
 from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
@@ -218,11 +218,15 @@ class Sessions:
     async def _meet(
         self, client: Client, visitor: Visitor | None, conversation: Conversation, tasks: Tasks
     ) -> WebSocketConnection | None:
-        """Upgrade, then answer until there is a farewell, which the client has then; None: there was no upgrade."""
+        """Upgrade, then answer until there is a farewell, which the client has then; None: there was no upgrade.
+
+        What the outlet agrees on with the peer before counts against ``connect_timeout_s`` as well.
+        """
         client.scope.deadline = trio.current_time() + self._options.connect_timeout_s
         ws: WebSocketConnection | None = None
         with client.scope:
             try:
+                await client.wire.outlet.handshake()
                 upgraded = await upgrade(
                     tasks,
                     client.wire,
@@ -230,6 +234,9 @@ class Sessions:
                     path=self._options.path,
                     message_bytes_max=self._options.frame_bytes_max,
                 )
+            except HandshakeError as error:
+                logger.info("TLS handshake failed", session=client.session, reason=str(error))
+                client.dismiss(GONE)
             except RefusedError as refused:
                 self._counts[f"requests refused {refused.status.value}"] += 1
                 client.dismiss(evolve(REFUSED, prose=str(refused)))

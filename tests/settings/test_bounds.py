@@ -37,6 +37,7 @@ TEXTS = [
     ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - a value, nothing listens
     ("admin.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - the same
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
+    ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
     ("auth.mode", ["none"], ["", "None", "jwt"]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
@@ -50,6 +51,7 @@ TEXTS = [
 ANY = {
     "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "auth.tokens",
     "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
+    "listener.tls_key",
     *(
         f"database.tables.{kind}.{option}"
         for kind in ("messages", "metadata", "channels", "tags")
@@ -228,6 +230,17 @@ def test_a_token_that_is_no_text_does_not_show() -> None:
     assert fault('[auth]\nmode = "tokens"\ntokens = { agent = 20261124 }') == (
         "auth.tokens.agent: found integer, allowed is a text"
     )
+
+
+def test_a_key_in_the_place_of_its_file_does_not_show() -> None:
+    for key in ("-----BEGIN PRIVATE KEY-----", "MIGHAgEA\\nMBMGByqG"):
+        told = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
+        assert told == 'listener.tls_key: found text, allowed is the name of a file, or ""'
+
+
+@pytest.mark.parametrize("there", ["tls_certificate", "tls_key"])
+def test_tls_needs_both_its_files(there: str) -> None:
+    assert fault(f'[listener]\n{there} = "server.pem"') == f"listener: there is {there} alone, but TLS needs both"
 
 
 def test_tokens_and_their_mode_go_together() -> None:

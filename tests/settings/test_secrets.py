@@ -36,7 +36,9 @@ PLACES = st.sampled_from(
         "{scheme}://airy:{password}\n@db/airy",
     ]
 )
-SECRET_SETTINGS = st.sampled_from([("database", "url"), ("database", "direct_url"), ("log", "url"), ("auth", "tokens")])
+SECRET_SETTINGS = st.sampled_from(
+    [("database", "url"), ("database", "direct_url"), ("log", "url"), ("auth", "tokens"), ("listener", "tls_key")]
+)
 OTHER_SETTINGS = st.sampled_from(
     [
         ("database", "schema"),

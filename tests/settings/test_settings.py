@@ -171,7 +171,6 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
     [
         "[auth]\njwt_key = ''",
         "[listener]\nworkers = 1",
-        "[listener]\ntls_key = ''",
         "[changes]\noverlap_s = 5",
     ],
 )

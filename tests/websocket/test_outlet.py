@@ -1,15 +1,26 @@
-"""Outlets over real sockets and over streams: whole or refused, what is pending, and the two ways to close."""
+"""Outlets over real sockets and over streams: whole or refused, what is pending, and the two ways to close.
+
+What holds for every outlet over a socket runs without TLS and over both versions of it.
+"""
 
 import errno
 import socket
-from collections.abc import Callable, Generator
+import ssl
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from attrs import frozen
 
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket import certificate
 from airy_trio.websocket.outlet import CHUNK_BYTES, Outlet, SocketOutlet, StreamOutlet
+from airy_trio.websocket.outlet_tls import TlsOutlet
+from tests.certificates import issue, trusting
 
 LARGE = bytes(range(256)) * 4096 * 2  # more than two sockets' buffers
 
@@ -28,6 +39,50 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
+@frozen
+class Ends:
+    """An outlet, and its peer: a blocking socket, with TLS where the outlet has it."""
+
+    outlet: Outlet
+    theirs: socket.socket
+
+    def end(self) -> None:
+        """For the peer: say that nothing more comes."""
+        if isinstance(self.theirs, ssl.SSLSocket):
+            self.theirs.settimeout(0)
+            with suppress(ssl.SSLWantReadError):  # it need not wait for our answer
+                self.theirs.unwrap()
+        else:
+            self.theirs.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(params=[None, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["plain", "TLS 1.2", "TLS 1.3"])
+async def ends(
+    request: pytest.FixtureRequest, pair: tuple[socket.socket, socket.socket], tmp_path: Path
+) -> AsyncGenerator[Ends]:
+    """The two ends of a connection that has shaken hands."""
+    ours, theirs = pair
+    if request.param is None:
+        outlet: Outlet = SocketOutlet(ours)
+        await outlet.handshake()
+        yield Ends(outlet, theirs)
+        return
+    files = issue(tmp_path)
+    outlet = TlsOutlet(SocketOutlet(ours), certificate.load(str(files.certificate), str(files.key)).context)
+    wrap = partial(trusting(request.param).wrap_socket, suppress_ragged_eofs=False, server_hostname="localhost")
+    wrapped: list[socket.socket] = []
+
+    async def shake_hands() -> None:
+        wrapped.append(await trio.to_thread.run_sync(wrap, theirs))
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shake_hands)
+            await outlet.handshake()
+    with wrapped[0]:
+        yield Ends(outlet, wrapped[0])
+
+
 async def read_exactly(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
@@ -36,7 +91,7 @@ async def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def read_to_end(sock: socket.socket) -> None:
-    while sock.recv(65536):
+    while socket.socket.recv(sock, 65536):  # below TLS: there, a reset cannot be told from an end
         pass
 
 
@@ -46,16 +101,16 @@ async def drain_all(outlet: Outlet) -> None:
 
 
 async def test_what_the_socket_does_not_take_is_pending_and_arrives_in_order(
-    pair: tuple[socket.socket, socket.socket],
+    ends: Ends,
 ) -> None:
-    outlet = SocketOutlet(pair[0])
+    outlet = ends.outlet
     assert outlet.offer(LARGE)
     assert outlet.pending
     assert not outlet.offer(b"not now")
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain_all, outlet)
-            data = await read_exactly(pair[1], len(LARGE))
+            data = await read_exactly(ends.theirs, len(LARGE))
     assert data == LARGE
     assert not outlet.pending
 
@@ -82,8 +137,8 @@ async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, s
         outlet.push(b"z")
 
 
-async def test_a_cancelled_drain_goes_on_where_it_stopped(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
+async def test_a_cancelled_drain_goes_on_where_it_stopped(ends: Ends) -> None:
+    outlet = ends.outlet
     outlet.push(LARGE)
     with trio.move_on_after(0.01):
         await drain_all(outlet)
@@ -91,41 +146,41 @@ async def test_a_cancelled_drain_goes_on_where_it_stopped(pair: tuple[socket.soc
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drain_all, outlet)
-            assert await read_exactly(pair[1], len(LARGE)) == LARGE
+            assert await read_exactly(ends.theirs, len(LARGE)) == LARGE
 
 
-async def test_closing_lets_what_was_sent_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
+async def test_closing_lets_what_was_sent_arrive(ends: Ends) -> None:
+    outlet = ends.outlet
     outlet.push(b"last words")
     await outlet.send_eof()
     await outlet.aclose()
     await outlet.aclose()
-    assert pair[1].recv(100) == b"last words"
-    assert pair[1].recv(100) == b""
+    assert ends.theirs.recv(100) == b"last words"
+    assert ends.theirs.recv(100) == b""
 
 
-async def test_abort_resets_the_peer_and_drops_what_is_pending(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
+async def test_abort_resets_the_peer_and_drops_what_is_pending(ends: Ends) -> None:
+    outlet = ends.outlet
     outlet.push(LARGE)
     await outlet.abort()
     await outlet.abort()
     assert not outlet.pending
     with pytest.raises(ConnectionResetError):
-        read_to_end(pair[1])
+        read_to_end(ends.theirs)
 
 
-async def test_the_end_of_the_peers_stream_is_empty(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
-    pair[1].sendall(b"hello")
+async def test_the_end_of_the_peers_stream_is_empty(ends: Ends) -> None:
+    outlet = ends.outlet
+    ends.theirs.sendall(b"hello")
     assert await outlet.receive_some(100) == b"hello"
-    pair[1].shutdown(socket.SHUT_WR)
+    ends.end()
     assert await outlet.receive_some(100) == b""
 
 
-async def test_a_peer_that_is_gone_breaks_the_outlet(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
-    pair[1].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    pair[1].close()
+async def test_a_peer_that_is_gone_breaks_the_outlet(ends: Ends) -> None:
+    outlet = ends.outlet
+    ends.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    ends.theirs.close()
     with trio.fail_after(10), pytest.raises(trio.BrokenResourceError) as broken:
         await outlet.receive_some(100)
     assert isinstance(broken.value.__cause__, OSError)
@@ -136,8 +191,8 @@ async def test_a_peer_that_is_gone_breaks_the_outlet(pair: tuple[socket.socket, 
         outlet.push(b"x")
 
 
-async def test_closing_wakes_who_waits(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
+async def test_closing_wakes_who_waits(ends: Ends) -> None:
+    outlet = ends.outlet
     outlet.push(LARGE)
 
     async def closed(wait: Callable[[], object]) -> None:

@@ -1,0 +1,235 @@
+"""TLS over any other outlet, by hand: what is taken is encrypted at once, so that the fan-out serves these clients too.
+
+Over ``ssl.MemoryBIO``, whose two ends hold little: a run is encrypted record by record and handed on whole, and the
+peer's octets are decrypted only as fast as they are read here. What TLS itself has to say (alerts, answers to
+a key update) leaves in its turn. Which certificate is shown is decided elsewhere.
+"""
+
+import ssl
+from contextlib import suppress
+from typing import Final
+
+import trio
+from attrs import define
+
+from airy_trio.websocket.outlet import HandshakeError, Outlet
+
+RECORD_BYTES_MAX: Final = 16 * 1024
+"""Of plaintext in one record (RFC 8446, section 5.1)."""
+ANSWERS_BYTES_MAX: Final = 16 * 1024
+"""What TLS itself may have to say to a peer that takes nothing: beyond that, the peer only provokes answers."""
+HANDSHAKE_READ_BYTES: Final = 4096
+
+
+@define
+class Encryption:
+    """What new connections are encrypted with. Replacing ``context`` leaves those that exist as they are."""
+
+    context: ssl.SSLContext
+
+
+class TlsOutlet:
+    """The server's side of TLS over an outlet that it owns.
+
+    What was encrypted has to leave, and in order, so nothing is encrypted while something is pending below. TLS may
+    not let us write between two halves of a message of the peer's handshake; what was taken then stays as it is, and
+    is pending until ``receive_some`` has heard the rest.
+    """
+
+    def __init__(self, outlet: Outlet, context: ssl.SSLContext) -> None:
+        self._outlet = outlet
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._plain: memoryview | None = None  # taken, not yet encrypted
+        self._held = False  # something is in _plain or in _outgoing
+        self._heard: trio.Event | None = None  # somebody waits for the peer's half of a handshake
+        self._established = self._ended = self._deaf = self._closed = False
+        self._broken: str | None = None
+
+    @property
+    def pending(self) -> bool:
+        """See ``Outlet.pending``."""
+        return self._held or self._outlet.pending
+
+    async def handshake(self) -> None:
+        """See ``Outlet.handshake``."""
+        await self._outlet.handshake()
+        while not self._established:
+            self._check()
+            try:
+                self._tls.do_handshake()
+                self._established = True
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLEOFError as error:  # a look whether the port is open, or somebody who left
+                raise trio.BrokenResourceError(self._break(error)) from None
+            except ssl.SSLError as error:
+                raise HandshakeError(self._break(error)) from None
+            self._advance()
+            while self._outlet.pending:
+                await self._outlet.drain()
+            if not self._established:
+                await self._hear(HANDSHAKE_READ_BYTES)
+
+    def offer(self, data: bytes) -> bool:
+        """See ``Outlet.offer``."""
+        if self._held or self._outlet.pending:
+            return False
+        self._take(data)
+        return True
+
+    def push(self, data: bytes) -> None:
+        """See ``Outlet.push``."""
+        if self.pending:
+            message = "something is pending"
+            raise RuntimeError(message)
+        self._take(data)
+
+    async def drain(self) -> None:
+        """See ``Outlet.drain``."""
+        while self.pending:
+            self._check()
+            if self._outlet.pending:
+                await self._outlet.drain()
+                self._advance()
+                return
+            self._advance()
+            if not self._held or self._outlet.pending:
+                return
+            self._heard = trio.Event()
+            await self._heard.wait()
+            self._check()
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        """See ``Outlet.receive_some``. The peer's close_notify ends its stream; to end without one breaks it."""
+        if self._deaf:
+            while await self._outlet.receive_some(bytes_max):
+                pass
+            return b""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            self._check()
+            data = self._decrypted(bytes_max)
+            self._advance()
+            if self._heard is not None:
+                self._heard.set()
+            if data is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
+            await self._hear(bytes_max)
+
+    async def send_eof(self) -> None:
+        """See ``Outlet.send_eof``: a close_notify, then what the medium has."""
+        if self._broken is None:
+            self._check()
+            while self.pending:
+                await self.drain()
+            self._end()
+        else:
+            self._deaf = True  # an alert has been sent, and what comes now is nothing to us
+        while self._outlet.pending:
+            await self._outlet.drain()
+        await self._outlet.send_eof()
+
+    async def aclose(self) -> None:
+        """See ``Outlet.aclose``: with a close_notify, unless others stand in its way."""
+        if not self.pending:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                self._end()
+        self._close()
+        await self._outlet.aclose()
+
+    async def abort(self) -> None:
+        """See ``Outlet.abort``. Without a close_notify: the peer is to know that something is missing."""
+        self._close()
+        await self._outlet.abort()
+
+    def _take(self, data: bytes) -> None:
+        self._check()
+        if data:
+            self._plain = memoryview(data)
+            self._advance()
+
+    def _advance(self) -> None:
+        """Encrypt what was taken as far as TLS lets us, and hand it on, after what TLS itself has said.
+
+        Not while something is pending below: then both stay where they are.
+        """
+        if self._outlet.pending:
+            self._held = self._plain is not None or self._outgoing.pending > 0
+            if self._outgoing.pending > ANSWERS_BYTES_MAX:
+                self._broken = "the peer provokes answers and takes none"
+                self._check()
+            return
+        records = [self._outgoing.read()] if self._outgoing.pending else []
+        try:
+            while self._plain is not None:
+                written = self._tls.write(self._plain[:RECORD_BYTES_MAX])
+                self._plain = self._plain[written:] if written < len(self._plain) else None
+                records.append(self._outgoing.read())
+        except ssl.SSLWantReadError:
+            records.append(self._outgoing.read())
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(self._break(error)) from None
+        self._held = self._plain is not None
+        data = records[0] if len(records) == 1 else b"".join(records)
+        if data:
+            self._outlet.push(data)
+
+    def _decrypted(self, bytes_max: int) -> bytes | None:
+        """What can be read of what came; None: not one octet yet."""
+        try:
+            return self._tls.read(bytes_max)
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLZeroReturnError:
+            return b""
+        except ssl.SSLError as error:
+            raise trio.BrokenResourceError(self._break(error)) from None
+
+    async def _hear(self, bytes_max: int) -> None:
+        """Give TLS the next octets of the peer."""
+        data = await self._outlet.receive_some(bytes_max)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def _break(self, error: ssl.SSLError) -> str:
+        """Note that no more can be said, send the alert that says why if it can leave now, and give the words."""
+        if isinstance(error, ssl.SSLEOFError):
+            self._broken = "the peer's stream ended without close_notify"
+        else:
+            self._broken = error.reason.replace("_", " ").lower() if error.reason else "the peer does not keep to TLS"
+        self._plain, self._held = None, False
+        alert = self._outgoing.read()
+        if alert and not self._outlet.pending:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                self._outlet.push(alert)
+        return self._broken
+
+    def _end(self) -> None:
+        """Say close_notify, once."""
+        if self._ended or not self._established or self._broken is not None or self._closed:
+            return
+        self._ended = True
+        try:
+            self._tls.unwrap()
+        except ssl.SSLWantReadError:
+            pass  # it is written; that of the peer comes later
+        except ssl.SSLError:
+            self._deaf = True  # data that nobody has read stands before the peer's, and cannot be decrypted any more
+        self._advance()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._plain, self._held = None, False
+        if self._heard is not None:
+            self._heard.set()
+
+    def _check(self) -> None:
+        if self._closed:
+            message = "the outlet is closed"
+            raise trio.ClosedResourceError(message)
+        if self._broken is not None:
+            raise trio.BrokenResourceError(self._broken)

@@ -1,0 +1,44 @@
+"""Certificates of an authority that the test makes, in files as the settings want them."""
+
+import ssl
+from datetime import datetime
+from pathlib import Path
+
+import trustme
+from attrs import frozen
+
+AUTHORITY = trustme.CA()
+"""One for the whole run: its key takes long to make."""
+
+
+@frozen
+class Files:
+    """A certificate and its key on disk, and the authority that a client has to trust."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    @property
+    def listener(self) -> str:
+        """The lines of ``[listener]``."""
+        return f'tls_certificate = "{self.certificate}"\ntls_key = "{self.key}"\n'
+
+
+def issue(folder: Path, *names: str, expires: datetime | None = None) -> Files:
+    """Issue a certificate for these names, ``localhost`` and 127.0.0.1 if there are none, and write it."""
+    issued = AUTHORITY.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=expires)
+    files = Files(folder / "server.pem", folder / "server.key", folder / "authority.pem")
+    files.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    files.key.write_bytes(issued.private_key_pem.bytes())
+    AUTHORITY.cert_pem.write_to_path(str(files.authority))
+    return files
+
+
+def trusting(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """What a client needs that trusts the authority; ``version``: the only one it speaks."""
+    context = ssl.create_default_context()
+    AUTHORITY.configure_trust(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context

@@ -1,0 +1,464 @@
+"""What is TLS's own in an outlet: when it encrypts, what it answers, how it ends, and whom it does not understand.
+
+What it has in common with the others is in ``test_outlet``.
+"""
+
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket import certificate
+from airy_trio.websocket.outlet import HandshakeError
+from airy_trio.websocket.outlet_tls import ANSWERS_BYTES_MAX, RECORD_BYTES_MAX, TlsOutlet
+from tests.certificates import issue
+from tests.websocket.records import CLIENT_HELLO, KEY_UPDATE, Kind, Peer, split
+
+LARGE = bytes(range(256)) * 1024
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+NAMES = ["TLS 1.2", "TLS 1.3"]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    files = issue(tmp_path_factory.mktemp("tls"))
+    return certificate.load(str(files.certificate), str(files.key)).context
+
+
+@contextmanager
+def limited() -> Generator[None]:
+    with trio.fail_after(10):
+        yield
+
+
+def is_pending(outlet: TlsOutlet) -> bool:
+    """As a call, whose answer the type checker does not take for lasting."""
+    return outlet.pending
+
+
+async def meet(
+    context: ssl.SSLContext, below: MemoryOutlet, version: ssl.TLSVersion | None = None, keys: Path | None = None
+) -> tuple[TlsOutlet, Peer]:
+    """An outlet over another, and its peer, after their handshake."""
+    outlet, peer = TlsOutlet(below, context), Peer(below, version, keys)
+    with limited():
+        await peer.shake_hands(outlet)
+    return outlet, peer
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_the_protocol_is_agreed_on(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    _, peer = await meet(context, MemoryOutlet(), version)
+    assert peer.tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
+
+
+async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLContext) -> None:
+    below = MemoryOutlet(capacity_bytes=0)
+    below.capacity_bytes = None
+    outlet, peer = await meet(context, below)
+    peer.hear()
+    below.capacity_bytes = 10
+    assert outlet.offer(b"first")  # encrypted: it has to leave, and before what follows
+    assert is_pending(outlet)
+    assert not outlet.offer(b"refused")
+    with pytest.raises(RuntimeError):
+        outlet.push(b"refused")
+    below.capacity_bytes = None
+    with limited():
+        await outlet.drain()
+    assert not is_pending(outlet)
+    assert outlet.offer(b", second")
+    assert peer.hear() == b"first, second"
+
+
+async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.SSLContext) -> None:
+    class Counting(MemoryOutlet):
+        pushed = 0
+
+        def push(self, data: bytes) -> None:
+            self.pushed += 1
+            super().push(data)
+
+    below = Counting()
+    outlet, peer = await meet(context, below)
+    peer.hear()
+    before = below.pushed
+    assert outlet.offer(LARGE)
+    assert below.pushed == before + 1
+    assert below._left.count(b"\x17\x03\x03\x40\x11") >= len(LARGE) // RECORD_BYTES_MAX  # noqa: SLF001 - the heads of full records
+    assert peer.hear() == LARGE
+
+
+async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
+    outlet, peer = await meet(context, MemoryOutlet())
+    peer.hear()
+    assert outlet.offer(b"")
+    outlet.push(b"")
+    assert not is_pending(outlet)
+    assert peer.hear() == b""
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, version)
+    peer.say(b"x" * RECORD_BYTES_MAX)
+    peer.say(b"y" * 10)
+    with limited():
+        read = b"".join([await outlet.receive_some(1000) for _ in range(17)])
+    assert read == b"x" * RECORD_BYTES_MAX
+    assert below._to_read.statistics().current_buffer_used == 1  # noqa: SLF001 - the second record waits outside
+    with limited():
+        assert await outlet.receive_some(1000) == b"y" * 10
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_close_notify_of_the_peer_ends_its_stream_and_ours_goes_on(
+    context: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    outlet, peer = await meet(context, MemoryOutlet(), version)
+    peer.hear()
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.tls.unwrap()
+    peer.flush()
+    with limited():
+        assert await outlet.receive_some(100) == b""
+        assert await outlet.receive_some(100) == b""
+    if version is ssl.TLSVersion.TLSv1_3:
+        assert outlet.offer(b"more")
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, version)
+    peer.say(b"half of what was meant")
+    below.feed_eof()
+    with limited():
+        assert await outlet.receive_some(100) == b"half of what was meant"
+        with pytest.raises(trio.BrokenResourceError, match="without close_notify"):
+            await outlet.receive_some(100)
+    with pytest.raises(trio.BrokenResourceError):
+        outlet.offer(b"x")
+    with pytest.raises(trio.BrokenResourceError):
+        outlet.push(b"x")
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+@pytest.mark.parametrize("close", [TlsOutlet.send_eof, TlsOutlet.aclose], ids=["send_eof", "aclose"])
+async def test_we_say_close_notify_once(
+    context: ssl.SSLContext, version: ssl.TLSVersion, close: Callable[[TlsOutlet], object]
+) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, version)
+    outlet.push(b"last words")
+    with limited():
+        await close(outlet)  # type: ignore[misc]
+        assert peer.hear() == b"last words"
+        assert peer.tls.read(100) == b""  # and not: ended without it
+        await outlet.aclose()
+        await outlet.aclose()
+    assert below.take() == b""
+    assert below.closed
+
+
+async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext) -> None:
+    outlet, peer = await meet(context, MemoryOutlet())
+    peer.hear()
+    with limited():
+        await outlet.send_eof()
+        peer.say(b"I was not done")
+        assert await outlet.receive_some(100) == b"I was not done"
+        with pytest.raises(trio.BrokenResourceError):
+            outlet.push(b"but we were")
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_data_that_nobody_read_is_passed_over_after_our_end(
+    context: ssl.SSLContext, version: ssl.TLSVersion
+) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, version)
+    peer.say(b"x" * 5000)
+    peer.say(b"y" * 5000)
+    with limited():
+        await outlet.receive_some(10)
+        outlet._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as where both came in one read
+        await outlet.send_eof()
+        below.feed_eof()
+        while await outlet.receive_some(4096):
+            pass
+        assert peer.hear() == b""
+        assert peer.tls.read(100) == b""
+
+
+async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below)
+    peer.hear()
+    below.capacity_bytes = 0
+    outlet.push(b"last words")
+    with limited():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outlet.send_eof)
+            await trio.testing.wait_all_tasks_blocked()
+            said = [below.ended]
+            below.capacity_bytes = None
+            below.take()
+    assert [*said, below.ended] == [False, True]
+    assert peer.hear() == b"last words"
+    assert peer.tls.read(100) == b""
+
+
+async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below)
+    peer.hear()
+    await outlet.abort()
+    assert below.aborted
+    assert below.take() == b""
+    for use in (outlet.offer, outlet.push):
+        with pytest.raises(trio.ClosedResourceError):
+            use(b"x")
+    with pytest.raises(trio.ClosedResourceError):
+        await outlet.receive_some(100)
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "http request"),
+        (b"CONNECT\naccept-version:1.2\n\n\0", "https proxy request"),
+        (b"\0" * 100, "wrong version number"),
+        (b"\x16\x03\x01\x00\x05hello", "unexpected message"),
+        (b"\x16\x03\x01\xff\xff" + b"\x01" * 1000, "keep to TLS|too long|record"),
+    ],
+    ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
+)
+async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, said: bytes, words: str) -> None:
+    below = MemoryOutlet()
+    outlet = TlsOutlet(below, context)
+    below.feed(said)
+    with limited(), pytest.raises(HandshakeError, match=words):
+        await outlet.handshake()
+    below.feed(b"and more of it")
+    below.feed_eof()
+    with limited():
+        await outlet.send_eof()
+        assert await outlet.receive_some(100) == b""
+        await outlet.aclose()
+
+
+async def test_who_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> None:
+    below = MemoryOutlet()
+    outlet = TlsOutlet(below, context)
+    below.feed_eof()
+    with limited(), pytest.raises(trio.BrokenResourceError) as gone:
+        await outlet.handshake()
+    assert not isinstance(gone.value, HandshakeError)
+
+
+async def test_junk_after_the_handshake_is_answered_with_an_alert(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    _, reading = peer.by_hand()
+    below.feed(b"GET / HTTP/1.1\r\n\r\n")
+    with limited(), pytest.raises(trio.BrokenResourceError):
+        await outlet.receive_some(100)
+    kinds = [reading.open(record)[0] for record in split(below.take())]
+    assert kinds[-1] is Kind.ALERT
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1])
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+    below = MemoryOutlet()
+    outlet = TlsOutlet(below, context)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    client.minimum_version = client.maximum_version = version
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    hello = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        client.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
+    below.feed(hello.read())
+    with limited(), pytest.raises(HandshakeError, match="unsupported protocol"):
+        await outlet.handshake()
+
+
+async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    writing, reading = peer.by_hand()
+    tickets = [reading.open(record)[0] for record in split(below.take())]
+    assert set(tickets) <= {Kind.HANDSHAKE}
+    below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE + b"\1"))
+    writing = writing.next()
+    below.feed(writing.seal(Kind.DATA, b"by the new key"))
+    with limited():
+        assert await outlet.receive_some(100) == b"by the new key"
+    assert outlet.offer(b"by our new key")
+    answer, data = split(below.take())
+    assert reading.open(answer) == (Kind.HANDSHAKE, KEY_UPDATE + b"\0")
+    assert reading.next().open(data) == (Kind.DATA, b"by our new key")
+
+
+async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    writing, reading = peer.by_hand()
+    for record in split(below.take()):
+        reading.open(record)
+    heard: list[bytes] = []
+
+    async def listen() -> None:
+        heard.append(await outlet.receive_some(100))
+
+    with limited():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE))
+            await trio.testing.wait_all_tasks_blocked()
+            assert outlet.offer(b"taken")  # TLS does not write now
+            assert is_pending(outlet)
+            assert not outlet.offer(b"refused")
+            assert below.take() == b""
+            nursery.start_soon(outlet.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            assert is_pending(outlet)
+            below.feed(writing.seal(Kind.HANDSHAKE, b"\0"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert not is_pending(outlet)
+            below.feed(writing.next().seal(Kind.DATA, b"go on"))
+    assert heard == [b"go on"]
+    assert [reading.open(record) for record in split(below.take())] == [(Kind.DATA, b"taken")]
+
+
+async def test_closing_wakes_who_waits_for_the_other_half(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    writing, _ = peer.by_hand()
+
+    async def listen() -> None:
+        with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
+            await outlet.receive_some(100)
+
+    async def drain() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await outlet.drain()
+
+    with limited():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE))
+            await trio.testing.wait_all_tasks_blocked()
+            outlet.push(b"taken")
+            nursery.start_soon(drain)
+            await trio.testing.wait_all_tasks_blocked()
+            await outlet.abort()
+
+
+async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    writing, reading = peer.by_hand()
+    for record in split(below.take()):
+        reading.open(record)
+    for _ in range(100):
+        below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE + b"\1"))
+        writing = writing.next()
+    below.feed(writing.seal(Kind.DATA, b"the end"))
+    with limited():
+        assert await outlet.receive_some(100) == b"the end"
+    assert not is_pending(outlet)
+    assert outlet.offer(b"x")
+    *answers, data = split(below.take())
+    assert answers
+    for answer in answers:  # one for several would do as well
+        assert reading.open(answer) == (Kind.HANDSHAKE, KEY_UPDATE + b"\0")
+        reading = reading.next()
+    assert reading.open(data) == (Kind.DATA, b"x")
+
+
+async def test_renegotiation_is_refused_with_a_warning(context: ssl.SSLContext, tmp_path: Path) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, ssl.TLSVersion.TLSv1_2, tmp_path / "keys")
+    writing = peer.old_by_hand()
+    below.feed(writing.seal(Kind.HANDSHAKE, CLIENT_HELLO))
+    below.feed(writing.seal(Kind.DATA, b"then not"))
+    below.take()
+    with limited():
+        assert await outlet.receive_some(100) == b"then not"
+    assert outlet.offer(b"no")
+    kinds = [record[0] for record in split(below.take())]
+    assert kinds == [Kind.ALERT, Kind.DATA]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_who_provokes_answers_and_takes_none_is_gone(
+    context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    below = MemoryOutlet()
+    outlet, peer = await meet(context, below, version, tmp_path / "keys")
+    below.take()
+    below.capacity_bytes = 0
+    answer_bytes = 27  # at least: a key update or a warning, sealed
+    if version is ssl.TLSVersion.TLSv1_2:
+        old = peer.old_by_hand()
+        provocations = [old.seal(Kind.HANDSHAKE, CLIENT_HELLO) for _ in range(2 * ANSWERS_BYTES_MAX // answer_bytes)]
+    else:
+        new, _ = peer.by_hand()
+        provocations = []
+        for _ in range(2 * ANSWERS_BYTES_MAX // answer_bytes):
+            provocations.append(new.seal(Kind.HANDSHAKE, KEY_UPDATE + b"\1"))
+            new = new.next()
+    for first in range(0, len(provocations), 10):
+        below.feed(b"".join(provocations[first : first + 10]))
+    with limited(), pytest.raises(trio.BrokenResourceError, match="takes none"):
+        await outlet.receive_some(100)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+@pytest.mark.parametrize("seed", range(20))
+async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
+    context: ssl.SSLContext, version: ssl.TLSVersion, seed: int, autojump_clock: MockClock
+) -> None:
+    moods = Random(seed)  # noqa: S311 - not for secrets
+    below = MemoryOutlet(moods=moods)
+    outlet, peer = await meet(context, below, version)
+    below.capacity_bytes = moods.choice([1, 100, 5000, 50_000])
+    taken = said = heard = read = b""
+    for _ in range(300):
+        what = moods.random()
+        if what < 0.5:
+            data = moods.randbytes(moods.choice([1, 10, 500, 20_000, 70_000]))
+            if outlet.offer(data):
+                taken += data
+        elif what < 0.8:
+            heard += peer.hear(moods.choice([1, 100, 5000, 100_000]))
+        elif what < 0.9:
+            data = moods.randbytes(moods.choice([1, 500, 5000]))
+            peer.say(data)
+            said += data
+        else:
+            with trio.move_on_after(moods.choice([0, 0.001])):  # some are cancelled half-way, and go on later
+                if moods.random() < 0.5:
+                    await outlet.drain()
+                else:
+                    read += await outlet.receive_some(1000)
+    below.capacity_bytes = None
+    while outlet.pending:
+        below.take(0)
+        await outlet.drain()
+    heard += peer.hear()
+    with trio.fail_after(10):
+        while len(read) < len(said):
+            read += await outlet.receive_some(1000)
+    assert (heard, read) == (taken, said)
