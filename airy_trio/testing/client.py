@@ -4,6 +4,7 @@ It speaks over any Trio stream, starts no task, answers nothing by itself but We
 what the server promises of its messages: text, unfragmented, one STOMP frame or one LF in each.
 """
 
+import ssl
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
@@ -225,14 +226,24 @@ class StompClient:
         return f"r{self._receipts}"
 
 
-async def connect(
-    host: str, port: int, path: str = PATH, *, subprotocols: Iterable[str] = SUBPROTOCOLS, headers: Headers = ()
+async def connect(  # noqa: PLR0913 - what a client may bring along
+    host: str,
+    port: int,
+    path: str = PATH,
+    *,
+    subprotocols: Iterable[str] = SUBPROTOCOLS,
+    headers: Headers = (),
+    tls: ssl.SSLContext | None = None,
 ) -> StompClient:
     """Open a connection up to CONNECTED; the client is a context manager, which closes the stream.
 
+    ``tls``: whom to trust, where the server speaks TLS.
     Raises ``OSError``, ``Rejected``, and ``Closed`` where CONNECT is refused.
     """
-    client = StompClient(await trio.open_tcp_stream(host, port))
+    if tls is None:
+        client = StompClient(await trio.open_tcp_stream(host, port))
+    else:
+        client = StompClient(await trio.open_ssl_over_tcp_stream(host, port, ssl_context=tls))
     try:
         await client.upgrade(host, path, subprotocols=subprotocols)
         answer = await client.connect(headers=headers)

@@ -1,0 +1,264 @@
+"""What SIGHUP renews in a server that runs, and what it leaves as it is; the signal itself is in ``e2e``."""
+
+import ssl
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import structlog
+import trio
+from attrs import define, field
+from structlog.testing import LogCapture
+from structlog.types import EventDict
+
+from airy_trio import app
+from airy_trio.app.renewal import Renewal
+from airy_trio.errors import SettingsError, StartError
+from airy_trio.settings import Settings
+from airy_trio.testing.client import Closed, StompClient, connect
+from tests.application import Application
+from tests.certificates import Files, issue, trusting
+
+TIMEOUT_S = 20.0
+
+
+class Said(LogCapture):
+    """The lines of the log, which can be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = trio.Event()
+
+    def __call__(self, logger: object, method_name: str, event_dict: EventDict) -> NoReturn:
+        more, self._more = self._more, trio.Event()
+        more.set()
+        super().__call__(logger, method_name, event_dict)
+
+    async def line(self, *events: str, after: int = 0) -> EventDict:
+        """The first line with one of these events, of those after the first so many."""
+        while True:
+            for line in self.entries[after:]:
+                if line["event"] in events:
+                    return line
+            await self._more.wait()
+
+
+@contextmanager
+def listening() -> Generator[Said]:
+    """All that is logged, instead of where it would go."""
+    said, usual = Said(), structlog.get_config()["processors"]
+    structlog.configure(processors=[said])
+    try:
+        yield said
+    finally:
+        structlog.configure(processors=usual)
+
+
+@define
+class Running:
+    """A server that a test renews. ``text``: of ``[listener]`` and what follows, as it stands in the file by now."""
+
+    application: Application
+    text: str
+    said: Said
+    address: app.Address = field(init=False)
+    renewal: Renewal = field(init=False)
+
+    def read(self) -> Settings:
+        return self.application.settings(self.text)
+
+    async def renew(self, text: str) -> EventDict:
+        """Change the file, ask for it to be read, and give what was said of that."""
+        self.text = text
+        before = len(self.said.entries)
+        self.renewal.ask()
+        return await self.said.line("settings renewed", "settings not renewed", after=before)
+
+    async def client(self, token: str | None = None) -> StompClient:
+        headers = () if token is None else (("passcode", token),)
+        tls = trusting() if self.address.tls else None
+        client = await connect("localhost" if tls else "127.0.0.1", self.address.port, headers=headers, tls=tls)
+        assert (await client.subscribe()).command == "RECEIPT"
+        return client
+
+
+@asynccontextmanager
+async def running(application: Application, text: str) -> AsyncGenerator[Running]:
+    settings = application.migrate(text)
+    with listening() as said, trio.fail_after(TIMEOUT_S):
+        server = Running(application, text, said)
+        server.renewal = Renewal(server.read)
+        async with trio.open_nursery() as nursery:
+            server.address = await nursery.start(partial(app.serve, settings, renewal=server.renewal))
+            yield server
+            nursery.cancel_scope.cancel()
+
+
+def tokens(**of: str) -> str:
+    pairs = ", ".join(f'{name} = "{token}"' for name, token in of.items())
+    return f'[listener]\nport = 0\n[auth]\nmode = "tokens"\ntokens = {{ {pairs} }}\n'
+
+
+def with_tls(files: Files) -> str:
+    return f"[listener]\nport = 0\n{files.listener}"
+
+
+def serial(client: StompClient) -> object:
+    """Of the certificate that a client was shown."""
+    stream = client.stream
+    assert isinstance(stream, trio.SSLStream)
+    return stream.getpeercert()["serialNumber"]
+
+
+async def test_a_token_that_was_removed_ends_its_sessions_and_no_others(sqlite_application: Application) -> None:
+    async with (
+        running(sqlite_application, tokens(kept="a1", removed="b2", changed="c3")) as server,
+        await server.client("a1") as kept,
+        await server.client("b2") as removed,
+        await server.client("c3") as changed,
+    ):
+        assert (await server.renew(tokens(kept="a1", changed="d4", new="e5")))["event"] == "settings renewed"
+        for client in (removed, changed):
+            assert (await client.receive()).get("message") == "401-unauthorized"
+            with pytest.raises(Closed) as closed:
+                await client.receive()
+            assert closed.value.code == 4401
+        for token in ("b2", "c3"):
+            with pytest.raises(Closed, match="401-unauthorized"):
+                await server.client(token)
+        async with await server.client("d4"), await server.client("e5") as new:
+            sqlite_application.tag()
+            assert [(await client.receive()).command for client in (kept, new)] == ["MESSAGE"] * 2
+
+
+async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    text = with_tls(issue(tmp_path))
+    async with running(sqlite_application, text) as server, await server.client() as old:
+        issue(tmp_path)
+        assert (await server.renew(text))["event"] == "settings renewed"
+        async with await server.client() as new:
+            assert serial(old) != serial(new)
+            sqlite_application.tag()
+            assert [(await client.receive()).command for client in (old, new)] == ["MESSAGE"] * 2
+
+
+async def test_the_certificate_may_come_from_other_files(sqlite_application: Application, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    async with running(sqlite_application, with_tls(issue(tmp_path / "one"))) as server, await server.client() as old:
+        renewed = await server.renew(with_tls(issue(tmp_path / "two")))
+        assert renewed["only_after_a_restart"] == []
+        async with await server.client() as new:
+            assert serial(old) != serial(new)
+
+
+async def test_one_that_has_expired_is_said_and_taken(sqlite_application: Application, tmp_path: Path) -> None:
+    text = with_tls(issue(tmp_path))
+    async with running(sqlite_application, text) as server:
+        issue(tmp_path, expires=datetime.now(UTC) - timedelta(days=2))
+        assert (await server.renew(text))["event"] == "settings renewed"
+        [warning] = [
+            line["event"] for line in server.said.entries if line["log_level"] == "warning" and "tls" in line["event"]
+        ]
+        assert "the certificate has expired" in warning
+        with pytest.raises(trio.BrokenResourceError) as refused:
+            await server.client()
+        assert isinstance(refused.value.__cause__, ssl.SSLCertVerificationError)
+
+
+async def test_a_faulty_certificate_is_told_in_one_line_and_nothing_changes(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    files = issue(tmp_path)
+    text = with_tls(files) + '[auth]\nmode = "tokens"\ntokens = { one = "a1" }\n'
+    async with running(sqlite_application, text) as server, await server.client("a1") as old:
+        files.certificate.write_text("junk")
+        told = await server.renew(text.replace("a1", "b2"))
+        assert told["event"] == "settings not renewed"
+        assert told["log_level"] == "error"
+        [fault] = told["faults"]
+        assert fault.startswith(f"listener.tls_certificate: {files.certificate}: there is no certificate in it")
+        async with await server.client("a1") as new:  # neither the token nor the certificate
+            assert serial(old) == serial(new)
+
+
+async def test_faulty_settings_are_told_in_one_line_and_nothing_changes(sqlite_application: Application) -> None:
+    async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
+        told = await server.renew(tokens(one="b2").replace("port = 0", "port = -5\nprot = 1"))
+        assert (told["event"], len(told["faults"])) == ("settings not renewed", 2)
+        assert "b2" not in str(server.said.entries)
+        async with await server.client("a1") as new:
+            sqlite_application.tag()
+            assert [(await client.receive()).command for client in (old, new)] == ["MESSAGE"] * 2
+
+
+@pytest.mark.parametrize("begins_with", [True, False])
+async def test_tls_is_not_turned_on_or_off(
+    sqlite_application: Application, tmp_path: Path, *, begins_with: bool
+) -> None:
+    texts = [with_tls(issue(tmp_path)), "[listener]\nport = 0\n"]
+    first, second = texts if begins_with else texts[::-1]
+    async with running(sqlite_application, first) as server:
+        told = await server.renew(second)
+        assert told["faults"] == ("listener.tls_certificate: TLS can be turned on and off only by a restart",)
+        async with await server.client():
+            pass
+
+
+async def test_what_counts_only_after_a_restart_is_named(sqlite_application: Application) -> None:
+    text = "[listener]\nport = 0\n"
+    async with running(sqlite_application, text) as server:
+        assert (await server.renew(text))["only_after_a_restart"] == []
+        told = await server.renew(text + 'drain_s = 3\n[log]\nretain_events = 5\n[auth]\nmode = "none"\n')
+        assert told["only_after_a_restart"] == ["log", "listener"]
+
+
+async def test_asked_before_it_runs_and_twice_it_is_done_once(sqlite_application: Application) -> None:
+    reads = []
+
+    def read() -> Settings:
+        reads.append(1)
+        return sqlite_application.settings("[listener]\nport = 0\n")
+
+    renewal = Renewal(read)
+    renewal.ask()
+    renewal.ask()
+    settings = sqlite_application.migrate("[listener]\nport = 0\n")
+    with listening() as said, trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(app.serve, settings, renewal=renewal))
+            await said.line("settings renewed")
+            nursery.cancel_scope.cancel()
+    assert len(reads) == 1
+
+
+async def test_a_server_does_not_start_with_a_faulty_certificate(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    files = issue(tmp_path)
+    files.key.unlink()
+    settings = sqlite_application.migrate(with_tls(files))
+    with pytest.raises(StartError, match=r"listener\.tls_key: .*No such file"):
+        await app.serve(settings)
+
+
+async def test_settings_that_cannot_be_read_are_no_reason_to_end(sqlite_application: Application) -> None:
+    def gone() -> Settings:
+        raise SettingsError(["airy-trio.toml: there is no such file"])
+
+    settings = sqlite_application.migrate("[listener]\nport = 0\n")
+    renewal = Renewal(gone)
+    with listening() as said, trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            address: app.Address = await nursery.start(partial(app.serve, settings, renewal=renewal))
+            renewal.ask()
+            await said.line("settings not renewed")
+            async with await connect(address.host, address.port) as client:
+                assert (await client.subscribe()).command == "RECEIPT"
+            nursery.cancel_scope.cancel()
