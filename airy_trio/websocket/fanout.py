@@ -79,7 +79,9 @@ class FanOut:
             or client.state is not LIVE
             or not subscription.started
             or subscription.prefix != run.prefix
-            or not subscription.shareable
+            or subscription.window is not None
+            or subscription.verdict
+            or subscription.owed
         ):
             return False
         wire = client.wire

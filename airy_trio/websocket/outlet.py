@@ -72,6 +72,8 @@ class SocketOutlet:
     Direct ``send`` costs a third of ``SocketStream.send_all`` (findings on performance, section 5). Owns the socket.
     """
 
+    __slots__ = ("_rest", "_send", "_socket")
+
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send: Callable[[bytes | memoryview], int] = sock.send

@@ -91,7 +91,7 @@ class Runs:
         if run is not self._repeating or now != self._repeating_at:
             self._settle()
             self._repeating, self._repeating_at = run, now
-        subscription.position = run.position
+        subscription.position, subscription.prefix = run.position, run.prefix
         self._repeats += 1
         if run.offsets[0] > subscription.live_after:
             self._live_repeats += 1

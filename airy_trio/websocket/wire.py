@@ -28,6 +28,20 @@ class Wire(trio.abc.Stream):
     message in too many pieces, and nothing is read from it any more.
     """
 
+    # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
+    __slots__ = (
+        "_fragments",
+        "_put_back",
+        "_send_timeout_s",
+        "closing",
+        "flooded",
+        "lock",
+        "outlet",
+        "read_at",
+        "stalled",
+        "written_at",
+    )
+
     def __init__(self, outlet: Outlet, *, send_timeout_s: float) -> None:
         self.outlet = outlet
         self.lock = trio.StrictFIFOLock()

@@ -157,7 +157,7 @@ DIRECTED = (
         test_fanout.test_a_neighbour_that_lacks_more_gets_more,
     ),
     (
-        Mutant("a neighbour's run to who needs acks", FanOut, "_repeat", "not subscription.shareable", "False"),
+        Mutant("a neighbour's run to who needs acks", FanOut, "_repeat", "subscription.window is not None", "False"),
         test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
     ),
     (
