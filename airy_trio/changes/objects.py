@@ -5,10 +5,10 @@ Everything is read with one connection in one transaction that sees one snapshot
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, assert_never
+from operator import attrgetter
+from typing import Any, NamedTuple, assert_never
 
 import sqlalchemy as sa
-from attrs import frozen
 
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.changes.rows import (
@@ -26,11 +26,11 @@ from airy_trio.changes.rows import (
 from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
+_CHANGE_COLUMNS = attrgetter("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 
 
-@frozen
-class Change:
-    """A row of the change log; ``old`` is what a deletion carries."""
+class Change(NamedTuple):
+    """A row of the change log; ``old`` is what a deletion carries. A tuple, for there is one for each row."""
 
     kind: Kind
     operation: str
@@ -40,7 +40,10 @@ class Change:
 
 def changes_of(rows: Iterable[sa.Row[Any]]) -> Iterator[Change]:
     """Rows of the change log as changes."""
-    return (Change(row.kind, row.operation, (row.key_1, row.key_2), (row.old_1, row.old_2)) for row in rows)
+    return (
+        Change(kind, operation, (key_1, key_2), (old_1, old_2))
+        for kind, operation, key_1, key_2, old_1, old_2 in map(_CHANGE_COLUMNS, rows)
+    )
 
 
 class Objects:

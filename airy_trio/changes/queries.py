@@ -47,6 +47,7 @@ class Queries:
         # where may end in a comment: hence the line's end
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._fields = tuple(table.columns)
+        self._key_columns = table.keys
         self._by_key = sa.text(self._by_key_sql())
 
     @property
@@ -68,7 +69,7 @@ class Queries:
 
     def can_find(self, key: Key) -> bool:
         """Whether rows can be asked for by this key at all."""
-        return all(map(_fits, self._table.keys, key))
+        return all(map(_fits, self._key_columns, key))
 
     def try_out(self, connection: sa.Connection) -> None:
         """Run every statement for no key at all: what it raises, reading this table would raise."""

@@ -149,14 +149,15 @@ class Table:
     row_triggers: bool = False
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
     zone: ZoneInfo = field(init=False)
+    key_fields: tuple[str, ...] = field(init=False)
+    """The fields that identify an object and have a column: one or two."""
 
     @zone.default
     def _zone(self) -> ZoneInfo:
         return ZoneInfo(self.time_zone)
 
-    @property
-    def key_fields(self) -> tuple[str, ...]:
-        """The fields that identify an object and have a column: one or two."""
+    @key_fields.default
+    def _key_fields(self) -> tuple[str, ...]:
         return tuple(f.name for f in FIELDS[self.kind] if f.key and f.name in self.columns)
 
     @property
@@ -166,8 +167,8 @@ class Table:
 
     def key_of(self, row: Mapping[str, Value]) -> Key:
         """The key of a row as it was read: the same that the change log has of it."""
-        first, *second = (row[name] for name in self.key_fields)
-        return first, second[0] if second else None
+        names = self.key_fields
+        return row[names[0]], row[names[1]] if len(names) > 1 else None
 
     @property
     def carried(self) -> tuple[Column | None, ...]:
@@ -183,7 +184,11 @@ class Table:
 
     def fields(self, raw: Mapping[str, Value]) -> dict[str, Any]:
         """All fields of a row: what was read, with ``values`` applied, and the constants."""
-        return {**self.constants, **{name: self.value(name, value) for name, value in raw.items()}}
+        found = {**self.constants, **raw}
+        for name in self.values:
+            if name in raw:
+                found[name] = self.value(name, raw[name])
+        return found
 
 
 Tables = Mapping[Kind, Table]

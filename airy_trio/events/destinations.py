@@ -4,7 +4,8 @@
 An id need not exist.
 """
 
-from typing import Protocol, assert_never
+from functools import lru_cache
+from typing import Final, Protocol, assert_never
 from urllib.parse import unquote_to_bytes
 
 from attrs import frozen
@@ -12,32 +13,34 @@ from attrs import frozen
 from airy_trio.events.models import TYPES
 
 ROOT = "/events"
+REMEMBERED_MAX: Final = 4096
+"""Types with channels whose destinations are made once, and not again for each event."""
 
 
 class UnknownDestinationError(ValueError):
     """A text that names no destination."""
 
 
-@frozen
+@frozen(cache_hash=True)
 class Everything:
     """``/events``: every event."""
 
 
-@frozen
+@frozen(cache_hash=True)
 class OfType:
     """``/events/TYPE``: the events of one type."""
 
     type: str
 
 
-@frozen
+@frozen(cache_hash=True)
 class OfChannel:
     """``/events/channel/ID``: what belongs to one channel."""
 
     id: str
 
 
-@frozen
+@frozen(cache_hash=True)
 class OfConversation:
     """``/events/conversation/ID``: what belongs to one conversation."""
 
@@ -85,12 +88,14 @@ def parse(text: str) -> Destination:
 
 def destinations_of(event: Addressed) -> tuple[Destination, ...]:
     """Every destination to which an event belongs: at least two, at most four."""
-    found: list[Destination] = [EVERYTHING, OfType(event.type)]
-    if event.channel_id is not None:
-        found.append(OfChannel(event.channel_id))
-    if event.conversation_id is not None:
-        found.append(OfConversation(event.conversation_id))
-    return tuple(found)
+    of_channel = _of_type_and_channel(event.type, event.channel_id)
+    return of_channel if event.conversation_id is None else (*of_channel, OfConversation(event.conversation_id))
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _of_type_and_channel(type_: str, channel_id: str | None) -> tuple[Destination, ...]:
+    of_type = (EVERYTHING, OfType(type_))
+    return of_type if channel_id is None else (*of_type, OfChannel(channel_id))
 
 
 def covers(destination: Destination, event: Addressed) -> bool:

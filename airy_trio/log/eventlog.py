@@ -34,6 +34,7 @@ logger = structlog.get_logger(__name__)
 
 READ_EVENTS_MAX = 1000
 STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
+OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 
@@ -71,6 +72,7 @@ class EventLog:
         self._skew_ms = 0.0
         self._doubtful = False
         self._reading = trio.Lock()  # who read the bounds of an epoch must not act on them after it has ended
+        self._append_ended: trio.Event | None = None
         self._grown: set[View] = set()
         self._growth = trio.Event()
         self._arrivals = Arrivals()
@@ -113,13 +115,16 @@ class EventLog:
         let pass what the store's comparison must refuse. Raises what ``EventStore.append`` does.
         """
         begun_at = trio.current_time()
+        ended = self._append_ended = trio.Event()
         try:
             stored = await self.store.append(expected, events, resume_point)
+            self.appending.observe(trio.current_time() - begun_at)
+            self._take(expected.epoch, stored, changed_at)
         except StoreUnavailable:
             self._doubtful = True
             raise
-        self.appending.observe(trio.current_time() - begun_at)
-        self._take(expected.epoch, stored, changed_at)
+        finally:
+            ended.set()
         return expected.at(expected.offset + len(stored))
 
     async def begin_epoch(self, expected: Position, resume_point: str) -> Position:
@@ -140,8 +145,11 @@ class EventLog:
                     await self.catch_up()
                     logger.info("event store available again")
                     pause_s, self.away = 0.0, None
-                await self.store.wait(self.head)
-                await self.catch_up()
+                known = self.head
+                await self.store.wait(known)
+                await self._end_of_append()
+                if self.head == known:  # else it was this node's own append, which is in the tail
+                    await self.catch_up()
             except StoreUnavailable as error:
                 if not pause_s:
                     logger.warning("event store unavailable", reason=str(error))
@@ -211,6 +219,12 @@ class EventLog:
         self._growth = trio.Event()
         grown, self._grown = frozenset(self._grown), set()
         return grown
+
+    async def _end_of_append(self) -> None:
+        """Give this node's own append, which may just have woken us, the time to end: then nothing has to be read."""
+        if self._append_ended is not None:
+            with trio.move_on_after(OWN_APPEND_S):
+                await self._append_ended.wait()
 
     async def _bounds(self) -> Bounds:
         bounds = await self.store.bounds()

@@ -37,7 +37,6 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _DURABLE = sa.text("set local synchronous_commit = on")
 
 
@@ -45,10 +44,11 @@ class SqlStore:
     """``EventStore`` over two pools of one database: appends are recorder's sessions, with its time-outs."""
 
     def __init__(self, reading: Database, appending: Database, names: Names) -> None:
-        self._reading = reading
-        self._appending = appending
         self._tables = LogTables.named(names)
         self._durables = DurableTable(self._tables)
+        engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
+        self._reading = Database(engine) if self._tables.postgres else reading
+        self._appending = appending
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         if not self._tables.postgres:
@@ -64,15 +64,13 @@ class SqlStore:
         def work(connection: sa.Connection) -> list[StoredEvent]:
             if self._fence:
                 self._fence.enter(connection)
-            now_ms = max(self._checked(connection, expected), self._tables.bounds(connection).now_ms)
+            channel = self._bell.channel if self._bell and events else None
+            now_ms = self._tables.move_head(connection, expected, len(events), resume_point, channel)
+            if now_ms is None:
+                raise _stale(expected, self._tables.bounds(connection).head)
             new = stored_after(expected, events, now_ms)
-            self._tables.insert(connection, new)
-            last = expected.offset + len(new)
-            connection.execute(
-                sa.update(self._tables.state).values(last=last, appended_at_ms=now_ms, resume_point=resume_point)
-            )
             if new:
-                self._ring(connection)
+                self._tables.insert(connection, new)
             return new
 
         return await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
@@ -125,25 +123,31 @@ class SqlStore:
         """See ``EventStore.begin_epoch``."""
 
         def work(connection: sa.Connection) -> Bounds:
-            self._checked(connection, expected)
+            state = self._locked_state(connection)
+            if expected != (head := Position(state.epoch, state.last)):
+                raise _stale(expected, head)
             connection.execute(sa.delete(self._tables.events))
             connection.execute(
                 sa.update(self._tables.state).values(epoch=new_epoch(), first=1, last=0, resume_point=resume_point)
             )
-            self._ring(connection)
+            if self._bell:
+                self._bell.ring(connection)
             return self._tables.bounds(connection)
 
         return await self._write(work)
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``. Looks each ``POLL_S`` seconds, and where there is a bell when it rings."""
-        while True:
+        while self._bell is None:
             if (await self.bounds()).head != after:
                 return
-            if self._bell:
-                await self._bell.wait()
-            else:
-                await trio.sleep(POLL_S)
+            await trio.sleep(POLL_S)
+        while True:
+            if self._bell.heard != str(after) and (await self.bounds()).head != after:
+                return
+            heard = await self._bell.wait()
+            if heard and heard != str(after):
+                return
 
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """See ``EventStore.trim``. What is old is found without a lock; only then is there a short transaction."""
@@ -207,36 +211,18 @@ class SqlStore:
         unused = oldest is not None and oldest < before_ms
         return bounds.head.at(upto if upto >= bounds.first else 0), before_ms, unused
 
-    def _checked(self, connection: sa.Connection, expected: Position) -> int:
-        """Lock the state and compare its head; give the time of the last append. Raises ``StaleAppend``."""
-        state = self._locked_state(connection)
-        head = Position(state.epoch, state.last)
-        if expected != head:
-            message = f"the head is {head}, not {expected}"
-            raise StaleAppend(message)
-        return int(state.appended_at_ms)
-
     def _locked_state(self, connection: sa.Connection) -> Any:  # noqa: ANN401 - a row's columns are not typed
         """The state's row, which nobody else changes before this transaction ends."""
         self._make_synchronous(connection)
         return connection.execute(sa.select(self._tables.state).with_for_update()).one()
-
-    def _ring(self, connection: sa.Connection) -> None:
-        if self._bell:
-            self._bell.ring(connection)
 
     def _make_synchronous(self, connection: sa.Connection) -> None:
         if self._tables.postgres:
             connection.execute(_DURABLE)
 
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        def in_one_snapshot(connection: sa.Connection) -> T:
-            if self._tables.postgres:
-                connection.execute(_ONE_SNAPSHOT)
-            return work(connection)
-
         try:
-            return await self._reading.run(in_one_snapshot)
+            return await self._reading.run(work)
         except DatabaseUnavailable as error:
             raise StoreUnavailable(str(error)) from None
 
@@ -259,6 +245,10 @@ class SqlStore:
             return await self._appending.write(work)
         except DatabaseUnavailable as error:
             raise StoreUnavailable(str(error)) from None
+
+
+def _stale(expected: Position, head: Position) -> StaleAppend:
+    return StaleAppend(f"the head is {head}, not {expected}")
 
 
 def _make_durable(connection: sqlite3.Connection, _record: object) -> None:

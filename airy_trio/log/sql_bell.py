@@ -23,56 +23,65 @@ _RING: Final = sa.text("select pg_notify(:channel, '')")
 
 
 class Bell:
-    """One connection that listens, opened by the first who waits. ``name``: of the log, in its database."""
+    """One connection that listens, opened by the first who waits. ``name``: of the log, in its database.
+
+    ``channel``: where whoever appends notifies, with the position of the new head. ``heard``: the last such position
+    that this connection has been told: what is appended after it, it will be told as well.
+    """
 
     def __init__(self, engine: sa.Engine, name: str) -> None:
         self._engine = engine
-        self._channel = f"{name}_log"
+        self.channel = f"{name}_log"
+        self.heard = ""
         self._connection: sa.Connection | None = None
         self._busy = False
-        self._heard = False
+        self._rings = False
 
     def ring(self, connection: sa.Connection) -> None:
-        """Ring when the transaction commits."""
-        connection.execute(_RING, {"channel": self._channel})
+        """Ring when the transaction commits, without saying where the head is then."""
+        connection.execute(_RING, {"channel": self.channel})
 
-    async def wait(self) -> None:
-        """Return when it rang, or when it is time to look."""
+    async def wait(self) -> str:
+        """Return when it rang, with the head that it told; or empty, when it is time to look."""
         if self._busy:  # a connection's socket can be waited for by one task
             await trio.sleep(POLL_S)
-            return
+            return ""
         self._busy = True
         try:
-            with trio.move_on_after(POLL_WITH_BELL_S if self._heard else POLL_S):
-                await self._listen()
+            with trio.move_on_after(POLL_WITH_BELL_S if self._rings else POLL_S):
+                return await self._listen()
         except (SQLAlchemyError, psycopg.Error) as error:
             logger.debug("the bell of the event log is away", reason=type(error).__name__)
             await trio.to_thread.run_sync(self._drop)
             await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
         finally:
             self._busy = False
+        self.heard = ""  # the caller looks by itself
+        return ""
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
         await trio.to_thread.run_sync(self._drop)
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> str:
         if self._connection is None:
             await trio.to_thread.run_sync(self._connect)
         connection = self._connection
         if connection is None:
-            return
+            return ""
         driver: Any = connection.connection.driver_connection
         rung = list(driver.notifies(timeout=0))  # asks without waiting
         if not rung:
             await trio.lowlevel.wait_readable(driver.fileno())
             rung = list(driver.notifies(timeout=0))
-        self._heard = self._heard or bool(rung)
+        if rung:
+            self._rings, self.heard = True, rung[-1].payload
+        return self.heard if rung else ""
 
     def _connect(self) -> None:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
-            connection.exec_driver_sql(f"listen {quote_identifier(self._channel)}")
+            connection.exec_driver_sql(f"listen {quote_identifier(self.channel)}")
         except BaseException:
             connection.invalidate()
             connection.close()
@@ -80,7 +89,8 @@ class Bell:
         self._connection = connection
 
     def _drop(self) -> None:
-        connection, self._connection, self._heard = self._connection, None, False
+        connection, self._connection = self._connection, None
+        self._rings, self.heard = False, ""
         if connection is not None:
             connection.invalidate()  # who got it from the pool would listen too
             connection.close()

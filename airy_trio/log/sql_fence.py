@@ -19,7 +19,9 @@ PATIENCE_MAX_S: Final = 60.0
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
 _OBJECT: Final = "cast(cast(to_regclass(:name) as oid) as int)"
-_TRY: Final = sa.text(f"select pg_try_advisory_xact_lock(:fence_class, {_OBJECT})")
+_TRY: Final = sa.text(
+    f"select pg_try_advisory_xact_lock(:fence_class, {_OBJECT}), set_config('synchronous_commit', 'on', true)"
+)
 _LIMIT: Final = sa.text("select set_config('lock_timeout', :milliseconds, true)")
 _WAIT: Final = sa.text(f"select pg_advisory_xact_lock(:fence_class, {_OBJECT})")
 _NO_LIMIT: Final = sa.text("set local lock_timeout to default")
@@ -41,8 +43,11 @@ class Fence:
         self.patience_s = PATIENCE_FIRST_S
 
     def enter(self, connection: sa.Connection) -> None:
-        """Keep others out to the end of this transaction. SQLSTATE ``LOCK_NOT_AVAILABLE`` where another one stays."""
-        if connection.execute(_TRY, self._arguments).scalar_one():
+        """Keep others out to the end of this transaction, whose commit is synchronous from now on.
+
+        SQLSTATE ``LOCK_NOT_AVAILABLE`` where another one stays inside.
+        """
+        if connection.execute(_TRY, self._arguments).one()[0]:
             return
         connection.execute(_LIMIT, {"milliseconds": str(int(self.patience_s * 1000))})
         connection.execute(_WAIT, self._arguments)

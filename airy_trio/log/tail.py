@@ -7,6 +7,7 @@ costs only its own destinations (findings on delivery, answer 2). Knows nothing 
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from attrs import define, field
 
@@ -39,6 +40,7 @@ class Tail:
         self._events_max = events_max
         self._bytes_max = bytes_max
         self._events: list[StoredEvent] = []
+        self._viewed: list[tuple[View, ...]] = []  # the views of each event: found once, when it comes
         self._bytes = 0
         self._views: dict[Destination, View] = {}
         self.evicted = 0
@@ -62,6 +64,7 @@ class Tail:
     def start_after(self, offset: int) -> frozenset[View]:
         """Forget all events and go on after another offset; give the views, which all lost their past."""
         self._events.clear()
+        self._viewed.clear()
         self._bytes = 0
         self.evicted = offset
         self.evicted_at_ms = None
@@ -74,18 +77,22 @@ class Tail:
     def extend(self, events: Iterable[StoredEvent]) -> set[View]:
         """Add the next events, leaving out those already here; give the views with readers that grew."""
         grown: set[View] = set()
+        last, views = self.last, self._views
         for event in events:
-            if event.offset <= self.last:
+            offset = event.offset
+            if offset <= last:
                 continue
-            if event.offset != self.last + 1:
-                message = f"event {event.offset} does not follow {self.last}"
+            if offset != last + 1:
+                message = f"event {offset} does not follow {last}"
                 raise ValueError(message)
+            last = offset
             self._events.append(event)
             self._bytes += len(event.body)
-            for destination in destinations_of(event):
-                view = self._view(destination)
-                view.offsets.append(event.offset)
-                view.last = event.offset
+            viewed = tuple([views.get(one) or self._view(one) for one in destinations_of(event)])
+            self._viewed.append(viewed)
+            for view in viewed:
+                view.offsets.append(offset)
+                view.last = offset
                 if view.readers:
                     grown.add(view)
             if len(self._events) > self._events_max or self._bytes > self._bytes_max:
@@ -153,9 +160,8 @@ class Tail:
             size += len(self._events[count].body)
             count += 1
         gone = self._events[:count]
-        cut = Counter(destination for event in gone for destination in destinations_of(event))
-        for destination, number in cut.items():
-            view = self._views[destination]
+        cut = Counter(chain.from_iterable(self._viewed[:count]))
+        for view, number in cut.items():
             view.evicted = view.offsets[number - 1]
             del view.offsets[:number]
             self._forget_if_unused(view)
@@ -163,7 +169,7 @@ class Tail:
             self.evicted = gone[-1].offset
             self.evicted_at_ms = gone[-1].appended_at_ms
         self._bytes -= size
-        del self._events[:count]
+        del self._events[:count], self._viewed[:count]
 
     def _forget_if_unused(self, view: View) -> None:
         if not view.readers and not view.offsets and self._views.get(view.destination) is view:

@@ -18,13 +18,17 @@ from tests.log.places import event
 
 
 class Outages(MemoryStore):
-    """A store that is away when a test says so. ``held``: who asks for the bounds is answered when this is set."""
+    """A store that is away when a test says so.
+
+    ``held``: who asks for the bounds is answered when this is set. ``asked``: how often they were asked for.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda: self.now_s)
         self.now_s = 1000.0
         self.away = False
         self.held: trio.Event | None = None
+        self.asked = 0
 
     def _reach(self) -> None:
         if self.away:
@@ -32,6 +36,7 @@ class Outages(MemoryStore):
             raise StoreUnavailable(message)
 
     async def bounds(self) -> Bounds:
+        self.asked += 1
         self._reach()
         bounds = await super().bounds()
         if self.held is not None:
@@ -190,6 +195,24 @@ async def test_own_and_others_appends_make_one_order(
     await wait_all_tasks_blocked()
     assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001
     nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_read_from_the_store_for_what_this_node_appended_itself(
+    store: Outages, nursery: trio.Nursery
+) -> None:
+    log = log_over(store)
+    await log.open()
+    nursery.start_soon(log.follow)
+    await wait_all_tasks_blocked()
+    asked = store.asked
+    for number in range(1, 4):
+        await log.append(log.head, [event(number)], "point")
+        await wait_all_tasks_blocked()
+    assert store.asked == asked
+    await store.add(event(4))
+    await wait_all_tasks_blocked()
+    assert log.head.offset == 4
+    assert store.asked > asked
 
 
 async def test_a_new_epoch_takes_the_past_of_every_view(store: Outages) -> None:

@@ -83,6 +83,32 @@ async def test_on_postgres_who_waits_is_woken_by_the_append(postgres_database: s
     assert min(took_s[1:]) < POLL_WITH_BELL_S / 4  # once it was heard nobody looks more often than that
 
 
+async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_database: str) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        for number in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.wait, head)
+                await trio.sleep(0.1)  # so that it listens, which is the subject
+                head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
+        sa.event.listen(sa.Engine, "before_cursor_execute", note)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.wait, head)
+                await trio.sleep(0.1)
+                assert not asked
+                await store.append(head, [event(4)], "point")
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
 async def test_a_bell_that_was_cut_off_is_hung_up_again(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
