@@ -13,10 +13,11 @@ from airy_trio.cli.demo import demo
 from airy_trio.cli.migrate import migrate
 from airy_trio.cli.serve import airy_trio
 from airy_trio.cli.tail import tail
+from airy_trio.cli.verify import verify
 
 __all__ = ["airy_trio", "main"]
 
-for command in (check, completion, demo, migrate, tail):
+for command in (check, completion, demo, migrate, tail, verify):
     airy_trio.add_command(command)
 
 

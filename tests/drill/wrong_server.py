@@ -17,9 +17,9 @@ from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
 
-_NEXT = sa.text(
+_NEXT = (
     "select seq, kind, operation, key_1, key_2, old_1, old_2, cast(0 as float8) as age_s "
-    f"from airy_trio.{TABLE} where seq > :seq order by seq limit :limit"
+    "from {} where seq > :seq order by seq limit :limit"
 )
 
 
@@ -29,7 +29,8 @@ class SeqFeed(PostgresFeed):
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
     ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
-        rows = connection.execute(_NEXT, {"seq": point.seq, "limit": limit}).all()
+        statement = sa.text(_NEXT.format(self._log.names.quoted(TABLE)))
+        rows = connection.execute(statement, {"seq": point.seq, "limit": limit}).all()
         return rows, evolve(now, seq=rows[-1].seq if rows else point.seq)
 
 

@@ -1,0 +1,25 @@
+"""``airy-trio`` with an SQLite feed that is wrong on purpose: now and then it loses a change."""
+
+import pytest
+import sqlalchemy as sa
+from attrs import evolve
+
+from airy_trio import cli
+from airy_trio.app import back_ends
+from airy_trio.changes.feed import Batch
+from airy_trio.changes.sqlite import SqliteFeed
+
+EACH = 10
+
+
+class ForgetfulFeed(SqliteFeed):
+    def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
+        batch = super()._read(connection, after, limit)
+        kept = tuple(found for found in batch.objects if hash(found) % EACH)
+        return evolve(batch, objects=kept)
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(back_ends, "SqliteFeed", ForgetfulFeed)
+        cli.main()
