@@ -73,6 +73,9 @@ class _Figures(Collector):
         yield _gauge("connections", "Connections that are open.", found["clients"])
         yield _gauge("subscriptions", "Subscriptions of all connections.", found["subscriptions"])
         yield _gauge("connections_behind", "Connections with events still to be sent.", found["behind"])
+        yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found["durables"])
+        unwritten = found["durables_unwritten"]
+        yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements still to be kept.", unwritten)
         yield _counter("deliveries", "Events sent, once for each subscription.", found["deliveries"])
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found["bytes"])
         yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.get("acks_ignored", 0))

@@ -3,8 +3,8 @@
 ::
 
     serve()
-      connections                  outer: sessions and their send tasks, with a deadline at shutdown; the admin port,
-                                   which tells of the shutdown until its end
+      connections                  outer: sessions and their send tasks, with a deadline at shutdown; what acknowledges
+                                   durable subscriptions, and the admin port, which tells of the shutdown, to the end
       intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop,
                                    readiness, renewal; cancelled first at shutdown, and whatever breaks in it ends
                                    the server loudly
@@ -187,6 +187,7 @@ async def _serve(
     with contextlib.ExitStack() as sockets:
         broken: ExceptionGroup[Exception] | None = None
         async with trio.open_nursery() as connections:
+            connections.start_soon(sessions.durables.run)
             try:
                 async with trio.open_nursery() as intake:
                     await intake.start(recorder.run)
@@ -211,8 +212,10 @@ async def _serve(
             sockets.close()  # who comes now is refused at once, and goes to another server
             if broken is not None:  # a server that reads no changes must not look like a quiet one
                 await sessions.dismiss_all(0, INTERNAL)
+                await sessions.durables.flush(CLOSE_TIMEOUT_S)
                 raise broken
             await sessions.dismiss_all(settings.listener.drain_s)
+            await sessions.durables.flush(CLOSE_TIMEOUT_S)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
 

@@ -5,6 +5,7 @@ called where a request makes a subscription hungry; how the session ends is only
 """
 
 import math
+from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
 import structlog
@@ -28,10 +29,12 @@ from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.websocket import replay
 from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import DONE, NOT_FOUND, UNAUTHORIZED, Farewell, with_token
+from airy_trio.websocket.farewells import DONE, GONE, NOT_FOUND, UNAUTHORIZED, Farewell, with_token
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
+from airy_trio.websocket.holds import Hold, Waiting, refusal
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State, Subscription, Window
 from airy_trio.websocket.wire import Wire
 
@@ -45,7 +48,9 @@ ACKS_PER_TURN: Final = 64
 class Conversation:
     """The requests of one client. ``hear`` is called by one task, with what came in one WebSocket message.
 
-    ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client refused.
+    ``pause``: how some seconds are waited for; whoever can, listens to the client meanwhile, so that it is noticed when
+    it leaves. ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client
+    refused.
     """
 
     def __init__(  # noqa: PLR0913 - it is where all of them meet
@@ -58,6 +63,7 @@ class Conversation:
         *,
         authenticator: Authenticator,
         fanout: FanOut,
+        durables: Durables,
     ) -> None:
         self._client = client
         self._wire = wire
@@ -66,6 +72,9 @@ class Conversation:
         self._options = options
         self._authenticator = authenticator
         self._fanout = fanout
+        self._durables = durables
+        self._unwritten = False
+        self.pause: Callable[[float], Awaitable[object]] = trio.sleep
         self.acks_ignored = 0
         self.nacks = 0
 
@@ -80,9 +89,8 @@ class Conversation:
 
     def end(self) -> None:
         """Let go of all views. Idempotent."""
-        for subscription in self._client.subscriptions.values():
-            self._eventlog.detach(subscription.view, subscription)
-        self._client.subscriptions.clear()
+        for number in tuple(self._client.subscriptions):
+            self._unsubscribe(number)
 
     async def _answer_all(self, message: bytes | str) -> Farewell | None:
         fault: RemoteProtocolError | None = None
@@ -109,16 +117,16 @@ class Conversation:
             case Unsubscribe():
                 for number in request.numbers:
                     self._unsubscribe(number)
-                await self._receipt(request.receipt)
+                await self._receipt_when_written(request.receipt)
             case Acknowledge():
                 for count, ack in enumerate(request.acks, 1):
                     self._acknowledge(ack)
                     if count % ACKS_PER_TURN == 0:
                         await trio.lowlevel.checkpoint()
-                await self._receipt(request.receipt)
+                await self._receipt_when_written(request.receipt)
             case Disconnect():
                 self.end()
-                await self._receipt(request.receipt)
+                await self._receipt_when_written(request.receipt)
                 return DONE
             case _:
                 assert_never(request)
@@ -139,12 +147,13 @@ class Conversation:
         return None
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
-        if request.durable is not None:
-            return self._refuse_durable(request)
         try:
             destination = parse(request.destination)
         except UnknownDestinationError:
             return evolve(NOT_FOUND, receipt_id=request.receipt)
+        refused = None if request.durable is None else refusal(request, self._client.user)
+        if refused is not None:
+            return refused
         subscription = Subscription(
             client=self._client,
             number=request.number,
@@ -155,28 +164,53 @@ class Conversation:
         )
         subscription.view = self._eventlog.attach(destination, subscription)
         self._client.subscriptions[request.number] = subscription
-        wish = replay.Wish(request.last_event_id, request.replay)
-        start = await replay.start(self._eventlog, subscription.view, wish, self._options)
+        hold = await self._hold(subscription, request)
+        start = await self._start(subscription, request, None if hold is None else hold.position)
+        if start is None:
+            return GONE
         subscription.position = start.position
         subscription.owe(start.owed)
-        if request.last_event_id is not None:
+        if start.verdict != replay.LIVE:
             subscription.verdict = header("resume", start.verdict, None)
+        if hold is not None:
+            await self._until(self._durables.start(hold))
         await self._receipt(request.receipt, (("position", str(start.position)), ("resume", start.verdict)))
         subscription.started = True
         self._fanout.serve(subscription, trio.current_time())
         return None
 
-    def _refuse_durable(self, request: Subscribe) -> Farewell:
-        if self._client.user.name is None:
-            token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."
-        else:
-            token, prose = "403-durable-not-kept", "This server keeps no durable subscriptions."
-        return with_token(token, prose, receipt_id=request.receipt)
+    async def _hold(self, subscription: Subscription, request: Subscribe) -> Hold | None:
+        """Hold the durable subscription that is asked for; what was acknowledged of it is known then."""
+        owner = self._client.user.name
+        if request.durable is None or owner is None:
+            return None
+        hold = self._durables.claim(subscription, owner, request.durable)
+        await self._until(hold.claimed)
+        return hold
+
+    async def _start(
+        self, subscription: Subscription, request: Subscribe, acknowledged: Position | None
+    ) -> replay.Start | None:
+        """Decide where a subscription starts; None where the client has left meanwhile.
+
+        What the client itself says that it has had counts before what it has acknowledged.
+        """
+        told = request.last_event_id
+        if told is None and acknowledged is not None:
+            told = str(acknowledged)
+        wish = replay.Wish(told, request.replay)
+        try:
+            with self._wire.attending():
+                return await replay.start(self._eventlog, subscription.view, wish, self._options, self.pause)
+        finally:
+            self._wire.attended()
+        return None
 
     def _unsubscribe(self, number: int) -> None:
         subscription = self._client.subscriptions.pop(number, None)
         if subscription is not None:
             self._eventlog.detach(subscription.view, subscription)
+            self._unwritten |= self._durables.release(subscription)
 
     def _acknowledge(self, ack: Ack) -> None:
         position = Position.parse(ack.message_id)
@@ -193,6 +227,7 @@ class Conversation:
             self.nacks += 1
             logger.info("event refused", message_id=str(position), session=self._client.session)
         for subscription in known:
+            self._unwritten |= self._durables.acknowledged(subscription)
             self._fanout.serve(subscription, trio.current_time())
 
     def _acknowledging(self, number: int | None) -> list[Subscription]:
@@ -200,6 +235,17 @@ class Conversation:
             return list(self._client.subscriptions.values())
         subscription = self._client.subscriptions.get(number)
         return [] if subscription is None else [subscription]
+
+    async def _until(self, waiting: Waiting) -> None:
+        with waiting.scope:
+            await self.pause(math.inf)
+
+    async def _receipt_when_written(self, receipt_id: str | None) -> None:
+        """Acknowledgements have taken effect when the store keeps them."""
+        if receipt_id is not None and self._unwritten:
+            await self._until(self._durables.written())
+            self._unwritten = False
+        await self._receipt(receipt_id)
 
     async def _receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:

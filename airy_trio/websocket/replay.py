@@ -4,7 +4,7 @@ Wire contract, section 5. Reads the log; sends nothing, and knows nothing of fra
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
@@ -48,14 +48,20 @@ def backoff_s(retries: int) -> float:
     return min(math.ldexp(BACKOFF_FIRST_S, min(retries, _BACKOFF_DOUBLINGS_MAX)), BACKOFF_MAX_S)
 
 
-async def start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOptions) -> Start:
-    """Decide where a subscription to a view starts. A store that is away is waited for."""
+async def start(
+    eventlog: EventLog,
+    view: View,
+    wish: Wish,
+    options: ReplayOptions,
+    pause: Callable[[float], Awaitable[object]] = trio.sleep,
+) -> Start:
+    """Decide where a subscription to a view starts. A store that is away is waited for, in pauses of some seconds."""
     retries = 0
     while True:
         try:
             return await _start(eventlog, view, wish, options)
         except StoreUnavailable:
-            await trio.sleep(backoff_s(retries))
+            await pause(backoff_s(retries))
             retries += 1
 
 

@@ -21,6 +21,7 @@ from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.websocket.admission import Admission, AdmissionOptions, Visitor
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
+from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     CONNECT_TIMEOUT,
@@ -39,6 +40,7 @@ from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.fragments import PIECES_MAX
 from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
+from airy_trio.websocket.inbox import Inbox
 from airy_trio.websocket.origins import Console
 from airy_trio.websocket.outlet import HandshakeError, Outlet
 from airy_trio.websocket.request import RefusedError
@@ -80,7 +82,10 @@ class SessionOptions(AdmissionOptions):
 
 
 class Sessions:
-    """All sessions of one process. ``fan_out`` and ``wheel.turn`` run as tasks beside them."""
+    """All sessions of one process. ``fan_out``, ``wheel.turn`` and ``durables.run`` run as tasks beside them.
+
+    ``durables.run`` is to outlive them: what they have acknowledged is written when they have ended.
+    """
 
     def __init__(  # noqa: PLR0913 - what all sessions share comes in here
         self,
@@ -102,6 +107,7 @@ class Sessions:
         self._senders = Senders(eventlog, self._runs)
         self._fanout = FanOut(eventlog, self._runs, self._senders)
         self.wheel = Wheel(self._senders)
+        self.durables = Durables(eventlog)
         self._clients: dict[Client, None] = {}  # the oldest first
         self._ended = trio.Event()
         self._dismissing = False
@@ -113,13 +119,17 @@ class Sessions:
         Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
         start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
         ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
-        STATUS`` where a request did not become a WebSocket. See ``Admission.statistics`` for the rest.
+        STATUS`` where a request did not become a WebSocket. See ``Admission.statistics`` for the rest. Now as well:
+        ``durables`` that are held, and ``durables_unwritten``, of which the store does not yet have all that is
+        acknowledged.
         """
         subscriptions = behind = 0
         for client in self._clients:
             subscriptions += len(client.subscriptions)
             behind += client.state is State.BEHIND
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
+        durables = self.durables.statistics()
+        now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
         return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
 
     @property
@@ -152,6 +162,7 @@ class Sessions:
             self._replay,
             authenticator=self._authenticator,
             fanout=self._fanout,
+            durables=self.durables,
         )
         tasks = Tasks(connections, client)
         self._clients[client] = None
@@ -246,7 +257,8 @@ class Sessions:
                     client.dismiss(GONE)
                 else:
                     self._senders.register(client, tasks)
-                    client.dismiss(await _converse(client, client.wire, ws, conversation))
+                    inbox = Inbox(ws.get_message, bytes_max=self._options.frame_bytes_max)
+                    client.dismiss(await _converse(client, client.wire, inbox, conversation))
         client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
         return ws
 
@@ -286,10 +298,11 @@ def _tell_end(client: Client, visitor: Visitor | None, lasted_s: float) -> None:
     )
 
 
-async def _converse(client: Client, wire: Wire, ws: WebSocketConnection, conversation: Conversation) -> Farewell:
+async def _converse(client: Client, wire: Wire, inbox: Inbox, conversation: Conversation) -> Farewell:
+    conversation.pause = inbox.listen
     try:
         while True:
-            farewell = await conversation.hear(await ws.get_message())
+            farewell = await conversation.hear(await inbox.next())
             if farewell is not None:
                 return farewell
     except ConnectionClosed as closed:

@@ -61,6 +61,11 @@ class Window:
         """How many more events may be sent before the client acknowledges one."""
         return self._prefetch - len(self._in_flight)
 
+    @property
+    def oldest(self) -> int | None:
+        """The offset of the first event in flight; None where none is."""
+        return next(iter(self._in_flight), None)
+
     def sent(self, offsets: tuple[int, ...]) -> None:
         """Note events as in flight."""
         self._in_flight.update(dict.fromkeys(offsets))

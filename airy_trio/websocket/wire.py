@@ -25,15 +25,17 @@ class Wire(trio.abc.Stream):
 
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
-    message in too many pieces, and nothing is read from it any more.
+    message in too many pieces, and nothing is read from it any more. ``deserted``: nothing more can come.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
     __slots__ = (
+        "_attending",
         "_fragments",
         "_put_back",
         "_send_timeout_s",
         "closing",
+        "deserted",
         "flooded",
         "lock",
         "outlet",
@@ -48,10 +50,26 @@ class Wire(trio.abc.Stream):
         self.closing = False
         self.stalled = False
         self.flooded = False
+        self.deserted = False
+        self._attending: trio.CancelScope | None = None
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
         self._put_back = b""
         self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
+
+    def attending(self) -> trio.CancelScope:
+        """Give a scope for what is waited for on the peer's behalf: cancelled when nothing more can come from it.
+
+        There is one at a time, up to ``attended``.
+        """
+        self._attending = scope = trio.CancelScope()
+        if self.deserted:
+            scope.cancel()
+        return scope
+
+    def attended(self) -> None:
+        """Forget the scope: an idle connection should hold nothing that it does not need."""
+        self._attending = None
 
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting: all of them, or nothing and say False."""
@@ -121,8 +139,14 @@ class Wire(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             data, self._put_back = self._put_back, b""
             return data
-        data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
-        self._follow(data)
+        try:
+            data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+            self._follow(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._desert()
+            raise
+        if not data:
+            self._desert()
         self.read_at = trio.current_time()
         return data
 
@@ -132,7 +156,13 @@ class Wire(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Take note that trio-websocket has ended. Only the session closes the outlet."""
+        self._desert()
         await trio.lowlevel.checkpoint()
+
+    def _desert(self) -> None:
+        self.deserted = True
+        if self._attending is not None:
+            self._attending.cancel()
 
     def _follow(self, data: bytes) -> None:
         if self._fragments is not None and not self._fragments.feed(data):

@@ -18,6 +18,7 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
+from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.heartbeats import Wheel
@@ -140,6 +141,7 @@ class Delivery:
     senders: Senders
     fanout: FanOut
     wheel: Wheel
+    durables: Durables
     nursery: trio.Nursery
     rigs: list[Rig] = field(factory=list)
 
@@ -157,7 +159,14 @@ class Delivery:
         client.wire = wire = Wire(outlet, send_timeout_s=send_timeout_s)
         options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
         conversation = Conversation(
-            client, wire, self.log, self.wheel, options, authenticator=authenticator, fanout=self.fanout
+            client,
+            wire,
+            self.log,
+            self.wheel,
+            options,
+            authenticator=authenticator,
+            fanout=self.fanout,
+            durables=self.durables,
         )
         rig = Rig(self.log, outlet, client, wire, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
@@ -171,11 +180,11 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     """Fan-out, send tasks and wheel over a log, until the block ends."""
     runs = Runs(log)
     senders = Senders(log, runs)
-    fanout, wheel = FanOut(log, runs, senders), Wheel(senders)
+    fanout, wheel, durables = FanOut(log, runs, senders), Wheel(senders), Durables(log)
     async with trio.open_nursery() as nursery:
-        for task in (fanout.run, senders.run, wheel.turn):
+        for task in (fanout.run, senders.run, wheel.turn, durables.run):
             nursery.start_soon(task)
-        delivery = Delivery(log, runs, senders, fanout, wheel, nursery)
+        delivery = Delivery(log, runs, senders, fanout, wheel, durables, nursery)
         yield delivery
         for rig in delivery.rigs:
             rig.conversation.end()

@@ -148,6 +148,7 @@ async def serving(
         intake.start_soon(log.follow)
         intake.start_soon(sessions.fan_out)
         intake.start_soon(sessions.wheel.turn)
+        intake.start_soon(sessions.durables.run)
         server = Server(log, sessions, connections)
         if listen:
             listening = await open_listening_socket(options)

@@ -137,7 +137,7 @@ async def test_nothing_that_comes_with_a_refused_connect_is_answered(command: st
         await server.ended()
         assert server.sessions.statistics() == {
             "acks_ignored": 0, "nacks": 0, "clients": 0, "subscriptions": 0, "behind": 0, "deliveries": 0, "bytes": 0,
-            "visitors": 0, "addresses": 0,
+            "visitors": 0, "addresses": 0, "durables": 0, "durables_unwritten": 0,
             "farewell unauthorized": 1, "refused 401-unauthorized": 1,
         }  # fmt: skip
 
@@ -161,20 +161,6 @@ async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClo
             await plugged.ending.wait()
     assert [log["log_level"] for log in logs if log["event"] == "credentials refused"] == ["info"]
     assert "hush" not in str(logs)
-
-
-@pytest.mark.parametrize(
-    "auth, token",
-    [(AuthOptions(), "403-durable-needs-auth"), (TOKENS, "403-durable-not-kept")],
-    ids=["anybody", "a user"],
-)
-async def test_a_durable_subscription_is_refused_for_the_reason_that_holds(
-    auth: AuthOptions, token: str, autojump_clock: MockClock
-) -> None:
-    async with serving(auth=auth, listen=False) as server:
-        client = (await server.plug_connected(headers=[("passcode", "s3cret")])).client
-        error = await client.subscribe(headers=[("durable", "d"), ("ack", "client")])
-        assert (error.get("message"), error.get("receipt-id")) == (token, "r1")
 
 
 @pytest.mark.parametrize(

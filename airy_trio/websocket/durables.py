@@ -1,0 +1,219 @@
+"""The durable subscriptions that clients of this node hold: claimed from the store, acknowledged to it in batches.
+
+One task, ``run``, does all that concerns the store, one step after the other: no claim is overtaken by an older one,
+and what is noted while a step is under way goes into the next. Who waits for the task is given a ``Waiting``. Knows
+nothing of frames.
+
+Nodes share only the store, which knows the newest holder of each. An older one on another node learns of it when it
+acknowledges next, at the latest ``LOOK_EVERY_S`` later: so often all that is held is acknowledged anyway, by
+which the store also sees that it is used.
+"""
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.position import Position
+from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.websocket.farewells import TAKEN_OVER
+from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.holds import Hold, Key, Waiting, settled
+from airy_trio.websocket.replay import backoff_s
+from airy_trio.websocket.subscriptions import Subscription
+
+logger = structlog.get_logger(__name__)
+
+WRITE_AFTER_S: Final = 0.5
+"""How long an acknowledgement waits for others at most, while the store is there and nobody waits for it."""
+LOOK_EVERY_S: Final = 10.0
+STEP_MAX: Final = 1000
+"""Durable subscriptions in one call of the store."""
+TOKEN_BYTES: Final = 12
+
+
+class Durables:
+    """Who holds what on this node. All methods but ``run`` and ``flush`` return at once."""
+
+    def __init__(self, eventlog: EventLog) -> None:
+        self._eventlog = eventlog
+        self._holds: dict[Subscription, Hold] = {}
+        self._holder_of: dict[Key, Hold] = {}
+        self._claims: dict[Hold, None] = {}
+        self._released: dict[Key, Hold] = {}
+        self._noted: dict[Hold, None] = {}
+        self._waiting: list[Waiting] = []
+        self._writing = False
+        self._write_at = self._look_at = math.inf
+        self._changed = trio.Event()
+
+    def statistics(self) -> dict[str, int]:
+        """How many durable subscriptions are ``held``, and how many have acknowledgements still to be ``kept``."""
+        return {"held": len(self._holds), "unwritten": len(self._released) + len(self._noted)}
+
+    def claim(self, subscription: Subscription, owner: str, name: str) -> Hold:
+        """Let a subscription hold a durable one. Whoever held it on this node is sent away at once.
+
+        What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``.
+        """
+        hold = Hold(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
+        former = self._holder_of.get(hold.key)
+        if former is not None:
+            self.release(former.subscription)
+            former.subscription.client.dismiss(TAKEN_OVER)
+        if not self._holds:
+            self._look_at = trio.current_time() + LOOK_EVERY_S
+        self._holds[subscription] = self._holder_of[hold.key] = hold
+        self._claims[hold] = None
+        self._changed.set()
+        return hold
+
+    def start(self, hold: Hold) -> Waiting:
+        """Note where a subscription starts: everything before that counts as acknowledged."""
+        hold.started = True
+        self._noted[hold] = None
+        return self.written()
+
+    def acknowledged(self, subscription: Subscription) -> bool:
+        """Note that a subscription has acknowledged something; False where it is none of these."""
+        hold = self._holds.get(subscription)
+        if hold is None or not hold.started:
+            return False
+        self._noted[hold] = None
+        if math.isinf(self._write_at):
+            self._write_at = trio.current_time() + WRITE_AFTER_S
+            self._changed.set()
+        return True
+
+    def release(self, subscription: Subscription) -> bool:
+        """Hold it no longer, if it is held; False where nothing of it has to be written any more."""
+        hold = self._holds.pop(subscription, None)
+        if hold is None:
+            return False
+        del self._holder_of[hold.key]
+        self._claims.pop(hold, None)
+        self._noted.pop(hold, None)
+        hold.released = settled(subscription, self._eventlog.head)
+        if not hold.started or (hold.released == hold.position and not self._writing):
+            return False
+        self._released[hold.key] = hold
+        self._changed.set()
+        return True
+
+    def written(self) -> Waiting:
+        """Write all that is noted now without delay."""
+        waiting = Waiting()
+        if self._noted or self._released or self._writing:
+            self._waiting.append(waiting)
+            self._changed.set()
+        else:
+            waiting.finish()
+        return waiting
+
+    async def flush(self, patience_s: float) -> None:
+        """Write all that is noted; what is not written in this time is lost, and sent again to who comes back."""
+        waiting = self.written()
+        with trio.move_on_after(patience_s), waiting.scope:
+            await trio.sleep_forever()
+        if not waiting.done:
+            logger.warning("acknowledgements of durable subscriptions are lost", **self.statistics())
+
+    async def run(self) -> None:
+        """Claim and acknowledge, for ever. A store that is away is waited for; said once, and once it is back."""
+        retries = 0
+        while True:
+            await self._due()
+            try:
+                await self._write()
+                await self._claim()
+            except StoreUnavailable as error:
+                if not retries:
+                    logger.warning("acknowledgements of durable subscriptions put off", reason=str(error))
+                await trio.sleep(backoff_s(retries))
+                retries += 1
+            else:
+                if retries:
+                    logger.info("acknowledgements of durable subscriptions are written again")
+                retries = 0
+
+    async def _due(self) -> None:
+        """Return when there is something to do."""
+        while not (self._claims or self._released or self._waiting):
+            self._changed = trio.Event()
+            with trio.move_on_at(min(self._write_at, self._look_at)) as sleep:
+                await self._changed.wait()
+            if sleep.cancelled_caught:
+                return
+
+    async def _write(self) -> None:
+        """Write what is noted; all that is held where it is time to look. Raises ``StoreUnavailable``."""
+        waiting, released = tuple(self._waiting), dict(self._released)
+        looking = trio.current_time() >= self._look_at
+        holds = [hold for hold in (self._holds.values() if looking else self._noted) if hold.started]
+        positions = {hold: settled(hold.subscription, self._eventlog.head) for hold in holds}
+        changed = {hold: position for hold, position in positions.items() if looking or position != hold.position}
+        changed |= {hold: hold.released for hold in released.values() if hold.released is not None}
+        self._noted.clear()
+        self._write_at = math.inf
+        try:
+            await self._acknowledge(changed)
+        except StoreUnavailable:
+            self._noted.update((hold, None) for hold in holds if hold.subscription in self._holds)
+            raise
+        if looking:
+            self._look_at = trio.current_time() + LOOK_EVERY_S if self._holds else math.inf
+        for key, hold in released.items():
+            if self._released.get(key) is hold:
+                del self._released[key]
+        for one in waiting:
+            self._waiting.remove(one)
+            one.finish()
+
+    async def _acknowledge(self, positions: Mapping[Hold, Position]) -> None:
+        """Write positions. Whoever is not the holder any more is sent away. Raises ``StoreUnavailable``."""
+        new = [Acknowledgement(hold.holder, position) for hold, position in positions.items()]
+        self._writing = True
+        try:
+            for start in range(0, len(new), STEP_MAX):
+                self._refused(await self._eventlog.store.acknowledge(new[start : start + STEP_MAX]))
+        except StoreUnavailable:
+            raise
+        except Exception as fault:  # noqa: BLE001 - the others on this node have nothing to do with it
+            _dismiss(positions, fault)
+        finally:
+            self._writing = False
+        for hold, position in positions.items():
+            hold.position = position
+
+    async def _claim(self) -> None:
+        """Claim what is to be claimed. Raises ``StoreUnavailable``."""
+        claims = [hold for hold in self._claims if hold.key not in self._released][:STEP_MAX]
+        if not claims:
+            return
+        try:
+            positions = await self._eventlog.store.hold([hold.holder for hold in claims])
+        except StoreUnavailable:
+            raise
+        except Exception as fault:  # noqa: BLE001 - the others on this node have nothing to do with it
+            _dismiss(claims, fault)
+            positions = [None] * len(claims)
+        for hold, position in zip(claims, positions, strict=True):
+            hold.position = position
+            self._claims.pop(hold, None)
+            hold.claimed.finish()
+
+    def _refused(self, holders: Sequence[Holder]) -> None:
+        for holder in holders:
+            hold = self._holder_of.get((holder.owner, holder.name))
+            if hold is not None and hold.holder == holder:
+                logger.info("durable subscription taken over by another server", owner=holder.owner, name=holder.name)
+                hold.subscription.client.dismiss(TAKEN_OVER)
+
+
+def _dismiss(holds: Iterable[Hold], fault: Exception) -> None:
+    for client in dict.fromkeys(hold.subscription.client for hold in holds):
+        client.dismiss(farewell_after(fault, client.session))
