@@ -143,6 +143,7 @@ class Conversation:
         if client.state is State.CONNECTING:
             client.state = State.LIVE
             client.scope.deadline = math.inf
+            self._wire.limit(None)
             self._wheel.watch(Pulse(client, self._wire, request.heartbeat))
         return None
 

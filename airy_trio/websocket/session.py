@@ -62,6 +62,8 @@ HANG_UP_S: Final = 2.0
 SPREAD_S: Final = 0.01
 """Between two clients that are sent away at shutdown, where the drain time allows."""
 SESSION_NAME_BYTES: Final = 8
+BYTES_BEFORE_CONNECT_MAX: Final = 8192
+"""What is read of a client before CONNECT was accepted: twice the largest frame that it may send then."""
 HEARTBEAT_MS_MIN: Final = 500
 """The wheel is not exact enough for less."""
 
@@ -256,6 +258,7 @@ class Sessions:
                 if ws is None:
                     client.dismiss(GONE)
                 else:
+                    client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
                     self._senders.register(client, tasks)
                     inbox = Inbox(ws.get_message, bytes_max=self._options.frame_bytes_max)
                     client.dismiss(await _converse(client, client.wire, inbox, conversation))
@@ -313,8 +316,9 @@ async def _converse(client: Client, wire: Wire, inbox: Inbox, conversation: Conv
 
 def _closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
-    if wire.flooded:
-        return with_token("413-too-many-fragments", f"A message came in more than {PIECES_MAX} pieces.")
+    if wire.oversized or wire.flooded:
+        pieces = f"A message came in more than {PIECES_MAX} pieces."
+        return TOO_LARGE if wire.oversized else with_token("413-too-many-fragments", pieces)
     if reason is None:
         return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this
     if reason.code == CloseCode.ABNORMAL_CLOSURE:

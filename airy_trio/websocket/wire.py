@@ -25,12 +25,14 @@ class Wire(trio.abc.Stream):
 
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
-    message in too many pieces, and nothing is read from it any more. ``deserted``: nothing more can come.
+    message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
+    ``deserted``: nothing more can come.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
     __slots__ = (
         "_attending",
+        "_bytes_left",
         "_fragments",
         "_put_back",
         "_send_timeout_s",
@@ -39,6 +41,7 @@ class Wire(trio.abc.Stream):
         "flooded",
         "lock",
         "outlet",
+        "oversized",
         "read_at",
         "stalled",
         "written_at",
@@ -52,9 +55,11 @@ class Wire(trio.abc.Stream):
         self.flooded = False
         self.deserted = False
         self._attending: trio.CancelScope | None = None
+        self.oversized = False
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
         self._put_back = b""
+        self._bytes_left: int | None = None
         self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
 
     def attending(self) -> trio.CancelScope:
@@ -150,6 +155,13 @@ class Wire(trio.abc.Stream):
         self.read_at = trio.current_time()
         return data
 
+    def limit(self, bytes_max: int | None) -> None:
+        """Read at most so many bytes from now on; None: any number.
+
+        trio-websocket keeps a message until it is complete, and has one limit for all the life of a connection.
+        """
+        self._bytes_left = bytes_max
+
     def put_back(self, data: bytes) -> None:
         """Give these bytes to who reads next: trio-websocket, in place of the request that was read before it."""
         self._put_back = data
@@ -165,6 +177,12 @@ class Wire(trio.abc.Stream):
             self._attending.cancel()
 
     def _follow(self, data: bytes) -> None:
+        if self._bytes_left is not None:
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0:
+                self.oversized = True
+                message = "more has come than is allowed"
+                raise trio.BrokenResourceError(message)
         if self._fragments is not None and not self._fragments.feed(data):
             self.flooded = True
             message = "a message came in too many pieces"
