@@ -369,4 +369,7 @@ async def _hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: boo
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
             farewell_after(fault, client.session)  # which logs what is no peer's doing
-    await outlet.abort()
+    try:
+        await outlet.abort()
+    except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
+        farewell_after(fault, client.session)
