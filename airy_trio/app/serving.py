@@ -121,13 +121,14 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
     cannot go on.
     """
+    authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
     encryption = await open_encryption(settings.listener)
     if settings.database.migrate:
         await trio.to_thread.run_sync(migrate.migrate, settings)
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = _parts(settings, back_ends, opened, encryption)
+            parts = _parts(settings, back_ends, opened, authenticator, encryption)
             await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
@@ -148,7 +149,13 @@ class _Parts:
     encryption: Encryption | None
 
 
-def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore, encryption: Encryption | None) -> _Parts:
+def _parts(
+    settings: Settings,
+    back_ends: BackEnds,
+    opened: OpenedStore,
+    authenticator: Authenticator,
+    encryption: Encryption | None,
+) -> _Parts:
     log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
@@ -157,7 +164,6 @@ def _parts(settings: Settings, back_ends: BackEnds, opened: OpenedStore, encrypt
         store=opened.words,
     )
     recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
-    authenticator = Authenticator(settings.auth)
     return _Parts(
         log=log,
         recorder=recorder,
@@ -195,6 +201,7 @@ async def _serve(
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(sessions.fan_out)
                     intake.start_soon(sessions.wheel.turn)
+                    intake.start_soon(sessions.follow_keys)
                     intake.start_soon(readiness.run)
                     connections.start_soon(admin.serve, await admin.open_listeners(settings.admin), _pages(parts))
                     listening = sockets.enter_context(await open_listening_socket(settings.listener))

@@ -19,6 +19,7 @@ from airy_trio.changes.feed import Consumer
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, sqlite
+from airy_trio.check.credentials import look_at_keys
 from airy_trio.check.report import Finding, Report
 from airy_trio.database import (
     POSTGRES,
@@ -58,6 +59,7 @@ def check(settings: Settings) -> Report:
     """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
     report = Report()
     certificate.look(settings.listener, report)
+    look_at_keys(settings.auth, report)
     consumer = _check_application(settings, report)
     epoch = _check_store(settings, report)
     if consumer is not None and epoch is not None and consumer.epoch != epoch:

@@ -18,6 +18,7 @@ from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.eventlog import LogOptions
+from airy_trio.settings import credentials
 from airy_trio.settings.reader import read
 from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
@@ -89,6 +90,8 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     document.setdefault("database", {})  # so that what is missing is told as database.url
     read_document, faults = read(document, Document, environ)
     if read_document is None:
+        raise SettingsError(faults)
+    if faults := list(credentials.between(read_document.auth, read_document.listener)):
         raise SettingsError(faults)
     database = read_document.database
     others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}

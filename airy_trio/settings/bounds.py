@@ -16,6 +16,7 @@ from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
+from airy_trio.settings import credentials
 from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
 
@@ -126,6 +127,7 @@ REQUIRED: Final[dict[tuple[type, str], str]] = {(DatabaseOptions, "url"): _URL_W
 SECRETS: Final = frozenset({
     (DatabaseOptions, "url"), (DatabaseOptions, "direct_url"), (LogOptions, "url"), (AuthOptions, "tokens"),
     (ListenerOptions, "tls_key"),  # somebody may put the key itself there
+    (AuthOptions, "jwt_key"),
 })  # fmt: skip
 """Options of which no fault shows anything."""
 
@@ -143,9 +145,7 @@ def contradictions(options: object) -> Iterator[str]:
             yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
         case ListenerOptions() if bool(options.tls_certificate) != bool(options.tls_key):
             yield f"there is {'tls_certificate' if options.tls_certificate else 'tls_key'} alone, but TLS needs both"
-        case AuthOptions(mode="tokens") if not options.tokens:
-            yield 'mode is "tokens", but there are none: nobody could connect'
-        case AuthOptions(mode="none") if options.tokens:
-            yield 'there are tokens, but mode is "none": everybody could connect'
+        case AuthOptions():
+            yield from credentials.contradictions(options)
         case _:
             return

@@ -84,10 +84,16 @@ class StompClient:
         await trio.aclose_forcefully(self.stream)
 
     async def upgrade(
-        self, host: str = "localhost", path: str = PATH, *, subprotocols: Iterable[str] = SUBPROTOCOLS
+        self,
+        host: str = "localhost",
+        path: str = PATH,
+        *,
+        subprotocols: Iterable[str] = SUBPROTOCOLS,
+        headers: Headers = (),
     ) -> None:
         """Do the upgrade. Raises ``Rejected``, or ``Closed`` where the stream ends instead."""
-        request = UpgradeRequest(host=host, target=path, subprotocols=list(subprotocols))
+        more = [(name.encode(), value.encode()) for name, value in headers]
+        request = UpgradeRequest(host=host, target=path, subprotocols=list(subprotocols), extra_headers=more)
         await self.stream.send_all(self._websocket.send(request))
         match await self._next_event():
             case AcceptConnection() as accepted:

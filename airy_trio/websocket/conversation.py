@@ -5,6 +5,7 @@ called where a request makes a subscription hungry; how the session ends is only
 """
 
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
@@ -28,10 +29,19 @@ from airy_trio.stomp.connection import (
 from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.websocket import replay
-from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.auth import Authenticator, Refusal, User
 from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import DONE, GONE, NOT_FOUND, UNAUTHORIZED, Farewell, with_token
+from airy_trio.websocket.farewells import (
+    DONE,
+    GONE,
+    KEYS_AWAY,
+    NOT_FOUND,
+    TOKEN_EXPIRED,
+    UNAUTHORIZED,
+    Farewell,
+    with_token,
+)
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
 from airy_trio.websocket.holds import Hold, Waiting, refusal
@@ -43,11 +53,17 @@ logger = structlog.get_logger(__name__)
 REQUESTS_PER_TURN: Final = 64
 ACKS_PER_TURN: Final = 64
 """Answered between two checkpoints: one acknowledgement can concern all subscriptions of the connection."""
+_REFUSED: Final = {
+    Refusal.UNAUTHORIZED: UNAUTHORIZED,
+    Refusal.EXPIRED: TOKEN_EXPIRED,
+    Refusal.UNAVAILABLE: KEYS_AWAY,
+}
 
 
 class Conversation:
     """The requests of one client. ``hear`` is called by one task, with what came in one WebSocket message.
 
+    ``upgrade_token``: the one that came with the upgrade, if any did; it counts where CONNECT brings none.
     ``pause``: how some seconds are waited for; whoever can, listens to the client meanwhile, so that it is noticed when
     it leaves. ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client
     refused.
@@ -75,6 +91,7 @@ class Conversation:
         self._durables = durables
         self._unwritten = False
         self.pause: Callable[[float], Awaitable[object]] = trio.sleep
+        self.upgrade_token: str | None = None
         self.acks_ignored = 0
         self.nacks = 0
 
@@ -134,18 +151,25 @@ class Conversation:
 
     async def _connect(self, request: Connect) -> Farewell | None:
         client = self._client
-        user = self._authenticator.authenticate(request)
-        if user is None:
-            logger.info("credentials refused", session=client.session)
-            return UNAUTHORIZED
+        token, self.upgrade_token = self.upgrade_token, None
+        user = await self._authenticator.authenticate(request, token)
+        if isinstance(user, Refusal):
+            return await self._refuse(user)
         client.user = user
         await self._wire.write(text_message(client.connection.connected()))
+        if not self._authenticator.accepts(user):
+            return UNAUTHORIZED  # they were taken back meanwhile, and only clients that are connected were ended
         if client.state is State.CONNECTING:
             client.state = State.LIVE
             client.scope.deadline = math.inf
             self._wire.limit(None)
-            self._wheel.watch(Pulse(client, self._wire, request.heartbeat))
+            self._wheel.watch(Pulse(client, self._wire, request.heartbeat, _expires_at(user)))
         return None
+
+    async def _refuse(self, refusal: Refusal) -> Farewell:
+        client = self._client
+        logger.info("credentials refused", session=client.session, reason=refusal.value)
+        return _REFUSED[refusal]
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
         try:
@@ -251,3 +275,8 @@ class Conversation:
     async def _receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:
             await self._wire.write(text_message(self._client.connection.receipt(receipt_id, headers)))
+
+
+def _expires_at(user: User) -> float:
+    """When the user's credentials stop to count, in Trio's time."""
+    return math.inf if user.expires_at is None else trio.current_time() + user.expires_at - time.time()

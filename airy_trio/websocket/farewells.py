@@ -43,6 +43,11 @@ PROTOCOL_ERROR: Final = Farewell(
 UNAUTHORIZED: Final = Farewell(
     "unauthorized", "401-unauthorized", 4401, ComeBack.WITH_CREDENTIALS, "The credentials were not accepted."
 )
+TOKEN_EXPIRED: Final = evolve(
+    UNAUTHORIZED,
+    token="401-token-expired",  # noqa: S106 - of an ERROR
+    prose="The credentials were good until some time ago; newer ones are needed.",
+)
 FORBIDDEN: Final = Farewell("forbidden", "403-forbidden", 4403, ComeBack.NO, "This is not allowed.")
 NOT_FOUND: Final = Farewell(
     "not found",
@@ -80,6 +85,9 @@ TOO_MANY: Final = Farewell(
     "This connection has as many subscriptions as are allowed.",
 )
 INTERNAL: Final = Farewell("internal", "500-internal", 1011, ComeBack.YES, "The server failed.")
+KEYS_AWAY: Final = evolve(
+    INTERNAL, prose="The keys that credentials are verified with cannot be had now; what the client sent may be good."
+)
 SHUTTING_DOWN: Final = Farewell(
     "shutting down", "503-shutting-down", 1012, ComeBack.YES, "The server is being stopped."
 )

@@ -1,4 +1,4 @@
-"""Heart-beats of all clients by one task: who has to be written to, and who has been silent for too long.
+"""Heart-beats of all clients by one task: who has to be written to, who is silent for too long, whose time is over.
 
 The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
 task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
@@ -12,7 +12,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.websocket.farewells import SILENT
+from airy_trio.websocket.farewells import SILENT, TOKEN_EXPIRED
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.framing import HEART_BEAT
 from airy_trio.websocket.sender import Senders
@@ -22,14 +22,18 @@ from airy_trio.websocket.wire import Wire
 SLOT_S: Final = 0.1
 """How exact the wheel is. A heart-beat goes out up to this much early, a silent client is found this much late."""
 
+HORIZON_S: Final = 60.0
+"""Nobody is filed later than this from now, so that there are few slots however far apart credentials expire."""
+
 
 @frozen(eq=False)
 class Pulse:
-    """What the wheel needs of one client."""
+    """What the wheel needs of one client. ``expires_at``: when its credentials stop to count, in Trio's time."""
 
     client: Client
     wire: Wire
     heartbeat: HeartBeat
+    expires_at: float = math.inf
 
     @property
     def write_at(self) -> float:
@@ -45,10 +49,13 @@ class Pulse:
         return math.inf if silent_after_s is None else self.wire.read_at + silent_after_s
 
     def beat(self, now: float) -> bool:
-        """Do what is due: dismiss the client if it is silent, write to it if nothing was written.
+        """Do what is due: dismiss the client if it is silent or its time is over, write to it if nothing was written.
 
         False where the outlet refused, or took only a part: somebody must see off what is under way.
         """
+        if now >= self.expires_at:
+            self.client.dismiss(TOKEN_EXPIRED)
+            return True
         if now >= self.silent_at:
             if not self.client.occupied:
                 self.client.dismiss(SILENT)
@@ -79,9 +86,10 @@ class Wheel:
 
     def watch(self, pulse: Pulse) -> None:
         """Keep up the heart-beats of a client until ``forget``."""
-        due_at = min(pulse.write_at, pulse.silent_at)
+        due_at = min(pulse.write_at, pulse.silent_at, pulse.expires_at)
         if math.isinf(due_at):
             return
+        due_at = min(due_at, trio.current_time() + HORIZON_S)
         slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # never one that has been looked at: that would spin
         self._slots.setdefault(slot, {})[pulse.client] = pulse
         self._slot_of[pulse.client] = slot

@@ -193,6 +193,15 @@ class Sessions:
         Nothing is changed where the options cannot be used; raises what ``Authenticator.renew`` does then.
         """
         self._authenticator.renew(options)
+        self._end_refused()
+
+    async def follow_keys(self) -> None:
+        """Keep the keys of web tokens fresh, for ever, and send away whose key does not count any more."""
+        while True:
+            if await self._authenticator.refresh_keys():
+                self._end_refused()
+
+    def _end_refused(self) -> None:
         refused = [
             client
             for client in self._clients
@@ -254,10 +263,13 @@ class Sessions:
                 self._counts[f"requests refused {refused.status.value}"] += 1
                 client.dismiss(evolve(REFUSED, prose=str(refused)))
             else:
-                ws = None if upgraded is None else upgraded.ws
-                if ws is None:
+                if upgraded is None:
                     client.dismiss(GONE)
                 else:
+                    ws = upgraded.ws
+                    conversation.upgrade_token = self._authenticator.token_of_upgrade(upgraded.request.headers)
+                    del upgraded  # its request holds credentials
+                    client.peer = None if visitor is None else visitor.counted_as
                     client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
                     self._senders.register(client, tasks)
                     inbox = Inbox(ws.get_message, bytes_max=self._options.frame_bytes_max)

@@ -135,13 +135,14 @@ class Subscription:
 class Client:
     """One connection's state; owned by its session.
 
-    ``connection``: the STOMP side of it. ``wire``: its way out, set by the session. ``user``: who CONNECT has said
-    that it is. ``scope``: the conversation; its deadline is that of CONNECT.
+    ``connection``: the STOMP side of it. ``peer``: the address that it is counted by, if any. ``wire``: its way out.
+    ``user``: who CONNECT has said that it is. ``scope``: the conversation; its deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
     """
 
     connection: Connection
+    peer: str | None = None
     wire: Wire = field(init=False)
     state: State = State.CONNECTING
     user: User = ANYBODY

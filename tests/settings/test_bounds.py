@@ -38,7 +38,7 @@ TEXTS = [
     ("admin.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - the same
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
     ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
-    ("auth.mode", ["none"], ["", "None", "jwt"]),
+    ("auth.mode", ["none"], ["", "None", "JWT"]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
     ("changes.capture", ["triggers"], ["", "updated_at"]),
@@ -52,6 +52,8 @@ ANY = {
     "database.url", "database.direct_url", "database.migrate", "events.deletes", "log.url", "auth.tokens",
     "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
     "listener.tls_key",
+    "auth.jwt_key", "auth.jwt_algorithms", "auth.jwt_audience", "auth.jwt_issuer", "auth.jwt_require_exp",
+    "auth.jwt_leeway_s", "auth.cookie",
     *(
         f"database.tables.{kind}.{option}"
         for kind in ("messages", "metadata", "channels", "tags")

@@ -37,7 +37,14 @@ PLACES = st.sampled_from(
     ]
 )
 SECRET_SETTINGS = st.sampled_from(
-    [("database", "url"), ("database", "direct_url"), ("log", "url"), ("auth", "tokens"), ("listener", "tls_key")]
+    [
+        ("database", "url"),
+        ("database", "direct_url"),
+        ("log", "url"),
+        ("auth", "tokens"),
+        ("auth", "jwt_key"),
+        ("listener", "tls_key"),
+    ]
 )
 OTHER_SETTINGS = st.sampled_from(
     [

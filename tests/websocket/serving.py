@@ -149,6 +149,7 @@ async def serving(
         intake.start_soon(sessions.fan_out)
         intake.start_soon(sessions.wheel.turn)
         intake.start_soon(sessions.durables.run)
+        intake.start_soon(sessions.follow_keys)
         server = Server(log, sessions, connections)
         if listen:
             listening = await open_listening_socket(options)

@@ -11,7 +11,7 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed
-from airy_trio.websocket.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, User
+from airy_trio.websocket.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, User
 from airy_trio.websocket.farewells import UNAUTHORIZED
 from tests.websocket.serving import serving
 
@@ -47,34 +47,34 @@ def by_case(cases: dict[str, tuple[tuple[str, str], ...]]) -> pytest.MarkDecorat
     return pytest.mark.parametrize("headers", cases.values(), ids=cases.keys())
 
 
-def name_of(user: User | None) -> str | None:
-    assert user is not None
-    return user.name
-
-
-def test_each_token_is_its_users() -> None:
+async def test_each_token_is_its_users() -> None:
     authenticator = Authenticator(TOKENS)
-    assert name_of(authenticator.authenticate(evolve(NOBODY, passcode="s3cret"))) == "agent"
-    assert name_of(authenticator.authenticate(evolve(NOBODY, authorization="Bearer t0ken"))) == "app"
-    assert authenticator.authenticate(NOBODY) is None
+    for request, name in (
+        (evolve(NOBODY, passcode="s3cret"), "agent"),
+        (evolve(NOBODY, authorization="Bearer t0ken"), "app"),
+    ):
+        user = await authenticator.authenticate(request)
+        assert isinstance(user, User)
+        assert user.name == name
+    assert await authenticator.authenticate(NOBODY) is Refusal.UNAUTHORIZED
 
 
-def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
+async def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
     authenticator = Authenticator(AuthOptions())
-    assert authenticator.authenticate(NOBODY) == ANYBODY
-    assert authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANYBODY
+    assert await authenticator.authenticate(NOBODY) == ANYBODY
+    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANYBODY
 
 
-def test_a_mode_without_tokens_lets_nobody_in() -> None:
+async def test_a_mode_without_tokens_lets_nobody_in() -> None:
     authenticator = Authenticator(AuthOptions(mode="tokens"))
-    assert authenticator.authenticate(NOBODY) is None
-    assert authenticator.authenticate(evolve(NOBODY, passcode="")) is None
+    assert await authenticator.authenticate(NOBODY) is Refusal.UNAUTHORIZED
+    assert await authenticator.authenticate(evolve(NOBODY, passcode="")) is Refusal.UNAUTHORIZED
 
 
-def test_a_token_of_any_text_is_compared() -> None:
+async def test_a_token_of_any_text_is_compared() -> None:
     authenticator = Authenticator(TOKENS)
-    for passcode in ("sécret", "s3cret\0", "\U0001f511", "s" * 10_000):
-        assert authenticator.authenticate(evolve(NOBODY, passcode=passcode)) is None
+    for passcode in ("sécret", "s3cret\0", "\U0001f511", "s" * 10_000, "\ud800"):
+        assert await authenticator.authenticate(evolve(NOBODY, passcode=passcode)) is Refusal.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("tokens", [{"a": ""}, {"": "x"}, {"a": "x", "b": "x"}, {"a": "x" * (TOKEN_BYTES_MAX + 1)}])
@@ -84,8 +84,8 @@ def test_options_refuse_tokens_that_are_nobodys_without_showing_them(tokens: dic
     assert "xx" not in str(caught.value)
 
 
-def test_nothing_shows_a_token() -> None:
-    user = Authenticator(TOKENS).authenticate(evolve(NOBODY, passcode="s3cret"))
+async def test_nothing_shows_a_token() -> None:
+    user = await Authenticator(TOKENS).authenticate(evolve(NOBODY, passcode="s3cret"))
     for thing in (TOKENS, Authenticator(TOKENS), vars(Authenticator(TOKENS)), user):
         assert "s3cret" not in repr(thing)
 

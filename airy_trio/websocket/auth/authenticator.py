@@ -1,69 +1,120 @@
-"""Tells users by the credentials in their CONNECT.
+"""Tells users by their credentials: anybody, one of the tokens of the settings, or a web token.
 
 Tokens are compared as digests, always with all of them: how long it takes tells nothing about any of them.
 """
 
 import hashlib
 import hmac
-import re
-from typing import Final, assert_never
+from typing import assert_never
 
+from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
+from airy_trio.websocket.auth.credentials import Headers, token_of_connect, token_of_upgrade
+from airy_trio.websocket.auth.key_ring import KeyRing
+from airy_trio.websocket.auth.key_sources import KeyFile, source_of
+from airy_trio.websocket.auth.keys import KeysFault, secret_key
 from airy_trio.websocket.auth.options import AuthOptions
-from airy_trio.websocket.auth.users import ANYBODY, User
-
-_BEARER: Final = re.compile(r" *bearer +([!-~]+) *", re.IGNORECASE)
+from airy_trio.websocket.auth.users import ANYBODY, Refusal, User, Verified
+from airy_trio.websocket.auth.web_tokens import UnknownKeyError, still_accepted, verified
 
 
 class Authenticator:
-    """Tells users by what they send in CONNECT. Holds digests, no tokens."""
+    """Tells users by what they send in the upgrade and in CONNECT. Holds digests, no tokens.
+
+    ``refresh_keys`` is called for ever by one task, where sessions run; files of keys are read at once. Raises
+    ``SettingsError`` where they cannot be.
+    """
 
     def __init__(self, options: AuthOptions) -> None:
+        self._ring = KeyRing()
         self.renew(options)
 
     def renew(self, options: AuthOptions) -> None:
         """Go on with other options: what they hold counts from now on, and nothing else does.
 
         Who is connected is not looked at: ``Sessions.renew`` calls this and ends whom ``accepts`` refuses then.
+        Raises ``SettingsError``, with nothing changed, where a file of keys cannot be used.
         """
-        self._mode = options.mode
-        self._users = tuple(User(name, _digest(token)) for name, token in options.tokens.items())
+        past, self._ring = self._ring, _key_ring(options, self._ring)
+        self._options = options
+        digests = ((_digest(token), name) for name, token in options.tokens.items())
+        self._users = tuple((digest, User(name, digest)) for digest, name in digests)
+        past.retire()  # who refreshes it turns to the new one
 
-    def authenticate(self, request: Connect) -> User | None:
-        """Give the user whose credentials these are; None where they are missing or wrong.
+    def token_of_upgrade(self, headers: Headers) -> str | None:
+        """Give the token that an upgrade's headers carry, for ``authenticate``; None where there is none."""
+        return None if self._options.mode == "none" else token_of_upgrade(headers, self._options.cookie)
 
-        The token of ``Authorization: Bearer TOKEN`` counts before ``passcode``; ``login`` is not looked at.
+    async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
+        """Give the user whose credentials these are, or why there is none. Those of CONNECT count before the others.
+
+        ``login`` is not looked at. Where a web token names a key that is not known, keys are asked for anew.
         """
-        match self._mode:
-            case "none":
-                return ANYBODY
-            case "tokens":
-                return self._user_of(_digest(_token_in(request)))
-            case _:
-                assert_never(self._mode)
+        options = self._options
+        if options.mode == "none":
+            return ANYBODY
+        found = token_of_connect(request)
+        token = upgrade_token if found is None else found
+        if not token:
+            return Refusal.UNAUTHORIZED
+        if options.mode == "tokens":
+            return self._user_of(_digest(token)) or Refusal.UNAUTHORIZED
+        return await _user_of_web_token(token, self._ring, options)
 
     def accepts(self, user: User) -> bool:
         """Whether what a user was recognised by still counts, and still says the same name."""
-        match self._mode:
+        options, proof = self._options, user.proof
+        match options.mode:
             case "none":
                 return True
             case "tokens":
-                return self._user_of(user.proof) == user
+                return isinstance(proof, bytes) and self._user_of(proof) == user
+            case "jwt":
+                if not isinstance(proof, Verified) or (options.jwt_require_exp and user.expires_at is None):
+                    return False
+                return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
             case _:
-                assert_never(self._mode)
+                assert_never(options.mode)
+
+    async def refresh_keys(self) -> bool:
+        """Wait until the keys of web tokens are due, and load them; True where ``accepts`` may say otherwise now."""
+        return await self._ring.refresh()
 
     def _user_of(self, digest: bytes) -> User | None:
         found = None
-        for user in self._users:
-            if hmac.compare_digest(user.proof, digest):
+        for known, user in self._users:
+            if hmac.compare_digest(known, digest):
                 found = user
         return found
 
 
-def _token_in(request: Connect) -> str:
-    bearer = None if request.authorization is None else _BEARER.fullmatch(request.authorization)
-    return (request.passcode or "") if bearer is None else bearer[1]
+async def _user_of_web_token(token: str, ring: KeyRing, options: AuthOptions) -> User | Refusal:
+    try:
+        return verified(token, ring.keys, options)
+    except UnknownKeyError:
+        newer = await ring.wait_newer()
+    if newer:
+        try:
+            return verified(token, ring.keys, options)
+        except UnknownKeyError:
+            pass
+    return Refusal.UNAUTHORIZED if ring.loaded else Refusal.UNAVAILABLE
+
+
+def _key_ring(options: AuthOptions, past: KeyRing) -> KeyRing:
+    """The keys of the options; those of a server stay as they were until it has answered."""
+    if options.mode != "jwt":
+        return KeyRing()
+    if options.secret_is_shared:
+        return KeyRing((secret_key(options.jwt_key, options.jwt_algorithms),))
+    source = source_of(options)
+    if not isinstance(source, KeyFile):
+        return KeyRing(past.keys if past.source == source else (), source)
+    try:
+        return KeyRing(source.load_now(), source)
+    except KeysFault as fault:
+        raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode(errors="surrogatepass")).digest()

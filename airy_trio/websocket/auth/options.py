@@ -5,11 +5,18 @@ from typing import Any, Final, Literal
 
 from attrs import Attribute, field, frozen
 
-from airy_trio.options import NotAllowedError
+from airy_trio.options import NotAllowedError, between, matching, satisfying
 
 TOKEN_BYTES_MAX: Final = 2048
 """More would not fit into a header line of CONNECT, whose limit is smaller than that of later frames."""
 USER_NAME_CHARS_MAX: Final = 64
+LEEWAY_S_MAX: Final = 600
+"""More would make the time of expiry mean little."""
+
+SECRET_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
+"""Who can verify these can also sign."""
+KEY_PAIR_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
+ALGORITHMS: Final = (*SECRET_ALGORITHMS, *KEY_PAIR_ALGORITHMS)
 
 _USER_NAME: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{USER_NAME_CHARS_MAX}}}")
 _TOKEN: Final = re.compile(rf"[!-~]{{1,{TOKEN_BYTES_MAX}}}")
@@ -35,7 +42,34 @@ def _check_tokens(_instance: object, option: "Attribute[Any]", tokens: dict[str,
 
 @frozen(kw_only=True)
 class AuthOptions:
-    """Who may connect (settings, ``[auth]``). ``tokens``: of each user, by name; they do not show in the ``repr``."""
+    """Who may connect (settings, ``[auth]``).
 
-    mode: Literal["none", "tokens"] = "none"
+    ``tokens``: of each user, by name. ``jwt_key``: the secret of HS*, else where the public keys are: an ``https://``
+    URL or a ``.json`` file of a JWK Set, or a PEM file. Neither shows in the ``repr``. ``jwt_audience``,
+    ``jwt_issuer``: what ``aud`` must hold and ``iss`` must be; "": not looked at. ``cookie``: the name of the one that
+    carries the token, or "".
+    """
+
+    mode: Literal["none", "tokens", "jwt"] = "none"
     tokens: dict[str, str] = field(factory=dict, repr=False, validator=_check_tokens)
+    jwt_key: str = field(default="", repr=False)
+    jwt_algorithms: list[str] = field(
+        factory=lambda: ["RS256"],
+        validator=satisfying(
+            lambda names: bool(names) and all(name in ALGORITHMS for name in names),
+            f"an array of one or more of {', '.join(ALGORITHMS)}",
+        ),
+    )
+    jwt_audience: str = ""
+    jwt_issuer: str = ""
+    jwt_leeway_s: float = field(default=5, validator=between(0, LEEWAY_S_MAX))
+    jwt_require_exp: bool = True
+    cookie: str = field(
+        default="",
+        validator=matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]*", 'the name of a cookie, or ""'),  # RFC 6265, section 4.1.1
+    )
+
+    @property
+    def secret_is_shared(self) -> bool:
+        """Whether tokens are signed with a secret that is known here as well (HS*)."""
+        return any(name in SECRET_ALGORITHMS for name in self.jwt_algorithms)

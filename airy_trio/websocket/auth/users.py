@@ -1,19 +1,44 @@
-"""Who a client is."""
+"""Who a client is, by what it was recognised, and why one is refused."""
 
+from enum import Enum
 from typing import Final
 
 from attrs import field, frozen
 
 
 @frozen
+class Verified:
+    """What a web token was accepted by: its key's fingerprint, ``alg``, ``iss`` and ``aud``; nothing secret."""
+
+    key: bytes
+    algorithm: str
+    issuer: str | None
+    audiences: frozenset[str]
+
+
+@frozen
 class User:
     """Who a client is. ``name`` None: nobody was asked for credentials.
 
-    ``proof``: what it was recognised by, so that it can be told later whether that still counts; no secret.
+    ``proof``: what it was recognised by, so that it can be told later whether that still counts: the digest of its
+    token, or what its web token was accepted by. ``expires_at``: until when it counts, in seconds since 1970, leeway
+    included; None: without end.
     """
 
     name: str | None
-    proof: bytes = field(default=b"", repr=False)
+    proof: bytes | Verified = field(default=b"", repr=False)
+    expires_at: float | None = None
 
 
 ANYBODY: Final = User(None)
+
+
+class Refusal(Enum):
+    """Why credentials are not accepted, as far as a client is told."""
+
+    UNAUTHORIZED = "unauthorized"
+    """Missing or wrong."""
+    EXPIRED = "expired"
+    """They were right until some time ago."""
+    UNAVAILABLE = "unavailable"
+    """It cannot be told now: the keys have not been had yet."""

@@ -1,0 +1,83 @@
+"""Who issues web tokens in the tests: keys of its own, made once for each process, in every form that is read."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import jwt
+from attrs import frozen
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+
+from airy_trio.stomp.frames import Version
+from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.stomp.requests import Connect
+
+SECRET = "a secret that is long enough for each of the three: sixty-four bytes"  # noqa: S105 - of the tests
+CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+
+
+@cache
+def key_pair(algorithm: str, number: int = 0, bits: int = 2048) -> PrivateKey:
+    """The ``number``-th key for an algorithm."""
+    del number
+    return (
+        rsa.generate_private_key(65537, bits)
+        if algorithm.startswith("RS")
+        else ec.generate_private_key(CURVES[algorithm])
+    )
+
+
+def pem(key: PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def private_pem(key: PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def jwk(key: PrivateKey, **more: object) -> dict[str, Any]:
+    public = key.public_key()
+    written = RSAAlgorithm.to_jwk(public) if isinstance(public, rsa.RSAPublicKey) else ECAlgorithm.to_jwk(public)
+    return {**json.loads(written), **more}
+
+
+def jwks(*entries: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": entries}).encode()
+
+
+@frozen
+class Issuer:
+    """Signs with one key."""
+
+    key: PrivateKey | str = SECRET
+    algorithm: str = "HS256"
+    kid: str | None = None
+
+    def token(
+        self, *, headers: Mapping[str, object] | None = None, without: Sequence[str] = (), **claims: object
+    ) -> str:
+        """A token for ``agent`` that is good for an hour, but for what is told."""
+        payload = {"sub": "agent", "exp": int(time.time()) + 3600, **claims}
+        named = {} if self.kid is None else {"kid": self.kid}
+        return jwt.encode(
+            {name: value for name, value in payload.items() if name not in without},
+            self.key,
+            algorithm=self.algorithm,
+            headers={**named, **(headers or {})},
+        )
+
+
+def issuer(algorithm: str, number: int = 0, kid: str | None = None) -> Issuer:
+    return Issuer(SECRET if algorithm.startswith("HS") else key_pair(algorithm, number), algorithm, kid)
+
+
+def connect_with(token: str | None = None, *, authorization: str | None = None) -> Connect:
+    return Connect(
+        version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat.none()
+    )
