@@ -26,6 +26,7 @@ from airy_trio.log.store import (
     StaleAppend,
     StoredEvent,
     StoreUnavailable,
+    is_all,
 )
 from airy_trio.log.tail import Tail, View
 from airy_trio.options import at_least, matching
@@ -33,6 +34,8 @@ from airy_trio.options import at_least, matching
 logger = structlog.get_logger(__name__)
 
 READ_EVENTS_MAX = 1000
+READ_BYTES_MAX = 4 * 1024 * 1024
+PAGE_EVENTS_FIRST = 64
 STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
@@ -67,7 +70,7 @@ class EventLog:
         self.store = store
         self._clock = clock
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
-        self._tail_events = options.tail_events
+        self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes
         self._head: Position | None = None
         self._skew_ms = 0.0
         self._doubtful = False
@@ -101,7 +104,7 @@ class EventLog:
     async def open(self) -> None:
         """Read the store's bounds and its newest events. Raises ``StoreUnavailable``."""
         async with self._reading:
-            self._start(await self._bounds())
+            await self._start(await self._bounds())
             await self._read_on()
 
     async def append(
@@ -133,7 +136,7 @@ class EventLog:
         Raises what ``EventStore.begin_epoch`` does.
         """
         async with self._reading:
-            self._start(await self.store.begin_epoch(expected, resume_point))
+            await self._start(await self.store.begin_epoch(expected, resume_point))
             return self.head
 
     async def follow(self) -> None:
@@ -167,7 +170,7 @@ class EventLog:
             self._doubtful = False
             if bounds.epoch != self.epoch:
                 logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
-                self._start(bounds)
+                await self._start(bounds)
             await self._read_on()
 
     def attach(self, destination: Destination, reader: object) -> View:
@@ -182,12 +185,14 @@ class EventLog:
         """The next events of a view from memory. Raises ``LookupError`` where ``offset < view.evicted``."""
         return self._tail.after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
-    async def read(self, after: Position, limit: int, destination: Destination) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination, *, bytes_max: int
+    ) -> Sequence[StoredEvent]:
         """The next events of a destination from the store. Raises ``PositionExpired``, ``StoreUnavailable``."""
-        return await self.store.read(after, limit, destination)
+        return await self.store.read(after, limit, destination, bytes_max=bytes_max)
 
     async def recent(
-        self, destination: Destination, *, age_s: float, limit: int
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
     ) -> tuple[Position, Sequence[StoredEvent]]:
         """The recent window of a destination: the newest event of each object, and where live goes on.
 
@@ -196,11 +201,11 @@ class EventLog:
         while True:
             head = self.head
             since_ms = int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
-            found = self._recent_from_tail(destination, since_ms, limit)
+            found = self._recent_from_tail(destination, since_ms, limit, bytes_max)
             if found is not None:
                 return head, found
             try:
-                return head, await self.store.recent(head, age_s, limit, destination)
+                return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
             except PositionExpired:  # an epoch began meanwhile; the tail knows it after this
                 await self.catch_up()
 
@@ -252,22 +257,48 @@ class EventLog:
         except StaleAppend:  # another node did, or has appended to what is left
             return await self._bounds()
 
-    def _start(self, bounds: Bounds) -> None:
-        offset = max(bounds.first - 1, bounds.last - self._tail_events)
+    async def _start(self, bounds: Bounds) -> None:
+        """Fill the tail with the newest events, however many are retained before them."""
+        newest = await self._newest(bounds)
+        offset = newest[0].offset - 1 if newest else bounds.last
         self._head = Position(bounds.epoch, offset)
         self._arrivals.clear()
         self._report(self._tail.start_after(offset))
+        self._take(bounds.epoch, newest)
+
+    async def _newest(self, bounds: Bounds) -> list[StoredEvent]:
+        """The newest events, as many as the tail holds, read backwards in pages that are bounded by bytes too."""
+        found: list[StoredEvent] = []  # the newest first
+        size, offset, count = 0, bounds.last, PAGE_EVENTS_FIRST
+        while offset >= bounds.first and len(found) < self._tail_events and size < self._tail_bytes:
+            count = min(count, offset + 1 - bounds.first)
+            after = bounds.head.at(offset - count)
+            try:
+                page = await self.store.read(after, count, bytes_max=READ_BYTES_MAX)
+            except PositionExpired:  # trimmed just now, or an epoch began: who reads on will see
+                break
+            if len(page) < count and not is_all(page, count, READ_BYTES_MAX):
+                count = max(1, len(page) // 2)  # fewer, so that the page ends where the last one began
+                continue
+            if len(page) < count:
+                break
+            for event in reversed(page):
+                found.append(event)
+                size += len(event.body)
+            offset -= count
+            count = min(2 * count, READ_EVENTS_MAX)
+        return found[: self._tail_events][::-1]
 
     async def _read_on(self) -> None:
         while True:
             after = self.head
             try:
-                events = await self.store.read(after, READ_EVENTS_MAX)
+                events = await self.store.read(after, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
             except PositionExpired:  # this node slept through the retention, or an epoch began just now
-                self._start(await self._bounds())
+                await self._start(await self._bounds())
                 continue
             self._take(after.epoch, events)
-            if len(events) < READ_EVENTS_MAX:
+            if is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
                 return
 
     def _take(self, epoch: str, events: Sequence[StoredEvent], changed_at: float | None = None) -> None:
@@ -288,10 +319,12 @@ class EventLog:
             self._grown |= grown
             self._growth.set()
 
-    def _recent_from_tail(self, destination: Destination, since_ms: int, limit: int) -> Sequence[StoredEvent] | None:
+    def _recent_from_tail(
+        self, destination: Destination, since_ms: int, limit: int, bytes_max: int
+    ) -> Sequence[StoredEvent] | None:
         asking = object()
         view = self._tail.attach(destination, asking)
         try:
-            return self._tail.newest_of_each(view, since_ms=since_ms, limit=limit)
+            return self._tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
         finally:
             self._tail.detach(view, asking)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 
 import trio
 from attrs import define
@@ -16,7 +17,9 @@ from airy_trio.log.store import (
     PositionExpired,
     StaleAppend,
     StoredEvent,
+    newest_of_each,
     stored_after,
+    up_to_bytes,
 )
 
 
@@ -59,21 +62,25 @@ class MemoryStore:
             self._wake()
         return stored
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
         await trio.lowlevel.checkpoint()
         self._check_retained(after)
         wanted = EVERYTHING if destination is None else destination
-        found: list[StoredEvent] = []
-        for index in range(after.offset - self._trimmed, len(self._events)):  # a slice would copy all that follows
-            if len(found) == limit:
-                break
-            if covers(wanted, self._events[index]):
-                found.append(self._events[index])
-        return found
+        following = map(self._events.__getitem__, range(after.offset - self._trimmed, len(self._events)))  # no copy
+        belonging = (event for event in following if covers(wanted, event))
+        return list(up_to_bytes(islice(belonging, limit), bytes_max))
 
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.recent``."""
         await trio.lowlevel.checkpoint()
@@ -82,14 +89,10 @@ class MemoryStore:
             raise PositionExpired(message)
         wanted = EVERYTHING if destination is None else destination
         since_ms = self._now_ms() - age_s * 1000
-        found: dict[str, StoredEvent] = {}
-        for index in reversed(range(min(until.offset - self._trimmed, len(self._events)))):
-            event = self._events[index]
-            if event.appended_at_ms < since_ms or len(found) == limit:
-                break
-            if covers(wanted, event):
-                found.setdefault(event.object, event)
-        return list(reversed(found.values()))
+        until_now = map(self._events.__getitem__, reversed(range(min(until.offset - self._trimmed, len(self._events)))))
+        young = takewhile(lambda event: event.appended_at_ms >= since_ms, until_now)
+        newest = newest_of_each(event for event in young if covers(wanted, event))
+        return list(up_to_bytes(islice(newest, limit), bytes_max))[::-1]
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""

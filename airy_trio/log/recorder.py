@@ -6,7 +6,6 @@ fences a recorder that does not know that it is none any more. It refuses to kno
 """
 
 from collections import Counter
-from collections.abc import Sequence
 
 import structlog
 import trio
@@ -14,12 +13,11 @@ from attrs import frozen
 
 from airy_trio.changes.feed import Batch, ChangeFeed, Consumer, Lease, ResumePointLost
 from airy_trio.errors import AiryTrioError, Unavailable
-from airy_trio.events.codec import EventTooLargeError, encode
-from airy_trio.events.models import Event
-from airy_trio.events.translate import EventsOptions, RowFault, translate
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log.batches import BatchRows, Meaning, meaning_of
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import NewEvent, StaleAppend
+from airy_trio.log.store import StaleAppend
 
 logger = structlog.get_logger(__name__)
 
@@ -51,15 +49,6 @@ class RecorderOptions:
     store: str
 
 
-@frozen(kw_only=True)
-class _Meaning:
-    """What a batch means: events to append, rows that cannot become one, and metadata that became strings."""
-
-    events: Sequence[NewEvent]
-    faults: Sequence[RowFault]
-    misfits: int
-
-
 class Recorder:
     """One task, ``run``. Row faults and misfits are counted in ``statistics``."""
 
@@ -68,6 +57,7 @@ class Recorder:
         self._lease = lease
         self._log = log
         self._options = options
+        self._rows = BatchRows(options.batch_rows_max)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
         self._behind_since: float | None = None
         self._pause_s = 0.0
@@ -198,16 +188,25 @@ class Recorder:
         """Read one batch and append what it means; give the head after it."""
         asked_at = trio.current_time()
         try:
-            batch = await self._feed.read(point, self._options.batch_rows_max)
+            batch, meaning = await self._read(point)
         except ResumePointLost as error:
             return await self._restart(head, point, error)
         if batch.changes:
-            meaning = _meaning(batch, self._options)
             changed_at = None if batch.age_s is None else asked_at - batch.age_s
             head = await self._log.append(head, meaning.events, batch.resume_point, changed_at=changed_at)
             self.recorded = batch.resume_point
             self._count(batch, meaning)
         return head, batch
+
+    async def _read(self, point: str) -> tuple[Batch, Meaning]:
+        """Read one batch and say what it means; one that is too large to append is read again with fewer rows."""
+        while True:
+            batch = await self._feed.read(point, self._rows.limit)
+            meaning = await meaning_of(batch, self._options.events, body_bytes_max=self._options.body_bytes_max)
+            if meaning.share == 1:
+                self._rows.fitted(batch, meaning.size)
+                return batch, meaning
+            self._rows.exceeded(batch, meaning.share)
 
     async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, Batch]:
         """Begin an epoch after the changes that are visible now."""
@@ -224,7 +223,7 @@ class Recorder:
         if self._behind_since is None:
             self._behind_since = trio.current_time()
 
-    def _count(self, batch: Batch, meaning: _Meaning) -> None:
+    def _count(self, batch: Batch, meaning: Meaning) -> None:
         """Count and tell, once it is recorded: what is read again after an interruption is told once."""
         self._counts["changes"] += batch.changes
         self._counts["events"] += len(meaning.events)
@@ -246,28 +245,3 @@ class _Starting:
         if not self.done:
             self.done = True
             self._task_status.started()
-
-
-def _meaning(batch: Batch, options: RecorderOptions) -> _Meaning:
-    translation = translate(batch.objects, options.events)
-    faults = list(translation.faults)
-    events = []
-    for event in translation.events:
-        try:
-            body, truncated = encode(event, options.body_bytes_max)
-        except EventTooLargeError as error:
-            faults.append(RowFault(table=event.type, key=event.object[:80], reason=str(error)))
-        else:
-            events.append(_new_event(event, body, truncated=truncated))
-    return _Meaning(events=events, faults=faults, misfits=translation.misfits)
-
-
-def _new_event(event: Event, body: bytes, *, truncated: bool) -> NewEvent:
-    return NewEvent(
-        type=event.type,
-        object=event.object,
-        conversation_id=event.conversation_id,
-        channel_id=event.channel_id,
-        body=body,
-        truncated=truncated,
-    )

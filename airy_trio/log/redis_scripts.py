@@ -79,24 +79,31 @@ SCAN: Final = (
 local from, count, backwards = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
 local place, wanted = tonumber(ARGV[6]), ARGV[7]
 if epoch ~= ARGV[2] or (not backwards and from < first - 1) then return {bounds()} end
-local entries
-if backwards then
-  entries = redis.call('XREVRANGE', events, string.format('%.0f-0', from), '-', 'COUNT', count)
-else
-  entries = redis.call('XRANGE', events, string.format('(%.0f-0', from), '+', 'COUNT', count)
+local bytes_max, step_max = tonumber(ARGV[8]), 64
+local command, at, last_id = 'XRANGE', string.format('(%.0f-0', from), '+'
+if backwards then command, at, last_id = 'XREVRANGE', string.format('%.0f-0', from), '-' end
+local found, seen, bytes, reached, more = {}, 0, 0, false, 1
+while more == 1 and seen < count and bytes < bytes_max do
+  local step = math.min(step_max, count - seen)
+  local entries = redis.call(command, events, at, last_id, 'COUNT', step)
+  if #entries < step then more = 0 end
+  for place_of_entry, entry in ipairs(entries) do
+    seen, reached, bytes = seen + 1, entry[1], bytes + #entry[2][14]
+    if place == 0 or entry[2][place] == wanted then found[#found + 1] = entry end
+    if bytes >= bytes_max then
+      if place_of_entry < #entries then more = 1 end
+      break
+    end
+  end
+  if reached then at = '(' .. reached end
 end
-local seen = #entries
-local reached = seen > 0 and entries[seen][1] or false
-if place == 0 then return {bounds(), seen, reached, entries} end
-local found = {}
-for _, entry in ipairs(entries) do
-  if entry[2][place] == wanted then found[#found + 1] = entry end
-end
-return {bounds(), seen, reached, found}
+return {bounds(), more, reached, found}
 """
 )
 """Arguments: the epoch, the offset after which (backwards: from which) and how many to look at, 1 for backwards, the
-place of the value in an entry's fields that is compared (0: none), and what it must be. Without entries it expired."""
+place of the value in an entry's fields that is compared (0: none), and what it must be; after how many bytes of bodies
+that were looked at it ends. Gives whether there may be more (1 or 0), the id of the last that was looked at, and those
+that were wanted. Without entries it expired."""
 
 TRIM: Final = (
     _BEGINNING

@@ -21,7 +21,7 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType
+from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType
 from airy_trio.log import redis_scripts
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
@@ -35,6 +35,7 @@ from airy_trio.log.store import (
     StoredEvent,
     StoreUnavailable,
     stored_after,
+    up_to_bytes,
 )
 
 logger = structlog.get_logger(__name__)
@@ -47,6 +48,8 @@ WAIT_MS: Final = 1000
 """How long one blocking read waits: a stream that was emptied rings no more, and is found out by then."""
 SCAN_EVENTS: Final = 1000
 """Looked at in one script: about a millisecond in which Redis serves nobody else."""
+SCAN_BYTES: Final = 1024 * 1024
+"""Of bodies that one script looks at, for the same reason; and as much as one answer holds."""
 _WAITING_HEALS: Final = (
     "LOADING",
     "MASTERDOWN",
@@ -110,33 +113,48 @@ class RedisStore:
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
         found: list[StoredEvent] = []
-        while len(found) < limit:
-            count = min(limit - len(found), SCAN_EVENTS) if destination is None else SCAN_EVENTS
-            _, seen, reached, events = await self._scan(after, count, destination)
+        size, more = 0, True
+        while more and len(found) < limit and (bytes_max is None or size < bytes_max):
+            count, looked_at_max = SCAN_EVENTS, SCAN_BYTES
+            if destination is None or destination == EVERYTHING:  # then all that is looked at is wanted
+                count = min(limit - len(found), SCAN_EVENTS)
+                looked_at_max = SCAN_BYTES if bytes_max is None else min(bytes_max - size, SCAN_BYTES)
+            _, more, reached, events = await self._scan(after, count, looked_at_max, destination)
             found += events
-            if seen < count:
-                break
+            size += sum(len(event.body) for event in events)
             after = after.at(reached)
-        return found[:limit]
+        return list(up_to_bytes(found[:limit], bytes_max))
 
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.recent``."""
         found: dict[str, StoredEvent] = {}
         since_ms: float | None = None
-        while until.offset > 0 and len(found) < limit:
-            bounds, seen, reached, events = await self._scan(until, SCAN_EVENTS, destination, backwards=True)
+        size, more = 0, True
+        while more and until.offset > 0:
+            bounds, more, reached, events = await self._scan(
+                until, SCAN_EVENTS, SCAN_BYTES, destination, backwards=True
+            )
             since_ms = bounds.now_ms - age_s * 1000 if since_ms is None else since_ms
             for event in events:
-                if event.appended_at_ms < since_ms or len(found) == limit:
+                full = len(found) == limit or (bytes_max is not None and size >= bytes_max)
+                if full or event.appended_at_ms < since_ms:
                     return list(reversed(found.values()))
-                found.setdefault(event.object, event)
-            if seen < SCAN_EVENTS:
-                break
+                if event.object not in found:
+                    found[event.object] = event
+                    size += len(event.body)
             until = until.at(reached - 1)
         return list(reversed(found.values()))
 
@@ -191,17 +209,26 @@ class RedisStore:
         await trio.lowlevel.checkpoint()
 
     async def _scan(
-        self, position: Position, count: int, destination: Destination | None, *, backwards: bool = False
-    ) -> tuple[Bounds, int, int, list[StoredEvent]]:
-        """Look at the next events; give how many, the offset of the last, and those that belong to the destination."""
-        bounds, *found = await self._run(
-            redis_scripts.SCAN, position.epoch, position.offset, count, int(backwards), *_wanted(destination)
-        )
+        self,
+        position: Position,
+        count: int,
+        looked_at_max: int,
+        destination: Destination | None,
+        *,
+        backwards: bool = False,
+    ) -> tuple[Bounds, bool, int, list[StoredEvent]]:
+        """Look at the next events, up to a count and to bytes of bodies.
+
+        Gives whether there may be more, the offset of the last, and those that belong to the destination.
+        """
+        wanted = _wanted(destination)
+        arguments = (position.epoch, position.offset, count, int(backwards), *wanted, looked_at_max)
+        bounds, *found = await self._run(redis_scripts.SCAN, *arguments)
         if not found:
             message = f"what followed {position} is gone"
             raise PositionExpired(message)
-        seen, reached, entries = found
-        return _bounds(bounds), seen, _offset(reached) if reached else 0, [_stored(*entry) for entry in entries]
+        more, reached, entries = found
+        return _bounds(bounds), more == 1, _offset(reached) if reached else 0, [_stored(*entry) for entry in entries]
 
     async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script gives
         script = self._scripts.get(source)

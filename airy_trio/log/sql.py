@@ -31,7 +31,7 @@ from airy_trio.log.store import (
     StoreUnavailable,
     stored_after,
 )
-from airy_trio.log.tables import LogTables, stored
+from airy_trio.log.tables import LogTables
 
 logger = structlog.get_logger(__name__)
 
@@ -75,7 +75,9 @@ class SqlStore:
 
         return await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``."""
 
         def work(connection: sa.Connection) -> list[StoredEvent]:
@@ -85,12 +87,18 @@ class SqlStore:
                 raise PositionExpired(message)
             events = self._tables.events
             wanted = sa.select(events).where(events.c.offset > after.offset, self._tables.belongs_to(destination))
-            return stored(connection.execute(wanted.order_by(events.c.offset).limit(limit)))
+            return self._tables.select(connection, wanted.limit(limit), events.c.offset, bytes_max)
 
         return await self._read(work)
 
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.recent``."""
 
@@ -111,7 +119,7 @@ class SqlStore:
                 .subquery()
             )
             joined = sa.select(events).join(newest, events.c.offset == newest.c.newest)
-            return stored(connection.execute(joined.order_by(events.c.offset)))
+            return self._tables.select(connection, joined, events.c.offset.desc(), bytes_max)[::-1]
 
         return await self._read(work)
 

@@ -5,7 +5,7 @@ offsets, gapless from 1, and keeps with them the point at which the change feed 
 event means and who reads it. ``airy_trio.testing.event_store`` checks the promises of any store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from attrs import frozen
@@ -87,6 +87,30 @@ class Acknowledgement:
     position: Position
 
 
+def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
+    """Of events from the newest on, the first of each object."""
+    seen: set[str] = set()
+    for event in newest_first:
+        if event.object not in seen:
+            seen.add(event.object)
+            yield event
+
+
+def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterator[StoredEvent]:
+    """Events up to, and with, the one whose body brings the sum of the bodies to ``bytes_max``; None: all."""
+    size = 0
+    for event in events:
+        yield event
+        size += len(event.body)
+        if bytes_max is not None and size >= bytes_max:
+            return
+
+
+def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
+    """Whether a read within these bounds gave everything that there was."""
+    return len(events) < limit and sum(len(event.body) for event in events) < bytes_max
+
+
 @frozen(kw_only=True)
 class Bounds:
     """What is retained: offsets ``first`` to ``last`` of ``epoch``.
@@ -130,21 +154,32 @@ class EventStore(Protocol):
         """
         ...
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         """The next events after a position, in order, at most ``limit``; those of one destination if one is given.
 
-        Empty at the head and beyond. Raises ``PositionExpired`` where something after the position was trimmed, or the
-        epoch is another.
+        With ``bytes_max`` they end with the event whose body brings the sum of the bodies to that many bytes: at least
+        one event is given, and who gets fewer than ``limit`` with fewer bytes has all that there is (``is_all``). A
+        store never holds much more than that in memory. Empty at the head and beyond. Raises ``PositionExpired`` where
+        something after the position was trimmed, or the epoch is another.
         """
         ...
 
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         """The newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
 
-        Age is by the store's clock. Of more than ``limit`` objects the newest. Raises ``PositionExpired`` for
-        another epoch.
+        Age is by the store's clock. Of more than ``limit`` objects the newest; with ``bytes_max`` the oldest that is
+        given is the one with which the bodies, counted from the newest on, come to that many bytes. Raises
+        ``PositionExpired`` for another epoch.
         """
         ...
 

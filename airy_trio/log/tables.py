@@ -5,8 +5,9 @@ point; ``acknowledged`` holds the durable subscriptions (``sql_durables``). Made
 when a transaction begins and ends.
 """
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Self, assert_never
 
@@ -16,7 +17,7 @@ from attrs import frozen
 from airy_trio.database import POSTGRES, Names, quote_identifier
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType
 from airy_trio.log.position import Position
-from airy_trio.log.store import Bounds, StoredEvent
+from airy_trio.log.store import Bounds, StoredEvent, up_to_bytes
 
 EVENTS = "event_log"
 STATE = "log_state"
@@ -114,6 +115,26 @@ class LogTables:
             for event in events:
                 copy.write_row(_VALUES(event))
 
+    def select(
+        self, connection: sa.Connection, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any], bytes_max: int | None
+    ) -> list[StoredEvent]:
+        """The events of a selection of whole rows, in an order; of their bodies up to ``bytes_max`` (``up_to_bytes``).
+
+        SQLite gives row after row, so that the rest is not read. The driver of Postgres takes all that there is, which
+        is why the database itself counts there.
+        """
+        ordered = wanted.order_by(order)
+        if self.postgres and bytes_max is not None:
+            size = sa.func.octet_length(self.events.c.body)
+            before = (sa.func.sum(size).over(order_by=order) - size).label("before")
+            counted = ordered.add_columns(before).subquery()
+            columns = [counted.c[name] for name in _COLUMNS]
+            descending = isinstance(order, sa.UnaryExpression)
+            last = counted.c.offset.desc() if descending else counted.c.offset
+            ordered = sa.select(*columns).where(counted.c.before < bytes_max).order_by(last)
+        with contextlib.closing(connection.execute(ordered)) as rows:
+            return list(up_to_bytes(_stored(rows), bytes_max))
+
     def last_before(self, connection: sa.Connection, bounds: Bounds, before_ms: int) -> int:
         """The newest offset appended before a time, by bisection: the times never fall as offsets grow."""
         low, high = bounds.first - 1, bounds.last
@@ -142,10 +163,9 @@ class LogTables:
                 assert_never(destination)
 
 
-def stored(rows: Iterable[Any]) -> list[StoredEvent]:
-    """The events in rows of ``event_log``, whose columns stand in the table's order."""
-    return [
-        StoredEvent(
+def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
+    for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated in rows:
+        yield StoredEvent(
             offset=offset,
             appended_at_ms=appended_at_ms,
             type=type_,
@@ -155,8 +175,6 @@ def stored(rows: Iterable[Any]) -> list[StoredEvent]:
             body=bytes(body),
             truncated=bool(truncated),
         )
-        for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated in rows
-    ]
 
 
 def _advance(names: Names) -> sa.TextClause:

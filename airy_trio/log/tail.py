@@ -129,18 +129,22 @@ class Tail:
             found.append(event)
         return found
 
-    def newest_of_each(self, view: View, *, since_ms: int, limit: int) -> Sequence[StoredEvent] | None:
-        """The newest event of each object of a view, appended at ``since_ms`` or later, in order, at most ``limit``.
+    def newest_of_each(self, view: View, *, since_ms: int, limit: int, bytes_max: int) -> Sequence[StoredEvent] | None:
+        """The newest event of each object of a view, appended at ``since_ms`` or later, in order.
 
-        None where the tail does not reach back far enough to know.
+        Bounded as by ``EventStore.recent``. None where the tail does not reach back far enough to know.
         """
         found: dict[str, StoredEvent] = {}
+        size = 0
         for offset in reversed(view.offsets):
             event = self._event(offset)
-            if event.appended_at_ms < since_ms or len(found) == limit:
+            if event.appended_at_ms < since_ms or len(found) == limit or size >= bytes_max:
                 return list(reversed(found.values()))
-            found.setdefault(event.object, event)
-        complete = len(found) == limit or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
+            if event.object not in found:
+                found[event.object] = event
+                size += len(event.body)
+        full = len(found) == limit or size >= bytes_max
+        complete = full or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
         return list(reversed(found.values())) if complete or self.evicted == 0 else None
 
     def _event(self, offset: int) -> StoredEvent:

@@ -14,6 +14,7 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent
 
 READ_EVENTS_MAX: Final = 200
+READ_BYTES_MAX: Final = 1024 * 1024
 
 
 @frozen
@@ -46,7 +47,9 @@ class Reader:
                 await self._store.wait(self.position)
                 continue
             try:
-                found = await self._store.read(self.position, READ_EVENTS_MAX, self._destination)
+                found = await self._store.read(
+                    self.position, READ_EVENTS_MAX, self._destination, bytes_max=READ_BYTES_MAX
+                )
             except PositionExpired:  # just now: the bounds tell how
                 continue
             self.position = self.position.at(found[-1].offset if found else bounds.last)

@@ -30,6 +30,7 @@ from typing import Final
 
 import trio
 
+from airy_trio.testing.store_bytes import BYTES
 from airy_trio.testing.store_crashes import check_whole_batches
 from airy_trio.testing.store_durables import DURABLE_PROMISES
 from airy_trio.testing.store_model import agrees_with_a_list_under_random_schedules
@@ -41,7 +42,7 @@ MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
 """Makes a new, empty place, and takes it away at the end."""
 
 CHECK_TIMEOUT_S: Final = 60.0
-CHECKS: Final = (*PROMISES, *DURABLE_PROMISES, agrees_with_a_list_under_random_schedules)
+CHECKS: Final = (*PROMISES, *BYTES, *DURABLE_PROMISES, agrees_with_a_list_under_random_schedules)
 
 
 async def check_event_store(make_place: MakePlace) -> None:

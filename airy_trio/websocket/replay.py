@@ -19,6 +19,8 @@ from airy_trio.websocket.subscriptions import ReplayOptions
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
 _BACKOFF_DOUBLINGS_MAX: Final = 10
+RECENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of bodies in a recent window, which is held for each subscription until it is sent: a thousand events of 4 KiB."""
 
 LIVE: Final = "live"
 RESUMED: Final = "resumed"
@@ -76,7 +78,9 @@ async def _start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOpti
         return Start(eventlog.head, verdict)
     elif wish.replay == "all":
         return Start(await eventlog.floor(), verdict)
-    head, owed = await eventlog.recent(view.destination, age_s=options.window_s, limit=options.events_max)
+    head, owed = await eventlog.recent(
+        view.destination, age_s=options.window_s, limit=options.events_max, bytes_max=RECENT_BYTES_MAX
+    )
     return Start(head, verdict, owed)
 
 

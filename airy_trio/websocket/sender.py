@@ -12,14 +12,15 @@ from typing import Final
 import trio
 
 from airy_trio.log.eventlog import EventLog
-from airy_trio.log.store import PositionExpired, StoreUnavailable
+from airy_trio.log.store import PositionExpired, StoreUnavailable, is_all
 from airy_trio.websocket.replay import backoff_s
 from airy_trio.websocket.runs import Run, Runs
 from airy_trio.websocket.subscriptions import BEHIND, LIVE, Client, Subscription
 from airy_trio.websocket.tasks import Tasks
 
-STORE_EVENTS_MAX: Final = 128
-"""One page of a replay, held while it is sent; about one run of events of usual size."""
+STORE_EVENTS_MAX: Final = 512
+STORE_BYTES_MAX: Final = 128 * 1024
+"""One page of a replay, in events and in bytes of bodies, held while it is sent: some two runs."""
 
 
 class Senders:
@@ -147,7 +148,8 @@ async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:
         return False
     head, after = eventlog.head, subscription.position
     try:
-        events = await eventlog.read(after, STORE_EVENTS_MAX, subscription.view.destination)
+        destination = subscription.view.destination
+        events = await eventlog.read(after, STORE_EVENTS_MAX, destination, bytes_max=STORE_BYTES_MAX)
     except StoreUnavailable:
         subscription.retry_at = trio.current_time() + backoff_s(subscription.retries)
         subscription.retries += 1
@@ -155,7 +157,7 @@ async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:
     subscription.retries, subscription.retry_at = 0, 0.0
     subscription.owe(events)
     last = events[-1].offset if events else after.offset
-    if len(events) < STORE_EVENTS_MAX and head.epoch == after.epoch:
+    if is_all(events, STORE_EVENTS_MAX, STORE_BYTES_MAX) and head.epoch == after.epoch:
         last = max(last, head.offset)  # nothing else of this destination was there when the store was asked
     subscription.position = after.at(last)
     return True

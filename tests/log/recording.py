@@ -53,9 +53,11 @@ class MoodyStore(MemoryStore):
         await self._mood()
         return stored
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         await self._mood(moody=False)
-        return await super().read(after, limit, destination)
+        return await super().read(after, limit, destination, bytes_max=bytes_max)
 
     async def resume_point(self) -> str | None:
         await self._mood(moody=False)

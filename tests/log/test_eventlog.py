@@ -9,12 +9,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.eventlog import READ_EVENTS_MAX, EventLog, LogOptions
+from airy_trio.log.eventlog import READ_BYTES_MAX, READ_EVENTS_MAX, EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from tests.log.places import event
+
+MANY = 1 << 30
 
 
 class Outages(MemoryStore):
@@ -47,15 +49,23 @@ class Outages(MemoryStore):
         self._reach()
         return await super().append(expected, events, resume_point)
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
-        self._reach()
-        return await super().read(after, limit, destination)
-
-    async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().recent(until, age_s, limit, destination)
+        return await super().read(after, limit, destination, bytes_max=bytes_max)
+
+    async def recent(
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        self._reach()
+        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
 
     async def wait(self, after: Position) -> None:
         self._reach()
@@ -70,6 +80,22 @@ class Outages(MemoryStore):
     def lose(self, count: int) -> None:
         """Go back, as a restored copy does."""
         del self._events[-count:]
+
+
+class Weighing(Outages):
+    """A store that weighs what it gives: ``given`` bytes in all, ``largest`` in one answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given = self.largest = 0
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        size = sum(len(event.body) for event in found)
+        self.given, self.largest = self.given + size, max(self.largest, size)
+        return found
 
 
 @pytest.fixture
@@ -115,7 +141,30 @@ async def test_opening_leaves_what_is_older_than_the_tail_to_the_store(store: Ou
     log = await opened(store)
     view = log.attach(EVERYTHING, "reader")
     assert (view.evicted, log.head.offset) == (150, 250)
-    assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING)] == [1, 2, 3]
+    assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING, bytes_max=MANY)] == [1, 2, 3]
+
+
+async def test_opening_reads_back_no_more_bytes_than_the_tail_holds() -> None:
+    sizes = [60_000] * 300 + [10] * 5 + [200_000] * 3 + [0] * 7
+    store = Weighing()
+    await store.add(*(evolve(event(number), body=b"x" * size) for number, size in enumerate(sizes, start=1)))
+    log = EventLog(store, LogOptions(store="memory", tail_events=1000, tail_bytes=1_000_000), lambda: 0.0)
+    await log.open()
+    view = log.attach(EVERYTHING, "reader")
+    assert log.head.offset == len(sizes)
+    kept = held(log, view)
+    assert kept == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
+    assert 600_000 < log.statistics()["bytes"] <= 1_000_000
+    assert store.given < 10_000_000  # of the 18 MB that are there; a page is read again where it is larger than 4 MiB
+    assert store.largest <= READ_BYTES_MAX + 60_000
+
+
+async def test_a_tail_that_one_event_fills_begins_with_it() -> None:
+    store = Weighing()
+    await store.add(*(evolve(event(number), body=b"x" * 3_000_000) for number in range(1, 6)))
+    log = EventLog(store, LogOptions(store="memory", tail_bytes=1000), lambda: 0.0)
+    await log.open()
+    assert held(log, log.attach(EVERYTHING, "reader")) == [5]
 
 
 async def test_opening_begins_at_the_floor_where_everything_was_trimmed(store: Outages) -> None:
@@ -349,7 +398,7 @@ async def test_an_append_while_the_bounds_are_asked_for_is_not_taken_for_a_loss(
 
 class TestRecent:
     async def recent(self, log: EventLog, age_s: float, limit: int = 100) -> list[int]:
-        _, events = await log.recent(OfChannel("ch1"), age_s=age_s, limit=limit)
+        _, events = await log.recent(OfChannel("ch1"), age_s=age_s, limit=limit, bytes_max=MANY)
         return [one.offset for one in events]
 
     async def test_tail_and_store_agree(self, store: Outages) -> None:
@@ -370,7 +419,7 @@ class TestRecent:
     async def test_live_goes_on_after_it(self, store: Outages) -> None:
         log = await opened(store)
         await log.append(log.head, numbered(1, 3), "point")
-        position, events = await log.recent(EVERYTHING, age_s=60, limit=2)
+        position, events = await log.recent(EVERYTHING, age_s=60, limit=2, bytes_max=MANY)
         assert (position, [one.offset for one in events]) == (log.head, [2, 3])
 
     async def test_age_is_by_the_stores_clock(self, store: Outages) -> None:
@@ -393,12 +442,12 @@ class TestRecent:
         log = await opened(store, tail_events=5)
         await store.begin_epoch(log.head, "again")
         await store.add(event(1))
-        position, events = await log.recent(EVERYTHING, age_s=60, limit=100)
+        position, events = await log.recent(EVERYTHING, age_s=60, limit=100, bytes_max=MANY)
         assert (position, [one.offset for one in events]) == ((await store.bounds()).head, [1])
 
     async def test_asking_leaves_no_view_behind(self, store: Outages) -> None:
         log = await opened(store)
-        await log.recent(OfChannel("nobody"), age_s=60, limit=100)
+        await log.recent(OfChannel("nobody"), age_s=60, limit=100, bytes_max=MANY)
         assert log.statistics()["views"] == 0
 
 

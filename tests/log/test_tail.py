@@ -145,7 +145,7 @@ def test_the_recent_window_is_the_newest_of_each_object() -> None:
     view = tail.attach(EVERYTHING, "reader")
 
     def recent(since_ms: int, limit: int) -> list[int]:
-        found = tail.newest_of_each(view, since_ms=since_ms, limit=limit)
+        found = tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=1 << 30)
         assert found is not None
         return offsets(found)
 
@@ -155,16 +155,27 @@ def test_the_recent_window_is_the_newest_of_each_object() -> None:
     assert recent(0, 2) == [4, 5]
 
 
+def test_the_recent_window_is_bounded_by_bytes_from_the_newest_on() -> None:
+    tail = Tail(events_max=16, bytes_max=10_000)
+    tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
+    view = tail.attach(EVERYTHING, "reader")
+    size = len(stored(19).body)
+    for bytes_max, count in ((1, 1), (size, 1), (size + 1, 2), (3 * size, 3)):
+        found = tail.newest_of_each(view, since_ms=0, limit=100, bytes_max=bytes_max)
+        assert found is not None
+        assert offsets(found) == list(range(20 - count, 20))
+
+
 def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
     assert tail.evicted == 3
     view = tail.attach(EVERYTHING, "reader")
-    assert tail.newest_of_each(view, since_ms=30, limit=100) is None
-    found = tail.newest_of_each(view, since_ms=31, limit=100)
+    assert tail.newest_of_each(view, since_ms=30, limit=100, bytes_max=1 << 30) is None
+    found = tail.newest_of_each(view, since_ms=31, limit=100, bytes_max=1 << 30)
     assert found is not None
     assert offsets(found) == list(range(4, 20))
-    newest = tail.newest_of_each(view, since_ms=0, limit=3)
+    newest = tail.newest_of_each(view, since_ms=0, limit=3, bytes_max=1 << 30)
     assert newest is not None
     assert offsets(newest) == [17, 18, 19]
 
@@ -173,7 +184,7 @@ def test_the_recent_window_is_unknown_after_a_start_elsewhere() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.start_after(7)
     view = tail.attach(EVERYTHING, "reader")
-    assert tail.newest_of_each(view, since_ms=0, limit=10) is None
+    assert tail.newest_of_each(view, since_ms=0, limit=10, bytes_max=1 << 30) is None
 
 
 @define

@@ -11,7 +11,7 @@ from attrs import evolve
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Bounds, Holder, NewEvent, StoredEvent, stored_after
+from airy_trio.log.store import Acknowledgement, Bounds, Holder, NewEvent, StoredEvent, stored_after, up_to_bytes
 from airy_trio.testing.event_store import (
     BrokenStoreError,
     MakePlace,
@@ -25,8 +25,10 @@ from tests.log.places import memory_place, opened
 
 
 class Reorders(MemoryStore):
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
-        found = list(await super().read(after, limit, destination))
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        found = list(await super().read(after, limit, destination, bytes_max=bytes_max))
         return found if len(found) < 3 else [found[1], found[0], *found[2:]]
 
 
@@ -39,8 +41,10 @@ class Forgets(MemoryStore):
 
 
 class Duplicates(MemoryStore):
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
-        found = list(await super().read(after, limit, destination))
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        found = list(await super().read(after, limit, destination, bytes_max=bytes_max))
         return [*found[:1], *found][:limit]
 
 
@@ -115,21 +119,74 @@ class TrimsTooMuch(MemoryStore):
 
 
 class IgnoresDestinations(MemoryStore):
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
-        return await super().read(after, limit)
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        return await super().read(after, limit, bytes_max=bytes_max)
 
 
 class LimitsBeforeItFilters(MemoryStore):
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
-        kept = {event.offset for event in await super().read(after, limit)}
-        return [event for event in await super().read(after, limit, destination) if event.offset in kept]
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        kept = {event.offset for event in await super().read(after, limit, bytes_max=bytes_max)}
+        return [
+            event
+            for event in await super().read(after, limit, destination, bytes_max=bytes_max)
+            if event.offset in kept
+        ]
 
 
 class ShowsOldStates(MemoryStore):
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         return (await super().recent(until, age_s, 10**6, destination))[:limit]
+
+
+class IgnoresBytes(MemoryStore):
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        return await super().read(after, limit, destination)
+
+
+class StopsBeforeItsBytes(MemoryStore):
+    """Leaves out the event that does not fit any more, so that nobody can tell whether there is one."""
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        fits = bytes_max is None or sum(len(event.body) for event in found) <= bytes_max
+        return found if fits or len(found) == 1 else found[:-1]
+
+
+class CountsBytesOfAll(MemoryStore):
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        kept = {event.offset for event in await super().read(after, limit, bytes_max=bytes_max)}
+        return [event for event in await super().read(after, limit, destination) if event.offset in kept]
+
+
+class KeepsTheOldestForItsBytes(MemoryStore):
+    async def recent(
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        return list(up_to_bytes(await super().recent(until, age_s, limit, destination), bytes_max))
 
 
 class KeepsEventsOverAnEpoch(MemoryStore):
@@ -251,6 +308,10 @@ BROKEN: dict[type[MemoryStore], str] = {
     IgnoresDestinations: "destinations_filter",
     LimitsBeforeItFilters: "destinations_filter",
     ShowsOldStates: "recent_is_the_newest_of_each",
+    IgnoresBytes: "reads_end_at_their_bytes",
+    StopsBeforeItsBytes: "reads_end_at_their_bytes",
+    CountsBytesOfAll: "reads_end_at_their_bytes",
+    KeepsTheOldestForItsBytes: "recent_ends_at_its_bytes",
     KeepsEventsOverAnEpoch: "an_epoch_ends_all_positions",
     KeepsTheEpoch: "an_epoch_ends_all_positions",
     BeginsEpochsForAnybody: "an_epoch_ends_all_positions",
@@ -297,7 +358,7 @@ async def test_a_good_store_is_not_accused(autojump_clock: trio.testing.MockCloc
 
 
 async def test_all_that_is_broken_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    with pytest.RaisesGroup(*[BrokenStoreError] * 4, match=r"offsets_are_gapless.*destinations_filter"):
+    with pytest.RaisesGroup(*[BrokenStoreError] * 5, match=r"offsets_are_gapless.*destinations_filter"):
         await check_event_store(places_of(TimesFallAndDestinationsAreIgnored))
 
 

@@ -49,19 +49,27 @@ class MoodyStore(MemoryStore):
             message = "away"
             raise StoreUnavailable(message)
 
-    async def read(self, after: Position, limit: int, destination: Destination | None = None) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
         if destination is not None:
             self.reads += 1
             await self._mood()
-        found = await super().read(after, limit, destination)
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
         await trio.sleep(self.moods.uniform(0, self.delay_s))
         return found
 
     async def recent(
-        self, until: Position, age_s: float, limit: int, destination: Destination | None = None
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
         await self._mood()
-        return await super().recent(until, age_s, limit, destination)
+        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
 
     async def bounds(self) -> Bounds:
         await trio.sleep(self.moods.uniform(0, self.delay_s))

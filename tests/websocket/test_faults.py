@@ -117,15 +117,17 @@ class FaultyLog(EventLog):
         self._use(view.destination)
         return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
-    async def read(self, after: Position, limit: int, destination: Destination) -> Sequence[StoredEvent]:
+    async def read(
+        self, after: Position, limit: int, destination: Destination, *, bytes_max: int
+    ) -> Sequence[StoredEvent]:
         self._use(destination)
-        return await super().read(after, limit, destination)
+        return await super().read(after, limit, destination, bytes_max=bytes_max)
 
     async def recent(
-        self, destination: Destination, *, age_s: float, limit: int
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
     ) -> tuple[Position, Sequence[StoredEvent]]:
         self._use(destination)
-        return await super().recent(destination, age_s=age_s, limit=limit)
+        return await super().recent(destination, age_s=age_s, limit=limit, bytes_max=bytes_max)
 
     async def floor(self) -> Position:
         self._use(None)

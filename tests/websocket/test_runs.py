@@ -105,7 +105,7 @@ async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:
 async def test_what_is_owed_comes_from_where_it_was_read() -> None:
     log = await filled(RUN_EVENTS_MAX + 1)
     subscription = subscribed(log, RUN_EVENTS_MAX + 1)
-    subscription.owed = deque(await log.read(log.head.at(0), 2, EVERYTHING))
+    subscription.owed = deque(await log.read(log.head.at(0), 2, EVERYTHING, bytes_max=1 << 30))
     assert Runs(log).owed(subscription).offsets == (1, 2)
 
 
@@ -184,7 +184,7 @@ async def test_a_cursor_moves_when_its_run_was_taken() -> None:
     log = await filled(3)
     runs = Runs(log)
     subscription = subscribed(log, 1)
-    subscription.owed = deque(await log.read(log.head.at(0), 1, EVERYTHING))
+    subscription.owed = deque(await log.read(log.head.at(0), 1, EVERYTHING, bytes_max=1 << 30))
     run = runs.following(subscription)
     assert (run.offsets, subscription.position.offset, len(subscription.owed)) == ((1,), 1, 1)
     runs.took(subscription, run, 0.0)

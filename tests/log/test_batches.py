@@ -1,0 +1,125 @@
+"""A batch is as large as its bytes allow: read again with fewer rows where it is larger, with more where it is not."""
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from attrs import evolve
+
+from airy_trio.changes.feed import Batch
+from airy_trio.changes.rows import Tag
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log import batches
+from airy_trio.log.batches import BATCH_BYTES_MAX, ROWS_FIRST, SLICE_OBJECTS, BatchRows, meaning_of
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.store import NewEvent, StoredEvent
+from airy_trio.testing.feed import MemoryChanges
+from tests.log.recording import faulty, node, recorded, started, tag, until
+
+LARGE = 1000
+
+
+class Weighed(MemoryStore):
+    """``appends``: how many events and bytes of bodies each had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appends: list[tuple[int, int]] = []
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        self.appends.append((len(events), sum(len(event.body) for event in events)))
+        return await super().append(expected, events, resume_point)
+
+
+def batch(changes: int, *, name_length: int = 4) -> Batch:
+    objects = tuple(evolve(tag(number), name="n" * name_length) for number in range(changes))
+    return Batch(objects=objects, resume_point="point", changes=changes, more=False)
+
+
+def large(number: int) -> Tag:
+    return evolve(tag(number), name="n" * LARGE)
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCH_BYTES_MAX", 10 * LARGE)
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_what_is_too_large_to_append_is_read_again_in_parts(nursery: trio.Nursery) -> None:
+    store, changes = Weighed(), MemoryChanges()
+    one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=10 * LARGE))
+    changes.write(*(large(number) for number in range(300)))
+    await until(lambda: one.log.head.offset == 300, limit_s=10)
+    assert await recorded(store) == [f"tag:t{number}" for number in range(300)]
+    assert max(size for _, size in store.appends) <= 10 * LARGE
+    assert min(count for count, _ in store.appends[:-1] if count) > 1  # no more appends than it takes, nearly
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_one_change_is_appended_whatever_its_size(nursery: trio.Nursery) -> None:
+    store, changes = Weighed(), MemoryChanges()
+    one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=100 * LARGE))
+    changes.write(*(evolve(tag(number), name="n" * 50 * LARGE) for number in range(3)))
+    await until(lambda: one.log.head.offset == 3, limit_s=10)
+    assert [count for count, _ in store.appends if count] == [1, 1, 1]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("small_batches")
+async def test_faults_are_told_once_though_their_batch_was_read_twice(nursery: trio.Nursery) -> None:
+    store, changes = Weighed(), MemoryChanges()
+    one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=10 * LARGE))
+    changes.write(faulty(1000), *(large(number) for number in range(300)))
+    await until(lambda: one.log.head.offset == 300, limit_s=10)
+    assert one.recorder.statistics()["faults"] == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_that_fits_is_whole() -> None:
+    meaning = await meaning_of(batch(3 * SLICE_OBJECTS + 1), EventsOptions(), body_bytes_max=1000)
+    assert (meaning.share, len(meaning.events)) == (1, 3 * SLICE_OBJECTS + 1)
+    assert meaning.size == sum(len(event.body) for event in meaning.events)
+
+
+async def test_clients_are_served_while_a_large_batch_is_translated(nursery: trio.Nursery) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    nursery.start_soon(count_turns)
+    await meaning_of(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
+    assert turns >= 9
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_given_up_is_not_translated_to_its_end() -> None:
+    many = batch(100 * SLICE_OBJECTS, name_length=BATCH_BYTES_MAX // SLICE_OBJECTS // 2)
+    meaning = await meaning_of(many, EventsOptions(), body_bytes_max=BATCH_BYTES_MAX)
+    assert meaning.size < 2 * BATCH_BYTES_MAX
+    assert 0.01 < meaning.share < 0.04
+
+
+def test_rows_grow_while_batches_are_full_and_small() -> None:
+    rows = BatchRows(5000)
+    seen = []
+    for _ in range(6):
+        seen.append(rows.limit)
+        rows.fitted(batch(rows.limit), BATCH_BYTES_MAX // 2)
+    assert seen == [ROWS_FIRST, 1000, 2000, 4000, 5000, 5000]
+    rows.fitted(batch(5000), BATCH_BYTES_MAX)
+    rows.exceeded(batch(5000), 0.5)
+    assert rows.limit == 2250
+    rows.fitted(batch(2249), 0)
+    rows.fitted(batch(2250), BATCH_BYTES_MAX // 2 + 1)
+    assert rows.limit == 2250
+    for changes, share in ((2, 0.99), (100, 0.0)):
+        rows.exceeded(batch(changes), share)
+        assert rows.limit == 1
+    assert BatchRows(7).limit == 7
