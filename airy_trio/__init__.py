@@ -1,3 +1,27 @@
-"""Live updates from an existing Postgres or SQLite database to STOMP clients over WebSocket."""
+"""Live updates from an existing Postgres or SQLite database to STOMP clients over WebSocket.
 
-__version__ = "0.1.0"
+As a library: ``await nursery.start(airy_trio.serve, settings)`` inside one's own Trio program, with what
+``airy_trio.settings.load`` or ``parse`` gives. Both are imported when they are first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from airy_trio.version import __version__
+
+if TYPE_CHECKING:
+    from airy_trio import settings
+    from airy_trio.app import Address, serve
+
+__all__ = ["Address", "__version__", "serve", "settings"]
+
+_LATER = {"Address": "airy_trio.app", "serve": "airy_trio.app"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    if name == "settings":
+        return import_module("airy_trio.settings")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(message)

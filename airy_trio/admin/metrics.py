@@ -13,12 +13,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from airy_trio import __version__
 from airy_trio.admin.readiness import Condition
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import BOUNDS_S, Latencies
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.retention import Retention
+from airy_trio.version import __version__
 
 PREFIX: Final = "airy_trio_"
 

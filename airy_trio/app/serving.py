@@ -21,7 +21,7 @@ import trio
 from attrs import frozen
 from starlette.applications import Starlette
 
-from airy_trio import __version__, migrate
+from airy_trio import migrate
 from airy_trio.admin import server as admin
 from airy_trio.admin.endpoints import application
 from airy_trio.admin.metrics import Sources, registry
@@ -35,6 +35,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
 from airy_trio.settings import Settings
+from airy_trio.version import __version__
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket

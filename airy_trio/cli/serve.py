@@ -8,8 +8,8 @@ from typing import cast
 import click
 import trio
 
-from airy_trio import __version__
 from airy_trio.cli.starting import CONFIG, loaded, told
+from airy_trio.version import __version__
 
 
 @click.group(

@@ -1,0 +1,65 @@
+"""airy-trio as a library: in a stranger's program, and as the README shows it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import airy_trio
+from tests.application import application
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("program.py")
+TAG = {"type": "tag.updated", "payload": {"id": "t1", "name": "flag", "color": "tag-red"}}
+
+
+def run(*command: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python where the checkout is not at hand, only what is installed."""
+    return subprocess.run(
+        [sys.executable, "-P", "-W", "error", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=50,
+    )
+
+
+def test_serves_in_a_strangers_program(tmp_path: Path) -> None:
+    ended = run(PROGRAM, str(tmp_path / "inbox.db"), folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == {"resume": "live", "event": TAG, "farewell": "503-shutting-down", "code": 1012}
+    assert "database.url: found integer" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+    with application(f"sqlite:///{tmp_path}/inbox.db", create=True) as made:
+        made.migrate()
+        made.tag()
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    program = tmp_path / "program.py"
+    program.write_text(block.replace("port = 0\n", "port = 0\n[admin]\nport = 0\n", 1))  # tests run side by side
+    ended = run(program, folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.dumps(TAG, separators=(",", ":")) in ended.stdout.splitlines()  # between lines of the log
+
+
+def test_importing_it_costs_nothing_before_it_is_used(tmp_path: Path) -> None:
+    heavy = ("trio", "sqlalchemy", "airy_trio.app", "airy_trio.settings")
+    say = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"
+    ended = run("-c", say, *heavy, folder=tmp_path)
+    assert (ended.returncode, ended.stdout.split()) == (0, []), ended.stderr
+
+
+@pytest.mark.parametrize("name", airy_trio.__all__)
+def test_every_published_name_is_there(name: str) -> None:
+    assert getattr(airy_trio, name) is not None
+
+
+def test_other_names_are_not() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'server'"):
+        _ = airy_trio.server
