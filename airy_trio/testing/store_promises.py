@@ -69,11 +69,11 @@ async def put(store: EventStore, head: Position, new: Sequence[NewEvent]) -> Pos
     return head.at(head.offset + len(stored))
 
 
-async def tick(store: EventStore) -> None:
+async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
     """Let the store's clock go on."""
     start_ms = (await store.bounds()).now_ms
     while True:
-        if (await store.bounds()).now_ms - start_ms >= TICK_MS:
+        if (await store.bounds()).now_ms - start_ms >= for_ms:
             return
         await trio.sleep(TICK_POLL_S)
 

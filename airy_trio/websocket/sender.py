@@ -12,7 +12,9 @@ from typing import Final
 import trio
 
 from airy_trio.log.eventlog import EventLog
+from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoreUnavailable, is_all
+from airy_trio.websocket.farewells import POSITION_EXPIRED
 from airy_trio.websocket.replay import backoff_s
 from airy_trio.websocket.runs import Run, Runs
 from airy_trio.websocket.subscriptions import BEHIND, LIVE, Client, Subscription
@@ -21,10 +23,14 @@ from airy_trio.websocket.tasks import Tasks
 STORE_EVENTS_MAX: Final = 512
 STORE_BYTES_MAX: Final = 128 * 1024
 """One page of a replay, in events and in bytes of bodies, held while it is sent: some two runs."""
+WATCH_EVERY_S: Final = 1.0
+"""How often the store is asked what it still keeps, while somebody is behind."""
 
 
 class Senders:
     """Who is behind. ``run``, the dispatcher, starts their send tasks; each ends with its session at the latest.
+
+    ``watch`` sends away who is too far behind, which a send task cannot know while it waits for the socket.
 
     ``take`` only queues: whoever meets a slow client is in the middle of serving others, and starts nothing.
     """
@@ -35,11 +41,12 @@ class Senders:
         self._tasks: dict[Client, Tasks] = {}
         self._waiting: deque[Client] = deque()
         self._called = trio.Event()
-        self._sending = 0
+        self._sending: dict[Client, None] = {}
+        self._busy = trio.Event()
 
     def statistics(self) -> dict[str, int]:
         """Clients now: ``known``; ``sending``, with a send task; ``waiting`` for the dispatcher to start one."""
-        return {"known": len(self._tasks), "sending": self._sending, "waiting": len(self._waiting)}
+        return {"known": len(self._tasks), "sending": len(self._sending), "waiting": len(self._waiting)}
 
     def register(self, client: Client, tasks: Tasks) -> None:
         """Let a client be taken. Its send tasks run among its session's, whose guard dismisses it if one fails."""
@@ -67,12 +74,28 @@ class Senders:
                     tasks.start_soon(self._send, client)
             await self._called.wait()
 
+    async def watch(self) -> None:
+        """Send away whose next events are not kept any more, though it takes nothing just now; for ever."""
+        while True:
+            if not self._sending:
+                self._busy = trio.Event()
+                await self._busy.wait()
+            await trio.sleep(WATCH_EVERY_S)
+            try:
+                floor = await self._eventlog.floor()
+            except StoreUnavailable:
+                continue  # which the send tasks wait for as well, and the log tells
+            for client in self._sending:
+                if any(_is_lost(subscription, floor) for subscription in client.subscriptions.values()):
+                    client.dismiss(POSITION_EXPIRED)
+
     async def _send(self, client: Client) -> None:
-        self._sending += 1
+        self._sending[client] = None
+        self._busy.set()
         try:
             await catch_up(client, self._eventlog, self._runs)
         finally:
-            self._sending -= 1
+            del self._sending[client]
 
 
 async def catch_up(client: Client, eventlog: EventLog, runs: Runs) -> None:
@@ -96,6 +119,14 @@ async def catch_up(client: Client, eventlog: EventLog, runs: Runs) -> None:
         if not served:
             with trio.move_on_at(_retry_at(client)):
                 await wakened.wait()
+
+
+def _is_lost(subscription: Subscription, floor: Position) -> bool:
+    """Whether the next events of a subscription are neither in memory nor kept, as all after ``floor`` is."""
+    position, view = subscription.position, subscription.view
+    if position.epoch != floor.epoch or position.offset >= view.last:
+        return False
+    return position < floor and position.offset < view.evicted
 
 
 def _caught_up(client: Client) -> bool:

@@ -143,6 +143,7 @@ class Sessions:
         """Write to the clients for whom the log has grown, and start send tasks for those behind, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._senders.run)
+            nursery.start_soon(self._senders.watch)
             nursery.start_soon(self._fanout.run)
 
     async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:

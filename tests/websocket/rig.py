@@ -190,7 +190,7 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     senders = Senders(log, runs)
     fanout, wheel, durables = FanOut(log, runs, senders), Wheel(senders), Durables(log)
     async with trio.open_nursery() as nursery:
-        for task in (fanout.run, senders.run, wheel.turn, durables.run):
+        for task in (fanout.run, senders.run, senders.watch, wheel.turn, durables.run):
             nursery.start_soon(task)
         delivery = Delivery(log, runs, senders, fanout, wheel, durables, nursery)
         yield delivery

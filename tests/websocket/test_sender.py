@@ -250,3 +250,28 @@ async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) ->
         await rig.append(events(3, 3))
         await wait_all_tasks_blocked()
         assert outlet.writes[-1] == close_frame(1000, "")
+
+
+async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(autojump_clock: MockClock) -> None:
+    count = 2000
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=50))
+    async with rigged(log, MemoryOutlet(2000)) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, count))
+        await wait_all_tasks_blocked()
+        begun_at = trio.current_time()
+        while rig.client.state is State.BEHIND or rig.outlet.pending:
+            await trio.sleep(SEND_TIMEOUT_S / 2)
+            rig.read(8000)
+            assert rig.client.farewell is None
+            (subscription,) = rig.client.subscriptions.values()
+            owed = [event.offset for event in subscription.owed]
+            after = min([*owed, subscription.position.offset + 1]) - 1
+            await kept.trim(age_s=3600, keep=count - after, limit=count)
+        assert trio.current_time() - begun_at > 10 * SEND_TIMEOUT_S
+        await rig.append(events(count + 1, count + 1))
+        await rig.read_all()
+        bodies = [frame.body for frame in rig.frames if frame.command == "MESSAGE"]
+        assert bodies == [one.body for one in events(1, count + 1)]
+        assert rig.client.state is State.LIVE

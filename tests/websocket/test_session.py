@@ -9,15 +9,19 @@ from typing import NoReturn
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.sender import WATCH_EVERY_S
 from airy_trio.websocket.session import GOODBYE_S, LINGER_S
 from tests.websocket.serving import Server, open_log, serving
 
@@ -344,3 +348,88 @@ async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojum
     found = server.sessions.statistics()
     assert (found["behind"], found["deliveries"]) == (0, 800)
     assert 800_000 < found["bytes"] < 1_000_000
+
+
+class WatchedOutlet(StreamOutlet):
+    aborted = False
+
+    async def abort(self) -> None:
+        self.aborted = True
+        await super().abort()
+
+
+async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(autojump_clock: MockClock) -> None:
+    log = await open_log(options=LogOptions(store="memory", tail_events=10))
+    async with serving(log, evolve(OPTIONS, send_timeout_s=1000), listen=False) as server:
+        ours, theirs = trio.testing.lockstep_stream_pair()
+        outlet, client = WatchedOutlet(ours), StompClient(theirs)
+        ending = server.start(outlet)
+        await client.upgrade()
+        await client.connect()
+        await client.subscribe()
+        for first in (1, 2, 32):  # the first is on its way, and nobody takes it
+            await server.append(first, max(1, first + 28))
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(100)
+        assert ending.farewell is None, "as long as everything is kept it may take its time"
+        begun_at = trio.current_time()
+        await log.store.trim(age_s=3600, keep=5, limit=1000)
+        assert await ending.wait() is farewells.POSITION_EXPIRED
+        assert ending.at - begun_at <= WATCH_EVERY_S + GOODBYE_S + LINGER_S
+        assert outlet.aborted
+        counted = server.sessions.statistics()
+        assert (counted["farewell position expired"], counted["refused 410-position-expired"]) == (1, 1)
+        await server.ended()
+
+
+class AwayStore(MemoryStore):
+    """A store that cannot be read for now: it says so, or does not answer at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mood = "there"
+
+    async def bounds(self) -> Bounds:
+        if self.mood == "silent":
+            await trio.sleep_forever()
+        if self.mood == "away":
+            message = "away"
+            raise StoreUnavailable(message)
+        return await super().bounds()
+
+
+@pytest.mark.parametrize("heart_beats", [0, 5])
+@pytest.mark.parametrize("mood", ["away", "silent"])
+async def test_who_leaves_while_its_subscribe_waits_for_the_store_is_noticed_at_once(
+    mood: str, heart_beats: int, autojump_clock: MockClock
+) -> None:
+    store = AwayStore()
+    log = await open_log(store)
+    async with serving(log, OPTIONS, listen=False) as server:
+        plugged = await server.plug_connected()
+        store.mood = mood
+        await plugged.client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
+        for _ in range(heart_beats if mood == "away" else min(heart_beats, 1)):
+            await trio.sleep(5)
+            await plugged.client.send_text("\n")
+        await trio.sleep(100)
+        assert plugged.ending.farewell is None
+        begun_at = trio.current_time()
+        await plugged.client.stream.aclose()
+        assert await plugged.ending.wait() is farewells.GONE
+        assert plugged.ending.at - begun_at < 0.1
+        await server.ended()
+
+
+async def test_what_a_client_says_while_its_subscribe_waits_is_heard_after_it(autojump_clock: MockClock) -> None:
+    store = AwayStore()
+    log = await open_log(store)
+    async with serving(log, OPTIONS, listen=False) as server:
+        client = (await server.plug_connected()).client
+        store.mood = "away"
+        for number in range(20):
+            headers = (("id", str(number)), ("destination", "/events"), ("replay", "all"), ("receipt", str(number)))
+            await client.send(Frame("SUBSCRIBE" if number < 10 else "UNSUBSCRIBE", headers))
+        await trio.sleep(100)
+        store.mood = "there"
+        assert [(await client.receive()).get("receipt-id") for _ in range(20)] == [str(number) for number in range(20)]
