@@ -14,6 +14,7 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for
 
 OPEN_NURSERIES = {
     "app/serving.py",
+    "app/workers.py",
     "websocket/session.py",
     "testing/store_durables.py",
     "testing/store_promises.py",
@@ -95,7 +96,7 @@ def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
     }
 
 
-def test_only_two_modules_open_nurseries() -> None:
+def test_only_few_modules_open_nurseries() -> None:
     opened = {source: list(nurseries(tree)) for source, tree in SOURCES.items() if source not in OPEN_NURSERIES}
     assert {source: lines for source, lines in opened.items() if lines} == {}
 

@@ -1,15 +1,20 @@
 """``airy-trio --config FILE``: the server itself, and the group that the other commands are in."""
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
+import structlog
 import trio
 
 from airy_trio.cli.starting import CONFIG, loaded, told
 from airy_trio.version import __version__
+
+if TYPE_CHECKING:
+    from airy_trio.settings import Settings
 
 
 @click.group(
@@ -19,9 +24,10 @@ from airy_trio.version import __version__
     "port; 2: command line or settings.",
 )
 @CONFIG
+@click.option("--worker", "worker", hidden=True, help="Which of the workers this is; the server itself adds it.")
 @click.version_option(__version__, prog_name="airy-trio")
 @click.pass_context
-def airy_trio(context: click.Context, config: Path | None) -> None:
+def airy_trio(context: click.Context, config: Path | None, worker: str | None) -> None:
     """Tell every connected client what changes in a Postgres or SQLite database.
 
     Without a command it serves until SIGINT or SIGTERM; SIGHUP has it read credentials and certificate again.
@@ -39,6 +45,28 @@ def airy_trio(context: click.Context, config: Path | None) -> None:
             raise click.UsageError(message)
         return
     chosen = loaded(config)
-    from airy_trio import app, settings
+    file = cast("Path", config)
+    if worker is not None:
+        _work(chosen, file, worker)
+    elif chosen.listener.workers > 1:
+        from airy_trio.app import workers
 
-    told(lambda: trio.run(partial(app.run, chosen, reread=lambda: settings.load(cast("Path", config), os.environ))))
+        sys.exit(told(lambda: trio.run(workers.supervise, chosen, file)))
+    else:
+        from airy_trio import app, settings
+
+        told(lambda: trio.run(partial(app.run, chosen, reread=lambda: settings.load(file, os.environ))))
+
+
+def _work(chosen: "Settings", file: Path, words: str) -> None:
+    """Serve as one of several workers. Its number stands in every line of its log."""
+    from airy_trio import app, settings
+    from airy_trio.app.workers import worker_of
+
+    worker = told(lambda: worker_of(words))
+    structlog.contextvars.bind_contextvars(worker=worker.number)
+
+    def reread() -> settings.Settings:
+        return worker.settings(settings.load(file, os.environ))
+
+    told(lambda: trio.run(partial(app.run, worker.settings(chosen), worker.parent(), reread=reread)))

@@ -20,6 +20,7 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log.eventlog import LogOptions
 from airy_trio.settings import credentials
 from airy_trio.settings.reader import read
+from airy_trio.settings.sections import contradictions
 from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.subscriptions import ReplayOptions
@@ -96,7 +97,11 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     database = read_document.database
     others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
     options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
-    return Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
+    settings = Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
+    faults = list(contradictions(settings))
+    if faults:
+        raise SettingsError(faults)
+    return settings
 
 
 def _text_of(path: Path) -> str:

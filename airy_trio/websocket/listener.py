@@ -25,6 +25,7 @@ logger = structlog.get_logger(__name__)
 
 ACCEPTS_PER_TURN: Final = 32
 BACKLOG: Final = 1024
+WORKERS_MAX: Final = 256
 EXHAUSTED_PAUSE_S: Final = 0.1
 TURNING_AWAY_MAX: Final = 256
 """Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
@@ -38,6 +39,7 @@ class ListenerOptions(SessionOptions):
 
     ``port`` 0: any free one. ``message_bytes_max``: the body of one outgoing MESSAGE, for who encodes events.
     ``tls_certificate``, ``tls_key``: files (``certificate``); both empty: no TLS.
+    ``workers``: above 1 the port can be shared, with as many processes as one starts (``app.workers``).
     """
 
     port: int = field(default=8080, validator=between(0, 65535))
@@ -45,6 +47,7 @@ class ListenerOptions(SessionOptions):
     drain_s: float = field(default=10, validator=at_least(0))
     tls_certificate: str = field(default="", validator=_FILE)
     tls_key: str = field(default="", validator=_FILE)
+    workers: int = field(default=1, validator=between(1, WORKERS_MAX))
 
 
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
@@ -59,6 +62,8 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
         raise StartError([f"listener.host: cannot use {options.host!r}: {error.strerror or error}"]) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.workers > 1:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(BACKLOG)
         sock.settimeout(0)

@@ -29,6 +29,7 @@ NUMBERS = [
     ("listener.connections_max", ["1"], ["0", "-1"]),
     ("listener.connections_per_address_max", ["1"], ["0", "-1"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
+    ("listener.workers", ["1", "256"], ["0", "257"]),
     ("admin.port", ["0", "65535"], ["-1", "65536"]),
     ("admin.lag_max_s", ["0.001", "1"], ["0", "-1"]),
 ]

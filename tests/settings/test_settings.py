@@ -169,7 +169,6 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[listener]\nworkers = 1",
         "[changes]\noverlap_s = 5",
     ],
 )

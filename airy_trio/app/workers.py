@@ -1,0 +1,229 @@
+"""Several server processes on one port, from one command: the parent starts them, passes signals on, ends with them.
+
+The parent serves nobody and opens neither database nor store. Each worker is a whole server that listens on the same
+port (SO_REUSEPORT); Linux spreads connections over them, macOS gives most of them to one. They share the event store,
+where one of them has the lease and records. Between parent and worker is a socket pair: the worker says on it that it
+listens, and sees in it that the parent is gone, however that ended; then it ends too.
+
+A worker that dies is started again, after a pause that doubles while it does not come to listen. The command ends with
+a worker's exit code where its first start fails, and with 1 where one has failed ``FAILURES_MAX`` times in a row while
+no other listens: then nobody is served, and whoever supervises the command must know.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+from attrs import evolve, frozen
+
+from airy_trio.app.serving import Address
+from airy_trio.errors import SettingsError
+from airy_trio.settings import Settings
+from airy_trio.websocket.listener import ListenerOptions, open_listening_socket
+
+logger = structlog.get_logger(__name__)
+
+PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PAUSE_S: Final = 0.1
+PAUSE_MAX_S: Final = 10.0
+FAILURES_MAX: Final = 5
+STOP_GRACE_S: Final = 15.0
+"""Beyond ``drain_s``: a worker that has not ended by then is killed."""
+_LISTENING: Final = b"."
+
+
+@frozen(kw_only=True)
+class Worker:
+    """What one worker is told on its command line, as ``NUMBER:PORT:DESCRIPTOR``.
+
+    ``number``: from 0. ``port``: the shared one. ``descriptor``: of its end of the socket pair.
+    """
+
+    number: int
+    port: int
+    descriptor: int
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.port}:{self.descriptor}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Worker":
+        """The same, read. Raises ``ValueError``."""
+        number, port, descriptor = map(int, text.split(":"))
+        return cls(number=number, port=port, descriptor=descriptor)
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings of this worker: the shared port, its own admin port; only the first migrates."""
+        admin = settings.admin
+        return evolve(
+            settings,
+            listener=evolve(settings.listener, port=self.port),
+            admin=evolve(admin, port=admin.port + self.number if admin.port else 0),
+            database=evolve(settings.database, migrate=settings.database.migrate and self.number == 0),
+        )
+
+    def parent(self) -> Callable[[Address], Awaitable[None]]:
+        """What runs beside the server: it tells the parent that it listens, and returns when the parent is gone."""
+        ours = socket.socket(fileno=self.descriptor)
+
+        async def stay(_address: Address) -> None:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+                try:
+                    await stream.send_all(_LISTENING)
+                    await stream.receive_some(1)
+                except trio.BrokenResourceError:
+                    pass  # it went while this server started
+            logger.warning("the parent process is gone: stopping")
+
+        return stay
+
+
+async def supervise(settings: Settings, config: Path) -> int:
+    """Run the workers until SIGINT or SIGTERM; give the exit code. Raises ``StartError`` where the port is taken."""
+    async with AsyncExitStack() as stack:
+        port = await _reserve_port(settings.listener, stack)
+        signals = stack.enter_context(trio.open_signal_receiver(*PASSED_ON))
+        return await Workers(settings, config, port).run(signals)
+
+
+class Workers:
+    """The worker processes of one command."""
+
+    def __init__(self, settings: Settings, config: Path, port: int) -> None:
+        self._listener = settings.listener
+        self._config = config
+        self._port = port
+        self._processes: dict[int, trio.Process] = {}
+        self._listening: set[int] = set()
+        self._first = trio.Event()  # the first worker listens, or never will
+        self._stopping = trio.Event()
+        self._code = 0
+
+    async def run(self, signals: AsyncIterator[int]) -> int:
+        """Start all, the first one alone: it may have tables and files to make. Return when all have ended."""
+        async with trio.open_nursery() as signalled:
+            signalled.start_soon(self._pass_on, signals)
+            signalled.start_soon(self._kill_who_does_not_end)
+            async with trio.open_nursery() as living:
+                living.start_soon(self._live, 0)
+                await self._first.wait()
+                for number in range(1, self._listener.workers):
+                    living.start_soon(self._live, number)
+            signalled.cancel_scope.cancel()
+        logger.info("stopped", exit_code=self._code)
+        return self._code
+
+    async def _live(self, number: int) -> None:
+        """Start one worker again and again."""
+        lives = failures = 0
+        while not self._stopping.is_set():
+            listened, code = await self._run_once(number)
+            if self._stopping.is_set():
+                self._code = self._code or int(code > 0)
+                break
+            failures = 0 if listened else failures + 1
+            if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening)):
+                logger.error("a worker cannot start: stopping", worker=number, exit_code=code)
+                self._stop(code if code > 0 else 1)
+                break
+            lives += 1
+            pause_s = min(PAUSE_S * 2**failures, PAUSE_MAX_S)
+            logger.error("a worker has ended: it is started again", worker=number, exit_code=code, pause_s=pause_s)
+            with trio.move_on_after(pause_s):
+                await self._stopping.wait()
+        self._first.set()
+
+    async def _run_once(self, number: int) -> tuple[bool, int]:
+        """One life of a worker: whether it came to listen, and its exit code (negative: the signal)."""
+        ours, theirs = socket.socketpair()
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+            with theirs:
+                process = await self._start(Worker(number=number, port=self._port, descriptor=theirs.fileno()))
+            self._processes[number] = process
+            try:
+                logger.info("worker started", worker=number, pid=process.pid)
+                if self._stopping.is_set():
+                    process.send_signal(signal.SIGTERM)  # it was told to the others while this one was being started
+                listened = await _heard(stream)
+                if listened:
+                    self._listening.add(number)
+                    self._first.set()
+                    if len(self._listening) == self._listener.workers:
+                        logger.info("all workers listen", workers=self._listener.workers, port=self._port)
+                    await _heard(stream)
+                return listened, await process.wait()
+            finally:
+                self._listening.discard(number)
+                del self._processes[number]
+                if process.returncode is None:
+                    process.kill()
+
+    async def _start(self, worker: Worker) -> trio.Process:
+        """Start our own command line, in a group of its own: Ctrl-C is to come once, from the parent."""
+        command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker", str(worker)]
+        return await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, pass_fds=[worker.descriptor], process_group=0
+        )
+
+    async def _pass_on(self, signals: AsyncIterator[int]) -> None:
+        """Tell every worker what we are told."""
+        async for number in signals:
+            logger.info("signal passed on", signal=signal.Signals(number).name)
+            if number != signal.SIGHUP:
+                self._stopping.set()
+            self._send(number)
+
+    async def _kill_who_does_not_end(self) -> None:
+        await self._stopping.wait()
+        await trio.sleep(self._listener.drain_s + STOP_GRACE_S)
+        logger.error("killed, having not ended in time", workers=sorted(self._processes))
+        self._code = 1
+        self._send(signal.SIGKILL)
+
+    def _stop(self, code: int) -> None:
+        self._code = code
+        self._stopping.set()
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: int) -> None:
+        for process in self._processes.values():
+            process.send_signal(number)
+
+
+async def _heard(stream: trio.SocketStream) -> bool:
+    """Wait for the next word of a worker; False: it has ended."""
+    try:
+        return bool(await stream.receive_some(len(_LISTENING)))
+    except trio.BrokenResourceError:
+        return False
+
+
+async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
+    """Find out whether the port is free, and which one it is where any will do. Raises ``StartError``.
+
+    On Linux it is kept with a socket that does not listen; elsewhere such a socket would be given connections.
+    """
+    with await open_listening_socket(evolve(options, workers=1)) as alone:
+        family, address = alone.family, alone.getsockname()
+    if sys.platform == "linux":
+        kept = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind(address)
+    port: int = address[1]
+    return port
+
+
+def worker_of(text: str) -> Worker:
+    """The worker that a command line tells of. Raises ``SettingsError``: nobody but the parent writes that option."""
+    try:
+        return Worker.parse(text)
+    except ValueError:
+        raise SettingsError(["--worker is for the processes that the server starts by itself"]) from None

@@ -1,0 +1,42 @@
+"""Settings of different sections that contradict each other."""
+
+import pytest
+
+from airy_trio.errors import SettingsError
+from airy_trio.settings import parse
+
+URL = '[database]\nurl = "sqlite:///a.db"\n'
+
+
+def faults(text: str) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as error:
+        parse(f"{URL}{text}", {})
+    return error.value.faults
+
+
+def test_workers_share_a_store() -> None:
+    assert faults('[log]\nstore = "memory"\n[listener]\nworkers = 2') == (
+        'listener.workers is 2, but log.store is "memory", which one process alone can have',
+    )
+    assert parse(f'{URL}[log]\nstore = "memory"\n[listener]\nworkers = 1', {}).listener.workers == 1
+
+
+def test_every_worker_has_an_admin_port() -> None:
+    assert faults("[admin]\nport = 65533\n[listener]\nworkers = 4") == (
+        "listener.workers is 4, but admin.port + 3, of the last one, is no port",
+    )
+    assert parse(f"{URL}[admin]\nport = 65532\n[listener]\nworkers = 4", {}).admin.port == 65532
+    assert parse(f"{URL}[admin]\nport = 0\n[listener]\nworkers = 256", {}).listener.workers == 256
+
+
+@pytest.mark.parametrize("port", [8081, 8082, 8083])
+def test_no_admin_port_is_that_of_the_clients(port: int) -> None:
+    (told,) = faults(f"[listener]\nport = {port}\nworkers = 3")
+    assert told.startswith(f"listener.port is {port}, but admin.port to admin.port + 2 are the admin ports")
+    assert parse(f"{URL}[listener]\nport = 8084\nworkers = 3", {}).listener.port == 8084
+
+
+@pytest.mark.parametrize("workers", [0, -1, 257, "2.5", "'2'"])
+def test_no_number_of_workers(workers: object) -> None:
+    (told,) = faults(f"[listener]\nworkers = {workers}")
+    assert told.startswith("listener.workers: found ")

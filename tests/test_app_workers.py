@@ -1,0 +1,209 @@
+"""Several workers on one port, real processes: one is killed, or their parent is, or one cannot start."""
+
+import itertools
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from airy_trio.app.workers import FAILURES_MAX, Worker, worker_of
+from airy_trio.errors import SettingsError
+from airy_trio.settings import parse
+from airy_trio.testing.client import Closed
+from tests.application import Application
+from tests.e2e.route import HOST, Listening, configure, listening
+from tests.processes import AIRY_TRIO, Server, json_object, run, running
+
+TIMEOUT_S = 60.0
+CLIENTS = 16
+
+
+def config_of(application: Application, folder: Path, *, port: int = 0, admin_port: int = 0) -> Path:
+    config = configure(application, folder)
+    text = config.read_text().replace("port = 0\n", f"port = {port}\nworkers = 2\n", 1)
+    config.write_text(text.replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}"))
+    return config
+
+
+@asynccontextmanager
+async def two_workers(config: Path) -> AsyncIterator[Server]:
+    async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server:
+        server.port = (await server.record("all workers listen"))["port"]
+        yield server
+
+
+async def later(server: Server, event: str, after: int, **facts: object) -> dict[str, Any]:
+    """The first record of this kind from line ``after`` on."""
+    for number in itertools.count(after):
+        line = await server.err.line(number)
+        assert line is not None, server.err.all
+        found = json_object(line)
+        if found.get("event") == event and facts.items() <= found.items():
+            return found
+    raise AssertionError
+
+
+def workers_with(server: Server, event: str) -> list[int]:
+    said = [json_object(line) for line in server.err.all]
+    return [record["worker"] for record in said if record.get("event") == event]
+
+
+async def pid_of(server: Server, number: int) -> int:
+    pid: int = (await server.record("worker started", worker=number))["pid"]
+    return pid
+
+
+async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitStack) -> bool:
+    """Take the next event, on another worker where the client's own was killed; whether it was."""
+    try:
+        await client.next()
+    except (Closed, trio.BrokenResourceError):
+        again = await stack.enter_async_context(listening(server, after=client.events[-1].position))
+        assert again.receipt.get("resume") == "resumed"
+        client.events.append(await again.next())
+        client.client = again.client
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
+async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_nothing(
+    database: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    application: Application = request.getfixturevalue(database)
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config_of(application, tmp_path)) as server, AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(listening(server)) for _ in range(CLIENTS)]
+            application.tag("before")
+            for client in clients:
+                await client.next()
+            assert set(workers_with(server, "connection opened")) == {0, 1}
+            assert workers_with(server, "recording") == [0], "the others wait for the lease"
+            said = len(server.err.all)
+            os.kill(await pid_of(server, 0), signal.SIGKILL)
+            await later(server, "a worker has ended: it is started again", said, worker=0, exit_code=-signal.SIGKILL)
+            application.tag("meanwhile")
+            resumed = [await next_or_resumed(client, server, stack) for client in clients]
+            assert {True, False} == set(resumed)
+            await later(server, "all workers listen", said, port=server.port)
+            application.tag("after")
+            for client in clients:
+                await client.next()
+                assert [event.offset for event in client.events] == [1, 2, 3]
+            server.process.send_signal(signal.SIGTERM)
+            for client in clients:
+                assert (await client.client.receive()).get("message") == "503-shutting-down"
+                with pytest.raises(Closed, match="1012"):
+                    await client.client.receive()
+            assert await server.wait() == 0
+    assert [line for line in server.err.all if not json_object(line)] == []
+    assert sorted(workers_with(server, "stopping")) == [0, 1]
+
+
+@pytest.mark.slow
+async def test_no_worker_outlives_its_parent(sqlite_application: Application, tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config_of(sqlite_application, tmp_path)) as server, listening(server) as client:
+            server.process.kill()
+            assert (await client.client.receive()).get("message") == "503-shutting-down"
+            await server.wait()  # its pipes end with the last of them
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream(HOST, server.port)
+    assert sorted(workers_with(server, "the parent process is gone: stopping")) == [0, 1], "\n".join(
+        server.err.all[-5:]
+    )
+
+
+@pytest.mark.slow
+async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second_one_ends_all(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    port = free_ports(2)
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config_of(sqlite_application, tmp_path, admin_port=port)) as server:
+            for number in range(2):
+                assert (await server.record("admin port open", worker=number))["port"] == port + number
+                async with await trio.open_tcp_stream(HOST, port + number):
+                    pass
+            server.process.send_signal(signal.SIGHUP)
+            for number in range(2):
+                renewed = await server.record("settings renewed", worker=number)
+                assert renewed["only_after_a_restart"] == []
+            for _ in range(2):
+                server.process.send_signal(signal.SIGINT)
+            assert await server.wait() == 0
+
+
+@pytest.mark.slow
+async def test_a_port_that_is_taken_is_told_once(sqlite_application: Application, tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as taken:
+        ended = await run("--config", str(config_of(sqlite_application, tmp_path, port=taken.getsockname()[1])))
+    assert ended.code == 1
+    assert "listener: cannot listen on" in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.slow
+async def test_a_first_start_that_fails_ends_all(sqlite_application: Application, tmp_path: Path) -> None:
+    port = free_ports(2)
+    with socket.create_server((HOST, port + 1)):
+        ended = await run("--config", str(config_of(sqlite_application, tmp_path, admin_port=port)))
+    assert ended.code == 1
+    assert f"airy-trio: admin: cannot listen on 127.0.0.1:{port + 1}" in ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+async def test_when_nobody_listens_and_none_can_start_the_command_ends(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = config_of(sqlite_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config) as server:
+            config.unlink()
+            for number in range(2):
+                os.kill(await pid_of(server, number), signal.SIGKILL)
+            assert await server.wait() == 2, "what the settings have"
+    ends = workers_with(server, "a worker has ended: it is started again")
+    assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
+
+
+def free_ports(count: int) -> int:
+    """The first of some ports in a row that nobody has just now."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000, count):
+        with ExitStack() as sockets:
+            try:
+                for number in range(count):
+                    sockets.enter_context(socket.create_server((HOST, port + number)))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
+
+
+def test_a_worker_on_a_command_line() -> None:
+    worker = Worker(number=3, port=8080, descriptor=5)
+    assert worker_of(str(worker)) == worker
+    for text in ("", "1", "1:2", "a:b:c", "1:2:3:4"):
+        with pytest.raises(SettingsError):
+            worker_of(text)
+
+
+def test_what_a_worker_has_for_itself() -> None:
+    settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
+    first, last = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (0, 3))
+    assert (first.listener.port, last.listener.port) == (7000, 7000)
+    assert (first.admin.port, last.admin.port) == (8081, 8084)
+    assert (first.database.migrate, last.database.migrate) == (True, False)
+    off = parse('[database]\nurl = "sqlite:///a.db"\n[admin]\nport = 0\n[listener]\nworkers = 4\n', {})
+    assert Worker(number=3, port=7000, descriptor=5).settings(off).admin.port == 0
