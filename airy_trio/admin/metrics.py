@@ -82,6 +82,11 @@ class _Figures(Collector):
         yield _counter("nacks", "Messages that clients refused.", found.get("nacks", 0))
         ended = _after("farewell ", found)
         yield _labelled(CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", ended)
+        yield _gauge("client_addresses", "Addresses that connections are counted by.", found.get("addresses", 0))
+        away = _after("turned away ", found)
+        yield _labelled(CounterMetricFamily, "connections_turned_away", "Connections beyond a limit.", "limit", away)
+        requests = _after("requests refused ", found)
+        yield _labelled(CounterMetricFamily, "requests_refused", "Requests answered in HTTP.", "status", requests)
         refused = _after("refused ", found)
         yield _labelled(CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", refused)
         yield _histogram(

@@ -1,11 +1,14 @@
 """The figures of a real server after something has happened, parsed as Prometheus does."""
 
+import pytest
+import trio
+
 from airy_trio import __version__
 from airy_trio.log.latencies import BOUNDS_S
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.client import connect
+from airy_trio.testing.client import Rejected, StompClient, connect
 from airy_trio.websocket.farewells import CATALOGUE
-from tests.admin.serving import Port, Samples, admin, free_port, serving_all
+from tests.admin.serving import HOST, Port, Samples, admin, free_port, serving_all
 from tests.application import Application
 
 
@@ -99,6 +102,49 @@ async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_appl
     }  # fmt: skip
     assert labelled(samples, "airy_trio_connections_ended_total") == {"forbidden": 1, "protocol error": 2}
     assert labelled(samples, "airy_trio_connections_ended_total").keys() <= {row.name for row in CATALOGUE}
+
+
+async def test_who_is_not_let_in_is_counted(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(f"[listener]\nport = 0\nconnections_max = 2\n[admin]\nport = {free_port()}\n")
+    async with serving_all(settings) as (address, port):
+        with pytest.raises(Rejected):
+            await connect(address.host, address.port, "/elsewhere")
+        await until(port, "airy_trio_connections", 0)
+        async with StompClient(await trio.open_tcp_stream(HOST, address.port)) as rebound:
+            with pytest.raises(Rejected):
+                await rebound.upgrade("attacker.example")
+        await until(port, "airy_trio_connections", 0)
+        async with await connect(address.host, address.port), await connect(address.host, address.port):
+            assert value(await port.samples(), "airy_trio_client_addresses") == 1
+            for _ in range(3):
+                with pytest.raises(Rejected):
+                    await connect(address.host, address.port)
+        samples = await until(port, "airy_trio_connections", 0)
+    assert labelled(samples, "airy_trio_requests_refused_total") == {"403": 1, "404": 1}
+    assert labelled(samples, "airy_trio_connections_turned_away_total") == {"connections_max": 3}
+    assert labelled(samples, "airy_trio_connections_ended_total") == {"gone": 2, "refused": 2}
+
+
+ISSUED = {
+    "connections": "airy_trio_connections",
+    "subscriptions": "airy_trio_subscriptions",
+    "events by type": "airy_trio_events_recorded_total",
+    "deliveries": "airy_trio_deliveries_total",
+    "bytes": "airy_trio_delivered_bytes_total",
+    "behind clients": "airy_trio_connections_behind",
+    "cuts by reason": "airy_trio_connections_ended_total",
+    "commit-to-send latency": "airy_trio_delivery_seconds",
+    "recorder lag": "airy_trio_recorder_lag_seconds",
+    "store latency": "airy_trio_store_append_seconds",
+    "refused frames by token": "airy_trio_frames_refused_total",
+}
+
+
+async def test_what_a_person_on_call_expects_is_there_from_the_start(sqlite_application: Application) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
+        told = (await port.get("/metrics")).text
+    for name in ISSUED.values():
+        assert f"\n# TYPE {name} " in told, name
 
 
 async def test_what_is_trimmed_is_counted(sqlite_application: Application) -> None:
