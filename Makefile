@@ -22,7 +22,10 @@ FUZZ_SECONDS ?= 60
 DRILL_SECONDS ?= 120
 DRILL_RESUMES ?= 10000
 
-.PHONY: demo test check fix clean bench bench-route bench-stomp drill fuzz
+# How long hostile clients have at the server in `make chaos`.
+CHAOS_SECONDS ?= 60
+
+.PHONY: chaos demo test check fix clean bench bench-route bench-stomp drill fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -55,6 +58,9 @@ bench-stomp: $(VENV)/.tests
 
 drill: $(VENV)/.tests
 	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) $(BIN)/python -m pytest -s tests/drill
+
+chaos: $(VENV)/.tests
+	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_chaos.py
 
 fuzz: $(VENV)/.fuzzes
 	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)

@@ -1,0 +1,137 @@
+"""The chaos drill: hundreds of hostile connections, while a hundred honest clients receive everything."""
+
+import json
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import define, field
+
+from airy_trio.testing.client import StompClient, connect
+from tests.application import Application
+from tests.drill.nodes import ROOT
+from tests.e2e.route import HOST, configure, event_of
+from tests.processes import Program, json_object, running, server
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
+HONEST = 100
+ATTACKERS = 500
+PAUSE_S = 0.1
+"""Between two events."""
+WARM_S = 3.0
+NEWCOMER_S = 10.0
+END_S = 60.0
+GROWTH_BYTES_MAX = 96 * 1024 * 1024
+"""For all the attackers' connections at once, with what each may send before it is cut, and an allocator's slack."""
+SEED = 7
+TARGET_MS = 100
+LISTENER = "[listener]\nsend_timeout_s = 2\nconnect_timeout_s = 5\n"
+
+
+@define
+class Honest:
+    """One client that reads what comes. ``latencies_s``: from before the commit to the client."""
+
+    client: StompClient
+    numbers: list[int] = field(factory=list)
+    latencies_s: list[float] = field(factory=list)
+
+    async def read(self, last: list[int]) -> None:
+        """Read until the last event, which is known only at the end."""
+        while not last or not self.numbers or self.numbers[-1] < last[0]:
+            payload = event_of(await self.client.receive()).payload
+            self.numbers.append(int(payload["id"]))
+            self.latencies_s.append(trio.current_time() - float(payload["name"]))
+
+
+@define
+class Chaos:
+    """What goes on. ``connecting_s``: how long newcomers took to come in."""
+
+    application: Application
+    port: int
+    written: int = 0
+    last: list[int] = field(factory=list)
+    connecting_s: list[float] = field(factory=list)
+
+    async def write(self, until: float) -> None:
+        """Change a tag now and then; its name is the time."""
+        while trio.current_time() < until:
+            await self.write_one()
+            await trio.sleep(PAUSE_S)
+        self.last.append(self.written + 1)
+        await self.write_one()
+
+    async def write_one(self) -> None:
+        self.written += 1
+        await trio.to_thread.run_sync(self.application.tag, str(self.written), repr(trio.current_time()))
+
+    async def newcomers(self, until: float) -> None:
+        """Another honest client every second, which has to come in."""
+        while trio.current_time() < until:
+            begun_at = trio.current_time()
+            with trio.fail_after(NEWCOMER_S):
+                async with await connect(HOST, self.port) as client:
+                    await client.subscribe()
+                    self.connecting_s.append(trio.current_time() - begun_at)
+                    await client.disconnect()
+            await trio.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 3 * END_S)
+async def test_honest_clients_receive_everything_while_others_do_their_worst(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = configure(sqlite_application, tmp_path)
+    config.write_text(config.read_text().replace("[listener]\n", LISTENER))
+    attackers = [sys.executable, "-m", "tests.drill.attackers"]
+    with trio.fail_after(SECONDS + 2 * END_S):
+        async with server(config) as serving, AsyncExitStack() as stack:
+            chaos = Chaos(sqlite_application, serving.port)
+            honest = [Honest(await stack.enter_async_context(await connect(HOST, serving.port))) for _ in range(HONEST)]
+            for one in honest:
+                await one.client.subscribe(headers=[("replay", "none")])
+            async with trio.open_nursery() as nursery:
+                for one in honest:
+                    nursery.start_soon(one.read, chaos.last)
+                command = [*attackers, str(serving.port), str(SEED), str(ATTACKERS)]
+                async with running(Program, command, folder=ROOT) as attacking:
+                    until = trio.current_time() + SECONDS
+                    nursery.start_soon(chaos.newcomers, until)
+                    nursery.start_soon(chaos.write, until)
+                    await trio.sleep(WARM_S)
+                    warm = await memory_of(serving)
+                    await trio.sleep_until(until)
+                    grown = await memory_of(serving) - warm
+                    assert await attacking.terminate() == 0, attacking.err.all
+                    tally = json.loads(attacking.out.all[-1])
+            for one in honest:
+                assert one.numbers == list(range(1, chaos.written + 1))
+            assert serving.process.poll() is None
+            assert await serving.terminate() == 0
+    assert [line for line in serving.err.all if json_object(line).get("level") == "error"] == []
+    assert [line for line in serving.err.all if not json_object(line)] == []
+    assert grown < GROWTH_BYTES_MAX
+    tell(honest, chaos, tally, grown)
+
+
+async def memory_of(program: Program) -> int:
+    """Its resident memory in bytes."""
+    told = await trio.run_process(["ps", "-o", "rss=", "-p", str(program.process.pid)], capture_stdout=True)
+    return int(told.stdout) * 1024
+
+
+def tell(honest: list[Honest], chaos: Chaos, tally: dict[str, int], grown: int) -> None:
+    latencies = sorted(latency for one in honest for latency in one.latencies_s)
+    p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
+    attacks = sum(tally.values()) - tally.get("cut", 0) - tally.get("no connection", 0)
+    sys.stdout.write(
+        f"chaos: {attacks} attacks over {ATTACKERS} connections in {SECONDS:.0f} s; {HONEST} honest clients received "
+        f"{chaos.written} events each, commit to client p50 {p50:.1f} ms, p99 {p99:.1f} ms (target {TARGET_MS}); "
+        f"newcomers came in after at most {max(chaos.connecting_s) * 1000:.0f} ms; the server's memory grew by "
+        f"{grown / 1024 / 1024:.1f} MiB\n"
+    )

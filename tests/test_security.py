@@ -1,0 +1,38 @@
+"""SECURITY.md: every row of its tables names tests, and every test that it names exists."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "SECURITY.md").read_text()
+ROWS = [line for line in TEXT.splitlines() if re.match(r"\| (?!threat |what )[^-]", line)]
+NAMED = sorted(set(re.findall(r"`(tests/[^`]+\.py)::([^`]+)`", TEXT)))
+WHO = ("An anonymous client", "An authenticated client", "A proxy", "A compromised database role")
+
+
+@cache
+def tests_in(path: str) -> frozenset[str]:
+    return frozenset(re.findall(r"^(?:async )?def (test_\w+)", (ROOT / path).read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("path, name", NAMED)
+def test_a_named_test_exists(path: str, name: str) -> None:
+    assert name in tests_in(path)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:42])
+def test_a_row_has_a_threat_an_answer_and_its_tests(row: str) -> None:
+    threat, answer, shown = (cell.strip() for cell in row.strip("|").split("|"))
+    assert threat
+    assert answer
+    assert set(re.sub(r"`tests/[^`]+\.py::test_\w+`", "", shown)) <= set(", ")
+    assert "::" in shown
+
+
+def test_everybody_who_is_to_be_looked_at_is() -> None:
+    sections = [line.removeprefix("### ") for line in TEXT.splitlines() if line.startswith("### ")]
+    assert all(any(section.startswith(who) for section in sections) for who in WHO)
+    assert len(ROWS) > 25
