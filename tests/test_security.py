@@ -14,13 +14,13 @@ WHO = ("An anonymous client", "An authenticated client", "A proxy", "A compromis
 
 
 @cache
-def tests_in(path: str) -> frozenset[str]:
+def names_in(path: str) -> frozenset[str]:
     return frozenset(re.findall(r"^(?:async )?def (test_\w+)", (ROOT / path).read_text(), flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("path, name", NAMED)
 def test_a_named_test_exists(path: str, name: str) -> None:
-    assert name in tests_in(path)
+    assert name in names_in(path)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:42])
