@@ -110,11 +110,12 @@ class Server(Program):
     """``airy-trio --config``, listening. ``port`` is the real one."""
 
     port: int = 0
+    tls: bool = False
 
     @property
     def url(self) -> str:
         """The WebSocket URL with the default path."""
-        return f"ws://127.0.0.1:{self.port}/ws.communication"
+        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/ws.communication"
 
 
 AnyProgram = TypeVar("AnyProgram", bound=Program)
@@ -170,7 +171,8 @@ async def server(
     command = [*AIRY_TRIO, "--config", str(config)]
     async with running(Server, command, environ=environ, folder=folder) as listening:
         with trio.fail_after(START_TIMEOUT_S):
-            listening.port = (await listening.record("listening"))["port"]
+            record = await listening.record("listening")
+            listening.port, listening.tls = record["port"], record["url"].startswith("wss:")
         yield listening
 
 

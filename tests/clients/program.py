@@ -5,6 +5,7 @@ python -m tests.clients.PROGRAM URL [LAST-EVENT-ID] [COUNT]
 
 import json
 import os
+import ssl
 import sys
 from collections.abc import Callable
 from typing import Self
@@ -43,6 +44,11 @@ class Arguments:
     @property
     def port(self) -> int:
         return urlsplit(self.url).port or 80
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What a client needs for a wss:// URL; it trusts whom the environment names."""
+        return ssl.create_default_context() if urlsplit(self.url).scheme == "wss" else None
 
     @property
     def path(self) -> str:

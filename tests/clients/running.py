@@ -17,6 +17,8 @@ from tests.processes import Program, json_object, running
 
 FOLDER = Path(__file__).parent
 RECEIVE_TIMEOUT_S = 30.0
+CERTIFICATE_VARIABLES = ("NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE", "WEBSOCKET_CLIENT_CA_BUNDLE")
+"""Of Node.js, OpenSSL and websocket-client."""
 
 
 @frozen
@@ -79,9 +81,19 @@ def missing(program: str) -> str | None:
 
 @asynccontextmanager
 async def client(
-    program: str, url: str, *, last_event_id: str = "", count: int = 0, token: str = "", heartbeat_ms: int | None = None
+    program: str,
+    url: str,
+    *,
+    last_event_id: str = "",
+    count: int = 0,
+    token: str = "",
+    heartbeat_ms: int | None = None,
+    authority: Path | None = None,
 ) -> AsyncIterator[Client]:
-    """Start a client; it ends by itself after ``count`` messages (0: never). ``heartbeat_ms`` None: as it is."""
+    """Start a client; it ends by itself after ``count`` messages (0: never). ``heartbeat_ms`` None: as it is.
+
+    ``authority``: whose certificates it trusts, beside or instead of those of the machine.
+    """
     if reason := missing(program):
         pytest.skip(reason)
     if program.endswith(".mjs"):
@@ -89,6 +101,8 @@ async def client(
     else:
         command = [sys.executable, "-m", f"{__package__}.{program.removesuffix('.py')}"]
     environ = {"TOKEN": token, "HEARTBEAT_MS": "" if heartbeat_ms is None else str(heartbeat_ms)}
+    if authority is not None:
+        environ |= dict.fromkeys(CERTIFICATE_VARIABLES, str(authority))
     arguments = [url, last_event_id, str(count)]
     async with running(Client, [*command, *arguments], environ=environ, folder=FOLDER.parents[1]) as started:
         yield started

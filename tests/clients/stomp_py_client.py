@@ -2,6 +2,7 @@
 ``program``.
 """
 
+import os
 import signal
 import threading
 from typing import Protocol
@@ -45,6 +46,9 @@ class Listener(stomp.ConnectionListener):  # type: ignore[misc]  # it has no typ
             reconnect_attempts_max=-1,
             reconnect_sleep_max=0.5,
         )
+        if self._arguments.tls is not None:
+            authority = os.environ["WEBSOCKET_CLIENT_CA_BUNDLE"]
+            connection.set_ssl([(self._arguments.host, self._arguments.port)], ca_certs=authority)
         self._connection = connection
         connection.set_listener("", self)
         connection.connect(passcode=self._arguments.token or None)

@@ -7,8 +7,11 @@ What it keeps to itself, CONNECTED, heart-beats and the receipt of DISCONNECT, i
 import asyncio
 import signal
 from collections.abc import AsyncGenerator
+from ssl import SSLContext
+from typing import Literal, Self
 
 import stompman
+import websockets
 from stompman.connection_ws import WebSocketConnection
 from stompman.frames import (
     AnyClientFrame,
@@ -30,6 +33,31 @@ class TellingConnection(WebSocketConnection):
     """Tells of the frames that stompman handles without a word."""
 
     disconnect_receipt = ""
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        host: str,
+        port: int,
+        timeout: int,  # noqa: ASYNC109 - the same
+        read_max_chunk_size: int,
+        ssl: Literal[True] | SSLContext | None,
+        ws_uri_path: str | None = None,
+    ) -> Self | None:
+        """Do as it does, but over TLS where that is asked for: it says ws:// even then, which websockets refuses."""
+        if ssl is None:
+            return await super().connect(
+                host=host,
+                port=port,
+                timeout=timeout,
+                read_max_chunk_size=read_max_chunk_size,
+                ssl=None,
+                ws_uri_path=ws_uri_path,
+            )
+        url = f"wss://{host}:{port}/{(ws_uri_path or '').strip('/')}"
+        websocket = await asyncio.wait_for(websockets.connect(url, ssl=ssl, max_size=read_max_chunk_size), timeout)
+        return cls(websocket=websocket, read_max_chunk_size=read_max_chunk_size, ssl=ssl)
 
     async def write_frame(self, frame: AnyClientFrame) -> None:
         if isinstance(frame, DisconnectFrame):
@@ -63,6 +91,7 @@ async def main(arguments: Arguments) -> None:
     client = stompman.Client(
         servers=[server],
         connection_class=TellingConnection,
+        ssl=arguments.tls,
         connect_retry_attempts=CONNECT_ATTEMPTS_MAX,
         heartbeat=stompman.Heartbeat(arguments.heartbeat_ms, arguments.heartbeat_ms),
         on_error_frame=lambda frame: tell("error", headers=frame.headers, body=frame.body.decode()),

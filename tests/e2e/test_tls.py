@@ -1,0 +1,272 @@
+"""TLS through the whole server: clients of others, a renewed certificate, and those who do not speak TLS."""
+
+import os
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import websockets.sync.client
+
+from airy_trio.testing.client import Closed, StompClient, connect
+from tests.application import Application
+from tests.certificates import Files, issue, trusting
+from tests.clients.matrix import CLIENTS, Capability, RealClient
+from tests.clients.running import client
+from tests.processes import Server, run, server
+
+TIMEOUT_S = 40.0
+EVENTS = 20
+
+
+def configure(application: Application, folder: Path, files: Files, more: str = "") -> Path:
+    """Write settings with TLS; ``more``: what follows in ``[listener]``."""
+    application.migrate()
+    config = folder / "airy-trio.toml"
+    config.write_text(
+        f'[database]\nurl = "{application.url}"\n[listener]\nport = 0\n{files.listener}{more}\n'
+        '[admin]\nport = 0\n[logging]\nformat = "json"\n'
+    )
+    return config
+
+
+@asynccontextmanager
+async def speaking_tls(
+    application: Application, folder: Path, more: str = ""
+) -> AsyncIterator[tuple[Server, Files, Path]]:
+    files = issue(folder)
+    config = configure(application, folder, files, more)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            yield serving, files, config
+
+
+async def our_client(serving: Server) -> StompClient:
+    found = await connect("localhost", serving.port, tls=trusting())
+    assert (await found.subscribe()).command == "RECEIPT"
+    return found
+
+
+def serial(found: StompClient) -> object:
+    assert isinstance(found.stream, trio.SSLStream)
+    return found.stream.getpeercert()["serialNumber"]
+
+
+@pytest.mark.parametrize("real", CLIENTS, ids=lambda real: real.package)
+async def test_clients_of_others(real: RealClient, sqlite_application: Application, tmp_path: Path) -> None:
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, files, _):
+        assert serving.url.startswith("wss://127.0.0.1:")
+        async with client(real.program, serving.url, count=EVENTS, authority=files.authority) as running:
+            await running.until_told("connected", 1)
+            for number in range(1, EVENTS + 1):
+                sqlite_application.message(id=f"m{number}")
+            received = await running.messages(EVENTS)
+            assert [one.offset for one in received] == list(range(1, EVENTS + 1))
+            assert await running.wait() == 0
+        ended = await serving.record("connection closed")
+        leaves_in_order = real.verdict(Capability.DISCONNECT).works
+        assert ended["farewell"] == "done" if leaves_in_order else ended["farewell"] in {"done", "gone"}
+        assert "Traceback" not in "\n".join(serving.err.all)
+
+
+async def test_a_client_that_does_not_trust_the_authority_does_not_connect(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with (
+        speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
+        client("stompjs.mjs", serving.url) as running,
+    ):
+        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert not running.told("connected")
+
+
+async def test_the_protocol_is_http_1(sqlite_application: Application, tmp_path: Path) -> None:
+    """What a browser offers with it; and the library of many Python clients."""
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
+
+        def talk() -> tuple[str | None, str]:
+            context = trusting()
+            context.set_alpn_protocols(["h2", "http/1.1"])
+            url = serving.url.replace("127.0.0.1", "localhost")
+            with websockets.sync.client.connect(url, ssl=context) as talking:
+                assert isinstance(talking.socket, ssl.SSLSocket)
+                talking.send("CONNECT\naccept-version:1.2\n\n\0")
+                return talking.socket.selected_alpn_protocol(), str(talking.recv(10))
+
+        alpn, answer = await trio.to_thread.run_sync(talk)
+        assert alpn == "http/1.1"
+        assert answer.startswith("CONNECTED\n")
+
+
+async def test_sighup_renews_the_certificate_and_keeps_who_is_connected(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with (
+        speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
+        await our_client(serving) as old,
+    ):
+        issue(tmp_path)
+        serving.process.send_signal(signal.SIGHUP)
+        await serving.record("settings renewed")
+        async with await our_client(serving) as new:
+            assert serial(old) != serial(new)
+            sqlite_application.tag()
+            assert [(await one.receive()).command for one in (old, new)] == ["MESSAGE"] * 2
+        assert await serving.terminate() == 0
+
+
+async def test_sighup_with_a_faulty_file_is_one_line_and_ends_nobody(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with (
+        speaking_tls(sqlite_application, tmp_path) as (serving, files, config),
+        await our_client(serving) as old,
+    ):
+        config.write_text(config.read_text().replace("port = 0", "port = {}", 1))
+        serving.process.send_signal(signal.SIGHUP)
+        told = await serving.record("settings not renewed")
+        assert told["faults"] == ["listener.port: found a table, allowed is an integer"]
+        files.key.unlink()
+        configure(sqlite_application, tmp_path, files)
+        serving.process.send_signal(signal.SIGHUP)
+        [fault] = (await serving.record("settings not renewed", faults=[missing(files)]))["faults"]
+        assert fault == missing(files)
+        async with await our_client(serving) as new:
+            assert serial(old) == serial(new)
+        assert "Traceback" not in "\n".join(serving.err.all)
+
+
+def missing(files: Files) -> str:
+    return f"listener.tls_key: {files.key}: the file cannot be read: No such file or directory"
+
+
+async def test_sighup_without_anything_to_renew_does_not_end_the_server(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    sqlite_application.migrate()
+    config = tmp_path / "airy-trio.toml"
+    config.write_text(
+        f'[database]\nurl = "{sqlite_application.url}"\n[listener]\nport = 0\n[admin]\nport = 0\n'
+        '[logging]\nformat = "json"\n'
+    )
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            assert not serving.tls
+            serving.process.send_signal(signal.SIGHUP)
+            assert (await serving.record("settings renewed"))["only_after_a_restart"] == []
+            async with await connect("127.0.0.1", serving.port) as found:
+                assert (await found.subscribe()).command == "RECEIPT"
+            assert await serving.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    "said, reason",
+    [
+        (b"GET /ws.communication HTTP/1.1\r\nHost: localhost\r\n\r\n", "http request"),
+        (os.urandom(10_000).replace(b"\x16", b"\x17"), None),
+        (b"\x16\x03\x01\x00\x05hello", "unexpected message"),
+    ],
+    ids=["HTTP", "garbage", "no ClientHello"],
+)
+async def test_who_does_not_speak_tls_is_one_line_of_the_log(
+    sqlite_application: Application, tmp_path: Path, said: bytes, reason: str | None
+) -> None:
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
+        stream = await trio.open_tcp_stream("127.0.0.1", serving.port)
+        async with stream:
+            await stream.send_all(said)
+            record = await serving.record("TLS handshake failed")
+            assert record["reason"] == (reason or record["reason"])
+            assert record["level"] == "info"
+            await read_to_end(stream)
+            closed = await serving.record("connection closed", session=record["session"])
+            assert closed["farewell"] == "gone"
+        async with await our_client(serving):
+            pass
+        assert len([line for line in serving.err.all if "TLS handshake failed" in line]) == 1
+        assert "Traceback" not in "\n".join(serving.err.all)
+
+
+async def read_to_end(stream: trio.SocketStream) -> None:
+    try:
+        while await stream.receive_some(65_536):
+            pass
+    except trio.BrokenResourceError:
+        pass
+
+
+async def test_a_look_whether_the_port_is_open_is_no_failed_handshake(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
+        await (await trio.open_tcp_stream("127.0.0.1", serving.port)).aclose()
+        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert not any("TLS handshake failed" in line for line in serving.err.all)
+
+
+async def test_a_handshake_may_take_no_longer_than_connect_timeout_s_and_holds_up_nobody(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with speaking_tls(sqlite_application, tmp_path, "connect_timeout_s = 2") as (serving, _, _):
+        silent = await trio.open_tcp_stream("127.0.0.1", serving.port)
+        slow = await trio.open_tcp_stream("127.0.0.1", serving.port)
+        async with silent, slow:
+            await slow.send_all(b"\x16\x03\x01")  # the beginning of a ClientHello
+            async with await our_client(serving):
+                pass
+            for stream in (silent, slow):
+                with pytest.raises(trio.BrokenResourceError) as reset:
+                    await stream.receive_some()
+                assert isinstance(reset.value.__cause__, ConnectionResetError)
+
+
+async def test_who_is_too_many_is_told_so_over_tls(sqlite_application: Application, tmp_path: Path) -> None:
+    async with (
+        speaking_tls(sqlite_application, tmp_path, "connections_max = 1") as (serving, _, _),
+        await our_client(serving),
+    ):
+        stream = await trio.open_ssl_over_tcp_stream("localhost", serving.port, ssl_context=trusting())
+        async with stream:
+            answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+async def test_a_stream_that_is_cut_off_is_a_client_that_is_gone(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
+        found = await our_client(serving)
+        assert isinstance(found.stream, trio.SSLStream)
+        found.stream.transport_stream.socket.shutdown(socket.SHUT_WR)  # no close_notify
+        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        await trio.aclose_forcefully(found.stream)
+
+
+async def test_a_shutdown_ends_with_close_notify(sqlite_application: Application, tmp_path: Path) -> None:
+    async with (
+        speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
+        await our_client(serving) as found,
+    ):
+        serving.process.terminate()
+        assert (await found.receive()).get("message") == "503-shutting-down"
+        with pytest.raises(Closed) as closed:
+            await found.receive()
+        assert closed.value.code == 1012
+        assert await found.stream.receive_some() == b""  # SSLStream raises where close_notify is missing
+        await found.stream.aclose()
+        assert await serving.wait() == 0
+
+
+async def test_check_and_start_tell_the_same_faults(sqlite_application: Application, tmp_path: Path) -> None:
+    files = issue(tmp_path)
+    config = configure(sqlite_application, tmp_path, files)
+    files.key.unlink()
+    for command in (["--config", str(config)], ["check", "--config", str(config)]):
+        told = await run(*command)
+        assert told.code == 1
+        assert f"airy-trio: {missing(files)}\n" in told.err
+        assert "Traceback" not in told.err
