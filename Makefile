@@ -49,6 +49,7 @@ fix: $(VENV)/.checks
 
 bench: $(VENV)/.tests bench/build/load bench/build/limit
 	$(BIN)/python -m bench.run $(BENCH)
+	$(BIN)/python -m bench.tls
 
 bench-route: $(VENV)/.tests bench/build/load
 	$(BIN)/python -m bench.route $(BENCH)

@@ -19,11 +19,13 @@ import trio.testing
 
 from airy_trio import app, settings
 from airy_trio.app import process
+from airy_trio.app.renewal import open_encryption
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import NewEvent
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.websocket.outlet_tls import Encryption
 from airy_trio.websocket.session import Sessions
 from airy_trio.websocket.subscriptions import ReplayOptions
 from bench.pace import READ_BYTES, Pace, Progress
@@ -40,7 +42,7 @@ class Producer:
     """Appends events to a log at a pace, and trims the store to what the tail holds."""
 
     def __init__(self, log: EventLog, pace: Pace, *, conversations: int, keep_events: int) -> None:
-        self._log = log
+        self.log = log
         self._pace = pace
         self._conversations = conversations
         self._keep_events = keep_events
@@ -70,12 +72,12 @@ class Producer:
             if self._pace.alone:
                 await trio.testing.wait_all_tasks_blocked()
             if produced - trimmed >= TRIM_EVERY_EVENTS:
-                await self._log.store.trim(age_s=3600, keep=self._keep_events, limit=TRIM_EVENTS_MAX)
+                await self.log.store.trim(age_s=3600, keep=self._keep_events, limit=TRIM_EVENTS_MAX)
                 trimmed = produced
 
     async def _append(self, first: int, count: int) -> None:
         numbers = range(first, first + count)
-        await self._log.append(self._log.head, [self._event(number) for number in numbers], "")
+        await self.log.append(self.log.head, [self._event(number) for number in numbers], "")
 
     def _event(self, number: int) -> NewEvent:
         return NewEvent(
@@ -98,7 +100,12 @@ class Producer:
 
 
 async def serve(
-    producer: Producer, log: EventLog, listening: socket.socket, sessions: Sessions, beside: Path | None
+    producer: Producer,
+    listening: socket.socket,
+    sessions: Sessions,
+    *,
+    beside: Path | None,
+    encryption: Encryption | None,
 ) -> None:
     """Run the tasks of the server until the producer has ended.
 
@@ -107,10 +114,10 @@ async def serve(
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         if beside is not None:
             await intake.start(app.serve, settings.load(beside, os.environ))
-        intake.start_soon(log.follow)
+        intake.start_soon(producer.log.follow)
         intake.start_soon(sessions.fan_out)
         intake.start_soon(sessions.wheel.turn)
-        intake.start_soon(accept, listening, sessions, connections)
+        intake.start_soon(accept, listening, sessions, connections, encryption)
         intake.start_soon(producer.listen)
         process.freeze()
         print(listening.getsockname()[1], flush=True)
@@ -127,17 +134,24 @@ async def main() -> None:
     parser.add_argument("--tail-bytes", type=int, default=LogOptions().tail_bytes)
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--send-timeout-s", type=float, default=ListenerOptions().send_timeout_s)
+    parser.add_argument("--tls-certificate", default="")
+    parser.add_argument("--tls-key", default="")
     arguments = parser.parse_args()
     options = LogOptions(store="memory", tail_events=arguments.tail_events, tail_bytes=arguments.tail_bytes)
     log = EventLog(MemoryStore(), options)
     await log.open()
-    listener = _listener_options(arguments.send_timeout_s)
+    listener = attrs.evolve(
+        _listener_options(arguments.send_timeout_s),
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+    )
     sessions = Sessions(log, listener, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/bench")
     producer = Producer(
         log, Pace.of(arguments), conversations=arguments.conversations, keep_events=arguments.tail_events
     )
     with await open_listening_socket(listener) as listening:
-        await serve(producer, log, listening, sessions, arguments.beside)
+        encryption = await open_encryption(listener)
+        await serve(producer, listening, sessions, beside=arguments.beside, encryption=encryption)
 
 
 def _listener_options(send_timeout_s: float) -> ListenerOptions:

@@ -1,0 +1,240 @@
+"""What TLS costs: the server's CPU for a delivery to clients with TLS, beside the same without.
+
+``python -m bench.tls``. Events come one at a time (50 a second), so that each is a write and a record of its own: the
+dearest case. What is measured is the server's processor time alone, so that a client in Python does as well as one in
+C, as long as it keeps up: each must have received everything by the end, once and in order.
+"""
+
+import argparse
+import os
+import re
+import selectors
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import trustme
+from attrs import define, frozen
+
+from bench.pace import at_rate
+from bench.processes import ROOT, START_TIMEOUT_S, MeasuringFailedError
+
+TARGET: Final = 1.8
+RATE: Final = 50
+CONNECT_TIMEOUT_S: Final = 10
+READ_BYTES: Final = 65_536
+_GO: Final = struct.pack("=Q", 0)
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_NUMBER: Final = re.compile(rb"\nmessage-id:\w+-(\d+)\n")
+_UPGRADE: Final = (
+    b"GET /ws.communication HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+@frozen
+class Files:
+    """A certificate for this machine in files, and what trusts it."""
+
+    certificate: str
+    key: str
+    trusting: ssl.SSLContext
+
+    @property
+    def options(self) -> list[str]:
+        """Of the server."""
+        return ["--tls-certificate", self.certificate, "--tls-key", self.key]
+
+
+@define
+class Reader:
+    """One client: its connection, and how far it has read. ``held``: the beginning of what the last read cut."""
+
+    sock: socket.socket
+    held: bytes = b""
+    first: int = 0
+    last: int = 0
+
+    def read(self) -> None:
+        """Take all that is there. Raises ``MeasuringFailedError`` for a gap, a duplicate, or the end."""
+        while True:
+            try:
+                data = self.sock.recv(READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                return
+            if not data:
+                message = "the server closed a connection"
+                raise MeasuringFailedError(message)
+            self._look(data)
+
+    def _look(self, data: bytes) -> None:
+        data = self.held + data
+        end = 0
+        for found in _NUMBER.finditer(data):
+            number, end = int(found[1]), found.end()
+            if self.last and number != self.last + 1:
+                message = f"event {number} came after {self.last}"
+                raise MeasuringFailedError(message)
+            self.first, self.last = self.first or number, number
+        self.held = data[max(end, len(data) - 100) :]
+
+
+@frozen
+class Figures:
+    """Of one round.
+
+    ``cpu_us``: the server's processor time for a delivery; ``connect_ms``: for a connection, up to the RECEIPT of its
+    SUBSCRIBE. ``kib``: by how much the server grew for each.
+    """
+
+    cpu_us: float
+    connect_ms: float
+    kib: float
+    deliveries: int
+
+
+def measure(clients: int, measure_s: float, files: Files | None) -> Figures:
+    """Serve so many clients for a while. Raises ``MeasuringFailedError``."""
+    with _serving([] if files is None else files.options) as (process, port):
+        before, small = _cpu_s(process.pid), _resident_kib(process.pid)
+        readers = [Reader(_connected(port, files)) for _ in range(clients)]
+        connecting_s, grown_kib = _cpu_s(process.pid) - before, _resident_kib(process.pid) - small
+        try:
+            assert process.stdin is not None
+            process.stdin.write(_GO)
+            process.stdin.flush()
+            _read_for(readers, 0.5)  # what is slower the first time
+            before, had = _cpu_s(process.pid), sum(reader.last for reader in readers)
+            _read_for(readers, measure_s)
+            spent_s, deliveries = _cpu_s(process.pid) - before, sum(reader.last for reader in readers) - had
+        finally:
+            for reader in readers:
+                reader.sock.close()
+    expected = clients * RATE * measure_s
+    if any(reader.first != 1 for reader in readers) or not 0.9 * expected < deliveries < 1.1 * expected:
+        message = f"{deliveries} deliveries instead of {expected:.0f}: a client did not keep up"
+        raise MeasuringFailedError(message)
+    return Figures(spent_s / deliveries * 1e6, connecting_s / clients * 1e3, grown_kib / clients, deliveries)
+
+
+@contextmanager
+def _serving(options: Sequence[str]) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """Start the server; it ends with its standard input."""
+    command = [sys.executable, "-m", "bench.server", *at_rate(RATE).arguments(), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.strip().isdigit():
+                message = "the server did not start"
+                raise MeasuringFailedError(message)
+            yield process, int(line)
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(START_TIMEOUT_S)
+        finally:
+            process.kill()
+
+
+def _connected(port: int, files: Files | None) -> socket.socket:
+    """A client that has its RECEIPT, and blocks no more."""
+    sock = socket.create_connection(("127.0.0.1", port), CONNECT_TIMEOUT_S)
+    if files is not None:
+        sock = files.trusting.wrap_socket(sock, server_hostname="localhost")
+    sock.sendall(_UPGRADE)
+    _until(sock, b"\r\n\r\n")
+    sock.sendall(_masked(b"CONNECT\naccept-version:1.2\n\n\0"))
+    _until(sock, b"\0")
+    sock.sendall(_masked(b"SUBSCRIBE\nid:0\ndestination:/events\nreplay:none\nreceipt:r\n\n\0"))
+    _until(sock, b"\0")
+    sock.settimeout(0)
+    return sock
+
+
+def _until(sock: socket.socket, end: bytes) -> None:
+    data = b""
+    while not data.endswith(end):
+        more = sock.recv(READ_BYTES)
+        if not more:
+            message = f"refused: {data!r}"
+            raise MeasuringFailedError(message)
+        data += more
+
+
+def _masked(frame: bytes) -> bytes:
+    """A text message of a client, with the mask 0."""
+    return bytes([0x81, 0x80 | len(frame)]) + bytes(4) + frame
+
+
+def _read_for(readers: Sequence[Reader], seconds: float) -> None:
+    with selectors.DefaultSelector() as selector:
+        for reader in readers:
+            selector.register(reader.sock, selectors.EVENT_READ, reader)
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                key.data.read()
+
+
+def _cpu_s(pid: int) -> float:
+    """What a process has used of processors, the kernel's work for it included."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _resident_kib(pid: int) -> float:
+    pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def _certified(folder: str) -> Files:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    certificate, key = f"{folder}/server.pem", f"{folder}/server.key"
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    return Files(certificate, key, trusting)
+
+
+def main() -> int:
+    """Measure interleaved rounds and print the ratio; 1 where a round could not be measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which medians are taken")
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--measure-s", type=float, default=5, help="how long each is measured")
+    arguments = parser.parse_args()
+    rounds: list[tuple[Figures, Figures]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = _certified(folder)
+        for number in range(1, arguments.rounds + 1):
+            try:
+                plain, tls = (measure(arguments.clients, arguments.measure_s, each) for each in (None, files))
+            except MeasuringFailedError as error:
+                print(f"bench: {error}", file=sys.stderr)
+                return 1
+            rounds.append((plain, tls))
+            for name, figures in (("plain", plain), ("TLS", tls)):
+                print(
+                    f"round {number}/{arguments.rounds}  {name:<5} {figures.cpu_us:6.2f} µs a delivery  "
+                    f"{figures.connect_ms:5.2f} ms, {figures.kib:5.1f} KiB a connection  ({figures.deliveries} deliveries)",
+                    flush=True,
+                )
+    ratio = median(tls.cpu_us / plain.cpu_us for plain, tls in rounds)
+    verdict = "met" if ratio <= TARGET else "missed"
+    print(f"TLS, {arguments.clients} clients, unbatched, CPU a delivery: {ratio:.2f}× plain (≤ {TARGET}×: {verdict})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
