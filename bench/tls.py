@@ -227,7 +227,8 @@ def main() -> int:
             for name, figures in (("plain", plain), ("TLS", tls)):
                 print(
                     f"round {number}/{arguments.rounds}  {name:<5} {figures.cpu_us:6.2f} µs a delivery  "
-                    f"{figures.connect_ms:5.2f} ms, {figures.kib:5.1f} KiB a connection  ({figures.deliveries} deliveries)",
+                    f"{figures.connect_ms:5.2f} ms and {figures.kib:5.1f} KiB a connection  "
+                    f"({figures.deliveries} deliveries)",
                     flush=True,
                 )
     ratio = median(tls.cpu_us / plain.cpu_us for plain, tls in rounds)
