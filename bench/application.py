@@ -170,7 +170,7 @@ def postgres_databases(url: str) -> Iterator[Callable[[str], Database]]:
     """
     with ExitStack() as stack:
         if not url:
-            own = stack.enter_context(running_postgres())
+            own = stack.enter_context(running_postgres(durable=True))
             url = own.url("postgres")
         server = stack.enter_context(closing(psycopg.connect(_conninfo(url), autocommit=True)))
 

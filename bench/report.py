@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,29 @@ def markdown(results: Results, rows: Sequence[Row], scale: Scale, *, rounds: int
         *table(("case", "server", *(title for title, _ in _COLUMNS)), _all_figures(results)),
         "",
     ])  # fmt: skip
+
+
+def put_section(document: str, section: str, parts: Mapping[str, Sequence[str]]) -> str:
+    """A document with these parts, by their titles, in one of its sections; what else stands in it stays as it is."""
+    sections = _split(document, "## ")
+    known = _split(sections.get(section, ""), "### ")
+    known |= {title: "\n" + "\n".join(lines).strip("\n") + "\n\n" for title, lines in parts.items()}
+    sections[section] = _joined(known, "### ") if "" in known else "\n" + _joined(known, "### ")
+    return _joined(sections, "## ").rstrip("\n") + "\n"
+
+
+def _split(text: str, mark: str) -> dict[str, str]:
+    """The parts of a text by their titles, in order; what stands before the first title under the empty one."""
+    head, *parts = re.split(rf"^{mark}", text, flags=re.MULTILINE)
+    found = {"": head} if head.strip() else {}
+    for part in parts:
+        title, _, rest = part.partition("\n")
+        found[title] = rest
+    return found
+
+
+def _joined(parts: Mapping[str, str], mark: str) -> str:
+    return "".join(rest if not title else f"{mark}{title}\n{rest}" for title, rest in parts.items())
 
 
 def machine(loads: Sequence[float]) -> list[str]:

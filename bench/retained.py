@@ -4,13 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
+import trio
+
 from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.events.destinations import OfConversation
+from airy_trio.log.eventlog import READ_BYTES_MAX
 from airy_trio.log.sql import SqlStore
 from airy_trio.log.store import NewEvent
 from airy_trio.settings import parse
 from bench.payload import body
 
 APPEND_EVENTS: Final = 5000
+CONVERSATIONS: Final = 20_000
 
 
 async def fill(database_url: str, upto: int) -> None:
@@ -20,8 +25,16 @@ async def fill(database_url: str, upto: int) -> None:
         assert point is not None
         while head.offset < upto:
             first, last = head.offset + 1, min(head.offset + APPEND_EVENTS, upto)
-            await store.append(head, [_event(number) for number in range(first, last + 1)], point)
+            await store.append(head, [stored_event(number) for number in range(first, last + 1)], point)
             head = head.at(last)
+
+
+async def seek(database_url: str) -> tuple[float, int]:
+    """Read all events of one conversation from the oldest position on; give how many seconds it took, and how many."""
+    async with _store(database_url) as store:
+        after, begun_at = (await store.bounds()).floor, trio.current_time()
+        found = await store.read(after, 1000, OfConversation("c1"), bytes_max=READ_BYTES_MAX)
+        return trio.current_time() - begun_at, len(found)
 
 
 async def newest(database_url: str) -> int:
@@ -41,11 +54,12 @@ async def _store(database_url: str) -> AsyncIterator[SqlStore]:
         await store.aclose()
 
 
-def _event(number: int) -> NewEvent:
+def stored_event(number: int) -> NewEvent:
+    """Make an event as a message in production is, in one of ``CONVERSATIONS``."""
     return NewEvent(
         type="message.updated",
         object=f"message:m{number}",
-        conversation_id="c0",
+        conversation_id=f"c{number % CONVERSATIONS}",
         channel_id="ch1",
         body=body(number).encode(),
     )

@@ -1,7 +1,7 @@
-"""``make bench-route``: the whole route, from a commit in a real database to a client; writes ``ROUTE.md``.
+"""``make bench-route``: the whole route, from a commit in a real database to a client; writes into ``RESULTS.md``.
 
-Starts the server as it is deployed, with its event log in SQL. Without ``--database-url`` it starts a Postgres as the
-tests do, whose ``fsync`` is off: a commit costs less than on a disk, so that our triggers weigh more.
+Starts the server as it is deployed, with its event log in SQL. Without ``--database-url`` it starts a Postgres with the
+settings of a new installation, ``fsync`` among them. ``BENCH='--parts bulk,latency'`` measures only these.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,36 +19,88 @@ from typing import Final
 import trio
 
 from airy_trio.database import POSTGRES
+from airy_trio.log.eventlog import LogOptions
 from airy_trio.testing.client import connect
 from bench import report
 from bench.application import Database, postgres_databases
 from bench.costs import measure_contention, measure_writes
 from bench.deployed import QUICK, Measured, Sizes, configure, serving
 from bench.processes import Figures, loading
-from bench.retained import fill
+from bench.retained import fill, seek
+from bench.stores import measure_stores
 from bench.targets import Row
 from tests.processes import Server
 
-ROUTE: Final = Path(__file__).with_name("ROUTE.md")
+RESULTS: Final = Path(__file__).with_name("RESULTS.md")
+SECTION: Final = "The route: from a commit to a client"
 HOST: Final = "127.0.0.1"
 IDLE_PAUSE_S: Final = 0.02
 FRAME_TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_MS: Final = 60_000
 
+Make = Callable[[str], Database]
+"""Makes a Postgres database by its name."""
+Part = Callable[[Make, Path, Sizes, Measured], Awaitable[None]]
 
-async def measure_route(database: Database, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Bulk change, replay, latency and start-up over one database."""
-    database.watch()
-    config = configure(database, folder)
+
+async def measure_bulk(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """A change of many rows in one transaction, and the replay of what it gave."""
+    for database in _databases("bulk", make, folder):
+        database.watch()
+        async with serving(configure(database, folder)) as (listening, _):
+            await _bulk(listening, sizes.rows, partial(database.insert_messages, sizes.rows))
+            await _measure_bulk(database, listening, sizes, measured)
+            await _measure_replay(database, listening, sizes, measured)
+
+
+async def measure_latency(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """Single commits with nothing else going on."""
+    for database in _databases("latency", make, folder):
+        database.watch()
+        async with serving(configure(database, folder)) as (listening, _):
+            await _measure_latency(database, listening, sizes, measured)
+
+
+async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """How long a start takes and what it holds, with few and with many retained events; and a quiet conversation."""
+    for database in _databases("start", make, folder):
+        database.watch()
+        config = configure(database, folder)
+        async with serving(config) as (listening, _):
+            await _bulk(listening, 1, partial(database.insert_messages, 1))
+        await fill(database.url, sizes.few_retained)
+        few_s, few_kib = await _start(config)
+        await fill(database.url, sizes.retained)
+        many_s, many_kib = await _start(config)
+        what = f"{database.name}: from the start of the program to ready with {sizes.retained:,} retained events"
+        note = f"{few_s:.2f} s with {sizes.few_retained:,}; the tail holds {LogOptions().tail_events:,}"
+        measured.add(Row(what=what, bound=2, value=many_s, unit=" s", more_is_worse=True, note=note))
+        what = f"{database.name}: resident memory then, of that with {sizes.few_retained:,} and a full tail"
+        note = f"{many_kib / 1024:.0f} MiB; {few_kib / 1024:.0f} MiB with {sizes.few_retained:,} and half a tail"
+        measured.note(f"{what}: {note}")
+        took_s, count = await seek(database.url)
+        measured.note(
+            f"{database.name}: all {count} events of one conversation among {sizes.retained:,}: {took_s * 1000:.1f} ms"
+        )
+
+
+async def _start(config: Path) -> tuple[float, int]:
+    """Start the server once to warm the machine up, and once more; give seconds until it listened, and its memory."""
+    async with serving(config):
+        pass
     async with serving(config) as (listening, start_s):
-        measured.note(f"{database.name}: start-up with an empty log {start_s:.2f} s")
-        await _bulk(listening, sizes.rows, partial(database.insert_messages, sizes.rows))
-        await _measure_bulk(database, listening, sizes, measured)
-        await _measure_replay(database, listening, sizes, measured)
-        await _measure_latency(database, listening, sizes, measured)
-    await fill(database.url, sizes.retained)
-    async with serving(config) as (_, start_s):
-        measured.note(f"{database.name}: start-up with {sizes.retained:,} retained events {start_s:.2f} s")
+        return start_s, _resident_kib(listening.process.pid)
+
+
+def _resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def _databases(part: str, make: Make, folder: Path) -> Iterator[Database]:
+    postgres = make(part)
+    yield Database("Postgres", postgres.url)
+    yield Database("SQLite", f"sqlite:///{folder}/{part}.db")
 
 
 async def _measure_bulk(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
@@ -111,17 +163,22 @@ async def _bulk(
     return figures, changed_at
 
 
-async def measure_all(arguments: argparse.Namespace, sizes: Sizes, measured: Measured) -> None:
-    """Measure everything over both databases, in a folder that is removed after."""
-    with (
-        tempfile.TemporaryDirectory(prefix="airy-trio-bench-") as name,
-        postgres_databases(arguments.database_url) as make,
-    ):
-        folder = Path(name)
-        await measure_route(make("Postgres"), folder, sizes, measured)
-        await measure_route(Database("SQLite", f"sqlite:///{folder}/app.db"), folder, sizes, measured)
-        await measure_writes(make, folder, sizes, measured)
-        await measure_contention(make("beside"), folder, sizes, measured)
+async def _writes(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    await measure_writes(make, folder, sizes, measured)
+
+
+async def _contention(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    await measure_contention(make("beside"), folder, sizes, measured)
+
+
+PARTS: Final[Mapping[str, tuple[str, Part]]] = {
+    "bulk": ("Many rows changed at once, and their replay", measure_bulk),
+    "latency": ("A single commit", measure_latency),
+    "start": ("Start, with much retained", measure_start),
+    "stores": ("The event stores", measure_stores),
+    "writes": ("What the application pays", _writes),
+    "contention": ("Fan-out beside the recorder", _contention),
+}
 
 
 def main() -> int:
@@ -133,18 +190,34 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="little of everything; writes nothing: does it work at all?"
     )
+    parser.add_argument("--parts", default=",".join(PARTS), help="of them, separated by commas (default: all)")
     arguments = parser.parse_args()
-    sizes = QUICK if arguments.quick else Sizes()
-    measured, loads = Measured(), [os.getloadavg()[0]]
-    trio.run(measure_all, arguments, sizes, measured)
-    loads.append(os.getloadavg()[0])
-    if not arguments.quick:
-        how = [f"`make bench-route`, {datetime.now(UTC):%Y-%m-%d}.", "", *report.machine(loads)]
-        if not arguments.database_url:
-            how.append("- a Postgres as the tests start it: `fsync` off")
-        text = ["# The whole route: results", "", *how, "", *report.targets(measured.rows), ""]
-        ROUTE.write_text("\n".join([*text, *(f"- {note}" for note in measured.notes), ""]), encoding="utf-8")
+    names = arguments.parts.split(",")
+    if unknown := sorted(set(names) - PARTS.keys()):
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    with (
+        tempfile.TemporaryDirectory(prefix="airy-trio-bench-") as folder,
+        postgres_databases(arguments.database_url) as make,
+    ):
+        for name in names:
+            title, part = PARTS[name]
+            measured, loads = Measured(), [os.getloadavg()[0]]
+            trio.run(part, make, Path(folder), QUICK if arguments.quick else Sizes(), measured)
+            loads.append(os.getloadavg()[0])
+            if not arguments.quick:
+                _write(title, name, measured, loads)
     return 0
+
+
+def _write(title: str, name: str, measured: Measured, loads: Sequence[float]) -> None:
+    """Put one part into its place in ``RESULTS.md``."""
+    how = f"`make bench-route BENCH='--parts {name}'`, {datetime.now(UTC):%Y-%m-%d}."
+    lines = [how, "", *report.machine(loads), ""]
+    if measured.rows:
+        lines += [*report.targets(measured.rows), ""]
+    lines += [f"- {note}" for note in measured.notes]
+    before = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\n"
+    RESULTS.write_text(report.put_section(before, SECTION, {title: lines}), encoding="utf-8")
 
 
 if __name__ == "__main__":

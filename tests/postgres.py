@@ -2,7 +2,8 @@
 
 One server a session, a database per test. It listens on a Unix socket and on loopback TCP, trusts the superuser
 ``postgres``, and asks one other role for a password, so that a test can look for that password where it must not be.
-It also runs where the tests run as root, which initdb refuses: then as the user ``nobody``. ``fsync`` is off.
+It also runs where the tests run as root, which initdb refuses: then as the user ``nobody``. ``fsync`` is off,
+unless asked for.
 """
 
 import importlib.util
@@ -64,10 +65,14 @@ class Binaries:
 
 @define
 class Postgres:
-    """One server with its own data folder. Not for several threads at once."""
+    """One server with its own data folder. Not for several threads at once.
+
+    ``durable``: with ``fsync`` and all else as an installed server has it, for who measures.
+    """
 
     binaries: Binaries
     folder: Path
+    durable: bool = False
     password: str = field(factory=lambda: secrets.token_hex(12))
     port: int = 0
     _process: subprocess.Popen[str] | None = None
@@ -112,8 +117,7 @@ class Postgres:
         """Start it, on the port that it had before if any, and return once it accepts connections."""
         self.port = self.port or _free_port()
         settings = {
-            "fsync": "off",
-            "full_page_writes": "off",
+            **({} if self.durable else {"fsync": "off", "full_page_writes": "off"}),
             "listen_addresses": "127.0.0.1",
             "max_connections": CONNECTIONS_MAX,
             "port": self.port,
@@ -198,16 +202,17 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
     """Find, initialise and start a server; stop it and remove its folder at the end.
 
+    ``durable``: see ``Postgres``.
     Raises ``NoPostgresError`` where there is none to start.
     """
     folder = Path(tempfile.mkdtemp(prefix="airy-trio-postgres-"))
     try:
         if _is_root():
             os.chown(folder, NOBODY, NOBODY)
-        server = Postgres(find_binaries(folder), folder)
+        server = Postgres(find_binaries(folder), folder, durable)
         server.initialise()
         _start_on_a_free_port(server)
         try:

@@ -29,7 +29,7 @@ from airy_trio.database import POSTGRES, Database, Names, Session
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.05
 POLL_GROWTH = 1.5
-QUIET_POLLS = 4  # without a change, before writers are asked to ring
+QUIET_POLLS = 1  # without a change, before writers are asked to ring
 HEARTBEAT_S = 0.4  # less than the idle time-out of a recorder's session, which must be used to be kept
 
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")

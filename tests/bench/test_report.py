@@ -6,7 +6,7 @@ from bench.cases import Case, Results, Scale, main_cases
 from bench.chart import Panel, svg
 from bench.pace import STRICT
 from bench.processes import AIRY, LIMIT, PEER, Contender
-from bench.report import table
+from bench.report import put_section, table
 from bench.targets import Row, rows
 
 
@@ -75,3 +75,10 @@ def test_a_picture_is_svg_with_a_line_for_each_name() -> None:
     assert first[0] < last[0]
     assert first[1] > last[1]  # more is higher
     assert {"a < b", "one", "two"} <= {text.text for text in root.iter(f"{space}text")}
+
+
+def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
+    text = put_section("", "Ours", {"One": ["1"], "Two": ["2", "", "| # |"]})
+    text = put_section("# Title\n\nwords\n\n" + text + "\n## Theirs\n\n### One\n\ntheir 1\n", "Ours", {"Two": ["3"]})
+    assert text == "# Title\n\nwords\n\n## Ours\n\n### One\n\n1\n\n### Two\n\n3\n\n## Theirs\n\n### One\n\ntheir 1\n"
+    assert put_section(text, "Ours", {"One": ["1"]}) == text

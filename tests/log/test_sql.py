@@ -141,3 +141,21 @@ async def test_tables_that_are_missing_are_no_outage(options: DatabaseOptions) -
     async with open_sql(DatabaseOptions(url=options.url, schema="not_there")) as store:
         with pytest.raises(DatabaseRefused):
             await store.bounds()
+
+
+@pytest.mark.parametrize("column", ["conversation_id", "channel_id", "type"])
+async def test_a_quiet_destination_is_found_by_its_index(options: DatabaseOptions, column: str) -> None:
+    quiet = {"conversation_id": "quiet", "channel_id": "quiet", "type": "tag.updated"}[column]
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        new = [event(number) for number in range(5000)]
+        await store.append(head, [event(0, **{column: quiet}), *new, event(1, **{column: quiet})], "point")
+    names = Names.of(options.url, options.schema)
+    events = names.quoted("event_log")
+    found = f'select * from {events} where "offset" > 10 and {column} = \'{quiet}\' order by "offset" limit 500'
+    if names.dialect == "postgresql":
+        await trio.to_thread.run_sync(execute, options, f"analyze {events}")
+        plan = await trio.to_thread.run_sync(execute, options, f"explain {found}")
+    else:
+        plan = await trio.to_thread.run_sync(execute, options, f"explain query plan {found}")
+    assert f"event_log_{column}" in str(plan)
