@@ -7,6 +7,7 @@ can make its own name point there (DNS rebinding), and is then of the same origi
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, Final
@@ -17,6 +18,8 @@ from airy_trio.options import NotAllowedError
 from airy_trio.websocket.request import RefusedError, Upgrade
 
 ANY: Final = "*"
+CACHED_MAX: Final = 256
+"""Clients come under few names and from few pages, and reading one costs as much as all the rest of a request."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HOST: Final = r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_](?:[0-9A-Za-z_.-]{0,252}[0-9A-Za-z_.])?"
 _AUTHORITY: Final = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?")
@@ -99,6 +102,7 @@ class OriginRules:
         return is_loopback(origin_host) if is_loopback(_host(console.host)) else origin_host == host
 
 
+@lru_cache(CACHED_MAX)
 def is_loopback(host: str) -> bool:
     """Whether a name or an address, without brackets, is of this machine itself."""
     try:
@@ -107,6 +111,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+@lru_cache(CACHED_MAX)
 def _parsed(origin: str) -> tuple[str, str, int | None] | None:
     """Scheme, host and port of an origin, the default port filled in; None where it is none."""
     found = _ORIGIN.fullmatch(origin)
@@ -116,6 +121,7 @@ def _parsed(origin: str) -> tuple[str, str, int | None] | None:
     return scheme, _host(found[2]), int(found[3]) if found[3] else _DEFAULT_PORTS.get(scheme)
 
 
+@lru_cache(CACHED_MAX)
 def _host(text: str) -> str:
     """One spelling of a host: lower case, no brackets, no dot at its end, addresses as Python writes them."""
     name = text.lower().strip("[]").removesuffix(".")

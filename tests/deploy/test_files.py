@@ -7,13 +7,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+import trio
 import yaml
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.settings import load
+from airy_trio.settings import load, parse
+from airy_trio.websocket.admission import Admission
 from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.request import read_head, upgrade_in
 from airy_trio.websocket.session import GOODBYE_S, HANG_UP_S, LINGER_S
 from tests.processes import AIRY_TRIO
+from tests.websocket.test_request import head
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -125,13 +130,36 @@ def test_compose_fits_the_image_and_the_settings() -> None:
         assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         (settings,) = [volume.split(":") for volume in service["volumes"]]
         assert settings[1:] == ["/etc/airy-trio/airy-trio.toml", "ro"]
-        loaded = load(DEPLOY / settings[0], {"DATABASE_URL": service["environment"]["DATABASE_URL"].replace("$", "")})
+        environment = {name: value.replace("$", "") for name, value in service["environment"].items()}
+        loaded = load(DEPLOY / settings[0], environment)
+        assert loaded.listener.trusted_proxies == [environment["TRUSTED_PROXIES"]]
         assert (loaded.listener.port, loaded.admin) == (LISTENER.port, ADMIN)
         assert service["command"][-2:] == ["--config", settings[1]]
         arguments(service["command"])
         assert service["depends_on"]["db"]["condition"] == "service_healthy"
     assert services["server"]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
     assert float(services["server"]["stop_grace_period"].removesuffix("s")) > SHUTDOWN_S
+
+
+@pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])
+def test_settings_that_a_proxys_file_names_let_its_clients_in(name: str) -> None:
+    text = (DEPLOY / name).read_text()
+    told = re.search(r"\[listener\] (hosts = \[.*?\]), (trusted_proxies = \[.*?\])", text)
+    assert told is not None
+    listener = parse(f'[database]\nurl = "sqlite:///a.db"\n[listener]\n{told[1]}\n{told[2]}\n', {}).listener
+    (host,) = listener.hosts
+    assert f"{host} {{" in text or f"server_name {host};" in text
+    admission = Admission(listener)
+    request = read_head(head(f"Origin: https://{host}", "X-Forwarded-For: 192.0.2.1", changed={"Host": host}))
+    assert request is not None
+
+    async def come() -> str:
+        await trio.lowlevel.checkpoint()
+        visitor = admission.arrive("127.0.0.1", loopback=True)
+        visitor.examine(request, upgrade_in(request))
+        return visitor.name
+
+    assert trio.run(come) == "192.0.2.1"
 
 
 def test_compose_gives_no_rights_away() -> None:
