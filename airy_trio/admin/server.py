@@ -18,6 +18,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from starlette.types import ASGIApp
 
+from airy_trio.admin.loopback import LoopbackNames, is_loopback
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than
 
@@ -68,6 +69,8 @@ async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> N
     A fault in one connection ends that connection.
     """
     if listeners:
+        if all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners):
+            application = LoopbackNames(application)
         await trio.serve_listeners(_Connections(application).serve, listeners)
 
 

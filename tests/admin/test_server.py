@@ -79,6 +79,35 @@ async def test_port_0_is_no_port_at_all(sqlite_application: Application) -> None
         assert b'"t1"' in (await client.receive()).body
 
 
+@pytest.mark.parametrize(
+    "host, status",
+    [
+        ("localhost", 200),
+        ("LOCALHOST.:8081", 200),
+        ("127.0.0.1:8081", 200),
+        ("[::1]:8081", 200),
+        ("console.localhost", 200),
+        ("attacker.example:8081", 403),
+        ("localhost.attacker.example", 403),
+        ("127.0.0.1.attacker.example", 403),
+        ("10.0.0.1", 403),
+        ("", 403),
+    ],
+)
+async def test_on_a_loopback_address_no_other_name_is_answered(host: str, status: int) -> None:
+    async with serving(pages()) as port:
+        assert (await port.get("/metrics", host=host)).status_code == status
+
+
+async def test_on_another_address_any_name_is_answered() -> None:
+    port = free_port()
+    listeners = await open_listeners(AdminOptions(host="0.0.0.0", port=port))  # noqa: S104 - what this is about
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.serve, listeners, pages())
+        assert (await Port(port).get("/livez", host="probe.example")).status_code == 200
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_port_in_use_is_one_line(host: str, sqlite_application: Application) -> None:
     with closing(socket.create_server((HOST, 0))) as taken:
