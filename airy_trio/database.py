@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import psycopg
@@ -176,15 +176,19 @@ def postgres_engine(
 
 
 def sqlite_engine(
-    path: Path, *, create: bool = False, busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S, lenient: bool = False
+    path: Path,
+    *,
+    mode: Literal["ro", "rw", "rwc"] = "rw",
+    busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
+    lenient: bool = False,
 ) -> sa.Engine:
-    """Make an engine for an SQLite file, which is only created where ``create`` says so.
+    """Make an engine for an SQLite file. ``mode``: SQLite's; only ``rwc`` creates it, ``ro`` writes nothing.
 
     Transactions are begun by us (``BEGIN``, or ``BEGIN IMMEDIATE`` under the execution option ``immediate``), so that
     DDL is part of them: the driver's own mode leaves half a migration behind (findings on the data layer, 8).
     ``lenient``: text that is not UTF-8 comes as bytes instead of failing the whole result.
     """
-    uri = f"file:{quote(str(path))}?mode={'rwc' if create else 'rw'}"
+    uri = f"file:{quote(str(path))}?mode={mode}"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(

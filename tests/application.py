@@ -96,7 +96,7 @@ class Application:
 
     def _engine(self, *, create: bool = False, lenient: bool = False, isolation_level: str = "") -> sa.Engine:
         if self.dialect == SQLITE:
-            return sqlite_engine(sqlite_path(self.url), create=create, lenient=lenient)
+            return sqlite_engine(sqlite_path(self.url), mode="rwc" if create else "rw", lenient=lenient)
         engine = postgres_engine(self.url, connect_timeout_s=5)
         return engine.execution_options(isolation_level=isolation_level) if isolation_level else engine
 

@@ -284,7 +284,7 @@ def test_ddl_is_part_of_a_transaction(database: Database) -> None:
 
 def test_paths_that_are_special_in_uris(tmp_path: Path) -> None:
     for name in ("a b.db", "a?mode=ro.db", "a#b%20.db", "ä.db"):
-        engine = sqlite_engine(tmp_path / name, create=True)
+        engine = sqlite_engine(tmp_path / name, mode="rwc")
         with engine.begin() as connection:
             connection.exec_driver_sql("create table t (x)")
         engine.dispose()

@@ -35,21 +35,24 @@ class Condition:
 class Readiness:
     """The conditions of one server. ``run`` is a task.
 
-    ``trigger_faults``: asks the database what is wrong with the mapped tables and their triggers, a line for each
-    fault; may raise ``AiryTrioError``. ``lag_max_s``: from which lag on the recorder counts as behind.
+    ``faults``: asks the database what is wrong with the mapped tables and their triggers, a line for each fault; may
+    raise ``AiryTrioError``. ``watched``: what that is called where there are no triggers. ``lag_max_s``: from which
+    lag on the recorder counts as behind.
     """
 
     def __init__(
         self,
         recorder: Recorder,
         log: EventLog,
-        trigger_faults: Callable[[], Awaitable[Sequence[str]]],
+        faults: Callable[[], Awaitable[Sequence[str]]],
         *,
+        watched: str = "triggers",
         lag_max_s: float,
     ) -> None:
         self._recorder = recorder
         self._log = log
-        self._trigger_faults = trigger_faults
+        self._faults = faults
+        self._watched = watched
         self._lag_max_s = lag_max_s
         self._triggers = Condition(well=True, reason="in place")  # they were looked at before anything was started
         self._listener = Condition(well=False, reason="the port for clients is not open yet")
@@ -60,7 +63,7 @@ class Readiness:
             "listener": self._listener,
             "feed": self._feed(),
             "store": self._store(),
-            "triggers": self._triggers,
+            self._watched: self._triggers,
             "lag": self._lag(),
         }
 
@@ -107,7 +110,7 @@ class Readiness:
     async def _look_at_triggers(self) -> Condition:
         with trio.move_on_after(TRIGGERS_TIMEOUT_S):
             try:
-                faults = await self._trigger_faults()
+                faults = await self._faults()
             except AiryTrioError as error:
                 return Condition(well=False, reason=f"the database cannot be asked: {error}")
             return Condition(well=not faults, reason="; ".join(faults) or "in place")

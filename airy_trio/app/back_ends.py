@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from pathlib import Path
+from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -12,12 +13,13 @@ from attrs import field, frozen
 from airy_trio import migrate
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.feed import ChangeFeed, Lease
+from airy_trio.changes.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.changes.inspection import inspect
-from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, PostgresLease
+from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.sqlite import SqliteFeed
 from airy_trio.changes.tables import Tables
+from airy_trio.changes.updated_at import UpdatedAtFeed
 from airy_trio.database import (
     POSTGRES,
     SQLITE,
@@ -36,17 +38,24 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+MakeLease = Callable[[Callable[[], str]], Lease]
+"""Makes the lease, from what tells the event log's epoch."""
+
 RETRY_PAUSE_S: Final = 0.2
 CLOSE_TIMEOUT_S: Final = 5.0
 
 
 @frozen(kw_only=True)
 class BackEnds:
-    """What the settings have chosen beside the application's tables, opened."""
+    """What the settings have chosen beside the application's tables, opened.
+
+    ``watched``: what ``faults`` looks at.
+    """
 
     feed: ChangeFeed
-    lease: Lease
-    trigger_faults: Callable[[], Awaitable[Sequence[str]]]
+    lease: MakeLease
+    watched: Literal["triggers", "mapping"]
+    faults: Callable[[], Awaitable[Sequence[str]]]
     closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
 
 
@@ -59,30 +68,45 @@ async def open_back_ends(settings: Settings) -> BackEnds:
     try:
         if dialect == SQLITE:
             migrate.require_file(sqlite_path(options.url))
-        database = open_database(options.direct_url or options.url, options)
+        database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
         closing.push_async_callback(database.aclose)
         tables = await patiently(
             lambda: database.run(lambda connection: _checked(connection, settings, names)), options, "database.url"
         )
-        logger.info("change log", rows=await database.run(ChangeLog(names).count))
-        feed, lease = _feed(settings, database, names, tables)
+        feed, lease = (
+            _feed_by_updated_at(settings, names, tables)
+            if settings.changes.reads_only
+            else _feed(settings, database, names, tables)
+        )
         closing.push_async_callback(feed.aclose)
-        closing.push_async_callback(lease.release)
+        if settings.changes.reads_only:
+            logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
+        else:
+            logger.info("change log", rows=await database.run(ChangeLog(names).count))
     except BaseException:
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await closing.aclose()
         raise
+
+    def made_lease(epoch: Callable[[], str]) -> Lease:
+        made = lease(epoch)
+        closing.push_async_callback(made.release)
+        return made
+
     return BackEnds(
         feed=feed,
-        lease=lease,
-        trigger_faults=lambda: database.run(lambda connection: _trigger_faults(connection, settings, names)),
+        lease=made_lease,
+        watched="mapping" if settings.changes.reads_only else "triggers",
+        faults=lambda: database.run(lambda connection: _faults(connection, settings, names)),
         closing=closing,
     )
 
 
 def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tables:
     """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
-    tables = inspect(connection, settings.tables)
+    tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
+    if settings.changes.reads_only:
+        return tables
     faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
     if not faults:  # migrations come with their triggers: what stands there from before is no fault of its own
         faults += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
@@ -91,43 +115,78 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tab
     return tables
 
 
-def _trigger_faults(connection: sa.Connection, settings: Settings, names: Names) -> Sequence[str]:
+def _faults(connection: sa.Connection, settings: Settings, names: Names) -> Sequence[str]:
     """What is wrong with the mapped tables and their triggers by now: the application may have made them anew."""
     try:
-        tables = inspect(connection, settings.tables)
+        tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     except MappingError as error:
         return error.faults
+    if settings.changes.reads_only:
+        return ()
     return list(triggers.faults(connection, tables, names, deletes=settings.events.deletes))
 
 
 def _feed(
     settings: Settings, database: Database, names: Names, tables: Tables
-) -> tuple[SqliteFeed | PostgresFeed, Lease]:
+) -> tuple[SqliteFeed | PostgresFeed, MakeLease]:
     options = settings.database
     text_chars_max = settings.listener.message_bytes_max  # what is longer does not go into an event either
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, lenient=True))
-        real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
-        lock = real.with_name(f"{real.name}.airy-trio.lock")
-        return SqliteFeed(reading, database, names, tables, text_chars_max), FileLease(lock)
-    engine = postgres_engine(
-        options.direct_url or options.url,
-        connect_timeout_s=options.connect_timeout_s,
-        settings=SESSION_TIMEOUTS,
+        feed = SqliteFeed(reading, database, names, tables, text_chars_max)
+        return feed, lambda _epoch: FileLease(_lock_beside(path))
+    reading = _recorders_session(options)
+    return PostgresFeed(reading, database, names, tables, text_chars_max), lambda _epoch: PostgresLease(reading, names)
+
+
+def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
+    """The lease is of the event log, as nothing stands in the database that could be: beside the log's file, if any."""
+    options = settings.database
+    path = sqlite_path(options.url) if names.dialect == SQLITE else None
+    reading = _recorders_session(options) if path is None else Session(sqlite_engine(path, mode="ro", lenient=True))
+    feed = UpdatedAtFeed(
+        reading,
+        names.dialect,
+        tables,
+        overlap_s=settings.changes.overlap_s,
+        text_chars_max=settings.listener.message_bytes_max,
     )
-    reading = Session(engine.execution_options(isolation_level="REPEATABLE READ"))
-    return PostgresFeed(reading, database, names, tables, text_chars_max), PostgresLease(reading, names)
+    location = sa.make_url(settings.log.location(options.url))
+    if settings.log.store == "memory":
+        return feed, lambda _epoch: OwnLease()
+    if settings.log.store == "sql" and location.get_backend_name() == SQLITE:
+        return feed, lambda _epoch: FileLease(_lock_beside(sqlite_path(str(location))))
+    if path is None:
+        return feed, lambda epoch: LogLease(reading, epoch)
+    return feed, lambda _epoch: FileLease(_lock_beside(path))
 
 
-def open_database(url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None) -> Database:
-    """A database with connections of its own; ``settings`` are Postgres' for each of them. The caller closes it."""
+def _recorders_session(options: DatabaseOptions) -> Session:
+    engine = postgres_engine(
+        options.direct_url or options.url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
+    )
+    return Session(engine.execution_options(isolation_level="REPEATABLE READ"))
+
+
+def _lock_beside(path: Path) -> Path:
+    real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
+    return real.with_name(f"{real.name}.airy-trio.lock")
+
+
+def open_database(
+    url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None, read_only: bool = False
+) -> Database:
+    """A database with connections of its own; ``settings`` are Postgres' for each of them. The caller closes it.
+
+    ``read_only``: of an SQLite file that may not be written.
+    """
     if sa.make_url(url).get_backend_name() == POSTGRES:
         pooled = bool(options.direct_url) and url == options.url
         return Database(
             postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings, pooled=pooled)
         )
-    return Database(sqlite_engine(sqlite_path(url)))
+    return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw"))
 
 
 async def patiently(what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str) -> T:

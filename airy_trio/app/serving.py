@@ -164,7 +164,7 @@ def _parts(
         events=settings.events,
         store=opened.words,
     )
-    recorder = Recorder(back_ends.feed, back_ends.lease, log, options)
+    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
     return _Parts(
         log=log,
         recorder=recorder,
@@ -177,7 +177,9 @@ def _parts(
             server=f"airy-trio/{__version__}",
             console=Console(settings.admin.host, settings.admin.port) if settings.admin.port else None,
         ),
-        readiness=Readiness(recorder, log, back_ends.trigger_faults, lag_max_s=settings.admin.lag_max_s),
+        readiness=Readiness(
+            recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
+        ),
         encryption=encryption,
     )
 

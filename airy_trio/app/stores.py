@@ -64,7 +64,10 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
         if not create:
             raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server makes it)"])
-        await trio.to_thread.run_sync(migrate.migrate_log, url, options)  # a file of our own: nobody's leave is needed
+        try:  # a file of our own: nobody's leave is needed
+            await trio.to_thread.run_sync(migrate.migrate_log, url, options)
+        except StartError as error:
+            raise StartError(f"log.url: {fault}" for fault in error.faults) from None
         logger.warning("event log created", file=str(sqlite_path(url)))
     reading = open_database(url, options)
     names = Names.of(url, options.schema)

@@ -10,20 +10,24 @@ from sqlalchemy.exc import DBAPIError
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.relations import Relation, find
 from airy_trio.changes.rows import Value
-from airy_trio.changes.tables import FIELDS, Column, Kind, Table, TableOptions, Tables, TablesOptions
+from airy_trio.changes.sweep import Sweep
+from airy_trio.changes.tables import FIELDS, WATERMARK, Column, Kind, Table, TableOptions, Tables, TablesOptions
 from airy_trio.database import DatabaseRefused, translated
 from airy_trio.errors import MappingError
 
 
-def inspect(connection: sa.Connection, options: TablesOptions) -> Tables:
-    """Find the mapped tables. Raises ``MappingError`` with every fault."""
+def inspect(connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False) -> Tables:
+    """Find the mapped tables. Raises ``MappingError`` with every fault.
+
+    ``watermarks``: changes are captured by ``updated_at``, so that each table must have a column for it.
+    """
     faults: list[str] = []
     tables: dict[Kind, Table] = {}
     for kind, mapping in options.items():
         location = mapping.location(kind)
         if location is not None:
             before = len(faults)
-            table = _table(connection, kind, mapping, location, faults)
+            table = _table(connection, kind, mapping, location, faults, watermarks=watermarks)
             if table is not None and len(faults) == before:
                 faults += _reading_faults(connection, table)
                 tables[kind] = table
@@ -56,8 +60,14 @@ def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
     return [kind for kind, mapping in options.items() if mapping.name is None and find(connection, None, kind) is None]
 
 
-def _table(
-    connection: sa.Connection, kind: Kind, options: TableOptions, location: tuple[str | None, str], faults: list[str]
+def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where faults go
+    connection: sa.Connection,
+    kind: Kind,
+    options: TableOptions,
+    location: tuple[str | None, str],
+    faults: list[str],
+    *,
+    watermarks: bool,
 ) -> Table | None:
     setting = f"database.tables.{kind}"
     shown = ".".join(part for part in location if part)
@@ -89,7 +99,23 @@ def _table(
         time_zone=options.time_zone,
         row_triggers=relation.row_triggers,
         unique=_replacing(relation, columns, kind),
+        watermark=_watermark(kind, options, relation, faults) if watermarks else None,
     )
+
+
+def _watermark(kind: Kind, options: TableOptions, relation: Relation, faults: list[str]) -> Column | None:
+    setting = f"database.tables.{kind}"
+    if WATERMARK in options.constants:
+        faults.append(f'{setting}.constants.{WATERMARK}: changes.capture = "updated_at" needs a column for it')
+        return None
+    name = options.columns.get(WATERMARK, WATERMARK)
+    column = relation.column(name)
+    if column is None:
+        faults.append(
+            f'{setting}.columns.{WATERMARK}: changes.capture = "updated_at" needs a column that tells when a row of '
+            f'"{relation.name}" was changed, and it has no "{name}" (columns: {", ".join(sorted(relation.columns))})'
+        )
+    return column
 
 
 def _replacing(
@@ -133,6 +159,8 @@ def _refusal(connection: sa.Connection, table: Table) -> str:
     try:
         with connection.begin_nested():
             Queries(connection.dialect.name, table).try_out(connection)
+            if table.watermark is not None:
+                Sweep(connection.dialect.name, table).try_out(connection)
     except DBAPIError as error:
         told = translated(error)
         if not isinstance(told, DatabaseRefused):

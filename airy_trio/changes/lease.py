@@ -2,7 +2,10 @@
 
 import fcntl
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 import trio
@@ -13,6 +16,9 @@ from airy_trio.database import LOCK_CLASS, DatabaseRefused, DatabaseUnavailable,
 SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_timeout": "1s"}
 """What every session of a recorder sets: a frozen holder loses the lease, and an open append, within a second."""
 
+LOG_CLASS: Final = LOCK_CLASS + 3
+_TRY_LOG = sa.text("select pg_try_advisory_lock(:lock_class, :epoch)")
+_UNLOCK_LOG = sa.text("select pg_advisory_unlock(:lock_class, :epoch)")
 _TRY = sa.text("select pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
 
 
@@ -41,6 +47,54 @@ class PostgresLease:
         """See ``Lease.release``: the session is closed."""
         self._generation = 0
         await self._session.aclose()
+
+
+class LogLease:
+    """``Lease`` where nothing of ours stands in the database: an advisory lock on (a class of ours, the log's epoch).
+
+    So servers with one event log agree on who records, and servers with another log have a lease of their own. When the
+    log begins an epoch, the lease of the old one is given back and the new one tried. A read-only role, and a standby,
+    may lock as well.
+    """
+
+    def __init__(self, session: Session, epoch: Callable[[], str]) -> None:
+        self._session = session
+        self._epoch = epoch
+        self._held: tuple[int, str] | None = None
+
+    async def try_acquire(self) -> bool:
+        """See ``Lease.try_acquire``. Raises ``DatabaseUnavailable``."""
+        epoch = self._epoch()
+        if self._held == (self._session.generation, epoch):
+            return True
+        await self._unlock()
+        if not await self._session.run(lambda connection: connection.execute(_TRY_LOG, _log_key(epoch)).scalar_one()):
+            return False
+        self._held = self._session.generation, epoch
+        return True
+
+    async def release(self) -> None:
+        """See ``Lease.release``: the session is closed."""
+        self._held = None
+        await self._session.aclose()
+
+    async def _unlock(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and held[0] == self._session.generation:
+            await self._session.run(lambda connection: connection.execute(_UNLOCK_LOG, _log_key(held[1])))
+
+
+class OwnLease:
+    """``Lease`` where nobody else could record: the event log is this process's own memory."""
+
+    async def try_acquire(self) -> bool:
+        """See ``Lease.try_acquire``."""
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def release(self) -> None:
+        """See ``Lease.release``."""
+        await trio.lowlevel.checkpoint()
 
 
 class FileLease:
@@ -78,3 +132,9 @@ class FileLease:
             raise DatabaseUnavailable(message) from None
         self._file = file
         return True
+
+
+def _log_key(epoch: str) -> dict[str, int]:
+    """The two halves of the lock: integers of 32 bits, with sign."""
+    number = zlib.crc32(epoch.encode())
+    return {"lock_class": LOG_CLASS, "epoch": number - (1 << 32) if number >= 1 << 31 else number}

@@ -41,6 +41,8 @@ class PostgresFeed:
     The reading connection is the one that holds the lease, so that losing one is losing both.
     """
 
+    consumed = True
+
     def __init__(
         self,
         reading: Session,

@@ -43,7 +43,7 @@ class Queries:
         self._text_chars_max = text_chars_max
         self._table = table
         names = (quote_identifier(name) for name in (table.schema, table.name) if name is not None)
-        self._name = ".".join(names)
+        self.name = _escaped(".".join(names))
         # where may end in a comment: hence the line's end
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._fields = tuple(table.columns)
@@ -108,14 +108,14 @@ class Queries:
         )
 
     def _by_key_sql(self) -> str:
-        selected = [self._selected(name, column) for name, column in self._table.columns.items()]
+        selected = [self.selected(name, column) for name, column in self._table.columns.items()]
         selected.append(f"{self._included} as {INCLUDED}")
         return f"select {', '.join(selected)} from {self._wanted(self._table.keys)}"  # noqa: S608 - names quoted
 
     def _owners_statement(self) -> sa.TextClause:
         id_ = self._table.columns["id"]
         owners = (
-            self._text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
+            self.text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
         )
         return sa.text(
             f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608
@@ -127,9 +127,9 @@ class Queries:
         conversation = self._table.columns["conversation_id"]
         channel = self._table.columns.get("channel_id")
         sent_at = self._table.columns.get("sent_at")
-        time = f"t.{quote_identifier(sent_at.name)}" if sent_at else ""
-        found = f"from {self._name} t where {self._matches(conversation, 1)} and {self._included}"
-        newest = f"select {self._text(channel)} as channel_id {found}" + (
+        time = f"t.{_escaped(quote_identifier(sent_at.name))}" if sent_at else ""
+        found = f"from {self.name} t where {self._matches(conversation, 1)} and {self._included}"
+        newest = f"select {self.text(channel)} as channel_id {found}" + (
             f" and {time} is not null order by {time} desc limit 1" if time else " limit 1"
         )
         if self._postgres:
@@ -146,7 +146,7 @@ class Queries:
         """The keys asked for, joined to the table; the keys lead, so that their index is used."""
         on = " and ".join(self._matches(column, number) for number, column in enumerate(keys, start=1))
         join = "join" if self._postgres else "cross join"
-        return f"{self._keys(keys)} {join} {self._name} t on {on}"
+        return f"{self._keys(keys)} {join} {self.name} t on {on}"
 
     def _keys(self, keys: tuple[Column, ...]) -> str:
         names = ", ".join(f"airy_{number}" for number in range(1, len(keys) + 1))
@@ -160,34 +160,36 @@ class Queries:
 
     def _matches(self, column: Column, number: int) -> str:
         """The column equals the key of that number, by its index where the key can be cast without fail."""
-        name, wanted = f"t.{quote_identifier(column.name)}", f"airy_wanted.airy_{number}"
+        name, wanted = f"t.{_escaped(quote_identifier(column.name))}", f"airy_wanted.airy_{number}"
         if not self._postgres:
             return f"{name} = {wanted}"
         if column.type in ("text", "integer", "numeric", "uuid"):
             return f"{name} = cast({wanted} as {column.sql_type})"
-        return f"{self._text(column)} = {wanted}"
+        return f"{self.text(column)} = {wanted}"
 
     def _arguments(self, keys: Sequence[Key]) -> dict[str, object]:
         if not self._postgres:
             return {"keys": json.dumps(keys)}
         return {"key_1": [key[0] for key in keys], "key_2": [key[1] for key in keys]}
 
-    def _selected(self, name: str, column: Column) -> str:
+    def selected(self, name: str, column: Column) -> str:
+        """A field as it is read: text or epoch, of what may be long the beginning."""
         if name in ("sent_at", "updated_at"):
             return f"{self._epoch(column)} as {name}"
-        return f"{self._beginning(column) if name in UNBOUNDED else self._text(column)} as {name}"
+        return f"{self._beginning(column) if name in UNBOUNDED else self.text(column)} as {name}"
 
     def _beginning(self, column: Column) -> str:
         """A column's text up to the limit and one character; on SQLite what is a number stays one."""
-        text, length = self._text(column), self._text_chars_max + 1
+        text, length = self.text(column), self._text_chars_max + 1
         if self._postgres:
             return f"left({text}, {length})"
         return f"case when typeof({text}) in ('text', 'blob') then substr({text}, 1, {length}) else {text} end"
 
-    def _text(self, column: Column | None) -> str:
+    def text(self, column: Column | None) -> str:
+        """A column as text on Postgres, as it is on SQLite."""
         if column is None:
             return "null"
-        name = f"t.{quote_identifier(column.name)}"
+        name = f"t.{_escaped(quote_identifier(column.name))}"
         if not self._postgres:
             return name
         if column.type == "float":
@@ -196,11 +198,11 @@ class Queries:
 
     def _epoch(self, column: Column) -> str:
         """Epoch milliseconds of a timestamp; of any other type its text, which may be ISO or epoch milliseconds."""
-        name = f"t.{quote_identifier(column.name)}"
+        name = f"t.{_escaped(quote_identifier(column.name))}"
         if self._postgres and column.type == "timestamp":  # or a date, which would else count as one with time zone
             name = f"(cast({name} as timestamp) at time zone {_escaped(quote_text(self._table.time_zone))})"
         elif not self._postgres or column.type != "timestamptz":
-            return self._text(column)
+            return self.text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
 
 

@@ -5,13 +5,10 @@ by anybody shows in ``PRAGMA data_version``, which costs microseconds (findings 
 """
 
 import time
-from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import frozen
 
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
@@ -20,6 +17,7 @@ from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
+from airy_trio.changes.sqlite_version import Version, VersionOf
 from airy_trio.changes.tables import Tables
 from airy_trio.database import SQLITE, Database, DatabaseRefused, DatabaseUnavailable, Names, Session
 from airy_trio.errors import MappingError
@@ -29,16 +27,6 @@ logger = structlog.get_logger(__name__)
 POLL_S = 0.005
 
 
-@frozen
-class _Version:
-    """SQLite's data version, which means something within one connection only; its schema version; and the file."""
-
-    generation: int
-    data: int
-    schema: int
-    file: tuple[int, int]
-
-
 class SqliteFeed:
     """``ChangeFeed`` over one connection that reads, and a pool for the little that it writes.
 
@@ -46,6 +34,8 @@ class SqliteFeed:
     same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's place is
     another file: then all connections are opened anew.
     """
+
+    consumed = True
 
     def __init__(
         self,
@@ -59,8 +49,8 @@ class SqliteFeed:
         self._writing = writing
         self._log = ChangeLog(names)
         self._objects = Objects(SQLITE, tables, text_chars_max)
-        self._seen: _Version | None = None
-        self._path: Path | None = None
+        self._seen: Version | None = None
+        self._file = VersionOf(reading)
         self._names = names
         self._tables = tables
         self._watched_schema: tuple[tuple[int, int], int] | None = None
@@ -122,27 +112,14 @@ class SqliteFeed:
         await self._reading.aclose()
         await self._writing.aclose()
 
-    async def _version(self) -> "_Version":
+    async def _version(self) -> Version:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
-        version = await self._reading.run(self._ask_version, transaction=False)
+        version = await self._file.ask()
         if self._seen is not None and version.file != self._seen.file:
             await self._reading.aclose()
             await self._writing.aclose()
-            version = await self._reading.run(self._ask_version, transaction=False)
+            version = await self._file.ask()
         return version
-
-    def _ask_version(self, connection: sa.Connection) -> "_Version":
-        driver: Any = connection.connection.driver_connection
-        if self._path is None:
-            self._path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
-        try:
-            file = self._path.stat()
-        except OSError as error:
-            message = f"the SQLite file {self._path} is not there any more: {error.strerror}"
-            raise DatabaseUnavailable(message) from None
-        (data,) = driver.execute("PRAGMA data_version").fetchone()
-        (schema,) = driver.execute("PRAGMA schema_version").fetchone()
-        return _Version(self._reading.generation, int(data), int(schema), (file.st_dev, file.st_ino))
 
     async def _watch(self) -> None:
         """Put triggers back that went with a table that was made anew, as a migration of the application does.

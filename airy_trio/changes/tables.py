@@ -16,6 +16,8 @@ Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 ColumnType = Literal["json", "timestamptz", "timestamp", "float", "numeric", "integer", "uuid", "text", "other"]
+WATERMARK: Final = "updated_at"
+"""The field whose column tells when a row was changed, where changes are captured by it; of metadata always a field."""
 Scalar = str | int | bool | float
 Key = tuple[Value, Value]
 """The values of a table's ``key_fields`` as the database has them; None for a second one that there is not."""
@@ -135,7 +137,7 @@ class Table:
     ``columns`` has the fields that are read from the table; the others are ``constants`` (None for an optional field
     without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
     ``unique``: on SQLite, the columns, each with its collation, of each unique index by which a row may replace
-    another object's.
+    another object's. ``watermark``: the column that tells when a row was changed, where changes are captured by it.
     """
 
     kind: Kind
@@ -148,6 +150,7 @@ class Table:
     time_zone: str
     row_triggers: bool = False
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    watermark: Column | None = None
     zone: ZoneInfo = field(init=False)
     key_fields: tuple[str, ...] = field(init=False)
     """The fields that identify an object and have a column: one or two."""

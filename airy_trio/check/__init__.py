@@ -15,7 +15,7 @@ from airy_trio import migrate
 from airy_trio.app.stores import OWN_STORES
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.feed import Consumer
+from airy_trio.changes.feed import CANNOT_SEE, Consumer
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, sqlite
@@ -80,8 +80,9 @@ def _check_application(settings: Settings, report: Report) -> Consumer | None:
         except StartError as error:
             report.add("problem", error.faults)
             return None
-        report.add("problem", _named(place, sqlite.missing_rights(path)))
-        _connected(settings, place, report, sqlite.try_to_write)
+        if not settings.changes.reads_only:
+            report.add("problem", _named(place, sqlite.missing_rights(path)))
+            _connected(settings, place, report, sqlite.try_to_write)
     elif options.direct_url:
         pooled, place = place, _Place(options.direct_url, "database.direct_url")
         _compare(settings, pooled, place, report)
@@ -99,10 +100,17 @@ def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report)
 def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> Consumer | None:
     names = Names.of(settings.database.url, settings.database.schema)
     tables: Tables = {}
+    reads_only = settings.changes.reads_only
     try:
-        tables = inspect(connection, settings.tables)
+        tables = inspect(connection, settings.tables, watermarks=reads_only)
     except MappingError as error:
         report.add("problem", error.faults)
+    if reads_only:
+        _check_read_only(connection, names, place, report)
+        report.add(
+            "note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"] if tables else []
+        )
+        return None
     if _check_itself(connection, names, place, report):
         return None
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
@@ -118,6 +126,23 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
     return None
 
 
+def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> None:
+    """The database as such, where nothing is written to it: it may be a standby."""
+    if names.dialect == SQLITE:
+        report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
+        return
+    problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
+    report.add("problem", _named(place, problems))
+    report.add("warning", _named(place, postgres.durability(connection)))
+    report.add("warning", _pooled(connection, place))
+
+
+def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:
+    if postgres.is_pooled(connection):
+        what = "a pooler, or another proxy, stands between, but the lease needs a session"
+        yield f"{place.setting}: {what}: name one that reaches PostgreSQL itself in database.direct_url"
+
+
 def _check_itself(connection: sa.Connection, names: Names, place: _Place, report: Report) -> bool:
     """Whether the database as such is at fault, so that there is no use in looking at our tables."""
     if names.dialect == SQLITE:
@@ -127,11 +152,7 @@ def _check_itself(connection: sa.Connection, names: Names, place: _Place, report
     problems += postgres.missing_rights(connection, names, postgres.CHANGES)
     report.add("problem", _named(place, problems))
     report.add("warning", _named(place, postgres.durability(connection)))
-    if postgres.is_pooled(connection):
-        what = "a pooler, or another proxy, stands between, but the lease needs a session"
-        report.add(
-            "warning", [f"{place.setting}: {what}: name one that reaches PostgreSQL itself in database.direct_url"]
-        )
+    report.add("warning", _pooled(connection, place))
     return bool(problems)
 
 
@@ -206,7 +227,8 @@ def _connected(settings: Settings, place: _Place, report: Report, work: Callable
     if place.dialect == POSTGRES:
         engine = postgres_engine(place.url, connect_timeout_s=settings.database.connect_timeout_s, pooled=True)
     else:
-        engine = sqlite_engine(sqlite_path(place.url))
+        read_only = settings.changes.reads_only and place.setting == "database.url"
+        engine = sqlite_engine(sqlite_path(place.url), mode="ro" if read_only else "rw")
     try:
         return Database(engine).run_sync(work)
     except DatabaseError as error:

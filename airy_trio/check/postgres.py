@@ -48,11 +48,17 @@ _IDENTITY = sa.text("select cast(system_identifier as text), current_database() 
 _SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
 
 
-def refusals(connection: sa.Connection) -> Iterator[str]:
-    """A line where this server cannot be used at all: too old, or a standby, which takes no writes."""
-    version, standby = connection.execute(_VERSION).one()
+def too_old(connection: sa.Connection) -> Iterator[str]:
+    """A line where this server's version is not supported."""
+    version, _ = connection.execute(_VERSION).one()
     if version < VERSION_MIN:
         yield f"this is PostgreSQL {version}, {VERSION_MIN} or newer is needed"
+
+
+def refusals(connection: sa.Connection) -> Iterator[str]:
+    """A line where this server cannot be used at all: too old, or a standby, which takes no writes."""
+    yield from too_old(connection)
+    _, standby = connection.execute(_VERSION).one()
     if standby:
         yield "this is a standby, which takes no writes; name its primary"
 

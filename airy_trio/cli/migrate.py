@@ -41,4 +41,5 @@ def migrate(config: Path | None, *, with_tables: bool, grant: str | None, previe
         done = told(lambda: work.migrate(settings, with_tables=with_tables, grant=grant))
         if done.made:
             click.echo(f"made the tables {', '.join(done.made)}")
-        click.echo(f"watching {', '.join(done.watched)}")
+        how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
+        click.echo(f"watching {', '.join(done.watched)}{how}")

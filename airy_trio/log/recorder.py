@@ -162,12 +162,20 @@ class Recorder:
                               between beginning an epoch and naming it
         ========== ========== ============================================== ======================================
 
+        Where changes are not kept for one log, it goes on from its point, and without one from now.
+
         The origin is where ``migrate`` started, or what trimming has reached since: every change after it is still in
         the change log. A point that the database does not know any more shows in the first read.
         """
         await self._log.catch_up()
         head = self._log.head  # before the point: who appends in between makes us stale, instead of one append double
         point = await self._log.store.resume_point()
+        if not self._feed.consumed:
+            if point is None:  # it is now: kept at once, else a restart before the first change would begin later
+                point = await self._feed.origin()
+                await self._log.append(head, (), point)
+            self.recorded = point
+            return head, point
         consumer = await self._feed.consumer()
         if consumer is not None and consumer.epoch == head.epoch:
             self.recorded = point

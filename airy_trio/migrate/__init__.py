@@ -17,7 +17,7 @@ from airy_trio.changes.inspection import absent, inspect
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import downgrade, pending, upgrade
-from airy_trio.migrate.transactions import alone, patiently, transaction
+from airy_trio.migrate.transactions import alone, patiently, read_only, transaction
 from airy_trio.settings import Settings
 
 __all__ = ["Migrated", "migrate", "migrate_log", "pending", "preview", "remove", "require_file"]
@@ -42,7 +42,8 @@ def migrate(settings: Settings, *, with_tables: bool = False, grant: str | None 
     left behind then.
     """
     _require_possible(settings, with_tables=with_tables, grant=grant)
-    return patiently(lambda: _migrate(settings, None, with_tables=with_tables, grant=grant))
+    work = _migrate_log_alone if settings.changes.reads_only else _migrate
+    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant))
 
 
 def preview(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> list[str]:
@@ -51,8 +52,9 @@ def preview(settings: Settings, *, with_tables: bool = False, grant: str | None 
 
     def attempt() -> list[str]:
         record: list[str] = []
+        work = _migrate_log_alone if settings.changes.reads_only else _migrate
         with suppress(_OnlyPreviewedError):
-            _migrate(settings, record, with_tables=with_tables, grant=grant)
+            work(settings, record, with_tables=with_tables, grant=grant)
         return record
 
     return patiently(attempt)
@@ -64,6 +66,9 @@ def remove(settings: Settings) -> None:
     Raises ``StartError`` or ``DatabaseError``; nothing is changed then.
     """
     _require_possible(settings, with_tables=False, grant=None)
+    if settings.changes.reads_only:
+        patiently(lambda: _remove_log_alone(settings))
+        return
     patiently(lambda: _remove(settings))
     options = settings.database
     if sa.make_url(options.url).get_backend_name() == SQLITE:
@@ -118,6 +123,46 @@ def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool,
     return Migrated(made=tuple(made), watched=tuple(tables))
 
 
+def _migrate_log_alone(
+    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None
+) -> Migrated:
+    """What ``updated_at`` capture needs: a place for the events. The application's database is only looked at."""
+    if with_tables:
+        raise StartError(['--with-tables: changes.capture is "updated_at", which writes nothing into the database'])
+    if grant is not None:
+        raise StartError(
+            [f'--grant {grant}: changes.capture is "updated_at", which needs no right but SELECT on the mapped tables']
+        )
+    with read_only(_address(settings), settings.database) as connection:
+        tables = inspect(connection, settings.tables, watermarks=True)
+    if settings.log.store == "sql":
+        with transaction(settings.log.location(settings.database.url), settings.database, record=record) as store:
+            alone(store)
+            upgrade(store, "log", _names(store, settings.database))
+            if record is not None:
+                raise _OnlyPreviewedError
+    return Migrated(made=(), watched=tuple(tables))
+
+
+def _remove_log_alone(settings: Settings) -> None:
+    store_file = _store_file(settings)
+    if settings.log.store != "sql" or (store_file is not None and not store_file.is_file()):
+        return
+    with transaction(settings.log.location(settings.database.url), settings.database) as store:
+        alone(store)
+        downgrade(store, "log", _names(store, settings.database))
+        _drop_schema(store, _names(store, settings.database))
+        emptied = store_file is not None and not sa.inspect(store).get_table_names()
+    if store_file is not None and emptied:
+        _unlink(store_file)
+
+
+def _unlink(file: Path) -> None:
+    """Remove an SQLite file with what SQLite and the lease have put beside it."""
+    for ending in ("", "-wal", "-shm", ".airy-trio.lock"):
+        file.with_name(file.name + ending).unlink(missing_ok=True)
+
+
 def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
     for statement in statements:
         connection.execute(sa.text(statement.replace(":", "\\:")))
@@ -140,8 +185,7 @@ def _remove(settings: Settings) -> None:
                     emptied = store_file is not None and not sa.inspect(store).get_table_names()
         _drop_schema(connection, names)
     if store_file is not None and emptied:
-        for ending in ("", "-wal", "-shm"):
-            store_file.with_name(store_file.name + ending).unlink(missing_ok=True)
+        _unlink(store_file)
 
 
 def _drop_schema(connection: sa.Connection, names: Names) -> None:

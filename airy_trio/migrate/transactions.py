@@ -94,6 +94,22 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
             created.unlink(missing_ok=True)
 
 
+@contextmanager
+def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
+    """A look into a database that must not be written to. Raises ``DatabaseError``."""
+    if sa.make_url(url).get_backend_name() == POSTGRES:
+        engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s)
+    else:
+        engine = sqlite_engine(sqlite_path(url), mode="ro")
+    try:
+        with engine.connect() as connection, connection.begin():
+            yield connection
+    except SQLAlchemyError as error:
+        raise translated(error) from None
+    finally:
+        engine.dispose()
+
+
 def _create_file(path: Path) -> Path | None:
     """Make an empty file that only its owner reads; None where there is one already. Raises ``StartError``."""
     try:

@@ -18,7 +18,7 @@ from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.eventlog import LogOptions
-from airy_trio.settings import credentials
+from airy_trio.settings import credentials, places
 from airy_trio.settings.reader import read
 from airy_trio.settings.sections import contradictions
 from airy_trio.websocket.auth import AuthOptions
@@ -98,7 +98,10 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
     options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
     settings = Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
-    faults = list(contradictions(settings))
+    faults = [
+        *contradictions(settings),
+        *places.contradictions(settings.database, settings.tables, settings.changes, settings.events, settings.log),
+    ]
     if faults:
         raise SettingsError(faults)
     return settings

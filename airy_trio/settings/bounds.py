@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from attrs import Attribute
 from sqlalchemy.exc import ArgumentError
 
+from airy_trio.changes.feed import OVERLAP_S, ChangesOptions
 from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.eventlog import LogOptions
@@ -137,6 +138,8 @@ def contradictions(options: object) -> Iterator[str]:
     match options:
         case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
             yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"
+        case ChangesOptions(capture="triggers") if options.overlap_s != OVERLAP_S:
+            yield 'overlap_s is for capture = "updated_at", but capture is "triggers"'
         case LogOptions(store="memory") if options.url:
             yield 'url says where store = "sql" keeps its events, but store is "memory"'
         case LogOptions(store="sql") if options.url.partition("://")[0] in REDIS_SCHEMES:

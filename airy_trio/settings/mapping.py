@@ -6,7 +6,7 @@ It looks at the document as written, so that its faults are told beside those of
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from airy_trio.changes.tables import FIELDS, KINDS, Kind
+from airy_trio.changes.tables import FIELDS, KINDS, WATERMARK, Kind
 from airy_trio.settings.words import dotted, listed, nearest
 
 BY_FIELD: Final = ("columns", "constants", "values")
@@ -16,17 +16,21 @@ BY_FIELD: Final = ("columns", "constants", "values")
 def faults(document: Mapping[str, Any]) -> Iterator[str]:
     """Give a line for each key that is no field of its kind, and for each field that is mapped in two ways."""
     tables = _table(_table(document, "database"), "tables")
+    watermarks = _table(document, "changes").get("capture") == "updated_at"
     for kind in KINDS:
-        yield from _kind_faults(kind, _table(tables, kind))
+        yield from _kind_faults(kind, _table(tables, kind), watermarks=watermarks)
 
 
-def _kind_faults(kind: Kind, options: Mapping[str, Any]) -> Iterator[str]:
+def _kind_faults(kind: Kind, options: Mapping[str, Any], *, watermarks: bool) -> Iterator[str]:
     known = [field.name for field in FIELDS[kind]]
     keys = {part: list(_table(options, part)) for part in BY_FIELD}
     for part in BY_FIELD:
         for key in keys[part]:
             path = ("database", "tables", kind, part, key)
-            if key not in known:
+            if key == WATERMARK and part == "columns" and key not in known:
+                if not watermarks:
+                    yield f'{dotted(path)}: read only where changes.capture = "updated_at"'
+            elif key not in known:
                 likely = nearest(key, known)
                 hint = f"nearest is {dotted((*path[:-1], likely))}" if likely else f"allowed here: {listed(known)}"
                 yield f"{dotted(path)}: no such field of {kind}, {hint}"

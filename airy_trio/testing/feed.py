@@ -48,6 +48,8 @@ class MemoryChanges:
 class MemoryFeed:
     """``ChangeFeed`` over ``MemoryChanges``."""
 
+    consumed = True
+
     def __init__(self, changes: MemoryChanges) -> None:
         self._changes = changes
 

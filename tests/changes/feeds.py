@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from airy_trio.changes.feed import Batch
+from airy_trio.changes.feed import Batch, ChangeFeed
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import ChangedObject
@@ -27,7 +27,7 @@ async def feed_of(application: Application, settings: Settings) -> AsyncIterator
         await feed.aclose()
 
 
-async def read_all(feed: AnyFeed, after: str, limit: int = 1000) -> tuple[list[ChangedObject], str, list[Batch]]:
+async def read_all(feed: ChangeFeed, after: str, limit: int = 1000) -> tuple[list[ChangedObject], str, list[Batch]]:
     """Read until there is no more; objects in order, the point reached, and the batches."""
     batches = [await feed.read(after, limit)]
     while batches[-1].more:

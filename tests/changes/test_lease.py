@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, PostgresLease
+from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable, Names, Session, postgres_engine
 from tests.application import Application
 
@@ -83,6 +83,34 @@ async def test_a_change_log_that_is_not_there_has_no_lease(postgres_application:
     lease = PostgresLease(session(postgres_application), postgres_application.names)
     assert not await lease.try_acquire()
     await lease.release()
+
+
+async def test_servers_agree_by_the_epoch_of_their_log_where_nothing_of_ours_is_in_the_database(
+    postgres_application: Application,
+) -> None:
+    epoch = "k7f3q9"
+    ours = [LogLease(session(postgres_application), lambda: epoch) for _ in range(2)]
+    another = LogLease(session(postgres_application), lambda: "other0")
+    assert await ours[0].try_acquire()
+    assert await another.try_acquire()
+    assert not await ours[1].try_acquire()
+    epoch = "newer0"
+    assert await ours[1].try_acquire()  # whoever comes first in the new epoch
+    assert not await ours[0].try_acquire()
+    await ours[1].release()
+    with trio.fail_after(10):
+        while not await ours[0].try_acquire():
+            pass  # the server lets go once it has seen the session end
+    await ours[0].release()
+    await ours[0].release()
+    await another.release()
+
+
+async def test_a_log_in_memory_is_ours_alone() -> None:
+    leases = OwnLease(), OwnLease()
+    assert [await lease.try_acquire() for lease in leases] == [True, True]
+    for lease in leases:
+        await lease.release()
 
 
 async def test_of_two_leases_on_a_file_one_holds_it(tmp_path: Path) -> None:

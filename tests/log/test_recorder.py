@@ -460,3 +460,28 @@ async def test_the_age_of_a_change_reaches_the_log(
     (stored,) = await one.log.store.read(one.log.head.at(0), 1)
     assert 3 <= trio.current_time() - one.log.changed_at(stored) < 4
     nursery.cancel_scope.cancel()
+
+
+async def test_where_changes_are_kept_for_nobody_a_log_goes_on_from_its_point_or_from_now(
+    changes: MemoryChanges, autojump_clock: MockClock
+) -> None:
+    class Unconsumed(MemoryFeed):
+        consumed = False
+
+    changes.write(tag(1))
+    changes.origin = 1
+    store = MemoryStore()
+    for count in (0, 2):
+        one = node(changes, store)
+        one.recorder._feed = Unconsumed(changes)  # noqa: SLF001
+        async with trio.open_nursery() as nursery:
+            await started(nursery, one)
+            await until(lambda one=one, count=count: one.log.head.offset == count)  # type: ignore[misc]
+            nursery.cancel_scope.cancel()
+        changes.holder = None
+        assert changes.consumer is None
+        if not count:
+            assert await store.resume_point() == changes.point(1)
+            changes.write(tag(2), tag(3))  # while nobody records, and before anything was recorded
+            changes.origin = 3
+    assert await recorded(store) == tags(2, 3)

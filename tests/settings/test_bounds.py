@@ -30,6 +30,7 @@ NUMBERS = [
     ("listener.connections_per_address_max", ["1"], ["0", "-1"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("listener.workers", ["1", "256"], ["0", "257"]),
+    ("changes.overlap_s", ["5"], ["0", "0.09", "86401"]),  # others go with another capture: test_places
     ("admin.port", ["0", "65535"], ["-1", "65536"]),
     ("admin.lag_max_s", ["0.001", "1"], ["0", "-1"]),
 ]
@@ -42,7 +43,7 @@ TEXTS = [
     ("auth.mode", ["none"], ["", "None", "JWT"]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
-    ("changes.capture", ["triggers"], ["", "updated_at"]),
+    ("changes.capture", ["triggers", "updated_at"], ["", "wal"]),
     ("log.store", ["memory", "sql", "acme.events-2"], ["", "Redis", "a b", "a" * 42]),
     *(
         (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])

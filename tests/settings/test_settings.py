@@ -167,16 +167,6 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "[changes]\noverlap_s = 5",
-    ],
-)
-def test_a_setting_of_the_design_that_does_nothing_yet_is_refused(text: str) -> None:
-    assert "unknown setting" in fault(text)
-
-
-@pytest.mark.parametrize(
     "text, path, kind",
     [
         ("changes = 5", "changes", "integer 5"),
@@ -209,7 +199,10 @@ def test_the_database_that_is_no_table() -> None:
         ("[events]\ndeletes = 1", "events.deletes: found integer 1, allowed is true or false"),
         ("[log]\nstore = 'Redis'", f'log.store: found text "Redis", allowed is {STORE_WORDS}'),
         ("[log]\nurl = []", "log.url: found an array, allowed is a text"),
-        ("[changes]\ncapture = 'updated_at'", 'changes.capture: found text "updated_at", allowed is "triggers"'),
+        (
+            "[changes]\ncapture = 'wal'",
+            'changes.capture: found text "wal", allowed is "triggers" or "updated_at"',
+        ),
         (
             "[database.tables.tags]\ncolumns = ['a']",
             "database.tables.tags.columns: found an array, allowed is a table",

@@ -1,0 +1,275 @@
+"""Changes captured by ``updated_at``, over real SQLite and real Postgres: what is seen, once, and in which order."""
+
+import pytest
+import trio
+
+from airy_trio.changes.feed import ResumePointLost
+from airy_trio.database import SQLITE
+from tests.application import Application
+from tests.changes.feeds import read_all
+from tests.changes.watched import (
+    ON_SQLITE_ONLY,
+    OVERLAP_S,
+    SECOND_US,
+    START_US,
+    TIMES,
+    Watched,
+    names,
+    watching,
+)
+
+
+@pytest.fixture
+def watched(any_application: Application) -> Watched:
+    return Watched(any_application)
+
+
+@pytest.mark.parametrize("form", [form for form in TIMES if form not in ON_SQLITE_ONLY])
+async def test_a_new_row_and_a_changed_one_come_once_whatever_the_form_of_time(
+    any_application: Application, form: str
+) -> None:
+    await assert_each_comes_once(Watched(any_application, form))
+
+
+@pytest.mark.parametrize("form", ON_SQLITE_ONLY)
+async def test_a_column_without_a_type(sqlite_application: Application, form: str) -> None:
+    await assert_each_comes_once(Watched(sqlite_application, form))
+
+
+async def assert_each_comes_once(watched: Watched) -> None:
+    watched.tag("before", START_US)
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US + 1000)
+        watched.tag("late", START_US - 4 * SECOND_US)
+        watched.tag("too late", START_US - 7 * SECOND_US)
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("late", "flag"), ("t1", "flag")]
+        watched.tag("t1", START_US + 2000, "changed")
+        watched.tag("later", START_US + 30 * SECOND_US)
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("t1", "changed"), ("later", "flag")]
+        watched.tag("missed", START_US + 24 * SECOND_US)
+        assert await read_all(feed, after) == ([], after, [await feed.read(after, 10)])
+
+
+async def test_what_is_there_at_the_first_start_is_not_sent_and_what_commits_after_it_is(watched: Watched) -> None:
+    for number in range(5):
+        watched.tag(f"before-{number}", START_US - number * SECOND_US)
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        assert (await feed.read(after, 10)).changes == 0
+        watched.tag("open at the start", START_US - SECOND_US)
+        assert names((await read_all(feed, after))[0]) == [("open at the start", "flag")]
+
+
+async def test_of_a_table_that_was_empty_every_row_is_new(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US - 10**6 * SECOND_US)
+        assert names((await read_all(feed, after))[0]) == [("t1", "flag")]
+
+
+async def test_a_second_change_of_the_same_moment_is_not_taken_for_the_first(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US, "one")
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("t1", "one")]
+        watched.tag("t1", START_US, "two")
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("t1", "two")]
+        watched.tag("t1", START_US, "one")
+        assert names((await read_all(feed, after))[0]) in ([("t1", "one")], [])  # SQLite cannot tell it from the first
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+async def test_many_of_one_moment_come_in_pages_none_twice_and_none_left_out(
+    watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airy_trio.changes.sweep.PAGE_ROWS", 2)
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for number in range(7):
+            watched.tag(f"t{number}", START_US)
+        objects, after, batches = await read_all(feed, after, limit)
+        assert [name for name, _ in names(objects)] == [f"t{number}" for number in range(7)]
+        assert max(batch.changes for batch in batches) <= limit
+        assert (await feed.read(after, limit)).changes == 0
+
+
+async def test_who_commits_while_a_backlog_is_read_is_not_hidden_by_it(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t0", START_US)
+        after = (await feed.read(after, 10)).resume_point
+        for number in range(1, 10):
+            watched.tag(f"t{number}", START_US + number * SECOND_US // 10)
+        batch = await feed.read(after, 5)
+        watched.tag("late", START_US + SECOND_US // 4)
+        for number in range(10, 60):  # the moment goes on far beyond the overlap before the backlog is read
+            watched.tag(f"t{number}", START_US + number * SECOND_US)
+        objects, _, _ = await read_all(feed, batch.resume_point, 1)
+        assert sorted(name for name, _ in names([*batch.objects, *objects])) == sorted(
+            ["late", *(f"t{number}" for number in range(1, 60))]
+        )
+
+
+async def test_reading_again_after_a_point_gives_the_same_and_what_is_new(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("t1", START_US)
+        watched.tag("t3", START_US + 3)
+        first = await feed.read(after, 2)
+        watched.tag("t2", START_US + 2)  # comes between, so that the other is pushed to the next batch
+        again = await feed.read(after, 2)
+        following = await feed.read(again.resume_point, 2)
+    assert names(first.objects) == [("t1", "flag"), ("t3", "flag")]
+    assert names(again.objects) == [("t1", "flag"), ("t2", "flag")]
+    assert names(following.objects) == [("t3", "flag")]
+
+
+async def test_a_restart_neither_loses_nor_repeats(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for number in range(5):
+            watched.tag(f"t{number}", START_US + number)
+        batch = await feed.read(after, 3)
+    async with watching(watched.application) as feed:
+        watched.tag("late", START_US - SECOND_US)
+        objects, after, _ = await read_all(feed, batch.resume_point)
+        assert sorted(name for name, _ in names(objects)) == ["late", "t3", "t4"]
+    async with watching(watched.application) as feed:
+        assert (await feed.read(after, 10)).changes == 0
+
+
+async def test_beyond_what_a_resume_point_remembers_a_restart_gives_the_overlap_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airy_trio.changes.watermarks.DIGESTS_MAX", 2)
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for number in range(5):
+            watched.tag(f"t{number}", START_US + number * 1000)
+        _, after, _ = await read_all(feed, after)
+        assert (await feed.read(after, 10)).changes == 0
+    async with watching(watched.application) as feed:
+        objects, after, _ = await read_all(feed, after)
+        assert [name for name, _ in names(objects)] == ["t0", "t1", "t2"]
+        assert (await feed.read(after, 10)).changes == 0
+
+
+async def test_what_was_given_is_forgotten_once_it_lies_before_the_overlap(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        for number in range(20):
+            watched.tag(f"t{number}", START_US + number * SECOND_US)
+            after = (await feed.read(after, 10)).resume_point
+        await feed.read(after, 10)
+        assert len(feed._given) <= OVERLAP_S + 1  # noqa: SLF001
+
+
+async def test_a_moment_far_ahead_hides_nothing(watched: Watched) -> None:
+    now_us = watched.application.scalar(
+        "select cast(strftime('%s', 'now') as integer) * 1000000"
+        if watched.application.dialect == SQLITE
+        else "select cast(extract(epoch from now()) * 1000000 as bigint)"
+    )
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+        watched.tag("ahead", now_us + 10**6 * SECOND_US)
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("ahead", "flag")]
+        watched.tag("now", now_us + 58 * SECOND_US)
+        objects, after, _ = await read_all(feed, after)
+        assert names(objects) == [("now", "flag")]
+        assert (await feed.read(after, 10)).changes == 0
+
+
+@pytest.mark.parametrize("form", ["timestamptz", "timestamp", "float", "numeric", "iso"])
+async def test_what_is_no_moment_is_not_seen_and_harms_nobody(any_application: Application, form: str) -> None:
+    watched = Watched(any_application, form)
+    postgres = any_application.dialect != SQLITE
+    impossible = {
+        "timestamptz": ["null", "'infinity'", "'-infinity'"],
+        "timestamp": ["null", "'infinity'"],
+        "float": ["null", "'NaN'", "'Infinity'", "1e300"],
+        "numeric": ["null", "'NaN'", "1e30"],
+        "iso": ["null", "'soon'", "''", "'2021-02-29T00:00:00Z'", "'2020-13-01'", "'now'", "'infinity'"],
+    }[form]
+    if not postgres:
+        impossible = [value for value in impossible if "02-29" not in value]  # which it takes for the first of March
+        impossible += ["x'ff'", "cast(x'ff' as text)", "'soon'"]
+    async with watching(any_application) as feed:
+        after = await feed.origin()
+        for number, value in enumerate(impossible):
+            any_application.execute(f"insert into tags values ('no-{number}', 'flag', 'red', {value})")
+        watched.tag("t1", START_US)
+        objects, after, _ = await read_all(feed, after)
+        assert ("t1", "flag") in names(objects)
+        assert {name for name, _ in names(objects)} <= {
+            "t1",
+            "no-3",
+        }  # SQLite takes 'NaN' for text and 1e300 for a time
+        watched.tag("t2", START_US + 1000)
+        assert ("t2", "flag") in names((await read_all(feed, after))[0])
+
+
+async def test_a_clock_that_is_set_back_hides_nothing(any_application: Application) -> None:
+    watched = Watched(any_application, "spaced")
+    more = 'time_zone = "Europe/Berlin"\n'
+    zoned = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    async with watching(any_application, f"{zoned}[database.tables.tags]\n{more}") as feed:
+        after = await feed.origin()
+        watched.tag("summer", START_US)
+        _, after, _ = await read_all(feed, after)
+        watched.tag("winter", START_US - 3590 * SECOND_US)
+        assert names((await read_all(feed, after))[0]) == [("winter", "flag")]
+
+
+async def test_waiting_ends_soon_after_a_commit(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        batch = await feed.read(await feed.origin(), 10)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: trio.to_thread.run_sync(watched.tag, "t1", START_US))
+                while not batch.changes:
+                    await feed.wait()
+                    batch = await feed.read(batch.resume_point, 10)
+    assert names(batch.objects) == [("t1", "flag")]
+
+
+async def test_a_point_of_triggers_is_lost(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        for point in (
+            '[0,""]',
+            "{}",
+            "nothing",
+            '{"identity": "x", "life": "", "serial": 1, "marks": [], "digests": {}}',
+        ):
+            with pytest.raises(ResumePointLost):
+                await feed.read(point, 10)
+
+
+async def test_a_point_of_another_database_is_lost(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        after = (await feed.origin()).replace('"identity":"', '"identity":"1')
+        with pytest.raises(ResumePointLost, match="another cluster, or another file"):
+            await feed.read(after, 10)
+
+
+async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
+    none = '[database.tables.{}]\nname = ""\n'
+    watched.application.execute(
+        "create table channels (id text primary key, source text, source_channel_id text, connected boolean, "
+        "updated_at timestamp)",
+        "insert into channels values ('old', 's', 'c', true, '2020-01-01 00:00:00')",
+    )
+    async with watching(watched.application) as feed:
+        after = await feed.origin()
+    async with watching(watched.application, none.format("messages") + none.format("metadata")) as feed:
+        assert (await feed.read(after, 10)).changes == 0
+        after = (await feed.read(after, 10)).resume_point
+        watched.application.execute("insert into channels values ('new', 's', 'c', true, '2020-01-01 00:00:01')")
+        [channel] = (await read_all(feed, after))[0]
+        assert getattr(channel, "id", None) == "new"

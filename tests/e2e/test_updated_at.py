@@ -1,0 +1,212 @@
+"""Databases that the server may not write to, through the whole server: changes are captured by ``updated_at``."""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import sqlite_path
+from tests.application import Application
+from tests.changes.watched import ONLY_TAGS, SECOND_US, START_US, Watched
+from tests.e2e.route import assert_in_order, listening
+from tests.processes import AIRY_TRIO, Server, run, running, server
+
+TIMEOUT_S = 50.0
+ROLE = "only_a_reader"
+UNPRIVILEGED = (sys.executable, str(Path(__file__).parents[1] / "unprivileged.py"))
+
+
+def config_for(url: str, log_url: str, folder: Path, *, more: str = "") -> Path:
+    config = folder / "airy-trio.toml"
+    config.write_text(
+        f'[database]\nurl = "{url}"\n{ONLY_TAGS}[changes]\ncapture = "updated_at"\n{more}'
+        f'[log]\nurl = "{log_url}"\n[listener]\nport = 0\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
+    )
+    return config
+
+
+@pytest.fixture
+def reader(postgres_application: Application) -> Iterator[str]:
+    """The URL of a role that may read the tables and nothing else, in transactions that may not write."""
+    Watched(postgres_application)
+    postgres_application.execute(
+        f"create role {ROLE} login",
+        f"alter role {ROLE} set default_transaction_read_only = on",
+        f"grant select on all tables in schema public to {ROLE}",
+        "revoke create on schema public from public",
+    )
+    yield sa.make_url(postgres_application.url).set(username=ROLE).render_as_string(hide_password=False)
+    postgres_application.execute(f"drop owned by {ROLE}", f"drop role {ROLE}")
+
+
+def objects(application: Application) -> list[str]:
+    """All that stands in the database beside the system's own."""
+    with application.engine.begin() as connection:
+        found = connection.exec_driver_sql(
+            "select relname from pg_class where relnamespace not in "
+            "(select oid from pg_namespace where nspname like 'pg\\_%%' or nspname = 'information_schema') "
+            "union all select nspname from pg_namespace union all select tgname from pg_trigger order by 1"
+        )
+        return [row[0] for row in found]
+
+
+async def test_a_role_that_may_only_read(postgres_application: Application, reader: str, tmp_path: Path) -> None:
+    writing = postgres_application
+    insert = "insert into tags values ('{}', 'flag', 'red', clock_timestamp())"
+    writing.execute(insert.format("from before"))
+    before = objects(writing)
+    config = config_for(reader, f"sqlite:///{tmp_path}/events.db", tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        done = await run("migrate", "--config", str(config))
+        assert (done.code, done.out) == (0, "watching tags by updated_at: nothing is installed in their database\n")
+        checked = await run("check", "--config", str(config))
+        assert checked.code == 0, checked.err
+        assert "watching tags by updated_at; it cannot see deleted rows" in checked.out
+        async with server(config) as serving, listening(serving) as ours:
+            warning = await serving.record("capture by updated_at", overlap_s=5.0)
+            assert "deleted rows" in warning["cannot_see"]
+            writing.execute(insert.format("t1"))
+            first = await ours.next()
+            assert first.object == ("tag", "t1")
+            with writing.engine.connect() as late, late.begin():
+                late.exec_driver_sql(insert.format("committed late"))
+                writing.execute(insert.format("t2"))
+                second = await ours.next()
+                await serving.kill()
+        writing.execute(insert.format("while it was away"))
+        async with server(config) as serving, server(config) as other:
+            async with listening(other, after=second.position) as ours:
+                writing.execute(insert.format("t3"))
+                last = [await ours.next() for _ in range(3)]
+            assert await serving.terminate() == 0
+            async with listening(other, after=last[-1].position) as ours:  # the other one records now
+                writing.execute(insert.format("t4"))
+                last.append(await ours.next())
+            assert await other.terminate() == 0
+    assert_in_order([first, second, *last])
+    assert [event.object[1] for event in (first, second)] == ["t1", "t2"]
+    assert sorted(event.object[1] for event in last) == ["committed late", "t3", "t4", "while it was away"]
+    assert objects(writing) == before
+
+
+async def test_a_store_in_the_same_database_is_refused(reader: str, tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        done = await run("--config", str(config_for(reader, "", tmp_path)))
+    assert done.code == 2
+    assert "log.url: changes.capture" in done.err
+
+
+async def test_a_table_without_updated_at_is_a_fault(postgres_application: Application, tmp_path: Path) -> None:
+    postgres_application.execute("create table tags (id text primary key, name text, color text, changed timestamp)")
+    config = config_for(postgres_application.url, f"sqlite:///{tmp_path}/events.db", tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        for command in ((), ("migrate",), ("check",)):
+            done = await run(*command, "--config", str(config))
+            assert done.code == 1
+            assert 'database.tables.tags.columns.updated_at: changes.capture = "updated_at" needs a column' in done.err
+    assert not (tmp_path / "events.db").exists()
+
+
+@pytest.mark.parametrize("command", [("--with-tables",), ("--grant", ROLE)])
+async def test_migrate_makes_nothing_for_it(
+    postgres_application: Application, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    Watched(postgres_application)
+    config = config_for(postgres_application.url, f"sqlite:///{tmp_path}/events.db", tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        done = await run("migrate", *command, "--config", str(config))
+    assert done.code == 1
+    assert done.err.startswith(f'airy-trio: {" ".join(command)}: changes.capture is "updated_at", which ')
+
+
+async def test_migrate_and_its_removal_touch_the_log_alone(sqlite_application: Application, tmp_path: Path) -> None:
+    Watched(sqlite_application)
+    events = tmp_path / "events.db"
+    config = config_for(sqlite_application.url, f"sqlite:///{events}", tmp_path)
+    application = sqlite_path(sqlite_application.url)
+    before = application.read_bytes()
+    with trio.fail_after(TIMEOUT_S):
+        previewed = await run("migrate", "--sql", "--config", str(config))
+        assert previewed.code == 0
+        assert "event_log" in previewed.out
+        assert "change_log" not in previewed.out
+        assert not events.exists()
+        assert (await run("migrate", "--config", str(config))).code == 0
+        assert events.exists()
+        assert (await run("migrate", "--remove", "--config", str(config))).code == 0
+    assert not events.exists()
+    assert application.read_bytes() == before
+
+
+@asynccontextmanager
+async def unprivileged(config: Path) -> AsyncIterator[Server]:
+    async with running(Server, [*UNPRIVILEGED, *AIRY_TRIO, "--config", str(config)]) as serving:
+        serving.port = (await serving.record("listening"))["port"]
+        yield serving
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root passes over modes")
+@pytest.mark.parametrize("journal_mode", ["delete", "wal"])
+async def test_a_file_that_may_only_be_read(tmp_path: Path, journal_mode: str) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    file = folder / "app.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"pragma journal_mode = {journal_mode}")
+    writing = Application(f"sqlite:///{file}", create=True)
+    with writing.engine.connect():  # stays open, as an application that runs: in WAL mode it must
+        watched = Watched(writing, "iso")
+        watched.tag("from before", START_US)
+        file.chmod(0o444)
+        folder.chmod(0o555)
+        config = config_for(f"sqlite:///{file}", f"sqlite:///{tmp_path}/events.db", tmp_path)
+        try:
+            with trio.fail_after(TIMEOUT_S):
+                async with unprivileged(config) as serving, listening(serving) as ours:
+                    watched.tag("t1", START_US + SECOND_US)
+                    first = await ours.next()
+                    await serving.kill()
+                watched.tag("while it was away", START_US + 2 * SECOND_US)
+                async with unprivileged(config) as serving, listening(serving, after=first.position) as ours:
+                    watched.tag("t2", START_US + 3 * SECOND_US)
+                    following = [await ours.next(), await ours.next()]
+                    assert await serving.terminate() == 0
+        finally:
+            folder.chmod(0o755)
+    writing.engine.dispose()
+    assert_in_order([first, *following])
+    assert [event.object[1] for event in (first, *following)] == ["t1", "while it was away", "t2"]
+    assert {path.name.partition("-")[0] for path in folder.iterdir()} == {"app.db"}
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root passes over modes")
+async def test_a_place_for_events_that_cannot_be_written_is_told_with_its_setting(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    writing = Application(f"sqlite:///{folder}/app.db", create=True)
+    Watched(writing)
+    writing.engine.dispose()
+    folder.chmod(0o555)
+    config = config_for(f"sqlite:///{folder}/app.db", "", tmp_path)
+    try:
+        with trio.fail_after(TIMEOUT_S):
+            done = await trio.run_process(
+                [*UNPRIVILEGED, *AIRY_TRIO, "--config", str(config)],
+                check=False,
+                capture_stdout=True,
+                capture_stderr=True,
+            )
+    finally:
+        folder.chmod(0o755)
+    assert done.returncode == 1
+    told = done.stderr.decode().splitlines()[-1]
+    assert (
+        told == f"airy-trio: log.url: the SQLite file {folder}/app.db.airy-trio.db cannot be created: Permission denied"
+    )

@@ -1,0 +1,58 @@
+"""Where we may write and where events are kept: what does not go together."""
+
+import pytest
+
+from airy_trio.settings import parse
+from tests.settings.reading import fault, faults, read
+
+POSTGRES = '[database]\nurl = "postgresql://airy:hunter2@h/d"\n'
+BY_UPDATED_AT = '[changes]\ncapture = "updated_at"\n'
+
+
+@pytest.mark.parametrize("url", ["sqlite:///application.db", "sqlite+pysqlite:///./application.db"])
+def test_the_applications_own_file_is_not_for_events(url: str) -> None:
+    assert fault(f'[log]\nurl = "{url}"') == (
+        'log.url: this is the application\'s own file (database.url); name another one, or "" for one beside it'
+    )
+    read('[log]\nurl = "sqlite:///other.db"')
+
+
+@pytest.mark.parametrize("log", ["", 'url = "postgresql+psycopg://airy:hunter2@h/d"'])
+def test_by_updated_at_the_events_need_another_place_than_the_application(log: str) -> None:
+    (line,) = faults(f"{POSTGRES}{BY_UPDATED_AT}[log]\n{log}")
+    assert line.startswith('log.url: changes.capture = "updated_at" writes nothing into the database of database.url')
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "log", ['url = "postgresql://h/other"', 'url = "sqlite:///events.db"', 'store = "memory"', 'store = "acme"']
+)
+def test_by_updated_at_another_place_will_do(log: str) -> None:
+    assert parse(f"{POSTGRES}{BY_UPDATED_AT}[log]\n{log}", {}).changes.reads_only
+
+
+def test_deletes_that_nobody_can_see_are_refused() -> None:
+    assert fault(f"{BY_UPDATED_AT}[events]\ndeletes = true").startswith("events.deletes: changes.capture")
+    for kind in ("messages", "tags"):
+        read(f'{BY_UPDATED_AT}[events]\ndeletes = true\n[database.tables.{kind}]\nwhere = "deleted_at is null"')
+
+
+@pytest.mark.parametrize("overlap_s", [0.1, 86_400])
+def test_the_overlap_is_of_updated_at(overlap_s: float) -> None:
+    assert read(f"{BY_UPDATED_AT}overlap_s = {overlap_s}").changes.overlap_s == overlap_s
+    assert fault(f"[changes]\noverlap_s = {overlap_s}") == (
+        'changes: overlap_s is for capture = "updated_at", but capture is "triggers"'
+    )
+
+
+@pytest.mark.parametrize("kind", ["messages", "channels", "tags"])
+def test_a_column_for_updated_at_is_read_only_where_changes_are_captured_by_it(kind: str) -> None:
+    mapped = f'[database.tables.{kind}]\ncolumns = {{ updated_at = "changed" }}\n'
+    assert read(mapped + BY_UPDATED_AT).changes.reads_only
+    assert fault(mapped) == (
+        f'database.tables.{kind}.columns.updated_at: read only where changes.capture = "updated_at"'
+    )
+
+
+def test_metadata_has_the_field_anyway() -> None:
+    read('[database.tables.metadata]\ncolumns = { updated_at = "changed" }\n')

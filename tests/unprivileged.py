@@ -1,0 +1,27 @@
+"""A program that the modes of files bind, also where the tests run as root.
+
+    python unprivileged.py PROGRAM ARGUMENT…
+
+Root passes over modes by two capabilities; without them it is a user like any other, and the owner of what it made.
+"""
+
+import ctypes
+import os
+import sys
+
+PR_CAPBSET_DROP = 24
+CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+
+
+def main(program: list[str]) -> None:
+    """Become the program."""
+    if os.geteuid() == 0:
+        library = ctypes.CDLL(None, use_errno=True)
+        for capability in CAPABILITIES:
+            if library.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+                raise OSError(ctypes.get_errno(), "prctl")
+    os.execv(program[0], program)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
