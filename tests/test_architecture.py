@@ -17,6 +17,8 @@ OPEN_NURSERIES = {
     "app/workers.py",
     "websocket/session.py",
     "testing/store_durables.py",
+    "testing/store_changes.py",
+    "testing/store_crashes.py",
     "testing/store_promises.py",
 }  # the last is no part of the server
 NAME_BACK_ENDS = {"app/back_ends.py", "app/stores.py"}

@@ -20,8 +20,9 @@ that function is one more process that uses the place. All of it runs in one Tri
 
     trio.run(check_event_store, make_place)
 
-What it cannot check is what happens when the process or the place dies in the middle of a call: end yours there, open
-the place again, and call ``check_whole_batches`` on what you find.
+A failure in the middle of a call is here a call that is broken off at one of its checkpoints. What it cannot check is
+what happens when the process or the place dies there: end yours, open the place again, and call
+``check_whole_batches`` on what you find.
 """
 
 from collections.abc import Callable
@@ -31,10 +32,12 @@ from typing import Final
 import trio
 
 from airy_trio.testing.store_bytes import BYTES
-from airy_trio.testing.store_crashes import check_whole_batches
+from airy_trio.testing.store_changes import CHANGE_PROMISES
+from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches
 from airy_trio.testing.store_durables import DURABLE_PROMISES
 from airy_trio.testing.store_model import agrees_with_a_list_under_random_schedules
-from airy_trio.testing.store_promises import PROMISES, BrokenStoreError, OpenStore
+from airy_trio.testing.store_promises import PROMISES
+from airy_trio.testing.store_words import BrokenStoreError, OpenStore
 
 __all__ = ["BrokenStoreError", "MakePlace", "OpenStore", "broken_promises", "check_event_store", "check_whole_batches"]
 
@@ -42,7 +45,14 @@ MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
 """Makes a new, empty place, and takes it away at the end."""
 
 CHECK_TIMEOUT_S: Final = 60.0
-CHECKS: Final = (*PROMISES, *BYTES, *DURABLE_PROMISES, agrees_with_a_list_under_random_schedules)
+CHECKS: Final = (
+    *PROMISES,
+    *BYTES,
+    *CHANGE_PROMISES,
+    *DURABLE_PROMISES,
+    *CRASH_PROMISES,
+    agrees_with_a_list_under_random_schedules,
+)
 
 
 async def check_event_store(make_place: MakePlace) -> None:

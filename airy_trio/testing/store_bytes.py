@@ -10,7 +10,7 @@ from attrs import evolve
 from airy_trio.events.destinations import Destination, OfChannel
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent
-from airy_trio.testing.store_promises import AGE_S, ALL, OpenStore, event, expect, put
+from airy_trio.testing.store_words import AGE_S, ALL, OpenStore, event, expect, put
 
 _SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
 """Of the bodies of the events 1 to 10; odd ones are of channel ``odd``, even ones of ``even``."""

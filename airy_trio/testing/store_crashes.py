@@ -1,13 +1,26 @@
 """What an event store must hold after its writer, or the place itself, has died in the middle of an append.
 
 A writer appends batches of one size, each with the resume point that names the offset of its last event, and says
-after each that it was accepted; then it is killed at any moment.
+after each that it was accepted; then it is killed at any moment. Here that is a call broken off at each of its
+checkpoints, after which the store is closed, or goes on; what a real kill leaves is for ``check_whole_batches``.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
 
-from airy_trio.log.store import EventStore
-from airy_trio.testing.store_promises import ALL, event, expect, put
+import trio
+
+from airy_trio.log.position import Position
+from airy_trio.log.store import Acknowledgement, EventStore, Holder, StaleAppend
+from airy_trio.testing.store_words import AGE_S, ALL, BrokenStoreError, OpenStore, event, expect, filled, put
+
+BATCH: Final = 3
+CHECKPOINTS: Final = (*range(12), 20, 50, 200, 1000)
+"""After how many a call is broken off: at 0 before it began, at the last it has mostly ended."""
+KEPT: Final = 4
+ATTEMPTS: Final = 20
+HOLDER: Final = Holder("ann", "inbox", "token")
 
 
 async def write_batches(store: EventStore, size: int) -> AsyncGenerator[int]:
@@ -36,3 +49,122 @@ async def check_whole_batches(store: EventStore, size: int, accepted: int) -> in
         after = after.at(read[-1].offset)
     expect(after.offset == bounds.last, "up to the head everything can be read")
     return bounds.last
+
+
+async def a_crash_in_an_append_leaves_whole_batches(open_store: OpenStore) -> None:
+    """A writer that dies in the middle of an append has appended all of it, with its resume point, or nothing."""
+    accepted = 0
+    for checkpoints in CHECKPOINTS:
+        async with open_store() as store:
+            accepted = max(accepted, await _write_until_broken_off(store, accepted, checkpoints))
+        async with open_store() as store:
+            accepted = await _check_settled(store, accepted)
+
+
+async def the_nth_call_that_fails_happens_whole_or_not_at_all(open_store: OpenStore) -> None:
+    """Whichever call is broken off, and wherever: it has happened or not, and the store goes on from there."""
+    async with open_store() as store, open_store() as other:
+        await store.acknowledge([Acknowledgement(HOLDER, await filled(store, 2))])
+        for checkpoints in CHECKPOINTS:
+            for call in (_append, _append, _move_on, _append, _trim, _hold, _acknowledge, _begin):
+                head, point = (await store.bounds()).head, await store.resume_point()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
+                    await call(store, head, point or "")
+                await call(store, head, point or "")  # it may have happened, or happen yet: never twice
+                await _expect_whole(other)
+
+
+async def _append(store: EventStore, head: Position, _point: str) -> None:
+    await _unless_stale(lambda: put(store, head, [event(head.offset + 1), event(head.offset + 2)]))
+    bounds = await store.bounds()
+    expect(bounds.head == head.at(head.offset + 2), "a broken-off append is there whole, or can be done again")
+    expect(await store.resume_point() == str(bounds.last), "with its resume point")
+
+
+async def _move_on(store: EventStore, head: Position, point: str) -> None:
+    await store.append(head, [], point)
+    expect((await store.bounds()).head == head, "an append without events moves nothing, also broken off")
+    expect(await store.resume_point() == point, "and stores its resume point when it is done again")
+
+
+async def _trim(store: EventStore, _head: Position, _point: str) -> None:
+    await store.trim(age_s=AGE_S, keep=KEPT, limit=ALL)
+    bounds = await store.bounds()
+    expect(bounds.last - bounds.first < KEPT, "a broken-off trim can be done again")
+
+
+async def _hold(store: EventStore, _head: Position, _point: str) -> None:
+    (position,) = await store.hold([HOLDER])
+    expect(position is not None, "a broken-off claim loses nothing of what was acknowledged")
+    expect(position == await store.acknowledged(HOLDER.owner, HOLDER.name), "and can be made again")
+
+
+async def _acknowledge(store: EventStore, head: Position, _point: str) -> None:
+    kept = None
+    for _ in range(ATTEMPTS):  # one of another epoch, broken off long ago, may happen yet
+        expect(not await store.acknowledge([Acknowledgement(HOLDER, head)]), "it is the holder still")
+        kept = await store.acknowledged(HOLDER.owner, HOLDER.name)
+        if kept == head:
+            return
+    expect(kept == head, "a broken-off acknowledgement can be made again")
+
+
+async def _begin(store: EventStore, head: Position, _point: str) -> None:
+    await _unless_stale(lambda: store.begin_epoch(head, "0"))
+    bounds = await store.bounds()
+    expect(bounds.epoch != head.epoch and bounds.last == 0, "a broken-off epoch has begun, or can be begun")
+    expect(await store.resume_point() == "0", "with its resume point")
+
+
+async def _unless_stale(call: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await call()
+    except StaleAppend:
+        return  # it was broken off, and has happened all the same
+
+
+async def _expect_whole(store: EventStore) -> None:
+    """Check that everything from the floor to the head can be read, as it was appended."""
+    bounds = await store.bounds()
+    read = await store.read(bounds.floor, ALL)
+    expect([one.offset for one in read] == list(range(bounds.first, bounds.last + 1)), "nothing is there by halves")
+    expect([one.body for one in read] == [event(one.offset).body for one in read], "and nothing was changed")
+
+
+async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints: int) -> int:
+    """Append batches, to be cancelled in the middle; give the offset up to which they were accepted."""
+    accepted = max(accepted, (await store.bounds()).last)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
+        try:
+            async with aclosing(write_batches(store, BATCH)) as writing:
+                async for reached in writing:
+                    accepted = reached
+        except StaleAppend:
+            pass  # what the one before had under way has happened just now
+    return accepted
+
+
+async def _check_settled(store: EventStore, accepted: int) -> int:
+    """Check what is there; again where what was broken off happens meanwhile."""
+    while True:
+        head = (await store.bounds()).head
+        try:
+            return await check_whole_batches(store, BATCH, accepted)
+        except BrokenStoreError as error:
+            broken = error
+        if (await store.bounds()).head == head:
+            raise broken
+
+
+async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
+    for _ in range(checkpoints):
+        await trio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+CRASH_PROMISES: Final = (
+    a_crash_in_an_append_leaves_whole_batches,
+    the_nth_call_that_fails_happens_whole_or_not_at_all,
+)

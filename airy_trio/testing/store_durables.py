@@ -10,7 +10,7 @@ import trio
 
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, EventStore, Holder
-from airy_trio.testing.store_promises import AGE_S, ALL, OpenStore, expect, filled, tick
+from airy_trio.testing.store_words import AGE_S, ALL, OpenStore, expect, filled, tick
 
 MANY: Final = 2500
 CLAIMS: Final = 8

@@ -8,7 +8,7 @@ from attrs import define, field
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, covers
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEvent
-from airy_trio.testing.store_promises import AGE_S, OpenStore, event, expect
+from airy_trio.testing.store_words import AGE_S, OpenStore, event, expect
 
 SCHEDULES: Final = 4
 STEPS: Final = 60

@@ -1,12 +1,10 @@
-"""The promises of the event store's port, one check each, in the order in which an author meets them.
+"""The promises of the event store's port about appends and reads, in the order in which an author meets them.
 
 Each check takes a function that opens the store in a place of its own, which is new and empty. They know the port and
 nothing of any store.
 """
-# ruff: noqa: PLR2004 - the expected value belongs into the check
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -14,93 +12,28 @@ import trio
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType
 from airy_trio.log.position import Position
 from airy_trio.log.store import (
-    Acknowledgement,
     EventStore,
-    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
-    StoredEvent,
     stored_after,
 )
+from airy_trio.testing.store_words import (
+    AGE_S,
+    ALL,
+    TICK_MS,
+    OpenStore,
+    event,
+    events,
+    expect,
+    expect_expired,
+    expect_stale,
+    filled,
+    put,
+    tick,
+)
 
-OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
-"""Opens the store in one place, as one more process would; the store is closed at the end of the block."""
-
-AGE_S: Final = 3600.0
-ALL: Final = 1000
-TICK_MS: Final = 20
-TICK_POLL_S: Final = 0.001
 WRITERS: Final = 4
-
-
-class BrokenStoreError(AssertionError):
-    """A promise that was not kept, in words."""
-
-
-def expect(kept: object, promise: str) -> None:
-    """Raise ``BrokenStoreError`` where a promise is not kept."""
-    if not kept:
-        raise BrokenStoreError(promise)
-
-
-def event(number: int, **changed: str | None) -> NewEvent:
-    """Make an event that differs from every other ``number``."""
-    facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
-    return NewEvent(body=b'{"number": %d}' % number, **{**facts, **changed})  # type: ignore[arg-type]
-
-
-def events(first: int, last: int) -> list[NewEvent]:
-    """Make the events from one number to another, both included."""
-    return [event(number) for number in range(first, last + 1)]
-
-
-async def filled(store: EventStore, *batches: int) -> Position:
-    """Append batches of these sizes, numbered from 1 on in a store that is empty; give the head."""
-    head = (await store.bounds()).head
-    for size in batches:
-        head = await put(store, head, events(head.offset + 1, head.offset + size))
-    return head
-
-
-async def put(store: EventStore, head: Position, new: Sequence[NewEvent]) -> Position:
-    """Append, with a resume point that tells what the head is after it; give that head."""
-    stored = await store.append(head, new, str(head.offset + len(new)))
-    return head.at(head.offset + len(stored))
-
-
-async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
-    """Let the store's clock go on."""
-    start_ms = (await store.bounds()).now_ms
-    while True:
-        if (await store.bounds()).now_ms - start_ms >= for_ms:
-            return
-        await trio.sleep(TICK_POLL_S)
-
-
-async def expect_stale(store: EventStore, expected: Position, new: Sequence[NewEvent]) -> None:
-    """Check that an append after a position that is not the head is refused and changes nothing."""
-    before = await _contents(store)
-    try:
-        await store.append(expected, new, "stale")
-    except StaleAppend:
-        expect(await _contents(store) == before, "a refused append changes nothing")
-    else:
-        expect(kept=False, promise=f"an append after {expected} is refused where the head is {before[0]}")
-
-
-async def expect_expired(store: EventStore, after: Position) -> None:
-    """Check that reading after a position is refused."""
-    try:
-        await store.read(after, ALL)
-    except PositionExpired:
-        return
-    expect(kept=False, promise=f"reading after {after}, which is gone, raises PositionExpired")
-
-
-async def _contents(store: EventStore) -> tuple[Position, Sequence[StoredEvent], str | None]:
-    bounds = await store.bounds()
-    return bounds.head, list(await store.read(bounds.floor, ALL)), await store.resume_point()
 
 
 async def a_new_store_is_empty(open_store: OpenStore) -> None:
@@ -266,174 +199,6 @@ async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
         expect(kept=False, promise="recent of another epoch raises PositionExpired")
 
 
-async def trimming_forgets_from_the_old_end(open_store: OpenStore) -> None:
-    """Only what is too old or too many goes, oldest first, at most ``limit``; offsets are never used again."""
-    async with open_store() as store, open_store() as reader:
-        head = await filled(store, 10)
-        expect(await store.trim(age_s=AGE_S, keep=10, limit=ALL) == 0, "what is young and not too many stays")
-        expect(await store.trim(age_s=AGE_S, keep=4, limit=3) == 3, "trim deletes at most its limit")
-        expect((await reader.bounds()).first == 4, "trim moves the first offset")
-        expect(await store.trim(age_s=AGE_S, keep=4, limit=ALL) == 3, "trim gives how many it deleted")
-        bounds = await reader.bounds()
-        expect((bounds.first, bounds.head) == (7, head), "the newest stay, and so does the head")
-        expect([one.offset for one in await reader.read(bounds.floor, ALL)] == [7, 8, 9, 10], "the rest can be read")
-        await expect_expired(reader, bounds.floor.at(5))
-        await tick(store)
-        head = await put(store, head, events(11, 12))
-        expect(await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL) >= 4, "what is too old goes")
-        await tick(store)
-        await store.trim(age_s=0, keep=ALL, limit=ALL)
-        bounds = await reader.bounds()
-        expect((bounds.first, bounds.head) == (13, head), "the head stays after everything is trimmed")
-        expect(not await reader.read(head, ALL), "the head can be read after, also when it was trimmed")
-        expect(await reader.resume_point() == "12", "trim leaves the resume point alone")
-        head = await put(store, head, events(13, 13))
-        expect([one.offset for one in await reader.read(head.at(12), ALL)] == [13], "offsets go on after a trim")
-
-
-async def an_epoch_ends_all_positions(open_store: OpenStore) -> None:
-    """A new epoch has another name and begins empty; nobody can write or read on in the old one."""
-    async with open_store() as store, open_store() as other:
-        old = await filled(store, 5)
-        for expected in (old.at(4), Position("other0", 5)):
-            try:
-                await store.begin_epoch(expected, "stale")
-            except StaleAppend:
-                expect((await _contents(other))[0] == old, "a refused epoch changes nothing")
-            else:
-                expect(kept=False, promise=f"an epoch begun after {expected} is refused where the head is {old}")
-        begun = await store.begin_epoch(old, "restarted")
-        bounds = await other.bounds()
-        expect(begun.head == bounds.head, "beginning an epoch gives its bounds")
-        expect(bounds.epoch != old.epoch, "a new epoch has a new name")
-        expect((bounds.first, bounds.last) == (1, 0), "a new epoch is empty")
-        expect(await other.resume_point() == "restarted", "a new epoch begins with its resume point")
-        await expect_expired(other, old)
-        await expect_stale(other, old, events(6, 6))
-        head = await put(other, bounds.head, events(1, 2))
-        expect([one.offset for one in await store.read(bounds.head, ALL)] == [1, 2], "offsets begin at 1")
-        expect((await other.begin_epoch(head, None)).last == 0, "a new epoch may begin without a resume point")
-        expect(await store.resume_point() is None, "and then has none")
-
-
-async def waiting_ends_when_the_head_moves(open_store: OpenStore) -> None:
-    """Whoever waits after a position is woken by any writer, also by a new epoch; never too late."""
-    async with open_store() as writer, open_store() as reader:
-        start = (await writer.bounds()).head
-        head = await put(writer, start, events(1, 1))
-        await reader.wait(start)  # returns at once: the head has moved
-        await reader.wait(Position("other0", 1))
-        for step in range(4):
-            async with trio.open_nursery() as nursery:
-                for waiter in (reader, writer):
-                    nursery.start_soon(_wait_until_moved, waiter, head)
-                await trio.sleep(0.02 if step % 2 else 0)
-                if step < 3:
-                    head = await put(writer, head, events(step, step))
-                else:
-                    await writer.begin_epoch(head, "restarted")
-
-
-async def _wait_until_moved(store: EventStore, head: Position) -> None:
-    while (await store.bounds()).head == head:
-        await store.wait(head)  # it may return for nothing
-
-
-async def batches_are_seen_whole(open_store: OpenStore) -> None:
-    """A reader sees all of a batch with its resume point, or nothing. A cancelled append may still happen, whole."""
-    async with open_store() as writer, open_store() as reader:
-        head = (await writer.bounds()).head
-        done = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_batches, reader, done)
-            for _ in range(10):
-                head = await put(writer, head, events(1, 10))
-            for patience in (*[0] * 8, *range(1, 10)):
-                async with trio.open_nursery() as cancelled:
-                    cancelled.start_soon(_cancel_after, cancelled.cancel_scope, patience)
-                    await _put_unless_stale(writer, head)
-                head = await _expect_whole(writer)
-            done.set()
-
-
-async def _put_unless_stale(store: EventStore, head: Position) -> None:
-    """Append ten events, unless an append that was cancelled has happened after all."""
-    try:
-        await put(store, head, events(1, 10))
-    except StaleAppend:
-        expect((await store.bounds()).head > head, "an append is refused only where the head has moved")
-
-
-async def _watch_batches(reader: EventStore, done: trio.Event) -> None:
-    while not done.is_set():
-        head = await _expect_whole(reader)
-        expect(len(await reader.read(head.at(0), ALL)) % 10 == 0, "no part of a batch can be read")
-
-
-async def _expect_whole(store: EventStore) -> Position:
-    while True:
-        head, point = (await store.bounds()).head, await store.resume_point()
-        expect(head.offset % 10 == 0, f"the head is never inside a batch, as {head} is")
-        if (await store.bounds()).head == head:
-            expect(point == (str(head.offset) if head.offset else None), f"{point} does not belong to {head}")
-            return head
-
-
-async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
-    for _ in range(checkpoints):
-        await trio.lowlevel.checkpoint()
-    scope.cancel()
-
-
-async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
-    """Beside trims that never stop a read is gapless or refused, and the trim of an old epoch spares the new one."""
-    async with open_store() as writer, open_store() as trimmer, open_store() as reader:
-        done = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_trim_to_five, trimmer, done)
-            nursery.start_soon(_expect_gapless, reader, done)
-            head = (await writer.bounds()).head
-            for _ in range(12):
-                for _ in range(4):
-                    head = await put(writer, head, events(1, 8))
-                head = (await writer.begin_epoch(head, None)).head
-                head = await put(writer, head, events(1, 5))
-                kept = [one.offset for one in await writer.read(head.at(0), ALL)]
-                expect(kept == [1, 2, 3, 4, 5], f"the newest five stay, not only {kept}")
-            done.set()
-
-
-async def _trim_to_five(store: EventStore, done: trio.Event) -> None:
-    while not done.is_set():
-        await store.trim(age_s=AGE_S, keep=5, limit=7)
-
-
-async def _expect_gapless(store: EventStore, done: trio.Event) -> None:
-    while not done.is_set():
-        after = (await store.bounds()).floor
-        try:
-            read = [one.offset for one in await store.read(after, ALL)]
-        except PositionExpired:
-            continue
-        expect(read == list(range(after.offset + 1, after.offset + 1 + len(read))), f"{read} follows {after} gapless")
-
-
-async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
-    """What was appended, trimmed and acknowledged is the same for whoever opens the place next."""
-    async with open_store() as store:
-        head = await filled(store, 6)
-        await store.trim(age_s=AGE_S, keep=4, limit=ALL)
-        await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), head.at(3))])
-        before = await _contents(store)
-    async with open_store() as store:
-        expect(
-            await _contents(store) == before, "events, positions and resume point outlive the process that wrote them"
-        )
-        expect((await store.bounds()).first == 3, "so does what was trimmed")
-        expect(await store.acknowledged("owner", "name") == head.at(3), "so do acknowledged positions")
-        expect((await put(store, head, events(7, 7))).offset == 7, "and offsets go on")
-
-
 PROMISES: Final = (
     a_new_store_is_empty,
     offsets_are_gapless,
@@ -444,10 +209,4 @@ PROMISES: Final = (
     reads_keep_to_their_bounds,
     destinations_filter,
     recent_is_the_newest_of_each,
-    trimming_forgets_from_the_old_end,
-    an_epoch_ends_all_positions,
-    waiting_ends_when_the_head_moves,
-    batches_are_seen_whole,
-    trims_leave_reads_and_epochs_whole,
-    a_reopened_store_goes_on,
 )

@@ -11,7 +11,16 @@ from attrs import evolve
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Bounds, Holder, NewEvent, StoredEvent, stored_after, up_to_bytes
+from airy_trio.log.store import (
+    Acknowledgement,
+    Bounds,
+    Holder,
+    NewEvent,
+    StaleAppend,
+    StoredEvent,
+    stored_after,
+    up_to_bytes,
+)
 from airy_trio.testing.event_store import (
     BrokenStoreError,
     MakePlace,
@@ -292,7 +301,108 @@ class TimesFall(MemoryStore):
         return fallen
 
 
+class IsTornWhereItIsBrokenOff(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        self._check_head(expected)
+        stored = stored_after(expected, events, self._now_ms())
+        self._events += stored[:1]
+        await trio.lowlevel.checkpoint()
+        self._events += stored[1:]
+        self._resume_point = resume_point
+        self._wake()
+        return stored
+
+
+class KeepsTheLockOfACallThatFailed(MemoryStore):
+    locked = False
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        while self.locked:  # noqa: ASYNC110 - it is broken on purpose
+            await trio.sleep(1)
+        self.locked = True
+        try:
+            return await super().append(expected, events, resume_point)
+        except StaleAppend:
+            self.locked = False
+            raise
+        finally:
+            self.locked = trio.current_effective_deadline() < 0  # that is: cancelled
+
+
+class ForgetsWhoHoldsWhereItIsBrokenOff(MemoryStore):
+    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        known = {(one.owner, one.name): self._durables.pop((one.owner, one.name), None) for one in holders}
+        await trio.lowlevel.checkpoint()
+        self._durables |= {key: durable for key, durable in known.items() if durable is not None}
+        return await super().hold(holders)
+
+
+class BeginsTwiceWhereItIsBrokenOff(MemoryStore):
+    """Takes the events away, and names the new epoch later."""
+
+    async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        self._check_head(expected)
+        self._events.clear()
+        await trio.lowlevel.checkpoint()
+        return await super().begin_epoch(self._bounds().head, resume_point)
+
+
+class WritesLater(MemoryStore):
+    """Says that an event is accepted, and writes it with the next call: a process that ends has not written it."""
+
+    def __init__(self, place: MemoryStore) -> None:
+        super().__init__()
+        self.place = place
+        self.later: tuple[Position, Sequence[NewEvent], str] | None = None
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        if self.later is not None:
+            await self.place.append(*self.later)
+        self.later = (expected, events, resume_point)
+        return stored_after(expected, events, 0)
+
+    async def bounds(self) -> Bounds:
+        return await self.place.bounds()
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        return await self.place.read(after, limit, destination, bytes_max=bytes_max)
+
+    async def resume_point(self) -> str | None:
+        return await self.place.resume_point()
+
+    async def wait(self, after: Position) -> None:
+        await self.place.wait(after)
+
+
+@asynccontextmanager
+async def late_place() -> AsyncIterator[OpenStore]:
+    place = MemoryStore()
+    yield lambda: opened(WritesLater(place))
+
+
+async def test_a_store_that_writes_later_is_caught(autojump_clock: trio.testing.MockClock) -> None:
+    assert "a_crash_in_an_append_leaves_whole_batches" in await broken_promises(late_place)
+
+
+@pytest.mark.parametrize(
+    "store_class",
+    [
+        IsTornWhereItIsBrokenOff,
+        BeginsTwiceWhereItIsBrokenOff,
+        KeepsTheLockOfACallThatFailed,
+        ForgetsWhoHoldsWhereItIsBrokenOff,
+    ],
+)
+async def test_a_call_that_fails_half_done_is_caught(
+    store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock
+) -> None:
+    assert "the_nth_call_that_fails_happens_whole_or_not_at_all" in await broken_promises(places_of(store_class))
+
+
 BROKEN: dict[type[MemoryStore], str] = {
+    IsTornWhereItIsBrokenOff: "a_crash_in_an_append_leaves_whole_batches",
     Reorders: "reads_keep_to_their_bounds",
     Forgets: "offsets_are_gapless",
     Duplicates: "reads_keep_to_their_bounds",

@@ -1,0 +1,46 @@
+"""The far end of an outlet in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
+
+from random import Random
+
+import trio
+
+from airy_trio.testing.outlet import MemoryOutlet
+
+POLL_S = 0.01
+
+
+class PeerStream(trio.abc.Stream):
+    """Takes a few bytes at a time, after a while: ``bytes_max`` each ``pause_s`` seconds, at most."""
+
+    def __init__(self, outlet: MemoryOutlet, chance: Random, *, bytes_max: int, pause_s: float) -> None:
+        self._outlet = outlet
+        self._chance = chance
+        self._bytes_max = bytes_max
+        self._pause_s = pause_s
+        self._closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed or self._outlet.closed:
+            raise trio.BrokenResourceError
+        self._outlet.feed(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep(self._chance.uniform(0, self._pause_s))
+        size = self._chance.randint(1, min(self._bytes_max, max_bytes or self._bytes_max))
+        while not (data := self._outlet.take(size)):
+            if self._outlet.closed or self._outlet.ended:
+                return b""
+            await trio.sleep(POLL_S)  # of the autojump clock
+        return data
+
+    async def aclose(self) -> None:
+        if not self._closed:  # before the checkpoint: who closes it by force is cancelled there
+            self._closed = True
+            self._outlet.capacity_bytes = None  # what is sent to who has gone vanishes
+            self._outlet.take()
+            self._outlet.feed_eof()
+        await trio.lowlevel.checkpoint()
