@@ -32,6 +32,7 @@ from airy_trio.database import (
     sqlite_path,
 )
 from airy_trio.errors import MappingError, StartError, Unavailable
+from airy_trio.log.store import StoreUnavailable
 from airy_trio.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -197,5 +198,7 @@ async def patiently(what: Callable[[], Awaitable[T]], options: DatabaseOptions, 
             return await what()
         except Unavailable as error:
             if trio.current_time() >= give_up_at:
-                raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
+                store = isinstance(error, StoreUnavailable)
+                what_is_away = "log.url: the event store" if store else f"{setting}: the database"
+                raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
             await trio.sleep(RETRY_PAUSE_S)

@@ -199,7 +199,7 @@ async def _serve(
             connections.start_soon(sessions.durables.run)
             try:
                 async with trio.open_nursery() as intake:
-                    await intake.start(recorder.run)
+                    await patiently(partial(intake.start, recorder.run), settings.database, "database.url")
                     intake.start_soon(log.follow)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(sessions.fan_out)

@@ -75,6 +75,9 @@ class Queries:
         """Run every statement for no key at all: what it raises, reading this table would raise."""
         if self._postgres:
             connection.execute(_ZONE, {"zone": self._table.time_zone})
+        if self._table.where:  # without our brackets too: what closes them itself would be another condition
+            bare = f"select 1 from {self.name} t where {_escaped(self._table.where)}\nlimit 0"  # noqa: S608 - quoted
+            connection.execute(sa.text(bare))
         connection.execute(self._by_key, self._arguments([]))
         if self._table.kind == "messages":
             connection.execute(self._owners_statement(), self._arguments([]))

@@ -22,6 +22,7 @@ from airy_trio.database import (
     POSTGRES,
     DatabaseError,
     DatabaseOptions,
+    DatabaseUnavailable,
     postgres_engine,
     quote_text,
     shown,
@@ -87,7 +88,7 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
             yield connection
         committed = True
     except SQLAlchemyError as error:
-        raise translated(error) from None
+        raise _told(translated(error), url, options) from None
     finally:
         engine.dispose()
         if created is not None and not committed:
@@ -105,9 +106,17 @@ def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
         with engine.connect() as connection, connection.begin():
             yield connection
     except SQLAlchemyError as error:
-        raise translated(error) from None
+        raise _told(translated(error), url, options) from None
     finally:
         engine.dispose()
+
+
+def _told(error: Exception, url: str, options: DatabaseOptions) -> Exception:
+    """A database that cannot be used, with the setting that names it; what is tried again stays as it is."""
+    if not isinstance(error, DatabaseUnavailable) or error.sqlstate == LOCK_NOT_AVAILABLE:
+        return error
+    settings = {options.url: "database.url", options.direct_url: "database.direct_url"}
+    return StartError([f"{settings.get(url, 'log.url')}: the database cannot be used: {error}"])
 
 
 def _create_file(path: Path) -> Path | None:

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.testing.client import Closed
+from airy_trio.testing.client import Closed, connect
 from tests.application import Application, application
-from tests.e2e.route import configure, listening
+from tests.e2e.route import HOST, Listening, configure, listening
 from tests.postgres import Postgres
 from tests.processes import Program, json_object, server
 
 TIMEOUT_S = 50.0
 TAGS = 50
+OUTAGE_S = 30.0
 
 
 async def said(program: Program, event: str, times: int) -> None:
@@ -57,6 +58,34 @@ async def test_postgres_is_away(own_postgres: Postgres, tmp_path: Path) -> None:
     for event in ("recording interrupted", "recording again", "event store unavailable", "event store available again"):
         assert count(serving, event) == 2, event
     assert count(serving, "new epoch") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_postgres_is_away_for_30_s(own_postgres: Postgres, tmp_path: Path) -> None:
+    """Clients stay connected and hear heart-beats all the while; each side of the outage is said once."""
+    beats = [("heart-beat", "0,1000")]
+    with trio.fail_after(140), application(own_postgres.url(own_postgres.create_database())) as writing:
+        async with (
+            server(configure(writing, tmp_path)) as serving,
+            await connect(HOST, serving.port, headers=beats) as client,
+        ):
+            ours = Listening(client, await client.subscribe())
+            writing.tag("before")
+            assert (await ours.next()).object == ("tag", "before")
+            writing.tag("the last moment")
+            own_postgres.stop()
+            await trio.sleep(OUTAGE_S)
+            own_postgres.start()
+            writing.engine.dispose()
+            writing.tag("after")
+            assert [event.object[1] for event in await ours.take(2)] == ["the last moment", "after"]
+            await said(serving, "recording again", 1)
+            await said(serving, "event store available again", 1)
+            assert await serving.terminate() == 0
+    assert [event.offset for event in ours.events] == [1, 2, 3]
+    for event in ("recording interrupted", "recording again", "event store unavailable", "event store available again"):
+        assert count(serving, event) == 1, event
 
 
 async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: Path) -> None:

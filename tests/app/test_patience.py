@@ -1,0 +1,56 @@
+"""At the start: what is away is tried for a while, then told with its setting."""
+
+from functools import partial
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from airy_trio.app.back_ends import patiently
+from airy_trio.database import DatabaseOptions, DatabaseUnavailable
+from airy_trio.errors import StartError, Unavailable
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.store import StoreUnavailable
+from airy_trio.testing.feed import MemoryChanges
+from tests.log.recording import node
+
+OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (DatabaseUnavailable("gone"), "database.url: the database cannot be used: gone"),
+        (StoreUnavailable("gone"), "log.url: the event store cannot be used: gone"),
+    ],
+    ids=["database", "store"],
+)
+async def test_what_stays_away_is_told_with_its_setting(
+    error: Unavailable, told: str, autojump_clock: MockClock
+) -> None:
+    async def away() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    start = trio.current_time()
+    with pytest.raises(StartError) as caught:
+        await patiently(away, OPTIONS, "database.url")
+    assert caught.value.faults == (told,)
+    assert trio.current_time() - start == pytest.approx(5, abs=0.3)
+
+
+async def test_a_recorder_that_cannot_read_at_first_is_started_again(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    changes = MemoryChanges(away=True)
+    one = node(changes, MemoryStore())
+    await one.log.open()
+
+    async def come_back() -> None:
+        await trio.sleep(3)
+        changes.away = False
+
+    nursery.start_soon(come_back)
+    await patiently(partial(nursery.start, one.recorder.run), OPTIONS, "database.url")
+    assert one.recorder.recording
+    nursery.cancel_scope.cancel()
