@@ -19,9 +19,13 @@ _KEY_OCTETS: Final = 4
 
 
 class Fragments:
-    """Counts the pieces of the message that is under way, from all that comes after the answer to the upgrade."""
+    """Counts the pieces of the message that is under way, from all that comes after the answer to the upgrade.
+
+    ``controls``: control frames that have begun; whoever paces them sets it back.
+    """
 
     def __init__(self) -> None:
+        self.controls = 0
         self._header = bytearray()
         self._content = 0  # octets of the frame that are still to come
         self._counted = False  # whether the frame is of a message, and not a control frame
@@ -62,6 +66,7 @@ class Fragments:
         octets = _LENGTH_OCTETS.get(length, 0)
         self._content = int.from_bytes(header[_FIXED_OCTETS : _FIXED_OCTETS + octets]) if octets else length
         self._counted = not header[0] & _CONTROL
+        self.controls += not self._counted
         self._last = bool(header[0] & _FIN)
         if not self._content:
             self._count()

@@ -13,6 +13,9 @@ from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
 from airy_trio.websocket.outlet import Outlet
 
 RECEIVE_BYTES_MAX: Final = 4096
+CONTROLS_PER_S: Final = 100
+CONTROLS_BURST: Final = 100
+"""Control frames of one client: beyond so many at once they are read at this rate. Clients send one in some seconds."""
 _SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
 
 
@@ -33,6 +36,7 @@ class Wire(trio.abc.Stream):
     __slots__ = (
         "_attending",
         "_bytes_left",
+        "_controls_at",
         "_fragments",
         "_put_back",
         "_send_timeout_s",
@@ -60,6 +64,7 @@ class Wire(trio.abc.Stream):
         self._send_timeout_s = send_timeout_s
         self._put_back = b""
         self._bytes_left: int | None = None
+        self._controls_at = 0.0
         self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
 
     def attending(self) -> trio.CancelScope:
@@ -152,6 +157,8 @@ class Wire(trio.abc.Stream):
             raise
         if not data:
             self._desert()
+        if self._fragments is not None and self._fragments.controls:
+            await self._pace(self._fragments)
         self.read_at = trio.current_time()
         return data
 
@@ -170,6 +177,16 @@ class Wire(trio.abc.Stream):
         """Take note that trio-websocket has ended. Only the session closes the outlet."""
         self._desert()
         await trio.lowlevel.checkpoint()
+
+    async def _pace(self, fragments: Fragments) -> None:
+        """Wait where control frames come faster than any client sends them, and let the peer wait too.
+
+        Each PING is answered: a few clients that send nothing else would be served before all others.
+        """
+        now = trio.current_time()
+        self._controls_at = max(self._controls_at, now) + fragments.controls / CONTROLS_PER_S
+        fragments.controls = 0
+        await trio.sleep(max(0, self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S))
 
     def _desert(self) -> None:
         self.deserted = True

@@ -122,7 +122,7 @@ def pings() -> Iterator[Case]:
     yield works(
         "2 ten pings at once", [b"".join(frame(PING, b"%d" % n) for n in range(10))], *(b"%d" % n for n in range(10))
     )
-    yield works("2 a thousand pings at once", [frame(PING, b"x") * 1000], *[b"x"] * 1000)
+    yield works("2 a hundred pings at once", [frame(PING, b"x") * 100], *[b"x"] * 100)
     yield works("2 pong that nobody asked for", [frame(PONG), frame(PONG, b"abc"), frame(PING, b"p")], b"p")
     yield Case("2 pong of 126", [frame(PONG, bytes(126))])
 

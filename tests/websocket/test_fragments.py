@@ -14,6 +14,7 @@ from wsproto.events import BytesMessage
 
 from airy_trio.testing.client import Closed
 from airy_trio.websocket.fragments import PIECES_MAX, Fragments
+from airy_trio.websocket.wire import CONTROLS_BURST, CONTROLS_PER_S
 from tests.websocket.serving import serving
 
 KEY = b"\x01\x02\x03\x04"
@@ -110,6 +111,22 @@ async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content:
             await server.append(1, 1)
             assert (await other.receive()).command == "MESSAGE"
             assert server.sessions.statistics()["refused 413-too-many-fragments"] == 1
+
+
+async def test_a_flood_of_pings_is_answered_at_a_rate_that_leaves_time_for_others(autojump_clock: MockClock) -> None:
+    async with serving(listen=False) as server:
+        plugged = await server.plug_connected()
+        flood = CONTROLS_BURST + 10 * CONTROLS_PER_S
+        begun_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plugged.client.stream.send_all, frame(PING, fin=True) * flood)
+            answered = 0
+            while answered < 2 * flood:  # an empty PONG is two octets
+                answered += len(await plugged.client.stream.receive_some())
+                assert answered / 2 <= CONTROLS_BURST + CONTROLS_PER_S * (trio.current_time() - begun_at) + 1
+        assert trio.current_time() - begun_at == pytest.approx(10, abs=0.1)
+        await server.append(1, 1)
+        assert (await plugged.client.subscribe()).command == "RECEIPT"
 
 
 async def test_who_sends_too_many_fragments_and_listens_is_told_so(autojump_clock: MockClock) -> None:
