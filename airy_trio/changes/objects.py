@@ -5,7 +5,7 @@ Everything is read with one connection in one transaction that sees one snapshot
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from operator import itemgetter
 from typing import Any, NamedTuple, assert_never
 
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from airy_trio.changes.rows import (
 from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
-_CHANGE_COLUMNS = attrgetter("kind", "operation", "key_1", "key_2", "old_1", "old_2")
+_COLUMNS = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 
 
 class Change(NamedTuple):
@@ -38,11 +38,15 @@ class Change(NamedTuple):
     old: tuple[Value, Value]
 
 
-def changes_of(rows: Iterable[sa.Row[Any]]) -> Iterator[Change]:
-    """Rows of the change log as changes."""
+def changes_of(rows: Sequence[sa.Row[Any]]) -> Iterator[Change]:
+    """Rows of the change log, which all have the same columns, as changes."""
+    if not rows:
+        return iter(())
+    places = rows[0]._fields  # a place is found in a third of the time that a name takes
+    columns = itemgetter(*map(places.index, _COLUMNS))
     return (
         Change(kind, operation, (key_1, key_2), (old_1, old_2))
-        for kind, operation, key_1, key_2, old_1, old_2 in map(_CHANGE_COLUMNS, rows)
+        for kind, operation, key_1, key_2, old_1, old_2 in map(columns, rows)
     )
 
 

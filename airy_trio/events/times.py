@@ -18,6 +18,7 @@ _MICROSECOND = timedelta(microseconds=1)
 _WIRE_US_MIN = -62_135_596_800_000_000  # 0001-01-01T00:00:00.000000Z
 _WIRE_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 
+_MILLISECONDS_DIGITS = 14  # all of them are before the year 9999
 _DIGITS = re.compile(r"([+-]?[0-9]{1,18})(?:\.([0-9]*))?")
 _ANY_YEAR = re.compile(r"([0-9]{4,6})(-[0-9]{2}-[0-9]{2}.*?)( BC)?")
 _INFINITIES = {"infinity": math.inf, "-infinity": -math.inf}
@@ -27,7 +28,10 @@ _CYCLE_US = 146_097 * 86_400 * 1_000_000
 
 def wire_time(value: Value, time_zone: tzinfo, column: str) -> str:
     """The wire's form, ``2020-10-25T21:24:54.560Z``. Years 1 to 9999. Raises ``UnfitValueError``."""
-    if isinstance(value, str) and _is_iso(value):
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= _MILLISECONDS_DIGITS:
+        # Only spares what follows: in this form every timestamp of Postgres comes.
+        moment = _EPOCH_UTC_UNMARKED + timedelta(milliseconds=int(value))
+    elif isinstance(value, str) and _is_iso(value):
         try:
             since_epoch = _read(value, time_zone) - _EPOCH
             moment = _EPOCH_UTC_UNMARKED + since_epoch

@@ -107,6 +107,9 @@ class LogTables:
     def insert(self, connection: sa.Connection, events: Sequence[StoredEvent]) -> None:
         """Write events with the offsets that they have. Through the driver, at a third of the cost."""
         driver: Any = connection.connection.driver_connection
+        if len(events) == 1:  # what there is when little happens: executemany begins a pipeline first
+            driver.cursor().execute(self.insert_one, _VALUES(events[0]))
+            return
         if not self.postgres or len(events) < _COPY_FROM:
             driver.cursor().executemany(self.insert_one, map(_VALUES, events))
             return
