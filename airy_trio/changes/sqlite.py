@@ -24,7 +24,7 @@ from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
 
-POLL_S = 0.005
+POLL_S = 0.004
 
 
 class SqliteFeed:
