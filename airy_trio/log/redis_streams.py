@@ -4,6 +4,10 @@ Every step is one Lua script (``redis_scripts``). coredis runs natively on Trio;
 by the next call, and no call is repeated by itself. The log goes back where Redis does: after a power loss with
 ``appendfsync everysec``, after a fail-over to a replica that lagged, without ``appendonly`` after any restart. The
 event log notices and begins a new epoch.
+
+Destinations have no index here, which would double what an append writes: who asks for one has all events after its
+position looked at, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. It takes long where the position is old; Redis serves
+everybody else in between.
 """
 
 import json
