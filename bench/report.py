@@ -72,7 +72,7 @@ def _split(text: str, mark: str) -> dict[str, str]:
     found = {"": head} if head.strip() else {}
     for part in parts:
         title, _, rest = part.partition("\n")
-        found[title] = rest
+        found[title] = "\n" + rest.strip("\n") + "\n\n"
     return found
 
 

@@ -82,3 +82,5 @@ def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
     text = put_section("# Title\n\nwords\n\n" + text + "\n## Theirs\n\n### One\n\ntheir 1\n", "Ours", {"Two": ["3"]})
     assert text == "# Title\n\nwords\n\n## Ours\n\n### One\n\n1\n\n### Two\n\n3\n\n## Theirs\n\n### One\n\ntheir 1\n"
     assert put_section(text, "Ours", {"One": ["1"]}) == text
+    more = put_section(put_section("", "Ours", {"One": ["1"]}), "Ours", {"Two": ["2"]})
+    assert more == "## Ours\n\n### One\n\n1\n\n### Two\n\n2\n"
