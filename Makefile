@@ -25,7 +25,10 @@ DRILL_RESUMES ?= 10000
 # How long hostile clients have at the server in `make chaos`.
 CHAOS_SECONDS ?= 60
 
-.PHONY: chaos demo test check fix clean bench bench-route bench-stomp drill fuzz
+# How long the crowd of `make soak` stays, on each kind of database.
+SOAK_SECONDS ?= 600
+
+.PHONY: chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -58,7 +61,11 @@ bench-stomp: $(VENV)/.tests
 	$(BIN)/python -m bench.stomp_codec
 
 drill: $(VENV)/.tests
-	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) $(BIN)/python -m pytest -s tests/drill
+	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) $(BIN)/python -m pytest -s tests/drill \
+	  --deselect tests/drill/test_soak.py
+
+soak: $(VENV)/.tests
+	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_soak.py
 
 chaos: $(VENV)/.tests
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_chaos.py

@@ -7,10 +7,11 @@ on the real clock (not ``autojump_clock``) and put ``trio.fail_after`` around wh
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,3 +203,16 @@ def json_object(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def free_ports(count: int) -> int:
+    """The first of some ports in a row that nobody has just now."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000, count):
+        with ExitStack() as sockets:
+            try:
+                for number in range(count):
+                    sockets.enter_context(socket.create_server(("127.0.0.1", port + number)))
+            except OSError:
+                continue
+            return port
+    raise AssertionError

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from airy_trio.settings import parse
 from airy_trio.testing.client import Closed
 from tests.application import Application
 from tests.e2e.route import HOST, Listening, configure, listening
-from tests.processes import AIRY_TRIO, Server, json_object, run, running
+from tests.processes import AIRY_TRIO, Server, free_ports, json_object, run, running
 
 TIMEOUT_S = 60.0
 CLIENTS = 16
@@ -176,19 +176,6 @@ async def test_when_nobody_listens_and_none_can_start_the_command_ends(
             assert await server.wait() == 2, "what the settings have"
     ends = workers_with(server, "a worker has ended: it is started again")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
-
-
-def free_ports(count: int) -> int:
-    """The first of some ports in a row that nobody has just now."""
-    for port in range(20_000 + os.getpid() % 10_000, 32_000, count):
-        with ExitStack() as sockets:
-            try:
-                for number in range(count):
-                    sockets.enter_context(socket.create_server((HOST, port + number)))
-            except OSError:
-                continue
-            return port
-    raise AssertionError
 
 
 def test_a_worker_on_a_command_line() -> None:

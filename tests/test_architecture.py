@@ -98,6 +98,34 @@ def foreign_to_stomp(source: str, tree: ast.AST) -> set[str]:
     }
 
 
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+"""Public for all their underscore."""
+
+
+def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The lines that reach for an attribute with one underscore of anything but ``self`` or ``cls``, and its name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                continue
+            case ast.Attribute(attr=name, lineno=line) if (
+                name.startswith("_") and not name.startswith("__") and name not in NAMED_TUPLES
+            ):
+                yield line, name
+            case _:
+                continue
+
+
+def test_no_private_attribute_of_anything_else_is_used() -> None:
+    """Of trio and trio-websocket in particular: what they do not promise may be gone in their next version."""
+    used = {source: list(private_of_others(tree)) for source, tree in SOURCES.items()}
+    assert {source: lines for source, lines in used.items() if lines} == {}
+    assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [
+        (1, "_close_reason"),
+        (3, "_stream"),
+    ]
+
+
 def test_only_few_modules_open_nurseries() -> None:
     opened = {source: list(nurseries(tree)) for source, tree in SOURCES.items() if source not in OPEN_NURSERIES}
     assert {source: lines for source, lines in opened.items() if lines} == {}

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
+import trio
 from attrs import frozen
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -71,6 +72,8 @@ class _Figures(Collector):
     def _clients(self) -> Iterator[Metric]:
         found = self._sources.sessions.statistics()
         yield _gauge("connections", "Connections that are open.", found["clients"])
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        yield _gauge("tasks", "Tasks of the server's event loop, a few for each connection.", tasks)
         yield _gauge("subscriptions", "Subscriptions of all connections.", found["subscriptions"])
         yield _gauge("connections_behind", "Connections with events still to be sent.", found["behind"])
         yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found["durables"])

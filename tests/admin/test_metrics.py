@@ -54,6 +54,7 @@ async def test_figures_follow_what_happens(any_application: Application) -> None
             samples = await until(port, "airy_trio_row_faults_total", 1)
             assert value(samples, "airy_trio_connections") == 1
             assert value(samples, "airy_trio_subscriptions") == 2
+            assert value(samples, "airy_trio_tasks") > 2
         samples = await until(port, "airy_trio_connections", 0)
     assert labelled(samples, "airy_trio_events_recorded_total") == {
         "tag.updated": 1, "message.updated": 1, "metadata.updated": 1

@@ -1,0 +1,195 @@
+"""A crowd of clients on one server: most read, some read slowly, some never, some come and go all the time.
+
+Every subscription notes which offsets it was sent. What it should have been sent is told by the log at the end
+(``astray``): everything of its destination after where it started, once each, in order.
+"""
+
+import json
+import random
+import socket
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, Rejected, StompClient
+from tests.e2e.route import END, HOST, Event
+
+CONVERSATIONS = 6
+CHANNEL = "ch1"
+END_OF = "the end of c"
+SLOW_READ_S = 0.03
+SMALL_BUFFER_BYTES = 4096
+STAY_MAX_S = 0.6
+DEAD_STAY_S = 6.0
+PING_EVERY = 50
+CONVERSATION, CHANNELS = "/events/conversation/", "/events/channel/"
+DESTINATIONS = (
+    "/events",
+    "/events/message.updated",
+    "/events/tag.updated",
+    f"{CHANNELS}{CHANNEL}",
+    *(f"{CONVERSATION}c{number}" for number in range(CONVERSATIONS)),
+)
+
+
+@define
+class Taken:
+    """What one subscription was sent. ``start``: everything after this position; empty until its first RECEIPT."""
+
+    destination: str
+    start: str = ""
+    offsets: "array[int]" = field(factory=lambda: array("q"))
+    ended: bool = False
+
+    @property
+    def position(self) -> str:
+        """After which it goes on."""
+        epoch, _, _ = self.start.rpartition("-")
+        return f"{epoch}-{self.offsets[-1]}" if self.offsets else self.start
+
+    def take(self, message: Frame) -> None:
+        epoch, _, offset = str(message.get("message-id")).rpartition("-")
+        assert epoch == self.start.rpartition("-")[0], message
+        self.offsets.append(int(offset))
+        self.ended = self.ended or is_last(self.destination, json.loads(message.body))
+
+
+@define
+class Member:
+    """One client with some subscriptions, whose ids are its own or those of others too."""
+
+    port: int
+    chance: random.Random
+    subscriptions: Mapping[str, Taken]
+    connections: int = 0
+    cut: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether each subscription has its last event."""
+        return all(taken.ended for taken in self.subscriptions.values())
+
+    async def stay(self, *, slow: trio.Event | None = None) -> None:
+        """Read in one connection to the end; slowly until ``slow`` is set. AssertionError where it is cut."""
+        async with await self._connect(small=slow is not None) as client:
+            frames = 0
+            while not self.ended:
+                await self._read(client)
+                frames += 1
+                if frames % PING_EVERY == 0:
+                    await client.ping()
+                if slow is not None and not slow.is_set():
+                    await trio.sleep(SLOW_READ_S)
+            await client.disconnect()
+
+    async def come_and_go(self) -> None:
+        """Read for a while, leave in one way or another, and go on where it stopped, to the end."""
+        while not self.ended:
+            try:
+                async with await self._connect() as client:
+                    with trio.move_on_after(self.chance.uniform(0, STAY_MAX_S)):
+                        while not self.ended:
+                            await self._read(client)
+                    await self._leave(client)
+            except (OSError, Closed, Rejected, trio.BrokenResourceError):
+                self.cut += 1
+
+    async def never_read(self) -> None:
+        """Subscribe, and take nothing any more, again and again, until cancelled."""
+        while True:
+            try:
+                async with await self._connect(small=True):
+                    await trio.sleep(DEAD_STAY_S)
+            except (OSError, Closed, Rejected, trio.BrokenResourceError):
+                self.cut += 1
+
+    async def _connect(self, *, small: bool = False) -> StompClient:
+        self.connections += 1
+        sock = trio.socket.socket()
+        if small:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
+        try:
+            await sock.connect((HOST, self.port))
+            client = StompClient(trio.SocketStream(sock))
+            await client.upgrade()
+            await client.connect()
+            for id_, taken in self.subscriptions.items():
+                asked = ("last-event-id", taken.position) if taken.start else ("replay", "none")
+                headers = (("id", id_), ("destination", taken.destination), ("receipt", id_), asked)
+                await client.send(Frame("SUBSCRIBE", headers))
+        except BaseException:
+            sock.close()
+            raise
+        return client
+
+    async def _read(self, client: StompClient) -> None:
+        frame = await client.receive()
+        if frame.command == "MESSAGE":
+            self.subscriptions[str(frame.get("subscription"))].take(frame)
+            return
+        assert frame.command == "RECEIPT", frame
+        taken, position = self.subscriptions[str(frame.get("receipt-id"))], str(frame.get("position"))
+        if taken.start:
+            assert (frame.get("resume"), position) == ("resumed", taken.position), frame
+        taken.start = taken.start or position
+
+    async def _leave(self, client: StompClient) -> None:
+        match self.chance.randrange(3):
+            case 0:
+                await client.send(Frame("DISCONNECT", (("receipt", "bye"),)))  # and does not wait for the answer
+            case 1:
+                await client.close()
+            case _:
+                linger = (1).to_bytes(4, "little") + bytes(4)
+                assert isinstance(client.stream, trio.SocketStream)
+                client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
+def members(port: int, count: int, seed: int) -> list[Member]:
+    """Clients with one to three subscriptions each, every other one with ids that no other has."""
+    made = []
+    for number in range(count):
+        chance = random.Random(f"{seed} {number}")  # noqa: S311 - the same again
+        wanted = ["/events", *chance.sample(DESTINATIONS[1:], chance.randrange(3))]
+        ids = [f"{index}" if number % 2 else f"own-{number}-{index}" for index in range(len(wanted))]
+        made.append(Member(port, chance, {id_: Taken(at) for id_, at in zip(ids, wanted, strict=True)}))
+    return made
+
+
+def is_last(destination: str, told: Mapping[str, Any]) -> bool:
+    """Whether a destination has nothing after this event: the writer ends every conversation, then writes ``END``."""
+    if told["type"] == "tag.updated":
+        return bool(told["payload"]["id"] == END)
+    id_ = told["payload"]["message"]["id"] if told["type"] == "message.updated" else ""
+    if destination.startswith(CONVERSATION):
+        return bool(id_.startswith(END_OF))
+    return destination not in ("/events", DESTINATIONS[2]) and bool(id_ == f"{END_OF}{CONVERSATIONS - 1}")
+
+
+def belongs(destination: str, event: Event) -> bool:
+    """Whether an event goes to a destination."""
+    if destination == "/events":
+        return True
+    if destination.startswith(CONVERSATION):
+        return bool(event.payload.get("conversation_id") == destination.removeprefix(CONVERSATION))
+    if destination.startswith(CHANNELS):
+        return bool(event.payload.get("channel_id") == destination.removeprefix(CHANNELS))
+    return destination == f"/events/{event.type}"
+
+
+def astray(log: Sequence[Event], crowd: Iterable[Member]) -> list[str]:
+    """What was lost, came twice, or came in another order: a line for each subscription."""
+    offsets = {at: [event.offset for event in log if belongs(at, event)] for at in DESTINATIONS}
+    found = []
+    for number, member in enumerate(crowd):
+        for id_, taken in member.subscriptions.items():
+            start = int(taken.start.rpartition("-")[2])
+            wanted = [offset for offset in offsets[taken.destination] if offset > start]
+            if wanted != list(taken.offsets):
+                lost, more = set(wanted) - set(taken.offsets), len(taken.offsets) - len(set(taken.offsets))
+                found.append(f"{number} {id_} {taken.destination}: {len(lost)} lost, {more} twice, or out of order")
+    return found

@@ -1,0 +1,75 @@
+"""The soak: everybody gets everything, and what a server holds afterwards is what it held before."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.drill.crowd import astray
+from tests.drill.findings import log_of
+from tests.drill.nodes import ROOT
+from tests.drill.soak import SETTINGS, Outcome, Roles, soak
+from tests.processes import AIRY_TRIO, Server, free_ports, running
+
+SOAK_S = float(os.environ.get("SOAK_SECONDS", "15"))
+END_S = 90.0  # for the start, and for what comes after the last write
+GROWTH_BYTES_MAX = 6 * 1024 * 1024
+POOL_FILES = 8
+"""Connections to the database that the server's pools keep once they were needed. Clients come by the hundred."""
+ROLES = Roles(reading=14, slow=3, dead=3, passing=10)
+
+
+async def soaked(application: Application, folder: Path, roles: Roles, seconds: float) -> Outcome:
+    admin_port = free_ports(1)
+    application.migrate()
+    config = folder / "soak.toml"
+    config.write_text(f'[database]\nurl = "{application.url}"\n{SETTINGS.format(admin_port=admin_port)}')
+    with trio.fail_after(seconds + END_S):
+        async with running(Server, [*AIRY_TRIO, "--config", str(config)], folder=ROOT) as server:
+            server.port = (await server.record("listening"))["port"]
+            outcome = await soak(server, admin_port, application, roles, seconds)
+            assert await server.terminate() == 0
+    assert [line for line in server.err.all if '"error"' in line] == []
+    return outcome
+
+
+def told(outcome: Outcome) -> str:
+    """A line for who looks on."""
+    ended = 'airy_trio_connections_ended_total{farewell="too slow"}'
+    taken = sum(len(one.offsets) for member in outcome.crowd for one in member.subscriptions.values())
+    first, last = outcome.samples[len(outcome.samples) // 4], outcome.samples[-1]
+    most = next(
+        (name.partition('le="')[2].partition('"')[0] for name, value in outcome.after.items()
+         if name.startswith("airy_trio_delivery_seconds_bucket")
+         and value >= 0.8 * outcome.after["airy_trio_delivery_seconds_count"]),
+        "?",
+    )  # fmt: skip
+    return (
+        f"{taken} deliveries checked, {sum(one.connections for one in outcome.crowd)} connections, "
+        f"{outcome.after.get(ended, 0):.0f} cut as too slow, {outcome.growth_bytes / 2**20:+.1f} MiB "
+        f"({first.rss_bytes / 2**20:.0f} to {last.rss_bytes / 2**20:.0f}), at most "
+        f"{max(one.files for one in outcome.samples)} files; 80 % of deliveries within {most} s\n"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SOAK_S + 2 * END_S)
+@pytest.mark.parametrize("database", ["postgres_application", "sqlite_application"])
+async def test_everybody_gets_everything_and_nothing_is_leaked(
+    database: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    application: Application = request.getfixturevalue(database)
+    outcome = await soaked(application, tmp_path, ROLES, SOAK_S)
+    sys.stdout.write(told(outcome))
+    log = log_of(application)
+    assert astray(log, outcome.crowd) == []
+    assert len(log) > 20 * SOAK_S
+    assert outcome.growth_bytes < GROWTH_BYTES_MAX
+    for leak in ("airy_trio_tasks", "airy_trio_subscriptions", "airy_trio_connections_behind"):
+        assert outcome.after[leak] <= outcome.before[leak], leak
+    assert outcome.after["process_open_fds"] <= outcome.before["process_open_fds"] + POOL_FILES
+    assert outcome.after['airy_trio_connections_ended_total{farewell="too slow"}'] >= ROLES.dead
+    assert sum(one.connections for one in outcome.crowd) > len(outcome.crowd) + SOAK_S
