@@ -20,6 +20,7 @@ from airy_trio.database import POSTGRES, quote_identifier, quote_text
 
 INCLUDED: Final = "airy_included"
 TEXT_CHARS_MAX: Final = 61_440
+OCTETS_A_CHARACTER_MAX: Final = 4  # in UTF-8
 UNBOUNDED: Final = frozenset({"content", "value"})
 """The fields that hold what people and programs write, of any length."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -35,7 +36,8 @@ Row = Mapping[str, Value]
 class Queries:
     """The statements for one table, made once from its mapping.
 
-    Of an ``UNBOUNDED`` field longer than ``text_chars_max`` that many characters are fetched, and one more.
+    Of an ``UNBOUNDED`` field longer than ``text_chars_max`` at least one character more is fetched, and on SQLite at
+    most four times as much.
     """
 
     def __init__(self, dialect: str, table: Table, text_chars_max: int = TEXT_CHARS_MAX) -> None:
@@ -182,11 +184,16 @@ class Queries:
         return f"{self._beginning(column) if name in UNBOUNDED else self.text(column)} as {name}"
 
     def _beginning(self, column: Column) -> str:
-        """A column's text up to the limit and one character; on SQLite what is a number stays one."""
+        """A column's text up to the limit and one character; on SQLite up to four times as much.
+
+        There the octets are counted, since of a text its functions see no more than what stands before the first NUL:
+        what is not whole has more characters than the limit, or was cut within one. What is a number stays one.
+        """
         text, length = self.text(column), self._text_chars_max + 1
         if self._postgres:
             return f"left({text}, {length})"
-        return f"case when typeof({text}) in ('text', 'blob') then substr({text}, 1, {length}) else {text} end"
+        octets = f"substr(cast({text} as blob), 1, {OCTETS_A_CHARACTER_MAX * length})"
+        return f"case typeof({text}) when 'text' then cast({octets} as text) when 'blob' then {octets} else {text} end"
 
     def text(self, column: Column | None) -> str:
         """A column as text on Postgres, as it is on SQLite."""

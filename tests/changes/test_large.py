@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from airy_trio.changes.queries import TEXT_CHARS_MAX
+from airy_trio.changes.queries import OCTETS_A_CHARACTER_MAX, TEXT_CHARS_MAX
 from airy_trio.changes.rows import Message, Metadata
 from airy_trio.database import SQLITE
 from airy_trio.events.codec import encode
@@ -51,13 +51,38 @@ async def test_a_content_is_whole_up_to_the_limit(
         [message] = (await read_all(feed, start))[0]
     assert isinstance(message, Message)
     assert isinstance(message.content, str)
-    assert len(message.content) == min(length, TEXT_CHARS_MAX + 1)
+    assert len(message.content) == length if whole else TEXT_CHARS_MAX < len(message.content) <= length
     assert message.content_is_json == (whole and type_ != "text")
     translation = translate([message], EventsOptions())
     assert translation.faults == ()
     body, truncated = encode(translation.events[0], 10 * TEXT_CHARS_MAX if whole else TEXT_CHARS_MAX)
     assert truncated == (not whole)
     assert (TRUNCATED in body) == (not whole)
+
+
+@pytest.mark.parametrize("content", ["a\0b", "\0", "🙂" * TEXT_CHARS_MAX, "\0" + "ä" * (TEXT_CHARS_MAX - 1)])
+async def test_a_text_does_not_end_at_a_nul(sqlite_application: Application, content: str) -> None:
+    settings = sqlite_application.migrate()
+    async with feed_of(sqlite_application, settings) as feed:
+        start = await feed.origin()
+        sqlite_application.message(content=content)
+        [message] = (await read_all(feed, start))[0]
+    assert isinstance(message, Message)
+    assert message.content == content
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
+async def test_a_text_that_is_cut_within_a_character_is_truncated(sqlite_application: Application, before: str) -> None:
+    settings = sqlite_application.migrate()
+    async with feed_of(sqlite_application, settings) as feed:
+        start = await feed.origin()
+        sqlite_application.message(content=before + "🙂" * 2 * TEXT_CHARS_MAX)
+        [message] = (await read_all(feed, start))[0]
+    translation = translate([message], EventsOptions())
+    assert translation.faults == ()
+    body, truncated = encode(translation.events[0], TEXT_CHARS_MAX)
+    assert truncated
+    assert TRUNCATED in body
 
 
 async def test_a_number_in_a_json_column_stays_one(sqlite_application: Application) -> None:
@@ -80,7 +105,7 @@ async def test_a_metadata_value_is_no_misfit_because_it_is_long(any_application:
         [metadata] = (await read_all(feed, start))[0]
     assert isinstance(metadata, Metadata)
     [entry] = metadata.entries
-    assert len(str(entry.value)) == TEXT_CHARS_MAX + 1
+    assert TEXT_CHARS_MAX < len(str(entry.value)) <= OCTETS_A_CHARACTER_MAX * (TEXT_CHARS_MAX + 1)
     translation = translate([metadata], EventsOptions())
     assert (translation.misfits, translation.faults) == (0, ())
     body, truncated = encode(translation.events[0], TEXT_CHARS_MAX)
