@@ -80,7 +80,10 @@ class Objects:
         found: dict[Key, ChangedObject] = {}
         for row, included in self._queries[kind].rows(connection, keys):
             fields = table.fields(row)
-            present = _present(table, fields, content_cut=self._is_cut(fields.get("content")))
+            cut = self._is_cut(fields.get("content"))
+            if cut:
+                fields |= {"content": _whole_characters(fields["content"])}
+            present = _present(table, fields, content_cut=cut)
             found[table.key_of(row)] = present if included else _absent(table.kind, fields)
         return found
 
@@ -94,7 +97,9 @@ class Objects:
             pair = entries.get(table.key_of(row))
             if included and pair is not None:  # a collation may match more than what was asked for
                 fields = table.fields(row)
-                pair.append(_entry(fields | {"value_type": None} if self._is_cut(fields["value"]) else fields))
+                if self._is_cut(fields["value"]):
+                    fields |= {"value": _whole_characters(fields["value"]), "value_type": None}
+                pair.append(_entry(fields))
         pairs = {key: _pair(table, key) for key in keys}
         owners = self._owners(connection, set(pairs.values()))
         return {
@@ -136,6 +141,11 @@ class Objects:
         carried = (f.name for f in FIELDS[change.kind] if f.carried)
         raw = {name: old for name, old in zip(carried, change.old, strict=False) if name in table.columns}
         return _absent(change.kind, table.fields({"id": id_, **raw}))
+
+
+def _whole_characters(value: str | bytes) -> str:
+    """What is left of a text that may have been cut within a character."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
 
 
 def _present(table: Table, fields: Mapping[str, Any], *, content_cut: bool = False) -> ChangedObject:
