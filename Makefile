@@ -61,8 +61,8 @@ bench-stomp: $(VENV)/.tests
 	$(BIN)/python -m bench.stomp_codec
 
 drill: $(VENV)/.tests
-	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) $(BIN)/python -m pytest -s tests/drill \
-	  --deselect tests/drill/test_soak.py
+	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) SOAK_SECONDS=$(DRILL_SECONDS) \
+	  $(BIN)/python -m pytest -s tests/drill
 
 soak: $(VENV)/.tests
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_soak.py
