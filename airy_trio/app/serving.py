@@ -239,7 +239,7 @@ def _pages(parts: _Parts) -> Starlette:
         retention=parts.retention,
         conditions=parts.readiness.conditions,
     )
-    return application(parts.readiness.conditions, registry(sources))
+    return application(parts.readiness.conditions, registry(sources), parts.sessions.audience)
 
 
 def _address(listening: socket.socket, settings: Settings, parts: _Parts) -> Address:

@@ -10,6 +10,7 @@ from typing import NoReturn
 from airy_trio.cli.check import check
 from airy_trio.cli.completion import completion
 from airy_trio.cli.demo import demo
+from airy_trio.cli.explain import explain
 from airy_trio.cli.migrate import migrate
 from airy_trio.cli.serve import airy_trio
 from airy_trio.cli.tail import tail
@@ -17,7 +18,7 @@ from airy_trio.cli.verify import verify
 
 __all__ = ["airy_trio", "main"]
 
-for command in (check, completion, demo, migrate, tail, verify):
+for command in (check, completion, demo, explain, migrate, tail, verify):
     airy_trio.add_command(command)
 
 

@@ -6,6 +6,7 @@ the session says it, and only the session closes the socket. What fails in a ses
 
 import secrets
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -14,11 +15,14 @@ from attrs import evolve, field, frozen
 from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
 from wsproto.frame_protocol import CloseReason as CloseCode
 
+from airy_trio.events.destinations import Addressed
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
+from airy_trio.log.position import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.websocket.admission import Admission, AdmissionOptions, Visitor
+from airy_trio.websocket.audience import audience
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.durables import Durables
@@ -133,6 +137,10 @@ class Sessions:
         durables = self.durables.statistics()
         now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
         return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
+
+    def audience(self, position: Position, event: Addressed) -> Mapping[str, object]:
+        """Who of the clients connected now has been sent an event (see ``audience``)."""
+        return audience(self._clients, position, event)
 
     @property
     def latencies(self) -> Latencies:

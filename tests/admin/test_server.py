@@ -32,7 +32,7 @@ def pages(**unwell: str) -> Starlette:
     """The admin pages of a server some of whose parts are not well."""
     conditions = {"store": Condition(well=True, reason="fine")}
     conditions |= {name: Condition(well=False, reason=reason) for name, reason in unwell.items()}
-    return application(lambda: conditions, CollectorRegistry())
+    return application(lambda: conditions, CollectorRegistry(), lambda _position, _event: {})
 
 
 async def large(_request: Request) -> Response:

@@ -62,3 +62,14 @@ async def test_signal_to_it_alone_ends_it(tmp_path: Path) -> None:
             assert await demo.terminate() == 0
     assert demo.err.all == []
     assert left_in(tmp_path) == []
+
+
+async def test_signal_while_it_prepares_leaves_nothing(tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, [*AIRY_TRIO, "demo"], environ={"TMPDIR": str(tmp_path)}) as demo:
+            while not await trio.to_thread.run_sync(left_in, tmp_path):
+                pass
+            demo.process.send_signal(signal.SIGINT)
+            assert await demo.wait() in (0, 128 + signal.SIGINT)
+    assert demo.err.all == []
+    assert left_in(tmp_path) == []

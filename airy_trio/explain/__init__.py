@@ -1,0 +1,104 @@
+"""``airy-trio explain TYPE ID``: what became of one object, from its row to the clients, or what stood in the way.
+
+Three places are asked: the database (``row``), the event store (here), the running server at its admin port
+(``clients``). Each is told as lines; a place that does not answer is told too, and the others are asked all the same.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+import trio
+from attrs import frozen
+
+from airy_trio.app.back_ends import open_database, patiently
+from airy_trio.app.stores import opened_store
+from airy_trio.database import SQLITE, sqlite_path
+from airy_trio.errors import AiryTrioError, told_error
+from airy_trio.explain import clients, row
+from airy_trio.explain.subject import Subject
+from airy_trio.log.position import Position
+from airy_trio.log.store import EventStore, PositionExpired, StoredEvent
+from airy_trio.migrate import require_file
+from airy_trio.settings import Settings
+
+__all__ = ["Subject", "explain"]
+
+READ_EVENTS_MAX = 1000
+
+
+@frozen
+class _Found:
+    """What the store knows: the newest event of the object, how many of it are kept, and the resume point."""
+
+    newest: StoredEvent | None
+    count: int
+    bounds_words: str
+    epoch: str
+    resume_point: str | None
+
+
+def explain(settings: Settings, subject: Subject) -> list[str]:
+    """Lines for a person. Raises ``AiryTrioError`` where the database cannot be asked."""
+    options = settings.database
+    if sa.make_url(options.url).get_backend_name() == SQLITE:
+        require_file(sqlite_path(options.url))
+    found, trouble = _ask_store(settings, subject)
+    point = None if found is None else found.resume_point
+    database = open_database(options.direct_url or options.url, options)
+    try:
+        lines = database.run_sync(lambda connection: list(row.lines(connection, settings, subject, point)))
+    finally:
+        database.engine.dispose()
+    lines += _event_lines(found) if found is not None else [f"event     not known: {trouble}"]
+    if found is not None and found.newest is not None:
+        lines += clients.lines(settings.admin, Position(found.epoch, found.newest.offset), found.newest)
+    elif settings.admin.port:
+        lines += clients.readiness_lines(settings.admin)
+    return lines
+
+
+def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:
+    """What the store knows, or why it cannot be asked."""
+    if settings.log.store == "memory":
+        return None, 'the event store "memory" is inside the server'
+
+    async def ask() -> _Found:
+        async with opened_store(settings, create=False) as opened:
+            return await patiently(lambda: _search(opened.store, subject), settings.database, "log.url")
+
+    try:
+        return trio.run(ask), ""
+    except AiryTrioError as error:
+        return None, str(error)
+    except BaseExceptionGroup as group:
+        error_told = told_error(group)
+        if not isinstance(error_told, AiryTrioError):
+            raise
+        return None, str(error_told)
+
+
+async def _search(store: EventStore, subject: Subject) -> _Found:
+    while True:
+        bounds = await store.bounds()
+        at, newest, count = bounds.floor, None, 0
+        try:
+            while events := await store.read(at, READ_EVENTS_MAX):
+                for event in events:
+                    if event.object == subject.object:
+                        newest, count = event, count + 1
+                at = at.at(events[-1].offset)
+        except PositionExpired:  # trimmed meanwhile: once more
+            continue
+        kept = f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
+        return _Found(newest, count, kept, bounds.epoch, await store.resume_point())
+
+
+def _event_lines(found: _Found) -> Iterator[str]:
+    if found.newest is None:
+        yield f"event     none of it is kept (kept is {found.bounds_words}): not recorded, or trimmed since"
+        return
+    at = datetime.fromtimestamp(found.newest.appended_at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    more = f", the newest of {found.count} that are kept" if found.count > 1 else ""
+    cut = ", too large, so without its content" if found.newest.truncated else ""
+    yield f"event     {found.newest.type} at {found.epoch}-{found.newest.offset}, recorded {at}{more}{cut}"

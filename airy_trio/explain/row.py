@@ -1,0 +1,97 @@
+"""What the database says of an object: its row, its triggers, its last change, and whether anybody records.
+
+Everything is read in one transaction, with the functions of the server itself.
+"""
+
+from collections.abc import Iterator
+
+import sqlalchemy as sa
+
+from airy_trio import migrate
+from airy_trio.changes import triggers
+from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.history import newest_change
+from airy_trio.changes.inspection import inspect
+from airy_trio.changes.lease_holder import is_held
+from airy_trio.changes.objects import DELETED, Change, Objects
+from airy_trio.changes.rows import ChannelGone, MessageGone, Metadata, TagGone
+from airy_trio.changes.tables import Key, Table
+from airy_trio.database import POSTGRES, Names
+from airy_trio.events.codec import EventTooLargeError, encode
+from airy_trio.events.translate import translate
+from airy_trio.explain.subject import Subject
+from airy_trio.settings import Settings
+
+_ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
+
+
+def lines(connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None) -> Iterator[str]:
+    """A line for each thing. Raises ``MappingError``, ``DatabaseError``."""
+    names = Names(connection.dialect.name, settings.database.schema)
+    if names.dialect == POSTGRES:
+        connection.execute(_ONE_SNAPSHOT)
+    tables = inspect(connection, settings.tables)
+    table = tables.get(subject.kind)
+    if table is None:
+        yield f'row       none: database.tables.{subject.kind}.name is "", this application has no such table'
+        return
+    key = _key(table, subject)
+    yield f"row       {_row(connection, settings, table, key)}"
+    missing = list(migrate.pending(connection, "changes", settings.database))
+    if missing:
+        yield from (f"change    not known: {line}" for line in missing)
+        return
+    for fault in triggers.faults(connection, {subject.kind: table}, names, deletes=settings.events.deletes):
+        yield f"triggers  {fault}"
+    change = newest_change(connection, names, subject.kind, key, resume_point)
+    if change is None:
+        yield "change    none in the change log: recorded and trimmed, or from before the triggers were there"
+    else:
+        what = "deleted" if change.operation == DELETED else "written"
+        state = "recorded" if change.recorded else "not recorded yet"
+        yield f"change    {what} {change.at.isoformat(timespec='milliseconds')} by the trigger's clock, {state}"
+    yield f"recorder  {_recorder(connection, names)}"
+
+
+def _key(table: Table, subject: Subject) -> Key:
+    """The key as the application's table has it."""
+    if subject.subject is None:
+        return _theirs(table, "id", subject.id), None
+    if "identifier" in table.key_fields:
+        return _theirs(table, "subject", subject.subject), _theirs(table, "identifier", subject.id)
+    return f"{subject.subject}:{subject.id}", None  # Airy's own form
+
+
+def _theirs(table: Table, field: str, ours: str) -> str:
+    values = table.values.get(field, {})
+    return next((theirs for theirs, value in values.items() if str(value) == ours), ours)
+
+
+def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> str:
+    objects = Objects(connection.dialect.name, {table.kind: table})
+    found = objects.read(connection, [Change(table.kind, "U", key, (None, None))])
+    where = f'in table "{table.name}"'
+    if not found or (isinstance(found[0], Metadata) and not found[0].entries):
+        return (
+            f"there is none {where} (or its mapping's where leaves it out)" if table.where else f"there is none {where}"
+        )
+    if isinstance(found[0], MessageGone | ChannelGone | TagGone):
+        return f"there is one {where}, outside of database.tables.{table.kind}.where: it counts as deleted"
+    meaning = translate(found, settings.events)
+    faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
+    for event in meaning.events:
+        try:
+            encode(event, settings.listener.message_bytes_max)
+        except EventTooLargeError as error:
+            faults.append(str(error))
+    if faults:
+        return f"there is one {where}, which cannot become an event (row fault): {'; '.join(faults)}"
+    return f"there is one {where}, fit to be an event"
+
+
+def _recorder(connection: sa.Connection, names: Names) -> str:
+    consumer = ChangeLog(names).consumer(connection)
+    if is_held(connection, names):
+        into = f" into {consumer.store}" if consumer is not None else ""
+        return f"a server holds the lease and records{into}"
+    return "no server holds the lease: nothing is recorded until one runs"

@@ -1,0 +1,47 @@
+"""The newest change of one object, and whether a resume point has it behind itself, on both databases."""
+
+import sqlalchemy as sa
+
+from airy_trio.changes.history import Logged, newest_change
+from airy_trio.changes.points import PostgresPoint, SqlitePoint
+from airy_trio.database import SQLITE
+from tests.application import Application
+
+
+def point(application: Application) -> str:
+    """The resume point after everything that is committed now."""
+    with application.engine.begin() as connection:
+        if application.dialect != SQLITE:
+            return str(PostgresPoint.now(connection))
+        log = application.log_table("change_log")
+        rows = connection.execute(sa.text(f"select seq, token from {log} order by seq desc")).all()
+    return str(SqlitePoint(*rows[0]) if rows else SqlitePoint())
+
+
+def asked(application: Application, id_: str, after: str | None) -> Logged | None:
+    with application.engine.begin() as connection:
+        return newest_change(connection, application.names, "tags", (id_, None), after)
+
+
+def test_a_change_is_recorded_once_the_resume_point_has_it_behind_itself(any_application: Application) -> None:
+    any_application.migrate()
+    before = point(any_application)
+    any_application.tag("t1")
+    assert asked(any_application, "t2", before) is None
+    for unrecorded in (before, None, "[", "{}"):
+        found = asked(any_application, "t1", unrecorded)
+        assert found is not None
+        assert (found.operation, found.recorded) == ("U", False)
+    recorded = asked(any_application, "t1", point(any_application))
+    assert recorded is not None
+    assert recorded.recorded
+
+
+def test_the_newest_change_counts(any_application: Application) -> None:
+    any_application.migrate()
+    any_application.tag("t1")
+    between = point(any_application)
+    any_application.execute("delete from tags")
+    found = asked(any_application, "t1", between)
+    assert found is not None
+    assert (found.operation, found.recorded) == ("D", False)

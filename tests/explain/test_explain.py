@@ -1,0 +1,192 @@
+"""``airy-trio explain`` on both databases: each thing that can become of a row, and each that can stand in the way."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import frozen
+
+from airy_trio.app import Address
+from airy_trio.testing.client import StompClient, connect
+from tests.admin.serving import Port, admin, free_port, serving_all
+from tests.application import Application
+from tests.processes import run
+
+TIMEOUT_S = 50.0
+CHANGE_RECORDED = re.compile(  # retention may have come by already
+    r"written 20\S+ by the trigger's clock, recorded$|none in the change log: recorded and trimmed"
+)
+
+
+@frozen
+class Explained:
+    """The lines by what they are about."""
+
+    lines: dict[str, str]
+
+    def __getitem__(self, about: str) -> str:
+        return self.lines.get(about, "")
+
+
+async def explain(config: Path, *arguments: str) -> Explained:
+    ended = await run("explain", "--config", str(config), *arguments)
+    assert (ended.code, ended.err) == (0, "")
+    told: dict[str, str] = {}
+    for line in ended.out.splitlines():
+        about = line[:10].strip()
+        told[about] = f"{told[about]}\n{line[10:]}" if about in told else line[10:]
+    return Explained(told)
+
+
+def configure(application: Application, folder: Path, more: str = "", *, port: int = 1) -> Path:
+    config = folder / "airy-trio.toml"
+    config.write_text(f'[database]\nurl = "{application.url}"\n{more}{admin(port)}')
+    return config
+
+
+@asynccontextmanager
+async def serving(application: Application, port: int) -> AsyncIterator[tuple[Address, Port]]:
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_all(application.settings(admin(port))) as served:
+            yield served
+
+
+async def client(address: Address, destination: str) -> StompClient:
+    made = await connect(address.host, address.port, address.path)
+    await made.subscribe(destination)
+    return made
+
+
+async def test_from_the_row_to_the_clients(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    port = free_port()
+    config = configure(any_application, tmp_path, port=port)
+    async with (
+        serving(any_application, port) as (address, _),
+        await client(address, "/events") as all_of_it,
+        await client(address, "/events/conversation/c1"),
+        await client(address, "/events/conversation/other"),
+        await connect(address.host, address.port, address.path),
+    ):
+        any_application.message(id="before")
+        any_application.message()
+        any_application.message(id="m2")
+        for _ in range(3):
+            event = await all_of_it.receive()
+        any_application.execute("update messages set delivery_state = 'failed' where id = 'm1'")
+        event = await all_of_it.receive()
+        told = await explain(config, "message", "m1")
+    assert told["row"] == 'there is one in table "messages", fit to be an event'
+    assert CHANGE_RECORDED.match(told["change"]), told["change"]
+    assert told["recorder"].startswith("a server holds the lease and records into ")
+    assert told["event"].startswith(f"message.updated at {event.get('message-id')}, recorded 20")
+    assert told["event"].endswith(", the newest of 2 that are kept")
+    summary = "4 connected: 2 have passed it, 0 have not yet, 1 subscribe to other destinations, 1 to none"
+    assert told["clients"] == summary
+    assert told[""].count("session ") == 4
+    assert told["server"] == ""
+
+
+async def test_without_a_server_it_says_that_nobody_records(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.tag()
+    told = await explain(configure(any_application, tmp_path), "tag", "t1")
+    assert told["row"] == 'there is one in table "tags", fit to be an event'
+    assert told["change"].startswith("written ")
+    assert told["change"].endswith(", not recorded yet")
+    assert told["recorder"] == "no server holds the lease: nothing is recorded until one runs"
+    assert told["event"].startswith("none of it is kept (kept is nothing)")
+    assert told["server"] == "no server answers at the admin port 127.0.0.1:1; it does not run here"
+
+
+async def test_no_such_row_and_one_that_was_deleted(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.channel()
+    any_application.execute("delete from channels")
+    config = configure(any_application, tmp_path)
+    gone = await explain(config, "channel", "ch1")
+    assert gone["row"] == 'there is none in table "channels"'
+    assert gone["change"].startswith("deleted ")
+    never = await explain(config, "channel", "ch2")
+    assert never["change"] == "none in the change log: recorded and trimmed, or from before the triggers were there"
+
+
+async def test_a_row_fault_is_named(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.message(delivery_state="lost")
+    told = await explain(configure(any_application, tmp_path), "message", "m1")
+    assert told["row"].startswith('there is one in table "messages", which cannot become an event (row fault): ')
+    assert "messages m1: delivery_state " in told["row"]
+
+
+async def test_a_row_outside_where_counts_as_deleted(any_application: Application, tmp_path: Path) -> None:
+    more = "[database.tables.tags]\nwhere = \"name <> 'flag'\"\n"
+    any_application.migrate()
+    any_application.tag()
+    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert "outside of database.tables.tags.where: it counts as deleted" in told["row"]
+
+
+async def test_missing_triggers_are_told(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
+    any_application.tag()
+    told = await explain(configure(any_application, tmp_path), "tag", "t1")
+    assert 'table "tags" (tags) has no trigger ' in told["triggers"]
+
+
+async def test_metadata_by_its_pair(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    any_application.metadata("conversation", "a:b", "contact.displayName", "Grace")
+    config = configure(any_application, tmp_path)
+    told = await explain(config, "metadata", "conversation:a:b")
+    assert told["row"] == 'there is one in table "metadata", fit to be an event'
+    assert told["change"].startswith("written ")
+    assert (await explain(config, "metadata", "message:a:b"))["row"] == 'there is none in table "metadata"'
+
+
+async def test_what_has_not_been_installed_and_what_is_not_mapped(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    sqlite_application.execute("create table tags (id text, name text, color text)")
+    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    config = configure(sqlite_application, tmp_path, others)
+    assert "has not been installed here" in (await explain(config, "tag", "t1"))["change"]
+    assert 'database.tables.messages.name is ""' in (await explain(config, "message", "m1"))["row"]
+
+
+async def test_with_the_store_in_memory_the_rest_is_told(sqlite_application: Application, tmp_path: Path) -> None:
+    sqlite_application.migrate()
+    sqlite_application.tag()
+    told = await explain(configure(sqlite_application, tmp_path, '[log]\nstore = "memory"\n'), "tag", "t1")
+    assert told["event"] == 'not known: the event store "memory" is inside the server'
+    assert told["row"].startswith("there is one")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["metadata", "17"], "'17' lacks its subject: conversation:ID, channel:ID or message:ID"),
+        (["note", "17"], "'note' is not one of 'message', 'metadata', 'channel', 'tag'."),
+        (["tag"], "Missing argument 'ID'."),
+    ],
+)
+async def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
+    config = tmp_path / "airy-trio.toml"
+    config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/app.db"\n')
+    ended = await run("explain", "--config", str(config), *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err
+
+
+async def test_clients_are_told_to_nobody_who_comes_by_a_name(any_application: Application) -> None:
+    any_application.migrate()
+    async with serving(any_application, free_port()) as (_, port):
+        question = "/api/clients?position=aaaaaa-1&type=tag.updated"
+        assert (await port.get(question)).json()["clients"] == 0
+        assert (await port.get(question, host="evil.example:8081")).status_code == 403
+        assert (await port.get(question, host="localhost:8081")).status_code == 200
+        assert (await port.get("/api/clients?position=x")).status_code == 400
