@@ -47,7 +47,19 @@ class OfConversation:
     id: str
 
 
-Destination = Everything | OfType | OfChannel | OfConversation
+@frozen(cache_hash=True)
+class Within:
+    """What of a destination belongs to some channels: what is left of it for who may read no others.
+
+    No client can name it; ``within`` makes it. ``channels``: at least one.
+    """
+
+    destination: "Everything | OfType | OfConversation"
+    channels: frozenset[str]
+
+
+Destination = Everything | OfType | OfChannel | OfConversation | Within
+"""What can be read. A client can name all but ``Within``."""
 
 EVERYTHING = Everything()
 
@@ -86,8 +98,23 @@ def parse(text: str) -> Destination:
             raise UnknownDestinationError(text)
 
 
+def within(destination: Destination, channels: frozenset[str]) -> Destination | None:
+    """Give what of a destination belongs to some channels; None: nothing can."""
+    match destination:
+        case _ if not channels:
+            return None
+        case OfChannel(id=id_):
+            return destination if id_ in channels else None
+        case Within(destination=wider, channels=others):
+            return within(wider, channels & others)
+        case Everything() if len(channels) == 1:
+            return OfChannel(next(iter(channels)))
+        case _:
+            return Within(destination, channels)
+
+
 def destinations_of(event: Addressed) -> tuple[Destination, ...]:
-    """Every destination to which an event belongs: at least two, at most four."""
+    """Every destination that a client can name to which an event belongs: at least two, at most four."""
     of_channel = _of_type_and_channel(event.type, event.channel_id)
     return of_channel if event.conversation_id is None else (*of_channel, OfConversation(event.conversation_id))
 
@@ -109,6 +136,8 @@ def covers(destination: Destination, event: Addressed) -> bool:
             return event.channel_id == id_
         case OfConversation(id=id_):
             return event.conversation_id == id_
+        case Within(destination=wider, channels=channels):
+            return event.channel_id in channels and covers(wider, event)
         case _:
             assert_never(destination)
 

@@ -80,6 +80,8 @@ local from, count, backwards = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == 
 local place, wanted = tonumber(ARGV[6]), ARGV[7]
 if epoch ~= ARGV[2] or (not backwards and from < first - 1) then return {bounds()} end
 local bytes_max, step_max = tonumber(ARGV[8]), 64
+local narrow, channels = #ARGV > 8, {}
+for argument = 9, #ARGV do channels[ARGV[argument]] = true end
 local command, at, last_id = 'XRANGE', string.format('(%.0f-0', from), '+'
 if backwards then command, at, last_id = 'XREVRANGE', string.format('%.0f-0', from), '-' end
 local found, seen, bytes, reached, more = {}, 0, 0, false, 1
@@ -89,7 +91,10 @@ while more == 1 and seen < count and bytes < bytes_max do
   if #entries < step then more = 0 end
   for place_of_entry, entry in ipairs(entries) do
     seen, reached, bytes = seen + 1, entry[1], bytes + #entry[2][14]
-    if place == 0 or entry[2][place] == wanted then found[#found + 1] = entry end
+    local fields = entry[2]
+    if (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]]) then
+      found[#found + 1] = entry
+    end
     if bytes >= bytes_max then
       if place_of_entry < #entries then more = 1 end
       break
@@ -98,11 +103,12 @@ while more == 1 and seen < count and bytes < bytes_max do
   if reached then at = '(' .. reached end
 end
 return {bounds(), more, reached, found}
-"""
+""".replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
 )
 """Arguments: the epoch, the offset after which (backwards: from which) and how many to look at, 1 for backwards, the
 place of the value in an entry's fields that is compared (0: none), and what it must be; after how many bytes of bodies
-that were looked at it ends. Gives whether there may be more (1 or 0), the id of the last that was looked at, and those
+that were looked at it ends; the channels that alone may be (none: all). Gives whether there may be more (1 or 0),
+the id of the last that was looked at, and those
 that were wanted. Without entries it expired."""
 
 TRIM: Final = (

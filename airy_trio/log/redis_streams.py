@@ -25,7 +25,7 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType
+from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log import redis_scripts
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
@@ -225,8 +225,8 @@ class RedisStore:
 
         Gives whether there may be more, the offset of the last, and those that belong to the destination.
         """
-        wanted = _wanted(destination)
-        arguments = (position.epoch, position.offset, count, int(backwards), *wanted, looked_at_max)
+        place, wanted, *channels = _wanted(destination)
+        arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, looked_at_max, *channels)
         bounds, *found = await self._run(redis_scripts.SCAN, *arguments)
         if not found:
             message = f"what followed {position} is gone"
@@ -290,8 +290,8 @@ def _durable(owner: str, name: str) -> str:
     return json.dumps([owner, name])
 
 
-def _wanted(destination: Destination | None) -> tuple[int, str]:
-    """Where in an entry's fields the value stands that is compared, and what it must be."""
+def _wanted(destination: Destination | None) -> tuple[int | str, ...]:
+    """Where in an entry's fields the value stands that is compared, what it must be, and which its channel may be."""
     match destination:
         case None | Everything():
             return 0, ""
@@ -301,5 +301,7 @@ def _wanted(destination: Destination | None) -> tuple[int, str]:
             return _PLACES["channel"], f"+{id_}"
         case OfConversation(id=id_):
             return _PLACES["conversation"], f"+{id_}"
+        case Within(destination=wider, channels=channels):
+            return *_wanted(wider), *(f"+{id_}" for id_ in channels)
         case _:
             assert_never(destination)

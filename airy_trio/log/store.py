@@ -159,6 +159,7 @@ class EventStore(Protocol):
     ) -> Sequence[StoredEvent]:
         """The next events after a position, in order, at most ``limit``; those of one destination if one is given.
 
+        That may be ``Within``, what some channels have of a destination: who may read no others is served by it.
         With ``bytes_max`` they end with the event whose body brings the sum of the bodies to that many bytes: at least
         one event is given, and who gets fewer than ``limit`` with fewer bytes has all that there is (``is_all``). A
         store never holds much more than that in memory. Empty at the head and beyond. Raises ``PositionExpired`` where

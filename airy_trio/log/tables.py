@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from attrs import frozen
 
 from airy_trio.database import POSTGRES, Names, quote_identifier
-from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType
+from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, StoredEvent, up_to_bytes
 
@@ -162,6 +162,8 @@ class LogTables:
                 return columns.channel_id == id_
             case OfConversation(id=id_):
                 return columns.conversation_id == id_
+            case Within(destination=wider, channels=channels):
+                return sa.and_(self.belongs_to(wider), columns.channel_id.in_(sorted(channels)))
             case _:
                 assert_never(destination)
 

@@ -9,28 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from attrs import define, field
-
-from airy_trio.events.destinations import Destination, destinations_of
+from airy_trio.events.destinations import Destination, Within, covers, destinations_of
+from airy_trio.log.narrow import NarrowView, NarrowViews, candidates
 from airy_trio.log.store import StoredEvent
+from airy_trio.log.views import View
+
+__all__ = ["Tail", "View"]
 
 _SLICES = 16  # evicting one by one would move the whole list for each event
-
-
-@define(eq=False)
-class View:
-    """The events of one destination that the tail holds.
-
-    ``evicted``: everything of this destination after this offset is in the tail. ``last``: the newest event of the
-    destination, or ``evicted`` where the tail holds none. ``readers``: who is attached, the oldest first;
-    the log never calls them.
-    """
-
-    destination: Destination
-    evicted: int
-    last: int
-    offsets: list[int] = field(factory=list)
-    readers: dict[object, None] = field(factory=dict)
 
 
 class Tail:
@@ -43,6 +29,7 @@ class Tail:
         self._viewed: list[tuple[View, ...]] = []  # the views of each event: found once, when it comes
         self._bytes = 0
         self._views: dict[Destination, View] = {}
+        self._narrow = NarrowViews()
         self.evicted = 0
         self.evicted_at_ms: int | None = None
         """When the event at ``evicted`` was appended; None where that is not known."""
@@ -59,7 +46,7 @@ class Tail:
 
     def statistics(self) -> dict[str, int]:
         """How much is held: ``events``, ``bytes`` of bodies, ``views``."""
-        return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views)}
+        return {"events": len(self._events), "bytes": self._bytes, "views": len(self._views) + len(self._narrow)}
 
     def start_after(self, offset: int) -> frozenset[View]:
         """Forget all events and go on after another offset; give the views, which all lost their past."""
@@ -69,15 +56,16 @@ class Tail:
         self.evicted = offset
         self.evicted_at_ms = None
         self._views = {view.destination: view for view in self._views.values() if view.readers}
-        for view in self._views.values():
+        lost = frozenset((*self._views.values(), *self._narrow))
+        for view in lost:
             view.offsets.clear()
             view.evicted = view.last = offset
-        return frozenset(self._views.values())
+        return lost
 
     def extend(self, events: Iterable[StoredEvent]) -> set[View]:
         """Add the next events, leaving out those already here; give the views with readers that grew."""
         grown: set[View] = set()
-        last, views = self.last, self._views
+        last, views, narrow = self.last, self._views, self._narrow
         for event in events:
             offset = event.offset
             if offset <= last:
@@ -95,13 +83,17 @@ class Tail:
                 view.last = offset
                 if view.readers:
                     grown.add(view)
+            if narrow:
+                for view in narrow.of_event(event.channel_id, viewed):
+                    view.last = offset
+                    grown.add(view)
             if len(self._events) > self._events_max or self._bytes > self._bytes_max:
                 self._evict()
         return grown
 
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination."""
-        view = self._view(destination)
+        view = self._narrow_view(destination) if isinstance(destination, Within) else self._view(destination)
         view.readers[reader] = None
         return view
 
@@ -118,13 +110,11 @@ class Tail:
         if offset < view.evicted:
             message = f"offset {offset} of {view.destination} is before the tail"
             raise LookupError(message)
-        start = bisect_right(view.offsets, offset)
         found: list[StoredEvent] = []
         size = 0
-        for event_offset in view.offsets[start : start + events_max]:
-            event = self._event(event_offset)
+        for event in self._events_after(view, offset, events_max):
             size += len(event.body)
-            if found and size > bytes_max:
+            if found and (size > bytes_max or len(found) == events_max):
                 break
             found.append(event)
         return found
@@ -136,8 +126,7 @@ class Tail:
         """
         found: dict[str, StoredEvent] = {}
         size = 0
-        for offset in reversed(view.offsets):
-            event = self._event(offset)
+        for event in self._newest_first(view):
             if event.appended_at_ms < since_ms or len(found) == limit or size >= bytes_max:
                 return list(reversed(found.values()))
             if event.object not in found:
@@ -146,6 +135,28 @@ class Tail:
         full = len(found) == limit or size >= bytes_max
         complete = full or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
         return list(reversed(found.values())) if complete or self.evicted == 0 else None
+
+    def _events_after(self, view: View, offset: int, events_max: int) -> Iterable[StoredEvent]:
+        """The next events of a view, in order; at least ``events_max`` where there are so many."""
+        if isinstance(view, NarrowView):
+            found = map(self._event, candidates(view, offset, self._views))
+            return (event for event in found if covers(view.destination, event))
+        start = bisect_right(view.offsets, offset)
+        return map(self._event, view.offsets[start : start + events_max])
+
+    def _newest_first(self, view: View) -> Iterable[StoredEvent]:
+        """All events of a view, the newest first."""
+        if isinstance(view, NarrowView):
+            found = map(self._event, candidates(view, view.evicted, self._views, newest_first=True))
+            return (event for event in found if covers(view.destination, event))
+        return map(self._event, reversed(view.offsets))
+
+    def _narrow_view(self, destination: Within) -> View:
+        view = self._narrow.get(destination)
+        if view is None:
+            view = self._narrow.add(destination, self.evicted)
+            view.last = next((event.offset for event in self._newest_first(view)), view.evicted)
+        return view
 
     def _event(self, offset: int) -> StoredEvent:
         return self._events[offset - self.evicted - 1]
@@ -169,6 +180,10 @@ class Tail:
             view.evicted = view.offsets[number - 1]
             del view.offsets[:number]
             self._forget_if_unused(view)
+        if self._narrow:
+            for event, viewed in zip(gone, self._viewed, strict=False):
+                for view in self._narrow.of_event(event.channel_id, viewed):
+                    view.evicted = event.offset
         if gone:
             self.evicted = gone[-1].offset
             self.evicted_at_ms = gone[-1].appended_at_ms
@@ -176,5 +191,9 @@ class Tail:
         del self._events[:count], self._viewed[:count]
 
     def _forget_if_unused(self, view: View) -> None:
+        if isinstance(view, NarrowView):
+            if not view.readers:
+                self._narrow.forget(view)
+            return
         if not view.readers and not view.offsets and self._views.get(view.destination) is view:
             del self._views[view.destination]

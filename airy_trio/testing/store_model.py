@@ -5,7 +5,7 @@ from typing import Final
 
 from attrs import define, field
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, covers
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEvent
 from airy_trio.testing.store_words import AGE_S, OpenStore, event, expect
@@ -18,6 +18,8 @@ _DESTINATIONS: Final[tuple[Destination, ...]] = (
     OfType("tag.updated"),
     OfChannel("ch1"),
     OfConversation("c2"),
+    Within(EVERYTHING, frozenset({"ch0", "ch2"})),
+    Within(OfConversation("c1"), frozenset({"ch1"})),
 )
 
 

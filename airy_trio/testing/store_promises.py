@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
 from airy_trio.log.store import (
     EventStore,
@@ -153,7 +153,7 @@ async def reads_keep_to_their_bounds(open_store: OpenStore) -> None:
 
 
 async def destinations_filter(open_store: OpenStore) -> None:
-    """Read and recent give the events of one destination; limits count those alone."""
+    """Read and recent give the events of a destination, or what some channels have of it; limits count those."""
     new = [event(number, channel_id=f"ch{number % 2}", conversation_id=f"c{number % 3}") for number in range(1, 13)]
     new += [event(13, type="tag.updated", channel_id=None, conversation_id=None), event(14, channel_id=None)]
     wanted: dict[Destination, Sequence[int]] = {
@@ -164,6 +164,11 @@ async def destinations_filter(open_store: OpenStore) -> None:
         OfType("channel.updated"): (),
         OfChannel("c1"): (),
         OfChannel(""): (),
+        Within(EVERYTHING, frozenset({"ch0", "ch1"})): range(1, 13),
+        Within(EVERYTHING, frozenset({"ch0", "ch2"})): range(2, 13, 2),
+        Within(OfConversation("c2"), frozenset({"ch1"})): (5, 11),
+        Within(OfType("message.updated"), frozenset({"ch1", "c1", ""})): range(1, 13, 2),
+        Within(OfType("tag.updated"), frozenset({"ch1"})): (),
     }
     async with open_store() as store:
         head = await put(store, (await store.bounds()).head, new)

@@ -169,6 +169,9 @@ class Conversation:
     async def _refuse(self, refusal: Refusal) -> Farewell:
         client = self._client
         logger.info("credentials refused", session=client.session, reason=refusal.value)
+        if refusal is not Refusal.UNAVAILABLE:  # which is no doing of the client's
+            client.scope.deadline = math.inf  # it came in time
+            await self.pause(self._authenticator.delay_s(client.peer))
         return _REFUSED[refusal]
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
@@ -176,6 +179,10 @@ class Conversation:
             destination = parse(request.destination)
         except UnknownDestinationError:
             return evolve(NOT_FOUND, receipt_id=request.receipt)
+        granted = self._client.user.grant.of(destination)
+        if granted is None:
+            prose = "The credentials of this client do not grant this destination."
+            return with_token("403-destination", prose, receipt_id=request.receipt)
         refused = None if request.durable is None else refusal(request, self._client.user)
         if refused is not None:
             return refused
@@ -187,7 +194,7 @@ class Conversation:
             live_after=self._eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
         )
-        subscription.view = self._eventlog.attach(destination, subscription)
+        subscription.view = self._eventlog.attach(granted, subscription)
         self._client.subscriptions[request.number] = subscription
         hold = await self._hold(subscription, request)
         start = await self._start(subscription, request, None if hold is None else hold.position)

@@ -13,6 +13,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
+from airy_trio.log.tail import View
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.subscriptions import Subscription
@@ -46,7 +47,7 @@ class Runs:
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
-        self._shared: dict[tuple[bytes, str, int, int], Run] = {}
+        self._shared: dict[tuple[View, bytes, str, int, int], Run] = {}
         self._counts = {"deliveries": 0, "bytes": 0}
         self._latencies = Latencies()
         self._repeating: Run | None = None  # what repeated() has not counted yet: this run, so often, at that time
@@ -120,7 +121,8 @@ class Runs:
         if not subscription.shareable:
             return self._from_tail(subscription)
         position, view = subscription.position, subscription.view
-        key = (subscription.prefix, position.epoch, position.offset, view.last)
+        # With its view: of one destination not all may read the same, though they name it alike.
+        key = (view, subscription.prefix, position.epoch, position.offset, view.last)
         run = self._shared.get(key)
         if run is None:
             if position.offset < view.evicted:

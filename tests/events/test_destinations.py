@@ -7,13 +7,16 @@ from hypothesis import strategies as st
 
 from airy_trio.events.destinations import (
     EVERYTHING,
+    Destination,
     Everything,
     OfChannel,
     OfConversation,
     OfType,
     UnknownDestinationError,
+    covers,
     destinations_of,
     parse,
+    within,
 )
 from airy_trio.events.models import TYPES, Json, MetadataUpdated, TagUpdated
 from tests.events.rows import ANY_TEXT
@@ -120,3 +123,47 @@ def test_a_client_can_ask_for_each_destination_of_an_event(type_: str, channel: 
     asked += [f"/events/channel/{quote(channel, safe='')}"] if channel is not None else []
     asked += [f"/events/conversation/{quote(talk, safe='')}"] if talk is not None else []
     assert tuple(parse(text) for text in asked) == found
+
+
+CHANNELS = st.frozensets(st.sampled_from(("ch1", "ch2", "ch3")), max_size=3)
+NAMED = st.sampled_from(
+    (
+        EVERYTHING,
+        OfType("message.updated"),
+        OfType("tag.updated"),
+        OfChannel("ch1"),
+        OfChannel("ch2"),
+        OfConversation("c1"),
+    )
+)
+
+
+@given(
+    NAMED,
+    CHANNELS,
+    CHANNELS,
+    st.sampled_from(("message.updated", "tag.updated")),
+    st.sampled_from((None, "ch1", "ch2")),
+    st.sampled_from((None, "c1", "c2")),
+)
+def test_what_some_channels_have_of_a_destination(  # noqa: PLR0917 - drawn
+    destination: Destination,
+    channels: frozenset[str],
+    others: frozenset[str],
+    type_: str,
+    channel: str | None,
+    talk: str | None,
+) -> None:
+    event = Placed(type_, channel, talk)
+    left = within(destination, channels)
+    allowed = covers(destination, event) and channel in channels
+    assert allowed == (left is not None and covers(left, event))
+    again = None if left is None else within(left, others)
+    assert (allowed and channel in others) == (again is not None and covers(again, event))
+
+
+def test_nothing_is_left_without_a_channel_and_one_channel_is_its_own_destination() -> None:
+    assert within(EVERYTHING, frozenset()) is None
+    assert within(OfChannel("ch1"), frozenset({"ch2", "ch3"})) is None
+    assert within(EVERYTHING, frozenset({"ch1"})) == OfChannel("ch1")
+    assert within(OfChannel("ch1"), frozenset({"ch1", "ch2"})) == OfChannel("ch1")

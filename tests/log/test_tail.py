@@ -1,11 +1,14 @@
+import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, covers
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
+from airy_trio.log import narrow
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import Tail, View
 
@@ -15,6 +18,10 @@ DESTINATIONS: tuple[Destination, ...] = (
     OfType("tag.updated"),
     OfChannel("ch1"),
     OfConversation("c1"),
+    Within(EVERYTHING, frozenset({"ch1", "ch2"})),
+    Within(EVERYTHING, frozenset({"ch2", "ch3"})),
+    Within(OfType("tag.updated"), frozenset({"ch1"})),
+    Within(OfConversation("c1"), frozenset({"ch2", "ch4"})),
 )
 
 
@@ -236,9 +243,74 @@ def test_it_holds_what_a_naive_list_holds(
             views[destination] = tail.attach(destination, "reader")
         for destination, view in views.items():
             wanted = naive.after(destination, 0, tail.evicted)
-            assert view.offsets == offsets(wanted)
-            assert all(event.offset <= view.evicted or event.offset in view.offsets
+            assert list(tail.after(view, view.evicted, events_max=100, bytes_max=10_000)) == wanted
+            assert view.last == (wanted[-1].offset if wanted else view.evicted)
+            assert all(event.offset <= view.evicted or event in wanted
                        for event in naive.events if covers(destination, event))  # fmt: skip
             cursor = data.draw(st.integers(view.evicted, max(view.evicted, tail.last)))
             found = tail.after(view, cursor, events_max=100, bytes_max=10_000)
             assert found == naive.after(destination, cursor, 0)
+            few = data.draw(st.integers(1, 4))
+            assert tail.after(view, cursor, events_max=few, bytes_max=10_000) == found[:few]
+            newest = tail.newest_of_each(view, since_ms=0, limit=few, bytes_max=10_000)
+            assert newest is None or list(newest) == wanted[-few:]
+
+
+@pytest.mark.parametrize("scanned", [0, 4, 10_000], ids=["by channel", "as it is", "one by one"])
+def test_a_narrow_view_is_the_same_however_it_is_found(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow, "SCANNED_PER_CHANNEL", scanned)
+    tail = Tail(events_max=200, bytes_max=1_000_000)
+    destination = Within(OfType("message.updated"), frozenset(f"ch{number}" for number in range(0, 20, 3)))
+    tail.extend(stored(offset, channel_id=f"ch{offset * 7 % 20}") for offset in range(1, 301))
+    view = tail.attach(destination, "reader")
+    wanted = [offset for offset in range(tail.evicted + 1, 301) if offset * 7 % 20 % 3 == 0]
+    assert view.last == wanted[-1]
+    assert offsets(tail.after(view, view.evicted, events_max=1000, bytes_max=1_000_000)) == wanted
+    newest = tail.newest_of_each(view, since_ms=0, limit=5, bytes_max=1_000_000)
+    assert newest is not None
+    assert offsets(newest) == wanted[-5:]
+
+
+def test_readers_with_the_same_rights_share_a_view_and_its_last_reader_takes_it_along() -> None:
+    tail = tail_of(5)
+    before = tail.statistics()
+    destination = Within(EVERYTHING, frozenset({"ch1", "ch2"}))
+    first, second = tail.attach(destination, "first"), tail.attach(evolve(destination), "second")
+    assert first is second
+    tail.detach(first, "first")
+    assert tail.extend([stored(6)]) == {first}
+    tail.detach(first, "second")
+    tail.detach(first, "second")
+    assert tail.extend([stored(7)]) == set()
+    assert tail.statistics()["views"] == before["views"]
+
+
+def test_a_narrow_view_loses_its_past_with_the_others() -> None:
+    tail = tail_of(5)
+    view = tail.attach(Within(EVERYTHING, frozenset({"ch1", "ch2"})), "reader")
+    assert tail.start_after(20) == {view}
+    assert (view.evicted, view.last) == (20, 20)
+    assert tail.extend([stored(21)]) == {view}
+
+
+def test_an_event_costs_nothing_for_readers_of_other_channels() -> None:
+    """However many there are, each with rights of its own: none of their views is looked at (sys.setprofile counts)."""
+
+    def calls(readers: int) -> int:
+        tail = Tail(events_max=1000, bytes_max=1_000_000)
+        for number in range(readers):
+            tail.attach(Within(EVERYTHING, frozenset({f"a{number}", f"b{number}"})), number)
+        count = 0
+
+        def profile(frame: FrameType, _event: str, _argument: object) -> None:
+            nonlocal count
+            count += "airy_trio" in frame.f_code.co_filename  # not what collects garbage meanwhile
+
+        sys.setprofile(profile)
+        try:
+            tail.extend(stored(offset) for offset in range(1, 101))
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(2000) <= calls(1) * 1.01  # not 200 000 more

@@ -12,6 +12,7 @@ from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.testing.client import Headers, StompClient, connect
+from airy_trio.websocket.admission import Visitor
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
@@ -23,10 +24,16 @@ HOST = "127.0.0.1"
 
 
 def event(
-    number: int, *, conversation: str = "c1", channel: str = "ch1", obj: str | None = None, size: int = 0
+    number: int,
+    *,
+    conversation: str | None = "c1",
+    channel: str | None = "ch1",
+    kind: str = "message.updated",
+    obj: str | None = None,
+    size: int = 0,
 ) -> NewEvent:
     return NewEvent(
-        type="message.updated",
+        type=kind,
         object=obj or f"message:{number}",
         conversation_id=conversation,
         channel_id=channel,
@@ -65,17 +72,22 @@ class Server:
         """A client over the listener that has not said anything yet."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
-    def start(self, outlet: Outlet) -> "Ending":
+    def start(self, outlet: Outlet, visitor: Visitor | None = None) -> "Ending":
         """Start a session over an outlet."""
         ending = Ending()
         self.endings.append(ending)
-        self.connections.start_soon(self._serve, outlet, ending)
+        self.connections.start_soon(self._serve, outlet, ending, visitor)
         return ending
 
-    def plug(self, pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] | None = None) -> "Plugged":
+    def plug(
+        self,
+        pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] | None = None,
+        *,
+        visitor: Visitor | None = None,
+    ) -> "Plugged":
         """Start a session over streams in memory."""
         ours, theirs = (pair or trio.testing.memory_stream_pair)()
-        return Plugged(StompClient(theirs), self.start(StreamOutlet(ours)))
+        return Plugged(StompClient(theirs), self.start(StreamOutlet(ours), visitor))
 
     async def plug_connected(
         self,
@@ -103,8 +115,8 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, outlet: Outlet, ending: "Ending") -> None:
-        ending.farewell = await self.sessions.serve(self.connections, outlet)
+    async def _serve(self, outlet: Outlet, ending: "Ending", visitor: Visitor | None) -> None:
+        ending.farewell = await self.sessions.serve(self.connections, outlet, visitor)
         ending.at = trio.current_time()
         ending.event.set()
 

@@ -4,13 +4,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.events.destinations import EVERYTHING
+from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.stomp.connection import AckMode, Connection, ConnectionOptions
 from airy_trio.websocket.runs import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Runs
 from airy_trio.websocket.subscriptions import Client, Subscription, Window
 from tests.websocket.messages import Reader, stomp
-from tests.websocket.serving import events, open_log
+from tests.websocket.serving import event, events, open_log
 
 
 async def filled(count: int, *, size: int = 0, tail_events: int = 20_000) -> EventLog:
@@ -192,3 +192,20 @@ async def test_a_cursor_moves_when_its_run_was_taken() -> None:
     runs.took(subscription, runs.following(subscription), 0.0)
     assert subscription.position.offset == 3
     assert runs.statistics()["deliveries"] == 3
+
+
+async def test_a_run_is_not_shared_with_who_may_read_less_of_the_same_destination() -> None:
+    log = await open_log()
+    channels = ["ch1", "ch2", "ch3", "ch1"]
+    await log.append(log.head, [event(number, channel=one) for number, one in enumerate(channels, 1)], "point")
+    runs = Runs(log)
+    of_all, of_two, also_of_two, of_one = (subscribed(log) for _ in range(4))
+    rights = [(of_two, {"ch1", "ch2"}), (also_of_two, {"ch2", "ch1"}), (of_one, {"ch1", "ch4"})]
+    for one, granted in rights:
+        log.detach(one.view, one)
+        one.view = log.attach(Within(EVERYTHING, frozenset(granted)), one)
+    assert {one.view.last for one in (of_all, of_two, also_of_two, of_one)} == {4}
+    assert runs.after_position(of_all).offsets == (1, 2, 3, 4)
+    assert runs.after_position(of_two).offsets == (1, 2, 4)
+    assert runs.after_position(of_one).offsets == (1, 4)
+    assert runs.after_position(also_of_two) is runs.after_position(of_two)

@@ -15,6 +15,8 @@ from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout
+from airy_trio.websocket.auth.grants import ALL, Grant
+from airy_trio.websocket.auth.users import User
 from airy_trio.websocket.subscriptions import ReplayOptions, State
 from tests.websocket.rig import MoodyStore, Rig, delivering
 from tests.websocket.serving import event, open_log
@@ -67,6 +69,14 @@ class Schedule:
     seen: list[str] = field(factory=list)
     numbers: int = 0
 
+    @property
+    def grant(self) -> Grant:
+        return self.rig.client.user.grant
+
+    def may_read(self, event: StoredEvent) -> bool:
+        channels = self.grant.channels
+        return channels is None or event.channel_id in channels
+
     async def step(self) -> None:
         actions = (self.append, self.append, self.take, self.take, self.take, self.acknowledge, self.acknowledge)
         rare = (self.subscribe, self.unsubscribe, self.pause)
@@ -85,7 +95,7 @@ class Schedule:
             event(
                 len(self.everything) + number,
                 conversation=f"c{self.chance.randint(1, 3)}",
-                channel=f"ch{self.chance.randint(1, 3)}",
+                channel=self.chance.choice(("ch1", "ch2", "ch3", None)),
                 obj=f"message:{self.chance.randrange(OBJECTS)}",
                 size=self.chance.choice((0, 10, 300, 5000)),
             )
@@ -113,6 +123,8 @@ class Schedule:
         self.numbers += 1
         new = self.chance.choice(DESTINATIONS), self.chance.choice(("auto", "auto", "client", "client-individual"))
         destination, ack = self.habits.setdefault(self.numbers, new)
+        if self.grant.of(parse(destination)) is None:
+            destination = "/events"
         one = Expected(
             id=f"sub{self.numbers}",
             destination=destination,
@@ -217,7 +229,7 @@ class Schedule:
                 assert (one.verdict, one.position) == ("resumed", asked)
             else:
                 assert one.verdict == "live"
-            wanted = [e for e in self.everything if covers(parse(one.destination), e)]
+            wanted = [e for e in self.everything if covers(parse(one.destination), e) and self.may_read(e)]
             after = [e.offset for e in wanted if e.offset > one.position.offset]
             before: list[int] = []
             if asked is None and one.replay is None:
@@ -235,8 +247,8 @@ def _ack(frame: Frame) -> str:
     return frame.get("ack") or ""
 
 
-async def run_schedule(seed: int, clients: int = 2) -> None:
-    """Several clients of one log, one step of one of them after another; then each is checked."""
+async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()) -> None:
+    """Several clients of one log, one step of one of them after another; then each is checked. ``grants``: of each."""
     chance = Random(seed)  # noqa: S311
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
@@ -244,10 +256,12 @@ async def run_schedule(seed: int, clients: int = 2) -> None:
     heart_beat = chance.choice(("0,0", "0,500"))
     habits: dict[int, tuple[str, str]] = {}
     async with delivering(log) as delivery:
-        schedules = []
+        schedules: list[Schedule] = []
         for _ in range(clients):
             outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
             rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
+            if grants:
+                rig.client.user = User("somebody", grant=grants[len(schedules)])
             schedules.append(Schedule(rig, chance, everything, habits))
         for _ in range(STEPS * clients):
             await chance.choice(schedules).step()
@@ -274,3 +288,14 @@ async def test_every_subscription_gets_exactly_what_follows_its_position(
 ) -> None:
     monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
     await run_schedule(seed)
+
+
+@pytest.mark.parametrize("seed", range(24))
+async def test_a_subscription_gets_exactly_what_is_granted_beside_others_with_other_grants(
+    seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live, replayed, resumed, from the tail and from the store, with the destinations and ids of the others."""
+    monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
+    chance = Random(seed)  # noqa: S311
+    channels = [frozenset(chance.sample(("ch1", "ch2", "ch3", "ch9"), chance.randint(1, 3))) for _ in range(2)]
+    await run_schedule(seed, 4, [ALL, *(Grant(channels=one) for one in (channels[0], channels[0], channels[1]))])

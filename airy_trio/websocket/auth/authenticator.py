@@ -7,9 +7,12 @@ import hashlib
 import hmac
 from typing import assert_never
 
+import trio
+
 from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
 from airy_trio.websocket.auth.credentials import Headers, token_of_connect, token_of_upgrade
+from airy_trio.websocket.auth.delays import Delays
 from airy_trio.websocket.auth.key_ring import KeyRing
 from airy_trio.websocket.auth.key_sources import KeyFile, source_of
 from airy_trio.websocket.auth.keys import KeysFault, secret_key
@@ -27,6 +30,7 @@ class Authenticator:
 
     def __init__(self, options: AuthOptions) -> None:
         self._ring = KeyRing()
+        self._delays = Delays()
         self.renew(options)
 
     def renew(self, options: AuthOptions) -> None:
@@ -60,6 +64,10 @@ class Authenticator:
         if options.mode == "tokens":
             return self._user_of(_digest(token)) or Refusal.UNAUTHORIZED
         return await _user_of_web_token(token, self._ring, options)
+
+    def delay_s(self, address: str | None) -> float:
+        """Count a refusal, and give how long its answer waits. ``address``: whose it is; None: of whom nobody knows."""
+        return self._delays.refused(address or "", trio.current_time())
 
     def accepts(self, user: User) -> bool:
         """Whether what a user was recognised by still counts, and still says the same name."""

@@ -5,6 +5,8 @@ from typing import Final
 
 from attrs import field, frozen
 
+from airy_trio.websocket.auth.grants import ALL, Grant
+
 
 @frozen
 class Verified:
@@ -22,12 +24,13 @@ class User:
 
     ``proof``: what it was recognised by, so that it can be told later whether that still counts: the digest of its
     token, or what its web token was accepted by. ``expires_at``: until when it counts, in seconds since 1970, leeway
-    included; None: without end.
+    included; None: without end. ``grant``: what it may read.
     """
 
     name: str | None
     proof: bytes | Verified = field(default=b"", repr=False)
     expires_at: float | None = None
+    grant: Grant = ALL
 
 
 ANYBODY: Final = User(None)

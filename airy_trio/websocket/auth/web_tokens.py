@@ -10,6 +10,7 @@ from typing import Any, Final
 import jwt
 from jwt.exceptions import ExpiredSignatureError, InvalidSignatureError
 
+from airy_trio.websocket.auth.grants import grant_in
 from airy_trio.websocket.auth.keys import Key
 from airy_trio.websocket.auth.options import AuthOptions
 from airy_trio.websocket.auth.users import Refusal, User, Verified
@@ -88,4 +89,4 @@ def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOpti
         frozenset(one for one in (audience if isinstance(audience, list) else [audience]) if isinstance(one, str)),
     )
     expires_at = None if "exp" not in claims else float(int(claims["exp"])) + options.jwt_leeway_s
-    return User(subject, proof, expires_at)
+    return User(subject, proof, expires_at, grant_in(claims))
