@@ -28,7 +28,7 @@ CHAOS_SECONDS ?= 60
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -49,6 +49,13 @@ check: $(VENV)/.checks
 fix: $(VENV)/.checks
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
+
+reference: $(VENV)/.tests
+	$(BIN)/python -m tests.docs.reference --write
 
 bench: $(VENV)/.tests bench/build/load bench/build/limit
 	$(BIN)/python -m bench.run $(BENCH)
@@ -100,6 +107,10 @@ $(VENV)/.tests: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.checks: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.runs $(VENV)/.tests
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@ $(VENV)/.runs
 
 $(VENV)/.fuzzes: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'

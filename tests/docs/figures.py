@@ -1,0 +1,58 @@
+"""The families of metrics of a server, with their labels, taken from the registry of one that runs for a moment."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import trio
+from attrs import frozen
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from airy_trio.admin.metrics import PREFIX, Sources, registry
+from airy_trio.app import serving
+from tests.admin.serving import admin, free_port
+from tests.application import application
+
+SUFFIXES: Final = {"counter": "_total"}
+TIMEOUT_S: Final = 30.0
+
+
+@frozen
+class Family:
+    """One family, by the name that a query has. ``words``: its help."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    words: str
+
+
+def families() -> list[Family]:
+    """All families of ours, in the order in which they are told."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trio.run(_collected, Path(folder) / "app.db")
+
+
+async def _collected(path: Path) -> list[Family]:
+    kept: list[CollectorRegistry] = []
+
+    def keep(sources: Sources) -> CollectorRegistry:
+        kept.append(registry(sources))
+        return kept[0]
+
+    with application(f"sqlite:///{path}", create=True) as made:
+        settings = made.migrate(admin(free_port()))
+    with trio.fail_after(TIMEOUT_S), patch.object(serving, "registry", keep):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serving.serve, settings)
+            found = [_family(metric) for metric in kept[0].collect() if metric.name.startswith(PREFIX)]
+            nursery.cancel_scope.cancel()
+    return found
+
+
+def _family(metric: Metric) -> Family:
+    labelled: Any = metric  # a family without samples tells its labels nowhere else
+    labels = tuple(labelled._labelnames)  # noqa: SLF001
+    return Family(f"{metric.name}{SUFFIXES.get(metric.type, '')}", metric.type, labels, metric.documentation)

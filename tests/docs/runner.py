@@ -1,0 +1,144 @@
+"""Does what a page says, in a folder of its own: the blocks as they stand, but for ports, which are free ones."""
+
+import itertools
+import os
+import signal
+import sysconfig
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from airy_trio.settings import parse
+from tests.admin.serving import free_port
+from tests.docs.pages import FOLDER, Step, steps
+from tests.processes import Program, running
+
+READY_TIMEOUT_S: Final = 30.0
+PORTS: Final = ("8080", "8081")
+SHELL: Final = ("bash", "-euo", "pipefail", "-c")
+SOME_URL: Final = 'url = "sqlite:///app.db"\n'
+
+
+@define
+class Runner:
+    """One page. ``postgres``: gives the URL of an empty database, where the page asks for one."""
+
+    folder: Path
+    postgres: Callable[[], str]
+    stack: AsyncExitStack
+    environ: dict[str, str] = field(factory=dict)
+    ports: Mapping[str, str] = field(factory=lambda: {port: str(free_port()) for port in PORTS})
+    started: dict[str, Program] = field(factory=dict)
+    printed: list[str] = field(factory=list)
+    seen: dict[str, int] = field(factory=dict)
+
+    async def do(self, step: Step) -> None:
+        """One step of the page. Raises ``AssertionError`` with the line where it does not come as it is written."""
+        text = step.text
+        for port, free in self.ports.items():
+            text = text.replace(port, free)
+        match step.kind:
+            case "file":
+                (self.folder / step.words).write_text(self._with_ports(text) if step.language == "toml" else text)
+            case "settings":
+                accept(text)
+            case "run":
+                await self._run(text, step.line)
+            case "start":
+                name, _, words = step.words.partition(", ")
+                await self._start(name, words, text)
+            case "stop":
+                await self._stop(step.words)
+            case "postgres":
+                assert text.startswith("export DATABASE_URL=")
+                self.environ["DATABASE_URL"] = self.postgres()
+            case "shows":
+                await self._shows(step.words, text.splitlines(), step.line)
+            case other:
+                raise AssertionError(other)
+
+    def _with_ports(self, text: str) -> str:
+        """Settings whose ports are not the defaults, which the machine may need for something else."""
+        for section, port in zip(("listener", "admin"), self.ports.values(), strict=True):
+            if "[database]" in text and f"[{section}]" not in text:
+                text += f"\n[{section}]\nport = {port}\n"
+        return text
+
+    async def _run(self, text: str, line: int) -> None:
+        async with self._program(text) as program:
+            code = await program.wait()
+        assert code == 0, f"line {line} ended with {code}:\n" + "\n".join([*program.out.all, *program.err.all])
+        self.printed = program.out.all
+
+    async def _start(self, name: str, words: str, text: str) -> None:
+        self.started[name] = program = await self.stack.enter_async_context(self._program(f"exec 2>&1\nexec {text}"))
+        self.seen[name] = 0
+        with trio.move_on_after(READY_TIMEOUT_S):
+            for number in itertools.count():
+                said = await program.out.line(number)
+                if said is None or words in said:
+                    break
+        assert any(words in said for said in program.out.all), f"{name}: no {words!r} in {program.out.all}"
+
+    async def _stop(self, name: str) -> None:
+        program = self.started.pop(name)
+        program.process.send_signal(signal.SIGINT)
+        code = await program.wait()
+        assert code == 0, f"{name} ended with {code}:\n" + "\n".join(program.out.all)
+
+    async def _shows(self, name: str, expected: list[str], line: int) -> None:
+        if not name:
+            rest = iter(self.printed)
+            missing = [wanted for wanted in expected if wanted not in rest]
+            assert not missing, f"line {line}: {missing} not in {self.printed}"
+            return
+        program = self.started[name]
+        for wanted in expected:
+            said: str | None = ""
+            with trio.move_on_after(READY_TIMEOUT_S):
+                while said is not None and said != wanted:
+                    said = await program.out.line(self.seen[name])
+                    self.seen[name] += 1
+            assert said == wanted, f"line {line}: no {wanted!r} in {program.out.all}"
+
+    @asynccontextmanager
+    async def _program(self, text: str) -> AsyncIterator[Program]:
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+        environ = {"PATH": path, "NO_COLOR": "1", "PYTHONSAFEPATH": "", **self.environ}
+        async with running(Program, [*SHELL, text], environ=environ, folder=self.folder) as program:
+            yield program
+
+
+@asynccontextmanager
+async def runner(folder: Path, postgres: Callable[[], str]) -> AsyncIterator[Runner]:
+    """A runner; what it has started ends with the block."""
+    async with AsyncExitStack() as stack:
+        yield Runner(folder, postgres, stack)
+
+
+async def follow(page: str, folder: Path, postgres: Callable[[], str]) -> int:
+    """Do all that a page says; give the number of its steps."""
+    done = 0
+    async with runner(folder, postgres) as following:
+        for step in steps((FOLDER / page).read_text()):
+            await following.do(step)
+            done += 1
+    return done
+
+
+def accept(text: str) -> None:
+    """Read a part of a settings file as the program does. Raises ``SettingsError``."""
+    if "[database]" not in text:
+        text = f"[database]\n{SOME_URL}{text}"
+    elif "url = " not in text.partition("[database]")[2].partition("\n[")[0]:
+        text = text.replace("[database]\n", f"[database]\n{SOME_URL}", 1)
+    environ = {name: f"a-value-of-{name.lower()}-that-is-long-enough" for name in VARIABLES}
+    parse(text, environ | {"DATABASE_URL": "postgresql://airy@localhost/airy"})
+
+
+VARIABLES: Final = ("AGENT_TOKEN", "DASHBOARD_TOKEN", "JWT_SECRET", "LOG_URL")
+"""What the pages take from the environment."""

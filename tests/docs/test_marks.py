@@ -1,0 +1,87 @@
+"""That the runner of pages fails where a page does not come as it is written."""
+
+from pathlib import Path
+
+import pytest
+
+from airy_trio.errors import SettingsError
+from tests.docs.pages import Step, steps
+from tests.docs.runner import accept, runner
+
+BLOCK = "```sh\ntrue\n```\n"
+
+
+def no_postgres() -> str:
+    raise AssertionError
+
+
+async def follow(text: str, folder: Path) -> None:
+    async with runner(folder, no_postgres) as following:
+        for step in steps(text):
+            await following.do(step)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
+
+
+def test_a_block_that_nothing_is_said_of_is_refused() -> None:
+    with pytest.raises(AssertionError, match="line 3: nothing says"):
+        list(steps(f"a\n\n{BLOCK}"))
+
+
+def test_a_mark_counts_for_one_block() -> None:
+    with pytest.raises(AssertionError, match="line 5: nothing says"):
+        list(steps(f"<!-- run -->\n{BLOCK}{BLOCK}"))
+
+
+def test_a_block_is_not_run_only_for_a_reason() -> None:
+    with pytest.raises(AssertionError, match="for no reason"):
+        list(steps(f"<!-- not run: -->\n{BLOCK}"))
+
+
+def test_a_mark_that_is_none_is_refused() -> None:
+    with pytest.raises(AssertionError, match="'rnu' is no mark"):
+        list(steps(f"<!-- rnu -->\n{BLOCK}"))
+
+
+def test_what_is_indented_is_read_as_it_is_meant() -> None:
+    [step] = steps("1. First\n\n   <!-- file: a.py -->\n   ```python\n   if a:\n       b\n   ```\n")
+    assert step == Step("file", "a.py", "python", "if a:\n    b\n", 4)
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        pytest.param("<!-- run -->\n```sh\nfalse\n```\n", "line 2 ended with 1", id="a command fails"),
+        pytest.param("<!-- run -->\n```sh\nfalse\ntrue\n```\n", "line 2 ended with 1", id="one of several fails"),
+        pytest.param("<!-- run -->\n```sh\nfalse | true\n```\n", "line 2 ended with 1", id="one of a pipe fails"),
+        pytest.param(
+            "<!-- run -->\n```sh\necho a\n```\n<!-- shows -->\n```\nb\n```\n", "'b'", id="it says other things"
+        ),
+        pytest.param(
+            "<!-- run -->\n```sh\necho a; echo b\n```\n<!-- shows -->\n```\nb\na\n```\n", "'a'", id="in another order"
+        ),
+        pytest.param("<!-- start: it, ready -->\n```sh\necho no\n```\n", "no 'ready'", id="it ends before it is ready"),
+        pytest.param(
+            "<!-- start: it, a -->\n```sh\necho a\n```\n<!-- shows: it -->\n```\nb\n```\n",
+            "no 'b'",
+            id="it never says so",
+        ),
+    ],
+)
+async def test_what_does_not_come_as_it_is_written_is_told(text: str, fault: str, tmp_path: Path) -> None:
+    said = ""
+    try:
+        await follow(text, tmp_path)
+    except* AssertionError as broken:
+        [leaf] = leaves(broken)
+        said = str(leaf)
+    assert fault in said
+
+
+def test_settings_that_the_program_refuses_are_told() -> None:
+    with pytest.raises(SettingsError, match=r"listener\.prot"):
+        accept("[listener]\nprot = 1\n")

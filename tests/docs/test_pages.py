@@ -1,0 +1,18 @@
+"""Every page of the documentation is followed: its files written, its commands run, its settings read."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.docs.pages import pages
+from tests.docs.runner import follow
+
+PAGE_TIMEOUT_S = 100.0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("page", pages())
+async def test_a_page_does_what_it_says(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    with trio.fail_after(PAGE_TIMEOUT_S):
+        await follow(page, tmp_path, lambda: str(request.getfixturevalue("postgres_database")))

@@ -1,0 +1,41 @@
+"""The reference says what the program does now, and misses no setting, command, metric or goodbye."""
+
+import re
+from typing import Final
+
+import pytest
+
+from airy_trio.cli import airy_trio
+from airy_trio.settings import Document
+from airy_trio.settings.reader import options_of
+from airy_trio.websocket.farewells import CATALOGUE
+from tests.docs.reference import FOLDER, PAGES, made
+
+AGAIN: Final = "run `make reference`"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_as_the_program_is_now(name: str) -> None:
+    assert (FOLDER / name).read_text() == made(name), AGAIN
+
+
+def test_no_setting_is_missing() -> None:
+    page = (FOLDER / "settings.md").read_text()
+    for path in options_of(Document):
+        section, name = ".".join(map(str, path[:-1])), path[-1]
+        body = re.split(r"^## ", page.partition(f"\n## [{section}]\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+        heading = f"\n## [{'.'.join(map(str, path))}"
+        assert f"| `{name}` |" in body or heading in page, path
+
+
+def test_no_command_is_missing() -> None:
+    page = (FOLDER / "command-line.md").read_text()
+    for name, command in airy_trio.commands.items():
+        body = page.partition(f"\n## airy-trio {name}\n")[2].partition("\n## ")[0]
+        assert all(flag in body for option in command.params for flag in option.opts if flag.startswith("--")), name
+
+
+def test_no_goodbye_is_missing() -> None:
+    page = (FOLDER / "goodbyes.md").read_text()
+    for row in CATALOGUE:
+        assert f"| {row.name} | {f'`{row.token}`' if row.token else ''} | {row.close_code or ''} |" in page

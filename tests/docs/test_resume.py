@@ -1,0 +1,62 @@
+"""The five lines of JavaScript of the page about resuming: nothing is lost and nothing comes twice."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.clients.running import FOLDER as CLIENTS
+from tests.clients.running import missing
+from tests.docs.pages import FOLDER, steps
+from tests.e2e.route import configure
+from tests.processes import Program, running, server
+
+TIMEOUT_S = 40.0
+COUNT = 20
+GLOBAL_WEBSOCKET = "import WebSocket from 'ws';\nglobalThis.WebSocket ??= WebSocket;\n"
+"""What a browser has, and older Node.js has not."""
+
+
+def program() -> str:
+    """The page's program, as it stands there."""
+    [step] = [step for step in steps((FOLDER / "how-to/resume.md").read_text()) if step.words == "inbox.mjs"]
+    return step.text
+
+
+async def ids(inbox: Program, count: int) -> list[str]:
+    with trio.fail_after(TIMEOUT_S):
+        await inbox.out.line(count - 1)
+    return [json.loads(line)["payload"]["id"] for line in inbox.out.all]
+
+
+@pytest.mark.slow
+async def test_the_five_lines_get_everything_once_across_a_crash(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    if reason := missing("inbox.mjs"):
+        pytest.skip(reason)
+    (tmp_path / "node_modules").symlink_to(CLIENTS / "node_modules")
+    (tmp_path / "websocket.mjs").write_text(GLOBAL_WEBSOCKET)
+    config = configure(sqlite_application, tmp_path)
+    expected = [f"t{number}" for number in range(COUNT)]
+    node = [shutil.which("node") or "", "--import", "./websocket.mjs", "inbox.mjs"]
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as first:
+            text = program().replace("ws://localhost:8080", f"ws://127.0.0.1:{first.port}")
+            (tmp_path / "inbox.mjs").write_text(text)
+            async with running(Program, node, folder=tmp_path) as inbox:
+                for id_ in expected[:5]:
+                    sqlite_application.tag(id_)
+                assert await ids(inbox, 5) == expected[:5]
+                await first.kill()
+                for id_ in expected[5:15]:
+                    sqlite_application.tag(id_)
+                config.write_text(config.read_text().replace("port = 0", f"port = {first.port}", 1))
+                async with server(config):
+                    assert await ids(inbox, 15) == expected[:15]
+                    for id_ in expected[15:]:
+                        sqlite_application.tag(id_)
+                    assert await ids(inbox, COUNT) == expected
