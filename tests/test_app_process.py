@@ -18,25 +18,26 @@ TIMEOUT_S = 40.0
 FILES = 64
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
 PREPARED = """
-import gc, json, resource
+import gc, json, resource, sys
 from airy_trio.app import process
 process.prepare()
 process.freeze()
-print(json.dumps([resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold(), gc.get_freeze_count() > 10_000]))
+print(json.dumps([resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold(), gc.get_freeze_count() > 10_000,
+                  sys.getswitchinterval()]))
 """
 
 
-async def prepared(soft: int, hard: int) -> tuple[list[int], list[int], bool]:
+async def prepared(soft: int, hard: int) -> list[object]:
     code = LIMITED.format(soft=soft, hard=hard) + PREPARED
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
-    files, thresholds, frozen = json.loads(done.stdout.splitlines()[-1])
-    return files, thresholds, frozen
+    found: list[object] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-async def test_all_files_that_it_may_have_and_a_patient_collector() -> None:
+async def test_all_files_that_it_may_have_a_patient_collector_and_threads_that_need_not_wait() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert await prepared(100, hard) == ([hard, hard], [50_000, 20, 100], True)
-    assert await prepared(100, 200) == ([200, 200], [50_000, 20, 100], True)
+    assert await prepared(100, hard) == [[hard, hard], [50_000, 20, 100], True, 0.0005]
+    assert await prepared(100, 200) == [[200, 200], [50_000, 20, 100], True, 0.0005]
     assert gc.get_threshold() != (50_000, 20, 100), "it is a matter of the program"
 
 

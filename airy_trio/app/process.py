@@ -15,6 +15,9 @@ logger = structlog.get_logger(__name__)
 
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Python's own let the collector walk over all connections while they come in: 1754 against 2497 of them a second."""
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread of the recorder waits for the interpreter while clients keep it busy, each time it comes back from
+the database: with Python's own 5 ms a crowd of hostile clients doubles the p99 from commit to client."""
 FILES_FEW: Final = 4096
 """With fewer files than this the operator is told, since each connection needs one."""
 _OPEN_MAX: Final = 10_240
@@ -22,8 +25,9 @@ _OPEN_MAX: Final = 10_240
 
 
 def prepare() -> None:
-    """Raise the soft limit of open files to the hard one, and set the collector's thresholds."""
+    """Raise the soft limit of open files to the hard one, and set the collector's thresholds and the switch interval."""
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     files = _raise_file_limit()
     if files < FILES_FEW:
         logger.warning("few files may be open at once, and each connection needs one", files=files)
