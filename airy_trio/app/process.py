@@ -25,7 +25,7 @@ _OPEN_MAX: Final = 10_240
 
 
 def prepare() -> None:
-    """Raise the soft limit of open files to the hard one, and set the collector's thresholds and the switch interval."""
+    """Raise the soft limit of open files to the hard one; set the collector's thresholds and the switch interval."""
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     files = _raise_file_limit()
