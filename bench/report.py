@@ -25,6 +25,8 @@ _COLUMNS: Final = (
     ("load client's core", "load_cpu_share"),
     ("faults", "faults"),
 )
+DELIVERY: Final = "Delivery: side by side with the limit and a peer"
+"""The section of the results about the fan-out."""
 HOW: Final = """\
 *delivery*: one MESSAGE (348 octets of body, about 468 on the wire) received and checked by one client. *C limit*:
 `limit.c`, which only hands prebuilt bytes to the kernel. *websockets*: `peer_websockets.py`, asyncio and `broadcast()`.
@@ -34,27 +36,22 @@ SUBSCRIBE. Ratios are taken within one round; all figures are medians of the rou
 """
 
 
-def markdown(results: Results, rows: Sequence[Row], scale: Scale, *, rounds: int, loads: Sequence[float]) -> str:
-    """The whole document. ``loads``: the load averages of the machine before and after."""
-    return "\n".join([
-        "# Delivery: results",
-        "",
-        f"`make bench`, {datetime.now(UTC):%Y-%m-%d}; {rounds} interleaved rounds of {scale.measure_ms / 1000:g} s.",
-        "",
-        *machine(loads),
-        "",
-        "## Targets",
-        "",
-        *targets(rows),
-        "",
-        "![deliveries per second and p99 against the number of clients](deliveries.svg)",
-        "",
-        HOW,
-        "## All figures",
-        "",
-        *table(("case", "server", *(title for title, _ in _COLUMNS)), _all_figures(results)),
-        "",
-    ])  # fmt: skip
+def parts(
+    results: Results, rows: Sequence[Row], scale: Scale, *, rounds: int, loads: Sequence[float]
+) -> dict[str, list[str]]:
+    """The parts of the section on delivery. ``loads``: the load averages of the machine before and after."""
+    how = f"`make bench`, {datetime.now(UTC):%Y-%m-%d}; {rounds} interleaved rounds of {scale.measure_ms / 1000:g} s."
+    picture = "![deliveries per second and p99 against the number of clients](deliveries.svg)"
+    return {
+        "Targets of delivery": [how, "", *machine(loads), "", *targets(rows), "", picture, "", HOW],
+        "All figures": table(("case", "server", *(title for title, _ in _COLUMNS)), _all_figures(results)),
+    }
+
+
+def write(section: str, parts: Mapping[str, Sequence[str]], results: Path) -> None:
+    """Put parts into their places in a file of results, which is made where there is none."""
+    before = results.read_text(encoding="utf-8") if results.exists() else "# Results\n\n"
+    results.write_text(put_section(before, section, parts), encoding="utf-8")
 
 
 def put_section(document: str, section: str, parts: Mapping[str, Sequence[str]]) -> str:

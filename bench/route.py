@@ -216,8 +216,7 @@ def _write(title: str, name: str, measured: Measured, loads: Sequence[float]) ->
     if measured.rows:
         lines += [*report.targets(measured.rows), ""]
     lines += [f"- {note}" for note in measured.notes]
-    before = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n\n"
-    RESULTS.write_text(report.put_section(before, SECTION, {title: lines}), encoding="utf-8")
+    report.write(SECTION, {title: lines}, RESULTS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``make bench``: deliver side by side with the limit and the peer, and write ``RESULTS.md`` and ``deliveries.svg``."""
+"""``make bench``: deliver side by side with the limit and the peer; writes ``RESULTS.md`` and ``deliveries.svg``."""
 
 import argparse
 import os
@@ -43,8 +43,8 @@ def main() -> int:
         print(line(row))
     if not arguments.only:
         arguments.output.mkdir(parents=True, exist_ok=True)
-        text = report.markdown(results, targets, scale, rounds=rounds, loads=loads)
-        (arguments.output / "RESULTS.md").write_text(text, encoding="utf-8")
+        made = report.parts(results, targets, scale, rounds=rounds, loads=loads)
+        report.write(report.DELIVERY, made, arguments.output / "RESULTS.md")
         (arguments.output / "deliveries.svg").write_text(report.picture(results, counts), encoding="utf-8")
     return int(any(figures["faults"] for of_case in results.rounds.values() for figures in of_case))
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -25,8 +26,10 @@ from typing import Final
 import trustme
 from attrs import define, frozen
 
+from bench import report
 from bench.pace import at_rate
 from bench.processes import ROOT, START_TIMEOUT_S, MeasuringFailedError
+from bench.targets import Row, line
 
 TARGET: Final = 1.8
 RATE: Final = 50
@@ -215,6 +218,7 @@ def main() -> int:
     parser.add_argument("--measure-s", type=float, default=5, help="how long each is measured")
     arguments = parser.parse_args()
     rounds: list[tuple[Figures, Figures]] = []
+    loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         files = _certified(folder)
         for number in range(1, arguments.rounds + 1):
@@ -232,8 +236,18 @@ def main() -> int:
                     flush=True,
                 )
     ratio = median(tls.cpu_us / plain.cpu_us for plain, tls in rounds)
-    verdict = "met" if ratio <= TARGET else "missed"
-    print(f"TLS, {arguments.clients} clients, unbatched, CPU a delivery: {ratio:.2f}× plain (≤ {TARGET}×: {verdict})")
+    row = Row(
+        what=f"TLS, {arguments.clients} clients, unbatched: CPU of a delivery against plain",
+        bound=TARGET,
+        value=ratio,
+        unit="×",
+        more_is_worse=True,
+    )
+    print(line(row))
+    how = f"`python -m bench.tls`, {datetime.now(UTC):%Y-%m-%d}; {len(rounds)} interleaved rounds, the median."
+    loads.append(os.getloadavg()[0])
+    lines = [how, "", *report.machine(loads), "", *report.targets([row])]
+    report.write(report.DELIVERY, {"TLS": lines}, Path(__file__).with_name("RESULTS.md"))
     return 0
 
 

@@ -1,3 +1,4 @@
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -6,7 +7,7 @@ from bench.cases import Case, Results, Scale, main_cases
 from bench.chart import Panel, svg
 from bench.pace import STRICT
 from bench.processes import AIRY, LIMIT, PEER, Contender
-from bench.report import put_section, table
+from bench.report import put_section, table, write
 from bench.targets import Row, rows
 
 
@@ -84,3 +85,11 @@ def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
     assert put_section(text, "Ours", {"One": ["1"]}) == text
     more = put_section(put_section("", "Ours", {"One": ["1"]}), "Ours", {"Two": ["2"]})
     assert more == "## Ours\n\n### One\n\n1\n\n### Two\n\n2\n"
+
+
+def test_results_are_written_beside_what_others_wrote(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    write("Ours", {"One": ["1"]}, results)
+    write("Theirs", {"Two": ["2"]}, results)
+    write("Ours", {"One": ["3"]}, results)
+    assert results.read_text() == "# Results\n\n## Ours\n\n### One\n\n3\n\n## Theirs\n\n### Two\n\n2\n"
