@@ -1,6 +1,8 @@
-"""Indexes by destination: who resumes on a quiet conversation brings an old position, and would read all that followed.
+"""An index by conversation: who resumes on a quiet one brings an old position, and would read all that followed.
 
-Partial where most destinations are none, so that an event costs only those that it has.
+Partial, so that an event without a conversation costs nothing. Channels and types have none: each index more costs
+every append, and of these there are few, with much in each. To look through a million events for one that has little
+takes a third of a second on Postgres and a second on SQLite.
 """
 
 import sqlalchemy as sa
@@ -11,28 +13,26 @@ down_revision = "log_0003"
 branch_labels = None
 depends_on = None
 
-COLUMNS = ("conversation_id", "channel_id", "type")
+COLUMN = "conversation_id"
 
 
 def upgrade() -> None:
-    """Index the events of each conversation, channel and type by offset."""
+    """Index the events of each conversation by offset."""
     names = context.config.attributes["names"]
     table = names.bare("event_log")
-    for column in COLUMNS:
-        present = None if column == "type" else sa.text(f"{column} is not null")
-        op.create_index(
-            f"{table}_{column}",
-            table,
-            [column, "offset"],
-            schema=names.table_schema,
-            postgresql_where=present,
-            sqlite_where=present,
-        )
+    present = sa.text(f"{COLUMN} is not null")
+    op.create_index(
+        f"{table}_{COLUMN}",
+        table,
+        [COLUMN, "offset"],
+        schema=names.table_schema,
+        postgresql_where=present,
+        sqlite_where=present,
+    )
 
 
 def downgrade() -> None:
-    """Take them away."""
+    """Take it away."""
     names = context.config.attributes["names"]
     table = names.bare("event_log")
-    for column in COLUMNS:
-        op.drop_index(f"{table}_{column}", table, schema=names.table_schema)
+    op.drop_index(f"{table}_{COLUMN}", table, schema=names.table_schema)
