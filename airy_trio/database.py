@@ -200,7 +200,11 @@ def sqlite_engine(
         return connection
 
     engine = sa.create_engine(
-        "sqlite://", creator=connect, hide_parameters=True, poolclass=sa.pool.QueuePool, pool_size=THREADS_MAX
+        sa.URL.create(SQLITE, database=str(path)),
+        creator=connect,
+        hide_parameters=True,
+        poolclass=sa.pool.QueuePool,
+        pool_size=THREADS_MAX,
     )
 
     @event.listens_for(engine, "begin")

@@ -30,10 +30,12 @@ from airy_trio.app import process
 from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
 from airy_trio.app.renewal import Renewal, open_encryption
 from airy_trio.app.stores import OpenedStore, opened_store
+from airy_trio.database import DatabaseError
 from airy_trio.errors import told_error
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
+from airy_trio.log.store import StoreReplaced
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
 from airy_trio.websocket.auth import Authenticator
@@ -221,6 +223,7 @@ async def _serve(
             readiness.stop()
             sockets.close()  # who comes now is refused at once, and goes to another server
             if broken is not None:  # a server that reads no changes must not look like a quiet one
+                await _disown_what_was_replaced(recorder, broken)
                 await sessions.dismiss_all(0, INTERNAL)
                 await sessions.durables.flush(CLOSE_TIMEOUT_S)
                 raise broken
@@ -228,6 +231,14 @@ async def _serve(
             await sessions.durables.flush(CLOSE_TIMEOUT_S)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
+
+
+async def _disown_what_was_replaced(recorder: Recorder, broken: ExceptionGroup[Exception]) -> None:
+    if broken.subgroup(StoreReplaced) is not None:
+        try:
+            await recorder.disown()
+        except DatabaseError as error:
+            logger.warning("the next start cannot be told that the event log was replaced", reason=str(error))
 
 
 def _pages(parts: _Parts) -> Starlette:

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 import trio
 
 from airy_trio.changes.changelog import TABLE
-from airy_trio.database import LOCK_CLASS, DatabaseRefused, DatabaseUnavailable, Names, Session
+from airy_trio.database import LOCK_CLASS, DatabaseError, DatabaseRefused, DatabaseUnavailable, Names, Session
+
+logger = structlog.get_logger(__name__)
 
 SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_timeout": "1s"}
 """What every session of a recorder sets: a frozen holder loses the lease, and an open append, within a second."""
 
+UNLOCK_TIMEOUT_S: Final = 1.0
 LOG_CLASS: Final = LOCK_CLASS + 3
 _TRY_LOG = sa.text("select pg_try_advisory_lock(:lock_class, :epoch)")
 _UNLOCK_LOG = sa.text("select pg_advisory_unlock(:lock_class, :epoch)")
 _TRY = sa.text("select pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
+_UNLOCK_ALL = sa.text("select pg_advisory_unlock_all()")
 
 
 class PostgresLease:
@@ -45,8 +50,8 @@ class PostgresLease:
 
     async def release(self) -> None:
         """See ``Lease.release``: the session is closed."""
-        self._generation = 0
-        await self._session.aclose()
+        held, self._generation = self._generation, 0
+        await _let_go(self._session, held)
 
 
 class LogLease:
@@ -75,13 +80,29 @@ class LogLease:
 
     async def release(self) -> None:
         """See ``Lease.release``: the session is closed."""
-        self._held = None
-        await self._session.aclose()
+        held, self._held = self._held, None
+        await _let_go(self._session, held[0] if held else 0)
 
     async def _unlock(self) -> None:
         held, self._held = self._held, None
         if held is not None and held[0] == self._session.generation:
             await self._session.run(lambda connection: connection.execute(_UNLOCK_LOG, _log_key(held[1])))
+
+
+async def _let_go(session: Session, held: int) -> None:
+    """Close a session, of which generation ``held`` has a lock (0: none).
+
+    It is unlocked first, since the server notices the end of a session in its own time; the next holder waits for
+    neither. A session that does not answer now loses its locks by being closed.
+    """
+    try:
+        if held and held == session.generation:
+            with trio.move_on_after(UNLOCK_TIMEOUT_S):
+                await session.run(lambda connection: connection.execute(_UNLOCK_ALL))
+    except DatabaseError as error:
+        logger.debug("the lease was not given back by its session, which is closed", reason=str(error))
+    finally:
+        await session.aclose()
 
 
 class OwnLease:

@@ -16,7 +16,7 @@ from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.batches import BatchRows, Meaning, meaning_of
 from airy_trio.log.eventlog import EventLog
-from airy_trio.log.position import Position
+from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import StaleAppend
 
 logger = structlog.get_logger(__name__)
@@ -187,6 +187,15 @@ class Recorder:
         await self._name(head)
         self.recorded = None
         return head, origin
+
+    async def disown(self) -> None:
+        """Say beside the changes that no log has recorded them, so that the next start begins an epoch.
+
+        For the end of a server whose store was replaced: what is in its place may be an older copy, with positions
+        that clients have been given for other events. Raises ``DatabaseError``.
+        """
+        if self._feed.consumed:
+            await self._feed.adopt(Consumer(new_epoch(), self._options.store))
 
     async def _name(self, head: Position) -> None:
         """Say beside the changes which log they go into."""

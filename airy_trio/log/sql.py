@@ -7,19 +7,21 @@ an SQLite file is written with ``synchronous = full``, in WAL mode so that reade
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
 import trio
 
-from airy_trio.database import Database, DatabaseUnavailable, Names
+from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import POLL_S, Bell
 from airy_trio.log.sql_durables import DurableTable, known_position
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
+from airy_trio.log.sql_file import SqlFile
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -51,6 +53,7 @@ class SqlStore:
         self._appending = appending
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
+        self._file = None if self._tables.postgres else SqlFile(Path(reading.engine.url.database or ""))
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", _make_durable)
 
@@ -229,10 +232,7 @@ class SqlStore:
             connection.execute(_DURABLE)
 
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        try:
-            return await self._reading.run(work)
-        except DatabaseUnavailable as error:
-            raise StoreUnavailable(str(error)) from None
+        return await self._in(self._reading.run, work)
 
     async def _fenced(self, fence: Fence, work: Callable[[sa.Connection], T]) -> T:
         """Write behind the fence. Who stands there for too long is cut off, and the caller is to try again."""
@@ -249,10 +249,20 @@ class SqlStore:
         raise StoreUnavailable(reason)
 
     async def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        return await self._in(self._appending.write, work)
+
+    async def _in(
+        self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], work: Callable[[sa.Connection], T]
+    ) -> T:
+        """Run a unit of work, with errors as the port has them. That the file is another one is told before all."""
         try:
-            return await self._appending.write(work)
-        except DatabaseUnavailable as error:
-            raise StoreUnavailable(str(error)) from None
+            return await run(self._file.watched(work) if self._file else work)
+        except DatabaseError as error:
+            if self._file:
+                self._file.look()
+            if isinstance(error, DatabaseUnavailable):
+                raise StoreUnavailable(str(error)) from None
+            raise
 
 
 def _stale(expected: Position, head: Position) -> StaleAppend:

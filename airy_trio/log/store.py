@@ -19,6 +19,10 @@ class StoreUnavailable(Unavailable):
     """The store is away and may come back; whether an append that raised this took effect is not known."""
 
 
+class StoreReplaced(AiryTrioError):
+    """What the store had open is gone, or something else is in its place: a server cannot go on with either."""
+
+
 class StaleAppend(AiryTrioError):
     """Somebody else has appended, or begun a new epoch, since the writer last looked. Nothing was written."""
 
@@ -139,7 +143,8 @@ class EventStore(Protocol):
     """Events in order, and the resume point that belongs to them.
 
     Promises of all: cancellable, where what was under way may still happen, whole; ``StoreUnavailable`` where waiting
-    heals; what ``read`` has shown once it shows again with the same offset until it is trimmed, also after a crash.
+    heals; ``StoreReplaced`` where what was opened is gone; what ``read`` has shown once it shows again with the same
+    offset until it is trimmed, also after a crash.
     """
 
     async def bounds(self) -> Bounds:

@@ -1,6 +1,8 @@
 """The database goes away while the server runs: what heals by waiting is waited for, anything else ends the server."""
 
 import itertools
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import trio
 
 from airy_trio.testing.client import Closed, connect
 from tests.application import Application, application
-from tests.e2e.route import HOST, Listening, configure, listening
+from tests.e2e.route import HOST, Listening, assert_in_order, configure, listening
 from tests.postgres import Postgres
 from tests.processes import Program, json_object, server
 
@@ -100,3 +102,40 @@ async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: 
     [message] = [line for line in serving.err.all if not json_object(line)]
     assert message.startswith("airy-trio: ")
     assert "change_log" in message
+
+
+@pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
+@pytest.mark.parametrize("put_back", [False, True], ids=["removed", "an older copy"])
+async def test_event_logs_file_is_gone(
+    database: str, put_back: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The server ends and names it; the next one begins an epoch and skips nothing that was not recorded."""
+    writing: Application = request.getfixturevalue(database)
+    file, copy = tmp_path / "events.db", tmp_path / "copy.db"
+    config = configure(writing, tmp_path, f'[log]\nurl = "sqlite:///{file}"\n')
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            writing.tag("t1")
+            first = await ours.next()
+            with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+            writing.tag("t2")
+            await ours.next()
+            if put_back:
+                copy.replace(file)
+            else:
+                file.unlink()
+            assert (await ours.client.receive()).get("message") == "500-internal"
+            assert await serving.wait() == 1
+        [message] = [line for line in serving.err.all if not json_object(line)]
+        what = "replaced by another file" if put_back else "removed"
+        assert message.startswith(f"airy-trio: log.url: the event log {file} was {what}")
+        writing.tag("t3")
+        async with server(config) as again, listening(again, headers=[("replay", "all")]) as later:
+            events = await later.upto(lambda event: event.object == ("tag", "t3"))
+            assert first.epoch not in {event.epoch for event in events}
+            assert_in_order(events)
+            async with await connect(HOST, again.port) as returning:
+                receipt = await returning.subscribe(headers=[("last-event-id", first.position)])
+                assert receipt.get("resume") == "reset-epoch"
+            assert await again.terminate() == 0

@@ -1,0 +1,85 @@
+"""The event log's file is removed, or another is put in its place, under a store that has it open."""
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from airy_trio.database import DatabaseOptions
+from airy_trio.log.store import EventStore, StoreReplaced
+from airy_trio.migrate import migrate_log
+from tests.log.places import event, open_sql
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def remove_all(file: Path) -> None:
+    for one in file.parent.glob(f"{file.name}*"):
+        one.unlink()
+
+
+def put_back(file: Path) -> None:
+    copy = file.with_name("copy.db")
+    shutil.copy(file, copy)
+    copy.replace(file)
+
+
+def replace_by_text(file: Path) -> None:
+    text = file.with_name("text.db")
+    text.write_text("this is no database, but a text that is longer than the header of one" * 9)
+    text.replace(file)
+
+
+CHANGES: dict[Callable[[Path], None], str] = {
+    remove: "removed",
+    remove_all: "removed",
+    put_back: "replaced",
+    replace_by_text: "replaced",
+}
+
+
+async def wait(store: EventStore) -> None:
+    await store.wait((await store.bounds()).head)
+
+
+async def append(store: EventStore) -> None:
+    await store.append((await store.bounds()).head, [event(2)], "later")
+
+
+async def look_with_a_new_connection(store: EventStore) -> None:
+    await store.aclose()
+    await store.bounds()
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("use", [wait, append, look_with_a_new_connection], ids=lambda use: use.__name__)
+async def test_a_file_that_is_gone_is_noticed_by_every_use(
+    change: Callable[[Path], None], use: Callable[[EventStore], Awaitable[None]], tmp_path: Path
+) -> None:
+    file = tmp_path / "events.db"
+    options = DatabaseOptions(url=f"sqlite:///{file}")
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    async with open_sql(options) as store:
+        await store.append((await store.bounds()).head, [event(1)], "point")
+        change(file)
+        with trio.fail_after(20), pytest.raises(StoreReplaced, match=rf"log\.url: .*{file} was {CHANGES[change]}"):
+            await use(store)
+
+
+async def test_an_append_under_way_is_not_taken_for_done(tmp_path: Path) -> None:
+    """The head that it is told, it was told of the file that is gone."""
+    file = tmp_path / "events.db"
+    options = DatabaseOptions(url=f"sqlite:///{file}")
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1)], "point")
+        put_back(file)
+        with pytest.raises(StoreReplaced):
+            await store.append(head.at(1), [event(2)], "later")
+    async with open_sql(options) as store:
+        assert (await store.bounds()).last <= 1
