@@ -28,7 +28,7 @@ CHAOS_SECONDS ?= 60
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.runs
@@ -53,6 +53,9 @@ fix: $(VENV)/.checks
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
+
+newcomer: # without an environment of ours: it makes its own
+	$(PYTHON) -m tests.newcomer
 
 reference: $(VENV)/.tests
 	$(BIN)/python -m tests.docs.reference --write

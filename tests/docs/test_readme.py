@@ -1,0 +1,43 @@
+"""The README: its links lead somewhere, its settings are accepted, and what a newcomer's way reads from it is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.runner import accept
+from tests.newcomer import Newcomer
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name: str) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / name).read_text())
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    assert missing == []
+
+
+def test_settings_are_accepted() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        accept(block)
+
+
+def test_a_newcomers_way_is_in_it() -> None:
+    newcomer = Newcomer.__new__(Newcomer)  # without a clone
+    newcomer.readme = (ROOT / "README.md").read_text()
+    assert newcomer.commands("Try it")[0].startswith("make demo")
+    assert [line.split()[0] for line in newcomer.commands("On your database")] == [
+        "python3", "pip", "airy-trio", "airy-trio"
+    ]  # fmt: skip
+    assert len(newcomer.blocks("On your database", "js")) == 1
+    assert len(newcomer.blocks("On your database", "toml")) == 1
+
+
+def test_how_to_pages_are_named_in_it() -> None:
+    text = (ROOT / "README.md").read_text()
+    pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    assert [page for page in pages if f"({page}" not in text] == []
