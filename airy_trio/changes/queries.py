@@ -192,7 +192,7 @@ class Queries:
         text, length = self.text(column), self._text_chars_max + 1
         if self._postgres:
             return f"left({text}, {length})"
-        octets = f"substr(cast({text} as blob), 1, {OCTETS_A_CHARACTER_MAX * length})"
+        octets = f"coalesce(substr(cast({text} as blob), 1, {OCTETS_A_CHARACTER_MAX * length}), x'')"  # of none: NULL
         return f"case typeof({text}) when 'text' then cast({octets} as text) when 'blob' then {octets} else {text} end"
 
     def text(self, column: Column | None) -> str:
