@@ -1,4 +1,4 @@
-# Every target works on a fresh clone with nothing but Python 3.11 or newer: each makes the environment that it needs.
+# `make help` lists the targets. Every one works on a fresh clone with nothing but Python 3.11 or newer: each makes the environment that it needs.
 # PYTHON chooses the interpreter, VENV the folder of the environment.
 
 PYTHON ?= python3
@@ -28,16 +28,19 @@ CHAOS_SECONDS ?= 60
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: help newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
-demo: $(VENV)/.runs
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.runs ## events in the terminal, with nothing but Python
 	$(BIN)/python -m airy_trio demo $(DEMO)
 
-test: $(VENV)/.tests
+test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 	$(BIN)/python -m pytest $(TESTS)
 
-check: $(VENV)/.checks
+check: $(VENV)/.checks ## every linter, the type checker, the layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/flake8-async $$(find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' -print)
@@ -46,41 +49,41 @@ check: $(VENV)/.checks
 	@find airy_trio -name '*.py' -exec wc -l {} + | awk '$$1 > $(LINES_MAX) && $$2 != "total" \
 	  {print "note: " $$2 " has " $$1 " lines, over $(LINES_MAX): is there a second subject inside?"}'
 
-fix: $(VENV)/.checks
+fix: $(VENV)/.checks ## what the linters can mend by themselves
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs ## the documentation as pages, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
-newcomer: # without an environment of ours: it makes its own
+newcomer: ## the README's commands in a fresh clone, up to a browser
 	$(PYTHON) -m tests.newcomer
 
-reference: $(VENV)/.tests
+reference: $(VENV)/.tests ## the pages of docs/reference that the program makes
 	$(BIN)/python -m tests.docs.reference --write
 
-bench: $(VENV)/.tests bench/build/load bench/build/limit
+bench: $(VENV)/.tests bench/build/load bench/build/limit ## deliveries, measured beside peers; needs a C compiler
 	$(BIN)/python -m bench.run $(BENCH)
 	$(BIN)/python -m bench.tls
 
-bench-route: $(VENV)/.tests bench/build/load
+bench-route: $(VENV)/.tests bench/build/load ## the route from a commit to a client, measured
 	$(BIN)/python -m bench.route $(BENCH)
 
-bench-stomp: $(VENV)/.tests
+bench-stomp: $(VENV)/.tests ## the STOMP codec beside others
 	$(BIN)/python -m bench.stomp_codec
 
-drill: $(VENV)/.tests
+drill: $(VENV)/.tests ## kills, freezes and outages under load, with everything accounted for
 	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) SOAK_SECONDS=$(DRILL_SECONDS) \
 	  $(BIN)/python -m pytest -s tests/drill
 
-soak: $(VENV)/.tests
+soak: $(VENV)/.tests ## a crowd of clients for long, to see what leaks
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_soak.py
 
-chaos: $(VENV)/.tests
+chaos: $(VENV)/.tests ## hostile connections beside honest ones
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_chaos.py
 
-fuzz: $(VENV)/.fuzzes
+fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/; Linux on x86-64
 	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.run connection $(FUZZ_SECONDS)
 
@@ -89,7 +92,7 @@ bench/build/%: bench/%.c bench/program.h
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -Wall -Wextra $(CFLAGS) -o $@ $<
 
-clean:
+clean: ## removes what all of these make
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache bench/build build dist
 
 # The environment grows by what a target needs; each stamp is older than the pyproject.toml that it was made from

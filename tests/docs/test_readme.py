@@ -41,3 +41,11 @@ def test_how_to_pages_are_named_in_it() -> None:
     text = (ROOT / "README.md").read_text()
     pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
     assert [page for page in pages if f"({page}" not in text] == []
+
+
+def test_every_target_of_make_is_in_its_help_and_in_contributing() -> None:
+    makefile, contributing = (ROOT / "Makefile").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
+    [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    for target in phony.split():
+        assert re.search(rf"^{target}:.* ## \w", makefile, re.MULTILINE), f"{target}: make help does not tell of it"
+        assert f"`make {target}" in contributing, f"{target}: not in CONTRIBUTING.md"
