@@ -1,8 +1,8 @@
-"""The pages of the admin port: ``/livez``, ``/readyz``, ``/metrics``, ``/api/clients``. None waits or decides."""
+"""The pages of the admin port that programs read, from ``/livez`` to ``/api/clients``. None waits or decides."""
 
 import ipaddress
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -28,11 +28,15 @@ Audience = Callable[[Position, Addressed], Mapping[str, object]]
 
 
 def application(
-    conditions: Callable[[], Mapping[str, Condition]], registry: CollectorRegistry, audience: Audience
+    conditions: Callable[[], Mapping[str, Condition]],
+    registry: CollectorRegistry,
+    audience: Audience,
+    others: Iterable[Route] = (),
 ) -> Starlette:
     """Make the ASGI application.
 
     ``conditions``: each part's, by name, asked anew by every request; the registry's collectors likewise.
+    ``others``: further pages.
     """
 
     async def livez(_request: Request) -> Response:
@@ -68,6 +72,7 @@ def application(
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/api/clients", clients),
+            *others,
         ]
     )
 

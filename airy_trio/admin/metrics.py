@@ -5,7 +5,7 @@ Nothing is counted here. What the labels may be is a closed list each: types of 
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import trio
 from attrs import frozen
@@ -34,6 +34,10 @@ class Sessions(Protocol):
 
     def statistics(self) -> Mapping[str, int]:
         """What there is now, and what there was since the start."""
+        ...
+
+    def connections(self, *, after: int, limit: int, behind: bool) -> Mapping[str, Any]:
+        """Who is connected now, numbered above ``after``, at most ``limit``; only those ``behind``, or all."""
         ...
 
 

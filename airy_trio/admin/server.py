@@ -18,6 +18,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from starlette.types import ASGIApp
 
+from airy_trio.admin.door import WEBSOCKET_URL
 from airy_trio.admin.loopback import LoopbackNames, is_loopback
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than
@@ -39,12 +40,16 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 class AdminOptions:
     """Where the admin port is, and what counts as ready (settings, ``[admin]``).
 
-    ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready.
+    ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready. ``websocket_url``: where
+    the console finds the port for clients; "": where the listener is.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
     port: int = field(default=8081, validator=between(0, 65535))
     lag_max_s: float = field(default=10, validator=more_than(0))
+    websocket_url: str = field(
+        default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
+    )
 
 
 async def open_listeners(options: AdminOptions) -> list[trio.SocketListener]:

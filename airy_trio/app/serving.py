@@ -22,7 +22,9 @@ from attrs import frozen
 from starlette.applications import Starlette
 
 from airy_trio import migrate
+from airy_trio.admin import console, figures
 from airy_trio.admin import server as admin
+from airy_trio.admin.door import Door
 from airy_trio.admin.endpoints import application
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
@@ -149,6 +151,7 @@ class _Parts:
     retention: Retention
     sessions: Sessions
     readiness: Readiness
+    door: Door
     encryption: Encryption | None
 
 
@@ -181,6 +184,14 @@ def _parts(
         ),
         readiness=Readiness(
             recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
+        ),
+        door=Door(
+            settings.admin.websocket_url,
+            host=settings.listener.host,
+            port=settings.listener.port,
+            path=settings.listener.path,
+            tls=encryption is not None,
+            token=settings.auth.mode != "none" and not settings.auth.cookie,  # which a browser sends by itself
         ),
         encryption=encryption,
     )
@@ -250,12 +261,14 @@ def _pages(parts: _Parts) -> Starlette:
         retention=parts.retention,
         conditions=parts.readiness.conditions,
     )
-    return application(parts.readiness.conditions, registry(sources), parts.sessions.audience)
+    pages = [*console.routes(parts.door), *figures.routes(sources, parts.door)]
+    return application(parts.readiness.conditions, registry(sources), parts.sessions.audience, pages)
 
 
 def _address(listening: socket.socket, settings: Settings, parts: _Parts) -> Address:
     """Where the server listens now; it is told in the log too."""
     host, port = listening.getsockname()[:2]
+    parts.door.opened(host, port)
     address = Address(host=host, port=port, path=settings.listener.path, tls=parts.encryption is not None)
     logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
     return address

@@ -1,14 +1,16 @@
 """``airy-trio demo``: the whole route in one command, on a database that lives as long as the command.
 
-A temporary SQLite file, an application in a process of its own that writes to it, the server, and a client over a real
-WebSocket that prints a line for each event.
+A temporary SQLite file, an application in a process of its own that writes to it, the server with its console, and a
+client over a real WebSocket that prints a line for each event.
 """
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import webbrowser
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,16 +26,28 @@ APPLICATION_END_S = 5.0
 SILENCE_MAX_S = 15.0  # the application writes every second or so
 
 
-def run(*, events_max: int | None = None) -> None:
-    """Run the demo until Ctrl-C, or until ``events_max`` events were shown. Leaves nothing behind."""
+HOST = "127.0.0.1"
+CONSOLE_PORT = 8081  # where it is without a demo, too
+
+
+def run(*, events_max: int | None = None, browse: bool = False) -> None:
+    """Run the demo until Ctrl-C, or until ``events_max`` events were shown. Leaves nothing behind.
+
+    ``browse``: open the console in a browser.
+    """
+    console_port = _free_port(CONSOLE_PORT)
     with tempfile.TemporaryDirectory(prefix="airy-trio-demo-") as folder:
         database = Path(folder) / "inbox.db"
         url = json.dumps(f"sqlite:///{database}")
-        toml = f"[database]\nurl = {url}\n[listener]\nport = 0\ndrain_s = 1\n[admin]\nport = 0\n"
+        toml = f"[database]\nurl = {url}\n[listener]\nport = 0\ndrain_s = 1\n[admin]\nport = {console_port}\n"
         chosen = settings.parse(toml, {})
         migrate.migrate(chosen, with_tables=True)
 
         async def show(address: app.Address) -> None:
+            console = f"http://{HOST}:{console_port}/"
+            click.echo(f"console   {console}")
+            if browse:
+                await trio.to_thread.run_sync(webbrowser.open, console)
             await _show(address, database, events_max)
 
         trio.run(app.run, chosen, show)
@@ -58,6 +72,20 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
             application.terminate()
             with trio.move_on_after(APPLICATION_END_S, shield=True):
                 await application.wait()
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port, or any other where somebody has that."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            free: int = probe.getsockname()[1]
+            return free
+    raise StartError([f"the demo's console finds no free port on {HOST}"])
 
 
 async def _print(client: StompClient, events_max: int | None) -> None:

@@ -10,13 +10,20 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Final, NoReturn
 
-CHANNELS: Final = (("web-shop", "chatplugin"), ("facebook-page", "facebook"), ("sms-line", "twilio.sms"))
-TAGS: Final = (("urgent", "red"), ("order", "blue"), ("praise", "green"))
+CHANNELS: Final = (
+    ("web-shop", "chatplugin"),
+    ("facebook-page", "facebook"),
+    ("sms-line", "twilio.sms"),
+    ("whatsapp-line", "twilio.whatsapp"),
+)
+TAGS: Final = (("urgent", "red"), ("order", "blue"), ("praise", "green"), ("refund", "purple"))
 CONTACTS: Final = ("Grace", "Amara", "Jonas", "Mei", "Tomás", "Ines")
+LOCALES: Final = ("en-GB", "de-DE", "pt-PT", "zh-CN")
+AT_ONCE: Final = 4
 DIALOGUES: Final = (
     (
         "Hello! Is the blue rain jacket back in stock?",
@@ -47,7 +54,7 @@ DIALOGUES: Final = (
 
 
 class Inbox:
-    """Conversations one after the other, each write committed at once. ``pause`` takes seconds, between two writes."""
+    """Conversations, each write committed at once. ``pause`` takes seconds, between two writes."""
 
     def __init__(self, path: str, pause: Callable[[float], None]) -> None:
         self._wait = pause
@@ -63,25 +70,55 @@ class Inbox:
 
     def talk(self) -> None:
         """One conversation from its first message to its end."""
+        for least_s, most_s in self._conversation():
+            self._pause(least_s, most_s)
+
+    def chat(self, at_once: int) -> NoReturn:
+        """Some conversations at a time, for ever: a new one begins when one has ended."""
+        talking = [self._conversation() for _ in range(at_once)]
+        while True:
+            number = self._random.randrange(at_once)
+            pause = next(talking[number], None)
+            if pause is None:
+                talking[number] = self._conversation()
+            else:
+                self._pause(*pause)
+
+    def _conversation(self) -> Iterator[tuple[float, float]]:
+        """Write one conversation; what is given is how long to wait, in seconds, at least and at most."""
         conversation = f"conversation-{uuid.uuid4().hex[:6]}"
         channel, source = self._random.choice(CHANNELS)
-        self._describe("conversation", conversation, "contact.displayName", self._random.choice(CONTACTS))
+        for key, value in (("displayName", self._random.choice(CONTACTS)), ("locale", self._random.choice(LOCALES))):
+            self._describe("conversation", conversation, f"contact.{key}", value)
         for number, text in enumerate(self._random.choice(DIALOGUES)):
             from_contact = number % 2 == 0
             if from_contact:
                 self._describe("conversation", conversation, "isUserTyping", "true", "bool")
-                self._pause(0.3, 0.8)
+                yield 0.3, 0.8
                 self._describe("conversation", conversation, "isUserTyping", "false", "bool")
-            self._say(conversation, channel, source, text, from_contact=from_contact)
-            self._pause(0.2, 0.7)
+            id_ = self._say(conversation, channel, source, text, from_contact=from_contact)
+            if not from_contact:
+                yield from self._deliver(id_)
+            self._describe("conversation", conversation, "unreadCount", str(int(from_contact)), "number")
+            yield 0.2, 0.7
         tag = self._connection.execute("select id from tags order by random() limit 1").fetchone()[0]
         self._describe("conversation", conversation, f"tags.{tag}", "")
         if self._random.random() < 0.3:  # noqa: PLR2004 - now and then
             self._execute("update channels set connected = false where id = ?", channel)
-            self._pause(0.5, 1.0)
+            yield 0.5, 1.0
             self._execute("update channels set connected = true where id = ?", channel)
 
-    def _say(self, conversation: str, channel: str, source: str, text: str, *, from_contact: bool) -> None:
+    def _deliver(self, id_: str) -> Iterator[tuple[float, float]]:
+        """A message goes out at once, or fails and goes out when it is sent again."""
+        yield 0.1, 0.3
+        if self._random.random() < 0.15:  # noqa: PLR2004 - now and then
+            self._execute("update messages set delivery_state = 'failed' where id = ?", id_)
+            yield 0.6, 1.0
+            self._execute("update messages set delivery_state = 'pending' where id = ?", id_)
+            yield 0.1, 0.3
+        self._execute("update messages set delivery_state = 'delivered' where id = ?", id_)
+
+    def _say(self, conversation: str, channel: str, source: str, text: str, *, from_contact: bool) -> str:
         id_ = str(uuid.uuid4())
         state = "delivered" if from_contact else "pending"
         content = json.dumps({"text": text}, ensure_ascii=False)
@@ -90,9 +127,7 @@ class Inbox:
             "insert into messages values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(id_, conversation, channel, content, state, from_contact, _now(), source, sender),
         )
-        if not from_contact:
-            self._pause(0.1, 0.3)
-            self._execute("update messages set delivery_state = 'delivered' where id = ?", id_)
+        return id_
 
     def _describe(self, subject: str, identifier: str, key: str, value: str, value_type: str = "text") -> None:
         self._execute(
@@ -119,8 +154,7 @@ def main(path: str) -> NoReturn:
 
     inbox = Inbox(path, pause)
     inbox.open()
-    while True:
-        inbox.talk()
+    inbox.chat(AT_ONCE)
 
 
 def _now() -> str:

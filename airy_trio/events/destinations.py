@@ -6,7 +6,7 @@ An id need not exist.
 
 from functools import lru_cache
 from typing import Final, Protocol, assert_never
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from attrs import frozen
 
@@ -111,6 +111,23 @@ def within(destination: Destination, channels: frozenset[str]) -> Destination | 
             return OfChannel(next(iter(channels)))
         case _:
             return Within(destination, channels)
+
+
+def text(destination: Destination) -> str:
+    """Write a destination as a client names it, so that ``parse`` gives it again."""
+    match destination:
+        case Everything():
+            return ROOT
+        case OfType(type=type_):
+            return f"{ROOT}/{type_}"
+        case OfChannel(id=id_):
+            return f"{ROOT}/channel/{quote(id_, safe='')}"
+        case OfConversation(id=id_):
+            return f"{ROOT}/conversation/{quote(id_, safe='')}"
+        case Within(destination=wider):
+            return text(wider)
+        case _:
+            assert_never(destination)
 
 
 def destinations_of(event: Addressed) -> tuple[Destination, ...]:

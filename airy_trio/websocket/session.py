@@ -7,7 +7,7 @@ the session says it, and only the session closes the socket. What fails in a ses
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -21,6 +21,7 @@ from airy_trio.log.latencies import Latencies
 from airy_trio.log.position import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.websocket import roll
 from airy_trio.websocket.admission import Admission, AdmissionOptions, Visitor
 from airy_trio.websocket.audience import audience
 from airy_trio.websocket.auth import Authenticator, AuthOptions
@@ -115,6 +116,7 @@ class Sessions:
         self.wheel = Wheel(self._senders)
         self.durables = Durables(eventlog)
         self._clients: dict[Client, None] = {}  # the oldest first
+        self._met = 0
         self._ended = trio.Event()
         self._dismissing = False
         self._counts: Counter[str] = Counter()
@@ -147,6 +149,10 @@ class Sessions:
         """How long events took from the change in the database to a client's socket; replayed ones are left out."""
         return self._runs.latencies
 
+    def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
+        """Who is connected now, a page at a time; see ``roll.page``."""
+        return roll.page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
+
     async def fan_out(self) -> None:
         """Write to the clients for whom the log has grown, and start send tasks for those behind, for ever."""
         async with trio.open_nursery() as nursery:
@@ -160,8 +166,9 @@ class Sessions:
         ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
         Raises nothing but cancellation, which cuts the connection.
         """
-        client = Client(Connection(self._connection_options()))
-        begun_at = trio.current_time()
+        self._met += 1
+        client = Client(Connection(self._connection_options()), number=self._met, begun_at=trio.current_time())
+        client.address = None if visitor is None else visitor.name
         logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
         wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
         client.wire = wire
@@ -193,7 +200,7 @@ class Sessions:
             self._count(client, conversation)
             if visitor is not None:
                 visitor.leave()
-            _tell_end(client, visitor, trio.current_time() - begun_at)
+            _tell_end(client, visitor, trio.current_time() - client.begun_at)
         return client.farewell or GONE
 
     def renew(self, options: AuthOptions) -> None:
@@ -278,7 +285,8 @@ class Sessions:
                     ws = upgraded.ws
                     conversation.upgrade_token = self._authenticator.token_of_upgrade(upgraded.request.headers)
                     del upgraded  # its request holds credentials
-                    client.peer = None if visitor is None else visitor.counted_as
+                    if visitor is not None:
+                        client.peer, client.address = visitor.counted_as, visitor.name
                     client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
                     self._senders.register(client, tasks)
                     inbox = Inbox(ws.get_message, bytes_max=self._options.frame_bytes_max)

@@ -135,13 +135,18 @@ class Subscription:
 class Client:
     """One connection's state; owned by its session.
 
-    ``connection``: the STOMP side of it. ``peer``: the address that it is counted by, if any. ``wire``: its way out.
+    ``connection``: the STOMP side of it. ``number``: how many there were in this process when it came, itself
+    included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
+    ``peer``: the address that it is counted by, if any. ``wire``: its way out.
     ``user``: who CONNECT has said that it is. ``scope``: the conversation; its deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
     """
 
     connection: Connection
+    number: int = 0
+    begun_at: float = 0.0
+    address: str | None = None
     peer: str | None = None
     wire: Wire = field(init=False)
     state: State = State.CONNECTING

@@ -1,0 +1,174 @@
+// The page put together: what the admin port tells goes into tiles and lists, what the port for clients sends into the log.
+
+import { PERIOD_MS as FIGURES_MS, Figures } from "./figures.js";
+import { Log, tally } from "./log.js";
+import { PERIOD_MS as PEOPLE_MS, People } from "./people.js";
+import { Subscriber } from "./subscriber.js";
+import { clock, count, verdictTold } from "./words.js";
+
+const ANSWER_MS = 5000;
+const $ = (id) => document.getElementById(id);
+let again = false; // whether what comes may have come before
+let link = { phase: "connecting", text: "Connecting", retryAt: null };
+
+const log = new Log($("log"), {
+  changed: (state) => {
+    $("count").textContent = tally(state);
+    $("empty").hidden = state.shown > 0;
+    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No event that is kept passes the filter.";
+    const paused = $("pause").getAttribute("aria-pressed") === "true";
+    $("pause").textContent = !paused ? "Pause" : state.waiting === 0 ? "Go on" : `Go on (${count(state.waiting)} new)`;
+  },
+  narrow: (what, id) => {
+    $(what).value = id;
+    narrow();
+    $("events-heading").focus();
+  },
+  suggest: (what, ids) => {
+    const options = ids.map((id) => {
+      const option = document.createElement("option");
+      option.value = id;
+      return option;
+    });
+    $(`${what}s`).replaceChildren(...options);
+  },
+});
+
+const subscriber = new Subscriber({
+  state: (state) => {
+    if (link.phase === "live" && state.phase !== "live" && state.phase !== "connecting") {
+      log.note(`${state.text}.`, false);
+    }
+    link = state;
+    showLink();
+  },
+  event: (id, body) => log.add(id, body, again),
+  verdict: (verdict, position, after) => {
+    again = verdict !== "resumed";
+    const told = verdictTold(verdict, after);
+    if (told !== null) {
+      log.note(...told);
+    }
+    $("verdict").textContent = told?.[0] ?? `Subscribed to ${destination()} from ${position} on.`;
+    $("verdict").classList.toggle("bad", told?.[1] ?? false);
+  },
+});
+
+const figures = new Figures();
+const people = new People(get, () => subscriber.session);
+
+/** What the admin port answers, as JSON. Throws where it does not answer, or with an error. */
+async function get(path) {
+  const answer = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS), cache: "no-store" });
+  if (!answer.ok) {
+    throw new Error(`the admin port has answered ${answer.status}`);
+  }
+  return answer.json();
+}
+
+/** Do something again and again while the page can be seen, and say where it fails twice in a row. */
+function poll(ms, what) {
+  let failures = 0;
+  const turn = async () => {
+    if (document.visibilityState === "visible") {
+      try {
+        await what();
+        failures = 0;
+      } catch {
+        failures += 1;
+        if (failures === 2) {
+          $("trouble").textContent = `The admin port has not answered since ${clock(new Date()).slice(0, 8)}: the figures are those of before.`;
+          $("trouble").hidden = false;
+        }
+      }
+    }
+    setTimeout(turn, ms);
+  };
+  turn();
+}
+
+poll(FIGURES_MS, async () => {
+  const found = await get("api/figures");
+  figures.show(found);
+  $("trouble").hidden = true;
+  $("url").textContent = found.clients.url ?? "";
+  if (found.clients.url !== null) {
+    subscriber.aim(found.clients.url, found.clients.token);
+  }
+});
+poll(PEOPLE_MS, () => people.refresh());
+
+function showLink() {
+  $("link").dataset.phase = link.phase;
+  const left = link.retryAt === null ? 0 : Math.ceil((link.retryAt - performance.now()) / 1000);
+  $("link-text").textContent = link.phase === "waiting" ? `${link.text}, trying again` : link.text;
+  $("link").title = left > 0 ? `next attempt in ${left} s` : "";
+  $("retry").hidden = link.phase !== "waiting" && link.phase !== "refused";
+  const asks = link.phase === "token";
+  if (asks && $("token-form").hidden) {
+    $("token-form").hidden = false;
+    $("token").focus();
+  }
+  if (link.phase === "live") {
+    $("token-form").hidden = true;
+  }
+  if (asks && link.text !== "A token is needed") {
+    $("token-reason").textContent = `${link.text}. Another one stays in the memory of this page, and goes with it.`;
+  }
+}
+
+/** What is subscribed to: the narrowest that the filter names. */
+function destination() {
+  const [channel, conversation] = ["channel", "conversation"].map((id) => $(id).value.trim());
+  if (conversation !== "") {
+    return `/events/conversation/${encodeURIComponent(conversation)}`;
+  }
+  return channel === "" ? "/events" : `/events/channel/${encodeURIComponent(channel)}`;
+}
+
+let subscribed = destination();
+
+function narrow() {
+  const wanted = destination();
+  if (wanted !== subscribed) {
+    subscribed = wanted;
+    log.clear();
+    subscriber.subscribe(wanted);
+  }
+  const kinds = new Set([...document.querySelectorAll("[name=type]:checked")].map(({ value }) => value));
+  const channel = $("channel").value.trim();
+  log.filter(({ type, payload }) => {
+    const elsewhere = channel !== "" && payload.channel_id !== undefined && payload.channel_id !== channel;
+    return kinds.has(type.split(".")[0]) && !elsewhere;
+  });
+}
+
+$("filters").addEventListener("submit", (event) => {
+  event.preventDefault();
+  narrow();
+});
+$("filters").addEventListener("change", narrow);
+$("filters").addEventListener("reset", () => setTimeout(narrow)); // the fields are emptied after this event
+$("pause").addEventListener("click", () => {
+  const paused = $("pause").getAttribute("aria-pressed") !== "true";
+  $("pause").setAttribute("aria-pressed", String(paused));
+  log.pause(paused);
+});
+$("retry").addEventListener("click", () => subscriber.connect());
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const token = $("token").value;
+  $("token").value = "";
+  subscriber.authenticate(token);
+});
+addEventListener("online", () => {
+  if (link.phase === "waiting") {
+    subscriber.connect();
+  }
+});
+document.addEventListener("securitypolicyviolation", ({ effectiveDirective }) => {
+  if (effectiveDirective === "connect-src") {
+    $("trouble").textContent = "The server listens elsewhere now: load this page again.";
+    $("trouble").hidden = false;
+  }
+});

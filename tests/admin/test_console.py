@@ -1,0 +1,154 @@
+"""The console's page and what it asks for, over real HTTP; the page in a browser is in ``tests/console``."""
+
+import re
+
+import pytest
+import trio
+
+from airy_trio.admin.console import FOLDER, MEDIA_TYPES
+from airy_trio.admin.door import Door
+from airy_trio.errors import SettingsError
+from airy_trio.testing.client import connect
+from tests.admin.serving import admin, free_port, serving_all
+from tests.application import Application
+
+ASSET = re.compile(r'(?:src|href)="(console/[^"]+)"')
+
+
+def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> Door:
+    return Door(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
+
+
+@pytest.mark.parametrize(
+    "made, page, url",
+    [
+        (door(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
+        (door(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
+        (door(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
+        (door(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
+        (door(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
+        (door("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
+        (door(port=0), "localhost", None),
+        (door(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
+    ],
+)
+def test_where_a_browser_finds_the_port_for_clients(made: Door, page: str, url: str | None) -> None:
+    assert made.url(page) == url
+    origin = made.origin(page)
+    assert origin == (None if url is None else "/".join(url.split("/")[:3]))
+
+
+async def test_page_and_files_are_all_there_and_held_to_a_policy(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with serving_all(settings) as (address, port):
+        page = await port.get("/")
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assets = ASSET.findall(page.text)
+        assert len(assets) == 4
+        assert not re.search(r"<script(?![^>]*src=)|<style| style=| on[a-z]+=", page.text)
+        modules = [f"console/{path.name}" for path in FOLDER.glob("*.js")]
+        for name in {*assets, *modules}:
+            file = await port.get(f"/{name}")
+            assert (file.status_code, file.headers["x-content-type-options"]) == (200, "nosniff")
+            assert file.headers["content-type"] == MEDIA_TYPES["." + name.rpartition(".")[2]]
+            assert "//" not in re.sub(
+                r"(?m)^\s*//.*| // .*|http://www\.w3\.org/\S*", "", file.text
+            )  # nothing elsewhere
+        policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'none'"
+        assert (policy["script-src"], policy["style-src"]) == ("'self'", "'self'")
+        assert policy["connect-src"] == f"'self' ws://127.0.0.1:{address.port}"
+        for away in ("/console/", "/console/__init__.py", "/console/../server.py", "/console/console.html"):
+            assert (await port.get(away)).status_code == 404
+
+
+async def test_figures(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(
+        admin(free_port(), '[auth]\nmode = "tokens"\ntokens = { agent = "secret-1" }\n')
+    )
+    async with serving_all(settings) as (address, port):
+        bearer = (("Authorization", "Bearer secret-1"),)
+        async with await connect(address.host, address.port, headers=bearer) as client:
+            await client.subscribe()
+            sqlite_application.tag()
+            await client.receive()
+            answer = await port.get("/api/figures")
+            found = answer.json()
+            assert found["clients"] == {"url": address.url, "token": True}
+            assert (found["connections"], found["subscriptions"], found["behind"]) == (1, 1, 0)
+            assert (found["deliveries"], found["events"], found["row_faults"]) == (1, 1, 0)
+            assert sum(found["latency"]["counts"]) == 1
+            assert len(found["latency"]["counts"]) == len(found["latency"]["bounds_s"]) + 1
+            assert found["parts"]["listener"]["well"]
+            assert re.fullmatch(r"[a-z0-9]{6}-1", found["head"])
+            assert "secret-1" not in answer.text + (await port.get("/api/connections")).text
+
+
+async def test_connections_in_pages(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with serving_all(settings) as (address, port):
+        clients = [await connect(address.host, address.port) for _ in range(3)]
+        for number, client in enumerate(clients):
+            await client.subscribe(f"/events/conversation/{number}%2Fb")
+        first = (await port.get("/api/connections?limit=2")).json()
+        assert (first["total"], len(first["connections"])) == (3, 2)
+        second = (await port.get(f"/api/connections?limit=2&after={first['next']}")).json()
+        assert (len(second["connections"]), second["next"]) == (1, None)
+        found = [*first["connections"], *second["connections"]]
+        assert len({one["session"] for one in found}) == 3
+        one = found[0]
+        assert (one["user"], one["address"], one["state"], one["behind"]) == (None, "127.0.0.1", "live", 0)
+        names = [each["destination"] for one in found for each in one["subscriptions"]]
+        assert names == [f"/events/conversation/{number}%2Fb" for number in range(3)]
+        for client in clients:
+            await trio.aclose_forcefully(client.stream)
+
+
+async def test_who_is_behind_and_by_how_much(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with (
+        serving_all(settings) as (address, port),
+        await connect(address.host, address.port) as quick,
+        await connect(address.host, address.port) as slow,
+    ):
+        await quick.subscribe()
+        await slow.subscribe(headers=(("ack", "client"), ("prefetch-count", "1")))
+        for number in range(4):
+            sqlite_application.tag(f"t{number}")
+            await quick.receive()
+        page = (await port.get("/api/connections?behind=1")).json()
+        (found,) = page["connections"]
+        assert (found["behind"], found["behind_exactly"]) == (3, True)
+        assert found["subscriptions"][0]["waits_for_acks"]
+
+
+@pytest.mark.parametrize(
+    "query, words",
+    [
+        ("limit=0", "limit is a whole number, from 1 to 200"),
+        ("limit=201", "limit is a whole number, from 1 to 200"),
+        ("after=-1", "after is a whole number, 0 or more"),
+        ("after=" + "9" * 19, "after is a whole number, 0 or more"),
+        ("behind=yes", "behind is a whole number, from 0 to 1"),
+        ("limit=%D9%A1", "limit is a whole number, from 1 to 200"),
+    ],
+)
+async def test_query_that_is_not_understood(query: str, words: str, sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with serving_all(settings) as (_, port):
+        answer = await port.get(f"/api/connections?{query}")
+        assert (answer.status_code, answer.json()) == (400, {"error": words})
+
+
+async def test_connections_are_told_under_addresses_and_loopback_names_only(sqlite_application: Application) -> None:
+    number = free_port()
+    settings = sqlite_application.migrate(admin(number, 'host = "0.0.0.0"\n'))
+    async with serving_all(settings) as (_, port):
+        for host, status in (("10.0.0.1:8081", 200), ("[::1]", 200), ("localhost", 200), ("console.example", 403)):
+            assert (await port.get("/api/connections", host=host)).status_code == status
+
+
+@pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x"])
+def test_websocket_url_that_is_none(url: str, sqlite_application: Application) -> None:
+    with pytest.raises(SettingsError, match="websocket_url"):
+        sqlite_application.settings(f'[admin]\nport = 0\nwebsocket_url = "{url}"\n')
