@@ -209,3 +209,15 @@ async def test_nobody_is_ended_where_no_token_is_needed_any_more(autojump_clock:
         plugged = await server.plug_connected(headers=[("passcode", "s3cret")])
         server.sessions.renew(AuthOptions())
         assert (await plugged.client.subscribe()).command == "RECEIPT"
+
+
+async def test_a_token_that_is_taken_back_while_connected_is_written_counts_no_more(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+        plugged = server.plug(trio.testing.lockstep_stream_pair)  # nothing is written before it is read
+        await plugged.client.upgrade()
+        await plugged.client.send(Frame("CONNECT", (("accept-version", "1.2"), ("passcode", "s3cret"))))
+        await trio.testing.wait_all_tasks_blocked()
+        server.sessions.renew(AuthOptions(mode="tokens", tokens={"app": "t0ken"}))
+        assert (await plugged.client.receive()).command == "CONNECTED"
+        assert (await plugged.client.receive()).get("message") == "401-unauthorized"
+        assert await plugged.ending.wait() is UNAUTHORIZED
