@@ -21,6 +21,7 @@ from tests.websocket.auth.signing import jwk, jwks, key_pair, pem
         ("hunter2.json", b"hunter2", "JWK Set.*not JSON"),
         ("hunter2.json", jwks(jwk(key_pair("ES256"))), "JWK Set.*no public key for RS256"),
     ],
+    ids=["no PEM", "no set", "another PEM", "no JSON", "another set"],
 )
 def test_a_file_without_a_key(
     name: str, data: bytes | None, words: str, sqlite_application: Application, tmp_path: Path

@@ -112,6 +112,7 @@ async def test_a_certificate_of_somebody_else_is_not_trusted(authority: trustme.
         (OK + b"\r\n" + published(FIRST) + b" " * KEYS_BYTES_MAX, f"larger than {KEYS_BYTES_MAX} bytes"),
         (answer(b"\x1f\x8b" + b"\0" * 20, OK + b"Content-Encoding: gzip\r\n"), "not JSON"),
     ],
+    ids=range(11),  # the keys are others in each process
 )
 async def test_what_is_no_answer_with_keys(response: bytes, words: str, authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:

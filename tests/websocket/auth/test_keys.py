@@ -59,6 +59,7 @@ def test_a_curve_is_of_one_algorithm(algorithm: str) -> None:
         (pem(P256), "no public key for RS256"),
         (ED25519, "neither an RSA key nor"),
     ],
+    ids=range(7),  # the keys are others in each process, where the suite runs in several
 )
 def test_no_key_in_pem_that_could_be_used(data: bytes, words: str) -> None:
     with pytest.raises(KeysFault, match=words) as caught:
@@ -108,6 +109,7 @@ def test_a_key_that_says_its_algorithm_is_for_no_other() -> None:
         (jwks(jwk(RSA), json.loads(json.dumps({**jwk(RSA), "d": "hunter2"}))), "there is a private key"),
         (jwks(*[{}] * (KEYS_MAX + 1)), "more than 64 keys"),
     ],
+    ids=range(10),  # the same
 )
 def test_no_set_of_keys(data: bytes, words: str) -> None:
     with pytest.raises(KeysFault, match=words) as caught:
