@@ -29,7 +29,8 @@ def lines(options: AdminOptions, position: Position, event: StoredEvent) -> Iter
         return
     yield (
         f"clients   {found['clients']} connected: {found['passed']} have passed it, {found['waiting']} have not yet, "
-        f"{found['filtered']} subscribe to other destinations, {found['no_subscription']} to none"
+        f"{found['filtered']} subscribe to other destinations, {found['no_subscription']} to none, "
+        f"{found['not_granted']} may not read it"
     )
     for one in found["sessions"]:
         user = "" if one["user"] is None else f" of {one['user']}"

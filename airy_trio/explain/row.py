@@ -37,6 +37,9 @@ def lines(connection: sa.Connection, settings: Settings, subject: Subject, resum
         return
     key = _key(table, subject)
     yield f"row       {_row(connection, settings, table, key)}"
+    if settings.changes.capture != "triggers":
+        yield f'change    not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
+        return
     missing = list(migrate.pending(connection, "changes", settings.database))
     if missing:
         yield from (f"change    not known: {line}" for line in missing)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from airy_trio.events.destinations import Addressed, covers
+from airy_trio.events.destinations import Addressed, covers, destinations_of
 from airy_trio.log.position import Position
 from airy_trio.websocket.subscriptions import Client, Subscription
 
@@ -13,7 +13,9 @@ PASSED: Final = "passed"
 WAITING: Final = "waiting"
 """A subscription that wants it has not got so far."""
 FILTERED: Final = "filtered"
-"""None of its subscriptions is to a destination of the event."""
+"""None of its subscriptions is to a destination of the event, though one could be."""
+NOT_GRANTED: Final = "not_granted"
+"""Its credentials keep the event from it, whatever it subscribes to."""
 NO_SUBSCRIPTION: Final = "no_subscription"
 CLIENTS_TOLD_MAX: Final = 100
 
@@ -23,7 +25,7 @@ def audience(clients: Iterable[Client], position: Position, event: Addressed) ->
 
     Of several subscriptions of a client the most favourable counts. Costs the number of subscriptions; never waits.
     """
-    counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NO_SUBSCRIPTION: 0})
+    counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
     told: list[Mapping[str, object]] = []
     for client in clients:
         verdict = _verdict(client, position, event)
@@ -34,6 +36,8 @@ def audience(clients: Iterable[Client], position: Position, event: Addressed) ->
 
 
 def _verdict(client: Client, position: Position, event: Addressed) -> str:
+    if not _may_read(client, event):
+        return NOT_GRANTED
     started = [found for found in client.subscriptions.values() if found.started]
     if not started:
         return NO_SUBSCRIPTION
@@ -41,6 +45,11 @@ def _verdict(client: Client, position: Position, event: Addressed) -> str:
     if not wanted:
         return FILTERED
     return PASSED if any(_has_passed(found, position) for found in wanted) else WAITING
+
+
+def _may_read(client: Client, event: Addressed) -> bool:
+    granted = (client.user.grant.of(destination) for destination in destinations_of(event))
+    return any(destination is not None and covers(destination, event) for destination in granted)
 
 
 def _has_passed(subscription: Subscription, position: Position) -> bool:

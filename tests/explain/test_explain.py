@@ -84,7 +84,9 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     assert told["recorder"].startswith("a server holds the lease and records into ")
     assert told["event"].startswith(f"message.updated at {event.get('message-id')}, recorded 20")
     assert told["event"].endswith(", the newest of 2 that are kept")
-    summary = "4 connected: 2 have passed it, 0 have not yet, 1 subscribe to other destinations, 1 to none"
+    summary = (
+        "4 connected: 2 have passed it, 0 have not yet, 1 subscribe to other destinations, 1 to none, 0 may not read it"
+    )
     assert told["clients"] == summary
     assert told[""].count("session ") == 4
     assert told["server"] == ""
@@ -156,6 +158,17 @@ async def test_what_has_not_been_installed_and_what_is_not_mapped(
     config = configure(sqlite_application, tmp_path, others)
     assert "has not been installed here" in (await explain(config, "tag", "t1"))["change"]
     assert 'database.tables.messages.name is ""' in (await explain(config, "message", "m1"))["row"]
+
+
+async def test_without_triggers_there_is_no_change_log_to_ask(sqlite_application: Application, tmp_path: Path) -> None:
+    sqlite_application.execute("create table tags (id text, name text, color text, updated_at text)")
+    sqlite_application.execute("insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
+    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
+    told = await explain(configure(sqlite_application, tmp_path, more), "tag", "t1")
+    assert told["row"] == 'there is one in table "tags", fit to be an event'
+    assert told["change"] == 'not known: changes.capture is "updated_at", which keeps no change log'
+    assert told["recorder"] == ""
 
 
 async def test_with_the_store_in_memory_the_rest_is_told(sqlite_application: Application, tmp_path: Path) -> None:
