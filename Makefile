@@ -28,7 +28,7 @@ CHAOS_SECONDS ?= 60
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: help newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: screenshots help newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -39,6 +39,9 @@ demo: $(VENV)/.runs ## events in the terminal, with nothing but Python
 
 test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 	$(BIN)/python -m pytest $(TESTS)
+
+screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; needs Chromium
+	$(BIN)/python -m tests.console.screenshots
 
 check: $(VENV)/.checks ## every linter, the type checker, the layers
 	$(BIN)/ruff check

@@ -1,0 +1,103 @@
+"""A page with ``@stomp/stompjs`` as Airy's inbox configures it, served to a browser, and a proxy that can be cut."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from attrs import define, field
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from tests.clients.running import FOLDER
+
+HOST = "127.0.0.1"
+LIBRARY = FOLDER / "node_modules" / "@stomp" / "stompjs" / "bundles" / "stomp.umd.min.js"
+PAGE = """<!doctype html>
+<title>inbox</title>
+<script src="/stomp.js"></script>
+<script>
+window.seen = [];
+window.connects = 0;
+window.closes = 0;
+const client = new StompJs.Client({
+  brokerURL: "%s",
+  reconnectDelay: 2000,
+  onConnect: () => {
+    window.connects += 1;
+    client.subscribe("/events", ({ headers, body }) => window.seen.push([headers["message-id"], body]));
+  },
+  onWebSocketClose: () => { window.closes += 1; },
+});
+client.activate();
+</script>
+"""
+
+
+def inbox(url: str) -> Starlette:
+    """The page and the library; it connects to ``url``."""
+
+    async def page(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return HTMLResponse(PAGE % url)
+
+    async def library(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return Response(await trio.Path(LIBRARY).read_bytes(), media_type="text/javascript")
+
+    return Starlette(routes=[Route("/", page), Route("/stomp.js", library)])
+
+
+@define
+class Network:
+    """A TCP proxy: ``cut`` resets what is open and refuses what comes, until ``mend``."""
+
+    port: int
+    target: int = 0
+    _open: set[trio.SocketStream] = field(factory=set)
+    _cut: bool = False
+
+    async def cut(self) -> None:
+        self._cut = True
+        for stream in tuple(self._open):
+            await trio.aclose_forcefully(stream)
+
+    def mend(self) -> None:
+        self._cut = False
+
+    async def pass_on(self, client: trio.SocketStream) -> None:
+        if self._cut:
+            await trio.aclose_forcefully(client)
+            return
+        try:
+            server = await trio.open_tcp_stream(HOST, self.target)
+        except OSError:
+            await trio.aclose_forcefully(client)
+            return
+        self._open |= {client, server}
+        async with client, server, trio.open_nursery() as nursery:
+            nursery.start_soon(_copy, client, server)
+            nursery.start_soon(_copy, server, client)
+        self._open -= {client, server}
+
+
+async def _copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+    try:
+        async for data in source:
+            await target.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        pass  # one end is gone, and with it the other
+    await trio.aclose_forcefully(target)
+    await trio.aclose_forcefully(source)
+
+
+@asynccontextmanager
+async def network() -> AsyncIterator[Network]:
+    """A proxy until the block ends; its ``target`` is still to be set."""
+    async with trio.open_nursery() as nursery:
+        made = Network(0)
+        listeners = await nursery.start(trio.serve_tcp, made.pass_on, 0)
+        made.port = listeners[0].socket.getsockname()[1]
+        yield made
+        nursery.cancel_scope.cancel()
