@@ -63,11 +63,13 @@ class LogOptions:
 class EventLog:
     """The store and its tail. ``open`` comes first; then ``follow`` runs as a task for as long as the log is used.
 
-    ``clock`` gives seconds since 1970; it measures the store's clock between two looks at it.
+    ``clock`` gives seconds since whenever, and nobody sets it; it measures the store's clock between two looks at it.
     """
 
-    def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
+        self.retain_s = options.retain_s
+        """How long the store keeps what nobody uses."""
         self._clock = clock
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes
@@ -210,8 +212,13 @@ class EventLog:
                 await self.catch_up()
 
     async def floor(self) -> Position:
-        """The oldest position after which everything is retained. Raises ``StoreUnavailable``."""
-        return (await self._bounds()).floor
+        """The oldest position after which everything is retained, of the ``head``'s epoch.
+
+        Raises ``StoreUnavailable``.
+        """
+        while (bounds := await self._bounds()).epoch != self.epoch:  # it began just now
+            await self.catch_up()
+        return bounds.floor
 
     def changed_at(self, event: StoredEvent) -> float:
         """When what an event tells was changed, in Trio's time; where that is not known, when it was appended."""

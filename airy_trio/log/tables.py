@@ -8,7 +8,6 @@ when a transaction begins and ends.
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
 from typing import Any, Self, assert_never
 
 import sqlalchemy as sa
@@ -17,6 +16,7 @@ from attrs import frozen
 from airy_trio.database import POSTGRES, Names, quote_identifier
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
+from airy_trio.log.sql_texts import read, written
 from airy_trio.log.store import Bounds, StoredEvent, up_to_bytes
 
 EVENTS = "event_log"
@@ -24,7 +24,6 @@ STATE = "log_state"
 ACKNOWLEDGED = "acknowledged"
 _COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
 _COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool")
-_VALUES = attrgetter(*_COLUMNS)
 _COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
 _NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 
@@ -108,15 +107,15 @@ class LogTables:
         """Write events with the offsets that they have. Through the driver, at a third of the cost."""
         driver: Any = connection.connection.driver_connection
         if len(events) == 1:  # what there is when little happens: executemany begins a pipeline first
-            driver.cursor().execute(self.insert_one, _VALUES(events[0]))
+            driver.cursor().execute(self.insert_one, _values(events[0]))
             return
         if not self.postgres or len(events) < _COPY_FROM:
-            driver.cursor().executemany(self.insert_one, map(_VALUES, events))
+            driver.cursor().executemany(self.insert_one, map(_values, events))
             return
         with driver.cursor() as cursor, cursor.copy(self.copy) as copy:
             copy.set_types(_COPIED_AS)
             for event in events:
-                copy.write_row(_VALUES(event))
+                copy.write_row(_values(event))
 
     def select(
         self, connection: sa.Connection, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any], bytes_max: int | None
@@ -159,13 +158,20 @@ class LogTables:
             case OfType(type=type_):
                 return columns.type == type_
             case OfChannel(id=id_):
-                return columns.channel_id == id_
+                return columns.channel_id == written(id_)
             case OfConversation(id=id_):
-                return columns.conversation_id == id_
+                return columns.conversation_id == written(id_)
             case Within(destination=wider, channels=channels):
-                return sa.and_(self.belongs_to(wider), columns.channel_id.in_(sorted(channels)))
+                ids = sorted(map(written, channels))
+                return sa.and_(self.belongs_to(wider), columns.channel_id.in_(ids))
             case _:
                 assert_never(destination)
+
+
+def _values(event: StoredEvent) -> Sequence[Any]:
+    """The row of an event, in the order of ``_COLUMNS``."""
+    texts = written(event.object), written(event.conversation_id), written(event.channel_id)
+    return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated
 
 
 def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
@@ -174,9 +180,9 @@ def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
             offset=offset,
             appended_at_ms=appended_at_ms,
             type=type_,
-            object=object_,
-            conversation_id=conversation_id,
-            channel_id=channel_id,
+            object=read(object_),
+            conversation_id=read(conversation_id),
+            channel_id=read(channel_id),
             body=bytes(body),
             truncated=bool(truncated),
         )

@@ -76,6 +76,7 @@ async def events_come_back_as_they_were(open_store: OpenStore) -> None:
     new = [
         NewEvent(type="tag.updated", object="tag:", conversation_id=None, channel_id=None, body=b""),
         NewEvent(type="tag.updated", object="tag: '\"%\\:{}", conversation_id=None, channel_id="", body=b"\0\r\n"),
+        NewEvent(type="tag.updated", object="tag:\0 \1 \0010", conversation_id="\0", channel_id="\1\0", body=b"\1"),
         NewEvent(
             type="message.updated",
             object="message:\U0001f600\u0301",
@@ -93,6 +94,8 @@ async def events_come_back_as_they_were(open_store: OpenStore) -> None:
             list(read) == list(stored) == stored_after(head, new, read[0].appended_at_ms),
             "events are kept as they were",
         )
+        for odd in (OfConversation("\0"), OfChannel("\1\0")):
+            expect(list(await store.read(head, ALL, odd)) == [stored[2]], "and are found by any text")
         expect(await store.resume_point() == "résumé 'point' \U0001f600", "the resume point is kept as it was")
 
 

@@ -91,9 +91,12 @@ async def _verdict(eventlog: EventLog, view: View, position: Position | None) ->
         await eventlog.catch_up()  # another node may have shown the client what this one has not read yet
         if not _known(eventlog, position):
             return RESET_EPOCH
-    if position.offset >= view.evicted or position >= await eventlog.floor():
+    if position.offset >= view.evicted:
         return RESUMED
-    return RESET_EXPIRED
+    floor = await eventlog.floor()
+    if floor.epoch != position.epoch:  # another one began meanwhile
+        return RESET_EPOCH
+    return RESUMED if position >= floor else RESET_EXPIRED
 
 
 def _known(eventlog: EventLog, position: Position) -> bool:

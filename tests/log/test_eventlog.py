@@ -1,6 +1,8 @@
 """The log of one node: opening, following, catching up, and what never goes back."""
 
+import time
 from collections.abc import Sequence
+from inspect import signature
 
 import pytest
 import trio
@@ -428,6 +430,10 @@ class TestRecent:
         await log.append(log.head, numbered(1, 3), "point")
         store.now_s += 30
         assert (await self.recent(log, 29), await self.recent(log, 31)) == ([], [1, 2, 3])
+
+    def test_a_wall_clock_that_is_set_does_not_count(self) -> None:
+        """Between two looks at the store's clock nobody sets the one that measures; its beginning does not matter."""
+        assert signature(EventLog).parameters["clock"].default is time.monotonic
 
     async def test_a_store_that_is_away_is_told(self, store: Outages) -> None:
         await store.add(*numbered(1, 20))

@@ -62,9 +62,9 @@ async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose c
 
 
 @asynccontextmanager
-async def node(store: Store, *, tail_events: int = 20_000) -> AsyncGenerator[Server]:
+async def node(store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400) -> AsyncGenerator[Server]:
     """One of several servers over a store."""
-    log = await open_log(store, LogOptions(store="memory", tail_events=tail_events))
+    log = await open_log(store, LogOptions(store="memory", tail_events=tail_events, retain_s=retain_s))
     async with serving(log, auth=TOKENS, replay=WINDOW, listen=False) as server:
         yield server
 
@@ -593,6 +593,18 @@ async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock
     await store.trim(age_s=LOOK_EVERY_S + SOON_S, keep=100, limit=100)
     assert await store.offset() is None
     assert len(store.calls) == calls
+
+
+async def test_what_is_held_is_used_however_short_the_retention(store: Store, autojump_clock: MockClock) -> None:
+    retain_s = 2.0
+    async with node(store, retain_s=retain_s) as server:
+        plugged = await come(server)
+        for _ in range(17):
+            await trio.sleep(retain_s / 2)
+            await store.trim(age_s=retain_s, keep=100, limit=100)
+        await leave(plugged)
+        assert await store.offset() == 0
+        await server.ended()
 
 
 async def test_who_leaves_while_it_waits_for_the_store_is_noticed_at_once(

@@ -82,6 +82,25 @@ async def test_a_position_that_another_node_has_shown_is_read_up_to() -> None:
     assert await started(log, str(other.head)) == (5, "resumed", [])
 
 
+@pytest.mark.parametrize("asked", [None, 2])
+async def test_an_epoch_that_begins_while_the_bounds_are_asked_for_is_told(
+    asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await filled(tail_events=3)
+    told = None if asked is None else str(log.head.at(asked))
+    bounds = log.store.bounds
+
+    async def another_node_began_one() -> Bounds:
+        monkeypatch.undo()
+        head = await log.store.begin_epoch(log.head, "point")
+        await log.store.append(head.head, events(1, 4), "point")
+        return await bounds()
+
+    monkeypatch.setattr(log.store, "bounds", another_node_began_one)
+    expected = (0, "live", []) if asked is None else (4, "reset-epoch", [2, 3, 4])
+    assert await started(log, told, "all") == expected
+
+
 async def test_a_store_that_is_away_is_waited_for(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     log = await filled()
     asked: list[float] = []
