@@ -89,35 +89,35 @@ def _event(
             return _message_gone(changed) if options.deletes else None
         case Channel():
             return ChannelUpdated(
-                id=values.text(changed.id, "id"),
+                id=values.identity(changed.id, "id"),
                 source=values.text(changed.source, "source"),
                 source_channel_id=values.text(changed.source_channel_id, "source_channel_id"),
                 connected=values.connected(changed.connected),
             )
         case ChannelGone():
             return ChannelUpdated(
-                id=values.text(changed.id, "id"),
+                id=values.identity(changed.id, "id"),
                 source=values.text(changed.source, "source"),
                 source_channel_id=values.text(changed.source_channel_id, "source_channel_id"),
                 connected=False,
             )
         case Tag():
             return TagUpdated(
-                id=values.text(changed.id, "id"),
+                id=values.identity(changed.id, "id"),
                 name=values.text(changed.name, "name"),
                 color=values.color(changed.color),
             )
         case TagGone():
-            return TagDeleted(id=values.text(changed.id, "id")) if options.deletes else None
+            return TagDeleted(id=values.identity(changed.id, "id")) if options.deletes else None
         case _:
             assert_never(changed)
 
 
 def _message(row: Message) -> MessageUpdated:
     return MessageUpdated(
-        id=values.text(row.id, "id"),
-        conversation_id=values.text(row.conversation_id, "conversation_id"),
-        channel_id=values.text(row.channel_id, "channel_id"),
+        id=values.identity(row.id, "id"),
+        conversation_id=values.identity(row.conversation_id, "conversation_id"),
+        channel_id=values.identity(row.channel_id, "channel_id"),
         content=values.content(row.content, is_json=row.content_is_json),
         delivery_state=values.delivery_state(row.delivery_state),
         from_contact=values.flag(row.from_contact, "from_contact"),
@@ -129,18 +129,18 @@ def _message(row: Message) -> MessageUpdated:
 
 def _message_gone(row: MessageGone) -> MessageDeleted:
     return MessageDeleted(
-        id=values.text(row.id, "id"),
-        conversation_id=values.text(row.conversation_id, "conversation_id"),
-        channel_id=values.text(row.channel_id, "channel_id"),
+        id=values.identity(row.id, "id"),
+        conversation_id=values.identity(row.conversation_id, "conversation_id"),
+        channel_id=values.identity(row.channel_id, "channel_id"),
     )
 
 
 def _metadata(pair: Metadata, collected: _Collected) -> int:
     """Collect the pair's event and the faults of its rows; give the misfits."""
     subject = values.subject(pair.subject)
-    identifier = values.text(pair.identifier, "identifier")
-    conversation_id = values.optional_text(pair.conversation_id, "conversation_id")
-    channel_id = values.optional_text(pair.channel_id, "channel_id")
+    identifier = values.identity(pair.identifier, "identifier")
+    conversation_id = values.optional_identity(pair.conversation_id, "conversation_id")
+    channel_id = values.optional_identity(pair.channel_id, "channel_id")
     nested = nest(pair.entries, pair.time_zone, f"{subject}:{printable(identifier)}")
     collected.faults.extend(nested.faults)
     collected.events.append(

@@ -43,9 +43,17 @@ def text(value: Value, column: str) -> str:
     raise UnfitValueError(column, "is neither text nor an integer")
 
 
-def optional_text(value: Value, column: str) -> str | None:
+def identity(value: Value, column: str) -> str:
+    """Text that names an object or a destination: without NUL, which no text of Postgres can hold, nor a log in it."""
+    found = text(value, column)
+    if "\0" in found:
+        raise UnfitValueError(column, "has a NUL")
+    return found
+
+
+def optional_identity(value: Value, column: str) -> str | None:
     """The same; NULL is None."""
-    return None if value is None else text(value, column)
+    return None if value is None else identity(value, column)
 
 
 def sender(value: Value) -> str:

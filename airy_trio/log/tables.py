@@ -155,6 +155,8 @@ class LogTables:
         match destination:
             case None | Everything():
                 return sa.true()
+            case OfChannel(id=id_) | OfConversation(id=id_) if self.postgres and "\0" in id_:
+                return sa.false()  # no event here has such an id, and no text of Postgres can hold it
             case OfType(type=type_):
                 return columns.type == type_
             case OfChannel(id=id_):

@@ -32,6 +32,13 @@ def test_text(value: Value, expected: str) -> None:
     assert values.text(value, "id") == expected
 
 
+def test_what_names_an_object_has_no_nul() -> None:
+    assert values.identity("a b", "id") == "a b"
+    for read in (values.identity, values.optional_identity):
+        with pytest.raises(UnfitValueError, match=r"^id has a NUL$"):
+            read("a\x00b", "id")
+
+
 @pytest.mark.parametrize(
     "value,problem",
     [
@@ -52,11 +59,11 @@ def test_what_is_no_text(value: Value, problem: str) -> None:
     assert str(caught.value) == problem
 
 
-def test_optional_text() -> None:
-    assert values.optional_text(None, "channel_id") is None
-    assert values.optional_text(5, "channel_id") == "5"
+def test_optional_identity() -> None:
+    assert values.optional_identity(None, "channel_id") is None
+    assert values.optional_identity(5, "channel_id") == "5"
     with pytest.raises(UnfitValueError, match=r"^channel_id is not UTF-8 text$"):
-        values.optional_text(b"", "channel_id")
+        values.optional_identity(b"", "channel_id")
 
 
 def test_a_message_without_sender_is_anonymous() -> None:
