@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 from airy_trio import migrate
 from airy_trio.changes.feed import Consumer
@@ -21,6 +23,7 @@ from tests.postgres import PASSWORD_ROLE, Postgres
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
 ONLY_TAGS = NO_CHANNELS + NO_CHANNELS.replace("channels", "messages") + NO_CHANNELS.replace("channels", "metadata")
+THEIRS = {"messages", "metadata", "channels", "tags"}
 FAILING = """
 from alembic import op
 revision, down_revision = "failing", "{previous}"
@@ -148,6 +151,26 @@ def test_the_applications_own_alembic_is_left_alone(any_application: Application
         any_application.scalar(f"select version_num from {any_application.log_table('changes_version')}")
         == "changes_0001"
     )
+
+
+def test_the_applications_alembic_does_not_want_to_remove_our_tables(any_application: Application) -> None:
+    """As its ``env.py`` compares: the default schema of Postgres; on SQLite with the documented filter."""
+    any_application.migrate()
+    found = sa.MetaData()
+    found.reflect(any_application.engine, only=lambda name, _: name in THEIRS)
+
+    def not_ours(name: str | None, type_: str, _parents: object) -> bool:
+        return type_ != "table" or name is None or not name.startswith("airy_trio_")
+
+    filtered: dict[str, Any] = {"include_name": not_ours} if any_application.dialect == "sqlite" else {}
+    with any_application.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts=filtered), found) == []
+        removed = compare_metadata(MigrationContext.configure(connection), sa.MetaData())
+    tables = {change[1].name for change in removed if change[0] == "remove_table"}
+    if any_application.dialect == "sqlite":  # which is why there is a filter
+        assert tables > THEIRS
+    else:
+        assert tables == THEIRS
 
 
 def test_a_file_is_made_only_with_tables_and_is_private(tmp_path: Path) -> None:
