@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from airy_trio.errors import StartError
@@ -56,8 +56,8 @@ def load(certificate_file: str, key_file: str) -> Certificate:
     faults: list[str] = []
     chain = _chain(certificate_file, faults)
     key = _key(key_file, faults)
-    if key is not None and chain and key.public_key() != chain[0].public_key():
-        later = any(key.public_key() == other.public_key() for other in chain[1:])
+    if key is not None and chain and key.public_key() != _public_key(chain[0]):
+        later = any(key.public_key() == _public_key(other) for other in chain[1:])
         hint = "; it belongs to a later one: the server's own must be the first in its file" if later else ""
         faults.append(f"{KEY}: the key does not belong to the certificate{hint}")
     if faults:
@@ -77,9 +77,17 @@ def _chain(file: str, faults: list[str]) -> list[x509.Certificate]:
         return []
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         faults.append(f"{CERTIFICATE}: {file}: there is no certificate in it that can be read (PEM is needed)")
     return []
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
+    """None: of a kind that no key of a server can be, as it cannot be read either."""
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
 
 
 def _key(file: str, faults: list[str]) -> PrivateKeyTypes | None:
@@ -112,8 +120,8 @@ def _names(leaf: x509.Certificate) -> tuple[str, ...]:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         return tuple(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
-    except (x509.ExtensionNotFound, ValueError):
-        return ()
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return ()  # they are told to who reads the log, no more
 
 
 def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:

@@ -137,6 +137,50 @@ def self_signed(key: ec.EllipticCurvePrivateKey) -> bytes:
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
+VERSION_8 = ("a003020102", "a003020107")
+UNKNOWN_CURVE = ("06082a8648ce3d030107", "06082a8648ce3d030177")
+ISSUERS_NAMES_AS_SUBJECTS = ("0603551d12", "0603551d11")
+X400_ADDRESS = ("8209", "a309")
+
+
+def altered(old: str, new: str) -> tuple[bytes, bytes]:
+    """A certificate with some octets of its DER, in hex, replaced by others, and its key; both in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost")]
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - timedelta(days=1000), NOW)
+    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    builder = builder.add_extension(x509.IssuerAlternativeName(names), critical=False)
+    der = builder.sign(key, SHA256()).public_bytes(Encoding.DER)
+    assert bytes.fromhex(old) in der
+    data = ssl.DER_cert_to_PEM_cert(der.replace(bytes.fromhex(old), bytes.fromhex(new), 1)).encode()
+    return data, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (VERSION_8, "there is no certificate in it that can be read (PEM is needed)"),
+        (UNKNOWN_CURVE, "the key does not belong to the certificate"),
+    ],
+    ids=["version", "curve"],
+)
+def test_what_no_library_reads_is_one_fault(files: Files, change: tuple[str, str], words: str) -> None:
+    certificate, key = altered(*change)
+    files.certificate.write_bytes(certificate)
+    files.key.write_bytes(key)
+    [fault] = refused(files)
+    assert fault.endswith(words)
+
+
+@pytest.mark.parametrize("change", [ISSUERS_NAMES_AS_SUBJECTS, X400_ADDRESS], ids=["twice", "kind"])
+def test_names_that_cannot_be_read_are_not_told_and_nothing_else(files: Files, change: tuple[str, str]) -> None:
+    certificate, key = altered(*change)
+    files.certificate.write_bytes(certificate)
+    files.key.write_bytes(key)
+    assert loaded(files).names == ()
+
+
 def test_a_file_that_is_too_large_is_not_read(files: Files) -> None:
     good = files.certificate.read_bytes()
     files.certificate.write_bytes(good + b"\n" * (FILE_BYTES_MAX - len(good)))

@@ -62,15 +62,16 @@ class KeyRing:
         with trio.move_on_at(self._due_at):
             await self._wanted.wait()
         self._wanted = trio.Event()
-        if self.source is None:
+        source = self.source  # it may be retired while it is asked
+        if source is None:
             return False
         self._loading, self._begun_at = True, trio.current_time()
         try:
-            return self._take(await self.source.load(), self.source)
+            return self._take(await source.load(), source)
         except KeysFault as fault:
             if not self._failures:
                 logger.warning("auth.jwt_key: the keys stay as they are", reason=str(fault), known=len(self.keys))
-            self._due_at = trio.current_time() + min(math.ldexp(RETRY_S, min(self._failures, 10)), self.source.pause_s)
+            self._due_at = trio.current_time() + min(math.ldexp(RETRY_S, min(self._failures, 10)), source.pause_s)
             self._failures += 1
             return False
         finally:

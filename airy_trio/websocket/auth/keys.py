@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import InvalidVersion, load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from jwt.exceptions import PyJWTError
 
@@ -80,7 +80,7 @@ def read_pem(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
     try:
         certified = b"-----BEGIN CERTIFICATE-----" in data
         public = load_pem_x509_certificate(data).public_key() if certified else load_pem_public_key(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # their messages may quote what they read
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion):  # their messages may quote what they read
         message = "what is between BEGIN and END is no public key"
         raise KeysFault(message) from None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey):

@@ -119,6 +119,17 @@ async def test_who_waits_for_keys_waits_for_a_bounded_time(autojump_clock: MockC
         assert trio.current_time() - begun_at == WAIT_S
 
 
+@pytest.mark.parametrize("keys", [keys_of(SECOND), None])
+async def test_a_ring_that_is_retired_while_its_source_answers_fails_nobody(
+    keys: tuple[Key, ...] | None, autojump_clock: MockClock
+) -> None:
+    ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
+    async with refreshed(ring):
+        await trio.sleep(1)  # a second signal while a server of keys takes its time
+        ring.retire()
+        await trio.sleep(4)
+
+
 async def test_keys_without_a_source_stay(autojump_clock: MockClock) -> None:
     ring = KeyRing(keys_of(FIRST))
     async with refreshed(ring):

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import ssl
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ def certificate() -> bytes:
     return made.sign(RSA, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
+def of_version_8(data: bytes) -> bytes:
+    der = ssl.PEM_cert_to_DER_cert(data.decode())
+    return ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)).encode()
+
+
 def algorithms_of(*entries: dict[str, Any]) -> list[list[str]]:
     return [sorted(key.algorithms) for key in read_jwks(jwks(*entries), KEY_PAIR_ALGORITHMS)]
 
@@ -55,11 +61,12 @@ def test_a_curve_is_of_one_algorithm(algorithm: str) -> None:
         (pem(RSA) + pem(P256), "not one public key"),
         (private_pem(RSA), "there is a private key in it"),
         (b"-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----\n", "is no public key"),
+        (of_version_8(certificate()), "is no public key"),
         (pem(key_pair("RS256", bits=1024)), "at least 2048 bits"),
         (pem(P256), "no public key for RS256"),
         (ED25519, "neither an RSA key nor"),
     ],
-    ids=range(7),  # the keys are others in each process, where the suite runs in several
+    ids=range(8),  # the keys are others in each process, where the suite runs in several
 )
 def test_no_key_in_pem_that_could_be_used(data: bytes, words: str) -> None:
     with pytest.raises(KeysFault, match=words) as caught:
