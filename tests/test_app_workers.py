@@ -143,6 +143,23 @@ async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second
 
 
 @pytest.mark.slow
+async def test_sighup_to_a_worker_that_has_only_just_been_started_ends_nobody_and_counts_once_it_listens(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = config_of(sqlite_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server:
+            for number in range(2):
+                await pid_of(server, number)  # its interpreter has yet to learn what to do with a signal
+                server.process.send_signal(signal.SIGHUP)
+            for number in range(2):
+                await server.record("settings renewed", worker=number)
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.wait() == 0
+    assert len(workers_with(server, "worker started")) == 2
+
+
+@pytest.mark.slow
 async def test_a_port_that_is_taken_is_told_once(sqlite_application: Application, tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         ended = await run("--config", str(config_of(sqlite_application, tmp_path, port=taken.getsockname()[1])))

@@ -102,6 +102,7 @@ class Workers:
         self._port = port
         self._processes: dict[int, trio.Process] = {}
         self._listening: set[int] = set()
+        self._reread: set[int] = set()  # of those that do not listen yet: to be told SIGHUP when they do
         self._first = trio.Event()  # the first worker listens, or never will
         self._stopping = trio.Event()
         self._code = 0
@@ -155,12 +156,15 @@ class Workers:
                 if listened:
                     self._listening.add(number)
                     self._first.set()
+                    if number in self._reread:
+                        process.send_signal(signal.SIGHUP)
                     if len(self._listening) == self._listener.workers:
                         logger.info("all workers listen", workers=self._listener.workers, port=self._port)
                     await _heard(stream)
                 return listened, await process.wait()
             finally:
                 self._listening.discard(number)
+                self._reread.discard(number)
                 del self._processes[number]
                 if process.returncode is None:
                     process.kill()
@@ -173,12 +177,16 @@ class Workers:
         )
 
     async def _pass_on(self, signals: AsyncIterator[int]) -> None:
-        """Tell every worker what we are told."""
+        """Tell every worker what we are told; who has only been started would be ended by SIGHUP, and is told later."""
         async for number in signals:
             logger.info("signal passed on", signal=signal.Signals(number).name)
-            if number != signal.SIGHUP:
+            if number == signal.SIGHUP:
+                self._reread |= self._processes.keys() - self._listening
+                for listening in self._listening:
+                    self._processes[listening].send_signal(number)
+            else:
                 self._stopping.set()
-            self._send(number)
+                self._send(number)
 
     async def _kill_who_does_not_end(self) -> None:
         await self._stopping.wait()
