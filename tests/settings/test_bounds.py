@@ -38,6 +38,7 @@ TEXTS = [
     ("database.schema", ["a", "_", "airy_trio", "a" + "0" * 40], ["", "0a", "A", "a-b", "a.b", "a" + "0" * 41, "ä"]),
     ("listener.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - a value, nothing listens
     ("admin.host", ["::1", "0.0.0.0", "localhost"], ["", " ", "a b"]),  # noqa: S104 - the same
+    ("admin.websocket_url", ["", "wss://airy.example/ws", "ws://[::1]:8080/"], ["airy.example", "a b", "/ws"]),
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
     ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
     ("auth.mode", ["none"], ["", "None", "JWT"]),
