@@ -1,14 +1,20 @@
 """What only the ``sql`` store does: durability, a clock that was set back, and names that are not ours."""
 
+import re
+import string
 from pathlib import Path
+from random import Random
 
 import pytest
 import sqlalchemy as sa
 import trio
+from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.events.destinations import OfConversation
 from airy_trio.log.position import Position
 from airy_trio.log.sql_bell import POLL_WITH_BELL_S
+from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 
@@ -151,13 +157,28 @@ async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptio
         await store.append(head, [quiet[0], *new, quiet[1]], "point")
     names = Names.of(options.url, options.schema)
     events = names.quoted("event_log")
-    found = f'select * from {events} where "offset" > 10 and conversation_id = \'quiet\' order by "offset" limit 500'
+    asked = LogTables.named(names).belongs_to(OfConversation("quiet"))
+    dialect = postgresql.dialect() if names.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
+    where = str(sa.select(1).where(asked).compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    where = where.partition("WHERE ")[2].replace("%%", "%")
+    where = re.sub(r"[\w.]*event_log\.", "", where)
+    found = f'select * from {events} where "offset" > 10 and {where} order by "offset" limit 500'
     if names.dialect == "postgresql":
         await trio.to_thread.run_sync(execute, options, f"analyze {events}")
         plan = await trio.to_thread.run_sync(execute, options, f"explain {found}")
     else:
         plan = await trio.to_thread.run_sync(execute, options, f"explain query plan {found}")
     assert "event_log_conversation_id" in str(plan)
+
+
+async def test_a_conversation_with_an_id_longer_than_an_index_row_is_kept_and_found(options: DatabaseOptions) -> None:
+    letters = Random(1).choices(string.ascii_letters, k=16_000)  # noqa: S311
+    long, longer = "".join(letters), "".join(letters) + "x"
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(1, conversation_id=long), event(2, conversation_id=longer)], "point")
+        for offset, id_ in enumerate((long, longer), 1):
+            assert [found.offset for found in await store.read(head, 10, OfConversation(id_))] == [offset]
 
 
 async def test_no_other_index_makes_an_append_dearer(options: DatabaseOptions) -> None:

@@ -76,6 +76,12 @@ class TearsBatches(MemoryStore):
         return [*half, *rest]
 
 
+class CutsTextsAtTheirNul(MemoryStore):
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        cut = [evolve(event, object=event.object.partition("\0")[0]) for event in events]
+        return await super().append(expected, cut, resume_point)
+
+
 class LosesTheResumePoint(MemoryStore):
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
         known = self._resume_point
@@ -408,6 +414,7 @@ BROKEN: dict[type[MemoryStore], str] = {
     Duplicates: "reads_keep_to_their_bounds",
     ReusesOffsets: "trimming_forgets_from_the_old_end",
     TearsBatches: "batches_are_seen_whole",
+    CutsTextsAtTheirNul: "events_come_back_as_they_were",
     LosesTheResumePoint: "an_append_without_events_moves_nothing",
     StoresTheResumePointFirst: "batches_are_seen_whole",
     TakesStaleWriters: "a_stale_append_is_refused",
