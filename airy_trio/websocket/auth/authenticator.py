@@ -63,7 +63,11 @@ class Authenticator:
             return Refusal.UNAUTHORIZED
         if options.mode == "tokens":
             return self._user_of(_digest(token)) or Refusal.UNAUTHORIZED
-        return await _user_of_web_token(token, self._ring, options)
+        ring = self._ring
+        answer = await _user_of_web_token(token, ring, options)
+        if isinstance(answer, Refusal) and ring is not self._ring:  # renewed while it waited: the new keys are asked
+            return await self.authenticate(request, upgrade_token)
+        return answer
 
     def delay_s(self, address: str | None) -> float:
         """Count a refusal, and give how long its answer waits. ``address``: whose it is; None: of whom nobody knows."""

@@ -263,6 +263,25 @@ async def test_renewal_turns_to_other_settings_at_once(tmp_path: Path) -> None:
         await accepted(authenticator, SECOND)
 
 
+async def test_who_waits_for_keys_while_they_are_renewed_is_asked_by_the_new_ones(tmp_path: Path) -> None:
+    past, path = tmp_path / "past.json", tmp_path / "keys.json"
+    past.write_bytes(published(FIRST))
+    path.write_bytes(published(SECOND))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    answers: list[User | Refusal] = []
+
+    async def ask() -> None:
+        answers.append(await authenticator.authenticate(connect_with(SECOND.token())))
+
+    with trio.fail_after(WAIT_S / 2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()  # nobody refreshes: it waits for newer keys
+            authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+    [user] = answers
+    assert isinstance(user, User)
+
+
 async def test_who_came_without_an_end_is_not_accepted_where_one_is_needed_now(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
