@@ -6,11 +6,14 @@ client over a real WebSocket that prints a line for each event.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +39,7 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
     ``browse``: open the console in a browser.
     """
     console_port = _free_port(CONSOLE_PORT)
-    with tempfile.TemporaryDirectory(prefix="airy-trio-demo-") as folder:
+    with _folder() as folder:
         database = Path(folder) / "inbox.db"
         url = json.dumps(f"sqlite:///{database}")
         toml = f"[database]\nurl = {url}\n[listener]\nport = 0\ndrain_s = 1\n[admin]\nport = {console_port}\n"
@@ -51,6 +54,20 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
             await _show(address, database, events_max)
 
         trio.run(app.run, chosen, show)
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A folder for the length of a block. A signal waits until whoever made it also knows of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="airy-trio-demo-")
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    with folder as name:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield name
 
 
 async def _show(address: app.Address, database: Path, events_max: int | None) -> None:

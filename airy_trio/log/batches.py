@@ -19,7 +19,6 @@ from airy_trio.log.store import NewEvent
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 """Of bodies in one append, unless a single change makes more: a store's time-outs are made for less than seconds."""
-ROWS_FIRST: Final = 500
 SLICE_OBJECTS: Final = 250
 """Translated between two checkpoints, which is some milliseconds: clients are served meanwhile."""
 
@@ -87,11 +86,11 @@ def _new_event(event: Event, body: bytes, *, truncated: bool) -> NewEvent:
 
 
 class BatchRows:
-    """How many rows of the change log are read at once: ``limit``, between 1 and what the settings allow."""
+    """How many rows of the change log are read at once: ``limit``, from what the settings allow down to 1."""
 
     def __init__(self, rows_max: int) -> None:
         self._rows_max = rows_max
-        self.limit = min(ROWS_FIRST, rows_max)
+        self.limit = rows_max  # an object that changes in two pages of a backlog is told twice
 
     def fitted(self, batch: Batch, size: int) -> None:
         """A batch had bodies of so many bytes: where it was full and twice as much would fit, double."""

@@ -58,7 +58,7 @@ async def test_signal_to_the_group_ends_it(number: signal.Signals, tmp_path: Pat
 async def test_signal_to_it_alone_ends_it(tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [*AIRY_TRIO, "demo"], environ={"TMPDIR": str(tmp_path)}) as demo:
-            assert await demo.out.line(4)
+            assert await demo.out.line(5)
             assert await demo.terminate() == 0
     assert demo.err.all == []
     assert left_in(tmp_path) == []
