@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from airy_trio import app
 from tests.application import Application
 from tests.e2e.route import HOST, configure, listening
 from tests.processes import Server, running
@@ -38,7 +39,16 @@ async def test_all_files_that_it_may_have_a_patient_collector_and_threads_that_n
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert await prepared(100, hard) == [[hard, hard], [50_000, 20, 100], True, 0.0005]
     assert await prepared(100, 200) == [[200, 200], [50_000, 20, 100], True, 0.0005]
-    assert gc.get_threshold() != (50_000, 20, 100), "it is a matter of the program"
+
+
+async def test_in_somebody_elses_program_it_leaves_the_process_as_it_is(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate("[listener]\nport = 0\n[admin]\nport = 0\n")
+    before = gc.get_threshold(), sys.getswitchinterval(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            assert (gc.get_threshold(), sys.getswitchinterval(), resource.getrlimit(resource.RLIMIT_NOFILE)) == before
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.slow

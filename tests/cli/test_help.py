@@ -28,7 +28,9 @@ def test_every_command_has_examples_that_it_takes(name: str) -> None:
     for example in found:
         first, *rest = shlex.split(example)[1:]
         if first in GROUP.commands:
-            GROUP.commands[first].make_context(first, rest)  # raises for what it does not know
+            GROUP.commands[first].make_context(
+                first, rest, parent=click.Context(GROUP, **GROUP.context_settings)
+            )  # raises for what it does not know
         else:
             GROUP.make_context("airy-trio", [first, *rest])
 
