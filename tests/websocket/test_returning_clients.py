@@ -28,7 +28,9 @@ from tests.websocket.peer import PeerStream
 from tests.websocket.rig import MoodyStore
 from tests.websocket.serving import Server, event, open_log, serving
 
-SEEDS = range(8)
+SEEDS = 8
+SEEDS_MAX = 40
+"""Chance also has the order of tasks: more are run where a branch has been met too seldom."""
 BATCHES = 100
 OBJECTS = 40
 TRIM_SHARE = 0.15
@@ -207,6 +209,8 @@ async def run(seed: int, branches: Counter[str]) -> None:
 @pytest.mark.slow
 async def test_who_comes_back_gets_all_that_follows_or_is_told_that_it_is_gone(autojump_clock: MockClock) -> None:
     branches: Counter[str] = Counter()
-    for seed in SEEDS:
+    for seed in range(SEEDS_MAX):
         await run(seed, branches)
+        if seed + 1 >= SEEDS and all(branches[branch] >= LEAST for branch in BRANCHES):
+            break
     assert {branch: branches[branch] >= LEAST for branch in BRANCHES} == dict.fromkeys(BRANCHES, True), branches
