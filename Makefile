@@ -21,6 +21,8 @@ FUZZ_SECONDS ?= 60
 # How long the application writes while `make drill` kills things, and how often its clients are cut off and resume.
 DRILL_SECONDS ?= 120
 DRILL_RESUMES ?= 10000
+# Which of the drills.
+DRILL ?= tests/drill
 
 # How long hostile clients have at the server in `make chaos`.
 CHAOS_SECONDS ?= 60
@@ -78,7 +80,7 @@ bench-stomp: $(VENV)/.tests ## the STOMP codec beside others
 
 drill: $(VENV)/.tests ## kills, freezes and outages under load, with everything accounted for
 	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) SOAK_SECONDS=$(DRILL_SECONDS) \
-	  $(BIN)/python -m pytest -s tests/drill
+	  $(BIN)/python -m pytest -s $(DRILL)
 
 soak: $(VENV)/.tests ## a crowd of clients for long, to see what leaks
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_soak.py
