@@ -38,5 +38,4 @@ def configure_logging(level: str, how: Literal["auto", "console", "json"]) -> No
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Stderr())),
-        cache_logger_on_first_use=True,
     )
