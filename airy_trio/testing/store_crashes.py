@@ -27,8 +27,12 @@ HOLDER: Final = Holder("ann", "inbox", "token")
 
 
 async def write_batches(store: EventStore, size: int) -> AsyncGenerator[int]:
-    """Append batches for ever; give the offset that was reached after each that the store has accepted."""
+    """Append batches for ever; give the offset at the start, then after each batch that the store has accepted.
+
+    What is there at the start may be more than anybody knew: an append that was broken off has happened meanwhile.
+    """
     head = (await store.bounds()).head
+    yield head.offset
     while True:
         numbers = range(head.offset + 1, head.offset + size + 1)
         head = await put(store, head, [event(number) for number in numbers])
@@ -137,7 +141,6 @@ async def _expect_whole(store: EventStore) -> None:
 
 async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints: int) -> int:
     """Append batches, to be cancelled in the middle; give the offset up to which they were accepted."""
-    accepted = max(accepted, (await store.bounds()).last)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
         try:

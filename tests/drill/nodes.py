@@ -1,6 +1,7 @@
 """Servers that are started again whenever they die, and which of them listens or records just now."""
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,17 @@ class Node:
         self.server.process.send_signal(number)
         if number is signal.SIGKILL:
             self.port, self.recording = 0, False
+
+    def freeze(self) -> None:
+        """Stop it where it is, and return once it stands still: it must be running.
+
+        Its threads stop only when the one that takes the signal is given a processor: until then they go on.
+        """
+        assert self.server is not None
+        self.send(signal.SIGSTOP)
+        stopped = os.waitid(os.P_PID, self.server.process.pid, os.WSTOPPED)
+        assert stopped is not None
+        assert stopped.si_status == signal.SIGSTOP
 
 
 @define

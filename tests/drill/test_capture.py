@@ -61,7 +61,7 @@ async def torment(nodes: Nodes, postgres: Postgres, counts: Counter[str]) -> Non
             case "terminated":
                 await trio.to_thread.run_sync(postgres.execute, _TERMINATE)
             case "frozen":
-                node.send(signal.SIGSTOP)
+                node.freeze()
                 try:
                     await trio.sleep(FROZEN_S)
                 finally:

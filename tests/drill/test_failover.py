@@ -120,7 +120,7 @@ async def test_another_goes_on_where_one_is_frozen(postgres_application: Applica
             for _ in range(ROUNDS):
                 async with pair(postgres_application, nodes) as two:
                     frozen_at = trio.current_time()
-                    two.leader.send(signal.SIGSTOP)
+                    two.leader.freeze()
                     await two.write()
                     seconds.append(await two.until_received(frozen_at))
                     two.leader.send(signal.SIGCONT)
@@ -148,7 +148,7 @@ async def test_another_goes_on_where_one_is_frozen_in_an_append(
                         await two.write()
                         while not await trio.to_thread.run_sync(postgres_application.scalar, _WAITING):
                             pass
-                        two.leader.send(signal.SIGSTOP)
+                        two.leader.freeze()
                         frozen_at = trio.current_time()
                     with trio.fail_after(FROZEN_MAX_S):
                         seconds.append(await two.until_received(frozen_at))
