@@ -14,6 +14,7 @@ import trio
 from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio.database import quote_identifier
+from airy_trio.log.store import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 
@@ -42,7 +43,11 @@ class Bell:
         connection.execute(_RING, {"channel": self.channel})
 
     async def wait(self) -> str:
-        """Return when it rang, with the head that it told; or empty, when it is time to look."""
+        """Return when it rang, with the head that it told; or empty, when it is time to look.
+
+        Raises ``StoreUnavailable`` where the connection stood and was lost: behind the next one may be a database that
+        was promoted without the last commits.
+        """
         if self._busy:  # a connection's socket can be waited for by one task
             await trio.sleep(POLL_S)
             return ""
@@ -52,7 +57,11 @@ class Bell:
                 return await self._listen()
         except (SQLAlchemyError, psycopg.Error) as error:
             logger.debug("the bell of the event log is away", reason=type(error).__name__)
+            stood = self._connection is not None
             await trio.to_thread.run_sync(self._drop)
+            if stood:
+                message = f"the connection that listens was lost: {type(error).__name__}"
+                raise StoreUnavailable(message) from None
             await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
         finally:
             self._busy = False

@@ -202,7 +202,11 @@ class EventStore(Protocol):
         ...
 
     async def wait(self, after: Position) -> None:
-        """Return when the head is not ``after`` any more, whoever appended. It may return for nothing."""
+        """Return when the head is not ``after`` any more, whoever appended. It may return for nothing.
+
+        Raises ``StoreUnavailable`` also where a connection was lost that can be made anew at once: the store behind it
+        may be a copy without the newest events, which whoever waits must look for.
+        """
         ...
 
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:

@@ -12,8 +12,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfConversation
+from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql_bell import POLL_WITH_BELL_S
+from airy_trio.log.store import StoreUnavailable
 from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -115,20 +117,51 @@ async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_da
             sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
-async def test_a_bell_that_was_cut_off_is_hung_up_again(postgres_database: str) -> None:
+_CUT_BELL = (
+    "select pg_terminate_backend(pid) from pg_stat_activity"
+    " where query like 'listen %' and datname = current_database()"
+)
+
+
+async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
-    listening = "query like 'listen %' and datname = current_database()"
-    cut = f"select pg_terminate_backend(pid) from pg_stat_activity where {listening}"
     async with open_sql(options) as writer, open_sql(options) as reader:
         head = (await writer.bounds()).head
         for number in range(4):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reader.wait, head)
                 await trio.sleep(0.1)
-                if number % 2:
-                    assert await trio.to_thread.run_sync(execute, options, cut) == [(True,)]
                 head = head.at((await writer.append(head, [event(number)], "point"))[-1].offset)
+            with pytest.RaisesGroup(pytest.RaisesExc(StoreUnavailable, match="lost")):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(reader.wait, head)
+                    await trio.sleep(0.1)
+                    assert await trio.to_thread.run_sync(execute, options, _CUT_BELL) == [(True,)]
+
+
+async def test_events_that_were_replaced_behind_a_lost_connection_begin_an_epoch(postgres_database: str) -> None:
+    """A stand-by is promoted without the last commit, and another node appends before this one looks."""
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    table = Names.of(options.url, options.schema).quoted("event_log")
+    replaced = f"update {table} set body = 'another' where \"offset\" = 2"
+    async with open_sql(options) as store, open_sql(options) as other:
+        log = EventLog(store, LogOptions())
+        await log.open()
+        was = log.epoch
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(log.follow)
+            head = await log.append(log.head, [event(1), event(2)], "point")
+            await trio.sleep(0.1)  # so that it listens, which is the subject
+            await trio.to_thread.run_sync(execute, options, replaced)
+            await trio.to_thread.run_sync(execute, options, _CUT_BELL)
+            with trio.fail_after(10):
+                while log.epoch == was:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert (await other.bounds()).head.epoch == log.epoch
+        assert head.epoch == was
 
 
 async def test_two_may_wait_in_one_store(postgres_database: str) -> None:
