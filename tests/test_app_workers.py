@@ -6,16 +6,18 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from airy_trio.admin.server import AdminOptions
 from airy_trio.app.workers import FAILURES_MAX, Worker, worker_of
 from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
-from airy_trio.testing.client import Closed
+from airy_trio.testing.client import Closed, Rejected, StompClient
 from tests.application import Application
 from tests.e2e.route import HOST, Listening, configure, listening
 from tests.processes import AIRY_TRIO, Server, free_ports, json_object, run, running
@@ -57,6 +59,13 @@ def workers_with(server: Server, event: str) -> list[int]:
 async def pid_of(server: Server, number: int) -> int:
     pid: int = (await server.record("worker started", worker=number))["pid"]
     return pid
+
+
+async def come_from(server: Server, origin: str) -> None:
+    """Connect as a browser does from a page of this origin, up to CONNECTED."""
+    async with StompClient(await trio.open_tcp_stream(HOST, server.port)) as client:
+        await client.upgrade(HOST, headers=[("Origin", origin)])
+        assert (await client.connect()).command == "CONNECTED"
 
 
 async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitStack) -> bool:
@@ -133,6 +142,12 @@ async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second
                 assert (await server.record("admin port open", worker=number))["port"] == port + number
                 async with await trio.open_tcp_stream(HOST, port + number):
                     pass
+                for _ in range(CLIENTS):  # whichever worker the kernel gives them to, the page of each is known
+                    await come_from(server, f"http://localhost:{port + number}")
+            with pytest.raises(Rejected) as refused:
+                await come_from(server, f"http://localhost:{port + 2}")
+            assert refused.value.status == HTTPStatus.FORBIDDEN
+            assert set(workers_with(server, "connection opened")) == {0, 1}
             server.process.send_signal(signal.SIGHUP)
             for number in range(2):
                 renewed = await server.record("settings renewed", worker=number)
@@ -207,7 +222,10 @@ def test_what_a_worker_has_for_itself() -> None:
     settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
     first, last = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (0, 3))
     assert (first.listener.port, last.listener.port) == (7000, 7000)
-    assert (first.admin.port, last.admin.port) == (8081, 8084)
     assert (first.database.migrate, last.database.migrate) == (True, False)
-    off = parse('[database]\nurl = "sqlite:///a.db"\n[admin]\nport = 0\n[listener]\nworkers = 4\n', {})
-    assert Worker(number=3, port=7000, descriptor=5).settings(off).admin.port == 0
+    assert (first.admin, last.admin) == (settings.admin, settings.admin), "which says where all of them are"
+
+
+def test_the_admin_port_of_each_worker() -> None:
+    assert list(AdminOptions(port=8081).ports(4)) == [8081, 8082, 8083, 8084]
+    assert list(AdminOptions(port=0).ports(4)) == []

@@ -41,7 +41,7 @@ class AdminOptions:
     """Where the admin port is, and what counts as ready (settings, ``[admin]``).
 
     ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready. ``websocket_url``: where
-    the console finds the port for clients; "": where the listener is.
+    the console finds the port for clients; "": where the listener is. Worker n has ``port`` + n.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
@@ -51,20 +51,25 @@ class AdminOptions:
         default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
     )
 
+    def ports(self, workers: int) -> range:
+        """The admin port of each worker, by its number; empty where there is none."""
+        return range(self.port, self.port + workers if self.port else 0)
 
-async def open_listeners(options: AdminOptions) -> list[trio.SocketListener]:
+
+async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.SocketListener]:
     """Bind and listen on every address of the host; none where the port is 0. The caller owns them.
 
-    Raises ``StartError``.
+    ``worker``: its number, from 0. Raises ``StartError``.
     """
     if options.port == 0:
         return []
+    port = options.port + worker
     try:
-        listeners = await trio.open_tcp_listeners(options.port, host=options.host)
+        listeners = await trio.open_tcp_listeners(port, host=options.host)
     except OSError as error:
         reason = (error.__cause__ or error) if error.strerror is None else error.strerror
-        raise StartError([f"admin: cannot listen on {options.host}:{options.port}: {reason}"]) from error
-    logger.info("admin port open", host=options.host, port=options.port)
+        raise StartError([f"admin: cannot listen on {options.host}:{port}: {reason}"]) from error
+    logger.info("admin port open", host=options.host, port=port)
     return listeners
 
 

@@ -18,7 +18,7 @@ from functools import partial
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 from starlette.applications import Starlette
 
 from airy_trio import migrate
@@ -71,12 +71,13 @@ async def run(
     companion: Callable[[Address], Awaitable[None]] | None = None,
     *,
     reread: Callable[[], Settings] | None = None,
+    worker: int = 0,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
 
     ``companion`` runs beside the server once that listens; the server ends with it. ``reread``: how SIGHUP gets the
-    settings anew (``renewal``); without it that signal, which a terminal sends when it is closed, ends too. Raises
-    ``AiryTrioError`` where the server cannot start or cannot go on.
+    settings anew (``renewal``); without it that signal, which a terminal sends when it is closed, ends too.
+    ``worker``: as in ``serve``. Raises ``AiryTrioError`` where the server cannot start or cannot go on.
     """
     stopping, company = trio.Event(), trio.CancelScope()
     renewal = None if reread is None else Renewal(reread)
@@ -99,7 +100,9 @@ async def run(
 
                 signalled.start_soon(stop_when_told)
                 async with trio.open_nursery() as serving:
-                    address = await serving.start(partial(serve, settings, stopping=stopping, renewal=renewal))
+                    address = await serving.start(
+                        partial(serve, settings, stopping=stopping, renewal=renewal, worker=worker)
+                    )
                     listening = True
                     process.freeze()
                     if companion is not None:
@@ -116,12 +119,14 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     *,
     stopping: trio.Event | None = None,
     renewal: Renewal | None = None,
+    worker: int = 0,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
 
     Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once. Asking
-    ``renewal`` has credentials and certificate read again.
+    ``renewal`` has credentials and certificate read again. ``worker``: which of ``[listener] workers`` it is, from 0;
+    it has ``[admin] port`` + ``worker``.
 
     Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
     cannot go on.
@@ -133,7 +138,7 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = _parts(settings, back_ends, opened, authenticator, encryption)
+            parts = evolve(_parts(settings, back_ends, opened, authenticator, encryption), worker=worker)
             await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
@@ -153,6 +158,7 @@ class _Parts:
     readiness: Readiness
     door: Door
     encryption: Encryption | None
+    worker: int = 0
 
 
 def _parts(
@@ -180,7 +186,7 @@ def _parts(
             settings.replay,
             authenticator,
             server=f"airy-trio/{__version__}",
-            console=Console(settings.admin.host, settings.admin.port) if settings.admin.port else None,
+            console=Console(settings.admin.host, settings.admin.ports(settings.listener.workers)),
         ),
         readiness=Readiness(
             recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
@@ -219,7 +225,8 @@ async def _serve(
                     intake.start_soon(sessions.wheel.turn)
                     intake.start_soon(sessions.follow_keys)
                     intake.start_soon(readiness.run)
-                    connections.start_soon(admin.serve, await admin.open_listeners(settings.admin), _pages(parts))
+                    ports = await admin.open_listeners(settings.admin, parts.worker)
+                    connections.start_soon(admin.serve, ports, _pages(parts))
                     listening = sockets.enter_context(await open_listening_socket(settings.listener))
                     intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                     if renewal is not None:

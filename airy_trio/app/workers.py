@@ -60,12 +60,10 @@ class Worker:
         return cls(number=number, port=port, descriptor=descriptor)
 
     def settings(self, settings: Settings) -> Settings:
-        """The settings of this worker: the shared port, its own admin port; only the first migrates."""
-        admin = settings.admin
+        """The settings of this worker: the shared port; only the first migrates."""
         return evolve(
             settings,
             listener=evolve(settings.listener, port=self.port),
-            admin=evolve(admin, port=admin.port + self.number if admin.port else 0),
             database=evolve(settings.database, migrate=settings.database.migrate and self.number == 0),
         )
 

@@ -19,7 +19,8 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
 
     Its row, its last change by the trigger's clock, the event that was recorded, and how many of the clients connected
     now have passed it; or what stood in the way. The clients are those of the server whose admin port the settings
-    name. TYPE is message, metadata, channel or tag; the ID of metadata is SUBJECT:IDENTIFIER.
+    name, of all its workers; servers elsewhere have others. TYPE is message, metadata, channel or tag; the ID of
+    metadata is SUBJECT:IDENTIFIER.
 
     \b
     Examples:

@@ -69,4 +69,5 @@ def _work(chosen: "Settings", file: Path, words: str) -> None:
     def reread() -> settings.Settings:
         return worker.settings(settings.load(file, os.environ))
 
-    told(lambda: trio.run(partial(app.run, worker.settings(chosen), worker.parent(), reread=reread)))
+    serve = partial(app.run, worker.settings(chosen), worker.parent(), reread=reread, worker=worker.number)
+    told(lambda: trio.run(serve))

@@ -1,6 +1,6 @@
 """``airy-trio explain TYPE ID``: what became of one object, from its row to the clients, or what stood in the way.
 
-Three places are asked: the database (``row``), the event store (here), the running server at its admin port
+Three places are asked: the database (``row``), the event store (here), the running server at its admin ports
 (``clients``). Each is told as lines; a place that does not answer is told too, and the others are asked all the same.
 """
 
@@ -51,10 +51,10 @@ def explain(settings: Settings, subject: Subject) -> list[str]:
     finally:
         database.engine.dispose()
     lines += _event_lines(found) if found is not None else [f"event     not known: {trouble}"]
+    servers = clients.Servers.of(settings)
     if found is not None and found.newest is not None:
-        lines += clients.lines(settings.admin, Position(found.epoch, found.newest.offset), found.newest)
-    elif settings.admin.port:
-        lines += clients.readiness_lines(settings.admin)
+        lines += clients.lines(servers, Position(found.epoch, found.newest.offset), found.newest)
+    lines += clients.readiness_lines(servers)
     return lines
 
 

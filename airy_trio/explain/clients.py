@@ -1,67 +1,96 @@
-"""What the running server says, at its admin port: which clients an event has reached, and how the server is."""
+"""What the running server says, at the admin port of each worker: which clients an event has reached, how it is."""
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, Self
 from urllib.parse import urlencode
 
-from airy_trio.admin.server import AdminOptions
+from attrs import frozen
+
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
+from airy_trio.settings import Settings
 
 TIMEOUT_S: Final = 5.0
 ANSWER_BYTES_MAX: Final = 1 << 20
 ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - asked at the loopback address then
 
 
-def lines(options: AdminOptions, position: Position, event: StoredEvent) -> Iterator[str]:
-    """How many of the clients connected now have passed the event, and how many never get it."""
-    if not options.port:
+VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
+
+
+@frozen
+class Servers:
+    """The admin ports of one server, in the order of its workers."""
+
+    host: str
+    ports: range
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Those that the settings name."""
+        host = settings.admin.host
+        return cls("127.0.0.1" if host in ANY_ADDRESS else host, settings.admin.ports(settings.listener.workers))
+
+    def answers(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """What each answers, with these names in it, or why there is no answer, in words.
+
+        Before it who that is, where there are several.
+        """
+        for number, port in enumerate(self.ports):
+            yield f"worker {number}: " if len(self.ports) > 1 else "", _get(self.host, port, path, names)
+
+
+def lines(servers: Servers, position: Position, event: StoredEvent) -> Iterator[str]:
+    """How many of the clients connected now, to whichever worker, have passed the event, and how many never get it."""
+    if not servers.ports:
         yield "clients   not known: [admin] port is 0, so the server cannot be asked"
         return
     asked = {"position": str(position), "type": event.type}
     asked |= {"channel": event.channel_id} if event.channel_id is not None else {}
     asked |= {"conversation": event.conversation_id} if event.conversation_id is not None else {}
-    found = _get(options, f"/api/clients?{urlencode(asked)}")
-    if isinstance(found, str):
-        yield f"clients   not known: {found}"
+    found = [answer for _, answer in servers.answers(f"/api/clients?{urlencode(asked)}", VERDICTS)]
+    answers = [answer for answer in found if not isinstance(answer, str)]
+    if not answers:
+        yield "clients   not known"
         return
+    counts = {verdict: sum(answer[verdict] for answer in answers) for verdict in VERDICTS}
+    where = "" if len(answers) == len(found) else f" to the {len(answers)} of {len(found)} workers that answer"
     yield (
-        f"clients   {found['clients']} connected: {found['passed']} have passed it, {found['waiting']} have not yet, "
-        f"{found['filtered']} subscribe to other destinations, {found['no_subscription']} to none, "
-        f"{found['not_granted']} may not read it"
+        f"clients   {counts['clients']} connected{where}: "
+        f"{counts['passed']} have passed it, {counts['waiting']} have not yet, "
+        f"{counts['filtered']} subscribe to other destinations, {counts['no_subscription']} to none, "
+        f"{counts['not_granted']} may not read it"
     )
-    for one in found["sessions"]:
+    for one in chain.from_iterable(answer["sessions"] for answer in answers):
         user = "" if one["user"] is None else f" of {one['user']}"
         yield f"          session {one['session']}{user}: {one['verdict'].replace('_', ' ')}"
-    yield from readiness_lines(options)
 
 
-def readiness_lines(options: AdminOptions) -> Iterator[str]:
-    """What is not well."""
-    found = _get(options, "/readyz")
-    if isinstance(found, str):
-        yield f"server    {found}"
-        return
-    parts = {name: part for name, part in found.items() if isinstance(part, dict) and not part["well"]}
-    yield from (f"server    {name} is not well: {part['reason']}" for name, part in parts.items())
+def readiness_lines(servers: Servers) -> Iterator[str]:
+    """What is not well, and who does not answer."""
+    for who, answer in servers.answers("/readyz", ("ready",)):
+        if isinstance(answer, str):
+            yield f"server    {who}{answer}"
+            continue
+        parts = {name: part for name, part in answer.items() if isinstance(part, dict) and not part["well"]}
+        yield from (f"server    {who}{name} is not well: {part['reason']}" for name, part in parts.items())
 
 
-def _get(options: AdminOptions, path: str) -> Mapping[str, Any] | str:
+def _get(host: str, port: int, path: str, names: Sequence[str]) -> Mapping[str, Any] | str:
     """The answer, or why there is none, in words."""
-    host = "127.0.0.1" if options.host in ANY_ADDRESS else options.host
-    connection = http.client.HTTPConnection(host, options.port, timeout=TIMEOUT_S)
+    something_else = f"something else answers at the admin port {host}:{port}"
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         body = json.loads(answer.read(ANSWER_BYTES_MAX))
     except OSError:
-        return f"no server answers at the admin port {host}:{options.port}; it does not run here"
+        return f"no server answers at the admin port {host}:{port}; it does not run here"
     except (http.client.HTTPException, ValueError):
-        return f"something else answers at the admin port {host}:{options.port}"
+        return something_else
     finally:
         connection.close()
-    if not isinstance(body, dict):
-        return f"something else answers at the admin port {host}:{options.port}"
-    return str(body["error"]) if "error" in body else body
+    return body if isinstance(body, dict) and body.keys() >= {*names} else something_else

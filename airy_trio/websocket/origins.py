@@ -47,10 +47,13 @@ def check_hosts(_instance: object, option: "Attribute[Any]", hosts: list[str]) -
 
 @frozen
 class Console:
-    """Where the pages of the admin port are, from which a browser may come too: its address and its port."""
+    """Where the pages of the admin ports are, from which a browser may come too: their address and the ports.
+
+    There is one for each worker, and any worker may be given the connection of any page.
+    """
 
     host: str
-    port: int
+    ports: range
 
 
 class OriginRules:
@@ -97,7 +100,7 @@ class OriginRules:
 
     def _is_console(self, origin_host: str, origin_port: int | None, host: str) -> bool:
         console = self._console
-        if console is None or origin_port != console.port:
+        if console is None or origin_port not in console.ports:
             return False
         return is_loopback(origin_host) if is_loopback(_host(console.host)) else origin_host == host
 

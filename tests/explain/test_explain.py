@@ -2,20 +2,24 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 from attrs import frozen
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from airy_trio.app import Address
 from airy_trio.testing.client import StompClient, connect
-from tests.admin.serving import Port, admin, free_port, serving_all
+from tests.admin.serving import HOST, Port, admin, free_port, serving_all
+from tests.admin.serving import serving as serving_alone
 from tests.application import Application
-from tests.processes import run
+from tests.processes import AIRY_TRIO, Server, free_ports, run, running
 
 TIMEOUT_S = 50.0
+CLIENTS = 16
 CHANGE_RECORDED = re.compile(  # retention may have come by already
     r"written 20\S+ by the trigger's clock, recorded$|none in the change log: recorded and trimmed"
 )
@@ -193,6 +197,59 @@ async def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Pat
     ended = await run("explain", "--config", str(config), *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+async def test_the_clients_of_every_worker_are_counted_and_one_that_does_not_answer_is_named(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    sqlite_application.migrate()
+    port = free_ports(3)
+    config = configure(sqlite_application, tmp_path, "[log]\nretain_s = 3600\n", port=port)
+    config.write_text(config.read_text().replace("[listener]\n", "[listener]\nworkers = 2\n"))
+    with trio.fail_after(2 * TIMEOUT_S):
+        async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server, AsyncExitStack() as stack:
+            number: int = (await server.record("all workers listen"))["port"]
+            clients = [await stack.enter_async_context(await connect(HOST, number)) for _ in range(CLIENTS)]
+            for one in clients:
+                await one.subscribe("/events")
+            sqlite_application.tag()
+            for one in clients:
+                await one.receive()
+            told = await explain(config, "tag", "t1")
+            assert told["clients"].startswith(f"{CLIENTS} connected: {CLIENTS} have passed it, 0 have not yet, ")
+            assert told[""].count("session ") == CLIENTS
+            assert told["server"] == ""
+            assert 0 < len(await sessions_at(port)) < CLIENTS, "they are spread over both"
+
+            config.write_text(config.read_text().replace("workers = 2\n", "workers = 3\n"))
+            told = await explain(config, "tag", "t1")
+    assert told["clients"].startswith(f"{CLIENTS} connected to the 2 of 3 workers that answer: {CLIENTS} have passed")
+    silent = f"no server answers at the admin port {HOST}:{port + 2}; it does not run here"
+    assert told["server"] == f"worker 2: {silent}"
+
+
+async def sessions_at(port: int) -> list[object]:
+    """Who is connected to the worker that has this admin port."""
+    answer = await Port(port).get("/api/clients?position=aaaaaa-1&type=tag.updated")
+    found: list[object] = answer.json()["sessions"]
+    return found
+
+
+async def test_what_is_no_server_of_ours_is_told(sqlite_application: Application, tmp_path: Path) -> None:
+    sqlite_application.migrate()
+    sqlite_application.tag()
+    async with serving(sqlite_application, free_port()) as (address, _), await client(address, "/events") as one:
+        await one.receive()
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"error": "no such page"}, 404)(scope, receive, send)
+
+    async with serving_alone(answer) as other:
+        told = await explain(configure(sqlite_application, tmp_path, port=other.number), "tag", "t1")
+    assert told["clients"] == "not known"
+    assert told["server"] == f"something else answers at the admin port {HOST}:{other.number}"
 
 
 async def test_clients_are_told_to_nobody_who_comes_by_a_name(any_application: Application) -> None:

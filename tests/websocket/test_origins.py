@@ -6,7 +6,7 @@ from airy_trio.websocket.origins import Console, OriginRules, is_loopback
 from airy_trio.websocket.request import RefusedError, Upgrade
 from tests.settings.reading import fault, read
 
-CONSOLE = Console("127.0.0.1", 8081)
+CONSOLE = Console("127.0.0.1", range(8081, 8083))
 
 
 def status(rules: OriginRules, host: str, origin: str | None, *, loopback: bool) -> int:
@@ -118,11 +118,13 @@ def test_a_star_is_any_page_but_not_null(origin: str, expected: int) -> None:
     [
         (CONSOLE, "http://localhost:8081", "localhost:8080", 0),
         (CONSOLE, "http://127.0.0.1:8081", "localhost:8080", 0),
-        (CONSOLE, "http://localhost:8082", "localhost:8080", 403),
+        (CONSOLE, "http://localhost:8082", "localhost:8080", 0),
+        (CONSOLE, "http://localhost:8083", "localhost:8080", 403),
         (CONSOLE, "https://localhost:8081", "localhost:8080", 403),
         (CONSOLE, "http://chat.example.org:8081", "chat.example.org:8080", 403),
-        (Console("0.0.0.0", 9000), "http://chat.example.org:9000", "chat.example.org:8080", 0),  # noqa: S104 - the same
-        (Console("0.0.0.0", 9000), "http://other.example.org:9000", "chat.example.org:8080", 403),  # noqa: S104
+        (Console("0.0.0.0", range(9000, 9001)), "http://chat.example.org:9000", "chat.example.org:8080", 0),  # noqa: S104 - the same
+        (Console("0.0.0.0", range(9000, 9001)), "http://other.example.org:9000", "chat.example.org:8080", 403),  # noqa: S104
+        (Console("127.0.0.1", range(0)), "http://localhost:8081", "localhost:8080", 403),
         (None, "http://localhost:8081", "localhost:8080", 403),
     ],
 )
