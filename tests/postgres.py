@@ -153,10 +153,11 @@ class Postgres:
         with psycopg.connect(self._conninfo(database), autocommit=True) as connection:
             connection.execute(statement)
 
-    def create_database(self) -> str:
+    def create_database(self, encoding: str = "UTF8") -> str:
         """Make an empty database and give its name."""
         name = f"test_{next(_names)}"
-        self.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        statement = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0")
+        self.execute(statement.format(sql.Identifier(name), sql.Literal(encoding)))
         return name
 
     def drop_database(self, name: str) -> None:

@@ -1,48 +1,165 @@
 """Rows that cannot be told, each beside good ones in one transaction: named, counted, passed over."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-from tests.application import Application
-from tests.e2e.route import configure, listening
-from tests.processes import json_object, server
+from airy_trio.database import SQLITE
+from tests.admin.serving import Port, free_port
+from tests.application import Application, application
+from tests.clients.running import stompman
+from tests.e2e.route import configure, events_of, listening
+from tests.postgres import Postgres
+from tests.processes import Program, json_object, server
 
 TIMEOUT_S = 40.0
+DEPTH = 10_000
 TAG = "insert into tags values ({}, 'flag', 'red')"
-FAULTS = {  # what is written, and the fault that is named
-    TAG.format("'a' || char(0) || 'b'"): "id has a NUL",
-    TAG.format("cast(x'ff41' as text)"): "id is not UTF-8 text",
-    TAG.format("null"): "id is NULL",
-    "insert into messages values ('m1', 'c' || char(0), 'ch1', 'x', 'failed', true, '2024-01-01', 's', null)": (
-        "conversation_id has a NUL"
-    ),
-    "insert into channels values ('ch' || char(0), 's', 'x', true)": "id has a NUL",
-    "insert into metadata (subject, identifier, key) values ('message', 'm' || char(0), 'k')": "identifier has a NUL",
+UNTIMELY = "sent_at is not a time between the years 1 and 9999"
+TOO_DEEP = "content is nested deeper than 500"
+NAMELESS = {
+    TAG.format("null"): ("tags", "id is NULL"),
+    "insert into channels values ('ch1', null, 'x', true)": ("channels", "source is NULL"),
+    "insert into metadata (subject, identifier, key) values ('message', null, 'k')": ("metadata", "identifier is NULL"),
 }
+LENIENT_TABLES = (  # the default ones without what they refuse
+    "create table tags (id text, name text, color text)",
+    "create table channels (id text, source text, source_channel_id text, connected boolean)",
+    "create table metadata (subject text, identifier text, key text, value text, value_type text, updated_at {moment})",
+    "create table messages (id text, conversation_id text, channel_id text, content {json}, delivery_state text, "
+    "from_contact boolean, sent_at {time}, source text, sender_id text)",
+)
+
+
+def message(*, content: str = "null", sent_at: str = "'2024-01-01'", conversation: str = "'c1'") -> str:
+    """A message with its values as SQL; the id is taken from what is special about it."""
+    id_ = (content + sent_at + conversation).replace("'", "")[-30:]
+    return (
+        f"insert into messages values ('{id_}', {conversation}, 'ch1', {content}, 'failed', true, {sent_at}, 's', '')"
+    )
+
+
+def deep(cast: str = "") -> str:
+    return f"'{'[' * DEPTH}{']' * DEPTH}'{cast}"
+
+
+ON_SQLITE = NAMELESS | {
+    TAG.format("'a' || char(0) || 'b'"): ("tags", "id has a NUL"),
+    TAG.format("cast(x'ff41' as text)"): ("tags", "id is not UTF-8 text"),
+    "insert into tags values ('t', cast(x'c3' as text), 'red')": ("tags", "name is not UTF-8 text"),
+    "insert into channels values ('ch' || char(0), 's', 'x', true)": ("channels", "id has a NUL"),
+    "insert into metadata (subject, identifier, key) values ('message', 'm' || char(0), 'k')": (
+        "metadata",
+        "identifier has a NUL",
+    ),
+    "insert into metadata values ('message', 'm', 'k', 'v', 'text', 'NaN')": ("metadata", "updated_at is not a time"),
+    message(conversation="'c' || char(0)"): ("messages", "conversation_id has a NUL"),
+    message(conversation="null"): ("messages", "conversation_id is NULL"),
+    message(sent_at="null"): ("messages", "sent_at is NULL"),
+    message(sent_at="9e999"): ("messages", UNTIMELY),
+    message(sent_at="-9e999"): ("messages", UNTIMELY),
+    message(sent_at="'infinity'"): ("messages", UNTIMELY),
+    message(sent_at="'0044-03-15 12:00:00 BC'"): ("messages", UNTIMELY),
+    message(sent_at="'NaN'"): ("messages", UNTIMELY),
+    message(content=deep()): ("messages", TOO_DEEP),
+    message(content="'NaN'"): ("messages", "content is not valid JSON"),
+    message(content="cast(x'22ff22' as text)"): ("messages", "content is not UTF-8 text"),
+}
+ON_POSTGRES = NAMELESS | {
+    message(conversation="null"): ("messages", "conversation_id is NULL"),
+    message(sent_at="null"): ("messages", "sent_at is NULL"),
+    message(sent_at="'infinity'"): ("messages", UNTIMELY),
+    message(sent_at="'-infinity'"): ("messages", UNTIMELY),
+    message(sent_at="'0044-03-15 12:00:00 BC'"): ("messages", UNTIMELY),
+    message(sent_at="'294276-12-31'"): ("messages", UNTIMELY),
+    message(content=deep()): ("messages", TOO_DEEP),
+    "insert into metadata values ('message', 'm', 'k', 'v', 'text', 'NaN')": ("metadata", "updated_at is not a time"),
+}
+NOT_A_NUMBER = {
+    message(sent_at="'NaN'"): ("messages", UNTIMELY),
+    message(sent_at="'Infinity'"): ("messages", UNTIMELY),
+    message(sent_at="-1e15"): ("messages", UNTIMELY),
+    "insert into metadata values ('message', 'm', 'k', 'v', 'text', 'NaN')": ("metadata", "updated_at is not a time"),
+}
+WITHOUT_ENCODING = {
+    TAG.format(r"convert_from('\xff41', 'SQL_ASCII')"): ("tags", "id is not UTF-8 text"),
+    r"insert into tags values ('t', convert_from('\xc3', 'SQL_ASCII'), 'red')": ("tags", "name is not UTF-8 text"),
+    message(content=r"convert_from('\xff', 'SQL_ASCII')"): ("messages", "content is not UTF-8 text"),
+}
+Faults = Mapping[str, tuple[str, str]]
+
+
+def prepare(writing: Application, *, json: str = "json", time: str = "timestamptz", moment: str = "float8") -> None:
+    """Tables that let through what the default ones refuse. ``moment``: the type of ``metadata.updated_at``."""
+    if writing.dialect == SQLITE:
+        time = moment = "any"
+    writing.execute(*(table.format(json=json, time=time, moment=moment) for table in LENIENT_TABLES))
+
+
+async def assert_passed_over(writing: Application, faults: Faults, folder: Path, more: str = "") -> None:
+    """Write all in one transaction, each between two good rows, and see who hears of what."""
+    config = configure(writing, folder, more)
+    port = Port(free_port())
+    config.write_text(config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {port.number}"))
+    good = [f"good-{number}" for number in range(len(faults) + 1)]
+    pairs = zip((TAG.format(f"'{id_}'") for id_ in good), faults, strict=False)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours, stompman(serving.url) as theirs:
+            with writing.engine.begin() as connection:
+                for statement in [part for pair in pairs for part in pair]:
+                    connection.exec_driver_sql(statement)
+                connection.exec_driver_sql(TAG.format(f"'{good[-1]}'"))
+            received = await ours.upto(lambda event: event.object == ("tag", good[-1]))
+            assert [event.object[1] for event in received if event.type == "tag.updated"] == good
+            rest = [event.payload for event in received if event.type != "tag.updated"]
+            assert [pair["metadata"] for pair in rest] == [{} for _ in rest]  # a bad row of it counts as none
+            assert events_of(await theirs.messages(len(received))) == received
+            assert (await port.samples())["airy_trio_row_faults_total", ()] == len(faults)
+            assert await serving.terminate() == 0
+    told = Counter((fault["table"], fault["reason"]) for fault in named(serving))
+    assert (told - Counter(faults.values()), Counter(faults.values()) - told) == ({}, {})
+    assert all(fault["key"] for fault in named(serving))
+
+
+def named(program: Program) -> Sequence[Mapping[str, Any]]:
+    records = map(json_object, program.err.all)
+    return [record for record in records if record.get("event") == "row fault"]
 
 
 @pytest.mark.parametrize("log", ["sqlite", "postgres"])
-async def test_each_is_named_and_its_neighbours_arrive(
+async def test_of_sqlite(
     log: str, request: pytest.FixtureRequest, sqlite_application: Application, tmp_path: Path
 ) -> None:
     """Postgres, which can be the place of the log, holds less than a file of SQLite can."""
-    sqlite_application.migrate()
-    sqlite_application.execute(
-        *(f"drop table {name}" for name in ("tags", "channels")),
-        "create table tags (id text, name text, color text)",
-        "create table channels (id text, source text, source_channel_id text, connected boolean)",
-    )
+    sqlite_application.execute("select 1")
+    prepare(sqlite_application)
     url = f"sqlite:///{tmp_path}/e.db" if log == "sqlite" else request.getfixturevalue("postgres_database")
-    config = configure(sqlite_application, tmp_path, f'[log]\nurl = "{url}"\n')
-    with trio.fail_after(TIMEOUT_S):
-        async with server(config) as serving, listening(serving) as ours:
-            good = [f"good-{number}" for number in range(len(FAULTS) + 1)]
-            pairs = zip((TAG.format(f"'{id_}'") for id_ in good), FAULTS, strict=False)
-            written = [statement for pair in pairs for statement in pair]
-            sqlite_application.execute(*written, TAG.format(f"'{good[-1]}'"))
-            assert [event.object[1] for event in await ours.take(len(good))] == good
-            assert await serving.terminate() == 0
-    named = [json_object(line).get("reason") for line in serving.err.all if "row fault" in line]
-    assert sorted(filter(None, named)) == sorted(FAULTS.values())
+    await assert_passed_over(sqlite_application, ON_SQLITE, tmp_path, f'[log]\nurl = "{url}"\n')
+
+
+async def test_of_postgres(postgres_application: Application, tmp_path: Path) -> None:
+    database = postgres_application.url.rpartition("/")[2]
+    postgres_application.execute(f"alter database {database} set max_stack_depth = '7MB'")  # or it parses no such JSON
+    postgres_application.engine.dispose()
+    prepare(postgres_application, json="jsonb")
+    await assert_passed_over(postgres_application, ON_POSTGRES, tmp_path)
+
+
+@pytest.mark.parametrize("type_", ["numeric", "double precision", "real"])
+async def test_of_numbers_that_are_none(postgres_application: Application, tmp_path: Path, type_: str) -> None:
+    prepare(postgres_application, time=type_, moment=type_)
+    timeless = {statement.replace("'2024-01-01'", "0"): fault for statement, fault in NOT_A_NUMBER.items()}
+    await assert_passed_over(postgres_application, timeless, tmp_path)
+
+
+async def test_of_a_database_without_encoding(postgres: Postgres, tmp_path: Path) -> None:
+    """Its log is in the same database."""
+    name = postgres.create_database(encoding="SQL_ASCII")
+    with application(postgres.url(name)) as writing:
+        prepare(writing, json="text")
+        await assert_passed_over(writing, WITHOUT_ENCODING, tmp_path)
+    postgres.drop_database(name)
