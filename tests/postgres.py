@@ -153,9 +153,9 @@ class Postgres:
         with psycopg.connect(self._conninfo(database), autocommit=True) as connection:
             connection.execute(statement)
 
-    def create_database(self, encoding: str = "UTF8") -> str:
-        """Make an empty database and give its name."""
-        name = f"test_{next(_names)}"
+    def create_database(self, *, name: str = "", encoding: str = "UTF8") -> str:
+        """Make an empty database and give its name, a new one unless it is given."""
+        name = name or f"test_{next(_names)}"
         statement = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0")
         self.execute(statement.format(sql.Identifier(name), sql.Literal(encoding)))
         return name

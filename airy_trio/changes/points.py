@@ -2,19 +2,21 @@
 
 import json
 import re
-from typing import Final, Self
+from typing import Self
 
 import sqlalchemy as sa
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from airy_trio.changes.feed import ResumePointLost
 from airy_trio.database import POSTGRES
 
-SNAPSHOT: Final = sa.text("select cast(pg_current_snapshot() as text)")
 _SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?")
-_IDENTITY = sa.text(
-    "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) "
-    "from pg_control_system()"
+_CLUSTER = sa.text(
+    "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), "
+    "(select oid from pg_database where datname = current_database()) from pg_control_system()"
+)
+_MOMENT = sa.text(
+    "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass(:log) as oid) as text), '')"
 )
 
 
@@ -41,24 +43,43 @@ class SqlitePoint:
         return json.dumps([self.seq, self.token], separators=(",", ":"))
 
 
+@frozen
+class Cluster:
+    """Which history of which cluster a connection is to, and which database there: none of it can change under it."""
+
+    system: str
+    timeline: str
+    database: int
+
+    @classmethod
+    def of(cls, connection: sa.Connection) -> Self:
+        """Ask for it. The role needs ``pg_control_system``."""
+        return cls(*connection.execute(_CLUSTER).one())
+
+
 @frozen(kw_only=True)
 class PostgresPoint:
     """Everything that ``snapshot`` sees has been read, and of what ``target`` sees beyond it all up to ``seq``.
 
-    ``system`` and ``timeline`` say in which history of which cluster the transaction numbers mean something.
+    ``system`` and ``timeline`` say in which history of which cluster the transaction numbers mean something. ``place``
+    is the database and the change log by their numbers in it: a dump that is restored gets others. Before the first
+    batch it is "", which stands for any.
     """
 
     system: str
     timeline: str
     snapshot: str
+    place: str = ""
     target: str = ""
     seq: int = 0
 
     @classmethod
-    def now(cls, connection: sa.Connection) -> Self:
-        """The point after everything that the connection's snapshot sees."""
-        system, timeline = connection.execute(_IDENTITY).one()
-        return cls(system=system, timeline=timeline, snapshot=connection.execute(SNAPSHOT).scalar_one())
+    def now(cls, connection: sa.Connection, log: str, cluster: Cluster | None = None) -> Self:
+        """The point after everything that the connection's snapshot sees. ``log``: the change log's quoted name."""
+        known = cluster or Cluster.of(connection)
+        snapshot, oid = connection.execute(_MOMENT, {"log": log}).one()
+        place = f"{known.database}.{oid}"
+        return cls(system=known.system, timeline=known.timeline, place=place, snapshot=snapshot)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -68,10 +89,11 @@ class PostgresPoint:
                 "system": str(system),
                 "timeline": str(timeline),
                 "snapshot": str(snapshot),
+                "place": str(place),
                 "target": str(target),
                 "seq": int(seq),
             } if _SNAPSHOT_FORM.fullmatch(snapshot):
-                return cls(system=system, timeline=timeline, snapshot=snapshot, target=target, seq=seq)
+                return cls(system=system, timeline=timeline, snapshot=snapshot, place=place, target=target, seq=seq)
             case _:
                 raise _foreign()
 
@@ -94,9 +116,14 @@ class PostgresPoint:
         return [txid for txid in self.snapshot.split(":")[2].split(",") if txid]
 
 
-def first(connection: sa.Connection) -> str:
-    """The resume point of a change log that was made just now."""
-    return str(PostgresPoint.now(connection) if connection.dialect.name == POSTGRES else SqlitePoint())
+def first(connection: sa.Connection, log: str) -> str:
+    """The resume point of a change log that was made just now. ``log``: its quoted name.
+
+    It is of no place: whoever runs a preview of the migration by hand makes another change log than the previewed one.
+    """
+    if connection.dialect.name != POSTGRES:
+        return str(SqlitePoint())
+    return str(evolve(PostgresPoint.now(connection, log), place=""))
 
 
 def _parsed(text: str) -> object:

@@ -21,7 +21,7 @@ from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.objects import Objects, changes_of
-from airy_trio.changes.points import SNAPSHOT, PostgresPoint
+from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import POSTGRES, Database, Names, Session
@@ -55,7 +55,8 @@ class PostgresFeed:
         self._writing = writing
         self._log = ChangeLog(names)
         self._objects = Objects(POSTGRES, tables, text_chars_max)
-        self._identity: tuple[int, str, str] | None = None
+        self._log_name = names.quoted(TABLE)
+        self._cluster: tuple[int, Cluster] | None = None
         self._kept: int | None = None
         self.bell = Doorbell(reading, names)
         self._pause_s = POLL_FIRST_S
@@ -64,7 +65,7 @@ class PostgresFeed:
             "seq, kind, operation, key_1, key_2, old_1, old_2, "
             "cast(extract(epoch from clock_timestamp() - at) as float8) as age_s"
         )
-        log = names.quoted(TABLE).replace(":", "\\:")
+        log = self._log_name.replace(":", "\\:")
         self._difference = sa.text(
             f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
             f"union all select {columns} from {log} where txid = any(cast(:in_progress as xid8[])) "
@@ -105,7 +106,7 @@ class PostgresFeed:
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
         return await self._reading.run(
-            lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection))
+            lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection, self._log_name))
         )
 
     async def restart(self) -> str:
@@ -113,7 +114,7 @@ class PostgresFeed:
 
         def work(connection: sa.Connection) -> str:
             connection.execute(_ONE_SNAPSHOT)
-            point = str(PostgresPoint.now(connection))
+            point = str(PostgresPoint.now(connection, self._log_name))
             connection.execute(sa.delete(self._log.rows))  # deletes what the snapshot of this transaction sees
             self._log.set_origin(connection, point)
             return point
@@ -150,6 +151,9 @@ class PostgresFeed:
         if (point.system, point.timeline) != (now.system, now.timeline):
             message = "the database is another cluster, or a restored one, than the one that was recorded"
             raise ResumePointLost(message)
+        if point.place and point.place != now.place:
+            message = "the change log is another one than was recorded, as after a dump was restored"
+            raise ResumePointLost(message)
         if point.next_transaction > now.next_transaction:
             message = "the database has gone back behind what was recorded"
             raise ResumePointLost(message)
@@ -185,7 +189,7 @@ class PostgresFeed:
             whole, target = now, now.snapshot
         if len(rows) < limit:
             return rows, whole
-        return rows, evolve(point, target=target, seq=rows[-1].seq)
+        return rows, evolve(point, place=now.place, target=target, seq=rows[-1].seq)
 
     def _require_kept(self, connection: sa.Connection, point: PostgresPoint) -> None:
         """Refuse a point before the origin, as of an older copy of a store: what followed it has been trimmed.
@@ -203,10 +207,7 @@ class PostgresFeed:
         self._kept = self._reading.generation
 
     def _now(self, connection: sa.Connection) -> PostgresPoint:
-        """``PostgresPoint.now``; the cluster is asked once for each connection, which cannot change it."""
-        if self._identity is None or self._identity[0] != self._reading.generation:
-            point = PostgresPoint.now(connection)
-            self._identity = (self._reading.generation, point.system, point.timeline)
-            return point
-        _, system, timeline = self._identity
-        return PostgresPoint(system=system, timeline=timeline, snapshot=connection.execute(SNAPSHOT).scalar_one())
+        """``PostgresPoint.now``; the cluster is asked once for each connection."""
+        if self._cluster is None or self._cluster[0] != self._reading.generation:
+            self._cluster = (self._reading.generation, Cluster.of(connection))
+        return PostgresPoint.now(connection, self._log_name, self._cluster[1])

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from attrs import frozen
 
 from airy_trio.changes import default_tables, grants, points, triggers
-from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.inspection import absent, inspect
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
@@ -117,7 +117,7 @@ def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool,
             triggers.install(connection, tables, names, deletes=settings.events.deletes)
             log = ChangeLog(names)
             if log.origin(connection) is None:
-                log.set_origin(connection, points.first(connection))
+                log.set_origin(connection, points.first(connection, names.quoted(TABLE)))
             if record is not None:
                 raise _OnlyPreviewedError
     return Migrated(made=tuple(made), watched=tuple(tables))

@@ -11,9 +11,9 @@ from tests.application import Application
 def point(application: Application) -> str:
     """The resume point after everything that is committed now."""
     with application.engine.begin() as connection:
-        if application.dialect != SQLITE:
-            return str(PostgresPoint.now(connection))
         log = application.log_table("change_log")
+        if application.dialect != SQLITE:
+            return str(PostgresPoint.now(connection, log))
         rows = connection.execute(sa.text(f"select seq, token from {log} order by seq desc")).all()
     return str(SqlitePoint(*rows[0]) if rows else SqlitePoint())
 

@@ -18,6 +18,7 @@ POSTGRES = st.builds(
     system=st.text(),
     timeline=st.text(),
     snapshot=SNAPSHOTS,
+    place=st.text(),
     target=SNAPSHOTS | st.just(""),
     seq=st.integers(0, 2**63),
 )

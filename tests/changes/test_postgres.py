@@ -158,6 +158,7 @@ async def test_trimming_spares_what_an_open_transaction_wrote(postgres_applicati
     [
         {"system": "1"},
         {"timeline": "00000009"},
+        {"place": "1.1"},
         {"snapshot": "4000000000:4000000000:"},
         {"snapshot": "700:4000000000:"},
     ],

@@ -30,8 +30,10 @@ LENIENT_TABLES = (  # the default ones without what they refuse
     "create table tags (id text, name text, color text)",
     "create table channels (id text, source text, source_channel_id text, connected boolean)",
     "create table metadata (subject text, identifier text, key text, value text, value_type text, updated_at {moment})",
-    "create table messages (id text, conversation_id text, channel_id text, content {json}, delivery_state text, "
-    "from_contact boolean, sent_at {time}, source text, sender_id text)",
+    """
+    create table messages (id text, conversation_id text, channel_id text, content {json}, delivery_state text,
+    from_contact boolean, sent_at {time}, source text, sender_id text)
+    """,
 )
 
 
