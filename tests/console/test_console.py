@@ -18,6 +18,28 @@ from tests.processes import server
 TIMEOUT_S = 50.0
 LIVE = "document.querySelector('#link').dataset.phase === 'live'"
 POSITIONS = "[...document.querySelectorAll('#log li[data-position]')].map((row) => row.dataset.position)"
+TOO_FAINT = """(() => {
+  const read = (text) => {  // "rgb(1, 2, 3)", or "color(srgb 0.1 0.2 0.3 / 0.4)" where colours were mixed
+    const [r, g, b, alpha = 1] = text.match(/[\\d.]+(?:e-?\\d+)?/g).map(Number);
+    return [...[r, g, b].map((one) => text.startsWith("color(") ? one : one / 255), alpha];
+  };
+  const over = ([r, g, b, alpha], below) => [r, g, b].map((one, i) => one * alpha + below[i] * (1 - alpha));
+  const ground = (one) => one === null ? [1, 1, 1]
+    : over(read(getComputedStyle(one).backgroundColor), ground(one.parentElement));
+  const light = (colour) => colour
+    .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, one, i) => sum + one * [0.2126, 0.7152, 0.0722][i], 0);
+  return [...document.querySelectorAll("body *:not(script)")]
+    .filter((one) => one.checkVisibility())
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .flatMap((one) => {
+      const below = ground(one);
+      const [a, b] = [light(over(read(getComputedStyle(one).color), below)), light(below)].sort((x, y) => y - x);
+      const ratio = (a + 0.05) / (b + 0.05);
+      return ratio < 4.5 ? [`${one.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`] : [];
+    });
+})()"""
+"""Texts whose contrast to what is below them is less than WCAG 2.2 asks for (AA, 1.4.3)."""
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -176,6 +198,8 @@ async def test_on_a_phone(sqlite_application: Application, dark: bool) -> None:
         await tab.click("#theme")
         assert await tab.evaluate("document.documentElement.dataset.theme") == "dark"
         assert (await tab.evaluate(background) == ground) is dark
+        await tab.click("#theme")
+        assert await tab.evaluate(TOO_FAINT) == []
         await tab.until(  # everything has a name, the charts once they have figures
             "[...document.querySelectorAll('input, button, svg[role=img]')].every((one) => one.ariaLabel"
             " || one.textContent.trim() || one.labels?.length)"
