@@ -49,8 +49,8 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
         async def show(address: app.Address) -> None:
             console = f"http://{HOST}:{console_port}/"
             click.echo(f"console   {console}")
-            if browse:
-                await trio.to_thread.run_sync(webbrowser.open, console)
+            if browse and not await trio.to_thread.run_sync(webbrowser.open, console):
+                click.echo("airy-trio: there is no browser to open the console with", err=True)
             await _show(address, database, events_max)
 
         trio.run(app.run, chosen, show)
