@@ -62,8 +62,8 @@ docs: $(VENV)/.docs ## the documentation as pages, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/docs/index.html"
 
-newcomer: ## the README's commands in a fresh clone, up to a browser
-	$(PYTHON) -m tests.newcomer
+newcomer: $(VENV)/.tests ## the README's commands in a fresh clone, up to a browser
+	$(BIN)/python -m tests.newcomer
 
 reference: $(VENV)/.tests ## the pages of docs/reference that the program makes
 	$(BIN)/python -m tests.docs.reference --write

@@ -1,10 +1,11 @@
 """The way of somebody new: a fresh clone, nothing but PATH, the README's own commands, events in a real browser.
 
-    python3 -m tests.newcomer
+    make newcomer
 
-Needs what the README says is needed (Python, git, make), Chromium, and @stomp/stompjs as `npm ci` in tests/clients
-leaves it, which a page's bundler would bring. The commands, the settings and the page are read from the README; only
-the ports are others, which the machine may need for something else. Ends with 1 where anything fails or takes too long.
+The newcomer needs what the README says is needed (Python, git, make), a browser, and @stomp/stompjs as `npm ci` in
+tests/clients leaves it, which a page's bundler would bring; who drives that browser has the environment of the tests.
+The commands, the settings and the page are read from the README; only the ports are others, which the machine may need
+for something else. Ends with 1 where anything fails or takes too long.
 """
 
 import contextlib
@@ -26,6 +27,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from playwright.sync_api import Browser
+
+from tests.console.browser import CHROMIUM, chromium
+
 ROOT: Final = Path(__file__).parents[1]
 SHELL: Final = "/bin/bash"
 LIBRARY: Final = ROOT / "tests" / "clients" / "node_modules" / "@stomp" / "stompjs" / "esm6"
@@ -34,8 +39,7 @@ STEP_MAX_S: Final = 150.0
 END_MAX_S: Final = 30.0
 DEMO_EVENTS: Final = 5
 EVENT: Final = re.compile(r"\d\d:\d\d:\d\d\.\d+ +[a-z0-9]{6}-\d+ ")
-BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER_OPTIONS: Final = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
+CONSOLE: Final = re.compile(r"^console +(http://\S+)$")
 PAGE: Final = """<!doctype html>
 <script type="importmap">{"imports": {"@stomp/stompjs": "/stompjs/index.js"}}</script>
 <script type="module">
@@ -118,10 +122,10 @@ def _read(process: "subprocess.Popen[str]", lines: queue.Queue[str | None]) -> N
     lines.put(None)
 
 
-def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int = 1) -> None:
-    """Read lines until so many have matched. Ends the program where they end before."""
+def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int = 1) -> re.Match[str]:
+    """Read lines until so many have matched; give the last match. Ends the program where they end before."""
     deadline = time.monotonic() + STEP_MAX_S
-    while count:
+    while True:
         try:
             line = lines.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -129,7 +133,10 @@ def until(lines: queue.Queue[str | None], pattern: re.Pattern[str], count: int =
         if line is None:
             sys.exit(f"newcomer: it has not said {pattern.pattern!r}")
         sys.stdout.write(f"    {line}\n")
-        count -= bool(pattern.search(line))
+        found = pattern.search(line)
+        count -= bool(found)
+        if found and not count:
+            return found
 
 
 class Site(http.server.ThreadingHTTPServer):
@@ -169,20 +176,22 @@ class _Visit(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def demo(newcomer: Newcomer) -> None:
-    """The first command of the README, until there are events in the terminal."""
+def demo(newcomer: Newcomer, browser: Browser) -> None:
+    """The first command of the README, until there are events in the terminal, and in the console that it names."""
     command = newcomer.commands("Try it")[0]
     with newcomer.running(command) as lines:
+        url = until(lines, CONSOLE)[1]
         until(lines, EVENT, DEMO_EVENTS)
+        console = browser.new_page()
+        console.goto(url)
+        event = console.locator("#log li[data-position]").nth(DEMO_EVENTS - 1)
+        event.wait_for(timeout=STEP_MAX_S * 1000)
+        told_by_page("the console shows", event.inner_text())
+        console.close()
 
 
-def page(newcomer: Newcomer) -> None:
+def page(newcomer: Newcomer, browser: Browser) -> None:
     """A server on a database of one's own, and the README's page in a browser, which sees a row as it is committed."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        sys.exit(f"newcomer: no browser: none of {', '.join(BROWSERS)} is in PATH")
-    if not LIBRARY.is_dir():
-        sys.exit("newcomer: no @stomp/stompjs: run `npm ci` in tests/clients")
     *preparing, serve = newcomer.commands("On your database")
     [script] = newcomer.blocks("On your database", "js")
     [origins] = newcomer.blocks("On your database", "toml")
@@ -197,11 +206,11 @@ def page(newcomer: Newcomer) -> None:
         # one shell: what is activated in it stays so
         with newcomer.running("set -e\n" + "\n".join([*preparing, f"exec {serve}"])) as lines:
             until(lines, re.compile("listening"))
-            with newcomer.running(f"exec {browser} {' '.join(BROWSER_OPTIONS)} http://localhost:{number}/"):
-                until(lines, re.compile("connection opened"))
-                newcomer.run(f"{activate}\n{row}")
-                seen = json.loads(site.seen.get(timeout=STEP_MAX_S))
-    sys.stdout.write(f"    the browser has seen: {json.dumps(seen)}\n")
+            browser.new_page().goto(f"http://localhost:{number}/")
+            until(lines, re.compile("connection opened"))
+            newcomer.run(f"{activate}\n{row}")
+            seen = json.loads(site.seen.get(timeout=STEP_MAX_S))
+    told_by_page("the page has seen", json.dumps(seen))
     if seen["type"] != "tag.updated":
         sys.exit("newcomer: that is not the row that was written")
 
@@ -232,16 +241,27 @@ def told(command: str) -> None:
     sys.stdout.flush()
 
 
+def told_by_page(what: str, text: str) -> None:
+    """Show what a page in the browser has."""
+    sys.stdout.write(f"    {what}: {' '.join(text.split())}\n")
+
+
 def main() -> None:
     """Go the whole way, and say how long it took."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="airy-trio-newcomer-") as folder:
+    if not any(map(shutil.which, CHROMIUM)):
+        sys.exit(f"newcomer: no browser: none of {', '.join(CHROMIUM)} is in PATH")
+    if not LIBRARY.is_dir():
+        sys.exit("newcomer: no @stomp/stompjs: run `npm ci` in tests/clients")
+    with tempfile.TemporaryDirectory(prefix="airy-trio-newcomer-") as folder, chromium() as browser:
+        began = time.monotonic()
         newcomer = Newcomer(Path(folder))
-        demo(newcomer)
-        events_s = time.monotonic() - began
-        page(newcomer)
-    took_s = time.monotonic() - began
-    sys.stdout.write(f"newcomer: events in the terminal after {events_s:.0f} s, in a browser after {took_s:.0f} s\n")
+        demo(newcomer, browser)
+        console_s = time.monotonic() - began
+        page(newcomer, browser)
+        took_s = time.monotonic() - began
+    sys.stdout.write(
+        f"newcomer: events in the console after {console_s:.0f} s, a row of one's own after {took_s:.0f} s\n"
+    )
     if took_s > TIME_MAX_S:
         sys.exit(f"newcomer: that is more than {TIME_MAX_S:.0f} s")
 
