@@ -65,8 +65,8 @@ class Conversation:
 
     ``upgrade_token``: the one that came with the upgrade, if any did; it counts where CONNECT brings none.
     ``pause``: how some seconds are waited for; whoever can, listens to the client meanwhile, so that it is noticed when
-    it leaves. ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client
-    refused.
+    it leaves. ``turn``: how others are let in between two answers. ``acks_ignored``: of unknown or already acknowledged
+    messages. ``nacks``: messages that the client refused.
     """
 
     def __init__(  # noqa: PLR0913 - it is where all of them meet
@@ -91,6 +91,7 @@ class Conversation:
         self._durables = durables
         self._unwritten = False
         self.pause: Callable[[float], Awaitable[object]] = trio.sleep
+        self.turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.upgrade_token: str | None = None
         self.acks_ignored = 0
         self.nacks = 0
@@ -121,6 +122,8 @@ class Conversation:
                 return farewell
             if count % REQUESTS_PER_TURN == 0:  # a message can hold thousands that nobody has to wait for
                 await trio.lowlevel.checkpoint()
+            elif not isinstance(request, Connect) and request.receipt is not None:
+                await self.turn()  # each answer is a piece of work like another message
         if fault is None:
             return None
         return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)

@@ -9,6 +9,9 @@ from typing import Final
 
 PIECES_MAX: Final = 4096
 """Of one message: frames, and further reads within a frame. Browsers send a message in one frame."""
+SMALL_OCTETS: Final = 16
+SMALL_MAX: Final = 256
+"""Frames of one message with less content than that: each costs the server as much as one of many octets."""
 _FIN: Final = 0x80
 _CONTROL: Final = 0x08
 _MASKED: Final = 0x80
@@ -31,13 +34,14 @@ class Fragments:
         self._counted = False  # whether the frame is of a message, and not a control frame
         self._last = False  # whether the message ends with the frame
         self._pieces = 0
+        self._small = 0
 
     def feed(self, data: bytes) -> bool:
-        """Follow what has come; False where a message has come in more than ``PIECES_MAX`` pieces."""
+        """Follow what has come; False where a message has too many pieces: ``PIECES_MAX``, or ``SMALL_MAX`` small."""
         at = 0
         while at < len(data):
             at = self._skip(data, at) if self._content else self._begin(data, at)
-            if self._pieces > PIECES_MAX:
+            if self._pieces > PIECES_MAX or self._small > SMALL_MAX:
                 return False
         return True
 
@@ -68,6 +72,8 @@ class Fragments:
         self._counted = not header[0] & _CONTROL
         self.controls += not self._counted
         self._last = bool(header[0] & _FIN)
+        if self._counted:
+            self._small = 0 if self._last else self._small + (self._content < SMALL_OCTETS)
         if not self._content:
             self._count()
 

@@ -42,7 +42,7 @@ from airy_trio.websocket.farewells import (
     with_token,
 )
 from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.fragments import PIECES_MAX
+from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX
 from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.inbox import Inbox
@@ -53,6 +53,7 @@ from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
 from airy_trio.websocket.tasks import Tasks
+from airy_trio.websocket.turnstile import Turnstile
 from airy_trio.websocket.upgrade import upgrade
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX, Wire
 
@@ -115,6 +116,7 @@ class Sessions:
         self._fanout = FanOut(eventlog, self._runs, self._senders)
         self.wheel = Wheel(self._senders)
         self.durables = Durables(eventlog)
+        self._turnstile = Turnstile()
         self._clients: dict[Client, None] = {}  # the oldest first
         self._met = 0
         self._ended = trio.Event()
@@ -159,6 +161,7 @@ class Sessions:
             nursery.start_soon(self._senders.run)
             nursery.start_soon(self._senders.watch)
             nursery.start_soon(self._fanout.run)
+            nursery.start_soon(self._turnstile.run)
 
     async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
@@ -170,7 +173,7 @@ class Sessions:
         client = Client(Connection(self._connection_options()), number=self._met, begun_at=trio.current_time())
         client.address = None if visitor is None else visitor.name
         logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
-        wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s)
+        wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s, turnstile=self._turnstile)
         client.wire = wire
         conversation = Conversation(
             client,
@@ -290,9 +293,23 @@ class Sessions:
                     client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
                     self._senders.register(client, tasks)
                     inbox = Inbox(ws.get_message, bytes_max=self._options.frame_bytes_max)
-                    client.dismiss(await _converse(client, client.wire, inbox, conversation))
+                    client.dismiss(await self._converse(client, inbox, conversation))
         client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
         return ws
+
+    async def _converse(self, client: Client, inbox: Inbox, conversation: Conversation) -> Farewell:
+        conversation.pause, conversation.turn = inbox.listen, self._turnstile.enter
+        try:
+            while True:
+                message = await inbox.next()
+                await self._turnstile.enter()
+                farewell = await conversation.hear(message)
+                if farewell is not None:
+                    return farewell
+        except ConnectionClosed as closed:
+            return TOO_SLOW if client.wire.stalled else _closed_by_protocol(client.wire, closed.reason)
+        except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
+            return farewell_after(fault, client.session)
 
     def _release(self, client: Client, conversation: Conversation) -> None:
         """Let go of all that reads for the client or keeps watch over it. Idempotent."""
@@ -330,23 +347,10 @@ def _tell_end(client: Client, visitor: Visitor | None, lasted_s: float) -> None:
     )
 
 
-async def _converse(client: Client, wire: Wire, inbox: Inbox, conversation: Conversation) -> Farewell:
-    conversation.pause = inbox.listen
-    try:
-        while True:
-            farewell = await conversation.hear(await inbox.next())
-            if farewell is not None:
-                return farewell
-    except ConnectionClosed as closed:
-        return TOO_SLOW if wire.stalled else _closed_by_protocol(wire, closed.reason)
-    except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
-        return farewell_after(fault, client.session)
-
-
 def _closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
     if wire.oversized or wire.flooded:
-        pieces = f"A message came in more than {PIECES_MAX} pieces."
+        pieces = f"A message came in more than {PIECES_MAX} pieces, or in more than {SMALL_MAX} small ones."
         return TOO_LARGE if wire.oversized else with_token("413-too-many-fragments", pieces)
     if reason is None:
         return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this

@@ -11,9 +11,10 @@ import trio
 from airy_trio.websocket.fragments import Fragments
 from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
 from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.turnstile import Turnstile
 
 RECEIVE_BYTES_MAX: Final = 4096
-CONTROLS_PER_S: Final = 100
+CONTROLS_PER_S: Final = 20
 CONTROLS_BURST: Final = 100
 """Control frames of one client: beyond so many at once they are read at this rate. Clients send one in some seconds."""
 _SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
@@ -29,7 +30,7 @@ class Wire(trio.abc.Stream):
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
-    ``deserted``: nothing more can come.
+    ``deserted``: nothing more can come. ``turnstile``: what has come goes by it, where there is one.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
@@ -40,6 +41,7 @@ class Wire(trio.abc.Stream):
         "_fragments",
         "_put_back",
         "_send_timeout_s",
+        "_turnstile",
         "closing",
         "deserted",
         "flooded",
@@ -51,7 +53,7 @@ class Wire(trio.abc.Stream):
         "written_at",
     )
 
-    def __init__(self, outlet: Outlet, *, send_timeout_s: float) -> None:
+    def __init__(self, outlet: Outlet, *, send_timeout_s: float, turnstile: Turnstile | None = None) -> None:
         self.outlet = outlet
         self.lock = trio.StrictFIFOLock()
         self.closing = False
@@ -62,6 +64,7 @@ class Wire(trio.abc.Stream):
         self.oversized = False
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
+        self._turnstile = turnstile
         self._put_back = b""
         self._bytes_left: int | None = None
         self._controls_at = 0.0
@@ -159,6 +162,8 @@ class Wire(trio.abc.Stream):
             self._desert()
         if self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
+        if self._turnstile is not None:
+            await self._turnstile.enter()
         self.read_at = trio.current_time()
         return data
 

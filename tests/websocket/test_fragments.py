@@ -13,12 +13,13 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage
 
 from airy_trio.testing.client import Closed
-from airy_trio.websocket.fragments import PIECES_MAX, Fragments
+from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX, SMALL_OCTETS, Fragments
 from airy_trio.websocket.wire import CONTROLS_BURST, CONTROLS_PER_S
 from tests.websocket.serving import serving
 
 KEY = b"\x01\x02\x03\x04"
 CONTINUATION, BINARY, PING = 0, 2, 9
+PIECE = b"x" * SMALL_OCTETS
 
 
 def frame(opcode: int, content: bytes = b"", *, fin: bool = False) -> bytes:
@@ -41,23 +42,31 @@ def begun() -> Fragments:
     return fragments
 
 
-@pytest.mark.parametrize("content", [b"", b"x"])
-def test_the_last_piece_that_is_allowed_and_one_more(content: bytes) -> None:
+def test_the_last_piece_that_is_allowed_and_one_more() -> None:
     fragments = begun()
-    assert fragments.feed(frame(CONTINUATION, content) * (PIECES_MAX - 1))
+    assert fragments.feed(frame(CONTINUATION, PIECE) * (PIECES_MAX - 1))
+    assert not fragments.feed(frame(CONTINUATION, PIECE))
+
+
+@pytest.mark.parametrize("content", [b"", PIECE[1:]])
+def test_the_last_small_piece_that_is_allowed_and_one_more(content: bytes) -> None:
+    fragments = begun()
+    assert fragments.feed(frame(CONTINUATION, PIECE) + frame(CONTINUATION, content) * (SMALL_MAX - 1))
+    assert fragments.feed(frame(CONTINUATION, PIECE) * SMALL_MAX)
     assert not fragments.feed(frame(CONTINUATION, content))
 
 
 def test_a_message_that_ends_is_forgotten() -> None:
     fragments = Fragments()
-    message = frame(BINARY) + frame(CONTINUATION, b"x") * (PIECES_MAX - 1) + frame(CONTINUATION, fin=True)
+    small = frame(BINARY) + frame(CONTINUATION) * (SMALL_MAX - 1)
+    message = small + frame(CONTINUATION, PIECE) * (PIECES_MAX - SMALL_MAX) + frame(CONTINUATION, fin=True)
     assert fragments.feed(message * 3 + frame(BINARY, fin=True) * 2 * PIECES_MAX)
 
 
 def test_control_frames_between_are_no_pieces_and_end_no_message() -> None:
     fragments = begun()
     assert fragments.feed(frame(PING, b"ping", fin=True) * 2 * PIECES_MAX)
-    assert fragments.feed((frame(CONTINUATION) + frame(PING, fin=True)) * (PIECES_MAX - 1))
+    assert fragments.feed((frame(CONTINUATION) + frame(PING, fin=True)) * (SMALL_MAX - 1))
     assert not fragments.feed(frame(CONTINUATION))
 
 
@@ -68,7 +77,10 @@ def test_a_frame_that_comes_octet_by_octet_is_in_as_many_pieces() -> None:
 
 
 @given(
-    frames=st.lists(st.tuples(st.integers(0, 300) | st.just(70_000), st.sampled_from(["more", "last", "ping"]))),
+    frames=st.lists(
+        st.tuples(st.integers(0, 300) | st.just(70_000), st.sampled_from(["more", "last", "ping"])),
+        max_size=SMALL_MAX // 2,
+    ),
     cuts=st.lists(st.integers(0, 100_000)),
 )
 def test_pieces_are_counted_as_wsproto_makes_them(frames: Sequence[tuple[int, str]], cuts: Sequence[int]) -> None:
@@ -87,12 +99,12 @@ def test_pieces_are_counted_as_wsproto_makes_them(frames: Sequence[tuple[int, st
             if isinstance(event, BytesMessage):
                 pieces = 0 if event.message_finished else pieces + 1
     missing = PIECES_MAX - pieces
-    assert fragments.feed(frame(CONTINUATION if pieces else BINARY))
-    assert fragments.feed(frame(CONTINUATION) * (missing - 1))
-    assert not fragments.feed(frame(CONTINUATION))
+    assert fragments.feed(frame(CONTINUATION if pieces else BINARY, PIECE))
+    assert fragments.feed(frame(CONTINUATION, PIECE) * (missing - 1))
+    assert not fragments.feed(frame(CONTINUATION, PIECE))
 
 
-@pytest.mark.parametrize("content", [b"", b"x"])
+@pytest.mark.parametrize("content", [b"", b"x", PIECE])
 async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content: bytes) -> None:
     flood = frame(CONTINUATION, content) * (2 * PIECES_MAX)
     with trio.fail_after(30):
@@ -132,7 +144,7 @@ async def test_a_flood_of_pings_is_answered_at_a_rate_that_leaves_time_for_other
 async def test_who_sends_too_many_fragments_and_listens_is_told_so(autojump_clock: MockClock) -> None:
     async with serving() as server:
         plugged = await server.plug_connected()
-        await plugged.client.stream.send_all(frame(BINARY) + frame(CONTINUATION) * PIECES_MAX)
+        await plugged.client.stream.send_all(frame(BINARY) + frame(CONTINUATION) * SMALL_MAX)
         error = await plugged.client.receive()
         assert (error.command, error.get("message")) == ("ERROR", "413-too-many-fragments")
         with pytest.raises(Closed) as closed:

@@ -1,0 +1,142 @@
+"""The turnstile: so many in each turn of the event loop, in their order, and everybody once nobody turns it."""
+
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from airy_trio.testing.client import StompClient
+from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
+from tests.websocket.serving import serving
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the event loop, and ``answers`` in each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.answers: Counter[int] = Counter()
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio's
+        self.count += 1
+
+
+async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
+    turnstile, turns = Turnstile(), Turns()
+    entered: list[tuple[int, int]] = []
+
+    async def enter(number: int) -> None:
+        await turnstile.enter()
+        entered.append((turns.count, number))
+
+    count = 10 * ENTRIES_PER_TURN + 3
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(turns)
+        for number in range(count):
+            nursery.start_soon(enter, number)
+        with trio.fail_after(5):
+            while len(entered) < count:  # noqa: ASYNC110 - turn by turn
+                await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(turns)
+        assert turnstile.statistics() == {"waiting": 0}
+        nursery.cancel_scope.cancel()
+    by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
+    assert max(by_turn) == ENTRIES_PER_TURN
+    assert len(by_turn) == 11
+    assert sorted(number for _, number in entered) == list(range(count))
+
+
+async def test_who_waits_is_let_through_first_come_first_served() -> None:
+    turnstile = Turnstile()
+    entered: list[int] = []
+
+    async def enter(number: int) -> None:
+        await turnstile.enter()
+        entered.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * ENTRIES_PER_TURN):
+            nursery.start_soon(enter, number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert entered == list(range(ENTRIES_PER_TURN))
+        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN}
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(entered[: 2 * ENTRIES_PER_TURN]) == set(range(2 * ENTRIES_PER_TURN))
+        assert len(entered) == 3 * ENTRIES_PER_TURN
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_gives_up_takes_nobodys_place() -> None:
+    turnstile = Turnstile()
+    for _ in range(ENTRIES_PER_TURN):
+        await turnstile.enter()
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0):
+            await turnstile.enter()
+            pytest.fail("there was no room")
+        nursery.start_soon(turnstile.run)
+        for _ in range(2 * ENTRIES_PER_TURN):
+            with trio.fail_after(5):
+                await turnstile.enter()
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_stands_open_once_nobody_turns_it() -> None:
+    turnstile = Turnstile()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(5):
+        for _ in range(5 * ENTRIES_PER_TURN):
+            await turnstile.enter()
+
+
+class Answering(StreamOutlet):
+    """Notes in which turn of the event loop something is written."""
+
+    def __init__(self, stream: trio.abc.Stream, turns: Turns) -> None:
+        super().__init__(stream)
+        self._turns = turns
+
+    def push(self, data: bytes) -> None:
+        self._turns.answers[self._turns.count] += 1
+        super().push(data)
+
+
+async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an_event_does_not_wait(
+    autojump_clock: MockClock,
+) -> None:
+    crowd, asked = 100, 20
+    turns = Turns()
+    async with serving(listen=False) as server:
+        listener = (await server.plug_connected()).client
+        await listener.subscribe()
+        clients = []
+        for _ in range(crowd):
+            ours, theirs = trio.testing.memory_stream_pair()
+            server.start(Answering(ours, turns))
+            clients.append(StompClient(theirs))
+            await clients[-1].upgrade()
+            await clients[-1].connect()
+        turns.answers.clear()
+        trio.lowlevel.add_instrument(turns)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(client.send_text, "UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * asked)
+            await server.append(1, 1)
+            assert (await listener.receive()).command == "MESSAGE"
+            answered = sum(turns.answers.values())
+        for client in clients:
+            for _ in range(asked):
+                assert (await client.receive()).command == "RECEIPT"
+        trio.lowlevel.remove_instrument(turns)
+    assert sum(turns.answers.values()) == crowd * asked
+    assert answered < crowd * asked / 4
+    assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
