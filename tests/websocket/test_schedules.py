@@ -63,6 +63,8 @@ class Schedule:
     everything: list[StoredEvent]
     habits: dict[int, tuple[str, str]]
     """Destination and ack mode of everybody's n-th subscription: those that are alike share runs."""
+    alike: bool = False
+    """Subscribe to everything, from now on, without acks: then neighbours share nearly every run."""
     by_id: dict[str, Expected] = field(factory=dict)
     waiting: dict[str, Expected] = field(factory=dict)
     ending: dict[str, Expected] = field(factory=dict)
@@ -122,16 +124,19 @@ class Schedule:
             return
         self.numbers += 1
         new = self.chance.choice(DESTINATIONS), self.chance.choice(("auto", "auto", "client", "client-individual"))
+        if self.alike:
+            new = "/events", "auto"
         destination, ack = self.habits.setdefault(self.numbers, new)
         if self.grant.of(parse(destination)) is None:
             destination = "/events"
+        resumed_share = 0 if self.alike else 0.6
         one = Expected(
             id=f"sub{self.numbers}",
             destination=destination,
             ack=ack,
             prefetch=self.chance.choice((1, 2, 30)),
-            asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < 0.6 else None,
-            replay=self.chance.choice((None, "none", "all")),
+            asked=self.chance.choice((None, *self.seen[-50:])) if self.chance.random() < resumed_share else None,
+            replay="none" if self.alike else self.chance.choice((None, "none", "all")),
         )
         headers = [("id", one.id), ("destination", one.destination), ("receipt", f"start {one.id}"), ("ack", one.ack)]
         headers.append(("prefetch-count", str(one.prefetch)))
@@ -247,8 +252,11 @@ def _ack(frame: Frame) -> str:
     return frame.get("ack") or ""
 
 
-async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()) -> None:
-    """Several clients of one log, one step of one of them after another; then each is checked. ``grants``: of each."""
+async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = (), *, alike: bool = False) -> None:
+    """Several clients of one log, one step of one of them after another; then each is checked.
+
+    ``grants``: of each. ``alike``: all of them subscribe to the same, and their sockets are never full for long.
+    """
     chance = Random(seed)  # noqa: S311
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
@@ -258,11 +266,11 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
-            outlet = MemoryOutlet(chance.choice((300, 5000, 100_000, None)), moods=chance)
+            outlet = MemoryOutlet(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
             rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
-            schedules.append(Schedule(rig, chance, everything, habits))
+            schedules.append(Schedule(rig, chance, everything, habits, alike))
         for _ in range(STEPS * clients):
             await chance.choice(schedules).step()
             if chance.random() < REST_SHARE:
@@ -288,6 +296,14 @@ async def test_every_subscription_gets_exactly_what_follows_its_position(
 ) -> None:
     monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
     await run_schedule(seed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_neighbours_get_exactly_what_follows_their_positions(
+    seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
+    await run_schedule(seed, 4, alike=True)
 
 
 @pytest.mark.parametrize("seed", range(24))
