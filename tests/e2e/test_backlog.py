@@ -1,0 +1,45 @@
+"""A server that is killed in the middle of a backlog, again and again: it goes on at the page where it was."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.application import Application
+from tests.drill.findings import log_of
+from tests.e2e.route import assert_in_order, configure, listening
+from tests.processes import server
+
+TIMEOUT_S = 50.0
+ROWS = 2000
+KILLED_AFTER = (1, 2, 300)
+"""Events that a client has received when it happens."""
+PAGES = "[changes]\nbatch_rows_max = 8\n"
+
+
+@pytest.mark.slow
+async def test_killed_in_the_middle_of_a_backlog(any_application: Application, tmp_path: Path) -> None:
+    """One transaction wrote it while no server ran, so that it is one difference, read in pages up to a fixed end."""
+    config = configure(any_application, tmp_path, PAGES)
+    rows = [f"n{number}" for number in range(ROWS)]
+    any_application.execute("insert into tags values " + ", ".join(f"('{id_}', 'x', 'red')" for id_ in rows))
+    received, recorded = [], [0]
+    with trio.fail_after(TIMEOUT_S):
+        for count in KILLED_AFTER:
+            async with server(config) as doomed, listening(doomed, headers=[("replay", "all")]) as ours:
+                for event in received:
+                    assert await ours.next() == event
+                received += await ours.take(count)
+                await doomed.kill()
+            recorded.append(len(log_of(any_application)))
+        any_application.tag("last")
+        async with server(config) as serving, listening(serving, after=received[-1].position) as ours:
+            assert ours.receipt.get("resume") == "resumed"
+            received += await ours.upto(lambda event: event.object == ("tag", "last"))
+            assert await serving.terminate() == 0
+    assert recorded == sorted(set(recorded))
+    assert recorded[-1] < ROWS, "no kill fell into the middle"
+    assert [event.object[1] for event in received] == [*rows, "last"]
+    assert [event.offset for event in received] == list(range(1, ROWS + 2))
+    assert_in_order(received)
+    assert log_of(any_application) == received
