@@ -246,6 +246,8 @@ async def _asked(answer: Awaitable[T]) -> T:
     try:
         return await answer
     except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
+        # A connection that was given up is told as one that failed.
+        await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         away = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError)
         if away or any(code in words for code in _WAITING_HEALS):

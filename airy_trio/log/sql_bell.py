@@ -53,24 +53,31 @@ class Bell:
             return ""
         self._busy = True
         try:
-            with trio.move_on_after(POLL_WITH_BELL_S if self._rings else POLL_S):
-                return await self._listen()
-        except (SQLAlchemyError, psycopg.Error) as error:
-            logger.debug("the bell of the event log is away", reason=type(error).__name__)
-            stood = self._connection is not None
-            await trio.to_thread.run_sync(self._drop)
-            if stood:
-                message = f"the connection that listens was lost: {type(error).__name__}"
-                raise StoreUnavailable(message) from None
-            await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
+            return await self._listen_for_a_while()
         finally:
             self._busy = False
-        self.heard = ""  # the caller looks by itself
-        return ""
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
         await trio.to_thread.run_sync(self._drop)
+
+    async def _listen_for_a_while(self) -> str:
+        try:
+            with trio.move_on_after(POLL_WITH_BELL_S if self._rings else POLL_S):
+                return await self._listen()
+        except (SQLAlchemyError, psycopg.Error) as error:
+            lost = type(error).__name__
+        else:
+            self.heard = ""  # the caller looks by itself
+            return ""
+        logger.debug("the bell of the event log is away", reason=lost)
+        stood = self._connection is not None
+        await trio.to_thread.run_sync(self._drop)
+        if stood:
+            message = f"the connection that listens was lost: {lost}"
+            raise StoreUnavailable(message)
+        await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
+        return ""
 
     async def _listen(self) -> str:
         if self._connection is None:

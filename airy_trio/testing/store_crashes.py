@@ -141,6 +141,7 @@ async def _expect_whole(store: EventStore) -> None:
 
 async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints: int) -> int:
     """Append batches, to be cancelled in the middle; give the offset up to which they were accepted."""
+    await store.bounds()  # so that it is a call that is broken off, and not a connection that is being made
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
         try:
