@@ -169,6 +169,17 @@ class Sessions:
         ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
         Raises nothing but cancellation, which cuts the connection.
         """
+        try:
+            return await self._serve(connections, outlet, visitor)
+        except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
+            with trio.move_on_after(HANG_UP_S, shield=True):
+                await _cut(outlet, session="")
+            return farewell_after(fault, session="")
+        finally:
+            if visitor is not None:
+                visitor.leave()
+
+    async def _serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None) -> Farewell:
         self._met += 1
         client = Client(Connection(self._connection_options()), number=self._met, begun_at=trio.current_time())
         client.address = None if visitor is None else visitor.name
@@ -198,11 +209,11 @@ class Sessions:
             client.dismiss(farewell_after(fault, client.session))
         finally:
             self._release(client, conversation)
-            with trio.move_on_after(HANG_UP_S, shield=True):
-                await _hang_up(client, tasks, outlet, orderly=orderly)
-            self._count(client, conversation)
-            if visitor is not None:
-                visitor.leave()
+            try:
+                with trio.move_on_after(HANG_UP_S, shield=True):
+                    await _hang_up(client, tasks, outlet, orderly=orderly)
+            finally:
+                self._count(client, conversation)
             _tell_end(client, visitor, trio.current_time() - client.begun_at)
         return client.farewell or GONE
 
@@ -392,8 +403,8 @@ async def _say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | Non
 async def _hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
-        await tasks.stop()
         try:
+            await tasks.stop()
             if orderly:
                 await outlet.send_eof()
                 while await outlet.receive_some(RECEIVE_BYTES_MAX):
@@ -402,7 +413,11 @@ async def _hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: boo
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
             farewell_after(fault, client.session)  # which logs what is no peer's doing
+    await _cut(outlet, client.session)
+
+
+async def _cut(outlet: Outlet, session: str) -> None:
     try:
         await outlet.abort()
     except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
-        farewell_after(fault, client.session)
+        farewell_after(fault, session)

@@ -150,11 +150,12 @@ async def serving(
     auth: AuthOptions | None = None,
     *,
     listen: bool = True,
+    authenticator: Authenticator | None = None,
 ) -> AsyncGenerator[Server]:
-    """Serve until the block ends, then cut everybody."""
+    """Serve until the block ends, then cut everybody. ``authenticator``: instead of one with ``auth``."""
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
-    authenticator = Authenticator(auth or AuthOptions())
+    authenticator = authenticator or Authenticator(auth or AuthOptions())
     sessions = Sessions(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test")
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         intake.start_soon(log.follow)
