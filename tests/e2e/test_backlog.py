@@ -7,7 +7,7 @@ import trio
 
 from tests.application import Application
 from tests.drill.findings import log_of
-from tests.e2e.route import assert_in_order, configure, listening
+from tests.e2e.route import Event, assert_in_order, configure, listening
 from tests.processes import server
 
 TIMEOUT_S = 50.0
@@ -23,7 +23,8 @@ async def test_killed_in_the_middle_of_a_backlog(any_application: Application, t
     config = configure(any_application, tmp_path, PAGES)
     rows = [f"n{number}" for number in range(ROWS)]
     any_application.execute("insert into tags values " + ", ".join(f"('{id_}', 'x', 'red')" for id_ in rows))
-    received, recorded = [], [0]
+    received: list[Event] = []
+    recorded = [0]
     with trio.fail_after(TIMEOUT_S):
         for count in KILLED_AFTER:
             async with server(config) as doomed, listening(doomed, headers=[("replay", "all")]) as ours:
