@@ -1,0 +1,39 @@
+"""Databases as the layers above use them: one thread hop per unit of SQL work, and errors told in plain words.
+
+A unit of work is a plain synchronous function that takes a connection inside a transaction and returns plain values.
+This package knows the two dialects, and refuses to know which tables there are.
+
+Errors::
+
+    DatabaseError             what the database answered: class, SQLSTATE and primary message, never parameters
+    ├── DatabaseUnavailable   away, busy or cut off: waiting heals it
+    └── DatabaseRefused       a missing table, a missing right: waiting does not heal it
+"""
+
+from airy_trio.database.addresses import DatabaseOptions, shown, sqlite_path
+from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, translated
+from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S, postgres_engine, sqlite_engine
+from airy_trio.database.names import LOCK_CLASS, POSTGRES, SQLITE, Names, quote_identifier, quote_text
+from airy_trio.database.pool import Database
+from airy_trio.database.session import Session
+
+__all__ = [
+    "LOCK_CLASS",
+    "POSTGRES",
+    "SQLITE",
+    "SQLITE_BUSY_TIMEOUT_S",
+    "Database",
+    "DatabaseError",
+    "DatabaseOptions",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "Names",
+    "Session",
+    "postgres_engine",
+    "quote_identifier",
+    "quote_text",
+    "shown",
+    "sqlite_engine",
+    "sqlite_path",
+    "translated",
+]

@@ -1,0 +1,112 @@
+"""Engines for the two dialects: how a connection is opened, and what is set on it before anybody uses it."""
+
+import sqlite3
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import quote
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.abc import Buffer
+from psycopg.types.string import TextLoader
+from sqlalchemy import event
+
+from airy_trio.database.names import SQLITE
+
+THREADS_MAX: Final = 8  # units of work of one pool under way at once; a unit has a connection of its own
+SQLITE_BUSY_TIMEOUT_S: Final = 5.0
+_PLAIN_SESSION = {"timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex"}
+
+
+def postgres_engine(
+    url: str, *, connect_timeout_s: float, settings: dict[str, str] | None = None, pooled: bool = False
+) -> sa.Engine:
+    """Make an engine for Postgres. ``settings`` are SET on every new connection (a pooler refuses start-up options).
+
+    ``pooled``: a pooler may stand between, so nothing may be prepared on the server. Text is UTF-8 whatever encoding
+    the database has; of a database without one (``SQL_ASCII``) text that is not UTF-8 comes as bytes.
+    """
+    arguments: dict[str, object] = {
+        "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds, from 2
+        "application_name": "airy-trio",
+        "client_encoding": "utf8",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
+    }
+    if pooled:
+        arguments["prepare_threshold"] = None
+    engine = sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg"),
+        connect_args=arguments,
+        hide_parameters=True,
+        pool_size=THREADS_MAX,
+        pool_pre_ping=True,
+        pool_reset_on_return="rollback",
+    )
+    wanted = _PLAIN_SESSION | (settings or {})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: psycopg.Connection, _record: object) -> None:
+        calls = ", ".join("set_config(%s, %s, false)" for _ in wanted)
+        connection.execute(f"select {calls}", [text for item in wanted.items() for text in item])
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            connection.execute("set client_encoding = sql_ascii")  # else the server refuses what is not UTF-8
+            for name in ("text", "varchar", "bpchar", "name", '"char"'):
+                connection.adapters.register_loader(name, _TextOrBytesLoader)
+        connection.commit()
+
+    return engine
+
+
+def sqlite_engine(
+    path: Path,
+    *,
+    mode: Literal["ro", "rw", "rwc"] = "rw",
+    busy_timeout_s: float = SQLITE_BUSY_TIMEOUT_S,
+    lenient: bool = False,
+) -> sa.Engine:
+    """Make an engine for an SQLite file. ``mode``: SQLite's; only ``rwc`` creates it, ``ro`` writes nothing.
+
+    Transactions are begun by us (``BEGIN``, or ``BEGIN IMMEDIATE`` under the execution option ``immediate``), so that
+    DDL is part of them: the driver's own mode leaves half a migration behind (findings on the data layer, 8).
+    ``lenient``: text that is not UTF-8 comes as bytes instead of failing the whole result.
+    """
+    uri = f"file:{quote(str(path))}?mode={mode}"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous = FULL")  # the default of most builds, and what durability rests on
+        if lenient:
+            connection.text_factory = _text_or_bytes
+        return connection
+
+    engine = sa.create_engine(
+        sa.URL.create(SQLITE, database=str(path)),
+        creator=connect,
+        hide_parameters=True,
+        poolclass=sa.pool.QueuePool,
+        pool_size=THREADS_MAX,
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+class _TextOrBytesLoader(TextLoader):
+    def load(self, data: Buffer) -> str | bytes:
+        return _text_or_bytes(bytes(data))

@@ -1,0 +1,53 @@
+"""The two dialects, and how what is ours is called in each; quoting for SQL text."""
+
+from typing import Final, Self
+
+import sqlalchemy as sa
+from attrs import frozen
+
+POSTGRES: Final = "postgresql"
+SQLITE: Final = "sqlite"
+
+LOCK_CLASS: Final = 0x41697279  # "Airy": the first half of every advisory lock that is ours
+
+
+@frozen
+class Names:
+    """How our own tables are called: in our schema on Postgres, with a prefix on SQLite."""
+
+    dialect: str
+    schema: str
+
+    @classmethod
+    def of(cls, url: str, schema: str) -> Self:
+        """The names in the database at a URL."""
+        return cls(sa.make_url(url).get_backend_name(), schema)
+
+    @property
+    def table_schema(self) -> str | None:
+        """The schema for SQLAlchemy's ``Table``: None on SQLite."""
+        return self.schema if self.dialect == POSTGRES else None
+
+    def bare(self, name: str) -> str:
+        """The table's name without its schema."""
+        return name if self.dialect == POSTGRES else f"{self.schema}_{name}"
+
+    def trigger(self, kind: str, event: str) -> str:
+        """The name of a trigger of ours on a table of the application's."""
+        return f"{self.schema}_{kind}_{event}"
+
+    def quoted(self, name: str) -> str:
+        """The name as it stands in SQL text."""
+        if self.dialect == POSTGRES:
+            return f"{quote_identifier(self.schema)}.{quote_identifier(name)}"
+        return quote_identifier(self.bare(name))
+
+
+def quote_identifier(name: str) -> str:
+    """Quote a name for SQL text; both dialects double the quote."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(text: str) -> str:
+    """Quote a text constant for SQL text, as both dialects read it."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,66 @@
+"""A pool of connections for units of work that need nothing of the one before."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database.answers import ANSWERS, translated
+from airy_trio.database.engines import THREADS_MAX
+
+T = TypeVar("T")
+
+
+class Database:
+    """A pool of connections, worked with from threads. One unit of work: one hop, one transaction.
+
+    Cancellation is heard at once. A unit that is under way then goes on in its thread to its end, which nobody hears
+    of: it may commit.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+        self.dialect = engine.dialect.name
+        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._closings = 0
+
+    async def run(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit of work in a transaction that commits if it returns.
+
+        Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; what the unit itself raises goes through.
+        """
+        return await self._run_in_thread(work, immediate=False)
+
+    def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
+        """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
+        try:
+            with self.engine.connect() as connection:
+                if immediate:
+                    connection = connection.execution_options(immediate=True)  # noqa: PLW2901 - the same connection
+                with connection.begin():
+                    return work(connection)
+        except ANSWERS as error:
+            raise translated(error) from None
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit of work that writes. Raises what ``run`` does."""
+        return await self._run_in_thread(work, immediate=True)
+
+    async def aclose(self) -> None:
+        """Close the pool's connections; those in use close when they are given back. It can be used again."""
+        self._closings += 1
+        await trio.to_thread.run_sync(self.engine.dispose, abandon_on_cancel=True)
+
+    async def _run_in_thread(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
+        closings, pool = self._closings, self.engine.pool
+
+        def unit() -> T:
+            try:
+                return self.run_sync(work, immediate=immediate)
+            finally:
+                if self._closings != closings:  # meanwhile: nobody else closes what was given back just now
+                    pool.dispose()
+                    self.engine.dispose()
+
+        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)

@@ -1,0 +1,73 @@
+"""One connection for what belongs to a connection."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database.answers import ANSWERS, translated
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT_S: Final = 5.0
+
+
+class Session:
+    """One connection that stays open, for what belongs to a connection: a lock, a lease, SQLite's data version.
+
+    ``generation`` grows whenever the connection is opened or closed: whoever took something in an older one has lost
+    it. Cancellation is heard as by ``Database``; the next unit waits for one that is still under way.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._limiter = trio.CapacityLimiter(1)
+        self._connection: sa.Connection | None = None
+        self._closings = 0
+        self.generation = 0
+
+    async def run(self, work: Callable[[sa.Connection], T], *, transaction: bool = True) -> T:
+        """Run a unit of work in a transaction of this connection, opening it first if need be.
+
+        Without ``transaction`` the unit is meant for a single cheap question to the driver's own connection. Raises
+        ``DatabaseUnavailable`` or ``DatabaseRefused``, after which the connection is closed.
+        """
+        closings = self._closings
+
+        def unit() -> T:
+            try:
+                return self._run(work, transaction=transaction)
+            finally:
+                if self._closings != closings:  # meanwhile: who closed may have waited no longer
+                    self._drop()
+
+        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def aclose(self) -> None:
+        """Close the connection, which lets go of what belongs to it. Idempotent.
+
+        A unit that is still under way is waited for, at most ``CLOSE_TIMEOUT_S``; after that it closes itself.
+        """
+        self._closings += 1
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
+
+    def _run(self, work: Callable[[sa.Connection], T], *, transaction: bool) -> T:
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+                self.generation += 1
+            with self._connection.begin() if transaction else nullcontext():
+                return work(self._connection)
+        except ANSWERS as error:
+            self._drop()
+            raise translated(error) from None
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.generation += 1
+            connection.invalidate()
+            connection.close()

@@ -1,0 +1,143 @@
+"""Errors in plain words, and which of them waiting heals."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from airy_trio.database import (
+    Database,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    postgres_engine,
+    sqlite_engine,
+    sqlite_path,
+    translated,
+)
+from tests.application import Application
+from tests.postgres import Postgres
+
+
+def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401
+    return database.run_sync(lambda connection: connection.execute(sa.text(statement), parameters or {}).scalar())
+
+
+SECRET = "s3cret-value"  # noqa: S105 - what must not be told
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["select * from nowhere where x = :p", "insert into t values (:p)", "select cast(:p as", "select nope(:p)"],
+)
+def test_an_answer_is_told_without_statement_and_parameters(
+    application: Application, database: Database, statement: str
+) -> None:
+    application.execute("create table t (x text primary key)", "insert into t values ('x')")
+    application.execute("insert into t values (:p)", p=SECRET)
+    with pytest.raises(DatabaseRefused) as caught:
+        run(database, statement, {"p": SECRET})
+    assert SECRET not in str(caught.value)
+    assert "SQL" not in str(caught.value).replace("SQLSTATE", "")
+    assert caught.value.__cause__ is None
+    assert (caught.value.sqlstate is None) == (application.dialect == "sqlite")
+
+
+def test_a_mistake_of_ours_is_no_answer_of_the_database(database: Database) -> None:
+    with pytest.raises(sa.exc.StatementError):
+        run(database, "select :p")
+    with pytest.raises(sa.exc.ObjectNotExecutableError):
+        database.run_sync(lambda connection: connection.execute(7))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    "code, kind",
+    [
+        (sqlite3.SQLITE_BUSY, DatabaseUnavailable),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, DatabaseUnavailable),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, DatabaseUnavailable),
+        (sqlite3.SQLITE_FULL, DatabaseUnavailable),
+        (sqlite3.SQLITE_CANTOPEN, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY_DBMOVED, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY, DatabaseRefused),
+        (sqlite3.SQLITE_ERROR, DatabaseRefused),
+        (sqlite3.SQLITE_CORRUPT, DatabaseRefused),
+        (sqlite3.SQLITE_NOTADB, DatabaseRefused),
+        (sqlite3.SQLITE_CONSTRAINT_UNIQUE, DatabaseRefused),
+    ],
+)
+def test_what_waiting_heals_on_sqlite(code: int, kind: type[DatabaseError]) -> None:
+    error = sqlite3.OperationalError("said")
+    error.sqlite_errorcode = code
+    assert type(translated(error)) is kind
+    assert type(translated(sa.exc.OperationalError("select 1", None, error))) is kind
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (psycopg.OperationalError("away"), DatabaseUnavailable),
+        (psycopg.errors.AdminShutdown("away"), DatabaseUnavailable),
+        (psycopg.errors.SerializationFailure("again"), DatabaseUnavailable),
+        (psycopg.errors.LockNotAvailable("later"), DatabaseUnavailable),
+        (psycopg.errors.ReadOnlySqlTransaction("a standby"), DatabaseUnavailable),
+        (psycopg.errors.UndefinedTable("none"), DatabaseRefused),
+        (psycopg.errors.InsufficientPrivilege("no"), DatabaseRefused),
+        (psycopg.errors.InvalidTextRepresentation("what"), DatabaseRefused),
+    ],
+)
+def test_what_waiting_heals_on_postgres(error: psycopg.Error, kind: type[DatabaseError]) -> None:
+    told = translated(error)
+    assert type(told) is kind
+    assert isinstance(told, DatabaseError)
+    assert told.sqlstate == error.sqlstate
+
+
+def test_a_database_that_is_away(postgres: Postgres, tmp_path: Path) -> None:
+    wrong = postgres.password_url("postgres", "wr0ng")
+    for url in (wrong, f"postgresql://u:{SECRET}@127.0.0.1:1/x", f"postgresql://u:{SECRET}@/x?host={tmp_path}"):
+        with pytest.raises(DatabaseUnavailable) as caught:
+            run(Database(postgres_engine(url, connect_timeout_s=2)), "select 1")
+        assert not any(secret in str(caught.value) for secret in (SECRET, "wr0ng"))
+    with pytest.raises(DatabaseUnavailable, match="unable to open database file"):
+        run(Database(sqlite_engine(tmp_path / "none.db")), "select 1")
+    assert not (tmp_path / "none.db").exists()
+    (tmp_path / "text.db").write_text("this is no database, but a text that is longer than the header of one" * 9)
+    with pytest.raises(DatabaseRefused, match="file is not a database"):
+        run(Database(sqlite_engine(tmp_path / "text.db")), "select * from t")
+
+
+def test_a_file_that_somebody_writes_to_is_busy(sqlite_application: Application) -> None:
+    hasty = Database(sqlite_engine(sqlite_path(sqlite_application.url), busy_timeout_s=0))
+    with sqlite_application.engine.begin() as connection:
+        connection.exec_driver_sql("create table t (x)")
+        with pytest.raises(DatabaseUnavailable, match="locked"):
+            hasty.run_sync(lambda _connection: None, immediate=True)
+    hasty.engine.dispose()
+
+
+def test_a_connection_cut_in_the_middle_of_a_copy(postgres_application: Application) -> None:
+    """The driver itself raises it, not SQLAlchemy."""
+    postgres_application.execute("create table t (x text)")
+    database = postgres_application.writing()
+
+    def work(connection: sa.Connection) -> None:
+        pid = connection.exec_driver_sql("select pg_backend_pid()").scalar()
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy("copy t from stdin") as copy:
+            postgres_application.execute(f"select pg_terminate_backend({pid}, 5000)")
+            for _ in range(10_000):
+                copy.write_row(["x" * 1000])
+
+    with pytest.raises(DatabaseUnavailable):
+        database.run_sync(work)
+    assert run(database, "select count(*) from t") == 0
+    database.engine.dispose()
+
+
+def test_all_connections_in_use_is_a_matter_of_waiting() -> None:
+    error = translated(sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached"))
+    assert isinstance(error, DatabaseUnavailable)

@@ -1,0 +1,96 @@
+"""A session knows when it is another one."""
+
+import threading
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import (
+    DatabaseRefused,
+    DatabaseUnavailable,
+    Session,
+)
+from airy_trio.database import session as session_module
+from tests.application import Application
+
+
+async def test_a_session_that_lost_its_connection_is_another_one(postgres_application: Application) -> None:
+    session = postgres_application.reading()
+
+    def pid(connection: sa.Connection) -> int:
+        found: int = connection.exec_driver_sql("select pg_backend_pid()").scalar_one()
+        return found
+
+    first = await session.run(pid)
+    generation = session.generation
+    assert await session.run(pid) == first
+    assert session.generation == generation
+    postgres_application.execute(f"select pg_terminate_backend({first}, 5000)")
+    with pytest.raises(DatabaseUnavailable):
+        await session.run(pid)
+    assert session.generation > generation
+    generation = session.generation
+    assert await session.run(pid) != first
+    assert session.generation > generation
+    await session.aclose()
+    await session.aclose()
+
+
+async def test_what_a_unit_raises_itself_does_not_end_the_session(application: Application) -> None:
+    session = application.reading()
+
+    def fail(_connection: sa.Connection) -> None:
+        raise KeyError(1)
+
+    await session.run(lambda _connection: None)
+    generation = session.generation
+    with pytest.raises(KeyError):
+        await session.run(fail)
+    assert session.generation == generation
+    assert await session.run(lambda connection: connection.exec_driver_sql("select 1").scalar()) == 1
+    await session.aclose()
+
+
+async def test_the_drivers_own_errors_are_told_too(application: Application) -> None:
+    session = application.reading()
+
+    def ask(connection: sa.Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("select * from nowhere")
+
+    with pytest.raises(DatabaseRefused, match="nowhere"):
+        await session.run(ask, transaction=False)
+    await session.aclose()
+
+
+async def test_a_unit_that_outlives_the_closing_closes_after_itself(
+    any_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the network is gone: whoever closes does not wait for long."""
+    monkeypatch.setattr(session_module, "CLOSE_TIMEOUT_S", 0)
+    any_application.execute("select 1")
+    session = any_application.reading()
+    under_way, finish, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def work(connection: sa.Connection) -> None:
+        sa.event.listen(connection.engine.pool, "close", lambda _connection, _record: closed.set())
+        under_way.set()
+        finish.wait(30)
+
+    with trio.fail_after(10), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run, work)
+            await trio.to_thread.run_sync(under_way.wait)
+            scope.cancel()
+    await session.aclose()
+    assert not closed.is_set()
+    finish.set()
+    assert await trio.to_thread.run_sync(closed.wait, 10)
+
+
+def test_session_without_use_closes(any_application: Application) -> None:
+    session = any_application.reading()
+    trio.run(session.aclose)
+    assert isinstance(session, Session)
