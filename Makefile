@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
-TESTS ?= -n 2 --dist loadfile --ignore tests/drill
+TESTS ?= -n 2 --dist worksteal --ignore tests/drill
 # What `make demo` hands on, for example: make demo DEMO='--events 20'
 DEMO ?=
 
