@@ -25,6 +25,7 @@ from airy_trio.database import (
     SQLITE,
     Database,
     DatabaseOptions,
+    DatabaseRefused,
     Names,
     Session,
     postgres_engine,
@@ -191,7 +192,10 @@ def open_database(
 
 
 async def patiently(what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str) -> T:
-    """Try for ``connect_timeout_s``, then raise ``StartError``: a database may start at the same time as we do."""
+    """Try for ``connect_timeout_s``, then raise ``StartError``: a database may start at the same time as we do.
+
+    What it refuses it refuses again, and is raised at once.
+    """
     give_up_at = trio.current_time() + options.connect_timeout_s
     while True:
         try:
@@ -202,3 +206,5 @@ async def patiently(what: Callable[[], Awaitable[T]], options: DatabaseOptions, 
                 what_is_away = "log.url: the event store" if store else f"{setting}: the database"
                 raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
             await trio.sleep(RETRY_PAUSE_S)
+        except DatabaseRefused as error:
+            raise StartError([f"{setting}: the database cannot be used: {error}"]) from None

@@ -67,7 +67,7 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
         try:  # a file of our own: nobody's leave is needed
             await trio.to_thread.run_sync(migrate.migrate_log, url, options)
         except StartError as error:
-            raise StartError(f"log.url: {fault}" for fault in error.faults) from None
+            raise StartError(f"log.url: {fault.removeprefix('log.url: ')}" for fault in error.faults) from None
         logger.warning("event log created", file=str(sqlite_path(url)))
     reading = open_database(url, options)
     names = Names.of(url, options.schema)

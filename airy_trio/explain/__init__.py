@@ -13,8 +13,8 @@ from attrs import frozen
 
 from airy_trio.app.back_ends import open_database, patiently
 from airy_trio.app.stores import opened_store
-from airy_trio.database import SQLITE, sqlite_path
-from airy_trio.errors import AiryTrioError, told_error
+from airy_trio.database import SQLITE, DatabaseError, sqlite_path
+from airy_trio.errors import AiryTrioError, StartError, told_error
 from airy_trio.explain import clients, row
 from airy_trio.explain.subject import Subject
 from airy_trio.log.position import Position
@@ -48,6 +48,8 @@ def explain(settings: Settings, subject: Subject) -> list[str]:
     database = open_database(options.direct_url or options.url, options)
     try:
         lines = database.run_sync(lambda connection: list(row.lines(connection, settings, subject, point)))
+    except DatabaseError as error:
+        raise StartError([f"database.url: the database cannot be used: {error}"]) from None
     finally:
         database.engine.dispose()
     lines += _event_lines(found) if found is not None else [f"event     not known: {trouble}"]

@@ -38,7 +38,7 @@ class _OnlyPreviewedError(Exception):
 def migrate(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> Migrated:
     """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
 
-    ``grant``: a role of Postgres that gets what a server needs. Raises ``StartError`` or ``DatabaseError``; nothing is
+    ``grant``: a role of Postgres that gets what a server needs. Raises ``StartError``; nothing is
     left behind then.
     """
     _require_possible(settings, with_tables=with_tables, grant=grant)
@@ -63,7 +63,7 @@ def preview(settings: Settings, *, with_tables: bool = False, grant: str | None 
 def remove(settings: Settings) -> None:
     """Take everything of ours away: triggers, tables, schema, files. The default tables are the application's and stay.
 
-    Raises ``StartError`` or ``DatabaseError``; nothing is changed then.
+    Raises ``StartError``; nothing is changed then.
     """
     _require_possible(settings, with_tables=False, grant=None)
     if settings.changes.reads_only:
@@ -77,7 +77,7 @@ def remove(settings: Settings) -> None:
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:
-    """Bring the ``sql`` store's database alone up to date. Raises ``DatabaseError``."""
+    """Bring the ``sql`` store's database alone up to date. Raises ``StartError``."""
     with transaction(url, options) as connection:
         alone(connection)
         upgrade(connection, "log", _names(connection, options))

@@ -22,7 +22,6 @@ from airy_trio.database import (
     POSTGRES,
     DatabaseError,
     DatabaseOptions,
-    DatabaseUnavailable,
     postgres_engine,
     quote_text,
     shown,
@@ -69,7 +68,7 @@ def alone(connection: sa.Connection) -> None:
 def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None = None) -> Iterator[sa.Connection]:
     """A transaction in a database, which on SQLite may be made by it; then it goes again if the transaction fails.
 
-    ``record``: takes what it changes, as SQL. Raises ``StartError`` or ``DatabaseError``.
+    ``record``: takes what it changes, as SQL. Raises ``StartError``.
     """
     created = None
     if sa.make_url(url).get_backend_name() == POSTGRES:
@@ -113,7 +112,7 @@ def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
 
 def _told(error: Exception, url: str, options: DatabaseOptions) -> Exception:
     """A database that cannot be used, with the setting that names it; what is tried again stays as it is."""
-    if not isinstance(error, DatabaseUnavailable) or error.sqlstate == LOCK_NOT_AVAILABLE:
+    if not isinstance(error, DatabaseError) or error.sqlstate == LOCK_NOT_AVAILABLE:
         return error
     settings = {options.url: "database.url", options.direct_url: "database.direct_url"}
     return StartError([f"{settings.get(url, 'log.url')}: the database cannot be used: {error}"])

@@ -18,6 +18,7 @@ from airy_trio.database import (
     LOCK_CLASS,
     POSTGRES,
     Database,
+    DatabaseError,
     Names,
     postgres_engine,
     quote_identifier,
@@ -96,7 +97,7 @@ class PostgresScratch:
 def postgres_scratch(settings: Settings) -> Iterator[PostgresScratch]:
     """Make a place in the database of the settings, having cleared away what killed runs left; clear it at the end.
 
-    Raises ``StartError`` where that is not allowed, ``DatabaseError`` where the database does not answer.
+    Raises ``StartError`` where that is not allowed, or the database does not answer.
     """
     options = settings.database
     url = options.direct_url or options.url
@@ -105,8 +106,11 @@ def postgres_scratch(settings: Settings) -> Iterator[PostgresScratch]:
     ).execution_options(isolation_level="AUTOCOMMIT")
     database = Database(engine)
     try:
-        database.run_sync(_require_possible)
-        database.run_sync(_clear_stale)
+        try:
+            database.run_sync(_require_possible)
+            database.run_sync(_clear_stale)
+        except DatabaseError as error:
+            raise StartError([f"database.url: the database cannot be used: {error}"]) from None
         schema = PREFIX + name()
         with contextlib.closing(engine.connect()) as holder:  # of the lock
             database_options = evolve(options, url=url, direct_url="", schema=schema, migrate=False)

@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 import structlog
 import trio
 from attrs import frozen
 
-from airy_trio import __version__, cli
+from airy_trio import __version__
 from airy_trio.changes import default_tables
 from airy_trio.changes.tables import FIELDS
 from airy_trio.cli.logs import configure_logging
 from tests.application import Application
+from tests.cli.conftest import CommandLine
 from tests.postgres import PASSWORD_ROLE, Postgres
 from tests.processes import Finished, json_object, run, server
 
@@ -62,29 +62,6 @@ def told(finished: Finished, code: int) -> str:
     return messages[0].removeprefix("airy-trio: ")
 
 
-class CommandLine(Protocol):
-    """Runs ``airy-trio`` with arguments to its end."""
-
-    def __call__(self, *arguments: str) -> Finished: ...
-
-
-@pytest.fixture
-def airy_trio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
-    """The command line in this process, for what ends before anything is logged: a new one takes most of a second."""
-
-    def main(*arguments: str) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["airy-trio", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        assert not any(json_object(line) for line in err.splitlines())
-        return Finished(ended.value.code, out, err)
-
-    yield main
-    structlog.reset_defaults()
-
-
 # The command line and the settings: exit 2
 
 
@@ -116,19 +93,19 @@ def test_wrong_settings(
     message: str,
     command: tuple[str, ...],
     here: Here,
-    airy_trio: CommandLine,
+    command_line: CommandLine,
 ) -> None:
-    assert message in told(airy_trio(*command, "--config", here.config(text)), 2)
+    assert message in told(command_line(*command, "--config", here.config(text)), 2)
 
 
-def test_missing_settings_file(here: Here, airy_trio: CommandLine) -> None:
+def test_missing_settings_file(here: Here, command_line: CommandLine) -> None:
     path = str(here.folder / "absent.toml")
-    assert told(airy_trio("--config", path), 2) == f"{path}: there is no such file"
+    assert told(command_line("--config", path), 2) == f"{path}: there is no such file"
 
 
-def test_all_faults_of_the_settings_at_once(here: Here, airy_trio: CommandLine) -> None:
+def test_all_faults_of_the_settings_at_once(here: Here, command_line: CommandLine) -> None:
     config = here.config(f'[database]\nurl = "{POSTGRES_URL}"\nshema = ""\n[replay]\nwindow_s = -1\n')
-    finished = airy_trio("--config", config)
+    finished = command_line("--config", config)
     assert finished.code == 2
     assert len(finished.err.splitlines()) == 2
     assert PASSWORD not in finished.err
@@ -145,17 +122,17 @@ def test_all_faults_of_the_settings_at_once(here: Here, airy_trio: CommandLine) 
         (("demo", "--events", "0"), "0 is not in the range x>=1."),
     ],
 )
-def test_wrong_command_line(arguments: tuple[str, ...], message: str, airy_trio: CommandLine) -> None:
-    finished = airy_trio(*arguments)
+def test_wrong_command_line(arguments: tuple[str, ...], message: str, command_line: CommandLine) -> None:
+    finished = command_line(*arguments)
     assert finished.code == 2
     assert finished.out == ""
     assert finished.err.startswith("Usage: airy-trio")
     assert message in finished.err
 
 
-def test_version_and_help(airy_trio: CommandLine) -> None:
-    assert airy_trio("--version") == Finished(0, f"airy-trio, version {__version__}\n", "")
-    shown = airy_trio("--help")
+def test_version_and_help(command_line: CommandLine) -> None:
+    assert command_line("--version") == Finished(0, f"airy-trio, version {__version__}\n", "")
+    shown = command_line("--help")
     assert (shown.code, shown.err) == (0, "")
     assert all(command in shown.out for command in ("demo", "migrate", "--config"))
 
@@ -169,17 +146,19 @@ async def test_unset_variable_as_a_process(here: Here) -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
-def test_missing_sqlite_file_is_told_and_not_made(command: tuple[str, ...], here: Here, airy_trio: CommandLine) -> None:
+def test_missing_sqlite_file_is_told_and_not_made(
+    command: tuple[str, ...], here: Here, command_line: CommandLine
+) -> None:
     path = here.folder / "absent.db"
     before = sorted(here.folder.iterdir())
-    message = told(airy_trio(*command, "--config", here.on(f"sqlite:///{path}")), 1)
+    message = told(command_line(*command, "--config", here.on(f"sqlite:///{path}")), 1)
     assert message == f"database.url: the SQLite file {path} does not exist (and is not created)"
     assert [file.name for file in here.folder.iterdir() if file not in before] == ["airy-trio.toml"]
 
 
-def test_file_that_is_no_database(here: Here, airy_trio: CommandLine) -> None:
+def test_file_that_is_no_database(here: Here, command_line: CommandLine) -> None:
     (here.folder / "notes.db").write_text("this is a text, and it is long enough to be taken for a header" * 10)
-    message = told(airy_trio("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
+    message = told(command_line("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
     assert "file is not a database" in message
 
 
@@ -193,9 +172,11 @@ def closed_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
-def test_unreachable_database(command: tuple[str, ...], here: Here, closed_port: int, airy_trio: CommandLine) -> None:
+def test_unreachable_database(
+    command: tuple[str, ...], here: Here, closed_port: int, command_line: CommandLine
+) -> None:
     url = f"postgresql://airy:{PASSWORD}@127.0.0.1:{closed_port}/airy"
-    message = told(airy_trio(*command, "--config", here.on(url)), 1)
+    message = told(command_line(*command, "--config", here.on(url)), 1)
     assert "refused" in message
     assert message.startswith("database.url: the database cannot be used: ")
 
@@ -206,47 +187,47 @@ async def test_wrong_password_as_a_process(here: Here, postgres: Postgres) -> No
     assert f'password authentication failed for user "{PASSWORD_ROLE}"' in message
 
 
-def test_missing_database(here: Here, postgres: Postgres, airy_trio: CommandLine) -> None:
-    message = told(airy_trio("--config", here.on(postgres.url("absent"))), 1)
+def test_missing_database(here: Here, postgres: Postgres, command_line: CommandLine) -> None:
+    message = told(command_line("--config", here.on(postgres.url("absent"))), 1)
     assert 'database "absent" does not exist' in message
 
 
-def test_missing_table(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_missing_table(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\nname = "chats"\n')
     for command in ((), ("migrate",)):
-        message = told(airy_trio(*command, "--config", config), 1)
+        message = told(command_line(*command, "--config", config), 1)
         assert 'database.tables.messages.name: there is no table "chats" in the database' in message
 
 
-def test_missing_column(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_missing_column(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { sent_at = "sent" }\n')
-    message = told(airy_trio("--config", config), 1)
+    message = told(command_line("--config", config), 1)
     assert (
         'database.tables.messages.columns.sent_at: table "messages" has no column "sent", perhaps "sent_at"' in message
     )
 
 
-def test_missing_triggers(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_missing_triggers(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
-    message = told(airy_trio("--config", here.on(any_application.url)), 1)
+    message = told(command_line("--config", here.on(any_application.url)), 1)
     assert re.search(r'table "tags" \(tags\) has no trigger .*; run: airy-trio migrate --config FILE', message)
 
 
-def test_triggers_of_another_mapping(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_triggers_of_another_mapping(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { channel_id = "source" }\n')
-    message = told(airy_trio("--config", config), 1)
+    message = told(command_line("--config", config), 1)
     assert message.startswith('table "messages" (messages) has triggers of another ')
     assert message.endswith("; run: airy-trio migrate --config FILE")
 
 
-def test_not_migrated(any_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_not_migrated(any_application: Application, here: Here, command_line: CommandLine) -> None:
     with any_application.engine.begin() as connection:
         default_tables.create(connection, FIELDS)
-    message = told(airy_trio("--config", here.on(any_application.url)), 1)
+    message = told(command_line("--config", here.on(any_application.url)), 1)
     assert message == "database: airy_trio has not been installed here; run: airy-trio migrate --config FILE"
 
 
@@ -290,18 +271,18 @@ async def test_migrate_makes_what_the_server_needs(here: Here) -> None:
 # Check
 
 
-def test_check_of_what_is_well(sqlite_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_check_of_what_is_well(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
     sqlite_application.migrate()
-    finished = airy_trio("check", "--config", here.on(sqlite_application.url))
+    finished = command_line("check", "--config", here.on(sqlite_application.url))
     assert finished == Finished(0, "watching messages, metadata, channels, tags\n", "")
 
 
 def test_check_tells_every_problem_on_a_line(
-    sqlite_application: Application, here: Here, airy_trio: CommandLine
+    sqlite_application: Application, here: Here, command_line: CommandLine
 ) -> None:
     sqlite_application.migrate()
     sqlite_application.execute("drop table tags", "drop table channels")
-    finished = airy_trio("check", "--config", here.on(sqlite_application.url))
+    finished = command_line("check", "--config", here.on(sqlite_application.url))
     assert (finished.code, finished.out) == (1, "")
     assert [line.partition(".name: ")[0] for line in finished.err.splitlines()] == [
         "airy-trio: database.tables.channels",
@@ -309,44 +290,44 @@ def test_check_tells_every_problem_on_a_line(
     ]
 
 
-def test_check_with_warnings_only(postgres_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_check_with_warnings_only(postgres_application: Application, here: Here, command_line: CommandLine) -> None:
     postgres_application.migrate()
-    finished = airy_trio("check", "--config", here.on(postgres_application.url))
+    finished = command_line("check", "--config", here.on(postgres_application.url))
     assert finished.code == 0
     assert finished.err.startswith("airy-trio: warning: database.url: fsync is off: ")
 
 
-def test_check_of_wrong_settings(here: Here, airy_trio: CommandLine) -> None:
+def test_check_of_wrong_settings(here: Here, command_line: CommandLine) -> None:
     assert "listner: unknown setting" in told(
-        airy_trio("check", "--config", here.config(f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n')), 2
+        command_line("check", "--config", here.config(f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n')), 2
     )
-    assert airy_trio("check").code == 2
+    assert command_line("check").code == 2
 
 
 def test_migrate_prints_what_it_would_do_and_takes_it_away_again(
-    any_application: Application, here: Here, airy_trio: CommandLine
+    any_application: Application, here: Here, command_line: CommandLine
 ) -> None:
     any_application.execute("select 1")
     config = here.on(any_application.url)
-    shown = airy_trio("migrate", "--sql", "--with-tables", "--config", config)
+    shown = command_line("migrate", "--sql", "--with-tables", "--config", config)
     assert shown.code == 0
     assert shown.out.startswith("-- ")
     assert "CREATE TABLE messages" in shown.out
-    assert airy_trio("migrate", "--config", config).code == 1  # nothing was made
-    assert airy_trio("migrate", "--with-tables", "--config", config).code == 0
-    assert airy_trio("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
-    assert "has not been installed here" in told(airy_trio("--config", config), 1)
+    assert command_line("migrate", "--config", config).code == 1  # nothing was made
+    assert command_line("migrate", "--with-tables", "--config", config).code == 0
+    assert command_line("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
+    assert "has not been installed here" in told(command_line("--config", config), 1)
 
 
-def test_migrate_cannot_grant_on_sqlite(sqlite_application: Application, here: Here, airy_trio: CommandLine) -> None:
+def test_migrate_cannot_grant_on_sqlite(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
     sqlite_application.migrate()
-    message = told(airy_trio("migrate", "--grant", "server", "--config", here.on(sqlite_application.url)), 1)
+    message = told(command_line("migrate", "--grant", "server", "--config", here.on(sqlite_application.url)), 1)
     assert message == "--grant server: SQLite has no roles; who may use the file is the system's matter"
 
 
 @pytest.mark.parametrize("other", [("--sql",), ("--with-tables",), ("--grant", "server")])
-def test_migrate_removes_and_does_nothing_else(other: tuple[str, ...], here: Here, airy_trio: CommandLine) -> None:
-    finished = airy_trio("migrate", "--remove", *other, "--config", here.on("sqlite:///x.db"))
+def test_migrate_removes_and_does_nothing_else(other: tuple[str, ...], here: Here, command_line: CommandLine) -> None:
+    finished = command_line("migrate", "--remove", *other, "--config", here.on("sqlite:///x.db"))
     assert finished.code == 2
     assert "--remove stands alone" in finished.err
 

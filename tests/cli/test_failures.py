@@ -7,11 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import frozen
 
 from airy_trio.cli import airy_trio
 from tests.application import application
-from tests.postgres import PASSWORD_ROLE, Postgres
+from tests.cli.conftest import CommandLine
+from tests.postgres import Postgres
 from tests.processes import run
 
 PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
@@ -29,15 +31,17 @@ WITHOUT_SETTINGS = {"completion", "demo"}
 
 @frozen
 class World:
-    """What a case may break."""
+    """What a case may break. ``taken_port``: somebody else listens there."""
 
     folder: Path
     postgres: Postgres
     closed_port: int
+    taken_port: int
+    make_database: Callable[[], str]
 
-    def config(self, text: str) -> Path:
+    def config(self, text: str, *, port: int = 0, admin_port: int = 0, more: str = "") -> Path:
         path = self.folder / "airy-trio.toml"
-        path.write_text(text + "[listener]\nport = 0\n[admin]\nport = 0\n")
+        path.write_text(f"{text}[listener]\nport = {port}\n{more}[admin]\nport = {admin_port}\n")
         return path
 
     def on(self, url: str, more: str = "") -> Path:
@@ -51,10 +55,14 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, postgres: Postgres) -> Iterator[World]:
-    with closing(socket.socket()) as bound:  # a port that is ours and on which nobody listens
-        bound.bind(("127.0.0.1", 0))
-        yield World(tmp_path, postgres, bound.getsockname()[1])
+def world(tmp_path: Path, postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[World]:
+    def make_database() -> str:
+        url: str = request.getfixturevalue("postgres_database")
+        return url
+
+    with closing(socket.socket()) as bound, closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        bound.bind(("127.0.0.1", 0))  # a port that is ours and on which nobody listens
+        yield World(tmp_path, postgres, bound.getsockname()[1], taken.getsockname()[1], make_database)
 
 
 def unreachable(world: World) -> Path:
@@ -63,6 +71,45 @@ def unreachable(world: World) -> Path:
 
 def without_schema_rights(world: World) -> Path:
     return world.on(world.postgres.password_url("postgres"))
+
+
+def no_database_file(world: World) -> Path:
+    return world.on(f"sqlite:///{world.folder}/absent.db")
+
+
+def not_a_database(world: World) -> Path:
+    (world.folder / "notes.db").write_text("a text that is long enough to be taken for a header of SQLite " * 20)
+    return world.on(f"sqlite:///{world.folder}/notes.db")
+
+
+def without_grants(world: World) -> Path:
+    """Somebody else has migrated, and nothing was granted to the role that comes now."""
+    url = world.make_database()
+    with application(url) as made:
+        made.migrate()
+    name = url.rpartition("/")[2]
+    return world.on(world.postgres.password_url(name))
+
+
+def port_in_use(world: World) -> Path:
+    return world.config(f'[database]\nurl = "{world.migrated()}"\n', port=world.taken_port)
+
+
+def admin_port_in_use(world: World) -> Path:
+    return world.config(f'[database]\nurl = "{world.migrated()}"\n', admin_port=world.taken_port)
+
+
+def no_certificate(world: World) -> Path:
+    files = f'tls_certificate = "{world.folder}/absent.pem"\ntls_key = "{world.folder}/absent.key"\n'
+    return world.config(f'[database]\nurl = "{world.migrated()}"\n', more=files)
+
+
+def store_in_memory(world: World) -> Path:
+    return world.on(world.migrated(), '[log]\nstore = "memory"\n')
+
+
+def unreachable_redis(world: World) -> Path:
+    return world.on(world.migrated(), f'[log]\nstore = "redis"\nurl = "redis://127.0.0.1:{world.closed_port}/0"\n')
 
 
 def missing_table(world: World) -> Path:
@@ -86,13 +133,24 @@ def unreachable_store(world: World) -> Path:
 
 @frozen(kw_only=True)
 class Case:
-    """What is wrong, the exit code and words of the line. ``without``: commands that it does not concern."""
+    """What is wrong, the exit code and words of the line. ``without``: commands that it does not concern.
+
+    ``here``: whether it can be run in this process; else something is left to the collector, which complains.
+
+    The reference shows them as a table.
+    """
 
     name: str
     make: Callable[[World], Path]
     code: int
     words: str
     without: frozenset[str] = frozenset()
+    here: bool = True
+
+    @property
+    def commands(self) -> list[str]:
+        """Those that it concerns; "" serves."""
+        return [command for command in ARGUMENTS if command not in self.without]
 
 
 def wrong_password(world: World) -> Path:
@@ -100,42 +158,127 @@ def wrong_password(world: World) -> Path:
 
 
 CASES = (
-    Case(name="no file", make=lambda world: world.folder / "absent.toml", code=2, words="there is no such file"),
-    Case(name="no TOML", make=lambda world: world.config("[database\n"), code=2, words="not TOML"),
     Case(
-        name="unset variable",
+        name="the settings file is not there",
+        make=lambda world: world.folder / "absent.toml",
+        code=2,
+        words="there is no such file",
+    ),
+    Case(name="the settings file is no TOML", make=lambda world: world.config("[database\n"), code=2, words="not TOML"),
+    Case(
+        name="the settings name a variable that is not set",
         make=lambda world: world.config('[database]\nurl = "${AIRY_TEST_UNSET}"\n'),
         code=2,
         words="AIRY_TEST_UNSET",
     ),
-    Case(name="unreachable database", make=unreachable, code=1, words="refused"),
-    Case(name="wrong password", make=wrong_password, code=1, words=f'failed for user "{PASSWORD_ROLE}"'),
     Case(
-        name="no rights",
+        name="the settings file is a folder",
+        make=lambda world: world.folder,
+        code=2,
+        words="is a directory, not a settings file",
+    ),
+    Case(
+        name="there is no such setting",
+        make=lambda world: world.on("sqlite:///a.db", "bogus = 1\n"),
+        code=2,
+        words="database.bogus: ",
+    ),
+    Case(
+        name="a setting has an impossible value",
+        make=lambda world: world.config('[database]\nurl = "sqlite:///a.db"\n', port=70000),
+        code=2,
+        words="listener.port: found integer 70000, allowed is a number from 0 to 65535",
+    ),
+    Case(
+        name="no Postgres answers at that address",
+        make=unreachable,
+        code=1,
+        words="url: the database cannot be used: OperationalError: connection failed",
+    ),
+    Case(name="the password is wrong", make=wrong_password, code=1, words="password authentication failed for user "),
+    Case(
+        name="the SQLite file is not there",
+        make=no_database_file,
+        code=1,
+        words="absent.db does not exist",
+        without=frozenset({"tail"}),  # which does not look at it
+    ),
+    Case(
+        name="the SQLite file is something else",
+        make=not_a_database,
+        code=1,
+        words="database.url: the database cannot be used: DatabaseError: file is not a database",
+        without=frozenset({"tail"}),  # the same
+    ),
+    Case(
+        name="the port is in use",
+        make=port_in_use,
+        code=1,
+        words="listener: cannot listen on 127.0.0.1:",
+        without=frozenset({*ARGUMENTS} - {""}),
+    ),
+    Case(
+        name="the admin port is in use",
+        make=admin_port_in_use,
+        code=1,
+        words="admin: cannot listen on 127.0.0.1:",
+        without=frozenset({*ARGUMENTS} - {""}),
+    ),
+    Case(
+        name="the certificate is not there",
+        make=no_certificate,
+        code=1,
+        words="listener.tls_certificate: ",
+        without=frozenset({*ARGUMENTS} - {"", "check"}),
+    ),
+    Case(
+        name="the event store is in the memory of a server",
+        make=store_in_memory,
+        code=1,
+        words='log.store: "memory" is inside the server',
+        without=frozenset({*ARGUMENTS} - {"tail"}),  # explain tells it, verify has its own
+    ),
+    Case(
+        name="no Redis answers at that address",
+        make=unreachable_redis,
+        code=1,
+        words=": the event store cannot be used: ConnectionError",
+        here=False,
+        without=frozenset({"explain", "migrate", "verify"}),  # one tells it, one needs none, one has its own
+    ),
+    Case(
+        name="nothing was granted to the role",
+        make=without_grants,
+        code=1,
+        words="permission denied for ",
+        without=frozenset({"verify"}),
+    ),
+    Case(
+        name="the role may not make a schema",
         make=without_schema_rights,
         code=1,
-        words=f'"{PASSWORD_ROLE}" may not make',
+        words=" may not make the scratch schema that verify works in",
         without=frozenset({*ARGUMENTS} - {"verify"}),  # of the others no table is there, which is told first
     ),
     Case(
-        name="missing table",
+        name="a table of the mapping is not there",
         make=missing_table,
         code=1,
         words='there is no table "labels"',
         without=frozenset({"tail", "verify"}),  # which do not look at it
     ),
     Case(
-        name="missing migrations",
+        name="`migrate` has not been run",
         make=missing_migrations,
         code=1,
         words="has not been installed here",
         without=frozenset({"explain", "migrate", "verify"}),  # one tells it, one does it, one has its own
     ),
     Case(
-        name="unreachable store",
+        name="nobody answers at the address of the event log",
         make=unreachable_store,
         code=1,
-        words="refused",
+        words="log.url: the database cannot be used: OperationalError: connection failed",
         without=frozenset({"explain", "verify"}),  # one tells it, one has its own
     ),
 )
@@ -146,13 +289,15 @@ CASES = (
     [
         pytest.param(command, case, id=f"{command or 'serve'}, {case.name}")
         for case in CASES
-        for command in ARGUMENTS
-        if command not in case.without
+        for command in case.commands
     ],
 )
-async def test_one_clear_line_and_the_right_exit_code(command: str, case: Case, world: World) -> None:
+def test_one_clear_line_and_the_right_exit_code(
+    command: str, case: Case, world: World, command_line: CommandLine
+) -> None:
     config = case.make(world)
-    ended = await run(*filter(None, [command]), "--config", str(config), *ARGUMENTS[command])
+    arguments = (*filter(None, [command]), "--config", str(config), *ARGUMENTS[command])
+    ended = command_line(*arguments) if case.here else trio.run(run, *arguments)
     assert ended.code == case.code, ended.err
     assert case.words in ended.err
     assert "Traceback" not in ended.err
@@ -163,8 +308,8 @@ async def test_one_clear_line_and_the_right_exit_code(command: str, case: Case, 
 
 
 @pytest.mark.parametrize("command", [*ARGUMENTS, *sorted(WITHOUT_SETTINGS)])
-async def test_unknown_options(command: str) -> None:
-    ended = await run(*filter(None, [command]), "--nonsense")
+def test_unknown_options(command: str, command_line: CommandLine) -> None:
+    ended = command_line(*filter(None, [command]), "--nonsense")
     assert (ended.code, ended.out) == (2, "")
     assert "No such option" in ended.err
     assert "Traceback" not in ended.err

@@ -24,6 +24,7 @@ from airy_trio.stomp import faults
 from airy_trio.stomp.faults import Fault
 from airy_trio.websocket import farewells
 from airy_trio.websocket.farewells import Farewell
+from tests.cli.test_failures import ARGUMENTS, CASES
 from tests.docs.figures import families
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,22 @@ def commands() -> str:
         shown = {**command_line.context_settings, "terminal_width": COLUMNS, "color": False}
         context = click.Context(command, info_name=program, **shown)
         lines += [f"## {program}", "", "```text", command.get_help(context), "```", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_failures()])
+
+
+def _failures() -> Iterator[str]:
+    """What each failure looks like, as the tests have it."""
+    yield "## When a command fails"
+    yield ""
+    yield "One sentence for each fault, after `airy-trio: `. *serving* is `airy-trio --config FILE` itself."
+    yield ""
+    yield "| what is wrong | which commands | exit code | what they say has |"
+    yield "|---|---|---|---|"
+    for case in CASES:
+        told = ", ".join(f"`{command}`" if command else "*serving*" for command in case.commands)
+        which = "all that take a file" if len(case.commands) == len(ARGUMENTS) else told
+        yield f"| {case.name} | {which} | {case.code} | `{case.words.strip()}` |"
+    yield ""
 
 
 def metrics() -> str:
