@@ -244,6 +244,7 @@ class Conversation:
     def _unsubscribe(self, number: int) -> None:
         subscription = self._client.subscriptions.pop(number, None)
         if subscription is not None:
+            subscription.end()
             self._eventlog.detach(subscription.view, subscription)
             self._unwritten |= self._durables.release(subscription)
 

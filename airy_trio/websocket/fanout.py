@@ -5,11 +5,13 @@ write takes them all: batching costs no latency. Never waits for a client: one t
 lacks what the tail no longer holds, is handed to the send tasks (``sender``).
 """
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, cast
 
 import trio
 
 from airy_trio.log.eventlog import EventLog
+from airy_trio.log.position import Position
 from airy_trio.log.tail import View
 from airy_trio.websocket.farewells import POSITION_EXPIRED
 from airy_trio.websocket.faults import farewell_after
@@ -67,43 +69,58 @@ class FanOut:
             self._senders.take(client)
         return taken
 
-    def _repeat(self, subscription: Subscription, run: Run) -> bool:
-        """Write what a neighbour has just taken; False, nothing having happened, where it does not fit.
-
-        The way of nearly every delivery, so nothing is asked twice: a cursor that *is* the one that the run follows
-        has its epoch and stands within the tail, and no view grows within a slice.
-        """
-        client = subscription.client
-        if (
-            subscription.position is not run.after
-            or client.state is not LIVE
-            or not subscription.started
-            or subscription.prefix != run.prefix
-            or subscription.window is not None
-            or subscription.verdict
-            or subscription.owed
-        ):
-            return False
-        wire = client.wire
-        if wire.offer(run.data, self._now):
-            self._runs.repeated(subscription, run, self._now)
-            if not wire.outlet.pending and run.to_the_end:
-                return True
-        self._senders.take(client)
-        return True
-
     async def _serve_readers(self, view: View) -> None:
-        run: Run | None = None
-        for reader in tuple(view.readers):
+        # Whoever attaches for longer than a moment is a subscription.
+        readers = cast("list[Subscription]", list(view.readers))
+        begun = 0
+        while begun < len(readers):
             if self._served >= YIELD_EVERY:
                 await trio.lowlevel.checkpoint()
                 self._served, self._now = 0, trio.current_time()
-                run = None  # what follows a cursor may be another run by now
-            if reader not in view.readers or not isinstance(reader, Subscription):
-                continue  # it was unsubscribed while others ran: nothing may follow the RECEIPT of that
-            self._served += 1
+            one_slice = readers[begun : begun + YIELD_EVERY - self._served]
+            begun += len(one_slice)
+            self._served += len(one_slice)
+            self._serve_slice(one_slice, view)
+
+    def _serve_slice(self, readers: Sequence[Subscription], view: View) -> None:
+        """Serve some readers of a view, with nobody else at work meanwhile: no view grows, no cursor moves but here.
+
+        Nearly every delivery is the repetition of what a neighbour has just taken. That is written out here, with no
+        call but the outlet's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
+        epoch and stands within the tail.
+        """
+        now, runs, take = self._now, self._runs, self._senders.take
+        run: Run | None = None
+        data, prefix, to_the_end, repeats = b"", b"", False, 0
+        after: Position | None = None  # what no cursor is, as long as there is no run that others may have
+        reached: Position | None = None
+        for reader in readers:
+            client = reader.client
             try:
-                if run is None or not self._repeat(reader, run):
-                    run = self.serve(reader, self._now) or run
+                if (
+                    reader.position is after
+                    and reader.repeats
+                    and reader.prefix is prefix
+                    and client.state is LIVE
+                    and reached is not None
+                ):
+                    wire = client.wire
+                    outlet = wire.outlet
+                    if wire.closing or not outlet.offer(data):  # as Wire.offer
+                        take(client)
+                        continue
+                    wire.written_at = now
+                    reader.position = reached
+                    repeats += 1
+                    if outlet.pending or not to_the_end:
+                        take(client)
+                elif reader in view.readers:  # else unsubscribed while others ran: nothing may follow its RECEIPT
+                    taken = self.serve(reader, now)
+                    if taken is not None and taken is not run:
+                        runs.repeated(run, repeats, now)
+                        run, repeats = taken, 0
+                        data, prefix, to_the_end = run.data, run.prefix, run.to_the_end
+                        after, reached = run.after, run.position
             except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the fan-out
-                reader.client.dismiss(farewell_after(fault, reader.client.session))
+                client.dismiss(farewell_after(fault, client.session))
+        runs.repeated(run, repeats, now)

@@ -15,6 +15,7 @@ import trio
 CHUNK_BYTES: Final = 16 * 1024
 _NOTSENT_LOWAT_BYTES: Final = 16 * 1024
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)
+_NOTHING: Final = memoryview(b"")
 
 
 class HandshakeError(trio.BrokenResourceError):
@@ -70,14 +71,16 @@ class SocketOutlet:
     """A connected, non-blocking stream socket of the standard library, written to without a detour.
 
     Direct ``send`` costs a third of ``SocketStream.send_all`` (findings on performance, section 5). Owns the socket.
+    ``pending``, asked at each delivery, is kept beside what it tells of: a property would be a call.
     """
 
-    __slots__ = ("_rest", "_send", "_socket")
+    __slots__ = ("_rest", "_send", "_socket", "pending")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send: Callable[[bytes | memoryview], int] = sock.send
-        self._rest: memoryview | None = None
+        self._rest = _NOTHING
+        self.pending = False
         sock.settimeout(0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,14 +94,9 @@ class SocketOutlet:
         """See ``Outlet.handshake``: there is nothing to agree on."""
         await trio.lowlevel.checkpoint()
 
-    @property
-    def pending(self) -> bool:
-        """See ``Outlet.pending``."""
-        return self._rest is not None
-
     def offer(self, data: bytes) -> bool:
         """See ``Outlet.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
-        if self._rest is not None:
+        if self.pending:
             return False
         try:
             sent = self._send(data)
@@ -107,26 +105,24 @@ class SocketOutlet:
         except OSError as error:
             raise self._fault_of(error) from error
         if sent < len(data):
-            self._rest = memoryview(data)[sent:]
+            self._keep(memoryview(data)[sent:])
         return True
 
     def push(self, data: bytes) -> None:
         """See ``Outlet.push``."""
-        if self._rest is not None:
+        if self.pending:
             message = "something is pending"
             raise RuntimeError(message)
-        sent = self._try_send(data)
-        if sent < len(data):
-            self._rest = memoryview(data)[sent:]
+        self._keep(memoryview(data)[self._try_send(data) :])
 
     async def drain(self) -> None:
         """See ``Outlet.drain``."""
-        while self._rest is not None:
+        while self.pending:
             self._check_open()
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._try_send(self._rest)
             if sent:
-                self._rest = self._rest[sent:] if sent < len(self._rest) else None
+                self._keep(self._rest[sent:])
                 return
 
     async def receive_some(self, bytes_max: int) -> bytes:
@@ -163,6 +159,10 @@ class SocketOutlet:
         self._close()
         await trio.lowlevel.checkpoint()
 
+    def _keep(self, rest: memoryview) -> None:
+        self.pending = len(rest) > 0
+        self._rest = rest if self.pending else _NOTHING  # an empty view would still hold all of its run
+
     def _try_send(self, data: bytes | memoryview) -> int:
         try:
             return self._send(data)
@@ -183,7 +183,7 @@ class SocketOutlet:
             raise trio.ClosedResourceError(message)
 
     def _close(self) -> None:
-        self._rest = None
+        self._keep(_NOTHING)
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()

@@ -50,19 +50,14 @@ class Runs:
         self._shared: dict[tuple[View, bytes, str, int, int], Run] = {}
         self._counts = {"deliveries": 0, "bytes": 0}
         self._latencies = Latencies()
-        self._repeating: Run | None = None  # what repeated() has not counted yet: this run, so often, at that time
-        self._repeats = self._live_repeats = 0
-        self._repeating_at = 0.0
 
     def statistics(self) -> dict[str, int]:
         """Since the start: ``deliveries``, events times subscriptions that had them; ``bytes`` of their messages."""
-        self._settle()
         return dict(self._counts)
 
     @property
     def latencies(self) -> Latencies:
         """From the change to the socket, of all that was no replay of what was before a subscription."""
-        self._settle()
         return self._latencies
 
     def following(self, subscription: Subscription) -> Run:
@@ -83,24 +78,17 @@ class Runs:
             subscription.prefix = run.prefix
         subscription.position = run.position
         subscription.verdict = b""
+        subscription.repeats = (
+            subscription.shareable and subscription.started and run.position.offset >= subscription.live_after
+        )
         if subscription.window is not None:
             subscription.window.sent(offsets)
         self._count(run, 1, int(offsets[0] > subscription.live_after), now)
 
-    def repeated(self, subscription: Subscription, run: Run, now: float) -> None:
-        """Move the cursor of a shareable subscription over a run that its neighbour took too; counted later at once."""
-        if run is not self._repeating or now != self._repeating_at:
-            self._settle()
-            self._repeating, self._repeating_at = run, now
-        subscription.position, subscription.prefix = run.position, run.prefix
-        self._repeats += 1
-        if run.offsets[0] > subscription.live_after:
-            self._live_repeats += 1
-
-    def _settle(self) -> None:
-        if self._repeating is not None:
-            self._count(self._repeating, self._repeats, self._live_repeats, self._repeating_at)
-            self._repeating, self._repeats, self._live_repeats = None, 0, 0
+    def repeated(self, run: Run | None, times: int, now: float) -> None:
+        """Count a run that so many more neighbours took, all with ``repeats``; their cursors were moved already."""
+        if run is not None and times:
+            self._count(run, times, times, now)
 
     def _count(self, run: Run, times: int, live_times: int, now: float) -> None:
         self._counts["deliveries"] += len(run.offsets) * times

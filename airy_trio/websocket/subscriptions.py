@@ -93,8 +93,10 @@ class Subscription:
     begin with. ``view``: of the destination, set when it is attached. ``position``: every event up to here was sent,
     is in ``owed``, or is not wanted. ``owed``: events that are sent before what follows the position. ``verdict``:
     the header line that the first MESSAGE still has to carry, else empty. ``window``: None where no acks are needed.
-    ``live_after``: the newest offset when it began. ``started``: the RECEIPT was written. ``retry_at``: not before
-    this time (Trio's) is the store asked again; ``retries``: how often it was away, in a row.
+    ``live_after``: the newest offset when it began. ``started``: the RECEIPT was written. ``repeats``: it may be given
+    what a neighbour took from the very same position: since its last run it has no past to be sent, is owed nothing,
+    and needs no acks. ``retry_at``: not before this time (Trio's) is the store asked again; ``retries``: how often it
+    was away, in a row.
     """
 
     client: "Client"
@@ -107,6 +109,7 @@ class Subscription:
     owed: deque[StoredEvent] | tuple[()] = ()
     verdict: bytes = b""
     started: bool = False
+    repeats: bool = False
     retries: int = 0
     retry_at: float = 0.0
 
@@ -114,7 +117,12 @@ class Subscription:
         """Let these be sent before what follows the position, after what is owed already."""
         owed = deque(self.owed)
         owed.extend(events)
+        self.repeats = False
         self.owed = owed or ()  # an empty deque takes 600 bytes, in each of many thousand subscriptions
+
+    def end(self) -> None:
+        """Take nothing more that neighbours take: it is unsubscribed."""
+        self.repeats = False
 
     @property
     def hungry(self) -> bool:

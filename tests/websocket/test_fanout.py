@@ -68,6 +68,21 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
         assert [f.body for f in late.read()[-2:]] == [event(1).body, event(2).body]
 
 
+async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        await delivery.log.append(delivery.log.head, events(1, 1), "point")
+        rigs = [await delivery.connect(RecordingOutlet()) for _ in range(2)]
+        for rig, id_ in zip(rigs, "ab", strict=True):
+            await rig.say("SUBSCRIBE", *everything(id_)[:2])  # and is owed the first
+        one, other = (rig.client.subscriptions[1] for rig in rigs)
+        assert one.position is other.position
+        assert one.repeats
+        assert other.repeats
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert [[frame.get("subscription") for frame in rig.read()[-2:]] for rig in rigs] == [["a", "a"], ["b", "b"]]
+
+
 async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingOutlet]]:
     """Clients whose cursors are one object, since they have taken one run."""
     outlets = [RecordingOutlet() for _ in range(count)]
@@ -96,7 +111,8 @@ async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockCloc
         ((one, _),) = await neighbours(delivery, 1)
         acking = await delivery.connect(RecordingOutlet())
         await acking.say("SUBSCRIBE", *everything(), ("ack", "client"))
-        acking.client.subscriptions[1].position = one.client.subscriptions[1].position
+        other, known = acking.client.subscriptions[1], one.client.subscriptions[1]
+        other.prefix, other.position = known.prefix, known.position
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert [frame.get("ack") for frame in one.read()] == [None]
@@ -115,8 +131,30 @@ async def test_a_neighbour_that_lacks_more_gets_more(autojump_clock: MockClock) 
 
 async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
+        ((one, _),) = await neighbours(delivery, 1)
+        outlet = RecordingOutlet()
+        late = (await joined(delivery, outlet)).client.subscriptions[1]
+        late.prefix, late.position = one.client.subscriptions[1].prefix, one.client.subscriptions[1].position
+        late.started = False
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert len(one.read()) == 1
+        assert not outlet.writes
+
+
+async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        _, (rig, _) = await neighbours(delivery)
+        rig.client.subscriptions[1].owe(await delivery.log.store.read(delivery.log.head.at(0), 1))
+        await delivery.log.append(delivery.log.head, events(2, 2), "point")
+        await wait_all_tasks_blocked()
+        assert [frame.body for frame in rig.read()] == [event(1).body, event(2).body]
+
+
+async def test_a_neighbour_that_was_told_goodbye_gets_nothing(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
         _, (rig, outlet) = await neighbours(delivery)
-        rig.client.subscriptions[1].started = False
+        rig.wire.closing = True
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not outlet.writes
@@ -172,6 +210,22 @@ async def test_nothing_is_written_to_who_unsubscribed_while_others_ran(autojump_
             await wait_all_tasks_blocked()
             assert waiting
             assert not any(rig.read() for rig in waiting)
+
+
+async def test_nothing_is_repeated_to_who_unsubscribed_while_others_ran(autojump_clock: MockClock) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        async with delivering(await open_log()) as delivery:
+            both = await neighbours(delivery, 50)
+            patch.setattr(fanout, "YIELD_EVERY", 2)  # a slice: one that is served, one that gets the same
+            await delivery.log.append(delivery.log.head, events(2, 2), "point")
+            while not any(outlet.writes for _, outlet in both):  # noqa: ASYNC110 - a fan-out has no event for this
+                await trio.lowlevel.checkpoint()
+            waiting = [(rig, outlet) for rig, outlet in both if not outlet.writes][1::2]
+            for rig, _ in waiting:
+                rig.conversation.end()
+            await wait_all_tasks_blocked()
+            assert waiting
+            assert not any(outlet.writes for _, outlet in waiting)
 
 
 @pytest.mark.parametrize(

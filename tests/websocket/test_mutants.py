@@ -16,7 +16,7 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout, sender
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.subscriptions import State
+from airy_trio.websocket.subscriptions import State, Subscription
 from tests.websocket import test_fanout, test_sender, test_wire
 from tests.websocket.test_schedules import run_schedule
 
@@ -44,7 +44,7 @@ class Mutant:
     @property
     def slice(self) -> int:
         """What ``YIELD_EVERY`` is meanwhile: neighbours share a slice, everything else goes wrong between slices."""
-        return 256 if self.name == "_repeat" else 1
+        return 256 if self.name in {"_serve_slice", "owe", "end"} else 1
 
     def function(self) -> Callable[..., Any]:
         original = getattr(self.owner, self.name)
@@ -66,17 +66,17 @@ MUTANTS = (
     Mutant(
         "cursor moved on refusal of what a neighbour took",
         FanOut,
-        "_repeat",
-        "if wire.offer(run.data, self._now):",
-        "if wire.offer(run.data, self._now) or True:",
+        "_serve_slice",
+        "if wire.closing or not outlet.offer(data):",
+        "if wire.closing or (not outlet.offer(data) and False):",
         alike=4,
     ),
     Mutant(
         "partial write of what a neighbour took not handed over",
         FanOut,
-        "_repeat",
-        "if not wire.outlet.pending and run.to_the_end:",
-        "if run.to_the_end:",
+        "_serve_slice",
+        "if outlet.pending or not to_the_end:",
+        "if not to_the_end:",
         alike=4,
     ),
     Mutant(
@@ -147,37 +147,43 @@ DIRECTED = (
         partial(test_fanout.test_only_who_is_live_is_written_to, State.BEHIND),
     ),
     (
-        Mutant("unsubscribed while others ran", FanOut, "_serve_readers", "reader not in view.readers or ", ""),
+        Mutant("unsubscribed while others ran", FanOut, "_serve_slice", "elif reader in view.readers:", "else:"),
         test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
     ),
     (
-        Mutant("a neighbour's run whoever it is", FanOut, "_repeat", "subscription.prefix != run.prefix", "False"),
-        test_fanout.test_a_neighbour_with_another_id_or_cursor_gets_its_own,
+        Mutant("a neighbour's run to who unsubscribed", Subscription, "end", "self.repeats = False", "pass"),
+        test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
     ),
     (
-        Mutant(
-            "a run whatever the cursor",
-            FanOut,
-            "_repeat",
-            "subscription.position is not run.after",
-            "False",
-        ),
+        Mutant("a neighbour's run whoever it is", FanOut, "_serve_slice", "reader.prefix is prefix", "True"),
+        test_fanout.test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own,
+    ),
+    (
+        Mutant("a run whatever the cursor", FanOut, "_serve_slice", "reader.position is after", "True"),
         test_fanout.test_a_neighbour_that_lacks_more_gets_more,
     ),
     (
-        Mutant("a neighbour's run to who needs acks", FanOut, "_repeat", "subscription.window is not None", "False"),
+        Mutant("a neighbour's run to who needs acks", FanOut, "_serve_slice", "reader.repeats", "True"),
         test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
     ),
     (
-        Mutant("a neighbour's run to who is behind", FanOut, "_repeat", "client.state is not LIVE", "False"),
-        test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
-    ),
-    (
-        Mutant("a neighbour's run before the RECEIPT", FanOut, "_repeat", "not subscription.started", "False"),
+        Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.repeats", "True"),
         test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
     ),
     (
-        Mutant("a neighbour's run goes to the end", FanOut, "_repeat", " and run.to_the_end", ""),
+        Mutant("a neighbour's run beside what is owed", Subscription, "owe", "self.repeats = False", "pass"),
+        test_fanout.test_a_neighbour_that_is_owed_something_gets_that_first,
+    ),
+    (
+        Mutant("a neighbour's run to who is behind", FanOut, "_serve_slice", "client.state is LIVE", "True"),
+        test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
+    ),
+    (
+        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "wire.closing or ", ""),
+        test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
+    ),
+    (
+        Mutant("a neighbour's run goes to the end", FanOut, "_serve_slice", " or not to_the_end", ""),
         test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
     ),
     (

@@ -159,25 +159,44 @@ async def test_a_run_says_whether_it_goes_to_the_end() -> None:
     assert [runs.after_position(subscribed(log, offset)).to_the_end for offset in (0, 1)] == [False, True]
 
 
-async def test_whoever_took_a_run_repeats_it_to_equal_ones_and_each_is_counted(autojump_clock: MockClock) -> None:
+async def test_what_neighbours_took_is_counted_at_once(autojump_clock: MockClock) -> None:
     log = await filled(1)
     await log.append(log.head, events(2, 3), "point", changed_at=trio.current_time() - 2)
     runs = Runs(log)
-    first, *others = (subscribed(log, 1) for _ in range(4))
-    others[-1].live_after = 3  # what it gets was there before
+    first = subscribed(log, 1)
     run = runs.following(first)
+    runs.repeated(None, 0, trio.current_time())
     runs.took(first, run, trio.current_time())
-    for other in others:
-        runs.repeated(other, run, trio.current_time())
-        assert other.position is first.position
+    runs.repeated(run, 3, trio.current_time() + 1)
     assert first.prefix is run.prefix
     assert runs.statistics() == {"deliveries": 8, "bytes": 4 * len(run.data)}
-    assert sum(runs.latencies.counts) == 6
-    assert runs.latencies.total_s == pytest.approx(6 * 2)
-    await trio.sleep(1)
-    runs.repeated(first, run, trio.current_time())
-    assert runs.latencies.total_s == pytest.approx(6 * 2 + 2 * 3)
-    assert runs.statistics()["deliveries"] == 10
+    assert sum(runs.latencies.counts) == 8
+    assert runs.latencies.total_s == pytest.approx(2 * 2 + 6 * 3)
+
+
+async def test_who_took_a_run_gets_what_neighbours_take_unless_something_is_its_own() -> None:
+    log = await filled(3)
+    runs = Runs(log)
+    plain, replayed, acking, waiting = (
+        subscribed(log, 1),
+        subscribed(log, 1),
+        subscribed(log, 1, ack=AckMode.CLIENT),
+        subscribed(log, 1),
+    )
+    replayed.live_after = 4  # what it is sent up to there was before it, and counts in no latency
+    waiting.started = False
+    for subscription in (plain, replayed, acking, waiting):
+        assert not subscription.repeats
+        runs.took(subscription, runs.following(subscription), 0.0)
+    assert [one.repeats for one in (plain, replayed, acking, waiting)] == [True, False, False, False]
+    found: list[bool] = []
+    plain.owe(await log.store.read(log.head.at(0), 2))
+    found.append(plain.repeats)
+    runs.took(plain, runs.following(plain), 0.0)
+    found.append(plain.repeats)
+    plain.end()
+    found.append(plain.repeats)
+    assert found == [False, True, False]
 
 
 async def test_a_cursor_moves_when_its_run_was_taken() -> None:
