@@ -11,7 +11,7 @@ import trio
 
 from airy_trio import app
 from airy_trio.database import DatabaseRefused
-from airy_trio.errors import MappingError, StartError
+from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 
@@ -80,6 +80,17 @@ async def test_start_error_is_plain(sqlite_application: Application) -> None:
             await nursery.start(app.serve, settings)
     with pytest.raises(MappingError):
         await app.run(settings)
+
+
+async def test_workers_are_started_by_the_command_alone(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(f"{LISTENER}workers = 2\n")
+    for serving in (app.serve, app.run):
+        with pytest.raises(SettingsError, match=r"listener\.workers is 2, but serve\(\) is one process"):
+            await serving(settings)
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(app.serve, settings, worker=1))
+            nursery.cancel_scope.cancel()
 
 
 async def test_start_error_once_tasks_run_is_plain(any_application: Application) -> None:

@@ -33,7 +33,7 @@ from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, p
 from airy_trio.app.renewal import Renewal, open_encryption
 from airy_trio.app.stores import OpenedStore, opened_store
 from airy_trio.database import DatabaseError
-from airy_trio.errors import told_error
+from airy_trio.errors import SettingsError, told_error
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
@@ -71,7 +71,7 @@ async def run(
     companion: Callable[[Address], Awaitable[None]] | None = None,
     *,
     reread: Callable[[], Settings] | None = None,
-    worker: int = 0,
+    worker: int | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
 
@@ -119,18 +119,20 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     *,
     stopping: trio.Event | None = None,
     renewal: Renewal | None = None,
-    worker: int = 0,
+    worker: int | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
 
     Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once. Asking
-    ``renewal`` has credentials and certificate read again. ``worker``: which of ``[listener] workers`` it is, from 0;
-    it has ``[admin] port`` + ``worker``.
+    ``renewal`` has credentials and certificate read again. ``worker``: which of ``[listener] workers`` it is, from 0,
+    with ``[admin] port`` + ``worker``; to be told where there are several, which only the command starts by itself.
 
     Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
     cannot go on.
     """
+    if worker is None and settings.listener.workers > 1:
+        raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process: say which"])
     authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
     encryption = await open_encryption(settings.listener)
     if settings.database.migrate:
@@ -138,7 +140,7 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = evolve(_parts(settings, back_ends, opened, authenticator, encryption), worker=worker)
+            parts = evolve(_parts(settings, back_ends, opened, authenticator, encryption), worker=worker or 0)
             await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
