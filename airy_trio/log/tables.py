@@ -27,7 +27,7 @@ INDEXED_CHARS: Final = 200
 _COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
 _COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool")
 _COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
-_NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
+NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 
 
 @frozen(kw_only=True)
@@ -79,7 +79,7 @@ class LogTables:
 
     def bounds(self, connection: sa.Connection) -> Bounds:
         """What is retained, with the store's clock: the database's on Postgres, this machine's on SQLite."""
-        clock: list[sa.Label[int]] = [sa.literal_column(_NOW_MS, sa.BigInteger).label("now_ms")]
+        clock: list[sa.Label[int]] = [sa.literal_column(NOW_MS, sa.BigInteger).label("now_ms")]
         row = connection.execute(sa.select(self.state, *clock if self.postgres else ())).one()
         now_ms = row.now_ms if self.postgres else int(time.time() * 1000)
         return Bounds(epoch=row.epoch, first=row.first, last=row.last, now_ms=now_ms)
@@ -197,7 +197,7 @@ def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
 
 def _advance(names: Names) -> sa.TextClause:
     """Compare and move in one statement: where the row was changed by another transaction, Postgres compares again."""
-    now_ms, later = (_NOW_MS, "greatest") if names.dialect == POSTGRES else (":now_ms", "max")
+    now_ms, later = (NOW_MS, "greatest") if names.dialect == POSTGRES else (":now_ms", "max")
     ring = ", case when cast(:channel as text) is not null then cast(pg_notify(:channel, :head) as text) end"
     return sa.text(
         f"update {names.quoted(STATE)} set last = :last, resume_point = :resume_point, "  # noqa: S608 - names quoted

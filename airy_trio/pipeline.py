@@ -1,0 +1,122 @@
+"""Statements sent to Postgres in one round trip, and waited for in Trio: no thread stands between question and answer.
+
+For the few statements that lie between a commit and a client. A thread hop costs more than such a statement does, and
+each round trip as much as a small one, so what can be asked together is. It speaks to libpq itself, whose sockets
+do not block. Values are octets in both directions, of texts their UTF-8, as an engine of ours has it. Refuses to know
+what is asked.
+"""
+
+import select
+from collections.abc import Sequence
+from typing import Final
+
+import psycopg
+import trio
+from attrs import frozen
+from psycopg import pq
+from psycopg.errors import error_from_result
+
+Value = bytes | None
+Row = tuple[Value, ...]
+
+_FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
+
+
+@frozen
+class Statement:
+    """A statement with ``$1`` and so on for its parameters; ``name``: of its preparation, one for each text.
+
+    ``octets``: the places, from 0, of the parameters that are given in binary form.
+    """
+
+    name: str
+    sql: str
+    octets: frozenset[int] = frozenset()
+
+    def formats(self, count: int) -> list[pq.Format]:
+        """The form of each of so many parameters."""
+        return [pq.Format.BINARY if place in self.octets else pq.Format.TEXT for place in range(count)]
+
+
+class Pipeline:
+    """What is asked through one connection, by one task at a time and while nobody else uses the connection.
+
+    ``prepares``: whether statements are prepared on the server, which a pooler may not allow.
+    """
+
+    def __init__(self, connection: "psycopg.Connection[object]") -> None:
+        self._libpq = connection.pgconn
+        self._prepares = connection.prepare_threshold is not None
+        self._prepared: set[str] = set()
+
+    def lost(self) -> bool:
+        """Whether something came that nobody asked for: where nobody listens, that the server has ended the connection.
+
+        It may be a notice only; who opens another connection then loses nothing. The end itself may be yet to come.
+        """
+        if self._libpq.status != pq.ConnStatus.OK:
+            return True
+        readable, _, _ = select.select([self._libpq.socket], [], [], 0)
+        return bool(readable)
+
+    def notified(self) -> list[str]:
+        """The payloads that have come since the last call, as far as can be told without waiting.
+
+        Raises ``psycopg.OperationalError`` where the connection is lost.
+        """
+        self._libpq.consume_input()
+        payloads = []
+        while (notification := self._libpq.notifies()) is not None:
+            payloads.append(notification.extra.decode(errors="replace"))
+        return payloads
+
+    async def run(self, *asked: tuple[Statement, Sequence[Value]]) -> list[list[Row]]:
+        """Run statements with their parameters, one after the other; give the rows of each.
+
+        Without a transaction of its own they are one. Raises ``psycopg.Error``, after which, as after a cancellation,
+        the connection must be closed; whether it was done is then not known.
+        """
+        libpq = self._libpq
+        libpq.enter_pipeline_mode()
+        kept = [kept for statement, parameters in asked for kept in self._send(statement, parameters)]
+        libpq.pipeline_sync()
+        while libpq.flush():
+            await trio.lowlevel.wait_writable(libpq.socket)
+        results = await self._results()
+        libpq.exit_pipeline_mode()
+        for result in results:
+            if result.status in _FAILED:
+                raise error_from_result(result)
+        return [_rows(result) for result, is_kept in zip(results, kept, strict=True) if is_kept]
+
+    def _send(self, statement: Statement, parameters: Sequence[Value]) -> list[bool]:
+        """Give for each result that will come whether it is an answer."""
+        formats = statement.formats(len(parameters))
+        sql, name = statement.sql.encode(), statement.name.encode()
+        if not self._prepares:
+            self._libpq.send_query_params(sql, parameters, param_formats=formats)
+            return [True]
+        new = statement.name not in self._prepared
+        if new:
+            self._libpq.send_prepare(name, sql)
+            self._prepared.add(statement.name)
+        self._libpq.send_query_prepared(name, parameters, param_formats=formats)
+        return [False, True] if new else [True]
+
+    async def _results(self) -> list[pq.abc.PGresult]:
+        """Every result up to that of the synchronisation."""
+        results: list[pq.abc.PGresult] = []
+        while True:
+            while self._libpq.is_busy():
+                await trio.lowlevel.wait_readable(self._libpq.socket)
+                self._libpq.consume_input()
+            result = self._libpq.get_result()
+            if result is None:
+                continue
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                return results
+            results.append(result)
+
+
+def _rows(result: pq.abc.PGresult) -> list[Row]:
+    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]

@@ -1,0 +1,124 @@
+"""Statements in one round trip, waited for in Trio: several, failing, large ones, and a connection that is cut."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.pipeline import Pipeline, Statement
+
+ECHO = Statement("echo", "select $1::text, $2::bytea", frozenset({1}))
+BEGIN, COMMIT = Statement("begin", "begin"), Statement("commit", "commit")
+XID = Statement("xid", "select pg_current_xact_id()::text")
+
+
+def connect(database: str, **options: Any) -> "psycopg.Connection[Any]":  # noqa: ANN401 - the driver's own
+    url = sa.make_url(database).set(drivername="postgresql").render_as_string(hide_password=False)
+    return psycopg.connect(url, **options)
+
+
+@pytest.fixture(params=[5, None], ids=["prepared", "behind a pooler"])
+def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterator["psycopg.Connection[Any]"]:
+    with connect(postgres_database, prepare_threshold=request.param) as made:
+        yield made
+
+
+async def test_each_statement_has_its_rows_as_octets(connection: "psycopg.Connection[Any]") -> None:
+    pipeline = Pipeline(connection)
+    for _ in range(2):  # the second time they are prepared already
+        found = await pipeline.run((ECHO, ["ü".encode(), b"\0\\x"]), (BEGIN, []), (ECHO, [None, b""]), (COMMIT, []))
+        assert found == [[("ü".encode(), b"\\x005c78")], [], [(None, b"\\x")], []]
+
+
+async def test_without_a_transaction_they_are_one(connection: "psycopg.Connection[Any]") -> None:
+    pipeline = Pipeline(connection)
+    first, second = await pipeline.run((XID, []), (XID, []))
+    assert first == second
+    assert await pipeline.run((XID, [])) != [first]
+
+
+async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_after_it(
+    connection: "psycopg.Connection[Any]",
+) -> None:
+    pipeline = Pipeline(connection)
+    _, first = await pipeline.run((BEGIN, []), (XID, []))
+    second, _ = await pipeline.run((XID, []), (COMMIT, []))
+    assert first == second
+    assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0].decode()  # type: ignore[union-attr]
+
+
+async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: "psycopg.Connection[Any]") -> None:
+    pipeline = Pipeline(connection)
+    make = Statement("make", "create table made (x int)")
+    with pytest.raises(psycopg.errors.DivisionByZero) as caught:
+        await pipeline.run((make, []), (Statement("divide", "select 1 / $1::int8"), [b"0"]), (ECHO, [b"x", b"y"]))
+    assert caught.value.sqlstate == "22012"
+    assert connection.execute("select to_regclass('made')").fetchone() == (None,)
+
+
+async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: "psycopg.Connection[Any]") -> None:
+    large = b"x" * 20_000_000
+    [[(length,)]] = await Pipeline(connection).run(
+        (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
+    )
+    assert length == b"20000000"
+
+
+async def test_others_run_while_it_waits(connection: "psycopg.Connection[Any]") -> None:
+    with connect_again(connection) as other:
+        other.execute("select pg_advisory_lock(7)")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Pipeline(connection).run, (Statement("wait", "select pg_advisory_lock(7)"), []))
+                await Pipeline(other).run((Statement("let", "select pg_advisory_unlock(7)"), []))
+
+
+def connect_again(connection: "psycopg.Connection[Any]") -> "psycopg.Connection[Any]":
+    return psycopg.connect(connection.info.dsn)
+
+
+async def test_a_connection_that_was_cut_while_idle_is_known_to_be_lost(
+    connection: "psycopg.Connection[Any]",
+) -> None:
+    pipeline = Pipeline(connection)
+    assert not pipeline.lost()
+    await trio.to_thread.run_sync(cut, connection)
+    with trio.fail_after(10):
+        await trio.lowlevel.wait_readable(connection.fileno())
+    assert pipeline.lost()
+    with trio.fail_after(10), pytest.raises(psycopg.OperationalError):
+        await notified_for_ever(pipeline, connection.fileno())
+
+
+async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
+    while True:  # the message that tells why, and then the end
+        pipeline.notified()
+        await trio.lowlevel.wait_readable(socket)
+
+
+async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: "psycopg.Connection[Any]") -> None:
+    with trio.fail_after(10), pytest.RaisesGroup(psycopg.OperationalError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Pipeline(connection).run, (Statement("sleep", "select pg_sleep(60)"), []))
+            await trio.to_thread.run_sync(cut, connection)
+
+
+def cut(connection: "psycopg.Connection[Any]") -> None:
+    with connect_again(connection) as other:
+        other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+
+
+async def test_what_is_notified_comes_once(connection: "psycopg.Connection[Any]") -> None:
+    pipeline = Pipeline(connection)
+    listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
+    assert pipeline.notified() == []
+    await pipeline.run((listen, []))
+    await pipeline.run((ring, []))
+    with trio.fail_after(10):
+        while not (told := pipeline.notified()):
+            await trio.lowlevel.wait_readable(connection.fileno())
+    assert told == ["ü"]
+    assert pipeline.notified() == []
