@@ -12,6 +12,7 @@ ANSWERS = (SQLAlchemyError, psycopg.Error, sqlite3.Error)
 """What ``translated`` tells: a unit of work may also speak to the driver itself."""
 
 _POSTGRES_HEALS = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
+_POSTGRES_LIMIT_CLASS = "54"  # of SQLSTATE: too large for the server; it stays so, though psycopg calls it operational
 _SQLITE_HEALS = frozenset({
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_SCHEMA,
@@ -52,7 +53,8 @@ def translated(error: Exception) -> Exception:
             driver, cut_off = error, False
     match driver:
         case psycopg.Error():
-            heals = cut_off or isinstance(driver, _POSTGRES_HEALS)
+            too_large = (driver.sqlstate or "").startswith(_POSTGRES_LIMIT_CLASS)
+            heals = cut_off or (isinstance(driver, _POSTGRES_HEALS) and not too_large)
         case sqlite3.Error():
             code = getattr(driver, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
             heals = code & 0xFF in _SQLITE_HEALS or code in _SQLITE_HEALS_TOO

@@ -38,6 +38,7 @@ from airy_trio.websocket.farewells import (
     KEYS_AWAY,
     NOT_FOUND,
     TOKEN_EXPIRED,
+    TOO_MANY,
     UNAUTHORIZED,
     Farewell,
     with_token,
@@ -186,7 +187,7 @@ class Conversation:
         if granted is None:
             prose = "The credentials of this client do not grant this destination."
             return with_token("403-destination", prose, receipt_id=request.receipt)
-        refused = None if request.durable is None else refusal(request, self._client.user)
+        refused = None if request.durable is None else self._refused(request, request.durable)
         if refused is not None:
             return refused
         subscription = Subscription(
@@ -213,6 +214,14 @@ class Conversation:
         subscription.started = True
         self._fanout.serve(subscription, trio.current_time())
         return None
+
+    def _refused(self, request: Subscribe, durable: str) -> Farewell | None:
+        """Why a durable subscription cannot be; None where it can."""
+        refused = refusal(request, self._client.user)
+        if refused is not None or self._durables.admits(self._client.user.name or "", durable):
+            return refused
+        prose = "This user has used as many names of durable subscriptions lately as are allowed."
+        return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt)
 
     async def _hold(self, subscription: Subscription, request: Subscribe) -> Hold | None:
         """Hold the durable subscription that is asked for; what was acknowledged of it is known then."""

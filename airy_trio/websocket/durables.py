@@ -11,8 +11,8 @@ which the store also sees that it is used. Where it forgets within less, what is
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeVar
 
 import structlog
 import trio
@@ -20,6 +20,7 @@ import trio
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.websocket.durable_names import PER_USER_MAX, Names
 from airy_trio.websocket.farewells import TAKEN_OVER
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.holds import Hold, Key, Waiting, settled
@@ -27,6 +28,8 @@ from airy_trio.websocket.replay import backoff_s
 from airy_trio.websocket.subscriptions import Subscription
 
 logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 WRITE_AFTER_S: Final = 0.5
 """How long an acknowledgement waits for others at most, while the store is there and nobody waits for it."""
@@ -40,8 +43,9 @@ TOKEN_BYTES: Final = 12
 class Durables:
     """Who holds what on this node. All methods but ``run`` and ``flush`` return at once."""
 
-    def __init__(self, eventlog: EventLog) -> None:
+    def __init__(self, eventlog: EventLog, *, per_user_max: int = PER_USER_MAX) -> None:
         self._eventlog = eventlog
+        self._names = Names(per_user_max, eventlog.retain_s)
         self._holds: dict[Subscription, Hold] = {}
         self._holder_of: dict[Key, Hold] = {}
         self._claims: dict[Hold, None] = {}
@@ -56,6 +60,10 @@ class Durables:
     def statistics(self) -> dict[str, int]:
         """How many durable subscriptions are ``held``, and how many have acknowledgements still to be ``kept``."""
         return {"held": len(self._holds), "unwritten": len(self._released) + len(self._noted)}
+
+    def admits(self, owner: str, name: str) -> bool:
+        """Whether a user may have a durable subscription of this name beside those that it has used lately."""
+        return self._names.take(owner, name, trio.current_time())
 
     def claim(self, subscription: Subscription, owner: str, name: str) -> Hold:
         """Let a subscription hold a durable one. Whoever held it on this node is sent away at once.
@@ -177,36 +185,56 @@ class Durables:
 
     async def _acknowledge(self, positions: Mapping[Hold, Position]) -> None:
         """Write positions. Whoever is not the holder any more is sent away. Raises ``StoreUnavailable``."""
-        new = [Acknowledgement(hold.holder, position) for hold, position in positions.items()]
+        new = tuple(positions.items())
         self._writing = True
         try:
             for start in range(0, len(new), STEP_MAX):
-                self._refused(await self._eventlog.store.acknowledge(new[start : start + STEP_MAX]))
-        except StoreUnavailable:
-            raise
-        except Exception as fault:  # noqa: BLE001 - the others on this node have nothing to do with it
-            _dismiss(positions, fault)
+                await self._keep(new[start : start + STEP_MAX])
         finally:
             self._writing = False
         for hold, position in positions.items():
             hold.position = position
+
+    async def _keep(self, new: Sequence[tuple[Hold, Position]]) -> None:
+        """Write positions; where the store refuses, whose fault it is shows in halves. Raises ``StoreUnavailable``."""
+        try:
+            lost = await self._eventlog.store.acknowledge([Acknowledgement(hold.holder, at) for hold, at in new])
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
+            fault = error
+        else:
+            self._refused(lost)
+            return
+        if len(new) == 1:
+            _dismiss(new[0][0], fault)
+            return
+        for half in _halves(new):
+            await self._keep(half)
 
     async def _claim(self) -> None:
         """Claim what is to be claimed. Raises ``StoreUnavailable``."""
         claims = [hold for hold in self._claims if hold.key not in self._released][:STEP_MAX]
         if not claims:
             return
-        try:
-            positions = await self._eventlog.store.hold([hold.holder for hold in claims])
-        except StoreUnavailable:
-            raise
-        except Exception as fault:  # noqa: BLE001 - the others on this node have nothing to do with it
-            _dismiss(claims, fault)
-            positions = [None] * len(claims)
+        positions = await self._held(claims)
         for hold, position in zip(claims, positions, strict=True):
             hold.position = position
             self._claims.pop(hold, None)
             hold.claimed.finish()
+
+    async def _held(self, claims: Sequence[Hold]) -> Sequence[Position | None]:
+        """Make each the holder; where the store refuses, as in ``_keep``. Raises ``StoreUnavailable``."""
+        try:
+            return await self._eventlog.store.hold([hold.holder for hold in claims])
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
+            fault = error
+        if len(claims) == 1:
+            _dismiss(claims[0], fault)
+            return [None]
+        return [position for half in _halves(claims) for position in await self._held(half)]
 
     def _refused(self, holders: Sequence[Holder]) -> None:
         for holder in holders:
@@ -216,6 +244,11 @@ class Durables:
                 hold.subscription.client.dismiss(TAKEN_OVER)
 
 
-def _dismiss(holds: Iterable[Hold], fault: Exception) -> None:
-    for client in dict.fromkeys(hold.subscription.client for hold in holds):
-        client.dismiss(farewell_after(fault, client.session))
+def _halves(several: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    middle = len(several) // 2
+    return several[:middle], several[middle:]
+
+
+def _dismiss(hold: Hold, fault: Exception) -> None:
+    client = hold.subscription.client
+    client.dismiss(farewell_after(fault, client.session))

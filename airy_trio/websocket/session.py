@@ -26,6 +26,7 @@ from airy_trio.websocket.admission import Admission, AdmissionOptions, Visitor
 from airy_trio.websocket.audience import audience
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
+from airy_trio.websocket.durable_names import PER_USER_MAX
 from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
@@ -80,6 +81,7 @@ class SessionOptions(AdmissionOptions):
 
     path: str = field(default="/ws.communication", validator=matching(r"/[!-~]*", 'a path that begins with "/"'))
     subscriptions_max: int = field(default=16, validator=at_least(1))
+    durables_per_user_max: int = field(default=PER_USER_MAX, validator=at_least(1))
     connect_timeout_s: float = field(default=10, validator=more_than(0))
     send_timeout_s: float = field(default=10, validator=more_than(0))
     heartbeat_ms: int = field(
@@ -115,7 +117,7 @@ class Sessions:
         self._senders = Senders(eventlog, self._runs)
         self._fanout = FanOut(eventlog, self._runs, self._senders)
         self.wheel = Wheel(self._senders)
-        self.durables = Durables(eventlog)
+        self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
         self._turnstile = Turnstile()
         self._clients: dict[Client, None] = {}  # the oldest first
         self._met = 0

@@ -84,6 +84,7 @@ def test_what_waiting_heals_on_sqlite(code: int, kind: type[DatabaseError]) -> N
         (psycopg.errors.SerializationFailure("again"), DatabaseUnavailable),
         (psycopg.errors.LockNotAvailable("later"), DatabaseUnavailable),
         (psycopg.errors.ReadOnlySqlTransaction("a standby"), DatabaseUnavailable),
+        (psycopg.errors.ProgramLimitExceeded("an index row that is too large"), DatabaseRefused),
         (psycopg.errors.UndefinedTable("none"), DatabaseRefused),
         (psycopg.errors.InsufficientPrivilege("no"), DatabaseRefused),
         (psycopg.errors.InvalidTextRepresentation("what"), DatabaseRefused),

@@ -21,6 +21,7 @@ NUMBERS = [
     ("replay.events_max", ["1"], ["0"]),
     ("listener.port", ["0", "65535"], ["-1", "65536"]),
     ("listener.subscriptions_max", ["1"], ["0"]),
+    ("listener.durables_per_user_max", ["1"], ["0"]),
     ("listener.connect_timeout_s", ["0.001", "1"], ["0", "-1"]),
     ("listener.send_timeout_s", ["0.001", "1"], ["0", "-1"]),
     ("listener.heartbeat_ms", ["0", "500"], ["-1", "1", "499"]),

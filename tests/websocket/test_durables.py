@@ -18,6 +18,7 @@ from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.durables import LOOK_EVERY_S, WRITE_AFTER_S
 from airy_trio.websocket.holds import NAME_CHARS_MAX
+from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.subscriptions import ReplayOptions
 from tests.websocket.serving import Plugged, Server, event, open_log, serving
 
@@ -32,23 +33,24 @@ class Store(MemoryStore):
     def __init__(self) -> None:
         super().__init__(trio.current_time)
         self.fault: Exception | None = None
+        self.refused: str | None = None  # the name that the fault is about; None: all
         self.delay_s = 0.0
         self.calls: list[Sequence[Acknowledgement]] = []
         self.claims: list[Sequence[Holder]] = []
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        self._fail()
+        self._fail(holders)
         self.claims.append(holders)
         await trio.sleep(self.delay_s)
         return await super().hold(holders)
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        self._fail()
+        self._fail([one.holder for one in acknowledgements])
         self.calls.append(acknowledgements)
         return await super().acknowledge(acknowledgements)
 
-    def _fail(self) -> None:
-        if self.fault is not None:
+    def _fail(self, holders: Sequence[Holder]) -> None:
+        if self.fault is not None and (self.refused is None or self.refused in {holder.name for holder in holders}):
             raise self.fault
 
     async def offset(self, name: str = "inbox", owner: str = "ann") -> int | None:
@@ -62,10 +64,12 @@ async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose c
 
 
 @asynccontextmanager
-async def node(store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400) -> AsyncGenerator[Server]:
+async def node(
+    store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400, listener: ListenerOptions | None = None
+) -> AsyncGenerator[Server]:
     """One of several servers over a store."""
     log = await open_log(store, LogOptions(store="memory", tail_events=tail_events, retain_s=retain_s))
-    async with serving(log, auth=TOKENS, replay=WINDOW, listen=False) as server:
+    async with serving(log, listener, auth=TOKENS, replay=WINDOW, listen=False) as server:
         yield server
 
 
@@ -168,6 +172,19 @@ async def test_a_name_may_be_as_long_as_is_allowed(server: Server, store: Store,
 
 
 # Where it goes on
+
+
+async def test_the_last_name_of_a_user_that_is_allowed_and_one_more(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store, listener=ListenerOptions(durables_per_user_max=2)) as server:
+        for name in ("a", "b", "a"):
+            await leave(await come(server, name=name))
+        other = await log_in(server, "t0ken")
+        assert (await hold(other.client, name="c")).command == "RECEIPT"
+        plugged = await log_in(server)
+        asked = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
+        await plugged.client.send(Frame("SUBSCRIBE", asked))
+        assert await told(plugged) == ("429-too-many-subscriptions", 1013)
+        assert await store.acknowledged("ann", "c") is None
 
 
 async def test_the_first_time_is_like_a_subscribe_that_names_no_position(
@@ -580,6 +597,30 @@ async def test_what_the_store_refuses_ends_the_sessions_that_it_concerns(
     store.fault = None
     assert offsets(await take(other.client, 1)) == [1]
     assert offsets(await take((await come(server)).client, 1)) == [1]
+
+
+async def test_what_the_store_refuses_of_one_ends_no_other(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    held = {name: await come(server, ("replay", "all"), name=name) for name in "abcde"}
+    frames = {name: await take(plugged.client, 1) for name, plugged in held.items()}
+    newcomers = {name: await log_in(server, "t0ken") for name in "abcde"}
+    store.fault, store.refused = ValueError("broken"), "c"
+    with capture_logs() as logs:
+        for name, plugged in held.items():
+            await plugged.client.acknowledge(*frames[name])
+        assert await told(held["c"]) == ("500-internal", 1011)
+        await trio.sleep(1)
+        assert [await store.offset(name) for name in "abcde"] == [1, 1, 0, 1, 1]
+        store.delay_s = 1.0  # the first claim is under way when the others come
+        for name, plugged in newcomers.items():
+            asked = (("id", "0"), ("destination", "/events"), ("durable", name), ("ack", "client"), ("receipt", name))
+            await plugged.client.send(Frame("SUBSCRIBE", asked))
+        assert await told(newcomers.pop("c")) == ("500-internal", 1011)
+    assert {log["event"] for log in logs if log["log_level"] == "error"} == {"session failed"}
+    for name, plugged in newcomers.items():
+        assert (await plugged.client.receive()).get("receipt-id") == name
 
 
 async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
