@@ -4,7 +4,7 @@ Each also knows which object it is about and to whom it belongs, which never goe
 from the database is kept as text and embedded as it is: it is not ours to reformat.
 """
 
-from typing import ClassVar, NewType
+from typing import ClassVar, NamedTuple, NewType
 
 from attrs import frozen
 
@@ -12,12 +12,7 @@ Json = NewType("Json", str)
 """Text that a strict parser has accepted as one JSON value."""
 
 
-@frozen(kw_only=True)
-class MessageUpdated:
-    """A message as it is now. ``sent_at``: UTC, exactly three decimals, ``Z``."""
-
-    type: ClassVar[str] = "message.updated"
-
+class _MessageFields(NamedTuple):
     id: str
     conversation_id: str
     channel_id: str
@@ -27,6 +22,16 @@ class MessageUpdated:
     sent_at: str
     source: str
     sender_id: str
+
+
+class MessageUpdated(_MessageFields):
+    """A message as it is now. ``sent_at``: UTC, exactly three decimals, ``Z``.
+
+    A tuple, for a bulk change makes one for each row: a frozen class takes eight times as long to make.
+    """
+
+    __slots__ = ()
+    type: ClassVar[str] = "message.updated"
 
     @property
     def object(self) -> str:

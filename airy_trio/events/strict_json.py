@@ -50,7 +50,7 @@ def check(text: str, nesting_max: int = NESTING_MAX) -> Json:
 
 def is_deeper(text: str, limit: int) -> bool:
     """Whether arrays and objects lie in each other deeper than ``limit``; of any text, without recursion."""
-    if text.count("[") + text.count("{") <= limit:
+    if len(text) <= limit or text.count("[") + text.count("{") <= limit:
         return False
     depth = 0
     for token in _STRING_OR_BRACKET.finditer(text):

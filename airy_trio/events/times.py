@@ -8,6 +8,7 @@ finer than the result can hold is cut off toward the past.
 import math
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 
 from airy_trio.changes.rows import Value
 from airy_trio.events.faults import UnfitValueError
@@ -19,6 +20,11 @@ _WIRE_US_MIN = -62_135_596_800_000_000  # 0001-01-01T00:00:00.000000Z
 _WIRE_US_MAX = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z
 
 _MILLISECONDS_DIGITS = 14  # all of them are before the year 9999
+_WIRE_FORM = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+_DAYS_REMEMBERED = 1024
+_MINUTE_TEXTS = tuple(f"{hour:02}:{minute:02}:" for hour in range(24) for minute in range(60))
+_SECOND_TEXTS = tuple(f"{second:02}." for second in range(60))
+_MILLISECOND_TEXTS = tuple(f"{millisecond:03}Z" for millisecond in range(1000))
 _DIGITS = re.compile(r"([+-]?[0-9]{1,18})(?:\.([0-9]*))?")
 _ANY_YEAR = re.compile(r"([0-9]{4,6})(-[0-9]{2}-[0-9]{2}.*?)( BC)?")
 _INFINITIES = {"infinity": math.inf, "-infinity": -math.inf}
@@ -29,9 +35,10 @@ _CYCLE_US = 146_097 * 86_400 * 1_000_000
 def wire_time(value: Value, time_zone: tzinfo, column: str) -> str:
     """The wire's form, ``2020-10-25T21:24:54.560Z``. Years 1 to 9999. Raises ``UnfitValueError``."""
     if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= _MILLISECONDS_DIGITS:
-        # Only spares what follows: in this form every timestamp of Postgres comes.
-        moment = _EPOCH_UTC_UNMARKED + timedelta(milliseconds=int(value))
-    elif isinstance(value, str) and _is_iso(value):
+        return _wire_time_of(int(value))  # only spares what follows: in this form every timestamp of Postgres comes
+    if isinstance(value, str) and _WIRE_FORM.fullmatch(value) and _is_time(value):
+        return value
+    if isinstance(value, str) and _is_iso(value):
         try:
             since_epoch = _read(value, time_zone) - _EPOCH
             moment = _EPOCH_UTC_UNMARKED + since_epoch
@@ -44,6 +51,29 @@ def wire_time(value: Value, time_zone: tzinfo, column: str) -> str:
         moment = _EPOCH_UTC_UNMARKED + timedelta(microseconds=epoch_us)
     # Without a zone this takes half the time; positional, because that is what it is called with on every message.
     return moment.isoformat("T", "milliseconds") + "Z"
+
+
+def _wire_time_of(epoch_ms: int) -> str:
+    """The wire's form, put together of what is made once: that takes half the time of ``datetime``."""
+    return (
+        _day_text(epoch_ms // 86_400_000)
+        + _MINUTE_TEXTS[epoch_ms // 60_000 % 1440]
+        + _SECOND_TEXTS[epoch_ms // 1000 % 60]
+        + _MILLISECOND_TEXTS[epoch_ms % 1000]
+    )
+
+
+@lru_cache(maxsize=_DAYS_REMEMBERED)
+def _day_text(days: int) -> str:
+    return f"{(_EPOCH + timedelta(days=days)).date()}T"
+
+
+def _is_time(value: str) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 def instant(value: Value, time_zone: tzinfo, column: str) -> int | float:

@@ -114,16 +114,21 @@ def _event(
 
 
 def _message(row: Message) -> MessageUpdated:
+    """The event of a row. Both are taken apart and put together by position, in half the time that names take."""
+    (
+        id_, conversation_id, channel_id, content, delivery_state, from_contact, sent_at, source, sender_id,
+        is_json, time_zone,
+    ) = row  # fmt: skip
     return MessageUpdated(
-        id=values.identity(row.id, "id"),
-        conversation_id=values.identity(row.conversation_id, "conversation_id"),
-        channel_id=values.identity(row.channel_id, "channel_id"),
-        content=values.content(row.content, is_json=row.content_is_json),
-        delivery_state=values.delivery_state(row.delivery_state),
-        from_contact=values.flag(row.from_contact, "from_contact"),
-        sent_at=wire_time(row.sent_at, row.time_zone, "sent_at"),
-        source=values.text(row.source, "source"),
-        sender_id=values.sender(row.sender_id),
+        values.identity(id_, "id"),
+        values.identity(conversation_id, "conversation_id"),
+        values.identity(channel_id, "channel_id"),
+        values.content(content, is_json=is_json),
+        values.delivery_state(delivery_state),
+        values.flag(from_contact, "from_contact"),
+        wire_time(sent_at, time_zone, "sent_at"),
+        values.text(source, "source"),
+        values.sender(sender_id),
     )
 
 

@@ -15,12 +15,14 @@ ANONYMOUS = "airy-core-anonymous"
 """The sender of a message that has none."""
 
 DELIVERY_STATES = frozenset({"pending", "failed", "delivered"})
+_DELIVERY_STATES: dict[Value, str] = {state: state for state in DELIVERY_STATES}
 SUBJECTS = frozenset({"conversation", "channel", "message"})
 
 COLOR_PREFIX = "tag-"
 _BARE_WORD = re.compile(r"[\w-]+")
 
 _FLAGS = {"0": False, "1": True, "f": False, "t": True, "false": False, "true": True}
+_BITS = {0: False, 1: True}
 _CONNECTED = {**_FLAGS, "disconnected": False, "connected": True}
 
 _EXACT_FLOAT_MAX = 2**53  # beyond this a float stands for several integers, and an id for one thing only
@@ -45,6 +47,8 @@ def text(value: Value, column: str) -> str:
 
 def identity(value: Value, column: str) -> str:
     """Text that names an object or a destination: without NUL, which no text of Postgres can hold, nor a log in it."""
+    if isinstance(value, str) and value.isascii() and "\0" not in value:  # only spares what follows
+        return value
     found = text(value, column)
     if "\0" in found:
         raise UnfitValueError(column, "has a NUL")
@@ -73,6 +77,9 @@ def connected(value: Value) -> bool:
 
 def delivery_state(value: Value) -> str:
     """One of ``DELIVERY_STATES``, written in any case."""
+    as_it_is = _DELIVERY_STATES.get(value)
+    if as_it_is is not None:
+        return as_it_is
     column = "delivery_state"
     lower = text(value, column).lower()
     if lower in DELIVERY_STATES:
@@ -141,7 +148,7 @@ def _flag(value: Value, column: str, words: dict[str, bool]) -> bool:
         return value
     found = None
     if isinstance(value, int):
-        found = {0: False, 1: True}.get(value)
+        found = _BITS.get(value)
     elif isinstance(value, str):
         found = words.get(value.lower())
     if found is None:

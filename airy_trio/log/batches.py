@@ -75,14 +75,7 @@ def _encode(events: Sequence[Event], body_bytes_max: int, found: _Collected) -> 
 
 
 def _new_event(event: Event, body: bytes, *, truncated: bool) -> NewEvent:
-    return NewEvent(
-        type=event.type,
-        object=event.object,
-        conversation_id=event.conversation_id,
-        channel_id=event.channel_id,
-        body=body,
-        truncated=truncated,
-    )
+    return NewEvent(event.type, event.object, event.conversation_id, event.channel_id, body, truncated)
 
 
 class BatchRows:

@@ -6,6 +6,7 @@ fences a recorder that does not know that it is none any more. It refuses to kno
 """
 
 from collections import Counter
+from operator import attrgetter
 
 import structlog
 import trio
@@ -20,6 +21,8 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import StaleAppend
 
 logger = structlog.get_logger(__name__)
+
+_TYPE = attrgetter("type")
 
 LEASE_POLL_S = 0.05
 CONSUMER_POLL_S = 1.0
@@ -244,7 +247,8 @@ class Recorder:
         """Count and tell, once it is recorded: what is read again after an interruption is told once."""
         self._counts["changes"] += batch.changes
         self._counts["events"] += len(meaning.events)
-        self._counts.update(f"events {event.type}" for event in meaning.events)
+        for type_, count in Counter(map(_TYPE, meaning.events)).items():
+            self._counts[f"events {type_}"] += count
         self._counts["misfits"] += meaning.misfits
         self._counts["faults"] += len(meaning.faults)
         for fault in meaning.faults:

@@ -183,16 +183,8 @@ def _values(event: StoredEvent) -> Sequence[Any]:
 
 def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
     for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated in rows:
-        yield StoredEvent(
-            offset=offset,
-            appended_at_ms=appended_at_ms,
-            type=type_,
-            object=read(object_),
-            conversation_id=read(conversation_id),
-            channel_id=read(channel_id),
-            body=bytes(body),
-            truncated=bool(truncated),
-        )
+        texts = read(object_), read(conversation_id), read(channel_id)
+        yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated))
 
 
 def _advance(names: Names) -> sa.TextClause:

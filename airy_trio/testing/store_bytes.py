@@ -5,8 +5,6 @@ They know the port and nothing of any store.
 
 from typing import Final
 
-from attrs import evolve
-
 from airy_trio.events.destinations import Destination, OfChannel
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent
@@ -49,7 +47,7 @@ async def recent_ends_at_its_bytes(open_store: OpenStore) -> None:
     """The bytes of the recent window are counted from the newest event on, over the newest of each object alone."""
     async with open_store() as store:
         head = await _put_sizes(store)
-        head = await put(store, head, [evolve(_sized(11, 5), object="message:7")])  # the large one is old by this
+        head = await put(store, head, [_sized(11, 5)._replace(object="message:7")])  # the large one is old by this
         for bytes_max, offsets in (
             (1, [11]),
             (5, [11]),
@@ -74,7 +72,7 @@ async def _put_sizes(store: EventStore) -> Position:
 
 
 def _sized(number: int, size: int) -> NewEvent:
-    return evolve(event(number, channel_id="odd" if number % 2 else "even"), body=b"x" * size)
+    return event(number, channel_id="odd" if number % 2 else "even")._replace(body=b"x" * size)
 
 
 BYTES: Final = (reads_end_at_their_bytes, recent_ends_at_its_bytes)

@@ -1,10 +1,11 @@
-"""Rows for the tests: whole ones, to change one column of with ``attrs.evolve``, and any at all."""
+"""Rows for the tests: whole ones, to change a column of, and any at all."""
 
 import json
 from datetime import UTC, tzinfo
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
+from attrs import evolve
 from hypothesis import strategies as st
 
 from airy_trio.changes.rows import (
@@ -19,6 +20,8 @@ from airy_trio.changes.rows import (
     TagGone,
     Value,
 )
+
+T = TypeVar("T")
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -43,6 +46,13 @@ CHANNEL = Channel(id="ch1", source="facebook", source_channel_id="fb-page-id-1",
 CHANNEL_GONE = ChannelGone(id="ch1", source="facebook", source_channel_id="fb-page-id-1")
 TAG = Tag(id="t1", name="flag", color="tag-red")
 TAG_GONE = TagGone(id="t1")
+
+
+def altered(whole: T, **fields: Any) -> T:  # noqa: ANN401 - any value is a column's
+    """A row or an event with other values in some of its fields."""
+    unchecked: Any = whole
+    altered_one: T = unchecked._replace(**fields) if isinstance(whole, tuple) else evolve(unchecked, **fields)
+    return altered_one
 
 
 def entry(

@@ -1,7 +1,6 @@
 from typing import Any
 
 import pytest
-from attrs import evolve
 
 from airy_trio.errors import AiryTrioError
 from airy_trio.events.codec import EventTooLargeError, encode
@@ -16,7 +15,7 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
-from tests.events.rows import strictly_read
+from tests.events.rows import altered, strictly_read
 
 BODY_BYTES_MAX = 61_440
 
@@ -81,9 +80,9 @@ def test_each_event_byte_for_byte(event: Event, body: str) -> None:
 
 
 def test_false_flags() -> None:
-    body, _ = encode(evolve(MESSAGE, from_contact=False), BODY_BYTES_MAX)
+    body, _ = encode(altered(MESSAGE, from_contact=False), BODY_BYTES_MAX)
     assert b'"from_contact":false,' in body
-    body, _ = encode(evolve(CHANNEL, connected=False), BODY_BYTES_MAX)
+    body, _ = encode(altered(CHANNEL, connected=False), BODY_BYTES_MAX)
     assert body.endswith(b'"connected":false}}')
 
 
@@ -91,9 +90,9 @@ def test_false_flags() -> None:
     "content", [' { "b": 1.50,\n "a": [1e400] } ', "null", '"gr\u00fc\u00df\u2028\U0001f600"', "-0"]
 )
 def test_json_is_embedded_as_it_is(content: str) -> None:
-    body, _ = encode(evolve(MESSAGE, content=Json(content)), BODY_BYTES_MAX)
+    body, _ = encode(altered(MESSAGE, content=Json(content)), BODY_BYTES_MAX)
     assert f'"content":{content},"delivery_state"'.encode() in body
-    body, _ = encode(evolve(METADATA, metadata=Json(content)), BODY_BYTES_MAX)
+    body, _ = encode(altered(METADATA, metadata=Json(content)), BODY_BYTES_MAX)
     assert body.endswith(f'"metadata":{content}}}}}'.encode())
 
 
@@ -111,7 +110,7 @@ def test_any_text_in_any_column_is_written_exactly(event: Event) -> None:
         name for name in texts if not (event is METADATA and name in {"conversation_id", "channel_id"})
     ]
     hard: Any = {name: f"{HARD}{name}" for name in texts}
-    body, truncated = encode(evolve(event, **hard), BODY_BYTES_MAX)
+    body, truncated = encode(altered(event, **hard), BODY_BYTES_MAX)
     assert not truncated
     assert body.count("é 😀 ".encode()) == len(names_on_the_wire)
     assert b"\x00" not in body
@@ -124,7 +123,7 @@ def test_any_text_in_any_column_is_written_exactly(event: Event) -> None:
 def test_content_of_the_limit_is_whole_and_one_byte_more_is_not() -> None:
     body, _ = encode(MESSAGE, BODY_BYTES_MAX)
     assert encode(MESSAGE, len(body)) == (body, False)
-    larger = evolve(MESSAGE, content=Json('{"text":"' + "x" * 1000 + '"}'))
+    larger = altered(MESSAGE, content=Json('{"text":"' + "x" * 1000 + '"}'))
     whole, _ = encode(larger, BODY_BYTES_MAX)
     assert encode(larger, len(whole)) == (whole, False)
     cut, truncated = encode(larger, len(whole) - 1)
@@ -133,13 +132,13 @@ def test_content_of_the_limit_is_whole_and_one_byte_more_is_not() -> None:
 
 
 def test_the_limit_is_in_bytes() -> None:
-    grapes = evolve(MESSAGE, content=Json('"' + "🍇" * 300 + '"'))
+    grapes = altered(MESSAGE, content=Json('"' + "🍇" * 300 + '"'))
     assert encode(grapes, 1000)[1]
-    assert not encode(evolve(MESSAGE, content=Json('"' + "g" * 300 + '"')), 1000)[1]
+    assert not encode(altered(MESSAGE, content=Json('"' + "g" * 300 + '"')), 1000)[1]
 
 
 def test_metadata_that_is_too_large_is_replaced() -> None:
-    large = evolve(METADATA, metadata=Json('{"k":"' + "x" * BODY_BYTES_MAX + '"}'))
+    large = altered(METADATA, metadata=Json('{"k":"' + "x" * BODY_BYTES_MAX + '"}'))
     assert encode(large, BODY_BYTES_MAX) == (
         (
             b'{"type":"metadata.updated","payload":{"subject":"conversation","identifier":"c1",'
@@ -155,12 +154,12 @@ MONSTROUS = "x" * BODY_BYTES_MAX
 @pytest.mark.parametrize(
     "event,table,key",
     [
-        (evolve(MESSAGE, conversation_id=MONSTROUS), "messages", "m1"),
-        (evolve(MESSAGE_DELETED, channel_id=MONSTROUS), "messages", "m1"),
-        (evolve(METADATA, identifier=MONSTROUS), "metadata", "conversation:" + "x" * 79 + "…"),
-        (evolve(CHANNEL, source=MONSTROUS), "channels", "ch1"),
-        (evolve(TAG, name=MONSTROUS), "tags", "t1"),
-        (evolve(TAG_DELETED, id=MONSTROUS), "tags", "x" * 79 + "…"),
+        (altered(MESSAGE, conversation_id=MONSTROUS), "messages", "m1"),
+        (altered(MESSAGE_DELETED, channel_id=MONSTROUS), "messages", "m1"),
+        (altered(METADATA, identifier=MONSTROUS), "metadata", "conversation:" + "x" * 79 + "…"),
+        (altered(CHANNEL, source=MONSTROUS), "channels", "ch1"),
+        (altered(TAG, name=MONSTROUS), "tags", "t1"),
+        (altered(TAG_DELETED, id=MONSTROUS), "tags", "x" * 79 + "…"),
     ],
     ids=lambda value: getattr(value, "type", None),
 )
@@ -174,7 +173,7 @@ def test_what_is_too_large_all_the_same_is_a_fault_of_its_row(event: Event, tabl
 
 
 def test_replacing_what_is_small_does_not_help() -> None:
-    tiny = evolve(MESSAGE, content=Json("1"))
+    tiny = altered(MESSAGE, content=Json("1"))
     body, _ = encode(tiny, BODY_BYTES_MAX)
     with pytest.raises(EventTooLargeError):
         encode(tiny, len(body) - 1)

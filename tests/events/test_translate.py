@@ -2,7 +2,6 @@ import math
 from typing import Any
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from tests.events.rows import (
     METADATA,
     TAG,
     TAG_GONE,
+    altered,
     any_message,
     any_object,
     entry,
@@ -96,23 +96,23 @@ def test_a_message_as_sqlite_holds_it() -> None:
 
 
 def test_text_content_is_embedded_only_as_object_or_array() -> None:
-    text = evolve(MESSAGE, content_is_json=False)
-    assert '"content":[ 1 ],"delivery_state"' in body_of(evolve(text, content="[ 1 ]"))
-    assert '"content":"null","delivery_state"' in body_of(evolve(text, content="null"))
-    assert '"content":null,"delivery_state"' in body_of(evolve(text, content=None))
-    assert '"content":null,"delivery_state"' in body_of(evolve(MESSAGE, content="null"))
+    text = altered(MESSAGE, content_is_json=False)
+    assert '"content":[ 1 ],"delivery_state"' in body_of(altered(text, content="[ 1 ]"))
+    assert '"content":"null","delivery_state"' in body_of(altered(text, content="null"))
+    assert '"content":null,"delivery_state"' in body_of(altered(text, content=None))
+    assert '"content":null,"delivery_state"' in body_of(altered(MESSAGE, content="null"))
 
 
 def test_a_channel_and_a_deleted_one() -> None:
     expected = ChannelUpdated(id="ch1", source="facebook", source_channel_id="fb-page-id-1", connected=True)
     assert event_of(CHANNEL) == expected
-    assert event_of(evolve(CHANNEL, connected="DISCONNECTED")) == evolve(expected, connected=False)
+    assert event_of(altered(CHANNEL, connected="DISCONNECTED")) == altered(expected, connected=False)
     for options in (SILENT, DELETES):
-        assert event_of(CHANNEL_GONE, options) == evolve(expected, connected=False)
+        assert event_of(CHANNEL_GONE, options) == altered(expected, connected=False)
 
 
 def test_a_tag() -> None:
-    assert event_of(evolve(TAG, id=5, color="RED")) == TagUpdated(id="5", name="flag", color="tag-red")
+    assert event_of(altered(TAG, id=5, color="RED")) == TagUpdated(id="5", name="flag", color="tag-red")
 
 
 def test_deleted_messages_and_tags_when_asked_for() -> None:
@@ -121,14 +121,14 @@ def test_deleted_messages_and_tags_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "gone", [MESSAGE_GONE, TAG_GONE, evolve(MESSAGE_GONE, channel_id=None), evolve(TAG_GONE, id=b"")]
+    "gone", [MESSAGE_GONE, TAG_GONE, altered(MESSAGE_GONE, channel_id=None), altered(TAG_GONE, id=b"")]
 )
 def test_deleted_messages_and_tags_when_not(gone: ChangedObject) -> None:
     assert translate([gone], SILENT) == Translation(events=(), faults=(), misfits=0)
 
 
 def test_metadata_is_the_full_object_with_its_owners() -> None:
-    row = evolve(
+    row = altered(
         METADATA, entries=(entry("contact.displayName", "Grace"), entry("isUserTyping", 1, "bool")), channel_id=9
     )
     assert event_of(row) == MetadataUpdated(
@@ -147,14 +147,14 @@ def test_metadata_without_rows_is_empty() -> None:
 
 
 def test_metadata_of_what_is_not_known_belongs_to_nobody() -> None:
-    event = event_of(evolve(METADATA, conversation_id=None, channel_id=None))
+    event = event_of(altered(METADATA, conversation_id=None, channel_id=None))
     assert (event.conversation_id, event.channel_id) == (None, None)
 
 
 def test_misfits_are_counted_over_the_batch() -> None:
     pairs = [
-        evolve(METADATA, identifier="c1", entries=(entry("a", "x", "number"), entry("b", "x", "bool"))),
-        evolve(METADATA, identifier="c2", entries=(entry("a", "1", "number"), entry("b", "x", "what"))),
+        altered(METADATA, identifier="c1", entries=(entry("a", "x", "number"), entry("b", "x", "bool"))),
+        altered(METADATA, identifier="c2", entries=(entry("a", "1", "number"), entry("b", "x", "what"))),
     ]
     translation = translate(pairs, SILENT)
     assert (translation.misfits, translation.faults) == (3, ())
@@ -162,7 +162,7 @@ def test_misfits_are_counted_over_the_batch() -> None:
 
 
 def test_a_bad_row_of_metadata_leaves_the_others() -> None:
-    translation = translate([evolve(METADATA, entries=(entry("a", b"\xff"), entry("b", "1")))], SILENT)
+    translation = translate([altered(METADATA, entries=(entry("a", b"\xff"), entry("b", "1")))], SILENT)
     (event,) = translation.events
     assert isinstance(event, MetadataUpdated)
     assert event.metadata == '{"b":"1"}'
@@ -190,7 +190,7 @@ REQUIRED: list[tuple[ChangedObject, str, str, str]] = [
     "row,column,table,key", REQUIRED, ids=[f"{type(row).__name__}.{of}" for row, of, *_ in REQUIRED]
 )
 def test_a_null_that_may_not_be_is_a_fault(row: Any, column: str, table: str, key: str) -> None:  # noqa: ANN401
-    assert faults_of(evolve(row, **{column: None})) == (RowFault(table=table, key=key, reason=f"{column} is NULL"),)
+    assert faults_of(altered(row, **{column: None})) == (RowFault(table=table, key=key, reason=f"{column} is NULL"),)
 
 
 @pytest.mark.parametrize(
@@ -210,25 +210,25 @@ def test_a_null_that_may_not_be_is_a_fault(row: Any, column: str, table: str, ke
 def test_a_fault_names_the_column_and_never_the_content(column: str, value: Value, reason: str) -> None:
     changed: dict[str, Any] = {column: value}
     key = r"b'\xff'" if column == "id" else "m1"
-    assert faults_of(evolve(MESSAGE, **changed)) == (RowFault(table="messages", key=key, reason=reason),)
+    assert faults_of(altered(MESSAGE, **changed)) == (RowFault(table="messages", key=key, reason=reason),)
 
 
 @pytest.mark.parametrize("column", ["conversation_id", "channel_id"])
 def test_metadata_whose_owner_cannot_be_read_is_a_fault(column: str) -> None:
     changed: dict[str, Any] = {column: b"\xff"}
     expected = RowFault(table="metadata", key="conversation:c1", reason=f"{column} is not UTF-8 text")
-    assert faults_of(evolve(METADATA, **changed)) == (expected,)
+    assert faults_of(altered(METADATA, **changed)) == (expected,)
 
 
 def test_a_fault_stops_neither_its_batch_nor_its_order() -> None:
     batch: list[ChangedObject] = [
         TAG,
-        evolve(MESSAGE, sent_at="infinity"),
+        altered(MESSAGE, sent_at="infinity"),
         CHANNEL,
-        evolve(CHANNEL, id=None),
+        altered(CHANNEL, id=None),
         METADATA,
         MESSAGE,
-        evolve(TAG, color=b"\xff"),
+        altered(TAG, color=b"\xff"),
         CHANNEL_GONE,
     ]
     translation = translate(iter(batch), SILENT)
@@ -242,7 +242,7 @@ def test_a_fault_stops_neither_its_batch_nor_its_order() -> None:
     assert [fault.table for fault in translation.faults] == ["messages", "channels", "tags"]
 
 
-def test_nothing_changed() -> None:
+def test_nothing_altered() -> None:
     assert translate([], DELETES) == Translation(events=(), faults=(), misfits=0)
 
 
@@ -324,6 +324,6 @@ def test_a_message_is_one_event_or_one_fault(row: Message) -> None:
 
 @given(ANY_VALUE)
 def test_no_value_gets_into_a_reason(value: Value) -> None:
-    reasons = {fault.reason for fault in translate([evolve(MESSAGE, content=value)], SILENT).faults}
+    reasons = {fault.reason for fault in translate([altered(MESSAGE, content=value)], SILENT).faults}
     allowed = {"is not valid JSON", "is not UTF-8 text", "has too many digits"}
     assert reasons <= {f"content {problem}" for problem in allowed}

@@ -6,7 +6,6 @@ from inspect import signature
 
 import pytest
 import trio
-from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -149,7 +148,7 @@ async def test_opening_leaves_what_is_older_than_the_tail_to_the_store(store: Ou
 async def test_opening_reads_back_no_more_bytes_than_the_tail_holds() -> None:
     sizes = [60_000] * 300 + [10] * 5 + [200_000] * 3 + [0] * 7
     store = Weighing()
-    await store.add(*(evolve(event(number), body=b"x" * size) for number, size in enumerate(sizes, start=1)))
+    await store.add(*(event(number)._replace(body=b"x" * size) for number, size in enumerate(sizes, start=1)))
     log = EventLog(store, LogOptions(store="memory", tail_events=1000, tail_bytes=1_000_000), lambda: 0.0)
     await log.open()
     view = log.attach(EVERYTHING, "reader")
@@ -163,7 +162,7 @@ async def test_opening_reads_back_no_more_bytes_than_the_tail_holds() -> None:
 
 async def test_a_tail_that_one_event_fills_begins_with_it() -> None:
     store = Weighing()
-    await store.add(*(evolve(event(number), body=b"x" * 3_000_000) for number in range(1, 6)))
+    await store.add(*(event(number)._replace(body=b"x" * 3_000_000) for number in range(1, 6)))
     log = EventLog(store, LogOptions(store="memory", tail_bytes=1000), lambda: 0.0)
     await log.open()
     assert held(log, log.attach(EVERYTHING, "reader")) == [5]
@@ -494,7 +493,7 @@ async def test_growth_that_nobody_waited_for_is_kept(store: Outages) -> None:
 async def test_a_store_with_a_gap_ends_loudly(store: Outages) -> None:
     log = await opened(store)
     await store.add(*numbered(1, 3))
-    store._events[2] = evolve(store._events[2], offset=4)  # noqa: SLF001
+    store._events[2] = store._events[2]._replace(offset=4)  # noqa: SLF001
     with pytest.raises(ValueError, match="event 4 does not follow 2"):
         await log.catch_up()
 

@@ -78,7 +78,7 @@ class TearsBatches(MemoryStore):
 
 class CutsTextsAtTheirNul(MemoryStore):
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
-        cut = [evolve(event, object=event.object.partition("\0")[0]) for event in events]
+        cut = [event._replace(object=event.object.partition("\0")[0]) for event in events]
         return await super().append(expected, cut, resume_point)
 
 
@@ -301,7 +301,7 @@ class HoldsOnlyWhatNobodyHolds(MemoryStore):
 class TimesFall(MemoryStore):
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
         stored = await super().append(expected, events, resume_point)
-        fallen = [evolve(event, appended_at_ms=event.appended_at_ms - 1000 * event.offset) for event in stored]
+        fallen = [event._replace(appended_at_ms=event.appended_at_ms - 1000 * event.offset) for event in stored]
         if fallen:
             self._events[-len(fallen) :] = fallen
         return fallen
@@ -511,7 +511,7 @@ async def test_what_a_crash_must_not_leave_is_caught(damage: str) -> None:
         case "point":
             store._resume_point = "9"
         case "changed":
-            store._events[5] = evolve(store._events[5], body=b"")
+            store._events[5] = store._events[5]._replace(body=b"")
         case _:
             accepted -= 6
     with pytest.raises(BrokenStoreError):

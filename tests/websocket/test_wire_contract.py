@@ -311,7 +311,7 @@ async def test_line_11_the_headers_of_a_message_and_their_order(
     await client.send_text(f"SUBSCRIBE\n{given}destination:/events/channel/a%20%c3%a4\nack:{ack}\nreceipt:r\n\n\0")
     assert (await client.receive()).get("receipt-id") == "r"
     body = '{"n": "ä"}'
-    new = [evolve(event(1, channel="a ä"), body=body.encode())]
+    new = [event(1, channel="a ä")._replace(body=body.encode())]
     await server.log.append(server.log.head, new, "point")
     position = f"{server.log.epoch}-1"
     assert await client.receive_text() == (
