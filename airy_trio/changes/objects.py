@@ -6,16 +6,17 @@ Everything is read with one connection in one transaction that sees one snapshot
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import sqlalchemy as sa
 
+from airy_trio.changes.driver import Row
+from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.changes.rows import (
     ChangedObject,
     Channel,
     ChannelGone,
-    Message,
     MessageGone,
     Metadata,
     MetadataEntry,
@@ -26,7 +27,7 @@ from airy_trio.changes.rows import (
 from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
-_COLUMNS = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
+COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 
 
 class Change(NamedTuple):
@@ -38,16 +39,12 @@ class Change(NamedTuple):
     old: tuple[Value, Value]
 
 
-def changes_of(rows: Sequence[sa.Row[Any]]) -> Iterator[Change]:
-    """Rows of the change log, which all have the same columns, as changes."""
-    if not rows:
-        return iter(())
-    places = rows[0]._fields  # a place is found in a third of the time that a name takes
-    columns = itemgetter(*map(places.index, _COLUMNS))
-    return (
-        Change(kind, operation, (key_1, key_2), (old_1, old_2))
-        for kind, operation, key_1, key_2, old_1, old_2 in map(columns, rows)
-    )
+_SUBJECT = itemgetter(Change._fields.index("kind"), Change._fields.index("key"))
+
+
+def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
+    """Rows that begin with the ``COLUMNS`` of the change log, as changes."""
+    return (Change(row[0], row[1], row[2:4], row[4:6]) for row in rows)
 
 
 class Objects:
@@ -56,49 +53,47 @@ class Objects:
     def __init__(self, dialect: str, tables: Tables, text_chars_max: int = TEXT_CHARS_MAX) -> None:
         self._tables = tables
         self._text_chars_max = text_chars_max
+        self._messages = MessageColumns(tables["messages"], text_chars_max) if "messages" in tables else None
         self._queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
         """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
-        newest: dict[tuple[Kind, Key], Change] = {}
-        for change in changes:
-            if change.kind in self._tables:  # a kind unmapped since then has nobody who wants it
-                newest.pop((change.kind, change.key), None)
-                newest[change.kind, change.key] = change
+        newest = _newest_of_each(changes)
         by_kind: dict[Kind, list[Key]] = defaultdict(list)
         for kind, key in newest:
             by_kind[kind].append(key)
-        rows = {
-            kind: self._metadata(connection, keys) if kind == "metadata" else self._single_rows(connection, kind, keys)
-            for kind, keys in by_kind.items()
-        }
-        found = (rows[change.kind].get(change.key) or self._gone(change) for change in newest.values())
-        return tuple(changed for changed in found if changed is not None)
+        found = {kind: self._found(connection, kind, keys) for kind, keys in by_kind.items() if kind in self._tables}
+        there = ((found[kind].get(key) or self._gone(newest[kind, key])) for kind, key in newest if kind in found)
+        return tuple(changed for changed in there if changed is not None)
+
+    def _found(self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
+        match kind:
+            case "metadata":
+                return self._metadata(connection, keys)
+            case "messages" if self._messages is not None:
+                return self._messages.objects(self._queries[kind].rows(connection, keys))
+            case _:
+                return self._single_rows(connection, kind, keys)
 
     def _single_rows(self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
         table = self._tables[kind]
         found: dict[Key, ChangedObject] = {}
-        for row, included in self._queries[kind].rows(connection, keys):
-            fields = table.fields(row)
-            cut = self._is_cut(fields.get("content"))
-            if cut:
-                fields |= {"content": _whole_characters(fields["content"])}
-            present = _present(table, fields, content_cut=cut)
-            found[table.key_of(row)] = present if included else _absent(table.kind, fields)
+        for row in self._queries[kind].rows(connection, keys):
+            raw = _named(table, row)
+            fields = table.fields(raw)
+            found[table.key_of(raw)] = _present(table, fields) if row[-1] else _absent(table.kind, fields)
         return found
-
-    def _is_cut(self, value: Value) -> bool:
-        return isinstance(value, str | bytes) and len(value) > self._text_chars_max
 
     def _metadata(self, connection: sa.Connection, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
         table = self._tables["metadata"]
         entries: dict[Key, list[MetadataEntry]] = {key: [] for key in keys}
-        for row, included in self._queries["metadata"].rows(connection, keys):
-            pair = entries.get(table.key_of(row))
-            if included and pair is not None:  # a collation may match more than what was asked for
-                fields = table.fields(row)
-                if self._is_cut(fields["value"]):
-                    fields |= {"value": _whole_characters(fields["value"]), "value_type": None}
+        for row in self._queries["metadata"].rows(connection, keys):
+            raw = _named(table, row)
+            pair = entries.get(table.key_of(raw))
+            if row[-1] and pair is not None:  # a collation may match more than what was asked for
+                fields = table.fields(raw)
+                if is_cut(fields["value"], self._text_chars_max):
+                    fields |= {"value": whole_characters(fields["value"]), "value_type": None}
                 pair.append(_entry(fields))
         pairs = {key: _pair(table, key) for key in keys}
         owners = self._owners(connection, set(pairs.values()))
@@ -143,20 +138,26 @@ class Objects:
         return _absent(change.kind, table.fields({"id": id_, **raw}))
 
 
-def _whole_characters(value: str | bytes) -> str:
-    """What is left of a text that may have been cut within a character."""
-    return value if isinstance(value, str) else value.decode(errors="replace")
+def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Change]:
+    """The newest change of each object, in the order of these."""
+    found = list(changes)
+    newest = dict(zip(map(_SUBJECT, found), found, strict=True))
+    if len(newest) < len(found):  # else it is in order as it is
+        newest = {}
+        for change in reversed(found):
+            newest.setdefault((change.kind, change.key), change)
+        newest = dict(reversed(newest.items()))
+    return newest
 
 
-def _present(table: Table, fields: Mapping[str, Any], *, content_cut: bool = False) -> ChangedObject:
+def _named(table: Table, row: Row) -> dict[str, Value]:
+    return dict(zip(table.columns, row, strict=False))
+
+
+def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
     match table.kind:
         case "messages":
-            content = table.columns.get("content")
-            return Message(
-                **fields,
-                content_is_json=content is not None and content.type == "json" and not content_cut,
-                time_zone=table.zone,
-            )
+            return MessageColumns(table).present(fields)
         case "channels":
             return Channel(**fields)
         case "tags":

@@ -11,7 +11,7 @@ progress in it. A large difference is read in pages up to a fixed *target* snaps
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Final
 
 import sqlalchemy as sa
 import trio
@@ -19,8 +19,9 @@ from attrs import evolve
 
 from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.doorbell import Doorbell
+from airy_trio.changes.driver import Question, Row
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.objects import Objects, changes_of
+from airy_trio.changes.objects import COLUMNS, Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
@@ -32,6 +33,8 @@ POLL_GROWTH = 1.5
 QUIET_POLLS = 1  # without a change, before writers are asked to ring
 HEARTBEAT_S = 0.4  # less than the idle time-out of a recorder's session, which must be used to be kept
 
+_SEQ: Final = len(COLUMNS)
+_AGE_S: Final = _SEQ + 1
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 
 
@@ -61,17 +64,14 @@ class PostgresFeed:
         self.bell = Doorbell(reading, names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
-        columns = (
-            "seq, kind, operation, key_1, key_2, old_1, old_2, "
-            "cast(extract(epoch from clock_timestamp() - at) as float8) as age_s"
-        )
+        columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
         log = self._log_name.replace(":", "\\:")
-        self._difference = sa.text(
+        self._difference = _question(
             f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
             f"union all select {columns} from {log} where txid = any(cast(:in_progress as xid8[])) "
             "order by seq limit :limit"
         )
-        self._page = sa.text(
+        self._page = _question(
             f"select {columns} from {log} where seq > :seq "  # noqa: S608 - names quoted
             "and pg_visible_in_snapshot(txid, cast(:target as pg_snapshot)) "
             "and not pg_visible_in_snapshot(txid, cast(:snapshot as pg_snapshot)) order by seq limit :limit"
@@ -166,30 +166,30 @@ class PostgresFeed:
             resume_point=str(following),
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
-            age_s=rows[0].age_s if rows else None,
+            age_s=rows[0][_AGE_S] if rows else None,
         )
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
-    ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
+    ) -> tuple[Sequence[Row], PostgresPoint]:
         """The next rows and the point after them: a whole difference, or a page of it."""
         if point.target:
             arguments = {"seq": point.seq, "target": point.target, "snapshot": point.snapshot, "limit": limit}
-            rows = connection.execute(self._page, arguments).all()
+            rows = self._page.rows(connection, arguments)
             whole, target = evolve(now, snapshot=point.target), point.target
         else:
-            rows = connection.execute(
-                self._difference,
+            rows = self._difference.rows(
+                connection,
                 {
                     "next_transaction": str(point.next_transaction),
                     "in_progress": point.in_progress,
                     "limit": limit,
                 },
-            ).all()
+            )
             whole, target = now, now.snapshot
         if len(rows) < limit:
             return rows, whole
-        return rows, evolve(point, place=now.place, target=target, seq=rows[-1].seq)
+        return rows, evolve(point, place=now.place, target=target, seq=rows[-1][_SEQ])
 
     def _require_kept(self, connection: sa.Connection, point: PostgresPoint) -> None:
         """Refuse a point before the origin, as of an older copy of a store: what followed it has been trimmed.
@@ -211,3 +211,7 @@ class PostgresFeed:
         if self._cluster is None or self._cluster[0] != self._reading.generation:
             self._cluster = (self._reading.generation, Cluster.of(connection))
         return PostgresPoint.now(connection, self._log_name, self._cluster[1])
+
+
+def _question(sql: str) -> Question:
+    return Question(sa.text(sql))

@@ -5,16 +5,18 @@ by anybody shows in ``PRAGMA data_version``, which costs microseconds (findings 
 """
 
 import time
+from typing import Final
 
 import sqlalchemy as sa
 import structlog
 import trio
 
 from airy_trio.changes import triggers
-from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.changelog import TABLE, ChangeLog
+from airy_trio.changes.driver import Question
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.inspection import inspect_again
-from airy_trio.changes.objects import Objects, changes_of
+from airy_trio.changes.objects import COLUMNS, Objects, changes_of
 from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sqlite_version import Version, VersionOf
@@ -25,6 +27,9 @@ from airy_trio.errors import MappingError
 logger = structlog.get_logger(__name__)
 
 POLL_S = 0.004
+_SEQ: Final = len(COLUMNS)
+_TOKEN: Final = _SEQ + 1
+_AT: Final = _SEQ + 2
 
 
 class SqliteFeed:
@@ -48,6 +53,13 @@ class SqliteFeed:
         self._reading = reading
         self._writing = writing
         self._log = ChangeLog(names)
+        log = names.quoted(TABLE).replace(":", "\\:")
+        self._page = Question(
+            sa.text(
+                f"select {', '.join(COLUMNS)}, seq, token, at from {log} "  # noqa: S608 - names quoted
+                "where seq > :seq order by seq limit :limit"
+            )
+        )
         self._objects = Objects(SQLITE, tables, text_chars_max)
         self._seen: Version | None = None
         self._file = VersionOf(reading)
@@ -151,14 +163,14 @@ class SqliteFeed:
             if token != point.token:
                 message = f"the change log has no row {point.seq} with the token that was recorded"
                 raise ResumePointLost(message)
-        rows = connection.execute(sa.select(log).where(log.c.seq > point.seq).order_by(log.c.seq).limit(limit)).all()
-        following = SqlitePoint(rows[-1].seq, rows[-1].token) if rows else point
+        rows = self._page.rows(connection, {"seq": point.seq, "limit": limit})
+        following = SqlitePoint(rows[-1][_SEQ], rows[-1][_TOKEN]) if rows else point
         return Batch(
             objects=self._objects.read(connection, changes_of(rows)),
             resume_point=str(following),
             changes=len(rows),
             more=len(rows) == limit,
-            age_s=time.time() - rows[0].at / 1000 if rows else None,
+            age_s=time.time() - rows[0][_AT] / 1000 if rows else None,
         )
 
     def _restart(self, connection: sa.Connection) -> str:

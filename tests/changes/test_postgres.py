@@ -13,6 +13,7 @@ from attrs import evolve
 
 from airy_trio.changes.feed import ResumePointLost
 from airy_trio.changes.inspection import inspect
+from airy_trio.changes.objects import COLUMNS
 from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import ChangedObject, Tag
@@ -29,12 +30,11 @@ class NaiveFeed(PostgresFeed):
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
-    ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
-        columns = (self._log.rows, sa.literal(0.0).label("age_s"))
-        rows = connection.execute(
-            sa.select(*columns).where(self._log.rows.c.seq > point.seq).order_by("seq").limit(limit)
-        ).all()
-        return rows, evolve(now, seq=rows[-1].seq) if rows else point
+    ) -> tuple[Sequence[tuple[Any, ...]], PostgresPoint]:
+        log = self._log.rows
+        columns = (*(log.c[name] for name in (*COLUMNS, "seq")), sa.literal(0.0))
+        rows = connection.execute(sa.select(*columns).where(log.c.seq > point.seq).order_by("seq").limit(limit)).all()
+        return [tuple(row) for row in rows], evolve(now, seq=rows[-1].seq) if rows else point
 
 
 def maker(application: Application, kind: type[PostgresFeed]) -> Callable[[], PostgresFeed]:

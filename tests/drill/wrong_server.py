@@ -18,7 +18,7 @@ from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
 
 _NEXT = (
-    "select seq, kind, operation, key_1, key_2, old_1, old_2, cast(0 as float8) as age_s "
+    "select kind, operation, key_1, key_2, old_1, old_2, seq, cast(0 as float8) as age_s "
     "from {} where seq > :seq order by seq limit :limit"
 )
 
@@ -28,10 +28,10 @@ class SeqFeed(PostgresFeed):
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
-    ) -> tuple[Sequence[sa.Row[Any]], PostgresPoint]:
+    ) -> tuple[Sequence[tuple[Any, ...]], PostgresPoint]:
         statement = sa.text(_NEXT.format(self._log.names.quoted(TABLE)))
         rows = connection.execute(statement, {"seq": point.seq, "limit": limit}).all()
-        return rows, evolve(now, seq=rows[-1].seq if rows else point.seq)
+        return [tuple(row) for row in rows], evolve(now, seq=rows[-1].seq if rows else point.seq)
 
 
 if __name__ == "__main__":
