@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from airy_trio.events.destinations import Destination, Within, covers, destinations_of
+from airy_trio.events.destinations import Destination, OfChannel, OfConversation, Within, covers, destinations_of
 from airy_trio.log.narrow import NarrowView, NarrowViews, candidates
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.views import View
@@ -29,6 +29,9 @@ class Tail:
         self._viewed: list[tuple[View, ...]] = []  # the views of each event: found once, when it comes
         self._bytes = 0
         self._views: dict[Destination, View] = {}
+        # The same once more, so that for most events no destination is made only to find a view by it.
+        self._shared: dict[str | None, dict[str, tuple[View, ...]]] = {}  # by channel, then by type
+        self._conversations: dict[str, View] = {}
         self._narrow = NarrowViews()
         self.evicted = 0
         self.evicted_at_ms: int | None = None
@@ -55,7 +58,12 @@ class Tail:
         self._bytes = 0
         self.evicted = offset
         self.evicted_at_ms = None
-        self._views = {view.destination: view for view in self._views.values() if view.readers}
+        kept = [view for view in self._views.values() if view.readers]
+        self._views.clear()
+        self._shared.clear()
+        self._conversations.clear()
+        for view in kept:
+            self._know(view)
         lost = frozenset((*self._views.values(), *self._narrow))
         for view in lost:
             view.offsets.clear()
@@ -65,7 +73,7 @@ class Tail:
     def extend(self, events: Iterable[StoredEvent]) -> set[View]:
         """Add the next events, leaving out those already here; give the views with readers that grew."""
         grown: set[View] = set()
-        last, views, narrow = self.last, self._views, self._narrow
+        last, narrow = self.last, self._narrow
         for event in events:
             offset = event.offset
             if offset <= last:
@@ -76,7 +84,7 @@ class Tail:
             last = offset
             self._events.append(event)
             self._bytes += len(event.body)
-            viewed = tuple([views.get(one) or self._view(one) for one in destinations_of(event)])
+            viewed = self._views_of(event)
             self._viewed.append(viewed)
             for view in viewed:
                 view.offsets.append(offset)
@@ -164,8 +172,38 @@ class Tail:
     def _view(self, destination: Destination) -> View:
         view = self._views.get(destination)
         if view is None:
-            view = self._views[destination] = View(destination, self.evicted, self.evicted)
+            view = View(destination, self.evicted, self.evicted)
+            self._know(view)
         return view
+
+    def _views_of(self, event: StoredEvent) -> tuple[View, ...]:
+        """The view of each destination that an event belongs to."""
+        conversation_id = event.conversation_id
+        of_channel = self._shared.get(event.channel_id)
+        if of_channel is None:
+            of_channel = self._shared[event.channel_id] = {}
+        shared = of_channel.get(event.type)
+        if shared is None:
+            alone = event._replace(conversation_id=None)
+            shared = of_channel[event.type] = tuple(map(self._view, destinations_of(alone)))
+        if conversation_id is None:
+            return shared
+        return *shared, self._conversations.get(conversation_id) or self._view(OfConversation(conversation_id))
+
+    def _know(self, view: View) -> None:
+        self._views[view.destination] = view
+        if isinstance(view.destination, OfConversation):
+            self._conversations[view.destination.id] = view
+
+    def _forget(self, view: View) -> None:
+        del self._views[view.destination]
+        match view.destination:
+            case OfConversation(id=id_):
+                del self._conversations[id_]
+            case OfChannel(id=id_):
+                self._shared.pop(id_, None)
+            case _:
+                self._shared.clear()
 
     def _evict(self) -> None:
         count = max(1, self._events_max // _SLICES, len(self._events) - self._events_max)
@@ -196,4 +234,4 @@ class Tail:
                 self._narrow.forget(view)
             return
         if not view.readers and not view.offsets and self._views.get(view.destination) is view:
-            del self._views[view.destination]
+            self._forget(view)
