@@ -220,6 +220,7 @@ async def _serve(
             connections.start_soon(sessions.durables.run)
             try:
                 async with trio.open_nursery() as intake:
+                    intake.start_soon(recorder.ahead.run)
                     await patiently(partial(intake.start, recorder.run), settings.database, "database.url")
                     intake.start_soon(log.follow)
                     intake.start_soon(parts.retention.run)

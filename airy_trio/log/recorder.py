@@ -18,6 +18,7 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log.batches import BatchRows, Meaning, meaning_of
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.read_ahead import ReadAhead
 from airy_trio.log.store import StaleAppend
 
 logger = structlog.get_logger(__name__)
@@ -53,10 +54,12 @@ class RecorderOptions:
 
 
 class Recorder:
-    """One task, ``run``. Row faults and misfits are counted in ``statistics``."""
+    """One task, ``run``, and ``ahead.run`` beside it. Row faults and misfits are counted in ``statistics``."""
 
     def __init__(self, feed: ChangeFeed, lease: Lease, log: EventLog, options: RecorderOptions) -> None:
         self._feed = feed
+        self.ahead = ReadAhead(feed)
+        """Reads the next batch of a backlog while the last one is appended, where its task runs."""
         self._lease = lease
         self._log = log
         self._options = options
@@ -107,6 +110,7 @@ class Recorder:
 
     async def _hold(self, starting: "_Starting") -> None:
         """One life of the lease: returns when it is lost, which may also show as ``Unavailable`` or ``StaleAppend``."""
+        await self.ahead.throw_away()
         await self._wait_for_lease(starting)
         head, point = await self._start_point()
         while True:
@@ -206,11 +210,12 @@ class Recorder:
 
     async def _record(self, head: Position, point: str) -> tuple[Position, Batch]:
         """Read one batch and append what it means; give the head after it."""
-        asked_at = trio.current_time()
         try:
-            batch, meaning = await self._read(point)
+            batch, meaning, asked_at = await self._read(point)
         except ResumePointLost as error:
             return await self._restart(head, point, error)
+        if batch.more:
+            self.ahead.begin(batch.resume_point, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else asked_at - batch.age_s
             head = await self._log.append(head, meaning.events, batch.resume_point, changed_at=changed_at)
@@ -218,14 +223,17 @@ class Recorder:
             self._count(batch, meaning)
         return head, batch
 
-    async def _read(self, point: str) -> tuple[Batch, Meaning]:
-        """Read one batch and say what it means; one that is too large to append is read again with fewer rows."""
+    async def _read(self, point: str) -> tuple[Batch, Meaning, float]:
+        """Read one batch and say what it means and when it was asked for.
+
+        One that is too large to append is read again with fewer rows.
+        """
         while True:
-            batch = await self._feed.read(point, self._rows.limit)
+            batch, asked_at = await self.ahead.take(point, self._rows.limit)
             meaning = await meaning_of(batch, self._options.events, body_bytes_max=self._options.body_bytes_max)
             if meaning.share == 1:
                 self._rows.fitted(batch, meaning.size)
-                return batch, meaning
+                return batch, meaning, asked_at
             self._rows.exceeded(batch, meaning.share)
 
     async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, Batch]:

@@ -8,6 +8,7 @@ import structlog
 import trio
 from attrs import define
 
+from airy_trio.changes.feed import ChangeFeed
 from airy_trio.changes.rows import Tag
 from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
@@ -83,18 +84,20 @@ def node(
     unaware: bool = False,
     batch_rows_max: int = 10,
     body_bytes_max: int = 1000,
+    feed: ChangeFeed | None = None,
 ) -> Node:
     log = EventLog(store, LogOptions(store="memory"))
     lease = MemoryLease(changes, unaware)
     options = RecorderOptions(
         batch_rows_max=batch_rows_max, body_bytes_max=body_bytes_max, events=EventsOptions(), store=words
     )
-    return Node(log, Recorder(MemoryFeed(changes), lease, log, options), lease)
+    return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options), lease)
 
 
 async def started(nursery: trio.Nursery, one: Node) -> Node:
     """Open the node's log, start its recorder and let the log follow other writers."""
     await one.log.open()
+    nursery.start_soon(one.recorder.ahead.run)
     await nursery.start(one.recorder.run)
     nursery.start_soon(one.log.follow)
     return one

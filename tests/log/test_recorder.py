@@ -452,8 +452,7 @@ async def test_the_age_of_a_change_reaches_the_log(
         async def read(self, after: str, limit: int) -> Batch:
             return evolve(await super().read(after, limit), age_s=3.0)
 
-    one = node(changes, MemoryStore())
-    one.recorder._feed = Aged(changes)  # noqa: SLF001
+    one = node(changes, MemoryStore(), feed=Aged(changes))
     await started(nursery, one)
     changes.write(tag(1))
     await until(lambda: one.log.head.offset == 1)
@@ -472,8 +471,7 @@ async def test_where_changes_are_kept_for_nobody_a_log_goes_on_from_its_point_or
     changes.origin = 1
     store = MemoryStore()
     for count in (0, 2):
-        one = node(changes, store)
-        one.recorder._feed = Unconsumed(changes)  # noqa: SLF001
+        one = node(changes, store, feed=Unconsumed(changes))
         async with trio.open_nursery() as nursery:
             await started(nursery, one)
             await until(lambda one=one, count=count: one.log.head.offset == count)  # type: ignore[misc]

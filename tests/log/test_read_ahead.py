@@ -1,0 +1,192 @@
+from collections.abc import Sequence
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from airy_trio.changes.feed import Batch, ResumePointLost
+from airy_trio.database import DatabaseUnavailable
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.read_ahead import ReadAhead
+from airy_trio.log.store import NewEvent, StaleAppend, StoredEvent, StoreUnavailable
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed
+from tests.log.recording import node, recorded, started, tag, until
+
+
+class WatchedFeed(MemoryFeed):
+    """A feed that notes after which points it was read; ``consumed`` can be set."""
+
+    def __init__(self, changes: MemoryChanges) -> None:
+        super().__init__(changes)
+        self.asked: list[str] = []
+
+    async def read(self, after: str, limit: int) -> Batch:
+        self.asked.append(after)
+        return await super().read(after, limit)
+
+
+class Store(MemoryStore):
+    """A store whose appends wait for leave, and the second of them fails as it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leave = trio.Event()
+        self.appends = 0
+        self.failure: Exception | None = None
+        self.fails_after = False
+
+    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+        await self.leave.wait()
+        self.appends += 1
+        failure = self.failure if self.appends == 2 else None
+        if failure is not None and not self.fails_after:
+            raise failure
+        stored = await super().append(expected, events, resume_point)
+        if failure is not None:
+            raise failure
+        return stored
+
+
+@pytest.fixture
+def changes() -> MemoryChanges:
+    found = MemoryChanges()
+    found.write(*map(tag, range(35)))
+    return found
+
+
+ALL = [f"tag:t{number}" for number in range(35)]
+
+
+async def test_the_next_batch_of_a_backlog_is_read_while_the_last_one_is_appended(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    feed, store = WatchedFeed(changes), Store()
+    one = node(changes, store, feed=feed)
+    await one.log.open()
+    nursery.start_soon(one.recorder.ahead.run)
+    nursery.start_soon(one.recorder.run)
+    await wait_all_tasks_blocked()
+    assert feed.asked == [changes.point(0), changes.point(10)]
+    store.leave.set()
+    await until(lambda: one.log.head.offset == len(ALL))
+    assert await recorded(store) == ALL
+    assert feed.asked[:4] == [changes.point(number) for number in (0, 10, 20, 30)]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("fails_after", [False, True])
+@pytest.mark.parametrize("failure", [StoreUnavailable("the store is away"), StaleAppend("the head is elsewhere")])
+async def test_what_was_read_ahead_of_an_append_that_failed_is_read_again(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, failure: Exception, fails_after: bool
+) -> None:
+    feed, store = WatchedFeed(changes), Store()
+    store.failure, store.fails_after = failure, fails_after
+    one = node(changes, store, feed=feed)
+    await one.log.open()
+    nursery.start_soon(one.recorder.ahead.run)
+    nursery.start_soon(one.recorder.run)
+    store.leave.set()
+    await until(lambda: one.log.head.offset == len(ALL))
+    assert await recorded(store) == ALL
+    assert feed.asked.count(changes.point(20)) == 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_lease_that_was_lost_throws_away_what_was_read_ahead(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = Store()
+    first, second = node(changes, store), node(changes, store)
+    await first.log.open()
+    nursery.start_soon(first.recorder.ahead.run)
+    nursery.start_soon(first.recorder.run)
+    await wait_all_tasks_blocked()
+    changes.holder = second.lease
+    store.leave.set()
+    await until(lambda: first.log.head.offset == 10)
+    await started(nursery, second)
+    await until(lambda: second.log.head.offset == len(ALL))
+    changes.holder = first.lease
+    changes.write(tag(35))
+    await until(lambda: first.recorder.recording and first.log.head.offset == len(ALL) + 1)
+    assert await recorded(store) == [*ALL, "tag:t35"]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("away"), ResumePointLost("another history")])
+async def test_what_a_read_ahead_raises_is_raised_to_who_takes_it(
+    changes: MemoryChanges, nursery: trio.Nursery, error: Exception
+) -> None:
+    class Failing(MemoryFeed):
+        async def read(self, after: str, limit: int) -> Batch:
+            await super().read(after, limit)
+            raise error
+
+    ahead = ReadAhead(Failing(changes))
+    nursery.start_soon(ahead.run)
+    await wait_all_tasks_blocked()
+    ahead.begin(changes.point(0), 10)
+    with pytest.raises(type(error)):
+        await ahead.take(changes.point(0), 10)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("point, limit", [(10, 10), (0, 5)])
+async def test_another_point_or_limit_than_was_begun_is_read_when_it_is_asked_for(
+    changes: MemoryChanges, nursery: trio.Nursery, point: int, limit: int
+) -> None:
+    feed = WatchedFeed(changes)
+    ahead = ReadAhead(feed)
+    nursery.start_soon(ahead.run)
+    await wait_all_tasks_blocked()
+    ahead.begin(changes.point(0), 10)
+    batch, _ = await ahead.take(changes.point(point), limit)
+    assert batch == await MemoryFeed(changes).read(changes.point(point), limit)
+    assert feed.asked == [changes.point(0), changes.point(point)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_without_its_task_a_batch_is_read_when_it_is_asked_for(changes: MemoryChanges) -> None:
+    feed = WatchedFeed(changes)
+    ahead = ReadAhead(feed)
+    ahead.begin(changes.point(0), 10)
+    batch, _ = await ahead.take(changes.point(0), 10)
+    assert len(batch.objects) == 10
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ahead.run)
+        await wait_all_tasks_blocked()
+        ahead.begin(changes.point(10), 10)
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(1):
+        batch, _ = await ahead.take(changes.point(10), 10)
+    assert batch.resume_point == changes.point(20)
+
+
+async def test_a_feed_that_is_not_consumed_is_never_read_ahead(changes: MemoryChanges, nursery: trio.Nursery) -> None:
+    """It remembers what it gave since the recorded point, which it could not take back from two batches."""
+
+    class Unconsumed(WatchedFeed):
+        consumed = False
+
+    feed = Unconsumed(changes)
+    ahead = ReadAhead(feed)
+    nursery.start_soon(ahead.run)
+    await wait_all_tasks_blocked()
+    ahead.begin(changes.point(0), 10)
+    await wait_all_tasks_blocked()
+    assert not feed.asked
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_batch_read_ahead_is_as_old_as_its_question(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    ahead = ReadAhead(MemoryFeed(changes))
+    nursery.start_soon(ahead.run)
+    await wait_all_tasks_blocked()
+    asked_at = trio.current_time()
+    ahead.begin(changes.point(0), 10)
+    await trio.sleep(5)
+    assert (await ahead.take(changes.point(0), 10))[1] == asked_at
+    nursery.cancel_scope.cancel()
