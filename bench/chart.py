@@ -10,21 +10,31 @@ from attrs import field, frozen
 WIDTH: Final = 440
 HEIGHT: Final = 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 110
-COLOURS: Final = ("#7a7a7a", "#0b6e4f", "#5fb49c", "#c8553d", "#3d5a80", "#b08900")
+SWATCH: Final = 18
+STEPS: Final = (1, 2, 5, 10)
+"""Where a decade has ticks; its end is the next one's beginning."""
 DECADE: Final = 10
 FONT: Final = 'font-family="sans-serif"'
 
 Point = tuple[float, float]
 
 
+@frozen
+class Line:
+    """Points (x, y) above 0 in the order of x. ``colour``: the same for the same thing in each chart."""
+
+    colour: str
+    points: Sequence[Point]
+
+
 @frozen(kw_only=True)
 class Panel:
-    """One chart: lines by name, each of points (x, y) above 0 in the order of x."""
+    """One chart: lines by name."""
 
     title: str
     x_label: str
     y_label: str
-    lines: Mapping[str, Sequence[Point]] = field(factory=dict)
+    lines: Mapping[str, Line] = field(factory=dict)
 
 
 def svg(panels: Sequence[Panel]) -> str:
@@ -43,49 +53,54 @@ def svg(panels: Sequence[Panel]) -> str:
 
 @frozen
 class _Axis:
-    """Values to places, by the logarithm, between two whole powers of ten."""
+    """Values to places, by the logarithm, between two ticks."""
 
-    least: int
-    most: int
+    ticks: Sequence[float]
     start: float
     end: float
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float) -> "_Axis":
-        least, most = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        return cls(least, max(most, least + 1), start, end)
+        first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        steps = [float(step * DECADE**power) for power in range(first, last + 1) for step in STEPS[:-1]]
+        least = max((step for step in steps if step <= min(values)), default=steps[0])
+        most = next((step for step in steps if step >= max(values) and step > least), steps[-1])
+        return cls([step for step in steps if least <= step <= most], start, end)
 
     def place(self, value: float) -> float:
-        share = (math.log10(value) - self.least) / (self.most - self.least)
+        least, most = self.ticks[0], self.ticks[-1]
+        share = math.log(value / least) / math.log(most / least)
         return self.start + share * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        return [float(DECADE**power) for power in range(self.least, self.most + 1)]
 
 
 def _panel(panel: Panel) -> Iterator[str]:
-    points = [point for line in panel.lines.values() for point in line]
+    points = [point for line in panel.lines.values() for point in line.points]
     x_axis = _Axis.over([x for x, _ in points], LEFT, WIDTH - RIGHT)
     y_axis = _Axis.over([y for _, y in points], HEIGHT - BOTTOM, TOP)
     yield _text(WIDTH / 2, 18, panel.title, anchor="middle", more='font-weight="bold"')
     yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM + 32, panel.x_label, anchor="middle")
     yield _text(LEFT - 55, TOP - 10, panel.y_label)
-    for tick in x_axis.ticks():
+    for tick in x_axis.ticks:
         at = x_axis.place(tick)
         yield _line(at, TOP, at, HEIGHT - BOTTOM)
         yield _text(at, HEIGHT - BOTTOM + 15, _short(tick), anchor="middle")
-    for tick in y_axis.ticks():
+    for tick in y_axis.ticks:
         at = y_axis.place(tick)
         yield _line(LEFT, at, WIDTH - RIGHT, at)
         yield _text(LEFT - 6, at + 4, _short(tick), anchor="end")
     for number, (name, line) in enumerate(panel.lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        places = [(x_axis.place(x), y_axis.place(y)) for x, y in line]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        for x, y in places:
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-        yield _text(LEFT, HEIGHT - BOTTOM + 52 + 14 * number, name, more=f'fill="{colour}"')
+        places = [(x_axis.place(x), y_axis.place(y)) for x, y in line.points]
+        yield from _drawn(places, line.colour)
+        below = HEIGHT - BOTTOM + 52 + 14 * number
+        yield from _drawn([(LEFT, below - 4), (LEFT + SWATCH, below - 4)], line.colour)
+        yield _text(LEFT + SWATCH + 10, below, name)
+
+
+def _drawn(places: Sequence[Point], colour: str) -> Iterator[str]:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+    for x, y in places:
+        yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", more: str = "") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.cases import Results, Scale
-from bench.chart import Panel, svg
+from bench.chart import Line, Panel, svg
 from bench.pace import NATURAL, STRICT, Pace, at_rate
 from bench.processes import AIRY, LIMIT, PEER, Contender
 from bench.targets import Row, told
@@ -25,6 +25,7 @@ _COLUMNS: Final = (
     ("load client's core", "load_cpu_share"),
     ("faults", "faults"),
 )
+GREY, GREEN, LIGHT_GREEN, RED = "#6b7280", "#0b6e4f", "#5fb49c", "#c8553d"
 DELIVERY: Final = "Delivery: side by side with the limit and a peer"
 """The section of the results about the fan-out."""
 HOW: Final = """\
@@ -103,16 +104,16 @@ def picture(results: Results, counts: Sequence[int]) -> str:
 
     rate, p99 = "deliveries_per_s", "p99_ms"
     rates = {
-        "C limit, one event a write": line(STRICT, LIMIT, rate),
-        "airy-trio, one event a write": line(STRICT, AIRY, rate),
-        "airy-trio, two events in flight": line(NATURAL, AIRY, rate),
-        "websockets": line(STRICT, PEER, rate),
+        "C limit, one event a write": Line(GREY, line(STRICT, LIMIT, rate)),
+        "airy-trio, one event a write": Line(GREEN, line(STRICT, AIRY, rate)),
+        "airy-trio, two events in flight": Line(LIGHT_GREEN, line(NATURAL, AIRY, rate)),
+        "websockets": Line(RED, line(STRICT, PEER, rate)),
     }
     steady = at_rate(100)
     latencies = {
-        "C limit": line(steady, LIMIT, p99),
-        "airy-trio": line(steady, AIRY, p99),
-        "websockets": line(steady, PEER, p99),
+        "C limit": Line(GREY, line(steady, LIMIT, p99)),
+        "airy-trio": Line(GREEN, line(steady, AIRY, p99)),
+        "websockets": Line(RED, line(steady, PEER, p99)),
     }
     return svg([
         Panel(title="Deliveries a second", x_label="clients", y_label="deliveries/s", lines=rates),

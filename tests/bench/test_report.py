@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.cases import Case, Results, Scale, main_cases
-from bench.chart import Panel, svg
+from bench.chart import Line, Panel, svg
 from bench.pace import STRICT
 from bench.processes import AIRY, LIMIT, PEER, Contender
 from bench.report import put_section, table, write
@@ -67,15 +67,16 @@ def test_a_table_is_markdown() -> None:
 
 
 def test_a_picture_is_svg_with_a_line_for_each_name() -> None:
-    panel = Panel(title="a < b", x_label="x", y_label="y", lines={"one": [(1, 10), (100, 1000)], "two": [(10, 5)]})
+    one, two = Line("black", [(1, 10), (100, 1000)]), Line("red", [(10, 5)])
+    panel = Panel(title="a < b", x_label="x", y_label="y", lines={"one": one, "two": two})
     root = ET.fromstring(svg([panel, panel]))  # noqa: S314 - written by ourselves
     space = "{http://www.w3.org/2000/svg}"
     lines = root.findall(f".//{space}polyline")
-    assert len(lines) == 4
+    assert [line.attrib["stroke"] for line in lines] == 2 * ["black", "black", "red", "red"]  # each with its sample
     first, last = (tuple(map(float, point.split(","))) for point in lines[0].attrib["points"].split())
     assert first[0] < last[0]
     assert first[1] > last[1]  # more is higher
-    assert {"a < b", "one", "two"} <= {text.text for text in root.iter(f"{space}text")}
+    assert {"a < b", "one", "two", "2", "5", "20", "500", "1k"} <= {text.text for text in root.iter(f"{space}text")}
 
 
 def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
