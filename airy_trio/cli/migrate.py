@@ -1,10 +1,18 @@
 """``airy-trio migrate``: our tables and triggers come, and go."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from airy_trio.cli.progress import bar
 from airy_trio.cli.starting import CONFIG, loaded, told
+
+if TYPE_CHECKING:
+    from airy_trio.migrate import Migrated
+    from airy_trio.settings import Settings
 
 
 @click.command(short_help="Add our tables and triggers, or remove them.")
@@ -16,7 +24,8 @@ from airy_trio.cli.starting import CONFIG, loaded, told
 def migrate(config: Path | None, *, with_tables: bool, grant: str | None, preview: bool, remove: bool) -> None:
     """Add the change log and the triggers to the database; all or nothing, and again without harm.
 
-    What is committed after it is recorded; rows from before are not sent.
+    What is committed after it is recorded; rows from before are not sent. It takes no longer on large tables; while a
+    transaction of somebody else has one of them locked, it lets others pass and tries again for a minute.
 
     \b
     Examples:
@@ -31,15 +40,22 @@ def migrate(config: Path | None, *, with_tables: bool, grant: str | None, previe
     settings = loaded(config)
     from airy_trio import migrate as work
 
-    if remove:
-        told(lambda: work.remove(settings))
-        click.echo("removed")
-    elif preview:
-        for statement in told(lambda: work.preview(settings, with_tables=with_tables, grant=grant)):
-            click.echo(statement)
-    else:
-        done = told(lambda: work.migrate(settings, with_tables=with_tables, grant=grant))
-        if done.made:
-            click.echo(f"made the tables {', '.join(done.made)}")
-        how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
-        click.echo(f"watching {', '.join(done.watched)}{how}")
+    with bar("waiting for an open transaction", work.LOCK_TRIES_MAX) as seen:
+        waiting = seen if sys.stderr.isatty() else None
+        if remove:
+            told(lambda: work.remove(settings, waiting=waiting))
+            lines = ["removed"]
+        elif preview:
+            lines = told(lambda: work.preview(settings, with_tables=with_tables, grant=grant, waiting=waiting))
+        else:
+            done = told(lambda: work.migrate(settings, with_tables=with_tables, grant=grant, waiting=waiting))
+            lines = list(_told(settings, done))
+    for line in lines:
+        click.echo(line)
+
+
+def _told(settings: "Settings", done: "Migrated") -> Iterator[str]:
+    if done.made:
+        yield f"made the tables {', '.join(done.made)}"
+    how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
+    yield f"watching {', '.join(done.watched)}{how}"

@@ -1,14 +1,14 @@
 """``airy-trio verify``: the loss certificate on one's own database."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from airy_trio.cli.logs import configure_logging
+from airy_trio.cli.progress import bar
 from airy_trio.cli.starting import CONFIG, loaded, told
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def verify(config: Path | None, seconds: int) -> None:
     configure_logging("critical", "auto")  # what is cut off on purpose is no news
     from airy_trio import verify as work
 
-    with _progress(seconds) as progress:
+    with bar("verifying", seconds) as progress:
         certificate = told(lambda: work.verify(settings, seconds, progress))
     if certificate is None:
         click.echo("airy-trio: interrupted: nothing was proved, and everything was removed", err=True)
@@ -55,16 +55,6 @@ def verify(config: Path | None, seconds: int) -> None:
     for fault in _faults(certificate):
         click.echo(f"airy-trio: {fault}", err=True)
     sys.exit(0 if certificate.clean else 1)
-
-
-@contextlib.contextmanager
-def _progress(seconds: int) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _gone_s: None
-        return
-    with click.progressbar(length=seconds, label="verifying", file=sys.stderr, show_eta=False) as bar:
-        yield lambda gone_s: bar.update(max(0, min(seconds, int(gone_s)) - bar.pos))
 
 
 def _told(certificate: "Certificate") -> Iterator[str]:

@@ -17,10 +17,10 @@ from airy_trio.changes.inspection import absent, inspect
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import downgrade, pending, upgrade
-from airy_trio.migrate.transactions import alone, patiently, read_only, transaction
+from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, alone, patiently, read_only, transaction
 from airy_trio.settings import Settings
 
-__all__ = ["Migrated", "migrate", "migrate_log", "pending", "preview", "remove", "require_file"]
+__all__ = ["LOCK_TRIES_MAX", "Migrated", "migrate", "migrate_log", "pending", "preview", "remove", "require_file"]
 
 
 @frozen(kw_only=True)
@@ -35,18 +35,22 @@ class _OnlyPreviewedError(Exception):
     """Ends a transaction of which nothing is to stay."""
 
 
-def migrate(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> Migrated:
+def migrate(
+    settings: Settings, *, with_tables: bool = False, grant: str | None = None, waiting: Waiting | None = None
+) -> Migrated:
     """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
 
-    ``grant``: a role of Postgres that gets what a server needs. Raises ``StartError``; nothing is
-    left behind then.
+    ``grant``: a role of Postgres that gets what a server needs. ``waiting``: is told each time that a lock is not to be
+    had, how often that was; at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; nothing is left behind then.
     """
     _require_possible(settings, with_tables=with_tables, grant=grant)
     work = _migrate_log_alone if settings.changes.reads_only else _migrate
-    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant))
+    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant), waiting)
 
 
-def preview(settings: Settings, *, with_tables: bool = False, grant: str | None = None) -> list[str]:
+def preview(
+    settings: Settings, *, with_tables: bool = False, grant: str | None = None, waiting: Waiting | None = None
+) -> list[str]:
     """What ``migrate`` would do now, as statements of SQL. They are run and rolled back. Raises what it raises."""
     _require_possible(settings, with_tables=with_tables, grant=grant)
 
@@ -57,19 +61,19 @@ def preview(settings: Settings, *, with_tables: bool = False, grant: str | None 
             work(settings, record, with_tables=with_tables, grant=grant)
         return record
 
-    return patiently(attempt)
+    return patiently(attempt, waiting)
 
 
-def remove(settings: Settings) -> None:
+def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
     """Take everything of ours away: triggers, tables, schema, files. The default tables are the application's and stay.
 
     Raises ``StartError``; nothing is changed then.
     """
     _require_possible(settings, with_tables=False, grant=None)
     if settings.changes.reads_only:
-        patiently(lambda: _remove_log_alone(settings))
+        patiently(lambda: _remove_log_alone(settings), waiting)
         return
-    patiently(lambda: _remove(settings))
+    patiently(lambda: _remove(settings), waiting)
     options = settings.database
     if sa.make_url(options.url).get_backend_name() == SQLITE:
         path = sqlite_path(options.url)

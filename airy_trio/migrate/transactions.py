@@ -38,20 +38,27 @@ T = TypeVar("T")
 LOCK_TIMEOUT = "500ms"
 LOCK_TRIES_MAX = 60
 LOCK_PAUSE_S = 0.5
+Waiting = Callable[[int], None]
 LOCK_NOT_AVAILABLE: Final = "55P03"
 FILE_MODE = 0o600
 _CHANGING = ("create", "alter", "drop", "insert", "update", "delete", "grant")
 
 
-def patiently(work: Callable[[], T]) -> T:
-    """Do a piece of work again where it could not have a lock. Raises ``StartError`` where it never can."""
+def patiently(work: Callable[[], T], waiting: Waiting | None) -> T:
+    """Do a piece of work again where it could not have a lock. Raises ``StartError`` where it never can.
+
+    ``waiting``: is told how often it could not, before each pause, in place of the log.
+    """
     for attempt in range(1, LOCK_TRIES_MAX + 1):
         try:
             return work()
         except DatabaseError as error:
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
-            logger.info("an open transaction is in the way; trying again", attempt=attempt, of=LOCK_TRIES_MAX)
+            if waiting is None:
+                logger.info("an open transaction is in the way; trying again", attempt=attempt, of=LOCK_TRIES_MAX)
+            else:
+                waiting(attempt)
             time.sleep(LOCK_PAUSE_S)
     raise StartError(
         [f"database: some transaction has had a table of the mapping locked in each of {LOCK_TRIES_MAX} tries"]

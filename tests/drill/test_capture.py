@@ -19,6 +19,7 @@ from tests.application import Application, application
 from tests.drill.clients import Resuming
 from tests.drill.findings import Findings, examine, has_long, log_of
 from tests.drill.nodes import ROOT, Nodes, records
+from tests.drill.progress import going_on
 from tests.e2e.route import END, Event, configure
 from tests.postgres import Postgres
 from tests.processes import AIRY_TRIO, Program, json_object, running
@@ -108,7 +109,8 @@ async def drill(
             async with trio.open_nursery() as following:
                 following.start_soon(follow, client)
                 async with running(Program, load, folder=ROOT) as writers:
-                    counts = await schedule(nodes, postgres, load_s)
+                    with going_on("killing", load_s):
+                        counts = await schedule(nodes, postgres, load_s)
                     assert await writers.terminate() == 0, writers.err.all
                 writing.engine.dispose()
                 await trio.to_thread.run_sync(partial(writing.tag, END))

@@ -13,6 +13,7 @@ from attrs import define, field
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.drill.nodes import ROOT
+from tests.drill.progress import going_on
 from tests.e2e.route import HOST, configure, event_of
 from tests.processes import Program, json_object, running, server
 
@@ -103,9 +104,10 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
                     until = trio.current_time() + SECONDS
                     nursery.start_soon(chaos.newcomers, until)
                     nursery.start_soon(chaos.write, until)
-                    await trio.sleep(WARM_S)
-                    warm = await memory_of(serving)
-                    await trio.sleep_until(until)
+                    with going_on("chaos", SECONDS):
+                        await trio.sleep(WARM_S)
+                        warm = await memory_of(serving)
+                        await trio.sleep_until(until)
                     grown = await memory_of(serving) - warm
                     assert await attacking.terminate() == 0, attacking.err.all
                     tally = json.loads(attacking.out.all[-1])

@@ -11,6 +11,7 @@ from tests.application import Application
 from tests.drill.crowd import astray
 from tests.drill.findings import log_of
 from tests.drill.nodes import ROOT
+from tests.drill.progress import going_on
 from tests.drill.soak import SETTINGS, Outcome, Roles, soak
 from tests.processes import AIRY_TRIO, Server, free_ports, running
 
@@ -30,7 +31,8 @@ async def soaked(application: Application, folder: Path, roles: Roles, seconds: 
     with trio.fail_after(seconds + END_S):
         async with running(Server, [*AIRY_TRIO, "--config", str(config)], folder=ROOT) as server:
             server.port = (await server.record("listening"))["port"]
-            outcome = await soak(server, admin_port, application, roles, seconds)
+            with going_on("soaking", seconds):
+                outcome = await soak(server, admin_port, application, roles, seconds)
             assert await server.terminate() == 0
     assert [line for line in server.err.all if '"error"' in line] == []
     return outcome
