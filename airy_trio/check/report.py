@@ -23,8 +23,10 @@ class Report:
     findings: list[Finding] = field(factory=list)
 
     def add(self, weight: Weight, texts: Iterable[str]) -> None:
-        """Add a finding for each text."""
-        self.findings.extend(Finding(weight, text) for text in texts)
+        """Add a finding for each text; one that was found before, by another look, is told once."""
+        for finding in (Finding(weight, text) for text in texts):
+            if finding not in self.findings:
+                self.findings.append(finding)
 
     def of(self, weight: Weight) -> tuple[str, ...]:
         """The texts of one weight."""

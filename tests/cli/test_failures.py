@@ -304,6 +304,7 @@ def test_one_clear_line_and_the_right_exit_code(
     assert PASSWORD not in ended.err + ended.out
     told = [line for line in ended.err.splitlines() if not line.startswith("{")]  # what is logged before is JSON
     assert told
+    assert len(told) == len(set(told))
     assert [line for line in told if not re.match(r"airy-trio: \S", line)] == []
 
 
