@@ -16,39 +16,10 @@ from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.migrate import migrate
 from airy_trio.settings import Settings, load
 from tests.application import Application
+from tests.changes.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
 from tests.changes.feeds import feed_of, read_all
 
 CONFIG = Path(__file__).parents[2] / "config"
-
-AIRY = (
-    """
-    create table messages (
-        id varchar(40) primary key, "conversationId" varchar(40), "channelId" varchar(40), content text,
-        "deliveryState" text, "isFromContact" boolean, "sentAt" bigint, source text, "senderId" text
-    )
-    """,
-    'create table metadata (subject text, key text, value text, "valueType" text, timestamp bigint)',
-    'create table channels (id varchar(40) primary key, source text, "sourceChannelId" text, "connectionState" text)',
-    "create table tags (id varchar(40) primary key, name text, color text)",
-)
-
-CHATWOOT = (
-    """
-    create table messages (
-        id serial primary key, content text, account_id int not null, inbox_id int not null,
-        conversation_id int not null, message_type int not null, created_at timestamp not null, updated_at timestamp,
-        private boolean not null default false, status int default 0, source_id varchar, sender_type varchar,
-        sender_id bigint
-    )
-    """,
-    """
-    create table inboxes (
-        id serial primary key, channel_id int not null, account_id int not null, name varchar not null,
-        channel_type varchar
-    )
-    """,
-    "create table labels (id bigserial primary key, title varchar, color varchar default '#1f93ff', account_id bigint)",
-)
 
 
 def example(application: Application, name: str, tables: Sequence[str]) -> Settings:
@@ -102,21 +73,15 @@ async def test_airy(any_application: Application) -> None:
     ]
 
 
-MESSAGE = (
-    "insert into messages (content, account_id, inbox_id, conversation_id, message_type, created_at, private, status, "
-    "sender_id) values ('{}', 1, 3, 7, {}, '2020-10-25 21:24:54.56', {}, {}, {})"
-)
-
-
 async def test_chatwoot(postgres_application: Application) -> None:
     settings = example(postgres_application, "chatwoot.toml", CHATWOOT)
     found = await events(
         postgres_application,
         settings,
-        MESSAGE.format("Hi", 0, "false", 0, 5),
-        MESSAGE.format("Hello", 1, "false", 3, "null"),
-        MESSAGE.format("between us", 1, "true", 0, 9),
-        MESSAGE.format("Ada closed it", 2, "false", 0, "null"),
+        CHATWOOT_MESSAGE.format("Hi", 0, "false", 0, 5),
+        CHATWOOT_MESSAGE.format("Hello", 1, "false", 3, "null"),
+        CHATWOOT_MESSAGE.format("between us", 1, "true", 0, 9),
+        CHATWOOT_MESSAGE.format("Ada closed it", 2, "false", 0, "null"),
         "insert into inboxes (channel_id, account_id, name, channel_type) values (4, 1, 'Web', 'Channel::WebWidget')",
         "insert into inboxes (channel_id, account_id, name, channel_type) values (5, 1, 'Mail', 'Channel::Email')",
         "insert into labels (title) values ('urgent')",

@@ -2,11 +2,15 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
 from tests.application import Application, application
+from tests.changes.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
 from tests.e2e.route import listening
 from tests.processes import AIRY_TRIO, Server, run, running, server
 
@@ -65,3 +69,86 @@ async def test_prod(postgres_application: Application, tmp_path: Path) -> None:
             assert await serving.terminate() == 0
     assert url != postgres_application.url
     assert not any(PASSWORD in text for text in (done.out, done.err, *serving.err.all))
+
+
+async def assert_events(
+    writing: Application, config: Path, statements: Sequence[str], expected: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
+    """Migrate and serve with an example; a client receives of these statements these events."""
+    environ = {"DATABASE_URL": writing.url}
+    with trio.fail_after(TIMEOUT_S):
+        done = await run("migrate", "--config", str(config), environ=environ)
+        assert done.code == 0, done.err
+        async with server(config, environ=environ) as serving, listening(serving) as ours:
+            writing.execute(*statements)
+            assert [(event.type, event.payload) for event in await ours.take(len(expected))] == expected
+            assert await serving.terminate() == 0
+
+
+@pytest.mark.slow
+async def test_airy(any_application: Application, tmp_path: Path) -> None:
+    any_application.execute(*AIRY)
+    await assert_events(
+        any_application,
+        copied("airy.toml", tmp_path),
+        [
+            "insert into messages values ('m1', 'c1', 'ch1', 'Hi', 'DELIVERED', true, 1603661094560, 'facebook', 's')",
+            "insert into metadata values ('conversation:c1', 'contact.displayName', 'Grace', 'text', 1603661094560)",
+            "insert into channels values ('ch1', 'facebook', 'page-1', 'CONNECTED')",
+            "insert into tags values ('t1', 'flag', 'RED')",
+        ],
+        [
+            (
+                "message.updated",
+                message(id="m1", conversation_id="c1", channel_id="ch1", source="facebook", sender="s"),
+            ),
+            (
+                "metadata.updated",
+                {
+                    "subject": "conversation",
+                    "identifier": "c1",
+                    "metadata": {"contact": {"displayName": "Grace"}},
+                },
+            ),
+            (
+                "channel.updated",
+                {"id": "ch1", "source": "facebook", "source_channel_id": "page-1", "connected": True},
+            ),
+            ("tag.updated", {"id": "t1", "name": "flag", "color": "tag-red"}),
+        ],
+    )
+
+
+@pytest.mark.slow
+async def test_chatwoot(postgres_application: Application, tmp_path: Path) -> None:
+    """A private note is no event: the row after it is the next that a client hears of."""
+    postgres_application.execute(*CHATWOOT)
+    await assert_events(
+        postgres_application,
+        copied("chatwoot.toml", tmp_path),
+        [
+            CHATWOOT_MESSAGE.format("between us", 1, "true", 0, 9),
+            CHATWOOT_MESSAGE.format("Hi", 0, "false", 0, 5),
+            "insert into inboxes (channel_id, account_id, name, channel_type) values (4, 1, 'W', 'Channel::WebWidget')",
+            "insert into labels (title) values ('urgent')",
+        ],
+        [
+            ("message.updated", message(id="2", conversation_id="7", channel_id="3", source="chatwoot", sender="5")),
+            ("channel.updated", {"id": "1", "source": "chatplugin", "source_channel_id": "4", "connected": True}),
+            ("tag.updated", {"id": "1", "name": "urgent", "color": "#1f93ff"}),
+        ],
+    )
+
+
+def message(*, id: str, conversation_id: str, channel_id: str, source: str, sender: str) -> dict[str, Any]:  # noqa: A002
+    """The payload of the one message that both have, in other columns."""
+    told = {
+        "id": id,
+        "content": "Hi",
+        "delivery_state": "delivered",
+        "from_contact": True,
+        "sent_at": "2020-10-25T21:24:54.560Z",
+        "source": source,
+        "sender": {"id": sender},
+    }
+    return {"conversation_id": conversation_id, "channel_id": channel_id, "message": told}
