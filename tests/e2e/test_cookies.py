@@ -1,0 +1,133 @@
+"""Cookies as a real browser sends them: a page sets one, and the upgrade of its WebSocket brings the token along."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import trio
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from tests.admin.serving import Port
+from tests.admin.serving import serving as serving_site
+from tests.application import Application
+from tests.console.browser import browsing
+from tests.processes import Server, server
+from tests.websocket.auth.signing import SECRET, issuer
+
+TIMEOUT_S = 50.0
+HOST = "127.0.0.1"
+TOKEN = "s3cret-of-ann"  # noqa: S105 - of the test
+PAGE = """<!doctype html>
+<title>a page with a session</title>
+<script>
+%s
+window.said = [];
+const socket = new WebSocket("%s", ["v12.stomp"]);
+socket.onopen = () => socket.send("CONNECT\\naccept-version:1.2\\nhost:x\\n\\n\\0");
+socket.onmessage = ({ data }) => {
+  window.said.push(data);
+  if (data.startsWith("CONNECTED"))
+    socket.send("SUBSCRIBE\\nid:0\\ndestination:/events\\nreplay:all\\n\\n\\0");
+};
+socket.onclose = ({ code }) => { window.code = code; };
+</script>
+"""
+MODES = {
+    "tokens": (f'mode = "tokens"\ntokens = {{ ann = "{TOKEN}" }}', TOKEN),
+    "jwt": (f'mode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]', issuer("HS256").token(sub="ann")),
+}
+How = Literal["header", "script", "not at all"]
+
+
+def site(urls: Sequence[str], token: str, how: How) -> Starlette:
+    """A page that connects to the one of ``urls``, and how its browser comes by the token."""
+
+    async def page(request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        script = f"window.cookies = {len(request.cookies)};"
+        if how == "script":
+            script = f'document.cookie = "airy={token}; path=/; samesite=strict";'
+        answer = HTMLResponse(PAGE % (script, urls[0]))
+        if how == "header":
+            answer.set_cookie("airy", token, httponly=True, samesite="strict")
+        return answer
+
+    return Starlette(routes=[Route("/", page)])
+
+
+@asynccontextmanager
+async def serving_page(
+    application: Application, folder: Path, mode: str, how: How
+) -> AsyncIterator[tuple[Server, str]]:
+    """A server that takes a cookie from one page, and the address of that."""
+    auth, token = MODES[mode]
+    urls: list[str] = []
+    async with serving_site(site(urls, token, how)) as page, serving_origin(application, folder, auth, page) as serving:
+        urls.append(serving.url)
+        yield serving, f"http://{HOST}:{page.number}/"
+
+
+@asynccontextmanager
+async def serving_origin(application: Application, folder: Path, auth: str, page: Port) -> AsyncIterator[Server]:
+    """A server for the pages of one origin."""
+    application.migrate()
+    config = folder / "airy-trio.toml"
+    config.write_text(
+        f'[database]\nurl = "{application.url}"\n[listener]\nport = 0\nallowed_origins = ["http://{HOST}:{page.number}"]\n'
+        f'[auth]\n{auth}\ncookie = "airy"\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
+    )
+    async with server(config) as serving:
+        yield serving
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", ["header", "script"])
+async def test_the_cookie_of_a_page_lets_its_websocket_in(
+    sqlite_application: Application, tmp_path: Path, mode: str, how: How
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with serving_page(sqlite_application, tmp_path, mode, how) as (serving, page):
+            sqlite_application.tag("t1")
+            async with browsing() as tab:
+                await tab.open(page)
+                await tab.until("window.said.some((one) => one.startsWith('MESSAGE') && one.includes('\"t1\"'))")
+            assert (await serving.record("connection closed"))["user"] == "ann"
+        assert MODES[mode][1] not in "\n".join(serving.err.all)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_without_a_cookie_the_page_is_told_that_it_has_no_credentials(
+    sqlite_application: Application, tmp_path: Path, mode: str
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with (
+            serving_page(sqlite_application, tmp_path, mode, "not at all") as (_, page),
+            browsing() as tab,
+        ):
+            await tab.open(page)
+            await tab.until("window.code !== undefined")
+            assert await tab.evaluate("window.code") == 4401
+            assert "message:401-unauthorized" in "\n".join(await tab.evaluate("window.said"))
+
+
+async def test_a_page_of_another_origin_does_not_get_in_though_its_browser_sends_the_cookie(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with (
+            serving_page(sqlite_application, tmp_path, "tokens", "header") as (serving, page),
+            serving_site(site([serving.url], "", "not at all")) as elsewhere,
+            browsing() as tab,
+        ):
+            await tab.open(page)
+            await tab.until("window.said.length > 0")
+            await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies know no ports: its requests have it too
+            await tab.until("window.code !== undefined")
+            assert await tab.evaluate("[window.code, window.said.length, window.cookies]") == [1006, 0, 1]
+            refused = await serving.record("connection closed", farewell="refused")
+            assert str(refused["refused"]).startswith("403")
