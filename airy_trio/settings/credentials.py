@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from attrs import fields
 
 from airy_trio.websocket import origins
+from airy_trio.websocket.auth.fetching import Place
 from airy_trio.websocket.auth.keys import SECRET_BYTES_MIN
 from airy_trio.websocket.auth.options import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
@@ -81,7 +82,8 @@ def _of_url(text: str) -> Iterator[str]:
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port
-    except ValueError:
+        Place.of(text)
+    except ValueError:  # UnicodeError too: a name that IDNA does not know
         host, port = None, None
     if not host or port == 0 or not text.isprintable() or " " in text:
         yield "jwt_key: an https:// URL that cannot be read"

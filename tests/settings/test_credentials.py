@@ -9,7 +9,14 @@ HS = f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = '
 
 
 def test_each_kind_of_key() -> None:
-    for key in ("https://issuer.example/keys", "https://[::1]:8443/", "keys.json", "/etc/airy/issuer.pem", "issuer"):
+    for key in (
+        "https://issuer.example/keys",
+        "https://[::1]:8443/",
+        "https://bücher.example/schlüssel",
+        "keys.json",
+        "/etc/airy/issuer.pem",
+        "issuer",
+    ):
         assert read(f'[auth]\nmode = "jwt"\njwt_key = "{key}"').auth.jwt_key == key
     for algorithms, secret in (('["HS256"]', SECRET), ('["HS256", "HS512"]', SECRET * 2), ('["HS384"]', "x" * 48)):
         text = f'[auth]\nmode = "jwt"\njwt_key = "${{JWT_SECRET}}"\njwt_algorithms = {algorithms}'
@@ -69,6 +76,8 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         ('mode = "jwt"\njwt_key = "https://"', "jwt_key: an https:// URL that cannot be read"),
         ('mode = "jwt"\njwt_key = "https://[hunter2/"', "jwt_key: an https:// URL that cannot be read"),
         ('mode = "jwt"\njwt_key = "https://hunter2:99999/"', "jwt_key: an https:// URL that cannot be read"),
+        (f'mode = "jwt"\njwt_key = "https://hunter2{"ü" * 64}/"', "jwt_key: an https:// URL that cannot be read"),
+        ('mode = "jwt"\njwt_key = "https://hunter2..ü/"', "jwt_key: an https:// URL that cannot be read"),
         ('mode = "jwt"\njwt_key = "https://hunter 2/"', "jwt_key: an https:// URL that cannot be read"),
         ('mode = "jwt"\njwt_key = "https://a:hunter2@b/"', "jwt_key: a URL with a user or a password"),
         ('mode = "jwt"\njwt_key = "hunter2\\u0000"', "jwt_key: this is no file name"),

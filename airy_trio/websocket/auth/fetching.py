@@ -5,11 +5,12 @@ names. No redirect is followed, no proxy is used, and no error has the path or t
 """
 
 import ssl
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, Self
+from urllib.parse import quote, urlsplit
 
 import h11
 import trio
+from attrs import frozen
 
 from airy_trio.websocket.auth.keys import KeysFault, bounded
 
@@ -18,6 +19,8 @@ FETCH_TIMEOUT_S: Final = 5.0
 HTTPS_PORT: Final = 443
 HTTP_OK: Final = 200
 _RECEIVE_BYTES_MAX: Final = 16_384
+_KEPT: Final = "/%:@!$&'()*+,;=~?"
+"""What stands for itself in a path or a query (RFC 3986), and what is encoded already."""
 
 
 async def fetch(url: str) -> bytes:
@@ -34,18 +37,36 @@ async def fetch(url: str) -> bytes:
     raise KeysFault(message)
 
 
+@frozen
+class Place:
+    """A URL as it is asked for: ``host`` without brackets, for look-up and certificate; ``name`` is the Host header."""
+
+    host: str
+    port: int
+    name: str
+    target: str
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """Read a URL, a name or a path in other letters than ASCII too. Raises ``ValueError`` where it cannot be."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if ":" not in host:  # an IPv6 address has no labels
+            host = host.encode("idna").decode()
+        name = f"[{host}]" if ":" in host else host
+        port = parts.port or HTTPS_PORT
+        target = quote(parts.path or "/", safe=_KEPT) + (f"?{quote(parts.query, safe=_KEPT)}" if parts.query else "")
+        return cls(host, port, name if port == HTTPS_PORT else f"{name}:{port}", target)
+
+
 async def _fetch(url: str) -> bytes:
-    place = urlsplit(url)
-    host = (place.hostname or "").encode("idna").decode()
+    place = Place.of(url)
     context = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
-    stream = await trio.open_ssl_over_tcp_stream(
-        host, place.port or HTTPS_PORT, https_compatible=True, ssl_context=context
-    )
+    stream = await trio.open_ssl_over_tcp_stream(place.host, place.port, https_compatible=True, ssl_context=context)
     try:
-        target = (place.path or "/") + (f"?{place.query}" if place.query else "")
         http = h11.Connection(h11.CLIENT)
-        headers = [("Host", place.netloc), ("Accept", "application/json, */*"), ("Connection", "close")]
-        request = http.send(h11.Request(method="GET", target=target, headers=headers))
+        headers = [("Host", place.name), ("Accept", "application/json, */*"), ("Connection", "close")]
+        request = http.send(h11.Request(method="GET", target=place.target, headers=headers))
         await stream.send_all((request or b"") + (http.send(h11.EndOfMessage()) or b""))
         return await _answer(stream, http)
     finally:

@@ -1,5 +1,6 @@
 """Keys over HTTPS: a real server with a certificate of its own authority, rotation, and everything it can do wrong."""
 
+import socket
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 
 from airy_trio.stomp.frames import Frame
 from airy_trio.websocket.auth import AuthOptions, fetching
+from airy_trio.websocket.auth.fetching import Place
 from airy_trio.websocket.auth.key_sources import KeyServer
 from airy_trio.websocket.auth.keys import KEYS_BYTES_MAX, KeysFault
 from tests.websocket.auth.signing import Issuer, issuer, jwk, jwks
@@ -56,11 +58,13 @@ class Publisher:
 
 
 @asynccontextmanager
-async def publishing(*issuers: Issuer, name: str = "localhost", authority: trustme.CA) -> AsyncGenerator[Publisher]:
+async def publishing(
+    *issuers: Issuer, name: str = "localhost", host: str = "127.0.0.1", authority: trustme.CA
+) -> AsyncGenerator[Publisher]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert(name).configure_cert(context)
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1", https_compatible=True)
+        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host=host, https_compatible=True)
         transport = listeners[0].transport_listener
         assert isinstance(transport, trio.SocketListener)
         port = transport.socket.getsockname()[1]
@@ -81,6 +85,32 @@ def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
 
 def source(publisher: Publisher) -> KeyServer:
     return KeyServer(publisher.url, ("ES256",))
+
+
+async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with publishing(FIRST, name="::1", host="::1", authority=authority) as publisher:
+        at = publisher.url.replace("localhost", "[::1]")
+        assert [key.kid for key in await KeyServer(at, ("ES256",)).load()] == ["first"]
+        assert b"\r\nhost: %s\r\n" % at.split("/")[2].encode() in publisher.requests[0].lower()
+
+
+@pytest.mark.parametrize(
+    "url, place",
+    [
+        ("https://issuer.example", Place("issuer.example", 443, "issuer.example", "/")),
+        ("https://issuer.example:443/k?v=1#x", Place("issuer.example", 443, "issuer.example", "/k?v=1")),
+        ("https://Issuer.Example:8443/%7Ek", Place("issuer.example", 8443, "issuer.example:8443", "/%7Ek")),
+        ("https://[2001:db8::1]:8443/", Place("2001:db8::1", 8443, "[2001:db8::1]:8443", "/")),
+        ("https://bücher.example/schlüssel?ü=1",
+         Place("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
+    ],
+)  # fmt: skip
+def test_how_a_url_is_asked_for(url: str, place: Place) -> None:
+    assert Place.of(url) == place
 
 
 async def test_keys_of_a_server_whose_certificate_is_trusted(authority: trustme.CA) -> None:
