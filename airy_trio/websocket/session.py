@@ -205,6 +205,7 @@ class Sessions:
         orderly = False
         try:
             ws = await self._meet(client, visitor, conversation, tasks)
+            await self._turnstile.enter()  # many may be cut at once
             self._release(client, conversation)
             orderly = await _say_goodbye(client, wire, ws)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end

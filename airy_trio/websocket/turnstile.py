@@ -3,7 +3,8 @@
 The event loop runs, in each of its turns, everybody who can go on. A crowd that asks much at once, or that was not
 listened to for a moment, would make one turn as long as all that it asks, and an event takes several turns from the
 database to a client. So who has read something from a client enters here before it is looked at: a bounded number in
-each turn, the others in theirs, first come first served. Events, heart-beats and goodbyes do not come by.
+each turn, the others in theirs, first come first served; so does who has met its end. Events and heart-beats do not
+come by.
 """
 
 from typing import Final

@@ -3,9 +3,10 @@
     python -m tests.drill.attackers PORT SEED CONNECTIONS
 
 Each connection chooses at random, again and again: requests that never end, garbage before and after the upgrade,
-floods of CONNECT, clients that vanish, reset or stay half-open, frames without an end, pings whose answers nobody
-reads, subscribers that read nothing. They come from loopback addresses of their own. At its end it says on stdout, as
-JSON, how often each was done. Bounded: a connection waits between two attacks.
+floods of CONNECT, clients that vanish, reset or stay half-open, frames without an end, pings and questions whose
+answers nobody reads, heart-beats without a pause, subscribers that read nothing. They come from loopback addresses of
+their own. At its end it says on stdout, as JSON, how often each was done. Bounded: a connection waits between two
+attacks.
 """
 
 import json
@@ -33,6 +34,8 @@ LARGE: Final = frame(BINARY, b"\n" * 60_000)
 TOO_LARGE: Final = frame(TEXT, b"\n" * 200_000)
 EMPTY: Final = frame(CONTINUATION, b"", fin=False) * 100
 PINGS: Final = frame(PING, b"p" * 125) * 100
+HEART_BEATS: Final = frame(TEXT, b"\n") * 2000
+ASKED: Final = frame(TEXT, b"UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * 50) * 20
 CONNECTS: Final = frame(TEXT, CONNECT) * 20
 SUBSCRIBE: Final = b"SUBSCRIBE\nid:%d\ndestination:/events\nreplay:all\n\n\x00"
 
@@ -114,6 +117,17 @@ async def pings_whose_answers_nobody_reads(stream: trio.SocketStream, chance: ra
             await stream.send_all(PINGS)
 
 
+async def heart_beats_without_end(stream: trio.SocketStream, _chance: random.Random) -> None:
+    await subscribed(stream)
+    await stream.send_all(HEART_BEATS)
+
+
+async def questions_whose_answers_nobody_reads(stream: trio.SocketStream, chance: random.Random) -> None:
+    await subscribed(stream)
+    with trio.move_on_after(chance.uniform(0, STAY_MAX_S)):
+        await stream.send_all(ASKED)
+
+
 async def reader_of_nothing(stream: trio.SocketStream, chance: random.Random) -> None:
     await subscribed(stream)
     await trio.sleep(chance.uniform(0, STAY_MAX_S))
@@ -137,6 +151,8 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     fragments_without_end,
     message_that_is_too_large,
     pings_whose_answers_nobody_reads,
+    heart_beats_without_end,
+    questions_whose_answers_nobody_reads,
     reader_of_nothing,
     forger,
 )
