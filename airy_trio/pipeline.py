@@ -2,22 +2,23 @@
 
 For the few statements that lie between a commit and a client. A thread hop costs more than such a statement does, and
 each round trip as much as a small one, so what can be asked together is. It speaks to libpq itself, whose sockets
-do not block. Values are octets in both directions, of texts their UTF-8, as an engine of ours has it. Refuses to know
-what is asked.
+do not block. Parameters are octets, of texts their UTF-8, as an engine of ours has it; answers are what the driver
+makes of them. Refuses to know what is asked.
 """
 
 import select
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import trio
 from attrs import frozen
 from psycopg import pq
+from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
-Value = bytes | None
-Row = tuple[Value, ...]
+Parameter = bytes | None
+Row = tuple[Any, ...]
 
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
@@ -45,9 +46,21 @@ class Pipeline:
     """
 
     def __init__(self, connection: "psycopg.Connection[object]") -> None:
+        self._connection = connection
         self._libpq = connection.pgconn
+        self._loading = Transformer(connection)
         self._prepares = connection.prepare_threshold is not None
         self._prepared: set[str] = set()
+
+    @property
+    def socket(self) -> int:
+        """What becomes readable when something comes."""
+        return self._libpq.socket
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way, not even a transaction."""
+        return self._libpq.transaction_status == pq.TransactionStatus.IDLE
 
     def lost(self) -> bool:
         """Whether something came that nobody asked for: where nobody listens, that the server has ended the connection.
@@ -64,13 +77,12 @@ class Pipeline:
 
         Raises ``psycopg.OperationalError`` where the connection is lost.
         """
-        self._libpq.consume_input()
-        payloads = []
-        while (notification := self._libpq.notifies()) is not None:
-            payloads.append(notification.extra.decode(errors="replace"))
+        payloads = [notification.payload for notification in self._connection.notifies(timeout=0)]
+        while (came_along := self._libpq.notifies()) is not None:  # with an answer
+            payloads.append(came_along.extra.decode(errors="replace"))
         return payloads
 
-    async def run(self, *asked: tuple[Statement, Sequence[Value]]) -> list[list[Row]]:
+    async def run(self, *asked: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
         """Run statements with their parameters, one after the other; give the rows of each.
 
         Without a transaction of its own they are one. Raises ``psycopg.Error``, after which, as after a cancellation,
@@ -87,9 +99,9 @@ class Pipeline:
         for result in results:
             if result.status in _FAILED:
                 raise error_from_result(result)
-        return [_rows(result) for result, is_kept in zip(results, kept, strict=True) if is_kept]
+        return [self._rows(result) for result, is_kept in zip(results, kept, strict=True) if is_kept]
 
-    def _send(self, statement: Statement, parameters: Sequence[Value]) -> list[bool]:
+    def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[bool]:
         """Give for each result that will come whether it is an answer."""
         formats = statement.formats(len(parameters))
         sql, name = statement.sql.encode(), statement.name.encode()
@@ -117,6 +129,6 @@ class Pipeline:
                 return results
             results.append(result)
 
-
-def _rows(result: pq.abc.PGresult) -> list[Row]:
-    return [tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples)]
+    def _rows(self, result: pq.abc.PGresult) -> list[Row]:
+        self._loading.set_pgresult(result)
+        return self._loading.load_rows(0, result.ntuples, tuple)

@@ -26,11 +26,11 @@ def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterat
         yield made
 
 
-async def test_each_statement_has_its_rows_as_octets(connection: "psycopg.Connection[Any]") -> None:
+async def test_each_statement_has_its_rows(connection: "psycopg.Connection[Any]") -> None:
     pipeline = Pipeline(connection)
     for _ in range(2):  # the second time they are prepared already
         found = await pipeline.run((ECHO, ["ü".encode(), b"\0\\x"]), (BEGIN, []), (ECHO, [None, b""]), (COMMIT, []))
-        assert found == [[("ü".encode(), b"\\x005c78")], [], [(None, b"\\x")], []]
+        assert found == [[("ü", b"\0\\x")], [], [(None, b"")], []]
 
 
 async def test_without_a_transaction_they_are_one(connection: "psycopg.Connection[Any]") -> None:
@@ -47,7 +47,7 @@ async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_afte
     _, first = await pipeline.run((BEGIN, []), (XID, []))
     second, _ = await pipeline.run((XID, []), (COMMIT, []))
     assert first == second
-    assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0].decode()  # type: ignore[union-attr]
+    assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0]
 
 
 async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: "psycopg.Connection[Any]") -> None:
@@ -64,7 +64,7 @@ async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: "psyc
     [[(length,)]] = await Pipeline(connection).run(
         (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
     )
-    assert length == b"20000000"
+    assert length == len(large)
 
 
 async def test_others_run_while_it_waits(connection: "psycopg.Connection[Any]") -> None:

@@ -9,13 +9,14 @@ transaction that ends lets go of its locks after its rows are visible. So whoeve
 and has then seen everything that did not ring. It is taken by *try*: a waiter would hold back vacuum.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 import trio
 
 from airy_trio.changes.changelog import TABLE
-from airy_trio.database import LOCK_CLASS, DatabaseUnavailable, Names, Session, quote_identifier, quote_text
+from airy_trio.database import LOCK_CLASS, Names, Session, quote_identifier, quote_text
+from airy_trio.pipeline import Pipeline, Statement
 
 BELL_CLASS: Final = LOCK_CLASS + 1
 _TRY = sa.text(
@@ -23,7 +24,7 @@ _TRY = sa.text(
     "select current_setting('max_prepared_transactions') = '0' and "
     "pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))"
 )
-_UNLOCK = sa.text("select pg_advisory_unlock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
+_UNLOCK = "select pg_advisory_unlock({lock_class}, cast(cast(to_regclass({name}) as oid) as int))"
 
 
 class Doorbell:
@@ -32,6 +33,9 @@ class Doorbell:
     def __init__(self, session: Session, names: Names) -> None:
         self._session = session
         self._arguments = {"lock_class": BELL_CLASS, "name": names.quoted(TABLE)}
+        unlock = _UNLOCK.format(lock_class=BELL_CLASS, name=quote_text(names.quoted(TABLE)))
+        self._unlock = sa.text(unlock.replace(":", r"\:"))
+        self._letting_go = Statement("airy_unlock", unlock)
         self._listen = f"listen {quote_identifier(channel(names))}"
         self._listening_in = 0
         self._armed_in = 0
@@ -54,13 +58,18 @@ class Doorbell:
     def disarm(self, connection: sa.Connection) -> None:
         """Have writers ring no longer. For a unit of work of the session. Idempotent."""
         if self.armed:
-            connection.execute(_UNLOCK, self._arguments)
+            connection.execute(self._unlock)
         self._armed_in = 0
+
+    def letting_go(self) -> list[tuple[Statement, tuple[()]]]:
+        """What a conversation of the session must ask for so that writers ring no longer. They count as told."""
+        was_armed, self._armed_in = self.armed, 0
+        return [(self._letting_go, ())] if was_armed else []
 
     async def wait(self, timeout_s: float) -> None:
         """Return when it has been rung since it was armed, or after a time. Raises ``DatabaseUnavailable``."""
         with trio.move_on_after(timeout_s):
-            socket = await self._session.run(_take_notifications, transaction=False)
+            socket = await self._session.converse(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
 
@@ -86,13 +95,6 @@ def ring(names: Names, condition: str) -> str:
     )
 
 
-def _take_notifications(connection: sa.Connection) -> int | None:
+async def _take_notifications(pipeline: Pipeline) -> int | None:
     """The socket on which one may come; None if there were some. They may have come along with another answer."""
-    driver: Any = connection.connection.driver_connection
-    if driver is None or driver.closed:
-        message = "the connection is closed"
-        raise DatabaseUnavailable(message)
-    if list(driver.notifies(timeout=0)):
-        return None
-    socket: int = driver.fileno()
-    return socket
+    return None if pipeline.notified() else pipeline.socket

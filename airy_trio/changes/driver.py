@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
-from attrs import define, field
+from attrs import define, field, frozen
 
 from airy_trio.database import POSTGRES
 
@@ -34,6 +34,18 @@ class Question:
             return _fetch(driver, sql, arguments)
         places: tuple[str, ...] = self._compiled.positiontup or ()  # type: ignore[attr-defined]
         return _fetch_text(driver, sql, tuple(arguments[name] for name in places))
+
+
+@frozen
+class Asked:
+    """A question with its arguments."""
+
+    question: Question
+    arguments: Mapping[str, object]
+
+    def rows(self, connection: sa.Connection) -> list[Row]:
+        """See ``Question.rows``."""
+        return self.question.rows(connection, self.arguments)
 
 
 def _fetch(driver: Any, sql: str, arguments: object) -> list[Row]:  # noqa: ANN401 - either driver's connection

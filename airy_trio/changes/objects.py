@@ -4,13 +4,14 @@ Everything is read with one connection in one transaction that sees one snapshot
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, assert_never
 
 import sqlalchemy as sa
+from attrs import define, field, frozen
 
-from airy_trio.changes.driver import Row
+from airy_trio.changes.driver import Asked, Row
 from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.changes.rows import (
@@ -47,6 +48,34 @@ def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
     return (Change(row[0], row[1], row[2:4], row[4:6]) for row in rows)
 
 
+Answers = Sequence[Sequence[Row]]
+"""The rows of each question."""
+Make = Callable[[Answers], Mapping[Key, ChangedObject]]
+
+
+@frozen
+class Reading:
+    """What has to be asked for some changed objects, in one transaction and in any order; and what it then means."""
+
+    asked: Sequence[Asked]
+    objects: Callable[[Answers], tuple[ChangedObject, ...]]
+
+
+@define
+class _Asking:
+    """Questions, as they come."""
+
+    asked: list[Asked] = field(factory=list)
+
+    def ask(self, asked: Asked | None) -> Callable[[Answers], Sequence[Row]]:
+        """Ask something, or nothing; give what finds its rows among the answers."""
+        if asked is None:
+            return lambda _answers: ()
+        place = len(self.asked)
+        self.asked.append(asked)
+        return lambda answers: answers[place]
+
+
 class Objects:
     """Reads the changed objects of one mapping; of a content or a metadata value at most ``text_chars_max``."""
 
@@ -58,36 +87,53 @@ class Objects:
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
         """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
+        reading = self.reading(changes)
+        return reading.objects([asked.rows(connection) for asked in reading.asked])
+
+    def reading(self, changes: Iterable[Change]) -> "Reading":
+        """What ``read`` has to ask for some changes: for who asks by himself."""
         newest = _newest_of_each(changes)
         by_kind: dict[Kind, list[Key]] = defaultdict(list)
         for kind, key in newest:
             by_kind[kind].append(key)
-        found = {kind: self._found(connection, kind, keys) for kind, keys in by_kind.items() if kind in self._tables}
-        there = ((found[kind].get(key) or self._gone(newest[kind, key])) for kind, key in newest if kind in found)
-        return tuple(changed for changed in there if changed is not None)
+        asking = _Asking()
+        made = {kind: self._made(kind, keys, asking) for kind, keys in by_kind.items() if kind in self._tables}
 
-    def _found(self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
+        def objects(answers: Answers) -> tuple[ChangedObject, ...]:
+            found = {kind: make(answers) for kind, make in made.items()}
+            there = ((found[kind].get(key) or self._gone(newest[kind, key])) for kind, key in newest if kind in found)
+            return tuple(changed for changed in there if changed is not None)
+
+        return Reading(asking.asked, objects)
+
+    def _made(self, kind: Kind, keys: Sequence[Key], asking: "_Asking") -> Make:
+        """Ask for the objects of a kind; give what makes them of the answers."""
+        rows = asking.ask(self._queries[kind].rows(keys))
         match kind:
             case "metadata":
-                return self._metadata(connection, keys)
+                pairs = {key: _pair(self._tables[kind], key) for key in keys}
+                owners = self._owners(set(pairs.values()), asking)
+                return lambda answers: self._metadata(pairs, rows(answers), owners(answers))
             case "messages" if self._messages is not None:
-                return self._messages.objects(self._queries[kind].rows(connection, keys))
+                messages = self._messages
+                return lambda answers: messages.objects(rows(answers))
             case _:
-                return self._single_rows(connection, kind, keys)
+                return lambda answers: self._single_rows(self._tables[kind], rows(answers))
 
-    def _single_rows(self, connection: sa.Connection, kind: Kind, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
-        table = self._tables[kind]
+    def _single_rows(self, table: Table, rows: Iterable[Row]) -> Mapping[Key, ChangedObject]:
         found: dict[Key, ChangedObject] = {}
-        for row in self._queries[kind].rows(connection, keys):
+        for row in rows:
             raw = _named(table, row)
             fields = table.fields(raw)
             found[table.key_of(raw)] = _present(table, fields) if row[-1] else _absent(table.kind, fields)
         return found
 
-    def _metadata(self, connection: sa.Connection, keys: Sequence[Key]) -> Mapping[Key, ChangedObject]:
+    def _metadata(
+        self, pairs: Mapping[Key, Key], rows: Iterable[Row], owners: Mapping[Key, Key]
+    ) -> Mapping[Key, ChangedObject]:
         table = self._tables["metadata"]
-        entries: dict[Key, list[MetadataEntry]] = {key: [] for key in keys}
-        for row in self._queries["metadata"].rows(connection, keys):
+        entries: dict[Key, list[MetadataEntry]] = {key: [] for key in pairs}
+        for row in rows:
             raw = _named(table, row)
             pair = entries.get(table.key_of(raw))
             if row[-1] and pair is not None:  # a collation may match more than what was asked for
@@ -95,35 +141,39 @@ class Objects:
                 if is_cut(fields["value"], self._text_chars_max):
                     fields |= {"value": whole_characters(fields["value"]), "value_type": None}
                 pair.append(_entry(fields))
-        pairs = {key: _pair(table, key) for key in keys}
-        owners = self._owners(connection, set(pairs.values()))
         return {
             key: Metadata(
-                subject=pairs[key][0],
-                identifier=pairs[key][1],
+                subject=subject,
+                identifier=identifier,
                 entries=tuple(entries[key]),
                 time_zone=table.zone,
-                conversation_id=owners.get(pairs[key], (None, None))[0],
-                channel_id=owners.get(pairs[key], (None, None))[1],
+                conversation_id=owners.get((subject, identifier), (None, None))[0],
+                channel_id=owners.get((subject, identifier), (None, None))[1],
             )
-            for key in keys
+            for key, (subject, identifier) in pairs.items()
         }
 
-    def _owners(self, connection: sa.Connection, pairs: Iterable[Key]) -> Mapping[Key, Key]:
+    def _owners(self, pairs: Iterable[Key], asking: "_Asking") -> Callable[[Answers], Mapping[Key, Key]]:
         """Conversation and channel of what each metadata pair is about (wire contract, section 2)."""
         ids: dict[str, list[str]] = defaultdict(list)
         for subject, identifier in pairs:
             if isinstance(subject, str) and isinstance(identifier, str | int):
                 ids[subject].append(str(identifier))
-        found: dict[Key, Key] = {("channel", id_): (None, id_) for id_ in ids["channel"]}
         messages = self._queries.get("messages")
-        if messages is not None:
-            for id_, owner in messages.owners(connection, ids["message"]).items():
-                found["message", id_] = owner
-            for id_, channel_id in messages.conversations(connection, ids["conversation"]).items():
-                found["conversation", id_] = (id_, channel_id)
-        by_text = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
-        return {pair: found[asked] for pair, asked in by_text.items() if asked in found}
+        of_messages = asking.ask(messages.owners(ids["message"]) if messages else None)
+        of_conversations = asking.ask(messages.conversations(ids["conversation"]) if messages else None)
+
+        def owners(answers: Answers) -> Mapping[Key, Key]:
+            found: dict[Key, Key] = {("channel", id_): (None, id_) for id_ in ids["channel"]}
+            if messages is not None:
+                for id_, owner in messages.owners_of(of_messages(answers)).items():
+                    found["message", id_] = owner
+                for id_, channel_id in messages.channels_of(of_conversations(answers)).items():
+                    found["conversation", id_] = (id_, channel_id)
+            by_text = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
+            return {pair: found[asked] for pair, asked in by_text.items() if asked in found}
+
+        return owners
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """What is left to say of an object without a row. None: its deletion is yet to come, in a later batch."""

@@ -77,9 +77,13 @@ class PostgresPoint:
     def now(cls, connection: sa.Connection, log: str, cluster: Cluster | None = None) -> Self:
         """The point after everything that the connection's snapshot sees. ``log``: the change log's quoted name."""
         known = cluster or Cluster.of(connection)
-        snapshot, oid = connection.execute(_MOMENT, {"log": log}).one()
-        place = f"{known.database}.{oid}"
-        return cls(system=known.system, timeline=known.timeline, place=place, snapshot=snapshot)
+        return cls.at(known, *connection.execute(_MOMENT, {"log": log}).one())
+
+    @classmethod
+    def at(cls, cluster: Cluster, snapshot: str, log: str) -> Self:
+        """The point after everything that a snapshot sees; ``log`` is the number of the change log."""
+        place = f"{cluster.database}.{log}"
+        return cls(system=cluster.system, timeline=cluster.timeline, place=place, snapshot=snapshot)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -24,8 +24,10 @@ from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
 from airy_trio.changes.objects import COLUMNS, Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
+from airy_trio.changes.short_reads import CHANGES_MAX, ShortReads
 from airy_trio.changes.tables import Tables
 from airy_trio.database import POSTGRES, Database, Names, Session
+from airy_trio.pipeline import Pipeline
 
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.05
@@ -64,7 +66,9 @@ class PostgresFeed:
         self.bell = Doorbell(reading, names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
+        self._few = True  # what the last read found
         columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
+        self._short = ShortReads(self._log_name, columns, self._objects, self.bell)
         log = self._log_name.replace(":", "\\:")
         self._difference = _question(
             f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
@@ -84,7 +88,13 @@ class PostgresFeed:
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
         point = PostgresPoint.parse(after)
-        batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
+        cluster = self._known_cluster()
+        batch = None
+        if cluster is not None and self._few and limit > CHANGES_MAX and not point.target:
+            batch = await self._reading.converse(lambda pipeline: self._read_few(pipeline, point, cluster))
+        if batch is None:
+            batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
+        self._few = batch.changes <= CHANGES_MAX
         if batch.changes:
             self._pause_s, self._quiet_polls = POLL_FIRST_S, 0
         return batch
@@ -148,15 +158,7 @@ class PostgresFeed:
 
     def _read(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> Batch:
         now = self._now(connection)
-        if (point.system, point.timeline) != (now.system, now.timeline):
-            message = "the database is another cluster, or a restored one, than the one that was recorded"
-            raise ResumePointLost(message)
-        if point.place and point.place != now.place:
-            message = "the change log is another one than was recorded, as after a dump was restored"
-            raise ResumePointLost(message)
-        if point.next_transaction > now.next_transaction:
-            message = "the database has gone back behind what was recorded"
-            raise ResumePointLost(message)
+        _require_same_history(point, now)
         self._require_kept(connection, point)
         rows, following = self._rows(connection, point, now, limit)
         if rows:
@@ -168,6 +170,26 @@ class PostgresFeed:
             more=bool(following.target) or bool(point.target),
             age_s=rows[0][_AGE_S] if rows else None,
         )
+
+    async def _read_few(self, pipeline: Pipeline, point: PostgresPoint, cluster: Cluster) -> Batch | None:
+        """``_read`` without a thread; None where there is more than that is for."""
+        few = await self._short.read(pipeline, point, cluster)
+        if few is None:
+            return None
+        _require_same_history(point, few.now)
+        return Batch(
+            objects=few.objects,
+            resume_point=str(few.now),
+            changes=len(few.rows),
+            more=False,
+            age_s=few.rows[0][_AGE_S] if few.rows else None,
+        )
+
+    def _known_cluster(self) -> Cluster | None:
+        """What the connection is to, where that and the origin have been looked at since it was opened."""
+        if self._cluster is None or not self._cluster[0] == self._kept == self._reading.generation:
+            return None
+        return self._cluster[1]
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
@@ -215,3 +237,15 @@ class PostgresFeed:
 
 def _question(sql: str) -> Question:
     return Question(sa.text(sql))
+
+
+def _require_same_history(point: PostgresPoint, now: PostgresPoint) -> None:
+    if (point.system, point.timeline) != (now.system, now.timeline):
+        message = "the database is another cluster, or a restored one, than the one that was recorded"
+        raise ResumePointLost(message)
+    if point.place and point.place != now.place:
+        message = "the change log is another one than was recorded, as after a dump was restored"
+        raise ResumePointLost(message)
+    if point.next_transaction > now.next_transaction:
+        message = "the database has gone back behind what was recorded"
+        raise ResumePointLost(message)

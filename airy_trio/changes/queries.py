@@ -9,12 +9,13 @@ what a row means.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Final
 
 import sqlalchemy as sa
 
-from airy_trio.changes.driver import Question, Row
+from airy_trio.changes.driver import Asked, Question, Row
 from airy_trio.changes.rows import Value
 from airy_trio.changes.tables import Column, Key, Table
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
@@ -52,7 +53,7 @@ class Queries:
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._key_columns = table.keys
         self._any_text = not any(column.type in _CAST for column in table.keys)
-        self._by_key = Question(sa.text(self._by_key_sql()))
+        self._by_key = _question(self._by_key_sql())
 
     @property
     def _true(self) -> str:
@@ -62,13 +63,13 @@ class Queries:
     def _false(self) -> str:
         return "false" if self._postgres else "0"
 
-    def rows(self, connection: sa.Connection, keys: Sequence[Key]) -> Sequence[Row]:
-        """The rows with these keys: the fields of ``table.columns`` as read, in that order, and one thing more.
+    def rows(self, keys: Sequence[Key]) -> Asked | None:
+        """Ask for the rows with these keys: the fields of ``table.columns`` as read, in that order, and one thing more.
 
-        Which is whether the mapping's ``where`` includes the row.
+        Which is whether the mapping's ``where`` includes the row. None where there is none to ask for.
         """
         wanted = [key for key in keys if self.can_find(key)]
-        return self._by_key.rows(connection, self._arguments(wanted, self._key_columns)) if wanted else ()
+        return Asked(self._by_key, self._arguments(wanted, self._key_columns)) if wanted else None
 
     def can_find(self, key: Key) -> bool:
         """Whether rows can be asked for by this key at all."""
@@ -85,28 +86,28 @@ class Queries:
             connection.execute(sa.text(bare))
         connection.execute(self._by_key.statement, _NO_KEYS)
         if self._table.kind == "messages":
-            connection.execute(self._owners_statement(), _NO_KEYS)
+            connection.execute(self._owners.statement, _NO_KEYS)
             if "conversation_id" in self._table.columns:
-                connection.execute(self._newest_statement(), _NO_KEYS)
+                connection.execute(self._newest.statement, _NO_KEYS)
 
-    def owners(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, Key]:
-        """For the messages table: conversation and channel of each message id that has a row."""
+    def owners(self, ids: Sequence[str]) -> Asked | None:
+        """For the messages table: ask to whom these messages belong, which ``owners_of`` reads. None for no message."""
         wanted = [(id_, None) for id_ in ids if self.can_find((id_, None))]
-        if not wanted:
-            return {}
-        found = {}
-        for row in connection.execute(self._owners_statement(), self._arguments(wanted, self._key_columns)):
-            found[str(row.wanted)] = self._owner(row.conversation_id, row.channel_id)
-        return found
+        return Asked(self._owners, self._arguments(wanted, self._key_columns)) if wanted else None
 
-    def conversations(self, connection: sa.Connection, ids: Sequence[str]) -> Mapping[str, Value]:
-        """For the messages table: the channel of the newest message of each conversation that has one."""
+    def owners_of(self, rows: Iterable[Row]) -> Mapping[str, Key]:
+        """Conversation and channel of each message id that has a row."""
+        return {str(wanted): self._owner(conversation_id, channel_id) for wanted, conversation_id, channel_id in rows}
+
+    def conversations(self, ids: Sequence[str]) -> Asked | None:
+        """For the messages table: ask for the newest message of these conversations, which ``channels_of`` reads."""
         column = self._table.columns.get("conversation_id")
         wanted = [(id_, None) for id_ in ids if column is not None and _fits(column, id_)]
-        if not wanted or column is None:
-            return {}
-        rows = connection.execute(self._newest_statement(), self._arguments(wanted, (column,)))
-        return {str(row.wanted): self._owner(None, row.channel_id)[1] for row in rows}
+        return Asked(self._newest, self._arguments(wanted, (column,))) if wanted and column else None
+
+    def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
+        """The channel of each conversation that has a message."""
+        return {str(wanted): self._owner(None, channel_id)[1] for wanted, channel_id in rows}
 
     def _owner(self, conversation_id: Value, channel_id: Value) -> Key:
         constants = self._table.constants
@@ -120,17 +121,19 @@ class Queries:
         selected.append(f"{self._included} as {INCLUDED}")
         return f"select {', '.join(selected)} from {self._wanted(self._table.keys)}"  # noqa: S608 - names quoted
 
-    def _owners_statement(self) -> sa.TextClause:
+    @cached_property
+    def _owners(self) -> Question:
         id_ = self._table.columns["id"]
         owners = (
             self.text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
         )
-        return sa.text(
+        return _question(
             f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608
             f"where {self._included}"
         )
 
-    def _newest_statement(self) -> sa.TextClause:
+    @cached_property
+    def _newest(self) -> Question:
         """A message without a time is none here: Postgres would sort it first, and an index knows only that order."""
         conversation = self._table.columns["conversation_id"]
         channel = self._table.columns.get("channel_id")
@@ -141,11 +144,11 @@ class Queries:
             f" and {time} is not null order by {time} desc limit 1" if time else " limit 1"
         )
         if self._postgres:
-            return sa.text(
+            return _question(
                 f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608
                 f"cross join lateral ({newest}) newest"
             )
-        return sa.text(
+        return _question(
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id "  # noqa: S608 - names quoted
             f"from {self._keys((conversation,))} where exists (select 1 {found})"
         )
@@ -238,6 +241,10 @@ def _fits(column: Column, key: Value) -> bool:
             return _NUMERIC.fullmatch(str(key)) is not None
         case _:
             return True
+
+
+def _question(sql: str) -> Question:
+    return Question(sa.text(sql))
 
 
 def _escaped(sql: str) -> str:

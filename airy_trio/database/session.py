@@ -1,13 +1,14 @@
 """One connection for what belongs to a connection."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database.answers import ANSWERS, translated
+from airy_trio.database.answers import ANSWERS, DatabaseUnavailable, translated
+from airy_trio.pipeline import Pipeline
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ class Session:
         self._engine = engine
         self._limiter = trio.CapacityLimiter(1)
         self._connection: sa.Connection | None = None
+        self._pipeline: Pipeline | None = None
         self._closings = 0
         self.generation = 0
 
@@ -44,6 +46,29 @@ class Session:
                     self._drop()
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def converse(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+        """Run a unit of work without a thread, on Postgres: it begins and ends its transaction itself.
+
+        The connection, which must have been opened by ``run``, is closed where the unit leaves it in the middle of
+        something, for which a cancellation is enough. Raises what ``run`` does.
+        """
+        async with self._limiter:
+            if self._connection is None:
+                message = "the connection is closed"
+                raise DatabaseUnavailable(message)
+            if self._pipeline is None:
+                driver: Any = self._connection.connection.driver_connection
+                self._pipeline = Pipeline(driver)
+            pipeline = self._pipeline
+            try:
+                return await work(pipeline)
+            except ANSWERS as error:
+                self._drop()
+                raise translated(error) from None
+            finally:
+                if self._pipeline is pipeline and not pipeline.idle:
+                    self._drop()
 
     async def aclose(self) -> None:
         """Close the connection, which lets go of what belongs to it. Idempotent.
@@ -66,7 +91,7 @@ class Session:
             raise translated(error) from None
 
     def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._pipeline = self._connection, None, None
         if connection is not None:
             self.generation += 1
             connection.invalidate()

@@ -19,7 +19,7 @@ from airy_trio.log.sql_fence import FENCE_CLASS
 from airy_trio.log.sql_texts import written
 from airy_trio.log.store import NewEvent
 from airy_trio.log.tables import EVENTS, NOW_MS, STATE
-from airy_trio.pipeline import Pipeline, Statement, Value
+from airy_trio.pipeline import Parameter, Pipeline, Statement
 
 EVENTS_MAX: Final = 8
 BYTES_MAX: Final = 64 * 1024
@@ -75,7 +75,7 @@ class ShortAppends:
                 raise
         finally:
             self._busy = False
-        return None if appended_at_ms is None else int(appended_at_ms)
+        return appended_at_ms  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
@@ -99,10 +99,10 @@ class ShortAppends:
             opened.connection.invalidate()
             opened.connection.close()
 
-    def _parameters(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> list[Value]:
+    def _parameters(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> list[Parameter]:
         head = expected.at(expected.offset + len(events))
         texts = expected.epoch, str(expected.offset), str(head.offset), resume_point, self._channel, str(head)
-        parameters: list[Value] = [text.encode() for text in texts]
+        parameters: list[Parameter] = [text.encode() for text in texts]
         if not events:
             del parameters[4:]  # nobody is woken
         for offset, event in enumerate(events, start=expected.offset + 1):

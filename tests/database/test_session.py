@@ -1,11 +1,13 @@
 """A session knows when it is another one."""
 
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 
 from airy_trio.database import (
     DatabaseRefused,
@@ -13,6 +15,7 @@ from airy_trio.database import (
     Session,
 )
 from airy_trio.database import session as session_module
+from airy_trio.pipeline import Pipeline, Statement
 from tests.application import Application
 
 
@@ -94,3 +97,67 @@ def test_session_without_use_closes(any_application: Application) -> None:
     session = any_application.reading()
     trio.run(session.aclose)
     assert isinstance(session, Session)
+
+
+ONE = Statement("one", "select 1")
+BEGIN = Statement("begin", "begin")
+DIVIDE = Statement("divide", "select 1 / $1::int8")
+
+
+async def test_a_conversation_needs_an_open_connection(postgres_application: Application) -> None:
+    session = postgres_application.reading()
+
+    async def ask(pipeline: Pipeline) -> list[list[tuple[Any, ...]]]:
+        return await pipeline.run((ONE, ()))
+
+    with pytest.raises(DatabaseUnavailable):
+        await session.converse(ask)
+    await session.run(lambda _connection: None)
+    generation = session.generation
+    assert await session.converse(ask) == [[(1,)]]
+    assert session.generation == generation
+    await session.aclose()
+    with pytest.raises(DatabaseUnavailable):
+        await session.converse(ask)
+
+
+async def test_a_conversation_that_fails_or_is_left_in_the_middle_closes_the_connection(
+    postgres_application: Application,
+) -> None:
+    session = postgres_application.reading()
+
+    async def divide(pipeline: Pipeline) -> None:
+        await pipeline.run((DIVIDE, [b"0"]))
+
+    async def begin(pipeline: Pipeline) -> None:
+        await pipeline.run((BEGIN, ()))
+
+    async def fail(_pipeline: Pipeline) -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyError(1)
+
+    for talk, told, is_closed in ((divide, DatabaseRefused, True), (begin, None, True), (fail, KeyError, False)):
+        await session.run(lambda _connection: None)
+        generation = session.generation
+        with pytest.raises(told) if told else nullcontext():
+            await session.converse(talk)
+        assert (session.generation != generation) is is_closed
+    await session.aclose()
+
+
+async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_application: Application) -> None:
+    session = postgres_application.reading()
+    await session.run(lambda _connection: None)
+    order: list[str] = []
+
+    async def converse(pipeline: Pipeline) -> None:
+        order.append("asked")
+        await pipeline.run((Statement("sleep", "select pg_sleep(0.1)"), ()))
+        order.append("answered")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.converse, converse)
+        await trio.testing.wait_all_tasks_blocked()
+        await session.run(lambda _connection: order.append("unit"))
+    assert order == ["asked", "answered", "unit"]
+    await session.aclose()

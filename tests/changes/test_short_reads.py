@@ -1,0 +1,152 @@
+"""Few changes are read in two round trips without a thread, and mean what they mean when they are read the long way."""
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+import trio
+from attrs import evolve
+
+from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.points import PostgresPoint
+from airy_trio.changes.postgres import PostgresFeed
+from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.database import DatabaseRefused
+from tests.application import Application
+from tests.changes.feeds import AnyFeed, feed_of
+from tests.changes.test_postgres import transaction
+
+MANY = 10 * CHANGES_MAX
+PAIRS = ("conversation", "c1"), ("message", "m1"), ("channel", "ch1"), ("other", "1")
+OF_EVERY_KIND = (
+    "insert into messages values ('m1', 'c1', 'ch1', 'ü😀', 'pending', true, now(), 'facebook', 'x')",
+    "insert into channels values ('ch1', 'facebook', '1', true)",
+    "insert into tags values ('t1', 'flag', 'red'), ('t2', 'gone', 'blue'), ('it''s \"%$1', 'odd', 'red')",
+    *(f"insert into metadata values ('{subject}', '{id_}', 'a', 'x')" for subject, id_ in PAIRS),
+    "delete from tags where id = 't2'",
+)
+
+
+@pytest.fixture
+def threads() -> Iterator[list[str]]:
+    """What is asked for through SQLAlchemy, which only threads do."""
+    asked: list[str] = []
+
+    def begin(_connection: object) -> None:
+        asked.append("begin")
+
+    sa.event.listen(sa.Engine, "begin", begin)
+    yield asked
+    sa.event.remove(sa.Engine, "begin", begin)
+
+
+async def opened(feed: AnyFeed) -> str:
+    """A point from which few changes are read the short way: the first read looks where it is."""
+    assert isinstance(feed, PostgresFeed)
+    return (await feed.read(await feed.origin(), MANY)).resume_point
+
+
+async def test_it_finds_what_the_long_way_finds(postgres_application: Application, threads: list[str]) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        start = await opened(feed)
+        postgres_application.execute(*OF_EVERY_KIND)
+        threads.clear()
+        short = await feed.read(start, MANY)
+        assert not threads
+        long = await feed.read(start, CHANGES_MAX)
+        assert threads
+    assert short.objects == long.objects
+    assert len(short.objects) == 9
+    assert (short.changes, short.more) == (long.changes, long.more)
+    assert PostgresPoint.parse(short.resume_point).place == PostgresPoint.parse(long.resume_point).place
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_more_than_few_go_the_long_way_until_there_are_few_again(
+    postgres_application: Application, threads: list[str], more: int
+) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = await opened(feed)
+        tags = f"insert into tags select 't' || n, 'x', 'red' from generate_series(1, {CHANGES_MAX + more}) n"
+        postgres_application.execute(tags)
+        threads.clear()
+        batch = await feed.read(point, MANY)
+        assert bool(threads) is bool(more)
+        assert len(batch.objects) == batch.changes == CHANGES_MAX + more
+        assert not batch.more
+        assert (await feed.read(batch.resume_point, MANY)).changes == 0
+        threads.clear()
+        assert (await feed.read(batch.resume_point, MANY)).changes == 0
+        assert not threads
+
+
+async def test_it_lets_go_of_the_doorbell(postgres_application: Application) -> None:
+    locks = "select count(*) from pg_locks where locktype = 'advisory'"
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = await opened(feed)
+        assert isinstance(feed, PostgresFeed)
+        assert await feed.bell.arm()
+        point = (await feed.read(point, MANY)).resume_point
+        assert postgres_application.scalar(locks) == 1  # nothing was there
+        postgres_application.tag("t1")
+        await feed.read(point, MANY)
+        assert postgres_application.scalar(locks) == 0
+        assert await feed.bell.arm()
+
+
+@pytest.mark.parametrize("limit", [CHANGES_MAX, MANY], ids=["the long way", "the short way"])
+async def test_a_ring_that_comes_with_an_answer_is_heard(postgres_application: Application, limit: int) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = await opened(feed)
+        assert isinstance(feed, PostgresFeed)
+        assert await feed.bell.arm()
+        with transaction(postgres_application, "insert into tags values ('t1', 'flag', 'red')"):
+            pass  # it has rung
+        postgres_application.execute("truncate airy_trio.change_log")
+        assert (await feed.read(point, limit)).changes == 0
+        assert feed.bell.armed
+        with trio.fail_after(5):
+            await feed.bell.wait(60)
+
+
+async def test_a_point_of_another_history_is_refused_and_the_connection_kept(
+    postgres_application: Application, threads: list[str]
+) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = PostgresPoint.parse(await opened(feed))
+        threads.clear()
+        far = 1 << 40
+        for other in (
+            evolve(point, timeline="another"),
+            evolve(point, place="1.1"),
+            evolve(point, snapshot=f"{far}:{far}:"),
+        ):
+            with pytest.raises(ResumePointLost):
+                await feed.read(str(other), MANY)
+        await feed.read(str(point), MANY)
+        assert not threads
+
+
+async def test_one_that_is_broken_off_is_begun_anew(postgres_application: Application) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = await opened(feed)
+        postgres_application.tag("t1")
+        for checkpoints in range(6):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(feed.read, point, MANY)
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            with trio.fail_after(10):
+                assert [changed.id for changed in (await feed.read(point, MANY)).objects] == ["t1"]  # type: ignore[union-attr]
+
+
+async def test_a_table_that_is_gone_is_told(postgres_application: Application) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = await opened(feed)
+        postgres_application.tag("t1")
+        postgres_application.execute("alter table tags rename column color to colour")
+        with pytest.raises(DatabaseRefused, match="color"):
+            await feed.read(point, MANY)
+        postgres_application.execute("alter table tags rename column colour to color")
+        assert (await feed.read(point, MANY)).changes == 1
