@@ -95,6 +95,6 @@ def ring(names: Names, condition: str) -> str:
     )
 
 
-async def _take_notifications(pipeline: Pipeline) -> int | None:
+async def _take_notifications(pipeline: Pipeline) -> int | None:  # noqa: ASYNC124 - a conversation in which nobody speaks
     """The socket on which one may come; None if there were some. They may have come along with another answer."""
     return None if pipeline.notified() else pipeline.socket
