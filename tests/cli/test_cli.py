@@ -19,7 +19,7 @@ from airy_trio.changes import default_tables
 from airy_trio.changes.tables import FIELDS
 from airy_trio.cli.logs import configure_logging
 from tests.application import Application
-from tests.cli.conftest import CommandLine
+from tests.command_line import CommandLine
 from tests.postgres import PASSWORD_ROLE, Postgres
 from tests.processes import Finished, json_object, run, server
 

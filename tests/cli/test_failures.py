@@ -12,7 +12,7 @@ from attrs import frozen
 
 from airy_trio.cli import airy_trio
 from tests.application import application
-from tests.cli.conftest import CommandLine
+from tests.command_line import CommandLine
 from tests.postgres import Postgres
 from tests.processes import run
 

@@ -15,6 +15,7 @@ import trio
 from airy_trio.database import sqlite_path
 from tests.application import Application
 from tests.changes.watched import ONLY_TAGS, SECOND_US, START_US, Watched
+from tests.command_line import CommandLine
 from tests.e2e.route import assert_in_order, listening
 from tests.processes import AIRY_TRIO, Server, run, running, server
 
@@ -96,51 +97,51 @@ async def test_a_role_that_may_only_read(postgres_application: Application, read
     assert objects(writing) == before
 
 
-async def test_a_store_in_the_same_database_is_refused(reader: str, tmp_path: Path) -> None:
-    with trio.fail_after(TIMEOUT_S):
-        done = await run("--config", str(config_for(reader, "", tmp_path)))
+def test_a_store_in_the_same_database_is_refused(reader: str, tmp_path: Path, command_line: CommandLine) -> None:
+    done = command_line("--config", str(config_for(reader, "", tmp_path)))
     assert done.code == 2
     assert "log.url: changes.capture" in done.err
 
 
-async def test_a_table_without_updated_at_is_a_fault(postgres_application: Application, tmp_path: Path) -> None:
+def test_a_table_without_updated_at_is_a_fault(
+    postgres_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
     postgres_application.execute("create table tags (id text primary key, name text, color text, changed timestamp)")
     config = config_for(postgres_application.url, f"sqlite:///{tmp_path}/events.db", tmp_path)
-    with trio.fail_after(TIMEOUT_S):
-        for command in ((), ("migrate",), ("check",)):
-            done = await run(*command, "--config", str(config))
-            assert done.code == 1
-            assert 'database.tables.tags.columns.updated_at: changes.capture = "updated_at" needs a column' in done.err
+    for command in ((), ("migrate",), ("check",)):
+        done = command_line(*command, "--config", str(config))
+        assert done.code == 1
+        assert 'database.tables.tags.columns.updated_at: changes.capture = "updated_at" needs a column' in done.err
     assert not (tmp_path / "events.db").exists()
 
 
 @pytest.mark.parametrize("command", [("--with-tables",), ("--grant", ROLE)])
-async def test_migrate_makes_nothing_for_it(
-    postgres_application: Application, tmp_path: Path, command: tuple[str, ...]
+def test_migrate_makes_nothing_for_it(
+    postgres_application: Application, tmp_path: Path, command: tuple[str, ...], command_line: CommandLine
 ) -> None:
     Watched(postgres_application)
     config = config_for(postgres_application.url, f"sqlite:///{tmp_path}/events.db", tmp_path)
-    with trio.fail_after(TIMEOUT_S):
-        done = await run("migrate", *command, "--config", str(config))
+    done = command_line("migrate", *command, "--config", str(config))
     assert done.code == 1
     assert done.err.startswith(f'airy-trio: {" ".join(command)}: changes.capture is "updated_at", which ')
 
 
-async def test_migrate_and_its_removal_touch_the_log_alone(sqlite_application: Application, tmp_path: Path) -> None:
+def test_migrate_and_its_removal_touch_the_log_alone(
+    sqlite_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
     Watched(sqlite_application)
     events = tmp_path / "events.db"
     config = config_for(sqlite_application.url, f"sqlite:///{events}", tmp_path)
     application = sqlite_path(sqlite_application.url)
     before = application.read_bytes()
-    with trio.fail_after(TIMEOUT_S):
-        previewed = await run("migrate", "--sql", "--config", str(config))
-        assert previewed.code == 0
-        assert "event_log" in previewed.out
-        assert "change_log" not in previewed.out
-        assert not events.exists()
-        assert (await run("migrate", "--config", str(config))).code == 0
-        assert events.exists()
-        assert (await run("migrate", "--remove", "--config", str(config))).code == 0
+    previewed = command_line("migrate", "--sql", "--config", str(config))
+    assert previewed.code == 0
+    assert "event_log" in previewed.out
+    assert "change_log" not in previewed.out
+    assert not events.exists()
+    assert command_line("migrate", "--config", str(config)).code == 0
+    assert events.exists()
+    assert command_line("migrate", "--remove", "--config", str(config)).code == 0
     assert not events.exists()
     assert application.read_bytes() == before
 

@@ -12,6 +12,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from airy_trio.app import Address
+from airy_trio.explain import Subject
+from airy_trio.explain import explain as explanation
+from airy_trio.settings import load
 from airy_trio.testing.client import StompClient, connect
 from tests.admin.serving import HOST, Port, admin, free_port, serving_all
 from tests.admin.serving import serving as serving_alone
@@ -35,11 +38,14 @@ class Explained:
         return self.lines.get(about, "")
 
 
-async def explain(config: Path, *arguments: str) -> Explained:
-    ended = await run("explain", "--config", str(config), *arguments)
-    assert (ended.code, ended.err) == (0, "")
+async def explain(config: Path, type_: str, id_: str) -> Explained:
+    """What the command prints, without a process of its own."""
+    subject = Subject.parse(type_, id_)
+    assert subject is not None
+    settings = load(config, {})
+    lines = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
     told: dict[str, str] = {}
-    for line in ended.out.splitlines():
+    for line in lines:
         about = line[:10].strip()
         told[about] = f"{told[about]}\n{line[10:]}" if about in told else line[10:]
     return Explained(told)
@@ -83,6 +89,7 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
         any_application.execute("update messages set delivery_state = 'failed' where id = 'm1'")
         event = await all_of_it.receive()
         told = await explain(config, "message", "m1")
+        command = await run("explain", "--config", str(config), "message", "m1")
     assert told["row"] == 'there is one in table "messages", fit to be an event'
     assert CHANGE_RECORDED.match(told["change"]), told["change"]
     assert told["recorder"].startswith("a server holds the lease and records into ")
@@ -94,6 +101,9 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     assert told["clients"] == summary
     assert told[""].count("session ") == 4
     assert told["server"] == ""
+    assert (command.code, command.err) == (0, "")
+    assert f"row       {told['row']}\n" in command.out
+    assert f"clients   {summary}\n" in command.out
 
 
 async def test_without_a_server_it_says_that_nobody_records(any_application: Application, tmp_path: Path) -> None:
