@@ -258,9 +258,9 @@ def texts() -> Iterator[Case]:
     yield Case("6 invalid is told before its frame ends", [begun], code=1007)
     yield Case("6 invalid is told before its frame ends, octet by octet", pieces(begun, 1), code=1007)
     for end in range(1, len("κόσμε".encode()) + 1):
-        text = "κόσμε".encode()[:end]
-        whole = text.decode(errors="ignore").encode() == text
-        sent = [frame(TEXT, PREFIX + text), frame(TEXT, b"\nreceipt:r\n\n\x00")]
+        beginning = "κόσμε".encode()[:end]
+        whole = beginning.decode(errors="ignore").encode() == beginning
+        sent = [frame(TEXT, PREFIX + beginning), frame(TEXT, b"\nreceipt:r\n\n\x00")]
         yield works(f"6 valid up to {end}", sent, RECEIPT) if whole else Case(f"6 cut off at {end}", sent, code=1007)
     yield Case("6 invalid in what follows a valid message", [frame(TEXT, ASK), frame(TEXT, b"\xff")], [RECEIPT], 1007)
     yield Case("6 invalid in binary is STOMP's to refuse", [frame(BINARY, said(b"\xff"))], ["ERROR"], 1002)
