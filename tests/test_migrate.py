@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from airy_trio import migrate
 from airy_trio.changes.feed import Consumer
@@ -139,6 +141,15 @@ def test_a_failing_trigger_leaves_nothing(any_application: Application) -> None:
     with pytest.raises(StartError, match=r"^(database|log)\.url: the database cannot be used: "):
         any_application.migrate(ONLY_TAGS, with_tables=False)
     assert contents(any_application) == before
+
+
+@pytest.mark.parametrize("stream", ["changes", "log"])
+def test_the_newest_revision_is_the_one_that_alembic_finds(stream: streams.Stream) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(streams.migrations_folder()))
+    config.set_main_option("version_locations", str(streams.migrations_folder() / stream))
+    config.set_main_option("path_separator", "newline")
+    assert streams.head(stream) == ScriptDirectory.from_config(config).get_current_head()
 
 
 def test_the_applications_own_alembic_is_left_alone(any_application: Application) -> None:
