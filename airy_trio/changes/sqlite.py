@@ -26,7 +26,9 @@ from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
 
-POLL_S = 0.004
+POLL_S = 0.002
+SETTLED_S = 0.05  # more than the file's times stand still, and than most commits take from the first octet to the last
+LOOK_S = 0.05  # where nothing seems to be written: a file system may keep its times to itself
 _SEQ: Final = len(COLUMNS)
 _TOKEN: Final = _SEQ + 1
 _AT: Final = _SEQ + 2
@@ -57,11 +59,12 @@ class SqliteFeed:
         self._page = Question(
             sa.text(
                 f"select {', '.join(COLUMNS)}, seq, token, at from {log} "  # noqa: S608 - names quoted
-                "where seq > :seq order by seq limit :limit"
+                "where seq >= :seq order by seq limit :limit"
             )
         )
         self._objects = Objects(SQLITE, tables, text_chars_max)
         self._seen: Version | None = None
+        self._woken = False
         self._file = VersionOf(reading)
         self._names = names
         self._tables = tables
@@ -69,16 +72,26 @@ class SqliteFeed:
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
-        self._seen = await self._version()
+        if self._seen is None or not self._woken:
+            self._seen = await self._version()
+        self._woken = False
         if self._watched_schema != (self._seen.file, self._seen.schema):
             await self._watch()
             self._watched_schema = self._seen.file, self._seen.schema
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Looks each ``POLL_S`` seconds."""
+        """See ``ChangeFeed.wait``. Looks each ``POLL_S`` seconds, and seldom where nothing is written for a while."""
+        settled_at = trio.current_time() + SETTLED_S
+        look_at = 0.0
         while True:
             await trio.sleep(POLL_S)
+            now = trio.current_time()
+            if self._file.touched():
+                settled_at = now + SETTLED_S
+            elif settled_at <= now < look_at:
+                continue
+            look_at = now + LOOK_S
             try:
                 version = await self._version()
             except DatabaseUnavailable as error:
@@ -86,6 +99,7 @@ class SqliteFeed:
                     raise
                 continue  # a rollback journal being written: whoever writes will commit, and that we shall see
             if version != self._seen:
+                self._seen, self._woken = version, True  # the next read sees at least this
                 return
 
     async def origin(self) -> str:
@@ -157,13 +171,12 @@ class SqliteFeed:
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)
-        log = self._log.rows
+        rows = self._page.rows(connection, {"seq": point.seq, "limit": limit + 1 if point.seq else limit})
         if point.seq:
-            token = connection.execute(sa.select(log.c.token).where(log.c.seq == point.seq)).scalar_one_or_none()
-            if token != point.token:
+            if not rows or (rows[0][_SEQ], rows[0][_TOKEN]) != (point.seq, point.token):
                 message = f"the change log has no row {point.seq} with the token that was recorded"
                 raise ResumePointLost(message)
-        rows = self._page.rows(connection, {"seq": point.seq, "limit": limit})
+            del rows[0]
         following = SqlitePoint(rows[-1][_SEQ], rows[-1][_TOKEN]) if rows else point
         return Batch(
             objects=self._objects.read(connection, changes_of(rows)),

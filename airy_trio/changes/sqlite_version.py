@@ -19,16 +19,30 @@ class Version:
     file: tuple[int, int]
 
 
+_Written = tuple[int, int] | None
+
+
 class VersionOf:
     """Asks for the version of the file that a session has open."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._path: Path | None = None
+        self._written: tuple[_Written, _Written] | None = None
 
     async def ask(self) -> Version:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
         return await self._session.run(self._ask, transaction=False)
+
+    def touched(self) -> bool:
+        """Whether the file or its WAL was written since this was last asked, as their times tell; without a thread.
+
+        Those stand still for some milliseconds, and a commit is seen after what it has written: a hint, no more.
+        """
+        if self._path is None:
+            return True
+        before, self._written = self._written, (_written(self._path), _written(Path(f"{self._path}-wal")))
+        return self._written != before
 
     def _ask(self, connection: sa.Connection) -> Version:
         driver: Any = connection.connection.driver_connection
@@ -42,3 +56,11 @@ class VersionOf:
         (data,) = driver.execute("PRAGMA data_version").fetchone()
         (schema,) = driver.execute("PRAGMA schema_version").fetchone()
         return Version(self._session.generation, int(data), int(schema), (file.st_dev, file.st_ino))
+
+
+def _written(path: Path) -> _Written:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -13,6 +13,7 @@ from typing import Any, Final, Self, assert_never
 import sqlalchemy as sa
 from attrs import frozen
 
+from airy_trio.changes.driver import Question
 from airy_trio.database import POSTGRES, Names, quote_identifier
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
@@ -38,7 +39,7 @@ class LogTables:
     events: sa.Table
     state: sa.Table
     acknowledged: sa.Table
-    advance: sa.TextClause
+    advance: Question
     copy: str
     insert_one: str
 
@@ -102,8 +103,8 @@ class LogTables:
             arguments |= {"channel": rings, "head": str(expected.at(expected.offset + count))}
         else:
             arguments["now_ms"] = int(time.time() * 1000)
-        moved = connection.execute(self.advance, arguments).one_or_none()
-        return None if moved is None else int(moved.appended_at_ms)
+        moved = self.advance.rows(connection, arguments)
+        return int(moved[0][0]) if moved else None
 
     def insert(self, connection: sa.Connection, events: Sequence[StoredEvent]) -> None:
         """Write events with the offsets that they have. Through the driver, at a third of the cost."""
@@ -187,13 +188,14 @@ def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
         yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated))
 
 
-def _advance(names: Names) -> sa.TextClause:
+def _advance(names: Names) -> Question:
     """Compare and move in one statement: where the row was changed by another transaction, Postgres compares again."""
     now_ms, later = (NOW_MS, "greatest") if names.dialect == POSTGRES else (":now_ms", "max")
     ring = ", case when cast(:channel as text) is not null then cast(pg_notify(:channel, :head) as text) end"
-    return sa.text(
+    statement = sa.text(
         f"update {names.quoted(STATE)} set last = :last, resume_point = :resume_point, "  # noqa: S608 - names quoted
         f"appended_at_ms = {later}(appended_at_ms, {now_ms}) "
         "where epoch = :epoch and last = :expected returning appended_at_ms"
         + (ring if names.dialect == POSTGRES else "")
     )
+    return Question(statement)

@@ -10,8 +10,10 @@ import pytest
 import structlog
 import trio
 
+from airy_trio.changes import sqlite_version
 from airy_trio.changes.feed import ResumePointLost
 from airy_trio.changes.rows import ChangedObject, Tag, TagGone
+from airy_trio.changes.sqlite import SETTLED_S
 from airy_trio.database import DatabaseUnavailable, sqlite_path
 from tests.application import Application
 from tests.changes.feeds import feed_of, read_all
@@ -245,3 +247,30 @@ async def test_other_changes_of_the_schema_are_no_matter(
         application.tag()
         assert len((await read_all(feed, after))[0]) == 1
     assert log_output == []
+
+
+async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_version, "_written", lambda _path: None)
+    async with feed_of(application, application.settings()) as feed:
+        after = (await feed.read(await feed.origin(), 10)).resume_point
+        with trio.move_on_after(2 * SETTLED_S):
+            await feed.wait()
+        await trio.to_thread.run_sync(application.tag, "t1")
+        with trio.fail_after(5):
+            await feed.wait()
+        assert ids((await read_all(feed, after))[0]) == ["t1"]
+
+
+async def test_what_was_written_since_is_told_without_a_thread(application: Application) -> None:
+    session = application.reading()
+    version = sqlite_version.VersionOf(session)
+    assert version.touched()  # nobody knows yet where it is
+    await version.ask()
+    assert version.touched()
+    assert not version.touched()
+    application.tag("t1")
+    assert version.touched()
+    assert not version.touched()
+    await session.aclose()
