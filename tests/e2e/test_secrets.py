@@ -24,7 +24,7 @@ PASSWORD, ANN, BOB, LATER, WRONG = (f"hunter-{name}-secret" for name in ("databa
 PAYLOAD = "what-ann-wrote-to-eve"
 SECRETS = (PASSWORD, ANN, BOB, LATER, WRONG, PAYLOAD)
 PAGES = ("/livez", "/readyz", "/metrics", "/api/figures", "/api/connections", "/api/clients?position=x", "/nowhere")
-COMMANDS = ([], ["check"], ["migrate"], ["tail"], ["explain"], ["verify"], ["demo"])
+COMMANDS: Sequence[list[str]] = ([], ["check"], ["migrate"], ["tail"], ["explain"], ["verify"], ["demo"])
 
 
 def settings(url: str, listener: str, admin: int, more: str = "") -> str:
