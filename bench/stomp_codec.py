@@ -30,7 +30,7 @@ SMALL_BYTES: Final = 348
 LARGE_BYTES: Final = 50 * 1024
 OURS, STOMPMAN, STOMP_PY, COPY = "airy-trio", "stompman", "stomp.py", "copy"
 CONTENDERS: Final = (OURS, STOMPMAN, STOMP_PY, COPY)
-LIMITS: Final = ConnectionOptions(session="s", server="bench").limits()
+LIMITS: Final = ConnectionOptions(server="bench").limits
 ACK: Final = b"ACK\nid:7.k7f3q9-1042\n\n\0"
 SUBSCRIBE: Final = b"SUBSCRIBE\nid:sub-0\ndestination:/events\nack:client\nprefetch-count:256\nreceipt:r-1\n\n\0"
 PREFIX: Final = message_prefix(Version.V1_2, "/events", "sub-0")

@@ -28,7 +28,6 @@ from airy_trio.stomp.frames import Frame, Version
 ROOMY = Limits(frame_bytes_max=1 << 24, header_count_max=10_000, header_line_bytes_max=1 << 20, command_bytes_max=1000)
 TIGHT = Limits(frame_bytes_max=64, header_count_max=3, header_line_bytes_max=24, command_bytes_max=12)
 OPTIONS = ConnectionOptions(
-    session="s-1",
     server="airy-trio/fuzz",
     frame_bytes_max=512,
     frame_bytes_max_before_connect=256,
@@ -155,7 +154,7 @@ def _check_identity(frame: Frame, version: Version | None) -> None:
 
 def conversed(pieces: list[bytes]) -> list[object]:
     """All that a connection makes of a stream: its requests, and the fault if there is one."""
-    connection = Connection(OPTIONS)
+    connection = Connection(OPTIONS, "s-1")
     said: list[object] = []
     for piece in pieces:
         try:

@@ -116,14 +116,21 @@ class ConnectionStatistics:
 
 
 class Connection:
-    """One client's connection. It owns nothing that must be closed."""
+    """One client's connection. It owns nothing that must be closed.
 
-    def __init__(self, options: ConnectionOptions) -> None:
+    ``session``: the name that CONNECTED gives it, a header value that every client reads (``encoder.plain``, else
+    ``LocalProtocolError``).
+    """
+
+    __slots__ = ("_decoder", "_greeting", "_session", "_state", "options", "session")
+
+    def __init__(self, options: ConnectionOptions, session: str) -> None:
         self.options = options
+        self.session = encoder.plain(session)
         self._state = State.AWAITING_CONNECT
         self._greeting = Greeting.NOT_DUE
         self._session = Session(options)
-        self._decoder = Decoder(options.limits_before_connect())
+        self._decoder = Decoder(options.limits_before_connect)
 
     @property
     def state(self) -> State:
@@ -175,7 +182,7 @@ class Connection:
         """Write CONNECTED: once, after a Connect was given."""
         self._expect(Greeting.DUE)
         self._greeting = Greeting.SAID
-        return replies.connected(self.options, self._version)
+        return replies.connected(self.options, self.session, self._version)
 
     def receipt(self, receipt_id: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
         """Write RECEIPT with further headers of our own, whose values must be ``encoder.plain``."""
@@ -227,7 +234,7 @@ class Connection:
         if isinstance(request, Connect):
             self._greeting = Greeting.DUE
             self._decoder.version = request.version
-            self._decoder.limits = self.options.limits()
+            self._decoder.limits = self.options.limits
         self._state = cell.then
         return request
 

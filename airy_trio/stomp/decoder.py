@@ -57,6 +57,23 @@ class Decoder:
     ``version`` None: no version is agreed yet, nothing is unescaped or trimmed.
     """
 
+    __slots__ = (
+        "_at",
+        "_command",
+        "_data",
+        "_fault",
+        "_fed_bytes",
+        "_frames_given",
+        "_head_complete",
+        "_headers",
+        "_length",
+        "_searched",
+        "_searched_bytes",
+        "_used_bytes",
+        "limits",
+        "version",
+    )
+
     def __init__(self, limits: Limits, version: Version | None = None) -> None:
         self.limits = limits
         self.version = version

@@ -14,14 +14,13 @@ def _is_plain(_instance: object, _attribute: "Attribute[str]", value: str) -> No
 
 @frozen(kw_only=True)
 class ConnectionOptions:
-    """What one connection may do and how the server names itself.
+    """What each connection may do and how the server names itself; one object serves them all.
 
     The smaller ``…_before_connect`` limits hold until CONNECT was accepted. ``heartbeat_ms`` is offered in both
-    directions, 0 is none. ``session`` and ``server`` must be header values that every client reads (``encoder.plain``,
-    else ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together.
+    directions, 0 is none. ``server`` must be a header value that every client reads (``encoder.plain``, else
+    ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together.
     """
 
-    session: str = field(validator=_is_plain)
     server: str = field(validator=_is_plain)
     heartbeat_ms: int = field(default=30_000, validator=validators.ge(0))
 
@@ -41,8 +40,13 @@ class ConnectionOptions:
     prefetch_default: int = field(default=256, validator=_positive)
     prefetch_max: int = field(default=10_000, validator=_positive)
 
-    def limits(self) -> Limits:
-        """Give the limits of a frame after CONNECT."""
+    limits: Limits = field(init=False, repr=False)
+    """Of a frame after CONNECT."""
+    limits_before_connect: Limits = field(init=False, repr=False)
+    """Of the first frame: none is larger than it is after CONNECT."""
+
+    @limits.default
+    def _limits(self) -> Limits:
         return Limits(
             frame_bytes_max=self.frame_bytes_max,
             header_count_max=self.header_count_max,
@@ -50,8 +54,8 @@ class ConnectionOptions:
             command_bytes_max=self.command_bytes_max,
         )
 
-    def limits_before_connect(self) -> Limits:
-        """Give the limits of the first frame: none is larger than it is after CONNECT."""
+    @limits_before_connect.default
+    def _limits_before_connect(self) -> Limits:
         return Limits(
             frame_bytes_max=min(self.frame_bytes_max_before_connect, self.frame_bytes_max),
             header_count_max=min(self.header_count_max_before_connect, self.header_count_max),

@@ -12,11 +12,11 @@ from airy_trio.stomp.options import ConnectionOptions
 Headers = Iterable[tuple[str, str]]
 
 
-def connected(options: ConnectionOptions, version: Version) -> bytes:
+def connected(options: ConnectionOptions, session: str, version: Version) -> bytes:
     """Write CONNECTED, always with all four headers: a client is known to crash without ``heart-beat``."""
     headers = (
         ("version", version.value),
-        ("session", encoder.plain(options.session)),
+        ("session", encoder.plain(session)),
         ("server", encoder.plain(options.server)),
         ("heart-beat", f"{options.heartbeat_ms},{options.heartbeat_ms}"),
     )

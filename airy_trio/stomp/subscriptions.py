@@ -23,6 +23,14 @@ class Subscriptions:
     of input as its UNSUBSCRIBE, and is then answered after both were read.
     """
 
+    __slots__ = (
+        "_ended",
+        "_last_number",
+        "_numbers",
+        "_open",
+        "_subscriptions_max",
+    )
+
     def __init__(self, *, subscriptions_max: int) -> None:
         self._subscriptions_max = subscriptions_max
         self._open: dict[int, Subscription] = {}

@@ -11,6 +11,13 @@ class Transactions:
     ``acks_max`` bounds the acknowledgements of all open transactions together.
     """
 
+    __slots__ = (
+        "_acks_held",
+        "_acks_max",
+        "_open",
+        "_transactions_max",
+    )
+
     def __init__(self, *, transactions_max: int, acks_max: int) -> None:
         self._transactions_max = transactions_max
         self._acks_max = acks_max

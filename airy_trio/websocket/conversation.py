@@ -70,6 +70,23 @@ class Conversation:
     messages. ``nacks``: messages that the client refused.
     """
 
+    __slots__ = (
+        "_authenticator",
+        "_client",
+        "_durables",
+        "_eventlog",
+        "_fanout",
+        "_options",
+        "_unwritten",
+        "_wheel",
+        "_wire",
+        "acks_ignored",
+        "nacks",
+        "pause",
+        "turn",
+        "upgrade_token",
+    )
+
     def __init__(  # noqa: PLR0913 - it is where all of them meet
         self,
         client: Client,

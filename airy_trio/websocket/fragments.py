@@ -27,6 +27,16 @@ class Fragments:
     ``controls``: control frames that have begun; whoever paces them sets it back.
     """
 
+    __slots__ = (
+        "_content",
+        "_counted",
+        "_header",
+        "_last",
+        "_pieces",
+        "_small",
+        "controls",
+    )
+
     def __init__(self) -> None:
         self.controls = 0
         self._header = bytearray()

@@ -22,21 +22,25 @@ class Inbox:
     It raises what ``receive`` raises, where the client has left. For one task.
     """
 
+    __slots__ = (
+        "_ahead",
+        "_bytes",
+        "_bytes_max",
+        "_receive",
+    )
+
     def __init__(self, receive: Callable[[], Awaitable[Message]], *, bytes_max: int) -> None:
         self._receive = receive
         self._bytes_max = bytes_max
         self._bytes = 0
         self._ahead: deque[Message] | None = None  # an empty deque takes 600 bytes, in each of many thousand sessions
 
-    async def next(self) -> Message:
-        """Give the next message."""
-        if not self._ahead:
-            self._ahead = None
-            return await self._receive()
-        await trio.lowlevel.checkpoint()
-        message = self._ahead.popleft()
-        self._bytes -= _size(message)
-        return message
+    def next(self) -> Awaitable[Message]:
+        """Give the next message, awaited. No coroutine of its own: every idle session waits here, and would keep it."""
+        if self._ahead:
+            return self._read_before(self._ahead)
+        self._ahead = None
+        return self._receive()
 
     async def listen(self, seconds: float) -> None:
         """Take what comes in this time, for ``next``; raise what tells that nothing more can come, at once."""
@@ -48,6 +52,12 @@ class Inbox:
                 self._ahead.append(message)
                 self._bytes += _size(message)
             await trio.sleep_forever()
+
+    async def _read_before(self, ahead: deque[Message]) -> Message:
+        await trio.lowlevel.checkpoint()
+        message = ahead.popleft()
+        self._bytes -= _size(message)
+        return message
 
 
 def _size(message: Message) -> int:

@@ -112,7 +112,12 @@ class Sessions:
         self._options = options
         self._replay = replay
         self._authenticator = authenticator
-        self._server = server
+        self._connections = ConnectionOptions(
+            server=server,
+            heartbeat_ms=options.heartbeat_ms,
+            frame_bytes_max=options.frame_bytes_max,
+            subscriptions_max=options.subscriptions_max,
+        )
         self._runs = Runs(eventlog)
         self._senders = Senders(eventlog, self._runs)
         self._fanout = FanOut(eventlog, self._runs, self._senders)
@@ -183,7 +188,7 @@ class Sessions:
 
     async def _serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None) -> Farewell:
         self._met += 1
-        client = Client(Connection(self._connection_options()), number=self._met, begun_at=trio.current_time())
+        client = Client(self._connection(), number=self._met, begun_at=trio.current_time())
         client.address = None if visitor is None else visitor.name
         logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
         wire = Wire(outlet, send_timeout_s=self._options.send_timeout_s, turnstile=self._turnstile)
@@ -261,14 +266,8 @@ class Sessions:
                 self._ended = trio.Event()
                 await self._ended.wait()
 
-    def _connection_options(self) -> ConnectionOptions:
-        return ConnectionOptions(
-            session=secrets.token_hex(SESSION_NAME_BYTES),
-            server=self._server,
-            heartbeat_ms=self._options.heartbeat_ms,
-            frame_bytes_max=self._options.frame_bytes_max,
-            subscriptions_max=self._options.subscriptions_max,
-        )
+    def _connection(self) -> Connection:
+        return Connection(self._connections, secrets.token_hex(SESSION_NAME_BYTES))
 
     async def _meet(
         self, client: Client, visitor: Visitor | None, conversation: Conversation, tasks: Tasks

@@ -168,7 +168,7 @@ class Client:
     @property
     def session(self) -> str:
         """The name of the session, as in CONNECTED."""
-        return self.connection.options.session
+        return self.connection.session
 
     def wake(self) -> None:
         """Let the send task of a client that is behind look again."""

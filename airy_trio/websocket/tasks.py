@@ -18,6 +18,13 @@ Arguments = TypeVarTuple("Arguments")
 class Tasks:
     """Starts tasks for a client. The session that made it calls ``stop`` before it ends."""
 
+    __slots__ = (
+        "_client",
+        "_idle",
+        "_scopes",
+        "_start_soon",
+    )
+
     def __init__(self, connections: trio.Nursery, client: Client) -> None:
         self._start_soon = connections.start_soon
         self._client = client

@@ -94,12 +94,19 @@ class Wire(trio.abc.Stream):
     async def write(self, data: bytes) -> bool:
         """Write complete messages, waiting for the peer to take them; False where a Close frame came before.
 
-        Raises ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
+        Without a checkpoint where nobody else is writing and the peer takes them at once. Raises
+        ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
         """
-        async with self.lock:
+        try:
+            self.lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self.lock.acquire()
+        try:
             if self.closing:
                 return False
             await self.push(data)
+        finally:
+            self.lock.release()
         return True
 
     async def close(self, frame: bytes) -> None:

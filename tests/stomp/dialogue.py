@@ -15,7 +15,7 @@ def said(command: str, *lines: str, body: str = "") -> str:
 
 
 def options(**changes: int) -> ConnectionOptions:
-    return ConnectionOptions(session="s-1", server="airy-trio/0.1.0", **changes)
+    return ConnectionOptions(server="airy-trio/0.1.0", **changes)
 
 
 def connect_frame(version: Version, *lines: str) -> str:
@@ -25,7 +25,7 @@ def connect_frame(version: Version, *lines: str) -> str:
 
 def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
     """Give a connection that has said CONNECTED."""
-    connection = Connection(options(**changes))
+    connection = Connection(options(**changes), "s-1")
     connection.receive(connect_frame(version))
     connection.connected()
     return connection
@@ -34,7 +34,7 @@ def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
 def in_state(state: State) -> Connection:
     """Give a connection of version 1.2 in a state."""
     if state is State.AWAITING_CONNECT:
-        return Connection(options())
+        return Connection(options(), "s-1")
     connection = opened()
     match state:
         case State.DISCONNECTED:

@@ -120,7 +120,7 @@ def test_what_follows_disconnect_in_the_same_input_is_ignored() -> None:
 
 
 def test_frames_may_follow_connect_before_connected_was_said() -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     first, second = connection.receive(
         connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:a\\cb", "destination:/events", "filler:" + "x" * 5000)
     )
@@ -133,7 +133,7 @@ def test_frames_may_follow_connect_before_connected_was_said() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_frame_after_connect_is_decoded_by_the_agreed_version(version: Version) -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     _, request = connection.receive(connect_frame(version) + said("SUBSCRIBE", "id: a\\cb", "destination:/events"))
     expected = {Version.V1_0: "a\\cb", Version.V1_1: " a:b", Version.V1_2: " a:b"}
     assert isinstance(request, Subscribe)
@@ -141,7 +141,7 @@ def test_the_frame_after_connect_is_decoded_by_the_agreed_version(version: Versi
 
 
 def test_a_fault_carries_the_requests_before_it_and_they_are_answered() -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     fault = fault_of(connection, connect_frame(Version.V1_2) + FRAMES["SUBSCRIBE"] + said("SEND", "receipt:s"))
     assert [type(request) for request in fault.fulfilled] == [Connect, Subscribe]
     assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "s")
@@ -165,7 +165,7 @@ def test_a_fault_in_a_step_carries_the_receipt(version: Version) -> None:
 
 
 def test_a_fault_before_connect_carries_the_receipt_as_it_was_written() -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     fault = fault_of(connection, said("SUBSCRIBE", "receipt:a\\cb"))
     assert b"receipt-id:a\\cb\n" in connection.error(fault.token, fault.prose, fault.receipt_id)
 
@@ -204,7 +204,7 @@ ALLOWED = {
 
 
 def at_the_time(when: str) -> Connection:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     if when == "nothing was read":
         return connection
     connection.receive(connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:0", "destination:/events", "ack:client"))
@@ -331,7 +331,7 @@ def end(connection: Connection, fault: RemoteProtocolError) -> None:
 )
 def test_any_frames_in_any_state_end_in_a_defined_answer(version: Version | None, inputs: list[str]) -> None:
     limits = {"subscriptions_max": 2, "transactions_max": 1, "transaction_acks_max": 2}
-    connection = Connection(options(**limits)) if version is None else opened(version, **limits)
+    connection = Connection(options(**limits), "s-1") if version is None else opened(version, **limits)
     for data in inputs:
         before = connection.state
         try:

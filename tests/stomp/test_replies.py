@@ -8,7 +8,7 @@ from tests.stomp.dialogue import VERSIONS, options, read
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_connected_has_its_four_headers_in_every_version(version: Version) -> None:
-    frame = read(replies.connected(options(heartbeat_ms=5), version), version)
+    frame = read(replies.connected(options(heartbeat_ms=5), "s-1", version), version)
     assert frame.command == "CONNECTED"
     assert frame.headers == (
         ("version", version.value),

@@ -46,16 +46,16 @@ def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version,
 
 def test_line_2_a_frame_may_be_cut_anywhere() -> None:
     data = (connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:ä\\c\\n", "destination:/events", "receipt:r")).encode()
-    whole = Connection(options()).receive(data)
+    whole = Connection(options(), "s-1").receive(data)
     for at in range(len(data)):
-        connection = Connection(options())
+        connection = Connection(options(), "s-1")
         assert connection.receive(data[:at]) + connection.receive(data[at:]) == whole
 
 
 def test_line_2_several_frames_may_share_a_message_of_text_or_octets() -> None:
     data = connect_frame(Version.V1_1) + said("SUBSCRIBE", "id:0", "destination:/events") + said("DISCONNECT")
-    assert len(Connection(options()).receive(data)) == 3
-    assert Connection(options()).receive(data) == Connection(options()).receive(data.encode())
+    assert len(Connection(options(), "s-1").receive(data)) == 3
+    assert Connection(options(), "s-1").receive(data) == Connection(options(), "s-1").receive(data.encode())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_line_3_an_undefined_escape_is_fatal(version: Version) -> None:
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
 def test_line_3_connect_is_never_unescaped(command: str) -> None:
-    request = request_of(Connection(options()), said(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
+    request = request_of(Connection(options(), "s-1"), said(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
     assert isinstance(request, Connect)
     assert request.passcode == "a\\cb\\t:c"
 
@@ -110,20 +110,20 @@ def test_line_5_without_it_the_body_ends_at_nul() -> None:
 
 def test_line_6_connect_and_stomp_are_the_same() -> None:
     lines = ("accept-version:1.1,1.2", "login:me", "passcode:x", "heart-beat:1000,1000")
-    assert Connection(options()).receive(said("CONNECT", *lines)) == Connection(options()).receive(
+    assert Connection(options(), "s-1").receive(said("CONNECT", *lines)) == Connection(options(), "s-1").receive(
         said("STOMP", *lines)
     )
 
 
 def test_line_6_no_accept_version_means_1_0() -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     connection.receive(said("CONNECT", "login:me"))
     assert connection.version is Version.V1_0
     assert read(connection.connected()).get("version") == "1.0"
 
 
 def test_line_6_no_common_version_is_told_with_ours() -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     fault = fault_of(connection, said("CONNECT", "accept-version:2.0,3.1", "host:x"))
     error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), None)
     assert error.get("version") == "1.0,1.1,1.2"
@@ -131,7 +131,7 @@ def test_line_6_no_common_version_is_told_with_ours() -> None:
 
 
 def test_line_6_host_is_not_required() -> None:
-    assert isinstance(request_of(Connection(options()), said("CONNECT", "accept-version:1.2")), Connect)
+    assert isinstance(request_of(Connection(options(), "s-1"), said("CONNECT", "accept-version:1.2")), Connect)
 
 
 def test_line_6_a_second_connect_is_a_fault() -> None:
@@ -140,12 +140,12 @@ def test_line_6_a_second_connect_is_a_fault() -> None:
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED", "GET / HTTP/1.1"])
 def test_line_6_any_frame_before_connect_is_a_fault(command: str) -> None:
-    assert token_of(Connection(options()), said(command)) == "400-not-connected"
+    assert token_of(Connection(options(), "s-1"), said(command)) == "400-not-connected"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_7_connected_always_carries_version_session_server_and_heart_beat(version: Version) -> None:
-    connection = Connection(options())
+    connection = Connection(options(), "s-1")
     connection.receive(connect_frame(version))
     assert read(connection.connected(), version).headers == (
         ("version", version.value),
@@ -168,7 +168,7 @@ def test_line_7_connected_always_carries_version_session_server_and_heart_beat(v
 def test_line_8_heart_beats_are_the_longer_of_both_or_none_and_never_in_1_0(
     version: Version, lines: tuple[str, ...], outgoing_s: float | None, incoming_s: float | None
 ) -> None:
-    request = request_of(Connection(options()), connect_frame(version, *lines))
+    request = request_of(Connection(options(), "s-1"), connect_frame(version, *lines))
     assert isinstance(request, Connect)
     agreed = HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s)
     assert request.heartbeat == (HeartBeat.none() if version is Version.V1_0 else agreed)
@@ -465,7 +465,7 @@ def padded(command: str, lines: list[str], size: int) -> str:
 
 
 def limited() -> Connection:
-    return Connection(options(**SMALL, **SMALLER))
+    return Connection(options(**SMALL, **SMALLER), "s-1")
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ class Delivery:
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> Rig:
         """One more client, connected."""
-        client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test", heartbeat_ms=500)))
+        client = Client(Connection(ConnectionOptions(server="airy-trio/test", heartbeat_ms=500), "s1"))
         client.wire = wire = Wire(outlet, send_timeout_s=send_timeout_s)
         options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
         conversation = Conversation(

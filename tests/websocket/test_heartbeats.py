@@ -37,7 +37,7 @@ async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
 
 
 def pulse(outlet: MemoryOutlet, *, outgoing_s: float | None = None, incoming_s: float | None = None) -> Pulse:
-    client = Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")), state=State.LIVE)
+    client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=State.LIVE)
     wire = Wire(outlet, send_timeout_s=10)
     return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 

@@ -20,7 +20,7 @@ async def filled(count: int, *, size: int = 0, tail_events: int = 20_000) -> Eve
 
 
 def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode = AckMode.AUTO) -> Subscription:
-    connection = Connection(ConnectionOptions(session="s1", server="airy-trio/test"))
+    connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
     connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
     connection.connected()
     connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")

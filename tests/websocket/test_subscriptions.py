@@ -10,7 +10,7 @@ from airy_trio.websocket.subscriptions import Client, State, Subscription, Windo
 
 
 def client() -> Client:
-    return Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")))
+    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"))
 
 
 def subscribed(window: Window | None = None) -> Subscription:

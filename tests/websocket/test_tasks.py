@@ -10,7 +10,7 @@ from airy_trio.websocket.tasks import Tasks
 
 
 def client() -> Client:
-    return Client(Connection(ConnectionOptions(session="s1", server="airy-trio/test")))
+    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"))
 
 
 async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_clock: MockClock) -> None:
