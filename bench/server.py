@@ -26,7 +26,7 @@ from airy_trio.log.store import NewEvent
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.session import Sessions
+from airy_trio.websocket.sessions import Sessions
 from airy_trio.websocket.subscriptions import ReplayOptions
 from bench.pace import READ_BYTES, Pace, Progress
 from bench.payload import body

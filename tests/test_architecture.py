@@ -15,7 +15,7 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for
 OPEN_NURSERIES = {
     "app/serving.py",
     "app/workers.py",
-    "websocket/session.py",
+    "websocket/sessions.py",
     "testing/store_durables.py",
     "testing/store_changes.py",
     "testing/store_crashes.py",

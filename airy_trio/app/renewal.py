@@ -18,7 +18,7 @@ from airy_trio.websocket import certificate
 from airy_trio.websocket.certificate import Certificate
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.session import Sessions
+from airy_trio.websocket.sessions import Sessions
 
 logger = structlog.get_logger(__name__)
 

@@ -45,7 +45,7 @@ from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
 from airy_trio.websocket.origins import Console
 from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.session import Sessions
+from airy_trio.websocket.sessions import Sessions
 
 logger = structlog.get_logger(__name__)
 

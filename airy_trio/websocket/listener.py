@@ -14,11 +14,13 @@ from attrs import field, frozen
 
 from airy_trio.errors import StartError
 from airy_trio.options import at_least, between, matching
+from airy_trio.websocket.goodbye import LINGER_S
 from airy_trio.websocket.origins import is_loopback
 from airy_trio.websocket.outlet import Outlet, SocketOutlet
 from airy_trio.websocket.outlet_tls import Encryption, TlsOutlet
 from airy_trio.websocket.request import RefusedError
-from airy_trio.websocket.session import LINGER_S, SessionOptions, Sessions
+from airy_trio.websocket.session import SessionOptions
+from airy_trio.websocket.sessions import Sessions
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX
 
 logger = structlog.get_logger(__name__)

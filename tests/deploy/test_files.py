@@ -14,9 +14,9 @@ import yaml
 from airy_trio.admin.server import AdminOptions
 from airy_trio.settings import load, parse
 from airy_trio.websocket.admission import Admission
+from airy_trio.websocket.goodbye import GOODBYE_S, HANG_UP_S, LINGER_S
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.request import read_head, upgrade_in
-from airy_trio.websocket.session import GOODBYE_S, HANG_UP_S, LINGER_S
 from tests.processes import AIRY_TRIO
 from tests.websocket.test_request import head
 

@@ -16,8 +16,9 @@ from airy_trio.websocket.admission import Visitor
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
-from airy_trio.websocket.outlet import Outlet, StreamOutlet
-from airy_trio.websocket.session import Sessions
+from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.outlet_stream import StreamOutlet
+from airy_trio.websocket.sessions import Sessions
 from airy_trio.websocket.subscriptions import ReplayOptions
 
 HOST = "127.0.0.1"

@@ -22,7 +22,7 @@ from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
-from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.outlet_stream import StreamOutlet
 from tests.websocket.serving import Server, event, open_log, serving
 
 PLACE = "/events/channel/ch9"

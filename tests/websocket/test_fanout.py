@@ -142,6 +142,15 @@ async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_cl
         assert not outlet.writes
 
 
+async def test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed(autojump_clock: MockClock) -> None:
+    async with delivering(await open_log()) as delivery:
+        await delivery.log.append(delivery.log.head, events(1, 1), "point")
+        rig = await delivery.connect(RecordingOutlet())
+        rig.read()
+        await rig.say("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
+        assert [frame.command for frame in rig.read()] == ["RECEIPT", "MESSAGE"]
+
+
 async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, _) = await neighbours(delivery)

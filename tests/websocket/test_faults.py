@@ -21,7 +21,7 @@ from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.wire import StalledError
 from tests.websocket.serving import Server, event, serving
 

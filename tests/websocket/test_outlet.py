@@ -18,7 +18,8 @@ from attrs import frozen
 
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import certificate
-from airy_trio.websocket.outlet import CHUNK_BYTES, Outlet, SocketOutlet, StreamOutlet
+from airy_trio.websocket.outlet import Outlet, SocketOutlet
+from airy_trio.websocket.outlet_stream import CHUNK_BYTES, StreamOutlet
 from airy_trio.websocket.outlet_tls import TlsOutlet
 from tests.certificates import issue, trusting
 
@@ -124,6 +125,20 @@ async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket
     with trio.fail_after(20):
         assert await read_exactly(pair[1], taken) == b"x" * taken
     assert outlet.offer(b"x")
+
+
+async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        outlet = SocketOutlet(ours)
+        assert outlet.offer(LARGE)
+        assert outlet.pending
+        theirs.settimeout(0)
+        with suppress(BlockingIOError):  # now there is room, but what is pending comes first
+            while theirs.recv(CHUNK_BYTES):
+                pass
+        assert not outlet.offer(b"next")
+        await outlet.drain()
 
 
 async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -8,7 +8,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from airy_trio.testing.client import StompClient
-from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
 from tests.websocket.serving import serving
 

@@ -17,7 +17,7 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.framing import close_frame
 from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.outlet import StreamOutlet
+from airy_trio.websocket.outlet_stream import StreamOutlet
 from tests.websocket.messages import Reader
 from tests.websocket.rig import rigged
 from tests.websocket.serving import Plugged, Server, event, open_log, serving

@@ -1,0 +1,102 @@
+"""The end of a session: why trio-websocket has ended, the farewell that the client can still hear, the connection.
+
+Nothing here takes longer than its time, whatever the peer does: who does not take its farewell is cut.
+"""
+
+from typing import Final
+
+import trio
+from attrs import evolve
+from trio_websocket import CloseReason, ConnectionClosed, WebSocketConnection
+from wsproto.frame_protocol import CloseReason as CloseCode
+
+from airy_trio.websocket.farewells import (
+    GONE,
+    INTERNAL,
+    PROTOCOL_ERROR,
+    REFUSED,
+    TOO_LARGE,
+    TOO_SLOW,
+    Farewell,
+    with_token,
+)
+from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX
+from airy_trio.websocket.framing import close_frame, text_message
+from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.subscriptions import Client
+from airy_trio.websocket.tasks import Tasks
+from airy_trio.websocket.wire import RECEIVE_BYTES_MAX, Wire
+
+GOODBYE_S: Final = 1.0
+"""How long a goodbye may take; after that the socket is cut."""
+LINGER_S: Final = 1.0
+"""How long the peer's last bytes are waited for, so that closing does not destroy ours on their way."""
+HANG_UP_S: Final = 2.0
+"""Beyond ``LINGER_S``, for what should not take any time: ending tasks and cutting the connection."""
+
+
+def closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
+    """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
+    if wire.oversized or wire.flooded:
+        pieces = f"A message came in more than {PIECES_MAX} pieces, or in more than {SMALL_MAX} small ones."
+        return TOO_LARGE if wire.oversized else with_token("413-too-many-fragments", pieces)
+    if reason is None:
+        return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this
+    if reason.code == CloseCode.ABNORMAL_CLOSURE:
+        return GONE
+    if reason.code == CloseCode.MESSAGE_TOO_BIG:
+        return evolve(TOO_LARGE, token=None)  # its Close frame has been written
+    if wire.closing:
+        return GONE  # the client's Close frame has been answered
+    return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
+
+
+async def say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None) -> bool:
+    """Say the client's farewell, if it can still hear; False: it did not take it, and has to be cut.
+
+    The Close frame is written here, not by ``ws.aclose``: that waits for the answer even where its reader has ended.
+    """
+    farewell = client.farewell
+    if ws is None or farewell is None:
+        return farewell is not None and farewell.name == REFUSED.name  # let the answer arrive
+    if farewell is TOO_SLOW or wire.stalled:
+        return False
+    with trio.move_on_after(GOODBYE_S, shield=True):
+        try:
+            if farewell.token is not None:
+                error = client.connection.error(farewell.token, farewell.prose, farewell.receipt_id, farewell.headers)
+                await wire.write(text_message(error))
+            if farewell.close_code is not None:
+                await wire.close(close_frame(farewell.close_code, farewell.token or farewell.name))
+            while True:
+                await ws.get_message()
+        except ConnectionClosed:  # the answer to our Close frame, or the end of the stream
+            return True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+    return False
+
+
+async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
+    """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
+    with trio.move_on_after(LINGER_S):
+        try:
+            await tasks.stop()
+            if orderly:
+                await outlet.send_eof()
+                while await outlet.receive_some(RECEIVE_BYTES_MAX):
+                    pass  # what came after the farewell; unread it would make the kernel reset the connection
+                await outlet.aclose()
+                return
+        except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
+            farewell_after(fault, client.session)  # which logs what is no peer's doing
+    await cut(outlet, client.session)
+
+
+async def cut(outlet: Outlet, session: str) -> None:
+    """End the connection at once; what fails then is logged."""
+    try:
+        await outlet.abort()
+    except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
+        farewell_after(fault, session)

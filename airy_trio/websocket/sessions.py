@@ -1,0 +1,212 @@
+"""All sessions of one process: they are counted, shown, sent away; what they share is made here.
+
+What becomes of one of them is the session's own.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+import trio
+
+from airy_trio.events.destinations import Addressed
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.latencies import Latencies
+from airy_trio.log.position import Position
+from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.websocket import roll
+from airy_trio.websocket.admission import Admission, Visitor
+from airy_trio.websocket.audience import audience
+from airy_trio.websocket.auth import Authenticator, AuthOptions
+from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.fanout import FanOut
+from airy_trio.websocket.farewells import (
+    GONE,
+    SHUTTING_DOWN,
+    UNAUTHORIZED,
+    Farewell,
+)
+from airy_trio.websocket.faults import farewell_after
+from airy_trio.websocket.goodbye import GOODBYE_S, HANG_UP_S, cut
+from airy_trio.websocket.heartbeats import Wheel
+from airy_trio.websocket.origins import Console
+from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.runs import Runs
+from airy_trio.websocket.sender import Senders
+from airy_trio.websocket.session import Session, SessionOptions, Shared
+from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
+from airy_trio.websocket.turnstile import Turnstile
+
+logger = structlog.get_logger(__name__)
+
+SPREAD_S: Final = 0.01
+"""Between two clients that are sent away at shutdown, where the drain time allows."""
+
+
+class Sessions:
+    """All sessions of one process. ``fan_out``, ``wheel.turn`` and ``durables.run`` run as tasks beside them.
+
+    ``durables.run`` is to outlive them: what they have acknowledged is written when they have ended.
+    """
+
+    def __init__(  # noqa: PLR0913 - what all sessions share comes in here
+        self,
+        eventlog: EventLog,
+        options: SessionOptions,
+        replay: ReplayOptions,
+        authenticator: Authenticator,
+        *,
+        server: str,
+        console: Console | None = None,
+    ) -> None:
+        self.admission = Admission(options, console)
+        self._authenticator = authenticator
+        self._runs = runs = Runs(eventlog)
+        self._senders = senders = Senders(eventlog, runs)
+        self._fanout = FanOut(eventlog, runs, senders)
+        self.wheel = Wheel(senders)
+        self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
+        self._turnstile = Turnstile()
+        self._counts: Counter[str] = Counter()
+        self._shared = Shared(
+            eventlog=eventlog,
+            options=options,
+            connections=ConnectionOptions(
+                server=server,
+                heartbeat_ms=options.heartbeat_ms,
+                frame_bytes_max=options.frame_bytes_max,
+                subscriptions_max=options.subscriptions_max,
+            ),
+            replay=replay,
+            authenticator=authenticator,
+            senders=senders,
+            fanout=self._fanout,
+            wheel=self.wheel,
+            durables=self.durables,
+            turnstile=self._turnstile,
+            counts=self._counts,
+        )
+        self._clients: dict[Client, None] = {}  # the oldest first
+        self._met = 0
+        self._ended = trio.Event()
+        self._dismissing = False
+
+    def statistics(self) -> dict[str, int]:
+        """What there is now, and what there was since the start.
+
+        Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
+        start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
+        ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
+        STATUS`` where a request did not become a WebSocket. See ``Admission.statistics`` for the rest. Now as well:
+        ``durables`` that are held, and ``durables_unwritten``, of which the store does not yet have all that is
+        acknowledged.
+        """
+        subscriptions = behind = 0
+        for client in self._clients:
+            subscriptions += len(client.subscriptions)
+            behind += client.state is State.BEHIND
+        now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
+        durables = self.durables.statistics()
+        now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
+        return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
+
+    def audience(self, position: Position, event: Addressed) -> Mapping[str, object]:
+        """Who of the clients connected now has been sent an event (see ``audience``)."""
+        return audience(self._clients, position, event)
+
+    @property
+    def latencies(self) -> Latencies:
+        """How long events took from the change in the database to a client's socket; replayed ones are left out."""
+        return self._runs.latencies
+
+    def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
+        """Who is connected now, a page at a time; see ``roll.page``."""
+        return roll.page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
+
+    async def fan_out(self) -> None:
+        """Write to the clients for whom the log has grown, and start send tasks for those behind, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._senders.run)
+            nursery.start_soon(self._senders.watch)
+            nursery.start_soon(self._fanout.run)
+            nursery.start_soon(self._turnstile.run)
+
+    async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
+        """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
+
+        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
+        Raises nothing but cancellation, which cuts the connection.
+        """
+        try:
+            self._met += 1
+            session = Session(self._shared, connections, outlet, visitor, number=self._met)
+            self._clients[session.client] = None
+            if self._dismissing:
+                session.client.dismiss(SHUTTING_DOWN)
+            try:
+                await session.run()
+            finally:
+                self._count(session)
+            session.tell_end()
+        except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
+            with trio.move_on_after(HANG_UP_S, shield=True):
+                await cut(outlet, session="")
+            return farewell_after(fault, session="")
+        else:
+            return session.client.farewell or GONE
+        finally:
+            if visitor is not None:
+                visitor.leave()
+
+    def renew(self, options: AuthOptions) -> None:
+        """Go on with other credentials, and send away whose do not count any more, with ``401-unauthorized``.
+
+        Nothing is changed where the options cannot be used; raises what ``Authenticator.renew`` does then.
+        """
+        self._authenticator.renew(options)
+        self._end_refused()
+
+    async def follow_keys(self) -> None:
+        """Keep the keys of web tokens fresh, for ever, and send away whose key does not count any more."""
+        while True:
+            if await self._authenticator.refresh_keys():
+                self._end_refused()
+
+    def _end_refused(self) -> None:
+        refused = [
+            client
+            for client in self._clients
+            if client.state in {State.LIVE, State.BEHIND} and not self._authenticator.accepts(client.user)
+        ]
+        for client in refused:
+            client.dismiss(UNAUTHORIZED)
+        logger.info("credentials renewed", ended=len(refused))
+
+    async def dismiss_all(self, drain_s: float, farewell: Farewell = SHUTTING_DOWN) -> None:
+        """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.
+
+        Returns ``GOODBYE_S`` after ``drain_s`` in any case: whoever is left then is for the caller to cancel.
+        """
+        self._dismissing = True
+        clients = tuple(self._clients)
+        pause_s = min(SPREAD_S, drain_s / max(1, len(clients)))
+        begun_at = trio.current_time()
+        with trio.move_on_after(drain_s + GOODBYE_S):
+            for count, client in enumerate(clients):
+                await trio.sleep_until(begun_at + count * pause_s)
+                client.dismiss(farewell)
+            while self._clients:
+                self._ended = trio.Event()
+                await self._ended.wait()
+
+    def _count(self, session: Session) -> None:
+        client = session.client
+        del self._clients[client]
+        self._ended.set()
+        farewell = client.farewell or GONE
+        self._counts[f"farewell {farewell.name}"] += 1
+        self._counts["acks_ignored"] += session.conversation.acks_ignored
+        self._counts["nacks"] += session.conversation.nacks
+        if farewell.token is not None and farewell.token.startswith("4"):
+            self._counts[f"refused {farewell.token}"] += 1
