@@ -12,12 +12,17 @@ from attrs import frozen
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.log.tail import Tail
 from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import fanout, sender
+from airy_trio.websocket import fanout, farewells, sender
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.subscriptions import State, Subscription
-from tests.websocket import test_fanout, test_sender, test_wire
+from airy_trio.websocket.outlet import SocketOutlet
+from airy_trio.websocket.runs import Runs
+from airy_trio.websocket.subscriptions import Client, State, Subscription
+from airy_trio.websocket.tasks import Tasks
+from airy_trio.websocket.wire import Wire
+from tests.websocket import test_fanout, test_outlet, test_sender, test_subscriptions, test_tasks, test_wire
 from tests.websocket.test_schedules import run_schedule
 
 SEEDS = range(120)
@@ -130,6 +135,8 @@ MUTANTS = (
         "subscription.owed or subscription.position.offset >= subscription.view.evicted",
         "True",
     ),
+    Mutant("a view forgets that it has evicted", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
+    Mutant("events of a run in another order", Runs, "_join", "for event in events:", "for event in [*events][::-1]:"),
 )
 
 
@@ -137,6 +144,49 @@ DIRECTED = (
     (
         Mutant("offer while pending", MemoryOutlet, "offer", "self._rest or ", ""),
         test_wire.test_offer_is_refused_while_something_is_pending,
+    ),
+    (
+        Mutant("offer to a socket while something is pending", SocketOutlet, "offer", "if self.pending:", "if False:"),
+        lambda _clock: test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending(),
+    ),
+    (
+        Mutant(
+            "closing is said when the lock is had",
+            Wire,
+            "close",
+            "self.closing = True",
+            "async with self.lock: self.closing = True",
+        ),
+        test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
+    ),
+    (
+        Mutant("the last farewell wins", Client, "dismiss", "if self.farewell is None:", "if True:"),
+        lambda _clock: test_subscriptions.test_the_first_farewell_wins(),
+    ),
+    (
+        Mutant(
+            "one client's trouble stops the fan-out",
+            FanOut,
+            "_serve_slice",
+            "client.dismiss(farewell_after(fault, client.session))",
+            "raise",
+        ),
+        partial(
+            test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
+            trio.BrokenResourceError(),
+            farewells.GONE,
+            monkeypatch=pytest.MonkeyPatch(),
+        ),
+    ),
+    (
+        Mutant(
+            "one task's trouble leaves its session",
+            Tasks,
+            "_run",
+            "self._client.dismiss(farewell_after(fault, self._client.session))",
+            "raise",
+        ),
+        test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
     ),
     (
         Mutant("fan-out writes to who is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
@@ -169,6 +219,16 @@ DIRECTED = (
     (
         Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.repeats", "True"),
         test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
+    ),
+    (
+        Mutant(
+            "served before its RECEIPT is written",
+            Conversation,
+            "_subscribe",
+            "await self._receipt(request.receipt",
+            "subscription.started = True; self._fanout.serve(subscription, 0); await self._receipt(request.receipt",
+        ),
+        test_fanout.test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed,
     ),
     (
         Mutant("a neighbour's run beside what is owed", Subscription, "owe", "self.repeats = False", "pass"),
