@@ -25,6 +25,7 @@ from airy_trio.stomp.faults import Fault
 from airy_trio.websocket import farewells
 from airy_trio.websocket.farewells import Farewell
 from tests.cli.test_failures import ARGUMENTS, CASES
+from tests.docs import api
 from tests.docs.figures import families
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +246,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "command-line.md": commands,
     "metrics.md": metrics,
     "goodbyes.md": goodbyes,
+    "python.md": api.page,
 }
 
 
