@@ -108,7 +108,7 @@ def _accept_some(listening: socket.socket, reception: "_Reception", encryption: 
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
         if encryption is not None:
-            outlet = TlsOutlet(outlet, encryption.context)
+            outlet = TlsOutlet(outlet, encryption.context, reception.turn)
         reception.receive(outlet, str(address[0]))
     return True
 
@@ -121,6 +121,7 @@ class _Reception:
         self._connections = connections
         self._loopback = loopback
         self._turning_away = 0
+        self.turn = sessions.turnstile.enter
 
     def receive(self, outlet: Outlet, peer: str) -> None:
         """Take over the outlet of somebody who has connected."""

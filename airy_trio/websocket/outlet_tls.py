@@ -6,6 +6,7 @@ a key update) leaves in its turn. Which certificate is shown is decided elsewher
 """
 
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -33,11 +34,18 @@ class TlsOutlet:
 
     What was encrypted has to leave, and in order, so nothing is encrypted while something is pending below. TLS may
     not let us write between two halves of a message of the peer's handshake; what was taken then stays as it is, and
-    is pending until ``receive_some`` has heard the rest.
+    is pending until ``receive_some`` has heard the rest. ``turn``: how a step of the handshake waits for its turn; it
+    is the dearest thing that a client can ask for.
     """
 
-    def __init__(self, outlet: Outlet, context: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        outlet: Outlet,
+        context: ssl.SSLContext,
+        turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
+    ) -> None:
         self._outlet = outlet
+        self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._plain: memoryview | None = None  # taken, not yet encrypted
@@ -70,6 +78,7 @@ class TlsOutlet:
                 await self._outlet.drain()
             if not self._established:
                 await self._hear(HANDSHAKE_READ_BYTES)
+                await self._turn()
 
     def offer(self, data: bytes) -> bool:
         """See ``Outlet.offer``."""

@@ -67,7 +67,7 @@ class Sessions:
         self._fanout = FanOut(eventlog, runs, senders)
         self.wheel = Wheel(senders)
         self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
-        self._turnstile = Turnstile()
+        self.turnstile = Turnstile()
         self._counts: Counter[str] = Counter()
         self._shared = Shared(
             eventlog=eventlog,
@@ -84,7 +84,7 @@ class Sessions:
             fanout=self._fanout,
             wheel=self.wheel,
             durables=self.durables,
-            turnstile=self._turnstile,
+            turnstile=self.turnstile,
             counts=self._counts,
         )
         self._clients: dict[Client, None] = {}  # the oldest first
@@ -130,7 +130,7 @@ class Sessions:
             nursery.start_soon(self._senders.run)
             nursery.start_soon(self._senders.watch)
             nursery.start_soon(self._fanout.run)
-            nursery.start_soon(self._turnstile.run)
+            nursery.start_soon(self.turnstile.run)
 
     async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.

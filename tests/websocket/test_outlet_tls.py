@@ -59,6 +59,29 @@ async def test_the_protocol_is_agreed_on(context: ssl.SSLContext, version: ssl.T
     assert peer.tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
 
 
+async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLContext) -> None:
+    below, room = MemoryOutlet(), trio.Event()
+    waiting = 0
+
+    async def turn() -> None:
+        nonlocal waiting
+        waiting += 1
+        await room.wait()
+
+    outlet, peer = TlsOutlet(below, context, turn), Peer(below)
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.tls.do_handshake()
+    peer.flush()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outlet.handshake)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (waiting, below.take()) == (1, b"")  # the hello has been read, and nothing was worked out for it
+        room.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert below.take().startswith(b"\x16\x03\x03")
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLContext) -> None:
     below = MemoryOutlet(capacity_bytes=0)
     below.capacity_bytes = None
