@@ -1,5 +1,6 @@
 """A Redis of our own for the tests: started on a free port, killed, started again; never one that happens to run."""
 
+import gc
 import shutil
 import signal
 import socket
@@ -63,6 +64,22 @@ class RedisServer:
         """Lose everything, as a server without ``appendonly`` does. It must not run."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self._folder / "appendonlydir")
+
+
+OUTAGES = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("collected"),
+    # coredis leaves two channels of each connection that could not be made to the garbage collector
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+]
+"""The marks of tests whose Redis goes away."""
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
+    yield
+    gc.collect()
 
 
 @contextmanager

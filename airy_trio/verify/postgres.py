@@ -5,6 +5,7 @@ It needs the right to make a schema. The lock belongs to a session, so it goes w
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
@@ -28,8 +29,8 @@ from airy_trio.database import (
 )
 from airy_trio.errors import StartError
 from airy_trio.settings import Settings
-from airy_trio.verify.connections import Connection, PostgresConnection
-from airy_trio.verify.scratch import HEX_DIGITS, Writers, change_statement, deaf, name, settings_on
+from airy_trio.verify.connections import PostgresConnection
+from airy_trio.verify.scratch import HEX_DIGITS, Place, deaf, name, settings_on
 
 PREFIX: Final = "airy_trio_verify_"
 COMMENT: Final = "airy-trio verify: a scratch place, which may be dropped"
@@ -55,37 +56,21 @@ _CUT_RECORDER = (
 )
 
 
-class PostgresScratch:
+class PostgresScratch(Place):
     """See ``Scratch``."""
 
     long_max_s = LONG_MAX_S
 
     def __init__(self, settings: Settings, schema: str, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._writers = Writers()
-        self._log = Names(POSTGRES, schema).quoted(TABLE)
-        self.settings = settings
-        self.words = f"the schema {schema} in {shown(settings.database.url)}"
         self.table = f"{quote_identifier(schema)}.tags"
-        self.change = change_statement(self.table)
-        self.delete = f"delete from {self.table} where id = ?"  # noqa: S608 - a name of ours
-        self.everything = f"select id, name from {self.table}"  # noqa: S608
-
-    def connect(self, *, spared: bool = False) -> Connection:
-        """See ``Scratch.connect``."""
-        connection = PostgresConnection(self._engine)
-        if not spared:
-            self._writers.add(connection)
-        return connection
-
-    def forget(self, connection: Connection) -> None:
-        """See ``Scratch.forget``."""
-        self._writers.remove(connection)
-        connection.close()
+        self._own = partial(PostgresConnection, engine)
+        self._log = Names(POSTGRES, schema).quoted(TABLE)
+        words = f"the schema {schema} in {shown(settings.database.url)}"
+        super().__init__(settings, self.table, words, self._own)
 
     def cut(self, *, recorder: bool) -> Iterator[str]:
         """See ``Scratch.cut``."""
-        with contextlib.closing(PostgresConnection(self._engine)) as own:
+        with contextlib.closing(self._own()) as own:
             if recorder:
                 yield from ("recorders cut" for _ in own.execute(_CUT_RECORDER, str(LOCK_CLASS), self._log))
             elif isinstance(victim := self._writers.pick(), PostgresConnection):

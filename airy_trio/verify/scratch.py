@@ -8,7 +8,7 @@ import contextlib
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from airy_trio.admin.server import AdminOptions
@@ -77,6 +77,37 @@ class Writers:
             return secrets.choice(self._open) if self._open else None
 
 
+class Place:
+    """The statements for a table, and the connections of the application. What is left of ``Scratch`` is to cut them.
+
+    ``opened`` opens a connection.
+    """
+
+    def __init__(self, settings: Settings, table: str, words: str, opened: Callable[[], Connection]) -> None:
+        self._opened = opened
+        self._writers = Writers()
+        self.settings = settings
+        self.words = words
+        self.change = (
+            f"insert into {table} (id, name, color) values (?, '1', 'red') "  # noqa: S608 - a name of ours
+            "on conflict (id) do update set name = cast(cast(tags.name as integer) + 1 as text) returning name"
+        )
+        self.delete = f"delete from {table} where id = ?"  # noqa: S608
+        self.everything = f"select id, name from {table}"  # noqa: S608
+
+    def connect(self, *, spared: bool = False) -> Connection:
+        """See ``Scratch.connect``."""
+        connection = self._opened()
+        if not spared:
+            self._writers.add(connection)
+        return connection
+
+    def forget(self, connection: Connection) -> None:
+        """See ``Scratch.forget``."""
+        self._writers.remove(connection)
+        connection.close()
+
+
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
     """Hear no Ctrl-C for as long as it takes to clear away, which is not long: half of it would stay."""
@@ -104,12 +135,4 @@ def settings_on(database: DatabaseOptions, table: str | list[str]) -> Settings:
         log=LogOptions(),
         listener=ListenerOptions(port=0, drain_s=0),
         admin=AdminOptions(port=0),
-    )
-
-
-def change_statement(table: str) -> str:
-    """See ``Scratch.change``."""
-    return (
-        f"insert into {table} (id, name, color) values (?, '1', 'red') on conflict (id) "  # noqa: S608 - a name of ours
-        "do update set name = cast(cast(tags.name as integer) + 1 as text) returning name"
     )

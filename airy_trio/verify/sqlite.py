@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +22,8 @@ from airy_trio.check.sqlite import missing_rights, refusals
 from airy_trio.database import SQLITE, sqlite_path, translated
 from airy_trio.errors import StartError
 from airy_trio.settings import Settings
-from airy_trio.verify.connections import Connection, SqliteConnection
-from airy_trio.verify.scratch import HEX_DIGITS, Writers, change_statement, deaf, name, settings_on
+from airy_trio.verify.connections import SqliteConnection
+from airy_trio.verify.scratch import HEX_DIGITS, Place, deaf, name, settings_on
 
 INFIX: Final = ".airy-trio-verify-"
 LOCK: Final = "lock"
@@ -31,32 +32,14 @@ FRESH_S: Final = 60.0
 LONG_MAX_S: Final = 1.0
 
 
-class SqliteScratch:
+class SqliteScratch(Place):
     """See ``Scratch``."""
 
     long_max_s = LONG_MAX_S
 
     def __init__(self, settings: Settings, path: Path) -> None:
         self._path = path
-        self._writers = Writers()
-        self.settings = settings
-        self.words = f"the folder {path.parent}"
-        self.table = "tags"
-        self.change = change_statement("tags")
-        self.delete = "delete from tags where id = ?"
-        self.everything = "select id, name from tags"
-
-    def connect(self, *, spared: bool = False) -> Connection:
-        """See ``Scratch.connect``."""
-        connection = SqliteConnection(self._path)
-        if not spared:
-            self._writers.add(connection)
-        return connection
-
-    def forget(self, connection: Connection) -> None:
-        """See ``Scratch.forget``."""
-        self._writers.remove(connection)
-        connection.close()
+        super().__init__(settings, "tags", f"the folder {path.parent}", partial(SqliteConnection, path))
 
     def cut(self, *, recorder: bool) -> Iterator[str]:
         """See ``Scratch.cut``: a connection that dies in the middle of a transaction; no server to cut one."""

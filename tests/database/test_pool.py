@@ -11,6 +11,7 @@ from airy_trio.database import (
     DatabaseRefused,
 )
 from tests.application import Application
+from tests.database.abandoned import Held
 
 
 async def test_a_unit_of_work_commits_in_a_thread_of_its_own(application: Application, database: Database) -> None:
@@ -37,39 +38,18 @@ async def test_a_unit_that_fails_leaves_nothing_and_its_own_error_goes_through(d
 
 
 async def test_cancellation_is_heard_while_a_unit_is_under_way(application: Application, database: Database) -> None:
-    session = application.reading()
-    under_way, finish = threading.Event(), threading.Event()
-
-    def work(_connection: sa.Connection) -> None:
-        under_way.set()
-        finish.wait(30)
-
+    session, held = application.reading(), Held()
     for run_it in (database.run, database.write, session.run):
-        under_way.clear()
-        with trio.fail_after(10), trio.CancelScope() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_it, work)
-                await trio.to_thread.run_sync(under_way.wait)
-                scope.cancel()
-    finish.set()
+        await held.abandon(run_it)
+    held.let_go()
     assert await session.run(lambda connection: connection.exec_driver_sql("select 1").scalar()) == 1
     await session.aclose()
 
 
 async def test_what_a_unit_holds_beyond_the_closing_is_closed_after_it(database: Database) -> None:
-    under_way, finish, closed = threading.Event(), threading.Event(), threading.Event()
-    sa.event.listen(database.engine, "close", lambda _connection, _record: closed.set())
-
-    def work(_connection: sa.Connection) -> None:
-        under_way.set()
-        finish.wait(30)
-
-    with trio.fail_after(10), trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(database.run, work)
-            await trio.to_thread.run_sync(under_way.wait)
-            scope.cancel()
+    held = Held()
+    await held.abandon(database.run)
     await database.aclose()
-    assert not closed.is_set()
-    finish.set()
-    assert await trio.to_thread.run_sync(closed.wait, 10)
+    assert not held.closed.is_set()
+    held.let_go()
+    assert await trio.to_thread.run_sync(held.closed.wait, 10)

@@ -1,6 +1,5 @@
 """A session knows when it is another one."""
 
-import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +16,7 @@ from airy_trio.database import (
 from airy_trio.database import session as session_module
 from airy_trio.pipeline import Pipeline, Statement
 from tests.application import Application
+from tests.database.abandoned import Held
 
 
 async def test_a_session_that_lost_its_connection_is_another_one(postgres_application: Application) -> None:
@@ -75,22 +75,12 @@ async def test_a_unit_that_outlives_the_closing_closes_after_itself(
     monkeypatch.setattr(session_module, "CLOSE_TIMEOUT_S", 0)
     any_application.execute("select 1")
     session = any_application.reading()
-    under_way, finish, closed = threading.Event(), threading.Event(), threading.Event()
-
-    def work(connection: sa.Connection) -> None:
-        sa.event.listen(connection.engine.pool, "close", lambda _connection, _record: closed.set())
-        under_way.set()
-        finish.wait(30)
-
-    with trio.fail_after(10), trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.run, work)
-            await trio.to_thread.run_sync(under_way.wait)
-            scope.cancel()
+    held = Held()
+    await held.abandon(session.run)
     await session.aclose()
-    assert not closed.is_set()
-    finish.set()
-    assert await trio.to_thread.run_sync(closed.wait, 10)
+    assert not held.closed.is_set()
+    held.let_go()
+    assert await trio.to_thread.run_sync(held.closed.wait, 10)
 
 
 def test_session_without_use_closes(any_application: Application) -> None:

@@ -1,7 +1,5 @@
 """Two servers on one Redis that is SIGKILLed and started again under load: clients stay connected, nothing is lost."""
 
-import gc
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,24 +9,13 @@ from airy_trio import app
 from airy_trio.errors import StartError
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
-from tests.redis_server import RedisServer
+from tests.redis_server import OUTAGES, RedisServer
 
 TIMEOUT_S = 50.0
 CHANGES = 300
 KILLS_AT = (60, 140, 220)
 
-pytestmark = [
-    pytest.mark.slow,
-    # coredis leaves two channels of each connection that could not be made to the garbage collector
-    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
-    yield
-    gc.collect()
+pytestmark = OUTAGES
 
 
 async def client_of(address: app.Address, *headers: tuple[str, str]) -> StompClient:

@@ -1,7 +1,5 @@
 """What only the ``redis`` store does: outages, an emptied or evicting server, waking without polling."""
 
-import gc
-from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
@@ -16,21 +14,10 @@ from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExp
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
 from tests.log.places import event, redis_places
-from tests.redis_server import RedisServer
+from tests.redis_server import OUTAGES, RedisServer
 
 BATCH_SIZE = 7
-pytestmark = [
-    pytest.mark.slow,
-    # coredis leaves two channels of each connection that could not be made to the garbage collector
-    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """What a test leaves behind is collected in it, not in another one that knows nothing of it."""
-    yield
-    gc.collect()
+pytestmark = OUTAGES
 
 
 async def reached(store: EventStore, offset: int) -> Position:
