@@ -14,10 +14,11 @@ import pytest
 from tests.application import any_application, postgres_application, sqlite_application
 from tests.command_line import command_line
 from tests.postgres import own_postgres, postgres, postgres_database
-from tests.redis_server import own_redis, redis_server
+from tests.redis_server import collected, own_redis, redis_server
 
 __all__ = [
     "any_application",
+    "collected",
     "command_line",
     "own_postgres",
     "own_redis",

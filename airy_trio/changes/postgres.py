@@ -17,16 +17,17 @@ import sqlalchemy as sa
 import trio
 from attrs import evolve
 
-from airy_trio.changes.changelog import TABLE, ChangeLog
+from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Question, Row
-from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.objects import COLUMNS, Objects, changes_of
+from airy_trio.changes.feed import Batch, ResumePointLost
+from airy_trio.changes.logged import LoggedFeed
+from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.short_reads import CHANGES_MAX, ShortReads
 from airy_trio.changes.tables import Tables
-from airy_trio.database import POSTGRES, Database, Names, Session
+from airy_trio.database import Database, Names, Session
 from airy_trio.pipeline import Pipeline
 
 POLL_FIRST_S = 0.005
@@ -40,13 +41,11 @@ _AGE_S: Final = _SEQ + 1
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 
 
-class PostgresFeed:
+class PostgresFeed(LoggedFeed):
     """``ChangeFeed`` over one connection in REPEATABLE READ, and a pool for the little that it writes.
 
     The reading connection is the one that holds the lease, so that losing one is losing both.
     """
-
-    consumed = True
 
     def __init__(
         self,
@@ -56,10 +55,7 @@ class PostgresFeed:
         tables: Tables,
         text_chars_max: int = TEXT_CHARS_MAX,
     ) -> None:
-        self._reading = reading
-        self._writing = writing
-        self._log = ChangeLog(names)
-        self._objects = Objects(POSTGRES, tables, text_chars_max)
+        super().__init__(reading, writing, names, tables, text_chars_max)
         self._log_name = names.quoted(TABLE)
         self._cluster: tuple[int, Cluster] | None = None
         self._kept: int | None = None
@@ -142,19 +138,6 @@ class PostgresFeed:
             return count
 
         return await self._writing.run(work)
-
-    async def consumer(self) -> Consumer | None:
-        """See ``ChangeFeed.consumer``."""
-        return await self._reading.run(self._log.consumer)
-
-    async def adopt(self, consumer: Consumer) -> None:
-        """See ``ChangeFeed.adopt``."""
-        await self._writing.run(lambda connection: self._log.set_consumer(connection, consumer))
-
-    async def aclose(self) -> None:
-        """Close the connections. Idempotent."""
-        await self._reading.aclose()
-        await self._writing.aclose()
 
     def _read(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> Batch:
         now = self._now(connection)

@@ -12,16 +12,17 @@ import structlog
 import trio
 
 from airy_trio.changes import triggers
-from airy_trio.changes.changelog import TABLE, ChangeLog
+from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.driver import Question
-from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
+from airy_trio.changes.feed import Batch, ResumePointLost
 from airy_trio.changes.inspection import inspect_again
-from airy_trio.changes.objects import COLUMNS, Objects, changes_of
+from airy_trio.changes.logged import LoggedFeed
+from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sqlite_version import Version, VersionOf
 from airy_trio.changes.tables import Tables
-from airy_trio.database import SQLITE, Database, DatabaseRefused, DatabaseUnavailable, Names, Session
+from airy_trio.database import Database, DatabaseRefused, DatabaseUnavailable, Names, Session
 from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
@@ -34,15 +35,13 @@ _TOKEN: Final = _SEQ + 1
 _AT: Final = _SEQ + 2
 
 
-class SqliteFeed:
+class SqliteFeed(LoggedFeed):
     """``ChangeFeed`` over one connection that reads, and a pool for the little that it writes.
 
     The resume point is ``[seq, token]``: the token is random and proves that the row with this number is still the
     same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's place is
     another file: then all connections are opened anew.
     """
-
-    consumed = True
 
     def __init__(
         self,
@@ -52,9 +51,7 @@ class SqliteFeed:
         tables: Tables,
         text_chars_max: int = TEXT_CHARS_MAX,
     ) -> None:
-        self._reading = reading
-        self._writing = writing
-        self._log = ChangeLog(names)
+        super().__init__(reading, writing, names, tables, text_chars_max)
         log = names.quoted(TABLE).replace(":", "\\:")
         self._page = Question(
             sa.text(
@@ -62,7 +59,6 @@ class SqliteFeed:
                 "where seq >= :seq order by seq limit :limit"
             )
         )
-        self._objects = Objects(SQLITE, tables, text_chars_max)
         self._seen: Version | None = None
         self._woken = False
         self._file = VersionOf(reading)
@@ -124,19 +120,6 @@ class SqliteFeed:
             return count
 
         return await self._writing.write(work)
-
-    async def consumer(self) -> Consumer | None:
-        """See ``ChangeFeed.consumer``."""
-        return await self._reading.run(self._log.consumer)
-
-    async def adopt(self, consumer: Consumer) -> None:
-        """See ``ChangeFeed.adopt``."""
-        await self._writing.write(lambda connection: self._log.set_consumer(connection, consumer))
-
-    async def aclose(self) -> None:
-        """Close the connections. Idempotent."""
-        await self._reading.aclose()
-        await self._writing.aclose()
 
     async def _version(self) -> Version:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""

@@ -1,0 +1,40 @@
+"""What the feeds that read our change log have in common: two ways to the database, and who consumes the changes."""
+
+from airy_trio.changes.changelog import ChangeLog
+from airy_trio.changes.feed import Consumer
+from airy_trio.changes.objects import Objects
+from airy_trio.changes.queries import TEXT_CHARS_MAX
+from airy_trio.changes.tables import Tables
+from airy_trio.database import Database, Names, Session
+
+
+class LoggedFeed:
+    """One connection that reads, and a pool for the little that is written."""
+
+    consumed = True
+
+    def __init__(
+        self,
+        reading: Session,
+        writing: Database,
+        names: Names,
+        tables: Tables,
+        text_chars_max: int = TEXT_CHARS_MAX,
+    ) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._log = ChangeLog(names)
+        self._objects = Objects(names.dialect, tables, text_chars_max)
+
+    async def consumer(self) -> Consumer | None:
+        """See ``ChangeFeed.consumer``."""
+        return await self._reading.run(self._log.consumer)
+
+    async def adopt(self, consumer: Consumer) -> None:
+        """See ``ChangeFeed.adopt``."""
+        await self._writing.write(lambda connection: self._log.set_consumer(connection, consumer))
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._reading.aclose()
+        await self._writing.aclose()
