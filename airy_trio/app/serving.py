@@ -19,33 +19,23 @@ from functools import partial
 import structlog
 import trio
 from attrs import evolve, frozen
-from starlette.applications import Starlette
 
 from airy_trio import migrate
-from airy_trio.admin import console, figures
 from airy_trio.admin import server as admin
-from airy_trio.admin.door import Door
-from airy_trio.admin.endpoints import application
-from airy_trio.admin.metrics import Sources, registry
-from airy_trio.admin.readiness import Readiness
 from airy_trio.app import process
-from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, BackEnds, open_back_ends, patiently
+from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, open_back_ends, patiently
+from airy_trio.app.parts import Parts, make_parts
 from airy_trio.app.renewal import Renewal, open_encryption
-from airy_trio.app.stores import OpenedStore, opened_store
+from airy_trio.app.stores import opened_store
 from airy_trio.database import DatabaseError
 from airy_trio.errors import SettingsError, told_error
-from airy_trio.log.eventlog import EventLog
-from airy_trio.log.recorder import Recorder, RecorderOptions
-from airy_trio.log.retention import Retention
+from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
-from airy_trio.websocket.origins import Console
-from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.sessions import Sessions
 
 logger = structlog.get_logger(__name__)
 
@@ -140,7 +130,7 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = evolve(_parts(settings, back_ends, opened, authenticator, encryption), worker=worker or 0)
+            parts = evolve(make_parts(settings, back_ends, opened, authenticator, encryption), worker=worker or 0)
             await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
@@ -149,65 +139,9 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
             await back_ends.closing.aclose()
 
 
-@frozen(kw_only=True)
-class _Parts:
-    """The long-lived objects of one server."""
-
-    log: EventLog
-    recorder: Recorder
-    retention: Retention
-    sessions: Sessions
-    readiness: Readiness
-    door: Door
-    encryption: Encryption | None
-    worker: int = 0
-
-
-def _parts(
-    settings: Settings,
-    back_ends: BackEnds,
-    opened: OpenedStore,
-    authenticator: Authenticator,
-    encryption: Encryption | None,
-) -> _Parts:
-    log = EventLog(opened.store, settings.log)
-    options = RecorderOptions(
-        batch_rows_max=settings.changes.batch_rows_max,
-        body_bytes_max=settings.listener.message_bytes_max,
-        events=settings.events,
-        store=opened.words,
-    )
-    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
-    return _Parts(
-        log=log,
-        recorder=recorder,
-        retention=Retention(opened.store, back_ends.feed, recorder, settings.log),
-        sessions=Sessions(
-            log,
-            settings.listener,
-            settings.replay,
-            authenticator,
-            server=f"airy-trio/{__version__}",
-            console=Console(settings.admin.host, settings.admin.ports(settings.listener.workers)),
-        ),
-        readiness=Readiness(
-            recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
-        ),
-        door=Door(
-            settings.admin.websocket_url,
-            host=settings.listener.host,
-            port=settings.listener.port,
-            path=settings.listener.path,
-            tls=encryption is not None,
-            token=settings.auth.mode != "none" and not settings.auth.cookie,  # which a browser sends by itself
-        ),
-        encryption=encryption,
-    )
-
-
 async def _serve(
     settings: Settings,
-    parts: _Parts,
+    parts: Parts,
     renewal: Renewal | None,
     stopping: trio.Event,
     status: trio.TaskStatus[Address],
@@ -229,7 +163,7 @@ async def _serve(
                     intake.start_soon(sessions.follow_keys)
                     intake.start_soon(readiness.run)
                     ports = await admin.open_listeners(settings.admin, parts.worker)
-                    connections.start_soon(admin.serve, ports, _pages(parts))
+                    connections.start_soon(admin.serve, ports, parts.pages())
                     listening = sockets.enter_context(await open_listening_socket(settings.listener))
                     intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                     if renewal is not None:
@@ -262,20 +196,7 @@ async def _disown_what_was_replaced(recorder: Recorder, broken: ExceptionGroup[E
             logger.warning("the next start cannot be told that the event log was replaced", reason=str(error))
 
 
-def _pages(parts: _Parts) -> Starlette:
-    """What the admin port answers with."""
-    sources = Sources(
-        sessions=parts.sessions,
-        log=parts.log,
-        recorder=parts.recorder,
-        retention=parts.retention,
-        conditions=parts.readiness.conditions,
-    )
-    pages = [*console.routes(parts.door), *figures.routes(sources, parts.door)]
-    return application(parts.readiness.conditions, registry(sources), parts.sessions.audience, pages)
-
-
-def _address(listening: socket.socket, settings: Settings, parts: _Parts) -> Address:
+def _address(listening: socket.socket, settings: Settings, parts: Parts) -> Address:
     """Where the server listens now; it is told in the log too."""
     host, port = listening.getsockname()[:2]
     parts.door.opened(host, port)

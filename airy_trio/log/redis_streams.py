@@ -10,11 +10,10 @@ position looked at, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. It takes long 
 everybody else in between.
 """
 
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, TypeVar
 
 import coredis
 import structlog
@@ -25,9 +24,10 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType, Within
+from airy_trio.events.destinations import EVERYTHING, Destination
 from airy_trio.log import redis_scripts
 from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.redis_entries import durable_key, fields_of, offset_of, read_bounds, read_entry, wanted_of
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -65,7 +65,6 @@ _WAITING_HEALS: Final = (
     "NOREPLICAS",
     "BUSY",
 )
-_PLACES: Final[Mapping[str, int]] = {name: 2 * place for place, name in enumerate(redis_scripts.FIELDS, start=1)}
 
 
 class RedisRefusedError(AiryTrioError):
@@ -106,14 +105,14 @@ class RedisStore:
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
         bounds, _ = await self._run(redis_scripts.BOUNDS)
-        return _bounds(bounds)
+        return read_bounds(bounds)
 
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
-        values = [value for event in events for value in _values(event)]
+        values = [value for event in events for value in fields_of(event)]
         bounds, *at = await self._run(redis_scripts.APPEND, expected.epoch, expected.offset, resume_point, *values)
         if not at:
-            message = f"the head is {_bounds(bounds).head}, not {expected}"
+            message = f"the head is {read_bounds(bounds).head}, not {expected}"
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))
 
@@ -172,15 +171,15 @@ class RedisStore:
         points = [] if resume_point is None else [resume_point]
         bounds, begun = await self._run(redis_scripts.BEGIN_EPOCH, expected.epoch, expected.offset, *points)
         if not begun:
-            message = f"the head is {_bounds(bounds).head}, not {expected}"
+            message = f"the head is {read_bounds(bounds).head}, not {expected}"
             raise StaleAppend(message)
-        return _bounds(bounds)
+        return read_bounds(bounds)
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``: told by Redis at once."""
         while True:
             bounds, *_ = await self._run(redis_scripts.BOUNDS)
-            if _bounds(bounds).head != after:
+            if read_bounds(bounds).head != after:
                 return
             await _asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
 
@@ -190,12 +189,12 @@ class RedisStore:
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
-        found = await _asked(self._client.hget(self._acknowledged, _durable(owner, name)))
+        found = await _asked(self._client.hget(self._acknowledged, durable_key(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
         """See ``EventStore.hold``."""
-        wanted = [text for one in holders for text in (_durable(one.owner, one.name), one.token)]
+        wanted = [text for one in holders for text in (durable_key(one.owner, one.name), one.token)]
         found = await self._run(redis_scripts.HOLD, *wanted)
         return [Position.parse(position.decode()) for position in found]
 
@@ -203,7 +202,7 @@ class RedisStore:
         """See ``EventStore.acknowledge``."""
         known: list[str | int] = []
         for one in acknowledgements:
-            known += (_durable(one.holder.owner, one.holder.name), one.holder.token)
+            known += (durable_key(one.holder.owner, one.holder.name), one.holder.token)
             known += (one.position.epoch, one.position.offset)
         refused = await self._run(redis_scripts.ACKNOWLEDGE, *known)
         return [acknowledgements[index].holder for index in refused]
@@ -225,14 +224,19 @@ class RedisStore:
 
         Gives whether there may be more, the offset of the last, and those that belong to the destination.
         """
-        place, wanted, *channels = _wanted(destination)
+        place, wanted, *channels = wanted_of(destination)
         arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, looked_at_max, *channels)
         bounds, *found = await self._run(redis_scripts.SCAN, *arguments)
         if not found:
             message = f"what followed {position} is gone"
             raise PositionExpired(message)
         more, reached, entries = found
-        return _bounds(bounds), more == 1, _offset(reached) if reached else 0, [_stored(*entry) for entry in entries]
+        return (
+            read_bounds(bounds),
+            more == 1,
+            offset_of(reached) if reached else 0,
+            [read_entry(*entry) for entry in entries],
+        )
 
     async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script gives
         script = self._scripts.get(source)
@@ -253,57 +257,3 @@ async def _asked(answer: Awaitable[T]) -> T:
         if away or any(code in words for code in _WAITING_HEALS):
             raise StoreUnavailable(words) from None
         raise RedisRefusedError(words) from None
-
-
-def _bounds(answer: Sequence[Any]) -> Bounds:
-    epoch, first, last, now_ms, _ = answer
-    return Bounds(epoch=epoch.decode(), first=first, last=last, now_ms=now_ms)
-
-
-def _values(event: NewEvent) -> Sequence[bytes]:
-    """The fields of an event but its time; a text that may be None begins with + or is -."""
-    texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
-    return [*(text.encode() for text in texts), b"1" if event.truncated else b"0", event.body]
-
-
-def _stored(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
-    at, type_, object_, conversation, channel, truncated, body = fields[1::2]
-    return StoredEvent(
-        offset=_offset(id_),
-        appended_at_ms=int(at),
-        type=type_.decode(),
-        object=object_.decode(),
-        conversation_id=conversation[1:].decode() if conversation.startswith(b"+") else None,
-        channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
-        body=body,
-        truncated=truncated == b"1",
-    )
-
-
-def _optional(text: str | None) -> str:
-    return "-" if text is None else f"+{text}"
-
-
-def _offset(id_: bytes) -> int:
-    return int(id_.partition(b"-")[0])
-
-
-def _durable(owner: str, name: str) -> str:
-    return json.dumps([owner, name])
-
-
-def _wanted(destination: Destination | None) -> tuple[int | str, ...]:
-    """Where in an entry's fields the value stands that is compared, what it must be, and which its channel may be."""
-    match destination:
-        case None | Everything():
-            return 0, ""
-        case OfType(type=type_):
-            return _PLACES["type"], type_
-        case OfChannel(id=id_):
-            return _PLACES["channel"], f"+{id_}"
-        case OfConversation(id=id_):
-            return _PLACES["conversation"], f"+{id_}"
-        case Within(destination=wider, channels=channels):
-            return *_wanted(wider), *(f"+{id_}" for id_ in channels)
-        case _:
-            assert_never(destination)
