@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.application import Application, application
+from tests.command_line import CommandLine
 from tests.e2e.route import configure
 from tests.postgres import Postgres
 from tests.processes import AIRY_TRIO, Program, Server, run, running, server
@@ -174,11 +175,11 @@ async def test_waits_for_a_database_that_is_away(own_postgres: Postgres, tmp_pat
         ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server makes it)"),
     ],
 )
-async def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_path: Path) -> None:
+def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_path: Path, command_line: CommandLine) -> None:
     with application(f"sqlite:///{tmp_path}/app.db", create=True) as made:
         config = configure(made, tmp_path, more)
     (tmp_path / "app.db.airy-trio.db").unlink(missing_ok=True)
-    ended = await run("tail", "--config", str(config))
+    ended = command_line("tail", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == f"airy-trio: {message.format(folder=tmp_path)}\n"
     assert not (tmp_path / "app.db.airy-trio.db").exists()
@@ -192,9 +193,9 @@ async def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_p
         (["--since", "aaaaaa-1", "--all"], "--since and --all exclude each other"),
     ],
 )
-async def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Path, command_line: CommandLine) -> None:
     config = tmp_path / "airy-trio.toml"
     config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/app.db"\n')
-    ended = await run("tail", "--config", str(config), *arguments)
+    ended = command_line("tail", "--config", str(config), *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err

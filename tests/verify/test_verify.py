@@ -12,10 +12,11 @@ import trio
 
 from airy_trio.database import SQLITE, sqlite_path
 from tests.application import Application
+from tests.command_line import CommandLine
 from tests.drill.nodes import ROOT
 from tests.e2e.route import configure, listening
 from tests.postgres import PASSWORD_ROLE, Postgres
-from tests.processes import AIRY_TRIO, Finished, Program, run, running, server
+from tests.processes import AIRY_TRIO, Finished, Program, running, server
 
 TIMEOUT_S = 55.0
 SECONDS = 2
@@ -151,10 +152,12 @@ async def test_what_a_killed_run_leaves_the_next_one_removes(any_application: Ap
     assert left(any_application) == []
 
 
-async def test_without_the_right_to_make_a_schema_it_says_which(postgres: Postgres, tmp_path: Path) -> None:
+def test_without_the_right_to_make_a_schema_it_says_which(
+    postgres: Postgres, tmp_path: Path, command_line: CommandLine
+) -> None:
     config = tmp_path / "airy-trio.toml"
     config.write_text(f'[database]\nurl = "{postgres.password_url("postgres")}"\n')
-    ended = await run("verify", "--config", str(config))
+    ended = command_line("verify", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
         f'airy-trio: database.url: role "{PASSWORD_ROLE}" may not make the scratch schema that verify works in; '
@@ -162,10 +165,10 @@ async def test_without_the_right_to_make_a_schema_it_says_which(postgres: Postgr
     )
 
 
-async def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_told(tmp_path: Path, command_line: CommandLine) -> None:
     config = tmp_path / "airy-trio.toml"
     config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/absent.db"\n')
-    ended = await run("verify", "--config", str(config))
+    ended = command_line("verify", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert f"the SQLite file {tmp_path}/absent.db does not exist" in ended.err
     assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208
