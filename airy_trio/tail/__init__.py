@@ -87,6 +87,8 @@ class _Tail:
             try:
                 found = await self._reader.next()
             except StoreUnavailable as error:
+                if await self._answers():  # only the connection was lost on which it tells what is new
+                    continue
                 self._output.note(f"the event store is away, and waited for: {error}")
                 await self._wait_for_store()
                 self._output.note("the event store is back")
@@ -99,6 +101,13 @@ class _Tail:
                 if not self._output.write(self._line(event)):
                     return
                 shown += 1
+
+    async def _answers(self) -> bool:
+        try:
+            await self._store.bounds()
+        except StoreUnavailable:
+            return False
+        return True
 
     async def _wait_for_store(self) -> Bounds:
         pause_s = PAUSE_FIRST_S
