@@ -23,7 +23,13 @@ from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs"
-MADE: Final = ("reference/settings.md", "reference/command-line.md", "reference/metrics.md", "reference/goodbyes.md")
+MADE: Final = (
+    "reference/settings.md",
+    "reference/command-line.md",
+    "reference/metrics.md",
+    "reference/goodbyes.md",
+    "reference/python.md",
+)
 """Pages that the program makes (``reference``): nothing in them is for a reader to type."""
 KINDS: Final = ("run", "start", "file", "shows", "settings", "postgres", "stop", "not run")
 _STEP: Final = re.compile(
