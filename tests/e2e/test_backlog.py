@@ -25,9 +25,11 @@ async def test_killed_in_the_middle_of_a_backlog(any_application: Application, t
     any_application.execute("insert into tags values " + ", ".join(f"('{id_}', 'x', 'red')" for id_ in rows))
     received: list[Event] = []
     recorded = [0]
+    waiting: list[int] = []
     with trio.fail_after(TIMEOUT_S):
         for count in KILLED_AFTER:
             async with server(config) as doomed, listening(doomed, headers=[("replay", "all")]) as ours:
+                waiting.append((await doomed.record("change log"))["rows"])
                 for event in received:
                     assert await ours.next() == event
                 received += await ours.take(count)
@@ -38,6 +40,7 @@ async def test_killed_in_the_middle_of_a_backlog(any_application: Application, t
             assert ours.receipt.get("resume") == "resumed"
             received += await ours.upto(lambda event: event.object == ("tag", "last"))
             assert await serving.terminate() == 0
+    assert waiting[0] == ROWS, "what a stopped server leaves is said at its start"
     assert recorded == sorted(set(recorded))
     assert recorded[-1] < ROWS, "no kill fell into the middle"
     assert [event.object[1] for event in received] == [*rows, "last"]
