@@ -3,10 +3,10 @@
     python -m tests.drill.attackers PORT SEED CONNECTIONS
 
 Each connection chooses at random, again and again: requests that never end, garbage before and after the upgrade,
-floods of CONNECT, clients that vanish, reset or stay half-open, frames without an end, pings and questions whose
-answers nobody reads, heart-beats without a pause, subscribers that read nothing. They come from loopback addresses of
-their own. At its end it says on stdout, as JSON, how often each was done. Bounded: a connection waits between two
-attacks.
+floods of CONNECT, guesses of tokens, clients that vanish, reset or stay half-open, frames without an end, pings and
+questions whose answers nobody reads, heart-beats without a pause, subscribers that read nothing. They come from
+loopback addresses of their own. It says on stdout that it has begun, and at its end, as JSON, how often each was done.
+Bounded: a connection waits between two attacks.
 """
 
 import json
@@ -21,10 +21,12 @@ from typing import Final
 
 import trio
 
-from tests.websocket.test_battery import BINARY, CONNECT, CONTINUATION, PING, TEXT, frame
+from tests.websocket.test_battery import BINARY, CONTINUATION, PING, TEXT, frame
 from tests.websocket.test_request import head
 
 HOST: Final = "127.0.0.1"
+TOKEN: Final = "which-everybody-knows"  # noqa: S105 - of the drill
+CONNECT: Final = f"CONNECT\naccept-version:1.2\npasscode:{TOKEN}\n\n\0".encode()
 PER_ADDRESS: Final = 50
 PAUSE_MAX_S: Final = 4.0
 NICE: Final = 10
@@ -83,6 +85,13 @@ async def garbage_for_stomp(stream: trio.SocketStream, chance: random.Random) ->
 async def flood_of_connect(stream: trio.SocketStream, _chance: random.Random) -> None:
     await upgraded(stream)
     await stream.send_all(CONNECTS)
+    while await stream.receive_some():
+        pass
+
+
+async def guesses(stream: trio.SocketStream, chance: random.Random) -> None:
+    await upgraded(stream)
+    await stream.send_all(frame(TEXT, CONNECT.replace(TOKEN.encode(), b"%d" % chance.randrange(10**9))))
     while await stream.receive_some():
         pass
 
@@ -146,6 +155,7 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     garbage_for_frames,
     garbage_for_stomp,
     flood_of_connect,
+    guesses,
     connect_and_vanish,
     frame_without_end,
     fragments_without_end,
@@ -184,6 +194,8 @@ async def main(port: int, seed: int, connections: int) -> None:
     """Attack until SIGTERM, then say how often."""
     tally: Counter[str] = Counter()
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        sys.stdout.write("begun\n")
+        sys.stdout.flush()
         async with trio.open_nursery() as nursery:
             for number in range(connections):
                 chance = random.Random(f"{seed} {number}")  # noqa: S311 - the same again

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
+from tests.drill.attackers import TOKEN
 from tests.drill.nodes import ROOT
 from tests.drill.progress import going_on
 from tests.e2e.route import HOST, configure, event_of
@@ -38,6 +39,8 @@ SEED = 7
 TARGET_MS = 100
 LATE_MS_MAX = 10
 """Where a process that does nothing wakes up later than that, the machine is not ours."""
+CREDENTIALS = (("passcode", TOKEN),)
+AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ everybody = "{TOKEN}" }}\n'
 LISTENER = "[listener]\nsend_timeout_s = 2\nconnect_timeout_s = 5\n"
 
 
@@ -88,7 +91,7 @@ class Chaos:
         while trio.current_time() < until:
             begun_at = trio.current_time()
             with trio.fail_after(NEWCOMER_S):
-                async with await connect(HOST, self.port) as client:
+                async with await connect(HOST, self.port, headers=CREDENTIALS) as client:
                     await client.subscribe()
                     self.connecting_s.append(trio.current_time() - begun_at)
                     await client.disconnect()
@@ -101,11 +104,12 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     config = configure(sqlite_application, tmp_path)
-    config.write_text(config.read_text().replace("[listener]\n", LISTENER))
+    config.write_text(config.read_text().replace("[listener]\n", f"{AUTH}{LISTENER}"))
     with trio.fail_after(CALM_S + SECONDS + 2 * END_S):
         async with server(config) as serving, AsyncExitStack() as stack:
             chaos = Chaos(sqlite_application, serving.port)
-            honest = [Honest(await stack.enter_async_context(await connect(HOST, serving.port))) for _ in range(HONEST)]
+            clients = [await connect(HOST, serving.port, headers=CREDENTIALS) for _ in range(HONEST)]
+            honest = [Honest(await stack.enter_async_context(client)) for client in clients]
             for one in honest:
                 await one.client.subscribe(headers=[("replay", "none")])
             async with trio.open_nursery() as nursery:
@@ -150,11 +154,13 @@ async def attack(serving: Server, until: float) -> Found:
     idler = [sys.executable, "-m", "tests.drill.idler"]
     async with running(Program, idler, folder=ROOT) as idling:
         async with running(Program, [*command, str(SEED), str(ATTACKERS)], folder=ROOT) as first:
+            assert await first.out.line(0) == "begun"
             await trio.sleep(WARM_S)
             warm = await memory_of(serving)
             await trio.sleep((until - trio.current_time()) / 2)
             await first.kill()
         async with running(Program, [*command, str(SEED + 1), str(ATTACKERS)], folder=ROOT) as second:
+            assert await second.out.line(0) == "begun"
             await trio.sleep_until(until)
             grown = await memory_of(serving) - warm
             assert await second.terminate() == 0, second.err.all
