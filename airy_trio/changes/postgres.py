@@ -38,6 +38,8 @@ HEARTBEAT_S = 0.4  # less than the idle time-out of a recorder's session, which 
 
 _SEQ: Final = len(COLUMNS)
 _AGE_S: Final = _SEQ + 1
+_LATER = sa.text("set local synchronous_commit = off")
+"""What is trimmed may come back after a crash, with the origin of then: the application need not share its disk."""
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 
 
@@ -132,6 +134,7 @@ class PostgresFeed(LoggedFeed):
         point = PostgresPoint.parse(upto)
 
         def work(connection: sa.Connection) -> int:
+            connection.execute(_LATER)
             count = connection.execute(self._trim, {"horizon": str(point.horizon), "limit": limit}).rowcount
             if count:
                 self._log.set_origin(connection, upto)

@@ -177,6 +177,19 @@ async def test_a_point_of_another_history_is_refused(
         assert (await feed.read(str(point), 10)).changes == 0
 
 
+async def test_trimming_does_not_wait_for_the_disk(postgres_application: Application) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        after = await feed.origin()
+        unwritten = 0
+        for number in range(10):
+            postgres_application.tag(f"t{number}")
+            after = (await feed.read(after, 10)).resume_point
+            assert await feed.trim(after, 10) == 1
+            waiting = "select cast(pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() as int)"
+            unwritten += int(str(postgres_application.scalar(waiting)))
+        assert unwritten  # a server may always write sooner than it must
+
+
 async def test_a_point_from_before_what_was_trimmed_is_refused(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
