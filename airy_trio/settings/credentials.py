@@ -69,7 +69,7 @@ def _of_secret(secret: str, bytes_min: int, names: list[str]) -> Iterator[str]:
 
 def _of_place(place: str) -> Iterator[str]:
     if "-----BEGIN" in place:
-        yield "jwt_key: this is a key itself; it belongs into a file, whose name stands here"
+        yield "jwt_key: this is a key itself; it belongs in a file, whose name stands here"
     elif place.startswith("http://"):
         yield "jwt_key: keys are fetched over https:// only: over http:// anybody on the way could put in their own"
     elif place.startswith("https://"):
