@@ -54,6 +54,7 @@ class Session:
         something, for which a cancellation is enough. Raises what ``run`` does.
         """
         async with self._limiter:
+            closings = self._closings
             if self._connection is None:
                 message = "the connection is closed"
                 raise DatabaseUnavailable(message)
@@ -67,7 +68,7 @@ class Session:
                 self._drop()
                 raise translated(error) from None
             finally:
-                if self._pipeline is pipeline and not pipeline.idle:
+                if self._pipeline is pipeline and (self._closings != closings or not pipeline.idle):
                     self._drop()
 
     async def aclose(self) -> None:

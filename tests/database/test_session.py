@@ -151,3 +151,23 @@ async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_applicatio
         await session.run(lambda _connection: order.append("unit"))
     assert order == ["asked", "answered", "unit"]
     await session.aclose()
+
+
+async def test_a_conversation_that_outlives_the_closing_closes_the_connection(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "CLOSE_TIMEOUT_S", 0)
+    session = postgres_application.reading()
+    await session.run(lambda _connection: None)
+    generation, held = session.generation, trio.Event()
+
+    async def hold(_pipeline: Pipeline) -> None:
+        await held.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.converse, hold)
+        await trio.testing.wait_all_tasks_blocked()
+        await session.aclose()
+        assert session.generation == generation
+        held.set()
+    assert session.generation != generation
