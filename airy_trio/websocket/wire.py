@@ -39,13 +39,13 @@ class Wire(trio.abc.Stream):
         "_bytes_left",
         "_controls_at",
         "_fragments",
+        "_lock",
         "_put_back",
         "_send_timeout_s",
         "_turnstile",
         "closing",
         "deserted",
         "flooded",
-        "lock",
         "outlet",
         "oversized",
         "read_at",
@@ -55,7 +55,7 @@ class Wire(trio.abc.Stream):
 
     def __init__(self, outlet: Outlet, *, send_timeout_s: float, turnstile: Turnstile | None = None) -> None:
         self.outlet = outlet
-        self.lock = trio.StrictFIFOLock()
+        self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
         self.closing = False
         self.stalled = False
         self.flooded = False
@@ -84,6 +84,13 @@ class Wire(trio.abc.Stream):
         """Forget the scope: an idle connection should hold nothing that it does not need."""
         self._attending = None
 
+    @property
+    def lock(self) -> trio.StrictFIFOLock:
+        """What everybody holds who waits while writing."""
+        if self._lock is None:
+            self._lock = trio.StrictFIFOLock()
+        return self._lock
+
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting: all of them, or nothing and say False."""
         if self.closing or not self.outlet.offer(data):
@@ -97,16 +104,17 @@ class Wire(trio.abc.Stream):
         Without a checkpoint where nobody else is writing and the peer takes them at once. Raises
         ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
         """
-        try:
-            self.lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self.lock.acquire()
-        try:
-            if self.closing:
-                return False
-            await self.push(data)
-        finally:
-            self.lock.release()
+        if self.outlet.pending or (self._lock is not None and self._lock.locked()):
+            async with self.lock:
+                if self.closing:
+                    return False
+                await self.push(data)
+            return True
+        if self.closing:
+            return False
+        if self._give(data):
+            async with self.lock:  # nobody can have it: there was no checkpoint since it was free
+                await self.drain()
         return True
 
     async def close(self, frame: bytes) -> None:
@@ -123,8 +131,7 @@ class Wire(trio.abc.Stream):
         Where nothing is pending they are given whole before the first wait: who is cancelled then has sent them.
         """
         await self.drain()
-        self.outlet.push(data)
-        self.written_at = trio.current_time()
+        self._give(data)
         await self.drain()
 
     async def drain(self) -> None:
@@ -199,6 +206,12 @@ class Wire(trio.abc.Stream):
         self._controls_at = max(self._controls_at, now) + fragments.controls / CONTROLS_PER_S
         fragments.controls = 0
         await trio.sleep(max(0, self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S))
+
+    def _give(self, data: bytes) -> bool:
+        """Write, nothing being pending; whether something is now."""
+        self.outlet.push(data)
+        self.written_at = trio.current_time()
+        return self.outlet.pending
 
     def _desert(self) -> None:
         self.deserted = True
