@@ -98,9 +98,9 @@ class Sessions:
         Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
         start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
         ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
-        STATUS`` where a request did not become a WebSocket. See ``Admission.statistics`` for the rest. Now as well:
-        ``durables`` that are held, and ``durables_unwritten``, of which the store does not yet have all that is
-        acknowledged.
+        STATUS`` where a request did not become a WebSocket; how often somebody has ``waited`` at the turnstile. See
+        ``Admission.statistics`` for the rest. Now as well: ``durables`` that are held, and ``durables_unwritten``, of
+        which the store does not yet have all that is acknowledged.
         """
         subscriptions = behind = 0
         for client in self._clients:
@@ -109,6 +109,7 @@ class Sessions:
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         durables = self.durables.statistics()
         now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
+        now |= {"waited": self.turnstile.statistics()["waited"]}
         return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
 
     def audience(self, position: Position, event: Addressed) -> Mapping[str, object]:

@@ -23,10 +23,11 @@ class Turnstile:
         self._waiting = trio.lowlevel.ParkingLot()
         self._called = trio.Event()
         self._open = False
+        self._waited = 0
 
     def statistics(self) -> dict[str, int]:
-        """How many are ``waiting`` now."""
-        return {"waiting": len(self._waiting)}
+        """How many are ``waiting`` now; how many have ``waited`` since the start, those included."""
+        return {"waiting": len(self._waiting), "waited": self._waited}
 
     async def enter(self) -> None:
         """Return in a turn in which there is room; at once, without a checkpoint, where that is this one."""
@@ -36,6 +37,7 @@ class Turnstile:
             self._left -= 1
             return
         self._called.set()
+        self._waited += 1
         await self._waiting.park()
 
     async def run(self) -> None:

@@ -33,7 +33,14 @@ async def test_figures_of_a_server_at_rest(any_application: Application) -> None
         samples = await port.samples()
     assert labelled(samples, "airy_trio_build_info") == {__version__: 1}
     assert labelled(samples, "airy_trio_well") == {"listener": 1, "feed": 1, "store": 1, "triggers": 1, "lag": 1}
-    for name in ("connections", "subscriptions", "connections_behind", "deliveries_total", "row_faults_total"):
+    for name in (
+        "connections",
+        "subscriptions",
+        "connections_behind",
+        "deliveries_total",
+        "questions_waited_total",
+        "row_faults_total",
+    ):
         assert value(samples, f"airy_trio_{name}") == 0
     assert value(samples, "airy_trio_recording") == 1
     assert value(samples, "airy_trio_recorder_lag_seconds") < 5

@@ -43,7 +43,7 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
             while len(entered) < count:  # noqa: ASYNC110 - turn by turn
                 await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-        assert turnstile.statistics() == {"waiting": 0}
+        assert turnstile.statistics() == {"waiting": 0, "waited": count - ENTRIES_PER_TURN}
         nursery.cancel_scope.cancel()
     by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
     assert max(by_turn) == ENTRIES_PER_TURN
@@ -64,7 +64,7 @@ async def test_who_waits_is_let_through_first_come_first_served() -> None:
             nursery.start_soon(enter, number)
             await trio.testing.wait_all_tasks_blocked()
         assert entered == list(range(ENTRIES_PER_TURN))
-        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN}
+        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN, "waited": 2 * ENTRIES_PER_TURN}
         nursery.start_soon(turnstile.run)
         await trio.testing.wait_all_tasks_blocked()
         assert set(entered[: 2 * ENTRIES_PER_TURN]) == set(range(2 * ENTRIES_PER_TURN))
@@ -137,6 +137,7 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
             for _ in range(asked):
                 assert (await client.receive()).command == "RECEIPT"
         trio.lowlevel.remove_instrument(turns)
+        assert server.sessions.statistics()["waited"] > crowd * asked / 2
     assert sum(turns.answers.values()) == crowd * asked
     assert answered < crowd * asked / 4
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
