@@ -27,9 +27,12 @@ from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
 
-POLL_S = 0.002
-SETTLED_S = 0.05  # more than the file's times stand still, and than most commits take from the first octet to the last
-LOOK_S = 0.05  # where nothing seems to be written: a file system may keep its times to itself
+POLL_S = 0.001  # for the file's times
+POLL_SETTLED_S = 0.002
+SETTLED_S = 0.05  # without anything written
+COMMIT_S = 0.006  # from what is written to where it is seen, mostly: it goes to the disk first
+LOOK_S = 0.004  # for its version whatever its times say, which stand still for some milliseconds
+LOOK_SETTLED_S = 0.05  # a file system may keep its times to itself
 _SEQ: Final = len(COLUMNS)
 _TOKEN: Final = _SEQ + 1
 _AT: Final = _SEQ + 2
@@ -77,17 +80,18 @@ class SqliteFeed(LoggedFeed):
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Looks each ``POLL_S`` seconds, and seldom where nothing is written for a while."""
-        settled_at = trio.current_time() + SETTLED_S
-        look_at = 0.0
+        """See ``ChangeFeed.wait``. Looks as soon as something was written, and now and then."""
+        touched_at = trio.current_time()
+        looked_at = 0.0
         while True:
-            await trio.sleep(POLL_S)
+            settled = trio.current_time() - touched_at > SETTLED_S
+            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
             now = trio.current_time()
             if self._file.touched():
-                settled_at = now + SETTLED_S
-            elif settled_at <= now < look_at:
+                touched_at = now
+            elif now - touched_at > COMMIT_S and now - looked_at < (LOOK_SETTLED_S if settled else LOOK_S):
                 continue
-            look_at = now + LOOK_S
+            looked_at = now
             try:
                 version = await self._version()
             except DatabaseUnavailable as error:
