@@ -5,9 +5,9 @@
     serve()
       connections                  outer: sessions and their send tasks, with a deadline at shutdown; what acknowledges
                                    durable subscriptions, and the admin port, which tells of the shutdown, to the end
-      intake                       inner: recorder, tail of the store, retention, fan-out, wheel, accept loop,
-                                   readiness, renewal; cancelled first at shutdown, and whatever breaks in it ends
-                                   the server loudly
+      intake                       inner: recorder and who reads ahead for it, tail of the store, retention, fan-out,
+                                   wheel, accept loop, readiness, renewal; cancelled first at shutdown, and whatever
+                                   breaks in it ends the server loudly
 """
 
 import contextlib

@@ -177,7 +177,9 @@ class LogTables:
 
 
 def _values(event: StoredEvent) -> Sequence[Any]:
-    """The row of an event, in the order of ``_COLUMNS``."""
+    """The row of an event, in the order of ``_COLUMNS``, which is that of its own fields."""
+    if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():  # only spares what follows
+        return event
     texts = written(event.object), written(event.conversation_id), written(event.channel_id)
     return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated
 
