@@ -1,6 +1,7 @@
 """Few events are appended in one statement; whatever that cannot do goes the long way, and ends alike."""
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_fence import FENCE_CLASS
 from airy_trio.log.sql_short import BYTES_MAX, EVENTS_MAX
 from airy_trio.log.store import EventStore, NewEvent, StaleAppend, StoreUnavailable
+from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 
@@ -38,17 +40,17 @@ def other(postgres_database: str) -> Iterator["psycopg.Connection[tuple[object, 
 
 
 @pytest.fixture
-def long_ways() -> Iterator[list[str]]:
-    """The comparisons of the long way, which goes through SQLAlchemy."""
-    asked: list[str] = []
+def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
+    """The heads that the long way has compared with."""
+    compared: list[Position] = []
+    compare = LogTables.move_head
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("update"):
-            asked.append(statement)
+    def noted(tables: LogTables, connection: sa.Connection, expected: Position, *rest: Any) -> int | None:  # noqa: ANN401
+        compared.append(expected)
+        return compare(tables, connection, expected, *rest)
 
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    yield asked
-    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    monkeypatch.setattr(LogTables, "move_head", noted)
+    return compared
 
 
 def until_one_waits(other: "psycopg.Connection[tuple[object, ...]]") -> None:
@@ -73,7 +75,7 @@ def of_size(size: int) -> NewEvent:
     ids=["none", "one", "as many as go", "one more", "as large as goes", "one octet more"],
 )
 async def test_what_is_appended_is_read_as_it_was_given(
-    store: EventStore, long_ways: list[str], new: list[NewEvent], is_long: bool
+    store: EventStore, long_ways: list[Position], new: list[NewEvent], is_long: bool
 ) -> None:
     head = (await store.bounds()).head
     stored = await store.append(head, new, "point")
@@ -96,7 +98,7 @@ async def test_who_is_late_has_written_nothing(store: EventStore) -> None:
 
 
 async def test_while_another_is_inside_the_fence_it_waits_there_like_any_append(
-    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[str]
+    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[Position]
 ) -> None:
     head = (await store.bounds()).head
     other.execute(f"select pg_advisory_lock({LOCK})")
@@ -129,7 +131,7 @@ async def test_it_is_inside_the_fence_itself(
 
 
 async def test_a_connection_that_was_cut_while_idle_is_opened_again_unnoticed(
-    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[str]
+    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[Position]
 ) -> None:
     head = (await store.bounds()).head
     head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
@@ -138,7 +140,7 @@ async def test_a_connection_that_was_cut_while_idle_is_opened_again_unnoticed(
     assert not long_ways
 
 
-async def test_two_at_once_are_both_compared(store: EventStore, long_ways: list[str]) -> None:
+async def test_two_at_once_are_both_compared(store: EventStore, long_ways: list[Position]) -> None:
     head = (await store.bounds()).head
     with pytest.RaisesGroup(StaleAppend, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
