@@ -17,6 +17,7 @@ from airy_trio.database import POSTGRES, SQLITE, sqlite_path
 from airy_trio.events.destinations import Destination
 from airy_trio.log.arrivals import Arrivals
 from airy_trio.log.latencies import Latencies
+from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, read_newest
 from airy_trio.log.position import Position
 from airy_trio.log.store import (
     Bounds,
@@ -33,9 +34,6 @@ from airy_trio.options import at_least, matching
 
 logger = structlog.get_logger(__name__)
 
-READ_EVENTS_MAX = 1000
-READ_BYTES_MAX = 4 * 1024 * 1024
-PAGE_EVENTS_FIRST = 64
 STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
@@ -266,35 +264,12 @@ class EventLog:
 
     async def _start(self, bounds: Bounds) -> None:
         """Fill the tail with the newest events, however many are retained before them."""
-        newest = await self._newest(bounds)
+        newest = await read_newest(self.store, bounds, events_max=self._tail_events, bytes_max=self._tail_bytes)
         offset = newest[0].offset - 1 if newest else bounds.last
         self._head = Position(bounds.epoch, offset)
         self._arrivals.clear()
         self._report(self._tail.start_after(offset))
         self._take(bounds.epoch, newest)
-
-    async def _newest(self, bounds: Bounds) -> list[StoredEvent]:
-        """The newest events, as many as the tail holds, read backwards in pages that are bounded by bytes too."""
-        found: list[StoredEvent] = []  # the newest first
-        size, offset, count = 0, bounds.last, PAGE_EVENTS_FIRST
-        while offset >= bounds.first and len(found) < self._tail_events and size < self._tail_bytes:
-            count = min(count, offset + 1 - bounds.first)
-            after = bounds.head.at(offset - count)
-            try:
-                page = await self.store.read(after, count, bytes_max=READ_BYTES_MAX)
-            except PositionExpired:  # trimmed just now, or an epoch began: who reads on will see
-                break
-            if len(page) < count and not is_all(page, count, READ_BYTES_MAX):
-                count = max(1, len(page) // 2)  # fewer, so that the page ends where the last one began
-                continue
-            if len(page) < count:
-                break
-            for event in reversed(page):
-                found.append(event)
-                size += len(event.body)
-            offset -= count
-            count = min(2 * count, READ_EVENTS_MAX)
-        return found[: self._tail_events][::-1]
 
     async def _read_on(self) -> None:
         while True:

@@ -5,7 +5,6 @@ called where a request makes a subscription hungry; how the session ends is only
 """
 
 import math
-import time
 from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
@@ -29,24 +28,22 @@ from airy_trio.stomp.connection import (
 from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.websocket import replay
-from airy_trio.websocket.auth import Authenticator, Refusal, User
+from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.entry import admit
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     DONE,
     GONE,
-    KEYS_AWAY,
     NOT_FOUND,
-    TOKEN_EXPIRED,
     TOO_MANY,
-    UNAUTHORIZED,
     Farewell,
     with_token,
 )
 from airy_trio.websocket.framing import text_message
-from airy_trio.websocket.heartbeats import Pulse, Wheel
+from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.holds import Hold, Waiting, refusal
-from airy_trio.websocket.subscriptions import Client, ReplayOptions, State, Subscription, Window
+from airy_trio.websocket.subscriptions import Client, ReplayOptions, Subscription, Window
 from airy_trio.websocket.wire import Wire
 
 logger = structlog.get_logger(__name__)
@@ -54,11 +51,6 @@ logger = structlog.get_logger(__name__)
 REQUESTS_PER_TURN: Final = 64
 ACKS_PER_TURN: Final = 64
 """Answered between two checkpoints: one acknowledgement can concern all subscriptions of the connection."""
-_REFUSED: Final = {
-    Refusal.UNAUTHORIZED: UNAUTHORIZED,
-    Refusal.EXPIRED: TOKEN_EXPIRED,
-    Refusal.UNAVAILABLE: KEYS_AWAY,
-}
 
 
 class Conversation:
@@ -171,29 +163,10 @@ class Conversation:
         return None
 
     async def _connect(self, request: Connect) -> Farewell | None:
-        client = self._client
         token, self.upgrade_token = self.upgrade_token, None
-        user = await self._authenticator.authenticate(request, token)
-        if isinstance(user, Refusal):
-            return await self._refuse(user)
-        client.user = user
-        await self._wire.write(text_message(client.connection.connected()))
-        if not self._authenticator.accepts(user):
-            return UNAUTHORIZED  # they were taken back meanwhile, and only clients that are connected were ended
-        if client.state is State.CONNECTING:
-            client.state = State.LIVE
-            client.scope.deadline = math.inf
-            self._wire.limit(None)
-            self._wheel.watch(Pulse(client, self._wire, request.heartbeat, _expires_at(user)))
-        return None
-
-    async def _refuse(self, refusal: Refusal) -> Farewell:
-        client = self._client
-        logger.info("credentials refused", session=client.session, reason=refusal.value)
-        if refusal is not Refusal.UNAVAILABLE:  # which is no doing of the client's
-            client.scope.deadline = math.inf  # it came in time
-            await self.pause(self._authenticator.delay_s(client.peer))
-        return _REFUSED[refusal]
+        return await admit(
+            self._client, request, token, authenticator=self._authenticator, wheel=self._wheel, pause=self.pause
+        )
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
         try:
@@ -312,8 +285,3 @@ class Conversation:
     async def _receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
         if receipt_id is not None:
             await self._wire.write(text_message(self._client.connection.receipt(receipt_id, headers)))
-
-
-def _expires_at(user: User) -> float:
-    """When the user's credentials stop to count, in Trio's time."""
-    return math.inf if user.expires_at is None else trio.current_time() + user.expires_at - time.time()

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.eventlog import READ_BYTES_MAX, READ_EVENTS_MAX, EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View

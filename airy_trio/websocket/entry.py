@@ -1,0 +1,62 @@
+"""The answer to CONNECT: who may come in is live and watched from then on; who may not waits, and is told why."""
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from airy_trio.stomp.connection import Connect
+from airy_trio.websocket.auth import Authenticator, Refusal, User
+from airy_trio.websocket.farewells import KEYS_AWAY, TOKEN_EXPIRED, UNAUTHORIZED, Farewell
+from airy_trio.websocket.framing import text_message
+from airy_trio.websocket.heartbeats import Pulse, Wheel
+from airy_trio.websocket.subscriptions import Client, State
+
+logger = structlog.get_logger(__name__)
+
+Pause = Callable[[float], Awaitable[object]]
+"""How some seconds are waited for (``Conversation.pause``)."""
+
+_REFUSED: Final = {
+    Refusal.UNAUTHORIZED: UNAUTHORIZED,
+    Refusal.EXPIRED: TOKEN_EXPIRED,
+    Refusal.UNAVAILABLE: KEYS_AWAY,
+}
+
+
+async def admit(  # noqa: PLR0913 - who asks, with what, whom, and what then begins
+    client: Client, request: Connect, token: str | None, *, authenticator: Authenticator, wheel: Wheel, pause: Pause
+) -> Farewell | None:
+    """Say CONNECTED and let the client be live, with its heart-beats; or give the farewell that refuses it.
+
+    ``token``: the one that came with the upgrade, if any did.
+    """
+    user = await authenticator.authenticate(request, token)
+    if isinstance(user, Refusal):
+        return await _refuse(client, user, authenticator, pause)
+    client.user = user
+    await client.wire.write(text_message(client.connection.connected()))
+    if not authenticator.accepts(user):
+        return UNAUTHORIZED  # they were taken back meanwhile, and only clients that are connected were ended
+    if client.state is State.CONNECTING:
+        client.state = State.LIVE
+        client.scope.deadline = math.inf
+        client.wire.limit(None)
+        wheel.watch(Pulse(client, client.wire, request.heartbeat, _expires_at(user)))
+    return None
+
+
+async def _refuse(client: Client, refusal: Refusal, authenticator: Authenticator, pause: Pause) -> Farewell:
+    logger.info("credentials refused", session=client.session, reason=refusal.value)
+    if refusal is not Refusal.UNAVAILABLE:  # which is no doing of the client's
+        client.scope.deadline = math.inf  # it came in time
+        await pause(authenticator.delay_s(client.peer))
+    return _REFUSED[refusal]
+
+
+def _expires_at(user: User) -> float:
+    """When the user's credentials stop to count, in Trio's time."""
+    return math.inf if user.expires_at is None else trio.current_time() + user.expires_at - time.time()
