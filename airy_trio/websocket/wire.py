@@ -17,6 +17,8 @@ RECEIVE_BYTES_MAX: Final = 4096
 CONTROLS_PER_S: Final = 20
 CONTROLS_BURST: Final = 100
 """Control frames of one client: beyond so many at once they are read at this rate. Clients send one in some seconds."""
+TURN_PATIENCE_S: Final = 60.0
+"""Who waits for its turn at the turnstile is not silent for so long; it takes seconds in the worst crowd."""
 _SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
 
 
@@ -166,18 +168,21 @@ class Wire(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             data, self._put_back = self._put_back, b""
             return data
+        data, fault = b"", None
         try:
             data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
             self._follow(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            fault = error  # raised when it is its turn: hundreds may be reset at once
+        if fault is not None or not data:
             self._desert()
-            raise
-        if not data:
-            self._desert()
-        if self._fragments is not None and self._fragments.controls:
+        if fault is None and self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
         if self._turnstile is not None:
+            self.read_at = trio.current_time() + TURN_PATIENCE_S  # it is we who do not listen meanwhile
             await self._turnstile.enter()
+        if fault is not None:
+            raise fault
         self.read_at = trio.current_time()
         return data
 

@@ -7,7 +7,8 @@ from trio.testing import MockClock
 
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket.framing import close_frame, text_message
-from airy_trio.websocket.wire import StalledError, Wire
+from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
+from airy_trio.websocket.wire import TURN_PATIENCE_S, StalledError, Wire
 
 SEND_TIMEOUT_S = 10.0
 
@@ -118,3 +119,19 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
     outlet.feed(b"x")
     assert await wire.receive_some() == b"x"
     assert wire.read_at == 5
+
+
+async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
+    turnstile, outlet = Turnstile(), MemoryOutlet()
+    wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S, turnstile=turnstile)
+    for _ in range(ENTRIES_PER_TURN):
+        await turnstile.enter()
+    outlet.feed(b"hello")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.receive_some)
+        await trio.sleep(10)
+        assert wire.read_at == trio.current_time() - 10 + TURN_PATIENCE_S
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert wire.read_at == trio.current_time()
+        nursery.cancel_scope.cancel()
