@@ -54,6 +54,7 @@ class SqlStore:
         engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
         self._reading = Database(engine) if self._tables.postgres else reading
         self._appending = appending
+        self._away = False
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         self._short = ShortAppends(appending.engine, names, self._bell.channel) if self._bell else None
@@ -63,7 +64,15 @@ class SqlStore:
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
-        return await self._read(self._tables.bounds)
+        try:
+            bounds = await self._read(self._tables.bounds)
+        except StoreUnavailable:
+            self._away = True
+            raise
+        if self._away and self._bell:
+            self._bell.outlived()
+        self._away = False
+        return bounds
 
     async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
         """See ``EventStore.append``. Few events go the short way on Postgres, if nobody stands in it."""

@@ -37,6 +37,7 @@ class Bell:
         self._connection: sa.Connection | None = None
         self._busy = False
         self._rings = False
+        self._stale = False
 
     def ring(self, connection: sa.Connection) -> None:
         """Ring when the transaction commits, without saying where the head is then."""
@@ -53,9 +54,20 @@ class Bell:
             return ""
         self._busy = True
         try:
+            if self._stale:
+                self._stale = False
+                await trio.to_thread.run_sync(self._drop)
+                return ""
             return await self._listen_for_a_while()
         finally:
             self._busy = False
+
+    def outlived(self) -> None:
+        """Say that the database was away and is back, which whoever follows it was told: hang up without telling again.
+
+        A connection of before would be found to be lost at the next wait, and the one outage told as two.
+        """
+        self._stale = True
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
