@@ -5,7 +5,6 @@ import statistics
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 import trio
 from attrs import define
 
+from airy_trio.log.sql_short import EVENTS_MAX
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.drill.findings import log_of
@@ -45,10 +45,12 @@ class Pair:
     client: StompClient
     written: int = 0
 
-    async def write(self) -> None:
-        """Change one more tag."""
-        self.written += 1
-        await trio.to_thread.run_sync(partial(self.application.tag, str(self.written)))
+    async def write(self, count: int = 1) -> None:
+        """Make so many more tags in one transaction."""
+        numbers = range(self.written + 1, self.written + count + 1)
+        self.written += count
+        values = ", ".join(f"('{number}', 'flag', 'tag-red')" for number in numbers)
+        await trio.to_thread.run_sync(self.application.execute, f"insert into tags values {values}")
 
     async def until_received(self, since: float) -> float:
         """For how many seconds since then the client has waited for the newest tag."""
@@ -133,9 +135,10 @@ async def test_another_goes_on_where_one_is_frozen(postgres_application: Applica
     assert max(seconds) < FROZEN_MAX_S
 
 
+@pytest.mark.parametrize("count", [1, EVENTS_MAX + 1], ids=["in one statement", "in several"])
 @pytest.mark.parametrize("where", LOCKS)
 async def test_another_goes_on_where_one_is_frozen_in_an_append(
-    postgres_application: Application, tmp_path: Path, where: str
+    postgres_application: Application, tmp_path: Path, where: str, count: int
 ) -> None:
     seconds = []
     with trio.fail_after(TIMEOUT_S):
@@ -145,7 +148,7 @@ async def test_another_goes_on_where_one_is_frozen_in_an_append(
                 async with pair(postgres_application, nodes) as two:
                     with postgres_application.engine.begin() as blocking:
                         blocking.execute(sa.text(LOCKS[where]))
-                        await two.write()
+                        await two.write(count)
                         while not await trio.to_thread.run_sync(postgres_application.scalar, _WAITING):
                             pass
                         two.leader.freeze()
@@ -160,6 +163,6 @@ async def test_another_goes_on_where_one_is_frozen_in_an_append(
                     await two.write()
                     await two.until_received(frozen_at)
             nursery.cancel_scope.cancel()
-    assert_each_is_recorded_once(postgres_application, 4 * ROUNDS)
-    tell(f"frozen {where}", seconds, FROZEN_TARGET_S)
+    assert_each_is_recorded_once(postgres_application, (3 + count) * ROUNDS)
+    tell(f"frozen {where}, {count} events", seconds, FROZEN_TARGET_S)
     assert max(seconds) < FROZEN_MAX_S
