@@ -38,7 +38,7 @@ GROWTH_BYTES_MAX = 96 * 1024 * 1024
 """For all the attackers' connections at once, with what each may send before it is cut, and an allocator's slack."""
 SEED = 7
 TARGET_MS = 100
-LATE_MS_MAX, DISK_MS_MAX = 10, 20
+LATE_MS_MAX, DISK_MS_MAX = 5, 20
 """Where a process that does nothing wakes up later, or waits longer for the disk, the machine is not ours."""
 CREDENTIALS = (("passcode", TOKEN),)
 AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ everybody = "{TOKEN}" }}\n'
