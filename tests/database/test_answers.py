@@ -107,8 +107,10 @@ def test_a_database_that_is_away(postgres: Postgres, tmp_path: Path) -> None:
         run(Database(sqlite_engine(tmp_path / "none.db")), "select 1")
     assert not (tmp_path / "none.db").exists()
     (tmp_path / "text.db").write_text("this is no database, but a text that is longer than the header of one" * 9)
+    text = Database(sqlite_engine(tmp_path / "text.db"))
     with pytest.raises(DatabaseRefused, match="file is not a database"):
-        run(Database(sqlite_engine(tmp_path / "text.db")), "select * from t")
+        run(text, "select * from t")
+    text.engine.dispose()
 
 
 def test_a_file_that_somebody_writes_to_is_busy(sqlite_application: Application) -> None:
