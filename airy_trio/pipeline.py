@@ -69,8 +69,9 @@ class Pipeline:
         """
         if self._libpq.status != pq.ConnStatus.OK:
             return True
-        readable, _, _ = select.select([self._libpq.socket], [], [], 0)
-        return bool(readable)
+        looking = select.poll()  # select.select refuses numbers above 1023, which a server with many clients has
+        looking.register(self._libpq.socket, select.POLLIN)
+        return bool(looking.poll(0))
 
     def notified(self) -> list[str]:
         """The payloads that have come since the last call, as far as can be told without waiting.
@@ -116,7 +117,7 @@ class Pipeline:
         return [False, True] if new else [True]
 
     async def _results(self) -> list[pq.abc.PGresult]:
-        """Every result up to that of the synchronisation."""
+        """Every result up to that of the synchronisation, which never comes where libpq has given the connection up."""
         results: list[pq.abc.PGresult] = []
         while True:
             while self._libpq.is_busy():
@@ -124,6 +125,8 @@ class Pipeline:
                 self._libpq.consume_input()
             result = self._libpq.get_result()
             if result is None:
+                if self._libpq.status != pq.ConnStatus.OK:  # what the server said made no sense
+                    raise psycopg.OperationalError(self._libpq.get_error_message())
                 continue
             if result.status == pq.ExecStatus.PIPELINE_SYNC:
                 return results

@@ -1,6 +1,11 @@
 """Statements in one round trip, waited for in Trio: several, failing, large ones, and a connection that is cut."""
 
+import os
+import resource
+import socket
+import struct
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import psycopg
@@ -97,6 +102,50 @@ async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
     while True:  # the message that tells why, and then the end
         pipeline.notified()
         await trio.lowlevel.wait_readable(socket)
+
+
+async def test_a_server_with_many_clients_knows_it_too(postgres_database: str) -> None:
+    """Its connection has a number that ``select`` would refuse."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while (number := os.open(os.devnull, os.O_RDONLY)) < 1024:
+            opened.callback(os.close, number)
+        opened.callback(os.close, number)
+        with connect(postgres_database) as connection:
+            pipeline = Pipeline(connection)
+            assert pipeline.socket > number
+            assert not pipeline.lost()
+            await trio.to_thread.run_sync(cut, connection)
+            with trio.fail_after(10):
+                await trio.lowlevel.wait_readable(pipeline.socket)
+            assert pipeline.lost()
+
+
+@pytest.mark.parametrize("answer", [b"Z\0\0\0\x03", b"\xff" * 9, b"D\x7f\xff\xff\xff"])
+async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer: bytes) -> None:
+    """libpq gives such a connection up, and then says at once and for ever that there is no other result."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    async with trio.open_nursery() as nursery:
+        with closing(listening):
+            nursery.start_soon(trio.to_thread.run_sync, answer_wrongly, listening, answer)
+            where = f"host=127.0.0.1 port={listening.getsockname()[1]} user=x sslmode=disable gssencmode=disable"
+            connection: psycopg.Connection[Any] = await trio.to_thread.run_sync(psycopg.connect, where)
+        with closing(connection), pytest.raises(psycopg.OperationalError, match="."):
+            await Pipeline(connection).run((ECHO, [b"x", b"y"]))
+
+
+def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
+    """Let one client in as Postgres does, and answer its first question with this."""
+    taken, _ = listening.accept()
+    with taken:
+        taken.recv(65536)
+        for kind, body in (b"R", bytes(4)), (b"S", b"client_encoding\0UTF8\0"), (b"K", bytes(8)), (b"Z", b"I"):
+            taken.sendall(kind + struct.pack("!I", len(body) + 4) + body)
+        taken.recv(65536)
+        taken.sendall(answer)
+        taken.recv(65536)  # up to its end
 
 
 async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: "psycopg.Connection[Any]") -> None:

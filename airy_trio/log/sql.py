@@ -79,6 +79,8 @@ class SqlStore:
         if self._short and self._short.takes(events):
             now_ms = await self._shortly(self._short.append(expected, events, resume_point))
             if now_ms is not None:
+                if self._fence:
+                    self._fence.passed()
                 return stored_after(expected, events, now_ms)
 
         def work(connection: sa.Connection) -> list[StoredEvent]:

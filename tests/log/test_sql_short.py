@@ -53,6 +53,20 @@ def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
     return compared
 
 
+@pytest.fixture
+def patience() -> Iterator[list[str]]:
+    """For how long each append that had to wait at the fence was to wait there."""
+    told: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, arguments: dict[str, str], *_: object) -> None:
+        if "lock_timeout" in statement and arguments:
+            told.append(arguments["milliseconds"])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield told
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
 def until_one_waits(other: "psycopg.Connection[tuple[object, ...]]") -> None:
     while other.execute(WAITING).fetchone() != (1,):
         pass
@@ -109,6 +123,22 @@ async def test_while_another_is_inside_the_fence_it_waits_there_like_any_append(
             assert not long_ways  # it waits at the fence, with nothing locked
             other.execute(f"select pg_advisory_unlock({LOCK})")
     assert (await store.bounds()).last == 1
+
+
+async def test_patience_with_who_hangs_inside_ends_with_an_append_that_succeeds(
+    postgres_database: str, store: EventStore, patience: list[str]
+) -> None:
+    """Else each cut in a server's life would double what the next writer that is frozen may take."""
+    url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
+    head = (await store.bounds()).head
+    for number in range(2):
+        with psycopg.connect(url, autocommit=True) as hanging:
+            hanging.execute(f"select pg_advisory_lock({LOCK})")
+            with pytest.raises(StoreUnavailable):
+                await store.append(head, [event(number)], "point")
+            head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
+    assert len(patience) == 2
+    assert len(set(patience)) == 1
 
 
 async def test_it_is_inside_the_fence_itself(
