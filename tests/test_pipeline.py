@@ -132,7 +132,7 @@ async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer:
             nursery.start_soon(trio.to_thread.run_sync, answer_wrongly, listening, answer)
             where = f"host=127.0.0.1 port={listening.getsockname()[1]} user=x sslmode=disable gssencmode=disable"
             connection: psycopg.Connection[Any] = await trio.to_thread.run_sync(psycopg.connect, where)
-        with closing(connection), pytest.raises(psycopg.OperationalError, match="."):
+        with closing(connection), pytest.raises(psycopg.OperationalError):
             await Pipeline(connection).run((ECHO, [b"x", b"y"]))
 
 

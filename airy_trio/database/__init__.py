@@ -12,6 +12,7 @@ Errors::
 
 from airy_trio.database.addresses import DatabaseOptions, shown, sqlite_path
 from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, translated
+from airy_trio.database.connecting import connected, cut
 from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S, postgres_engine, sqlite_engine
 from airy_trio.database.names import LOCK_CLASS, POSTGRES, SQLITE, Names, quote_identifier, quote_text
 from airy_trio.database.pool import Database
@@ -29,6 +30,8 @@ __all__ = [
     "DatabaseUnavailable",
     "Names",
     "Session",
+    "connected",
+    "cut",
     "postgres_engine",
     "quote_identifier",
     "quote_text",

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.database.answers import ANSWERS, DatabaseUnavailable, translated
+from airy_trio.database.connecting import cut
 from airy_trio.pipeline import Pipeline
 
 T = TypeVar("T")
@@ -95,5 +96,4 @@ class Session:
         connection, self._connection, self._pipeline = self._connection, None, None
         if connection is not None:
             self.generation += 1
-            connection.invalidate()
-            connection.close()
+            cut(connection)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import trio
 from attrs import frozen
 
-from airy_trio.database import Names, quote_identifier, quote_text
+from airy_trio.database import Names, connected, cut, quote_identifier, quote_text
 from airy_trio.log.position import Position
 from airy_trio.log.sql_fence import FENCE_CLASS
 from airy_trio.log.sql_texts import written
@@ -85,19 +85,15 @@ class ShortAppends:
         if self._open is not None and self._open.pipeline.lost():  # it was idle, perhaps for long
             self._drop()
         if self._open is None:
-            self._open = await trio.to_thread.run_sync(self._connect)
+            connection = await connected(self._engine)
+            driver: Any = connection.connection.driver_connection
+            self._open = _Open(connection, Pipeline(driver))
         return self._open
-
-    def _connect(self) -> _Open:
-        connection = self._engine.connect()
-        driver: Any = connection.connection.driver_connection
-        return _Open(connection, Pipeline(driver))
 
     def _drop(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
-            opened.connection.invalidate()
-            opened.connection.close()
+            cut(opened.connection)
 
     def _parameters(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> list[Parameter]:
         head = expected.at(expected.offset + len(events))
