@@ -41,6 +41,7 @@ class ReadAhead:
         try:
             async for read in self._asked:
                 await self._read(read)
+                del read  # else its batch stays in memory until the next one is begun
         finally:
             self._running = False
             if self._begun is not None:

@@ -116,12 +116,13 @@ class Recorder:
         while True:
             self._fall_behind()
             head, batch = await self._record(head, point)
-            point = batch.resume_point
+            point, more = batch.resume_point, batch.more
+            del batch  # two of them are enough: the next one, and what is read ahead of it
             if not self.recording:
                 logger.info("recording again" if self._pause_s else "recording", store=self._options.store)
                 self.recording, self.interruption, self._pause_s = True, None, 0.0
             starting.finish()
-            if not batch.more:
+            if not more:
                 self._behind_since = None
                 await self._feed.wait()
             if not await self._lease.try_acquire():

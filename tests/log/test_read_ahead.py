@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -72,6 +74,30 @@ async def test_the_next_batch_of_a_backlog_is_read_while_the_last_one_is_appende
     await until(lambda: one.log.head.offset == len(ALL))
     assert await recorded(store) == ALL
     assert feed.asked[:4] == [changes.point(number) for number in (0, 10, 20, 30)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_recorded_is_let_go_of(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Feed(MemoryFeed):
+        async def read(self, after: str, limit: int) -> Batch:
+            gc.collect()
+            assert sum(one() is not None for one in given) <= 1  # what is being appended
+            batch = await super().read(after, limit)
+            given.append(weakref.ref(batch))
+            return batch
+
+    given: list[weakref.ref[Batch]] = []
+    one = node(changes, MemoryStore(), feed=Feed(changes))
+    await one.log.open()
+    nursery.start_soon(one.recorder.ahead.run)
+    nursery.start_soon(one.recorder.run)
+    await until(lambda: one.log.head.offset == len(ALL))
+    await wait_all_tasks_blocked()
+    gc.collect()
+    assert len(given) >= 4
+    assert not any(one() for one in given)
     nursery.cancel_scope.cancel()
 
 
