@@ -60,15 +60,21 @@ def listening() -> Generator[Said]:
 
 @define
 class Running:
-    """A server that a test renews. ``text``: of ``[listener]`` and what follows, as it stands in the file by now."""
+    """A server that a test renews. ``text``: of ``[listener]`` and what follows, as it stands in the file by now.
+
+    ``fault``: why that cannot be read.
+    """
 
     application: Application
     text: str
     said: Said
     address: app.Address = field(init=False)
     renewal: Renewal = field(init=False)
+    fault: Exception | None = None
 
     def read(self) -> Settings:
+        if self.fault is not None:
+            raise self.fault
         return self.application.settings(self.text)
 
     async def renew(self, text: str) -> EventDict:
@@ -248,17 +254,26 @@ async def test_a_server_does_not_start_with_a_faulty_certificate(
         await app.serve(settings)
 
 
-async def test_settings_that_cannot_be_read_are_no_reason_to_end(sqlite_application: Application) -> None:
-    def gone() -> Settings:
-        raise SettingsError(["airy-trio.toml: there is no such file"])
-
-    settings = sqlite_application.migrate("[listener]\nport = 0\n")
-    renewal = Renewal(gone)
-    with listening() as said, trio.fail_after(TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
-            address: app.Address = await nursery.start(partial(app.serve, settings, renewal=renewal))
-            renewal.ask()
-            await said.line("settings not renewed")
-            async with await connect(address.host, address.port) as client:
-                assert (await client.subscribe()).command == "RECEIPT"
-            nursery.cancel_scope.cancel()
+@pytest.mark.parametrize(
+    "fault, told",
+    [
+        (SettingsError(["airy-trio.toml: there is no such file"]), "airy-trio.toml: there is no such file"),
+        (RuntimeError("never-told"), "an error of the program: RuntimeError, at test_app_renewal.py:"),
+    ],
+    ids=["expected", "unexpected"],
+)
+async def test_settings_that_cannot_be_read_are_no_reason_to_end(
+    sqlite_application: Application, fault: Exception, told: str
+) -> None:
+    async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
+        server.fault = fault
+        line = await server.renew(tokens(one="b2"))
+        assert (line["event"], line["log_level"]) == ("settings not renewed", "error")
+        [only] = line["faults"]
+        assert only.startswith(told)
+        assert "never-told" not in str(server.said.entries)
+        server.fault = None
+        async with await server.client("a1") as new:
+            sqlite_application.tag()
+            assert [(await client.receive()).command for client in (old, new)] == ["MESSAGE"] * 2
+        assert (await server.renew(tokens(one="b2")))["event"] == "settings renewed"

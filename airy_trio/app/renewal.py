@@ -4,8 +4,10 @@ All of it or nothing: a file with a fault is told in one line of the log, and wh
 settings counts from the next start on; which of it has changed is told.
 """
 
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -28,6 +30,8 @@ TLS_STAYS: Final = "listener.tls_certificate: TLS can be turned on and off only 
 class Renewal:
     """Reads the settings again whenever it was asked to. ``reread`` blocks, and raises ``AiryTrioError``.
 
+    Whatever else it raises is told as a fault as well, and ends nothing.
+
     ``ask`` may be called at any time, before ``run`` too; asked for twice, it is done once.
     """
 
@@ -45,17 +49,21 @@ class Renewal:
             await self._asked.wait()
             self._asked = trio.Event()
             try:
-                found, new = await trio.to_thread.run_sync(self._read)
-                if (new is None) != (encryption is None):
-                    raise StartError([TLS_STAYS])
-                sessions.renew(found.auth)
+                await self._renew(running, sessions, encryption)
             except FaultsError as error:
                 logger.error("settings not renewed", faults=error.faults)  # noqa: TRY400 - no traceback for a person
-                continue
-            if encryption is not None and new is not None:
-                encryption.context = new.context
-                tell(new)
-            logger.info("settings renewed", only_after_a_restart=list(_waiting(running, found)))
+            except Exception as error:  # noqa: BLE001 - beyond this the server would end, for a wish about its settings
+                logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - as above
+
+    async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
+        found, new = await trio.to_thread.run_sync(self._read)
+        if (new is None) != (encryption is None):
+            raise StartError([TLS_STAYS])
+        sessions.renew(found.auth)
+        if encryption is not None and new is not None:
+            encryption.context = new.context
+            tell(new)
+        logger.info("settings renewed", only_after_a_restart=list(_waiting(running, found)))
 
     def _read(self) -> tuple[Settings, Certificate | None]:
         found = self._reread()
@@ -82,6 +90,12 @@ def tell(found: Certificate) -> None:
     logger.info("certificate", names=found.names, days_left=found.days_left(now))
     for warning in found.warnings(now):
         logger.warning(warning)
+
+
+def _unexpected(error: Exception) -> str:
+    """What an error that nothing explains is, and where it was raised; its own words may quote a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"an error of the program: {type(error).__name__}, at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _waiting(running: Settings, found: Settings) -> Iterator[str]:

@@ -69,15 +69,20 @@ class KeyRing:
         try:
             return self._take(await source.load(), source)
         except KeysFault as fault:
-            if not self._failures:
-                logger.warning("auth.jwt_key: the keys stay as they are", reason=str(fault), known=len(self.keys))
-            self._due_at = trio.current_time() + min(math.ldexp(RETRY_S, min(self._failures, 10)), source.pause_s)
-            self._failures += 1
-            return False
+            return self._put_off(str(fault), source)
+        except Exception as error:  # noqa: BLE001 - beyond this the server would end, by what another one has answered
+            return self._put_off(f"an error of the program: {type(error).__name__}", source)
         finally:
             self._loading = False
             self._ended.set()
             self._ended = trio.Event()
+
+    def _put_off(self, reason: str, source: KeySource) -> bool:
+        if not self._failures:
+            logger.warning("auth.jwt_key: the keys stay as they are", reason=reason, known=len(self.keys))
+        self._due_at = trio.current_time() + min(math.ldexp(RETRY_S, min(self._failures, 10)), source.pause_s)
+        self._failures += 1
+        return False
 
     def _take(self, keys: tuple[Key, ...], source: KeySource) -> bool:
         changed = keys != self.keys

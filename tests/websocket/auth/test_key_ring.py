@@ -71,6 +71,23 @@ async def test_keys_are_asked_for_at_once_and_each_refresh_time(autojump_clock: 
     assert (ring.loaded, ring.keys) == (True, keys_of(FIRST))
 
 
+async def test_an_error_of_an_unexpected_kind_leaves_the_keys_as_they_are(autojump_clock: MockClock) -> None:
+    class Broken(Source):
+        async def load(self) -> tuple[Key, ...]:
+            await super().load()
+            message = "never-told"
+            raise RuntimeError(message)
+
+    source = Broken(keys_of(FIRST))
+    ring = KeyRing(keys_of(SECOND), source)
+    with capture_logs() as lines:
+        async with refreshed(ring):
+            await trio.sleep(10)
+    assert ring.keys == keys_of(SECOND)
+    assert len(source.asked_at) == 4
+    assert [line["reason"] for line in lines] == ["an error of the program: RuntimeError"]
+
+
 async def test_however_many_ask_the_source_is_asked_once_in_its_pause(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST), delay_s=0.5)
     ring = KeyRing(source=source)
