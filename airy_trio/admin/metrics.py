@@ -83,7 +83,7 @@ class _Figures(Collector):
         yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found["durables"])
         unwritten = found["durables_unwritten"]
         yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements still to be kept.", unwritten)
-        waited = "Questions of clients that had to wait, because many asked at once."
+        waited = "Times a client had to wait for its turn, because many asked at once."
         yield _counter("questions_waited", waited, found["waited"])
         yield _counter("deliveries", "Events sent, once for each subscription.", found["deliveries"])
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found["bytes"])

@@ -48,9 +48,10 @@ from airy_trio.websocket.wire import Wire
 
 logger = structlog.get_logger(__name__)
 
-REQUESTS_PER_TURN: Final = 64
+PIECE_BYTES: Final = 1024
+"""Of a message, looked at in one turn: it can hold thousands of frames, which nobody has to wait for."""
 ACKS_PER_TURN: Final = 64
-"""Answered between two checkpoints: one acknowledgement can concern all subscriptions of the connection."""
+"""One acknowledgement can concern all subscriptions of the connection."""
 
 
 class Conversation:
@@ -121,19 +122,27 @@ class Conversation:
             self._unsubscribe(number)
 
     async def _answer_all(self, message: bytes | str) -> Farewell | None:
+        for begin in range(0, len(message), PIECE_BYTES):
+            if begin:
+                await trio.lowlevel.checkpoint()
+                await self.turn()
+            farewell = await self._answer_piece(message[begin : begin + PIECE_BYTES])
+            if farewell is not None:
+                return farewell
+        return None
+
+    async def _answer_piece(self, piece: bytes | str) -> Farewell | None:
         fault: RemoteProtocolError | None = None
         try:
-            requests = self._client.connection.receive(message)
+            requests = self._client.connection.receive(piece)
         except RemoteProtocolError as error:
             requests, fault = error.fulfilled, error
-        for count, request in enumerate(requests, 1):
+        for request in requests:
             farewell = await self._answer(request)
             if farewell is not None:
                 return farewell
-            if count % REQUESTS_PER_TURN == 0:  # a message can hold thousands that nobody has to wait for
-                await trio.lowlevel.checkpoint()
-            elif not isinstance(request, Connect) and request.receipt is not None:
-                await self.turn()  # each answer is a piece of work like another message
+            if isinstance(request, Subscribe) or (not isinstance(request, Connect) and request.receipt is not None):
+                await self.turn()  # each answer is a piece of work like another message, and so is each replay
         if fault is None:
             return None
         return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
@@ -153,6 +162,7 @@ class Conversation:
                     self._acknowledge(ack)
                     if count % ACKS_PER_TURN == 0:
                         await trio.lowlevel.checkpoint()
+                        await self.turn()
                 await self._receipt_when_written(request.receipt)
             case Disconnect():
                 self.end()

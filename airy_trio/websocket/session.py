@@ -198,6 +198,7 @@ class Session:
         try:
             while True:
                 message = await inbox.next()
+                client.occupied = True  # from now on, to the end of ``hear``: it is we who do not listen
                 await enter()
                 farewell = await conversation.hear(message)
                 if farewell is not None:

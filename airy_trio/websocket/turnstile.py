@@ -26,7 +26,7 @@ class Turnstile:
         self._waited = 0
 
     def statistics(self) -> dict[str, int]:
-        """How many are ``waiting`` now; how many have ``waited`` since the start, those included."""
+        """How many are ``waiting`` now; how many have ``waited`` longer than for the next turn, since the start."""
         return {"waiting": len(self._waiting), "waited": self._waited}
 
     async def enter(self) -> None:
@@ -37,7 +37,7 @@ class Turnstile:
             self._left -= 1
             return
         self._called.set()
-        self._waited += 1
+        self._waited += len(self._waiting) >= ENTRIES_PER_TURN  # without a crowd there is room in the next turn
         await self._waiting.park()
 
     async def run(self) -> None:

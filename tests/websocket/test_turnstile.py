@@ -8,9 +8,13 @@ import trio.testing
 from trio.testing import MockClock
 
 from airy_trio.testing.client import StompClient
+from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.websocket.conversation import PIECE_BYTES
+from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
-from tests.websocket.serving import serving
+from tests.websocket.rig import rigged
+from tests.websocket.serving import open_log, serving
 
 
 class Turns(trio.abc.Instrument):
@@ -43,7 +47,7 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
             while len(entered) < count:  # noqa: ASYNC110 - turn by turn
                 await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-        assert turnstile.statistics() == {"waiting": 0, "waited": count - ENTRIES_PER_TURN}
+        assert turnstile.statistics() == {"waiting": 0, "waited": count - 2 * ENTRIES_PER_TURN}
         nursery.cancel_scope.cancel()
     by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
     assert max(by_turn) == ENTRIES_PER_TURN
@@ -64,11 +68,22 @@ async def test_who_waits_is_let_through_first_come_first_served() -> None:
             nursery.start_soon(enter, number)
             await trio.testing.wait_all_tasks_blocked()
         assert entered == list(range(ENTRIES_PER_TURN))
-        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN, "waited": 2 * ENTRIES_PER_TURN}
+        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN, "waited": ENTRIES_PER_TURN}
         nursery.start_soon(turnstile.run)
         await trio.testing.wait_all_tasks_blocked()
         assert set(entered[: 2 * ENTRIES_PER_TURN]) == set(range(2 * ENTRIES_PER_TURN))
         assert len(entered) == 3 * ENTRIES_PER_TURN
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_without_a_crowd_has_not_waited() -> None:
+    turnstile = Turnstile()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turnstile.run)
+        for _ in range(10 * ENTRIES_PER_TURN):
+            await turnstile.enter()
+            await trio.lowlevel.checkpoint()
+        assert turnstile.statistics() == {"waiting": 0, "waited": 0}
         nursery.cancel_scope.cancel()
 
 
@@ -141,3 +156,50 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
     assert sum(turns.answers.values()) == crowd * asked
     assert answered < crowd * asked / 4
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
+
+
+async def test_a_message_is_looked_at_piece_by_piece() -> None:
+    async with rigged(await open_log(), MemoryOutlet()) as rig:
+        turns = Counter[str]()
+
+        async def turn() -> None:
+            turns["taken"] += 1
+            await trio.lowlevel.checkpoint()
+
+        rig.conversation.turn = turn
+        message = "ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
+        assert await rig.conversation.hear(message) is None
+        assert turns["taken"] == (len(message) - 1) // PIECE_BYTES
+        assert rig.conversation.acks_ignored == 3000
+        receipt = "\u20ac" * PIECE_BYTES
+        await rig.say("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
+        assert rig.read()[-1].get("receipt-id") == receipt
+
+
+async def test_who_subscribes_without_a_receipt_waits_for_its_turn_as_well() -> None:
+    async with rigged(await open_log(), MemoryOutlet()) as rig:
+        turns = Counter[str]()
+
+        async def turn() -> None:
+            turns["taken"] += 1
+            await trio.lowlevel.checkpoint()
+
+        rig.conversation.turn = turn
+        await rig.conversation.hear("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 10)
+        assert turns["taken"] == 10
+
+
+async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delays_s: list[float] = []
+
+    async def enter(_turnstile: Turnstile) -> None:
+        await trio.sleep(delays_s.pop(0) if delays_s else 0)
+
+    monkeypatch.setattr(Turnstile, "enter", enter)
+    async with serving(options=ListenerOptions(heartbeat_ms=500), listen=False) as server:
+        client = (await server.plug_connected(headers=(("heart-beat", "500,0"),))).client
+        delays_s += [0, 5]  # the octets, then the message
+        await client.send_text("UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00")
+        assert (await client.receive()).command == "RECEIPT"
