@@ -100,8 +100,9 @@ async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_
             helped = await run(*command, "--help", environ=environ)
             told += [helped.out, helped.err]
         for command in (["check"], ["explain"]):
-            subject = ["message.updated", "fault"] if command == ["explain"] else []
+            subject = ["message", "fault"] if command == ["explain"] else []
             ran = await run(*command, "--config", str(config), *subject, environ=environ)
+            assert ran.code != 2, ran.err  # it was not even begun
             told += [ran.out, ran.err]
     everything = "\n".join(told)
     assert "credentials refused" in everything
