@@ -82,7 +82,7 @@ TOO_MANY: Final = Farewell(
     "429-too-many-subscriptions",
     1013,
     ComeBack.LATER,
-    "This connection has as many subscriptions as are allowed.",
+    "This connection has as many subscriptions as are allowed, or this user as many names of durable ones.",
 )
 INTERNAL: Final = Farewell("internal", "500-internal", 1011, ComeBack.YES, "The server failed.")
 KEYS_AWAY: Final = evolve(
