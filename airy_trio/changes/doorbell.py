@@ -1,6 +1,6 @@
 """The doorbell: how a sleeping recorder is woken by a commit, at no cost for the application while it is awake.
 
-An unconditional NOTIFY costs the application most of its throughput (findings on the data layer, 6). So a trigger
+An unconditional NOTIFY costs the application most of its throughput. So a trigger
 notifies only while somebody sleeps, which an advisory lock tells: the sleeper holds it alone, and each writing
 transaction tries to share it until its end. Where it cannot, it rings.
 

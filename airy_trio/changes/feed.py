@@ -17,7 +17,7 @@ CANNOT_SEE: Final = (
     "deleted rows, the old keys of changed ones, rows whose updated_at was not set or is no time, what a transaction "
     "wrote that was open for longer than overlap_s"
 )
-"""What capture by ``updated_at`` misses (findings on the data layer, 5)."""
+"""What capture by ``updated_at`` misses."""
 
 
 @frozen(kw_only=True)

@@ -30,7 +30,7 @@ _UNLOCK_ALL = sa.text("select pg_advisory_unlock_all()")
 class PostgresLease:
     """``Lease`` by a session's advisory lock on (our class, the change log's oid). It is polled, never waited for.
 
-    A blocked waiter would hold back vacuum for as long as it waits (findings on the data layer, 10).
+    A blocked waiter would hold back vacuum for as long as it waits.
     """
 
     def __init__(self, session: Session, names: Names) -> None:

@@ -4,7 +4,7 @@ A row belongs to a batch if, and only if, its transaction was invisible in the l
 one. Each transaction becomes visible exactly once, so nothing is skipped and nothing comes twice, whatever the order
 of commits, and an open transaction delays nobody. Rows are sorted by ``seq``, which is drawn under the row's lock
 and therefore right for each object. ``seq > last`` lost 24 % under concurrency; the oldest-transaction horizon loses
-the order of each row and stalls (findings on the data layer, 1).
+the order of each row and stalls.
 
 The invisible ones are found by index: those at or above the last snapshot's ``xmax``, and those that were in
 progress in it. A large difference is read in pages up to a fixed *target* snapshot.

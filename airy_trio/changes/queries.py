@@ -1,7 +1,7 @@
 """The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
 
 Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that one
-impossible value never fails a batch (findings on the data layer, "row by row"). What may be of any length is fetched
+impossible value never fails a batch. What may be of any length is fetched
 up to a limit and one character more, so that it can be told from what is whole. Knows both dialects; refuses to know
 what a row means.
 """

@@ -1,8 +1,8 @@
 """What a feed reads: changed objects with their rows as the database holds them, under our names.
 
 Values are raw. The mapping of the settings has been applied (names, constants, ``values``), nothing is converted:
-turning text into a time or a flag may fail, and one impossible row must not fail a batch
-(findings on the data layer, "row by row"). ``events.translate`` converts.
+turning text into a time or a flag may fail, and one impossible row must not fail a batch.
+``events.translate`` converts.
 """
 
 from datetime import tzinfo

@@ -1,7 +1,7 @@
 """The change feed of an SQLite file: its change log in order of ``seq``, which is the order of commits.
 
 SQLite has one writer at a time, so a row with a higher number is never committed before one with a lower. A commit
-by anybody shows in ``PRAGMA data_version``, which costs microseconds (findings on the data layer, 6).
+by anybody shows in ``PRAGMA data_version``, which costs microseconds.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The triggers of a Postgres database, as SQL.
 
 One function and one trigger for each table and event. Statement triggers with transition tables cost least for bulk
-writes; on partitions only row triggers see every row (findings on the data layer, 2). The functions run with the
+writes; on partitions only row triggers see every row. The functions run with the
 rights of their owner, so that a role without rights on our schema still writes its own tables.
 
 A column that the application renames or drops later must not make its writes fail. So a column is never named where

@@ -6,8 +6,8 @@ met. What was given is passed over by the digest of the row's version, not by it
 of the same moment is none of those.
 
 A sweep that is cut at the limit goes on from its last place, up to the newest moment that there was when it began: the
-next one reaches back from there, so that a long backlog hides nobody who committed meanwhile. Best effort all the same
-(findings on the data layer, 5); ``feed.CANNOT_SEE`` is said in the log.
+next one reaches back from there, so that a long backlog hides nobody who committed meanwhile. Best effort all the same;
+``feed.CANNOT_SEE`` is said in the log.
 """
 
 import secrets

@@ -70,7 +70,7 @@ def sqlite_engine(
     """Make an engine for an SQLite file. ``mode``: SQLite's; only ``rwc`` creates it, ``ro`` writes nothing.
 
     Transactions are begun by us (``BEGIN``, or ``BEGIN IMMEDIATE`` under the execution option ``immediate``), so that
-    DDL is part of them: the driver's own mode leaves half a migration behind (findings on the data layer, 8).
+    DDL is part of them: the driver's own mode leaves half a migration behind.
     ``lenient``: text that is not UTF-8 comes as bytes instead of failing the whole result.
     """
     uri = f"file:{quote(str(path))}?mode={mode}"

@@ -1,8 +1,8 @@
 """The event store in SQL: a Postgres beside the application's tables, or an SQLite file of our own.
 
 An append locks the single row of the state, compares, writes events and resume point, and commits: atomic, gapless,
-fenced. The low mark stands in that row because ``min(offset)`` after a mass delete is slow (findings on the data
-layer, 11). What was sent never goes back: commits are synchronous on Postgres whatever the server's default, and
+fenced. The low mark stands in that row because ``min(offset)`` after a mass delete is slow. What was sent
+never goes back: commits are synchronous on Postgres whatever the server's default, and
 an SQLite file is written with ``synchronous = full``, in WAL mode so that readers never lock the writer out.
 """
 

@@ -1,6 +1,6 @@
 """The bell of a Postgres event store: who appends rings it, who waits need not ask the database again and again.
 
-NOTIFY by the one writer of the log costs nothing (findings on the data layer, 10); the application's transactions never
+NOTIFY by the one writer of the log costs nothing; the application's transactions never
 notify. A bell only saves time: whoever waits looks by itself as well, often until the bell was heard once (behind a
 pooler it never is), then seldom.
 """

@@ -1,7 +1,7 @@
 """The newest events in memory, bounded by count and bytes, with a view for each destination that they belong to.
 
 Every destination is indexed whether somebody subscribes or not: a new subscriber then costs nothing, and an event
-costs only its own destinations (findings on delivery, answer 2). Knows nothing of stores and of who reads.
+costs only its own destinations. Knows nothing of stores and of who reads.
 """
 
 from bisect import bisect_right

@@ -1,7 +1,7 @@
 """Transactions of a migration: all or nothing, the file that one has made included, and patient where it must wait.
 
 On Postgres who writes to a table that gets a trigger waits behind us, so we must not wait long behind an open
-transaction: we give up soon and try again (findings on the data layer, 1).
+transaction: we give up soon and try again.
 """
 
 import os

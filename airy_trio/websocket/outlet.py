@@ -69,7 +69,7 @@ class Outlet(Protocol):
 class SocketOutlet:
     """A connected, non-blocking stream socket of the standard library, written to without a detour.
 
-    Direct ``send`` costs a third of ``SocketStream.send_all`` (findings on performance, section 5). Owns the socket.
+    Direct ``send`` costs a third of ``SocketStream.send_all``. Owns the socket.
     ``pending``, asked at each delivery, is kept beside what it tells of: a property would be a call.
     """
 

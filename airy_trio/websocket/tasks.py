@@ -1,7 +1,7 @@
 """The tasks of one session in a nursery that all sessions share: what fails in one dismisses its client, no other.
 
 trio-websocket takes this for the nursery in which its reader runs. A nursery of its own for each session would cost
-memory and connects per second (findings on delivery, answer 7). Opens no nursery.
+memory and connects per second. Opens no nursery.
 """
 
 from collections.abc import Awaitable, Callable
