@@ -105,11 +105,6 @@ class PostgresPoint:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @property
-    def horizon(self) -> int:
-        """Below this transaction number everything has been read."""
-        return int(self.snapshot.split(":")[0])
-
-    @property
     def next_transaction(self) -> int:
         """From this transaction number on nothing was visible (the snapshot's ``xmax``)."""
         return int(self.snapshot.split(":")[1])
@@ -118,6 +113,11 @@ class PostgresPoint:
     def in_progress(self) -> list[str]:
         """The transactions below ``next_transaction`` that were still open."""
         return [txid for txid in self.snapshot.split(":")[2].split(",") if txid]
+
+    def has_read(self, other: Self) -> bool:
+        """Whether everything that the other one's snapshot sees has been read, in the same history."""
+        unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
+        return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
 
 
 def first(connection: sa.Connection, log: str) -> str:

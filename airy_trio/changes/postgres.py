@@ -80,7 +80,8 @@ class PostgresFeed(LoggedFeed):
         )
         self._trim = sa.text(
             f"delete from {log} where seq in (select seq from {log} "  # noqa: S608 - names quoted
-            "where txid < cast(:horizon as xid8) order by txid limit :limit)"
+            "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
+            "order by txid limit :limit)"
         )
 
     async def read(self, after: str, limit: int) -> Batch:
@@ -130,12 +131,13 @@ class PostgresFeed(LoggedFeed):
         return await self._writing.run(work)
 
     async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``."""
+        """See ``ChangeFeed.trim``. What an open transaction has written stays, and nothing else for its sake."""
         point = PostgresPoint.parse(upto)
+        read = {"next_transaction": str(point.next_transaction), "in_progress": point.in_progress, "limit": limit}
 
         def work(connection: sa.Connection) -> int:
             connection.execute(_LATER)
-            count = connection.execute(self._trim, {"horizon": str(point.horizon), "limit": limit}).rowcount
+            count = connection.execute(self._trim, read).rowcount
             if count:
                 self._log.set_origin(connection, upto)
             return count
@@ -209,7 +211,7 @@ class PostgresFeed(LoggedFeed):
         origin = self._log.origin(connection)
         if origin is not None:
             oldest = PostgresPoint.parse(origin)
-            if oldest.system == point.system and point.horizon < oldest.horizon:
+            if oldest.system == point.system and not point.has_read(oldest):
                 message = "what followed the recorded resume point has been trimmed from the change log"
                 raise ResumePointLost(message)
         self._kept = self._reading.generation

@@ -1,6 +1,7 @@
 """Resume points as text: what is written is read again, what others wrote is refused."""
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,5 +49,23 @@ def test_anything_else_is_of_another_database(text: str) -> None:
 
 def test_the_parts_of_a_snapshot() -> None:
     point = PostgresPoint(system="1", timeline="2", snapshot="10:20:12,15")
-    assert (point.horizon, point.next_transaction, point.in_progress) == (10, 20, ["12", "15"])
+    assert (point.next_transaction, point.in_progress) == (20, ["12", "15"])
     assert PostgresPoint(system="1", timeline="2", snapshot="10:10:").in_progress == []
+
+
+@pytest.mark.parametrize(
+    "snapshot, has",
+    [
+        ("10:20:10,15", True),
+        ("10:20:10", True),
+        ("30:30:", True),
+        ("10:30:10,15,20,29", True),
+        ("10:20:10,12,15", False),
+        ("10:30:10,12", False),
+        ("10:19:10,15", False),
+        ("9:9:", False),
+    ],
+)
+def test_whether_a_point_has_read_what_another_one_has(snapshot: str, *, has: bool) -> None:
+    other = PostgresPoint(system="1", timeline="2", snapshot="10:20:10,15")
+    assert evolve(other, snapshot=snapshot).has_read(other) is has
