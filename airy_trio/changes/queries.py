@@ -128,7 +128,7 @@ class Queries:
             self.text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
         )
         return _question(
-            f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608
+            f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608 - names quoted
             f"where {self._included}"
         )
 
@@ -145,7 +145,7 @@ class Queries:
         )
         if self._postgres:
             return _question(
-                f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608
+                f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608 - names quoted
                 f"cross join lateral ({newest}) newest"
             )
         return _question(

@@ -145,7 +145,7 @@ class SqliteFeed(LoggedFeed):
         try:
             await self._writing.write(self._put_back)
         except (DatabaseRefused, MappingError) as error:
-            logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400
+            logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400 - told
         else:
             logger.warning("triggers put back; what was written without them is not known", triggers=faults)
 

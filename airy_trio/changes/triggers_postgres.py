@@ -110,7 +110,7 @@ def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
     logged = ("key_1", "key_2", "old_1", "old_2")
     was = ", ".join(f"{_value('airy_row', column)} as {name}" for column, name in zip(columns, logged, strict=True))
     before, after = (
-        f"select {', '.join(_value('airy_row', key) for key in keys)} from {_source(keys, rows, 'airy_row')}"  # noqa: S608
+        f"select {', '.join(_value('airy_row', key) for key in keys)} from {_source(keys, rows, 'airy_row')}"  # noqa: S608 - names quoted
         for rows in (old, new)
     )
     gone = f"{before} except {after}"

@@ -13,7 +13,7 @@ import structlog
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
-from airy_trio.database import quote_identifier
+from airy_trio.database import cut, quote_identifier
 from airy_trio.log.store import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
@@ -111,8 +111,7 @@ class Bell:
         try:
             connection.exec_driver_sql(f"listen {quote_identifier(self.channel)}")
         except BaseException:
-            connection.invalidate()
-            connection.close()
+            cut(connection)
             raise
         self._connection = connection
 
@@ -120,5 +119,4 @@ class Bell:
         connection, self._connection = self._connection, None
         self._rings, self.heard = False, ""
         if connection is not None:
-            connection.invalidate()  # who got it from the pool would listen too
-            connection.close()
+            cut(connection)  # who got it from the pool would listen too

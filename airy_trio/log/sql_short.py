@@ -113,7 +113,7 @@ def _statement(names: Names, count: int) -> Statement:
     """The append of so many events. Postgres compares again where the state was changed by another transaction."""
     state, fence = names.quoted(STATE), f"{FENCE_CLASS}, to_regclass({quote_text(names.quoted(STATE))})::oid::int"
     sql = (
-        "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608
+        "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
         f"pg_try_advisory_xact_lock({fence}) as entered), "
         f"moved as (update {state} set last = $3::int8, resume_point = $4::text, "
         f"appended_at_ms = greatest(appended_at_ms, {NOW_MS}) "

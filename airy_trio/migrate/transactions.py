@@ -146,7 +146,7 @@ def _record(engine: sa.Engine, heading: str, record: list[str]) -> None:
         statement: str,
         parameters: Any,  # noqa: ANN401 - a row, or many
         _context: object,
-        many: bool,  # noqa: FBT001
+        many: bool,  # noqa: FBT001 - SQLAlchemy's
     ) -> None:
         if statement.split(None, 1)[0].lower() in _CHANGING:
             if heading != next((line for line in reversed(record) if line.startswith("-- ")), None):

@@ -147,7 +147,7 @@ class _Writer:
         what = self._random.random()
         if what < 0.4:  # noqa: PLR2004 - some of each
             return _changed(connection, self._scratch, f"contested {contested}")
-        if what < 0.9 or not self._own:  # noqa: PLR2004
+        if what < 0.9 or not self._own:  # noqa: PLR2004 - what is left is deletions
             self._made += 1
             return _changed(connection, self._scratch, f"own {self._number}-{self._made}")
         gone = self._own.pop(self._random.randrange(len(self._own)))  # for good, also where it is rolled back

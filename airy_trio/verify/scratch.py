@@ -92,8 +92,8 @@ class Place:
             f"insert into {table} (id, name, color) values (?, '1', 'red') "  # noqa: S608 - a name of ours
             "on conflict (id) do update set name = cast(cast(tags.name as integer) + 1 as text) returning name"
         )
-        self.delete = f"delete from {table} where id = ?"  # noqa: S608
-        self.everything = f"select id, name from {table}"  # noqa: S608
+        self.delete = f"delete from {table} where id = ?"  # noqa: S608 - names quoted
+        self.everything = f"select id, name from {table}"  # noqa: S608 - names quoted
 
     def connect(self, *, spared: bool = False) -> Connection:
         """See ``Scratch.connect``."""

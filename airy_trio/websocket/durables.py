@@ -58,7 +58,7 @@ class Durables:
         self._changed = trio.Event()
 
     def statistics(self) -> dict[str, int]:
-        """How many durable subscriptions are ``held``, and how many have acknowledgements still to be ``kept``."""
+        """How many durable subscriptions are ``held``, and how many have acknowledgements that are ``unwritten``."""
         return {"held": len(self._holds), "unwritten": len(self._released) + len(self._noted)}
 
     def admits(self, owner: str, name: str) -> bool:

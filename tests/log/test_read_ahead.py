@@ -1,3 +1,5 @@
+"""The next batch of a backlog is read while the last one is appended, and counts only where it is still the next."""
+
 import gc
 import weakref
 from collections.abc import Sequence
