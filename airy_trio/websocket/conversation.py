@@ -48,7 +48,7 @@ from airy_trio.websocket.wire import Wire
 
 logger = structlog.get_logger(__name__)
 
-PIECE_BYTES: Final = 1024
+PIECE_BYTES: Final = 512
 """Of a message, looked at in one turn: it can hold thousands of frames, which nobody has to wait for."""
 ACKS_PER_TURN: Final = 64
 """One acknowledgement can concern all subscriptions of the connection."""
