@@ -146,6 +146,7 @@ async def test_nothing_is_lost_whatever_dies(own_postgres: Postgres, tmp_path: P
     assert outcome.load["committed"] > 10 * LOAD_S
     assert outcome.load["cut"] > 0, "Postgres did not crash"
     assert outcome.torments["killed"] >= LOAD_S / 10
+    assert outcome.torments["terminated"] > 0
 
 
 @pytest.mark.slow
