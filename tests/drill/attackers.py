@@ -4,9 +4,8 @@
 
 Each connection chooses at random, again and again: requests that never end, garbage before and after the upgrade,
 floods of CONNECT, guesses of tokens, clients that vanish, reset or stay half-open, frames without an end, pings and
-questions whose answers nobody reads, thousands of frames in one message, heart-beats without a pause, subscribers that
-read nothing. They come from loopback addresses of their own. It says on stdout that it has begun, and at its end, as
-JSON, how often each was done.
+questions whose answers nobody reads, heart-beats without a pause, subscribers that read nothing. They come from
+loopback addresses of their own. It says on stdout that it has begun, and at its end, as JSON, how often each was done.
 Bounded: a connection waits between two attacks.
 """
 
@@ -39,7 +38,6 @@ EMPTY: Final = frame(CONTINUATION, b"", fin=False) * 100
 PINGS: Final = frame(PING, b"p" * 125) * 100
 HEART_BEATS: Final = frame(TEXT, b"\n") * 2000
 ASKED: Final = frame(TEXT, b"UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * 50) * 20
-MANY_IN_ONE: Final = frame(TEXT, b"ACK\nid:1\n\n\x00" * 5000)
 CONNECTS: Final = frame(TEXT, CONNECT) * 20
 SUBSCRIBE: Final = b"SUBSCRIBE\nid:%d\ndestination:/events\nreplay:all\n\n\x00"
 
@@ -133,13 +131,6 @@ async def heart_beats_without_end(stream: trio.SocketStream, _chance: random.Ran
     await stream.send_all(HEART_BEATS)
 
 
-async def many_frames_in_one_message(stream: trio.SocketStream, chance: random.Random) -> None:
-    await subscribed(stream)
-    for _ in range(chance.randrange(1, 5)):
-        await stream.send_all(MANY_IN_ONE)
-    await trio.sleep(chance.uniform(0, STAY_MAX_S))
-
-
 async def questions_whose_answers_nobody_reads(stream: trio.SocketStream, chance: random.Random) -> None:
     await subscribed(stream)
     with trio.move_on_after(chance.uniform(0, STAY_MAX_S)):
@@ -171,7 +162,6 @@ ATTACKS: Final[tuple[Attack, ...]] = (
     message_that_is_too_large,
     pings_whose_answers_nobody_reads,
     heart_beats_without_end,
-    many_frames_in_one_message,
     questions_whose_answers_nobody_reads,
     reader_of_nothing,
     forger,

