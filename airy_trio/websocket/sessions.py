@@ -147,9 +147,9 @@ class Sessions:
                 session.client.dismiss(SHUTTING_DOWN)
             try:
                 await session.run()
-            finally:
+            finally:  # also of who is cut off as the server ends
                 self._count(session)
-            session.tell_end()
+                session.tell_end()
         except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
             with trio.move_on_after(HANG_UP_S, shield=True):
                 await cut(outlet, session="")

@@ -23,9 +23,9 @@ from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
 from airy_trio.websocket.outlet_stream import StreamOutlet
+from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, open_log, serving
 
-PLACE = "/events/channel/ch9"
 AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 AWAITS_MIN = 20
 """Fewer would mean that a client did not get far."""
@@ -99,22 +99,8 @@ class Nursery:
 
 
 async def behave(client: StompClient) -> None:
-    """All that a client does in its life."""
-    await client.upgrade()
-    await client.connect(headers=[("heart-beat", "1000,1000"), ("passcode", "s3cret")])
-    durable = [("replay", "all"), ("ack", "client"), ("prefetch-count", "2"), ("durable", "d")]
-    await client.subscribe(PLACE, headers=durable)
-    message = await client.receive()
-    await client.acknowledge(message)
-    await client.ping()
-    await trio.sleep(1.5)
-    await client.send_text("\n")
-    await client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "u"))))
-    while (await client.receive()).get("receipt-id") != "u":
-        pass
-    await client.subscribe(PLACE, headers=[("last-event-id", str(message.get("message-id")))])
-    await client.receive()
-    await client.disconnect()
+    """See ``live``."""
+    await live(client, credentials=[("passcode", "s3cret")], durable=[("durable", "d")])
 
 
 async def guess(client: StompClient) -> None:

@@ -16,13 +16,13 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoredEvent
 from airy_trio.log.tail import View
-from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.wire import StalledError
+from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, serving
 
 
@@ -42,7 +42,6 @@ def test_what_an_exception_means(fault: Exception, farewell: Farewell, *, logged
     assert bool(logs) is logged
 
 
-PLACE: Final = "/events/channel/ch9"
 EXPECTED: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 """What a peer does to its connection is no fault of ours, and nothing is logged of it but its end."""
 
@@ -134,21 +133,7 @@ async def use(client: StompClient) -> None:
     """All that a client does in its life, as far as it gets."""
     async with client:
         try:
-            await client.upgrade()
-            await client.connect(headers=[("heart-beat", "1000,1000")])
-            await client.subscribe(PLACE, headers=[("replay", "all"), ("ack", "client"), ("prefetch-count", "2")])
-            message = await client.receive()
-            await client.acknowledge(message)
-            await client.ping()
-            await trio.sleep(1.5)
-            await client.send_text("\n")
-            await client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "u"))))
-            while (await client.receive()).get("receipt-id") != "u":
-                pass
-            await client.subscribe(PLACE, headers=[("last-event-id", str(message.get("message-id")))])
-            await client.receive()
-            await client.subscribe(PLACE, subscription="1")
-            await client.disconnect()
+            await live(client)
         except (Closed, Rejected, trio.BrokenResourceError):
             return
 

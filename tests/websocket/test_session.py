@@ -313,6 +313,19 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
     ]  # fmt: skip
 
 
+async def test_a_connection_that_is_cut_off_as_the_server_ends_is_logged_as_closed(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    with capture_logs() as said:
+        async with trio.open_nursery() as connections:
+            connections.start_soon(server.sessions.serve, connections, StreamOutlet(ours))
+            await trio.testing.wait_all_tasks_blocked()
+            connections.cancel_scope.cancel()
+    assert [line["event"] for line in said] == ["connection opened", "connection closed"]
+    await theirs.aclose()
+
+
 async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
     server: Server, autojump_clock: MockClock
 ) -> None:

@@ -13,7 +13,7 @@ from airy_trio.websocket.conversation import PIECE_BYTES
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
-from tests.websocket.rig import rigged
+from tests.websocket.rig import Rig, rigged
 from tests.websocket.serving import open_log, serving
 
 
@@ -158,15 +158,21 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
 
 
+def counted_turns(rig: Rig) -> Counter[str]:
+    """How often the conversation has ``taken`` a turn, each of which comes at once."""
+    turns = Counter[str]()
+
+    async def turn() -> None:
+        turns["taken"] += 1
+        await trio.lowlevel.checkpoint()
+
+    rig.conversation.turn = turn
+    return turns
+
+
 async def test_a_message_is_looked_at_piece_by_piece() -> None:
     async with rigged(await open_log(), MemoryOutlet()) as rig:
-        turns = Counter[str]()
-
-        async def turn() -> None:
-            turns["taken"] += 1
-            await trio.lowlevel.checkpoint()
-
-        rig.conversation.turn = turn
+        turns = counted_turns(rig)
         message = "ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
         assert await rig.conversation.hear(message) is None
         assert turns["taken"] == (len(message) - 1) // PIECE_BYTES
@@ -178,13 +184,7 @@ async def test_a_message_is_looked_at_piece_by_piece() -> None:
 
 async def test_who_subscribes_without_a_receipt_waits_for_its_turn_as_well() -> None:
     async with rigged(await open_log(), MemoryOutlet()) as rig:
-        turns = Counter[str]()
-
-        async def turn() -> None:
-            turns["taken"] += 1
-            await trio.lowlevel.checkpoint()
-
-        rig.conversation.turn = turn
+        turns = counted_turns(rig)
         await rig.conversation.hear("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
         assert turns["taken"] == 5
 
