@@ -6,6 +6,7 @@ request tells it. Nothing is written or closed here.
 """
 
 from collections import Counter
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Final
 
@@ -17,6 +18,7 @@ from airy_trio.options import at_least, matching
 from airy_trio.websocket.addresses import Address, Proxies, address_of, check_networks, counted
 from airy_trio.websocket.origins import Console, OriginRules, check_hosts, check_origins
 from airy_trio.websocket.request import RefusedError, Request, Upgrade
+from airy_trio.websocket.turnstile import Turnstile
 
 logger = structlog.get_logger(__name__)
 
@@ -50,7 +52,8 @@ class AdmissionOptions:
 class Admission:
     """The connections of one process, by address."""
 
-    def __init__(self, options: AdmissionOptions, console: Console | None = None) -> None:
+    def __init__(self, options: AdmissionOptions, turnstile: Turnstile, console: Console | None = None) -> None:
+        self.turnstile = turnstile
         self._options = options
         self._proxies = Proxies(options.trusted_proxies)
         self._rules = OriginRules(
@@ -142,6 +145,10 @@ class Visitor:
     def examine(self, request: Request, upgrade: Upgrade) -> None:
         """See ``Admission.examine``."""
         self.admission.examine(self, request, upgrade)
+
+    def turn(self) -> Awaitable[None]:
+        """Wait at the turnstile, among those from its address; among those of its proxy until the request was read."""
+        return self.admission.turnstile.enter(self.counted_as or self.peer)
 
     def leave(self) -> None:
         """See ``Admission.leave``. To be called once."""

@@ -6,6 +6,7 @@ file descriptors pauses accepting, it does not end it.
 
 import errno
 import socket
+from functools import partial
 from typing import Final
 
 import structlog
@@ -21,6 +22,7 @@ from airy_trio.websocket.outlet_tls import Encryption, TlsOutlet
 from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.session import SessionOptions
 from airy_trio.websocket.sessions import Sessions
+from airy_trio.websocket.turnstile import Turn
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX
 
 logger = structlog.get_logger(__name__)
@@ -32,6 +34,8 @@ WORKERS_MAX: Final = 256
 EXHAUSTED_PAUSE_S: Final = 0.1
 TURNING_AWAY_MAX: Final = 256
 """Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
+_TURNED_AWAY: Final = "turned away"
+"""Who all of them are at the turnstile: together they get what one address gets."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -81,14 +85,15 @@ async def accept(
     listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None = None
 ) -> None:
     """Start a session in ``connections`` for everybody who connects, for ever; over TLS where there is encryption."""
-    reception = _Reception(sessions, connections, loopback=is_loopback(str(listening.getsockname()[0])))
+    loopback = is_loopback(str(listening.getsockname()[0]))
+    reception = _Reception(sessions, connections, encryption, loopback=loopback)
     while True:
         await trio.lowlevel.wait_readable(listening)
-        if not _accept_some(listening, reception, encryption):
+        if not _accept_some(listening, reception):
             await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
-def _accept_some(listening: socket.socket, reception: "_Reception", encryption: Encryption | None) -> bool:
+def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
     """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; False where the process or the machine is out of something."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
@@ -102,13 +107,11 @@ def _accept_some(listening: socket.socket, reception: "_Reception", encryption: 
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:
-            outlet: Outlet = SocketOutlet(sock)
+            outlet = SocketOutlet(sock)
         except OSError as error:  # reset meanwhile; some systems say so here
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
-        if encryption is not None:
-            outlet = TlsOutlet(outlet, encryption.context, reception.turn)
         reception.receive(outlet, str(address[0]))
     return True
 
@@ -116,23 +119,30 @@ def _accept_some(listening: socket.socket, reception: "_Reception", encryption: 
 class _Reception:
     """Starts a session for who is let in, and tells the others that there are too many."""
 
-    def __init__(self, sessions: Sessions, connections: trio.Nursery, *, loopback: bool) -> None:
+    def __init__(
+        self, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None, *, loopback: bool
+    ) -> None:
         self._sessions = sessions
         self._connections = connections
+        self._encryption = encryption
         self._loopback = loopback
         self._turning_away = 0
-        self.turn = sessions.turnstile.enter
 
-    def receive(self, outlet: Outlet, peer: str) -> None:
+    def receive(self, outlet: SocketOutlet, peer: str) -> None:
         """Take over the outlet of somebody who has connected."""
         try:
             visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
         except RefusedError as refused:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= TURNING_AWAY_MAX else b""
-            self._connections.start_soon(self._turn_away, outlet, answer)
+            turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
+            self._connections.start_soon(self._turn_away, self._encrypted(outlet, turn), answer)
         else:
-            self._connections.start_soon(self._sessions.serve, self._connections, outlet, visitor)
+            encrypted = self._encrypted(outlet, visitor.turn)
+            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor)
+
+    def _encrypted(self, outlet: SocketOutlet, turn: Turn) -> Outlet:
+        return outlet if self._encryption is None else TlsOutlet(outlet, self._encryption.context, turn)
 
     async def _turn_away(self, outlet: Outlet, answer: bytes) -> None:
         """Write an answer and close; what the peer has sent is read first, or the kernel would take the answer back."""

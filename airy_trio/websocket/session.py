@@ -100,7 +100,8 @@ class Session:
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.address = None if visitor is None else visitor.name
         logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
-        client.wire = Wire(outlet, send_timeout_s=shared.options.send_timeout_s, turnstile=shared.turnstile)
+        turn = shared.turnstile.enter if visitor is None else visitor.turn
+        client.wire = Wire(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
             client,
             client.wire,
@@ -111,6 +112,7 @@ class Session:
             fanout=shared.fanout,
             durables=shared.durables,
         )
+        self.conversation.turn = turn
         self._shared = shared
         self._tasks = Tasks(connections, client)
         self._outlet = outlet
@@ -122,7 +124,7 @@ class Session:
         orderly = False
         try:
             ws = await self._meet()
-            await self._shared.turnstile.enter()  # many may be cut at once
+            await self.conversation.turn()  # many may be cut at once
             self._release()
             orderly = await say_goodbye(client, client.wire, ws)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
@@ -193,13 +195,13 @@ class Session:
         return ws
 
     async def _converse(self, inbox: Inbox) -> Farewell:
-        client, conversation, enter = self.client, self.conversation, self._shared.turnstile.enter
-        conversation.pause, conversation.turn = inbox.listen, enter
+        client, conversation = self.client, self.conversation
+        conversation.pause = inbox.listen
         try:
             while True:
                 message = await inbox.next()
                 client.occupied = True  # from now on, to the end of ``hear``: it is we who do not listen
-                await enter()
+                await conversation.turn()
                 farewell = await conversation.hear(message)
                 if farewell is not None:
                     return farewell

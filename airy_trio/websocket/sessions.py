@@ -60,14 +60,14 @@ class Sessions:
         server: str,
         console: Console | None = None,
     ) -> None:
-        self.admission = Admission(options, console)
+        self.turnstile = Turnstile()
+        self.admission = Admission(options, self.turnstile, console)
         self._authenticator = authenticator
         self._runs = runs = Runs(eventlog)
         self._senders = senders = Senders(eventlog, runs)
         self._fanout = FanOut(eventlog, runs, senders)
         self.wheel = Wheel(senders)
         self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
-        self.turnstile = Turnstile()
         self._counts: Counter[str] = Counter()
         self._shared = Shared(
             eventlog=eventlog,

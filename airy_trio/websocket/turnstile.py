@@ -3,10 +3,14 @@
 The event loop runs, in each of its turns, everybody who can go on. A crowd that asks much at once, or that was not
 listened to for a moment, would make one turn as long as all that it asks, and an event takes several turns from the
 database to a client. So who has read something from a client enters here before it is looked at: a bounded number in
-each turn, the others in theirs, first come first served; so does who has met its end. Events and heart-beats do not
-come by.
+each turn, the others in theirs; so does who has met its end. Events and heart-beats do not come by.
+
+Who waits stands in the queue of its address, first come first served, and one of each queue is let through in its turn:
+ten thousand connections from one address wait for each other, and somebody from another only for one of them.
 """
 
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -14,31 +18,40 @@ import trio
 ENTRIES_PER_TURN: Final = 16
 """Of some 0.1 to 0.5 ms each."""
 
+Turn = Callable[[], Awaitable[object]]
+"""How somebody waits for its turn: ``Turnstile.enter``, for its address."""
+
 
 class Turnstile:
     """``run`` is its task. Where that has ended it stands open, so that sessions end as they would."""
 
     def __init__(self) -> None:
         self._left = ENTRIES_PER_TURN
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._queues: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the next one's first
         self._called = trio.Event()
         self._open = False
         self._waited = 0
 
     def statistics(self) -> dict[str, int]:
         """How many are ``waiting`` now; how many have ``waited`` longer than for the next turn, since the start."""
-        return {"waiting": len(self._waiting), "waited": self._waited}
+        return {"waiting": sum(map(len, self._queues.values())), "waited": self._waited}
 
-    async def enter(self) -> None:
-        """Return in a turn in which there is room; at once, without a checkpoint, where that is this one."""
+    async def enter(self, address: str = "") -> None:
+        """Return in a turn in which there is room; at once, without a checkpoint, where that is this one.
+
+        ``address``: whose turn it is, as connections are counted (``addresses.counted``).
+        """
         if self._open:
             return
         if self._left:
             self._left -= 1
             return
         self._called.set()
-        self._waited += len(self._waiting) >= ENTRIES_PER_TURN  # without a crowd there is room in the next turn
-        await self._waiting.park()
+        queue = self._queues.get(address)
+        if queue is None:
+            queue = self._queues[address] = trio.lowlevel.ParkingLot()
+        self._waited += (len(queue) + 1) * len(self._queues) > ENTRIES_PER_TURN  # all before it, if all are as long
+        await queue.park()
 
     async def run(self) -> None:
         """Let through who waits, turn by turn, for ever."""
@@ -46,10 +59,22 @@ class Turnstile:
             while True:
                 await self._called.wait()
                 self._called = trio.Event()
-                self._left = ENTRIES_PER_TURN - len(self._waiting.unpark(count=ENTRIES_PER_TURN))
-                while self._waiting:
+                self._let_through()
+                while self._queues:
                     await trio.lowlevel.checkpoint()
-                    self._left = ENTRIES_PER_TURN - len(self._waiting.unpark(count=ENTRIES_PER_TURN))
+                    self._let_through()
         finally:
             self._open = True
-            self._waiting.unpark_all()
+            for queue in self._queues.values():
+                queue.unpark_all()
+            self._queues.clear()
+
+    def _let_through(self) -> None:
+        """Begin a turn: one of each queue goes on, queue by queue, until there is no room or nobody waits."""
+        left = ENTRIES_PER_TURN
+        while left and self._queues:
+            address, queue = self._queues.popitem(last=False)
+            left -= len(queue.unpark())  # none where all have given up
+            if queue:
+                self._queues[address] = queue
+        self._left = left

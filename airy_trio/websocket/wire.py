@@ -11,7 +11,7 @@ import trio
 from airy_trio.websocket.fragments import Fragments
 from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
 from airy_trio.websocket.outlet import Outlet
-from airy_trio.websocket.turnstile import Turnstile
+from airy_trio.websocket.turnstile import Turn
 
 RECEIVE_BYTES_MAX: Final = 4096
 CONTROLS_PER_S: Final = 20
@@ -32,7 +32,7 @@ class Wire(trio.abc.Stream):
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
-    ``deserted``: nothing more can come. ``turnstile``: what has come goes by it, where there is one.
+    ``deserted``: nothing more can come. ``turn``: how what has come waits at the turnstile, if it does.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
@@ -44,7 +44,7 @@ class Wire(trio.abc.Stream):
         "_lock",
         "_put_back",
         "_send_timeout_s",
-        "_turnstile",
+        "_turn",
         "closing",
         "deserted",
         "flooded",
@@ -55,7 +55,7 @@ class Wire(trio.abc.Stream):
         "written_at",
     )
 
-    def __init__(self, outlet: Outlet, *, send_timeout_s: float, turnstile: Turnstile | None = None) -> None:
+    def __init__(self, outlet: Outlet, *, send_timeout_s: float, turn: Turn | None = None) -> None:
         self.outlet = outlet
         self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
         self.closing = False
@@ -66,7 +66,7 @@ class Wire(trio.abc.Stream):
         self.oversized = False
         self.read_at = self.written_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
-        self._turnstile = turnstile
+        self._turn = turn
         self._put_back = b""
         self._bytes_left: int | None = None
         self._controls_at = 0.0
@@ -178,9 +178,9 @@ class Wire(trio.abc.Stream):
             self._desert()
         if fault is None and self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
-        if self._turnstile is not None:
+        if self._turn is not None:
             self.read_at = trio.current_time() + TURN_PATIENCE_S  # it is we who do not listen meanwhile
-            await self._turnstile.enter()
+            await self._turn()
         if fault is not None:
             raise fault
         self.read_at = trio.current_time()

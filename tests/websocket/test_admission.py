@@ -14,6 +14,7 @@ from airy_trio.websocket import listener
 from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.request import RefusedError
+from airy_trio.websocket.turnstile import Turnstile
 from tests.websocket.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
@@ -196,7 +197,7 @@ async def test_who_is_refused_leaves_no_place_behind() -> None:
 
 def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> None:
     async def flood() -> None:
-        admission = Admission(AdmissionOptions(connections_max=1))
+        admission = Admission(AdmissionOptions(connections_max=1), Turnstile())
         admission.arrive("192.0.2.1", loopback=False)
         for _ in range(100):
             with pytest.raises(RefusedError):

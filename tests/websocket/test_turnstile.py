@@ -102,6 +102,49 @@ async def test_who_gives_up_takes_nobodys_place() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_of_them() -> None:
+    turnstile = Turnstile()
+    crowds, each = 2 * ENTRIES_PER_TURN, 100
+    entered: list[str] = []
+
+    async def enter(address: str) -> None:
+        await turnstile.enter(address)
+        entered.append(address)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(crowds * each):
+            nursery.start_soon(enter, f"crowd {number % crowds}")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(enter, "newcomer")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_TURN  # of 3200
+        assert Counter(entered) == {f"crowd {number}": each for number in range(crowds)} | {"newcomer": 1}
+        assert turnstile.statistics()["waiting"] == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no_place() -> None:
+    turnstile = Turnstile()
+    for _ in range(ENTRIES_PER_TURN):
+        await turnstile.enter()
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as impatient:
+            for number in range(10 * ENTRIES_PER_TURN):
+                impatient.start_soon(turnstile.enter, f"gone {number}")
+            await trio.testing.wait_all_tasks_blocked()
+            impatient.cancel_scope.cancel()
+        assert turnstile.statistics()["waiting"] == 0
+        nursery.start_soon(turnstile.run)
+        with trio.fail_after(5):
+            for _ in range(2 * ENTRIES_PER_TURN):
+                await turnstile.enter("patient")
+        await trio.testing.wait_all_tasks_blocked()
+        assert turnstile.statistics()["waiting"] == 0
+        nursery.cancel_scope.cancel()
+
+
 async def test_it_stands_open_once_nobody_turns_it() -> None:
     turnstile = Turnstile()
     async with trio.open_nursery() as nursery:
@@ -158,6 +201,29 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
 
 
+async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    addresses: list[str] = []
+    enter = Turnstile.enter
+
+    async def noted(turnstile: Turnstile, address: str = "") -> None:
+        addresses.append(address)
+        await enter(turnstile, address)
+
+    monkeypatch.setattr(Turnstile, "enter", noted)
+    async with serving(options=ListenerOptions(port=0, trusted_proxies=["127.0.0.1"])) as server:
+        client = await server.dial_raw()
+        await client.upgrade(headers=(("X-Forwarded-For", "192.0.2.7"),))
+        await client.connect()
+        await client.subscribe()
+        before, after = addresses.index("192.0.2.7"), addresses[addresses.index("192.0.2.7") :]
+        assert set(addresses[:before]) == {"127.0.0.1"}
+        assert set(after) == {"192.0.2.7"}
+        assert len(after) >= 3
+        await client.stream.aclose()
+
+
 def counted_turns(rig: Rig) -> Counter[str]:
     """How often the conversation has ``taken`` a turn, each of which comes at once."""
     turns = Counter[str]()
@@ -194,7 +260,7 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
 ) -> None:
     delays_s: list[float] = []
 
-    async def enter(_turnstile: Turnstile) -> None:
+    async def enter(_turnstile: Turnstile, _address: str = "") -> None:
         await trio.sleep(delays_s.pop(0) if delays_s else 0)
 
     monkeypatch.setattr(Turnstile, "enter", enter)

@@ -123,7 +123,7 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
 
 async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
     turnstile, outlet = Turnstile(), MemoryOutlet()
-    wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S, turnstile=turnstile)
+    wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S, turn=turnstile.enter)
     for _ in range(ENTRIES_PER_TURN):
         await turnstile.enter()
     outlet.feed(b"hello")
