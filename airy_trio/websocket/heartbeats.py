@@ -57,7 +57,7 @@ class Pulse:
             self.client.dismiss(TOKEN_EXPIRED)
             return True
         if now >= self.silent_at:
-            if not self.client.occupied:
+            if not (self.client.occupied or self.wire.unheard):
                 self.client.dismiss(SILENT)
                 return True
             self.wire.read_at = now  # it is we who do not listen

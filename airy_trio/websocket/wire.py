@@ -17,8 +17,6 @@ RECEIVE_BYTES_MAX: Final = 4096
 CONTROLS_PER_S: Final = 20
 CONTROLS_BURST: Final = 100
 """Control frames of one client: beyond so many at once they are read at this rate. Clients send one in some seconds."""
-TURN_PATIENCE_S: Final = 60.0
-"""Who waits for its turn at the turnstile is not silent for so long; it takes seconds in the worst crowd."""
 _SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
 
 
@@ -32,7 +30,8 @@ class Wire(trio.abc.Stream):
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
-    ``deserted``: nothing more can come. ``turn``: how what has come waits at the turnstile, if it does.
+    ``deserted``: nothing more can come. ``unheard``: something has come, and waits for its ``turn``
+    at the turnstile, where there is one.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
@@ -52,6 +51,7 @@ class Wire(trio.abc.Stream):
         "oversized",
         "read_at",
         "stalled",
+        "unheard",
         "written_at",
     )
 
@@ -62,6 +62,7 @@ class Wire(trio.abc.Stream):
         self.stalled = False
         self.flooded = False
         self.deserted = False
+        self.unheard = False
         self._attending: trio.CancelScope | None = None
         self.oversized = False
         self.read_at = self.written_at = trio.current_time()
@@ -179,8 +180,9 @@ class Wire(trio.abc.Stream):
         if fault is None and self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
         if self._turn is not None:
-            self.read_at = trio.current_time() + TURN_PATIENCE_S  # it is we who do not listen meanwhile
+            self.unheard = True
             await self._turn()
+            self.unheard = False
         if fault is not None:
             raise fault
         self.read_at = trio.current_time()

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
@@ -17,6 +18,7 @@ from airy_trio.websocket.heartbeats import SLOT_S, Pulse, Wheel
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, State
+from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turn, Turnstile
 from airy_trio.websocket.wire import Wire
 from tests.websocket.serving import open_log
 
@@ -36,9 +38,11 @@ async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
         nursery.cancel_scope.cancel()
 
 
-def pulse(outlet: MemoryOutlet, *, outgoing_s: float | None = None, incoming_s: float | None = None) -> Pulse:
+def pulse(
+    outlet: MemoryOutlet, *, outgoing_s: float | None = None, incoming_s: float | None = None, turn: Turn | None = None
+) -> Pulse:
     client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=State.LIVE)
-    wire = Wire(outlet, send_timeout_s=10)
+    wire = Wire(outlet, send_timeout_s=10, turn=turn)
     return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
@@ -89,6 +93,29 @@ async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
     await trio.sleep(2.5 + 2 * SLOT_S)
     assert [*found, one.client.farewell] == [None, farewells.SILENT]
     assert wheel.statistics() == {"clients": 0, "slots": 0}
+
+
+async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
+    wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    turnstile, outlet = Turnstile(), MemoryOutlet()
+    one = pulse(outlet, incoming_s=1, turn=turnstile.enter)
+    for _ in range(ENTRIES_PER_TURN):
+        await turnstile.enter()
+    outlet.feed(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.wire.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        wheel.watch(one)
+        await trio.sleep(30)
+        assert one.client.farewell is None
+        nursery.start_soon(turnstile.run)
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
+        early = one.client.farewell
+        await trio.sleep(3 * SLOT_S)
+        assert (early, one.client.farewell) == (None, farewells.SILENT)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autojump_clock: MockClock) -> None:
