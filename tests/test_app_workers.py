@@ -1,4 +1,4 @@
-"""Several workers on one port, real processes: one is killed, or their parent is, or one cannot start."""
+"""Several workers on one port and who records for them, real processes: one is killed or hangs, or cannot start."""
 
 import itertools
 import os
@@ -14,10 +14,11 @@ import pytest
 import trio
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.app.workers import FAILURES_MAX, Worker, worker_of
+from airy_trio.app.workers import FAILURES_MAX, RECORDER, Worker, worker_of
 from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
 from airy_trio.testing.client import Closed, Rejected, StompClient
+from tests.admin.serving import Port
 from tests.application import Application
 from tests.e2e.route import HOST, Listening, configure, listening
 from tests.processes import AIRY_TRIO, Server, free_ports, json_object, run, running
@@ -51,14 +52,19 @@ async def later(server: Server, event: str, after: int, **facts: object) -> dict
     raise AssertionError
 
 
-def workers_with(server: Server, event: str) -> list[int]:
+def workers_with(server: Server, event: str) -> list[int | str]:
     said = [json_object(line) for line in server.err.all]
     return [record["worker"] for record in said if record.get("event") == event]
 
 
-async def pid_of(server: Server, number: int) -> int:
-    pid: int = (await server.record("worker started", worker=number))["pid"]
+async def pid_of(server: Server, name: int | str) -> int:
+    pid: int = (await server.record("worker started", worker=name))["pid"]
     return pid
+
+
+def newest_start(server: Server, name: int | str) -> dict[str, Any]:
+    starts = [json_object(line) for line in server.err.all]
+    return [start for start in starts if (start.get("event"), start.get("worker")) == ("worker started", name)][-1]
 
 
 async def come_from(server: Server, origin: str) -> None:
@@ -95,7 +101,7 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
             for client in clients:
                 await client.next()
             assert set(workers_with(server, "connection opened")) == {0, 1}
-            assert workers_with(server, "recording") == [0], "the others wait for the lease"
+            assert workers_with(server, "recording") == [RECORDER], "the workers wait for the lease"
             said = len(server.err.all)
             os.kill(await pid_of(server, 0), signal.SIGKILL)
             await later(server, "a worker has ended: it is started again", said, worker=0, exit_code=-signal.SIGKILL)
@@ -114,7 +120,58 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
                     await client.client.receive()
             assert await server.wait() == 0
     assert [line for line in server.err.all if not json_object(line)] == []
-    assert sorted(workers_with(server, "stopping")) == [0, 1]
+    assert set(workers_with(server, "stopping")) == {0, 1, RECORDER}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
+async def test_a_worker_records_while_the_process_that_records_is_away_and_leaves_it_to_it_afterwards(
+    database: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    application: Application = request.getfixturevalue(database)
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config_of(application, tmp_path)) as server, listening(server) as client:
+            application.tag("first")
+            await client.next()
+            for number in range(2):
+                said = len(server.err.all)
+                os.kill(newest_start(server, RECORDER)["pid"], signal.SIGKILL)
+                application.tag(f"while it is away {number}")
+                await client.next()
+                await later(server, "recording", said, worker=RECORDER)
+                application.tag(f"after {number}")
+                await client.next()
+            assert [event.offset for event in client.events] == [1, 2, 3, 4, 5]
+            records = workers_with(server, "recording")
+            left = workers_with(server, "recording is left to the process that does nothing else")
+            assert len(left) >= 2
+            assert {*left} <= {0, 1}
+            assert (records[0], records[-1], records.count(RECORDER)) == (RECORDER, RECORDER, 3)
+            assert [name for name in records if name != RECORDER] == left, "who has begun has left it"
+            assert workers_with(server, "connection closed") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+async def test_a_worker_records_while_the_process_that_records_is_frozen(
+    postgres_application: Application, tmp_path: Path
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with two_workers(config_of(postgres_application, tmp_path)) as server, listening(server) as client:
+            postgres_application.tag("first")
+            await client.next()
+            frozen, said = await pid_of(server, RECORDER), len(server.err.all)
+            os.kill(frozen, signal.SIGSTOP)
+            try:
+                postgres_application.tag("meanwhile")
+                await client.next()
+                assert (await later(server, "recording", said))["worker"] in {0, 1}
+            finally:
+                os.kill(frozen, signal.SIGCONT)
+            postgres_application.tag("after")
+            await client.next()
+            assert [event.offset for event in client.events] == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -126,26 +183,24 @@ async def test_no_worker_outlives_its_parent(sqlite_application: Application, tm
             await server.wait()  # its pipes end with the last of them
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(HOST, server.port)
-    assert sorted(workers_with(server, "the parent process is gone: stopping")) == [0, 1], "\n".join(
-        server.err.all[-5:]
-    )
+    gone = set(workers_with(server, "the parent process is gone: stopping"))
+    assert gone == {0, 1, RECORDER}, "\n".join(server.err.all[-5:])
 
 
 @pytest.mark.slow
 async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second_one_ends_all(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
-    port = free_ports(2)
+    port = free_ports(3)
     with trio.fail_after(TIMEOUT_S):
         async with two_workers(config_of(sqlite_application, tmp_path, admin_port=port)) as server:
-            for number in range(2):
-                assert (await server.record("admin port open", worker=number))["port"] == port + number
-                async with await trio.open_tcp_stream(HOST, port + number):
-                    pass
+            for number, name in enumerate((0, 1, RECORDER)):
+                assert (await server.record("admin port open", worker=name))["port"] == port + number
+                assert (await Port(port + number).ready())[0] == HTTPStatus.OK
                 for _ in range(CLIENTS):  # whichever worker the kernel gives them to, the page of each is known
                     await come_from(server, f"http://localhost:{port + number}")
             with pytest.raises(Rejected) as refused:
-                await come_from(server, f"http://localhost:{port + 2}")
+                await come_from(server, f"http://localhost:{port + 3}")
             assert refused.value.status == HTTPStatus.FORBIDDEN
             assert set(workers_with(server, "connection opened")) == {0, 1}
             server.process.send_signal(signal.SIGHUP)
@@ -164,14 +219,14 @@ async def test_sighup_to_a_worker_that_has_only_just_been_started_ends_nobody_an
     config = config_of(sqlite_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server:
-            for number in range(2):
-                await pid_of(server, number)  # its interpreter has yet to learn what to do with a signal
+            for name in (RECORDER, 0, 1):
+                await pid_of(server, name)  # its interpreter has yet to learn what to do with a signal
                 server.process.send_signal(signal.SIGHUP)
             for number in range(2):
                 await server.record("settings renewed", worker=number)
             server.process.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
-    assert len(workers_with(server, "worker started")) == 2
+    assert len(workers_with(server, "worker started")) == 3
 
 
 @pytest.mark.slow
@@ -186,7 +241,7 @@ async def test_a_port_that_is_taken_is_told_once(sqlite_application: Application
 
 @pytest.mark.slow
 async def test_a_first_start_that_fails_ends_all(sqlite_application: Application, tmp_path: Path) -> None:
-    port = free_ports(2)
+    port = free_ports(3)
     with socket.create_server((HOST, port + 1)):
         ended = await run("--config", str(config_of(sqlite_application, tmp_path, admin_port=port)))
     assert ended.code == 1
@@ -220,10 +275,11 @@ def test_a_worker_on_a_command_line() -> None:
 
 def test_what_a_worker_has_for_itself() -> None:
     settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
-    first, last = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (0, 3))
-    assert (first.listener.port, last.listener.port) == (7000, 7000)
-    assert (first.database.migrate, last.database.migrate) == (True, False)
-    assert (first.admin, last.admin) == (settings.admin, settings.admin), "which says where all of them are"
+    worker, recorder = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (3, 4))
+    assert (worker.listener.port, recorder.listener.port) == (7000, 7000)
+    assert (worker.database.migrate, recorder.database.migrate) == (False, True), "who records is the first to start"
+    assert (worker.log, recorder.log.tail_events) == (settings.log, 1)
+    assert (worker.admin, recorder.admin) == (settings.admin, settings.admin), "which says where all of them are"
 
 
 def test_the_admin_port_of_each_worker() -> None:

@@ -71,6 +71,10 @@ class Readiness:
         """Take note that clients can connect."""
         self._listener = Condition(well=True, reason="clients can connect")
 
+    def record_only(self) -> None:
+        """Take note that clients do not come here."""
+        self._listener = Condition(well=True, reason="this process records; the workers listen")
+
     def stop(self) -> None:
         """Take note that clients are sent away: nobody is to be sent here any more."""
         self._listener = Condition(well=False, reason="this server is being stopped")

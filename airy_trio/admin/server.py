@@ -41,7 +41,8 @@ class AdminOptions:
     """Where the admin port is, and what counts as ready (settings, ``[admin]``).
 
     ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready. ``websocket_url``: where
-    the console finds the port for clients; "": where the listener is. Worker n has ``port`` + n.
+    the console finds the port for clients; "": where the listener is. Worker n has ``port`` + n, and the process that
+    records beside several workers the next one.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
@@ -51,9 +52,9 @@ class AdminOptions:
         default="", validator=matching(WEBSOCKET_URL, '"ws://HOST:PORT/PATH" or "wss://HOST/PATH", or ""')
     )
 
-    def ports(self, workers: int) -> range:
-        """The admin port of each worker, by its number; empty where there is none."""
-        return range(self.port, self.port + workers if self.port else 0)
+    def ports(self, processes: int) -> range:
+        """The admin port of each process, by its number; empty where there is none."""
+        return range(self.port, self.port + processes if self.port else 0)
 
 
 async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.SocketListener]:

@@ -10,6 +10,7 @@ from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
 from airy_trio.app.back_ends import BackEnds
 from airy_trio.app.stores import OpenedStore
+from airy_trio.log.deference import Deference
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
@@ -23,7 +24,7 @@ from airy_trio.websocket.sessions import Sessions
 
 @frozen(kw_only=True)
 class Parts:
-    """The long-lived objects of one server."""
+    """The long-lived objects of one server. ``serves``: whether clients come to it; else it records only."""
 
     log: EventLog
     recorder: Recorder
@@ -33,6 +34,7 @@ class Parts:
     door: Door
     encryption: Encryption | None
     worker: int = 0
+    serves: bool = True
 
     def pages(self) -> Starlette:
         """What the admin port answers with."""
@@ -47,12 +49,14 @@ class Parts:
         return application(self.readiness.conditions, registry(sources), self.sessions.audience, pages)
 
 
-def make_parts(
+def make_parts(  # noqa: PLR0913 - all that is opened before them
     settings: Settings,
     back_ends: BackEnds,
     opened: OpenedStore,
     authenticator: Authenticator,
     encryption: Encryption | None,
+    *,
+    deference: Deference | None = None,
 ) -> Parts:
     """Make them; nothing is opened or started here."""
     log = EventLog(opened.store, settings.log)
@@ -62,7 +66,7 @@ def make_parts(
         events=settings.events,
         store=opened.words,
     )
-    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
+    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options, deference=deference)
     return Parts(
         log=log,
         recorder=recorder,
@@ -73,7 +77,7 @@ def make_parts(
             settings.replay,
             authenticator,
             server=f"airy-trio/{__version__}",
-            console=Console(settings.admin.host, settings.admin.ports(settings.listener.workers)),
+            console=Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
         ),
         readiness=Readiness(
             recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s

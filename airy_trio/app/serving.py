@@ -5,9 +5,9 @@
     serve()
       connections                  outer: sessions and their send tasks, with a deadline at shutdown; what acknowledges
                                    durable subscriptions, and the admin port, which tells of the shutdown, to the end
-      intake                       inner: recorder and who reads ahead for it, tail of the store, retention, fan-out,
-                                   wheel, accept loop, readiness, renewal; cancelled first at shutdown, and whatever
-                                   breaks in it ends the server loudly
+      intake                       inner: recorder and who reads ahead for it, tail of the store, retention, readiness;
+                                   in a process that serves: fan-out, wheel, accept loop, renewal. Cancelled first at
+                                   shutdown, and whatever breaks in it ends the server loudly
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from airy_trio.app.renewal import Renewal, open_encryption
 from airy_trio.app.stores import opened_store
 from airy_trio.database import DatabaseError
 from airy_trio.errors import SettingsError, told_error
+from airy_trio.log.deference import Deference
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.settings import Settings
@@ -62,12 +63,13 @@ async def run(
     *,
     reread: Callable[[], Settings] | None = None,
     worker: int | None = None,
+    deference: Deference | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
 
     ``companion`` runs beside the server once that listens; the server ends with it. ``reread``: how SIGHUP gets the
     settings anew (``renewal``); without it that signal, which a terminal sends when it is closed, ends too.
-    ``worker``: as in ``serve``. Raises ``AiryTrioError`` where the server cannot start or cannot go on.
+    ``worker``, ``deference``: as in ``serve``. Raises ``AiryTrioError`` where the server cannot start or cannot go on.
     """
     stopping, company = trio.Event(), trio.CancelScope()
     renewal = None if reread is None else Renewal(reread)
@@ -91,7 +93,7 @@ async def run(
                 signalled.start_soon(stop_when_told)
                 async with trio.open_nursery() as serving:
                     address = await serving.start(
-                        partial(serve, settings, stopping=stopping, renewal=renewal, worker=worker)
+                        partial(serve, settings, stopping=stopping, renewal=renewal, worker=worker, deference=deference)
                     )
                     listening = True
                     process.freeze()
@@ -104,25 +106,29 @@ async def run(
             raise told_error(group) from None
 
 
-async def serve(  # noqa: ASYNC128 - _serve says that it has started
+async def serve(  # noqa: ASYNC128, PLR0913 - _serve says that it has started; all that others may ask of it
     settings: Settings,
     *,
     stopping: trio.Event | None = None,
     renewal: Renewal | None = None,
     worker: int | None = None,
+    deference: Deference | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
 
     Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once. Asking
     ``renewal`` has credentials and certificate read again. ``worker``: which of ``[listener] workers`` it is, from 0,
-    with ``[admin] port`` + ``worker``; to be told where there are several, which only the command starts by itself.
+    with ``[admin] port`` + ``worker``; to be told where there are several, which only the command starts by itself. The
+    number after the last of them is of a process that records and does not listen. ``deference``: says whether this one
+    leaves recording to another.
 
     Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
     cannot go on.
     """
     if worker is None and settings.listener.workers > 1:
         raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process: say which"])
+    worker = 0 if worker is None else worker
     authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
     encryption = await open_encryption(settings.listener)
     if settings.database.migrate:
@@ -130,7 +136,8 @@ async def serve(  # noqa: ASYNC128 - _serve says that it has started
     back_ends = await open_back_ends(settings)
     try:
         async with opened_store(settings) as opened:
-            parts = evolve(make_parts(settings, back_ends, opened, authenticator, encryption), worker=worker or 0)
+            made = make_parts(settings, back_ends, opened, authenticator, encryption, deference=deference)
+            parts = evolve(made, worker=worker, serves=worker != settings.listener.recorder)
             await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
     except BaseExceptionGroup as group:
         raise told_error(group) from None
@@ -158,18 +165,20 @@ async def _serve(
                     await patiently(partial(intake.start, recorder.run), settings.database, "database.url")
                     intake.start_soon(log.follow)
                     intake.start_soon(parts.retention.run)
-                    intake.start_soon(sessions.fan_out)
-                    intake.start_soon(sessions.wheel.turn)
-                    intake.start_soon(sessions.follow_keys)
                     intake.start_soon(readiness.run)
                     ports = await admin.open_listeners(settings.admin, parts.worker)
                     connections.start_soon(admin.serve, ports, parts.pages())
-                    listening = sockets.enter_context(await open_listening_socket(settings.listener))
-                    intake.start_soon(accept, listening, sessions, connections, parts.encryption)
-                    if renewal is not None:
-                        intake.start_soon(renewal.run, settings, sessions, parts.encryption)
-                    readiness.listen()
-                    status.started(_address(listening, settings, parts))
+                    if parts.serves:
+                        intake.start_soon(sessions.fan_out)
+                        intake.start_soon(sessions.wheel.turn)
+                        intake.start_soon(sessions.follow_keys)
+                        listening = sockets.enter_context(await open_listening_socket(settings.listener))
+                        intake.start_soon(accept, listening, sessions, connections, parts.encryption)
+                        if renewal is not None:
+                            intake.start_soon(renewal.run, settings, sessions, parts.encryption)
+                        status.started(_listening_at(listening, settings, parts))
+                    else:
+                        status.started(_recording_for(settings, parts))
                     await stopping.wait()
                     readiness.stop()  # first: who sends us traffic learns it before anybody is sent away
                     intake.cancel_scope.cancel()
@@ -196,10 +205,18 @@ async def _disown_what_was_replaced(recorder: Recorder, broken: ExceptionGroup[E
             logger.warning("the next start cannot be told that the event log was replaced", reason=str(error))
 
 
-def _address(listening: socket.socket, settings: Settings, parts: Parts) -> Address:
+def _recording_for(settings: Settings, parts: Parts) -> Address:
+    """Where the workers listen for which this process records."""
+    parts.readiness.record_only()
+    options = settings.listener
+    return Address(host=options.host, port=options.port, path=options.path, tls=parts.encryption is not None)
+
+
+def _listening_at(listening: socket.socket, settings: Settings, parts: Parts) -> Address:
     """Where the server listens now; it is told in the log too."""
     host, port = listening.getsockname()[:2]
     parts.door.opened(host, port)
+    parts.readiness.listen()
     address = Address(host=host, port=port, path=settings.listener.path, tls=parts.encryption is not None)
     logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
     return address

@@ -1,9 +1,12 @@
 """Several server processes on one port, from one command: the parent starts them, passes signals on, ends with them.
 
 The parent serves nobody and opens neither database nor store. Each worker is a whole server that listens on the same
-port (SO_REUSEPORT); Linux spreads connections over them, macOS gives most of them to one. They share the event store,
-where one of them has the lease and records. Between parent and worker is a socket pair: the worker says on it that it
-listens, and sees in it that the parent is gone, however that ended; then it ends too.
+port (SO_REUSEPORT); Linux spreads connections over them, macOS gives most of them to one. They share the event store.
+One process more records and serves nobody, since recording would cost the clients of its interpreter most of their
+rate; it has the number after the workers'. While it is away a worker has the lease.
+
+Between parent and worker is a socket pair: the worker says on it that it listens, is told on it whether the process
+that records is there, and sees in it that the parent is gone, however that ended; then it ends too.
 
 A worker that dies is started again, after a pause that doubles while it does not come to listen. The command ends with
 a worker's exit code where its first start fails, and with 1 where one has failed ``FAILURES_MAX`` times in a row while
@@ -15,7 +18,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +28,7 @@ from attrs import evolve, frozen
 
 from airy_trio.app.serving import Address
 from airy_trio.errors import SettingsError
+from airy_trio.log.deference import Deference
 from airy_trio.settings import Settings
 from airy_trio.websocket.listener import ListenerOptions, open_listening_socket
 
@@ -36,7 +40,11 @@ PAUSE_MAX_S: Final = 10.0
 FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 15.0
 """Beyond ``drain_s``: a worker that has not ended by then is killed."""
+RECORDER: Final = "recorder"
+"""What logs call the process that records, where they have the number of a worker."""
 _LISTENING: Final = b"."
+_RECORDED: Final = b"+"
+_UNRECORDED: Final = b"-"
 
 
 @frozen(kw_only=True)
@@ -60,22 +68,28 @@ class Worker:
         return cls(number=number, port=port, descriptor=descriptor)
 
     def settings(self, settings: Settings) -> Settings:
-        """The settings of this worker: the shared port; only the first migrates."""
+        """The settings of this worker: the shared port; only who records migrates, and needs no tail for anybody."""
+        records = self.number == settings.listener.recorder
         return evolve(
             settings,
             listener=evolve(settings.listener, port=self.port),
-            database=evolve(settings.database, migrate=settings.database.migrate and self.number == 0),
+            database=evolve(settings.database, migrate=settings.database.migrate and records),
+            log=evolve(settings.log, tail_events=1) if records else settings.log,
         )
 
-    def parent(self) -> Callable[[Address], Awaitable[None]]:
-        """What runs beside the server: it tells the parent that it listens, and returns when the parent is gone."""
+    def parent(self, deference: Deference) -> Callable[[Address], Awaitable[None]]:
+        """What runs beside the server: it tells the parent that it listens, and returns when the parent is gone.
+
+        What it hears of the process that records it tells ``deference``.
+        """
         ours = socket.socket(fileno=self.descriptor)
 
         async def stay(_address: Address) -> None:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
                 try:
                     await stream.send_all(_LISTENING)
-                    await stream.receive_some(1)
+                    while word := await stream.receive_some(1):
+                        (deference.ask if word == _RECORDED else deference.withdraw)()
                 except trio.BrokenResourceError:
                     pass  # it went while this server started
             logger.warning("the parent process is gone: stopping")
@@ -98,10 +112,12 @@ class Workers:
         self._listener = settings.listener
         self._config = config
         self._port = port
+        self._recorder = settings.listener.workers
         self._processes: dict[int, trio.Process] = {}
+        self._ends: dict[int, socket.socket] = {}
         self._listening: set[int] = set()
         self._reread: set[int] = set()  # of those that do not listen yet: to be told SIGHUP when they do
-        self._first = trio.Event()  # the first worker listens, or never will
+        self._first = trio.Event()  # the first process has started, or never will
         self._stopping = trio.Event()
         self._code = 0
 
@@ -111,9 +127,9 @@ class Workers:
             signalled.start_soon(self._pass_on, signals)
             signalled.start_soon(self._kill_who_does_not_end)
             async with trio.open_nursery() as living:
-                living.start_soon(self._live, 0)
+                living.start_soon(self._live, self._recorder)
                 await self._first.wait()
-                for number in range(1, self._listener.workers):
+                for number in range(self._listener.workers):
                     living.start_soon(self._live, number)
             signalled.cancel_scope.cancel()
         logger.info("stopped", exit_code=self._code)
@@ -128,13 +144,15 @@ class Workers:
                 self._code = self._code or int(code > 0)
                 break
             failures = 0 if listened else failures + 1
-            if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening)):
-                logger.error("a worker cannot start: stopping", worker=number, exit_code=code)
+            if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
+                logger.error("a worker cannot start: stopping", worker=self._name(number), exit_code=code)
                 self._stop(code if code > 0 else 1)
                 break
             lives += 1
             pause_s = min(PAUSE_S * 2**failures, PAUSE_MAX_S)
-            logger.error("a worker has ended: it is started again", worker=number, exit_code=code, pause_s=pause_s)
+            logger.error(
+                "a worker has ended: it is started again", worker=self._name(number), exit_code=code, pause_s=pause_s
+            )
             with trio.move_on_after(pause_s):
                 await self._stopping.wait()
         self._first.set()
@@ -145,27 +163,54 @@ class Workers:
         async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
             with theirs:
                 process = await self._start(Worker(number=number, port=self._port, descriptor=theirs.fileno()))
-            self._processes[number] = process
+            self._processes[number], self._ends[number] = process, ours
+            self._tell_who_records(number)
             try:
-                logger.info("worker started", worker=number, pid=process.pid)
+                logger.info("worker started", worker=self._name(number), pid=process.pid)
                 if self._stopping.is_set():
                     process.send_signal(signal.SIGTERM)  # it was told to the others while this one was being started
                 listened = await _heard(stream)
                 if listened:
-                    self._listening.add(number)
-                    self._first.set()
-                    if number in self._reread:
-                        process.send_signal(signal.SIGHUP)
-                    if len(self._listening) == self._listener.workers:
-                        logger.info("all workers listen", workers=self._listener.workers, port=self._port)
+                    self._came(number)
                     await _heard(stream)
+                    self._went(number)
                 return listened, await process.wait()
             finally:
-                self._listening.discard(number)
-                self._reread.discard(number)
-                del self._processes[number]
+                self._went(number)
+                del self._processes[number], self._ends[number]
                 if process.returncode is None:
                     process.kill()
+
+    def _came(self, number: int) -> None:
+        """Take note that a worker listens, or that the process that records has started."""
+        self._listening.add(number)
+        self._first.set()
+        if number in self._reread:
+            self._processes[number].send_signal(signal.SIGHUP)
+        if number == self._recorder:
+            self._tell_who_records(*self._ends)
+        if len(self._listening) == self._listener.processes:
+            logger.info("all workers listen", workers=self._listener.workers, port=self._port)
+
+    def _went(self, number: int) -> None:
+        """Take note that one is ending, or has ended. Idempotent."""
+        self._reread.discard(number)
+        if number in self._listening:
+            self._listening.discard(number)
+            if number == self._recorder:
+                self._tell_who_records(*self._ends)
+
+    def _tell_who_records(self, *numbers: int) -> None:
+        """Tell workers whether the process that records is there; one that takes no word any more is not waited for."""
+        word = _RECORDED if self._recorder in self._listening else _UNRECORDED
+        for number in numbers:
+            if number != self._recorder:
+                with suppress(OSError):
+                    self._ends[number].send(word)
+
+    def _name(self, number: int) -> int | str:
+        """How logs call it."""
+        return RECORDER if number == self._recorder else number
 
     async def _start(self, worker: Worker) -> trio.Process:
         """Start our own command line, in a group of its own: Ctrl-C is to come once, from the parent."""
@@ -189,7 +234,7 @@ class Workers:
     async def _kill_who_does_not_end(self) -> None:
         await self._stopping.wait()
         await trio.sleep(self._listener.drain_s + STOP_GRACE_S)
-        logger.error("killed, having not ended in time", workers=sorted(self._processes))
+        logger.error("killed, having not ended in time", workers=[*map(self._name, sorted(self._processes))])
         self._code = 1
         self._send(signal.SIGKILL)
 

@@ -59,15 +59,18 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
 
 
 def _work(chosen: "Settings", file: Path, words: str) -> None:
-    """Serve as one of several workers. Its number stands in every line of its log."""
+    """Serve as one of several workers, or record for them. Which one it is stands in every line of its log."""
     from airy_trio import app, settings
-    from airy_trio.app.workers import worker_of
+    from airy_trio.app.workers import RECORDER, worker_of
+    from airy_trio.log.deference import Deference
 
     worker = told(lambda: worker_of(words))
-    structlog.contextvars.bind_contextvars(worker=worker.number)
+    name = RECORDER if worker.number == chosen.listener.recorder else worker.number
+    structlog.contextvars.bind_contextvars(worker=name)
 
     def reread() -> settings.Settings:
         return worker.settings(settings.load(file, os.environ))
 
-    serve = partial(app.run, worker.settings(chosen), worker.parent(), reread=reread, worker=worker.number)
-    told(lambda: trio.run(serve))
+    deference = Deference()
+    serve = partial(app.run, worker.settings(chosen), worker.parent(deference), reread=reread)
+    told(lambda: trio.run(partial(serve, worker=worker.number, deference=deference)))

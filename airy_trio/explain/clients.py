@@ -23,35 +23,43 @@ VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription"
 
 @frozen
 class Servers:
-    """The admin ports of one server, in the order of its workers."""
+    """The admin ports of one server: of its workers in their order, and of the process that records for several."""
 
     host: str
-    ports: range
+    workers: range
+    recorder: range
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Those that the settings name."""
-        host = settings.admin.host
-        return cls("127.0.0.1" if host in ANY_ADDRESS else host, settings.admin.ports(settings.listener.workers))
+        host, workers = settings.admin.host, settings.listener.workers
+        ports = settings.admin.ports(settings.listener.processes)
+        return cls("127.0.0.1" if host in ANY_ADDRESS else host, ports[:workers], ports[workers:])
 
-    def answers(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
-        """What each answers, with these names in it, or why there is no answer, in words.
+    def of_workers(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """What each worker answers, with these names in it, or why there is no answer, in words.
 
         Before it who that is, where there are several.
         """
-        for number, port in enumerate(self.ports):
-            yield f"worker {number}: " if len(self.ports) > 1 else "", _get(self.host, port, path, names)
+        for number, port in enumerate(self.workers):
+            yield f"worker {number}: " if len(self.workers) > 1 else "", _get(self.host, port, path, names)
+
+    def of_all(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+        """The same of each process."""
+        yield from self.of_workers(path, names)
+        for port in self.recorder:
+            yield "recorder: ", _get(self.host, port, path, names)
 
 
 def lines(servers: Servers, position: Position, event: StoredEvent) -> Iterator[str]:
     """How many of the clients connected now, to whichever worker, have passed the event, and how many never get it."""
-    if not servers.ports:
+    if not servers.workers:
         yield "clients   not known: [admin] port is 0, so the server cannot be asked"
         return
     asked = {"position": str(position), "type": event.type}
     asked |= {"channel": event.channel_id} if event.channel_id is not None else {}
     asked |= {"conversation": event.conversation_id} if event.conversation_id is not None else {}
-    found = [answer for _, answer in servers.answers(f"/api/clients?{urlencode(asked)}", VERDICTS)]
+    found = [answer for _, answer in servers.of_workers(f"/api/clients?{urlencode(asked)}", VERDICTS)]
     answers = [answer for answer in found if not isinstance(answer, str)]
     if not answers:
         yield "clients   not known"
@@ -71,7 +79,7 @@ def lines(servers: Servers, position: Position, event: StoredEvent) -> Iterator[
 
 def readiness_lines(servers: Servers) -> Iterator[str]:
     """What is not well, and who does not answer."""
-    for who, answer in servers.answers("/readyz", ("ready",)):
+    for who, answer in servers.of_all("/readyz", ("ready",)):
         if isinstance(answer, str):
             yield f"server    {who}{answer}"
             continue

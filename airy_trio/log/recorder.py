@@ -16,8 +16,10 @@ from airy_trio.changes.feed import Batch, ChangeFeed, Consumer, Lease, ResumePoi
 from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.batches import BatchRows, Meaning, meaning_of
+from airy_trio.log.consumption import Consumption
+from airy_trio.log.deference import LEASE_POLL_S, Deference
 from airy_trio.log.eventlog import EventLog
-from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.position import Position
 from airy_trio.log.read_ahead import ReadAhead
 from airy_trio.log.store import StaleAppend
 
@@ -25,7 +27,6 @@ logger = structlog.get_logger(__name__)
 
 _TYPE = attrgetter("type")
 
-LEASE_POLL_S = 0.05
 CONSUMER_POLL_S = 1.0
 FOREIGN_PATIENCE_S = 2.0  # a recorder begins an epoch in the store first, and names it beside the changes just after
 BACKOFF_FIRST_S = 0.05
@@ -56,13 +57,23 @@ class RecorderOptions:
 class Recorder:
     """One task, ``run``, and ``ahead.run`` beside it. Row faults and misfits are counted in ``statistics``."""
 
-    def __init__(self, feed: ChangeFeed, lease: Lease, log: EventLog, options: RecorderOptions) -> None:
+    def __init__(
+        self,
+        feed: ChangeFeed,
+        lease: Lease,
+        log: EventLog,
+        options: RecorderOptions,
+        *,
+        deference: Deference | None = None,
+    ) -> None:
         self._feed = feed
         self.ahead = ReadAhead(feed)
         """Reads the next batch of a backlog while the last one is appended, where its task runs."""
         self._lease = lease
         self._log = log
         self._options = options
+        self._consumption = Consumption(feed, log, options.store)
+        self._deference = Deference() if deference is None else deference
         self._rows = BatchRows(options.batch_rows_max)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
         self._behind_since: float | None = None
@@ -112,7 +123,8 @@ class Recorder:
         """One life of the lease: returns when it is lost, which may also show as ``Unavailable`` or ``StaleAppend``."""
         await self.ahead.throw_away()
         await self._wait_for_lease(starting)
-        head, point = await self._start_point()
+        held_since = trio.current_time()
+        head, point, self.recorded = await self._consumption.start_point()
         while True:
             self._fall_behind()
             head, batch = await self._record(head, point)
@@ -124,10 +136,23 @@ class Recorder:
             starting.finish()
             if not more:
                 self._behind_since = None
-                await self._feed.wait()
+                with self._deference.until_due(held_since):
+                    await self._feed.wait()
+            if self._deference.is_due(held_since):
+                await self._give_way()
+                return
             if not await self._lease.try_acquire():
                 logger.warning("the lease was lost: another server may record")
                 return
+
+    async def _give_way(self) -> None:
+        """Let go of the lease, for long enough that who asks for it more often than this one will now has it."""
+        logger.info("recording is left to the process that does nothing else")
+        self.recording, self._behind_since = False, None
+        await self.ahead.throw_away()
+        await trio.sleep(LEASE_POLL_S)  # by then the other workers have heard it too, and do not ask so often
+        await self._lease.release()
+        await self._deference.pause()
 
     async def _wait_for_lease(self, starting: "_Starting") -> None:
         """Raises ``ForeignConsumerError`` where another log is named for longer than beginning an epoch takes."""
@@ -135,7 +160,7 @@ class Recorder:
         while not await self._lease.try_acquire():
             now = trio.current_time()
             if now >= look_at:
-                foreign = await self._foreign_consumer()
+                foreign = await self._consumption.foreign()
                 if foreign is None:
                     look_at, foreign_since = now + CONSUMER_POLL_S, now + CONSUMER_POLL_S
                     self.interruption, self._behind_since = None, None
@@ -144,70 +169,11 @@ class Recorder:
                         starting.finish()
                 elif now - foreign_since >= FOREIGN_PATIENCE_S:
                     raise ForeignConsumerError(foreign)
-            await trio.sleep(LEASE_POLL_S)
-
-    async def _foreign_consumer(self) -> Consumer | None:
-        """The log that the holder of the lease writes, if it is not ours; None also where it has not said so yet."""
-        consumer = await self._feed.consumer()
-        if consumer is None or consumer.epoch == self._log.epoch:
-            return None
-        await self._log.catch_up()  # the epoch may have begun just now
-        return None if consumer.epoch == self._log.epoch else consumer
-
-    async def _start_point(self) -> tuple[Position, str]:
-        """The head of the log, and where to go on.
-
-        ========== ========== ============================================== ======================================
-        our store  consumer   which means                                    done
-        ========== ========== ============================================== ======================================
-        no point   none       the first start of all                         from the origin; named
-        no point   ours       ended before the first append                  from the origin
-        no point   another    a new store: the memory of a new process, a    from the origin; named. Its epoch is
-                              lost file, another store before us             new, so clients of the old one reload
-        a point    ours       a restart, or the lease changed hands          from the point
-        a point    none       the change log was made anew                   a new epoch from the origin; named
-        a point    another    another store recorded meanwhile, or we ended  a new epoch from the origin; named
-                              between beginning an epoch and naming it
-        ========== ========== ============================================== ======================================
-
-        Where changes are not kept for one log, it goes on from its point, and without one from now.
-
-        The origin is where ``migrate`` started, or what trimming has reached since: every change after it is still in
-        the change log. A point that the database does not know any more shows in the first read.
-        """
-        await self._log.catch_up()
-        head = self._log.head  # before the point: who appends in between makes us stale, instead of one append double
-        point = await self._log.store.resume_point()
-        if not self._feed.consumed:
-            if point is None:  # it is now: kept at once, else a restart before the first change would begin later
-                point = await self._feed.origin()
-                await self._log.append(head, (), point)
-            self.recorded = point
-            return head, point
-        consumer = await self._feed.consumer()
-        if consumer is not None and consumer.epoch == head.epoch:
-            self.recorded = point
-            return head, point if point is not None else await self._feed.origin()
-        origin = await self._feed.origin()
-        if point is not None:
-            head = await self._log.begin_epoch(head, origin)
-            logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)
-        await self._name(head)
-        self.recorded = None
-        return head, origin
+            await self._deference.pause()
 
     async def disown(self) -> None:
-        """Say beside the changes that no log has recorded them, so that the next start begins an epoch.
-
-        For the end of a server whose store was replaced: what is in its place may be an older copy, with positions
-        that clients have been given for other events. Raises ``DatabaseError``.
-        """
-        if self._feed.consumed:
-            await self._feed.adopt(Consumer(new_epoch(), self._options.store))
-
-    async def _name(self, head: Position) -> None:
-        """Say beside the changes which log they go into."""
-        await self._feed.adopt(Consumer(head.epoch, self._options.store))
+        """See ``Consumption.disown``."""
+        await self._consumption.disown()
 
     async def _record(self, head: Position, point: str) -> tuple[Position, Batch]:
         """Read one batch and append what it means; give the head after it."""
@@ -242,7 +208,7 @@ class Recorder:
         await self._log.append(head, (), point)  # stale? that must show before changes are forgotten
         restarted = await self._feed.restart()
         head = await self._log.begin_epoch(head, restarted)
-        await self._name(head)
+        await self._consumption.name(head)
         self.recorded = restarted
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, Batch(objects=(), resume_point=restarted, changes=0, more=True)

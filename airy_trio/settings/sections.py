@@ -31,15 +31,15 @@ class Sections(Protocol):
 
 def contradictions(settings: Sections) -> Iterator[str]:
     """Give a line for each pair, with the path of both options."""
-    workers, port = settings.listener.workers, settings.admin.port
+    workers, port, last = settings.listener.workers, settings.admin.port, settings.listener.processes - 1
     if workers == 1:
         return
     if settings.log.store == "memory":
         yield f'listener.workers is {workers}, but log.store is "memory", which one process alone can have'
-    if port and port + workers - 1 > PORT_MAX:
-        yield f"listener.workers is {workers}, but admin.port + {workers - 1}, of the last one, is no port"
-    if port and port <= settings.listener.port < port + workers:
+    if port and port + last > PORT_MAX:
+        yield f"listener.workers is {workers}, but admin.port + {last}, of the process that records, is no port"
+    if port and port <= settings.listener.port <= port + last:
         yield (
-            f"listener.port is {settings.listener.port}, but admin.port to admin.port + {workers - 1} are the admin "
-            f"ports of the {workers} of listener.workers"
+            f"listener.port is {settings.listener.port}, but admin.port to admin.port + {last} are the admin ports of "
+            f"the {workers} of listener.workers and of the process that records"
         )

@@ -56,6 +56,16 @@ class ListenerOptions(SessionOptions):
     tls_key: str = field(default="", validator=_FILE)
     workers: int = field(default=1, validator=between(1, WORKERS_MAX))
 
+    @property
+    def recorder(self) -> int | None:
+        """The number of the process that records for several workers and serves nobody; None: there is none."""
+        return self.workers if self.workers > 1 else None
+
+    @property
+    def processes(self) -> int:
+        """How many there are of workers and recorder together, whose numbers start at 0."""
+        return self.workers if self.recorder is None else self.workers + 1
+
 
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     """Bind and listen on the first address of the host; the caller owns the socket. Raises ``StartError``."""

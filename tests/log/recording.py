@@ -12,6 +12,7 @@ from airy_trio.changes.feed import ChangeFeed
 from airy_trio.changes.rows import Tag
 from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
+from airy_trio.log.deference import Deference
 from airy_trio.log.eventlog import EventLog, LogOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
@@ -85,13 +86,14 @@ def node(
     batch_rows_max: int = 10,
     body_bytes_max: int = 1000,
     feed: ChangeFeed | None = None,
+    deference: Deference | None = None,
 ) -> Node:
     log = EventLog(store, LogOptions(store="memory"))
     lease = MemoryLease(changes, unaware)
     options = RecorderOptions(
         batch_rows_max=batch_rows_max, body_bytes_max=body_bytes_max, events=EventsOptions(), store=words
     )
-    return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options), lease)
+    return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options, deference=deference), lease)
 
 
 async def started(nursery: trio.Nursery, one: Node) -> Node:

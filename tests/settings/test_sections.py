@@ -22,18 +22,18 @@ def test_workers_share_a_store() -> None:
 
 
 def test_every_worker_has_an_admin_port() -> None:
-    assert faults("[admin]\nport = 65533\n[listener]\nworkers = 4") == (
-        "listener.workers is 4, but admin.port + 3, of the last one, is no port",
+    assert faults("[admin]\nport = 65532\n[listener]\nworkers = 4") == (
+        "listener.workers is 4, but admin.port + 4, of the process that records, is no port",
     )
-    assert parse(f"{URL}[admin]\nport = 65532\n[listener]\nworkers = 4", {}).admin.port == 65532
+    assert parse(f"{URL}[admin]\nport = 65531\n[listener]\nworkers = 4", {}).admin.port == 65531
     assert parse(f"{URL}[admin]\nport = 0\n[listener]\nworkers = 256", {}).listener.workers == 256
 
 
-@pytest.mark.parametrize("port", [8081, 8082, 8083])
+@pytest.mark.parametrize("port", [8081, 8082, 8083, 8084])
 def test_no_admin_port_is_that_of_the_clients(port: int) -> None:
     (told,) = faults(f"[listener]\nport = {port}\nworkers = 3")
-    assert told.startswith(f"listener.port is {port}, but admin.port to admin.port + 2 are the admin ports")
-    assert parse(f"{URL}[listener]\nport = 8084\nworkers = 3", {}).listener.port == 8084
+    assert told.startswith(f"listener.port is {port}, but admin.port to admin.port + 3 are the admin ports")
+    assert parse(f"{URL}[listener]\nport = 8085\nworkers = 3", {}).listener.port == 8085
 
 
 @pytest.mark.parametrize("workers", [0, -1, 257, "2.5", "'2'"])

@@ -1,0 +1,101 @@
+"""Who of two recorders leaves the lease to the other, and how soon each goes on."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from airy_trio.log.deference import DEFERENT_POLL_S, HELD_MIN_S, LEASE_POLL_S, Deference
+from airy_trio.log.memory import MemoryStore
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed
+from tests.log.recording import node, recorded, started, tag, until
+
+A_MOMENT_S = 4 * LEASE_POLL_S
+
+
+@pytest.fixture
+def changes() -> MemoryChanges:
+    return MemoryChanges()
+
+
+class Silent(MemoryFeed):
+    """A feed that returns from ``wait`` for a change alone."""
+
+    async def wait(self) -> None:
+        await self._changes.written.wait()
+
+
+@pytest.mark.parametrize("feed", [MemoryFeed, Silent])
+async def test_who_is_asked_lets_go_of_the_lease_and_the_other_one_has_it_and_keeps_it(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, feed: type[MemoryFeed]
+) -> None:
+    store, deference = MemoryStore(), Deference()
+    worker = await started(nursery, node(changes, store, deference=deference, feed=feed(changes)))
+    changes.write(tag(1))
+    other = await started(nursery, node(changes, store))
+    assert (worker.recorder.recording, other.recorder.recording) == (True, False)
+    deference.ask()
+    await until(lambda: other.recorder.recording, limit_s=A_MOMENT_S)
+    changes.write(tag(2))
+    await trio.sleep(10 * DEFERENT_POLL_S)
+    assert (worker.recorder.recording, other.recorder.recording) == (False, True)
+    assert await recorded(store) == ["tag:t1", "tag:t2"]
+    assert worker.recorder.lag_s == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_is_no_longer_asked_asks_for_the_lease_at_once(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store, deference = MemoryStore(), Deference()
+    deference.ask()
+    other = node(changes, store)
+    assert await other.lease.try_acquire()
+    worker = node(changes, store, deference=deference)
+    await worker.log.open()
+    nursery.start_soon(worker.recorder.run)
+    await trio.sleep(10)
+    await other.lease.release()
+    deference.withdraw()
+    await until(lambda: worker.recorder.recording, limit_s=A_MOMENT_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_is_asked_takes_the_lease_all_the_same_where_nobody_else_does(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """What was said of the other one may be wrong: it is there, and hangs. Now and then it is offered the lease."""
+    store, deference = MemoryStore(), Deference()
+    deference.ask()
+    other = node(changes, store)
+    assert await other.lease.try_acquire()
+    worker = node(changes, store, deference=deference)
+    await worker.log.open()
+    nursery.start_soon(worker.recorder.run)
+    await trio.sleep(10)
+    await other.lease.release()
+    changes.write(tag(1))
+    await until(lambda: worker.log.head.offset == 1, limit_s=DEFERENT_POLL_S + A_MOMENT_S)
+    for number in range(2, 5):
+        await trio.sleep(HELD_MIN_S / 5)
+        changes.write(tag(number))
+        await until(lambda at=number: worker.log.head.offset == at, limit_s=A_MOMENT_S)  # type: ignore[misc]
+    await until(lambda: not worker.recorder.recording, limit_s=HELD_MIN_S)
+    await until(lambda: worker.recorder.recording, limit_s=DEFERENT_POLL_S + A_MOMENT_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_of_all_who_are_asked_at_once_none_takes_what_another_lets_go(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store, deferences = MemoryStore(), [Deference() for _ in range(5)]
+    workers = [await started(nursery, node(changes, store, deference=each)) for each in deferences]
+    other = await started(nursery, node(changes, store))
+    for number, deference in enumerate(deferences):
+        deference.ask()
+        await trio.sleep(LEASE_POLL_S / (2 + number))  # words come to each in its own time
+    holders = set()
+    while not other.recorder.recording:
+        holders |= {number for number, worker in enumerate(workers) if worker.recorder.recording}
+        await trio.sleep(0.001)
+    assert holders <= {0}
+    nursery.cancel_scope.cancel()
