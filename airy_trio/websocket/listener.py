@@ -5,6 +5,7 @@ file descriptors pauses accepting, it does not end it.
 """
 
 import errno
+import math
 import socket
 from functools import partial
 from typing import Final
@@ -32,6 +33,8 @@ ACCEPTS_PER_TURN: Final = 8
 BACKLOG: Final = 1024
 WORKERS_MAX: Final = 256
 EXHAUSTED_PAUSE_S: Final = 0.1
+SHORTAGE_OVER_S: Final = 5.0
+"""Without another one a shortage of descriptors or memory is over."""
 TURNING_AWAY_MAX: Final = 256
 """Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
 _TURNED_AWAY: Final = "turned away"
@@ -97,23 +100,27 @@ async def accept(
     """Start a session in ``connections`` for everybody who connects, for ever; over TLS where there is encryption."""
     loopback = is_loopback(str(listening.getsockname()[0]))
     reception = _Reception(sessions, connections, encryption, loopback=loopback)
+    shortage = _Shortage()
     while True:
-        await trio.lowlevel.wait_readable(listening)
-        if not _accept_some(listening, reception):
+        with trio.move_on_at(shortage.over_at) as over:
+            await trio.lowlevel.wait_readable(listening)
+        shortage.look()
+        out_of = None if over.cancelled_caught else _accept_some(listening, reception)
+        if out_of is not None:
+            shortage.met(out_of)
             await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
-def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
-    """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; False where the process or the machine is out of something."""
+def _accept_some(listening: socket.socket, reception: "_Reception") -> str | None:
+    """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; what the process or the machine is out of, if it is."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
             sock, address = listening.accept()
         except BlockingIOError:
-            return True
+            return None
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                logger.warning("cannot accept connections", reason=error.strerror)
-                return False
+                return error.strerror or str(error)
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:
@@ -123,7 +130,33 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> bool:
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
         reception.receive(outlet, str(address[0]))
-    return True
+    return None
+
+
+class _Shortage:
+    """Tells that connections cannot be accepted once when that begins, and once when it is over.
+
+    It is over when it was not met for ``SHORTAGE_OVER_S``: at the limit each client that leaves lets one other in.
+    ``over_at``: in Trio's time, where nothing more is met.
+    """
+
+    def __init__(self) -> None:
+        self.over_at = math.inf
+        self._began_at = self._met_at = 0.0
+
+    def met(self, out_of: str) -> None:
+        """Take note that nobody could be accepted."""
+        self._met_at = trio.current_time()
+        if math.isinf(self.over_at):
+            self._began_at = self._met_at
+            logger.warning("cannot accept connections", reason=out_of)
+        self.over_at = self._met_at + SHORTAGE_OVER_S
+
+    def look(self) -> None:
+        """Tell where it is over."""
+        if trio.current_time() >= self.over_at:
+            self.over_at = math.inf
+            logger.info("connections are accepted again", lasted_s=round(self._met_at - self._began_at, 1))
 
 
 class _Reception:

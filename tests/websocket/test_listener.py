@@ -7,11 +7,18 @@ from collections.abc import AsyncGenerator
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
 from airy_trio.errors import StartError
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.websocket.listener import (
+    EXHAUSTED_PAUSE_S,
+    SHORTAGE_OVER_S,
+    ListenerOptions,
+    accept,
+    open_listening_socket,
+)
 from tests.websocket.serving import HOST, Server, open_log, serving
 
 
@@ -142,7 +149,36 @@ async def test_running_out_of_descriptors_does_not_end_the_accept_loop() -> None
             async with await server.dial() as client:
                 assert (await client.subscribe()).command == "RECEIPT"
             server.connections.cancel_scope.cancel()
-    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["cannot accept connections"] * 3
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["cannot accept connections"]
+
+
+async def test_a_shortage_of_descriptors_is_told_when_it_begins_and_when_it_is_over(autojump_clock: MockClock) -> None:
+    async def shortage(listening: Exhausted, failures: int) -> None:
+        listening.failures = failures
+        caller = socket.create_connection(listening.getsockname())
+        with caller:
+            while listening.failures:  # noqa: ASYNC110 - a socket has no event for this
+                await trio.sleep(EXHAUSTED_PAUSE_S)
+
+    async with serving(listen=False) as server:
+        with Exhausted() as listening, capture_logs() as logs:
+            listening.bind((HOST, 0))
+            listening.listen()
+            listening.settimeout(0)
+            server.connections.start_soon(accept, listening, server.sessions, server.connections)
+            for _ in range(10):  # at the limit, where each who leaves lets another one in
+                await shortage(listening, 3)
+                await trio.sleep(SHORTAGE_OVER_S / 2)
+            await trio.sleep(SHORTAGE_OVER_S)
+            await shortage(listening, 1)
+            server.connections.cancel_scope.cancel()
+    told = [line for line in logs if "accept" in line["event"]]
+    assert [(line["event"], line["log_level"]) for line in told] == [
+        ("cannot accept connections", "warning"),
+        ("connections are accepted again", "info"),
+        ("cannot accept connections", "warning"),
+    ]
+    assert 9 * SHORTAGE_OVER_S / 2 < told[1]["lasted_s"] < 10 * SHORTAGE_OVER_S / 2 + 5
 
 
 async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: Server) -> None:
