@@ -19,7 +19,7 @@ from typing import Final
 import trio
 
 from airy_trio.database import POSTGRES
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.testing.client import connect
 from bench import report
 from bench.application import Database, postgres_databases

@@ -20,8 +20,9 @@ import trio.testing
 from airy_trio import app, settings
 from airy_trio.app import process
 from airy_trio.app.renewal import open_encryption
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket

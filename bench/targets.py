@@ -8,6 +8,9 @@ from attrs import frozen
 from bench.cases import FEW, SEND_TIMEOUT_S, SMALL_TAIL_BYTES, Results, Scale
 from bench.processes import AIRY, LIMIT, PEER, Figures
 
+WHOLE_FROM: Final = 100
+LOAD_CPU_SHARE_MAX: Final = 0.9
+"""Of the load client's core: beyond it the client is what limits."""
 RSS_BEYOND_TAIL_KIB: Final = 3 * 1024
 
 
@@ -55,7 +58,7 @@ def line(row: Row) -> str:
 
 def told(value: float) -> str:
     """Give a number with as many digits as it deserves."""
-    if abs(value) >= 100:  # noqa: PLR2004
+    if abs(value) >= WHOLE_FROM:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -81,7 +84,7 @@ def _fan_out(results: Results, scale: Scale) -> Iterator[Row]:
     if results.has("bursts", AIRY, PEER):
         rate = results.ratio("bursts", AIRY, PEER, "deliveries_per_s")
         share = results.median("bursts", AIRY, "load_cpu_share")
-        note = f"a lower bound: the load client used {share:.0%} of its core" if share > 0.9 else ""  # noqa: PLR2004
+        note = f"a lower bound: the load client used {share:.0%} of its core" if share > LOAD_CPU_SHARE_MAX else ""
         what = f"{clients}, bursts of 50: rate against websockets"
         yield Row(what=what, bound=20, value=rate, unit="×", note=note)
         cpu = results.median("bursts", AIRY, "server_cpu_us")

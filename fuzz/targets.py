@@ -9,21 +9,14 @@ from itertools import pairwise
 from typing import assert_never
 
 from airy_trio.stomp import faults
-from airy_trio.stomp.connection import (
-    Acknowledge,
-    Connect,
-    Connection,
-    ConnectionOptions,
-    Disconnect,
-    Request,
-    State,
-    Subscribe,
-    Unsubscribe,
-)
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.requests import Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.states import State
 
 ROOMY = Limits(frame_bytes_max=1 << 24, header_count_max=10_000, header_line_bytes_max=1 << 20, command_bytes_max=1000)
 TIGHT = Limits(frame_bytes_max=64, header_count_max=3, header_line_bytes_max=24, command_bytes_max=12)

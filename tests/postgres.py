@@ -31,7 +31,7 @@ from psycopg import sql
 BINARIES_VARIABLE = "AIRY_TEST_PG_BIN"
 OLDEST_SUPPORTED = 14
 SUPERUSER = "postgres"
-PASSWORD_ROLE = "airy_password"  # noqa: S105 (the name of a role)
+PASSWORD_ROLE = "airy_password"
 CONNECTIONS_MAX = 200
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0

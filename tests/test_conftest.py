@@ -1,3 +1,5 @@
+"""The rule about skips, in a run of pytest of its own."""
+
 from pathlib import Path
 
 import pytest

@@ -1,3 +1,5 @@
+"""The validators of the options classes, at each limit and one beyond; what they say repeats no value."""
+
 import math
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""The wheel and the source distribution: what is in them, and that each stands alone."""
+
 import json
 import subprocess
 import sys
@@ -70,7 +72,7 @@ def test_wheel_says_who_it_is(wheel: zipfile.ZipFile) -> None:
 
 
 def test_package_of_the_wheel_stands_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    wheel.extractall(tmp_path)  # noqa: S202 (we have just built it)
+    wheel.extractall(tmp_path)  # noqa: S202 - we have just built it
     ended = subprocess.run(
         [sys.executable, "-P", "-c", "import airy_trio.cli; print(airy_trio.cli.__file__)"],
         check=True,

@@ -125,7 +125,7 @@ async def test_a_server_with_many_clients_knows_it_too(postgres_database: str) -
 
 @pytest.mark.parametrize("answer", [b"Z\0\0\0\x03", b"\xff" * 9, b"D\x7f\xff\xff\xff"])
 async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer: bytes) -> None:
-    """libpq gives such a connection up, and then says at once and for ever that there is no other result."""
+    """Such a connection libpq gives up, and then says at once and for ever that there is no other result."""
     listening = socket.create_server(("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
         with closing(listening):

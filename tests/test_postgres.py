@@ -1,3 +1,5 @@
+"""The Postgres that the tests start: empty, reached both ways, and one that crashes like a real one."""
+
 from pathlib import Path
 
 import psycopg

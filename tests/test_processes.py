@@ -1,3 +1,5 @@
+"""Programs as the tests start them: their lines are found or quoted, and nothing of them is left behind."""
+
 import sys
 from collections.abc import Sequence
 

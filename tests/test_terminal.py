@@ -1,3 +1,5 @@
+"""Events as lines of a terminal, which no text and no id in them can command."""
+
 import io
 import json
 from datetime import UTC, datetime

@@ -6,25 +6,16 @@ Everything is read with one connection in one transaction that sees one snapshot
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, assert_never
+from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
 from airy_trio.changes.driver import Asked, Row
 from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
+from airy_trio.changes.presence import absent, entry, named, pair, present
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.changes.rows import (
-    ChangedObject,
-    Channel,
-    ChannelGone,
-    MessageGone,
-    Metadata,
-    MetadataEntry,
-    Tag,
-    TagGone,
-    Value,
-)
+from airy_trio.changes.rows import ChangedObject, Metadata, MetadataEntry, Value
 from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
@@ -111,7 +102,7 @@ class Objects:
         rows = asking.ask(self._queries[kind].rows(keys))
         match kind:
             case "metadata":
-                pairs = {key: _pair(self._tables[kind], key) for key in keys}
+                pairs = {key: pair(self._tables[kind], key) for key in keys}
                 owners = self._owners(set(pairs.values()), asking)
                 return lambda answers: self._metadata(pairs, rows(answers), owners(answers))
             case "messages" if self._messages is not None:
@@ -123,9 +114,9 @@ class Objects:
     def _single_rows(self, table: Table, rows: Iterable[Row]) -> Mapping[Key, ChangedObject]:
         found: dict[Key, ChangedObject] = {}
         for row in rows:
-            raw = _named(table, row)
+            raw = named(table, row)
             fields = table.fields(raw)
-            found[table.key_of(raw)] = _present(table, fields) if row[-1] else _absent(table.kind, fields)
+            found[table.key_of(raw)] = present(table, fields) if row[-1] else absent(table.kind, fields)
         return found
 
     def _metadata(
@@ -134,13 +125,13 @@ class Objects:
         table = self._tables["metadata"]
         entries: dict[Key, list[MetadataEntry]] = {key: [] for key in pairs}
         for row in rows:
-            raw = _named(table, row)
-            pair = entries.get(table.key_of(raw))
-            if row[-1] and pair is not None:  # a collation may match more than what was asked for
+            raw = named(table, row)
+            found = entries.get(table.key_of(raw))
+            if row[-1] and found is not None:  # a collation may match more than what was asked for
                 fields = table.fields(raw)
                 if is_cut(fields["value"], self._text_chars_max):
                     fields |= {"value": whole_characters(fields["value"]), "value_type": None}
-                pair.append(_entry(fields))
+                found.append(entry(fields))
         return {
             key: Metadata(
                 subject=subject,
@@ -170,8 +161,8 @@ class Objects:
                     found["message", id_] = owner
                 for id_, channel_id in messages.channels_of(of_conversations(answers)).items():
                     found["conversation", id_] = (id_, channel_id)
-            by_text = {pair: (str(pair[0]), str(pair[1])) for pair in pairs}
-            return {pair: found[asked] for pair, asked in by_text.items() if asked in found}
+            by_text = {asked: (str(asked[0]), str(asked[1])) for asked in pairs}
+            return {asked: found[text] for asked, text in by_text.items() if text in found}
 
         return owners
 
@@ -180,12 +171,12 @@ class Objects:
         table = self._tables[change.kind]
         id_ = change.key[0]
         if not self._queries[change.kind].can_find(change.key):  # translation will name it a fault
-            return _present(table, dict.fromkeys((f.name for f in FIELDS[change.kind]), None) | {"id": id_})
+            return present(table, dict.fromkeys((f.name for f in FIELDS[change.kind]), None) | {"id": id_})
         if change.operation != DELETED:
             return None
         carried = (f.name for f in FIELDS[change.kind] if f.carried)
         raw = {name: old for name, old in zip(carried, change.old, strict=False) if name in table.columns}
-        return _absent(change.kind, table.fields({"id": id_, **raw}))
+        return absent(change.kind, table.fields({"id": id_, **raw}))
 
 
 def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Change]:
@@ -198,54 +189,3 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
             newest.setdefault((change.kind, change.key), change)
         newest = dict(reversed(newest.items()))
     return newest
-
-
-def _named(table: Table, row: Row) -> dict[str, Value]:
-    return dict(zip(table.columns, row, strict=False))
-
-
-def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
-    match table.kind:
-        case "messages":
-            return MessageColumns(table).present(fields)
-        case "channels":
-            return Channel(**fields)
-        case "tags":
-            return Tag(**fields)
-        case "metadata":  # pragma: no cover - pairs are never read as single rows
-            raise AssertionError(table.kind)
-        case _:
-            assert_never(table.kind)
-
-
-def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
-    match kind:
-        case "messages":
-            return MessageGone(
-                id=fields["id"], conversation_id=fields["conversation_id"], channel_id=fields["channel_id"]
-            )
-        case "channels":
-            return ChannelGone(id=fields["id"], source=fields["source"], source_channel_id=fields["source_channel_id"])
-        case "tags":
-            return TagGone(id=fields["id"])
-        case "metadata":  # pragma: no cover - a pair without rows is still read as a pair
-            raise AssertionError(kind)
-        case _:
-            assert_never(kind)
-
-
-def _entry(fields: Mapping[str, Any]) -> MetadataEntry:
-    return MetadataEntry(
-        key=fields["key"], value=fields["value"], value_type=fields["value_type"], updated_at=fields["updated_at"]
-    )
-
-
-def _pair(table: Table, key: Key) -> Key:
-    """Subject and identifier under our names; a subject without identifier is cut at the last colon (Airy's form)."""
-    raw = dict(zip(table.key_fields, key, strict=False))
-    subject = raw.get("subject")
-    cut = "identifier" not in raw and table.constants.get("identifier") is None
-    if cut and isinstance(subject, str) and ":" in subject:
-        raw["subject"], _, raw["identifier"] = subject.rpartition(":")
-    fields = table.fields(raw)
-    return fields["subject"], fields["identifier"]

@@ -7,8 +7,6 @@ what a row means.
 """
 
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
@@ -16,6 +14,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from airy_trio.changes.driver import Asked, Question, Row
+from airy_trio.changes.keys import fits
 from airy_trio.changes.rows import Value
 from airy_trio.changes.tables import Column, Key, Table
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
@@ -28,11 +27,6 @@ UNBOUNDED: Final = frozenset({"content", "value"})
 _CAST: Final = frozenset({"integer", "numeric", "uuid"})
 """The types of columns to which a text is cast, which fails for most texts."""
 _NO_KEYS: Final = {"keys": "[]"}
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
-_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
-
 _ZONE = sa.text("select now() at time zone cast(:zone as text)")
 
 
@@ -75,7 +69,7 @@ class Queries:
         """Whether rows can be asked for by this key at all."""
         if self._any_text and isinstance(key[0], str) and len(self._key_columns) == 1:  # only spares what follows
             return True
-        return all(map(_fits, self._key_columns, key))
+        return all(map(fits, self._key_columns, key))
 
     def try_out(self, connection: sa.Connection) -> None:
         """Run every statement for no key at all: what it raises, reading this table would raise."""
@@ -102,7 +96,7 @@ class Queries:
     def conversations(self, ids: Sequence[str]) -> Asked | None:
         """For the messages table: ask for the newest message of these conversations, which ``channels_of`` reads."""
         column = self._table.columns.get("conversation_id")
-        wanted = [(id_, None) for id_ in ids if column is not None and _fits(column, id_)]
+        wanted = [(id_, None) for id_ in ids if column is not None and fits(column, id_)]
         return Asked(self._newest, self._arguments(wanted, (column,))) if wanted and column else None
 
     def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
@@ -225,22 +219,6 @@ class Queries:
         elif not self._postgres or column.type != "timestamptz":
             return self.text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
-
-
-def _fits(column: Column, key: Value) -> bool:
-    """Whether a key can be looked up at all: a cast that fails would fail the whole batch."""
-    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
-        return False
-    match column.type:
-        case "uuid":
-            return _UUID.fullmatch(str(key)) is not None
-        case "integer":
-            half = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
-            return _INTEGER.fullmatch(str(key)) is not None and -half <= int(key) < half
-        case "numeric":
-            return _NUMERIC.fullmatch(str(key)) is not None
-        case _:
-            return True
 
 
 def _question(sql: str) -> Question:

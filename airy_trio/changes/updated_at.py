@@ -11,7 +11,6 @@ next one reaches back from there, so that a long backlog hides nobody who commit
 """
 
 import secrets
-import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -22,6 +21,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.changes.clocks import SECOND_US
 from airy_trio.changes.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
+from airy_trio.changes.identity import clock_us, identity_of
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sqlite_version import Version as FileVersion
@@ -37,8 +37,6 @@ POLL_S: Final = 0.1
 POLL_MAX_S: Final = 0.4  # less than the idle time-out of a recorder's session, which must be used to be kept
 FILE_POLL_S: Final = 0.005
 REST_SHARE: Final = 2.0  # of the time that reading takes, spent between two reads
-_CLUSTER = sa.text("select cast(system_identifier as text) from pg_control_system()")
-_NOW = sa.text("select cast(extract(epoch from now()) * 1000000 as bigint)")
 
 
 class UpdatedAtFeed:
@@ -137,11 +135,11 @@ class UpdatedAtFeed:
             return None
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
-        if point.identity != _identity(connection, file):
+        if point.identity != identity_of(connection, file):
             message = "the database is another cluster, or another file, than the one that was recorded"
             raise ResumePointLost(message)
         self._remember(point)
-        now_us = _now_us(connection, file)
+        now_us = clock_us(connection, file)
         self._serial += 1
         taken = _Taken(limit=limit, now_us=now_us)
         marks: dict[Kind, Mark] = {}
@@ -205,9 +203,9 @@ class UpdatedAtFeed:
 
     def _now(self, connection: sa.Connection, file: FileVersion | None) -> str:
         self._serial += 1
-        now_us = _now_us(connection, file)
+        now_us = clock_us(connection, file)
         marks = {kind: self._begun(connection, kind, now_us) for kind in self._sweeps}
-        return str(self._point(_identity(connection, file), marks))
+        return str(self._point(identity_of(connection, file), marks))
 
     def _point(self, identity: str, marks: Mapping[Kind, Mark]) -> Watermarks:
         oldest = {kind: marks[kind].oldest_us(self._reach_us(kind)) for kind in self._sweeps}
@@ -230,21 +228,6 @@ class _Taken:
     @property
     def is_full(self) -> bool:
         return len(self.versions) == self.limit
-
-
-def _identity(connection: sa.Connection, file: FileVersion | None) -> str:
-    if file is not None:
-        return str(file.file[1])
-    found: str = connection.execute(_CLUSTER).scalar_one()
-    return found
-
-
-def _now_us(connection: sa.Connection, file: FileVersion | None) -> int:
-    """The database's clock; of a file that of this machine."""
-    if file is not None:
-        return time.time_ns() // 1000
-    found: int = connection.execute(_NOW).scalar_one()
-    return found
 
 
 def _turned(kinds: list[Kind], by: int) -> list[Kind]:

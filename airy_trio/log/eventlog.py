@@ -11,73 +11,52 @@ from collections.abc import Callable, Sequence
 
 import structlog
 import trio
-from attrs import field, frozen
 
-from airy_trio.database import POSTGRES, SQLITE, sqlite_path
 from airy_trio.events.destinations import Destination
 from airy_trio.log.arrivals import Arrivals
+from airy_trio.log.clock import StoreClock
+from airy_trio.log.going_back import disown, has_gone_back
+from airy_trio.log.growth import Growth
 from airy_trio.log.latencies import Latencies
-from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, read_newest
+from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, newest_in, read_newest
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import (
     Bounds,
     EventStore,
     NewEvent,
     PositionExpired,
-    StaleAppend,
     StoredEvent,
     StoreUnavailable,
     is_all,
 )
 from airy_trio.log.tail import Tail, View
-from airy_trio.options import at_least, matching
 
 logger = structlog.get_logger(__name__)
 
-STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 
 
-@frozen(kw_only=True)
-class LogOptions:
-    """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``)."""
-
-    store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
-    url: str = ""
-    retain_s: float = field(default=86400, validator=at_least(1))
-    retain_events: int = field(default=1_000_000, validator=at_least(1))
-    tail_events: int = field(default=20_000, validator=at_least(1))
-    tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
-
-    def location(self, database_url: str) -> str:
-        """The URL of the ``sql`` store: ours, or the application's Postgres, or a file beside its SQLite file."""
-        if self.url or database_url.startswith(POSTGRES):
-            return self.url or database_url
-        return f"{SQLITE}:///{sqlite_path(database_url)}.airy-trio.db"
-
-
 class EventLog:
     """The store and its tail. ``open`` comes first; then ``follow`` runs as a task for as long as the log is used.
 
-    ``clock`` gives seconds since whenever, and nobody sets it; it measures the store's clock between two looks at it.
+    ``clock``: see ``StoreClock``.
     """
 
     def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
         self.retain_s = options.retain_s
         """How long the store keeps what nobody uses."""
-        self._clock = clock
+        self._clock = StoreClock(clock)
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes
         self._head: Position | None = None
-        self._skew_ms = 0.0
         self._doubtful = False
         self._reading = trio.Lock()  # who read the bounds of an epoch must not act on them after it has ended
         self._append_ended: trio.Event | None = None
-        self._grown: set[View] = set()
-        self._growth = trio.Event()
+        self._growth = Growth()
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -165,8 +144,9 @@ class EventLog:
         async with self._reading:
             known = self.head  # before the question: what is appended meanwhile is not something that was lost
             bounds = await self._bounds()
-            while bounds.epoch == known.epoch and await self._has_gone_back(known, bounds):
-                bounds = await self._disown(known, bounds)
+            newest = self._tail.newest if self._doubtful else None
+            while bounds.epoch == known.epoch and await has_gone_back(self.store, bounds, known, newest):
+                bounds = await disown(self.store, bounds, known)
             self._doubtful = False
             if bounds.epoch != self.epoch:
                 logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
@@ -200,8 +180,8 @@ class EventLog:
         """
         while True:
             head = self.head
-            since_ms = int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
-            found = self._recent_from_tail(destination, since_ms, limit, bytes_max)
+            since_ms = self._clock.ms_before(age_s)
+            found = newest_in(self._tail, destination, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
             if found is not None:
                 return head, found
             try:
@@ -221,14 +201,11 @@ class EventLog:
     def changed_at(self, event: StoredEvent) -> float:
         """When what an event tells was changed, in Trio's time; where that is not known, when it was appended."""
         changed_at = self._arrivals.at(event.offset)
-        return self._appended_at(event) if changed_at is None else changed_at
+        return self._clock.appended_at(event) if changed_at is None else changed_at
 
     async def wait_grown(self) -> frozenset[View]:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
-        await self._growth.wait()
-        self._growth = trio.Event()
-        grown, self._grown = frozenset(self._grown), set()
-        return grown
+        return await self._growth.wait()
 
     async def _end_of_append(self) -> None:
         """Give this node's own append, which may just have woken us, the time to end: then nothing has to be read."""
@@ -238,29 +215,8 @@ class EventLog:
 
     async def _bounds(self) -> Bounds:
         bounds = await self.store.bounds()
-        self._skew_ms = bounds.now_ms - self._clock() * 1000
+        self._clock.look(bounds)
         return bounds
-
-    async def _has_gone_back(self, known: Position, bounds: Bounds) -> bool:
-        """Whether the store has lost events that this node knows; after an outage it may have replaced them since."""
-        if bounds.last < known.offset:
-            return True
-        newest = self._tail.newest
-        if not self._doubtful or newest is None or newest.offset < bounds.first or newest.offset > known.offset:
-            return False
-        try:
-            found = await self.store.read(known.at(newest.offset - 1), 1)
-        except PositionExpired:  # trimmed just now, or an epoch began: what follows will tell
-            return False
-        return list(found) != [newest]
-
-    async def _disown(self, known: Position, bounds: Bounds) -> Bounds:
-        """Begin an epoch, so that no position that a client was given ever names another event."""
-        logger.error("the event store has lost events that clients were sent", known=str(known), found=str(bounds.head))
-        try:
-            return await self.store.begin_epoch(bounds.head, await self.store.resume_point())
-        except StaleAppend:  # another node did, or has appended to what is left
-            return await self._bounds()
 
     async def _start(self, bounds: Bounds) -> None:
         """Fill the tail with the newest events, however many are retained before them."""
@@ -268,7 +224,7 @@ class EventLog:
         offset = newest[0].offset - 1 if newest else bounds.last
         self._head = Position(bounds.epoch, offset)
         self._arrivals.clear()
-        self._report(self._tail.start_after(offset))
+        self._growth.report(self._tail.start_after(offset))
         self._take(bounds.epoch, newest)
 
     async def _read_on(self) -> None:
@@ -287,26 +243,7 @@ class EventLog:
         """Add events to the tail, unless ``follow`` must first read what lies before them."""
         if epoch != self.epoch or not events or events[0].offset > self.head.offset + 1:
             return
-        at = self._appended_at(events[0]) if changed_at is None else changed_at
+        at = self._clock.appended_at(events[0]) if changed_at is None else changed_at
         self._arrivals.note(events[0].offset, events[-1].offset, at)
-        self._report(self._tail.extend(events))
+        self._growth.report(self._tail.extend(events))
         self._head = self.head.at(self._tail.last)
-
-    def _appended_at(self, event: StoredEvent) -> float:
-        """When an event was appended, in Trio's time."""
-        return trio.current_time() - (self._clock() + (self._skew_ms - event.appended_at_ms) / 1000)
-
-    def _report(self, grown: set[View] | frozenset[View]) -> None:
-        if grown:
-            self._grown |= grown
-            self._growth.set()
-
-    def _recent_from_tail(
-        self, destination: Destination, since_ms: int, limit: int, bytes_max: int
-    ) -> Sequence[StoredEvent] | None:
-        asking = object()
-        view = self._tail.attach(destination, asking)
-        try:
-            return self._tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
-        finally:
-            self._tail.detach(view, asking)

@@ -1,8 +1,11 @@
-"""The newest events of a store, read backwards from its end: what a tail begins with. Keeps nothing."""
+"""The newest events: of a store, read backwards from its end, which is what a tail begins with; and of a tail."""
 
+from collections.abc import Sequence
 from typing import Final
 
+from airy_trio.events.destinations import Destination
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, is_all
+from airy_trio.log.tail import Tail
 
 READ_EVENTS_MAX: Final = 1000
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -35,3 +38,15 @@ async def read_newest(store: EventStore, bounds: Bounds, *, events_max: int, byt
         offset -= count
         count = min(2 * count, READ_EVENTS_MAX)
     return found[:events_max][::-1]
+
+
+def newest_in(
+    tail: Tail, destination: Destination, *, since_ms: int, limit: int, bytes_max: int
+) -> Sequence[StoredEvent] | None:
+    """The recent window of a destination (``Tail.newest_of_each``); None where the tail does not reach back so far."""
+    asking = object()
+    view = tail.attach(destination, asking)
+    try:
+        return tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
+    finally:
+        tail.detach(view, asking)

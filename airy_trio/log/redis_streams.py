@@ -11,22 +11,19 @@ everybody else in between.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import coredis
-import structlog
 import trio
 from coredis.commands import Script
-from coredis.exceptions import AuthenticationError, RedisError
-from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
-from airy_trio.errors import AiryTrioError
 from airy_trio.events.destinations import EVERYTHING, Destination
 from airy_trio.log import redis_scripts
 from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.redis_answers import asked
 from airy_trio.log.redis_entries import durable_key, fields_of, offset_of, read_bounds, read_entry, wanted_of
 from airy_trio.log.store import (
     Acknowledgement,
@@ -37,14 +34,9 @@ from airy_trio.log.store import (
     PositionExpired,
     StaleAppend,
     StoredEvent,
-    StoreUnavailable,
     stored_after,
     up_to_bytes,
 )
-
-logger = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -54,21 +46,6 @@ SCAN_EVENTS: Final = 1000
 """Looked at in one script: about a millisecond in which Redis serves nobody else."""
 SCAN_BYTES: Final = 1024 * 1024
 """Of bodies that one script looks at, for the same reason; and as much as one answer holds."""
-_WAITING_HEALS: Final = (
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "READONLY",
-    "OOM",
-    "MISCONF",
-    "NOREPLICAS",
-    "BUSY",
-)
-
-
-class RedisRefusedError(AiryTrioError):
-    """Redis answers, and what was asked is not possible as things are: a missing right, a version that is too old."""
 
 
 @asynccontextmanager
@@ -181,7 +158,7 @@ class RedisStore:
             bounds, *_ = await self._run(redis_scripts.BOUNDS)
             if read_bounds(bounds).head != after:
                 return
-            await _asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
+            await asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
 
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """See ``EventStore.trim``: exactly, not ``~``, which would leave it to Redis how much goes."""
@@ -189,7 +166,7 @@ class RedisStore:
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
-        found = await _asked(self._client.hget(self._acknowledged, durable_key(owner, name)))
+        found = await asked(self._client.hget(self._acknowledged, durable_key(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
@@ -242,18 +219,4 @@ class RedisStore:
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = self._client.register_script(source)
-        return await _asked(script(self._keys, [new_epoch(), *arguments]))
-
-
-async def _asked(answer: Awaitable[T]) -> T:
-    """Wait for an answer. Raises ``StoreUnavailable`` where waiting heals, else ``RedisRefusedError``."""
-    try:
-        return await answer
-    except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
-        # A connection that was given up is told as one that failed.
-        await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
-        words = f"{type(error).__name__}: {error}".splitlines()[0]
-        away = isinstance(error, (RedisConnectionError, OSError)) and not isinstance(error, AuthenticationError)
-        if away or any(code in words for code in _WAITING_HEALS):
-            raise StoreUnavailable(words) from None
-        raise RedisRefusedError(words) from None
+        return await asked(script(self._keys, [new_epoch(), *arguments]))

@@ -5,7 +5,7 @@ import trio
 
 from airy_trio.changes.feed import ChangeFeed
 from airy_trio.errors import Unavailable
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import EventStore
 

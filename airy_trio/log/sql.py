@@ -6,10 +6,9 @@ never goes back: commits are synchronous on Postgres whatever the server's defau
 an SQLite file is written with ``synchronous = full``, in WAL mode so that readers never lock the writer out.
 """
 
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -21,10 +20,11 @@ from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, Nam
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import POLL_S, Bell
-from airy_trio.log.sql_durables import DurableTable, known_position
+from airy_trio.log.sql_durables import DurableTable
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
-from airy_trio.log.sql_file import SqlFile
+from airy_trio.log.sql_file import SqlFile, make_durable
 from airy_trio.log.sql_short import ShortAppends
+from airy_trio.log.sql_trim import delete, find_old
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -42,8 +42,6 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_DURABLE = sa.text("set local synchronous_commit = on")
-
 
 class SqlStore:
     """``EventStore`` over two pools of one database: appends are recorder's sessions, with its time-outs."""
@@ -60,7 +58,7 @@ class SqlStore:
         self._short = ShortAppends(appending.engine, names, self._bell.channel) if self._bell else None
         self._file = None if self._tables.postgres else SqlFile(Path(reading.engine.url.database or ""))
         if not self._tables.postgres:
-            sa.event.listen(appending.engine, "connect", _make_durable)
+            sa.event.listen(appending.engine, "connect", make_durable)
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
@@ -129,19 +127,9 @@ class SqlStore:
             if until.epoch != bounds.epoch:
                 message = f"{until} is not of epoch {bounds.epoch}"
                 raise PositionExpired(message)
-            events = self._tables.events
             before = self._tables.last_before(connection, bounds, bounds.now_ms - int(age_s * 1000))
-            belongs = self._tables.belongs_to(destination)
-            newest = (
-                sa.select(sa.func.max(events.c.offset).label("newest"))
-                .where(events.c.offset > before, events.c.offset <= until.offset, belongs)
-                .group_by(events.c.object)
-                .order_by(sa.desc("newest"))
-                .limit(limit)
-                .subquery()
-            )
-            joined = sa.select(events).join(newest, events.c.offset == newest.c.newest)
-            return self._tables.select(connection, joined, events.c.offset.desc(), bytes_max)[::-1]
+            newest = self._tables.newest_of_each(before, until.offset, limit, destination)
+            return self._tables.select(connection, newest, self._tables.events.c.offset.desc(), bytes_max)[::-1]
 
         return await self._read(work)
 
@@ -153,13 +141,10 @@ class SqlStore:
         """See ``EventStore.begin_epoch``."""
 
         def work(connection: sa.Connection) -> Bounds:
-            state = self._locked_state(connection)
+            state = self._tables.locked_state(connection)
             if expected != (head := Position(state.epoch, state.last)):
                 raise _stale(expected, head)
-            connection.execute(sa.delete(self._tables.events))
-            connection.execute(
-                sa.update(self._tables.state).values(epoch=new_epoch(), first=1, last=0, resume_point=resume_point)
-            )
+            self._tables.begin_epoch(connection, new_epoch(), resume_point)
             if self._bell:
                 self._bell.ring(connection)
             return self._tables.bounds(connection)
@@ -181,34 +166,19 @@ class SqlStore:
 
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """See ``EventStore.trim``. What is old is found without a lock; only then is there a short transaction."""
-        upto, before_ms, unused = await self._read(lambda connection: self._old(connection, age_s, keep, limit))
-        acknowledged = self._tables.acknowledged
-
-        def work(connection: sa.Connection) -> int:
-            if unused:
-                connection.execute(sa.delete(acknowledged).where(acknowledged.c.used_at_ms < before_ms))
-            state = self._locked_state(connection)
-            if state.epoch != upto.epoch or upto.offset < state.first:
-                return 0
-            events = self._tables.events
-            connection.execute(sa.delete(events).where(events.c.offset <= upto.offset))
-            connection.execute(sa.update(self._tables.state).values(first=upto.offset + 1))
-            return upto.offset + 1 - int(state.first)
-
-        return await self._write(work) if upto.offset or unused else 0
+        tables = self._tables
+        old = await self._read(lambda connection: find_old(connection, tables, age_s=age_s, keep=keep, limit=limit))
+        return await self._write(lambda connection: delete(connection, tables, old)) if old.is_any else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
-        rows = self._tables.acknowledged
-        wanted = sa.select(rows.c.epoch, rows.c.offset).where(rows.c.owner == owner, rows.c.name == name)
-        found = await self._read(lambda connection: connection.execute(wanted).one_or_none())
-        return known_position(*found) if found else None
+        return await self._read(lambda connection: self._durables.position(connection, owner, name))
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
         """See ``EventStore.hold``."""
 
         def work(connection: sa.Connection) -> dict[tuple[str, str], Position | None]:
-            self._make_synchronous(connection)
+            self._tables.make_synchronous(connection)
             return self._durables.hold(connection, holders, self._tables.bounds(connection).now_ms)
 
         found = await self._write(work) if holders else {}
@@ -218,7 +188,7 @@ class SqlStore:
         """See ``EventStore.acknowledge``."""
 
         def work(connection: sa.Connection) -> set[tuple[str, str]]:
-            self._make_synchronous(connection)
+            self._tables.make_synchronous(connection)
             return self._durables.acknowledge(connection, acknowledgements, self._tables.bounds(connection).now_ms)
 
         kept = await self._write(work) if acknowledgements else set()
@@ -232,25 +202,6 @@ class SqlStore:
             await self._short.aclose()
         await self._reading.aclose()
         await self._appending.aclose()
-
-    def _old(self, connection: sa.Connection, age_s: float, keep: int, limit: int) -> tuple[Position, int, bool]:
-        """Up to where to trim (offset 0: nothing), the time before which is old, and whether a name is unused."""
-        bounds = self._tables.bounds(connection)
-        before_ms = bounds.now_ms - int(age_s * 1000)
-        upto = max(self._tables.last_before(connection, bounds, before_ms), bounds.last - keep)
-        upto = min(upto, bounds.first - 1 + limit)
-        oldest = connection.execute(sa.select(sa.func.min(self._tables.acknowledged.c.used_at_ms))).scalar()
-        unused = oldest is not None and oldest < before_ms
-        return bounds.head.at(upto if upto >= bounds.first else 0), before_ms, unused
-
-    def _locked_state(self, connection: sa.Connection) -> Any:  # noqa: ANN401 - a row's columns are not typed
-        """The state's row, which nobody else changes before this transaction ends."""
-        self._make_synchronous(connection)
-        return connection.execute(sa.select(self._tables.state).with_for_update()).one()
-
-    def _make_synchronous(self, connection: sa.Connection) -> None:
-        if self._tables.postgres:
-            connection.execute(_DURABLE)
 
     async def _read(self, work: Callable[[sa.Connection], T]) -> T:
         return await self._in(self._reading.run, work)
@@ -297,11 +248,3 @@ class SqlStore:
 
 def _stale(expected: Position, head: Position) -> StaleAppend:
     return StaleAppend(f"the head is {head}, not {expected}")
-
-
-def _make_durable(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute("PRAGMA synchronous = full")
-    try:
-        connection.execute("PRAGMA journal_mode = wal")  # stays with the file
-    except sqlite3.OperationalError as error:  # somebody is reading just now; correct without it, only slower
-        logger.warning("the event log's file is not in WAL mode yet", reason=str(error))

@@ -24,17 +24,19 @@ Key = tuple[str, str]
 """Owner and name."""
 
 
-def known_position(epoch: str, offset: int) -> Position | None:
-    """The position in a row; None where nothing was acknowledged yet."""
-    return None if epoch == _NO_EPOCH else Position(epoch, offset)
-
-
 class DurableTable:
     """Reads and writes ``acknowledged``."""
 
     def __init__(self, tables: LogTables) -> None:
         self._rows = tables.acknowledged
         self._insert: Any = postgres_insert if tables.postgres else sqlite_insert
+
+    def position(self, connection: sa.Connection, owner: str, name: str) -> Position | None:
+        """Up to where all is acknowledged; None where nothing is, or nobody has held it."""
+        columns = self._rows.c
+        wanted = sa.select(columns.epoch, columns.offset).where(columns.owner == owner, columns.name == name)
+        found = connection.execute(wanted).one_or_none()
+        return _position(*found) if found else None
 
     def hold(self, connection: sa.Connection, holders: Sequence[Holder], now_ms: int) -> dict[Key, Position | None]:
         """Make each the holder; give the position of each."""
@@ -48,7 +50,7 @@ class DurableTable:
                 columns.owner, columns.name, columns.epoch, columns.offset
             )
             for owner, name, epoch, offset in connection.execute(written):
-                found[owner, name] = known_position(epoch, offset)
+                found[owner, name] = _position(epoch, offset)
         return found
 
     def acknowledge(
@@ -88,3 +90,8 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     rows.sort(key=lambda row: (row["owner"], row["name"]))
     for start in range(0, len(rows), ROWS_MAX):
         yield rows[start : start + ROWS_MAX]
+
+
+def _position(epoch: str, offset: int) -> Position | None:
+    """The position in a row; None where nothing was acknowledged yet."""
+    return None if epoch == _NO_EPOCH else Position(epoch, offset)

@@ -1,17 +1,21 @@
-"""Whether an SQLite file of events is still the one that was opened: it may be removed or replaced under a server.
+"""An SQLite file of events: written durably, and still the one that was opened, for it may be removed or replaced.
 
 SQLite goes on with the file that it has open, wherever its name points by now: what is appended then is in no file that
 anybody finds again, and a connection opened later reads another history. Both show in the file's identity, which costs
 microseconds to ask for. Refuses to know what is in the file.
 """
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import sqlalchemy as sa
+import structlog
 
 from airy_trio.log.store import StoreReplaced
+
+logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -52,3 +56,12 @@ class SqlFile:
             "the next start begins a new epoch, and clients load anew"
         )
         raise StoreReplaced(message)
+
+
+def make_durable(connection: sqlite3.Connection, _record: object) -> None:
+    """Let a new connection wait for the disk, and readers never lock the writer out."""
+    connection.execute("PRAGMA synchronous = full")
+    try:
+        connection.execute("PRAGMA journal_mode = wal")  # stays with the file
+    except sqlite3.OperationalError as error:  # somebody is reading just now; correct without it, only slower
+        logger.warning("the event log's file is not in WAL mode yet", reason=str(error))

@@ -28,6 +28,7 @@ INDEXED_CHARS: Final = 200
 _COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
 _COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool")
 _COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
+_SYNCHRONOUS = sa.text("set local synchronous_commit = on")
 NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
 
 
@@ -151,6 +152,34 @@ class LogTables:
             else:
                 high = middle - 1
         return low
+
+    def newest_of_each(self, before: int, upto: int, limit: int, destination: Destination | None) -> "sa.Select[Any]":
+        """Of the events of a destination between two offsets the newest of each object, at most ``limit`` of them."""
+        offset = self.events.c.offset
+        newest = (
+            sa.select(sa.func.max(offset).label("newest"))
+            .where(offset > before, offset <= upto, self.belongs_to(destination))
+            .group_by(self.events.c.object)
+            .order_by(sa.desc("newest"))
+            .limit(limit)
+            .subquery()
+        )
+        return sa.select(self.events).join(newest, offset == newest.c.newest)
+
+    def locked_state(self, connection: sa.Connection) -> Any:  # noqa: ANN401 - a row's columns are not typed
+        """The state's row, which nobody else changes before this transaction ends."""
+        self.make_synchronous(connection)
+        return connection.execute(sa.select(self.state).with_for_update()).one()
+
+    def begin_epoch(self, connection: sa.Connection, epoch: str, resume_point: str | None) -> None:
+        """Drop all events, and count from 1 again."""
+        connection.execute(sa.delete(self.events))
+        connection.execute(sa.update(self.state).values(epoch=epoch, first=1, last=0, resume_point=resume_point))
+
+    def make_synchronous(self, connection: sa.Connection) -> None:
+        """On Postgres, let this transaction's commit wait for the disk, whatever the server's default."""
+        if self.postgres:
+            connection.execute(_SYNCHRONOUS)
 
     def belongs_to(self, destination: Destination | None) -> sa.ColumnElement[bool]:
         """The condition for events of a destination; None is every event."""

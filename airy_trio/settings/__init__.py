@@ -17,7 +17,7 @@ from airy_trio.changes.tables import TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.settings import credentials, places
 from airy_trio.settings.reader import read
 from airy_trio.settings.sections import contradictions

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from airy_trio.changes.feed import OVERLAP_S, ChangesOptions
 from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.settings import credentials
 from airy_trio.websocket.auth import AuthOptions

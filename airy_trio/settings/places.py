@@ -8,7 +8,7 @@ from airy_trio.changes.feed import ChangesOptions
 from airy_trio.changes.tables import TablesOptions
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 
 
 def contradictions(

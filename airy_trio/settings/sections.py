@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.websocket.listener import ListenerOptions
 
 PORT_MAX: Final = 65535

@@ -48,25 +48,10 @@ from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.faults import Fault
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.requests import AckMode, Connect, Request
 from airy_trio.stomp.states import Greeting, State
 from airy_trio.stomp.steps import Session, Step
 from airy_trio.stomp.subscriptions import Subscription
-
-__all__ = [
-    "Ack",
-    "AckMode",
-    "Acknowledge",
-    "Connect",
-    "Connection",
-    "ConnectionOptions",
-    "ConnectionStatistics",
-    "Disconnect",
-    "Request",
-    "State",
-    "Subscribe",
-    "Unsubscribe",
-]
 
 
 @frozen

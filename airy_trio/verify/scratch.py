@@ -16,7 +16,7 @@ from airy_trio.changes.feed import ChangesOptions
 from airy_trio.changes.tables import TableOptions, TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.settings import Settings
 from airy_trio.verify.connections import Connection
 from airy_trio.websocket.listener import ListenerOptions

@@ -4,46 +4,25 @@ Each request takes effect before its RECEIPT is written. Events are written by t
 called where a request makes a subscription hungry; how the session ends is only named here, not said.
 """
 
-import math
 from collections.abc import Awaitable, Callable
 from typing import Final, assert_never
 
 import structlog
 import trio
-from attrs import evolve
 
-from airy_trio.events.destinations import UnknownDestinationError, parse
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
-from airy_trio.stomp.connection import (
-    Ack,
-    AckMode,
-    Acknowledge,
-    Connect,
-    Disconnect,
-    Request,
-    Subscribe,
-    Unsubscribe,
-)
-from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.websocket import replay
+from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.entry import admit
 from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import (
-    DONE,
-    GONE,
-    NOT_FOUND,
-    TOO_MANY,
-    Farewell,
-    with_token,
-)
-from airy_trio.websocket.framing import text_message
+from airy_trio.websocket.farewells import DONE, Farewell, with_token
 from airy_trio.websocket.heartbeats import Wheel
-from airy_trio.websocket.holds import Hold, Waiting, refusal
-from airy_trio.websocket.subscriptions import Client, ReplayOptions, Subscription, Window
+from airy_trio.websocket.receipts import write_receipt
+from airy_trio.websocket.subscribing import subscribe
+from airy_trio.websocket.subscriptions import Client, ReplayOptions, Subscription
 from airy_trio.websocket.wire import Wire
 
 logger = structlog.get_logger(__name__)
@@ -179,76 +158,15 @@ class Conversation:
         )
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:
-        try:
-            destination = parse(request.destination)
-        except UnknownDestinationError:
-            return evolve(NOT_FOUND, receipt_id=request.receipt)
-        granted = self._client.user.grant.of(destination)
-        if granted is None:
-            prose = "The credentials of this client do not grant this destination."
-            return with_token("403-destination", prose, receipt_id=request.receipt)
-        refused = None if request.durable is None else self._refused(request, request.durable)
-        if refused is not None:
-            return refused
-        subscription = Subscription(
-            client=self._client,
-            number=request.number,
-            prefix=self._client.connection.message_prefix(request.number),
-            position=self._eventlog.head,
-            live_after=self._eventlog.head.offset,
-            window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
+        return await subscribe(
+            self._client,
+            request,
+            eventlog=self._eventlog,
+            options=self._options,
+            fanout=self._fanout,
+            durables=self._durables,
+            pause=self.pause,
         )
-        subscription.view = self._eventlog.attach(granted, subscription)
-        self._client.subscriptions[request.number] = subscription
-        hold = await self._hold(subscription, request)
-        start = await self._start(subscription, request, None if hold is None else hold.position)
-        if start is None:
-            return GONE
-        subscription.position = start.position
-        subscription.owe(start.owed)
-        if start.verdict != replay.LIVE:
-            subscription.verdict = header("resume", start.verdict, None)
-        if hold is not None:
-            await self._until(self._durables.start(hold))
-        await self._receipt(request.receipt, (("position", str(start.position)), ("resume", start.verdict)))
-        subscription.started = True
-        self._fanout.serve(subscription, trio.current_time())
-        return None
-
-    def _refused(self, request: Subscribe, durable: str) -> Farewell | None:
-        """Why a durable subscription cannot be; None where it can."""
-        refused = refusal(request, self._client.user)
-        if refused is not None or self._durables.admits(self._client.user.name or "", durable):
-            return refused
-        prose = "This user has used as many names of durable subscriptions lately as are allowed."
-        return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt)
-
-    async def _hold(self, subscription: Subscription, request: Subscribe) -> Hold | None:
-        """Hold the durable subscription that is asked for; what was acknowledged of it is known then."""
-        owner = self._client.user.name
-        if request.durable is None or owner is None:
-            return None
-        hold = self._durables.claim(subscription, owner, request.durable)
-        await self._until(hold.claimed)
-        return hold
-
-    async def _start(
-        self, subscription: Subscription, request: Subscribe, acknowledged: Position | None
-    ) -> replay.Start | None:
-        """Decide where a subscription starts; None where the client has left meanwhile.
-
-        What the client itself says that it has had counts before what it has acknowledged.
-        """
-        told = request.last_event_id
-        if told is None and acknowledged is not None:
-            told = str(acknowledged)
-        wish = replay.Wish(told, request.replay)
-        try:
-            with self._wire.attending():
-                return await replay.start(self._eventlog, subscription.view, wish, self._options, self.pause)
-        finally:
-            self._wire.attended()
-        return None
 
     def _unsubscribe(self, number: int) -> None:
         subscription = self._client.subscriptions.pop(number, None)
@@ -281,17 +199,9 @@ class Conversation:
         subscription = self._client.subscriptions.get(number)
         return [] if subscription is None else [subscription]
 
-    async def _until(self, waiting: Waiting) -> None:
-        with waiting.scope:
-            await self.pause(math.inf)
-
     async def _receipt_when_written(self, receipt_id: str | None) -> None:
         """Acknowledgements have taken effect when the store keeps them."""
         if receipt_id is not None and self._unwritten:
-            await self._until(self._durables.written())
+            await self._durables.written().wait(self.pause)
             self._unwritten = False
-        await self._receipt(receipt_id)
-
-    async def _receipt(self, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        if receipt_id is not None:
-            await self._wire.write(text_message(self._client.connection.receipt(receipt_id, headers)))
+        await write_receipt(self._client, receipt_id)

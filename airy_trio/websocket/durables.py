@@ -12,24 +12,22 @@ which the store also sees that it is used. Where it forgets within less, what is
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 import trio
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.log.store import Holder, StoreUnavailable
+from airy_trio.websocket.durable_faults import held, keep
 from airy_trio.websocket.durable_names import PER_USER_MAX, Names
 from airy_trio.websocket.farewells import TAKEN_OVER
-from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.holds import Hold, Key, Waiting, settled
 from airy_trio.websocket.replay import backoff_s
 from airy_trio.websocket.subscriptions import Subscription
 
 logger = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 WRITE_AFTER_S: Final = 0.5
 """How long an acknowledgement waits for others at most, while the store is there and nobody waits for it."""
@@ -189,52 +187,22 @@ class Durables:
         self._writing = True
         try:
             for start in range(0, len(new), STEP_MAX):
-                await self._keep(new[start : start + STEP_MAX])
+                self._refused(await keep(self._eventlog.store, new[start : start + STEP_MAX]))
         finally:
             self._writing = False
         for hold, position in positions.items():
             hold.position = position
-
-    async def _keep(self, new: Sequence[tuple[Hold, Position]]) -> None:
-        """Write positions; where the store refuses, whose fault it is shows in halves. Raises ``StoreUnavailable``."""
-        try:
-            lost = await self._eventlog.store.acknowledge([Acknowledgement(hold.holder, at) for hold, at in new])
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
-            fault = error
-        else:
-            self._refused(lost)
-            return
-        if len(new) == 1:
-            _dismiss(new[0][0], fault)
-            return
-        for half in _halves(new):
-            await self._keep(half)
 
     async def _claim(self) -> None:
         """Claim what is to be claimed. Raises ``StoreUnavailable``."""
         claims = [hold for hold in self._claims if hold.key not in self._released][:STEP_MAX]
         if not claims:
             return
-        positions = await self._held(claims)
+        positions = await held(self._eventlog.store, claims)
         for hold, position in zip(claims, positions, strict=True):
             hold.position = position
             self._claims.pop(hold, None)
             hold.claimed.finish()
-
-    async def _held(self, claims: Sequence[Hold]) -> Sequence[Position | None]:
-        """Make each the holder; where the store refuses, as in ``_keep``. Raises ``StoreUnavailable``."""
-        try:
-            return await self._eventlog.store.hold([hold.holder for hold in claims])
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
-            fault = error
-        if len(claims) == 1:
-            _dismiss(claims[0], fault)
-            return [None]
-        return [position for half in _halves(claims) for position in await self._held(half)]
 
     def _refused(self, holders: Sequence[Holder]) -> None:
         for holder in holders:
@@ -242,13 +210,3 @@ class Durables:
             if hold is not None and hold.holder == holder:
                 logger.info("durable subscription taken over by another server", owner=holder.owner, name=holder.name)
                 hold.subscription.client.dismiss(TAKEN_OVER)
-
-
-def _halves(several: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    middle = len(several) // 2
-    return several[:middle], several[middle:]
-
-
-def _dismiss(hold: Hold, fault: Exception) -> None:
-    client = hold.subscription.client
-    client.dismiss(farewell_after(fault, client.session))

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 import trio
 
-from airy_trio.stomp.connection import Connect
+from airy_trio.stomp.requests import Connect
 from airy_trio.websocket.auth import Authenticator, Refusal, User
 from airy_trio.websocket.farewells import KEYS_AWAY, TOKEN_EXPIRED, UNAUTHORIZED, Farewell
 from airy_trio.websocket.framing import text_message

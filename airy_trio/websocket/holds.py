@@ -3,6 +3,8 @@
 Wire contract, section 5. Reads what a subscription has in flight; asks no store, and writes nothing.
 """
 
+import math
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -27,6 +29,11 @@ class Waiting:
 
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     done: bool = False
+
+    async def wait(self, pause: Callable[[float], Awaitable[object]]) -> None:
+        """Return once it is done. ``pause``: see ``Conversation``."""
+        with self.scope:
+            await pause(math.inf)
 
     def finish(self) -> None:
         """It is done."""

@@ -15,7 +15,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.options import at_least, matching, more_than, satisfying
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.websocket.admission import AdmissionOptions, Visitor
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.conversation import Conversation

@@ -14,7 +14,7 @@ from airy_trio.events.destinations import Addressed
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
 from airy_trio.log.position import Position
-from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.websocket import roll
 from airy_trio.websocket.admission import Admission, Visitor
 from airy_trio.websocket.audience import audience

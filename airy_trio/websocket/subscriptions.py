@@ -15,7 +15,8 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
-from airy_trio.stomp.connection import AckMode, Connection
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket.auth import ANYBODY, User
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.wire import Wire

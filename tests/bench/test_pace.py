@@ -1,3 +1,5 @@
+"""Who produces events for a benchmark, at a rate or in a closed loop."""
+
 import struct
 
 import pytest

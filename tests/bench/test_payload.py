@@ -1,3 +1,5 @@
+"""The events that a benchmark sends."""
+
 import json
 import time
 

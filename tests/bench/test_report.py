@@ -1,3 +1,5 @@
+"""What a benchmark says: ratios within a round, targets, tables, pictures, and what others wrote left alone."""
+
 from pathlib import Path
 from xml.etree import ElementTree as ET
 

@@ -46,7 +46,7 @@ class Schedule:
 
     def __init__(self, url: str, seed: int) -> None:
         conninfo = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-        self._random = random.Random(seed)  # noqa: S311 - the same again
+        self._random = random.Random(seed)
         self._connections = [psycopg.connect(conninfo, autocommit=True) for _ in range(CONNECTIONS)]
         self._open: dict[int, Transaction] = {}
         self._version = 0
@@ -114,7 +114,7 @@ async def run(url: str, seed: int, make_feed: Callable[[], PostgresFeed], steps:
     Now and then the feed is made anew, as by a restart, and now and then what was read is thrown away, as by a crash
     before it was stored; then the same point is read again.
     """
-    chance = random.Random(seed)  # noqa: S311 - the same again
+    chance = random.Random(seed)
     schedule = Schedule(url, seed)
     model = schedule.model
     feed = make_feed()

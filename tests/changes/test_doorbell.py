@@ -170,7 +170,7 @@ async def test_of_many_commits_none_is_overslept(application: Application, pause
     writers, commits = 3, 40
 
     def write(writer: int) -> None:
-        chance = random.Random(writer)  # noqa: S311 - the same again
+        chance = random.Random(writer)
         with raw_connection(application) as connection:
             for number in range(commits):
                 connection.execute("insert into tags values (%s, 'flag', 'red')", [f"{writer}-{number}"])

@@ -1,3 +1,5 @@
+"""Questions put straight to either driver: names, text that is none, and errors that leave the connection usable."""
+
 import sqlite3
 from pathlib import Path
 

@@ -119,7 +119,7 @@ class Recorder:
 async def test_out_of_order_commits_within_the_overlap_lose_nothing_and_come_once(
     postgres_application: Application, form: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chance = random.Random(seed)  # noqa: S311 - the same again
+    chance = random.Random(seed)
     monkeypatch.setattr("airy_trio.changes.sweep.PAGE_ROWS", chance.choice([1, 3, 500]))
     watched = Watched(postgres_application, form)
     feed = feed_by_updated_at(

@@ -18,7 +18,7 @@ from tests.application import Application, application
 from tests.check.proxy import pooled
 from tests.postgres import Postgres
 
-PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+PASSWORD = "correct-horse-battery"
 ROLE: Final = "check_role"
 TIMEOUT_S = 30.0
 

@@ -1,3 +1,5 @@
+"""What ``check`` says of an SQLite file, its folder and its library."""
+
 import os
 from pathlib import Path
 

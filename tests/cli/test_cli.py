@@ -23,7 +23,7 @@ from tests.command_line import CommandLine
 from tests.postgres import PASSWORD_ROLE, Postgres
 from tests.processes import Finished, json_object, run, server
 
-PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+PASSWORD = "correct-horse-battery"
 POSTGRES_URL = f"postgresql://airy:{PASSWORD}@127.0.0.1/airy"
 JSON_LOGS = '[listener]\nport = 0\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
 QUICK = "connect_timeout_s = 0.1\n"

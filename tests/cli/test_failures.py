@@ -16,7 +16,7 @@ from tests.command_line import CommandLine
 from tests.postgres import Postgres
 from tests.processes import run
 
-PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+PASSWORD = "correct-horse-battery"
 ARGUMENTS: dict[str, Sequence[str]] = {
     "": (),
     "check": (),

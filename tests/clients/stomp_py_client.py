@@ -1,5 +1,6 @@
-"""stomp.py's WebSocket adapter (STOMP 1.2). It does not reconnect: this program does, as its manual says. Arguments:
-``program``.
+"""stomp.py's WebSocket adapter (STOMP 1.2). It does not reconnect: this program does, as its manual says.
+
+Arguments: ``program``.
 """
 
 import os

@@ -84,7 +84,7 @@ async def main(arguments: Arguments) -> None:
     printer = Printer(arguments, done.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
 
-    async def on_message(frame: stompman.MessageFrame) -> None:  # noqa: ASYNC124 (stompman awaits it)
+    async def on_message(frame: stompman.MessageFrame) -> None:  # noqa: ASYNC124 - stompman awaits it
         printer.print(frame.body.decode(), {name: str(value) for name, value in frame.headers.items()})
 
     server = stompman.ConnectionParameters(arguments.host, arguments.port, "", arguments.token, arguments.path)

@@ -64,8 +64,8 @@ async def test_bad_credentials_are_told_by_401_in_the_message_of_the_error(
     with trio.fail_after(TIMEOUT_S):
         async with (
             server(config) as serving,
-            stompjs(serving.url, token="right", count=1) as welcome,  # noqa: S106 - the test's own
-            stompjs(serving.url, token="wrong") as refused,  # noqa: S106 - the test's own
+            stompjs(serving.url, token="right", count=1) as welcome,
+            stompjs(serving.url, token="wrong") as refused,
             stompjs(serving.url) as anonymous,
         ):
             assert await welcome.wait() == 0

@@ -23,7 +23,7 @@ HEARTBEAT_MS = 1000
 BEATS = 4
 """Three intervals lie between them: a client that sends nothing is gone after 2.5."""
 STEP_TIMEOUT_S = 20.0
-TOKEN = "hunter2:\\n"  # noqa: S105 - the test's own
+TOKEN = "hunter2:\\n"
 RESUMED_AFTER = 110
 ENDED = "connection closed"
 """What the server logs of the end of each connection."""

@@ -1,5 +1,6 @@
-"""webstompy (STOMP 1.1). It has no reconnect, no DISCONNECT, no heart-beats and no headers of SUBSCRIBE: this program
-connects again, and closes the WebSocket at its end. Arguments: ``program``; LAST-EVENT-ID cannot be sent.
+"""webstompy (STOMP 1.1). It has no reconnect, no DISCONNECT, no heart-beats and no headers of SUBSCRIBE.
+
+This program connects again, and closes the WebSocket at its end. Arguments: ``program``; LAST-EVENT-ID cannot be sent.
 """
 
 import signal

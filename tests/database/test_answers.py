@@ -22,11 +22,11 @@ from tests.application import Application
 from tests.postgres import Postgres
 
 
-def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401
+def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - whatever the statement gives
     return database.run_sync(lambda connection: connection.execute(sa.text(statement), parameters or {}).scalar())
 
 
-SECRET = "s3cret-value"  # noqa: S105 - what must not be told
+SECRET = "s3cret-value"
 
 
 @pytest.mark.parametrize(

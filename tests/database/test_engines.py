@@ -15,7 +15,7 @@ from airy_trio.database import (
 from tests.application import Application
 
 
-def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401
+def run(database: Database, statement: str, parameters: dict[str, object] | None = None) -> Any:  # noqa: ANN401 - whatever the statement gives
     return database.run_sync(lambda connection: connection.execute(sa.text(statement), parameters or {}).scalar())
 
 

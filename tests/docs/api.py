@@ -20,8 +20,8 @@ PUBLISHED: Final = (
     (
         "A STOMP client",
         "airy_trio.testing.client",
-        "testing/client.py",
-        ("connect", "StompClient", "Rejected", "Closed", "BrokenPromiseError"),
+        "testing/client.py testing/websocket.py",
+        ("connect", "StompClient", "WebSocketClient", "Rejected", "Closed", "BrokenPromiseError"),
     ),
     (
         "Event stores",
@@ -30,7 +30,8 @@ PUBLISHED: Final = (
         ("check_event_store", "broken_promises"),
     ),
 )
-"""Headings, where a program imports from, the file, and the names."""
+"""Headings, where a program imports from, the files, and the names."""
+_NAMES: Final = frozenset(name for *_, names in PUBLISHED for name in names)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -43,9 +44,10 @@ def page() -> str:
         "[Inside your own Trio program](../how-to/embed.md). Whatever is not here may change with any release.",
         "",
     ]
-    for heading, module, file, names in PUBLISHED:
+    for heading, module, files, names in PUBLISHED:
         lines += [f"## {heading}", "", f"`{module}`", ""]
-        found = {node.name: node for node in _definitions(ast.parse((PACKAGE / file).read_text()))}
+        texts = [(PACKAGE / file).read_text() for file in files.split()]
+        found = {node.name: node for text in texts for node in _definitions(ast.parse(text))}
         for name in names:
             lines += _told(found[name])
     return "\n".join(lines)
@@ -62,6 +64,8 @@ def _told(node: Definition) -> Iterator[str]:
     yield ""
     if isinstance(node, ast.ClassDef):
         yield from _prose(node)
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in _NAMES]
+        yield from [line for base in bases for line in (f"Base: `{base}`.", "")]
         fields = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign) and _is_field(one)]
         if fields:
             yield from ["```python", *fields, "```", ""]

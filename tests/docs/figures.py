@@ -54,5 +54,5 @@ async def _collected(path: Path) -> list[Family]:
 
 def _family(metric: Metric) -> Family:
     labelled: Any = metric  # a family without samples tells its labels nowhere else
-    labels = tuple(labelled._labelnames)  # noqa: SLF001
+    labels = tuple(labelled._labelnames)  # noqa: SLF001 - prometheus_client tells it nowhere else
     return Family(f"{metric.name}{SUFFIXES.get(metric.type, '')}", metric.type, labels, metric.documentation)

@@ -25,7 +25,7 @@ from tests.websocket.test_battery import BINARY, CONTINUATION, PING, TEXT, frame
 from tests.websocket.test_request import head
 
 HOST: Final = "127.0.0.1"
-TOKEN: Final = "which-everybody-knows"  # noqa: S105 - of the drill
+TOKEN: Final = "which-everybody-knows"
 CONNECT: Final = f"CONNECT\naccept-version:1.2\npasscode:{TOKEN}\n\n\0".encode()
 PER_ADDRESS: Final = 50
 PAUSE_MAX_S: Final = 4.0
@@ -198,7 +198,7 @@ async def main(port: int, seed: int, connections: int) -> None:
         sys.stdout.flush()
         async with trio.open_nursery() as nursery:
             for number in range(connections):
-                chance = random.Random(f"{seed} {number}")  # noqa: S311 - the same again
+                chance = random.Random(f"{seed} {number}")
                 nursery.start_soon(attack_for_ever, port, number, chance, tally)
             async for _ in signals:
                 break

@@ -153,7 +153,7 @@ def members(port: int, count: int, seed: int) -> list[Member]:
     """Clients with one to three subscriptions each, every other one with ids that no other has."""
     made = []
     for number in range(count):
-        chance = random.Random(f"{seed} {number}")  # noqa: S311 - the same again
+        chance = random.Random(f"{seed} {number}")
         wanted = ["/events", *chance.sample(DESTINATIONS[1:], chance.randrange(3))]
         ids = [f"{index}" if number % 2 else f"own-{number}-{index}" for index in range(len(wanted))]
         made.append(Member(port, chance, {id_: Taken(at) for id_, at in zip(ids, wanted, strict=True)}))

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from tests.application import Application
 from tests.application import application as store_of
 from tests.drill.load import LONG

@@ -44,7 +44,7 @@ class Writer:
 
     def __init__(self, number: int, rhythm: Rhythm, stop: threading.Event, tally: Counter[str]) -> None:
         self._number = number
-        self._random = random.Random(f"{rhythm.seed} {number}")  # noqa: S311 - the same again
+        self._random = random.Random(f"{rhythm.seed} {number}")
         self._delay_max_s = rhythm.delay_max_s
         self._stop = stop
         self._tally = tally

@@ -50,7 +50,7 @@ class Outcome:
 
 async def torment(nodes: Nodes, postgres: Postgres, counts: Counter[str]) -> None:
     """Do something to whoever records, for ever."""
-    chance = random.Random(SEED)  # noqa: S311 - the same again
+    chance = random.Random(SEED)
     while True:
         node = (await nodes.wait(records))[0]
         await trio.sleep(chance.uniform(0, CALM_MAX_S))
@@ -99,7 +99,7 @@ async def drill(
 ) -> Outcome:
     more = f"connect_timeout_s = 20\n[changes]\nbatch_rows_max = {batch}\n[events]\ndeletes = true\n"
     nodes = Nodes(configure(writing, folder, more), command)
-    client = Resuming(nodes, random.Random(SEED))  # noqa: S311 - the same again
+    client = Resuming(nodes, random.Random(SEED))
     load = [sys.executable, "-m", "tests.drill.load", writing.url, str(SEED), str(load_s / 4), "0.01"]
     with trio.fail_after(load_s + END_S):
         async with trio.open_nursery() as living:

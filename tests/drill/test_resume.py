@@ -55,7 +55,7 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
     postgres_application: Application, tmp_path: Path
 ) -> None:
     nodes = Nodes(configure(postgres_application, tmp_path, MORE))
-    clients = [Resuming(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]  # noqa: S311 - the same again
+    clients = [Resuming(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]
     load = [sys.executable, "-m", "tests.drill.load", postgres_application.url, str(SEED), "1", "0.05"]
     begun_at = trio.current_time()
     with trio.fail_after(RESUMES / RESUMES_PER_S_MIN + END_S):

@@ -16,7 +16,7 @@ from tests.processes import AIRY_TRIO, Server, run, running, server
 
 TIMEOUT_S = 40.0
 CONFIG = Path(__file__).parents[2] / "config"
-PASSWORD = "correct-horse-battery"  # noqa: S105 - looked for where it must not be
+PASSWORD = "correct-horse-battery"
 BODY = '{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-red"}}'
 
 
@@ -140,7 +140,7 @@ async def test_chatwoot(postgres_application: Application, tmp_path: Path) -> No
     )
 
 
-def message(*, id: str, conversation_id: str, channel_id: str, source: str, sender: str) -> dict[str, Any]:  # noqa: A002
+def message(*, id: str, conversation_id: str, channel_id: str, source: str, sender: str) -> dict[str, Any]:  # noqa: A002 - the names of the columns
     """The payload of the one message that both have, in other columns."""
     told = {
         "id": id,

@@ -21,7 +21,7 @@ from tests.websocket.auth.signing import SECRET, issuer
 
 TIMEOUT_S = 50.0
 HOST = "127.0.0.1"
-TOKEN = "s3cret-of-ann"  # noqa: S105 - of the test
+TOKEN = "s3cret-of-ann"
 PAGE = """<!doctype html>
 <title>a page with a session</title>
 <script>

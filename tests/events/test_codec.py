@@ -1,3 +1,5 @@
+"""Events as octets, byte for byte, at the limit of their size and one beyond."""
+
 from typing import Any
 
 import pytest

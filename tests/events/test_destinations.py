@@ -1,3 +1,5 @@
+"""Destinations: which texts name one, and which events belong to it."""
+
 from urllib.parse import quote
 
 import pytest

@@ -1,3 +1,5 @@
+"""How a fault of a row is told: on one line, a long key cut with a mark."""
+
 import pytest
 
 from airy_trio.changes.rows import Value

@@ -1,3 +1,5 @@
+"""Rows of metadata as one nested object: order, conflicts, and rows that cannot be used."""
+
 import math
 from datetime import UTC
 

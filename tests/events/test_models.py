@@ -1,3 +1,5 @@
+"""The events themselves: their wire names, and which object each is about."""
+
 from typing import get_args
 
 import pytest

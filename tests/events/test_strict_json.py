@@ -1,3 +1,5 @@
+"""JSON that every client can parse: what is accepted a strict parser reads, and depth ends in a fault, no crash."""
+
 import json
 import sys
 

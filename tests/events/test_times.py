@@ -1,3 +1,5 @@
+"""Times of rows as the wire has them: text and epoch agree, zones count, and what has no order is a fault."""
+
 import math
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,3 +1,5 @@
+"""Whole changed objects to events, with what is silent, what is counted, and what is a fault of its row."""
+
 import math
 from typing import Any
 
@@ -189,7 +191,7 @@ REQUIRED: list[tuple[ChangedObject, str, str, str]] = [
 @pytest.mark.parametrize(
     "row,column,table,key", REQUIRED, ids=[f"{type(row).__name__}.{of}" for row, of, *_ in REQUIRED]
 )
-def test_a_null_that_may_not_be_is_a_fault(row: Any, column: str, table: str, key: str) -> None:  # noqa: ANN401
+def test_a_null_that_may_not_be_is_a_fault(row: Any, column: str, table: str, key: str) -> None:  # noqa: ANN401 - a row of any kind
     assert faults_of(altered(row, **{column: None})) == (RowFault(table=table, key=key, reason=f"{column} is NULL"),)
 
 

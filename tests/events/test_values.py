@@ -1,3 +1,5 @@
+"""One value of a row at a time: what it means on the wire, or the fault that it is."""
+
 import math
 
 import pytest

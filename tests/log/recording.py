@@ -13,8 +13,9 @@ from airy_trio.changes.rows import Tag
 from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.deference import Deference
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.store import Bounds, EventStore, NewEvent, StoredEvent, StoreUnavailable

@@ -1,3 +1,5 @@
+"""When the newest events came: of two times the earlier counts, and the oldest are forgotten."""
+
 from airy_trio.log.arrivals import BATCHES_MAX, Arrivals
 
 

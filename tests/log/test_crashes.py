@@ -45,7 +45,7 @@ def kill_a_writer(url: str, moments: Random) -> int:
 async def survives_killed_writers(url: str) -> None:
     options = DatabaseOptions(url=url)
     await trio.to_thread.run_sync(migrate_log, url, options)
-    moments = Random(7)  # noqa: S311 - the same moments each time
+    moments = Random(7)
     reached = 0
     for _ in range(KILLS):
         said = await trio.to_thread.run_sync(kill_a_writer, url, moments)

@@ -10,9 +10,10 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
@@ -244,7 +245,7 @@ async def test_own_and_others_appends_make_one_order(
         except StaleAppend:
             await log.catch_up()
     await wait_all_tasks_blocked()
-    assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001
+    assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001 - what the memory holds, past the store's verbs
     nursery.cancel_scope.cancel()
 
 
@@ -310,7 +311,7 @@ async def test_bounds_that_were_asked_for_before_an_epoch_ended_are_not_acted_up
         store.held.set()
         await wait_all_tasks_blocked()
     assert said == []  # no way back into the old epoch, not even for a moment
-    assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001
+    assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001 - what the memory holds, past the store's verbs
 
 
 async def test_who_slept_through_the_retention_goes_on_at_what_is_left(store: Outages) -> None:
@@ -494,7 +495,7 @@ async def test_growth_that_nobody_waited_for_is_kept(store: Outages) -> None:
 async def test_a_store_with_a_gap_ends_loudly(store: Outages) -> None:
     log = await opened(store)
     await store.add(*numbered(1, 3))
-    store._events[2] = store._events[2]._replace(offset=4)  # noqa: SLF001
+    store._events[2] = store._events[2]._replace(offset=4)  # noqa: SLF001 - what the memory holds, past the store's verbs
     with pytest.raises(ValueError, match="event 4 does not follow 2"):
         await log.catch_up()
 

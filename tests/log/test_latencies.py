@@ -1,3 +1,5 @@
+"""The histogram of latencies: what lies on a bound is in its bucket."""
+
 import pytest
 
 from airy_trio.log.latencies import BOUNDS_S, Latencies

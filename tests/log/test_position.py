@@ -1,3 +1,5 @@
+"""Positions: written and read as the wire contract says, ordered within an epoch and not across two."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

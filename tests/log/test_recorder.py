@@ -215,7 +215,7 @@ async def test_another_takes_over(changes: MemoryChanges, nursery: trio.Nursery,
 async def test_who_lost_the_lease_and_does_not_know_never_appends_twice(
     changes: MemoryChanges, seed: int, autojump_clock: MockClock
 ) -> None:
-    moods = Random(seed)  # noqa: S311 - the same schedule each time
+    moods = Random(seed)
     store = MoodyStore()
     nodes = [node(changes, store, unaware=True, batch_rows_max=moods.choice((1, 3, 50))) for _ in range(3)]
     async with trio.open_nursery() as nursery:

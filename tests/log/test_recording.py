@@ -9,7 +9,8 @@ import trio
 from airy_trio.changes.lease import FileLease
 from airy_trio.database import DatabaseOptions
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
 from airy_trio.settings import Settings
@@ -62,7 +63,7 @@ async def test_interrupted_at_any_moment_it_records_every_change_once(
     any_application: Application, tmp_path: Path
 ) -> None:
     settings = any_application.migrate()
-    moments = Random(3)  # noqa: S311 - the same moments each time
+    moments = Random(3)
     lock = tmp_path / "lock"
     with trio.fail_after(50):
         async with trio.open_nursery() as nursery:

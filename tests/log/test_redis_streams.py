@@ -6,10 +6,12 @@ import pytest
 import trio
 
 from airy_trio.events.destinations import OfChannel
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
+from airy_trio.log.redis_answers import RedisRefusedError
 from airy_trio.log.redis_scripts import FIELDS
-from airy_trio.log.redis_streams import SCAN_EVENTS, RedisRefusedError, open_store
+from airy_trio.log.redis_streams import SCAN_EVENTS, open_store
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
@@ -115,7 +117,7 @@ async def test_a_server_that_evicts_keys_begins_a_new_epoch(redis_server: RedisS
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
         await store.append(head, [event(1)], "point")
-        await store._client.delete([key for key in store._keys if key.endswith(lost)])  # type: ignore[attr-defined] # noqa: SLF001
+        await store._client.delete([key for key in store._keys if key.endswith(lost)])  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
         bounds = await store.bounds()
         assert (bounds.epoch != head.epoch, bounds.first, bounds.last) == (True, 1, 0)
         with pytest.raises(PositionExpired):
@@ -162,7 +164,7 @@ async def test_reads_go_on_over_many_scans(redis_server: RedisServer) -> None:
 
 async def test_what_waiting_does_not_heal_is_refused(redis_server: RedisServer) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
-        await store._client.set(store._keys[1], b"of another")  # type: ignore[attr-defined] # noqa: SLF001
+        await store._client.set(store._keys[1], b"of another")  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
         with pytest.raises(RedisRefusedError, match="WrongType"):
             await store.bounds()
 

@@ -5,8 +5,8 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.changes.feed import Consumer
-from airy_trio.log.eventlog import LogOptions
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed

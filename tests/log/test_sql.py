@@ -12,7 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfConversation
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql_bell import POLL_WITH_BELL_S
 from airy_trio.log.store import StoreUnavailable
@@ -205,7 +206,7 @@ async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptio
 
 
 async def test_a_conversation_with_an_id_longer_than_an_index_row_is_kept_and_found(options: DatabaseOptions) -> None:
-    letters = Random(1).choices(string.ascii_letters, k=16_000)  # noqa: S311
+    letters = Random(1).choices(string.ascii_letters, k=16_000)
     long, longer = "".join(letters), "".join(letters) + "x"
     async with open_sql(options) as store:
         head = (await store.bounds()).head

@@ -45,7 +45,7 @@ def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
     compared: list[Position] = []
     compare = LogTables.move_head
 
-    def noted(tables: LogTables, connection: sa.Connection, expected: Position, *rest: Any) -> int | None:  # noqa: ANN401
+    def noted(tables: LogTables, connection: sa.Connection, expected: Position, *rest: Any) -> int | None:  # noqa: ANN401 - whatever is handed on
         compared.append(expected)
         return compare(tables, connection, expected, *rest)
 

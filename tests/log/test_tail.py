@@ -1,3 +1,5 @@
+"""The newest events in memory: bounded in events and bytes, and complete for every view, whoever attaches when."""
+
 import sys
 from collections.abc import Sequence
 from types import FrameType

@@ -32,7 +32,7 @@ class Narrower(Options):
     more: int = 0
 
 
-def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401
+def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - whatever class is asked for
     return strict_converter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
 
 

@@ -1,3 +1,5 @@
+"""References to environment variables in the settings: replaced once, or every fault named."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

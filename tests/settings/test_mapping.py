@@ -1,3 +1,5 @@
+"""The mapping of tables in the settings: which fields each kind has, with the nearest one told."""
+
 from typing import get_args
 
 import pytest

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from airy_trio.changes.tables import TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
-from airy_trio.log.eventlog import STORE_WORDS
+from airy_trio.log.options import STORE_WORDS
 from airy_trio.settings import FILE_BYTES_MAX, LoggingOptions, Settings, load, parse
 from tests.settings.reading import DATABASE, URL, fault, faults, read
 

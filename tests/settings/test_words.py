@@ -1,3 +1,5 @@
+"""Values and paths in the words of a message about the settings; of a secret only its kind."""
+
 import tomllib
 from typing import Any
 

@@ -1,9 +1,12 @@
 """What the tests of stomp/ say and read: frames of a client as octets, connections in a given state, frames of ours."""
 
-from airy_trio.stomp.connection import Connection, ConnectionOptions, Request, State
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.requests import Request
+from airy_trio.stomp.states import State
 
 ROOMY = Limits(frame_bytes_max=1 << 20, header_count_max=1000, header_line_bytes_max=1 << 16, command_bytes_max=1000)
 VERSIONS = list(Version)

@@ -1,3 +1,5 @@
+"""The state machine: every frame in every state, what a fault carries, and what may be written when."""
+
 from collections.abc import Callable
 from typing import get_args
 
@@ -6,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.stomp import faults
-from airy_trio.stomp.connection import OTHERWISE, TRANSITIONS, Connection, Request, State
+from airy_trio.stomp.connection import OTHERWISE, TRANSITIONS, Connection
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.faults import Fault
 from airy_trio.stomp.frames import Version
-from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Subscribe, Unsubscribe
+from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.states import State
 from tests.stomp.dialogue import (
     VERSIONS,
     connect_frame,

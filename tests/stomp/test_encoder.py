@@ -1,3 +1,5 @@
+"""Frames as octets: reading what was written is identity, and what a client could not read is not written."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

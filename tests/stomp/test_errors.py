@@ -1,3 +1,5 @@
+"""The two kinds of protocol error, the client's and ours, are never taken for one another."""
+
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 
 

@@ -1,3 +1,5 @@
+"""Escapes of the three versions: what was escaped reads as it was."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_only_1_2_escapes_carriage_return() -> None:
 def test_an_undefined_escape_is_fatal(version: Version, text: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         unescape(text, version)
-    assert caught.value.token == "400-malformed-frame"  # noqa: S105
+    assert caught.value.token == "400-malformed-frame"
 
 
 @pytest.mark.parametrize("version", ESCAPED)

@@ -1,3 +1,5 @@
+"""The faults of a client as they are told: number, name and one plain sentence, no two alike."""
+
 import re
 
 import pytest

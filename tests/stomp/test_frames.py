@@ -1,3 +1,5 @@
+"""A frame's headers: the first of a repeated one counts, and who can ask for a receipt."""
+
 import pytest
 
 from airy_trio.stomp.frames import Frame

@@ -1,3 +1,5 @@
+"""What is agreed of heart-beats, and when a client is silent."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

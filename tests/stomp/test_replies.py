@@ -1,3 +1,5 @@
+"""CONNECTED, RECEIPT and ERROR, in every version and before one is agreed."""
+
 import pytest
 
 from airy_trio.stomp import replies

@@ -1,3 +1,5 @@
+"""The open subscriptions of a connection: numbers, ids, their limit, and what has just ended."""
+
 import pytest
 
 from airy_trio.stomp.errors import RemoteProtocolError
@@ -23,7 +25,7 @@ def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
     subscriptions.open(to("/a"))
     with pytest.raises(RemoteProtocolError) as caught:
         subscriptions.open(to("/a"))
-    assert caught.value.token == "429-too-many-subscriptions"  # noqa: S105
+    assert caught.value.token == "429-too-many-subscriptions"
     assert len(subscriptions) == 2
 
 
@@ -32,7 +34,7 @@ def test_an_open_id_cannot_be_used_again() -> None:
     subscriptions.open(to("/a", "x"))
     with pytest.raises(RemoteProtocolError) as caught:
         subscriptions.open(to("/b", "x"))
-    assert caught.value.token == "400-duplicate-subscription"  # noqa: S105
+    assert caught.value.token == "400-duplicate-subscription"
 
 
 def test_a_destination_finds_all_that_are_open() -> None:

@@ -1,3 +1,5 @@
+"""Transactions: their order, their limits, and that none outlives its end."""
+
 import pytest
 
 from airy_trio.stomp.errors import RemoteProtocolError

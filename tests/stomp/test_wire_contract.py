@@ -5,10 +5,12 @@ What needs a clock, a socket or the log is tested where those are.
 
 import pytest
 
-from airy_trio.stomp.connection import Ack, AckMode, Acknowledge, Connect, Connection, State, Subscribe, Unsubscribe
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.stomp.frames import Version
 from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Subscribe, Unsubscribe
+from airy_trio.stomp.states import State
 from tests.stomp.dialogue import VERSIONS, connect_frame, fault_of, opened, options, read, request_of, said, token_of
 
 LATER = [Version.V1_1, Version.V1_2]

@@ -1,3 +1,5 @@
+"""The outlet in memory behaves as a socket does: it fills, is taken from, refuses, and ends."""
+
 from random import Random
 
 import pytest
@@ -30,7 +32,7 @@ async def test_a_full_outlet_refuses_an_offer_and_keeps_a_push() -> None:
 
 
 async def test_moods_lose_nothing(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(100, moods=Random(3), moody_share=0.5)  # noqa: S311
+    outlet = MemoryOutlet(100, moods=Random(3), moody_share=0.5)
     sent, got = b"", b""
     for number in range(200):
         data = b"%d," % number

@@ -171,4 +171,4 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path, command_line: CommandL
     ended = command_line("verify", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert f"the SQLite file {tmp_path}/absent.db does not exist" in ended.err
-    assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208
+    assert os.listdir(tmp_path) == ["airy-trio.toml"]  # noqa: PTH208 - the names are all that is compared

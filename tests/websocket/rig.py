@@ -12,9 +12,10 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation

@@ -8,8 +8,9 @@ import trio.testing
 from attrs import define, field
 
 from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.testing.client import Headers, StompClient, connect
 from airy_trio.websocket.admission import Visitor

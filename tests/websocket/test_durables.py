@@ -8,8 +8,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.log.eventlog import LogOptions
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
 from airy_trio.stomp.frames import Frame

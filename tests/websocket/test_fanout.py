@@ -5,7 +5,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.outlet import MemoryOutlet

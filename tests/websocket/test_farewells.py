@@ -1,3 +1,5 @@
+"""The catalogue of goodbyes beside the table of the wire contract."""
+
 import re
 
 import pytest

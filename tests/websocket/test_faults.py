@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.events.destinations import Destination, parse
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoredEvent
 from airy_trio.log.tail import View

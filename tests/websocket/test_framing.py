@@ -1,3 +1,5 @@
+"""WebSocket frames as the server writes them, read by another implementation."""
+
 import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage

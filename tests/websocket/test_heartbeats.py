@@ -9,8 +9,9 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.heartbeats import HeartBeat
+from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.framing import HEART_BEAT

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from airy_trio.log.tail import Tail
 from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import fanout, farewells, sender
+from airy_trio.websocket import conversation, fanout, farewells, sender
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.outlet import SocketOutlet
@@ -123,9 +123,9 @@ MUTANTS = (
     Mutant("ACK not served", Conversation, "_acknowledge", "for subscription in known:", "for subscription in ():"),
     Mutant(
         "SUBSCRIBE not served",
-        Conversation,
-        "_subscribe",
-        "self._fanout.serve(subscription, trio.current_time())",
+        conversation,
+        "subscribe",
+        "fanout.serve(subscription, trio.current_time())",
         "pass",
     ),
     Mutant(
@@ -223,10 +223,10 @@ DIRECTED = (
     (
         Mutant(
             "served before its RECEIPT is written",
-            Conversation,
-            "_subscribe",
-            "await self._receipt(request.receipt",
-            "subscription.started = True; self._fanout.serve(subscription, 0); await self._receipt(request.receipt",
+            conversation,
+            "subscribe",
+            "await write_receipt(client, request.receipt",
+            "subscription.started = True; fanout.serve(subscription, 0); await write_receipt(client, request.receipt",
         ),
         test_fanout.test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed,
     ),

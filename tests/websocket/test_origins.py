@@ -123,7 +123,7 @@ def test_a_star_is_any_page_but_not_null(origin: str, expected: int) -> None:
         (CONSOLE, "https://localhost:8081", "localhost:8080", 403),
         (CONSOLE, "http://chat.example.org:8081", "chat.example.org:8080", 403),
         (Console("0.0.0.0", range(9000, 9001)), "http://chat.example.org:9000", "chat.example.org:8080", 0),  # noqa: S104 - the same
-        (Console("0.0.0.0", range(9000, 9001)), "http://other.example.org:9000", "chat.example.org:8080", 403),  # noqa: S104
+        (Console("0.0.0.0", range(9000, 9001)), "http://other.example.org:9000", "chat.example.org:8080", 403),  # noqa: S104 - an address that is compared, not bound
         (Console("127.0.0.1", range(0)), "http://localhost:8081", "localhost:8080", 403),
         (None, "http://localhost:8081", "localhost:8080", 403),
     ],
@@ -135,7 +135,7 @@ def test_the_console_is_an_origin_of_its_own(console: Console | None, origin: st
 
 @pytest.mark.parametrize(
     "host, expected",
-    [("localhost", True), ("::1", True), ("127.1.2.3", True), ("0.0.0.0", False), ("db1", False)],  # noqa: S104
+    [("localhost", True), ("::1", True), ("127.1.2.3", True), ("0.0.0.0", False), ("db1", False)],  # noqa: S104 - an address that is compared, not bound
 )
 def test_loopback_names(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected

@@ -453,7 +453,7 @@ async def test_who_provokes_answers_and_takes_none_is_gone(
 async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
     context: ssl.SSLContext, version: ssl.TLSVersion, seed: int, autojump_clock: MockClock
 ) -> None:
-    moods = Random(seed)  # noqa: S311 - not for secrets
+    moods = Random(seed)
     below = MemoryOutlet(moods=moods)
     outlet, peer = await meet(context, below, version)
     below.capacity_bytes = moods.choice([1, 100, 5000, 50_000])

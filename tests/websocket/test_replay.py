@@ -7,8 +7,9 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.eventlog import EventLog, LogOptions
+from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.websocket.replay import BACKOFF_MAX_S, Start, Wish, backoff_s, start
 from airy_trio.websocket.subscriptions import ReplayOptions

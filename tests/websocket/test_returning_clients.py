@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from wsproto.utilities import LocalProtocolError
 
 from airy_trio.events.destinations import covers, parse
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import NewEvent, StoredEvent, stored_after
 from airy_trio.stomp.frames import Frame
@@ -194,7 +194,7 @@ class Visitor:
 
 async def run(seed: int, branches: Counter[str]) -> None:
     """One schedule: everybody gets everything, or is told what is not kept."""
-    chance = Random(seed)  # noqa: S311 - the same schedule each time
+    chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100))))
     async with serving(log, OPTIONS, WINDOW, listen=False) as server:

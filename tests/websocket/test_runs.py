@@ -1,3 +1,5 @@
+"""Runs of events for one subscription: bounded, shared among equals, with verdicts and acks of its own."""
+
 from collections import deque
 
 import pytest
@@ -5,8 +7,11 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.events.destinations import EVERYTHING, Within
-from airy_trio.log.eventlog import EventLog, LogOptions
-from airy_trio.stomp.connection import AckMode, Connection, ConnectionOptions
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.options import LogOptions
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket.runs import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Runs
 from airy_trio.websocket.subscriptions import Client, Subscription, Window
 from tests.websocket.messages import Reader, stomp
@@ -87,7 +92,7 @@ async def test_few_runs_are_remembered() -> None:
     runs = Runs(log)
     for offset in range(SHARED_RUNS_MAX + 9):
         runs.after_position(subscribed(log, offset))
-    assert len(runs._shared) == SHARED_RUNS_MAX  # noqa: SLF001
+    assert len(runs._shared) == SHARED_RUNS_MAX  # noqa: SLF001 - that it does not grow is told nowhere
 
 
 async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:

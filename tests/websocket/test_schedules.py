@@ -9,7 +9,7 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import covers, parse
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.stomp.frames import Frame
@@ -257,7 +257,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
 
     ``grants``: of each. ``alike``: all of them subscribe to the same, and their sockets are never full for long.
     """
-    chance = Random(seed)  # noqa: S311
+    chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100, 400))))
     everything: list[StoredEvent] = []
@@ -312,6 +312,6 @@ async def test_a_subscription_gets_exactly_what_is_granted_beside_others_with_ot
 ) -> None:
     """Live, replayed, resumed, from the tail and from the store, with the destinations and ids of the others."""
     monkeypatch.setattr(fanout, "YIELD_EVERY", (1, 256)[seed % 2])
-    chance = Random(seed)  # noqa: S311
+    chance = Random(seed)
     channels = [frozenset(chance.sample(("ch1", "ch2", "ch3", "ch9"), chance.randint(1, 3))) for _ in range(2)]
     await run_schedule(seed, 4, [ALL, *(Grant(channels=one) for one in (channels[0], channels[0], channels[1]))])

@@ -7,7 +7,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.log.eventlog import LogOptions
+from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
@@ -21,7 +21,7 @@ NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
 
 
 def store(**moods: float) -> MoodyStore:
-    return MoodyStore(Random(1), **{**NEVER_AWAY, **moods})  # noqa: S311
+    return MoodyStore(Random(1), **{**NEVER_AWAY, **moods})
 
 
 SUBSCRIBE = (("id", "0"), ("destination", "/events"))

@@ -13,8 +13,8 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.log.eventlog import LogOptions
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient

@@ -1,10 +1,14 @@
+"""What is in flight in a subscription, when it is hungry, and that a client is dismissed once."""
+
 import pytest
 import trio
 
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.position import Position
 from airy_trio.log.tail import View
-from airy_trio.stomp.connection import AckMode, Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket import farewells
 from airy_trio.websocket.subscriptions import Client, State, Subscription, Window
 

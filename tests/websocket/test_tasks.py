@@ -1,9 +1,12 @@
+"""Tasks of one client each: what fails in one dismisses its client and goes no further."""
+
 import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.websocket import farewells
 from airy_trio.websocket.subscriptions import Client
 from airy_trio.websocket.tasks import Tasks

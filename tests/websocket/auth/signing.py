@@ -16,7 +16,7 @@ from airy_trio.stomp.frames import Version
 from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.stomp.requests import Connect
 
-SECRET = "a secret that is long enough for each of the three: sixty-four bytes"  # noqa: S105 - of the tests
+SECRET = "a secret that is long enough for each of the three: sixty-four bytes"
 CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey

@@ -76,7 +76,7 @@ async def test_who_waits_is_refused_though_the_time_for_connect_is_over_and_goes
         await trio.testing.wait_all_tasks_blocked()
         assert waiting.ending.farewell is None
         await server.sessions.dismiss_all(0)
-        assert (await waiting.ending.wait()).token == "503-shutting-down"  # noqa: S105 - of an ERROR
+        assert (await waiting.ending.wait()).token == "503-shutting-down"
 
 
 @pytest.mark.parametrize("forwarded, other", [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8:0:1::1")])

@@ -1,0 +1,26 @@
+"""The settings of the event log: which store keeps it and where, for how long, and how much stays in memory."""
+
+from attrs import field, frozen
+
+from airy_trio.database import POSTGRES, SQLITE, sqlite_path
+from airy_trio.options import at_least, matching
+
+STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
+
+
+@frozen(kw_only=True)
+class LogOptions:
+    """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``)."""
+
+    store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
+    url: str = ""
+    retain_s: float = field(default=86400, validator=at_least(1))
+    retain_events: int = field(default=1_000_000, validator=at_least(1))
+    tail_events: int = field(default=20_000, validator=at_least(1))
+    tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
+
+    def location(self, database_url: str) -> str:
+        """The URL of the ``sql`` store: ours, or the application's Postgres, or a file beside its SQLite file."""
+        if self.url or database_url.startswith(POSTGRES):
+            return self.url or database_url
+        return f"{SQLITE}:///{sqlite_path(database_url)}.airy-trio.db"
