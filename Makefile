@@ -30,7 +30,7 @@ CHAOS_SECONDS ?= 60
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: screenshots help newcomer docs reference chaos demo test check fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: screenshots help newcomer docs reference chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -46,17 +46,27 @@ screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; need
 	$(BIN)/python -m tests.console.screenshots
 
 check: $(VENV)/.checks ## every linter, the type checker, the layers
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	@touch $(VENV)/.async-now
-	@echo "flake8-async, of what has changed since it last passed"
-	@find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' \
-	  $$(test ! -e $(VENV)/.async || echo -newer $(VENV)/.async) -print0 | xargs -0 -r -n 30 -P 2 $(BIN)/flake8-async
-	@mv $(VENV)/.async-now $(VENV)/.async
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers
 	@find airy_trio -name '*.py' -exec wc -l {} + | awk '$$1 > $(LINES_MAX) && $$2 != "total" \
 	  {print "note: " $$2 " has " $$1 " lines, over $(LINES_MAX): is there a second subject inside?"}'
+
+check-style: $(VENV)/.checks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# Of what has changed since it last passed; what has neither a coroutine nor Trio cannot break its rules.
+check-async: $(VENV)/.checks
+	@touch $(VENV)/.async-now
+	find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' \
+	  $$(test ! -e $(VENV)/.async || echo -newer $(VENV)/.async) -print0 \
+	  | xargs -0 -r grep --null -lE 'async|await|import trio|from trio' | xargs -0 -r -n 30 $(BIN)/flake8-async
+	@mv $(VENV)/.async-now $(VENV)/.async
+
+check-types: $(VENV)/.checks
+	$(BIN)/mypy
+
+check-layers: $(VENV)/.checks
+	$(BIN)/lint-imports
 
 fix: $(VENV)/.checks ## what the linters can mend by themselves
 	$(BIN)/ruff check --fix
