@@ -1,19 +1,29 @@
 """Connections that outlive a unit of work, opened beside Trio and closed without going back to their pool."""
 
 import threading
+from collections.abc import Callable
 
 import sqlalchemy as sa
 import trio
 
 
-async def connected(engine: sa.Engine) -> sa.Connection:
-    """Open a connection in a thread. Cancellation is heard at once: what is opened after it is closed again."""
+async def connected(engine: sa.Engine, prepare: Callable[[sa.Connection], object] | None = None) -> sa.Connection:
+    """Open a connection in a thread. Cancellation is heard at once: what is opened after it is closed again.
+
+    ``prepare``: what is done with it first, in the thread; where that fails it is closed.
+    """
     opened: list[sa.Connection] = []
     given_up = False
     either = threading.Lock()  # whoever comes second, the thread or the cancellation, closes it
 
     def unit() -> None:
         connection = engine.connect()
+        try:
+            if prepare is not None:
+                prepare(connection)
+        except BaseException:
+            cut(connection)
+            raise
         with either:
             opened.append(connection)
             unwanted = given_up

@@ -13,7 +13,7 @@ import structlog
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
-from airy_trio.database import cut, quote_identifier
+from airy_trio.database import connected, cut, quote_identifier
 from airy_trio.log.store import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
@@ -75,8 +75,10 @@ class Bell:
 
     async def _listen_for_a_while(self) -> str:
         try:
+            if self._connection is None:
+                self._connection = await connected(self._engine, self._begin)
             with trio.move_on_after(POLL_WITH_BELL_S if self._rings else POLL_S):
-                return await self._listen()
+                return await self._listen(self._connection)
         except (SQLAlchemyError, psycopg.Error) as error:
             lost = type(error).__name__
         else:
@@ -91,12 +93,7 @@ class Bell:
         await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
         return ""
 
-    async def _listen(self) -> str:
-        if self._connection is None:
-            await trio.to_thread.run_sync(self._connect)
-        connection = self._connection
-        if connection is None:
-            return ""
+    async def _listen(self, connection: sa.Connection) -> str:
         driver: Any = connection.connection.driver_connection
         rung = list(driver.notifies(timeout=0))  # asks without waiting
         if not rung:
@@ -106,14 +103,9 @@ class Bell:
             self._rings, self.heard = True, rung[-1].payload
         return self.heard if rung else ""
 
-    def _connect(self) -> None:
-        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        try:
-            connection.exec_driver_sql(f"listen {quote_identifier(self.channel)}")
-        except BaseException:
-            cut(connection)
-            raise
-        self._connection = connection
+    def _begin(self, connection: sa.Connection) -> None:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.exec_driver_sql(f"listen {quote_identifier(self.channel)}")
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

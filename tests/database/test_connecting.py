@@ -52,6 +52,15 @@ async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine,
                 await trio.lowlevel.checkpoint()
 
 
+async def test_what_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_database: str) -> None:
+    with pytest.raises(sa.exc.ProgrammingError):
+        await connected(engine, lambda connection: connection.exec_driver_sql("not sql"))
+    with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as looking, trio.fail_after(10):
+        while looking.exec_driver_sql(CONNECTED).scalar_one():
+            looking.rollback()
+            await trio.lowlevel.checkpoint()
+
+
 async def test_what_was_opened_is_used(engine: sa.Engine) -> None:
     connection = await connected(engine)
     assert connection.exec_driver_sql("select 1").scalar_one() == 1

@@ -1,7 +1,9 @@
 """What only the ``sql`` store does: durability, a clock that was set back, and names that are not ours."""
 
 import re
+import socket
 import string
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -15,7 +17,7 @@ from airy_trio.events.destinations import OfConversation
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.sql_bell import POLL_WITH_BELL_S
+from airy_trio.log.sql_bell import POLL_WITH_BELL_S, Bell
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
@@ -139,6 +141,17 @@ async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_databa
                     nursery.start_soon(reader.wait, head)
                     await trio.sleep(0.1)
                     assert await trio.to_thread.run_sync(execute, options, _CUT_BELL) == [(True,)]
+
+
+async def test_a_bell_of_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
+        bell = Bell(postgres_engine(url, connect_timeout_s=60), "airy_trio")
+        with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
+            await bell.wait()
+        assert given_up.cancelled_caught
+        with trio.fail_after(3):
+            await bell.aclose()
 
 
 async def test_events_that_were_replaced_behind_a_lost_connection_begin_an_epoch(postgres_database: str) -> None:
