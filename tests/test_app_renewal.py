@@ -22,6 +22,7 @@ from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 from tests.certificates import Files, issue, trusting
+from tests.websocket.auth.signing import issuer, jwk, jwks, key_pair
 
 TIMEOUT_S = 20.0
 
@@ -192,6 +193,28 @@ async def test_a_faulty_certificate_is_told_in_one_line_and_nothing_changes(
         assert fault.startswith(f"listener.tls_certificate: {files.certificate}: there is no certificate in it")
         async with await server.client("a1") as new:  # neither the token nor the certificate
             assert serial(old) == serial(new)
+
+
+async def test_a_faulty_file_of_keys_is_told_and_a_good_certificate_beside_it_is_not_taken_either(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    one, two = issuer("ES256", 1, "one"), issuer("ES256", 2, "two")
+    keys.write_bytes(jwks(jwk(key_pair("ES256", 1), kid="one")))
+    text = with_tls(issue(tmp_path)) + f'[auth]\nmode = "jwt"\njwt_key = "{keys}"\njwt_algorithms = ["ES256"]\n'
+    async with running(sqlite_application, text) as server, await server.client(one.token(sub="u")) as old:
+        issue(tmp_path)
+        keys.write_text("junk")
+        told = await server.renew(text)
+        assert (told["event"], told["log_level"]) == ("settings not renewed", "error")
+        [fault] = told["faults"]
+        assert fault.startswith("auth.jwt_key: ")
+        async with await server.client(one.token(sub="u")) as new:  # neither the keys nor the certificate
+            assert serial(old) == serial(new)
+        keys.write_bytes(jwks(jwk(key_pair("ES256", 2), kid="two")))
+        assert (await server.renew(text))["event"] == "settings renewed"
+        async with await server.client(two.token(sub="u")) as new:  # and now both
+            assert serial(old) != serial(new)
 
 
 async def test_faulty_settings_are_told_in_one_line_and_nothing_changes(sqlite_application: Application) -> None:
