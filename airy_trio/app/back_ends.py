@@ -16,6 +16,7 @@ from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
+from airy_trio.changes.logged import LoggedChanges
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.sqlite import SqliteFeed
 from airy_trio.changes.tables import Tables
@@ -136,10 +137,11 @@ def _feed(
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, lenient=True))
-        feed = SqliteFeed(reading, database, names, tables, text_chars_max)
+        feed = SqliteFeed(LoggedChanges(reading, database, names, tables, text_chars_max))
         return feed, lambda _epoch: FileLease(_lock_beside(path))
     reading = _recorders_session(options)
-    return PostgresFeed(reading, database, names, tables, text_chars_max), lambda _epoch: PostgresLease(reading, names)
+    changes = LoggedChanges(reading, database, names, tables, text_chars_max)
+    return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:

@@ -1,5 +1,7 @@
 """What the feeds that read our change log have in common: two ways to the database, and who consumes the changes."""
 
+from attrs import frozen
+
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
 from airy_trio.changes.objects import Objects
@@ -8,23 +10,30 @@ from airy_trio.changes.tables import Tables
 from airy_trio.database import Database, Names, Session
 
 
+@frozen
+class LoggedChanges:
+    """Where a feed finds the changes that our triggers have noted, and the rows: one connection that reads, and a pool.
+
+    ``names``: of our own tables; ``tables``: the mapping of the application's. ``text_chars_max``: see ``Objects``.
+    """
+
+    reading: Session
+    writing: Database
+    names: Names
+    tables: Tables
+    text_chars_max: int = TEXT_CHARS_MAX
+
+
 class LoggedFeed:
-    """One connection that reads, and a pool for the little that is written."""
+    """One connection that reads, and a pool for the little that is written. Owns both."""
 
     consumed = True
 
-    def __init__(
-        self,
-        reading: Session,
-        writing: Database,
-        names: Names,
-        tables: Tables,
-        text_chars_max: int = TEXT_CHARS_MAX,
-    ) -> None:
-        self._reading = reading
-        self._writing = writing
-        self._log = ChangeLog(names)
-        self._objects = Objects(names.dialect, tables, text_chars_max)
+    def __init__(self, source: LoggedChanges) -> None:
+        self._reading = source.reading
+        self._writing = source.writing
+        self._log = ChangeLog(source.names)
+        self._objects = Objects(source.names.dialect, source.tables, source.text_chars_max)
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""

@@ -21,13 +21,10 @@ from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Question, Row
 from airy_trio.changes.feed import Batch, ResumePointLost
-from airy_trio.changes.logged import LoggedFeed
+from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
-from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.short_reads import CHANGES_MAX, ShortReads
-from airy_trio.changes.tables import Tables
-from airy_trio.database import Database, Names, Session
 from airy_trio.pipeline import Pipeline
 
 POLL_FIRST_S = 0.005
@@ -49,19 +46,12 @@ class PostgresFeed(LoggedFeed):
     The reading connection is the one that holds the lease, so that losing one is losing both.
     """
 
-    def __init__(
-        self,
-        reading: Session,
-        writing: Database,
-        names: Names,
-        tables: Tables,
-        text_chars_max: int = TEXT_CHARS_MAX,
-    ) -> None:
-        super().__init__(reading, writing, names, tables, text_chars_max)
-        self._log_name = names.quoted(TABLE)
+    def __init__(self, source: LoggedChanges) -> None:
+        super().__init__(source)
+        self._log_name = source.names.quoted(TABLE)
         self._cluster: tuple[int, Cluster] | None = None
         self._kept: int | None = None
-        self.bell = Doorbell(reading, names)
+        self.bell = Doorbell(source.reading, source.names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
         self._few = True  # what the last read found

@@ -16,13 +16,11 @@ from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.driver import Question
 from airy_trio.changes.feed import Batch, ResumePointLost
 from airy_trio.changes.inspection import inspect_again
-from airy_trio.changes.logged import LoggedFeed
+from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import SqlitePoint
-from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sqlite_version import Version, VersionOf
-from airy_trio.changes.tables import Tables
-from airy_trio.database import Database, DatabaseRefused, DatabaseUnavailable, Names, Session
+from airy_trio.database import DatabaseRefused, DatabaseUnavailable
 from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
@@ -46,16 +44,9 @@ class SqliteFeed(LoggedFeed):
     another file: then all connections are opened anew.
     """
 
-    def __init__(
-        self,
-        reading: Session,
-        writing: Database,
-        names: Names,
-        tables: Tables,
-        text_chars_max: int = TEXT_CHARS_MAX,
-    ) -> None:
-        super().__init__(reading, writing, names, tables, text_chars_max)
-        log = names.quoted(TABLE).replace(":", "\\:")
+    def __init__(self, source: LoggedChanges) -> None:
+        super().__init__(source)
+        log = source.names.quoted(TABLE).replace(":", "\\:")
         self._page = Question(
             sa.text(
                 f"select {', '.join(COLUMNS)}, seq, token, at from {log} "  # noqa: S608 - names quoted
@@ -64,9 +55,9 @@ class SqliteFeed(LoggedFeed):
         )
         self._seen: Version | None = None
         self._woken = False
-        self._file = VersionOf(reading)
-        self._names = names
-        self._tables = tables
+        self._file = VersionOf(source.reading)
+        self._names = source.names
+        self._tables = source.tables
         self._watched_schema: tuple[tuple[int, int], int] | None = None
 
     async def read(self, after: str, limit: int) -> Batch:

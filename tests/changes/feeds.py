@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from airy_trio.changes.feed import Batch, ChangeFeed
 from airy_trio.changes.inspection import inspect
+from airy_trio.changes.logged import LoggedChanges
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import ChangedObject
 from airy_trio.changes.sqlite import SqliteFeed
@@ -15,12 +16,17 @@ from tests.application import Application
 AnyFeed = SqliteFeed | PostgresFeed
 
 
-@asynccontextmanager
-async def feed_of(application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
+def source_of(application: Application, settings: Settings) -> LoggedChanges:
+    """The changes of an application whose tables are there, over connections of its own."""
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables)
+    return LoggedChanges(application.reading(), application.writing(), application.names, tables)
+
+
+@asynccontextmanager
+async def feed_of(application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
     kind = SqliteFeed if application.dialect == SQLITE else PostgresFeed
-    feed = kind(application.reading(), application.writing(), application.names, tables)
+    feed = kind(source_of(application, settings))
     try:
         yield feed
     finally:

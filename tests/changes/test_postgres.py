@@ -12,14 +12,13 @@ import sqlalchemy as sa
 from attrs import evolve
 
 from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.inspection import inspect
 from airy_trio.changes.objects import COLUMNS
 from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import ChangedObject, Tag
 from tests.application import Application
 from tests.changes import schedules
-from tests.changes.feeds import feed_of, read_all
+from tests.changes.feeds import feed_of, read_all, source_of
 from tests.postgres import Postgres
 
 SEEDS = range(6)
@@ -42,9 +41,7 @@ class NaiveFeed(PostgresFeed):
 
 def maker(application: Application, kind: type[PostgresFeed]) -> Callable[[], PostgresFeed]:
     settings = application.migrate()
-    with application.engine.begin() as connection:
-        tables = inspect(connection, settings.tables)
-    return lambda: kind(application.reading(), application.writing(), application.names, tables)
+    return lambda: kind(source_of(application, settings))
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -13,12 +13,12 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.testing.client import Headers, StompClient, connect
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket.admission import Visitor
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
 from airy_trio.websocket.outlet import Outlet
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.sessions import Sessions
 from airy_trio.websocket.subscriptions import ReplayOptions
 

@@ -20,9 +20,9 @@ from airy_trio.log.store import StoreUnavailable
 from airy_trio.stomp.frames import Frame
 from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, open_log, serving
 

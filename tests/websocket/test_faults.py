@@ -18,10 +18,10 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.wire import StalledError
 from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, serving

@@ -17,9 +17,9 @@ import trio.testing
 from attrs import frozen
 
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.testing.outlet_stream import CHUNK_BYTES, StreamOutlet
 from airy_trio.websocket import certificate
 from airy_trio.websocket.outlet import Outlet, SocketOutlet
-from airy_trio.websocket.outlet_stream import CHUNK_BYTES, StreamOutlet
 from airy_trio.websocket.outlet_tls import TlsOutlet
 from tests.certificates import issue, trusting
 

@@ -18,10 +18,10 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.goodbye import GOODBYE_S, LINGER_S
 from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.sender import WATCH_EVERY_S
 from tests.websocket.serving import Server, open_log, serving
 

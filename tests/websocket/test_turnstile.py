@@ -9,9 +9,9 @@ from trio.testing import MockClock
 
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket.conversation import PIECE_BYTES
 from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
 from tests.websocket.rig import Rig, rigged
 from tests.websocket.serving import open_log, serving

@@ -14,10 +14,10 @@ from trio.testing import MockClock
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
 from airy_trio.websocket.framing import close_frame
 from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.outlet_stream import StreamOutlet
 from tests.websocket.messages import Reader
 from tests.websocket.rig import rigged
 from tests.websocket.serving import Plugged, Server, event, open_log, serving

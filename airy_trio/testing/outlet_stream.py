@@ -1,4 +1,4 @@
-"""An outlet over any Trio stream, for what is no socket of the standard library: memory in tests, pipes, tunnels."""
+"""An outlet over any Trio stream, such as those in memory. It fits ``websocket.outlet.Outlet``."""
 
 from typing import Final
 
