@@ -145,7 +145,7 @@ class Objects:
         }
 
     def _owners(self, pairs: Iterable[Key], asking: "_Asking") -> Callable[[Answers], Mapping[Key, Key]]:
-        """Conversation and channel of what each metadata pair is about (wire contract, section 2)."""
+        """Conversation and channel of what each metadata pair is about (wire contract, "Events")."""
         ids: dict[str, list[str]] = defaultdict(list)
         for subject, identifier in pairs:
             if isinstance(subject, str) and isinstance(identifier, str | int):

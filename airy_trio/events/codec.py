@@ -1,4 +1,4 @@
-"""From an event to the exact bytes of its body (wire contract, section 2): compact JSON, keys in the contract's order.
+"""From an event to the exact bytes of its body (wire contract, "Events"): compact JSON, keys in the contract's order.
 
 It trusts the events: their text can be written as UTF-8 and their JSON has been checked. What comes from the
 database as JSON is embedded as it is.

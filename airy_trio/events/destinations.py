@@ -1,4 +1,4 @@
-"""Destinations: what a client can subscribe to, and which of them an event belongs to (wire contract, section 2).
+"""Destinations: what a client can subscribe to, and which of them an event belongs to (wire contract, "Destinations").
 
 ``/events``, ``/events/TYPE``, ``/events/channel/ID`` and ``/events/conversation/ID``, the id percent-encoded UTF-8.
 An id need not exist.

@@ -20,7 +20,7 @@ class UnfitValueError(ValueError):
 
 @frozen(kw_only=True)
 class RowFault:
-    """A row that was passed over (wire contract, section 2).
+    """A row that was passed over (wire contract, "Events").
 
     ``table`` is the object kind as the settings name it (``messages``, ``metadata``, ``channels``, ``tags``);
     ``key`` is printable and short; ``reason`` names the column.

@@ -1,4 +1,4 @@
-"""The rows of one metadata pair as one JSON object (wire contract, section 2): order, types, nesting.
+"""The rows of one metadata pair as one JSON object (wire contract, "Events"): order, types, nesting.
 
 It knows neither the pair nor the event. A row that cannot be used is a fault of that row, and the others count.
 """

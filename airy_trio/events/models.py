@@ -1,4 +1,4 @@
-"""The events that clients see, as frozen facts in one closed union (wire contract, section 2).
+"""The events that clients see, as frozen facts in one closed union (wire contract, "Events").
 
 Each also knows which object it is about and to whom it belongs, which never goes over the wire. JSON that came
 from the database is kept as text and embedded as it is: it is not ours to reformat.

@@ -1,4 +1,4 @@
-"""From a column's raw value to what the wire promises of it (wire contract, section 2); it knows no rows.
+"""From a column's raw value to what the wire promises of it (wire contract, "Events"); it knows no rows.
 
 Every function names the column only to say which one is at fault, and raises ``UnfitValueError`` and nothing else.
 Times have a module of their own.

@@ -1,4 +1,7 @@
-"""A position in the log: (epoch, offset), an ordered value that reads and writes itself (wire contract, section 5)."""
+"""A position in the log: (epoch, offset), an ordered value that reads and writes itself.
+
+Wire contract, "Positions and resuming".
+"""
 
 import re
 import secrets

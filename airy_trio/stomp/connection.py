@@ -35,7 +35,7 @@ any other command      400-not-connected       400-unknown-command → FAILED: a
 malformed, too large   400-…, 413-… → FAILED   400-…, 413-… → FAILED
 =====================  ======================  ===========================================================
 
-Sources: STOMP 1.0, 1.1 and 1.2; wire contract, section 3.
+Sources: STOMP 1.0, 1.1 and 1.2; wire contract, "STOMP, line by line".
 """
 
 from collections.abc import Iterable, Mapping

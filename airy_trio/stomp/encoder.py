@@ -70,7 +70,7 @@ def message_head(message_id: str, length: int, *, truncated: bool) -> bytes:
 def plain(value: str) -> str:
     """Give back a header value of our own, which every known client must be able to read.
 
-    That is printable ASCII without space, colon or backslash, never empty (wire contract, section 4). Raises
+    That is printable ASCII without space, colon or backslash, never empty (wire contract, "How it is written"). Raises
     ``LocalProtocolError`` for another.
     """
     if not _PLAIN_VALUE.fullmatch(value):

@@ -1,7 +1,7 @@
 """A cursor into an event store for somebody who reads over the servers' shoulders: what comes next, or that it is gone.
 
 It reads the store alone and changes nothing. Where what follows the cursor is gone it says so with the verdict of the
-wire contract (section 5), and goes on with the oldest event that is kept.
+wire contract ("Positions and resuming"), and goes on with the oldest event that is kept.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The goodbyes: a closed catalogue of how a session ends, what its client is told, and whether it may come back.
 
-Wire contract, section 6. Knows nothing of sockets: the session returns one, and says it.
+Wire contract, "What is refused". Knows nothing of sockets: the session returns one, and says it.
 """
 
 from collections.abc import Mapping

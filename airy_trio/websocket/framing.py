@@ -2,7 +2,7 @@
 
 RFC 6455, section 5.2. One text message carries exactly one STOMP frame, because most STOMP clients read one frame
 per message and drop or mix up a second one; many complete messages go into one write instead, which no client can
-tell (wire contract, section 4).
+tell (wire contract, "How it is written").
 """
 
 from typing import Final

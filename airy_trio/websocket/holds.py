@@ -1,6 +1,6 @@
 """One durable subscription while a client holds it: whether it may be, who holds it, and how far it has got.
 
-Wire contract, section 5. Reads what a subscription has in flight; asks no store, and writes nothing.
+Wire contract, "SUBSCRIBE". Reads what a subscription has in flight; asks no store, and writes nothing.
 """
 
 import math
@@ -64,7 +64,7 @@ class Hold:
 
 
 def refusal(request: Subscribe, user: User) -> Farewell | None:
-    """Say why a SUBSCRIBE with ``durable`` cannot be; None where it can (wire contract, section 5)."""
+    """Say why a SUBSCRIBE with ``durable`` cannot be; None where it can (wire contract, "SUBSCRIBE")."""
     name = request.durable or ""
     if user.name is None:
         token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."

@@ -2,7 +2,7 @@
 
 A browser lets any page open a WebSocket to any server, and says only from where: whoever does not look at Origin lends
 its users' cookies and network to every page. On a loopback address the name in Host counts as well, because a page
-can make its own name point there (DNS rebinding), and is then of the same origin. Wire contract, section 1.
+can make its own name point there (DNS rebinding), and is then of the same origin. Wire contract, "The connection".
 """
 
 import re

@@ -1,6 +1,6 @@
 """Where a subscription starts: the verdict on the position that a client brings, and the recent window without one.
 
-Wire contract, section 5. Reads the log; sends nothing, and knows nothing of frames and sockets.
+Wire contract, "Positions and resuming". Reads the log; sends nothing, and knows nothing of frames and sockets.
 """
 
 import math

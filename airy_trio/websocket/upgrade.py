@@ -1,8 +1,8 @@
 """The HTTP upgrade: which request becomes a WebSocket, and what the others are told; nothing of STOMP frames.
 
-Wire contract, section 1. The request is read and judged here (``request``, ``admission``), before trio-websocket sees
-anything: it does not tell Host, answers what it cannot read in its own way, and keeps all headers in memory for as
-long as the connection lasts. It is given a request with nothing in it but what the handshake needs.
+Wire contract, "The connection". The request is read and judged here (``request``, ``admission``), before
+trio-websocket sees anything: it does not tell Host, answers what it cannot read in its own way, and keeps all headers
+in memory for as long as the connection lasts. It is given a request with nothing in it but what the handshake needs.
 """
 
 from http import HTTPStatus

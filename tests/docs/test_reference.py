@@ -9,7 +9,7 @@ from airy_trio.cli import airy_trio
 from airy_trio.settings import Document
 from airy_trio.settings.reader import options_of
 from airy_trio.websocket.farewells import CATALOGUE
-from tests.docs.reference import FOLDER, PAGES, made
+from tests.docs.reference import FOLDER, PAGES, ROOT, made
 
 AGAIN: Final = "run `make reference`"
 
@@ -39,3 +39,19 @@ def test_no_goodbye_is_missing() -> None:
     page = (FOLDER / "goodbyes.md").read_text()
     for row in CATALOGUE:
         assert f"| {row.name} | {f'`{row.token}`' if row.token else ''} | {row.close_code or ''} |" in page
+
+
+def test_what_the_source_cites_of_the_wire_is_there() -> None:
+    headings = re.findall(r"^## (.+)$", (FOLDER / "wire.md").read_text(), flags=re.MULTILINE)
+    texts = [path.read_text() for path in (ROOT / "airy_trio").rglob("*.py")]
+    cited = {heading for text in texts for heading in re.findall(r'wire contract, "([^"]+)"', text, re.IGNORECASE)}
+    assert len(cited) > 5
+    assert cited <= set(headings)
+    assert not [text for text in texts if re.search(r"wire contract\W+section", text, re.IGNORECASE)]
+
+
+def test_each_line_of_the_wire_has_its_test() -> None:
+    lines = re.findall(r"^(\d+)\. ", (FOLDER / "wire.md").read_text(), flags=re.MULTILINE)
+    tests = [(ROOT / "tests" / folder / "test_wire_contract.py").read_text() for folder in ("stomp", "websocket")]
+    tested = {int(number) for text in tests for number in re.findall(r"def test_line_(\d+)_", text)}
+    assert [int(number) for number in lines] == sorted(tested)

@@ -1,4 +1,4 @@
-"""The checklist of the wire contract, section 3, line by line, as far as it is octets and state.
+"""The wire contract, "STOMP, line by line", as far as it is octets and state.
 
 What needs a clock, a socket or the log is tested where those are.
 """

@@ -1,4 +1,4 @@
-"""Where a subscription starts: the verdicts of the wire contract, section 5."""
+"""Where a subscription starts: the verdicts of the wire contract, "Positions and resuming"."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The checklist of the wire contract, section 3, line by line, as far as it needs a socket, a clock or the log.
+"""The wire contract, "STOMP, line by line", as far as it needs a socket, a clock or the log.
 
 Lines 1, 3, 4 and 5 are octets alone, and are tested where the octets are read, in ``tests/stomp``.
 """
