@@ -50,22 +50,22 @@ check: $(VENV)/.checks ## every linter, the type checker, the layers
 	@find airy_trio -name '*.py' -exec wc -l {} + | awk '$$1 > $(LINES_MAX) && $$2 != "total" \
 	  {print "note: " $$2 " has " $$1 " lines, over $(LINES_MAX): is there a second subject inside?"}'
 
-check-style: $(VENV)/.checks
+check-style: $(VENV)/.checks ## ruff alone
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 # Of what has changed since it last passed; what has neither a coroutine nor Trio cannot break its rules.
-check-async: $(VENV)/.checks
+check-async: $(VENV)/.checks ## flake8-async alone
 	@touch $(VENV)/.async-now
 	find airy_trio bench fuzz migrations tests -name node_modules -prune -o -name '*.py' \
 	  $$(test ! -e $(VENV)/.async || echo -newer $(VENV)/.async) -print0 \
 	  | xargs -0 -r grep --null -lE 'async|await|import trio|from trio' | xargs -0 -r -n 30 $(BIN)/flake8-async
 	@mv $(VENV)/.async-now $(VENV)/.async
 
-check-types: $(VENV)/.checks
+check-types: $(VENV)/.checks ## mypy alone
 	$(BIN)/mypy
 
-check-layers: $(VENV)/.checks
+check-layers: $(VENV)/.checks ## import-linter alone
 	$(BIN)/lint-imports
 
 fix: $(VENV)/.checks ## what the linters can mend by themselves
