@@ -39,6 +39,8 @@ class Doorbell:
         self._listen = f"listen {quote_identifier(channel(names))}"
         self._listening_in = 0
         self._armed_in = 0
+        self.rung = False
+        """Whether the last ``wait`` heard it, and writers have not been told since to ring no longer."""
 
     @property
     def armed(self) -> bool:
@@ -59,19 +61,21 @@ class Doorbell:
         """Have writers ring no longer. For a unit of work of the session. Idempotent."""
         if self.armed:
             connection.execute(self._unlock)
-        self._armed_in = 0
+        self._armed_in, self.rung = 0, False
 
     def letting_go(self) -> list[tuple[Statement, tuple[()]]]:
         """What a conversation of the session must ask for so that writers ring no longer. They count as told."""
-        was_armed, self._armed_in = self.armed, 0
+        was_armed, self._armed_in, self.rung = self.armed, 0, False
         return [(self._letting_go, ())] if was_armed else []
 
     async def wait(self, timeout_s: float) -> None:
         """Return when it has been rung since it was armed, or after a time. Raises ``DatabaseUnavailable``."""
+        self.rung = False
         with trio.move_on_after(timeout_s):
             socket = await self._session.converse(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
+            self.rung = True
 
     def _arm(self, connection: sa.Connection) -> bool:
         if self._listening_in != self._session.generation:

@@ -2,14 +2,18 @@
 
 import json
 import re
-from typing import Self
+from json.encoder import encode_basestring_ascii
+from typing import Final, Self
 
 import sqlalchemy as sa
-from attrs import asdict, evolve, frozen
+from attrs import evolve, frozen
 
 from airy_trio.changes.feed import ResumePointLost
 from airy_trio.database import POSTGRES
 
+_QUOTED: Final = encode_basestring_ascii
+_FORM: Final = '{{"system":{},"timeline":{},"snapshot":{},"place":{},"target":{},"seq":{}}}'
+"""Of a point in JSON. It is written after each commit, and then all that is seldom run costs ten times as much."""
 _SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?")
 _CLUSTER = sa.text(
     "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), "
@@ -102,7 +106,8 @@ class PostgresPoint:
                 raise _foreign()
 
     def __str__(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        texts = map(_QUOTED, (self.system, self.timeline, self.snapshot, self.place, self.target))
+        return _FORM.format(*texts, self.seq)
 
     @property
     def next_transaction(self) -> int:

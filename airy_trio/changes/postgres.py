@@ -55,6 +55,7 @@ class PostgresFeed(LoggedFeed):
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
         self._few = True  # what the last read found
+        self._reached: tuple[str, PostgresPoint] | None = None
         columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
         self._short = ShortReads(self._log_name, columns, self._objects, self.bell)
         log = self._log_name.replace(":", "\\:")
@@ -76,7 +77,7 @@ class PostgresFeed(LoggedFeed):
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
-        point = PostgresPoint.parse(after)
+        point = self._parsed(after)
         cluster = self._known_cluster()
         batch = None
         if cluster is not None and self._few and limit > CHANGES_MAX and not point.target:
@@ -155,13 +156,20 @@ class PostgresFeed(LoggedFeed):
         if few is None:
             return None
         _require_same_history(point, few.now)
+        self._reached = str(few.now), few.now
         return Batch(
             objects=few.objects,
-            resume_point=str(few.now),
+            resume_point=self._reached[0],
             changes=len(few.rows),
             more=False,
             age_s=few.rows[0][_AGE_S] if few.rows else None,
         )
+
+    def _parsed(self, text: str) -> PostgresPoint:
+        """A point from its text; nearly always the one that was reached last."""
+        if self._reached is not None and self._reached[0] == text:
+            return self._reached[1]
+        return PostgresPoint.parse(text)
 
     def _known_cluster(self) -> Cluster | None:
         """What the connection is to, where that and the origin have been looked at since it was opened."""

@@ -47,7 +47,7 @@ class Queries:
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._key_columns = table.keys
         self._any_text = not any(column.type in _CAST for column in table.keys)
-        self._by_key = _question(self._by_key_sql())
+        self.by_key = _question(self.rows_of(self._keys(self._key_columns)))
 
     @property
     def _true(self) -> str:
@@ -63,7 +63,7 @@ class Queries:
         Which is whether the mapping's ``where`` includes the row. None where there is none to ask for.
         """
         wanted = [key for key in keys if self.can_find(key)]
-        return Asked(self._by_key, self._arguments(wanted, self._key_columns)) if wanted else None
+        return Asked(self.by_key, self._arguments(wanted, self._key_columns)) if wanted else None
 
     def can_find(self, key: Key) -> bool:
         """Whether rows can be asked for by this key at all."""
@@ -78,7 +78,7 @@ class Queries:
         if self._table.where:  # without our brackets too: what closes them itself would be another condition
             bare = f"select 1 from {self.name} t where {_escaped(self._table.where)}\nlimit 0"  # noqa: S608 - quoted
             connection.execute(sa.text(bare))
-        connection.execute(self._by_key.statement, _NO_KEYS)
+        connection.execute(self.by_key.statement, _NO_KEYS)
         if self._table.kind == "messages":
             connection.execute(self._owners.statement, _NO_KEYS)
             if "conversation_id" in self._table.columns:
@@ -110,10 +110,11 @@ class Queries:
             constants.get("channel_id", self._table.value("channel_id", channel_id)),
         )
 
-    def _by_key_sql(self) -> str:
+    def rows_of(self, keys: str) -> str:
+        """What ``rows`` asks, of keys that are given as SQL: ``airy_1`` and ``airy_2`` of ``airy_wanted``."""
         selected = [self.selected(name, column) for name, column in self._table.columns.items()]
         selected.append(f"{self._included} as {INCLUDED}")
-        return f"select {', '.join(selected)} from {self._wanted(self._table.keys)}"  # noqa: S608 - names quoted
+        return f"select {', '.join(selected)} from {self._joined(keys, self._table.keys)}"  # noqa: S608 - names quoted
 
     @cached_property
     def _owners(self) -> Question:
@@ -122,7 +123,7 @@ class Queries:
             self.text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
         )
         return _question(
-            f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._wanted((id_,))} "  # noqa: S608 - names quoted
+            f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._joined(self._keys((id_,)), (id_,))} "  # noqa: S608 - names quoted
             f"where {self._included}"
         )
 
@@ -147,11 +148,11 @@ class Queries:
             f"from {self._keys((conversation,))} where exists (select 1 {found})"
         )
 
-    def _wanted(self, keys: tuple[Column, ...]) -> str:
+    def _joined(self, wanted: str, keys: tuple[Column, ...]) -> str:
         """The keys asked for, joined to the table; the keys lead, so that their index is used."""
         on = " and ".join(self._matches(column, number) for number, column in enumerate(keys, start=1))
         join = "join" if self._postgres else "cross join"
-        return f"{self._keys(keys)} {join} {self.name} t on {on}"
+        return f"{wanted} {join} {self.name} t on {on}"
 
     def _keys(self, keys: tuple[Column, ...]) -> str:
         """The keys asked for, which come as JSON: an array of them costs the driver thirty times as much."""

@@ -1,17 +1,19 @@
-"""Few changes of Postgres, read in two round trips and without a thread: what there is to read after most commits.
+"""Few changes of Postgres, read in one round trip or two and without a thread: what there is after most commits.
 
 The first one begins a transaction of one snapshot and reads the difference; the second reads what it is about, lets go
-of the doorbell, and ends the transaction. It refuses to know what a difference is and what its rows mean.
+of the doorbell, and ends the transaction. Where the doorbell has rung, something is there, and mostly of the kinds that
+changed last: so their rows are read in the first one too, which then ends the transaction itself. Where that guess was
+wrong, all is read again in two. It refuses to know what a difference is and what its rows mean.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from attrs import frozen
-from sqlalchemy.dialects import postgresql
 
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Asked, Row
+from airy_trio.changes.guesses import NUMBERED, Guesses
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.rows import ChangedObject
@@ -22,7 +24,6 @@ _BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read r
 _COMMIT: Final = Statement("airy_commit", "commit")
 _ROLLBACK: Final = Statement("airy_rollback", "rollback")
 _MOMENT_COLUMNS: Final = 2
-_NUMBERED: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 
 @frozen
@@ -42,14 +43,17 @@ class ShortReads:
         self._bell = bell
         self._statements: dict[int, tuple[Statement, Sequence[str]]] = {}
         name = log.replace("'", "''")
+        changes = (
+            f"select {columns} from {log} where txid >= $1::xid8 "  # noqa: S608 - names quoted
+            f"union all select {columns} from {log} where txid = any($2::xid8[]) order by seq limit $3::int8"
+        )
         self._difference = Statement(
             "airy_difference",
             "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass("  # noqa: S608 - names quoted
-            f"'{name}') as oid) as text), ''), found.* from (select) moment left join ("
-            f"select {columns} from {log} where txid >= $1::xid8 "
-            f"union all select {columns} from {log} where txid = any($2::xid8[]) order by seq limit $3::int8"
-            ") found on true order by seq",
+            f"'{name}') as oid) as text), ''), found.* from (select) moment left join ({changes}) found on true "
+            "order by seq",
         )
+        self._guesses = Guesses(objects.guesses(changes))
 
     async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster) -> Few | None:
         """Read what follows a point that has no target; None where those are more than few.
@@ -57,28 +61,50 @@ class ShortReads:
         The objects are only read where there is no doubt that the point is of this history: ``now`` is to be compared
         by the caller. Raises ``psycopg.Error``.
         """
-        limit = CHANGES_MAX + 1
-        asked = [str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(limit)]
-        _, found = await pipeline.run((_BEGIN, ()), (self._difference, [text.encode() for text in asked]))
-        snapshot, oid = found[0][:_MOMENT_COLUMNS]
-        rows = [row[_MOMENT_COLUMNS:] for row in found if row[_MOMENT_COLUMNS] is not None]
-        now = PostgresPoint.at(cluster, snapshot, oid)
-        if len(rows) >= limit:
+        texts = str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(CHANGES_MAX + 1)
+        asked = [text.encode() for text in texts]
+        if self._bell.rung and self._guesses.made:
+            few = await self._read_at_once(pipeline, asked, cluster)
+            if few is not None:
+                return few
+        _, found = await pipeline.run((_BEGIN, ()), (self._difference, asked))
+        rows, now = _told(found, cluster)
+        if len(rows) > CHANGES_MAX:
             await pipeline.run((_ROLLBACK, ()))
             return None
         if not rows:
             await pipeline.run((_COMMIT, ()))
             return Few(rows, (), now)
+        self._guesses.note(row[0] for row in rows)
         reading = self._objects.reading(changes_of(rows))
         answers = await pipeline.run(*map(self._put, reading.asked), *self._bell.letting_go(), (_COMMIT, ()))
         return Few(rows, reading.objects(answers[: len(reading.asked)]), now)
+
+    async def _read_at_once(self, pipeline: Pipeline, asked: Sequence[Parameter], cluster: Cluster) -> Few | None:
+        """Read the difference and what it is guessed to be about; None where that was wrong, or those are more."""
+        guessed = [(guess.statement, asked) for guess in self._guesses.made]
+        told = await pipeline.run(
+            (_BEGIN, ()), (self._difference, asked), *guessed, *self._bell.letting_go(), (_COMMIT, ())
+        )
+        rows, now = _told(told[1], cluster)
+        if len(rows) > CHANGES_MAX or not self._guesses.cover((row[0], row[2]) for row in rows):
+            return None
+        reading = self._objects.reading(changes_of(rows))
+        return Few(rows, reading.objects(self._guesses.answers(reading.asked, told[2:])), now)
 
     def _put(self, asked: Asked) -> tuple[Statement, Sequence[Parameter]]:
         """A question as a statement with numbered parameters, which is made once."""
         known = self._statements.get(id(asked.question))  # a question lives as long as the objects
         if known is None:
-            compiled = asked.question.statement.compile(dialect=_NUMBERED)
+            compiled = asked.question.statement.compile(dialect=NUMBERED)
             statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
             known = self._statements[id(asked.question)] = statement, compiled.positiontup or ()
         statement, names = known
         return statement, [str(asked.arguments[name]).encode() for name in names]
+
+
+def _told(found: Sequence[Row], cluster: Cluster) -> tuple[Sequence[Row], PostgresPoint]:
+    """The rows of the change log in an answer to the difference, and the point then."""
+    snapshot, oid = found[0][:_MOMENT_COLUMNS]
+    rows = [row[_MOMENT_COLUMNS:] for row in found if row[_MOMENT_COLUMNS] is not None]
+    return rows, PostgresPoint.at(cluster, snapshot, oid)
