@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.drill.attackers import TOKEN
+from tests.drill.machine import Machine, watched
 from tests.drill.nodes import ROOT
 from tests.drill.progress import going_on
 from tests.e2e.route import HOST, configure, event_of
@@ -40,8 +41,6 @@ SEED = 7
 TARGET_MS, TARGET_FROM_S = 100, 60
 """Judged where the attack goes on for so long, as by ``make chaos``; a short one is mostly the coming of attackers."""
 SHORT_MS_MAX = 1000
-LATE_MS_MAX, DISK_MS_MAX = 5, 20
-"""Where a process that does nothing wakes up later, or waits longer for the disk, the machine is not ours."""
 CREDENTIALS = (("passcode", TOKEN),)
 AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ everybody = "{TOKEN}" }}\n'
 LISTENER = "[listener]\nsend_timeout_s = 2\nconnect_timeout_s = 5\n"
@@ -145,28 +144,26 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
     tell(chaos, found)
     sys.stdout.write(
         f"chaos: commit to client {shown(before)} before, {shown(meanwhile)} under attack (p99 target {TARGET_MS}); "
-        f"an idle process woke up {found.late_ms} ms late, and waited {found.disk_ms} ms for the disk (p99)\n"
+        f"{found.machine}\n"
     )
     assert found.grown_bytes < GROWTH_BYTES_MAX
-    if found.late_ms <= LATE_MS_MAX and found.disk_ms <= DISK_MS_MAX:
+    if found.machine.calm():
         assert percentile(meanwhile, 0.99) < (TARGET_MS if SECONDS >= TARGET_FROM_S else SHORT_MS_MAX) / 1000
 
 
 @frozen
 class Found:
-    """What was done and seen meanwhile. ``late_ms`` and ``disk_ms``: see ``idler``."""
+    """What was done and seen meanwhile, on which machine."""
 
     tally: Mapping[str, int]
     grown_bytes: int
-    late_ms: float
-    disk_ms: float
+    machine: Machine
 
 
 async def attack(serving: Server, until: float, folder: Path) -> Found:
     """Attack until then. Halfway all attackers are killed at once, as by the loss of a machine, and others come."""
     command = [sys.executable, "-m", "tests.drill.attackers", str(serving.port)]
-    idler = [sys.executable, "-m", "tests.drill.idler", str(folder / "idler")]
-    async with running(Program, idler, folder=ROOT) as idling:
+    async with watched(folder) as machine:
         async with running(Program, [*command, str(SEED), str(ATTACKERS)], folder=ROOT) as first:
             assert await first.out.line(0) == "begun"
             await trio.sleep(WARM_S)
@@ -178,9 +175,7 @@ async def attack(serving: Server, until: float, folder: Path) -> Found:
             await trio.sleep_until(until)
             grown = await memory_of(serving) - warm
             assert await second.terminate() == 0, second.err.all
-        assert await idling.terminate() == 0, idling.err.all
-        idled = json.loads(idling.out.all[-1])
-        return Found(json.loads(second.out.all[-1]), grown, idled["late_ms"], idled["disk_ms"])
+    return Found(json.loads(second.out.all[-1]), grown, machine)
 
 
 async def memory_of(program: Program) -> int:

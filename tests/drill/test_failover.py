@@ -16,6 +16,7 @@ from airy_trio.log.sql_short import EVENTS_MAX
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.drill.findings import log_of
+from tests.drill.machine import Machine, watched
 from tests.drill.nodes import Node, Nodes, listens, records
 from tests.e2e.route import HOST, configure, event_of
 
@@ -23,6 +24,9 @@ TIMEOUT_S = 50.0
 ROUNDS = 3
 DEAD_TARGET_S, DEAD_MAX_S = 0.2, 2.0
 FROZEN_TARGET_S, FROZEN_MAX_S = 1.5, 5.0
+
+CALM_TIMES = 2
+"""Nodes that are started again keep this machine busy meanwhile."""
 
 pytestmark = pytest.mark.slow
 
@@ -90,17 +94,21 @@ def assert_each_is_recorded_once(application: Application, written: int) -> None
     assert [event.offset for event in events] == list(range(1, written + 1))
 
 
-def tell(what: str, seconds: list[float], target_s: float) -> None:
+def judge(what: str, seconds: list[float], machine: Machine, *, target_s: float, max_s: float) -> None:
+    """Tell how long it took. Each time must be bearable; where the machine was ours the median meets the target."""
     sys.stdout.write(
         f"{what}: the other went on after {', '.join(f'{s:.3f}' for s in sorted(seconds))} s "
-        f"(median {statistics.median(seconds):.3f}, target {target_s})\n"
+        f"(median {statistics.median(seconds):.3f}, target {target_s}); {machine}\n"
     )
+    assert max(seconds) < max_s
+    if machine.calm(CALM_TIMES):
+        assert statistics.median(seconds) <= target_s
 
 
 async def test_another_goes_on_where_one_is_killed(any_application: Application, tmp_path: Path) -> None:
     seconds = []
     with trio.fail_after(TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
+        async with watched(tmp_path) as machine, trio.open_nursery() as nursery:
             nodes = living(any_application, tmp_path, nursery)
             for _ in range(ROUNDS):
                 async with pair(any_application, nodes) as two:
@@ -110,14 +118,13 @@ async def test_another_goes_on_where_one_is_killed(any_application: Application,
                     seconds.append(await two.until_received(killed_at))
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(any_application, 2 * ROUNDS)
-    tell(f"killed ({any_application.dialect})", seconds, DEAD_TARGET_S)
-    assert max(seconds) < DEAD_MAX_S
+    judge(f"killed ({any_application.dialect})", seconds, machine, target_s=DEAD_TARGET_S, max_s=DEAD_MAX_S)
 
 
 async def test_another_goes_on_where_one_is_frozen(postgres_application: Application, tmp_path: Path) -> None:
     seconds = []
     with trio.fail_after(TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
+        async with watched(tmp_path) as machine, trio.open_nursery() as nursery:
             nodes = living(postgres_application, tmp_path, nursery)
             for _ in range(ROUNDS):
                 async with pair(postgres_application, nodes) as two:
@@ -131,8 +138,7 @@ async def test_another_goes_on_where_one_is_frozen(postgres_application: Applica
                     await two.until_received(frozen_at)
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(postgres_application, 3 * ROUNDS)
-    tell("frozen", seconds, FROZEN_TARGET_S)
-    assert max(seconds) < FROZEN_MAX_S
+    judge("frozen", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)
 
 
 @pytest.mark.parametrize("count", [1, EVENTS_MAX + 1], ids=["in one statement", "in several"])
@@ -142,7 +148,7 @@ async def test_another_goes_on_where_one_is_frozen_in_an_append(
 ) -> None:
     seconds = []
     with trio.fail_after(TIMEOUT_S):
-        async with trio.open_nursery() as nursery:
+        async with watched(tmp_path) as machine, trio.open_nursery() as nursery:
             nodes = living(postgres_application, tmp_path, nursery)
             for _ in range(ROUNDS):
                 async with pair(postgres_application, nodes) as two:
@@ -164,5 +170,4 @@ async def test_another_goes_on_where_one_is_frozen_in_an_append(
                     await two.until_received(frozen_at)
             nursery.cancel_scope.cancel()
     assert_each_is_recorded_once(postgres_application, (3 + count) * ROUNDS)
-    tell(f"frozen {where}, {count} events", seconds, FROZEN_TARGET_S)
-    assert max(seconds) < FROZEN_MAX_S
+    judge(f"frozen {where}, {count} events", seconds, machine, target_s=FROZEN_TARGET_S, max_s=FROZEN_MAX_S)
