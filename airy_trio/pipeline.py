@@ -6,6 +6,7 @@ do not block. Parameters are octets, of texts their UTF-8, as an engine of ours 
 makes of them. Refuses to know what is asked.
 """
 
+import math
 import select
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,6 +20,12 @@ from psycopg.errors import error_from_result
 
 Parameter = bytes | None
 Row = tuple[Any, ...]
+
+REST_S: Final = 0.02
+"""How long the rest of an answer is waited for over TLS before what OpenSSL may have of it is asked for.
+
+A record can hold 16 KiB, and pqReadData of many a libpq (18.0; no longer 17.11 and 18.6) takes of it what it has room
+for: the rest has left the socket, which then never becomes readable. libpq's own waiting knows of it, ours cannot."""
 
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
@@ -119,10 +126,14 @@ class Pipeline:
     async def _results(self) -> list[pq.abc.PGresult]:
         """Every result up to that of the synchronisation, which never comes where libpq has given the connection up."""
         results: list[pq.abc.PGresult] = []
+        patience_s = math.inf
         while True:
             while self._libpq.is_busy():
-                await trio.lowlevel.wait_readable(self._libpq.socket)
+                with trio.move_on_after(patience_s):
+                    await trio.lowlevel.wait_readable(self._libpq.socket)
                 self._libpq.consume_input()
+                if self._libpq.ssl_in_use:
+                    patience_s = REST_S
             result = self._libpq.get_result()
             if result is None:
                 if self._libpq.status != pq.ConnStatus.OK:  # what the server said made no sense

@@ -3,9 +3,12 @@
 import os
 import resource
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,9 +17,13 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.pipeline import Pipeline, Statement
+from tests.certificates import issue
+from tests.tls_proxy import RECORD_BYTES_MAX, in_front_of
 
 ECHO = Statement("echo", "select $1::text, $2::bytea", frozenset({1}))
 BEGIN, COMMIT = Statement("begin", "begin"), Statement("commit", "commit")
+ROW_BYTES = 11
+"""Of a row with one column, beside what stands in it."""
 XID = Statement("xid", "select pg_current_xact_id()::text")
 
 
@@ -70,6 +77,31 @@ async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: "psyc
         (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
     )
     assert length == len(large)
+
+
+@pytest.mark.parametrize("first_bytes", [100, 700, 5000, 16_000])
+async def test_what_is_left_of_a_large_record_of_tls_is_read_although_nothing_more_comes(
+    postgres_database: str, tmp_path: Path, first_bytes: int
+) -> None:
+    """Fails with a libpq that leaves it in OpenSSL, such as 18.0, where that is waited for."""
+    files = issue(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files.certificate, files.key)
+    with connect(postgres_database) as direct:
+        port = direct.info.port
+    rows = Statement("rows", "select repeat('x', $1::int) from generate_series(1, $2::int)")
+    async with in_front_of(port, context, first_bytes) as proxy:
+        database = sa.make_url(postgres_database).update_query_dict({"host": "127.0.0.1", "port": str(proxy)})
+        shown = database.render_as_string(hide_password=False)
+        with await trio.to_thread.run_sync(partial(connect, shown, sslmode="require")) as connection:
+            assert connection.pgconn.ssl_in_use
+            pipeline = Pipeline(connection)
+            for length in range(400, 12_400, 400):
+                for records in (1, 2, 4):
+                    count = (first_bytes + records * RECORD_BYTES_MAX - 300) // (length + ROW_BYTES)
+                    with trio.fail_after(5):
+                        [found] = await pipeline.run((rows, [b"%d" % length, b"%d" % count]))
+                    assert found == [("x" * length,)] * count
 
 
 async def test_others_run_while_it_waits(connection: "psycopg.Connection[Any]") -> None:
