@@ -17,6 +17,7 @@ from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.escaping import unescape
 from airy_trio.stomp.faults import Fault
 from airy_trio.stomp.frames import UNESCAPED_COMMANDS, Frame, Version
+from airy_trio.stomp.heads import plain_head
 
 _NO_EOL = re.compile(rb"[^\r\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -151,10 +152,31 @@ class Decoder:
 
     def _read_command(self) -> bool:
         between_frames = self._searched == self._at
-        if between_frames and not self._skip_eols():
-            return False
+        if between_frames:
+            if not self._skip_eols():
+                return False
+            if self._read_plain_head():
+                return True
         self._command = self._line(self.limits.command_bytes_max, faults.COMMAND_TOO_LARGE)
         return self._command is not None
+
+    def _read_plain_head(self) -> bool:
+        """Read the whole head where that can be done in one go. Tried once for a frame, within what a line may be."""
+        limits = self.limits
+        if self.version is Version.V1_0:  # whose values are trimmed
+            return False
+        found = plain_head(self._data, self._at, min(limits.header_line_bytes_max, limits.frame_bytes_max - 1))
+        if found is None:
+            return False
+        command, headers, end = found
+        if len(command.encode()) > limits.command_bytes_max or len(headers) > limits.header_count_max:
+            return False
+        self._command, self._headers = command, headers
+        self._used_bytes = end - self._at
+        self._searched_bytes += self._used_bytes
+        self._at = self._searched = end
+        self._end_head()
+        return True
 
     def _skip_eols(self) -> bool:
         """Pass over what is noise or heart-beats; whether a command may follow in what is there."""

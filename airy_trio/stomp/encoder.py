@@ -37,6 +37,15 @@ def encode(frame: Frame, version: Version | None) -> bytes:
     return frame.command.encode() + EOL + head + EOL + frame.body + NUL
 
 
+def own_frame(command: str, *headers: tuple[str, str], first: bytes = b"") -> bytes:
+    """Write a whole frame without a body, of names of our own and ``plain`` values, which every version writes alike.
+
+    ``first``: header lines that were made by ``header`` and come before the others. Raises what ``plain`` does.
+    """
+    lines = "".join([f"{name}:{plain(value)}\n" for name, value in headers])
+    return b"%s\n%s%s\n\0" % (command.encode(), first, lines.encode())
+
+
 def header(name: str, value: str, version: Version | None) -> bytes:
     """Write one header line with its end.
 

@@ -29,6 +29,7 @@ _UNWRITABLE = {
     for version, escapes in ESCAPES.items()
 }
 _SEQUENCE = re.compile(r"\\.?", re.DOTALL)
+_SPECIAL = re.compile(r"[\0\r\n\\:]")  # what any version escapes or cannot write
 
 
 def escape(text: str, version: Version | None) -> str:
@@ -36,6 +37,8 @@ def escape(text: str, version: Version | None) -> str:
 
     Raises ``LocalProtocolError`` for what the version cannot write: NUL; CR before 1.2; LF before 1.1.
     """
+    if not _SPECIAL.search(text):
+        return text
     if _UNWRITABLE[version].search(text):
         message = "a header holds an octet that this version of STOMP cannot write"
         raise LocalProtocolError(message)

@@ -14,18 +14,18 @@ Headers = Iterable[tuple[str, str]]
 
 def connected(options: ConnectionOptions, session: str, version: Version) -> bytes:
     """Write CONNECTED, always with all four headers: a client is known to crash without ``heart-beat``."""
-    headers = (
+    return encoder.own_frame(
+        "CONNECTED",
         ("version", version.value),
-        ("session", encoder.plain(session)),
-        ("server", encoder.plain(options.server)),
+        ("session", session),
+        ("server", options.server),
         ("heart-beat", f"{options.heartbeat_ms},{options.heartbeat_ms}"),
     )
-    return encoder.encode(Frame("CONNECTED", headers), version)
 
 
 def receipt(version: Version, receipt_id: str, headers: Headers) -> bytes:
     """Write RECEIPT with further headers of our own."""
-    return encoder.encode(Frame("RECEIPT", (("receipt-id", receipt_id), *_plain(headers))), version)
+    return encoder.own_frame("RECEIPT", *headers, first=encoder.header("receipt-id", receipt_id, version))
 
 
 def error(version: Version | None, token: str, prose: str, receipt_id: str | None, headers: Headers) -> bytes:

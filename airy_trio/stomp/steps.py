@@ -22,6 +22,8 @@ from airy_trio.stomp.transactions import Transactions
 VERSIONS = ",".join(version.value for version in Version)
 """Our versions, as ``accept-version`` and the ERROR's ``version`` write them."""
 
+_VERSIONS = tuple((version.value, version) for version in Version)
+
 NO_SUBSCRIPTION = 0
 """The number in an ``Ack`` whose client named a subscription that is not open."""
 
@@ -155,7 +157,7 @@ def _common_version(accepted: str | None) -> Version:
     if accepted is None:
         return Version.V1_0
     offered = {item.strip(" \t") for item in accepted.split(",")}
-    common = [version for version in Version if version.value in offered]
+    common = [version for value, version in _VERSIONS if value in offered]
     if not common:
         raise RemoteProtocolError(*faults.NO_COMMON_VERSION, headers=[("version", VERSIONS)])
     return common[-1]

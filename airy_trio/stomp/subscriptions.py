@@ -34,7 +34,7 @@ class Subscriptions:
     def __init__(self, *, subscriptions_max: int) -> None:
         self._subscriptions_max = subscriptions_max
         self._open: dict[int, Subscription] = {}
-        self._ended: dict[int, Subscription] = {}
+        self._ended: dict[int, Subscription] | None = None  # few have any, and a dict takes memory in all
         self._numbers: dict[str, int] = {}
         self._last_number = 0
 
@@ -66,12 +66,14 @@ class Subscriptions:
         subscription = self._open.pop(number)
         if subscription.id is not None:
             del self._numbers[subscription.id]
+        if self._ended is None:
+            self._ended = {}
         self._ended[number] = subscription
 
     def forget_ended(self) -> None:
         """Drop what was kept of ended subscriptions."""
-        self._ended.clear()
+        self._ended = None
 
     def find(self, number: int) -> Subscription | None:
         """Look up a subscription that is open, or ended and not forgotten."""
-        return self._open.get(number) or self._ended.get(number)
+        return self._open.get(number) or (None if self._ended is None else self._ended.get(number))

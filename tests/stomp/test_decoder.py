@@ -69,6 +69,8 @@ def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
     limits=st.sampled_from([ROOMY, TIGHT]),
 )
 @example(stream=b"\r\n\rSEND\n\n\0", cuts=[1, 2, 3], version=Version.V1_2, limits=ROOMY)
+@example(stream="äääää\n\n\0".encode(), cuts=[], version=Version.V1_2, limits=TIGHT)
+@example(stream=b"SEND\na:b\na:b\na:b\na:b\n\n\0", cuts=[], version=None, limits=TIGHT)
 @example(stream=b"SEND\nid:\xc3\xa4\\c\r\n\r\n\0", cuts=[9, 11, 12, 13], version=Version.V1_2, limits=ROOMY)
 def test_a_stream_cut_anywhere_gives_the_same_frames_and_the_same_fault(
     stream: bytes, cuts: list[int], version: Version | None, limits: Limits
