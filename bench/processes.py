@@ -158,8 +158,13 @@ def _bystanders(address: Mapping[str, int], count: int) -> Iterator[None]:
 def _first_line(process: "subprocess.Popen[str]", timeout_s: float) -> str:
     """The first line that a process prints, without its end; empty where none comes in time."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-    return process.stdout.readline().rstrip("\n") if ready else ""
+    line = b""
+    while select.select([process.stdout], [], [], timeout_s)[0]:
+        octet = os.read(process.stdout.fileno(), 1)  # one at a time: ``communicate`` has only what is left
+        if octet in (b"\n", b""):
+            break
+        line += octet
+    return line.decode()
 
 
 def _close(process: "subprocess.Popen[str]") -> None:
