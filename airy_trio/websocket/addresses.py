@@ -6,6 +6,7 @@ stands at the right: the rightmost address that is not of a proxy again is the c
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final
 
@@ -13,6 +14,8 @@ from attrs import Attribute
 
 from airy_trio.options import NotAllowedError
 
+CACHED_MAX: Final = 256
+"""Many connections come from few addresses where there is a proxy: one address, and its name, serve all of them."""
 IPV6_PREFIX: Final = 64
 """The bits of an IPv6 address that count: a single host is given all addresses below them."""
 _WITH_PORT: Final = re.compile(r"\[([^\]]+)\](?::\d+)?|([0-9.]+):\d+")
@@ -31,6 +34,7 @@ def check_networks(_instance: object, option: "Attribute[Any]", networks: list[s
             raise NotAllowedError(option.name, _WORDS, ascii(text)) from error
 
 
+@lru_cache(CACHED_MAX)
 def address_of(text: str) -> Address | None:
     """Read an address as sockets and proxies write it: with a zone, in brackets, with a port; None where it is none.
 
@@ -45,6 +49,7 @@ def address_of(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
+@lru_cache(CACHED_MAX)
 def counted(address: Address) -> str:
     """What connections are counted by: the address of IPv4, the network of 64 bits of IPv6."""
     if isinstance(address, IPv4Address):

@@ -16,10 +16,11 @@ from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.durables import Durables
-from airy_trio.websocket.entry import admit
+from airy_trio.websocket.entry import Pause, admit
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import DONE, Farewell, with_token
 from airy_trio.websocket.heartbeats import Wheel
+from airy_trio.websocket.inbox import Inbox
 from airy_trio.websocket.receipts import write_receipt
 from airy_trio.websocket.subscribing import subscribe
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, Subscription
@@ -37,9 +38,8 @@ class Conversation:
     """The requests of one client. ``hear`` is called by one task, with what came in one WebSocket message.
 
     ``upgrade_token``: the one that came with the upgrade, if any did; it counts where CONNECT brings none.
-    ``pause``: how some seconds are waited for; whoever can, listens to the client meanwhile, so that it is noticed when
-    it leaves. ``turn``: how others are let in between two answers. ``acks_ignored``: of unknown or already acknowledged
-    messages. ``nacks``: messages that the client refused.
+    ``inbox``: the messages that are still to come, where somebody has them. ``turn``: how others are let in between two
+    answers. ``acks_ignored``: of unknown or already acknowledged messages. ``nacks``: messages that the client refused.
     """
 
     __slots__ = (
@@ -53,8 +53,8 @@ class Conversation:
         "_wheel",
         "_wire",
         "acks_ignored",
+        "inbox",
         "nacks",
-        "pause",
         "turn",
         "upgrade_token",
     )
@@ -80,11 +80,16 @@ class Conversation:
         self._fanout = fanout
         self._durables = durables
         self._unwritten = False
-        self.pause: Callable[[float], Awaitable[object]] = trio.sleep
+        self.inbox: Inbox | None = None
         self.turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.upgrade_token: str | None = None
         self.acks_ignored = 0
         self.nacks = 0
+
+    @property
+    def pause(self) -> Pause:
+        """How some seconds are waited for: listening to the client meanwhile, so that it is noticed when it leaves."""
+        return trio.sleep if self.inbox is None else self.inbox.listen
 
     async def hear(self, message: bytes | str) -> Farewell | None:
         """Read one message and answer all that it holds; the farewell, if something in it ends the session."""
@@ -116,12 +121,16 @@ class Conversation:
             requests = self._client.connection.receive(piece)
         except RemoteProtocolError as error:
             requests, fault = error.fulfilled, error
+        answered = False
         for request in requests:
+            if answered:
+                await self.turn()  # each answer is a piece of work like another message, and so is each replay
             farewell = await self._answer(request)
             if farewell is not None:
                 return farewell
-            if isinstance(request, Subscribe) or (not isinstance(request, Connect) and request.receipt is not None):
-                await self.turn()  # each answer is a piece of work like another message, and so is each replay
+            answered = isinstance(request, Subscribe) or (
+                not isinstance(request, Connect) and request.receipt is not None
+            )
         if fault is None:
             return None
         return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)

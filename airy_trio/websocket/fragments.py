@@ -39,7 +39,7 @@ class Fragments:
 
     def __init__(self) -> None:
         self.controls = 0
-        self._header = bytearray()
+        self._header = b""
         self._content = 0  # octets of the frame that are still to come
         self._counted = False  # whether the frame is of a message, and not a control frame
         self._last = False  # whether the message ends with the frame
@@ -70,9 +70,10 @@ class Fragments:
             header += data[at:end]
             at = min(end, len(data))
             if len(header) == _header_octets(header):
-                self._enter(bytes(header))
-                header.clear()
+                self._enter(header)
+                header = b""
                 break
+        self._header = header
         return at
 
     def _enter(self, header: bytes) -> None:
@@ -92,7 +93,7 @@ class Fragments:
             self._pieces = 0 if self._last and not self._content else self._pieces + 1
 
 
-def _header_octets(header: bytes | bytearray) -> int:
+def _header_octets(header: bytes) -> int:
     """How long a header is, as far as its beginning tells."""
     if len(header) < _FIXED_OCTETS:
         return _FIXED_OCTETS

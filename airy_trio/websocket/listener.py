@@ -39,6 +39,8 @@ TURNING_AWAY_MAX: Final = 256
 """Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
 _TURNED_AWAY: Final = "turned away"
 """Who all of them are at the turnstile: together they get what one address gets."""
+_SESSION: Final = "session"
+"""The name of its task, made once, where Trio would make one for each."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -182,7 +184,7 @@ class _Reception:
             self._connections.start_soon(self._turn_away, self._encrypted(outlet, turn), answer)
         else:
             encrypted = self._encrypted(outlet, visitor.turn)
-            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor)
+            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
 
     def _encrypted(self, outlet: SocketOutlet, turn: Turn) -> Outlet:
         return outlet if self._encryption is None else TlsOutlet(outlet, self._encryption.context, turn)

@@ -73,12 +73,13 @@ class SocketOutlet:
     ``pending``, asked at each delivery, is kept beside what it tells of: a property would be a call.
     """
 
-    __slots__ = ("_rest", "_send", "_socket", "pending")
+    __slots__ = ("_heard", "_rest", "_send", "_socket", "pending")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send: Callable[[bytes | memoryview], int] = sock.send
         self._rest = _NOTHING
+        self._heard = False  # who has connected has mostly sent its request by now: the first time it is just tried
         self.pending = False
         sock.settimeout(0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -90,8 +91,7 @@ class SocketOutlet:
                     sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT_BYTES)
 
     async def handshake(self) -> None:
-        """See ``Outlet.handshake``: there is nothing to agree on."""
-        await trio.lowlevel.checkpoint()
+        """See ``Outlet.handshake``: there is nothing to agree on, and reading comes next, which waits."""
 
     def offer(self, data: bytes) -> bool:
         """See ``Outlet.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
@@ -128,7 +128,9 @@ class SocketOutlet:
         """See ``Outlet.receive_some``."""
         while True:
             self._check_open()
-            await trio.lowlevel.wait_readable(self._socket)
+            if self._heard:
+                await trio.lowlevel.wait_readable(self._socket)
+            self._heard = True
             try:
                 return self._socket.recv(bytes_max)
             except BlockingIOError:

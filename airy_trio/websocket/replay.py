@@ -67,15 +67,26 @@ async def start(
             retries += 1
 
 
+def at_once(eventlog: EventLog, view: View, wish: Wish) -> Start | None:
+    """Where a subscription starts for which nothing has to be read: only what is new, or what the tail still holds."""
+    if wish.last_event_id is None:
+        return Start(eventlog.head, LIVE) if wish.replay == "none" else None
+    position = Position.parse(wish.last_event_id)
+    if position is None or not _known(eventlog, position) or position.offset < view.evicted:
+        return None
+    return Start(position, RESUMED)
+
+
 async def _start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOptions) -> Start:
+    found = at_once(eventlog, view, wish)
+    if found is not None:
+        return found
     verdict = LIVE
     if wish.last_event_id is not None:
         position = Position.parse(wish.last_event_id)
         verdict = await _verdict(eventlog, view, position)
         if position is not None and verdict == RESUMED:
             return Start(position, verdict)
-    elif wish.replay == "none":
-        return Start(eventlog.head, verdict)
     elif wish.replay == "all":
         return Start(await eventlog.floor(), verdict)
     head, owed = await eventlog.recent(

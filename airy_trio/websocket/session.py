@@ -28,14 +28,13 @@ from airy_trio.websocket.farewells import (
     GONE,
     REFUSED,
     TOO_SLOW,
-    Farewell,
 )
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.goodbye import HANG_UP_S, closed_by_protocol, hang_up, say_goodbye
 from airy_trio.websocket.heartbeats import Wheel
-from airy_trio.websocket.inbox import Inbox
+from airy_trio.websocket.inbox import Inbox, Message
 from airy_trio.websocket.outlet import HandshakeError, Outlet
-from airy_trio.websocket.request import RefusedError
+from airy_trio.websocket.request import RefusedError, Request
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
 from airy_trio.websocket.tasks import Tasks
@@ -122,9 +121,22 @@ class Session:
     async def run(self) -> None:
         """Serve the client until its farewell was said and its tasks have ended."""
         client = self.client
+        client.scope.deadline = trio.current_time() + self._shared.options.connect_timeout_s
+        ws: WebSocketConnection | None = None
         orderly = False
         try:
-            ws = await self._meet()
+            try:
+                with client.scope:
+                    ws = await self._meet()
+                    inbox = self.conversation.inbox
+                    while inbox is not None and client.farewell is None:
+                        # Idle sessions wait here: each coroutine between would take memory in all of them.
+                        await self._hear(await inbox.next())
+            except ConnectionClosed as closed:
+                client.dismiss(TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason))
+            except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
+                client.dismiss(farewell_after(fault, client.session))
+            client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
             await self.conversation.turn()  # many may be cut at once
             self._release()
             orderly = await say_goodbye(client, client.wire, ws)
@@ -155,61 +167,54 @@ class Session:
         )
 
     async def _meet(self) -> WebSocketConnection | None:
-        """Upgrade, then answer until there is a farewell, which the client has then; None: there was no upgrade.
+        """Upgrade; None: there was no upgrade, and the client has its farewell.
 
         What the outlet agrees on with the peer before counts against ``connect_timeout_s`` as well.
         """
-        client, visitor, options = self.client, self._visitor, self._shared.options
-        client.scope.deadline = trio.current_time() + options.connect_timeout_s
-        ws: WebSocketConnection | None = None
-        with client.scope:
-            try:
-                await client.wire.outlet.handshake()
-                upgraded = await upgrade(
-                    self._tasks,
-                    client.wire,
-                    visitor,
-                    path=options.path,
-                    message_bytes_max=options.frame_bytes_max,
-                )
-            except HandshakeError as error:
-                logger.info("TLS handshake failed", session=client.session, reason=str(error))
-                client.dismiss(GONE)
-            except RefusedError as refused:
-                self._shared.counts[f"requests refused {refused.status.value}"] += 1
-                client.dismiss(evolve(REFUSED, prose=str(refused)))
-            else:
-                if upgraded is None:
-                    client.dismiss(GONE)
-                else:
-                    ws = upgraded.ws
-                    headers = upgraded.request.headers
-                    self.conversation.upgrade_token = self._shared.authenticator.token_of_upgrade(headers)
-                    del upgraded, headers  # its request holds credentials
-                    if visitor is not None:
-                        client.peer, client.address = visitor.counted_as, visitor.name
-                    client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
-                    self._shared.senders.register(client, self._tasks)
-                    inbox = Inbox(ws.get_message, bytes_max=options.frame_bytes_max)
-                    client.dismiss(await self._converse(inbox))
-        client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
-        return ws
-
-    async def _converse(self, inbox: Inbox) -> Farewell:
-        client, conversation = self.client, self.conversation
-        conversation.pause = inbox.listen
+        client, options = self.client, self._shared.options
         try:
-            while True:
-                message = await inbox.next()
-                client.occupied = True  # from now on, to the end of ``hear``: it is we who do not listen
-                await conversation.turn()
-                farewell = await conversation.hear(message)
-                if farewell is not None:
-                    return farewell
-        except ConnectionClosed as closed:
-            return TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason)
-        except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
-            return farewell_after(fault, client.session)
+            await client.wire.outlet.handshake()
+            upgraded = await upgrade(
+                self._tasks,
+                client.wire,
+                self._visitor,
+                path=options.path,
+                message_bytes_max=options.frame_bytes_max,
+            )
+        except HandshakeError as error:
+            logger.info("TLS handshake failed", session=client.session, reason=str(error))
+            client.dismiss(GONE)
+        except RefusedError as refused:
+            self._shared.counts[f"requests refused {refused.status.value}"] += 1
+            client.dismiss(evolve(REFUSED, prose=str(refused)))
+        else:
+            if upgraded is not None:
+                self._welcome(upgraded.ws, upgraded.request)
+                return upgraded.ws
+            client.dismiss(GONE)
+        return None
+
+    def _welcome(self, ws: WebSocketConnection, request: Request) -> None:
+        """Let messages come, and note what the request tells, which is not kept: it holds credentials."""
+        client, visitor, conversation = self.client, self._visitor, self.conversation
+        conversation.upgrade_token = self._shared.authenticator.token_of_upgrade(request.headers)
+        if visitor is not None:
+            client.peer, client.address = visitor.counted_as, visitor.name
+        client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
+        self._shared.senders.register(client, self._tasks)
+        conversation.inbox = Inbox(ws.get_message, bytes_max=self._shared.options.frame_bytes_max)
+
+    async def _hear(self, message: Message) -> None:
+        """Answer one message, which may be the client's last."""
+        client = self.client
+        client.occupied = True  # to the end of the conversation's ``hear``: it is we who do not listen
+        if client.wire.admitted:
+            client.wire.admitted = False
+        else:
+            await self.conversation.turn()
+        farewell = await self.conversation.hear(message)
+        if farewell is not None:
+            client.dismiss(farewell)
 
     def _release(self) -> None:
         """Let go of all that reads for the client or keeps watch over it. Idempotent."""

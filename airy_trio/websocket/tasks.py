@@ -35,7 +35,8 @@ class Tasks:
         """Start a task. An exception that leaves it dismisses the client."""
         scope = trio.CancelScope()
         self._scopes.append(scope)
-        self._start_soon(self._run, scope, function, arguments)
+        name = getattr(function, "__qualname__", None)  # made once, where Trio would make one for each task
+        self._start_soon(self._run, scope, function, arguments, name=name)
 
     async def stop(self) -> None:
         """Cancel all tasks and wait until they have ended. Idempotent."""

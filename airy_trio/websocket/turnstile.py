@@ -15,8 +15,8 @@ from typing import Final
 
 import trio
 
-ENTRIES_PER_TURN: Final = 16
-"""Of some 0.1 to 0.5 ms each."""
+ENTRIES_PER_TURN: Final = 8
+"""Of some 0.1 to 0.5 ms each; with what was read comes one message, which is answered in the same or the next turn."""
 
 Turn = Callable[[], Awaitable[object]]
 """How somebody waits for its turn: ``Turnstile.enter``, for its address."""

@@ -31,7 +31,8 @@ class Wire(trio.abc.Stream):
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
     ``deserted``: nothing more can come. ``unheard``: something has come, and waits for its ``turn``
-    at the turnstile, where there is one.
+    at the turnstile, where there is one. ``admitted``: it has had it, and one message of it needs no other; whoever
+    takes that up sets it back.
     """
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
@@ -44,6 +45,7 @@ class Wire(trio.abc.Stream):
         "_put_back",
         "_send_timeout_s",
         "_turn",
+        "admitted",
         "closing",
         "deserted",
         "flooded",
@@ -62,6 +64,7 @@ class Wire(trio.abc.Stream):
         self.stalled = False
         self.flooded = False
         self.deserted = False
+        self.admitted = False
         self.unheard = False
         self._attending: trio.CancelScope | None = None
         self.oversized = False
@@ -165,8 +168,7 @@ class Wire(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The peer's next bytes; none at its end. Raises ``trio.BrokenResourceError`` where it floods us."""
-        if self._put_back:
-            await trio.lowlevel.checkpoint()
+        if self._put_back:  # without a checkpoint: its reader has only just begun
             data, self._put_back = self._put_back, b""
             return data
         data, fault = b"", None
@@ -182,6 +184,7 @@ class Wire(trio.abc.Stream):
         if self._turn is not None:
             self.unheard = True
             await self._turn()
+            self.admitted = True
             self.unheard = False
         if fault is not None:
             raise fault

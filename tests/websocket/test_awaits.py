@@ -94,8 +94,8 @@ class Nursery:
         self._nursery = nursery
         self._awaits = awaits
 
-    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-        self._nursery.start_soon(self._awaits.drive, function, *arguments)
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object, name: object = None) -> None:
+        self._nursery.start_soon(self._awaits.drive, function, *arguments, name=name)
 
 
 async def behave(client: StompClient) -> None:
