@@ -8,6 +8,7 @@ from statistics import median
 from typing import Final
 
 import trio
+from attrs import frozen
 
 from bench.application import KNOWN_ROWS, WRITERS, Database, has_pgbench
 from bench.deployed import Measured, Sizes, configure, serving
@@ -47,27 +48,58 @@ async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: S
 
 
 async def measure_contention(database: Database, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Fan-out while changes of another log are recorded, in its interpreter or in a process apart, against it alone."""
+    """Fan-out while changes of another log are recorded, in its interpreter or in a process apart, against it alone.
+
+    The application and its Postgres are on the same cores: what they cost is seen where nobody records.
+    """
     database.watch()
     database.insert_messages(sizes.changed_per_s)
     config = configure(database, folder)
-    places = {"in the same process": _in_the_same_process, "in a process of its own, as with several workers": _apart}
-    ratios: dict[str, dict[Pace, list[float]]] = {place: {NATURAL: [], STEADY: []} for place in places}
-    recorded_per_s: dict[str, list[float]] = {place: [] for place in places}
     load: dict[str, int | str] = {"clients": sizes.clients, "measure-ms": sizes.contention_ms}
+    rounds: list[dict[str, _Beside]] = []
     for _ in range(sizes.contention_rounds):
-        for pace, figure in ((NATURAL, "deliveries_per_s"), (STEADY, "p99_ms")):
-            alone = await trio.to_thread.run_sync(measure, AIRY, pace, load)
-            for place, beside in places.items():
-                figures, speed = await beside(database, config, pace, load)
-                assert not alone["faults"] + figures["faults"], (alone, figures)
-                ratios[place][pace].append(figures[figure] / alone[figure])
-                recorded_per_s[place].append(speed)
-    for place in places:
-        what = f"fan-out to {sizes.clients} clients beside a recorder {place}: rate, of alone"
-        p99, speed = median(ratios[place][STEADY]), median(recorded_per_s[place])
-        note = f"p99 at 100 events/s {p99:.2f}×; {speed:,.0f} events/s recorded meanwhile"
-        measured.add(Row(what=what, bound=0.7, value=median(ratios[place][NATURAL]), unit="×", note=note))
+        found = {}
+        natural, steady = [await trio.to_thread.run_sync(measure, AIRY, pace, load) for pace in (NATURAL, STEADY)]
+        for place, beside in PLACES.items():
+            fast, speed = await beside(database, config, NATURAL, load)
+            slow, _ = await beside(database, config, STEADY, load)
+            assert not natural["faults"] + steady["faults"] + fast["faults"] + slow["faults"], (place, fast, slow)
+            found[place] = _Beside(
+                rate=fast["deliveries_per_s"] / natural["deliveries_per_s"],
+                cpu=fast["server_cpu_us"] / natural["server_cpu_us"],
+                p99=slow["p99_ms"] / steady["p99_ms"],
+                recorded_per_s=speed,
+            )
+        rounds.append(found)
+    for place in PLACES:
+        what = f"fan-out to {sizes.clients} clients beside changes that {place}: rate, of alone"
+        rate, cpu, p99, speed = (
+            median(getattr(found[place], name) for found in rounds) for name in ("rate", "cpu", "p99", "recorded_per_s")
+        )
+        note = f"p99 at 100 events/s {p99:.2f}×"
+        if place == NOBODY:
+            measured.note(f"{what}: {rate:.2f}×; {note}")
+            continue
+        note += f"; {speed:,.0f} events/s recorded meanwhile"
+        note += f"; CPU of a delivery {cpu:.2f}×" if place == APART else ""
+        measured.add(Row(what=what, bound=0.7, value=rate, unit="×", note=note))
+
+
+@frozen(kw_only=True)
+class _Beside:
+    """Of the figures alone: how many times as much. ``recorded_per_s``: events, meanwhile."""
+
+    rate: float
+    cpu: float
+    p99: float
+    recorded_per_s: float
+
+
+async def _unrecorded(
+    database: Database, _config: Path, pace: Pace, load: Mapping[str, int | str]
+) -> tuple[Figures, float]:
+    """What the clients saw, and that nothing was recorded."""
+    return await _while_changing(database, partial(measure, AIRY, pace, load))
 
 
 async def _in_the_same_process(
@@ -89,3 +121,8 @@ async def _while_changing(database: Database, measuring: Callable[[], Figures]) 
         figures = await trio.to_thread.run_sync(measuring)
         recorded = await newest(database.url) - before
         return figures, recorded / (time.monotonic() - begun_at)
+
+
+NOBODY: Final = "nobody records"
+APART: Final = "a process of its own records, as with several workers"
+PLACES: Final = {NOBODY: _unrecorded, "the same process records": _in_the_same_process, APART: _apart}
