@@ -4,7 +4,7 @@ import time
 
 import sqlalchemy as sa
 
-from airy_trio.changes.sqlite_version import Version
+from airy_trio.database.sqlite_version import Version
 
 _CLUSTER = sa.text("select cast(system_identifier as text) from pg_control_system()")
 _NOW = sa.text("select cast(extract(epoch from now()) * 1000000 as bigint)")

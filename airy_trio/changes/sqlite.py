@@ -9,7 +9,6 @@ from typing import Final
 
 import sqlalchemy as sa
 import structlog
-import trio
 
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import TABLE
@@ -19,18 +18,12 @@ from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import SqlitePoint
-from airy_trio.changes.sqlite_version import Version, VersionOf
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable
+from airy_trio.database.sqlite_version import Version, VersionOf
 from airy_trio.errors import MappingError
 
 logger = structlog.get_logger(__name__)
 
-POLL_S = 0.001  # for the file's times
-POLL_SETTLED_S = 0.002
-SETTLED_S = 0.05  # without anything written
-COMMIT_S = 0.006  # from what is written to where it is seen, mostly: it goes to the disk first
-LOOK_S = 0.004  # for its version whatever its times say, which stand still for some milliseconds
-LOOK_SETTLED_S = 0.05  # a file system may keep its times to itself
 _SEQ: Final = len(COLUMNS)
 _TOKEN: Final = _SEQ + 1
 _AT: Final = _SEQ + 2
@@ -72,17 +65,9 @@ class SqliteFeed(LoggedFeed):
 
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``. Looks as soon as something was written, and now and then."""
-        touched_at = trio.current_time()
-        looked_at = 0.0
+        self._file.watch.begin()
         while True:
-            settled = trio.current_time() - touched_at > SETTLED_S
-            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
-            now = trio.current_time()
-            if self._file.touched():
-                touched_at = now
-            elif now - touched_at > COMMIT_S and now - looked_at < (LOOK_SETTLED_S if settled else LOOK_S):
-                continue
-            looked_at = now
+            await self._file.watch.pause()
             try:
                 version = await self._version()
             except DatabaseUnavailable as error:

@@ -24,12 +24,12 @@ from airy_trio.changes.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
 from airy_trio.changes.identity import clock_us, identity_of
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
-from airy_trio.changes.sqlite_version import Version as FileVersion
-from airy_trio.changes.sqlite_version import VersionOf
 from airy_trio.changes.sweep import Sweep, Version, versions
 from airy_trio.changes.tables import Kind, Tables
 from airy_trio.changes.watermarks import Given, Mark, Watermarks
 from airy_trio.database import POSTGRES, DatabaseUnavailable, Session
+from airy_trio.database.sqlite_version import Version as FileVersion
+from airy_trio.database.sqlite_version import VersionOf
 
 logger = structlog.get_logger(__name__)
 

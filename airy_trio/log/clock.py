@@ -1,6 +1,7 @@
 """The clock of an event store, which stamps the events, in the terms of this node's clocks."""
 
 from collections.abc import Callable
+from math import inf
 
 import trio
 
@@ -16,10 +17,17 @@ class StoreClock:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._skew_ms = 0.0
+        self._looked_at = -inf
+
+    @property
+    def age_s(self) -> float:
+        """How long ago that was."""
+        return self._clock() - self._looked_at
 
     def look(self, bounds: Bounds) -> None:
         """Set it by bounds that were read just now."""
-        self._skew_ms = bounds.now_ms - self._clock() * 1000
+        self._looked_at = self._clock()
+        self._skew_ms = bounds.now_ms - self._looked_at * 1000
 
     def ms_before(self, age_s: float) -> int:
         """The time of the store so long ago, in milliseconds."""

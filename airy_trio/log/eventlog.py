@@ -8,6 +8,7 @@ to it and asks ``wait_grown``.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 import trio
@@ -37,6 +38,7 @@ logger = structlog.get_logger(__name__)
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
+BOUNDS_AGE_S = 5.0  # at which who follows asks for them again, as for the store's clock
 
 
 class EventLog:
@@ -131,7 +133,7 @@ class EventLog:
                 await self.store.wait(known)
                 await self._end_of_append()
                 if self.head == known:  # else it was this node's own append, which is in the tail
-                    await self.catch_up()
+                    await self._go_on()
             except StoreUnavailable as error:
                 if not pause_s:
                     logger.warning("event store unavailable", reason=str(error))
@@ -206,6 +208,21 @@ class EventLog:
     async def wait_grown(self) -> frozenset[View]:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
         return await self._growth.wait()
+
+    async def _go_on(self) -> None:
+        """Take what was appended after the head; where that is not simply what comes next, ``catch_up``.
+
+        It lies between the append of another node and the clients of this one: one question to the store, mostly.
+        """
+        if not self._doubtful and self._clock.age_s < BOUNDS_AGE_S:
+            async with self._reading:
+                known = self.head
+                with suppress(PositionExpired):
+                    events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
+                    self._take(known.epoch, events)
+                    if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
+                        return
+        await self.catch_up()
 
     async def _end_of_append(self) -> None:
         """Give this node's own append, which may just have woken us, the time to end: then nothing has to be read."""

@@ -23,6 +23,7 @@ from airy_trio.log.sql_bell import POLL_S, Bell
 from airy_trio.log.sql_durables import DurableTable
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
 from airy_trio.log.sql_file import SqlFile, make_durable
+from airy_trio.log.sql_file_bell import FileBell
 from airy_trio.log.sql_short import ShortAppends
 from airy_trio.log.sql_trim import delete, find_old
 from airy_trio.log.store import (
@@ -56,7 +57,10 @@ class SqlStore:
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         self._short = ShortAppends(appending.engine, names, self._bell.channel) if self._bell else None
-        self._file = None if self._tables.postgres else SqlFile(Path(reading.engine.url.database or ""))
+        path = Path(reading.engine.url.database or "")
+        self._file = None if self._tables.postgres else SqlFile(path)
+        self._file_bell = None if self._tables.postgres else FileBell(path)
+        self._appended: Position | None = None
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", make_durable)
 
@@ -93,7 +97,9 @@ class SqlStore:
                 self._tables.insert(connection, new)
             return new
 
-        return await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
+        stored = await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
+        self._appended = expected.at(expected.offset + len(stored))
+        return stored
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -152,12 +158,15 @@ class SqlStore:
         return await self._write(work)
 
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``. Looks each ``POLL_S`` seconds, and where there is a bell when it rings."""
-        while self._bell is None:
+        """See ``EventStore.wait``. Looks when the bell rings, and now and then; a file's one writer seldom."""
+        while self._file_bell:
             if (await self.bounds()).head != after:
                 return
-            await trio.sleep(POLL_S)
-        while True:
+            if after == self._appended:
+                await trio.sleep(POLL_S)
+            else:
+                await self._file_bell.wait()
+        while self._bell:
             if self._bell.heard != str(after) and (await self.bounds()).head != after:
                 return
             heard = await self._bell.wait()
@@ -200,6 +209,8 @@ class SqlStore:
             await self._bell.aclose()
         if self._short:
             await self._short.aclose()
+        if self._file_bell:
+            await self._file_bell.aclose()
         await self._reading.aclose()
         await self._appending.aclose()
 

@@ -10,11 +10,10 @@ import pytest
 import structlog
 import trio
 
-from airy_trio.changes import sqlite_version
 from airy_trio.changes.feed import ResumePointLost
 from airy_trio.changes.rows import ChangedObject, Tag, TagGone
-from airy_trio.changes.sqlite import SETTLED_S
-from airy_trio.database import DatabaseUnavailable, sqlite_path
+from airy_trio.database import DatabaseUnavailable, sqlite_path, sqlite_version, sqlite_watch
+from airy_trio.database.sqlite_watch import SETTLED_S
 from tests.application import Application
 from tests.changes.feeds import feed_of, read_all
 
@@ -252,7 +251,7 @@ async def test_other_changes_of_the_schema_are_no_matter(
 async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_version, "_written", lambda _path: None)
+    monkeypatch.setattr(sqlite_watch, "_written", lambda _path: None)
     async with feed_of(application, application.settings()) as feed:
         after = (await feed.read(await feed.origin(), 10)).resume_point
         with trio.move_on_after(2 * SETTLED_S):
@@ -266,11 +265,11 @@ async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
 async def test_what_was_written_since_is_told_without_a_thread(application: Application) -> None:
     session = application.reading()
     version = sqlite_version.VersionOf(session)
-    assert version.touched()  # nobody knows yet where it is
+    assert version.watch.touched()  # nobody knows yet where it is
     await version.ask()
-    assert version.touched()
-    assert not version.touched()
+    assert version.watch.touched()
+    assert not version.watch.touched()
     application.tag("t1")
-    assert version.touched()
-    assert not version.touched()
+    assert version.watch.touched()
+    assert not version.watch.touched()
     await session.aclose()

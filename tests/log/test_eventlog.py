@@ -1,6 +1,7 @@
 """The log of one node: opening, following, catching up, and what never goes back."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from inspect import signature
 
@@ -10,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.eventlog import BOUNDS_AGE_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX
 from airy_trio.log.options import LogOptions
@@ -25,7 +26,8 @@ MANY = 1 << 30
 class Outages(MemoryStore):
     """A store that is away when a test says so.
 
-    ``held``: who asks for the bounds is answered when this is set. ``asked``: how often they were asked for.
+    ``held``: who asks for the bounds is answered when this is set. ``asked``: how often they were asked for, and how
+    often for events.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class Outages(MemoryStore):
         self.now_s = 1000.0
         self.away = False
         self.held: trio.Event | None = None
-        self.asked = 0
+        self.asked = Counter({"bounds": 0, "events": 0})
 
     def _reach(self) -> None:
         if self.away:
@@ -41,7 +43,7 @@ class Outages(MemoryStore):
             raise StoreUnavailable(message)
 
     async def bounds(self) -> Bounds:
-        self.asked += 1
+        self.asked["bounds"] += 1
         self._reach()
         bounds = await super().bounds()
         if self.held is not None:
@@ -55,6 +57,7 @@ class Outages(MemoryStore):
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
+        self.asked["events"] += 1
         self._reach()
         return await super().read(after, limit, destination, bytes_max=bytes_max)
 
@@ -256,7 +259,7 @@ async def test_nothing_is_read_from_the_store_for_what_this_node_appended_itself
     await log.open()
     nursery.start_soon(log.follow)
     await wait_all_tasks_blocked()
-    asked = store.asked
+    asked = store.asked.copy()
     for number in range(1, 4):
         await log.append(log.head, [event(number)], "point")
         await wait_all_tasks_blocked()
@@ -265,6 +268,38 @@ async def test_nothing_is_read_from_the_store_for_what_this_node_appended_itself
     await wait_all_tasks_blocked()
     assert log.head.offset == 4
     assert store.asked > asked
+
+
+async def test_what_another_node_appends_is_one_question_as_long_as_the_bounds_are_fresh(
+    store: Outages, nursery: trio.Nursery
+) -> None:
+    log = log_over(store)
+    await log.open()
+    nursery.start_soon(log.follow)
+    await wait_all_tasks_blocked()
+    for number in range(1, 4):
+        asked = store.asked.copy()
+        await store.add(event(number))
+        await wait_all_tasks_blocked()
+        assert store.asked - asked == Counter(events=1)
+    store.now_s += BOUNDS_AGE_S
+    asked = store.asked.copy()
+    await store.add(event(4))
+    await wait_all_tasks_blocked()
+    assert (store.asked - asked)["bounds"] == 1, "the store's clock may have been set"
+    assert log.head.offset == 4
+
+
+async def test_a_new_epoch_is_followed_while_the_bounds_are_fresh(store: Outages, nursery: trio.Nursery) -> None:
+    log = log_over(store)
+    await log.open()
+    nursery.start_soon(log.follow)
+    await store.add(event(1), event(2))
+    await wait_all_tasks_blocked()
+    bounds = await store.begin_epoch(log.head, "point")
+    await store.add(event(3))
+    await wait_all_tasks_blocked()
+    assert (log.epoch, log.head.offset) == (bounds.epoch, 1)
 
 
 async def test_a_new_epoch_takes_the_past_of_every_view(store: Outages) -> None:

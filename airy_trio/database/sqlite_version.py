@@ -6,7 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio.database import DatabaseUnavailable, Session
+from airy_trio.database.answers import DatabaseUnavailable
+from airy_trio.database.session import Session
+from airy_trio.database.sqlite_watch import SqliteWatch
 
 
 @frozen
@@ -19,48 +21,27 @@ class Version:
     file: tuple[int, int]
 
 
-_Written = tuple[int, int] | None
-
-
 class VersionOf:
     """Asks for the version of the file that a session has open."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._path: Path | None = None
-        self._written: tuple[_Written, _Written] | None = None
+        self.watch = SqliteWatch()
+        """When to ask; it knows the file from the first answer on."""
 
     async def ask(self) -> Version:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
         return await self._session.run(self._ask, transaction=False)
 
-    def touched(self) -> bool:
-        """Whether the file or its WAL was written since this was last asked, as their times tell; without a thread.
-
-        Those stand still for some milliseconds, and a commit is seen after what it has written: a hint, no more.
-        """
-        if self._path is None:
-            return True
-        before, self._written = self._written, (_written(self._path), _written(Path(f"{self._path}-wal")))
-        return self._written != before
-
     def _ask(self, connection: sa.Connection) -> Version:
         driver: Any = connection.connection.driver_connection
-        if self._path is None:
-            self._path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
+        if self.watch.path is None:
+            self.watch.path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
         try:
-            file = self._path.stat()
+            file = self.watch.path.stat()
         except OSError as error:
-            message = f"the SQLite file {self._path} is not there any more: {error.strerror}"
+            message = f"the SQLite file {self.watch.path} is not there any more: {error.strerror}"
             raise DatabaseUnavailable(message) from None
         (data,) = driver.execute("PRAGMA data_version").fetchone()
         (schema,) = driver.execute("PRAGMA schema_version").fetchone()
         return Version(self._session.generation, int(data), int(schema), (file.st_dev, file.st_ino))
-
-
-def _written(path: Path) -> _Written:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size

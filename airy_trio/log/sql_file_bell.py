@@ -1,0 +1,38 @@
+"""The bell of an event log in an SQLite file: nobody rings it, but the file shows that somebody has committed.
+
+Whoever waits asks for the file's data version, which a connection of its own tells in a fraction of what a look at the
+log costs, and when is told by the file's times (``sqlite_watch``).
+"""
+
+from pathlib import Path
+
+from airy_trio.database import DatabaseError, Session, sqlite_engine
+from airy_trio.database.sqlite_version import Version, VersionOf
+
+
+class FileBell:
+    """One connection that is asked, opened by the first who waits. For one task at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = Session(sqlite_engine(path))
+        self._version = VersionOf(self._session)
+        self._seen: Version | None = None
+
+    async def wait(self) -> None:
+        """Return when somebody has committed since the last call, or where that cannot be told."""
+        self._version.watch.begin()
+        while True:
+            try:
+                version = await self._version.ask()
+            except DatabaseError:  # the look at the log tells what it is
+                self._seen = None
+                await self._version.watch.pause()
+                return
+            before, self._seen = self._seen, version
+            if version != before:
+                return
+            await self._version.watch.pause()
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        await self._session.aclose()
