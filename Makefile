@@ -3,8 +3,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# More than processors: a third of the time of the tests is waiting, for a process to start or a commit to be on disk.
+TESTS_AT_ONCE ?= 3
 # What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
-TESTS ?= -n 2 --dist worksteal --ignore tests/drill
+TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill
 # What `make demo` hands on, for example: make demo DEMO='--events 20'
 DEMO ?=
 

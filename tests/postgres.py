@@ -30,6 +30,7 @@ from psycopg import sql
 
 BINARIES_VARIABLE = "AIRY_TEST_PG_BIN"
 OLDEST_SUPPORTED = 14
+HAS_STRATEGIES = 15
 SUPERUSER = "postgres"
 PASSWORD_ROLE = "airy_password"
 CONNECTIONS_MAX = 200
@@ -156,7 +157,8 @@ class Postgres:
     def create_database(self, *, name: str = "", encoding: str = "UTF8") -> str:
         """Make an empty database and give its name, a new one unless it is given."""
         name = name or f"test_{next(_names)}"
-        statement = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0")
+        copied = " STRATEGY file_copy" if self.binaries.version >= HAS_STRATEGIES else ""  # a quarter less than by WAL
+        statement = sql.SQL("CREATE DATABASE {} ENCODING {} TEMPLATE template0" + copied)
         self.execute(statement.format(sql.Identifier(name), sql.Literal(encoding)))
         return name
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from airy_trio import app
+from airy_trio.version import __version__
 from tests.application import Application
 from tests.e2e.route import HOST, configure, listening
 from tests.processes import Server, running
@@ -51,12 +52,25 @@ async def test_in_somebody_elses_program_it_leaves_the_process_as_it_is(sqlite_a
             nursery.cancel_scope.cancel()
 
 
+async def test_the_interpreter_looks_for_no_garbage_as_a_command_ends() -> None:
+    code = (
+        "import gc, sys; from airy_trio.__main__ import main; sys.argv[1:] = ['--version']; "
+        "gc.callbacks.append(lambda phase, _: print(phase) if ended else None); ended = False\n"
+        "try: main()\n"
+        "finally: ended = True"
+    )
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert done.stdout.decode().splitlines() == [f"airy-trio, version {__version__}"]
+
+
 @pytest.mark.slow
 async def test_who_comes_when_there_are_no_files_left_waits_and_is_served_later(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     code = LIMITED.format(soft=FILES // 2, hard=FILES) + "from airy_trio.__main__ import main; main()"
-    command = [sys.executable, "-c", code, "--config", str(configure(sqlite_application, tmp_path))]
+    config = configure(sqlite_application, tmp_path)
+    config.write_text(config.read_text().replace("[listener]\n", "[listener]\nconnect_timeout_s = 2\n"))
+    command = [sys.executable, "-c", code, "--config", str(config)]
     with trio.fail_after(TIMEOUT_S):
         async with running(Server, command) as server:
             server.port = (await server.record("listening"))["port"]

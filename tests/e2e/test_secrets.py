@@ -96,7 +96,7 @@ async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_
                 await trio.aclose_forcefully(client.stream)
             assert await serving.terminate() == 0
         told += [*serving.out.all, *serving.err.all]
-        for command in COMMANDS:
+        for command in COMMANDS if url.get_backend_name() == "sqlite" else ():  # which are not told of any database
             helped = await run(*command, "--help", environ=environ)
             told += [helped.out, helped.err]
         for command in (["check"], ["explain"]):
