@@ -3,8 +3,9 @@
 Knows how each driver is asked; refuses to know what is asked for.
 """
 
+import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -38,10 +39,17 @@ class Question:
 
 @frozen
 class Asked:
-    """A question with its arguments."""
+    """A question about keys, which are put into words only where it is really asked."""
 
     question: Question
-    arguments: Mapping[str, object]
+    keys: Sequence[object]
+
+    @property
+    def arguments(self) -> Mapping[str, object]:
+        """The question's ``keys``, as JSON."""
+        return {
+            "keys": json.dumps(self.keys, ensure_ascii=False)
+        }  # an escape is refused by a database without encoding
 
     def rows(self, connection: sa.Connection) -> list[Row]:
         """See ``Question.rows``."""

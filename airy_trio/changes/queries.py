@@ -6,7 +6,6 @@ up to a limit and one character more, so that it can be told from what is whole.
 what a row means.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
@@ -63,7 +62,7 @@ class Queries:
         Which is whether the mapping's ``where`` includes the row. None where there is none to ask for.
         """
         wanted = [key for key in keys if self.can_find(key)]
-        return Asked(self.by_key, self._arguments(wanted, self._key_columns)) if wanted else None
+        return Asked(self.by_key, _as_asked(wanted, self._key_columns)) if wanted else None
 
     def can_find(self, key: Key) -> bool:
         """Whether rows can be asked for by this key at all."""
@@ -87,7 +86,7 @@ class Queries:
     def owners(self, ids: Sequence[str]) -> Asked | None:
         """For the messages table: ask to whom these messages belong, which ``owners_of`` reads. None for no message."""
         wanted = [(id_, None) for id_ in ids if self.can_find((id_, None))]
-        return Asked(self._owners, self._arguments(wanted, self._key_columns)) if wanted else None
+        return Asked(self._owners, _as_asked(wanted, self._key_columns)) if wanted else None
 
     def owners_of(self, rows: Iterable[Row]) -> Mapping[str, Key]:
         """Conversation and channel of each message id that has a row."""
@@ -97,7 +96,7 @@ class Queries:
         """For the messages table: ask for the newest message of these conversations, which ``channels_of`` reads."""
         column = self._table.columns.get("conversation_id")
         wanted = [(id_, None) for id_ in ids if column is not None and fits(column, id_)]
-        return Asked(self._newest, self._arguments(wanted, (column,))) if wanted and column else None
+        return Asked(self._newest, _as_asked(wanted, (column,))) if wanted and column else None
 
     def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
         """The channel of each conversation that has a message."""
@@ -179,10 +178,6 @@ class Queries:
             return f"{name} = cast({wanted} as {column.sql_type})"
         return f"{self.text(column)} = {wanted}"
 
-    def _arguments(self, keys: Sequence[Key], columns: Sequence[Column]) -> dict[str, object]:
-        wanted = [key[0] for key in keys] if len(columns) == 1 else keys
-        return {"keys": json.dumps(wanted, ensure_ascii=False)}  # an escape is refused by a database without encoding
-
     def selected(self, name: str, column: Column) -> str:
         """A field as it is read: text or epoch, of what may be long the beginning."""
         if name in ("sent_at", "updated_at"):
@@ -220,6 +215,10 @@ class Queries:
         elif not self._postgres or column.type != "timestamptz":
             return self.text(column)
         return f"cast(floor(extract(epoch from {name}) * 1000) as text)"
+
+
+def _as_asked(keys: Sequence[Key], columns: Sequence[Column]) -> Sequence[object]:
+    return [key[0] for key in keys] if len(columns) == 1 else keys
 
 
 def _question(sql: str) -> Question:

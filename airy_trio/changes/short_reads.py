@@ -100,7 +100,8 @@ class ShortReads:
             statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
             known = self._statements[id(asked.question)] = statement, compiled.positiontup or ()
         statement, names = known
-        return statement, [str(asked.arguments[name]).encode() for name in names]
+        arguments = asked.arguments
+        return statement, [str(arguments[name]).encode() for name in names]
 
 
 def _told(found: Sequence[Row], cluster: Cluster) -> tuple[Sequence[Row], PostgresPoint]:

@@ -50,7 +50,8 @@ async def meaning_of(batch: Batch, options: EventsOptions, *, body_bytes_max: in
     found = _Collected()
     size = misfits = done = 0
     while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or batch.changes <= 1):
-        await trio.lowlevel.checkpoint()
+        if done:
+            await trio.lowlevel.checkpoint()
         translation = translate(batch.objects[done : done + SLICE_OBJECTS], options)
         done = min(done + SLICE_OBJECTS, len(batch.objects))
         misfits += translation.misfits

@@ -109,6 +109,8 @@ class EventLog:
             raise
         finally:
             ended.set()
+        for _ in range(2):  # whoever serves readers goes first, in whatever order Trio takes us: they wait for this
+            await trio.lowlevel.cancel_shielded_checkpoint()
         return expected.at(expected.offset + len(stored))
 
     async def begin_epoch(self, expected: Position, resume_point: str) -> Position:

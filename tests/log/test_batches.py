@@ -95,7 +95,7 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
 
     nursery.start_soon(count_turns)
     await meaning_of(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
-    assert turns >= 9
+    assert turns >= 8  # nine times between ten slices; Trio throws dice who runs first the last time
     nursery.cancel_scope.cancel()
 
 

@@ -200,6 +200,24 @@ async def test_an_append_is_in_the_tail_at_once_and_reported(store: Outages) -> 
         assert await log.wait_grown() == {view}
 
 
+async def test_readers_are_served_before_the_writer_goes_on(store: Outages, nursery: trio.Nursery) -> None:
+    log = await opened(store)
+    log.attach(EVERYTHING, object())
+    order: list[str] = []
+
+    async def serve() -> None:
+        while True:
+            await log.wait_grown()
+            order.append("served")
+
+    nursery.start_soon(serve)
+    for _ in range(20):  # Trio throws dice who runs first
+        await wait_all_tasks_blocked()
+        await log.append(log.head, numbered(1, 1), "point")
+        order.append("went on")
+    assert order == ["served", "went on"] * 20
+
+
 async def test_an_append_after_another_head_than_the_writers_is_refused(store: Outages) -> None:
     log = await opened(store)
     mine = log.head
