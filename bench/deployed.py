@@ -20,6 +20,7 @@ class Sizes:
 
     rows: int = 100_000
     commits: int = 300
+    settled: int = 20
     retained: int = 1_000_000
     few_retained: int = 10_000
     stored: int = 100_000
@@ -35,6 +36,7 @@ class Sizes:
 QUICK: Final = Sizes(
     rows=5000,
     commits=30,
+    settled=2,
     retained=20_000,
     few_retained=2000,
     stored=5000,

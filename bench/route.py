@@ -13,15 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Final
 
 import trio
 
-from airy_trio.database import POSTGRES
 from airy_trio.log.options import LogOptions
-from airy_trio.testing.client import connect
-from bench import report
+from bench import latency, report
 from bench.application import Database, postgres_databases
 from bench.costs import measure_contention, measure_writes
 from bench.deployed import QUICK, Measured, Sizes, configure, serving
@@ -33,9 +30,6 @@ from tests.processes import Server
 
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 SECTION: Final = "The route: from a commit to a client"
-HOST: Final = "127.0.0.1"
-IDLE_PAUSE_S: Final = 0.02
-FRAME_TIMEOUT_S: Final = 10.0
 BULK_TIMEOUT_MS: Final = 60_000
 
 Make = Callable[[str], Database]
@@ -58,7 +52,7 @@ async def measure_latency(make: Make, folder: Path, sizes: Sizes, measured: Meas
     for database in _databases("latency", make, folder):
         database.watch()
         async with serving(configure(database, folder)) as (listening, _):
-            await _measure_latency(database, listening, sizes, measured)
+            await latency.measure(database, listening, sizes, measured)
 
 
 async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
@@ -117,25 +111,6 @@ async def _measure_replay(database: Database, listening: Server, sizes: Sizes, m
     rate = events / ((figures["last_us"] - figures["first_us"]) / 1e6)
     what = f"{database.name}: replay of {sizes.rows:,} events from the store to one client"
     measured.add(Row(what=what, bound=50_000, value=rate, unit=" events/s"))
-
-
-async def _measure_latency(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
-    """From the sending of COMMIT to the frame at the client, with nothing else going on."""
-    latencies_ms = []
-    async with await connect(HOST, listening.port) as client:
-        await client.subscribe("/events/tag.updated", headers=[("replay", "none")])
-        with database.tagging() as tagging:
-            for number in range(sizes.commits):
-                committing_at = tagging.write(f"t{number}")
-                with trio.fail_after(FRAME_TIMEOUT_S):
-                    await client.receive()
-                latencies_ms.append((time.monotonic() - committing_at) * 1000)
-                await trio.sleep(IDLE_PAUSE_S)
-    bounds = (3, 10) if database.dialect == POSTGRES else (5, 12)
-    shares = (("p50", median(latencies_ms)), ("p99", quantiles(latencies_ms, n=100)[98]))
-    for (share, value), bound in zip(shares, bounds, strict=True):
-        what = f"{database.name}: commit to frame at a client, idle, {share}"
-        measured.add(Row(what=what, bound=bound, value=value, unit=" ms", more_is_worse=True))
 
 
 async def _bulk(

@@ -1,0 +1,78 @@
+"""Single commits with nothing else going on: from the sending of COMMIT to the frame at a client.
+
+A frame is there when the client has read its octets. What the client then makes of them is its own affair and told
+apart: it is ours, in Python, and after a pause as slow as all that is seldom run.
+"""
+
+import time
+from statistics import median, quantiles
+from typing import Final
+
+import trio
+
+from airy_trio.database import POSTGRES
+from airy_trio.testing.client import StompClient, connect
+from bench.application import Database, Tagging
+from bench.deployed import Measured, Sizes
+from bench.targets import Row
+from tests.processes import Server
+
+HOST: Final = "127.0.0.1"
+IDLE_PAUSE_S: Final = 0.02
+SETTLED_PAUSE_S: Final = 1.0
+FRAME_TIMEOUT_S: Final = 10.0
+
+
+class _Noted(trio.abc.Stream):
+    """A stream, and when something was last read of it (``time.monotonic``)."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.read_at = 0.0
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        received = await self._stream.receive_some(max_bytes)
+        self.read_at = time.monotonic()
+        return received
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def measure(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
+    """Commit after short pauses, and after some that are long enough for whoever polls to have slowed down."""
+    async with await connect(HOST, listening.port) as client:
+        client.stream = stream = _Noted(client.stream)
+        await client.subscribe("/events/tag.updated", headers=[("replay", "none")])
+        with database.tagging() as tagging:
+            taken = [await _commit(client, stream, tagging, n, IDLE_PAUSE_S) for n in range(sizes.commits)]
+            slow = [await _commit(client, stream, tagging, -n, SETTLED_PAUSE_S) for n in range(1, sizes.settled + 1)]
+    arrived = [arrived_ms for arrived_ms, _ in taken]
+    bounds = (3, 10) if database.dialect == POSTGRES else (5, 12)
+    shares = (("p50", median(arrived)), ("p99", quantiles(arrived, n=100)[98]))
+    notes = f"{median(decoded for _, decoded in taken):.2f} ms more until our client has read it", ""
+    for (share, value), bound, note in zip(shares, bounds, notes, strict=True):
+        what = f"{database.name}: commit to frame at a client, idle, {share}"
+        measured.add(Row(what=what, bound=bound, value=value, unit=" ms", more_is_worse=True, note=note))
+    after = median(arrived_ms for arrived_ms, _ in slow)
+    measured.note(
+        f"{database.name}: after {SETTLED_PAUSE_S:.0f} s without a commit {after:.2f} ms, median of {len(slow)}"
+    )
+
+
+async def _commit(
+    client: StompClient, stream: _Noted, tagging: Tagging, number: int, pause_s: float
+) -> tuple[float, float]:
+    """Pause and commit; give the milliseconds until the frame was there, and those that the client took for it."""
+    await trio.sleep(pause_s)
+    committing_at = tagging.write(f"t{number}")
+    with trio.fail_after(FRAME_TIMEOUT_S):
+        await client.receive()
+    decoded_at = time.monotonic()
+    return (stream.read_at - committing_at) * 1000, (decoded_at - stream.read_at) * 1000
