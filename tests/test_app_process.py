@@ -38,8 +38,8 @@ async def prepared(soft: int, hard: int) -> list[object]:
 
 async def test_all_files_that_it_may_have_a_patient_collector_and_threads_that_need_not_wait() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert await prepared(100, hard) == [[hard, hard], [50_000, 20, 100], True, 0.0005]
-    assert await prepared(100, 200) == [[200, 200], [50_000, 20, 100], True, 0.0005]
+    assert await prepared(100, hard) == [[hard, hard], [5_000, 200, 100], True, 0.0005]
+    assert await prepared(100, 200) == [[200, 200], [5_000, 200, 100], True, 0.0005]
 
 
 async def test_in_somebody_elses_program_it_leaves_the_process_as_it_is(sqlite_application: Application) -> None:
