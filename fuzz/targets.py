@@ -10,10 +10,11 @@ from typing import assert_never
 
 from airy_trio.stomp import faults
 from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.decoder import Decoder
 from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.limits import Limits
 from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.stomp.requests import Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.stomp.states import State

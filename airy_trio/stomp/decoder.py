@@ -10,14 +10,13 @@ have no way to write it back to a client that reads CRLF line ends.
 import re
 from collections.abc import Iterator
 
-from attrs import frozen
-
 from airy_trio.stomp import faults
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.escaping import unescape
 from airy_trio.stomp.faults import Fault
 from airy_trio.stomp.frames import UNESCAPED_COMMANDS, Frame, Version
 from airy_trio.stomp.heads import plain_head
+from airy_trio.stomp.limits import DecoderStatistics, Limits
 
 _NO_EOL = re.compile(rb"[^\r\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -26,30 +25,6 @@ _BODY_STOP = re.compile(rb"\0")
 _DIGITS = re.compile(r"[0-9]+")
 _LENGTH_DIGITS_MAX = 18
 _CR, _NUL = 13, 0
-
-
-@frozen(kw_only=True)
-class Limits:
-    """What one frame may be.
-
-    ``frame_bytes_max`` counts from the command's first octet to the NUL; ``command_bytes_max`` and
-    ``header_line_bytes_max`` count a line without its LF, as it is on the wire.
-    """
-
-    frame_bytes_max: int
-    header_count_max: int
-    header_line_bytes_max: int
-    command_bytes_max: int
-
-
-@frozen(kw_only=True)
-class DecoderStatistics:
-    """Octets fed, octets that searches went over, octets held for the next call, frames given."""
-
-    fed_bytes: int
-    searched_bytes: int
-    held_bytes: int
-    frames: int
 
 
 class Decoder:

@@ -2,8 +2,8 @@
 
 from attrs import Attribute, field, frozen, validators
 
-from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.encoder import plain
+from airy_trio.stomp.limits import Limits
 
 _positive = validators.ge(1)
 

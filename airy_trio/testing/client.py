@@ -10,9 +10,10 @@ from typing import Final
 
 import trio
 
-from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.decoder import Decoder
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.limits import Limits
 from airy_trio.testing.websocket import (
     PATH,
     SUBPROTOCOLS,

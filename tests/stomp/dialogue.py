@@ -1,9 +1,10 @@
 """What the tests of stomp/ say and read: frames of a client as octets, connections in a given state, frames of ours."""
 
 from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.decoder import Decoder, Limits
+from airy_trio.stomp.decoder import Decoder
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
+from airy_trio.stomp.limits import Limits
 from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.stomp.requests import Request
 from airy_trio.stomp.states import State
