@@ -72,6 +72,11 @@ class Session:
                 if self._pipeline is pipeline and (self._closings != closings or not pipeline.idle):
                     self._drop()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, which may be lost all the same."""
+        return self._connection is not None
+
     async def aclose(self) -> None:
         """Close the connection, which lets go of what belongs to it. Idempotent.
 

@@ -25,7 +25,7 @@ STATE = "log_state"
 ACKNOWLEDGED = "acknowledged"
 INDEXED_CHARS: Final = 200
 """What the index by conversation holds of an id on Postgres (migration ``log_0004``)."""
-_COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
+COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
 _COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool")
 _COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
 _SYNCHRONOUS = sa.text("set local synchronous_commit = on")
@@ -54,15 +54,15 @@ class LogTables:
             "body": sa.LargeBinary,
             "truncated": sa.Boolean,
         }
-        columns = ", ".join(quote_identifier(name) for name in _COLUMNS)
+        columns = ", ".join(quote_identifier(name) for name in COLUMNS)
         postgres = names.dialect == POSTGRES
-        places = ", ".join(["%b" if postgres else "?"] * len(_COLUMNS))
+        places = ", ".join(["%b" if postgres else "?"] * len(COLUMNS))
         return cls(
             postgres=postgres,
             advance=_advance(names),
             insert_one=f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})",  # noqa: S608 - names quoted
             events=sa.Table(
-                names.bare(EVENTS), metadata, *(sa.Column(name, types.get(name, sa.Text)) for name in _COLUMNS)
+                names.bare(EVENTS), metadata, *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS)
             ),
             state=sa.Table(
                 names.bare(STATE),
@@ -134,12 +134,12 @@ class LogTables:
             size = sa.func.octet_length(self.events.c.body)
             before = (sa.func.sum(size).over(order_by=order) - size).label("before")
             counted = ordered.add_columns(before).subquery()
-            columns = [counted.c[name] for name in _COLUMNS]
+            columns = [counted.c[name] for name in COLUMNS]
             descending = isinstance(order, sa.UnaryExpression)
             last = counted.c.offset.desc() if descending else counted.c.offset
             ordered = sa.select(*columns).where(counted.c.before < bytes_max).order_by(last)
         with contextlib.closing(connection.execute(ordered)) as rows:
-            return list(up_to_bytes(_stored(rows), bytes_max))
+            return list(up_to_bytes(stored(rows), bytes_max))
 
     def last_before(self, connection: sa.Connection, bounds: Bounds, before_ms: int) -> int:
         """The newest offset appended before a time, by bisection: the times never fall as offsets grow."""
@@ -206,14 +206,15 @@ class LogTables:
 
 
 def _values(event: StoredEvent) -> Sequence[Any]:
-    """The row of an event, in the order of ``_COLUMNS``, which is that of its own fields."""
+    """The row of an event, in the order of ``COLUMNS``, which is that of its own fields."""
     if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():  # only spares what follows
         return event
     texts = written(event.object), written(event.conversation_id), written(event.channel_id)
     return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated
 
 
-def _stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
+def stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
+    """The events of whole rows, in the order of ``COLUMNS``."""
     for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated in rows:
         texts = read(object_), read(conversation_id), read(channel_id)
         yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated))
