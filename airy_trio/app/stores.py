@@ -77,6 +77,11 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
         if faults:
             raise StartError([f"log: {fault}" for fault in faults])
 
-    await patiently(lambda: reading.run(check), options, "log.url")
+    try:
+        await patiently(lambda: reading.run(check), options, "log.url")
+    except BaseException:
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await reading.aclose()
+        raise
     appending = open_database(url, options, settings=APPEND_TIMEOUT)
     return OpenedStore(SqlStore(reading, appending, names), shown(url))
