@@ -6,6 +6,8 @@ from airy_trio.testing.event_store import check_event_store
 from tests.log.places import memory_place, postgres_places, redis_places, sqlite_place
 from tests.redis_server import RedisServer
 
+pytestmark = pytest.mark.timeout(180)  # the whole suite in one test: a quarter of a minute, where nothing else runs
+
 
 async def test_memory_keeps_its_promises() -> None:
     await check_event_store(memory_place)
