@@ -89,7 +89,13 @@ class EventLog:
             await self._read_on()
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, changed_at: float | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        changed_at: float | None = None,
     ) -> Position:
         """Append after ``expected`` with the resume point, wake who reads, and give the new head.
 
@@ -101,7 +107,7 @@ class EventLog:
         begun_at = trio.current_time()
         ended = self._append_ended = trio.Event()
         try:
-            stored = await self.store.append(expected, events, resume_point)
+            stored = await self.store.append(expected, events, resume_point, replaces=replaces)
             self.appending.observe(trio.current_time() - begun_at)
             self._take(expected.epoch, stored, changed_at)
         except StoreUnavailable:

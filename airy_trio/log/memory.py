@@ -50,10 +50,15 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._bounds()
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
         await trio.lowlevel.checkpoint()
         self._check_head(expected)
+        if replaces is not None and replaces != self._resume_point:
+            message = "the resume point is another one than the writer knows"
+            raise StaleAppend(message)
         now_ms = self._appended_at_ms = max(self._now_ms(), self._appended_at_ms)
         stored = stored_after(expected, events, now_ms)
         self._events += stored

@@ -185,7 +185,8 @@ class Recorder:
             self.ahead.begin(batch.resume_point, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else asked_at - batch.age_s
-            head = await self._log.append(head, meaning.events, batch.resume_point, changed_at=changed_at)
+            known, point = self.recorded, batch.resume_point
+            head = await self._log.append(head, meaning.events, point, replaces=known, changed_at=changed_at)
             self.recorded = batch.resume_point
             self._count(batch, meaning)
         return head, batch
@@ -205,7 +206,8 @@ class Recorder:
 
     async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, Batch]:
         """Begin an epoch after the changes that are visible now."""
-        await self._log.append(head, (), point)  # stale? that must show before changes are forgotten
+        # Stale? That must show before changes are forgotten.
+        await self._log.append(head, (), point, replaces=self.recorded)
         restarted = await self._feed.restart()
         head = await self._log.begin_epoch(head, restarted)
         await self._consumption.name(head)

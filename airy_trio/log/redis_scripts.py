@@ -47,19 +47,22 @@ BOUNDS: Final = _BEGINNING + "return {bounds(), redis.call('HGET', state, 'resum
 APPEND: Final = (
     _BEGINNING
     + """
-if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) then return {bounds()} end
+local point = redis.call('HGET', state, 'resume_point')
+local other = ARGV[5] ~= '' and (not point or ARGV[5] ~= '=' .. point)
+if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) or other then return {bounds()} end
 local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
-for place = 5, #ARGV, 6 do
+for place = 6, #ARGV, 6 do
   last = last + 1
   redis.call('XADD', events, string.format('%.0f-0', last), 'at', at, 'type', ARGV[place], 'object', ARGV[place + 1],
     'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5])
 end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
-if #ARGV > 4 then ring() end
+if #ARGV > 5 then ring() end
 return {bounds(), at}
 """
 )
-"""Arguments: the expected epoch and last, the resume point, six values of each event. Without a time it was stale."""
+"""Arguments: the expected epoch and last, the resume point, the one that it replaces after ``=`` (empty: it is not
+compared), six values of each event. Without a time it was stale."""
 
 BEGIN_EPOCH: Final = (
     _BEGINNING

@@ -84,12 +84,18 @@ class RedisStore:
         bounds, _ = await self._run(redis_scripts.BOUNDS)
         return read_bounds(bounds)
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
         values = [value for event in events for value in fields_of(event)]
-        bounds, *at = await self._run(redis_scripts.APPEND, expected.epoch, expected.offset, resume_point, *values)
+        known = "" if replaces is None else f"={replaces}"
+        bounds, *at = await self._run(
+            redis_scripts.APPEND, expected.epoch, expected.offset, resume_point, known, *values
+        )
         if not at:
-            message = f"the head is {read_bounds(bounds).head}, not {expected}"
+            head = read_bounds(bounds).head
+            message = f"the head is {head}, not {expected}" if head != expected else "the resume point is another one"
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))
 

@@ -78,10 +78,12 @@ class SqlStore:
         self._away = False
         return bounds
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``. Few events go the short way on Postgres, if nobody stands in it."""
         if self._short and self._short.takes(events):
-            now_ms = await self._shortly(self._short.append(expected, events, resume_point))
+            now_ms = await self._shortly(self._short.append(expected, events, resume_point, replaces))
             if now_ms is not None:
                 if self._fence:
                     self._fence.passed()
@@ -91,7 +93,7 @@ class SqlStore:
             if self._fence:
                 self._fence.enter(connection)
             channel = self._bell.channel if self._bell and events else None
-            now_ms = self._tables.move_head(connection, expected, len(events), resume_point, channel)
+            now_ms = self._tables.move_head(connection, expected, len(events), (replaces, resume_point), channel)
             if now_ms is None:
                 raise _stale(expected, self._tables.bounds(connection).head)
             new = stored_after(expected, events, now_ms)
@@ -272,4 +274,6 @@ class SqlStore:
 
 
 def _stale(expected: Position, head: Position) -> StaleAppend:
+    if head == expected:
+        return StaleAppend("the resume point is another one than the writer knows")
     return StaleAppend(f"the head is {head}, not {expected}")

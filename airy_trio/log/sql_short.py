@@ -33,7 +33,7 @@ _COLUMNS: Final = {
     "body": "bytea",
     "truncated": "bool",
 }
-_HEAD_PARAMETERS: Final = 6
+_HEAD_PARAMETERS: Final = 7
 
 
 @frozen
@@ -58,7 +58,9 @@ class ShortAppends:
         """Whether they are few and small enough, and no other append is under way here."""
         return not self._busy and len(events) <= EVENTS_MAX and sum(len(event.body) for event in events) <= BYTES_MAX
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> int | None:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None = None
+    ) -> int | None:
         """Append, and give the time of it (``LogTables.move_head``); None, with nothing written, where it cannot.
 
         Raises ``psycopg.Error`` or ``sqlalchemy.exc.SQLAlchemyError``; whether it was done is then not known, as after
@@ -68,7 +70,7 @@ class ShortAppends:
         try:
             opened = await self._opened()
             try:
-                parameters = self._parameters(expected, events, resume_point)
+                parameters = self._parameters(expected, events, resume_point, replaces)
                 [[(appended_at_ms, *_)]] = await opened.pipeline.run((self._statements[len(events)], parameters))
             except BaseException:
                 self._drop()
@@ -95,12 +97,14 @@ class ShortAppends:
         if opened is not None:
             cut(opened.connection)
 
-    def _parameters(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> list[Parameter]:
+    def _parameters(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+    ) -> list[Parameter]:
         head = expected.at(expected.offset + len(events))
-        texts = expected.epoch, str(expected.offset), str(head.offset), resume_point, self._channel, str(head)
-        parameters: list[Parameter] = [text.encode() for text in texts]
+        texts = expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, self._channel, str(head)
+        parameters: list[Parameter] = [None if text is None else text.encode() for text in texts]
         if not events:
-            del parameters[4:]  # nobody is woken
+            del parameters[5:]  # nobody is woken
         for offset, event in enumerate(events, start=expected.offset + 1):
             columns = event.type, written(event.object), written(event.conversation_id), written(event.channel_id)
             parameters.append(b"%d" % offset)
@@ -117,7 +121,8 @@ def _statement(names: Names, count: int) -> Statement:
         f"pg_try_advisory_xact_lock({fence}) as entered), "
         f"moved as (update {state} set last = $3::int8, resume_point = $4::text, "
         f"appended_at_ms = greatest(appended_at_ms, {NOW_MS}) "
-        "where epoch = $1::text and last = $2::int8 and (select entered from fence) returning appended_at_ms)"
+        "where epoch = $1::text and last = $2::int8 and ($5::text is null or resume_point = $5::text) "
+        "and (select entered from fence) returning appended_at_ms)"
     )
     told = "moved.appended_at_ms, fence.synchronous"
     firsts = range(_HEAD_PARAMETERS + 1, _HEAD_PARAMETERS + 1 + count * len(_COLUMNS), len(_COLUMNS))
@@ -128,7 +133,7 @@ def _statement(names: Names, count: int) -> Statement:
             f", added as (insert into {names.quoted(EVENTS)} ({columns}, appended_at_ms) "  # noqa: S608 - names quoted
             f"select given.*, moved.appended_at_ms from moved, (values ({'), ('.join(rows)})) as given({columns}))"
         )
-        told += ", case when moved.appended_at_ms is not null then cast(pg_notify($5::text, $6::text) as text) end"
+        told += ", case when moved.appended_at_ms is not null then cast(pg_notify($6::text, $7::text) as text) end"
     sql += f" select {told} from fence left join moved on true"  # noqa: S608 - made here
     body = list(_COLUMNS).index("body")
     return Statement(f"airy_append_{count}", sql, frozenset(n - 1 + body for n in firsts))

@@ -146,11 +146,17 @@ class EventStore(Protocol):
         """The epoch and what is retained of it."""
         ...
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         """Append after ``expected``, which must be the head, and store the resume point: all or nothing.
 
         Offsets go on without a gap. No events and a new resume point is allowed: it moves no offset and wakes
         nobody. Raises ``StaleAppend``, with nothing written, where ``expected`` is not the head.
+
+        ``replaces``: the resume point that the writer knows to be stored; where it is another, ``StaleAppend`` as well:
+        two writers that move nothing but the resume point are told apart by it, and a later one is not put back, behind
+        which changes may be forgotten already. None: it is not compared.
         """
         ...
 

@@ -87,18 +87,25 @@ class LogTables:
         return Bounds(epoch=row.epoch, first=row.first, last=row.last, now_ms=now_ms)
 
     def move_head(
-        self, connection: sa.Connection, expected: Position, count: int, resume_point: str, rings: str | None
+        self,
+        connection: sa.Connection,
+        expected: Position,
+        count: int,
+        points: tuple[str | None, str],
+        rings: str | None,
     ) -> int | None:
         """Move the head by ``count`` events and store the resume point, if the head is where it is expected.
 
-        Gives the time of this append, which never falls; None where the head is elsewhere. Whoever else appends waits
+        ``points``: what is stored now, where that is to be compared as well, and what is to be.
+        Gives the time of this append, which never falls; None where either is another. Whoever else appends waits
         until this transaction ends, and then finds the head moved. ``rings``: on Postgres, the channel to notify.
         """
         arguments: dict[str, object] = {
             "epoch": expected.epoch,
             "expected": expected.offset,
             "last": expected.offset + count,
-            "resume_point": resume_point,
+            "replaces": points[0],
+            "resume_point": points[1],
         }
         if self.postgres:
             arguments |= {"channel": rings, "head": str(expected.at(expected.offset + count))}
@@ -227,7 +234,7 @@ def _advance(names: Names) -> Question:
     statement = sa.text(
         f"update {names.quoted(STATE)} set last = :last, resume_point = :resume_point, "  # noqa: S608 - names quoted
         f"appended_at_ms = {later}(appended_at_ms, {now_ms}) "
-        "where epoch = :epoch and last = :expected returning appended_at_ms"
-        + (ring if names.dialect == POSTGRES else "")
+        "where epoch = :epoch and last = :expected and (cast(:replaces as text) is null or resume_point = :replaces) "
+        "returning appended_at_ms" + (ring if names.dialect == POSTGRES else "")
     )
     return Question(statement)

@@ -144,6 +144,42 @@ async def an_append_without_events_moves_nothing(open_store: OpenStore) -> None:
         expect(await other.resume_point() == "further", "an append without events stores the resume point")
 
 
+async def a_resume_point_is_replaced_by_who_knows_it(open_store: OpenStore) -> None:
+    """Of writers who append after the same head, only those go on who know the stored resume point, where they say."""
+    many = 50
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        await expect_stale(store, head, [], replaces="unknown")
+        head = await filled(store, 2)
+        await store.append(head, [], "first")
+        await store.append(head, [], "second")
+        for new in ([], events(3, 3), events(3, many)):
+            await expect_stale(store, head, new, replaces="first")
+            await expect_stale(other, head, new, replaces="")
+        for count, known in ((0, "second"), (1, "0"), (many, "1"), (0, str(many))):
+            stored = await other.append(head, events(1, count), str(count), replaces=known)
+            head = head.at(head.offset + len(stored))
+            expect(await store.resume_point() == str(count), "who knows the resume point replaces it")
+        known = "0"  # what was stored last
+        for number in range(5):
+            won: list[int] = []
+            async with trio.open_nursery() as nursery:
+                for writer in range(WRITERS):
+                    nursery.start_soon(_replace, (store, other)[writer % 2], head, known, (number, writer), won)
+            expect(len(won) == 1, "exactly one of several replaces a resume point that all of them know")
+            known = f"{number} of {won[0]}"
+            expect(await other.resume_point() == known, "and what is stored then is the winner's")
+
+
+async def _replace(store: EventStore, head: Position, known: str, of: tuple[int, int], won: list[int]) -> None:
+    number, writer = of
+    try:
+        await store.append(head, [], f"{number} of {writer}", replaces=known)
+    except StaleAppend:
+        return
+    won.append(writer)
+
+
 async def reads_keep_to_their_bounds(open_store: OpenStore) -> None:
     """After every position, up to every limit; nothing at the head and beyond, and nothing of another epoch."""
     async with open_store() as writer, open_store() as reader:
@@ -214,6 +250,7 @@ PROMISES: Final = (
     a_stale_append_is_refused,
     one_of_many_writers_wins,
     an_append_without_events_moves_nothing,
+    a_resume_point_is_replaced_by_who_knows_it,
     reads_keep_to_their_bounds,
     destinations_filter,
     recent_is_the_newest_of_each,

@@ -71,15 +71,18 @@ async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
         await trio.sleep(TICK_POLL_S)
 
 
-async def expect_stale(store: EventStore, expected: Position, new: Sequence[NewEvent]) -> None:
-    """Check that an append after a position that is not the head is refused and changes nothing."""
+async def expect_stale(
+    store: EventStore, expected: Position, new: Sequence[NewEvent], *, replaces: str | None = None
+) -> None:
+    """Check that an append after what is not the head, or in place of another resume point, changes nothing."""
     before = await contents(store)
     try:
-        await store.append(expected, new, "stale")
+        await store.append(expected, new, "stale", replaces=replaces)
     except StaleAppend:
         expect(await contents(store) == before, "a refused append changes nothing")
     else:
-        expect(kept=False, promise=f"an append after {expected} is refused where the head is {before[0]}")
+        stored = f"the head is {before[0]} and the resume point {before[2]!r}"
+        expect(kept=False, promise=f"an append after {expected}, in place of {replaces!r}, is refused where {stored}")
 
 
 async def expect_expired(store: EventStore, after: Position) -> None:

@@ -50,9 +50,11 @@ class MoodyStore(MemoryStore):
         await self._mood(moody=False)
         return await super().bounds()
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         await self._mood()
-        stored = await super().append(expected, events, resume_point)
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
         await self._mood()
         return stored
 

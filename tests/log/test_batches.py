@@ -27,9 +27,11 @@ class Weighed(MemoryStore):
         super().__init__()
         self.appends: list[tuple[int, int]] = []
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         self.appends.append((len(events), sum(len(event.body) for event in events)))
-        return await super().append(expected, events, resume_point)
+        return await super().append(expected, events, resume_point, replaces=replaces)
 
 
 def batch(changes: int, *, name_length: int = 4) -> Batch:

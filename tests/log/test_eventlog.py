@@ -50,9 +50,11 @@ class Outages(MemoryStore):
             await self.held.wait()
         return bounds
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().append(expected, events, resume_point)
+        return await super().append(expected, events, resume_point, replaces=replaces)
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -584,10 +586,10 @@ async def test_an_event_that_is_read_before_its_append_returns_is_as_old_as_its_
 async def test_appends_are_timed(autojump_clock: MockClock) -> None:
     class Slow(MemoryStore):
         async def append(
-            self, expected: Position, events: Sequence[NewEvent], resume_point: str
+            self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
         ) -> Sequence[StoredEvent]:
             await trio.sleep(2)
-            return await super().append(expected, events, resume_point)
+            return await super().append(expected, events, resume_point, replaces=replaces)
 
     log = await opened(Slow())
     await log.append(log.head, numbered(1, 3), "point")

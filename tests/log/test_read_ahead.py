@@ -40,13 +40,15 @@ class Store(MemoryStore):
         self.failure: Exception | None = None
         self.fails_after = False
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         await self.leave.wait()
         self.appends += 1
         failure = self.failure if self.appends == 2 else None
         if failure is not None and not self.fails_after:
             raise failure
-        stored = await super().append(expected, events, resume_point)
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
         if failure is not None:
             raise failure
         return stored

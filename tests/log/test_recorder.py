@@ -154,6 +154,21 @@ async def test_another_history_of_the_database_begins_an_epoch(
     nursery.cancel_scope.cancel()
 
 
+async def test_who_is_stale_shows_where_the_other_has_moved_nothing_but_the_resume_point(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    changes.write(*map(tag, range(1, 4)))
+    stale = await started(nursery, node(changes, store, unaware=True))
+    await until(lambda: stale.recorder.recorded == changes.point(3))
+    changes.rows += map(tag, (4, 5))  # they mean nothing to the other one, which is faster
+    await store.append(stale.log.head, [], changes.point(5), replaces=changes.point(3))
+    changes.write(tag(6))
+    await until(lambda: stale.recorder.recorded == changes.point(6))
+    assert await recorded(store) == [*tags(1, 3), *tags(6, 6)]
+    nursery.cancel_scope.cancel()
+
+
 async def test_who_is_stale_forgets_no_changes(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -348,8 +363,10 @@ async def test_an_append_whose_answer_was_lost_is_not_repeated(
 
 
 class LosesAnswers(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
-        await super().append(expected, events, resume_point)
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        await super().append(expected, events, resume_point, replaces=replaces)
         message = "the answer was lost"
         raise StoreUnavailable(message)
 
@@ -429,10 +446,10 @@ async def test_lag_grows_while_an_append_hangs(
 ) -> None:
     class Hanging(MemoryStore):
         async def append(
-            self, expected: Position, events: Sequence[NewEvent], resume_point: str
+            self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
         ) -> Sequence[StoredEvent]:
             await trio.sleep(30)
-            return await super().append(expected, events, resume_point)
+            return await super().append(expected, events, resume_point, replaces=replaces)
 
     one = await started(nursery, node(changes, Hanging()))
     await trio.sleep(100)

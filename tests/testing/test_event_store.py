@@ -42,8 +42,10 @@ class Reorders(MemoryStore):
 
 
 class Forgets(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
-        stored = await super().append(expected, events, resume_point)
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
         if len(self._events) > 100:
             self._events[50] = self._events[49]
         return stored
@@ -68,43 +70,73 @@ class ReusesOffsets(MemoryStore):
 
 
 class TearsBatches(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         if len(events) < 2:
-            return await super().append(expected, events, resume_point)
-        half = await super().append(expected, events[: len(events) // 2], resume_point)
+            return await super().append(expected, events, resume_point, replaces=replaces)
+        half = await super().append(expected, events[: len(events) // 2], resume_point, replaces=replaces)
         rest = await super().append(expected.at(half[-1].offset), events[len(events) // 2 :], resume_point)
         return [*half, *rest]
 
 
 class CutsTextsAtTheirNul(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         cut = [event._replace(object=event.object.partition("\0")[0]) for event in events]
-        return await super().append(expected, cut, resume_point)
+        return await super().append(expected, cut, resume_point, replaces=replaces)
 
 
 class LosesTheResumePoint(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         known = self._resume_point
-        stored = await super().append(expected, events, resume_point)
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
         if not events:
             self._resume_point = known
         return stored
 
 
 class StoresTheResumePointFirst(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         self._check_head(expected)
         self._resume_point = resume_point
-        return await super().append(expected, events, resume_point)
+        return await super().append(expected, events, resume_point, replaces=replaces)
 
 
 class TakesStaleWriters(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
-        return await super().append(self._bounds().head, events, resume_point)
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        return await super().append(self._bounds().head, events, resume_point, replaces=replaces)
+
+
+class PutsTheResumePointBack(MemoryStore):
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        return await super().append(expected, events, resume_point)
+
+
+class ComparesResumePointsBeforeItLocks(MemoryStore):
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        if replaces is not None and replaces != self._resume_point:
+            message = "the resume point is another one"
+            raise StaleAppend(message)
+        await trio.lowlevel.checkpoint()
+        return await super().append(expected, events, resume_point)
 
 
 class ComparesBeforeItLocks(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         self._check_head(expected)
         await trio.lowlevel.checkpoint()
         stored = stored_after(self._bounds().head, events, self._now_ms())
@@ -115,11 +147,13 @@ class ComparesBeforeItLocks(MemoryStore):
 
 
 class AddsTheTailOfAStaleBatch(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         head = self._bounds().head
         if expected.epoch == head.epoch and expected.offset < head.offset < expected.offset + len(events):
-            await super().append(head, events[head.offset - expected.offset :], resume_point)
-        return await super().append(expected, events, resume_point)
+            await super().append(head, events[head.offset - expected.offset :], resume_point, replaces=replaces)
+        return await super().append(expected, events, resume_point, replaces=replaces)
 
 
 class ServesTrimmedPositions(MemoryStore):
@@ -299,8 +333,10 @@ class HoldsOnlyWhatNobodyHolds(MemoryStore):
 
 
 class TimesFall(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
-        stored = await super().append(expected, events, resume_point)
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
         fallen = [event._replace(appended_at_ms=event.appended_at_ms - 1000 * event.offset) for event in stored]
         if fallen:
             self._events[-len(fallen) :] = fallen
@@ -308,7 +344,9 @@ class TimesFall(MemoryStore):
 
 
 class IsTornWhereItIsBrokenOff(MemoryStore):
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         self._check_head(expected)
         stored = stored_after(expected, events, self._now_ms())
         self._events += stored[:1]
@@ -322,12 +360,14 @@ class IsTornWhereItIsBrokenOff(MemoryStore):
 class KeepsTheLockOfACallThatFailed(MemoryStore):
     locked = False
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         while self.locked:  # noqa: ASYNC110 - it is broken on purpose
             await trio.sleep(1)
         self.locked = True
         try:
-            return await super().append(expected, events, resume_point)
+            return await super().append(expected, events, resume_point, replaces=replaces)
         except StaleAppend:
             self.locked = False
             raise
@@ -361,7 +401,9 @@ class WritesLater(MemoryStore):
         self.place = place
         self.later: tuple[Position, Sequence[NewEvent], str] | None = None
 
-    async def append(self, expected: Position, events: Sequence[NewEvent], resume_point: str) -> Sequence[StoredEvent]:
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
         if self.later is not None:
             await self.place.append(*self.later)
         self.later = (expected, events, resume_point)
@@ -417,6 +459,8 @@ BROKEN: dict[type[MemoryStore], str] = {
     CutsTextsAtTheirNul: "events_come_back_as_they_were",
     LosesTheResumePoint: "an_append_without_events_moves_nothing",
     StoresTheResumePointFirst: "batches_are_seen_whole",
+    PutsTheResumePointBack: "a_resume_point_is_replaced_by_who_knows_it",
+    ComparesResumePointsBeforeItLocks: "a_resume_point_is_replaced_by_who_knows_it",
     TakesStaleWriters: "a_stale_append_is_refused",
     ComparesBeforeItLocks: "one_of_many_writers_wins",
     AddsTheTailOfAStaleBatch: "a_stale_append_is_refused",
