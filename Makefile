@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# More than processors: a third of the time of the tests is waiting, for a process to start or a commit to be on disk.
+# One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass.
 TESTS_AT_ONCE ?= 3
 # What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
 TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill

@@ -6,27 +6,24 @@ never goes back: commits are synchronous on Postgres whatever the server's defau
 an SQLite file is written with ``synchronous = full``, in WAL mode so that readers never lock the writer out.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import psycopg
 import sqlalchemy as sa
-import structlog
 import trio
-from sqlalchemy.exc import SQLAlchemyError
 
-from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, Names, translated
+from airy_trio.database import Database, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import POLL_S, Bell
 from airy_trio.log.sql_durables import DurableTable
-from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
+from airy_trio.log.sql_fence import Fence
 from airy_trio.log.sql_file import SqlFile, make_durable
 from airy_trio.log.sql_file_bell import FileBell
 from airy_trio.log.sql_short import ShortAppends
 from airy_trio.log.sql_short_reads import ShortReads
 from airy_trio.log.sql_trim import delete, find_old
+from airy_trio.log.sql_units import Units
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -40,10 +37,6 @@ from airy_trio.log.store import (
 )
 from airy_trio.log.tables import LogTables
 
-logger = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
 
 class SqlStore:
     """``EventStore`` over two pools of one database: appends are recorder's sessions, with its time-outs."""
@@ -51,17 +44,17 @@ class SqlStore:
     def __init__(self, reading: Database, appending: Database, names: Names) -> None:
         self._tables = LogTables.named(names)
         self._durables = DurableTable(self._tables)
-        engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
-        self._reading = Database(engine) if self._tables.postgres else reading
-        self._appending = appending
         self._away = False
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         self._short = ShortAppends(appending.engine, names, self._bell.channel) if self._bell else None
         self._short_reads = ShortReads(reading.engine, names) if self._bell else None
         path = Path(reading.engine.url.database or "")
-        self._file = None if self._tables.postgres else SqlFile(path)
         self._file_bell = None if self._tables.postgres else FileBell(path)
+        engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
+        self._units = (
+            Units(Database(engine), appending) if self._tables.postgres else Units(reading, appending, SqlFile(path))
+        )
         self._appended: Position | None = None
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", make_durable)
@@ -69,7 +62,7 @@ class SqlStore:
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
         try:
-            bounds = await self._read(self._tables.bounds)
+            bounds = await self._units.read(self._tables.bounds)
         except StoreUnavailable:
             self._away = True
             raise
@@ -83,7 +76,7 @@ class SqlStore:
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``. Few events go the short way on Postgres, if nobody stands in it."""
         if self._short and self._short.takes(events):
-            now_ms = await self._shortly(self._short.append(expected, events, resume_point, replaces))
+            now_ms = await self._units.short(self._short.append(expected, events, resume_point, replaces))
             if now_ms is not None:
                 if self._fence:
                     self._fence.passed()
@@ -101,7 +94,7 @@ class SqlStore:
                 self._tables.insert(connection, new)
             return new
 
-        stored = await self._write(work) if self._fence is None else await self._fenced(self._fence, work)
+        stored = await self._units.write(work) if self._fence is None else await self._units.fenced(self._fence, work)
         self._appended = expected.at(expected.offset + len(stored))
         return stored
 
@@ -110,7 +103,7 @@ class SqlStore:
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.read``. What few events come next goes the short way on Postgres."""
         if self._short_reads and destination is None and self._short_reads.takes(limit):
-            few = await self._told(self._short_reads.read(after, bytes_max=bytes_max))
+            few = await self._units.told(self._short_reads.read(after, bytes_max=bytes_max))
             if few is not None:
                 return few
 
@@ -123,7 +116,7 @@ class SqlStore:
             wanted = sa.select(events).where(events.c.offset > after.offset, self._tables.belongs_to(destination))
             return self._tables.select(connection, wanted.limit(limit), events.c.offset, bytes_max)
 
-        found = await self._read(work)
+        found = await self._units.read(work)
         if self._short_reads and destination is None:
             self._short_reads.found(len(found))
         return found
@@ -148,11 +141,13 @@ class SqlStore:
             newest = self._tables.newest_of_each(before, until.offset, limit, destination)
             return self._tables.select(connection, newest, self._tables.events.c.offset.desc(), bytes_max)[::-1]
 
-        return await self._read(work)
+        return await self._units.read(work)
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
-        return await self._read(lambda connection: connection.execute(sa.select(self._tables.state)).one().resume_point)
+        return await self._units.read(
+            lambda connection: connection.execute(sa.select(self._tables.state)).one().resume_point
+        )
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``."""
@@ -166,7 +161,7 @@ class SqlStore:
                 self._bell.ring(connection)
             return self._tables.bounds(connection)
 
-        return await self._write(work)
+        return await self._units.write(work)
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``. Looks when the bell rings, and now and then; a file's one writer seldom."""
@@ -187,12 +182,14 @@ class SqlStore:
     async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
         """See ``EventStore.trim``. What is old is found without a lock; only then is there a short transaction."""
         tables = self._tables
-        old = await self._read(lambda connection: find_old(connection, tables, age_s=age_s, keep=keep, limit=limit))
-        return await self._write(lambda connection: delete(connection, tables, old)) if old.is_any else 0
+        old = await self._units.read(
+            lambda connection: find_old(connection, tables, age_s=age_s, keep=keep, limit=limit)
+        )
+        return await self._units.write(lambda connection: delete(connection, tables, old)) if old.is_any else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
-        return await self._read(lambda connection: self._durables.position(connection, owner, name))
+        return await self._units.read(lambda connection: self._durables.position(connection, owner, name))
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
         """See ``EventStore.hold``."""
@@ -201,7 +198,7 @@ class SqlStore:
             self._tables.make_synchronous(connection)
             return self._durables.hold(connection, holders, self._tables.bounds(connection).now_ms)
 
-        found = await self._write(work) if holders else {}
+        found = await self._units.write(work) if holders else {}
         return [found[holder.owner, holder.name] for holder in holders]
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
@@ -211,7 +208,7 @@ class SqlStore:
             self._tables.make_synchronous(connection)
             return self._durables.acknowledge(connection, acknowledgements, self._tables.bounds(connection).now_ms)
 
-        kept = await self._write(work) if acknowledgements else set()
+        kept = await self._units.write(work) if acknowledgements else set()
         return [one.holder for one in acknowledgements if (one.holder.owner, one.holder.name) not in kept]
 
     async def aclose(self) -> None:
@@ -224,53 +221,7 @@ class SqlStore:
             await self._short_reads.aclose()
         if self._file_bell:
             await self._file_bell.aclose()
-        await self._reading.aclose()
-        await self._appending.aclose()
-
-    async def _read(self, work: Callable[[sa.Connection], T]) -> T:
-        return await self._in(self._reading.run, work)
-
-    async def _shortly(self, append: Awaitable[int | None]) -> int | None:
-        try:
-            return await append
-        except (SQLAlchemyError, psycopg.Error) as error:
-            told = translated(error)
-            if isinstance(told, DatabaseUnavailable):
-                raise StoreUnavailable(str(told)) from None
-            raise told from None
-
-    async def _fenced(self, fence: Fence, work: Callable[[sa.Connection], T]) -> T:
-        """Write behind the fence. Who stands there for too long is cut off, and the caller is to try again."""
-        try:
-            done = await self._appending.write(work)
-        except DatabaseUnavailable as error:
-            shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
-        else:
-            fence.passed()
-            return done
-        if shut_out:
-            count = await self._write(fence.cut_off)
-            logger.warning("an append that hung was cut off", sessions=count)
-        raise StoreUnavailable(reason)
-
-    async def _write(self, work: Callable[[sa.Connection], T]) -> T:
-        return await self._in(self._appending.write, work)
-
-    async def _in(
-        self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], work: Callable[[sa.Connection], T]
-    ) -> T:
-        return await self._told(run(self._file.watched(work) if self._file else work))
-
-    async def _told(self, done: Awaitable[T]) -> T:
-        """What was done, with errors as the port has them. That the file is another one is told before all."""
-        try:
-            return await done
-        except DatabaseError as error:
-            if self._file:
-                self._file.look()
-            if isinstance(error, DatabaseUnavailable):
-                raise StoreUnavailable(str(error)) from None
-            raise
+        await self._units.aclose()
 
 
 def _stale(expected: Position, head: Position) -> StaleAppend:

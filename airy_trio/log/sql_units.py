@@ -1,0 +1,83 @@
+"""Units of work of the ``sql`` event store, with errors as its port has them: away, replaced, or refused."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, translated
+from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
+from airy_trio.log.sql_file import SqlFile
+from airy_trio.log.store import StoreUnavailable
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Units:
+    """Runs them in one of two pools, which it owns. ``file``: what the database is in, if it is a file of our own.
+
+    All raise ``StoreUnavailable``, ``StoreReplaced`` where the file is another one, and ``DatabaseError``.
+    """
+
+    def __init__(self, reading: Database, appending: Database, file: SqlFile | None = None) -> None:
+        self._reading = reading
+        self._appending = appending
+        self._file = file
+
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit that reads."""
+        return await self._in(self._reading.run, work)
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit that writes."""
+        return await self._in(self._appending.write, work)
+
+    async def fenced(self, fence: Fence, work: Callable[[sa.Connection], T]) -> T:
+        """Write behind the fence. Who stands there for too long is cut off, and the caller is to try again."""
+        try:
+            done = await self._appending.write(work)
+        except DatabaseUnavailable as error:
+            shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
+        else:
+            fence.passed()
+            return done
+        if shut_out:
+            count = await self.write(fence.cut_off)
+            logger.warning("an append that hung was cut off", sessions=count)
+        raise StoreUnavailable(reason)
+
+    async def short(self, done: Awaitable[T]) -> T:
+        """What was done beside the pools, by the driver itself."""
+        try:
+            return await done
+        except (SQLAlchemyError, psycopg.Error) as error:
+            told = translated(error)
+            if isinstance(told, DatabaseUnavailable):
+                raise StoreUnavailable(str(told)) from None
+            raise told from None
+
+    async def told(self, done: Awaitable[T]) -> T:
+        """What was done by whoever raises ``DatabaseError``. That the file is another one is told before all."""
+        try:
+            return await done
+        except DatabaseError as error:
+            if self._file:
+                self._file.look()
+            if isinstance(error, DatabaseUnavailable):
+                raise StoreUnavailable(str(error)) from None
+            raise
+
+    async def aclose(self) -> None:
+        """Close the pools. Idempotent."""
+        await self._reading.aclose()
+        await self._appending.aclose()
+
+    async def _in(
+        self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], work: Callable[[sa.Connection], T]
+    ) -> T:
+        return await self.told(run(self._file.watched(work) if self._file else work))
