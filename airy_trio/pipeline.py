@@ -90,6 +90,15 @@ class Pipeline:
             payloads.append(came_along.extra.decode(errors="replace"))
         return payloads
 
+    def disregard_notifications(self) -> None:
+        """Forget those that have come up to now: for whoever waited until the ``socket`` was readable.
+
+        Raises ``psycopg.OperationalError`` where the connection is lost.
+        """
+        self._libpq.consume_input()
+        while self._libpq.notifies() is not None:
+            pass
+
     async def run(self, *asked: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
         """Run statements with their parameters, one after the other; give the rows of each.
 

@@ -6,9 +6,11 @@ transaction tries to share it until its end. Where it cannot, it rings.
 
 Nobody is overslept. A transaction that shares the lock did not ring, and while it is open the lock cannot be taken; a
 transaction that ends lets go of its locks after its rows are visible. So whoever has taken the lock looks once more
-and has then seen everything that did not ring. It is taken by *try*: a waiter would hold back vacuum.
+and has then seen everything that did not ring. It is taken by *try*: a waiter would hold back vacuum. It may be kept
+over a ring: then the next transaction rings as well.
 """
 
+import math
 from typing import Final
 
 import sqlalchemy as sa
@@ -27,6 +29,10 @@ _TRY = sa.text(
 _UNLOCK = "select pg_advisory_unlock({lock_class}, cast(cast(to_regclass({name}) as oid) as int))"
 
 
+HURRY_S: Final = 0.01
+"""Between two rings: sooner than this the sleeper is better awake. It takes as long to fall asleep again."""
+
+
 class Doorbell:
     """The sleeper's side, over the session that it sleeps in. One task at a time."""
 
@@ -39,8 +45,11 @@ class Doorbell:
         self._listen = f"listen {quote_identifier(channel(names))}"
         self._listening_in = 0
         self._armed_in = 0
+        self._rung_at = -math.inf
         self.rung = False
-        """Whether the last ``wait`` heard it, and writers have not been told since to ring no longer."""
+        """Whether the last ``wait`` heard it. Who has read what there was takes this back."""
+        self.hurried = False
+        """Whether that was soon after the time before: then writers are better told to ring no longer."""
 
     @property
     def armed(self) -> bool:
@@ -75,7 +84,8 @@ class Doorbell:
             socket = await self._session.converse(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
-            self.rung = True
+            now = trio.current_time()
+            self.rung, self.hurried, self._rung_at = True, now - self._rung_at < HURRY_S, now
 
     def _arm(self, connection: sa.Connection) -> bool:
         if self._listening_in != self._session.generation:

@@ -43,17 +43,13 @@ class ShortReads:
         self._bell = bell
         self._statements: dict[int, tuple[Statement, Sequence[str]]] = {}
         name = log.replace("'", "''")
-        changes = (
-            f"select {columns} from {log} where txid >= $1::xid8 "  # noqa: S608 - names quoted
-            f"union all select {columns} from {log} where txid = any($2::xid8[]) order by seq limit $3::int8"
-        )
         self._difference = Statement(
             "airy_difference",
             "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass("  # noqa: S608 - names quoted
-            f"'{name}') as oid) as text), ''), found.* from (select) moment left join ({changes}) found on true "
-            "order by seq",
+            f"'{name}') as oid) as text), ''), found.* from (select) moment left join ({_changes(log, columns)}) found "
+            "on true order by seq",
         )
-        self._guesses = Guesses(objects.guesses(changes))
+        self._guesses = Guesses(objects.guesses(_changes(log, "kind, key_1, seq")))
 
     async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster) -> Few | None:
         """Read what follows a point that has no target; None where those are more than few.
@@ -63,7 +59,10 @@ class ShortReads:
         """
         texts = str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(CHANGES_MAX + 1)
         asked = [text.encode() for text in texts]
-        if self._bell.rung and self._guesses.made:
+        rung, self._bell.rung = self._bell.rung, False
+        if rung:
+            pipeline.disregard_notifications()  # this read answers them, and no later one
+        if rung and self._guesses.made:
             few = await self._read_at_once(pipeline, asked, cluster)
             if few is not None:
                 return few
@@ -81,11 +80,13 @@ class ShortReads:
         return Few(rows, reading.objects(answers[: len(reading.asked)]), now)
 
     async def _read_at_once(self, pipeline: Pipeline, asked: Sequence[Parameter], cluster: Cluster) -> Few | None:
-        """Read the difference and what it is guessed to be about; None where that was wrong, or those are more."""
+        """Read the difference and what it is guessed to be about; None where that was wrong, or those are more.
+
+        Who is only rung for now and then stays asleep: to be woken costs a writer little, to fall asleep costs us more.
+        """
         guessed = [(guess.statement, asked) for guess in self._guesses.made]
-        told = await pipeline.run(
-            (_BEGIN, ()), (self._difference, asked), *guessed, *self._bell.letting_go(), (_COMMIT, ())
-        )
+        letting_go = self._bell.letting_go() if self._bell.hurried else ()
+        told = await pipeline.run((_BEGIN, ()), (self._difference, asked), *guessed, *letting_go, (_COMMIT, ()))
         rows, now = _told(told[1], cluster)
         if len(rows) > CHANGES_MAX or not self._guesses.cover((row[0], row[2]) for row in rows):
             return None
@@ -102,6 +103,14 @@ class ShortReads:
         statement, names = known
         arguments = asked.arguments
         return statement, [str(arguments[name]).encode() for name in names]
+
+
+def _changes(log: str, columns: str) -> str:
+    """The difference, as a select with the parameters of ``ShortReads.read``."""
+    return (
+        f"select {columns} from {log} where txid >= $1::xid8 "  # noqa: S608 - names quoted
+        f"union all select {columns} from {log} where txid = any($2::xid8[]) order by seq limit $3::int8"
+    )
 
 
 def _told(found: Sequence[Row], cluster: Cluster) -> tuple[Sequence[Row], PostgresPoint]:

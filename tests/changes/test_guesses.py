@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 
+from airy_trio.changes import doorbell
 from airy_trio.changes.feed import Batch
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import Channel, Message, Metadata, Tag, TagGone
@@ -35,6 +36,11 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
     return seen
 
 
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorbell, "HURRY_S", 1000.0)
+
+
 def at_once(*kinds: str) -> Trips:
     begun, ended = TRANSACTION
     return [[*begun, *(f"airy_guess_{kind}" for kind in kinds), *ended]]
@@ -51,6 +57,11 @@ async def woken(feed: AnyFeed, after: str, application: Application, *statements
         while not feed.bell.rung:
             await feed.wait()
     return await feed.read(after, MANY)
+
+
+def is_asleep(feed: AnyFeed) -> bool:
+    assert isinstance(feed, PostgresFeed)
+    return feed.bell.armed
 
 
 async def check(feed: AnyFeed, before: str, batch: Batch) -> None:
@@ -90,8 +101,7 @@ async def test_what_changes_again_is_read_at_once(postgres_application: Applicat
             f"update tags set color = 'green' where id = '{ids[2]}'",
         )
         assert trips[-1:] == at_once("tags")
-        assert isinstance(feed, PostgresFeed)
-        assert not feed.bell.armed
+        assert not is_asleep(feed)
         assert [(type(one), one.id) for one in batch.objects] == [(Tag, ids[0]), (TagGone, ids[1]), (Tag, ids[2])]  # type: ignore[union-attr]
         await check(feed, first.resume_point, batch)
 
@@ -163,8 +173,7 @@ async def test_more_than_few_go_the_long_way(postgres_application: Application, 
         batch = await woken(feed, first.resume_point, postgres_application, tags)
         assert len(batch.objects) == batch.changes == CHANGES_MAX + more
         assert bool(trips[-1:] == at_once("tags")) is not bool(more)
-        assert isinstance(feed, PostgresFeed)
-        assert not feed.bell.armed
+        assert not is_asleep(feed)
 
 
 async def test_a_ring_for_nothing_lets_go_of_the_bell(postgres_application: Application) -> None:
@@ -174,9 +183,30 @@ async def test_a_ring_for_nothing_lets_go_of_the_bell(postgres_application: Appl
         )
         nothing = await woken(feed, first.resume_point, postgres_application, "notify airy_trio_changes")
         assert nothing.changes == 0
-        assert isinstance(feed, PostgresFeed)
-        assert not feed.bell.armed
+        assert not is_asleep(feed)
         last = await woken(
             feed, nothing.resume_point, postgres_application, "insert into tags values ('t2', 'x', 'red')"
         )
         assert last.changes == 1
+
+
+async def test_who_is_rung_now_and_then_stays_asleep(
+    postgres_application: Application, trips: Trips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbell, "HURRY_S", 0.0)
+    tag = "insert into tags values ('{}', 'x', 'red')"
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        assert isinstance(feed, PostgresFeed)
+        batch = await woken(feed, await feed.origin(), postgres_application, tag.format("t1"))
+        assert not is_asleep(feed)
+        for id_ in ("t2", "t3"):
+            before = batch.resume_point
+            batch = await woken(feed, before, postgres_application, tag.format(id_))
+            assert trips[-1] == ["airy_begin", "airy_difference", "airy_guess_tags", "airy_commit"]
+            assert is_asleep(feed)
+            await feed.bell.wait(0.01)
+            assert not feed.bell.rung  # what it was woken by is answered
+            assert [changed.id for changed in batch.objects] == [id_]  # type: ignore[union-attr]
+        monkeypatch.setattr(doorbell, "HURRY_S", 1000.0)
+        await woken(feed, batch.resume_point, postgres_application, tag.format("t4"))
+        assert not is_asleep(feed)
