@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
-import trio
 
 from airy_trio.database import Database, Names
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
-from airy_trio.log.sql_bell import POLL_S, Bell
+from airy_trio.log.sql_bell import Bell
 from airy_trio.log.sql_durables import DurableTable
 from airy_trio.log.sql_fence import Fence
 from airy_trio.log.sql_file import SqlFile, make_durable
@@ -165,13 +164,8 @@ class SqlStore:
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``. Looks when the bell rings, and now and then; a file's one writer seldom."""
-        while self._file_bell:
-            if (await self.bounds()).head != after:
-                return
-            if after == self._appended:
-                await trio.sleep(POLL_S)
-            else:
-                await self._file_bell.wait()
+        if self._file_bell and (await self.bounds()).head == after:
+            await self._file_bell.wait(seldom=after == self._appended)  # what commits before it looks, it hears
         while self._bell:
             if self._bell.heard != str(after) and (await self.bounds()).head != after:
                 return

@@ -5,21 +5,30 @@ log costs, and when is told by the file's times (``sqlite_watch``).
 """
 
 from pathlib import Path
+from typing import Final
+
+import trio
 
 from airy_trio.database import DatabaseError, Session, sqlite_engine
 from airy_trio.database.sqlite_version import Version, VersionOf
 
+SELDOM_S: Final = 0.05
+
 
 class FileBell:
-    """One connection that is asked, opened by the first who waits. For one task at a time."""
+    """One connection that is asked, opened by the first who waits."""
 
     def __init__(self, path: Path) -> None:
         self._session = Session(sqlite_engine(path))
         self._version = VersionOf(self._session)
         self._seen: Version | None = None
 
-    async def wait(self) -> None:
-        """Return when somebody has committed since the last call, or where that cannot be told."""
+    async def wait(self, *, seldom: bool = False) -> None:
+        """Return when somebody has committed since the last call, or where that cannot be told.
+
+        ``seldom``: look each ``SELDOM_S`` only, for who mostly is the one that commits.
+        """
+        before = self._seen
         self._version.watch.begin()
         while True:
             try:
@@ -28,10 +37,13 @@ class FileBell:
                 self._seen = None
                 await self._version.watch.pause()
                 return
-            before, self._seen = self._seen, version
+            self._seen = version
             if version != before:
                 return
-            await self._version.watch.pause()
+            if seldom:
+                await trio.sleep(SELDOM_S)
+            else:
+                await self._version.watch.pause()
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""

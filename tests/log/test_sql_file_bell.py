@@ -2,13 +2,14 @@
 
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from airy_trio.database.sqlite_watch import SETTLED_S
-from airy_trio.log.sql_file_bell import FileBell
+from airy_trio.log.sql_file_bell import SELDOM_S, FileBell
 
 TIMEOUT_S = 10.0
 
@@ -35,9 +36,9 @@ def spoil(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
 
 
-async def heard(bell: FileBell, *, within_s: float = TIMEOUT_S) -> bool:
+async def heard(bell: FileBell, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
     with trio.move_on_after(within_s) as scope:
-        await bell.wait()
+        await bell.wait(seldom=seldom)
     return not scope.cancelled_caught
 
 
@@ -53,6 +54,31 @@ async def test_it_is_heard_once_for_what_has_been_committed_since(path: Path) ->
         await trio.sleep(2 * SETTLED_S)
         write(path)  # while it is waited for
     assert not await heard(bell, within_s=2 * SETTLED_S)
+    write(path)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            write(path)
+            assert await heard(bell, seldom=True)
+        nursery.start_soon(partial(heard, bell, seldom=True))
+        await trio.sleep(2 * SELDOM_S)
+        write(path)
+    await bell.aclose()
+
+
+async def test_all_who_wait_hear_it(path: Path) -> None:
+    bell = FileBell(path)
+    assert await heard(bell)
+    told: list[bool] = []
+
+    async def wait() -> None:
+        told.append(await heard(bell))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await trio.sleep(SETTLED_S)
+        write(path)
+    assert told == [True] * 3
     await bell.aclose()
 
 
