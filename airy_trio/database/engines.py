@@ -49,13 +49,6 @@ def postgres_engine(
 
     @event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection, _record: object) -> None:
-        try:
-            begin(connection)
-        except BaseException:
-            connection.close()  # it is in no pool yet, and nobody else would
-            raise
-
-    def begin(connection: psycopg.Connection) -> None:
         calls = ", ".join("set_config(%s, %s, false)" for _ in wanted)
         connection.execute(f"select {calls}", [text for item in wanted.items() for text in item])
         if connection.info.parameter_status("server_encoding") == "SQL_ASCII":

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
@@ -60,17 +59,6 @@ async def test_what_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_dat
         while looking.exec_driver_sql(CONNECTED).scalar_one():
             looking.rollback()
             await trio.lowlevel.checkpoint()
-
-
-async def test_a_connection_whose_settings_are_refused_is_closed(postgres_database: str) -> None:
-    refused = postgres_engine(postgres_database, connect_timeout_s=5, settings={"work_mem": "junk"})
-    with pytest.raises(sa.exc.DataError) as kept:
-        await connected(refused)
-    with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as looking, trio.fail_after(10):
-        while looking.exec_driver_sql(CONNECTED).scalar_one():
-            looking.rollback()
-            await trio.lowlevel.checkpoint()
-    assert isinstance(kept.value.orig, psycopg.errors.InvalidParameterValue)
 
 
 async def test_what_was_opened_is_used(engine: sa.Engine) -> None:
