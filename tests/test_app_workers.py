@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.app.workers import FAILURES_MAX, RECORDER, Worker, worker_of
+from airy_trio.app.workers import FAILURES_MAX, RECORDER, Worker, Workers, worker_of
 from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
 from airy_trio.testing.client import Closed, Rejected, StompClient
@@ -263,6 +264,28 @@ async def test_when_nobody_listens_and_none_can_start_the_command_ends(
             assert await server.wait() == 2, "what the settings have"
     ends = workers_with(server, "a worker has ended: it is started again")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
+
+
+class Failing(Workers):
+    """The process that records came once, and cannot start any more; both workers serve."""
+
+    def __init__(self) -> None:
+        settings = '[database]\nurl = "sqlite:///a.db"\n[listener]\nport = 0\nworkers = 2\n'
+        super().__init__(parse(settings, {}), Path("a.toml"), 8080)
+        self._listening = {0, 1}
+        self.runs = 0
+
+    async def _run_once(self, number: int) -> tuple[bool, int]:
+        await trio.lowlevel.checkpoint()
+        self.runs += 1
+        return self.runs == 1, number
+
+
+async def test_who_cannot_start_again_for_a_day_ends_nobody_while_others_serve(autojump_clock: MockClock) -> None:
+    failing = Failing()
+    with trio.move_on_after(24 * 3600):
+        await failing._live(2)  # noqa: SLF001 - its life alone, without processes
+    assert failing.runs > 2000
 
 
 def test_a_worker_on_a_command_line() -> None:

@@ -37,6 +37,7 @@ logger = structlog.get_logger(__name__)
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PAUSE_S: Final = 0.1
 PAUSE_MAX_S: Final = 10.0
+DOUBLINGS_MAX: Final = 10  # it may fail for days, while others serve
 FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 15.0
 """Beyond ``drain_s``: a worker that has not ended by then is killed."""
@@ -149,7 +150,7 @@ class Workers:
                 self._stop(code if code > 0 else 1)
                 break
             lives += 1
-            pause_s = min(PAUSE_S * 2**failures, PAUSE_MAX_S)
+            pause_s = min(PAUSE_S * 2 ** min(failures, DOUBLINGS_MAX), PAUSE_MAX_S)
             logger.error(
                 "a worker has ended: it is started again", worker=self._name(number), exit_code=code, pause_s=pause_s
             )

@@ -47,10 +47,13 @@ class Deference:
         return self.asked and trio.current_time() >= self._due_at(held_since)
 
     @contextmanager
-    def until_due(self, held_since: float) -> Iterator[None]:
-        """Cancel what the holder of the lease waits for in this block, where it is to leave it. For one task."""
+    def until_due(self, held_since: float) -> Iterator[trio.CancelScope]:
+        """Cancel what the holder of the lease waits for in this block, where it is to leave it. For one task.
+
+        Whoever was cancelled must leave it then, also where that was withdrawn at once.
+        """
         with trio.CancelScope(deadline=self._due_at(held_since) if self.asked else inf) as self._sleep:
-            yield
+            yield self._sleep
 
     def _due_at(self, held_since: float) -> float:
         return held_since if self._asked_at >= held_since else held_since + HELD_MIN_S

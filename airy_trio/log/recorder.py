@@ -136,8 +136,13 @@ class Recorder:
             starting.finish()
             if not more:
                 self._behind_since = None
-                with self._deference.until_due(held_since):
+                with self._deference.until_due(held_since) as sleep:
                     await self._feed.wait()
+                if (
+                    sleep.cancelled_caught
+                ):  # in the middle of something, from which only a new session is known to go on
+                    await self._give_way()
+                    return
             if self._deference.is_due(held_since):
                 await self._give_way()
                 return
@@ -146,16 +151,18 @@ class Recorder:
                 return
 
     async def _give_way(self) -> None:
-        """Let go of the lease, for long enough that who asks for it more often than this one will now has it."""
+        """Let go of the lease, which who asks for it more often than this one will then has."""
         logger.info("recording is left to the process that does nothing else")
         self.recording, self._behind_since = False, None
         await self.ahead.throw_away()
         await trio.sleep(LEASE_POLL_S)  # by then the other workers have heard it too, and do not ask so often
         await self._lease.release()
-        await self._deference.pause()
 
     async def _wait_for_lease(self, starting: "_Starting") -> None:
         """Raises ``ForeignConsumerError`` where another log is named for longer than beginning an epoch takes."""
+        if self._deference.asked:  # who comes first is the other one, also where all come back from an outage at once
+            await self._feed.consumer()
+            await self._deference.pause()
         look_at = foreign_since = trio.current_time()
         while not await self._lease.try_acquire():
             now = trio.current_time()

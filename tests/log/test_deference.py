@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.log.deference import DEFERENT_POLL_S, HELD_MIN_S, LEASE_POLL_S, Deference
 from airy_trio.log.memory import MemoryStore
@@ -81,6 +81,38 @@ async def test_who_is_asked_takes_the_lease_all_the_same_where_nobody_else_does(
         await until(lambda at=number: worker.log.head.offset == at, limit_s=A_MOMENT_S)  # type: ignore[misc]
     await until(lambda: not worker.recorder.recording, limit_s=HELD_MIN_S)
     await until(lambda: worker.recorder.recording, limit_s=DEFERENT_POLL_S + A_MOMENT_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_was_cancelled_leaves_the_lease_though_that_was_withdrawn_at_once(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """What it waited for may have been in the middle of something; giving way begins with a new session."""
+    deference = Deference()
+    worker = await started(nursery, node(changes, MemoryStore(), deference=deference))
+    deference.ask()
+    deference.withdraw()
+    await wait_all_tasks_blocked()
+    assert not worker.recorder.recording
+    await until(lambda: worker.recorder.recording, limit_s=A_MOMENT_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_after_an_outage_who_defers_lets_the_other_one_come_first(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store, deference = MemoryStore(), Deference()
+    other = await started(nursery, node(changes, store))
+    worker = await started(nursery, node(changes, store, deference=deference))
+    deference.ask()
+    for outage_s in (1.0, 1.1, 1.23, 1.37, 1.42):
+        await other.lease.release()
+        changes.away = True
+        changes.write(tag(1))
+        await trio.sleep(outage_s)
+        changes.away = False
+        await until(lambda: worker.recorder.recording or other.recorder.recording)
+        assert other.recorder.recording
     nursery.cancel_scope.cancel()
 
 
