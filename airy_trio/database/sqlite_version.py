@@ -8,7 +8,7 @@ from attrs import frozen
 
 from airy_trio.database.answers import DatabaseUnavailable
 from airy_trio.database.session import Session
-from airy_trio.database.sqlite_watch import SqliteWatch
+from airy_trio.database.sqlite_watch import EAGER, Pace, SqliteWatch
 
 
 @frozen
@@ -24,9 +24,9 @@ class Version:
 class VersionOf:
     """Asks for the version of the file that a session has open."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, pace: Pace = EAGER) -> None:
         self._session = session
-        self.watch = SqliteWatch()
+        self.watch = SqliteWatch(pace)
         """When to ask; it knows the file from the first answer on."""
 
     async def ask(self) -> Version:

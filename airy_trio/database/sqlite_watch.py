@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from attrs import frozen
 
-POLL_S: Final = 0.001  # for the file's times
-POLL_SETTLED_S: Final = 0.002
 SETTLED_S: Final = 0.05  # without anything written
 COMMIT_S: Final = 0.006  # from what is written to where it is seen, mostly: it goes to the disk first
-LOOK_S: Final = 0.004  # for its version whatever its times say
-LOOK_SETTLED_S: Final = 0.05  # a file system may keep its times to itself
+
+
+@frozen(kw_only=True)
+class Pace:
+    """How often a file's times are asked for, how often it is looked at whatever they say, and both when it has settled.
+
+    A file system may keep its times to itself.
+    """
+
+    poll_s: float
+    look_s: float
+    poll_settled_s: float
+    look_settled_s: float
+
+
+EAGER: Final = Pace(poll_s=0.001, look_s=0.004, poll_settled_s=0.002, look_settled_s=0.05)
+"""For the one process that reads an application's file."""
+SPARING: Final = Pace(poll_s=0.004, look_s=0.25, poll_settled_s=0.02, look_settled_s=0.25)
+"""For each that serves: what it takes is its clients'."""
 
 _Written = tuple[int, int] | None
 
@@ -22,8 +38,9 @@ _Written = tuple[int, int] | None
 class SqliteWatch:
     """The pauses between the looks of one task. ``path``: of the file, once that is known; until then each is short."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, pace: Pace = EAGER) -> None:
+        self.path: Path | None = None
+        self._pace = pace
         self._written: tuple[_Written, _Written] | None = None
         self._touched_at = 0.0
         self._looked_at = 0.0
@@ -37,11 +54,11 @@ class SqliteWatch:
         """Sleep until it is worth looking: when something has been written, and now and then."""
         while True:
             settled = trio.current_time() - self._touched_at > SETTLED_S
-            await trio.sleep(POLL_SETTLED_S if settled else POLL_S)
-            now = trio.current_time()
+            await trio.sleep(self._pace.poll_settled_s if settled else self._pace.poll_s)
+            now, look_s = trio.current_time(), self._pace.look_settled_s if settled else self._pace.look_s
             if self.touched():
                 self._touched_at = now
-            elif now - self._touched_at > COMMIT_S and now - self._looked_at < (LOOK_SETTLED_S if settled else LOOK_S):
+            elif now - self._touched_at > COMMIT_S and now - self._looked_at < look_s:
                 continue
             self._looked_at = now
             return

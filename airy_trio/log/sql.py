@@ -32,6 +32,7 @@ from airy_trio.log.store import (
     StaleAppend,
     StoredEvent,
     StoreUnavailable,
+    is_all,
     stored_after,
 )
 from airy_trio.log.tables import LogTables
@@ -55,6 +56,7 @@ class SqlStore:
             Units(Database(engine), appending) if self._tables.postgres else Units(reading, appending, SqlFile(path))
         )
         self._appended: Position | None = None
+        self._read_upto: Position | None = None
         if not self._tables.postgres:
             sa.event.listen(appending.engine, "connect", make_durable)
 
@@ -118,6 +120,8 @@ class SqlStore:
         found = await self._units.read(work)
         if self._short_reads and destination is None:
             self._short_reads.found(len(found))
+        if destination is None and found and bytes_max is not None and is_all(found, limit, bytes_max):
+            self._read_upto = after.at(found[-1].offset)
         return found
 
     async def recent(
@@ -164,8 +168,8 @@ class SqlStore:
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``. Looks when the bell rings, and now and then; a file's one writer seldom."""
-        if self._file_bell and (await self.bounds()).head == after:
-            await self._file_bell.wait(seldom=after == self._appended)  # what commits before it looks, it hears
+        if self._file_bell and (after == self._read_upto or (await self.bounds()).head == after):
+            await self._file_bell.wait(seldom=after == self._appended)  # it hears of all since it was last asked
         while self._bell:
             if self._bell.heard != str(after) and (await self.bounds()).head != after:
                 return

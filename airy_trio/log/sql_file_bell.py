@@ -11,6 +11,7 @@ import trio
 
 from airy_trio.database import DatabaseError, Session, sqlite_engine
 from airy_trio.database.sqlite_version import Version, VersionOf
+from airy_trio.database.sqlite_watch import SPARING
 
 SELDOM_S: Final = 0.05
 
@@ -20,7 +21,7 @@ class FileBell:
 
     def __init__(self, path: Path) -> None:
         self._session = Session(sqlite_engine(path))
-        self._version = VersionOf(self._session)
+        self._version = VersionOf(self._session, SPARING)
         self._seen: Version | None = None
 
     async def wait(self, *, seldom: bool = False) -> None:
@@ -29,7 +30,6 @@ class FileBell:
         ``seldom``: look each ``SELDOM_S`` only, for who mostly is the one that commits.
         """
         before = self._seen
-        self._version.watch.begin()
         while True:
             try:
                 version = await self._version.ask()
