@@ -16,7 +16,7 @@ COMMIT_S: Final = 0.006  # from what is written to where it is seen, mostly: it 
 
 @frozen(kw_only=True)
 class Pace:
-    """How often a file's times are asked for, how often it is looked at whatever they say, and both when it has settled.
+    """How often a file's times are asked for, how often it is looked at whatever they say, and both when settled.
 
     A file system may keep its times to itself.
     """
