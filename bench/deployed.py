@@ -20,7 +20,8 @@ class Sizes:
 
     rows: int = 100_000
     commits: int = 300
-    settled: int = 20
+    commit_rounds: int = 5
+    settled: int = 4
     retained: int = 1_000_000
     few_retained: int = 10_000
     stored: int = 100_000
@@ -36,6 +37,7 @@ class Sizes:
 QUICK: Final = Sizes(
     rows=5000,
     commits=30,
+    commit_rounds=1,
     settled=2,
     retained=20_000,
     few_retained=2000,
