@@ -17,18 +17,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 
-from airy_trio.app.serving import Address
-from airy_trio.errors import SettingsError
-from airy_trio.log.deference import Deference
+from airy_trio.app.worker import LISTENING, RECORDED, RECORDER, UNRECORDED, Worker
 from airy_trio.settings import Settings
 from airy_trio.websocket.listener import ListenerOptions, open_listening_socket
 
@@ -41,61 +39,6 @@ DOUBLINGS_MAX: Final = 10  # it may fail for days, while others serve
 FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 15.0
 """Beyond ``drain_s``: a worker that has not ended by then is killed."""
-RECORDER: Final = "recorder"
-"""What logs call the process that records, where they have the number of a worker."""
-_LISTENING: Final = b"."
-_RECORDED: Final = b"+"
-_UNRECORDED: Final = b"-"
-
-
-@frozen(kw_only=True)
-class Worker:
-    """What one worker is told on its command line, as ``NUMBER:PORT:DESCRIPTOR``.
-
-    ``number``: from 0. ``port``: the shared one. ``descriptor``: of its end of the socket pair.
-    """
-
-    number: int
-    port: int
-    descriptor: int
-
-    def __str__(self) -> str:
-        return f"{self.number}:{self.port}:{self.descriptor}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Worker":
-        """The same, read. Raises ``ValueError``."""
-        number, port, descriptor = map(int, text.split(":"))
-        return cls(number=number, port=port, descriptor=descriptor)
-
-    def settings(self, settings: Settings) -> Settings:
-        """The settings of this worker: the shared port; only who records migrates, and needs no tail for anybody."""
-        records = self.number == settings.listener.recorder
-        return evolve(
-            settings,
-            listener=evolve(settings.listener, port=self.port),
-            database=evolve(settings.database, migrate=settings.database.migrate and records),
-            log=evolve(settings.log, tail_events=1) if records else settings.log,
-        )
-
-    def parent(self, deference: Deference) -> Callable[[Address], Awaitable[None]]:
-        """What runs beside the server: it tells the parent that it listens, and returns when the parent is gone.
-
-        What it hears of the process that records it tells ``deference``.
-        """
-        ours = socket.socket(fileno=self.descriptor)
-
-        async def stay(_address: Address) -> None:
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                try:
-                    await stream.send_all(_LISTENING)
-                    while word := await stream.receive_some(1):
-                        (deference.ask if word == _RECORDED else deference.withdraw)()
-                except trio.BrokenResourceError:
-                    pass  # it went while this server started
-            logger.warning("the parent process is gone: stopping")
-
-        return stay
 
 
 async def supervise(settings: Settings, config: Path) -> int:
@@ -203,7 +146,7 @@ class Workers:
 
     def _tell_who_records(self, *numbers: int) -> None:
         """Tell workers whether the process that records is there; one that takes no word any more is not waited for."""
-        word = _RECORDED if self._recorder in self._listening else _UNRECORDED
+        word = RECORDED if self._recorder in self._listening else UNRECORDED
         for number in numbers:
             if number != self._recorder:
                 with suppress(OSError):
@@ -252,7 +195,7 @@ class Workers:
 async def _heard(stream: trio.SocketStream) -> bool:
     """Wait for the next word of a worker; False: it has ended."""
     try:
-        return bool(await stream.receive_some(len(_LISTENING)))
+        return bool(await stream.receive_some(len(LISTENING)))
     except trio.BrokenResourceError:
         return False
 
@@ -271,11 +214,3 @@ async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
         kept.bind(address)
     port: int = address[1]
     return port
-
-
-def worker_of(text: str) -> Worker:
-    """The worker that a command line tells of. Raises ``SettingsError``: nobody but the parent writes that option."""
-    try:
-        return Worker.parse(text)
-    except ValueError:
-        raise SettingsError(["--worker is for the processes that the server starts by itself"]) from None

@@ -47,9 +47,8 @@ class Asked:
     @property
     def arguments(self) -> Mapping[str, object]:
         """The question's ``keys``, as JSON."""
-        return {
-            "keys": json.dumps(self.keys, ensure_ascii=False)
-        }  # an escape is refused by a database without encoding
+        keys = json.dumps(self.keys, ensure_ascii=False)  # an escape is refused by a database without encoding
+        return {"keys": keys}
 
     def rows(self, connection: sa.Connection) -> list[Row]:
         """See ``Question.rows``."""

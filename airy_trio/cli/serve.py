@@ -61,7 +61,7 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
 def _work(chosen: "Settings", file: Path, words: str) -> None:
     """Serve as one of several workers, or record for them. Which one it is stands in every line of its log."""
     from airy_trio import app, settings
-    from airy_trio.app.workers import RECORDER, worker_of
+    from airy_trio.app.worker import RECORDER, worker_of
     from airy_trio.log.deference import Deference
 
     worker = told(lambda: worker_of(words))

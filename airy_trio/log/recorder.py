@@ -138,9 +138,7 @@ class Recorder:
                 self._behind_since = None
                 with self._deference.until_due(held_since) as sleep:
                     await self._feed.wait()
-                if (
-                    sleep.cancelled_caught
-                ):  # in the middle of something, from which only a new session is known to go on
+                if sleep.cancelled_caught:  # in the middle of something: it gives way though that may be withdrawn
                     await self._give_way()
                     return
             if self._deference.is_due(held_since):

@@ -73,6 +73,15 @@ async def open_sql(options: DatabaseOptions) -> AsyncIterator[EventStore]:
             await store.aclose()
 
 
+@asynccontextmanager
+async def open_postgres(url: str) -> AsyncIterator[EventStore]:
+    """A store in an empty database."""
+    options = DatabaseOptions(url=url)
+    await trio.to_thread.run_sync(migrate_log, url, options)
+    async with open_sql(options) as opened:
+        yield opened
+
+
 def redis_places(url: str) -> MakePlace:
     """Each place is a set of keys of its own in one Redis."""
 

@@ -7,7 +7,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.log.deference import DEFERENT_POLL_S, HELD_MIN_S, LEASE_POLL_S, Deference
 from airy_trio.log.memory import MemoryStore
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
-from tests.log.recording import node, recorded, started, tag, until
+from tests.log.recording import Node, node, recorded, started, tag, until
 
 A_MOMENT_S = 4 * LEASE_POLL_S
 
@@ -22,6 +22,19 @@ class Silent(MemoryFeed):
 
     async def wait(self) -> None:
         await self._changes.written.wait()
+
+
+async def deferring(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Deference, Node, Node]:
+    """One that has the lease and does nothing, and one that has left it to that for a while."""
+    store, deference = MemoryStore(), Deference()
+    deference.ask()
+    other = node(changes, store)
+    assert await other.lease.try_acquire()
+    worker = node(changes, store, deference=deference)
+    await worker.log.open()
+    nursery.start_soon(worker.recorder.run)
+    await trio.sleep(10)
+    return deference, other, worker
 
 
 @pytest.mark.parametrize("feed", [MemoryFeed, Silent])
@@ -46,14 +59,7 @@ async def test_who_is_asked_lets_go_of_the_lease_and_the_other_one_has_it_and_ke
 async def test_who_is_no_longer_asked_asks_for_the_lease_at_once(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    store, deference = MemoryStore(), Deference()
-    deference.ask()
-    other = node(changes, store)
-    assert await other.lease.try_acquire()
-    worker = node(changes, store, deference=deference)
-    await worker.log.open()
-    nursery.start_soon(worker.recorder.run)
-    await trio.sleep(10)
+    deference, other, worker = await deferring(changes, nursery)
     await other.lease.release()
     deference.withdraw()
     await until(lambda: worker.recorder.recording, limit_s=A_MOMENT_S)
@@ -64,14 +70,7 @@ async def test_who_is_asked_takes_the_lease_all_the_same_where_nobody_else_does(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """What was said of the other one may be wrong: it is there, and hangs. Now and then it is offered the lease."""
-    store, deference = MemoryStore(), Deference()
-    deference.ask()
-    other = node(changes, store)
-    assert await other.lease.try_acquire()
-    worker = node(changes, store, deference=deference)
-    await worker.log.open()
-    nursery.start_soon(worker.recorder.run)
-    await trio.sleep(10)
+    _, other, worker = await deferring(changes, nursery)
     await other.lease.release()
     changes.write(tag(1))
     await until(lambda: worker.log.head.offset == 1, limit_s=DEFERENT_POLL_S + A_MOMENT_S)

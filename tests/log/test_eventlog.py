@@ -310,6 +310,25 @@ async def test_what_another_node_appends_is_one_question_as_long_as_the_bounds_a
     assert log.head.offset == 4
 
 
+async def test_after_an_append_that_failed_what_comes_next_is_not_taken_for_granted(
+    store: Outages, nursery: trio.Nursery
+) -> None:
+    log = log_over(store)
+    await log.open()
+    nursery.start_soon(log.follow)
+    await log.append(log.head, [event(1), event(2)], "point")
+    await wait_all_tasks_blocked()
+    before = log.head
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        await log.append(before, [event(3)], "further")
+    store.lose(1)  # a copy without the newest event has taken its place, in which another node has recorded
+    store.away = False
+    await store.add(event(4), event(5))
+    await wait_all_tasks_blocked()
+    assert log.epoch != before.epoch
+
+
 async def test_a_new_epoch_is_followed_while_the_bounds_are_fresh(store: Outages, nursery: trio.Nursery) -> None:
     log = log_over(store)
     await log.open()

@@ -14,8 +14,7 @@ from airy_trio.log.sql_fence import FENCE_CLASS
 from airy_trio.log.sql_short import BYTES_MAX, EVENTS_MAX
 from airy_trio.log.store import EventStore, NewEvent, StaleAppend, StoreUnavailable
 from airy_trio.log.tables import LogTables
-from airy_trio.migrate import migrate_log
-from tests.log.places import event, open_sql
+from tests.log.places import event, open_postgres, open_sql
 
 STATE = "airy_trio.log_state"
 LOCK = f"{FENCE_CLASS}, '{STATE}'::regclass::oid::int"
@@ -26,9 +25,7 @@ WAITING = f"select count(*) {OURS} and wait_event_type = 'Lock'"
 
 @pytest.fixture
 async def store(postgres_database: str) -> AsyncIterator[EventStore]:
-    options = DatabaseOptions(url=postgres_database)
-    await trio.to_thread.run_sync(migrate_log, postgres_database, options)
-    async with open_sql(options) as opened:
+    async with open_postgres(postgres_database) as opened:
         yield opened
 
 

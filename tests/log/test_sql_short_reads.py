@@ -8,12 +8,10 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import DatabaseOptions
 from airy_trio.log.sql_short_reads import EVENTS_MAX
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired
 from airy_trio.log.tables import LogTables
-from airy_trio.migrate import migrate_log
-from tests.log.places import event, open_sql
+from tests.log.places import event, open_postgres
 
 PAGE = 1000
 CUT = """
@@ -24,9 +22,7 @@ where query like '%limit 9%' and pid <> pg_backend_pid()
 
 @pytest.fixture
 async def store(postgres_database: str) -> AsyncIterator[EventStore]:
-    options = DatabaseOptions(url=postgres_database)
-    await trio.to_thread.run_sync(migrate_log, postgres_database, options)
-    async with open_sql(options) as opened:
+    async with open_postgres(postgres_database) as opened:
         yield opened
 
 
