@@ -10,7 +10,7 @@ Errors::
     └── DatabaseRefused       a missing table, a missing right: waiting does not heal it
 """
 
-from airy_trio.database.addresses import DatabaseOptions, shown, sqlite_path
+from airy_trio.database.addresses import DatabaseOptions, canonical_url, shown, sqlite_path
 from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, translated
 from airy_trio.database.connecting import connected, cut
 from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S, postgres_engine, sqlite_engine
@@ -30,6 +30,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Names",
     "Session",
+    "canonical_url",
     "connected",
     "cut",
     "postgres_engine",

@@ -8,12 +8,17 @@ from attrs import field, frozen
 from airy_trio.options import matching, more_than
 
 
+def canonical_url(url: str) -> str:
+    """Write ``postgres://``, which hosting panels hand out, as ``postgresql://``, the one that SQLAlchemy knows."""
+    return url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
+
+
 @frozen(kw_only=True)
 class DatabaseOptions:
     """The application's database (settings, ``[database]`` without its tables)."""
 
-    url: str
-    direct_url: str = ""
+    url: str = field(converter=canonical_url)
+    direct_url: str = field(default="", converter=canonical_url)
     schema: str = field(
         default="airy_trio",
         validator=matching(r"[a-z_][a-z0-9_]{0,40}", "a plain name: a-z, 0-9 and _, at most 41 characters"),

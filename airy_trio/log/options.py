@@ -2,7 +2,7 @@
 
 from attrs import field, frozen
 
-from airy_trio.database import POSTGRES, SQLITE, sqlite_path
+from airy_trio.database import POSTGRES, SQLITE, canonical_url, sqlite_path
 from airy_trio.options import at_least, matching
 
 STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
@@ -13,7 +13,7 @@ class LogOptions:
     """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``)."""
 
     store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
-    url: str = ""
+    url: str = field(default="", converter=canonical_url)
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))
     tail_events: int = field(default=20_000, validator=at_least(1))

@@ -21,7 +21,7 @@ from airy_trio.settings import credentials
 from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.listener import ListenerOptions
 
-POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg")
+POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 PORT_MAX: Final = 65535
@@ -29,7 +29,7 @@ _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _REDIS_WORDS: Final = "redis://HOST"
 _URL_WORDS: Final = f"sqlite:///FILE or {_POSTGRES_WORDS}"
 _FOREIGN: Final = frozenset({
-    "postgres", "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
+    "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
     "sqlite+pysqlcipher", "sqlite3", "file", "mysql", "mysql+pymysql", "mysql+mysqldb", "mariadb", "oracle",
     "mssql", "mssql+pyodbc", "cockroachdb", "redis", "rediss", "mongodb", "jdbc", "http", "https",
 })  # fmt: skip

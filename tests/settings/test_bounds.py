@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.settings import Document
+from airy_trio.settings import Document, parse
 from airy_trio.settings.bounds import CHECKS, REQUIRED, SECRETS
 from airy_trio.settings.reader import options_of
 from tests.settings.reading import URL, fault, faults, read
@@ -124,6 +124,15 @@ def test_a_url_of_a_database_we_know(url: str) -> None:
     assert missing.startswith("x: unknown")
 
 
+def test_postgres_scheme_is_accepted() -> None:
+    text = '[database]\nurl = "postgres://airy@db/airy"\ndirect_url = "postgres://airy@direct/airy"\n'
+    settings = parse(text + '[log]\nurl = "postgres://airy@events/airy"', {})
+    assert settings.database.url == "postgresql://airy@db/airy"
+    assert settings.database.direct_url == "postgresql://airy@direct/airy"
+    assert settings.log.url == "postgresql://airy@events/airy"
+    assert settings.log.location(settings.database.url) == settings.log.url
+
+
 @pytest.mark.parametrize(
     "url, words",
     [
@@ -131,7 +140,6 @@ def test_a_url_of_a_database_we_know(url: str) -> None:
         ("hunter2", "a text that is no URL"),
         ("sqlite:a.db", "a text that is no URL"),
         ("host=db password=hunter2", "a text that is no URL"),
-        ("postgres://airy:hunter2@db/airy", "a postgres:// URL"),
         ("mysql://airy:hunter2@db/airy", "a mysql:// URL"),
         ("postgresql+psycopg2://airy:hunter2@db/airy", "a postgresql+psycopg2:// URL"),
         ("sqlite+aiosqlite:///a.db", "a sqlite+aiosqlite:// URL"),
