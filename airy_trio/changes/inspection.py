@@ -11,7 +11,17 @@ from airy_trio.changes.queries import Queries
 from airy_trio.changes.relations import Relation, find
 from airy_trio.changes.rows import Value
 from airy_trio.changes.sweep import Sweep
-from airy_trio.changes.tables import FIELDS, WATERMARK, Column, Kind, Table, TableOptions, Tables, TablesOptions
+from airy_trio.changes.tables import (
+    FIELDS,
+    WATERMARK,
+    Column,
+    Kind,
+    MessagesOptions,
+    Table,
+    TableOptions,
+    Tables,
+    TablesOptions,
+)
 from airy_trio.database import DatabaseRefused, translated
 from airy_trio.errors import MappingError
 
@@ -97,6 +107,7 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
         values=options.values,
         where=options.where,
         time_zone=options.time_zone,
+        content_form=options.content if isinstance(options, MessagesOptions) else "auto",
         row_triggers=relation.row_triggers,
         unique=_replacing(relation, columns, kind),
         watermark=_watermark(kind, options, relation, faults) if watermarks else None,

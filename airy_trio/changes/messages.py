@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from airy_trio.changes.driver import Row
-from airy_trio.changes.rows import ChangedObject, Message, MessageGone, Value
+from airy_trio.changes.rows import ChangedObject, ContentForm, Message, MessageGone, Value
 from airy_trio.changes.tables import FIELDS, Key, Table
 
 _FIELDS = tuple(field.name for field in FIELDS["messages"])
@@ -22,9 +22,10 @@ class MessageColumns:
         self._text_chars_max = text_chars_max
         read = tuple(table.columns)
         constants = {name: table.constants.get(name) for name in _FIELDS if name not in table.columns}
-        self._is_json = content is not None and content.type == "json"
-        self._added = (*constants.values(), self._is_json, table.zone)
-        names = (*read, "included", *constants, "content_is_json", "time_zone")
+        is_json = content is not None and content.type == "json"
+        self._form: ContentForm = "json" if table.content_form == "auto" and is_json else table.content_form
+        self._added = (*constants.values(), self._form, table.zone)
+        names = (*read, "included", *constants, "content_form", "time_zone")
         self._message: itemgetter[Any] = itemgetter(*map(names.index, Message._fields))
         self._key, self._included = read.index("id"), len(read)
         self._translated = tuple(name for name in table.values if name in table.columns)
@@ -39,13 +40,13 @@ class MessageColumns:
             if self._translated:
                 message = self._with_values(message)
             if is_cut(message.content, chars_max):
-                message = message._replace(content=whole_characters(message.content), content_is_json=False)
+                message = message._replace(content=whole_characters(message.content), content_form="text")
             found[row[key], None] = message if row[included] else _gone(message)
         return found
 
     def present(self, fields: Mapping[str, Any]) -> Message:
         """A message with these fields, which are under our names."""
-        return Message(**fields, content_is_json=self._is_json, time_zone=self._table.zone)
+        return Message(**fields, content_form=self._form, time_zone=self._table.zone)
 
     def _with_values(self, message: Message) -> Message:
         """The same with the mapping's ``values`` applied."""

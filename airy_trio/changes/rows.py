@@ -6,7 +6,7 @@ turning text into a time or a flag may fail, and one impossible row must not fai
 """
 
 from datetime import tzinfo
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from attrs import frozen
 
@@ -14,10 +14,16 @@ Value = str | bytes | int | float | bool | None
 """One column's raw value. ``bytes`` is text that is not UTF-8, or a BLOB."""
 
 
-class Message(NamedTuple):
-    """A row of the messages table. ``content_is_json``: the column's declared type is JSON or JSONB, and it is whole.
+ContentForm = Literal["auto", "text", "json"]
+"""How a message's content becomes JSON. "text": a JSON string. "json": the JSON that it is. "auto": the JSON that it is
+if it is an object or an array, else a string."""
 
-    Of a content that is longer than an event may be only the beginning is read, longer than an event may be as well.
+
+class Message(NamedTuple):
+    """A row of the messages table. ``content_form``: the mapping's, or "json" for a column that is declared JSON.
+
+    Of content that is longer than an event may be, only the beginning is read. It is still longer than an event may
+    be, and its form is "text", because the rest of a JSON value is missing.
     ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, which is in ``time_zone`` if it names none.
 
     A tuple, for a bulk change makes one for each row: a frozen class takes eight times as long to make. First the
@@ -33,7 +39,7 @@ class Message(NamedTuple):
     sent_at: Value
     source: Value
     sender_id: Value
-    content_is_json: bool
+    content_form: ContentForm
     time_zone: tzinfo
 
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from attrs import field, frozen
 
-from airy_trio.changes.rows import Value
+from airy_trio.changes.rows import ContentForm, Value
 
 Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -99,10 +99,21 @@ class TableOptions:
 
 
 @frozen(kw_only=True)
+class MessagesOptions(TableOptions):
+    """The mapping of messages. ``content``: how the content becomes JSON (``rows.ContentForm``).
+
+    "auto" lets whoever writes the text decide the type of ``content``: text that happens to be a JSON object arrives as
+    an object. "text" prevents that for a text column, "json" turns what is not JSON into a row fault.
+    """
+
+    content: ContentForm = "auto"
+
+
+@frozen(kw_only=True)
 class TablesOptions:
     """The mapping of all kinds (settings, ``[database.tables]``)."""
 
-    messages: TableOptions = field(factory=TableOptions)
+    messages: MessagesOptions = field(factory=MessagesOptions)
     metadata: TableOptions = field(factory=TableOptions)
     channels: TableOptions = field(factory=TableOptions)
     tags: TableOptions = field(factory=TableOptions)
@@ -148,6 +159,7 @@ class Table:
     values: Mapping[str, Mapping[str, Scalar]]
     where: str
     time_zone: str
+    content_form: ContentForm = "auto"
     row_triggers: bool = False
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
     watermark: Column | None = None

@@ -117,13 +117,13 @@ def _message(row: Message) -> MessageUpdated:
     """The event of a row. Both are taken apart and put together by position, in half the time that names take."""
     (
         id_, conversation_id, channel_id, content, delivery_state, from_contact, sent_at, source, sender_id,
-        is_json, time_zone,
+        content_form, time_zone,
     ) = row  # fmt: skip
     return MessageUpdated(
         values.identity(id_, "id"),
         values.identity(conversation_id, "conversation_id"),
         values.identity(channel_id, "channel_id"),
-        values.content(content, is_json=is_json),
+        values.content(content, content_form),
         values.delivery_state(delivery_state),
         values.flag(from_contact, "from_contact"),
         wire_time(sent_at, time_zone, "sent_at"),

@@ -6,7 +6,7 @@ Times have a module of their own.
 
 import re
 
-from airy_trio.changes.rows import Value
+from airy_trio.changes.rows import ContentForm, Value
 from airy_trio.events import strict_json
 from airy_trio.events.faults import UnfitValueError
 from airy_trio.events.models import Json
@@ -108,22 +108,22 @@ def color(value: Value) -> str:
     return COLOR_PREFIX + lower
 
 
-def content(value: Value, *, is_json: bool) -> Json:
-    """The source's payload.
+def content(value: Value, form: ContentForm) -> Json:
+    """Return the source's payload as JSON. NULL is ``null`` in every form.
 
-    A JSON column's text stands as it is, once it is checked; a number or a boolean, which SQLite makes of a JSON
-    column's text, is that JSON value. Other text stands as it is if it is a JSON object or array, and becomes a JSON
-    string if not, or if it is nested too deep. NULL is ``null``.
+    "json": the text itself, once it is checked; a number or a boolean, which SQLite makes of a JSON column's text, is
+    that JSON value. "text": a JSON string. "auto": the text itself if it is a JSON object or array, else, or if it is
+    nested too deep, a JSON string.
     """
     if value is None:
         return Json("null")
     column = "content"
     plain = raw_text(value, column)
-    if is_json or strict_json.is_object(plain) or strict_json.is_array(plain):
+    if form == "json" or (form == "auto" and (strict_json.is_object(plain) or strict_json.is_array(plain))):
         try:
             return strict_json.check(plain)
         except strict_json.InvalidJsonError as error:
-            if is_json:
+            if form == "json":
                 raise UnfitValueError(column, str(error)) from None
     return strict_json.quoted(plain)
 

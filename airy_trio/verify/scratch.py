@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from airy_trio.admin.server import AdminOptions
 from airy_trio.changes.feed import ChangesOptions
-from airy_trio.changes.tables import TableOptions, TablesOptions
+from airy_trio.changes.tables import MessagesOptions, TableOptions, TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
@@ -126,10 +126,12 @@ def name() -> str:
 
 def settings_on(database: DatabaseOptions, table: str | list[str]) -> Settings:
     """Settings of a server on a place: everything of its own, on a port of its own, with our defaults."""
-    none = TableOptions(name="")
+    unmapped = TableOptions(name="")
     return Settings(
         database=database,
-        tables=TablesOptions(messages=none, metadata=none, channels=none, tags=TableOptions(name=table)),
+        tables=TablesOptions(
+            messages=MessagesOptions(name=""), metadata=unmapped, channels=unmapped, tags=TableOptions(name=table)
+        ),
         changes=ChangesOptions(),
         events=EVENTS,
         log=LogOptions(),

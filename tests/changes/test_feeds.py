@@ -20,7 +20,7 @@ async def test_a_row_of_each_kind_comes_once_with_its_columns(any_application: A
         message, metadata, channel, tag = (await read_all(feed, start))[0]
     assert isinstance(message, Message)
     assert (message.id, message.conversation_id, message.channel_id) == ("m1", "c1", "ch1")
-    assert (message.content, message.content_is_json) == ('{"text": "Hello World"}', False)
+    assert (message.content, message.content_form) == ('{"text": "Hello World"}', "auto")
     assert str(message.from_contact) in {"1", "true"}
     assert metadata == Metadata(
         subject="conversation",

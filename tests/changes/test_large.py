@@ -52,7 +52,7 @@ async def test_a_content_is_whole_up_to_the_limit(
     assert isinstance(message, Message)
     assert isinstance(message.content, str)
     assert len(message.content) == length if whole else TEXT_CHARS_MAX < len(message.content) <= length
-    assert message.content_is_json == (whole and type_ != "text")
+    assert message.content_form == ("text" if not whole else "auto" if type_ == "text" else "json")
     translation = translate([message], EventsOptions())
     assert translation.faults == ()
     body, truncated = encode(translation.events[0], 10 * TEXT_CHARS_MAX if whole else TEXT_CHARS_MAX)

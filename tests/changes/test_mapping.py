@@ -156,10 +156,16 @@ async def test_other_types_of_ids(postgres_application: Application, type_: str)
     assert str(found.id).strip() == {"uuid": str(id_), "bytea": "\\x01"}.get(type_, "123")
 
 
+@pytest.mark.parametrize("type_", ["text", "jsonb"])
+async def test_content_form_of_the_mapping_wins(any_application: Application, type_: str) -> None:
+    found = await message_of(any_application, {"content": type_}, {"content": '{"a": 1}'}, 'content = "text"')
+    assert (found.content, found.content_form) == ('{"a": 1}', "text")
+
+
 @pytest.mark.parametrize("type_", ["json", "jsonb"])
 async def test_json_content(any_application: Application, type_: str) -> None:
     found = await message_of(any_application, {"content": type_}, {"content": '{"a": 1}'})
-    assert (found.content, found.content_is_json) == ('{"a": 1}', True)
+    assert (found.content, found.content_form) == ('{"a": 1}', "json")
 
 
 @pytest.mark.parametrize(

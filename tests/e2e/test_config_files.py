@@ -121,7 +121,7 @@ async def test_airy(any_application: Application, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_chatwoot(postgres_application: Application, tmp_path: Path) -> None:
-    """A private note is no event: the row after it is the next that a client hears of."""
+    """A private note counts as deleted, and text that looks like JSON stays text."""
     postgres_application.execute(*CHATWOOT)
     await assert_events(
         postgres_application,
@@ -129,22 +129,43 @@ async def test_chatwoot(postgres_application: Application, tmp_path: Path) -> No
         [
             CHATWOOT_MESSAGE.format("between us", 1, "true", 0, 9),
             CHATWOOT_MESSAGE.format("Hi", 0, "false", 0, 5),
+            CHATWOOT_MESSAGE.format('{"type": "text"}', 0, "false", 0, 5),
             "insert into inboxes (channel_id, account_id, name, channel_type) values (4, 1, 'W', 'Channel::WebWidget')",
             "insert into labels (title) values ('urgent')",
         ],
         [
+            ("message.deleted", {"conversation_id": "7", "channel_id": "3", "message": {"id": "1"}}),
             ("message.updated", message(id="2", conversation_id="7", channel_id="3", source="chatwoot", sender="5")),
+            (
+                "message.updated",
+                message(
+                    id="3",
+                    conversation_id="7",
+                    channel_id="3",
+                    source="chatwoot",
+                    sender="5",
+                    content='{"type": "text"}',
+                ),
+            ),
             ("channel.updated", {"id": "1", "source": "chatplugin", "source_channel_id": "4", "connected": True}),
             ("tag.updated", {"id": "1", "name": "urgent", "color": "#1f93ff"}),
         ],
     )
 
 
-def message(*, id: str, conversation_id: str, channel_id: str, source: str, sender: str) -> dict[str, Any]:  # noqa: A002 - the names of the columns
+def message(
+    *,
+    id: str,  # noqa: A002 - the names of the columns
+    conversation_id: str,
+    channel_id: str,
+    source: str,
+    sender: str,
+    content: str = "Hi",
+) -> dict[str, Any]:
     """The payload of the one message that both have, in other columns."""
     told = {
         "id": id,
-        "content": "Hi",
+        "content": content,
         "delivery_state": "delivered",
         "from_contact": True,
         "sent_at": "2020-10-25T21:24:54.560Z",

@@ -2,7 +2,7 @@
 
 import json
 from datetime import UTC, tzinfo
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from zoneinfo import ZoneInfo
 
 from attrs import evolve
@@ -12,6 +12,7 @@ from airy_trio.changes.rows import (
     ChangedObject,
     Channel,
     ChannelGone,
+    ContentForm,
     Message,
     MessageGone,
     Metadata,
@@ -30,7 +31,7 @@ MESSAGE = Message(
     conversation_id="c1",
     channel_id="ch1",
     content='{"text": "Hello World"}',
-    content_is_json=True,
+    content_form="json",
     delivery_state="delivered",
     from_contact=True,
     sent_at="2020-10-25T21:24:54.560Z",
@@ -143,12 +144,12 @@ _ENTRIES = st.lists(
 
 def any_message() -> st.SearchStrategy[Message]:
     """A message with any one column bad, or all of them."""
-    column = st.sampled_from(sorted(set(_columns(MESSAGE)) - {"content_is_json", "time_zone"}))
+    column = st.sampled_from(sorted(set(_columns(MESSAGE)) - {"content_form", "time_zone"}))
     one_bad = st.builds(
-        lambda name, value, is_json: Message(**{**_columns(MESSAGE), "content_is_json": is_json, name: value}),
+        lambda name, value, form: Message(**{**_columns(MESSAGE), "content_form": form, name: value}),
         column,
         ANY_VALUE,
-        st.booleans(),
+        st.sampled_from(get_args(ContentForm)),
     )
     all_bad = st.builds(
         Message,
@@ -156,7 +157,7 @@ def any_message() -> st.SearchStrategy[Message]:
         conversation_id=ANY_VALUE,
         channel_id=ANY_VALUE,
         content=ANY_VALUE,
-        content_is_json=st.booleans(),
+        content_form=st.sampled_from(get_args(ContentForm)),
         delivery_state=ANY_VALUE,
         from_contact=ANY_VALUE,
         sent_at=ANY_VALUE,

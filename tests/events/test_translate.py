@@ -82,7 +82,7 @@ def test_a_message_as_sqlite_holds_it() -> None:
         conversation_id=7,
         channel_id=3,
         content="123",
-        content_is_json=False,
+        content_form="auto",
         delivery_state="PENDING",
         from_contact=0,
         sent_at="2020-10-25 22:24:54.5609",
@@ -98,7 +98,7 @@ def test_a_message_as_sqlite_holds_it() -> None:
 
 
 def test_text_content_is_embedded_only_as_object_or_array() -> None:
-    text = altered(MESSAGE, content_is_json=False)
+    text = altered(MESSAGE, content_form="auto")
     assert '"content":[ 1 ],"delivery_state"' in body_of(altered(text, content="[ 1 ]"))
     assert '"content":"null","delivery_state"' in body_of(altered(text, content="null"))
     assert '"content":null,"delivery_state"' in body_of(altered(text, content=None))

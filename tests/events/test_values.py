@@ -1,16 +1,18 @@
 """One value of a row at a time: what it means on the wire, or the fault that it is."""
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.rows import Value
+from airy_trio.changes.rows import ContentForm, Value
 from airy_trio.events import strict_json, values
 from airy_trio.events.faults import UnfitValueError
 from tests.events.rows import ANY_VALUE, strictly_read
 
+FORMS: tuple[ContentForm, ...] = get_args(ContentForm)
 HUGE = 10**5000
 
 
@@ -173,34 +175,34 @@ def test_what_is_no_color(value: Value) -> None:
     ],
 )
 def test_a_json_column_stands_as_it_is(value: Value, expected: str) -> None:
-    assert values.content(value, is_json=True) == expected
+    assert values.content(value, "json") == expected
 
 
 @pytest.mark.parametrize("value", ["NaN", '{"a":NaN}', "{", "", "hello", math.nan, math.inf])
 def test_a_json_column_that_holds_none(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^content is not valid JSON$"):
-        values.content(value, is_json=True)
+        values.content(value, "json")
 
 
 def test_a_json_column_that_is_too_deep() -> None:
     with pytest.raises(UnfitValueError, match=r"^content is nested deeper than 500$"):
-        values.content("[" * 501 + "]" * 501, is_json=True)
+        values.content("[" * 501 + "]" * 501, "json")
 
 
-@pytest.mark.parametrize("is_json", [True, False])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "value,problem",
     [(b"{}", "is not UTF-8 text"), ('["\ud800"]', "is not UTF-8 text"), (HUGE, "has too many digits")],
 )
-def test_content_that_is_no_text(value: Value, problem: str, *, is_json: bool) -> None:
+def test_content_that_is_no_text(value: Value, problem: str, form: ContentForm) -> None:
     with pytest.raises(UnfitValueError) as caught:
-        values.content(value, is_json=is_json)
+        values.content(value, form)
     assert str(caught.value) == f"content {problem}"
 
 
 @pytest.mark.parametrize("value", ['{"text": "hi"}', ' [1.0, "\\ud800"] ', "\n\t\r {}", '{"a":[' + "9" * 6000 + "]}"])
 def test_text_that_is_an_object_or_array_stands_as_it_is(value: str) -> None:
-    assert values.content(value, is_json=False) == value
+    assert values.content(value, "auto") == value
 
 
 @pytest.mark.parametrize(
@@ -224,20 +226,25 @@ def test_text_that_is_an_object_or_array_stands_as_it_is(value: str) -> None:
     ],
 )
 def test_all_other_text_becomes_a_string(value: str) -> None:
-    assert strictly_read(values.content(value, is_json=False)) == value
+    assert strictly_read(values.content(value, "auto")) == value
 
 
 @pytest.mark.parametrize(
     "value,expected", [(123, '"123"'), (-1.5, '"-1.5"'), (True, '"true"'), (math.inf, '"inf"'), (None, "null")]
 )
 def test_a_text_column_that_holds_another_type(value: Value, expected: str) -> None:
-    assert values.content(value, is_json=False) == expected
+    assert values.content(value, "auto") == expected
 
 
-@given(ANY_VALUE, st.booleans())
-def test_content_is_json_or_a_fault(value: Value, is_json: bool) -> None:
+@pytest.mark.parametrize("value", ['{"text": "hi"}', "[1]", "hello", "", "a\x00b", "[" * 501 + "]" * 501])
+def test_text_form_is_always_a_json_string(value: str) -> None:
+    assert strictly_read(values.content(value, "text")) == value
+
+
+@given(ANY_VALUE, st.sampled_from(FORMS))
+def test_content_is_json_or_a_fault(value: Value, form: ContentForm) -> None:
     try:
-        content = values.content(value, is_json=is_json)
+        content = values.content(value, form)
     except UnfitValueError:
         return
     strictly_read(content.encode())

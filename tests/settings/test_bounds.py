@@ -46,6 +46,7 @@ TEXTS = [
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
     ("changes.capture", ["triggers", "updated_at"], ["", "wal"]),
+    ("database.tables.messages.content", ["auto", "text", "json"], ["", "Text", "binary"]),
     ("log.store", ["memory", "sql", "acme.events-2"], ["", "Redis", "a b", "a" * 42]),
     *(
         (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])
