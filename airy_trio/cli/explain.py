@@ -1,5 +1,6 @@
-"""``airy-trio explain``: what became of one object."""
+"""``airy-trio explain``: what happened to one object."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -10,17 +11,17 @@ from airy_trio.cli.starting import CONFIG, loaded, told
 TYPES = ("message", "metadata", "channel", "tag")
 
 
-@click.command(short_help="What became of one object, or why nothing did.")
+@click.command(short_help="What happened to one object, or what prevented it.")
 @CONFIG
 @click.argument("type_", metavar="TYPE", type=click.Choice(TYPES))
 @click.argument("id_", metavar="ID")
 def explain(config: Path | None, type_: str, id_: str) -> None:
-    """Tell what became of a message, a channel, a tag or the metadata of something.
+    """Explain what happened to a message, a channel, a tag or the metadata of something.
 
-    Its row, its last change by the trigger's clock, the event that was recorded, and how many of the clients connected
-    now have passed it; or what stood in the way. The clients are those of the server whose admin port the settings
-    name, of all its workers; servers elsewhere have others. TYPE is message, metadata, channel or tag; the ID of
-    metadata is SUBJECT:IDENTIFIER.
+    Prints a verdict, then the row, its last change by the trigger's clock, the recorded event, and how many of the
+    clients connected now have received it. The clients are those of all workers of the server whose admin port the
+    settings name; other servers have others. TYPE is message, metadata, channel or tag; the ID of metadata is
+    SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, else 1.
 
     \b
     Examples:
@@ -35,5 +36,7 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     if subject is None:
         message = f"{id_!r} lacks its subject: conversation:ID, channel:ID or message:ID"
         raise click.BadParameter(message, param_hint="ID")
-    for line in told(lambda: work.explain(settings, subject)):
+    explanation = told(lambda: work.explain(settings, subject))
+    for line in explanation.lines:
         click.echo("".join(letter if letter.isprintable() else " " for letter in line))
+    sys.exit(0 if explanation.recorded else 1)

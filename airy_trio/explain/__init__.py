@@ -1,7 +1,8 @@
-"""``airy-trio explain TYPE ID``: what became of one object, from its row to the clients, or what stood in the way.
+"""``airy-trio explain TYPE ID``: what happened to one object, from its row to the clients, or what prevented it.
 
-Three places are asked: the database (``row``), the event store (here), the running server at its admin ports
-(``clients``). Each is told as lines; a place that does not answer is told too, and the others are asked all the same.
+Three places are asked: the database (``row``), the event store (here), and the running server at its admin ports
+(``clients``). A place that does not answer is reported, and the others are asked all the same. The first line is a
+verdict over all of them.
 """
 
 from collections.abc import Iterator
@@ -38,8 +39,16 @@ class _Found:
     resume_point: str | None
 
 
-def explain(settings: Settings, subject: Subject) -> list[str]:
-    """Lines for a person. Raises ``AiryTrioError`` where the database cannot be asked."""
+@frozen
+class Explanation:
+    """``lines`` for a person, the verdict first. ``recorded``: the object's current state is, or was, in the log."""
+
+    recorded: bool
+    lines: list[str]
+
+
+def explain(settings: Settings, subject: Subject) -> Explanation:
+    """Ask all three places. Raises ``AiryTrioError`` if the database cannot be asked."""
     options = settings.database
     if sa.make_url(options.url).get_backend_name() == SQLITE:
         require_file(sqlite_path(options.url))
@@ -47,17 +56,45 @@ def explain(settings: Settings, subject: Subject) -> list[str]:
     point = None if found is None else found.resume_point
     database = open_database(options.direct_url or options.url, options)
     try:
-        lines = database.run_sync(lambda connection: list(row.lines(connection, settings, subject, point)))
+        report = database.run_sync(lambda connection: row.look(connection, settings, subject, point))
     except DatabaseError as error:
         raise StartError([f"database.url: the database cannot be used: {error}"]) from None
     finally:
         database.engine.dispose()
+    lines = report.lines
     lines += _event_lines(found) if found is not None else [f"event     not known: {trouble}"]
     servers = clients.Servers.of(settings)
-    if found is not None and found.newest is not None:
-        lines += clients.lines(servers, Position(found.epoch, found.newest.offset), found.newest)
+    newest = None if found is None else found.newest
+    if found is not None and newest is not None:
+        lines += clients.lines(servers, Position(found.epoch, newest.offset), newest)
     lines += clients.readiness_lines(servers)
-    return lines
+    recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
+    return Explanation(recorded, [f"verdict   {verdict}", *lines])
+
+
+def _verdict(  # noqa: PLR0911 - one return for each verdict, in the order of what prevents most
+    report: row.RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool
+) -> tuple[bool, str]:
+    """Whether the object's current state was recorded, and one sentence that says so or says what prevents it."""
+    if report.row == "unmapped":
+        return False, f"no events: this application has no table for {subject.kind}"
+    if report.row == "faulty":
+        return False, "no event: the row cannot become one"
+    if not report.captured:
+        return False, "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"
+    if report.change == "waiting":
+        if report.recording:
+            return False, "not yet: the change waits to be recorded"
+        return False, "not yet: the change waits for a server; none records now"
+    if newest is not None:
+        return True, f"recorded: {newest.type} is in the event log"
+    if report.change == "recorded":
+        return True, "recorded, if it is an event at all; the event log has no event of it any more"
+    if not store_known:
+        return False, "not known: the event log cannot be asked"
+    if report.row == "absent":
+        return False, "nothing is known of this object: no row, no change, no event"
+    return False, "no event is kept: the row has not changed for longer than events and changes are kept"
 
 
 def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:

@@ -33,6 +33,7 @@ class Explained:
     """The lines by what they are about."""
 
     lines: dict[str, str]
+    recorded: bool
 
     def __getitem__(self, about: str) -> str:
         return self.lines.get(about, "")
@@ -43,12 +44,13 @@ async def explain(config: Path, type_: str, id_: str) -> Explained:
     subject = Subject.parse(type_, id_)
     assert subject is not None
     settings = load(config, {})
-    lines = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
+    explained = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
+    assert explained.lines[0].startswith("verdict   ")
     told: dict[str, str] = {}
-    for line in lines:
+    for line in explained.lines:
         about = line[:10].strip()
         told[about] = f"{told[about]}\n{line[10:]}" if about in told else line[10:]
-    return Explained(told)
+    return Explained(told, explained.recorded)
 
 
 def configure(application: Application, folder: Path, more: str = "", *, port: int = 1) -> Path:
@@ -100,6 +102,7 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     )
     assert told["clients"] == summary
     assert told[""].count("session ") == 4
+    assert (told["verdict"], told.recorded) == ("recorded: message.updated is in the event log", True)
     assert told["server"] == ""
     assert (command.code, command.err) == (0, "")
     assert f"row       {told['row']}\n" in command.out
@@ -115,6 +118,8 @@ async def test_without_a_server_it_says_that_nobody_records(any_application: App
     assert told["change"].endswith(", not recorded yet")
     assert told["recorder"] == "no server holds the lease: nothing is recorded until one runs"
     assert told["event"].startswith("none of it is kept (kept is nothing)")
+    assert told["verdict"] == "not yet: the change waits for a server; none records now"
+    assert not told.recorded
     assert told["server"] == "no server answers at the admin port 127.0.0.1:1; it does not run here"
 
 
@@ -130,12 +135,27 @@ async def test_no_such_row_and_one_that_was_deleted(any_application: Application
     assert never["change"] == "none in the change log: recorded and trimmed, or from before the triggers were there"
 
 
+@pytest.mark.parametrize("id_", ["abc", "1", "99999999999999999999"])
+async def test_object_without_a_row_is_not_invented(
+    postgres_application: Application, tmp_path: Path, id_: str
+) -> None:
+    postgres_application.execute("create table tags (id integer primary key, name text, color text)")
+    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    postgres_application.migrate(others, with_tables=False)
+    config = configure(postgres_application, tmp_path, others)
+    told = await explain(config, "tag", id_)
+    assert told["row"] == 'there is none in table "tags"'
+    assert told["verdict"] == "nothing is known of this object: no row, no change, no event"
+    assert (await run("explain", "--config", str(config), "tag", id_)).code == 1
+
+
 async def test_a_row_fault_is_named(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.message(delivery_state="lost")
     told = await explain(configure(any_application, tmp_path), "message", "m1")
     assert told["row"].startswith('there is one in table "messages", which cannot become an event (row fault): ')
     assert "messages m1: delivery_state " in told["row"]
+    assert (told["verdict"], told.recorded) == ("no event: the row cannot become one", False)
 
 
 async def test_a_row_outside_where_counts_as_deleted(any_application: Application, tmp_path: Path) -> None:
@@ -152,6 +172,7 @@ async def test_missing_triggers_are_told(any_application: Application, tmp_path:
     any_application.tag()
     told = await explain(configure(any_application, tmp_path), "tag", "t1")
     assert 'table "tags" (tags) has no trigger ' in told["triggers"]
+    assert told["verdict"].startswith("no event: changes of this table are not captured; run: airy-trio migrate")
 
 
 async def test_metadata_by_its_pair(any_application: Application, tmp_path: Path) -> None:
