@@ -7,12 +7,9 @@ from typing import Final
 from airy_trio.changes.rows import Value
 from airy_trio.changes.tables import Column
 
-_UUID_FORM: Final = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_UUID = re.compile(_UUID_FORM)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
-_INTEGER_DIGITS_SURE: Final = {"smallint": 4, "integer": 9, "bigint": 18}
-"""So many fit."""
 _NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
 
 
@@ -30,19 +27,3 @@ def fits(column: Column, key: Value) -> bool:
             return _NUMERIC.fullmatch(str(key)) is not None
         case _:
             return True
-
-
-def sure_form(column: Column) -> str | None:
-    """The form of texts that can be cast to a column's type, as a regular expression of both Python and Postgres.
-
-    Empty where all can; None where that cannot be told. Some that ``fits`` are not of it.
-    """
-    match column.type:
-        case "text":
-            return ""
-        case "uuid":
-            return _UUID_FORM
-        case "integer":
-            return f"-?[0-9]{{1,{_INTEGER_DIGITS_SURE[column.sql_type]}}}"
-        case _:
-            return None

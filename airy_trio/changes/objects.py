@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from attrs import define, field, frozen
 
 from airy_trio.changes.driver import Asked, Row
-from airy_trio.changes.guesses import Guess, guess_at
 from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
 from airy_trio.changes.presence import absent, entry, named, pair, present
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
@@ -81,12 +80,6 @@ class Objects:
         """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
         reading = self.reading(changes)
         return reading.objects([asked.rows(connection) for asked in reading.asked])
-
-    def guesses(self, changes: str) -> Mapping[Kind, Guess]:
-        """How the rows of each kind for which that can be guessed are read along with the changes (``guess_at``)."""
-        tables = self._tables.items()
-        found = ((kind, guess_at(table, self._queries[kind], changes)) for kind, table in tables)
-        return {kind: guess for kind, guess in found if guess is not None}
 
     def reading(self, changes: Iterable[Change]) -> "Reading":
         """What ``read`` has to ask for some changes: for who asks by himself."""

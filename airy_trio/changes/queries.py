@@ -46,7 +46,10 @@ class Queries:
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._key_columns = table.keys
         self._any_text = not any(column.type in _CAST for column in table.keys)
-        self.by_key = _question(self.rows_of(self._keys(self._key_columns)))
+        selected = [self.selected(name, column) for name, column in table.columns.items()]
+        selected.append(f"{self._included} as {INCLUDED}")
+        found = self._joined(self._keys(self._key_columns), self._key_columns)
+        self.by_key = _question(f"select {', '.join(selected)} from {found}")  # noqa: S608 - names quoted
 
     @property
     def _true(self) -> str:
@@ -108,12 +111,6 @@ class Queries:
             constants.get("conversation_id", self._table.value("conversation_id", conversation_id)),
             constants.get("channel_id", self._table.value("channel_id", channel_id)),
         )
-
-    def rows_of(self, keys: str) -> str:
-        """What ``rows`` asks, of keys that are given as SQL: ``airy_1`` and ``airy_2`` of ``airy_wanted``."""
-        selected = [self.selected(name, column) for name, column in self._table.columns.items()]
-        selected.append(f"{self._included} as {INCLUDED}")
-        return f"select {', '.join(selected)} from {self._joined(keys, self._table.keys)}"  # noqa: S608 - names quoted
 
     @cached_property
     def _owners(self) -> Question:

@@ -1,25 +1,25 @@
-"""Few changes of Postgres, read in one round trip or two and without a thread: what there is after most commits.
+"""Few changes of Postgres, read in two round trips and without a thread: what there is after most commits.
 
-The first one begins a transaction of one snapshot and reads the difference; the second reads what it is about, lets go
-of the doorbell, and ends the transaction. Where the doorbell has rung, something is there, and mostly of the kinds that
-changed last: so their rows are read in the first one too, which then ends the transaction itself. Where that guess was
-wrong, all is read again in two. It refuses to know what a difference is and what its rows mean.
+The first one begins a transaction of one snapshot and reads the difference; the second reads what it is about, lets
+writers stop notifying where that is wanted, and ends the transaction. Independent of what a difference is and of what
+its rows mean.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
 from attrs import frozen
+from sqlalchemy.dialects import postgresql
 
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Asked, Row
-from airy_trio.changes.guesses import NUMBERED, Guesses
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.rows import ChangedObject
 from airy_trio.pipeline import Parameter, Pipeline, Statement
 
 CHANGES_MAX: Final = 64
+_NUMBERED: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 _BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
 _COMMIT: Final = Statement("airy_commit", "commit")
 _ROLLBACK: Final = Statement("airy_rollback", "rollback")
@@ -49,7 +49,6 @@ class ShortReads:
             f"'{name}') as oid) as text), ''), found.* from (select) moment left join ({_changes(log, columns)}) found "
             "on true order by seq",
         )
-        self._guesses = Guesses(objects.guesses(_changes(log, "kind, key_1, seq")))
 
     async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster) -> Few | None:
         """Read what follows a point that has no target; None where those are more than few.
@@ -62,10 +61,6 @@ class ShortReads:
         rung, self._bell.rung = self._bell.rung, False
         if rung:
             pipeline.disregard_notifications()  # this read answers them, and no later one
-        if rung and self._guesses.made:
-            few = await self._read_at_once(pipeline, asked, cluster)
-            if few is not None:
-                return few
         _, found = await pipeline.run((_BEGIN, ()), (self._difference, asked))
         rows, now = _told(found, cluster)
         if len(rows) > CHANGES_MAX:
@@ -74,30 +69,17 @@ class ShortReads:
         if not rows:
             await pipeline.run((_COMMIT, ()))
             return Few(rows, (), now)
-        self._guesses.note(row[0] for row in rows)
         reading = self._objects.reading(changes_of(rows))
-        answers = await pipeline.run(*map(self._put, reading.asked), *self._bell.letting_go(), (_COMMIT, ()))
+        # If notifications are rare, stay subscribed: a NOTIFY is cheap for the writer, re-arming costs a round trip.
+        letting_go = self._bell.letting_go() if self._bell.hurried or not rung else ()
+        answers = await pipeline.run(*map(self._put, reading.asked), *letting_go, (_COMMIT, ()))
         return Few(rows, reading.objects(answers[: len(reading.asked)]), now)
-
-    async def _read_at_once(self, pipeline: Pipeline, asked: Sequence[Parameter], cluster: Cluster) -> Few | None:
-        """Read the difference and what it is guessed to be about; None where that was wrong, or those are more.
-
-        Who is only rung for now and then stays asleep: to be woken costs a writer little, to fall asleep costs us more.
-        """
-        guessed = [(guess.statement, asked) for guess in self._guesses.made]
-        letting_go = self._bell.letting_go() if self._bell.hurried else ()
-        told = await pipeline.run((_BEGIN, ()), (self._difference, asked), *guessed, *letting_go, (_COMMIT, ()))
-        rows, now = _told(told[1], cluster)
-        if len(rows) > CHANGES_MAX or not self._guesses.cover((row[0], row[2]) for row in rows):
-            return None
-        reading = self._objects.reading(changes_of(rows))
-        return Few(rows, reading.objects(self._guesses.answers(reading.asked, told[2:])), now)
 
     def _put(self, asked: Asked) -> tuple[Statement, Sequence[Parameter]]:
         """A question as a statement with numbered parameters, which is made once."""
         known = self._statements.get(id(asked.question))  # a question lives as long as the objects
         if known is None:
-            compiled = asked.question.statement.compile(dialect=NUMBERED)
+            compiled = asked.question.statement.compile(dialect=_NUMBERED)
             statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
             known = self._statements[id(asked.question)] = statement, compiled.positiontup or ()
         statement, names = known

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import trio
 from psycopg import sql
 
-from airy_trio.changes import postgres
+from airy_trio.changes import doorbell, postgres
 from airy_trio.changes.feed import Batch
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.database import DatabaseUnavailable
@@ -71,19 +71,41 @@ async def next_batch(feed: AnyFeed, after: str) -> Batch:
                 return batch
 
 
-async def test_a_commit_wakes_the_sleeper_and_is_the_only_one_that_rings(
-    application: Application, heard: psycopg.Connection
+@pytest.mark.parametrize("seldom", [True, False])
+async def test_only_rings_soon_after_each_other_stop_the_ringing(
+    application: Application, heard: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, seldom: bool
 ) -> None:
+    monkeypatch.setattr(doorbell, "HURRY_S", 0.0 if seldom else NEVER_S)
     async with feed_of(application, application.settings()) as feed:
+        assert isinstance(feed, PostgresFeed)
         after = await asleep(feed, await feed.origin())
-        application.tag("t1")
-        batch = await next_batch(feed, after)
-        assert len(batch.objects) == 1
-        assert rings(heard) == 1
-        for number in range(10):  # it is awake now
-            application.tag(f"awake-{number}")
-        assert rings(heard) == 0
-        assert (await feed.read(batch.resume_point, 100)).changes == 10
+        for number in (1, 2):
+            assert feed.bell.armed
+            application.tag(f"t{number}")
+            batch = await next_batch(feed, after)
+            assert len(batch.objects) == 1
+            assert rings(heard) == 1
+            await feed.bell.wait(0.01)
+            assert not feed.bell.rung  # the read has answered the ring
+            after = batch.resume_point
+        for number in range(10):
+            application.tag(f"later-{number}")
+        assert rings(heard) == (10 if seldom else 0)
+        assert feed.bell.armed is seldom
+        assert (await feed.read(after, 100)).changes == 10
+
+
+async def test_a_ring_for_nothing_keeps_the_bell(application: Application) -> None:
+    async with feed_of(application, application.settings()) as feed:
+        assert isinstance(feed, PostgresFeed)
+        after = await asleep(feed, await feed.origin())
+        application.execute("notify airy_trio_changes")
+        await feed.wait()
+        assert feed.bell.rung
+        assert (await feed.read(after, 100)).changes == 0
+        assert feed.bell.armed
+        application.tag()
+        assert (await next_batch(feed, after)).changes == 1
 
 
 def test_nobody_rings_without_a_sleeper(application: Application, heard: psycopg.Connection) -> None:

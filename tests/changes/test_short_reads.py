@@ -150,3 +150,19 @@ async def test_a_table_that_is_gone_is_told(postgres_application: Application) -
             await feed.read(point, MANY)
         postgres_application.execute("alter table tags rename column colour to color")
         assert (await feed.read(point, MANY)).changes == 1
+
+
+async def test_a_locked_table_that_nobody_changes_delays_no_event_of_others(postgres_application: Application) -> None:
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        assert isinstance(feed, PostgresFeed)
+        after = await opened(feed)
+        postgres_application.tag("t1")
+        after = (await feed.read(after, MANY)).resume_point
+        while not feed.bell.armed:
+            await feed.wait()
+            after = (await feed.read(after, MANY)).resume_point
+        with transaction(postgres_application, "lock table tags in access exclusive mode"), trio.fail_after(5):
+            postgres_application.channel()
+            await feed.wait()
+            assert feed.bell.rung
+            assert len((await feed.read(after, MANY)).objects) == 1
