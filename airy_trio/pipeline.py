@@ -102,35 +102,42 @@ class Pipeline:
     async def run(self, *asked: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
         """Run statements with their parameters, one after the other; give the rows of each.
 
-        Without a transaction of its own they are one. Raises ``psycopg.Error``, after which, as after a cancellation,
-        the connection must be closed; whether it was done is then not known.
+        Without a transaction of its own they are one. Raises ``psycopg.Error``: where the server refused a statement,
+        it has skipped the following ones, and the connection can be used, in a failed transaction if one had begun.
+        After any other error, and after a cancellation, the connection must be closed; whether the statements were
+        executed is then not known.
         """
         libpq = self._libpq
         libpq.enter_pipeline_mode()
-        kept = [kept for statement, parameters in asked for kept in self._send(statement, parameters)]
+        prepared = [name for statement, parameters in asked for name in self._send(statement, parameters)]
         libpq.pipeline_sync()
         while libpq.flush():
             await trio.lowlevel.wait_writable(libpq.socket)
         results = await self._results()
         libpq.exit_pipeline_mode()
+        self._prepared -= {
+            name
+            for result, name in zip(results, prepared, strict=True)
+            if name is not None and result.status != pq.ExecStatus.COMMAND_OK
+        }
         for result in results:
             if result.status in _FAILED:
                 raise error_from_result(result)
-        return [self._rows(result) for result, is_kept in zip(results, kept, strict=True) if is_kept]
+        return [self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
 
-    def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[bool]:
-        """Give for each result that will come whether it is an answer."""
+    def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
+        """Return for each result that will come the name of the statement that it prepares; None: it is an answer."""
         formats = statement.formats(len(parameters))
         sql, name = statement.sql.encode(), statement.name.encode()
         if not self._prepares:
             self._libpq.send_query_params(sql, parameters, param_formats=formats)
-            return [True]
+            return [None]
         new = statement.name not in self._prepared
         if new:
             self._libpq.send_prepare(name, sql)
             self._prepared.add(statement.name)
         self._libpq.send_query_prepared(name, parameters, param_formats=formats)
-        return [False, True] if new else [True]
+        return [statement.name, None] if new else [None]
 
     async def _results(self) -> list[pq.abc.PGresult]:
         """Every result up to that of the synchronisation, which never comes where libpq has given the connection up."""

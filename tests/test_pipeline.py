@@ -71,6 +71,17 @@ async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: "psycopg
     assert connection.execute("select to_regclass('made')").fetchone() == (None,)
 
 
+async def test_after_a_refusal_the_connection_goes_on(connection: "psycopg.Connection[Any]") -> None:
+    pipeline = Pipeline(connection)
+    divide, rollback = Statement("divide", "select 1 / $1::int8"), Statement("rollback", "rollback")
+    for _ in range(2):  # what the server skipped was not prepared
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await pipeline.run((BEGIN, []), (divide, [b"0"]), (ECHO, [b"x", b"y"]), (COMMIT, []))
+        await pipeline.run((rollback, []))
+    found = await pipeline.run((BEGIN, []), (divide, [b"1"]), (ECHO, [b"x", b"y"]), (COMMIT, []))
+    assert found == [[], [(1,)], [("x", b"y")], []]
+
+
 async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: "psycopg.Connection[Any]") -> None:
     large = b"x" * 20_000_000
     [[(length,)]] = await Pipeline(connection).run(

@@ -22,6 +22,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_S: Final = 86_400
 _DIGITS_FROM_MS: Final = 1_000_000_000_000  # 2001: from here on epoch milliseconds have the same number of digits
 _DIGITS_TURN_MS: Final = 1_900_000_000_000  # some time before they begin with another digit
+_END: Final = "10000-01-01"
 _MS_MIN, _MS_MAX = -62_135_596_800_000, 253_402_300_800_000  # the years 1 to 9999
 
 _DATE = (
@@ -93,8 +94,9 @@ def clock(dialect: str, table: Table) -> Clock:
         case "timestamptz":
             return _timestamp(name, "timestamptz", zoneless=False)
         case "timestamp":
-            dated = table.watermark.sql_type == "date"
-            return _timestamp(f"cast({name} as timestamp)" if dated else name, "timestamp", zoneless=local)
+            if table.watermark.sql_type == "date":  # some dates are too large for the cast
+                name = f"cast(least({name}, date '{_END}') as timestamp)"
+            return _timestamp(name, "timestamp", zoneless=local)
         case "integer":
             return Clock(
                 value=name,
@@ -116,7 +118,7 @@ def _timestamp(value: str, type_: str, *, zoneless: bool) -> Clock:
     return Clock(
         value=value,
         moment=f"cast(extract(epoch from {value}) * {SECOND_US} as bigint)",
-        is_moment=f"{value} >= {type_} '0001-01-01' and {value} < {type_} '10000-01-01'",
+        is_moment=f"{value} >= {type_} '0001-01-01' and {value} < {type_} '{_END}'",
         zoneless=zoneless,
         bound=f"({type_} 'epoch' + cast({{}} as float8) * interval '1 microsecond')",
     )

@@ -1,6 +1,6 @@
-"""Rows straight from the driver, as plain tuples: of a bulk change SQLAlchemy's own rows would cost as much again.
+"""Runs queries on the raw driver, which returns plain tuples: SQLAlchemy's rows would double the cost of a bulk change.
 
-Knows how each driver is asked; refuses to know what is asked for.
+Independent of what the queries are about.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.database import POSTGRES
+from airy_trio.database import POSTGRES, is_refusal
 
 Row = tuple[Any, ...]
 
@@ -38,21 +38,68 @@ class Question:
 
 
 @frozen
+class Answer:
+    """The rows of a question. ``refused``: each key for which the database refused to answer, and the reason."""
+
+    rows: Sequence[Row] = ()
+    refused: Mapping[Any, str] = field(factory=dict)
+
+
+@frozen
 class Asked:
-    """A question about keys, which are put into words only where it is really asked."""
+    """A question about keys, which become an argument only when the question is asked."""
 
     question: Question
-    keys: Sequence[object]
+    keys: Sequence[object] = ()
 
     @property
     def arguments(self) -> Mapping[str, object]:
         """The question's ``keys``, as JSON."""
-        keys = json.dumps(self.keys, ensure_ascii=False)  # an escape is refused by a database without encoding
-        return {"keys": keys}
+        return _as_json(self.keys)
 
-    def rows(self, connection: sa.Connection) -> list[Row]:
-        """See ``Question.rows``."""
-        return self.question.rows(connection, self.arguments)
+    def answer(self, connection: sa.Connection) -> Answer:
+        """Return the rows of all keys, in a transaction that the caller has begun. Raises the driver's errors.
+
+        One row can make the database refuse the whole query: a date too large for a cast, a value for which the
+        mapping's ``where`` fails. So a refused question is asked again for halves of its keys, down to single keys,
+        in the same snapshot: on Postgres a savepoint keeps the transaction. A question that is refused without any
+        key is wrong itself, and its error is raised.
+        """
+        postgres = connection.dialect.name == POSTGRES
+        if postgres and self.keys:
+            connection.exec_driver_sql("savepoint airy_asked")
+        rows: list[Row] = []
+        refused: dict[object, str] = {}
+        parts = [self.keys]
+        while parts:
+            keys = parts.pop()
+            try:
+                rows += self.question.rows(connection, _as_json(keys))
+            except Exception as error:
+                if not keys or not is_refusal(error):
+                    raise
+                if postgres:
+                    connection.exec_driver_sql("rollback to savepoint airy_asked")
+                if keys is self.keys:
+                    self.question.rows(connection, _as_json(()))
+                if len(keys) == 1:
+                    refused[keys[0]] = _reason(error)
+                else:
+                    half = len(keys) // 2
+                    parts += keys[half:], keys[:half]
+        return Answer(rows, refused)
+
+
+def _as_json(keys: Sequence[object]) -> Mapping[str, object]:
+    return {"keys": json.dumps(keys, ensure_ascii=False)}  # a database without encoding refuses an escape
+
+
+def _reason(error: Exception) -> str:
+    """Why a single key was refused. Never the driver's message, which quotes the row's values."""
+    code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", "")
+    return (
+        f"cannot be read: the database refuses one of its values, or where fails on it ({type(error).__name__} {code})"
+    )
 
 
 def _fetch(driver: Any, sql: str, arguments: object) -> list[Row]:  # noqa: ANN401 - either driver's connection

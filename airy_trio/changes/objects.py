@@ -6,16 +6,16 @@ Everything is read with one connection in one transaction that sees one snapshot
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.changes.driver import Asked, Row
+from airy_trio.changes.driver import Answer, Asked, Row
 from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
 from airy_trio.changes.presence import absent, entry, named, pair, present
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.changes.rows import ChangedObject, Metadata, MetadataEntry, Value
+from airy_trio.changes.rows import ChangedObject, Metadata, MetadataEntry, Unreadable, Value
 from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
 
 DELETED = "D"
@@ -39,8 +39,10 @@ def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
     return (Change(row[0], row[1], row[2:4], row[4:6]) for row in rows)
 
 
-Answers = Sequence[Sequence[Row]]
-"""The rows of each question."""
+Answers = Sequence[Answer]
+"""Of each question, in order."""
+_NOTHING: Final = Answer()
+Ask = Callable[[Answers], Answer]
 Make = Callable[[Answers], Mapping[Key, ChangedObject]]
 
 
@@ -58,10 +60,10 @@ class _Asking:
 
     asked: list[Asked] = field(factory=list)
 
-    def ask(self, asked: Asked | None) -> Callable[[Answers], Sequence[Row]]:
-        """Ask something, or nothing; give what finds its rows among the answers."""
+    def ask(self, asked: Asked | None) -> Ask:
+        """Ask something, or nothing; return what finds its answer among all of them."""
         if asked is None:
-            return lambda _answers: ()
+            return lambda _answers: _NOTHING
         place = len(self.asked)
         self.asked.append(asked)
         return lambda answers: answers[place]
@@ -79,7 +81,7 @@ class Objects:
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
         """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
         reading = self.reading(changes)
-        return reading.objects([asked.rows(connection) for asked in reading.asked])
+        return reading.objects([asked.answer(connection) for asked in reading.asked])
 
     def reading(self, changes: Iterable[Change]) -> "Reading":
         """What ``read`` has to ask for some changes: for who asks by himself."""
@@ -88,28 +90,40 @@ class Objects:
         for kind, key in newest:
             by_kind[kind].append(key)
         asking = _Asking()
-        made = {kind: self._made(kind, keys, asking) for kind, keys in by_kind.items() if kind in self._tables}
+        kinds = [kind for kind in by_kind if kind in self._tables]
+        rows = {kind: asking.ask(self._queries[kind].rows(by_kind[kind])) for kind in kinds}
+        made = {kind: self._made(kind, by_kind[kind], rows[kind], asking) for kind in kinds}
 
         def objects(answers: Answers) -> tuple[ChangedObject, ...]:
             found = {kind: make(answers) for kind, make in made.items()}
+            for kind in kinds:
+                if refused := rows[kind](answers).refused:
+                    found[kind] = {**found[kind], **self._unreadable(kind, refused)}
             there = ((found[kind].get(key) or self._gone(newest[kind, key])) for kind, key in newest if kind in found)
             return tuple(changed for changed in there if changed is not None)
 
         return Reading(asking.asked, objects)
 
-    def _made(self, kind: Kind, keys: Sequence[Key], asking: "_Asking") -> Make:
-        """Ask for the objects of a kind; give what makes them of the answers."""
-        rows = asking.ask(self._queries[kind].rows(keys))
+    def _made(self, kind: Kind, keys: Sequence[Key], asked: Ask, asking: "_Asking") -> Make:
+        """Return what makes the objects of a kind of the answers; ``asked`` finds that with their rows."""
         match kind:
             case "metadata":
                 pairs = {key: pair(self._tables[kind], key) for key in keys}
                 owners = self._owners(set(pairs.values()), asking)
-                return lambda answers: self._metadata(pairs, rows(answers), owners(answers))
+                return lambda answers: self._metadata(pairs, asked(answers).rows, owners(answers))
             case "messages" if self._messages is not None:
                 messages = self._messages
-                return lambda answers: messages.objects(rows(answers))
+                return lambda answers: messages.objects(asked(answers).rows)
             case _:
-                return lambda answers: self._single_rows(self._tables[kind], rows(answers))
+                return lambda answers: self._single_rows(self._tables[kind], asked(answers).rows)
+
+    def _unreadable(self, kind: Kind, refused: Mapping[Any, str]) -> Mapping[Key, ChangedObject]:
+        """The objects whose rows cannot be read, by key."""
+        table = self._tables[kind]
+        single = len(table.keys) == 1
+        keys: dict[Key, str] = {((key, None) if single else key): reason for key, reason in refused.items()}
+        ours = {key: pair(table, key) if kind == "metadata" else (key[0],) for key in keys}
+        return {key: Unreadable(kind=kind, key=ours[key], reason=reason) for key, reason in keys.items()}
 
     def _single_rows(self, table: Table, rows: Iterable[Row]) -> Mapping[Key, ChangedObject]:
         found: dict[Key, ChangedObject] = {}
@@ -120,8 +134,9 @@ class Objects:
         return found
 
     def _metadata(
-        self, pairs: Mapping[Key, Key], rows: Iterable[Row], owners: Mapping[Key, Key]
+        self, pairs: Mapping[Key, Key], rows: Iterable[Row], owners: Mapping[Key, Key | str]
     ) -> Mapping[Key, ChangedObject]:
+        """The metadata pairs. A pair for which ``owners`` has a reason instead of an owner is unreadable."""
         table = self._tables["metadata"]
         entries: dict[Key, list[MetadataEntry]] = {key: [] for key in pairs}
         for row in rows:
@@ -132,20 +147,27 @@ class Objects:
                 if is_cut(fields["value"], self._text_chars_max):
                     fields |= {"value": whole_characters(fields["value"]), "value_type": None}
                 found.append(entry(fields))
-        return {
-            key: Metadata(
+        made: dict[Key, ChangedObject] = {}
+        for key, (subject, identifier) in pairs.items():
+            owner = owners.get((subject, identifier), (None, None))
+            if isinstance(owner, str):
+                made[key] = Unreadable(kind="metadata", key=(subject, identifier), reason=owner)
+                continue
+            made[key] = Metadata(
                 subject=subject,
                 identifier=identifier,
                 entries=tuple(entries[key]),
                 time_zone=table.zone,
-                conversation_id=owners.get((subject, identifier), (None, None))[0],
-                channel_id=owners.get((subject, identifier), (None, None))[1],
+                conversation_id=owner[0],
+                channel_id=owner[1],
             )
-            for key, (subject, identifier) in pairs.items()
-        }
+        return made
 
-    def _owners(self, pairs: Iterable[Key], asking: "_Asking") -> Callable[[Answers], Mapping[Key, Key]]:
-        """Conversation and channel of what each metadata pair is about (wire contract, "Events")."""
+    def _owners(self, pairs: Iterable[Key], asking: "_Asking") -> Callable[[Answers], Mapping[Key, Key | str]]:
+        """Conversation and channel of what each metadata pair is about (wire contract, "Events").
+
+        A text is the reason why they cannot be read.
+        """
         ids: dict[str, list[str]] = defaultdict(list)
         for subject, identifier in pairs:
             if isinstance(subject, str) and isinstance(identifier, str | int):
@@ -154,13 +176,16 @@ class Objects:
         of_messages = asking.ask(messages.owners(ids["message"]) if messages else None)
         of_conversations = asking.ask(messages.conversations(ids["conversation"]) if messages else None)
 
-        def owners(answers: Answers) -> Mapping[Key, Key]:
-            found: dict[Key, Key] = {("channel", id_): (None, id_) for id_ in ids["channel"]}
+        def owners(answers: Answers) -> Mapping[Key, Key | str]:
+            found: dict[Key, Key | str] = {("channel", id_): (None, id_) for id_ in ids["channel"]}
             if messages is not None:
-                for id_, owner in messages.owners_of(of_messages(answers)).items():
+                for id_, owner in messages.owners_of(of_messages(answers).rows).items():
                     found["message", id_] = owner
-                for id_, channel_id in messages.channels_of(of_conversations(answers)).items():
+                for id_, channel_id in messages.channels_of(of_conversations(answers).rows).items():
                     found["conversation", id_] = (id_, channel_id)
+                for subject, of in ("message", of_messages), ("conversation", of_conversations):
+                    for id_, reason in of(answers).refused.items():
+                        found[subject, id_] = f"its {subject} {reason}"
             by_text = {asked: (str(asked[0]), str(asked[1])) for asked in pairs}
             return {asked: found[text] for asked, text in by_text.items() if text in found}
 

@@ -151,7 +151,7 @@ class PostgresFeed(LoggedFeed):
         )
 
     async def _read_few(self, pipeline: Pipeline, point: PostgresPoint, cluster: Cluster) -> Batch | None:
-        """``_read`` without a thread; None where there is more than that is for."""
+        """``_read`` without a thread; None where ``ShortReads`` leaves it to that."""
         few = await self._short.read(pipeline, point, cluster)
         if few is None:
             return None

@@ -1,9 +1,9 @@
 """The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
 
-Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that one
-impossible value never fails a batch. What may be of any length is fetched
-up to a limit and one character more, so that it can be told from what is whole. Knows both dialects; refuses to know
-what a row means.
+Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that hardly
+any value can fail. The mapping's ``where`` can, and is evaluated only for rows that were asked for: ``driver.Asked``
+then finds the key at fault. What may be of any length is fetched up to a limit and one character more, so that it can
+be distinguished from what is whole. Knows both dialects. Independent of what a row means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -120,7 +120,7 @@ class Queries:
         )
         return _question(
             f"select airy_wanted.airy_1 as wanted, {', '.join(owners)} from {self._joined(self._keys((id_,)), (id_,))} "  # noqa: S608 - names quoted
-            f"where {self._included}"
+            f"where {self._included_of(self._matches(id_, 1))}"
         )
 
     @cached_property
@@ -130,10 +130,12 @@ class Queries:
         channel = self._table.columns.get("channel_id")
         sent_at = self._table.columns.get("sent_at")
         time = f"t.{_escaped(quote_identifier(sent_at.name))}" if sent_at else ""
-        found = f"from {self.name} t where {self._matches(conversation, 1)} and {self._included}"
-        newest = f"select {self.text(channel)} as channel_id {found}" + (
-            f" and {time} is not null order by {time} desc limit 1" if time else " limit 1"
-        )
+        matches = self._matches(conversation, 1)
+        found = f"from {self.name} t where {matches} and {self._included_of(matches)}"
+        if time:
+            found += f" and {time} is not null"
+        newest = f"select {self.text(channel)} as channel_id {found}" + (f" order by {time} desc" if time else "")
+        newest += " limit 1"
         if self._postgres:
             return _question(
                 f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608 - names quoted
@@ -142,6 +144,16 @@ class Queries:
         return _question(
             f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id "  # noqa: S608 - names quoted
             f"from {self._keys((conversation,))} where exists (select 1 {found})"
+        )
+
+    def _included_of(self, condition: str) -> str:
+        """Whether ``where`` includes a row of which a condition is true.
+
+        It is not evaluated for any other row, in whatever order the database evaluates conditions: one row for which
+        it fails would make every query fail.
+        """
+        return (
+            f"case when {condition} then {self._included} else {self._false} end" if self._table.where else self._true
         )
 
     def _joined(self, wanted: str, keys: tuple[Column, ...]) -> str:

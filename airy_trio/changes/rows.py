@@ -113,5 +113,17 @@ class TagGone:
     id: Value
 
 
-ChangedObject = Message | MessageGone | Metadata | Channel | ChannelGone | Tag | TagGone
+@frozen(kw_only=True)
+class Unreadable:
+    """An object that the database refuses to read. ``kind`` is its table's name in the settings.
+
+    ``key``: its id, or subject and identifier. ``reason`` contains nothing of the row.
+    """
+
+    kind: str
+    key: tuple[Value, ...]
+    reason: str
+
+
+ChangedObject = Message | MessageGone | Metadata | Channel | ChannelGone | Tag | TagGone | Unreadable
 """The closed union of what a feed gives."""

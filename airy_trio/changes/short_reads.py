@@ -8,14 +8,16 @@ its rows mean.
 from collections.abc import Sequence
 from typing import Final
 
+import psycopg
 from attrs import frozen
 from sqlalchemy.dialects import postgresql
 
 from airy_trio.changes.doorbell import Doorbell
-from airy_trio.changes.driver import Asked, Row
+from airy_trio.changes.driver import Answer, Asked, Row
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.rows import ChangedObject
+from airy_trio.database import is_refusal
 from airy_trio.pipeline import Parameter, Pipeline, Statement
 
 CHANGES_MAX: Final = 64
@@ -53,8 +55,8 @@ class ShortReads:
     async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster) -> Few | None:
         """Read what follows a point that has no target; None where those are more than few.
 
-        The objects are only read where there is no doubt that the point is of this history: ``now`` is to be compared
-        by the caller. Raises ``psycopg.Error``.
+        None also where the database refuses to read one of the objects: the caller then reads them carefully. ``now``
+        must be compared by the caller, which tells whether the point is of this history. Raises ``psycopg.Error``.
         """
         texts = str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(CHANGES_MAX + 1)
         asked = [text.encode() for text in texts]
@@ -72,8 +74,14 @@ class ShortReads:
         reading = self._objects.reading(changes_of(rows))
         # If notifications are rare, stay subscribed: a NOTIFY is cheap for the writer, re-arming costs a round trip.
         letting_go = self._bell.letting_go() if self._bell.hurried or not rung else ()
-        answers = await pipeline.run(*map(self._put, reading.asked), *letting_go, (_COMMIT, ()))
-        return Few(rows, reading.objects(answers[: len(reading.asked)]), now)
+        try:
+            answers = await pipeline.run(*map(self._put, reading.asked), *letting_go, (_COMMIT, ()))
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+            await pipeline.run((_ROLLBACK, ()), *letting_go)
+            return None
+        return Few(rows, reading.objects([Answer(found) for found in answers[: len(reading.asked)]]), now)
 
     def _put(self, asked: Asked) -> tuple[Statement, Sequence[Parameter]]:
         """A question as a statement with numbered parameters, which is made once."""

@@ -11,7 +11,7 @@ Errors::
 """
 
 from airy_trio.database.addresses import DatabaseOptions, canonical_url, shown, sqlite_path
-from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, translated
+from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
 from airy_trio.database.connecting import connected, cut
 from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S, postgres_engine, sqlite_engine
 from airy_trio.database.names import LOCK_CLASS, POSTGRES, SQLITE, Names, quote_identifier, quote_text
@@ -33,6 +33,7 @@ __all__ = [
     "canonical_url",
     "connected",
     "cut",
+    "is_refusal",
     "postgres_engine",
     "quote_identifier",
     "quote_text",

@@ -64,6 +64,11 @@ def translated(error: Exception) -> Exception:
     return kind(_primary_message(driver), getattr(driver, "sqlstate", None))
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the database answered that what was asked is not possible: ``translated`` makes it a refusal."""
+    return isinstance(translated(error), DatabaseRefused)
+
+
 def _primary_message(error: BaseException) -> str:
     diagnostic = getattr(error, "diag", None)
     primary = getattr(diagnostic, "message_primary", None)

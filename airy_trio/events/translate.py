@@ -17,6 +17,7 @@ from airy_trio.changes.rows import (
     Metadata,
     Tag,
     TagGone,
+    Unreadable,
 )
 from airy_trio.events import values
 from airy_trio.events.faults import RowFault, UnfitValueError, printable
@@ -70,12 +71,14 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
         try:
             if isinstance(changed, Metadata):
                 misfits += _metadata(changed, collected)
+            elif isinstance(changed, Unreadable):
+                collected.faults.append(_fault(changed, changed.reason))
             else:
                 event = _event(changed, options)
                 if event is not None:
                     collected.events.append(event)
         except UnfitValueError as error:
-            collected.faults.append(_fault(changed, error))
+            collected.faults.append(_fault(changed, str(error)))
     return Translation(events=tuple(collected.events), faults=tuple(collected.faults), misfits=misfits)
 
 
@@ -160,7 +163,7 @@ def _metadata(pair: Metadata, collected: _Collected) -> int:
     return nested.misfits
 
 
-def _fault(changed: ChangedObject, error: UnfitValueError) -> RowFault:
+def _fault(changed: ChangedObject, reason: str) -> RowFault:
     match changed:
         case Message() | MessageGone():
             table, key = "messages", printable(changed.id)
@@ -170,6 +173,8 @@ def _fault(changed: ChangedObject, error: UnfitValueError) -> RowFault:
             table, key = "channels", printable(changed.id)
         case Tag() | TagGone():
             table, key = "tags", printable(changed.id)
+        case Unreadable():
+            table, key = changed.kind, ":".join(map(printable, changed.key))
         case _:
             assert_never(changed)
-    return RowFault(table=table, key=key, reason=str(error))
+    return RowFault(table=table, key=key, reason=reason)

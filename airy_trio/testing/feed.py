@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 
 from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.rows import ChangedObject, Metadata
+from airy_trio.changes.rows import ChangedObject, Metadata, Unreadable
 from airy_trio.database import DatabaseUnavailable
 
 
@@ -146,4 +146,10 @@ class MemoryLease:
 
 def _identity(row: ChangedObject) -> tuple[object, ...]:
     kind = type(row).__name__.removesuffix("Gone")
-    return (kind, row.subject, row.identifier) if isinstance(row, Metadata) else (kind, row.id)
+    match row:
+        case Metadata():
+            return kind, row.subject, row.identifier
+        case Unreadable():
+            return row.kind, *row.key
+        case _:
+            return kind, row.id

@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from airy_trio.changes.rows import ChangedObject, Channel, Message, MessageGone, Metadata, Tag, TagGone
-from airy_trio.database import SQLITE
+from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.database import POSTGRES, SQLITE
 from airy_trio.events.models import Json, MessageUpdated
 from airy_trio.events.translate import EventsOptions, translate
 from tests.application import Application
@@ -223,6 +224,61 @@ async def test_impossible_times_do_not_fail_the_batch(postgres_application: Appl
         translation = translate((await read_all(feed, start))[0], EventsOptions())
     assert [event.id for event in translation.events if isinstance(event, MessageUpdated)] == ["good"]
     assert [fault.key for fault in translation.faults] == ["bad"]
+
+
+UNREADABLE = "the database refuses one of its values, or where fails on it"
+FAILS_ON_SECRET = {
+    SQLITE: ("json_extract(content, '$.private') is null", "not json: secret", "OperationalError SQLITE_ERROR"),
+    POSTGRES: ("cast(content as int) > 0", "secret", "InvalidTextRepresentation 22P02"),
+}
+
+
+@pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
+async def test_a_row_on_which_where_fails_costs_no_other_row(any_application: Application, limit: int) -> None:
+    where, secret, error = FAILS_ON_SECRET[any_application.dialect]
+    any_application.migrate()
+    settings = any_application.settings(f'[database.tables.messages]\nwhere = "{where}"\n')
+    async with feed_of(any_application, settings) as feed:
+        start = (await feed.read(await feed.origin(), limit)).resume_point
+        for id_, content in ("m1", "1"), ("bad", secret), ("m2", "2"), ("worse", secret):
+            any_application.message(id=id_, content=content, conversation_id=f"c-{id_}")
+            any_application.metadata("message", id_, "k", "v")
+            any_application.metadata("conversation", f"c-{id_}", "k", "v")
+        any_application.tag()
+        batch = await feed.read(start, limit)
+        assert (await feed.read(batch.resume_point, limit)).changes == 0
+    translation = translate(batch.objects, EventsOptions())
+    events = [(event.type, event.conversation_id) for event in translation.events]
+    assert events == [
+        (type_, f"c-{id_}")
+        for id_ in ("m1", "m2")
+        for type_ in ("message.updated", "metadata.updated", "metadata.updated")
+    ] + [("tag.updated", None)]
+    assert [(fault.table, fault.key, fault.reason) for fault in translation.faults] == [
+        fault
+        for id_ in ("bad", "worse")
+        for fault in (
+            ("messages", id_, f"cannot be read: {UNREADABLE} ({error})"),
+            ("metadata", f"message:{id_}", f"its message cannot be read: {UNREADABLE} ({error})"),
+            ("metadata", f"conversation:c-{id_}", f"its conversation cannot be read: {UNREADABLE} ({error})"),
+        )
+    ]
+
+
+async def test_a_batch_full_of_unreadable_rows_is_read(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    postgres_application.execute("alter table messages alter sent_at type date")
+    async with feed_of(postgres_application, postgres_application.settings()) as feed:
+        start = await feed.origin()
+        postgres_application.execute(
+            "insert into messages select 'm' || n, 'c', 'ch', '', 'failed', true, "
+            "case when n % 3 = 0 then date '2020-01-01' else date '5874897-12-31' end, 's', 'x' "
+            "from generate_series(1, 300) n"
+        )
+        (found, _, _) = await read_all(feed, start)
+    readable = [changed.id for changed in found if isinstance(changed, Message)]
+    assert readable == [f"m{n}" for n in range(3, 301, 3)]
+    assert len(translate(found, EventsOptions()).faults) == 200
 
 
 async def test_text_that_is_not_utf_8_in_a_database_without_encoding(postgres_application: Application) -> None:

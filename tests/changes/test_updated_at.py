@@ -273,3 +273,14 @@ async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> Non
         watched.application.execute("insert into channels values ('new', 's', 'c', true, '2020-01-01 00:00:01')")
         [channel] = (await read_all(feed, after))[0]
         assert getattr(channel, "id", None) == "new"
+
+
+async def test_a_date_beyond_the_range_of_timestamps_hides_no_row(postgres_application: Application) -> None:
+    postgres_application.execute("create table tags (id text, name text, color text, updated_at date)")
+    insert = "insert into tags values ('{}', 'flag', 'red', '{}')"
+    postgres_application.execute(insert.format("before", "5874897-12-31"))
+    async with watching(postgres_application) as feed:
+        after = await feed.origin()
+        dates = "5874897-12-31", "infinity", "-infinity", "2020-10-25"
+        postgres_application.execute(*(insert.format(date, date) for date in dates))
+        assert names((await read_all(feed, after))[0]) == [("2020-10-25", "flag")]

@@ -87,6 +87,10 @@ NOT_A_NUMBER = {
     message(sent_at="-1e15"): ("messages", UNTIMELY),
     "insert into metadata values ('message', 'm', 'k', 'v', 'text', 'NaN')": ("metadata", "updated_at is not a time"),
 }
+OUT_OF_RANGE = (
+    "messages",
+    "cannot be read: the database refuses one of its values, or where fails on it (DatetimeFieldOverflow 22008)",
+)
 WITHOUT_ENCODING = {
     TAG.format(r"convert_from('\xff41', 'SQL_ASCII')"): ("tags", "id is not UTF-8 text"),
     r"insert into tags values ('t', convert_from('\xc3', 'SQL_ASCII'), 'red')": ("tags", "name is not UTF-8 text"),
@@ -156,6 +160,15 @@ async def test_of_numbers_that_are_none(postgres_application: Application, tmp_p
     prepare(postgres_application, time=type_, moment=type_)
     timeless = {statement.replace("'2024-01-01'", "0"): fault for statement, fault in NOT_A_NUMBER.items()}
     await assert_passed_over(postgres_application, timeless, tmp_path)
+
+
+@pytest.mark.parametrize("type_, time", [("date", "5874897-12-31"), ("timestamp", "294276-12-31 23:59:59")])
+async def test_of_times_beyond_the_range_of_a_cast(
+    postgres_application: Application, tmp_path: Path, type_: str, time: str
+) -> None:
+    prepare(postgres_application, time=type_)
+    zone = '[database.tables.messages]\ntime_zone = "America/New_York"\n'
+    await assert_passed_over(postgres_application, {message(sent_at=f"'{time}'"): OUT_OF_RANGE}, tmp_path, zone)
 
 
 async def test_of_a_database_without_encoding(postgres: Postgres, tmp_path: Path) -> None:
