@@ -18,7 +18,7 @@ Row = tuple[Any, ...]
 _NOT_UTF8: Final = "could not decode to utf-8"
 
 
-@define
+@define(eq=False)
 class Question:
     """A statement with named parameters, asked again and again."""
 

@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol
 from attrs import field, frozen
 
 from airy_trio.changes.rows import ChangedObject
-from airy_trio.errors import AiryTrioError
+from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.options import between, one_of
 
 OVERLAP_S: Final = 5.0
@@ -39,6 +39,13 @@ class ResumePointLost(AiryTrioError):
 
     What changed since cannot be known; the log must start a new epoch from ``ChangeFeed.restart()``.
     """
+
+
+class TablesChanged(Unavailable):
+    """A table is not as it was inspected, or was rewritten after the snapshot: what was read of it may be wrong."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f'table "{table}" was changed while it was read')
 
 
 @frozen(kw_only=True)

@@ -1,12 +1,14 @@
 """Does the mapping fit the tables that are really there? All faults at once, each naming its setting."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from difflib import get_close_matches
+from typing import Final
 
 import sqlalchemy as sa
 from attrs import evolve
 from sqlalchemy.exc import DBAPIError
 
+from airy_trio.changes.feed import Batch, TablesChanged
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.relations import Relation, find
 from airy_trio.changes.rows import Value
@@ -22,8 +24,11 @@ from airy_trio.changes.tables import (
     Tables,
     TablesOptions,
 )
-from airy_trio.database import DatabaseRefused, translated
+from airy_trio.database import DatabaseRefused, Session, translated
 from airy_trio.errors import MappingError
+
+READS_MAX: Final = 5
+"""Reads of one batch while the application changes its tables again and again."""
 
 
 def inspect(connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False) -> Tables:
@@ -54,15 +59,51 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
     again: dict[Kind, Table] = {}
     for kind, table in tables.items():
         relation = find(connection, table.schema, table.name)
-        columns = [column.name for column in table.columns.values()]
-        gone = [name for name in columns if relation is None or relation.column(name) is None]
-        if relation is None or relation.unwatchable or gone:
-            faults.append(f'table "{table.name}" ({kind}) is not there any more with its columns {", ".join(columns)}')
+        names = {field: column.name for field, column in table.columns.items()}
+        found = {field: relation.column(name) if relation else None for field, name in names.items()}
+        columns = {field: column for field, column in found.items() if column is not None}
+        watermark = relation.column(table.watermark.name) if relation and table.watermark else None
+        is_complete = columns.keys() == names.keys() and (watermark is None) == (table.watermark is None)
+        if relation is None or relation.unwatchable or not is_complete:
+            shown = ", ".join(names.values())
+            faults.append(f'table "{table.name}" ({kind}) is not there any more with its columns {shown}')
         else:
-            again[kind] = evolve(table, unique=_replacing(relation, table.columns, kind))
+            again[kind] = evolve(
+                table,
+                columns=columns,
+                row_triggers=relation.row_triggers,
+                unique=_replacing(relation, columns, kind),
+                watermark=watermark,
+                definition=relation.definition,
+            )
     if faults:
         raise MappingError(faults)
     return again
+
+
+async def inspected_again(session: Session, tables: Tables) -> Tables:
+    """The same tables as they are now, or as given where one does not fit its mapping: reading it raises the reason."""
+    try:
+        return await session.run(lambda connection: inspect_again(connection, tables))
+    except MappingError:
+        return tables
+
+
+async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
+    """Read a batch; where the tables are not as inspected any more, inspect them again and read again.
+
+    ``renew`` inspects the tables and returns whether they have changed. Raises what ``read`` raises: also a refusal by
+    the database if the tables have not changed, and ``TablesChanged`` if they change faster than they are read.
+    """
+    for _ in range(READS_MAX - 1):
+        try:
+            return await read()
+        except TablesChanged:
+            await renew()
+        except DatabaseRefused:
+            if not await renew():
+                raise
+    return await read()
 
 
 def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
@@ -111,6 +152,7 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
         row_triggers=relation.row_triggers,
         unique=_replacing(relation, columns, kind),
         watermark=_watermark(kind, options, relation, faults) if watermarks else None,
+        definition=relation.definition,
     )
 
 

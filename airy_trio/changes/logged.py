@@ -4,6 +4,7 @@ from attrs import frozen
 
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
+from airy_trio.changes.inspection import inspected_again
 from airy_trio.changes.objects import Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
@@ -33,7 +34,8 @@ class LoggedFeed:
         self._reading = source.reading
         self._writing = source.writing
         self._log = ChangeLog(source.names)
-        self._objects = Objects(source.names.dialect, source.tables, source.text_chars_max)
+        self._text_chars_max = source.text_chars_max
+        self._use(source.tables)
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""
@@ -47,3 +49,13 @@ class LoggedFeed:
         """Close the connections. Idempotent."""
         await self._reading.aclose()
         await self._writing.aclose()
+
+    async def _renew(self) -> bool:
+        """Inspect the tables again; return whether they have changed."""
+        before = self._tables
+        self._use(await inspected_again(self._reading, before))
+        return self._tables != before
+
+    def _use(self, tables: Tables) -> None:
+        self._tables = tables
+        self._objects = Objects(self._log.names.dialect, tables, self._text_chars_max)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from attrs import define, field, frozen
 
 from airy_trio.changes.driver import Answer, Asked, Row
+from airy_trio.changes.feed import TablesChanged
 from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
 from airy_trio.changes.presence import absent, entry, named, pair, present
 from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
@@ -41,6 +42,8 @@ def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
 
 Answers = Sequence[Answer]
 """Of each question, in order."""
+_OF_MESSAGES: Final = ("message", "conversation")
+"""The subjects of metadata whose owner is found in the messages table."""
 _NOTHING: Final = Answer()
 Ask = Callable[[Answers], Answer]
 Make = Callable[[Answers], Mapping[Key, ChangedObject]]
@@ -48,7 +51,7 @@ Make = Callable[[Answers], Mapping[Key, ChangedObject]]
 
 @frozen
 class Reading:
-    """What has to be asked for some changed objects, in one transaction and in any order; and what it then means."""
+    """What has to be asked for some changed objects, in one transaction and in this order; and what it then means."""
 
     asked: Sequence[Asked]
     objects: Callable[[Answers], tuple[ChangedObject, ...]]
@@ -79,12 +82,15 @@ class Objects:
         self._queries = {kind: Queries(dialect, table, text_chars_max) for kind, table in tables.items()}
 
     def read(self, connection: sa.Connection, changes: Iterable[Change]) -> tuple[ChangedObject, ...]:
-        """Each changed object once, in the order of its newest change, as it is in the connection's snapshot."""
+        """Each changed object once, in the order of its newest change, as it is in the connection's snapshot.
+
+        Raises ``TablesChanged`` where a table is not as it was inspected: another read, in another snapshot, is due.
+        """
         reading = self.reading(changes)
         return reading.objects([asked.answer(connection) for asked in reading.asked])
 
     def reading(self, changes: Iterable[Change]) -> "Reading":
-        """What ``read`` has to ask for some changes: for who asks by himself."""
+        """What ``read`` has to ask for some changes, in this order, for a caller that runs the queries itself."""
         newest = _newest_of_each(changes)
         by_kind: dict[Kind, list[Key]] = defaultdict(list)
         for kind, key in newest:
@@ -93,8 +99,12 @@ class Objects:
         kinds = [kind for kind in by_kind if kind in self._tables]
         rows = {kind: asking.ask(self._queries[kind].rows(by_kind[kind])) for kind in kinds}
         made = {kind: self._made(kind, by_kind[kind], rows[kind], asking) for kind in kinds}
+        states = {kind: asking.ask(Asked(self._queries[kind].state)) for kind in self._touched(by_kind)}
 
         def objects(answers: Answers) -> tuple[ChangedObject, ...]:
+            for kind, state in states.items():
+                if not self._queries[kind].is_as_inspected(state(answers).rows):
+                    raise TablesChanged(self._tables[kind].name)
             found = {kind: make(answers) for kind, make in made.items()}
             for kind in kinds:
                 if refused := rows[kind](answers).refused:
@@ -103,6 +113,15 @@ class Objects:
             return tuple(changed for changed in there if changed is not None)
 
         return Reading(asking.asked, objects)
+
+    def _touched(self, by_kind: Mapping[Kind, Sequence[Key]]) -> Sequence[Kind]:
+        """The kinds whose tables are read for changes of these objects: messages own most metadata."""
+        kinds = [kind for kind in by_kind if kind in self._tables]
+        if "messages" in self._tables and "messages" not in kinds and "metadata" in kinds:
+            table = self._tables["metadata"]
+            if any(pair(table, key)[0] in _OF_MESSAGES for key in by_kind["metadata"]):
+                kinds.append("messages")
+        return kinds
 
     def _made(self, kind: Kind, keys: Sequence[Key], asked: Ask, asking: "_Asking") -> Make:
         """Return what makes the objects of a kind of the answers; ``asked`` finds that with their rows."""

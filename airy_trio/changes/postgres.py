@@ -21,6 +21,7 @@ from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Question, Row
 from airy_trio.changes.feed import Batch, ResumePointLost
+from airy_trio.changes.inspection import read_current
 from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
@@ -57,7 +58,7 @@ class PostgresFeed(LoggedFeed):
         self._few = True  # what the last read found
         self._reached: tuple[str, PostgresPoint] | None = None
         columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
-        self._short = ShortReads(self._log_name, columns, self._objects, self.bell)
+        self._short = ShortReads(self._log_name, columns, self.bell)
         log = self._log_name.replace(":", "\\:")
         self._difference = _question(
             f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
@@ -77,6 +78,9 @@ class PostgresFeed(LoggedFeed):
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
+        return await read_current(lambda: self._read_once(after, limit), self._renew)
+
+    async def _read_once(self, after: str, limit: int) -> Batch:
         point = self._parsed(after)
         cluster = self._known_cluster()
         batch = None
@@ -152,7 +156,7 @@ class PostgresFeed(LoggedFeed):
 
     async def _read_few(self, pipeline: Pipeline, point: PostgresPoint, cluster: Cluster) -> Batch | None:
         """``_read`` without a thread; None where ``ShortReads`` leaves it to that."""
-        few = await self._short.read(pipeline, point, cluster)
+        few = await self._short.read(pipeline, point, cluster, self._objects)
         if few is None:
             return None
         _require_same_history(point, few.now)

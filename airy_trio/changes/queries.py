@@ -73,6 +73,42 @@ class Queries:
             return True
         return all(map(fits, self._key_columns, key))
 
+    @cached_property
+    def state(self) -> Question:
+        """Ask whether the table is as it was inspected, which ``is_as_inspected`` reads.
+
+        On Postgres it must be asked after the rows, in their transaction, which holds the table's lock from then on.
+        The snapshot may be older than the lock. To a snapshot from before an ALTER TABLE that rewrites the table, or
+        a TRUNCATE, the table looks empty; so the file that the snapshot sees is compared with the one that is read.
+        """
+        if not self._postgres:
+            name = _escaped(quote_text(self._table.name))
+            return _question(f"select sql from sqlite_master where type = 'table' and name = {name}")  # noqa: S608 - quoted
+        types = ", ".join(
+            f"cast(pg_typeof(t.{_escaped(quote_identifier(column.name))}) as oid)" for column in self._typed
+        )
+        table = f"cast({quote_text(self.name)} as regclass)"
+        stored = f"(select {table} as oid)"
+        if self._table.row_triggers:
+            stored = f"(select {table} as oid union select relid from pg_partition_tree({table}))"  # noqa: S608 - quoted
+        return _question(
+            f"select cast(array[{types}] as text), exists (select from {stored} s left join pg_class c using (oid) "  # noqa: S608 - names quoted
+            "where nullif(c.relfilenode, 0) is distinct from pg_relation_filenode(s.oid)) "
+            f"from (select) one left join {self.name} t on false"
+        )
+
+    def is_as_inspected(self, rows: Sequence[Row]) -> bool:
+        """Whether the table still has the types for which the statements were made, and was not rewritten."""
+        if not self._postgres:
+            return rows == [(self._table.definition,)]
+        return rows == [(f"{{{','.join(str(column.oid) for column in self._typed)}}}", False)]
+
+    @property
+    def _typed(self) -> Sequence[Column]:
+        """The columns whose types matter."""
+        watermark = self._table.watermark
+        return (*self._table.columns.values(), *(() if watermark is None else (watermark,)))
+
     def try_out(self, connection: sa.Connection) -> None:
         """Run every statement for no key at all: what it raises, reading this table would raise."""
         if self._postgres:

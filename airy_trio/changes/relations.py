@@ -23,19 +23,19 @@ _POSTGRES_RELATION = sa.text(
 )
 _POSTGRES_COLUMNS = sa.text(
     """
-    with recursive type(attribute, name, oid, base) as (
-        select a.attnum, a.attname, t.oid, t.typbasetype
+    with recursive type(attribute, name, declared, oid, base) as (
+        select a.attnum, a.attname, t.oid, t.oid, t.typbasetype
         from pg_attribute a join pg_type t on t.oid = a.atttypid
         where a.attrelid = :oid and a.attnum > 0 and not a.attisdropped
         union all
-        select attribute, type.name, t.oid, t.typbasetype from type join pg_type t on t.oid = type.base
+        select attribute, type.name, declared, t.oid, t.typbasetype from type join pg_type t on t.oid = type.base
     )
-    select type.name, format_type(type.oid, -1) as sql_type, t.typname as base_type
+    select type.name, declared, format_type(type.oid, -1) as sql_type, t.typname as base_type
     from type join pg_type t on t.oid = type.oid where type.base = 0 order by attribute
     """
 )
 _SQLITE_RELATION = sa.text(
-    "select name, type, sql like 'create virtual %' as virtual from sqlite_master "
+    "select name, type, sql, sql like 'create virtual %' as virtual from sqlite_master "
     "where type in ('table', 'view') and name = :name collate nocase"
 )
 _SQLITE_UNIQUE = sa.text(
@@ -72,6 +72,7 @@ class Relation:
     """What the database has under a name. ``unwatchable``: why it cannot be watched, if it cannot.
 
     ``folded``: names of columns are the same in any case. ``unique``: the columns and collations of unique indexes.
+    ``definition``: on SQLite the statement that makes it.
     """
 
     schema: str | None
@@ -81,6 +82,7 @@ class Relation:
     columns: Mapping[str, Column]
     folded: bool
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    definition: str = ""
 
     def column(self, name: str) -> Column | None:
         """The column of that name."""
@@ -102,7 +104,10 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
         return None
     columns = {
         column.name: Column(
-            name=column.name, type=_POSTGRES_TYPES.get(column.base_type, "other"), sql_type=column.sql_type
+            name=column.name,
+            type=_POSTGRES_TYPES.get(column.base_type, "other"),
+            sql_type=column.sql_type,
+            oid=column.declared,
         )
         for column in connection.execute(_POSTGRES_COLUMNS, {"oid": row.oid})
     }
@@ -141,6 +146,7 @@ def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> Re
         columns=columns,
         folded=True,
         unique=_sqlite_unique(connection, row.name),
+        definition=row.sql,
     )
 
 

@@ -13,7 +13,7 @@ from attrs import frozen
 from sqlalchemy.dialects import postgresql
 
 from airy_trio.changes.doorbell import Doorbell
-from airy_trio.changes.driver import Answer, Asked, Row
+from airy_trio.changes.driver import Answer, Asked, Question, Row
 from airy_trio.changes.objects import Objects, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.rows import ChangedObject
@@ -40,10 +40,9 @@ class Few:
 class ShortReads:
     """Reads for one feed. ``log``: the change log's quoted name; ``columns``: what is read of it, with ``seq``."""
 
-    def __init__(self, log: str, columns: str, objects: Objects, bell: Doorbell) -> None:
-        self._objects = objects
+    def __init__(self, log: str, columns: str, bell: Doorbell) -> None:
         self._bell = bell
-        self._statements: dict[int, tuple[Statement, Sequence[str]]] = {}
+        self._statements: dict[Question, tuple[Statement, Sequence[str]]] = {}
         name = log.replace("'", "''")
         self._difference = Statement(
             "airy_difference",
@@ -52,11 +51,12 @@ class ShortReads:
             "on true order by seq",
         )
 
-    async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster) -> Few | None:
+    async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster, objects: Objects) -> Few | None:
         """Read what follows a point that has no target; None where those are more than few.
 
         None also where the database refuses to read one of the objects: the caller then reads them carefully. ``now``
-        must be compared by the caller, which tells whether the point is of this history. Raises ``psycopg.Error``.
+        must be compared by the caller, which tells whether the point is of this history. Raises ``psycopg.Error``, and
+        what ``Objects.read`` raises.
         """
         texts = str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(CHANGES_MAX + 1)
         asked = [text.encode() for text in texts]
@@ -71,7 +71,7 @@ class ShortReads:
         if not rows:
             await pipeline.run((_COMMIT, ()))
             return Few(rows, (), now)
-        reading = self._objects.reading(changes_of(rows))
+        reading = objects.reading(changes_of(rows))
         # If notifications are rare, stay subscribed: a NOTIFY is cheap for the writer, re-arming costs a round trip.
         letting_go = self._bell.letting_go() if self._bell.hurried or not rung else ()
         try:
@@ -85,11 +85,11 @@ class ShortReads:
 
     def _put(self, asked: Asked) -> tuple[Statement, Sequence[Parameter]]:
         """A question as a statement with numbered parameters, which is made once."""
-        known = self._statements.get(id(asked.question))  # a question lives as long as the objects
+        known = self._statements.get(asked.question)
         if known is None:
             compiled = asked.question.statement.compile(dialect=_NUMBERED)
             statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
-            known = self._statements[id(asked.question)] = statement, compiled.positiontup or ()
+            known = self._statements[asked.question] = statement, compiled.positiontup or ()
         statement, names = known
         arguments = asked.arguments
         return statement, [str(arguments[name]).encode() for name in names]

@@ -14,10 +14,11 @@ from airy_trio.changes import triggers
 from airy_trio.changes.changelog import TABLE
 from airy_trio.changes.driver import Question
 from airy_trio.changes.feed import Batch, ResumePointLost
-from airy_trio.changes.inspection import inspect_again
+from airy_trio.changes.inspection import inspect_again, read_current
 from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import SqlitePoint
+from airy_trio.changes.tables import Tables
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable
 from airy_trio.database.sqlite_version import Version, VersionOf
 from airy_trio.errors import MappingError
@@ -50,11 +51,13 @@ class SqliteFeed(LoggedFeed):
         self._woken = False
         self._file = VersionOf(source.reading)
         self._names = source.names
-        self._tables = source.tables
         self._watched_schema: tuple[tuple[int, int], int] | None = None
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
+        return await read_current(lambda: self._read_once(after, limit), self._renew)
+
+    async def _read_once(self, after: str, limit: int) -> Batch:
         if self._seen is None or not self._woken:
             self._seen = await self._version()
         self._woken = False
@@ -119,7 +122,7 @@ class SqliteFeed(LoggedFeed):
         if not faults:
             return
         try:
-            await self._writing.write(self._put_back)
+            self._use(await self._writing.write(self._put_back))
         except (DatabaseRefused, MappingError) as error:
             logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400 - told
         else:
@@ -128,9 +131,10 @@ class SqliteFeed(LoggedFeed):
     def _trigger_faults(self, connection: sa.Connection) -> list[str]:
         return list(triggers.faults(connection, self._tables, self._names, deletes=True))
 
-    def _put_back(self, connection: sa.Connection) -> None:
-        self._tables = inspect_again(connection, self._tables)
-        triggers.install(connection, self._tables, self._names, deletes=True)
+    def _put_back(self, connection: sa.Connection) -> Tables:
+        tables = inspect_again(connection, self._tables)
+        triggers.install(connection, tables, self._names, deletes=True)
+        return tables
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)

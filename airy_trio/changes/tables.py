@@ -133,12 +133,13 @@ class Column:
     """A column of the application that holds a field of ours.
 
     ``sql_type``: as Postgres writes it in a cast, without domain, length and precision, so that a cast to it changes
-    no value.
+    no value. ``oid``: the number of the type on Postgres, with its domain.
     """
 
     name: str
     type: ColumnType
     sql_type: str = ""
+    oid: int = 0
 
 
 @frozen(kw_only=True)
@@ -149,6 +150,7 @@ class Table:
     without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
     ``unique``: on SQLite, the columns, each with its collation, of each unique index by which a row may replace
     another object's. ``watermark``: the column that tells when a row was changed, where changes are captured by it.
+    ``definition``: on SQLite the statement that makes the table, by which a later change of it is noticed.
     """
 
     kind: Kind
@@ -163,6 +165,7 @@ class Table:
     row_triggers: bool = False
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
     watermark: Column | None = None
+    definition: str = ""
     zone: ZoneInfo = field(init=False)
     key_fields: tuple[str, ...] = field(init=False)
     """The fields that identify an object and have a column: one or two."""

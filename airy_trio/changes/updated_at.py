@@ -22,6 +22,7 @@ from attrs import evolve, field, frozen
 from airy_trio.changes.clocks import SECOND_US
 from airy_trio.changes.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
 from airy_trio.changes.identity import clock_us, identity_of
+from airy_trio.changes.inspection import inspected_again, read_current
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sweep import Sweep, Version, versions
@@ -57,8 +58,9 @@ class UpdatedAtFeed:
         text_chars_max: int = TEXT_CHARS_MAX,
     ) -> None:
         self._reading = reading
-        self._objects = Objects(dialect, tables, text_chars_max)
-        self._sweeps = {kind: Sweep(dialect, table, text_chars_max) for kind, table in tables.items()}
+        self._dialect = dialect
+        self._text_chars_max = text_chars_max
+        self._use(tables)
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else VersionOf(reading)
         self._seen: FileVersion | None = None
@@ -69,6 +71,9 @@ class UpdatedAtFeed:
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``: a change is a version of a row."""
+        return await read_current(lambda: self._read_once(after, limit), self._renew)
+
+    async def _read_once(self, after: str, limit: int) -> Batch:
         point = Watermarks.parse(after)
         self._seen = await self._version()
         begun_at = trio.current_time()
@@ -114,6 +119,17 @@ class UpdatedAtFeed:
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
         await self._reading.aclose()
+
+    async def _renew(self) -> bool:
+        """Inspect the tables again; return whether they have changed."""
+        before = self._tables
+        self._use(await inspected_again(self._reading, before))
+        return self._tables != before
+
+    def _use(self, tables: Tables) -> None:
+        self._tables = tables
+        self._objects = Objects(self._dialect, tables, self._text_chars_max)
+        self._sweeps = {kind: Sweep(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _version(self) -> FileVersion | None:
         """Of a file its version now; a file in the place of another is opened anew."""

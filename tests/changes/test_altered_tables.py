@@ -1,0 +1,190 @@
+"""The application alters its tables while a server runs: each event is made of the row as it is then."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from airy_trio.changes.objects import Objects
+from airy_trio.changes.rows import Message, Tag
+from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.database import SQLITE
+from airy_trio.events.translate import EventsOptions, translate
+from airy_trio.pipeline import Pipeline, Statement
+from tests.application import Application
+from tests.changes.feeds import feed_of, read_all
+from tests.changes.watched import ONLY_TAGS, names, watching
+
+PATHS = pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
+BERLIN = '[database.tables.messages]\ntime_zone = "Europe/Berlin"\n'
+ALTERED = {
+    "int to bigint": ("id", "int", "bigint", "3000000000"),
+    "int to text": ("id", "int", "text", "x"),
+    "text to jsonb": ("content", "text", "jsonb", '{"a": 1}'),
+    "timestamp to timestamptz": ("sent_at", "timestamp", "timestamptz", "2020-06-01 12:00+00"),
+    "timestamptz to timestamp": ("sent_at", "timestamptz", "timestamp", "2020-06-01 12:00"),
+}
+REWRITING = {
+    "a column with a volatile default": ["alter table tags add more float default random()"],
+    "a copy in its place": [
+        "create table copied (like tags including all)",
+        "insert into copied select * from tags",
+        "drop table tags",
+        "alter table copied rename to tags",
+    ],
+}
+
+
+def insert(column: str, value: str) -> str:
+    row = {
+        "id": "1", "conversation_id": "c1", "channel_id": "ch1", "content": '"hi"', "delivery_state": "pending",
+        "from_contact": "true", "sent_at": "2020-01-01 12:00", "source": "s", "sender_id": "x",
+    } | {column: value}  # fmt: skip
+    values = ", ".join(f"'{text}'" for text in row.values())
+    return f"insert into messages ({', '.join(row)}) values ({values})"
+
+
+@PATHS
+@pytest.mark.parametrize("altered", ALTERED)
+async def test_a_column_of_another_type_is_read_as_that(
+    postgres_application: Application, limit: int, altered: str
+) -> None:
+    column, before, after, value = ALTERED[altered]
+    using = " using content::jsonb" if after == "jsonb" else ""
+    settings = postgres_application.migrate(BERLIN)
+    postgres_application.execute(f"alter table messages alter {column} type {before} using null")
+    async with feed_of(postgres_application, settings) as feed:
+        point = (await feed.read(await feed.origin(), limit)).resume_point
+        postgres_application.execute(insert("source", "before"))
+        point = (await feed.read(point, limit)).resume_point
+        postgres_application.execute(
+            "delete from messages",
+            f"alter table messages alter {column} type {after}{using}",
+            insert(column, value),
+            "insert into metadata (subject, identifier, key) values ('conversation', 'c1', 'k')",
+        )
+        batch = await feed.read(point, limit)
+        assert (await feed.read(batch.resume_point, limit)).changes == 0
+    async with feed_of(postgres_application, settings) as restarted:
+        assert (await read_all(restarted, point))[0] == list(batch.objects)
+    translation = translate(batch.objects, EventsOptions())
+    assert translation.faults == ()
+    assert [event.type for event in translation.events] == ["message.updated", "metadata.updated"]
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Application, Sequence[str]], None]:
+    """Execute statements once, between the snapshot of the next read and its reading of rows."""
+
+    def arrange(application: Application, statements: Sequence[str]) -> None:
+        left = [statements]
+        run, read = Pipeline.run, Objects.read
+
+        async def run_later(pipeline: Pipeline, *asked: tuple[Statement, Sequence[bytes | None]]) -> list[list[Any]]:
+            if any(statement.name.startswith("airy_read") for statement, _ in asked) and left:
+                application.execute(*left.pop())
+            return await run(pipeline, *asked)
+
+        def read_later(objects: Objects, connection: sa.Connection, changes: Any) -> Any:  # noqa: ANN401 - as it is
+            if left:
+                application.execute(*left.pop())
+            return read(objects, connection, changes)
+
+        monkeypatch.setattr(Pipeline, "run", run_later)
+        monkeypatch.setattr(Objects, "read", read_later)
+
+    return arrange
+
+
+@PATHS
+@pytest.mark.parametrize("rewriting", REWRITING)
+async def test_a_table_rewritten_after_the_snapshot_loses_no_row(
+    postgres_application: Application,
+    between: Callable[[Application, Sequence[str]], None],
+    limit: int,
+    rewriting: str,
+) -> None:
+    """To the older snapshot it looks empty."""
+    async with feed_of(postgres_application, postgres_application.migrate()) as feed:
+        point = (await feed.read(await feed.origin(), limit)).resume_point
+        postgres_application.tag("t1")
+        between(postgres_application, REWRITING[rewriting])
+        batch = await feed.read(point, limit)
+    assert batch.objects == (Tag(id="t1", name="flag", color="tag-red"),)
+
+
+@PATHS
+async def test_partitions_rewritten_after_the_snapshot_lose_no_row(
+    postgres_application: Application, between: Callable[[Application, Sequence[str]], None], limit: int
+) -> None:
+    postgres_application.execute(
+        "create table tags (id text, name text, color text) partition by hash (id)",
+        *(f"create table tags_{n} partition of tags for values with (modulus 2, remainder {n})" for n in (0, 1)),
+    )
+    settings = postgres_application.migrate(ONLY_TAGS, with_tables=False)
+    async with feed_of(postgres_application, settings) as feed:
+        point = (await feed.read(await feed.origin(), limit)).resume_point
+        postgres_application.execute(*(f"insert into tags values ('t{n}', 'flag', 'red')" for n in range(9)))
+        between(postgres_application, ["alter table tags add more float default random()"])
+        batch = await feed.read(point, limit)
+        assert names(batch.objects) == [(f"t{n}", "flag") for n in range(9)]
+
+
+@PATHS
+async def test_a_type_that_changes_after_the_snapshot_gives_no_wrong_event(
+    postgres_application: Application, between: Callable[[Application, Sequence[str]], None], limit: int
+) -> None:
+    """Between these types a table is not rewritten where the session's zone is UTC."""
+    settings = postgres_application.migrate(BERLIN)
+    async with feed_of(postgres_application, settings) as feed:
+        point = (await feed.read(await feed.origin(), limit)).resume_point
+        postgres_application.message()
+        between(postgres_application, ["alter table messages alter sent_at type timestamp"])
+        batch = await feed.read(point, limit)
+    async with feed_of(postgres_application, settings) as restarted:
+        assert (await read_all(restarted, point))[0] == list(batch.objects)
+
+
+async def test_updated_at_reads_a_column_of_another_type_as_that(postgres_application: Application) -> None:
+    postgres_application.execute("create table tags (id text, name text, color text, updated_at timestamptz)")
+    async with watching(postgres_application) as feed:
+        after = await feed.origin()
+        postgres_application.execute("insert into tags values ('1', 'one', 'red', '2020-10-25')")
+        _, after, _ = await read_all(feed, after)
+        postgres_application.execute(
+            "alter table tags alter id type bigint using 3000000000, "
+            "alter updated_at type bigint using extract(epoch from updated_at) * 1000",
+            "insert into tags select id + 1, 'two', color, updated_at + 60000 from tags",
+        )
+        objects, _, _ = await read_all(feed, after)
+    assert names(objects)[-1] == ("3000000001", "two")
+
+
+async def test_sqlite_reads_a_table_made_again_with_its_triggers(sqlite_application: Application) -> None:
+    """No trigger is missing then."""
+    settings = sqlite_application.migrate()
+    async with feed_of(sqlite_application, settings) as feed:
+        _, point, _ = await read_all(feed, await feed.origin())
+        with sqlite_application.engine.begin() as connection:
+            made, *triggers = connection.exec_driver_sql(
+                "select sql from sqlite_master where tbl_name = 'messages' and sql is not null and type <> 'index' "
+                "order by type"
+            ).scalars()
+            connection.exec_driver_sql("drop table messages")
+            connection.exec_driver_sql(made.replace("content TEXT", "content JSON"))
+            for trigger in triggers:
+                connection.exec_driver_sql(trigger)
+        sqlite_application.message()
+        (message,) = (await read_all(feed, point))[0]
+    assert isinstance(message, Message)
+    assert message.content_is_json
+
+
+async def test_a_schema_change_of_another_table_changes_nothing(any_application: Application) -> None:
+    async with feed_of(any_application, any_application.migrate()) as feed:
+        _, point, _ = await read_all(feed, await feed.origin())
+        any_application.execute("create table other (x int)", "create index more on tags (name)")
+        any_application.tag()
+        assert len((await read_all(feed, point))[0]) == 1
+        assert any_application.dialect == SQLITE or len((await read_all(feed, point, 10**4))[0]) == 1
