@@ -178,7 +178,7 @@ async def test_sqlite_reads_a_table_made_again_with_its_triggers(sqlite_applicat
         sqlite_application.message()
         (message,) = (await read_all(feed, point))[0]
     assert isinstance(message, Message)
-    assert message.content_is_json
+    assert message.content_form == "json"
 
 
 async def test_a_schema_change_of_another_table_changes_nothing(any_application: Application) -> None:
