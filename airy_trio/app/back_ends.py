@@ -110,23 +110,33 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tab
     tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     if settings.changes.reads_only:
         return tables
-    faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
-    if not faults:  # migrations come with their triggers: what stands there from before is no fault of its own
-        faults += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
+    faults = _faults_of_ours(connection, settings, names, tables)
     if faults:
         raise StartError(faults)
+    newer = migrate.ahead(connection, "changes", settings.database)
+    if newer is not None:
+        logger.info("working with the schema of a newer version", database=newer)
     return tables
 
 
 def _faults(connection: sa.Connection, settings: Settings, names: Names) -> Sequence[str]:
-    """What is wrong with the mapped tables and their triggers by now: the application may have made them anew."""
+    """What is wrong with the mapped tables and our own by now: the application, or a migration, may have made them."""
     try:
         tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     except MappingError as error:
         return error.faults
     if settings.changes.reads_only:
         return ()
-    return list(triggers.faults(connection, tables, names, deletes=settings.events.deletes))
+    return _faults_of_ours(connection, settings, names, tables)
+
+
+def _faults_of_ours(connection: sa.Connection, settings: Settings, names: Names, tables: Tables) -> list[str]:
+    """What is wrong with our tables, or else with our triggers: those come with the migrations."""
+    faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
+    if faults:
+        return faults
+    newer = migrate.ahead(connection, "changes", settings.database) is not None
+    return list(triggers.faults(connection, tables, names, deletes=settings.events.deletes, newer_schema=newer))
 
 
 def _feed(
@@ -137,11 +147,23 @@ def _feed(
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, lenient=True))
-        feed = SqliteFeed(LoggedChanges(reading, database, names, tables, text_chars_max))
+        feed = SqliteFeed(
+            LoggedChanges(
+                reading, database, names, tables, text_chars_max, lambda connection: _newer_schema(connection, options)
+            )
+        )
         return feed, lambda _epoch: FileLease(_lock_beside(path))
     reading = _recorders_session(options)
     changes = LoggedChanges(reading, database, names, tables, text_chars_max)
     return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
+
+
+def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
+    """Whether a newer version made the schema. Raises ``StartError`` if this version does not work with it."""
+    faults = list(migrate.pending(connection, "changes", options))
+    if faults:
+        raise StartError(faults)
+    return migrate.ahead(connection, "changes", options) is not None
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:

@@ -76,6 +76,9 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
         faults = list(migrate.pending(connection, "log", options))
         if faults:
             raise StartError([f"log: {fault}" for fault in faults])
+        newer = migrate.ahead(connection, "log", options)
+        if newer is not None:
+            logger.info("working with the schema of a newer version", log=newer)
 
     try:
         await patiently(lambda: reading.run(check), options, "log.url")

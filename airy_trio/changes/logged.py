@@ -1,5 +1,8 @@
 """What the feeds that read our change log have in common: two ways to the database, and who consumes the changes."""
 
+from collections.abc import Callable
+
+import sqlalchemy as sa
 from attrs import frozen
 
 from airy_trio.changes.changelog import ChangeLog
@@ -16,6 +19,7 @@ class LoggedChanges:
     """Where a feed finds the changes that our triggers have noted, and the rows: one connection that reads, and a pool.
 
     ``names``: of our own tables; ``tables``: the mapping of the application's. ``text_chars_max``: see ``Objects``.
+    ``newer_schema``: whether a newer version made our tables; raises ``FaultsError`` if this one cannot work with them.
     """
 
     reading: Session
@@ -23,6 +27,7 @@ class LoggedChanges:
     names: Names
     tables: Tables
     text_chars_max: int = TEXT_CHARS_MAX
+    newer_schema: Callable[[sa.Connection], bool] = lambda _connection: False
 
 
 class LoggedFeed:

@@ -21,7 +21,7 @@ from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.tables import Tables
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable
 from airy_trio.database.sqlite_version import Version, VersionOf
-from airy_trio.errors import MappingError
+from airy_trio.errors import FaultsError
 
 logger = structlog.get_logger(__name__)
 
@@ -51,6 +51,7 @@ class SqliteFeed(LoggedFeed):
         self._woken = False
         self._file = VersionOf(source.reading)
         self._names = source.names
+        self._newer_schema = source.newer_schema
         self._watched_schema: tuple[tuple[int, int], int] | None = None
 
     async def read(self, after: str, limit: int) -> Batch:
@@ -114,26 +115,30 @@ class SqliteFeed(LoggedFeed):
         return version
 
     async def _watch(self) -> None:
-        """Put triggers back that went with a table that was made anew, as a migration of the application does.
+        """Put back triggers that went away with their table, when a migration of the application makes it again.
 
-        What was written between the two is not known, which is said.
+        Changes written between the two are not known, and the log says so. The triggers of a newer version, which
+        migrated the file under this server, stay.
         """
-        faults = await self._reading.run(self._trigger_faults)
-        if not faults:
-            return
+        faults: list[str] = []
         try:
-            self._use(await self._writing.write(self._put_back))
-        except (DatabaseRefused, MappingError) as error:
+            faults = await self._reading.run(self._trigger_faults)
+            if faults:
+                self._use(await self._writing.write(self._put_back))
+        except (DatabaseRefused, FaultsError) as error:
             logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400 - told
         else:
-            logger.warning("triggers put back; what was written without them is not known", triggers=faults)
+            if faults:
+                logger.warning("triggers put back; what was written without them is not known", triggers=faults)
 
     def _trigger_faults(self, connection: sa.Connection) -> list[str]:
-        return list(triggers.faults(connection, self._tables, self._names, deletes=True))
+        newer = self._newer_schema(connection)
+        return list(triggers.faults(connection, self._tables, self._names, deletes=True, newer_schema=newer))
 
     def _put_back(self, connection: sa.Connection) -> Tables:
+        newer = self._newer_schema(connection)
         tables = inspect_again(connection, self._tables)
-        triggers.install(connection, tables, self._names, deletes=True)
+        triggers.install(connection, tables, self._names, deletes=True, newer_schema=newer)
         return tables
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:

@@ -21,7 +21,8 @@ LOCK_WAIT_MAX_S: Final = 0.5  # for all tables together: who writes to one of th
 _POSTGRES_FOUND = sa.text(
     """
     select n.nspname as schema, c.relname as table, t.tgname as name, p.prosrc as body,
-           t.tgenabled in ('O', 'A') and (t.tgtype & 1 = 1) = (t.tgname = any(cast(:row_level as name[]))) as right_kind
+           t.tgenabled in ('O', 'A') as enabled,
+           (t.tgtype & 1 = 1) = (t.tgname = any(cast(:row_level as name[]))) as right_level
     from pg_trigger t
     join pg_proc p on p.oid = t.tgfoid
     join pg_namespace f on f.oid = p.pronamespace
@@ -36,6 +37,11 @@ _POSTGRES_FUNCTIONS = sa.text(
     where n.nspname = :schema and p.prorettype = cast('trigger' as regtype)
     """
 )
+_OFF: Final = ""
+"""In place of the body of a trigger that is switched off."""
+_OTHER_LEVEL: Final = "-- of another level"
+"""In place of the body of a trigger for each row that should be one for each statement, or the other way round."""
+_OUTDATED: Final = "has triggers of another mapping or version:"
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
 
 
@@ -52,8 +58,12 @@ class _Place:
         return ".".join(quote_identifier(part) for part in (self.schema, self.table) if part is not None)
 
 
-def install(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> None:
+def install(
+    connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool, newer_schema: bool = False
+) -> None:
     """Put all triggers in place and take away those of an older mapping. In the caller's transaction.
+
+    ``newer_schema``: the schema is of a newer version, whose triggers stay; only those that are missing are made.
 
     On Postgres the tables whose triggers change are locked first, within ``LOCK_WAIT_MAX_S``. Raises the driver's
     error where a lock cannot be had in that time.
@@ -62,6 +72,8 @@ def install(connection: sa.Connection, tables: Tables, names: Names, *, deletes:
     found = _found(connection, tables, names)
     right = {place for place, body in wanted.items() if found.get(place) == body}
     unwanted = found.keys() - wanted.keys()
+    if newer_schema:
+        right, unwanted = {place for place in found if found[place] != _OFF}, set()
     if names.dialect == POSTGRES:
         changed = {place.on for place in wanted.keys() - right}
         _lock(connection, sorted({place.on for place in unwanted} | changed), exclusively={p.on for p in unwanted})
@@ -86,22 +98,41 @@ def remove(connection: sa.Connection, names: Names) -> None:
         _run(connection, (f"drop function {function}" for function in functions))
 
 
-def faults(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[str]:
-    """A line for each table whose triggers are missing or are not those of this mapping."""
+def faults(
+    connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool, newer_schema: bool = False
+) -> Iterator[str]:
+    """A line for each table whose triggers are missing, are switched off, or are not those of this mapping.
+
+    ``newer_schema``: the schema is of a newer version, whose triggers may do other things (``outdated``): no fault.
+    """
     wanted = _wanted(tables, names, deletes=deletes)
     found = _found(connection, tables, names)
-    for kind, table in tables.items():
-        places = [place for place in wanted if place.name in _own_names(names, kind)]
-        missing = sorted(place.name for place in places if place not in found)
-        outdated = sorted(place.name for place in places if place in found and found[place] != wanted[place])
-        if missing:
-            yield _fault(kind, table, "has no trigger", missing)
-        if outdated:
-            yield _fault(kind, table, "has triggers of another mapping or version:", outdated)
+    run = f"; run: airy-trio migrate --config FILE{', of the newer version' if newer_schema else ''}"
+    for table in tables.values():
+        missing = [place for place in wanted if place not in found]
+        off = [place for place in wanted if found.get(place) == _OFF]
+        for what, places in (("has no trigger", missing), ("has triggers that are switched off:", off)):
+            yield from _told(table, names, what, places, run)
+        if not newer_schema:
+            yield from _told(table, names, _OUTDATED, _different(wanted, found), run)
 
 
-def _fault(kind: Kind, table: Table, what: str, triggers: list[str]) -> str:
-    return f'table "{table.name}" ({kind}) {what} {", ".join(triggers)}; run: airy-trio migrate --config FILE'
+def outdated(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[str]:
+    """A line for each table whose triggers are there and do something else than those of this mapping and version."""
+    different = _different(_wanted(tables, names, deletes=deletes), _found(connection, tables, names))
+    for table in tables.values():
+        yield from _told(table, names, _OUTDATED, different)
+
+
+def _different(wanted: Mapping[_Place, str], found: Mapping[_Place, str]) -> list[_Place]:
+    return [place for place, body in wanted.items() if found.get(place, _OFF) not in {body, _OFF}]
+
+
+def _told(table: Table, names: Names, what: str, places: Iterable[_Place], remedy: str = "") -> Iterator[str]:
+    """A line if some of the triggers are of this table's kind."""
+    own = sorted(place.name for place in places if place.name in _own_names(names, table.kind))
+    if own:
+        yield f'table "{table.name}" ({table.kind}) {what} {", ".join(own)}{remedy}'
 
 
 def _own_names(names: Names, kind: Kind) -> Iterable[str]:
@@ -127,7 +158,7 @@ def _wanted(tables: Tables, names: Names, *, deletes: bool) -> Mapping[_Place, s
 
 
 def _found(connection: sa.Connection, tables: Tables, names: Names) -> Mapping[_Place, str]:
-    """What stands in the database under our names; nothing as the body of what is switched off or of another level."""
+    """The bodies of the triggers in the database under our names, or ``_OFF`` or ``_OTHER_LEVEL``."""
     ours = {name for kind in KINDS for name in _own_names(names, kind)}
     if names.dialect != POSTGRES:
         rows = connection.execute(_SQLITE_FOUND)
@@ -139,7 +170,11 @@ def _found(connection: sa.Connection, tables: Tables, names: Names) -> Mapping[_
         for event in triggers_postgres.EVENTS_OF_ROWS
     ]
     rows = connection.execute(_POSTGRES_FOUND, {"schema": names.schema, "row_level": row_level})
-    return {_Place(row.schema, row.table, row.name): row.body if row.right_kind else "" for row in rows}
+    found = {}
+    for row in rows:
+        body = row.body if row.right_level else _OTHER_LEVEL
+        found[_Place(row.schema, row.table, row.name)] = body if row.enabled else _OFF
+    return found
 
 
 def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[str]) -> None:

@@ -114,9 +114,14 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
     if _check_itself(connection, names, place, report):
         return None
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
+    newer = migrate.ahead(connection, "changes", settings.database)
     if not missing:
-        missing += triggers.faults(connection, tables, names, deletes=settings.events.deletes)
-    if missing and settings.database.migrate:
+        deletes = settings.events.deletes
+        missing += triggers.faults(connection, tables, names, deletes=deletes, newer_schema=newer is not None)
+        if newer is not None:
+            report.add("note", [f"database: {newer}, with which this version works"])
+            report.add("note", triggers.outdated(connection, tables, names, deletes=deletes))
+    if newer is None and missing and settings.database.migrate:
         report.add("note", [f"{line} (database.migrate is true: the server does it)" for line in missing])
     else:
         report.add("problem", missing)
@@ -192,8 +197,13 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
     if problems:
         return None
     missing = [f"log: {line}" for line in migrate.pending(connection, "log", settings.database)]
-    report.add("note" if settings.database.migrate else "problem", missing)
-    return None if missing else LogTables.named(names).bounds(connection).epoch
+    newer = migrate.ahead(connection, "log", settings.database)
+    report.add("note" if settings.database.migrate and newer is None else "problem", missing)
+    if missing:
+        return None
+    if newer is not None:
+        report.add("note", [f"log: {newer}, with which this version works"])
+    return LogTables.named(names).bounds(connection).epoch
 
 
 def _check_plugged_store(name: str, url: str, report: Report) -> str | None:

@@ -59,3 +59,4 @@ def _told(settings: "Settings", done: "Migrated") -> Iterator[str]:
         yield f"made the tables {', '.join(done.made)}"
     how = " by updated_at: nothing is installed in their database" if settings.changes.reads_only else ""
     yield f"watching {', '.join(done.watched)}{how}"
+    yield from done.left

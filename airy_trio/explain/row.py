@@ -71,7 +71,9 @@ def look(connection: sa.Connection, settings: Settings, subject: Subject, resume
         report.captured = False
         report.lines += (f"change    not known: {line}" for line in missing)
         return report
-    faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=settings.events.deletes))
+    newer = migrate.ahead(connection, "changes", settings.database) is not None
+    deletes = settings.events.deletes
+    faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
     report.captured = not faults
     report.lines += (f"triggers  {fault}" for fault in faults)
     change = newest_change(connection, names, subject.kind, key, resume_point)

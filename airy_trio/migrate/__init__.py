@@ -4,9 +4,10 @@ One transaction for each database, on SQLite too; nothing is left behind by one 
 in ``migrations/``, what the triggers are in ``changes/``; here is the order in which they come and go.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -16,19 +17,36 @@ from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.inspection import absent, inspect
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
-from airy_trio.migrate.streams import downgrade, pending, upgrade
+from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, alone, patiently, read_only, transaction
 from airy_trio.settings import Settings
 
-__all__ = ["LOCK_TRIES_MAX", "Migrated", "migrate", "migrate_log", "pending", "preview", "remove", "require_file"]
+__all__ = [
+    "LOCK_TRIES_MAX",
+    "Migrated",
+    "ahead",
+    "migrate",
+    "migrate_log",
+    "pending",
+    "preview",
+    "remove",
+    "require_file",
+]
+
+_SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
+"""The table of the settings that a line about a stream begins with, as those of ``check`` do."""
 
 
 @frozen(kw_only=True)
 class Migrated:
-    """What a migration did: the default tables that it made, and the kinds of object that are watched now."""
+    """What a migration did: the default tables that it made, and the kinds of object that are watched now.
+
+    ``left``: a line for each schema of a newer version, which stays as it is.
+    """
 
     made: tuple[str, ...]
     watched: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 class _OnlyPreviewedError(Exception):
@@ -39,6 +57,8 @@ def migrate(
     settings: Settings, *, with_tables: bool = False, grant: str | None = None, waiting: Waiting | None = None
 ) -> Migrated:
     """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
+
+    A schema of a newer version stays as it is, with its triggers: nothing here takes an upgrade back.
 
     ``grant``: a role of Postgres that gets what a server needs. ``waiting``: is told each time that a lock is not to be
     had, how often that was; at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; nothing is left behind then.
@@ -108,23 +128,28 @@ def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool,
     with transaction(_address(settings), settings.database, record=record) as connection:
         names = _names(connection, settings.database)
         alone(connection)
-        made = default_tables.create(connection, absent(connection, settings.tables)) if with_tables else []
+        newer = _newer(connection, "changes", settings.database)
+        made = []
+        if with_tables and newer is None:  # the tables would have no triggers
+            made = default_tables.create(connection, absent(connection, settings.tables))
         tables = inspect(connection, settings.tables)
-        upgrade(connection, "changes", names)
+        if newer is None:
+            upgrade(connection, "changes", names)
         with _store(connection, settings, record) as store:
-            if store is not None:
-                upgrade(store, "log", _names(store, settings.database))
+            left = [newer, None if store is None else _upgrade_log(store, settings.database)]
             if grant is not None:
                 _grant(connection, grants.statements(grant, tables, names))
             if grant is not None and store is not None and store is not connection and store.dialect.name == POSTGRES:
                 _grant(store, grants.statements(grant, {}, names))
-            triggers.install(connection, tables, names, deletes=settings.events.deletes)
-            log = ChangeLog(names)
-            if log.origin(connection) is None:
-                log.set_origin(connection, points.first(connection, names.quoted(TABLE)))
+            if newer is None:
+                triggers.install(connection, tables, names, deletes=settings.events.deletes)
+                log = ChangeLog(names)
+                if log.origin(connection) is None:
+                    log.set_origin(connection, points.first(connection, names.quoted(TABLE)))
             if record is not None:
+                record.extend(f"-- {line}" for line in left if line is not None)
                 raise _OnlyPreviewedError
-    return Migrated(made=tuple(made), watched=tuple(tables))
+    return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(line for line in left if line is not None))
 
 
 def _migrate_log_alone(
@@ -139,13 +164,40 @@ def _migrate_log_alone(
         )
     with read_only(_address(settings), settings.database) as connection:
         tables = inspect(connection, settings.tables, watermarks=True)
+    left = None
     if settings.log.store == "sql":
         with transaction(settings.log.location(settings.database.url), settings.database, record=record) as store:
             alone(store)
-            upgrade(store, "log", _names(store, settings.database))
+            left = _upgrade_log(store, settings.database)
             if record is not None:
+                record.extend([] if left is None else [f"-- {left}"])
                 raise _OnlyPreviewedError
-    return Migrated(made=(), watched=tuple(tables))
+    return Migrated(made=(), watched=tuple(tables), left=() if left is None else (left,))
+
+
+def _upgrade_log(store: sa.Connection, options: DatabaseOptions) -> str | None:
+    """Bring the ``log`` stream up to date, or give the line that says why its schema stays. Raises ``StartError``."""
+    newer = _newer(store, "log", options)
+    if newer is None:
+        upgrade(store, "log", _names(store, options))
+    return newer
+
+
+def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
+    """A line if a newer version made a stream's schema. Raises ``StartError`` if this one does not work with it."""
+    newer = ahead(connection, stream, options)
+    if newer is None:
+        return None
+    if faults := list(pending(connection, stream, options)):
+        raise StartError(f"{_SETTINGS[stream]}: {fault}" for fault in faults)
+    return f"{_SETTINGS[stream]}: {newer}, with which this version works: nothing done to its tables and triggers"
+
+
+def _require_removable(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
+    """Refuse to remove a schema that may have more than this version knows of. Raises ``StartError``."""
+    newer = ahead(connection, stream, options)
+    if newer is not None:
+        raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
 
 
 def _remove_log_alone(settings: Settings) -> None:
@@ -154,6 +206,7 @@ def _remove_log_alone(settings: Settings) -> None:
         return
     with transaction(settings.log.location(settings.database.url), settings.database) as store:
         alone(store)
+        _require_removable(store, "log", settings.database)
         downgrade(store, "log", _names(store, settings.database))
         _drop_schema(store, _names(store, settings.database))
         emptied = store_file is not None and not sa.inspect(store).get_table_names()
@@ -179,11 +232,13 @@ def _remove(settings: Settings) -> None:
     with transaction(_address(settings), options) as connection:
         names = _names(connection, options)
         alone(connection)
+        _require_removable(connection, "changes", options)
         triggers.remove(connection, names)
         downgrade(connection, "changes", names)
         if store_file is None or store_file.is_file():
             with _store(connection, settings) as store:
                 if store is not None:
+                    _require_removable(store, "log", options)
                     downgrade(store, "log", _names(store, options))
                     _drop_schema(store, _names(store, options))
                     emptied = store_file is not None and not sa.inspect(store).get_table_names()

@@ -1,0 +1,22 @@
+"""Which programs work with this schema: ``compatible_from`` in ``log_state``."""
+
+import sqlalchemy as sa
+from alembic import context, op
+
+revision = "log_0005"
+down_revision = "log_0004"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add ``compatible_from``: programs of this revision or newer work with the schema."""
+    names = context.config.attributes["names"]
+    column = sa.Column("compatible_from", sa.Text, nullable=False, server_default=revision)
+    op.add_column(names.bare("log_state"), column, schema=names.table_schema)
+
+
+def downgrade() -> None:
+    """Take it away."""
+    names = context.config.attributes["names"]
+    op.drop_column(names.bare("log_state"), "compatible_from", schema=names.table_schema)

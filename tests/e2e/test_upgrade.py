@@ -1,0 +1,233 @@
+"""Upgrade and rollback: servers go on where they were, and a schema that is too new is named in one line."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from airy_trio.app.stores import opened_store
+from airy_trio.migrate import streams
+from airy_trio.migrate.streams import Stream
+from airy_trio.settings import Settings
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import StompClient, connect
+from tests.application import Application
+from tests.command_line import CommandLine
+from tests.e2e.route import HOST, assert_in_order, configure, event_of, listening
+from tests.newer_schema import MARK, home_of, move_ahead, newer, trigger_of
+from tests.processes import Finished, Server, json_object, server
+from tests.redis_server import RedisServer
+
+TIMEOUT_S = 55.0
+STREAMS: Sequence[Stream] = ("changes", "log")
+AUTH = '[auth]\nmode = "tokens"\ntokens = { ann = "s3cret" }\n'
+SETTINGS = {"changes": "database", "log": "log"}
+NEWER_SCHEMA = "working with the schema of a newer version"
+
+
+def ahead(stream: Stream) -> str:
+    """How each line about a schema begins that ``move_ahead`` left."""
+    return f"airy_trio is at {newer(stream)}, of a newer version of airy-trio"
+
+
+def refusals(finished: Finished) -> list[str]:
+    """What a command ended with, without the warnings of the tests' own Postgres."""
+    assert "Traceback" not in finished.err
+    lines = finished.err.splitlines()
+    return [line for line in lines if line.startswith("airy-trio: ") and not line.startswith("airy-trio: warning")]
+
+
+def assert_same_epoch(serving: Server) -> None:
+    said = [json_object(line).get("event", line) for line in serving.err.all]
+    assert not [line for line in said if line.startswith(("new epoch", "Traceback"))]
+
+
+@pytest.mark.slow
+async def test_server_restarts_on_schema_ahead_of_it(any_application: Application, tmp_path: Path) -> None:
+    config = configure(any_application, tmp_path)
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as before:
+            any_application.tag("t1")
+            async with listening(before) as ours:
+                [seen] = await ours.take(1)
+            await before.terminate()
+        for stream in STREAMS:
+            move_ahead(any_application, stream)
+        any_application.tag("t2")
+        async with server(config) as serving:
+            for stream in STREAMS:
+                await serving.record(NEWER_SCHEMA, **{SETTINGS[stream]: ahead(stream)})
+            async with listening(serving, after=seen.position) as ours:
+                assert ours.receipt.get("resume") == "resumed"
+                any_application.tag("t3")
+                assert [event.object[-1] for event in await ours.take(2)] == ["t2", "t3"]
+                assert_in_order([seen, *ours.events])
+            assert_same_epoch(serving)
+
+
+def test_commands_leave_compatible_newer_schema_alone(
+    any_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
+    config = str(configure(any_application, tmp_path))
+    for stream in STREAMS:
+        move_ahead(any_application, stream)
+    notes = [f"{SETTINGS[stream]}: {ahead(stream)}, with which this version works" for stream in STREAMS]
+
+    checked = command_line("check", "--config", config)
+    assert (checked.code, refusals(checked)) == (0, [])
+    assert set(notes) < set(checked.out.splitlines())
+    assert 'table "tags" (tags) has triggers of another mapping or version: airy_trio_tags_insert\n' in checked.out
+
+    untouched = [f"{note}: nothing done to its tables and triggers" for note in notes]
+    migrated = command_line("migrate", "--config", config)
+    assert (migrated.code, migrated.err) == (0, "")
+    assert migrated.out.splitlines()[1:] == untouched
+    previewed = command_line("migrate", "--sql", "--config", config)
+    assert (previewed.code, previewed.out.splitlines()) == (0, [f"-- {line}" for line in untouched])
+
+    removed = command_line("migrate", "--remove", "--config", config)
+    refusal = f"airy-trio: database: {ahead('changes')}: nothing removed; run migrate --remove of that version"
+    assert (removed.code, refusals(removed)) == (1, [refusal])
+    assert MARK in (trigger_of(any_application) or "")
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_schema_that_is_too_new_is_one_line(
+    any_application: Application, tmp_path: Path, command_line: CommandLine, stream: Stream
+) -> None:
+    config = str(configure(any_application, tmp_path))
+    move_ahead(any_application, stream, newer(stream))
+    begin = f"airy-trio: {SETTINGS[stream]}: {ahead(stream)}"
+    too_new = f"{begin}, with which this version does not work; install the newer version"
+    for command in ([], ["check"], ["migrate"], ["migrate", "--sql"]):
+        finished = command_line(*command, "--config", config)
+        assert (finished.code, refusals(finished)) == (1, [too_new])
+    removed = command_line("migrate", "--remove", "--config", config)
+    refusal = f"{begin}: nothing removed; run migrate --remove of that version"
+    assert (removed.code, refusals(removed)) == (1, [refusal])
+    home = home_of(any_application, stream)
+    assert home.scalar(f"select version_num from {home.log_table(f'{stream}_version')}") == newer(stream)
+    home.engine.dispose()
+
+
+@pytest.mark.slow
+async def test_schema_that_migrates_at_start_is_left_alone(any_application: Application, tmp_path: Path) -> None:
+    config = configure(any_application, tmp_path, "migrate = true\n")
+    move_ahead(any_application, "changes")
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            await serving.record(NEWER_SCHEMA)
+        assert MARK in (trigger_of(any_application) or "")
+
+
+@pytest.mark.slow
+async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    config = configure(sqlite_application, tmp_path)
+    rebuilt = "create table channels (id text primary key, source text, source_channel_id text, connected boolean)"
+    put_back = "triggers put back; what was written without them is not known"
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            move_ahead(sqlite_application, "changes")
+            sqlite_application.execute("drop table channels", rebuilt)
+            await serving.record(put_back)
+            assert MARK in (trigger_of(sqlite_application) or "")
+            sqlite_application.tag("t1")
+            sqlite_application.channel("c1")
+            assert [event.object for event in await ours.take(2)] == [("tag", "t1"), ("channel", "c1")]
+
+            sqlite_application.execute(
+                "update airy_trio_change_state set compatible_from = 'changes_9999'", "drop table channels", rebuilt
+            )
+            refused = await serving.record("triggers are gone and cannot be put back")
+            assert "with which this version does not work" in refused["reason"]
+            sqlite_application.channel("c2")  # no trigger of an older version may fail the application's writes
+        triggers = "select count(*) from sqlite_master where type = 'trigger' and tbl_name = 'channels'"
+        assert sqlite_application.scalar(triggers) == 0
+
+
+def older_revisions() -> list[str]:
+    """Every revision but the newest of each stream."""
+    files = (path for stream in STREAMS for path in (streams.migrations_folder() / stream).glob("[0-9]*.py"))
+    found = [f"{path.parent.name}_{path.name[:4]}" for path in sorted(files)]
+    return [revision for revision in found if revision not in map(streams.head, STREAMS)]
+
+
+async def go_back(application: Application, settings: Settings, revision: str) -> None:
+    """Leave the schema, with the data in it, and the resume point as programs of an older revision did."""
+    stream: Stream = "log" if revision.startswith("log") else "changes"
+    if revision == "changes_0001":
+        async with opened_store(settings) as opened:
+            point = await opened.store.resume_point()
+            assert point is not None
+            stored = await opened.store.append((await opened.store.bounds()).head, [], point_of_0001(point))
+            assert stored is not None
+    home = home_of(application, stream)
+    with home.engine.begin() as connection:
+        streams.downgrade(connection, stream, home.names, revision)
+    assert home.scalar(f"select version_num from {home.log_table(f'{stream}_version')}") == revision
+    home.engine.dispose()
+
+
+def point_of_0001(point: str) -> str:
+    """A resume point as text in the form of programs of ``changes_0001``."""
+    found = json.loads(point)
+    if isinstance(found, list):
+        return json.dumps(found[:2])
+    return json.dumps({key: found[key] for key in ("system", "timeline", "snapshot", "place", "target", "seq")})
+
+
+async def subscribe_durably(client: StompClient) -> Frame:
+    headers = [("durable", "inbox"), ("ack", "client-individual"), ("replay", "all")]
+    receipt = await client.subscribe(headers=headers)
+    assert receipt.command == "RECEIPT", receipt
+    return receipt
+
+
+async def assert_goes_on_after_upgrade(application: Application, folder: Path, revision: str, more: str = "") -> None:
+    config = configure(application, folder, more + AUTH)
+    passcode = [("passcode", "s3cret")]
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as before, await connect(HOST, before.port, headers=passcode) as client:
+            await subscribe_durably(client)
+            application.tag("t1")
+            frame = await client.receive()
+            seen = event_of(frame)
+            await client.acknowledge(frame, headers=[("receipt", "written")])
+            assert (await client.receive()).get("receipt-id") == "written"
+            await before.kill()
+        application.tag("t2")
+        await go_back(application, application.settings(more), revision)
+        application.tag("t3")
+        application.migrate(more)
+        application.tag("t4")
+
+        async with server(config) as serving, await connect(HOST, serving.port, headers=passcode) as client:
+            receipt = await client.subscribe(headers=[("last-event-id", seen.position)])
+            assert receipt.get("resume") == "resumed"
+            events = [event_of(await client.receive()) for _ in range(3)]
+            assert [event.object[-1] for event in events] == ["t2", "t3", "t4"]
+            assert [event.offset for event in events] == list(range(seen.offset + 1, seen.offset + 4))
+            assert_in_order([seen, *events])
+            if revision != "log_0001":  # which had no durable subscriptions
+                async with await connect(HOST, serving.port, headers=passcode) as other:
+                    assert (await subscribe_durably(other)).get("resume") == "resumed"
+                    assert event_of(await other.receive()) == events[0]
+            assert_same_epoch(serving)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("revision", older_revisions())
+async def test_upgrade_from_each_older_revision_goes_on(
+    any_application: Application, tmp_path: Path, revision: str
+) -> None:
+    await assert_goes_on_after_upgrade(any_application, tmp_path, revision)
+
+
+@pytest.mark.slow
+async def test_upgrade_with_redis_goes_on(any_application: Application, tmp_path: Path, own_redis: RedisServer) -> None:
+    more = f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n'
+    await assert_goes_on_after_upgrade(any_application, tmp_path, "changes_0001", more)
