@@ -13,6 +13,7 @@ from attrs import frozen
 from airy_trio.cli import airy_trio
 from tests.application import application
 from tests.command_line import CommandLine
+from tests.newer_schema import move_ahead, newer
 from tests.postgres import Postgres
 from tests.processes import run
 
@@ -122,6 +123,14 @@ def missing_migrations(world: World) -> Path:
         made.execute("drop table airy_trio_changes_version")
     with application(f"sqlite:///{world.folder}/app.db.airy-trio.db") as log:
         log.execute("drop table airy_trio_log_version")
+    return world.on(f"sqlite:///{world.folder}/app.db")
+
+
+def newer_schema(world: World) -> Path:
+    with application(f"sqlite:///{world.folder}/app.db", create=True) as made:
+        made.migrate()
+        for stream in ("changes", "log"):
+            move_ahead(made, stream, newer(stream))
     return world.on(f"sqlite:///{world.folder}/app.db")
 
 
@@ -273,6 +282,13 @@ CASES = (
         code=1,
         words="has not been installed here",
         without=frozenset({"explain", "migrate", "verify"}),  # one tells it, one does it, one has its own
+    ),
+    Case(
+        name="the schema is of a newer version that dropped support for this one",
+        make=newer_schema,
+        code=1,
+        words="of a newer version of airy-trio, with which this version does not work; install the newer version",
+        without=frozenset({"explain", "verify"}),  # one reports it, one has its own schema
     ),
     Case(
         name="nobody answers at the address of the event log",

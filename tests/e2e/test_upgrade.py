@@ -45,24 +45,27 @@ def assert_same_epoch(serving: Server) -> None:
 
 
 @pytest.mark.slow
-async def test_server_restarts_on_schema_ahead_of_it(any_application: Application, tmp_path: Path) -> None:
+async def test_server_runs_and_restarts_on_schema_ahead_of_it(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as before:
-            any_application.tag("t1")
             async with listening(before) as ours:
+                any_application.tag("t1")
                 [seen] = await ours.take(1)
+                for stream in STREAMS:
+                    move_ahead(any_application, stream)
+                any_application.tag("t2")
+                assert (await ours.next()).object == ("tag", "t2")
             await before.terminate()
-        for stream in STREAMS:
-            move_ahead(any_application, stream)
-        any_application.tag("t2")
+            assert_same_epoch(before)
+        any_application.tag("t3")
         async with server(config) as serving:
             for stream in STREAMS:
                 await serving.record(NEWER_SCHEMA, **{SETTINGS[stream]: ahead(stream)})
             async with listening(serving, after=seen.position) as ours:
                 assert ours.receipt.get("resume") == "resumed"
-                any_application.tag("t3")
-                assert [event.object[-1] for event in await ours.take(2)] == ["t2", "t3"]
+                any_application.tag("t4")
+                assert [event.object[-1] for event in await ours.take(3)] == ["t2", "t3", "t4"]
                 assert_in_order([seen, *ours.events])
             assert_same_epoch(serving)
 
