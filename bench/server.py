@@ -73,7 +73,7 @@ class Producer:
             if self._pace.alone:
                 await trio.testing.wait_all_tasks_blocked()
             if produced - trimmed >= TRIM_EVERY_EVENTS:
-                await self.log.store.trim(age_s=3600, keep=self._keep_events, limit=TRIM_EVENTS_MAX)
+                await self.log.store.trim(age_s=3600, keep=self._keep_events, limit=TRIM_EVENTS_MAX, unused_s=10**6)
                 trimmed = produced
 
     async def _append(self, first: int, count: int) -> None:

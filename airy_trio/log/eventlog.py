@@ -50,7 +50,9 @@ class EventLog:
     def __init__(self, store: EventStore, options: LogOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
         self.retain_s = options.retain_s
-        """How long the store keeps what nobody uses."""
+        """How long the store keeps an event."""
+        self.retain_durables_s = options.retain_durables_s
+        """How long the store keeps the position of a durable subscription that is not used."""
         self._clock = StoreClock(clock)
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes

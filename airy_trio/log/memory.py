@@ -121,10 +121,11 @@ class MemoryStore:
         while self._bounds().head == after:
             await self._changed.wait()
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """See ``EventStore.trim``."""
         await trio.lowlevel.checkpoint()
-        before_ms = self._now_ms() - age_s * 1000
+        now_ms = self._now_ms()
+        before_ms, unused_before_ms = now_ms - age_s * 1000, now_ms - unused_s * 1000
         count = 0
         while count < min(limit, len(self._events)):
             if len(self._events) - count <= keep and self._events[count].appended_at_ms >= before_ms:
@@ -132,7 +133,7 @@ class MemoryStore:
             count += 1
         del self._events[:count]
         self._trimmed += count
-        for key in [key for key, durable in self._durables.items() if durable.used_at_ms < before_ms]:
+        for key in [key for key, durable in self._durables.items() if durable.used_at_ms < unused_before_ms]:
             del self._durables[key]
         return count
 

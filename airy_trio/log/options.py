@@ -10,12 +10,17 @@ STORE_WORDS = '"memory", "sql", "redis" or the name of an installed event store'
 
 @frozen(kw_only=True)
 class LogOptions:
-    """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``)."""
+    """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``).
+
+    ``retain_durables_s``: for how long the position of a durable subscription that nobody uses is kept; at least
+    ``retain_s``. Much longer by default, so that a client that returns late learns that events are gone.
+    """
 
     store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
     url: str = field(default="", converter=canonical_url)
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))
+    retain_durables_s: float = field(default=31_536_000, validator=at_least(1))
     tail_events: int = field(default=20_000, validator=at_least(1))
     tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
 

@@ -118,7 +118,8 @@ TRIM: Final = (
     _BEGINNING
     + """
 local before_ms, keep, limit = now_ms - tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local unused = redis.call('ZRANGEBYSCORE', used, '-inf', '(' .. string.format('%.0f', before_ms), 'LIMIT', 0, limit)
+local unused_before = '(' .. string.format('%.0f', now_ms - tonumber(ARGV[5]))
+local unused = redis.call('ZRANGEBYSCORE', used, '-inf', unused_before, 'LIMIT', 0, limit)
 for _, name in ipairs(unused) do
   redis.call('HDEL', acknowledged, name)
   redis.call('HDEL', holders, name)
@@ -139,7 +140,8 @@ redis.call('HSET', state, 'first', upto + 1)
 return count
 """
 )
-"""Arguments: the age in milliseconds, how many stay, how many go at most. Gives how many went."""
+"""Arguments: the age of events in milliseconds, how many events stay, how many are deleted at most, and for how many
+milliseconds a durable subscription may be unused. Returns how many events were deleted."""
 
 HOLD: Final = (
     _BEGINNING

@@ -166,9 +166,9 @@ class RedisStore:
                 return
             await asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
-        """See ``EventStore.trim``: exactly, not ``~``, which would leave it to Redis how much goes."""
-        return int(await self._run(redis_scripts.TRIM, int(age_s * 1000), keep, limit))
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller counts on the number."""
+        return int(await self._run(redis_scripts.TRIM, int(age_s * 1000), keep, limit, int(unused_s * 1000)))
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""

@@ -1,4 +1,4 @@
-"""Keeps the event log and the change log from growing for ever: small batches, by the node that records."""
+"""Trims the event log and the change log, in small batches, on the node that records."""
 
 import structlog
 import trio
@@ -49,7 +49,10 @@ class Retention:
         count = EVENTS_MAX
         while count == EVENTS_MAX and self._recorder.recording:
             count = await self._store.trim(
-                age_s=self._options.retain_s, keep=self._options.retain_events, limit=EVENTS_MAX
+                age_s=self._options.retain_s,
+                keep=self._options.retain_events,
+                limit=EVENTS_MAX,
+                unused_s=self._options.retain_durables_s,
             )
             self._counts["events"] += count
 

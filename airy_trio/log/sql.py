@@ -21,7 +21,7 @@ from airy_trio.log.sql_file import SqlFile, make_durable
 from airy_trio.log.sql_file_bell import FileBell
 from airy_trio.log.sql_short import ShortAppends
 from airy_trio.log.sql_short_reads import ShortReads
-from airy_trio.log.sql_trim import delete, find_old
+from airy_trio.log.sql_trim import Trims
 from airy_trio.log.sql_units import Units
 from airy_trio.log.store import (
     Acknowledgement,
@@ -44,6 +44,7 @@ class SqlStore:
     def __init__(self, reading: Database, appending: Database, names: Names) -> None:
         self._tables = LogTables.named(names)
         self._durables = DurableTable(self._tables)
+        self._trims = Trims(self._tables)
         self._away = False
         self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
@@ -177,13 +178,12 @@ class SqlStore:
             if heard and heard != str(after):
                 return
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
-        """See ``EventStore.trim``. What is old is found without a lock; only then is there a short transaction."""
-        tables = self._tables
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        """See ``EventStore.trim``. Old rows are found without a lock; only if there are any is there a transaction."""
         old = await self._units.read(
-            lambda connection: find_old(connection, tables, age_s=age_s, keep=keep, limit=limit)
+            lambda connection: self._trims.find(connection, age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
         )
-        return await self._units.write(lambda connection: delete(connection, tables, old)) if old.is_any else 0
+        return await self._units.write(lambda connection: self._trims.delete(connection, old)) if old.is_any else 0
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""

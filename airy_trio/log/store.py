@@ -210,11 +210,15 @@ class EventStore(Protocol):
         """
         ...
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
-        Gives how many were deleted; less than ``limit`` means done. Offsets are not used again, and the resume point
-        stays. Durable subscriptions that were not used for longer than ``age_s`` are forgotten with it.
+        Returns how many events were deleted; fewer than ``limit`` means done. Offsets are not used again, and the
+        resume point stays.
+
+        Also forget the durable subscriptions that were not used for longer than ``unused_s``. All others keep their
+        positions, even if every event was deleted: a client that returns after its events were trimmed must be able
+        to learn that, and without its position it would count as new.
         """
         ...
 

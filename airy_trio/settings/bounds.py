@@ -135,6 +135,8 @@ SECRETS: Final = frozenset({
 
 def contradictions(options: object) -> Iterator[str]:
     """Options of one section that do not go together, each as a line without its section."""
+    if isinstance(options, LogOptions) and options.retain_durables_s < options.retain_s:
+        yield "retain_durables_s is less than retain_s, but a position must be kept as long as the events after it"
     match options:
         case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
             yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"

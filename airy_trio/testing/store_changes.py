@@ -36,19 +36,22 @@ async def trimming_forgets_from_the_old_end(open_store: OpenStore) -> None:
     """Only what is too old or too many goes, oldest first, at most ``limit``; offsets are never used again."""
     async with open_store() as store, open_store() as reader:
         head = await filled(store, 10)
-        expect(await store.trim(age_s=AGE_S, keep=10, limit=ALL) == 0, "what is young and not too many stays")
-        expect(await store.trim(age_s=AGE_S, keep=4, limit=3) == 3, "trim deletes at most its limit")
+        expect(
+            await store.trim(age_s=AGE_S, keep=10, limit=ALL, unused_s=AGE_S) == 0,
+            "what is young and not too many stays",
+        )
+        expect(await store.trim(age_s=AGE_S, keep=4, limit=3, unused_s=AGE_S) == 3, "trim deletes at most its limit")
         expect((await reader.bounds()).first == 4, "trim moves the first offset")
-        expect(await store.trim(age_s=AGE_S, keep=4, limit=ALL) == 3, "trim gives how many it deleted")
+        expect(await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S) == 3, "trim gives how many it deleted")
         bounds = await reader.bounds()
         expect((bounds.first, bounds.head) == (7, head), "the newest stay, and so does the head")
         expect([one.offset for one in await reader.read(bounds.floor, ALL)] == [7, 8, 9, 10], "the rest can be read")
         await expect_expired(reader, bounds.floor.at(5))
         await tick(store)
         head = await put(store, head, events(11, 12))
-        expect(await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL) >= 4, "what is too old goes")
+        expect(await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL, unused_s=AGE_S) >= 4, "what is too old goes")
         await tick(store)
-        await store.trim(age_s=0, keep=ALL, limit=ALL)
+        await store.trim(age_s=0, keep=ALL, limit=ALL, unused_s=AGE_S)
         bounds = await reader.bounds()
         expect((bounds.first, bounds.head) == (13, head), "the head stays after everything is trimmed")
         expect(not await reader.read(head, ALL), "the head can be read after, also when it was trimmed")
@@ -171,7 +174,7 @@ async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
 
 async def _trim_to_five(store: EventStore, done: trio.Event) -> None:
     while not done.is_set():
-        await store.trim(age_s=AGE_S, keep=5, limit=7)
+        await store.trim(age_s=AGE_S, keep=5, limit=7, unused_s=AGE_S)
 
 
 async def _expect_gapless(store: EventStore, done: trio.Event) -> None:
@@ -188,7 +191,7 @@ async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
     """What was appended, trimmed and acknowledged is the same for whoever opens the place next."""
     async with open_store() as store:
         head = await filled(store, 6)
-        await store.trim(age_s=AGE_S, keep=4, limit=ALL)
+        await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S)
         await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), head.at(3))])
         before = await contents(store)
     async with open_store() as store:

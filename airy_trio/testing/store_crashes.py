@@ -96,7 +96,7 @@ async def _move_on(store: EventStore, head: Position, point: str) -> None:
 
 
 async def _trim(store: EventStore, _head: Position, _point: str) -> None:
-    await store.trim(age_s=AGE_S, keep=KEPT, limit=ALL)
+    await store.trim(age_s=AGE_S, keep=KEPT, limit=ALL, unused_s=AGE_S)
     bounds = await store.bounds()
     expect(bounds.last - bounds.first < KEPT, "a broken-off trim can be done again")
 

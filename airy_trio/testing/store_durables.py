@@ -10,7 +10,7 @@ import trio
 
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, EventStore, Holder
-from airy_trio.testing.store_words import AGE_S, ALL, OpenStore, expect, filled, tick
+from airy_trio.testing.store_words import AGE_S, ALL, OpenStore, expect, expect_expired, filled, tick
 
 MANY: Final = 2500
 CLAIMS: Final = 8
@@ -38,7 +38,7 @@ async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
 
 
 async def what_is_not_used_is_forgotten(open_store: OpenStore) -> None:
-    """A trim forgets durable subscriptions that nobody has held or acknowledged for too long, and no other."""
+    """A trim forgets durable subscriptions that were not held or acknowledged for too long, and no others."""
     async with open_store() as store:
         head = await filled(store, 5)
         for pause_ms in PAUSES_MS:  # on a busy machine what was used just now is soon too old as well
@@ -54,13 +54,13 @@ async def _forgets(store: EventStore, head: Position, pause_ms: int) -> bool:
     holders = [Holder("ann", name, name) for name in ("idle", "acknowledging", "held")]
     await store.hold(holders)
     await store.acknowledge([Acknowledgement(holder, head.at(2)) for holder in holders])
-    await store.trim(age_s=AGE_S, keep=ALL, limit=ALL)
+    await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=AGE_S)
     expect(await store.acknowledged("ann", "idle") == head.at(2), "what is used stays")
     await tick(store, 2 * pause_ms)
     used_ms = (await store.bounds()).now_ms
     await _acknowledge(store, holders[1], head.at(1))
     await store.hold([Holder("ann", "held", "another")])
-    await store.trim(age_s=pause_ms / 1000, keep=ALL, limit=ALL)
+    await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=pause_ms / 1000)
     trimmed_ms = (await store.bounds()).now_ms
     expect(await store.acknowledged("ann", "idle") is None, "what was not used for too long is forgotten")
     if trimmed_ms - used_ms >= pause_ms:
@@ -68,6 +68,18 @@ async def _forgets(store: EventStore, head: Position, pause_ms: int) -> bool:
     expect(await store.acknowledged("ann", "acknowledging") == head.at(2), "acknowledging again is using it")
     expect(await store.acknowledged("ann", "held") == head.at(2), "so is holding it")
     return True
+
+
+async def positions_outlive_their_events(open_store: OpenStore) -> None:
+    """A trim that deletes all events keeps the positions: a client that returns late can learn that events are gone."""
+    async with open_store() as store:
+        head = await filled(store, 5)
+        await _acknowledge(store, Holder("ann", "inbox", "before"), head.at(2))
+        await tick(store)
+        expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == head.offset, "all events are old")
+        expect(await store.acknowledged("ann", "inbox") == head.at(2), "their trim leaves positions alone")
+        expect(await store.hold([Holder("ann", "inbox", "after")]) == [head.at(2)], "and the next holder gets them")
+        await expect_expired(store, head.at(2))
 
 
 async def the_last_holder_is_the_only_one(open_store: OpenStore) -> None:
@@ -117,6 +129,7 @@ async def _acknowledge(store: EventStore, holder: Holder, position: Position) ->
 DURABLE_PROMISES: Final = (
     acknowledged_positions_go_forward,
     what_is_not_used_is_forgotten,
+    positions_outlive_their_events,
     the_last_holder_is_the_only_one,
     many_are_held_at_once,
 )

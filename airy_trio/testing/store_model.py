@@ -57,7 +57,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             model.events += await store.append(model.head, new, model.resume_point)
         case "trim":
             keep, limit = random.randint(0, 20), random.randint(1, 10)
-            count = await store.trim(age_s=AGE_S, keep=keep, limit=limit)
+            count = await store.trim(age_s=AGE_S, keep=keep, limit=limit, unused_s=AGE_S)
             expect(count == min(max(0, len(model.events) - keep), limit), f"trim to {keep}, at most {limit}")
             del model.events[:count]
             model.trimmed += count

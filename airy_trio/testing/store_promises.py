@@ -45,7 +45,7 @@ async def a_new_store_is_empty(open_store: OpenStore) -> None:
         expect(await store.resume_point() is None, "a new store has no resume point")
         expect(not await store.read(bounds.head, ALL), "a new store has nothing to read")
         expect(not await store.recent(bounds.head, AGE_S, ALL), "a new store has nothing recent")
-        expect(await store.trim(age_s=0, keep=0, limit=ALL) == 0, "a new store has nothing to trim")
+        expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == 0, "a new store has nothing to trim")
         expect((await store.bounds()).head == bounds.head, "the epoch stays")
 
 

@@ -1,8 +1,8 @@
 """The names of durable subscriptions that each user has used lately on this node: so many, and no more.
 
-The store keeps a row for each until it was not used for ``retain_s``; who invents a name each time would fill it. Each
-node counts what it has seen since its start, and the whole memory is bounded: the user who came the longest ago is
-forgotten first. Knows no store and no clock.
+The store keeps a row for each name until it was not used for ``[log] retain_durables_s``; a client that invents a name
+each time would fill it. Each node counts the names that it has seen since its start. Its memory is bounded as well:
+the user that came the longest ago is forgotten first. Independent of store and clock.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ NAMES_MAX: Final = 100_000
 
 
 class Names:
-    """When each name was used last, by user. ``retain_s``: for how long an unused one counts."""
+    """When each name was used last, by user. ``retain_s``: for how long an unused name counts."""
 
     def __init__(self, per_user_max: int, retain_s: float) -> None:
         self._per_user_max = per_user_max

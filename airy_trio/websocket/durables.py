@@ -5,8 +5,9 @@ and what is noted while a step is under way goes into the next. Who waits for th
 nothing of frames.
 
 Nodes share only the store, which knows the newest holder of each. An older one on another node learns of it when it
-acknowledges next, at the latest ``LOOK_EVERY_S`` later: so often all that is held is acknowledged anyway, by
-which the store also sees that it is used. Where it forgets within less, what is not used, they do it more often.
+acknowledges next, at the latest ``LOOK_EVERY_S`` later: every held subscription is acknowledged that often anyway. So
+the store sees that it is used, and on a quiet destination its position follows the log and does not expire. If events
+are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETENTION``).
 """
 
 import math
@@ -33,6 +34,7 @@ WRITE_AFTER_S: Final = 0.5
 """How long an acknowledgement waits for others at most, while the store is there and nobody waits for it."""
 LOOK_EVERY_S: Final = 10.0
 LOOKS_WITHIN_RETENTION: Final = 4
+"""Within ``retain_s``, which is at most the time for which the store keeps an unused position."""
 STEP_MAX: Final = 1000
 """Durable subscriptions in one call of the store."""
 TOKEN_BYTES: Final = 12
@@ -43,7 +45,7 @@ class Durables:
 
     def __init__(self, eventlog: EventLog, *, per_user_max: int = PER_USER_MAX) -> None:
         self._eventlog = eventlog
-        self._names = Names(per_user_max, eventlog.retain_s)
+        self._names = Names(per_user_max, eventlog.retain_durables_s)
         self._holds: dict[Subscription, Hold] = {}
         self._holder_of: dict[Key, Hold] = {}
         self._claims: dict[Hold, None] = {}

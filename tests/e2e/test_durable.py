@@ -1,15 +1,19 @@
 """A durable subscription outlives the server: ended in order, and killed; and it goes over to another one."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 
+from airy_trio.log.redis_streams import open_store
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
+from tests.drill.findings import log_of
 from tests.e2e.route import HOST, configure, event_of, writing
 from tests.processes import Server, server
+from tests.redis_server import RedisServer
 
 TIMEOUT_S = 50.0
 AUTH = '[auth]\nmode = "tokens"\ntokens = { ann = "s3cret" }\n'
@@ -70,3 +74,68 @@ async def test_what_was_acknowledged_outlives_the_server(any_application: Applic
                 await take(client, "t3")
                 await former.acknowledge(third)
                 assert (await former.receive()).get("message") == "409-durable-taken"
+
+
+def late_config(application: Application, folder: Path, store: str = "") -> Path:
+    """Settings under which events are gone after a second, from memory too once another one follows."""
+    return configure(application, folder, f"[log]\nretain_s = 1\ntail_events = 1\n{store}{AUTH}")
+
+
+async def hold_named(client: StompClient, name: str) -> str | None:
+    return (await client.subscribe(headers=[("durable", name), ("ack", "client"), ("replay", "none")])).get("resume")
+
+
+async def returns_late(config: Path, application: Application, trimmed: Callable[[], Awaitable[bool]]) -> None:
+    """Acknowledge one event and return when the next ones are trimmed: to the same server, and to a later one.
+
+    ``trimmed``: whether the log holds no event any more.
+    """
+
+    async def until_trimmed() -> None:
+        while not await trimmed():  # noqa: ASYNC110 - nothing reports a trim
+            await trio.sleep(0.05)
+
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            for name in ("same", "later"):
+                async with await log_in(serving) as client:
+                    assert await hold_named(client, name) == "live"
+                    await trio.to_thread.run_sync(application.tag, name)
+                    frame = await client.receive()
+                    await client.acknowledge(frame, headers=[("receipt", "written")])
+                    assert (await client.receive()).get("receipt-id") == "written"
+            async with await log_in(serving) as other:
+                await other.subscribe()
+                for tag in ("t2", "t3"):
+                    await trio.to_thread.run_sync(application.tag, tag)
+                await other.receive()
+                await until_trimmed()
+            async with await log_in(serving) as client:
+                assert await hold_named(client, "same") == "reset-expired"
+            await serving.kill()
+        async with server(config) as serving, await log_in(serving) as client:
+            assert await hold_named(client, "later") == "reset-expired"
+
+
+@pytest.mark.slow
+async def test_return_after_the_events_expired_gets_reset(any_application: Application, tmp_path: Path) -> None:
+    config = late_config(any_application, tmp_path)
+
+    async def trimmed() -> bool:
+        return not await trio.to_thread.run_sync(log_of, any_application)
+
+    await returns_late(config, any_application, trimmed)
+
+
+@pytest.mark.slow
+async def test_return_after_the_events_expired_in_redis_gets_reset(
+    sqlite_application: Application, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    config = late_config(sqlite_application, tmp_path, f'store = "redis"\nurl = "{own_redis.url}"\n')
+    async with open_store(own_redis.url) as store:
+
+        async def trimmed() -> bool:
+            bounds = await store.bounds()
+            return bounds.first > bounds.last
+
+        await returns_late(config, sqlite_application, trimmed)

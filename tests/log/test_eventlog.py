@@ -177,7 +177,7 @@ async def test_a_tail_that_one_event_fills_begins_with_it() -> None:
 
 async def test_opening_begins_at_the_floor_where_everything_was_trimmed(store: Outages) -> None:
     await store.add(*numbered(1, 5))
-    await store.trim(age_s=10**6, keep=0, limit=10)
+    await store.trim(age_s=10**6, keep=0, limit=10, unused_s=10**6)
     log = await opened(store)
     assert (log.head.offset, await log.floor()) == (5, log.head)
 
@@ -393,7 +393,7 @@ async def test_who_slept_through_the_retention_goes_on_at_what_is_left(store: Ou
     view = log.attach(EVERYTHING, "reader")
     await log.append(log.head, numbered(1, 3), "point")
     await store.add(*numbered(4, 20))
-    await store.trim(age_s=10**6, keep=5, limit=100)
+    await store.trim(age_s=10**6, keep=5, limit=100, unused_s=10**6)
     await log.catch_up()
     assert (view.evicted, held(log, view)) == (15, [16, 17, 18, 19, 20])
     assert log.head.offset == 20
@@ -453,7 +453,7 @@ async def test_an_outage_alone_begins_no_epoch(
     with pytest.raises(StoreUnavailable):
         await log.append(head, [event(11)], "point")
     await store.add(event(12))
-    await store.trim(age_s=10**6, keep=1, limit=100)
+    await store.trim(age_s=10**6, keep=1, limit=100, unused_s=10**6)
     store.away = False
     await trio.sleep(5)
     assert log.head == head.at(11)

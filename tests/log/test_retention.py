@@ -2,13 +2,14 @@
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
 from airy_trio.changes.feed import Consumer
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
-from airy_trio.log.store import StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, until, warnings_said
@@ -22,12 +23,12 @@ class Limited(MoodyStore):
         self.trimmed: list[int] = []
         self.trims_fail = False
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         if self.trims_fail:
             message = "the store is away"
             raise StoreUnavailable(message)
         assert limit == EVENTS_MAX
-        self.trimmed.append(await super().trim(age_s=age_s, keep=keep, limit=limit))
+        self.trimmed.append(await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s))
         return self.trimmed[-1]
 
 
@@ -47,8 +48,8 @@ def changes() -> MemoryChanges:
     return MemoryChanges()
 
 
-def retention_of(one: Node, feed: MemoryFeed, *, retain_events: int = 10, retain_s: float = 3600) -> Retention:
-    options = LogOptions(store="memory", retain_events=retain_events, retain_s=retain_s)
+def retention_of(one: Node, feed: MemoryFeed, **retained: float) -> Retention:
+    options = evolve(LogOptions(store="memory", retain_events=10, retain_s=3600), **retained)
     return Retention(one.log.store, feed, one.recorder, options)
 
 
@@ -81,6 +82,25 @@ async def test_what_is_too_old_goes(changes: MemoryChanges, nursery: trio.Nurser
     now_s[0] += 11
     await trio.sleep(1.5 * PERIOD_S)
     assert await recorded(store) == ["tag:t2"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_positions_go_later_than_events(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    now_s = [1000.0]
+    store = MemoryStore(lambda: now_s[0])
+    one = await started(nursery, node(changes, store))
+    nursery.start_soon(retention_of(one, MemoryFeed(changes), retain_s=60, retain_durables_s=600).run)
+    changes.write(tag(1))
+    await until(lambda: one.log.head.offset == 1)
+    await store.acknowledge([Acknowledgement(Holder("ann", "inbox", "token"), one.log.head)])
+    found = []
+    for age_s in (61, 599, 601):
+        now_s[0] = 1000 + age_s
+        await trio.sleep(1.5 * PERIOD_S)
+        found.append((await recorded(store), await store.acknowledged("ann", "inbox")))
+    assert found == [([], one.log.head), ([], one.log.head), ([], None)]
     nursery.cancel_scope.cancel()
 
 

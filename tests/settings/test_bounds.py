@@ -15,6 +15,7 @@ NUMBERS = [
     ("changes.batch_rows_max", ["1", "100000"], ["0", "100001"]),
     ("log.retain_s", ["1", "1.5"], ["0", "0.99"]),
     ("log.retain_events", ["1"], ["0", "-5"]),
+    ("log.retain_durables_s", ["86400"], ["0", "0.99"]),  # with retain_s: see test_places
     ("log.tail_events", ["1"], ["0"]),
     ("log.tail_bytes", ["1"], ["0"]),
     ("replay.window_s", ["0", "0.5"], ["-1", "-0.5"]),

@@ -45,6 +45,13 @@ def test_the_overlap_is_of_updated_at(overlap_s: float) -> None:
     )
 
 
+def test_positions_are_retained_at_least_as_long_as_events() -> None:
+    read("[log]\nretain_s = 100\nretain_durables_s = 100")
+    assert fault("[log]\nretain_s = 100\nretain_durables_s = 99") == (
+        "log: retain_durables_s is less than retain_s, but a position must be kept as long as the events after it"
+    )
+
+
 @pytest.mark.parametrize("kind", ["messages", "channels", "tags"])
 def test_a_column_for_updated_at_is_read_only_where_changes_are_captured_by_it(kind: str) -> None:
     mapped = f'[database.tables.{kind}]\ncolumns = {{ updated_at = "changed" }}\n'

@@ -84,7 +84,7 @@ async def test_events_of_others_are_passed_over(autojump_clock: trio.testing.Moc
 async def test_what_was_trimmed_is_said_and_the_rest_is_read() -> None:
     log = Log()
     await log.append(5)
-    await log.store.trim(age_s=3600, keep=2, limit=100)
+    await log.store.trim(age_s=3600, keep=2, limit=100, unused_s=10**6)
     reading = await log.reader(1)
     assert await reading.next() == Reset("reset-expired", (await log.head()).at(3))
     assert await offsets(reading) == [4, 5]

@@ -1,6 +1,7 @@
 """The suite for event stores catches stores that are broken on purpose, each by the checks that are about it."""
 # ruff: noqa: ARG002, SLF001 - a store that is broken on purpose ignores what it was told, and reaches inside
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -62,8 +63,8 @@ class Duplicates(MemoryStore):
 class ReusesOffsets(MemoryStore):
     """Begins again at 1 once everything is trimmed, as a table does that knows only its rows."""
 
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
-        count = await super().trim(age_s=age_s, keep=keep, limit=limit)
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        count = await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
         if not self._events:
             self._trimmed = 0
         return count
@@ -163,8 +164,8 @@ class ServesTrimmedPositions(MemoryStore):
 
 
 class TrimsTooMuch(MemoryStore):
-    async def trim(self, *, age_s: float, keep: int, limit: int) -> int:
-        return await super().trim(age_s=age_s, keep=max(0, keep - 1), limit=limit)
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        return await super().trim(age_s=age_s, keep=max(0, keep - 1), limit=limit, unused_s=unused_s)
 
 
 class IgnoresDestinations(MemoryStore):
@@ -319,6 +320,16 @@ class HoldingIsNoUse(MemoryStore):
         position = super()._hold(holder)
         self._durables[holder.owner, holder.name].used_at_ms = used_at_ms
         return position
+
+
+class ForgetsPositionsWithEvents(MemoryStore):
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        return await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=min(age_s, unused_s))
+
+
+class NeverForgetsPositions(MemoryStore):
+    async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        return await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=math.inf)
 
 
 class AnswersInTheOrderOfKeys(MemoryStore):
@@ -484,6 +495,8 @@ BROKEN: dict[type[MemoryStore], str] = {
     ForgetsWhoHolds: "the_last_holder_is_the_only_one",
     HoldsOnlyWhatNobodyHolds: "the_last_holder_is_the_only_one",
     HoldingIsNoUse: "what_is_not_used_is_forgotten",
+    NeverForgetsPositions: "what_is_not_used_is_forgotten",
+    ForgetsPositionsWithEvents: "positions_outlive_their_events",
     AnswersInTheOrderOfKeys: "many_are_held_at_once",
     TimesFall: "offsets_are_gapless",
     AcknowledgesBackwards: "acknowledged_positions_go_forward",

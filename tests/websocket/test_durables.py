@@ -294,7 +294,7 @@ async def test_what_was_trimmed_is_told(store: Store, trimmed: int, verdict: str
         await plugged.client.acknowledge((await take(plugged.client, 4))[-1])
         await leave(plugged)
         await server.append(5, 20)
-        await store.trim(age_s=10_000, keep=20 - trimmed, limit=100)
+        await store.trim(age_s=10_000, keep=20 - trimmed, limit=100, unused_s=10**6)
         client = (await log_in(server)).client
         assert (await hold(client)).get("resume") == verdict
         frames = await take(client, 3)
@@ -321,6 +321,18 @@ async def test_an_ended_epoch_is_told_and_then_forgotten(
     assert offsets(await take(client, 2)) == [2, 3]
 
 
+async def test_an_ended_epoch_is_told_though_everything_was_trimmed(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store, tail_events=3) as server:
+        await server.append(1, 9)
+        plugged = await come(server, ("replay", "all"), ack="client")
+        await plugged.client.acknowledge((await take(plugged.client, 9))[3])
+        await leave(plugged)
+        await store.trim(age_s=0, keep=0, limit=100, unused_s=10**6)
+        assert (await hold((await log_in(server)).client)).get("resume") == "reset-expired"
+        await server.log.begin_epoch(server.log.head, "point")
+        assert (await hold((await log_in(server)).client)).get("resume") == "reset-epoch"
+
+
 async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, tail_events=3) as server:
         plugged = await log_in(server)
@@ -328,7 +340,7 @@ async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_c
         await server.append(1, 20)
         await trio.sleep(LOOK_EVERY_S + SOON_S)
         assert await store.offset() == 20
-        await store.trim(age_s=10_000, keep=0, limit=100)
+        await store.trim(age_s=10_000, keep=0, limit=100, unused_s=10**6)
         await server.append(21, 30)
         await leave(plugged)
         client = (await log_in(server)).client
@@ -626,12 +638,12 @@ async def test_what_the_store_refuses_of_one_ends_no_other(
 async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
     plugged = await come(server)
     await trio.sleep(10 * LOOK_EVERY_S)
-    await store.trim(age_s=LOOK_EVERY_S + SOON_S, keep=100, limit=100)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=LOOK_EVERY_S + SOON_S)
     assert await store.offset() == 0
     await leave(plugged)
     await trio.sleep(10 * LOOK_EVERY_S)
     calls = len(store.calls)
-    await store.trim(age_s=LOOK_EVERY_S + SOON_S, keep=100, limit=100)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=LOOK_EVERY_S + SOON_S)
     assert await store.offset() is None
     assert len(store.calls) == calls
 
@@ -642,7 +654,7 @@ async def test_what_is_held_is_used_however_short_the_retention(store: Store, au
         plugged = await come(server)
         for _ in range(17):
             await trio.sleep(retain_s / 2)
-            await store.trim(age_s=retain_s, keep=100, limit=100)
+            await store.trim(age_s=retain_s, keep=100, limit=100, unused_s=retain_s)
         await leave(plugged)
         assert await store.offset() == 0
         await server.ended()

@@ -45,7 +45,7 @@ async def test_the_window_holds_the_newest_event_of_each_object() -> None:
 
 async def test_none_turns_the_window_off_and_all_gives_everything() -> None:
     log = await filled()
-    await log.store.trim(age_s=3600, keep=4, limit=100)
+    await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
     assert await started(log, replay="none") == (10, "live", [])
     assert await started(log, replay="all") == (6, "live", [])
 
@@ -59,7 +59,7 @@ async def test_a_position_that_is_still_kept_is_resumed(offset: int) -> None:
 @pytest.mark.parametrize("offset, verdict", [(5, "reset-expired"), (6, "resumed")])
 async def test_a_position_after_which_something_was_trimmed_is_reset(offset: int, verdict: str) -> None:
     log = await filled(tail_events=3)
-    await log.store.trim(age_s=3600, keep=4, limit=100)
+    await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
     position, found, owed = await started(log, str(log.head.at(offset)))
     assert found == verdict
     assert (position, owed) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))

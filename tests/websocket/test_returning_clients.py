@@ -79,7 +79,7 @@ class World:
             await log.append(log.head, self.has_grown(chance.choice((1, 2, 20))), "point")
             if chance.random() < TRIM_SHARE:
                 keep = chance.choice((5, 40, 200, 1000))
-                self.trimmed += await self.store.trim(age_s=3600, keep=keep, limit=10_000)
+                self.trimmed += await self.store.trim(age_s=3600, keep=keep, limit=10_000, unused_s=10**6)
             await trio.sleep(chance.uniform(0, 2))
         self.ended = True
         last = [event(len(self.everything) + 1, conversation="c1", channel="ch2", obj="message:last")]

@@ -202,7 +202,7 @@ async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockC
         await rig.append(events(1, 100))
         await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(10)
-        await kept.trim(age_s=3600, keep=50, limit=100)
+        await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await wait_all_tasks_blocked()
         assert rig.client.farewell is farewells.POSITION_EXPIRED
@@ -268,7 +268,7 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
             (subscription,) = rig.client.subscriptions.values()
             owed = [event.offset for event in subscription.owed]
             after = min([*owed, subscription.position.offset + 1]) - 1
-            await kept.trim(age_s=3600, keep=count - after, limit=count)
+            await kept.trim(age_s=3600, keep=count - after, limit=count, unused_s=10**6)
         assert trio.current_time() - begun_at > 10 * SEND_TIMEOUT_S
         await rig.append(events(count + 1, count + 1))
         await rig.read_all()

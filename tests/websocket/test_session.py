@@ -248,9 +248,9 @@ async def test_a_client_that_falls_behind_what_is_retained_is_told(autojump_cloc
         await client.subscribe(headers=[("ack", "client"), ("prefetch-count", "1")])
         await server.append(1, 30)
         first = await client.receive()
-        await log.store.trim(age_s=3600, keep=5, limit=1000)
+        await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         await server.append(31, 60)
-        await log.store.trim(age_s=3600, keep=5, limit=1000)
+        await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         await client.acknowledge(first)
         try:
             while (answer := await client.receive()).command == "MESSAGE":
@@ -386,7 +386,7 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
         await trio.sleep(100)
         assert ending.farewell is None, "as long as everything is kept it may take its time"
         begun_at = trio.current_time()
-        await log.store.trim(age_s=3600, keep=5, limit=1000)
+        await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         assert await ending.wait() is farewells.POSITION_EXPIRED
         assert ending.at - begun_at <= WATCH_EVERY_S + GOODBYE_S + LINGER_S
         assert outlet.aborted
