@@ -57,7 +57,9 @@ class EventLog:
         self._tail = Tail(events_max=options.tail_events, bytes_max=options.tail_bytes)
         self._tail_events, self._tail_bytes = options.tail_events, options.tail_bytes
         self._head: Position | None = None
-        self._doubtful = False
+        # The store may have lost events whenever it was away. Doubts are counted, not flagged: `catch_up` awaits the
+        # store, and must not settle a doubt that is raised meanwhile.
+        self._doubts = self._doubts_settled = 0
         self._reading = trio.Lock()  # who read the bounds of an epoch must not act on them after it has ended
         self._append_ended: trio.Event | None = None
         self._growth = Growth()
@@ -113,7 +115,7 @@ class EventLog:
             self.appending.observe(trio.current_time() - begun_at)
             self._take(expected.epoch, stored, changed_at)
         except StoreUnavailable:
-            self._doubtful = True
+            self._doubts += 1
             raise
         finally:
             ended.set()
@@ -147,23 +149,19 @@ class EventLog:
             except StoreUnavailable as error:
                 if not pause_s:
                     logger.warning("event store unavailable", reason=str(error))
-                self._doubtful, self.away = True, str(error)
+                self._doubts += 1
+                self.away = str(error)
                 pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
                 await trio.sleep(pause_s)
 
     async def catch_up(self) -> None:
         """Read up to the store's head, into a new epoch if there is one. Raises ``StoreUnavailable``."""
         async with self._reading:
-            known = self.head  # before the question: what is appended meanwhile is not something that was lost
-            bounds = await self._bounds()
-            newest = self._tail.newest if self._doubtful else None
-            while bounds.epoch == known.epoch and await has_gone_back(self.store, bounds, known, newest):
-                bounds = await disown(self.store, bounds, known)
-            self._doubtful = False
-            if bounds.epoch != self.epoch:
-                logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
-                await self._start(bounds)
-            await self._read_on()
+            while True:
+                await self._compare()
+                await self._read_on()
+                if not self._doubtful:
+                    return
 
     def attach(self, destination: Destination, reader: object) -> View:
         """Register a reader of a destination: its view is reported by ``wait_grown`` from now on."""
@@ -219,19 +217,25 @@ class EventLog:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
         return await self._growth.wait()
 
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the store was away since its end was last compared with this node's newest event."""
+        return self._doubts != self._doubts_settled
+
     async def _go_on(self) -> None:
         """Take what was appended after the head; where that is not simply what comes next, ``catch_up``.
 
         It lies between the append of another node and the clients of this one: one question to the store, mostly.
         """
-        if not self._doubtful and self._clock.age_s < BOUNDS_AGE_S:
-            async with self._reading:
+        async with self._reading:
+            if not self._doubtful and self._clock.age_s < BOUNDS_AGE_S:
                 known = self.head
                 with suppress(PositionExpired):
                     events = await self.store.read(known, READ_EVENTS_MAX, bytes_max=READ_BYTES_MAX)
-                    self._take(known.epoch, events)
-                    if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
-                        return
+                    if not self._doubtful:
+                        self._take(known.epoch, events)
+                        if events and is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
+                            return
         await self.catch_up()
 
     async def _end_of_append(self) -> None:
@@ -239,6 +243,22 @@ class EventLog:
         if self._append_ended is not None:
             with trio.move_on_after(OWN_APPEND_S):
                 await self._append_ended.wait()
+
+    async def _compare(self) -> None:
+        """Begin an epoch if the store has lost events, and follow it into a new one. Settles doubts.
+
+        Raises ``StoreUnavailable``.
+        """
+        # All three belong together, and to the time before the store is asked: an event that this node appends
+        # meanwhile is not lost, and must not stand in for the one to compare.
+        known, newest, doubts = self.head, self._tail.newest if self._doubtful else None, self._doubts
+        bounds = await self._bounds()
+        while bounds.epoch == known.epoch and await has_gone_back(self.store, bounds, known, newest):
+            bounds = await disown(self.store, bounds, known)
+        self._doubts_settled = doubts
+        if bounds.epoch != self.epoch:
+            logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
+            await self._start(bounds)
 
     async def _bounds(self) -> Bounds:
         bounds = await self.store.bounds()
@@ -262,6 +282,8 @@ class EventLog:
             except PositionExpired:  # this node slept through the retention, or an epoch began just now
                 await self._start(await self._bounds())
                 continue
+            if self._doubtful:  # they may be of a store that has replaced the compared one
+                return
             self._take(after.epoch, events)
             if is_all(events, READ_EVENTS_MAX, READ_BYTES_MAX):
                 return

@@ -11,12 +11,12 @@ logger = structlog.get_logger(__name__)
 async def has_gone_back(store: EventStore, bounds: Bounds, known: Position, newest: StoredEvent | None) -> bool:
     """Whether the store has lost events up to ``known``, of the same epoch as its ``bounds``.
 
-    ``newest``: after an outage, the newest event in memory, which the store may have lost and replaced since.
+    ``newest``: after an outage, the event at ``known``, if it is in memory: the store may have lost and replaced it.
     Raises ``StoreUnavailable``.
     """
     if bounds.last < known.offset:
         return True
-    if newest is None or newest.offset < bounds.first or newest.offset > known.offset:
+    if newest is None or newest.offset < bounds.first:
         return False
     try:
         found = await store.read(known.at(newest.offset - 1), 1)

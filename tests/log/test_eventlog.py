@@ -26,8 +26,8 @@ MANY = 1 << 30
 class Outages(MemoryStore):
     """A store that is away when a test says so.
 
-    ``held``: who asks for the bounds is answered when this is set. ``asked``: how often they were asked for, and how
-    often for events.
+    ``held``: the bounds are returned when this is set; ``held_reads``: the same of events. ``asked``: how often bounds
+    were asked for, and how often events.
     """
 
     def __init__(self) -> None:
@@ -35,6 +35,7 @@ class Outages(MemoryStore):
         self.now_s = 1000.0
         self.away = False
         self.held: trio.Event | None = None
+        self.held_reads: trio.Event | None = None
         self.asked = Counter({"bounds": 0, "events": 0})
 
     def _reach(self) -> None:
@@ -61,7 +62,10 @@ class Outages(MemoryStore):
     ) -> Sequence[StoredEvent]:
         self.asked["events"] += 1
         self._reach()
-        return await super().read(after, limit, destination, bytes_max=bytes_max)
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        if self.held_reads is not None:
+            await self.held_reads.wait()
+        return found
 
     async def recent(
         self,
@@ -325,6 +329,44 @@ async def test_after_an_append_that_failed_what_comes_next_is_not_taken_for_gran
     store.lose(1)  # a copy without the newest event has taken its place, in which another node has recorded
     store.away = False
     await store.add(event(4), event(5))
+    await wait_all_tasks_blocked()
+    assert log.epoch != before.epoch
+
+
+async def test_a_doubt_raised_during_catch_up_is_not_lost(store: Outages, nursery: trio.Nursery) -> None:
+    log = await opened(store)
+    before = await log.append(log.head, numbered(1, 2), "point")
+    for outage in (1, 2):
+        store.away = True
+        with pytest.raises(StoreUnavailable):
+            await log.append(before, [event(3)], "further")
+        store.away = False
+        if outage == 1:
+            store.held_reads = trio.Event()
+            nursery.start_soon(log.catch_up)
+            await wait_all_tasks_blocked()  # it has compared, and found the newest event in its place
+    store.lose(1)  # in the second outage a copy without that event has taken over
+    await store.add(event(4), event(5))
+    assert store.held_reads is not None
+    store.held_reads.set()
+    await wait_all_tasks_blocked()
+    assert log.epoch != before.epoch
+
+
+async def test_an_append_during_catch_up_settles_no_doubt(store: Outages, nursery: trio.Nursery) -> None:
+    log = await opened(store)
+    before = await log.append(log.head, numbered(1, 2), "point")
+    store.away = True
+    with pytest.raises(StoreUnavailable):
+        await log.append(before, [event(3)], "further")
+    store.lose(1)
+    store.away = False
+    await store.add(event(4))  # under the offset of the lost event
+    store.held = trio.Event()
+    nursery.start_soon(log.catch_up)
+    await wait_all_tasks_blocked()
+    await log.append(before, [event(5)], "further")
+    store.held.set()
     await wait_all_tasks_blocked()
     assert log.epoch != before.epoch
 
