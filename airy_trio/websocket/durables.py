@@ -83,9 +83,13 @@ class Durables:
         return hold
 
     def start(self, hold: Hold) -> Waiting:
-        """Note where a subscription starts: everything before that counts as acknowledged."""
-        hold.started = True
-        self._noted[hold] = None
+        """Note where a subscription starts: everything before that counts as acknowledged.
+
+        Does nothing if the hold was released since its claim: its position must not move the next holder's.
+        """
+        if self._holds.get(hold.subscription) is hold:
+            hold.started = True
+            self._noted[hold] = None
         return self.written()
 
     def acknowledged(self, subscription: Subscription) -> bool:
@@ -173,6 +177,7 @@ class Durables:
             await self._acknowledge(changed)
         except StoreUnavailable:
             self._noted.update((hold, None) for hold in holds if hold.subscription in self._holds)
+            self._write_at = trio.current_time()  # due at once: `run` has a pause of its own between attempts
             raise
         if looking:
             self._look_at = trio.current_time() + self._look_every_s if self._holds else math.inf

@@ -8,6 +8,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -19,7 +20,8 @@ from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.durables import LOOK_EVERY_S, WRITE_AFTER_S
 from airy_trio.websocket.holds import NAME_CHARS_MAX
 from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.subscriptions import ReplayOptions
+from airy_trio.websocket.replay import BACKOFF_MAX_S
+from airy_trio.websocket.subscriptions import ReplayOptions, Subscription
 from tests.websocket.serving import Plugged, Server, event, open_log, serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
@@ -430,6 +432,25 @@ async def test_many_who_come_at_once_leave_one(server: Server, store: Store, aut
     assert await store.offset() == 2
 
 
+async def test_a_hold_that_was_taken_over_before_its_start_moves_nothing(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await leave(await come(server))
+    await server.append(1, 3)
+    clients = [(await log_in(server)).client for _ in range(2)]
+    for client in clients:
+        await client.subscribe()
+    former, newer = (one for one in server.log.attach(EVERYTHING, None).readers if isinstance(one, Subscription))
+    durables = server.sessions.durables
+    hold = durables.claim(former, "ann", "inbox")
+    await wait_all_tasks_blocked()
+    durables.claim(newer, "ann", "inbox")
+    durables.start(hold)
+    await wait_all_tasks_blocked()
+    assert await store.offset() == 0
+    assert durables.statistics() == {"held": 1, "unwritten": 0}
+
+
 async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
     store: Store, autojump_clock: MockClock
 ) -> None:
@@ -536,6 +557,19 @@ async def test_while_the_store_is_away_acknowledgements_wait_and_events_go_on(
         "acknowledgements of durable subscriptions put off",
         "acknowledgements of durable subscriptions are written again",
     ]
+
+
+async def test_acknowledgements_are_written_soon_after_an_outage(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    client = (await come(server, ("replay", "all"))).client
+    store.fault = StoreUnavailable("away")
+    await client.acknowledge(*(await take(client, 1)))
+    await trio.sleep(LOOK_EVERY_S / 4)
+    store.fault = None
+    await trio.sleep(BACKOFF_MAX_S + SOON_S)
+    assert await store.offset() == 1
 
 
 async def test_who_has_no_durable_subscription_waits_for_no_store(
