@@ -10,7 +10,6 @@ position looked at, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. It takes long 
 everybody else in between.
 """
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -55,7 +54,6 @@ async def open_store(url: str, *, name: str = "airy_trio") -> AsyncIterator[Even
     ``name``: what its keys begin with. Redis is not asked anything yet. What is raised inside the block comes out of it
     in an exception group, for connections have tasks of their own.
     """
-    logging.getLogger("coredis").setLevel(logging.CRITICAL)  # all that it logs, with traceback, it raises as well
     client: coredis.Redis[bytes] = coredis.Redis.from_url(
         url,
         stream_timeout=ANSWER_TIMEOUT_S,

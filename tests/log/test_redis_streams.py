@@ -1,15 +1,17 @@
 """What only the ``redis`` store does: outages, an emptied or evicting server, waking without polling."""
 
+import logging
 from contextlib import aclosing
 
 import pytest
 import trio
+from coredis.parser import Parser
 
 from airy_trio.events.destinations import OfChannel
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.redis_answers import RedisRefusedError
+from airy_trio.log.redis_answers import RedisRefusedError, asked
 from airy_trio.log.redis_scripts import FIELDS
 from airy_trio.log.redis_streams import SCAN_EVENTS, open_store
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
@@ -167,6 +169,57 @@ async def test_what_waiting_does_not_heal_is_refused(redis_server: RedisServer) 
         await store._client.set(store._keys[1], b"of another")  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
         with pytest.raises(RedisRefusedError, match="WrongType"):
             await store.bounds()
+
+
+async def test_a_redis_without_memory_is_unavailable(own_redis: RedisServer) -> None:
+    async with open_store(own_redis.url) as store:
+        head = (await store.bounds()).head
+        await store._client.config_set({"maxmemory": 1})  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
+        with pytest.raises(StoreUnavailable, match="OOM"):
+            await store.append(head, [event(1)], "point")
+
+
+async def test_a_replica_is_unavailable_for_appends(own_redis: RedisServer) -> None:
+    async with open_store(own_redis.url) as store:
+        head = (await store.bounds()).head
+        await store._client.replicaof("127.0.0.1", 1)  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
+        with pytest.raises(StoreUnavailable, match="ReadOnly"):
+            await store.append(head, [event(1)], "point")
+
+
+async def test_a_missing_right_is_no_outage_whatever_the_user_is_called(own_redis: RedisServer) -> None:
+    async with open_store(own_redis.url) as store:
+        await store._client.acl_setuser("ROOM", "on", ">s3cret", "~*", "+info")  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
+    async with open_store(own_redis.url.replace("//", "//ROOM:s3cret@")) as store:
+        with pytest.raises(RedisRefusedError, match="ROOM"):
+            await store.bounds()
+
+
+@pytest.mark.parametrize(
+    "reply, raised",
+    [
+        ("@user_script: 12: -READONLY You can't write against a read only replica.", StoreUnavailable),
+        ("@user_script:1: @user_script: 1: -OOM command not allowed when used memory > 'maxmemory'.", StoreUnavailable),
+        ("@user_script:3: WRONGTYPE Operation against a key holding the wrong kind of value", RedisRefusedError),
+    ],
+)
+async def test_errors_in_scripts_before_redis_7_are_told_apart(reply: str, raised: type[Exception]) -> None:
+    error = Parser().parse_error(f"ERR Error running script (call to f_ab12): {reply}")
+
+    async def fail() -> None:
+        raise error
+
+    with pytest.raises(raised):
+        await asked(fail())
+
+
+async def test_opening_a_store_changes_no_logging(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("coredis")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    before = logger.level, list(logger.filters), list(logger.handlers)
+    async with open_store(redis_server.url) as store:
+        await store.bounds()
+    assert (logger.level, logger.filters, logger.handlers) == before
 
 
 def test_the_fields_are_where_the_scripts_look_for_them() -> None:
