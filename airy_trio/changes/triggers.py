@@ -1,34 +1,55 @@
-"""The triggers on the application's tables: which ones belong there, put there, found missing or outdated.
+"""The triggers on the application's tables: install them, remove them, and find those that are missing or outdated.
 
 They write keys into the change log and nothing else. The SQL is made by ``triggers_postgres`` and
 ``triggers_sqlite``; what stands in the database is compared with it word for word, so that a mapping that changed
 since the last migration is noticed, and what is right already is not touched: no lock is taken for it.
+
+On Postgres a trigger fires for every session but those with ``session_replication_role = replica``: a subscription of
+logical replication, and some tools that load data. "always" (``Firing``) includes these. Such triggers fire for each
+row, because a subscription applies changes row by row and never fires a trigger for each statement.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, Literal
 
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.changes import triggers_postgres, triggers_sqlite
 from airy_trio.changes.tables import KINDS, Kind, Table, Tables
 from airy_trio.database import POSTGRES, Names, quote_identifier
 
+Firing = Literal["origin", "always"]
+"""When the triggers of Postgres fire: not for the writes of a replica role, or for these too."""
 LOCK_WAIT_MAX_S: Final = 0.5  # for all tables together: who writes to one of them may have to wait so long behind us
 
+# Postgres clones the row triggers of a partitioned table onto each partition, and only the clones fire. So a trigger
+# fires if it and all its clones do. The partitions are found without a lock, which ``pg_partition_tree`` would take.
 _POSTGRES_FOUND = sa.text(
     """
-    select n.nspname as schema, c.relname as table, t.tgname as name, p.prosrc as body,
-           t.tgenabled in ('O', 'A') as enabled,
-           (t.tgtype & 1 = 1) = (t.tgname = any(cast(:row_level as name[]))) as right_level
-    from pg_trigger t
-    join pg_proc p on p.oid = t.tgfoid
-    join pg_namespace f on f.oid = p.pronamespace
-    join pg_class c on c.oid = t.tgrelid
-    join pg_namespace n on n.oid = c.relnamespace
-    where f.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
+    with recursive ours as (
+        select t.tgrelid, t.tgfoid, t.tgname, t.tgenabled, t.tgtype & 1 = 1 as for_each_row, p.prosrc
+        from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace
+        where n.nspname = :schema and not t.tgisinternal and t.tgparentid = 0
+    ),
+    member(root, relation) as (
+        select distinct tgrelid, tgrelid from ours where for_each_row
+        union all
+        select member.root, i.inhrelid from member join pg_inherits i on i.inhparent = member.relation
+    )
+    select n.nspname as schema, c.relname as table, ours.tgname as name, ours.prosrc as body, ours.for_each_row,
+           states.fires, states.always
+    from ours join pg_class c on c.oid = ours.tgrelid join pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (
+        select bool_and(state in ('O', 'A')) as fires, bool_and(state = 'A') as always from (
+            select ours.tgenabled as state
+            union all
+            select coalesce(clone.tgenabled, 'D') from member
+            left join pg_trigger clone on clone.tgrelid = member.relation and clone.tgfoid = ours.tgfoid
+            where member.root = ours.tgrelid and ours.for_each_row
+        ) each_state
+    ) states
     """
 )
 _POSTGRES_FUNCTIONS = sa.text(
@@ -37,10 +58,6 @@ _POSTGRES_FUNCTIONS = sa.text(
     where n.nspname = :schema and p.prorettype = cast('trigger' as regtype)
     """
 )
-_OFF: Final = ""
-"""In place of the body of a trigger that is switched off."""
-_OTHER_LEVEL: Final = "-- of another level"
-"""In place of the body of a trigger for each row that should be one for each statement, or the other way round."""
 _OUTDATED: Final = "has triggers of another mapping or version:"
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
 
@@ -58,22 +75,43 @@ class _Place:
         return ".".join(quote_identifier(part) for part in (self.schema, self.table) if part is not None)
 
 
-def install(
-    connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool, newer_schema: bool = False
-) -> None:
-    """Put all triggers in place and take away those of an older mapping. In the caller's transaction.
+@frozen
+class _Trigger:
+    """What a trigger does and when; on SQLite what it does. The body of one that is switched off is empty."""
 
-    ``newer_schema``: the schema is of a newer version, whose triggers stay; only those that are missing are made.
+    body: str
+    for_each_row: bool = False
+    always: bool = False
+
+    @property
+    def is_off(self) -> bool:
+        return not self.body
+
+
+def install(  # noqa: PLR0913 - what there is, what is wanted, and by which version
+    connection: sa.Connection,
+    tables: Tables,
+    names: Names,
+    *,
+    deletes: bool,
+    firing: Firing | None = None,
+    newer_schema: bool = False,
+) -> None:
+    """Install all triggers and remove those of an older mapping. In the caller's transaction.
+
+    ``firing`` None leaves that as it is: if one of our triggers fires always, all do afterwards. ``newer_schema``: the
+    schema is of a newer version, whose triggers stay; only those that are missing or switched off are made.
 
     On Postgres the tables whose triggers change are locked first, within ``LOCK_WAIT_MAX_S``. Raises the driver's
-    error where a lock cannot be had in that time.
+    error if a lock is not free in that time.
     """
-    wanted = _wanted(tables, names, deletes=deletes)
-    found = _found(connection, tables, names)
-    right = {place for place, body in wanted.items() if found.get(place) == body}
+    found = _found(connection, names)
+    always = firing == "always" if firing else any(trigger.always for trigger in found.values())
+    wanted = _wanted(tables, names, deletes=deletes, always=always)
+    right = {place for place, trigger in wanted.items() if found.get(place) == trigger}
     unwanted = found.keys() - wanted.keys()
     if newer_schema:
-        right, unwanted = {place for place in found if found[place] != _OFF}, set()
+        right, unwanted = {place for place, trigger in found.items() if not trigger.is_off}, set()
     if names.dialect == POSTGRES:
         changed = {place.on for place in wanted.keys() - right}
         _lock(connection, sorted({place.on for place in unwanted} | changed), exclusively={p.on for p in unwanted})
@@ -85,7 +123,8 @@ def install(
     for table in tables.values():
         missing = {place.name for place in wanted.keys() - right if _is_on(place, table)}
         if names.dialect == POSTGRES:
-            _run(connection, triggers_postgres.statements(table, names, missing, deletes=deletes))
+            table = evolve(table, row_triggers=table.row_triggers or always)  # noqa: PLW2901 - as it is wanted
+            _run(connection, triggers_postgres.statements(table, names, missing, deletes=deletes, always=always))
         else:
             _run(connection, (sql for name, sql in triggers_sqlite.triggers(table, names).items() if name in missing))
 
@@ -106,29 +145,41 @@ def faults(
     ``newer_schema``: the schema is of a newer version, whose triggers may do other things (``outdated``): no fault.
     """
     wanted = _wanted(tables, names, deletes=deletes)
-    found = _found(connection, tables, names)
+    found = _found(connection, names)
     run = f"; run: airy-trio migrate --config FILE{', of the newer version' if newer_schema else ''}"
+    missing = [place for place in wanted if place not in found]
+    off = [place for place in wanted if place in found and found[place].is_off]
     for table in tables.values():
-        missing = [place for place in wanted if place not in found]
-        off = [place for place in wanted if found.get(place) == _OFF]
         for what, places in (("has no trigger", missing), ("has triggers that are switched off:", off)):
-            yield from _told(table, names, what, places, run)
+            yield from _lines(table, names, what, places, run)
         if not newer_schema:
-            yield from _told(table, names, _OUTDATED, _different(wanted, found), run)
+            yield from _lines(table, names, _OUTDATED, _different(tables, names, found, deletes=deletes), run)
 
 
 def outdated(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[str]:
     """A line for each table whose triggers are there and do something else than those of this mapping and version."""
-    different = _different(_wanted(tables, names, deletes=deletes), _found(connection, tables, names))
+    different = _different(tables, names, _found(connection, names), deletes=deletes)
     for table in tables.values():
-        yield from _told(table, names, _OUTDATED, different)
+        yield from _lines(table, names, _OUTDATED, different)
 
 
-def _different(wanted: Mapping[_Place, str], found: Mapping[_Place, str]) -> list[_Place]:
-    return [place for place, body in wanted.items() if found.get(place, _OFF) not in {body, _OFF}]
+def _different(tables: Tables, names: Names, found: Mapping[_Place, _Trigger], *, deletes: bool) -> list[_Place]:
+    """The triggers that are on, and are what neither way of firing wants."""
+    wanted = _wanted(tables, names, deletes=deletes)
+    always = _wanted(tables, names, deletes=deletes, always=True)
+    there = [place for place in wanted if place in found and not found[place].is_off]
+    return [place for place in there if found[place] not in (wanted[place], always[place])]
 
 
-def _told(table: Table, names: Names, what: str, places: Iterable[_Place], remedy: str = "") -> Iterator[str]:
+def firing_always(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> set[Kind]:
+    """The kinds whose triggers are all in place and fire for the writes of a replica role too. On Postgres."""
+    wanted = _wanted(tables, names, deletes=deletes, always=True)
+    found = _found(connection, names)
+    skipped = {place.name for place, trigger in wanted.items() if found.get(place) != trigger}
+    return {kind for kind in tables if skipped.isdisjoint(_own_names(names, kind))}
+
+
+def _lines(table: Table, names: Names, what: str, places: Iterable[_Place], remedy: str = "") -> Iterator[str]:
     """A line if some of the triggers are of this table's kind."""
     own = sorted(place.name for place in places if place.name in _own_names(names, table.kind))
     if own:
@@ -145,36 +196,32 @@ def _is_on(place: _Place, table: Table) -> bool:
     return (place.schema, place.table) == (table.schema, table.name)
 
 
-def _wanted(tables: Tables, names: Names, *, deletes: bool) -> Mapping[_Place, str]:
+def _wanted(tables: Tables, names: Names, *, deletes: bool, always: bool = False) -> Mapping[_Place, _Trigger]:
     """Where which trigger belongs, and what it does."""
     wanted = {}
     for table in tables.values():
         if names.dialect == POSTGRES:
+            table = evolve(table, row_triggers=table.row_triggers or always)  # noqa: PLW2901 - as it is wanted
             bodies = triggers_postgres.bodies(table, names, deletes=deletes)
+            for_rows = {names.trigger(table.kind, event) for event in triggers_postgres.EVENTS_OF_ROWS}
         else:
-            bodies = triggers_sqlite.triggers(table, names)
-        wanted.update({_Place(table.schema, table.name, name): body for name, body in bodies.items()})
+            bodies, for_rows = triggers_sqlite.triggers(table, names), set()
+        for name, body in bodies.items():
+            for_each_row = table.row_triggers and name in for_rows
+            wanted[_Place(table.schema, table.name, name)] = _Trigger(body, for_each_row, always)
     return wanted
 
 
-def _found(connection: sa.Connection, tables: Tables, names: Names) -> Mapping[_Place, str]:
-    """The bodies of the triggers in the database under our names, or ``_OFF`` or ``_OTHER_LEVEL``."""
-    ours = {name for kind in KINDS for name in _own_names(names, kind)}
+def _found(connection: sa.Connection, names: Names) -> Mapping[_Place, _Trigger]:
+    """What stands in the database under our names."""
     if names.dialect != POSTGRES:
+        ours = {name for kind in KINDS for name in _own_names(names, kind)}
         rows = connection.execute(_SQLITE_FOUND)
-        return {_Place(None, row.table_name, row.name): row.body for row in rows if row.name in ours}
-    row_level = [
-        names.trigger(kind, event)
-        for kind, table in tables.items()
-        if table.row_triggers
-        for event in triggers_postgres.EVENTS_OF_ROWS
-    ]
-    rows = connection.execute(_POSTGRES_FOUND, {"schema": names.schema, "row_level": row_level})
-    found = {}
-    for row in rows:
-        body = row.body if row.right_level else _OTHER_LEVEL
-        found[_Place(row.schema, row.table, row.name)] = body if row.enabled else _OFF
-    return found
+        return {_Place(None, row.table_name, row.name): _Trigger(row.body) for row in rows if row.name in ours}
+    return {
+        _Place(row.schema, row.table, row.name): _Trigger(row.body if row.fires else "", row.for_each_row, row.always)
+        for row in connection.execute(_POSTGRES_FOUND, {"schema": names.schema})
+    }
 
 
 def _lock(connection: sa.Connection, tables: Iterable[str], *, exclusively: set[str]) -> None:

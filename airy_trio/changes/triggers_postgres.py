@@ -1,8 +1,8 @@
 """The triggers of a Postgres database, as SQL.
 
 One function and one trigger for each table and event. Statement triggers with transition tables cost least for bulk
-writes; on partitions only row triggers see every row. The functions run with the
-rights of their owner, so that a role without rights on our schema still writes its own tables.
+writes; on partitions, and for what a subscription of logical replication applies, only row triggers see every row. The
+functions run with the rights of their owner, so that a role without rights on our schema still writes its own tables.
 
 A column that the application renames or drops later must not make its writes fail. So a column is never named where
 it must exist: ``_value`` looks it up in a sub-select over the row, and where the row has no such column the name is
@@ -28,12 +28,20 @@ _TRANSITIONS = {
 _TRUNCATED = "airy_truncated"
 
 
-def statements(table: Table, names: Names, wanted: Collection[str], *, deletes: bool) -> Iterator[str]:
-    """What puts the triggers of these names in place, whatever stood there before."""
+def statements(
+    table: Table, names: Names, wanted: Collection[str], *, deletes: bool, always: bool = False
+) -> Iterator[str]:
+    """What puts the triggers of these names in place, whatever stood there before.
+
+    ``always``: they fire for the writes of a replica role too.
+    """
     for event, body in _bodies(table, names, deletes=deletes).items():
-        if names.trigger(table.kind, event) in wanted:
+        name = names.trigger(table.kind, event)
+        if name in wanted:
             yield _function(table, names, event, body)
             yield _create(table, names, event)
+            if always:
+                yield f"alter table {qualified(table)} enable always trigger {quote_identifier(name)}"
 
 
 def bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:

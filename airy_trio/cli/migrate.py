@@ -11,6 +11,7 @@ from airy_trio.cli.progress import bar
 from airy_trio.cli.starting import CONFIG, loaded, told
 
 if TYPE_CHECKING:
+    from airy_trio.changes.triggers import Firing
     from airy_trio.migrate import Migrated
     from airy_trio.settings import Settings
 
@@ -19,9 +20,24 @@ if TYPE_CHECKING:
 @CONFIG
 @click.option("--with-tables", is_flag=True, help="Make our default tables where there are none.")
 @click.option("--grant", metavar="ROLE", help="Give a role of Postgres what a server needs, and no more.")
+@click.option(
+    "--triggers",
+    "firing",
+    type=click.Choice(("origin", "always")),
+    help='When triggers of Postgres fire: "always" includes the writes of a replica role, as of logical replication. '
+    "Left out: as before.",
+)
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--remove", is_flag=True, help="Take everything of ours away again, the events too.")
-def migrate(config: Path | None, *, with_tables: bool, grant: str | None, preview: bool, remove: bool) -> None:
+def migrate(  # noqa: PLR0913 - one for each option
+    config: Path | None,
+    *,
+    with_tables: bool,
+    grant: str | None,
+    firing: "Firing | None",
+    preview: bool,
+    remove: bool,
+) -> None:
     """Add the change log and the triggers to the database; all or nothing, and again without harm.
 
     What is committed after it is recorded; rows from before are not sent. It takes no longer on large tables; while a
@@ -32,9 +48,10 @@ def migrate(config: Path | None, *, with_tables: bool, grant: str | None, previe
       airy-trio migrate --config config/prod.toml --sql            what would it do?
       airy-trio migrate --config config/prod.toml --grant server   as owner, for a server that is none
       airy-trio migrate --config config/dev.toml --with-tables     in a database without tables
+      airy-trio migrate --config config/prod.toml --triggers always
       airy-trio migrate --config config/prod.toml --remove         as if it had never been there
     """  # noqa: D301 - click's mark for lines that stay as they are
-    if remove and (with_tables or grant is not None or preview):
+    if remove and (with_tables or grant is not None or firing is not None or preview):
         message = "--remove stands alone"
         raise click.UsageError(message)
     settings = loaded(config)
@@ -46,9 +63,13 @@ def migrate(config: Path | None, *, with_tables: bool, grant: str | None, previe
             told(lambda: work.remove(settings, waiting=waiting))
             lines = ["removed"]
         elif preview:
-            lines = told(lambda: work.preview(settings, with_tables=with_tables, grant=grant, waiting=waiting))
+            lines = told(
+                lambda: work.preview(settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
+            )
         else:
-            done = told(lambda: work.migrate(settings, with_tables=with_tables, grant=grant, waiting=waiting))
+            done = told(
+                lambda: work.migrate(settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
+            )
             lines = list(_told(settings, done))
     for line in lines:
         click.echo(line)

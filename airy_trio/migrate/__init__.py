@@ -15,6 +15,7 @@ from attrs import frozen
 from airy_trio.changes import default_tables, grants, points, triggers
 from airy_trio.changes.changelog import TABLE, ChangeLog
 from airy_trio.changes.inspection import absent, inspect
+from airy_trio.changes.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
@@ -54,31 +55,42 @@ class _OnlyPreviewedError(Exception):
 
 
 def migrate(
-    settings: Settings, *, with_tables: bool = False, grant: str | None = None, waiting: Waiting | None = None
+    settings: Settings,
+    *,
+    with_tables: bool = False,
+    grant: str | None = None,
+    firing: Firing | None = None,
+    waiting: Waiting | None = None,
 ) -> Migrated:
     """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
 
     A schema of a newer version stays as it is, with its triggers: nothing here takes an upgrade back.
 
-    ``grant``: a role of Postgres that gets what a server needs. ``waiting``: is told each time that a lock is not to be
-    had, how often that was; at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; nothing is left behind then.
+    ``grant``: a role of Postgres that gets what a server needs. ``firing``: when the triggers of Postgres fire; None
+    leaves that as it is. ``waiting``: called with the number of the attempt each time that a lock is not free, at most
+    ``LOCK_TRIES_MAX`` times. Raises ``StartError``; nothing is left behind then.
     """
-    _require_possible(settings, with_tables=with_tables, grant=grant)
+    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
     work = _migrate_log_alone if settings.changes.reads_only else _migrate
-    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant), waiting)
+    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant, firing=firing), waiting)
 
 
 def preview(
-    settings: Settings, *, with_tables: bool = False, grant: str | None = None, waiting: Waiting | None = None
+    settings: Settings,
+    *,
+    with_tables: bool = False,
+    grant: str | None = None,
+    firing: Firing | None = None,
+    waiting: Waiting | None = None,
 ) -> list[str]:
     """What ``migrate`` would do now, as statements of SQL. They are run and rolled back. Raises what it raises."""
-    _require_possible(settings, with_tables=with_tables, grant=grant)
+    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
 
     def attempt() -> list[str]:
         record: list[str] = []
         work = _migrate_log_alone if settings.changes.reads_only else _migrate
         with suppress(_OnlyPreviewedError):
-            work(settings, record, with_tables=with_tables, grant=grant)
+            work(settings, record, with_tables=with_tables, grant=grant, firing=firing)
         return record
 
     return patiently(attempt, waiting)
@@ -89,7 +101,7 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
 
     Raises ``StartError``; nothing is changed then.
     """
-    _require_possible(settings, with_tables=False, grant=None)
+    _require_possible(settings, with_tables=False, grant=None, firing=None)
     if settings.changes.reads_only:
         patiently(lambda: _remove_log_alone(settings), waiting)
         return
@@ -114,16 +126,20 @@ def require_file(path: Path) -> None:
         raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
 
 
-def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None) -> None:
+def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None, firing: Firing | None) -> None:
     url = _address(settings)
     if sa.make_url(url).get_backend_name() == SQLITE:
+        if firing is not None:
+            raise StartError([f"--triggers {firing}: SQLite has no replica roles; its triggers always fire"])
         if grant is not None:
             raise StartError([f"--grant {grant}: SQLite has no roles; who may use the file is the system's matter"])
         if not with_tables:
             require_file(sqlite_path(url))
 
 
-def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None) -> Migrated:
+def _migrate(
+    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
+) -> Migrated:
     """Everything in one order: what takes long first, then the triggers, for which the application waits."""
     with transaction(_address(settings), settings.database, record=record) as connection:
         names = _names(connection, settings.database)
@@ -142,7 +158,7 @@ def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool,
             if grant is not None and store is not None and store is not connection and store.dialect.name == POSTGRES:
                 _grant(store, grants.statements(grant, {}, names))
             if newer is None:
-                triggers.install(connection, tables, names, deletes=settings.events.deletes)
+                triggers.install(connection, tables, names, deletes=settings.events.deletes, firing=firing)
                 log = ChangeLog(names)
                 if log.origin(connection) is None:
                     log.set_origin(connection, points.first(connection, names.quoted(TABLE)))
@@ -153,7 +169,7 @@ def _migrate(settings: Settings, record: list[str] | None, *, with_tables: bool,
 
 
 def _migrate_log_alone(
-    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None
+    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
 ) -> Migrated:
     """What ``updated_at`` capture needs: a place for the events. The application's database is only looked at."""
     if with_tables:
@@ -162,6 +178,8 @@ def _migrate_log_alone(
         raise StartError(
             [f'--grant {grant}: changes.capture is "updated_at", which needs no right but SELECT on the mapped tables']
         )
+    if firing is not None:
+        raise StartError([f'--triggers {firing}: changes.capture is "updated_at", which needs no triggers'])
     with read_only(_address(settings), settings.database) as connection:
         tables = inspect(connection, settings.tables, watermarks=True)
     left = None
