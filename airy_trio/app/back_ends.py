@@ -17,6 +17,7 @@ from airy_trio.changes.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
 from airy_trio.changes.logged import LoggedChanges
+from airy_trio.changes.partitions import Partitions
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.sqlite import SqliteFeed
 from airy_trio.changes.tables import Tables
@@ -67,6 +68,7 @@ async def open_back_ends(settings: Settings) -> BackEnds:
     options = settings.database
     dialect = sa.make_url(options.url).get_backend_name()
     names = Names(dialect, options.schema)
+    partitions = Partitions(deletes=settings.events.deletes)
     closing = contextlib.AsyncExitStack()
     try:
         if dialect == SQLITE:
@@ -74,7 +76,9 @@ async def open_back_ends(settings: Settings) -> BackEnds:
         database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
         closing.push_async_callback(database.aclose)
         tables = await patiently(
-            lambda: database.run(lambda connection: _checked(connection, settings, names)), options, "database.url"
+            lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
+            options,
+            "database.url",
         )
         feed, lease = (
             _feed_by_updated_at(settings, names, tables)
@@ -100,12 +104,12 @@ async def open_back_ends(settings: Settings) -> BackEnds:
         feed=feed,
         lease=made_lease,
         watched="mapping" if settings.changes.reads_only else "triggers",
-        faults=lambda: database.run(lambda connection: _faults(connection, settings, names)),
+        faults=lambda: database.run(lambda connection: _faults(connection, settings, names, partitions)),
         closing=closing,
     )
 
 
-def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tables:
+def _checked(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Tables:
     """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
     tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     if settings.changes.reads_only:
@@ -116,17 +120,22 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names) -> Tab
     newer = migrate.ahead(connection, "changes", settings.database)
     if newer is not None:
         logger.info("working with the schema of a newer version", database=newer)
+    partitions.look(connection, tables)
     return tables
 
 
-def _faults(connection: sa.Connection, settings: Settings, names: Names) -> Sequence[str]:
-    """What is wrong with the mapped tables and our own by now: the application, or a migration, may have made them."""
+def _faults(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Sequence[str]:
+    """What is wrong with the mapped tables and our own by now: the application, or a migration, may have made them.
+
+    Partitions that joined or left are logged.
+    """
     try:
         tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     except MappingError as error:
         return error.faults
     if settings.changes.reads_only:
         return ()
+    partitions.look(connection, tables)
     return _faults_of_ours(connection, settings, names, tables)
 
 

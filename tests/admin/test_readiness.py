@@ -1,6 +1,7 @@
 """Each reason for which a server is not ready, made true on a real one; and what is logged of it."""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.newer_schema import MARK, move_ahead, newer, set_compatible_from, tri
 from tests.postgres import Postgres
 
 QUICKLY_S = 0.1
+TIMEOUT_S = 30.0
 
 
 @pytest.fixture
@@ -85,6 +87,24 @@ async def test_server_stays_ready_when_schema_moves_ahead(any_application: Appli
                 any_application.execute("drop trigger airy_trio_tags_insert on tags")
                 await port.until_unwell("triggers", "has no trigger airy_trio_tags_insert")
     assert not [line for line in said if "of another mapping" in line.get("reason", "")]
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_an_attached_partition_is_logged_and_leaves_the_server_ready(postgres_application: Application) -> None:
+    postgres_application.execute(
+        "create table tags (id text, name text, color text) partition by list (name)",
+        "create table tags_b (like tags)",
+        "insert into tags_b values ('t2', 'b', 'red')",
+    )
+    settings = postgres_application.migrate(admin(free_port()))
+    with capture_logs() as said:
+        async with serving_all(settings) as (_, port):
+            postgres_application.execute("alter table tags attach partition tags_b for values in ('b')")
+            with trio.fail_after(TIMEOUT_S):
+                while not any("partition" in line for line in said):  # noqa: ASYNC110 - a log has no event for this
+                    await trio.sleep(QUICKLY_S)
+            assert (await port.ready())[0] == HTTPStatus.OK
+    assert [line["statement"] for line in said if "partition" in line] == ['update public.tags_b set "id" = "id"']
 
 
 @pytest.mark.usefixtures("_soon")
