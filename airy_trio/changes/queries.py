@@ -73,6 +73,12 @@ class Queries:
             return True
         return all(map(fits, self._key_columns, key))
 
+    def newest(self, order: Sequence[Column], limit: int) -> Question:
+        """The keys of the newest rows that the mapping includes, by these columns; those without a value come first."""
+        keys = ", ".join(self.text(column) for column in self._key_columns)
+        by = ", ".join(f"t.{_escaped(quote_identifier(column.name))} desc nulls first" for column in order)
+        return _question(f"select {keys} from {self.name} t where {self._included} order by {by} limit {limit}")  # noqa: S608 - names quoted
+
     @cached_property
     def state(self) -> Question:
         """Ask whether the table is as it was inspected, which ``is_as_inspected`` reads.

@@ -200,6 +200,11 @@ class Table:
             return raw
         return translations.get(_as_written(raw), raw)
 
+    def lists(self, name: str, raw: Value) -> bool:
+        """Whether the mapping's ``values`` of a field have a raw value, as theirs or as ours."""
+        listed = self.values.get(name, {})
+        return _as_written(raw) in listed or raw in listed.values()
+
     def fields(self, raw: Mapping[str, Value]) -> dict[str, Any]:
         """All fields of a row: what was read, with ``values`` applied, and the constants."""
         found = {**self.constants, **raw}

@@ -1,7 +1,8 @@
 """``airy-trio check``: everything that would keep the server from starting or working, in one run; changes nothing.
 
 What the server looks at when it starts is looked at here with the same functions, but to its end instead of to the
-first fault. Beyond that: rights, durability, poolers, and files that would be made.
+first fault. Beyond that: rights, durability, poolers, the newest rows, writes that triggers skip, and files that would
+be made.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import CANNOT_SEE, Consumer
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.tables import Tables
-from airy_trio.check import certificate, postgres, sqlite
+from airy_trio.check import certificate, postgres, replication, rows, sqlite
 from airy_trio.check.credentials import look_at_keys
 from airy_trio.check.report import Finding, Report
 from airy_trio.database import (
@@ -105,6 +106,7 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         tables = inspect(connection, settings.tables, watermarks=reads_only)
     except MappingError as error:
         report.add("problem", error.faults)
+    rows.look(connection, settings, tables, report)
     if reads_only:
         _check_read_only(connection, names, place, report)
         report.add(
@@ -113,6 +115,8 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         return None
     if _check_itself(connection, names, place, report):
         return None
+    if names.dialect == POSTGRES:
+        replication.look(connection, tables, names, report, deletes=settings.events.deletes)
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
     newer = migrate.ahead(connection, "changes", settings.database)
     if not missing:
@@ -238,7 +242,7 @@ def _connected(settings: Settings, place: _Place, report: Report, work: Callable
         engine = postgres_engine(place.url, connect_timeout_s=settings.database.connect_timeout_s, pooled=True)
     else:
         read_only = settings.changes.reads_only and place.setting == "database.url"
-        engine = sqlite_engine(sqlite_path(place.url), mode="ro" if read_only else "rw")
+        engine = sqlite_engine(sqlite_path(place.url), mode="ro" if read_only else "rw", lenient=True)
     try:
         return Database(engine).run_sync(work)
     except DatabaseError as error:

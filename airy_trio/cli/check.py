@@ -13,7 +13,8 @@ from airy_trio.cli.starting import CONFIG, loaded
 def check(config: Path | None) -> None:
     """Look at the settings, the database, the mapping, the triggers and the event store, and change nothing.
 
-    Exit code 1 where the server would not start or not work; warnings alone leave it at 0.
+    Of each mapped table the newest thousand rows are read, to name those that cannot be converted and values that the
+    mapping does not list. Exit code 1 if the server would not start or not work; warnings alone leave it at 0.
 
     \b
     Example:

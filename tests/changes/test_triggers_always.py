@@ -6,12 +6,13 @@ import pytest
 import trio
 
 from airy_trio import migrate
+from airy_trio.check import check
 from airy_trio.errors import StartError
 from airy_trio.settings import Settings
 from tests.application import Application, application
 from tests.changes.test_triggers_postgres import PARTITIONED, faults, logged
 from tests.postgres import Postgres
-from tests.replication import Publisher, subscribed
+from tests.replication import SUBSCRIPTION, Publisher, subscribed
 
 TIMEOUT_S = 30.0
 UPDATED_AT = '[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n'
@@ -156,8 +157,11 @@ async def test_what_a_subscription_applies_is_recorded(publisher: Publisher, *, 
                 "create table tags_0 partition of tags for values with (modulus 1, remainder 0)",
             )
         settings = replica.migrate()
-        migrate.migrate(settings, firing="always")
         with subscribed(replica, publisher):
+            (warning,) = [line for line in check(settings).of("warning") if SUBSCRIPTION in line]
+            assert warning.startswith("database.tables.tags: ")
+            migrate.migrate(settings, firing="always")
+            assert not any(SUBSCRIPTION in line for line in check(settings).of("warning"))
             publisher.execute(*WRITES)
             count = "select count(*) from airy_trio.change_log"
             with trio.fail_after(TIMEOUT_S):

@@ -297,6 +297,16 @@ def test_check_with_warnings_only(postgres_application: Application, here: Here,
     assert finished.err.startswith("airy-trio: warning: database.url: fsync is off: ")
 
 
+def test_check_with_a_row_that_cannot_be_sent(
+    sqlite_application: Application, here: Here, command_line: CommandLine
+) -> None:
+    sqlite_application.migrate()
+    sqlite_application.execute("insert into tags values ('t1', cast(x'ff' as text), 'red')")
+    finished = command_line("check", "--config", here.on(sqlite_application.url))
+    assert finished.code == 0
+    assert "airy-trio: warning: database.tables.tags: 1 of the newest 1 by id cannot be converted" in finished.err
+
+
 def test_check_of_wrong_settings(here: Here, command_line: CommandLine) -> None:
     assert "listner: unknown setting" in told(
         command_line("check", "--config", here.config(f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n')), 2

@@ -1,0 +1,182 @@
+"""The newest rows of each mapped table, read and converted as the server does, to name those that it would not send.
+
+The newest rows show what the application writes now. They are ordered by the column that holds a time, if the kind has
+one and the order can be had soon, else by the key: a primary key has an index, and often grows. A table without such an
+index is not worth a long scan for a check, so each attempt is bounded.
+"""
+
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import psycopg
+import sqlalchemy as sa
+from attrs import define, field
+
+from airy_trio.changes.objects import Change, Objects
+from airy_trio.changes.presence import named
+from airy_trio.changes.queries import Queries
+from airy_trio.changes.rows import Value
+from airy_trio.changes.tables import WATERMARK, Column, Key, Kind, Table, Tables
+from airy_trio.check.report import Report
+from airy_trio.database import POSTGRES, DatabaseRefused, translated
+from airy_trio.database.answers import ANSWERS
+from airy_trio.events import values
+from airy_trio.events.faults import RowFault, UnfitValueError, printable
+from airy_trio.events.translate import translate
+from airy_trio.settings import Settings
+
+ROWS_MAX: Final = 1000
+"""How many rows of each table are read."""
+BATCH_ROWS: Final = 100  # a row may have megabytes
+TIMEOUT_S: Final = 5.0
+"""For each statement on Postgres, and for each table on SQLite."""
+SHOWN_MAX: Final = 5
+SHOWN_CHARACTERS_MAX: Final = 40
+_STEPS: Final = 10_000  # of SQLite's virtual machine, between two looks at the clock
+_BAD_VALUE: Final = "22"  # class of SQLSTATE whose messages quote the value
+
+_TIMES: Final[Mapping[Kind, str]] = {"messages": "sent_at", "metadata": WATERMARK}
+_CLOSED: Final[Mapping[str, Callable[[Value], object]]] = {
+    "delivery_state": values.delivery_state,
+    "from_contact": partial(values.flag, column="from_contact"),
+    "connected": values.connected,
+    "subject": values.subject,
+}
+"""The fields that take few values, with what converts them: a row with any other value is not sent."""
+_OPEN: Final = ("source", "color")
+"""The fields that have few values of the application's choice: one that the mapping does not list is sent as it is."""
+
+
+@define
+class _Seen:
+    """What was found in the newest rows of one table."""
+
+    rows: int = 0
+    faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
+    unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
+
+
+def look(connection: sa.Connection, settings: Settings, tables: Tables, report: Report) -> None:
+    """Report rows that cannot be converted and values that the mapping does not list. Changes nothing.
+
+    Raises the driver's error if the database is away.
+    """
+    for kind, table in tables.items():
+        setting = f"database.tables.{kind}"
+        for words, order in _orders(table):
+            try:
+                with connection.begin_nested() as reading, _bounded(connection):
+                    seen = _read(connection, settings, tables, table, order)
+                    reading.rollback()
+            except ANSWERS as error:
+                if _took_too_long(error):
+                    continue
+                refusal = translated(error)
+                if not isinstance(refusal, DatabaseRefused):
+                    raise
+                report.add("problem", [f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"])
+            else:
+                report.add("warning", _warnings(table, seen, f"the newest {seen.rows} by {words}"))
+            break
+        else:
+            took = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
+            report.add("note", [f"{setting}: its newest rows were not looked at: {took}"])
+
+
+def _orders(table: Table) -> Iterator[tuple[str, Sequence[Column]]]:
+    """What makes a row the newest, best first, each with its name."""
+    name = _TIMES.get(table.kind, "")
+    moment = table.watermark or table.columns.get(name)
+    if moment is not None:
+        yield moment.name, (moment,)
+    yield " and ".join(column.name for column in table.keys), table.keys
+
+
+@contextmanager
+def _bounded(connection: sa.Connection) -> Iterator[None]:
+    """Let no statement write, nor read for long. On Postgres until the savepoint is rolled back."""
+    if connection.dialect.name == POSTGRES:
+        connection.exec_driver_sql("set transaction read only")
+        connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    give_up_at = time.monotonic() + TIMEOUT_S
+    driver.set_progress_handler(lambda: time.monotonic() > give_up_at, _STEPS)
+    try:
+        yield
+    finally:
+        driver.set_progress_handler(None, 0)
+
+
+def _took_too_long(error: Exception) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+    return isinstance(error, psycopg.errors.QueryCanceled)
+
+
+def _read(
+    connection: sa.Connection, settings: Settings, tables: Tables, table: Table, order: Sequence[Column]
+) -> _Seen:
+    chars_max = settings.listener.message_bytes_max
+    queries = Queries(connection.dialect.name, table, chars_max)
+    objects = Objects(connection.dialect.name, tables, chars_max)
+    keys: list[Key] = [(*row, None)[:2] for row in queries.newest(order, ROWS_MAX).rows(connection, {})]
+    seen = _Seen(rows=len(keys))
+    rest = iter(keys)
+    while batch := list(islice(rest, BATCH_ROWS)):
+        changed = objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in batch))
+        for fault in translate(changed, settings.events).faults:
+            seen.faults[fault.reason].append(fault)
+        asked = queries.rows(batch)
+        for *row, included in asked.rows(connection) if asked is not None else ():
+            for name, raw in named(table, tuple(row)).items() if included else ():
+                if not _is_listed(table, name, raw):
+                    seen.unlisted[name][_shown(raw)] = None
+    return seen
+
+
+def _is_listed(table: Table, name: str, raw: Value) -> bool:
+    """Whether the mapping knows a value of a field with few values; NULL is no value."""
+    if raw is None or (name == "subject" and "identifier" not in table.columns):  # which then holds both
+        return True
+    if name in _CLOSED:
+        try:
+            _CLOSED[name](table.value(name, raw))
+        except UnfitValueError:
+            return False
+        return True
+    return name not in _OPEN or name not in table.values or table.lists(name, raw)
+
+
+def _shown(raw: Value) -> str:
+    text = printable(raw)
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else text[: SHOWN_CHARACTERS_MAX - 1] + "…"
+
+
+def _warnings(table: Table, seen: _Seen, where: str) -> Iterator[str]:
+    setting = f"database.tables.{table.kind}"
+    for reason, faults in seen.faults.items():
+        what = f"{len(faults)} of {where} cannot be converted and would not be sent"
+        yield f"{setting}: {what}: {reason}; one is {faults[0].key}"
+    for name, found in seen.unlisted.items():
+        shown = ", ".join(f'"{text}"' for text in islice(found, SHOWN_MAX))
+        more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
+        what = "would not be sent" if name in _CLOSED else "is sent as it is"
+        yield (
+            f"{setting}.values.{name}: does not list {shown}{more}, found in {where}; a row with such a value {what}; "
+            f'list each: {name} = {{ "THEIRS" = "OURS" }}'
+        )
+
+
+def _without_values(refusal: DatabaseRefused) -> str:
+    """What the database says, unless it may quote a row."""
+    if (refusal.sqlstate or "").startswith(_BAD_VALUE):
+        return f"a value cannot be cast (SQLSTATE {refusal.sqlstate})"
+    return str(refusal)

@@ -1,0 +1,157 @@
+"""What ``check`` says of the newest rows: those that cannot be converted, and values that the mapping does not list."""
+
+import pytest
+
+from airy_trio.check import Report, check, rows
+from tests.application import Application
+
+COLUMNS = (
+    "(id text primary key, conversation_id text, channel_id text, content text, delivery_state text, "
+    "from_contact boolean, sent_at {time}, source text, sender_id text)"
+)
+MESSAGES = "database.tables.messages"
+SECRET = "a secret that no report may hold"
+
+
+@pytest.fixture
+def lenient(any_application: Application) -> Application:
+    """A database with messages whose columns take anything."""
+    return with_lenient_messages(any_application)
+
+
+def with_lenient_messages(application: Application) -> Application:
+    time = "timestamptz" if application.dialect == "postgresql" else "text"
+    application.execute(f"create table messages {COLUMNS.format(time=time)}")
+    return application
+
+
+def mapped(application: Application, options: str) -> Report:
+    """Check a database with this mapping of the messages."""
+    return check(application.migrate(f"[{MESSAGES}]\n{options}\n"))
+
+
+def of_tables(report: Report) -> list[str]:
+    return [line for line in report.of("warning") if line.startswith("database.tables.")]
+
+
+def test_rows_that_cannot_be_converted_are_counted_by_reason(lenient: Application) -> None:
+    for number in range(3):
+        lenient.message(id=f"bad{number}", sent_at=None, content=SECRET)
+    lenient.message(id="unowned", channel_id=None)
+    lenient.message(id="good")
+    report = check(lenient.migrate())
+    assert report.of("problem") == ()
+    newest = "of the newest 5 by sent_at cannot be converted and would not be sent"
+    untimely, unowned = of_tables(report)
+    assert untimely.startswith(f"{MESSAGES}: 3 {newest}: sent_at is NULL; one is bad")
+    assert unowned == f"{MESSAGES}: 1 {newest}: channel_id is NULL; one is unowned"
+    assert SECRET not in str(report)
+
+
+def test_rows_of_the_other_kinds_too(any_application: Application) -> None:
+    settings = any_application.migrate()
+    any_application.metadata("contact", "m1", "k", "v")
+    any_application.metadata("message", "m1", ".".join("k" * 600), "v")
+    any_application.execute("alter table tags rename color to colour", "alter table tags add color text")
+    any_application.execute("insert into tags (id, name, colour) values ('t1', 'flag', 'red')")
+    contact, nested, subjects, tag = of_tables(check(settings))
+    metadata = "database.tables.metadata: 1 of the newest 2 by updated_at cannot be converted and would not be sent"
+    assert contact == f"{metadata}: subject is not conversation, channel or message; one is contact:m1"
+    assert nested.startswith(f"{metadata}: key is nested deeper than 500; one is message:m1:k.k.")
+    assert subjects.startswith('database.tables.metadata.values.subject: does not list "contact", found in ')
+    assert tag.startswith("database.tables.tags: 1 of the newest 1 by id cannot be converted")
+    assert tag.endswith(": color is NULL; one is t1")
+
+
+def test_text_that_is_not_utf8(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate()
+    sqlite_application.execute("insert into tags values ('t1', cast(x'ff41' as text), 'red')")
+    (told,) = of_tables(check(settings))
+    assert told.endswith("name is not UTF-8 text; one is t1")
+
+
+def test_only_the_newest_rows_are_read(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "ROWS_MAX", 2)
+    lenient.message(id="z", sent_at="2020-01-01T00:00:00Z", source=None)
+    lenient.message(id="b", sent_at="2021-01-01T00:00:00Z")
+    lenient.message(id="a", sent_at="2022-01-01T00:00:00Z")
+    assert of_tables(check(lenient.migrate())) == []
+    lenient.message(id="0", sent_at="2023-01-01T00:00:00Z", source=None)
+    (told,) = of_tables(check(lenient.migrate()))
+    assert told.startswith(f"{MESSAGES}: 1 of the newest 2 by sent_at ")
+
+
+def test_rows_that_the_mapping_leaves_out_are_not_read(lenient: Application) -> None:
+    lenient.message(id="draft", sent_at=None)
+    assert of_tables(mapped(lenient, 'where = "sent_at is not null"')) == []
+
+
+def test_values_that_the_mapping_does_not_list(lenient: Application) -> None:
+    for number, source in enumerate(("theirs", "ours", "x" * 50, "b", "c", "d", "e", "f")):
+        lenient.message(id=f"m{number}", source=source, delivery_state="sent")
+    first, states, sources = of_tables(mapped(lenient, 'values = { source = { "theirs" = "ours" } }'))
+    assert "delivery_state is not pending, failed or delivered" in first
+    assert states == (
+        f'{MESSAGES}.values.delivery_state: does not list "sent", found in the newest 8 by sent_at; '
+        'a row with such a value would not be sent; list each: delivery_state = { "THEIRS" = "OURS" }'
+    )
+    assert sources.startswith(f"{MESSAGES}.values.source: does not list ")
+    assert f'"{"x" * 39}…"' in sources
+    assert sources.count('"') == 2 * rows.SHOWN_MAX + 4
+    assert " and 1 more, found in the newest 8 by sent_at; a row with such a value is sent as it is" in sources
+
+
+def test_values_that_are_listed_or_need_no_list(lenient: Application) -> None:
+    lenient.message(id="m1", source="theirs", delivery_state="sent")
+    lenient.message(id="m2", source="ours", delivery_state="PENDING")
+    values = 'values = { source = { "theirs" = "ours" }, delivery_state = { "sent" = "delivered" } }'
+    assert of_tables(mapped(lenient, values)) == []
+
+
+SLOW = {
+    "postgresql": "pg_sleep(1) is not null",
+    "sqlite": (
+        "(with recursive n(i) as (select length(id) union all select i + 1 from n where i < 1000000000) "
+        "select count(*) from n) > 0"
+    ),
+}
+
+
+def test_a_reading_that_takes_long_is_given_up(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "TIMEOUT_S", 0.2)
+    lenient.message()
+    report = mapped(lenient, f'where = "{SLOW[lenient.dialect]}"')
+    assert (report.of("problem"), of_tables(report)) == ((), [])
+    assert f"{MESSAGES}: its newest rows were not looked at: reading them takes longer than 0.2 s" in str(report)
+
+
+def test_a_slow_order_by_time_gives_way_to_the_key(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(rows, "ROWS_MAX", 1)
+    with_lenient_messages(postgres_application)
+    for number in range(8):  # all are read for the order by time, one for that by key
+        postgres_application.message(id=f"m{number}", source=None)
+    (told,) = of_tables(mapped(postgres_application, 'where = "pg_sleep(0.1) is not null"'))
+    assert told.startswith(f"{MESSAGES}: 1 of the newest 1 by id cannot be converted")
+
+
+def test_a_reading_that_fails_is_a_problem_without_the_value(postgres_application: Application) -> None:
+    settings = postgres_application.migrate('[database.tables.tags]\nwhere = "name::int > 0"')
+    postgres_application.tag(name=SECRET)
+    report = check(settings)
+    failed = "its newest rows cannot be read: a value cannot be cast (SQLSTATE 22P02)"
+    assert report.of("problem") == (f"database.tables.tags: {failed}",)
+    assert SECRET not in str(report)
+
+
+def test_a_reading_writes_nothing(postgres_application: Application) -> None:
+    with_lenient_messages(postgres_application).message()
+    postgres_application.execute(
+        "create table calls (x int)",
+        "create function included() returns boolean language sql as 'insert into calls values (1); select true'",
+    )
+    (told,) = mapped(postgres_application, 'where = "included()"').of("problem")
+    assert "cannot execute INSERT in a read-only transaction" in told
+    assert postgres_application.scalar("select count(*) from calls") == 0
