@@ -23,6 +23,9 @@ FUZZ_SECONDS ?= 60
 # How long the application writes while `make drill` kills things, and how often its clients are cut off and resume.
 DRILL_SECONDS ?= 120
 DRILL_RESUMES ?= 10000
+# The seed of the capture drill, which a run that fails names, and how many seeds from there on, each for DRILL_SECONDS.
+DRILL_SEED ?= 4
+DRILL_SEEDS ?= 1
 # Which of the drills.
 DRILL ?= tests/drill
 
@@ -96,7 +99,7 @@ bench-stomp: $(VENV)/.tests ## the STOMP codec beside others
 
 drill: $(VENV)/.tests ## kills, freezes and outages under load, with everything accounted for
 	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) SOAK_SECONDS=$(DRILL_SECONDS) \
-	  $(BIN)/python -m pytest -s $(DRILL)
+	  DRILL_SEED=$(DRILL_SEED) DRILL_SEEDS=$(DRILL_SEEDS) $(BIN)/python -m pytest -s $(DRILL)
 
 soak: $(VENV)/.tests ## a crowd of clients for long, to see what leaks
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_soak.py

@@ -18,11 +18,15 @@ STOP_TIMEOUT_S = 10
 
 
 class RedisServer:
-    """One server with its data in a folder, durable as the documentation recommends at least."""
+    """One server with its data in a folder, durable as the documentation recommends at least.
 
-    def __init__(self, program: str, folder: Path) -> None:
+    ``fsync``: the value of ``appendfsync``.
+    """
+
+    def __init__(self, program: str, folder: Path, fsync: str = "everysec") -> None:
         self._program = program
         self._folder = folder
+        self._fsync = fsync
         self._process: subprocess.Popen[str] | None = None
         self._drain: threading.Thread | None = None
         self.port = _free_port()
@@ -33,7 +37,14 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, also after ``kill``, on the same port with the same data; return when it answers."""
-        options = {"port": self.port, "bind": "127.0.0.1", "dir": self._folder, "appendonly": "yes", "save": ""}
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "appendonly": "yes",
+            "appendfsync": self._fsync,
+            "save": "",
+        }
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         process = subprocess.Popen([self._program, *arguments], stdout=subprocess.PIPE, text=True)
         self._process = process
@@ -83,12 +94,13 @@ def collected() -> Iterator[None]:
 
 
 @contextmanager
-def running_redis() -> Iterator[RedisServer]:
+def running_redis(fsync: str = "everysec") -> Iterator[RedisServer]:
+    """Start a server; kill it and remove its folder at the end. Skips the test where there is none to start."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server: install the distribution's package redis-server")
     with tempfile.TemporaryDirectory(prefix="airy-trio-redis-") as folder:
-        server = RedisServer(program, Path(folder))
+        server = RedisServer(program, Path(folder), fsync)
         try:
             server.start()
             yield server

@@ -30,9 +30,8 @@ CLIENTS = 16
 
 
 def config_of(application: Application, folder: Path, *, port: int = 0, admin_port: int = 0) -> Path:
-    config = configure(application, folder)
-    text = config.read_text().replace("port = 0\n", f"port = {port}\nworkers = 2\n", 1)
-    config.write_text(text.replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}"))
+    config = configure(application, folder, port=port, workers=2)
+    config.write_text(config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}"))
     return config
 
 

@@ -1,13 +1,25 @@
-"""A client that loses its connection again and again, and goes on by ``last-event-id`` on whichever node listens."""
+"""Clients that lose their connection again and again, and go on where they were on whichever node listens."""
 
 import random
 
 import trio
 from attrs import define, field
 
-from airy_trio.testing.client import Closed, Rejected, connect
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, Headers, Rejected, StompClient, connect
 from tests.drill.nodes import Nodes, listens
 from tests.e2e.route import HOST, Event, event_of
+
+RETRY_S = 0.01
+STAY_MAX_S = 2.0
+ACKNOWLEDGED_ONCE_IN = 10
+CONFIRMED_SHARE = 0.3
+TOKEN = "s3cret"
+CREDENTIALS = (("passcode", TOKEN),)
+AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ ann = "{TOKEN}" }}\n'
+"""Settings of servers that take durable subscriptions, which belong to a user."""
+
+_CUT = (OSError, Closed, Rejected, trio.BrokenResourceError)
 
 
 @define
@@ -16,6 +28,7 @@ class Resuming:
 
     nodes: Nodes
     random: random.Random
+    headers: Headers = ()
     position: str = ""
     events: list[Event] = field(factory=list)
     resumes: int = 0
@@ -25,12 +38,12 @@ class Resuming:
     async def receive(self, at_most: int | None = None) -> None:
         """Connect, subscribe after what it has, and read: to the end of the drill, so many events, or until cut off.
 
-        AssertionError where the server does not go on exactly where it stopped.
+        AssertionError if the server does not go on exactly where it stopped.
         """
         node = self.random.choice(await self.nodes.wait(listens))
         try:
-            async with await connect(HOST, node.port) as client:
-                # The first time it may come late: what has been recorded by then is not what it waits for.
+            async with await connect(HOST, node.port, headers=self.headers) as client:
+                # The first time it may come late: it does not wait for what has been recorded by then.
                 asked = ("last-event-id", self.position) if self.position else ("replay", "none")
                 receipt = await client.subscribe(headers=[asked])
                 assert receipt.command == "RECEIPT", receipt
@@ -43,12 +56,89 @@ class Resuming:
                 while not self.ended and (at_most is None or at_most > 0):
                     self._take(event_of(await client.receive()))
                     at_most = None if at_most is None else at_most - 1
-        except (OSError, Closed, Rejected, trio.BrokenResourceError):
+        except _CUT:
             self.refused += 1
+            await trio.sleep(RETRY_S)
+
+    async def follow(self) -> None:
+        """Receive to the end of the drill."""
+        while not self.ended:
+            await self.receive()
 
     def _take(self, event: Event) -> None:
-        epoch, _, offset = self.position.rpartition("-")
-        assert (event.epoch, event.offset) == (epoch, int(offset) + 1), f"{event} after {self.position}"
+        assert_next(event, self.position)
         self.position = event.position
         self.events.append(event)
         self.ended = event.is_end
+
+
+@define
+class Durable:
+    """A client that keeps no position: it acknowledges now and then, dies without a word, and comes back.
+
+    ``events``: what it has received, by offset, whether once or again. ``confirmed``: the newest offset of which the
+    server has said that the acknowledgement is stored; the server may never go back before that.
+    """
+
+    nodes: Nodes
+    random: random.Random
+    events: dict[int, Event] = field(factory=dict)
+    confirmed: int = 0
+    first: int = 0
+    again: int = 0
+    deaths: int = 0
+    refused: int = 0
+    ended: bool = False
+
+    async def follow(self) -> None:
+        """Receive to the end of the drill, over connections of some length each."""
+        while not self.ended:
+            with trio.move_on_after(self.random.uniform(0, STAY_MAX_S)) as life:
+                await self._receive()
+            self.deaths += life.cancelled_caught
+
+    async def _receive(self) -> None:
+        """AssertionError if the server leaves something out, or goes back before what it has confirmed."""
+        node = self.random.choice(await self.nodes.wait(listens))
+        try:
+            async with await connect(HOST, node.port, headers=CREDENTIALS) as client:
+                headers = [("durable", "drill"), ("ack", "client"), ("replay", "none")]
+                receipt = await client.subscribe(headers=headers)
+                assert receipt.command == "RECEIPT", receipt
+                position = receipt.get("position")
+                assert position is not None
+                self._start(int(position.rpartition("-")[2]), receipt)
+                while not self.ended:
+                    position = await self._take(client, await client.receive(), position)
+        except _CUT:
+            self.refused += 1
+            await trio.sleep(RETRY_S)
+
+    def _start(self, offset: int, receipt: Frame) -> None:
+        """Compare where the server goes on with what it has confirmed and sent."""
+        if not self.events:
+            self.first = offset + 1
+        else:
+            assert receipt.get("resume") == "resumed", receipt
+            assert self.confirmed <= offset <= max(self.events), f"{receipt}, confirmed: {self.confirmed}"
+
+    async def _take(self, client: StompClient, frame: Frame, position: str) -> str:
+        """Take in a frame, and acknowledge up to it now and then; the position after it."""
+        if frame.command == "RECEIPT":
+            self.confirmed = max(self.confirmed, int(frame.get("receipt-id") or ""))
+            return position
+        event = event_of(frame)
+        assert_next(event, position)
+        self.again += event.offset in self.events
+        assert self.events.setdefault(event.offset, event) == event
+        self.ended = event.is_end
+        if self.random.randrange(ACKNOWLEDGED_ONCE_IN) == 0:
+            confirmed = self.random.random() < CONFIRMED_SHARE
+            await client.acknowledge(frame, headers=[("receipt", str(event.offset))] if confirmed else ())
+        return event.position
+
+
+def assert_next(event: Event, position: str) -> None:
+    """Assert that an event is the one after a position."""
+    epoch, _, offset = position.rpartition("-")
+    assert (event.epoch, event.offset) == (epoch, int(offset) + 1), f"{event} after {position}"

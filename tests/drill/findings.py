@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import coredis
 import sqlalchemy as sa
 from attrs import frozen
 
@@ -17,6 +18,8 @@ from tests.e2e.route import END, Event
 
 GONE = 2**62
 """The version of what is deleted, which is for good."""
+ENTRIES_MAX = 1000
+"""Of a Redis stream in one answer."""
 
 
 @frozen(kw_only=True)
@@ -34,32 +37,57 @@ class Findings:
     holes: list[str]
 
 
+@frozen
+class Log:
+    """Every event in a store, by offset, read past the server; ``first`` and ``last`` as the store's state has them."""
+
+    events: list[Event]
+    first: int
+    last: int
+
+
 def log_of(application: Application) -> list[Event]:
-    """Every event in the store, by offset, read past the server."""
-    statement = f"select epoch, e.offset, body from {application.log_table('log_state')}, "
-    statement += f"{application.log_table('event_log')} e order by e.offset"
-    with store_of(LogOptions().location(application.url)) as store, store.engine.begin() as connection:
-        return [
-            Event(f"{epoch}-{offset}", bytes(body).decode())
-            for epoch, offset, body in connection.execute(sa.text(statement))
-        ]
+    """Every event in the store that is used without ``[log] url``, by offset."""
+    return sql_log(LogOptions().location(application.url)).events
 
 
-def examine(application: Application) -> Findings:
+def sql_log(url: str) -> Log:
+    """What the ``sql`` store has in the database of this URL."""
+    with store_of(url) as store, store.engine.begin() as connection:
+        state, events = store.log_table("log_state"), store.log_table("event_log")
+        epoch, first, last = connection.execute(sa.text(f"select epoch, first, last from {state}")).one()
+        found = connection.execute(sa.text(f"select e.offset, body from {events} e order by e.offset"))
+        return Log([Event(f"{epoch}-{offset}", bytes(body).decode()) for offset, body in found], first, last)
+
+
+async def redis_log(url: str) -> Log:
+    """What the ``redis`` store has in this Redis."""
+    async with coredis.Redis.from_url(url) as client:
+        state = await client.hgetall("{airy_trio}:state")
+        events: list[Event] = []
+        after = "-"
+        while entries := await client.xrange("{airy_trio}:events", after, "+", count=ENTRIES_MAX):
+            for entry in entries:
+                offset = entry.identifier.partition(b"-")[0].decode()
+                body = entry.field_values[b"body"].decode()
+                events.append(Event(f"{state[b'epoch'].decode()}-{offset}", body))
+            after = f"({offset}-0"
+        return Log(events, int(state[b"first"]), int(state[b"last"]))
+
+
+def examine(application: Application, log: Log) -> Findings:
     """Compare the log with the tags that the load has left."""
-    events = log_of(application)
-    versions = _versions(events)
+    versions = _versions(log.events)
     with application.engine.begin() as connection:
         rows = connection.execute(sa.text("select id, name from tags where id != :end"), {"end": END}).all()
-        state = connection.execute(sa.text(f"select first, last from {application.log_table('log_state')}")).one()
     committed = defaultdict(lambda: GONE, {row.id: int(row.name) for row in rows})
     return Findings(
-        events=len(events),
+        events=len(log.events),
         objects=len(versions),
         repeated=sum(a == b for found in versions.values() for a, b in pairwise(found)),
         lost=[id_ for id_ in {*committed, *versions} if versions.get(id_, [0])[-1] != committed[id_]],
         backwards=[id_ for id_, found in versions.items() if found != sorted(found)],
-        holes=_holes([event.offset for event in events], state.first, state.last),
+        holes=_holes([event.offset for event in log.events], log.first, log.last),
     )
 
 

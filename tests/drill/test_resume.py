@@ -12,7 +12,7 @@ import trio
 
 from tests.application import Application
 from tests.drill.clients import Resuming
-from tests.drill.findings import examine, log_of
+from tests.drill.findings import examine, sql_log
 from tests.drill.nodes import ROOT, Nodes, listens, records
 from tests.e2e.route import END, configure
 from tests.processes import Program, running
@@ -44,11 +44,6 @@ async def kill_in_turn(nodes: Nodes) -> None:
             node.send(signal.SIGKILL)
 
 
-async def follow_to_the_end(client: Resuming) -> None:
-    while not client.ended:
-        await client.receive()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(RESUMES / RESUMES_PER_S_MIN + 2 * END_S)
 async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
@@ -74,13 +69,14 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
             await trio.to_thread.run_sync(partial(postgres_application.tag, END))
             async with trio.open_nursery() as ending:
                 for client in clients:
-                    ending.start_soon(follow_to_the_end, client)
+                    ending.start_soon(client.follow)
             living.cancel_scope.cancel()
-    log, findings = log_of(postgres_application), examine(postgres_application)
+    log = sql_log(postgres_application.url)
+    findings = examine(postgres_application, log)
     resumes = sum(client.resumes for client in clients)
     sys.stdout.write(
         f"{resumes} resumes, {sum(c.refused for c in clients)} connections cut or refused, "
-        f"{sum(node.lives for node in nodes.all)} lives of nodes, {len(log)} events, "
+        f"{sum(node.lives for node in nodes.all)} lives of nodes, {len(log.events)} events, "
         f"{sum(len(c.events) for c in clients)} received in {trio.current_time() - begun_at:.0f} s\n"
     )
     assert resumes >= RESUMES
@@ -88,4 +84,4 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
     assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
     for client in clients:
         assert len(client.events) > CLIENTS
-        assert client.events == log[-len(client.events) :]
+        assert client.events == log.events[-len(client.events) :]

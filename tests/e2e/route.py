@@ -147,14 +147,14 @@ async def listening(server: Server, *, after: str = "", headers: Headers = ()) -
         yield Listening(client, receipt)
 
 
-def configure(application: Application, folder: Path, more: str = "", *, port: int = 0) -> Path:
+def configure(application: Application, folder: Path, more: str = "", *, port: int = 0, workers: int = 1) -> Path:
     """Write a settings file for a server on this database, which has the default tables and our triggers then.
 
     ``port`` 0: any. The server logs JSON, which ``tests.processes`` reads.
     """
     application.migrate(more)
     config = folder / f"airy-trio-{port}.toml"
-    listener = f'[listener]\nport = {port}\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
+    listener = f'[listener]\nport = {port}\nworkers = {workers}\n[admin]\nport = 0\n[logging]\nformat = "json"\n'
     config.write_text(f'[database]\nurl = "{application.url}"\n{more}{listener}')
     return config
 

@@ -1,0 +1,254 @@
+"""Where the application of a capture drill writes and where its events are kept, and what happens to all of these.
+
+In none of these arrangements is anything lost that was committed, or appended to the log: the crash of a Postgres with
+``synchronous_commit``, of a Redis whose writes have reached the system, and of any process leave all of it. So no new
+epoch is legitimate in any of them.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from attrs import field, frozen
+from psycopg import sql
+
+from airy_trio.database import LOCK_CLASS, sqlite_path
+from airy_trio.log.options import LogOptions
+from tests.application import Application, application
+from tests.drill.clients import AUTH
+from tests.drill.findings import Log, redis_log, sql_log
+from tests.drill.nodes import ROOT, Node
+from tests.postgres import NoPostgresError, Postgres, running_postgres
+from tests.redis_server import RedisServer, running_redis
+
+PAGE = 200
+"""Rows in a batch that make a backlog come in pages; with the default it fits into one batch."""
+FROZEN_S = 1.6
+AWAY_MAX_S = 1.0
+"""How long a Postgres or a Redis that has died stays away."""
+BUSY_MAX_S = 10.0
+
+_TERMINATE_RECORDER = sql.SQL(
+    "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and classid = {} and granted"
+).format(LOCK_CLASS)
+_TERMINATE_ALL = sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'airy-trio'")
+
+Torment = Callable[[Node, Random], Awaitable[None]]
+"""Does something to the recording node, or to what it needs, and returns when it is over; chance has the details."""
+
+
+@frozen(kw_only=True)
+class Arrangement:
+    """An application, settings of servers for it (TOML that follows ``[database] url``), and what may happen.
+
+    ``torments``: each with its weight. ``crash``: happens once. ``recorded`` reads the log, once no server runs.
+    ``repeats``: whether an event may come again without a change. ``cut``: whether the crash cuts writers off.
+    """
+
+    application: Application
+    torments: Mapping[str, tuple[int, Torment]]
+    recorded: Callable[[], Awaitable[Log]]
+    crash: Callable[[], None]
+    settings: str = ""
+    batch_rows_max: int = 5000
+    nodes: int = 2
+    workers: int = 1
+    repeats: bool = False
+    cut: bool = True
+    delay_max_s: float = 0.01
+    long_max_s: float = 4.0
+    rest_max_s: float = 0.0
+    committed_per_s_min: float = 10.0
+    more: str = field(init=False)
+
+    @more.default
+    def _more(self) -> str:
+        changes = f"[changes]\nbatch_rows_max = {self.batch_rows_max}\n[events]\ndeletes = true\n"
+        return f"connect_timeout_s = 20\n{changes}{AUTH}{self.settings}"
+
+
+Made = Callable[[ExitStack, Path], Arrangement]
+"""Makes an arrangement in a folder; what it starts ends with the stack."""
+
+
+async def kill(node: Node, chance: Random) -> None:
+    """End a process of the node as the out-of-memory killer does."""
+    await trio.lowlevel.checkpoint()
+    node.send(signal.SIGKILL, node.victim(chance))
+
+
+async def freeze(node: Node, _: Random) -> None:
+    """Stop the recording process until it has lost the lease, and let it go on."""
+    frozen = node.recorder  # meanwhile another one records
+    node.send(signal.SIGSTOP, frozen)
+    try:
+        await trio.sleep(FROZEN_S)
+    finally:
+        node.send(signal.SIGCONT, frozen)
+
+
+def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Torment:
+    """End sessions of a Postgres."""
+
+    async def terminate(_node: Node, _chance: Random) -> None:
+        await trio.to_thread.run_sync(postgres.execute, which)
+
+    return terminate
+
+
+def leaving(crash: Callable[[], None], start: Callable[[], None]) -> Torment:
+    """Let a server die, and start it some time later. Both happen even if the torment is cancelled."""
+
+    def leave(away_s: float) -> None:
+        crash()
+        time.sleep(away_s)
+        start()
+
+    async def torment(_node: Node, chance: Random) -> None:
+        await trio.to_thread.run_sync(leave, chance.uniform(0, AWAY_MAX_S))
+
+    return torment
+
+
+def beside(
+    stack: ExitStack, _folder: Path, *, batch_rows_max: int = 5000, nodes: int = 2, workers: int = 1
+) -> Arrangement:
+    """The log in the application's Postgres."""
+    postgres = _postgres(stack)
+    url = postgres.url(postgres.create_database())
+    return Arrangement(
+        application=stack.enter_context(application(url)),
+        torments=_on(postgres),
+        recorded=_reading(url),
+        crash=partial(_restart, postgres),
+        batch_rows_max=batch_rows_max,
+        nodes=nodes,
+        workers=workers,
+        repeats=batch_rows_max == PAGE,  # rows are read as they are by then: what changes between two pages comes again
+    )
+
+
+def in_another_postgres(stack: ExitStack, _folder: Path) -> Arrangement:
+    """The log in a Postgres of its own, which crashes too."""
+    postgres, logging = _postgres(stack), _postgres(stack)
+    url = logging.url(logging.create_database())
+    return Arrangement(
+        application=stack.enter_context(application(postgres.url(postgres.create_database()))),
+        torments={
+            **_on(postgres),
+            "log terminated": (2, terminating(logging, _TERMINATE_ALL)),
+            "log crashed": (2, leaving(logging.crash, logging.start)),
+        },
+        recorded=_reading(url),
+        crash=partial(_restart, postgres),
+        settings=f'[log]\nurl = "{url}"\n',
+    )
+
+
+def in_redis(stack: ExitStack, _folder: Path, *, fsync: str) -> Arrangement:
+    """The log in a Redis with ``appendonly yes`` and this ``appendfsync``, which is killed too."""
+    redis, postgres = stack.enter_context(running_redis(fsync)), _postgres(stack)
+    end = redis.kill if fsync == "always" else partial(_kill_when_written, redis)
+    return Arrangement(
+        application=stack.enter_context(application(postgres.url(postgres.create_database()))),
+        torments={**_on(postgres), "log killed": (4, leaving(end, redis.start))},
+        recorded=partial(redis_log, redis.url),
+        crash=partial(_restart, postgres),
+        settings=f'[log]\nstore = "redis"\nurl = "{redis.url}"\n',
+    )
+
+
+def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
+    """The application in an SQLite file, the log in its own file."""
+    url = f"sqlite:///{folder}/app.db"
+    return Arrangement(
+        application=stack.enter_context(application(url, create=True)),
+        torments={"killed": (5, kill), "frozen": (1, freeze), "writer killed": (2, partial(_kill_writer, url))},
+        recorded=_reading(LogOptions().location(url)),
+        crash=lambda: None,
+        cut=False,
+        delay_max_s=0.003,
+        long_max_s=1.0,  # others wait for it
+        rest_max_s=0.2,  # else they are never done waiting: SQLite lets the boldest in, not the first
+        committed_per_s_min=3.0,
+    )
+
+
+ARRANGEMENTS: Mapping[str, Made] = {
+    "beside": beside,
+    "beside, in pages": partial(beside, batch_rows_max=PAGE),
+    "in another Postgres": in_another_postgres,
+    "in Redis": partial(in_redis, fsync="always"),
+    "in Redis, everysec": partial(in_redis, fsync="everysec"),
+    "workers": partial(beside, nodes=1, workers=2),
+    "SQLite": on_sqlite,
+}
+
+
+def _postgres(stack: ExitStack) -> Postgres:
+    try:
+        return stack.enter_context(running_postgres())
+    except NoPostgresError as missing:
+        pytest.skip(str(missing))
+
+
+def _on(postgres: Postgres) -> dict[str, tuple[int, Torment]]:
+    return {"killed": (5, kill), "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)), "frozen": (1, freeze)}
+
+
+def _restart(postgres: Postgres) -> None:
+    postgres.crash()
+    postgres.start()
+
+
+def _reading(url: str) -> Callable[[], Awaitable[Log]]:
+    return partial(trio.to_thread.run_sync, sql_log, url)
+
+
+def _kill_when_written(redis: RedisServer) -> None:
+    """Kill it once it has written all that it has accepted, though the disk may not have it yet.
+
+    While an fsync of ``everysec`` is under way Redis puts off writing, for two seconds at most, and answers all the
+    same: a kill in that time loses events as a power loss does.
+    """
+    give_up_at = time.monotonic() + BUSY_MAX_S
+    with (
+        closing(socket.create_connection(("127.0.0.1", redis.port))) as connection,
+        connection.makefile("rb") as answers,
+    ):
+        connection.sendall(b"CLIENT PAUSE %d WRITE\r\n" % (BUSY_MAX_S * 1000))
+        answers.readline()
+        while time.monotonic() < give_up_at:
+            connection.sendall(b"INFO persistence\r\n")
+            size = int(answers.readline()[1:])
+            said = answers.read(size + 2).split()
+            if b"aof_buffer_length:0" in said and b"aof_pending_bio_fsync:0" in said:
+                break
+        redis.kill()
+
+
+async def _kill_writer(url: str, _node: Node, _chance: Random) -> None:
+    """Kill an application in the middle of a transaction that has reached the file already."""
+    await trio.to_thread.run_sync(_write_and_die, sqlite_path(url))
+
+
+def _write_and_die(path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.drill.doomed", str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half written\n"
+        writer.kill()
