@@ -50,14 +50,13 @@ Torment = Callable[[Node, Random], Awaitable[None]]
 class Arrangement:
     """An application, settings of servers for it (TOML that follows ``[database] url``), and what may happen.
 
-    ``torments``: each with its weight. ``crash``: happens once. ``recorded`` reads the log, once no server runs.
-    ``repeats``: whether an event may come again without a change. ``cut``: whether the crash cuts writers off.
+    ``torments``: each with its weight. ``recorded`` reads the log, once no server runs. ``repeats``: whether an event
+    may come again without a change. ``cut``: whether a crash cuts writers off.
     """
 
     application: Application
     torments: Mapping[str, tuple[int, Torment]]
     recorded: Callable[[], Awaitable[Log]]
-    crash: Callable[[], None]
     settings: str = ""
     batch_rows_max: int = 5000
     nodes: int = 2
@@ -129,7 +128,6 @@ def beside(
         application=stack.enter_context(application(url)),
         torments=_on(postgres),
         recorded=_reading(url),
-        crash=partial(_restart, postgres),
         batch_rows_max=batch_rows_max,
         nodes=nodes,
         workers=workers,
@@ -149,7 +147,6 @@ def in_another_postgres(stack: ExitStack, _folder: Path) -> Arrangement:
             "log crashed": (2, leaving(logging.crash, logging.start)),
         },
         recorded=_reading(url),
-        crash=partial(_restart, postgres),
         settings=f'[log]\nurl = "{url}"\n',
     )
 
@@ -162,7 +159,6 @@ def in_redis(stack: ExitStack, _folder: Path, *, fsync: str) -> Arrangement:
         application=stack.enter_context(application(postgres.url(postgres.create_database()))),
         torments={**_on(postgres), "log killed": (4, leaving(end, redis.start))},
         recorded=partial(redis_log, redis.url),
-        crash=partial(_restart, postgres),
         settings=f'[log]\nstore = "redis"\nurl = "{redis.url}"\n',
     )
 
@@ -174,7 +170,6 @@ def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
         application=stack.enter_context(application(url, create=True)),
         torments={"killed": (5, kill), "frozen": (1, freeze), "writer killed": (2, partial(_kill_writer, url))},
         recorded=_reading(LogOptions().location(url)),
-        crash=lambda: None,
         cut=False,
         delay_max_s=0.003,
         long_max_s=1.0,  # others wait for it
@@ -202,12 +197,12 @@ def _postgres(stack: ExitStack) -> Postgres:
 
 
 def _on(postgres: Postgres) -> dict[str, tuple[int, Torment]]:
-    return {"killed": (5, kill), "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)), "frozen": (1, freeze)}
-
-
-def _restart(postgres: Postgres) -> None:
-    postgres.crash()
-    postgres.start()
+    return {
+        "killed": (5, kill),
+        "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)),
+        "frozen": (1, freeze),
+        "crashed": (1, leaving(postgres.crash, postgres.start)),
+    }
 
 
 def _reading(url: str) -> Callable[[], Awaitable[Log]]:

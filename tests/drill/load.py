@@ -107,15 +107,15 @@ class Writer:
         self._tally[LONG] += 1
 
     def work(self, connect: Callable[[], Connection], long_after_s: float | None) -> None:
-        """Run transactions until ``stop``, over a new connection after each that was cut."""
-        if long_after_s is not None:
-            self._stop.wait(long_after_s)
-        while not self._stop.is_set() and not (long_after_s is not None and self._tally[LONG]):
+        """Run transactions until ``stop``, or the long one until it is committed, over new connections after a cut."""
+        is_long = long_after_s is not None
+        self._stop.wait(long_after_s or 0)
+        while not (self._tally[LONG] if is_long else self._stop.is_set()):
             try:
                 with closing(connect()) as connection:
-                    if long_after_s is not None:
+                    if is_long:
                         self.transact_for_long(connection)
-                    while long_after_s is None and not self._stop.is_set():
+                    while not is_long and not self._stop.is_set():
                         self.transact(connection)
                         self._stop.wait(self._random.uniform(0, self._rhythm.rest_max_s))
             except _CUT:

@@ -34,8 +34,6 @@ ONLY_LONG = {"in Redis, everysec"}
 WRONG_LOAD_S = 10.0
 END_S = 90.0  # for starting, and for what comes after the load
 CALM_MAX_S = 0.8
-CRASH_AT = 0.75
-"""Of the load."""
 FOLLOWERS = 2
 WRONG = (sys.executable, "-m", "tests.drill.wrong_server")
 
@@ -62,38 +60,28 @@ class Outcome:
         )
 
 
-async def torment(nodes: Nodes, arrangement: Arrangement, chance: Random, name: str) -> None:
-    """Do something to the recording node or to what it needs, a while after one records."""
-    await nodes.wait(records)
-    await trio.sleep(chance.uniform(0, CALM_MAX_S))
-    node = (await nodes.wait(records))[0]
-    await arrangement.torments[name][1](node, chance)
+async def torment(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
+    """Do one thing after another to the recording node or to what it needs, for the length of the load.
 
-
-async def schedule(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
-    """The load's length of torments, first one of each kind, with one crash of the application's database.
-
-    On a busy machine it takes longer: until each kind has been there.
+    Each kind comes once at first; on a busy machine that alone takes longer than the load.
     """
     chance, counts = Random(seed), Counter[str]()
     names = [*arrangement.torments]
     weights = [weight for weight, _ in arrangement.torments.values()]
-    begun_at = trio.current_time()
 
-    async def go_on() -> None:
-        while True:
-            name = chance.choices(names, weights)[0]
-            counts[name] += 1
-            await torment(nodes, arrangement, chance, name)
-
-    for name in chance.sample(names, len(names)):
+    async def one(name: str) -> None:
+        await nodes.wait(records)
+        await trio.sleep(chance.uniform(0, CALM_MAX_S))
+        node = (await nodes.wait(records))[0]
         counts[name] += 1
-        await torment(nodes, arrangement, chance, name)
-    with trio.move_on_at(begun_at + load_s * CRASH_AT):
-        await go_on()
-    await trio.to_thread.run_sync(arrangement.crash)
-    with trio.move_on_after(load_s * (1 - CRASH_AT)):
-        await go_on()
+        await arrangement.torments[name][1](node, chance)
+
+    until = trio.current_time() + load_s
+    for name in chance.sample(names, len(names)):
+        await one(name)
+    with trio.move_on_at(until):
+        while True:
+            await one(chance.choices(names, weights)[0])
     return counts
 
 
@@ -120,7 +108,7 @@ async def drill(
                 async with running(Program, load, folder=ROOT) as writers:
                     assert await writers.out.line(0) == BEGUN, writers.err.all
                     with going_on("killing", load_s):
-                        counts = await schedule(nodes, arrangement, seed, load_s)
+                        counts = await torment(nodes, arrangement, seed, load_s)
                     assert await writers.terminate() == 0, writers.err.all
                 writing.engine.dispose()
                 await trio.to_thread.run_sync(partial(writing.tag, END))
