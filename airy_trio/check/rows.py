@@ -135,7 +135,7 @@ def _read(
         for fault in translate(changed, settings.events).faults:
             seen.faults[fault.reason].append(fault)
         asked = queries.rows(batch)
-        for *row, included in asked.rows(connection) if asked is not None else ():
+        for *row, included in asked.answer(connection).rows if asked is not None else ():
             for name, raw in named(table, tuple(row)).items() if included else ():
                 if not _is_listed(table, name, raw):
                     seen.unlisted[name][_shown(raw)] = None
