@@ -109,9 +109,18 @@ async def open_back_ends(settings: Settings) -> BackEnds:
     )
 
 
+def _inspected(connection: sa.Connection, settings: Settings) -> Tables:
+    return inspect(
+        connection,
+        settings.tables,
+        watermarks=settings.changes.reads_only,
+        holds_log=migrate.log_is_here(settings),
+    )
+
+
 def _checked(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Tables:
     """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
-    tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
+    tables = _inspected(connection, settings)
     if settings.changes.reads_only:
         return tables
     faults = _faults_of_ours(connection, settings, names, tables)
@@ -130,7 +139,7 @@ def _faults(connection: sa.Connection, settings: Settings, names: Names, partiti
     Partitions that joined or left are logged.
     """
     try:
-        tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
+        tables = _inspected(connection, settings)
     except MappingError as error:
         return error.faults
     if settings.changes.reads_only:

@@ -73,9 +73,10 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
     names = Names.of(url, options.schema)
 
     def check(connection: sa.Connection) -> None:
-        faults = list(migrate.pending(connection, "log", options))
+        faults = list(migrate.encoding_faults(connection, settings))
+        faults += [f"log: {fault}" for fault in migrate.pending(connection, "log", options)]
         if faults:
-            raise StartError([f"log: {fault}" for fault in faults])
+            raise StartError(faults)
         newer = migrate.ahead(connection, "log", options)
         if newer is not None:
             logger.info("working with the schema of a newer version", log=newer)
@@ -86,5 +87,6 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             await reading.aclose()
         raise
-    appending = open_database(url, options, settings=APPEND_TIMEOUT)
+    direct_url = options.direct_url if url == options.url and options.direct_url else url
+    appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)
     return OpenedStore(SqlStore(reading, appending, names), shown(url))

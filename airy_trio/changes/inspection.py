@@ -24,17 +24,25 @@ from airy_trio.changes.tables import (
     Tables,
     TablesOptions,
 )
-from airy_trio.database import DatabaseRefused, Session, translated
+from airy_trio.database import POSTGRES, DatabaseRefused, Session, quote_identifier, translated
 from airy_trio.errors import MappingError
 
 READS_MAX: Final = 5
 """Reads of one batch while the application changes its tables again and again."""
+_STORED_AS_TEXT: Final = frozenset({"conversation_id", "channel_id"})
+"""Fields beside the keys that have a column of their own in the event log."""
+_UNTRANSLATABLE: Final = "22P05"
+_TEXT = sa.text("select cast(:text as text)")
+_ROW_SECURITY = sa.text("select current_user, row_security_active(to_regclass(:name))")
 
 
-def inspect(connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False) -> Tables:
+def inspect(
+    connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False, holds_log: bool = False
+) -> Tables:
     """Find the mapped tables. Raises ``MappingError`` with every fault.
 
     ``watermarks``: changes are captured by ``updated_at``, so that each table must have a column for it.
+    ``holds_log``: this database stores the events as well, so its encoding must have every character of their ids.
     """
     faults: list[str] = []
     tables: dict[Kind, Table] = {}
@@ -43,6 +51,8 @@ def inspect(connection: sa.Connection, options: TablesOptions, *, watermarks: bo
         if location is not None:
             before = len(faults)
             table = _table(connection, kind, mapping, location, faults, watermarks=watermarks)
+            if holds_log and connection.dialect.name == POSTGRES:
+                faults += _encoding_faults(connection, kind, mapping)
             if table is not None and len(faults) == before:
                 faults += _reading_faults(connection, table)
                 tables[kind] = table
@@ -203,9 +213,55 @@ def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
     setting = f"database.tables.{table.kind}"
     without_where = _refusal(connection, evolve(table, where=""))
     if without_where:
-        yield f'{setting}.name: "{table.name}" cannot be read: {without_where}'
+        reason = _hidden(connection, table) or f"cannot be read: {without_where}"
+        yield f'{setting}.name: "{table.name}" {reason}'
     elif table.where and (refusal := _refusal(connection, table)):
         yield f'{setting}.where: not a condition over the columns of "{table.name}": {refusal}'
+
+
+def _encoding_faults(connection: sa.Connection, kind: Kind, options: TableOptions) -> Iterator[str]:
+    """A line for each text of the mapping that becomes part of an event's ids and that this database cannot store.
+
+    Every other id comes from this database, and all else of an event is stored as octets.
+    """
+    for field in FIELDS[kind]:
+        if not (field.key or field.name in _STORED_AS_TEXT):
+            continue
+        texts = {f"constants.{field.name}": options.constants.get(field.name)}
+        texts |= {f"values.{field.name}.{theirs}": ours for theirs, ours in options.values.get(field.name, {}).items()}
+        for setting, text in texts.items():
+            if isinstance(text, str) and not text.isascii() and not _can_store(connection, text):
+                encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
+                yield (
+                    f'database.tables.{kind}.{setting}: "{text}" has a character that the database\'s encoding, '
+                    f"{encoding}, has not; name another text, or keep the event log elsewhere (log.url)"
+                )
+
+
+def _can_store(connection: sa.Connection, text: str) -> bool:
+    try:
+        with connection.begin_nested():
+            connection.execute(_TEXT, {"text": text})
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != _UNTRANSLATABLE:
+            raise
+        return False
+    return True
+
+
+def _hidden(connection: sa.Connection, table: Table) -> str:
+    """Why a table cannot be read of which a policy would hide rows from our role; nothing where that is not so."""
+    if connection.dialect.name != POSTGRES:
+        return ""
+    name = ".".join(quote_identifier(part) for part in (table.schema, table.name) if part is not None)
+    role, is_hidden = connection.execute(_ROW_SECURITY, {"name": name}).one()
+    if not is_hidden:
+        return ""
+    return (
+        f'is under row level security, which would hide rows from the role "{role}"; as a superuser: '
+        f"ALTER ROLE {quote_identifier(role)} BYPASSRLS, or connect as the table's owner (without FORCE ROW LEVEL "
+        "SECURITY)"
+    )
 
 
 def _refusal(connection: sa.Connection, table: Table) -> str:

@@ -26,6 +26,8 @@ __all__ = [
     "LOCK_TRIES_MAX",
     "Migrated",
     "ahead",
+    "encoding_faults",
+    "log_is_here",
     "migrate",
     "migrate_log",
     "pending",
@@ -36,6 +38,8 @@ __all__ = [
 
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
 """The table of the settings that a line about a stream begins with, as those of ``check`` do."""
+ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
+"""The encodings of a Postgres database that can store any text."""
 
 
 @frozen(kw_only=True)
@@ -126,6 +130,25 @@ def require_file(path: Path) -> None:
         raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
 
 
+def log_is_here(settings: Settings) -> bool:
+    """Whether events are stored in the application's database itself."""
+    options = settings.database
+    location = _without_driver(settings.log.location(options.url))
+    addresses = (_without_driver(url) for url in (options.url, options.direct_url) if url)
+    return settings.log.store == "sql" and location in addresses
+
+
+def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
+    """A line where a Postgres that stores the events of another database cannot store every id from there."""
+    if connection.dialect.name == POSTGRES and not log_is_here(settings):
+        encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
+        if encoding not in ANY_TEXT:
+            yield (
+                f"log.url: the encoding of this database is {encoding}, which cannot store every id; "
+                "name a database that was created with ENCODING 'UTF8'"
+            )
+
+
 def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None, firing: Firing | None) -> None:
     url = _address(settings)
     if sa.make_url(url).get_backend_name() == SQLITE:
@@ -148,10 +171,12 @@ def _migrate(
         made = []
         if with_tables and newer is None:  # the tables would have no triggers
             made = default_tables.create(connection, absent(connection, settings.tables))
-        tables = inspect(connection, settings.tables)
+        tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
         if newer is None:
             upgrade(connection, "changes", names)
         with _store(connection, settings, record) as store:
+            if store is not None:
+                _require_encoding(store, settings)
             left = [newer, None if store is None else _upgrade_log(store, settings.database)]
             if grant is not None:
                 _grant(connection, grants.statements(grant, tables, names))
@@ -181,11 +206,12 @@ def _migrate_log_alone(
     if firing is not None:
         raise StartError([f'--triggers {firing}: changes.capture is "updated_at", which needs no triggers'])
     with read_only(_address(settings), settings.database) as connection:
-        tables = inspect(connection, settings.tables, watermarks=True)
+        tables = inspect(connection, settings.tables, watermarks=True, holds_log=log_is_here(settings))
     left = None
     if settings.log.store == "sql":
         with transaction(settings.log.location(settings.database.url), settings.database, record=record) as store:
             alone(store)
+            _require_encoding(store, settings)
             left = _upgrade_log(store, settings.database)
             if record is not None:
                 record.extend([] if left is None else [f"-- {left}"])
@@ -285,7 +311,7 @@ def _store(
     options = settings.database
     if settings.log.store != "sql":
         yield None
-    elif _store_is_here(settings):
+    elif log_is_here(settings):
         yield connection
     else:
         with transaction(settings.log.location(options.url), options, record=record) as store:
@@ -293,17 +319,16 @@ def _store(
             yield store
 
 
-def _store_is_here(settings: Settings) -> bool:
-    options = settings.database
-    location = _without_driver(settings.log.location(options.url))
-    return location in (_without_driver(url) for url in (options.url, options.direct_url) if url)
+def _require_encoding(store: sa.Connection, settings: Settings) -> None:
+    if faults := list(encoding_faults(store, settings)):
+        raise StartError(faults)
 
 
 def _store_file(settings: Settings) -> Path | None:
     """The file of an ``sql`` store that is one by itself."""
     location = settings.log.location(settings.database.url)
     is_file = settings.log.store == "sql" and sa.make_url(location).get_backend_name() == SQLITE
-    return sqlite_path(location) if is_file and not _store_is_here(settings) else None
+    return sqlite_path(location) if is_file and not log_is_here(settings) else None
 
 
 def _address(settings: Settings) -> str:

@@ -5,8 +5,11 @@ import trio
 
 from airy_trio.app.stores import opened_store
 from airy_trio.errors import StartError
+from airy_trio.events.destinations import OfChannel
+from airy_trio.migrate import migrate
 from airy_trio.settings import parse
-from tests.application import Application
+from tests.application import Application, application
+from tests.log.places import event
 from tests.postgres import PASSWORD_ROLE, Postgres
 
 TIMEOUT_S = 20.0
@@ -25,3 +28,27 @@ async def test_a_store_that_may_not_be_used_leaves_no_connection(
         while postgres_application.scalar(count):  # noqa: ASYNC110 - its process ends after the connection
             await trio.sleep(0.01)
     assert caught.value.faults  # which has kept alive all that was made, so that no collector has closed it
+
+
+async def test_log_database_that_cannot_store_every_text_is_refused(
+    sqlite_application: Application, postgres: Postgres
+) -> None:
+    sqlite_application.migrate()
+    settings = sqlite_application.settings(
+        f'[log]\nurl = "{postgres.url(postgres.create_database(encoding="LATIN1"))}"\n'
+    )
+    refusal = r"log\.url: the encoding of this database is LATIN1, which cannot store every id"
+    with pytest.raises(StartError, match=refusal):
+        await trio.to_thread.run_sync(migrate, settings)
+    with pytest.raises(StartError, match=refusal):
+        async with opened_store(settings):
+            raise AssertionError
+
+
+async def test_application_database_of_any_encoding_can_hold_its_log(postgres: Postgres) -> None:
+    with application(postgres.url(postgres.create_database(encoding="LATIN1"))) as latin:
+        async with opened_store(latin.migrate()) as opened:
+            head = (await opened.store.bounds()).head
+            await opened.store.append(head, [event(1, channel_id="é")], "point")
+            [stored] = await opened.store.read(head, 10, OfChannel("é"), bytes_max=1000)
+            assert stored.channel_id == "é"

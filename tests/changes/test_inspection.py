@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from airy_trio.changes.inspection import inspect
 from airy_trio.changes.tables import Tables
 from airy_trio.errors import MappingError
-from tests.application import Application
+from tests.application import Application, application
 from tests.postgres import Postgres
 
 CHAT = (
@@ -176,3 +176,32 @@ def test_a_role_that_may_not_read_is_told(postgres_application: Application, pos
     (fault,) = faults(other, only("tags", ""))
     other.engine.dispose()
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
+
+
+def test_text_of_the_mapping_that_the_event_log_cannot_store(postgres: Postgres) -> None:
+    with application(postgres.url(postgres.create_database(encoding="LATIN1"))) as latin:
+        latin.execute("create table chat (id text, body text, sent_at text, kind text)")
+        tables = latin.settings(
+            only(
+                "messages",
+                """
+                name = "chat"
+                columns = { content = "body", channel_id = "kind" }
+                constants.conversation_id = "会"
+                constants.source = "会"
+                constants.sender_id = "1"
+                constants.delivery_state = "delivered"
+                constants.from_contact = true
+                values.channel_id = { web = "é", phone = "☎" }
+                """,
+            )
+        ).tables
+        with latin.engine.begin() as connection:
+            with pytest.raises(MappingError) as caught:
+                inspect(connection, tables, holds_log=True)
+            assert inspect(connection, tables)
+    assert caught.value.faults == tuple(
+        f'database.tables.messages.{setting}: "{text}" has a character that the database\'s encoding, LATIN1, has not; '
+        "name another text, or keep the event log elsewhere (log.url)"
+        for setting, text in {"constants.conversation_id": "会", "values.channel_id.phone": "☎"}.items()
+    )
