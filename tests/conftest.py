@@ -13,6 +13,7 @@ import pytest
 
 from tests.application import any_application, postgres_application, sqlite_application
 from tests.command_line import command_line
+from tests.pgbouncer import pgbouncer
 from tests.postgres import own_postgres, postgres, postgres_database
 from tests.redis_server import collected, own_redis, redis_server
 
@@ -22,6 +23,7 @@ __all__ = [
     "command_line",
     "own_postgres",
     "own_redis",
+    "pgbouncer",
     "postgres",
     "postgres_application",
     "postgres_database",

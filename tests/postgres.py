@@ -108,7 +108,7 @@ class Postgres:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=START_TIMEOUT_S,
-            **_as_nobody(self.folder),
+            **as_nobody(self.folder),
         )
         if made.returncode != 0:
             raise PostgresFailedError(made.stdout)
@@ -116,7 +116,7 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, on the port that it had before if any, and return once it accepts connections."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         settings = {
             **({} if self.durable else {"fsync": "off", "full_page_writes": "off"}),
             "listen_addresses": "127.0.0.1",
@@ -132,7 +132,7 @@ class Postgres:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            **_as_nobody(self.folder),
+            **as_nobody(self.folder),
         )
         settled = threading.Event()
         self._drain = threading.Thread(target=self._read_what_it_says, args=(self._process, settled), daemon=True)
@@ -217,7 +217,7 @@ def running_postgres(*, durable: bool = False) -> Iterator[Postgres]:
             os.chown(folder, NOBODY, NOBODY)
         server = Postgres(find_binaries(folder), folder, durable)
         server.initialise()
-        _start_on_a_free_port(server)
+        _start_on_afree_port(server)
         try:
             server.create_password_role()
             yield server
@@ -289,14 +289,14 @@ def _version_of(folder: Path, scratch: Path) -> int:
             capture_output=True,
             text=True,
             timeout=START_TIMEOUT_S,
-            **_as_nobody(scratch),
+            **as_nobody(scratch),
         )
         if match := re.search(r"\(PostgreSQL\) (\d+)", told.stdout):
             return int(match[1])
     return 0
 
 
-def _start_on_a_free_port(server: Postgres, attempts: int = 3) -> None:
+def _start_on_afree_port(server: Postgres, attempts: int = 3) -> None:
     """Start it; a port that was free can be taken before Postgres binds it, so try others."""
     for attempt in range(attempts):
         try:
@@ -309,7 +309,7 @@ def _start_on_a_free_port(server: Postgres, attempts: int = 3) -> None:
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -319,7 +319,7 @@ def _is_root() -> bool:
     return os.geteuid() == 0
 
 
-def _as_nobody(folder: Path) -> dict[str, Any]:
+def as_nobody(folder: Path) -> dict[str, Any]:
     """Who runs Postgres, where, and in which environment: none of our PG* variables, messages in English."""
     who = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if _is_root() else {}
     return {"cwd": folder, "env": {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}, **who}

@@ -24,6 +24,7 @@ from airy_trio.check.credentials import look_at_keys
 from airy_trio.check.report import Finding, Report
 from airy_trio.database import (
     POSTGRES,
+    ROW_SECURITY_OFF,
     SQLITE,
     Database,
     DatabaseError,
@@ -96,6 +97,7 @@ def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report)
     expected = _connected(settings, direct, Report(), postgres.identity)
     if None not in (found, expected) and found != expected:
         report.add("problem", [f"{direct.setting}: this is another database than that of {pooled.setting}"])
+    _connected(settings, pooled, report, lambda connection: report.add("warning", _shared(connection, pooled)))
 
 
 def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> Consumer | None:
@@ -103,7 +105,7 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
     tables: Tables = {}
     reads_only = settings.changes.reads_only
     try:
-        tables = inspect(connection, settings.tables, watermarks=reads_only)
+        tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=migrate.log_is_here(settings))
     except MappingError as error:
         report.add("problem", error.faults)
     rows.look(connection, settings, tables, report)
@@ -150,6 +152,15 @@ def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:
     if postgres.is_pooled(connection):
         what = "a pooler, or another proxy, stands between, but the lease needs a session"
         yield f"{place.setting}: {what}: name one that reaches PostgreSQL itself in database.direct_url"
+        yield from _shared(connection, place)
+
+
+def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
+    """A line where other programs come through the same pooler as the same role, which makes their pool ours."""
+    if postgres.is_pooled(connection) and (others := postgres.others_of_our_role(connection)):
+        role, programs = others
+        what = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
+        yield f"{place.setting}: {what}, so they share its connections with this server: give this server its own role"
 
 
 def _check_itself(connection: sa.Connection, names: Names, place: _Place, report: Report) -> bool:
@@ -197,8 +208,13 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
         if place.url != settings.database.url:  # that one was looked at before
             problems += postgres.refusals(connection)
             report.add("warning", _named(place, postgres.durability(connection)))
+            if postgres.is_pooled(connection):
+                what = "a pooler, or another proxy, stands between, but appends and LISTEN need a session"
+                report.add("warning", [f"{place.setting}: {what}: name PostgreSQL itself here"])
+    encoding = list(migrate.encoding_faults(connection, settings))
+    report.add("problem", encoding)
     report.add("problem", _named(place, problems))
-    if problems:
+    if problems or encoding:
         return None
     missing = [f"log: {line}" for line in migrate.pending(connection, "log", settings.database)]
     newer = migrate.ahead(connection, "log", settings.database)
@@ -239,7 +255,8 @@ def _faults_of(error: Exception, setting: str) -> Iterator[str]:
 def _connected(settings: Settings, place: _Place, report: Report, work: Callable[[sa.Connection], T]) -> T | None:
     """Do the work with a connection; a problem where there is none, or it is refused."""
     if place.dialect == POSTGRES:
-        engine = postgres_engine(place.url, connect_timeout_s=settings.database.connect_timeout_s, pooled=True)
+        timeout_s = settings.database.connect_timeout_s
+        engine = postgres_engine(place.url, connect_timeout_s=timeout_s, settings=ROW_SECURITY_OFF, pooled=True)
     else:
         read_only = settings.changes.reads_only and place.setting == "database.url"
         engine = sqlite_engine(sqlite_path(place.url), mode="ro" if read_only else "rw", lenient=True)

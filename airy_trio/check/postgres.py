@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from airy_trio.database import Names, quote_identifier
+from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
 VERSION_MIN: Final = 14
 CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -46,6 +46,15 @@ _SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from 
 _FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
 _IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
 _SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
+_OTHERS = sa.text(
+    """
+    select current_user as role,
+        array_agg(distinct coalesce(nullif(other.application_name, ''), 'without a name')) as programs
+    from pg_stat_activity other join pg_stat_activity own on own.pid = pg_backend_pid()
+    where other.usesysid = own.usesysid and other.datid = own.datid
+        and other.client_addr is not distinct from own.client_addr and other.application_name <> :ours
+    """
+)
 
 
 def too_old(connection: sa.Connection) -> Iterator[str]:
@@ -102,6 +111,15 @@ def is_pooled(connection: sa.Connection) -> bool:
     """Whether something stands between: the process that we were told of is not the one that answers."""
     driver: Any = connection.connection.driver_connection
     return bool(driver.info.backend_pid != connection.exec_driver_sql("select pg_backend_pid()").scalar_one())
+
+
+def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:
+    """Our role, and the programs other than this one that use this database as it from the same host as we do.
+
+    Behind a pooler that host is the pooler's. None where there are none.
+    """
+    row = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()
+    return (row.role, list(row.programs)) if row.programs else None
 
 
 def _right(role: str, what: str) -> str:

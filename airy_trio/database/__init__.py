@@ -13,14 +13,22 @@ Errors::
 from airy_trio.database.addresses import DatabaseOptions, canonical_url, shown, sqlite_path
 from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
 from airy_trio.database.connecting import connected, cut
-from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S, postgres_engine, sqlite_engine
+from airy_trio.database.engines import (
+    APPLICATION_NAME,
+    ROW_SECURITY_OFF,
+    SQLITE_BUSY_TIMEOUT_S,
+    postgres_engine,
+    sqlite_engine,
+)
 from airy_trio.database.names import LOCK_CLASS, POSTGRES, SQLITE, Names, quote_identifier, quote_text
 from airy_trio.database.pool import Database
 from airy_trio.database.session import Session
 
 __all__ = [
+    "APPLICATION_NAME",
     "LOCK_CLASS",
     "POSTGRES",
+    "ROW_SECURITY_OFF",
     "SQLITE",
     "SQLITE_BUSY_TIMEOUT_S",
     "Database",

@@ -2,7 +2,7 @@
 
 import sqlite3
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 import psycopg
@@ -13,22 +13,30 @@ from sqlalchemy import event
 
 from airy_trio.database.names import SQLITE
 
+APPLICATION_NAME: Final = "airy-trio"
 THREADS_MAX: Final = 8  # units of work of one pool under way at once; a unit has a connection of its own
 SQLITE_BUSY_TIMEOUT_S: Final = 5.0
-_PLAIN_SESSION = {"timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex"}
+ROW_SECURITY_OFF: Final = {"row_security": "off"}
+"""Makes Postgres refuse a query from which a policy would hide rows: a hidden row would count as a deleted one."""
+_PLAIN_SESSION = {
+    "timezone": "UTC", "datestyle": "ISO, MDY", "intervalstyle": "iso_8601", "bytea_output": "hex", **ROW_SECURITY_OFF,
+}  # fmt: skip
 
 
 def postgres_engine(
     url: str, *, connect_timeout_s: float, settings: dict[str, str] | None = None, pooled: bool = False
 ) -> sa.Engine:
-    """Make an engine for Postgres. ``settings`` are SET on every new connection (a pooler refuses start-up options).
+    """Make an engine for Postgres.
 
-    ``pooled``: a pooler may stand between, so nothing may be prepared on the server. Text is UTF-8 whatever encoding
-    the database has; of a database without one (``SQL_ASCII``) text that is not UTF-8 comes as bytes.
+    ``settings`` hold on each connection, together with those that make values read alike on any server. Text is UTF-8
+    whatever encoding the database has; of a database without one (``SQL_ASCII``) text that is not UTF-8 comes as bytes.
+
+    ``pooled``: a pooler may lend the server's session to other programs between our transactions. So nothing is set
+    or prepared for the session: ``settings`` are local to each transaction, and they are all that is set.
     """
     arguments: dict[str, object] = {
         "connect_timeout": max(2, round(connect_timeout_s)),  # libpq takes whole seconds, from 2
-        "application_name": "airy-trio",
+        "application_name": APPLICATION_NAME,
         "client_encoding": "utf8",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -45,19 +53,36 @@ def postgres_engine(
         pool_pre_ping=True,
         pool_reset_on_return="rollback",
     )
-    wanted = _PLAIN_SESSION | (settings or {})
+    if pooled:
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: sa.Connection) -> None:
+            driver: Any = connection.connection.driver_connection
+            _configure(driver, settings or {}, local=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: psycopg.Connection, _record: object) -> None:
-        calls = ", ".join("set_config(%s, %s, false)" for _ in wanted)
-        connection.execute(f"select {calls}", [text for item in wanted.items() for text in item])
-        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
-            connection.execute("set client_encoding = sql_ascii")  # else the server refuses what is not UTF-8
+        if _has_no_encoding(connection):
             for name in ("text", "varchar", "bpchar", "name", '"char"'):
                 connection.adapters.register_loader(name, _TextOrBytesLoader)
-        connection.commit()
+        if not pooled:
+            _configure(connection, _PLAIN_SESSION | (settings or {}), local=False)
+            connection.commit()
 
     return engine
+
+
+def _configure(connection: psycopg.Connection, settings: dict[str, str], *, local: bool) -> None:
+    """Set what is wanted, for the session or only for the transaction that has begun (``local``)."""
+    if _has_no_encoding(connection):
+        settings = settings | {"client_encoding": "sql_ascii"}  # else the server refuses what is not UTF-8
+    if settings:
+        calls = ", ".join("set_config(%s, %s, %s)" for _ in settings)
+        connection.execute(f"select {calls}", [argument for item in settings.items() for argument in (*item, local)])
+
+
+def _has_no_encoding(connection: psycopg.Connection) -> bool:
+    return connection.info.parameter_status("server_encoding") == "SQL_ASCII"
 
 
 def sqlite_engine(

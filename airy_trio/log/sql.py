@@ -39,17 +39,21 @@ from airy_trio.log.tables import LogTables
 
 
 class SqlStore:
-    """``EventStore`` over two pools of one database: appends are recorder's sessions, with its time-outs."""
+    """``EventStore`` over two pools of one database. A pooler may stand before the first, which only reads.
+
+    Whatever needs a session of its own goes through ``appending``: appends, with the time-outs of a recorder's session,
+    other writes, LISTEN, and prepared statements.
+    """
 
     def __init__(self, reading: Database, appending: Database, names: Names) -> None:
         self._tables = LogTables.named(names)
         self._durables = DurableTable(self._tables)
         self._trims = Trims(self._tables)
         self._away = False
-        self._bell = Bell(reading.engine, names.schema) if self._tables.postgres else None
+        self._bell = Bell(appending.engine, names.schema) if self._tables.postgres else None
         self._fence = Fence(names) if self._tables.postgres else None
         self._short = ShortAppends(appending.engine, names, self._bell.channel) if self._bell else None
-        self._short_reads = ShortReads(reading.engine, names) if self._bell else None
+        self._short_reads = ShortReads(appending.engine, names) if self._bell else None
         path = Path(reading.engine.url.database or "")
         self._file_bell = None if self._tables.postgres else FileBell(path)
         engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot

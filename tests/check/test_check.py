@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
@@ -16,6 +17,7 @@ from airy_trio.check.postgres import DURABLE
 from airy_trio.settings import parse
 from tests.application import Application, application
 from tests.check.proxy import pooled
+from tests.pgbouncer import through
 from tests.postgres import Postgres
 
 PASSWORD = "correct-horse-battery"
@@ -195,6 +197,68 @@ async def test_a_pooler_is_noticed_unless_there_is_a_way_around_it(postgres_appl
             assert told.startswith("database.url: a pooler, or another proxy, stands between")
             found = await trio.to_thread.run_sync(check, around)
             assert (problems(found), warned(found)) == ((), set())
+
+
+def test_pooler_without_direct_url_is_named(postgres_application: Application, pgbouncer: int) -> None:
+    postgres_application.migrate()
+    url = through(postgres_application.url, pgbouncer)
+    found = check(parse(f'[database]\nurl = "{url}"\n', {}))
+    assert problems(found) == ()
+    (told,) = warned(found)
+    assert told.startswith("database.url: a pooler, or another proxy, stands between, but the lease needs a session")
+
+
+def test_application_on_the_same_pool_is_named(postgres_application: Application, pgbouncer: int) -> None:
+    direct, url = postgres_application.migrate().database.url, through(postgres_application.url, pgbouncer)
+    settings = parse(f'[database]\nurl = "{url}"\ndirect_url = "{direct}"\n', {})
+    assert warned(check(settings)) == set()
+    pooled = url.replace("postgresql+psycopg", "postgresql")
+    with psycopg.connect(pooled, application_name="shop") as shop:
+        shop.execute("select 1")
+        (told,) = warned(check(settings))
+    assert told == (
+        'database.url: other programs use the pooler as the same role "postgres" (shop), so they share its connections '
+        "with this server: give this server its own role"
+    )
+
+
+def test_pooler_before_the_event_log_is_named(
+    sqlite_application: Application, postgres_database: str, pgbouncer: int
+) -> None:
+    url = through(postgres_database, pgbouncer)
+    sqlite_application.migrate(f'[log]\nurl = "{postgres_database}"\n')
+    found = check(sqlite_application.settings(f'[log]\nurl = "{url}"\n'))
+    assert problems(found) == ()
+    (told,) = warned(found)
+    assert told.startswith("log.url: a pooler, or another proxy, stands between, but appends and LISTEN need a session")
+
+
+def test_check_leaves_nothing_behind_in_a_pooler(postgres_application: Application, pgbouncer: int) -> None:
+    postgres_application.migrate()
+    url = through(postgres_application.url, pgbouncer)
+    check(parse(f'[database]\nurl = "{url}"\n', {}))
+    with psycopg.connect(url.replace("postgresql+psycopg", "postgresql")) as application_:
+        assert application_.execute("show row_security").fetchall() == [("on",)]
+
+
+def test_row_level_security_is_named(stranger: str, postgres_application: Application) -> None:
+    postgres_application.execute("alter table tags enable row level security")
+    found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
+    assert found[0] == (
+        f'database.tables.tags.name: "tags" is under row level security, which would hide rows from the role "{ROLE}"; '
+        f'as a superuser: ALTER ROLE "{ROLE}" BYPASSRLS, or connect as the table\'s owner (without FORCE ROW LEVEL '
+        "SECURITY)"
+    )
+
+
+def test_log_database_that_cannot_store_every_text(sqlite_application: Application, postgres: Postgres) -> None:
+    sqlite_application.migrate()
+    url = postgres.url(postgres.create_database(encoding="LATIN1"))
+    (told,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
+    assert told == (
+        "log.url: the encoding of this database is LATIN1, which cannot store every id; name a database that was "
+        "created with ENCODING 'UTF8'"
+    )
 
 
 def test_a_direct_url_to_another_database(postgres_application: Application, postgres: Postgres) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from airy_trio.migrate import migrate
 from airy_trio.testing.client import Closed, connect
 from tests.application import Application, application
 from tests.e2e.route import HOST, Listening, assert_in_order, configure, listening
-from tests.postgres import Postgres
-from tests.processes import Program, json_object, server
+from tests.postgres import PASSWORD_ROLE, Postgres
+from tests.processes import Program, json_object, run, server
 
 TIMEOUT_S = 50.0
 TAGS = 50
@@ -103,6 +104,33 @@ async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: 
     [message] = [line for line in serving.err.all if not json_object(line)]
     assert message.startswith("airy-trio: ")
     assert "change_log" in message
+
+
+async def test_row_level_security_ends_a_running_server_and_is_named_at_the_next_start(
+    postgres: Postgres, postgres_application: Application, tmp_path: Path
+) -> None:
+    """A policy would hide changed rows, which would then count as deleted."""
+    config = configure(postgres_application, tmp_path)
+    migrate(postgres_application.settings(), grant=PASSWORD_ROLE)
+    url = postgres.password_url(postgres_application.url.rpartition("/")[2])
+    config.write_text(config.read_text().replace(postgres_application.url, url))
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            postgres_application.tag("seen")
+            assert (await ours.next()).object == ("tag", "seen")
+            postgres_application.execute("alter table tags enable row level security")
+            postgres_application.tag("hidden")
+            assert (await ours.client.receive()).get("message") == "500-internal"
+            assert await serving.wait() == 1
+        again = await run("--config", str(config))
+    [message] = [line for line in serving.err.all if not json_object(line)]
+    assert message == (
+        'airy-trio: InsufficientPrivilege 42501: query would be affected by row-level security policy for table "tags"'
+    )
+    assert again.code == 1
+    [message] = [line for line in again.err.splitlines() if not json_object(line)]
+    assert message.startswith('airy-trio: database.tables.tags.name: "tags" is under row level security')
+    assert f'ALTER ROLE "{PASSWORD_ROLE}" BYPASSRLS' in message
 
 
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
