@@ -153,8 +153,12 @@ def _faults_of_ours(connection: sa.Connection, settings: Settings, names: Names,
     faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
     if faults:
         return faults
-    newer = migrate.ahead(connection, "changes", settings.database) is not None
-    return list(triggers.faults(connection, tables, names, deletes=settings.events.deletes, newer_schema=newer))
+    deletes = settings.events.deletes
+    faults = list(triggers.faults(connection, tables, names, deletes=deletes))
+    # The revision is read after the triggers: a newer version may migrate in between.
+    if faults and migrate.ahead(connection, "changes", settings.database) is not None:
+        return list(triggers.faults(connection, tables, names, deletes=deletes, newer_schema=True))
+    return faults
 
 
 def _feed(

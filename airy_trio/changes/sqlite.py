@@ -120,16 +120,19 @@ class SqliteFeed(LoggedFeed):
         Changes written between the two are not known, and the log says so. The triggers of a newer version, which
         migrated the file under this server, stay.
         """
-        faults: list[str] = []
         try:
             faults = await self._reading.run(self._trigger_faults)
-            if faults:
-                self._use(await self._writing.write(self._put_back))
+        except FaultsError as error:
+            logger.error("the schema has changed; its triggers stay as they are", reason=str(error))  # noqa: TRY400 - told
+            return
+        if not faults:
+            return
+        try:
+            self._use(await self._writing.write(self._put_back))
         except (DatabaseRefused, FaultsError) as error:
             logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400 - told
         else:
-            if faults:
-                logger.warning("triggers put back; what was written without them is not known", triggers=faults)
+            logger.warning("triggers put back; what was written without them is not known", triggers=faults)
 
     def _trigger_faults(self, connection: sa.Connection) -> list[str]:
         newer = self._newer_schema(connection)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.database import sqlite_path
-from tests.application import Application
+from tests.application import Application, application
 from tests.changes.watched import ONLY_TAGS, SECOND_US, START_US, Watched
 from tests.command_line import CommandLine
 from tests.e2e.route import assert_in_order, listening
@@ -144,6 +144,25 @@ def test_migrate_and_its_removal_touch_the_log_alone(
     assert command_line("migrate", "--remove", "--config", str(config)).code == 0
     assert not events.exists()
     assert application.read_bytes() == before
+
+
+def test_log_of_a_newer_version_is_left_alone(
+    sqlite_application: Application, tmp_path: Path, command_line: CommandLine
+) -> None:
+    Watched(sqlite_application)
+    config = config_for(sqlite_application.url, f"sqlite:///{tmp_path}/events.db", tmp_path)
+    assert command_line("migrate", "--config", str(config)).code == 0
+    with application(f"sqlite:///{tmp_path}/events.db") as events:
+        events.execute("update airy_trio_log_version set version_num = 'log_9999'")
+        for command in (("migrate",), ("migrate", "--sql")):
+            done = command_line(*command, "--config", str(config))
+            assert (done.code, done.err) == (0, "")
+            assert "log: airy_trio is at log_9999" in done.out
+            assert done.out.endswith(": nothing done to its tables and triggers\n")
+        removed = command_line("migrate", "--remove", "--config", str(config))
+        assert removed.code == 1
+        assert ": nothing removed; " in removed.err
+        assert events.scalar("select version_num from airy_trio_log_version") == "log_9999"
 
 
 @asynccontextmanager

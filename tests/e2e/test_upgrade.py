@@ -145,7 +145,7 @@ async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
             sqlite_application.execute(
                 "update airy_trio_change_state set compatible_from = 'changes_9999'", "drop table channels", rebuilt
             )
-            refused = await serving.record("triggers are gone and cannot be put back")
+            refused = await serving.record("the schema has changed; its triggers stay as they are")
             assert "with which this version does not work" in refused["reason"]
             sqlite_application.channel("c2")  # no trigger of an older version may fail the application's writes
         triggers = "select count(*) from sqlite_master where type = 'trigger' and tbl_name = 'channels'"
