@@ -8,7 +8,7 @@ be distinguished from what is whole. Knows both dialects. Independent of what a 
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Final
+from typing import Final, Literal
 
 import sqlalchemy as sa
 
@@ -73,10 +73,10 @@ class Queries:
             return True
         return all(map(fits, self._key_columns, key))
 
-    def newest(self, order: Sequence[Column], limit: int) -> Question:
-        """The keys of the newest rows that the mapping includes, by these columns; those without a value come first."""
+    def newest(self, order: Sequence[Column], limit: int, *, nulls: Literal["first", "last"]) -> Question:
+        """The keys of the newest rows that the mapping includes, by these columns."""
         keys = ", ".join(self.text(column) for column in self._key_columns)
-        by = ", ".join(f"t.{_escaped(quote_identifier(column.name))} desc nulls first" for column in order)
+        by = ", ".join(f"t.{_escaped(quote_identifier(column.name))} desc nulls {nulls}" for column in order)
         return _question(f"select {keys} from {self.name} t where {self._included} order by {by} limit {limit}")  # noqa: S608 - names quoted
 
     @cached_property

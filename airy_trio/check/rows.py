@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 import sqlalchemy as sa
-from attrs import define, field
+from attrs import define, field, frozen
 
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.presence import named
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.rows import Value
-from airy_trio.changes.tables import WATERMARK, Column, Key, Kind, Table, Tables
+from airy_trio.changes.tables import WATERMARK, Column, Key, Table, Tables
 from airy_trio.check.report import Report
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.answers import ANSWERS
@@ -41,7 +41,6 @@ SHOWN_CHARACTERS_MAX: Final = 40
 _STEPS: Final = 10_000  # of SQLite's virtual machine, between two looks at the clock
 _BAD_VALUE: Final = "22"  # class of SQLSTATE whose messages quote the value
 
-_TIMES: Final[Mapping[Kind, str]] = {"messages": "sent_at", "metadata": WATERMARK}
 _CLOSED: Final[Mapping[str, Callable[[Value], object]]] = {
     "delivery_state": values.delivery_state,
     "from_contact": partial(values.flag, column="from_contact"),
@@ -69,7 +68,7 @@ def look(connection: sa.Connection, settings: Settings, tables: Tables, report: 
     """
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
-        for words, order in _orders(table):
+        for order in _orders(table):
             try:
                 with connection.begin_nested() as reading, _bounded(connection):
                     seen = _read(connection, settings, tables, table, order)
@@ -82,20 +81,33 @@ def look(connection: sa.Connection, settings: Settings, tables: Tables, report: 
                     raise
                 report.add("problem", [f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"])
             else:
-                report.add("warning", _warnings(table, seen, f"the newest {seen.rows} by {words}"))
+                report.add("warning", _warnings(table, seen, f"the newest {seen.rows} by {order}"))
             break
         else:
             took = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
             report.add("note", [f"{setting}: its newest rows were not looked at: {took}"])
 
 
-def _orders(table: Table) -> Iterator[tuple[str, Sequence[Column]]]:
-    """What makes a row the newest, best first, each with its name."""
-    name = _TIMES.get(table.kind, "")
-    moment = table.watermark or table.columns.get(name)
-    if moment is not None:
-        yield moment.name, (moment,)
-    yield " and ".join(column.name for column in table.keys), table.keys
+@frozen
+class _Order:
+    """What makes a row the newest. ``nulls``: first if NULL is a fault, and then an index of Postgres serves, too."""
+
+    columns: Sequence[Column]
+    nulls: Literal["first", "last"]
+
+    def __str__(self) -> str:
+        return " and ".join(column.name for column in self.columns)
+
+
+def _orders(table: Table) -> Iterator[_Order]:
+    """The orders to try, best first."""
+    sent_at = table.columns.get("sent_at")
+    updated_at = table.watermark or table.columns.get(WATERMARK)
+    if updated_at is not None:
+        yield _Order((updated_at,), "last")
+    elif sent_at is not None:
+        yield _Order((sent_at,), "first")
+    yield _Order(table.keys, "first")
 
 
 @contextmanager
@@ -121,13 +133,12 @@ def _took_too_long(error: Exception) -> bool:
     return isinstance(error, psycopg.errors.QueryCanceled)
 
 
-def _read(
-    connection: sa.Connection, settings: Settings, tables: Tables, table: Table, order: Sequence[Column]
-) -> _Seen:
+def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: Table, order: _Order) -> _Seen:
     chars_max = settings.listener.message_bytes_max
     queries = Queries(connection.dialect.name, table, chars_max)
     objects = Objects(connection.dialect.name, tables, chars_max)
-    keys: list[Key] = [(*row, None)[:2] for row in queries.newest(order, ROWS_MAX).rows(connection, {})]
+    newest = queries.newest(order.columns, ROWS_MAX, nulls=order.nulls)
+    keys: list[Key] = [(*row, None)[:2] for row in newest.rows(connection, {})]
     seen = _Seen(rows=len(keys))
     rest = iter(keys)
     while batch := list(islice(rest, BATCH_ROWS)):

@@ -81,6 +81,18 @@ def test_only_the_newest_rows_are_read(lenient: Application, monkeypatch: pytest
     assert told.startswith(f"{MESSAGES}: 1 of the newest 2 by sent_at ")
 
 
+def test_metadata_without_a_time_is_not_the_newest(
+    any_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "ROWS_MAX", 1)
+    settings = any_application.migrate()
+    any_application.metadata("message", "m1", "k", "v")
+    any_application.metadata("contact", "m2", "k", "v")
+    any_application.execute("update metadata set updated_at = '2020-01-01T00:00:00Z' where identifier = 'm2'")
+    told, _ = of_tables(check(settings))
+    assert told.endswith("one is contact:m2")
+
+
 def test_rows_that_the_mapping_leaves_out_are_not_read(lenient: Application) -> None:
     lenient.message(id="draft", sent_at=None)
     assert of_tables(mapped(lenient, 'where = "sent_at is not null"')) == []
