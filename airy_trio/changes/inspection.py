@@ -84,6 +84,7 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
                 row_triggers=relation.row_triggers,
                 unique=_replacing(relation, columns, kind),
                 watermark=watermark,
+                by_conversation=_by_conversation(relation, columns),
                 definition=relation.definition,
             )
     if faults:
@@ -162,8 +163,13 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
         row_triggers=relation.row_triggers,
         unique=_replacing(relation, columns, kind),
         watermark=_watermark(kind, options, relation, faults) if watermarks else None,
+        by_conversation=_by_conversation(relation, columns),
         definition=relation.definition,
     )
+
+
+def _by_conversation(relation: Relation, columns: Mapping[str, Column]) -> bool:
+    return "conversation_id" in columns and columns["conversation_id"].name in relation.leading
 
 
 def _watermark(kind: Kind, options: TableOptions, relation: Relation, faults: list[str]) -> Column | None:

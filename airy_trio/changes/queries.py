@@ -145,7 +145,7 @@ class Queries:
 
     def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
         """The channel of each conversation that has a message."""
-        return {str(wanted): self._owner(None, channel_id)[1] for wanted, channel_id in rows}
+        return {str(wanted): self._owner(None, channel_id)[1] for wanted, channel_id, *_ in rows}
 
     def _owner(self, conversation_id: Value, channel_id: Value) -> Key:
         constants = self._table.constants
@@ -165,27 +165,62 @@ class Queries:
             f"where {self._included_of(self._matches(id_, 1))}"
         )
 
+    @property
+    def wants_index(self) -> bool:
+        """For the messages table: whether an index that begins with the conversation would help, and is missing."""
+        column = self._table.columns.get("conversation_id")
+        return column is not None and self._is_indexable(column) and not self._table.by_conversation
+
     @cached_property
     def _newest(self) -> Question:
-        """A message without a time is none here: Postgres would sort it first, and an index knows only that order."""
+        """The newest message of each conversation. A message without a time is none: Postgres would sort it first.
+
+        With an index on the conversation each conversation is looked up on its own, which reads few rows. Without one
+        that would read the whole table for each conversation; so it is read once for all of them together.
+        """
         conversation = self._table.columns["conversation_id"]
-        channel = self._table.columns.get("channel_id")
         sent_at = self._table.columns.get("sent_at")
         time = f"t.{_escaped(quote_identifier(sent_at.name))}" if sent_at else ""
-        matches = self._matches(conversation, 1)
+        if self._table.by_conversation and self._is_indexable(conversation):
+            return _question(self._newest_of_each(conversation, time))
+        return _question(self._newest_of_all(conversation, time))
+
+    def _newest_of_each(self, conversation: Column, time: str) -> str:
+        keys, matches = self._keys((conversation,)), self._matches(conversation, 1)
         found = f"from {self.name} t where {matches} and {self._included_of(matches)}"
+        newest = f"select {self.text(self._table.columns.get('channel_id'))} as channel_id {found}"
         if time:
             found += f" and {time} is not null"
-        newest = f"select {self.text(channel)} as channel_id {found}" + (f" order by {time} desc" if time else "")
-        newest += " limit 1"
+            newest += f" and {time} is not null order by {time} desc"
         if self._postgres:
-            return _question(
-                f"select airy_wanted.airy_1 as wanted, newest.channel_id from {self._keys((conversation,))} "  # noqa: S608 - names quoted
-                f"cross join lateral ({newest}) newest"
+            return (
+                f"select airy_wanted.airy_1 as wanted, newest.channel_id from {keys} "  # noqa: S608 - names quoted
+                f"cross join lateral ({newest} limit 1) newest"
             )
-        return _question(
-            f"select airy_wanted.airy_1 as wanted, ({newest}) as channel_id "  # noqa: S608 - names quoted
-            f"from {self._keys((conversation,))} where exists (select 1 {found})"
+        return (
+            f"select airy_wanted.airy_1 as wanted, ({newest} limit 1) as channel_id from {keys} "  # noqa: S608 - quoted
+            f"where exists (select 1 {found})"
+        )
+
+    def _newest_of_all(self, conversation: Column, time: str) -> str:
+        keys, channel = self._keys((conversation,)), self.text(self._table.columns.get("channel_id"))
+        timed = f" and {time} is not null" if time else ""
+        if self._postgres:
+            matches, wanted = self._matches(conversation, 1), 'airy_wanted.airy_1 collate "C"'
+            return (
+                f"select distinct on ({wanted}) airy_wanted.airy_1 as wanted, {channel} as channel_id "  # noqa: S608 - names quoted
+                f"from {keys} join {self.name} t on {matches} where {self._included_of(matches)}{timed} "
+                f"order by {wanted}{f', {time} desc' if time else ''}"
+            )
+        # Of the row with the greatest time SQLite takes the other columns too.
+        newest = f", max({time}) as newest_at" if time else ""
+        name = f"t.{_escaped(quote_identifier(conversation.name))}"
+        matches = f"{name} in (select value from json_each(:keys))"  # noqa: S608 - names quoted
+        return (
+            f"select airy_wanted.airy_1 as wanted, newest.* from {keys} cross join "  # noqa: S608 - names quoted
+            f"(select {channel} as channel_id, {name} as conversation_id{newest} from {self.name} t "
+            f"where {matches} and {self._included_of(matches)}{timed} group by {name}) newest "
+            "on newest.conversation_id = airy_wanted.airy_1"
         )
 
     def _included_of(self, condition: str) -> str:
@@ -225,9 +260,13 @@ class Queries:
         name, wanted = f"t.{_escaped(quote_identifier(column.name))}", f"airy_wanted.airy_{number}"
         if not self._postgres:
             return f"{name} = {wanted}"
-        if column.type == "text" or column.type in _CAST:
+        if self._is_indexable(column):
             return f"{name} = cast({wanted} as {column.sql_type})"
         return f"{self.text(column)} = {wanted}"
+
+    def _is_indexable(self, column: Column) -> bool:
+        """Whether a key is compared with the column itself, so that an index of the column can be used."""
+        return not self._postgres or column.type == "text" or column.type in _CAST
 
     def selected(self, name: str, column: Column) -> str:
         """A field as it is read: text or epoch, of what may be long the beginning."""

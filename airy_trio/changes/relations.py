@@ -45,6 +45,18 @@ _SQLITE_UNIQUE = sa.text(
     where i."unique" and c.key order by i.name, c.seqno
     """
 )
+_POSTGRES_LEADING = sa.text(
+    """
+    select a.attname from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+    where i.indrelid = :oid and i.indisvalid and i.indpred is null and m.amname in ('btree', 'hash')
+    and i.indcollation[0] in (0, a.attcollation)
+    """
+)
+_SQLITE_LEADING = sa.text(
+    "select c.name from pragma_index_list(:table) i, pragma_index_xinfo(i.name) c "
+    "where c.seqno = 0 and not i.partial and c.name is not null"
+)
 _SQLITE_PRIMARY_KEY = sa.text("select name, lower(type) as type from pragma_table_xinfo(:table) where pk")
 _SQLITE_COLUMNS = sa.text("select name, type from pragma_table_xinfo(:name) where hidden <> 1")
 _POSTGRES_TYPES: Mapping[str, ColumnType] = {
@@ -72,7 +84,8 @@ class Relation:
     """What the database has under a name. ``unwatchable``: why it cannot be watched, if it cannot.
 
     ``folded``: names of columns are the same in any case. ``unique``: the columns and collations of unique indexes.
-    ``definition``: on SQLite the statement that makes it.
+    ``leading``: the columns with which an index over all rows begins. ``definition``: on SQLite the statement that
+    makes it.
     """
 
     schema: str | None
@@ -82,6 +95,7 @@ class Relation:
     columns: Mapping[str, Column]
     folded: bool
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    leading: frozenset[str] = frozenset()
     definition: str = ""
 
     def column(self, name: str) -> Column | None:
@@ -124,6 +138,7 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
         row_triggers=row.relkind == "p" or row.has_parent,
         columns=columns,
         folded=False,
+        leading=frozenset(connection.execute(_POSTGRES_LEADING, {"oid": row.oid}).scalars()),
     )
 
 
@@ -146,6 +161,7 @@ def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> Re
         columns=columns,
         folded=True,
         unique=_sqlite_unique(connection, row.name),
+        leading=frozenset(connection.execute(_SQLITE_LEADING, {"table": row.name}).scalars()),
         definition=row.sql,
     )
 

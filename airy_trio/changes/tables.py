@@ -150,7 +150,8 @@ class Table:
     without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
     ``unique``: on SQLite, the columns, each with its collation, of each unique index by which a row may replace
     another object's. ``watermark``: the column that tells when a row was changed, where changes are captured by it.
-    ``definition``: on SQLite the statement that makes the table, by which a later change of it is noticed.
+    ``by_conversation``: an index begins with the column of ``conversation_id``. ``definition``: on SQLite the statement
+    that makes the table, by which a later change of it is noticed.
     """
 
     kind: Kind
@@ -165,6 +166,7 @@ class Table:
     row_triggers: bool = False
     unique: tuple[tuple[tuple[str, str], ...], ...] = ()
     watermark: Column | None = None
+    by_conversation: bool = False
     definition: str = ""
     zone: ZoneInfo = field(init=False)
     key_fields: tuple[str, ...] = field(init=False)

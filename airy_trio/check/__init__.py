@@ -18,6 +18,7 @@ from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import CANNOT_SEE, Consumer
 from airy_trio.changes.inspection import inspect
+from airy_trio.changes.queries import Queries
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, replication, rows, sqlite
 from airy_trio.check.credentials import look_at_keys
@@ -30,6 +31,7 @@ from airy_trio.database import (
     DatabaseError,
     Names,
     postgres_engine,
+    quote_identifier,
     sqlite_engine,
     sqlite_path,
 )
@@ -109,6 +111,7 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
     except MappingError as error:
         report.add("problem", error.faults)
     rows.look(connection, settings, tables, report)
+    report.add("warning", _missing_index(names.dialect, tables))
     if reads_only:
         _check_read_only(connection, names, place, report)
         report.add(
@@ -135,6 +138,24 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         report.add("note", [f"watching {', '.join(tables)}"] if tables else [])
         return ChangeLog(names).consumer(connection)
     return None
+
+
+def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
+    """A line where finding the owners of metadata reads the whole table of messages."""
+    messages = tables.get("messages")
+    if messages is None or "metadata" not in tables or not Queries(dialect, messages).wants_index:
+        return
+    columns = [messages.columns[name].name for name in ("conversation_id", "sent_at") if name in messages.columns]
+    table = ".".join(quote_identifier(part) for part in (messages.schema, messages.name) if part is not None)
+    if dialect == SQLITE:
+        index = f" {quote_identifier(f'{messages.name}_by_conversation')}"
+    else:  # a partitioned table takes no CONCURRENTLY
+        index = "" if messages.row_triggers else " CONCURRENTLY"
+    statement = f"CREATE INDEX{index} ON {table} ({', '.join(map(quote_identifier, columns))})"
+    yield (
+        f'table "{messages.name}" (messages) has no index that begins with "{columns[0]}", so each change of a '
+        f"conversation's metadata reads the whole table; run: {statement}; then restart the server"
+    )
 
 
 def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> None:

@@ -14,6 +14,7 @@ from airy_trio.changes import default_tables
 from airy_trio.changes.tables import FIELDS
 from airy_trio.check import Report, check
 from airy_trio.check.postgres import DURABLE
+from airy_trio.database import POSTGRES
 from airy_trio.settings import parse
 from tests.application import Application, application
 from tests.check.proxy import pooled
@@ -23,6 +24,7 @@ from tests.postgres import Postgres
 PASSWORD = "correct-horse-battery"
 ROLE: Final = "check_role"
 TIMEOUT_S = 30.0
+CONSTANT_CONVERSATION = '[database.tables.messages]\nconstants = { conversation_id = "all" }\n'
 
 
 def problems(report: Report) -> tuple[str, ...]:
@@ -38,6 +40,37 @@ def test_a_database_that_is_well(any_application: Application) -> None:
     report = check(any_application.migrate())
     assert (problems(report), warned(report)) == ((), set())
     assert report.of("note") == ("watching messages, metadata, channels, tags",)
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_a_missing_index_for_owners_of_metadata_is_named(any_application: Application, *, partitioned: bool) -> None:
+    any_application.migrate()
+    any_application.execute("drop index messages_conversation")
+    if partitioned and any_application.dialect == POSTGRES:
+        any_application.execute(
+            "alter table messages rename to messages_1",
+            "create table messages (like messages_1) partition by hash (id)",
+            "alter table messages attach partition messages_1 for values with (modulus 1, remainder 0)",
+        )
+    settings = any_application.settings()
+    (warning,) = warned(check(settings))
+    told, _, rest = warning.partition("; run: ")
+    assert told == (
+        'table "messages" (messages) has no index that begins with "conversation_id", so each change of a '
+        "conversation's metadata reads the whole table"
+    )
+    level = "AUTOCOMMIT" if any_application.dialect == POSTGRES else "SERIALIZABLE"
+    with any_application.engine.connect().execution_options(isolation_level=level) as connection:
+        connection.exec_driver_sql(rest.partition(";")[0])
+        connection.commit()
+    assert warned(check(settings)) == set()
+
+
+@pytest.mark.parametrize("more", ['[database.tables.metadata]\nname = ""\n', CONSTANT_CONVERSATION])
+def test_no_index_is_wanted_where_no_conversation_is_looked_up(any_application: Application, more: str) -> None:
+    any_application.migrate(more)
+    any_application.execute("drop index messages_conversation")
+    assert warned(check(any_application.settings(more))) == set()
 
 
 def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> None:
