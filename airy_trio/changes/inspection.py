@@ -107,13 +107,15 @@ async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[],
     the database if the tables have not changed, and ``TablesChanged`` if they change faster than they are read.
     """
     for _ in range(READS_MAX - 1):
+        refused: DatabaseRefused | None = None
         try:
             return await read()
         except TablesChanged:
-            await renew()
-        except DatabaseRefused:
-            if not await renew():
-                raise
+            pass
+        except DatabaseRefused as error:
+            refused = error
+        if not await renew() and refused is not None:
+            raise refused
     return await read()
 
 
