@@ -6,8 +6,9 @@ never goes back: commits are synchronous on Postgres whatever the server's defau
 an SQLite file is written with ``synchronous = full``, in WAL mode so that readers never lock the writer out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -36,6 +37,8 @@ from airy_trio.log.store import (
     stored_after,
 )
 from airy_trio.log.tables import LogTables
+
+T = TypeVar("T")
 
 
 class SqlStore:
@@ -89,8 +92,6 @@ class SqlStore:
                 return stored_after(expected, events, now_ms)
 
         def work(connection: sa.Connection) -> list[StoredEvent]:
-            if self._fence:
-                self._fence.enter(connection)
             channel = self._bell.channel if self._bell and events else None
             now_ms = self._tables.move_head(connection, expected, len(events), (replaces, resume_point), channel)
             if now_ms is None:
@@ -100,7 +101,7 @@ class SqlStore:
                 self._tables.insert(connection, new)
             return new
 
-        stored = await self._units.write(work) if self._fence is None else await self._units.fenced(self._fence, work)
+        stored = await self._write(work)
         self._appended = expected.at(expected.offset + len(stored))
         return stored
 
@@ -161,15 +162,13 @@ class SqlStore:
         """See ``EventStore.begin_epoch``."""
 
         def work(connection: sa.Connection) -> Bounds:
-            state = self._tables.locked_state(connection)
-            if expected != (head := Position(state.epoch, state.last)):
-                raise _stale(expected, head)
-            self._tables.begin_epoch(connection, new_epoch(), resume_point)
+            if not self._tables.begin_epoch(connection, expected, new_epoch(), resume_point):
+                raise _stale(expected, self._tables.bounds(connection).head)
             if self._bell:
                 self._bell.ring(connection)
             return self._tables.bounds(connection)
 
-        return await self._units.write(work)
+        return await self._write(work)
 
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``. Looks when the bell rings, and now and then; a file's one writer seldom."""
@@ -212,6 +211,10 @@ class SqlStore:
 
         kept = await self._units.write(work) if acknowledgements else set()
         return [one.holder for one in acknowledgements if (one.holder.owner, one.holder.name) not in kept]
+
+    async def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit that moves the head: on Postgres behind the fence, and with a synchronous commit."""
+        return await self._units.write(work) if self._fence is None else await self._units.fenced(self._fence, work)
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""

@@ -38,9 +38,14 @@ class Units:
         return await self._in(self._appending.write, work)
 
     async def fenced(self, fence: Fence, work: Callable[[sa.Connection], T]) -> T:
-        """Write behind the fence. Who stands there for too long is cut off, and the caller is to try again."""
+        """Write behind the fence. If another session stays there for too long, end it; the caller has to retry then."""
+
+        def enter(connection: sa.Connection) -> T:
+            fence.enter(connection)
+            return work(connection)
+
         try:
-            done = await self._appending.write(work)
+            done = await self._appending.write(enter)
         except DatabaseUnavailable as error:
             shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
         else:

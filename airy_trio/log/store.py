@@ -1,8 +1,9 @@
 """The port of event stores: what a place that keeps events promises.
 
 Events are kept in one order, as encoded bodies with the few facts that delivery needs. The store assigns the
-offsets, gapless from 1, and keeps with them the point at which the change feed goes on. It refuses to know what an
-event means and who reads it. ``airy_trio.testing.event_store`` checks the promises of any store.
+offsets, without gaps within an epoch and from 1 in a new store. With them it keeps the point at which the change feed
+goes on. Independent of what an event means and of its readers. ``airy_trio.testing.event_store`` checks the promises
+of any store.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -195,10 +196,13 @@ class EventStore(Protocol):
         ...
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
-        """Drop all events and start a new epoch at offset 0 with this resume point, atomically.
+        """Drop all events and start a new, empty epoch with this resume point, atomically.
+
+        Offsets may begin at 1 again, or go on after the last one of the old epoch: the store chooses. The events are
+        gone for all readers at once, and their number must not hold up readers and writers.
 
         A verb of its own because a history that was lost must be told apart from one that is empty. Fenced like an
-        append: raises ``StaleAppend``, with nothing changed, where ``expected`` is not the head.
+        append: raises ``StaleAppend``, with nothing changed, if ``expected`` is not the head.
         """
         ...
 

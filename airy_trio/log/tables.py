@@ -173,15 +173,15 @@ class LogTables:
         )
         return sa.select(self.events).join(newest, offset == newest.c.newest)
 
-    def locked_state(self, connection: sa.Connection) -> Any:  # noqa: ANN401 - a row's columns are not typed
-        """The state's row, which nobody else changes before this transaction ends."""
-        self.make_synchronous(connection)
-        return connection.execute(sa.select(self.state).with_for_update()).one()
+    def begin_epoch(self, connection: sa.Connection, expected: Position, epoch: str, resume_point: str | None) -> bool:
+        """Begin an epoch after ``expected`` and return True; do nothing and return False if that is not the head.
 
-    def begin_epoch(self, connection: sa.Connection, epoch: str, resume_point: str | None) -> None:
-        """Drop all events, and count from 1 again."""
-        connection.execute(sa.delete(self.events))
-        connection.execute(sa.update(self.state).values(epoch=epoch, first=1, last=0, resume_point=resume_point))
+        Offsets go on from there, so that all old rows lie below ``first``, where no read looks and no append writes.
+        """
+        state = self.state.c
+        unmoved = sa.and_(state.epoch == expected.epoch, state.last == expected.offset)
+        changed = {"epoch": epoch, "first": expected.offset + 1, "resume_point": resume_point}
+        return connection.execute(sa.update(self.state).where(unmoved).values(changed)).rowcount > 0
 
     def make_synchronous(self, connection: sa.Connection) -> None:
         """On Postgres, let this transaction's commit wait for the disk, whatever the server's default."""

@@ -75,14 +75,23 @@ async def an_epoch_ends_all_positions(open_store: OpenStore) -> None:
         bounds = await other.bounds()
         expect(begun.head == bounds.head, "beginning an epoch gives its bounds")
         expect(bounds.epoch != old.epoch, "a new epoch has a new name")
-        expect((bounds.first, bounds.last) == (1, 0), "a new epoch is empty")
+        expect(bounds.first == bounds.last + 1, "a new epoch is empty")
         expect(await other.resume_point() == "restarted", "a new epoch begins with its resume point")
         await expect_expired(other, old)
         await expect_stale(other, old, events(6, 6))
         head = await put(other, bounds.head, events(1, 2))
-        expect([one.offset for one in await store.read(bounds.head, ALL)] == [1, 2], "offsets begin at 1")
-        expect((await other.begin_epoch(head, None)).last == 0, "a new epoch may begin without a resume point")
+        offsets = [one.offset for one in await store.read(bounds.head, ALL)]
+        expect(offsets == [bounds.first, bounds.first + 1], "offsets go on from the bounds of the new epoch")
+        recent = [one.offset for one in await store.recent(head, AGE_S, ALL)]
+        expect(recent == offsets, "events of the old epoch are not recent")
+        begun = await other.begin_epoch(head, None)
+        expect(begun.first == begun.last + 1, "a new epoch may begin without a resume point")
         expect(await store.resume_point() is None, "and then has none")
+        while await store.trim(age_s=AGE_S, keep=0, limit=1, unused_s=AGE_S):
+            pass
+        head = await put(store, begun.head, events(1, 2))
+        expect(await store.trim(age_s=AGE_S, keep=1, limit=ALL, unused_s=AGE_S) == 1, "a trim counts no older epoch")
+        expect(len(await other.read(head.at(head.offset - 1), ALL)) == 1, "and spares what is to be kept")
 
 
 async def waiting_ends_when_the_head_moves(open_store: OpenStore) -> None:
@@ -167,8 +176,9 @@ async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
                     head = await put(writer, head, events(1, 8))
                 head = (await writer.begin_epoch(head, None)).head
                 head = await put(writer, head, events(1, 5))
-                kept = [one.offset for one in await writer.read(head.at(0), ALL)]
-                expect(kept == [1, 2, 3, 4, 5], f"the newest five stay, not only {kept}")
+                kept = [one.offset for one in await writer.read((await writer.bounds()).floor, ALL)]
+                newest = list(range(head.offset - 4, head.offset + 1))
+                expect(kept == newest, f"the newest five stay, {newest}, not {kept}")
             done.set()
 
 

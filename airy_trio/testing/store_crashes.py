@@ -120,7 +120,8 @@ async def _acknowledge(store: EventStore, head: Position, _point: str) -> None:
 async def _begin(store: EventStore, head: Position, _point: str) -> None:
     await _unless_stale(lambda: store.begin_epoch(head, "0"))
     bounds = await store.bounds()
-    expect(bounds.epoch != head.epoch and bounds.last == 0, "a broken-off epoch has begun, or can be begun")
+    is_empty = bounds.first == bounds.last + 1
+    expect(bounds.epoch != head.epoch and is_empty, "a broken-off epoch has begun, or can be begun")
     expect(await store.resume_point() == "0", "with its resume point")
 
 

@@ -43,7 +43,7 @@ async def agrees_with_a_list_under_random_schedules(open_store: OpenStore) -> No
         for seed in range(SCHEDULES):
             random = Random(seed)  # noqa: S311 - the same schedule each time
             bounds = await one.begin_epoch((await one.bounds()).head, None)
-            model = _Model(bounds.epoch)
+            model = _Model(bounds.epoch, bounds.first - 1)
             for _ in range(STEPS):
                 await _step(random.choice((one, two)), model, random)
                 await _compare(random.choice((one, two)), model, random)
@@ -63,9 +63,9 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             model.trimmed += count
         case _:
             model.resume_point = str(random.random())
-            model.epoch = (await store.begin_epoch(model.head, model.resume_point)).epoch
+            bounds = await store.begin_epoch(model.head, model.resume_point)
+            model.epoch, model.trimmed = bounds.epoch, bounds.first - 1
             model.events.clear()
-            model.trimmed = 0
 
 
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:

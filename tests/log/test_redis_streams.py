@@ -207,6 +207,7 @@ async def test_errors_in_scripts_before_redis_7_are_told_apart(reply: str, raise
     error = Parser().parse_error(f"ERR Error running script (call to f_ab12): {reply}")
 
     async def fail() -> None:
+        await trio.lowlevel.checkpoint()
         raise error
 
     with pytest.raises(raised):

@@ -2,7 +2,6 @@
 
 import pytest
 import trio
-from attrs import evolve
 from trio.testing import MockClock
 
 from airy_trio.changes.feed import Consumer
@@ -48,8 +47,17 @@ def changes() -> MemoryChanges:
     return MemoryChanges()
 
 
-def retention_of(one: Node, feed: MemoryFeed, **retained: float) -> Retention:
-    options = evolve(LogOptions(store="memory", retain_events=10, retain_s=3600), **retained)
+def retention_of(
+    one: Node,
+    feed: MemoryFeed,
+    *,
+    retain_events: int = 10,
+    retain_s: float = 3600,
+    retain_durables_s: float = 86_400,
+) -> Retention:
+    options = LogOptions(
+        store="memory", retain_events=retain_events, retain_s=retain_s, retain_durables_s=retain_durables_s
+    )
     return Retention(one.log.store, feed, one.recorder, options)
 
 

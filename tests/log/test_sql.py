@@ -18,7 +18,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql_bell import POLL_WITH_BELL_S, Bell
-from airy_trio.log.store import StoreUnavailable
+from airy_trio.log.store import EventStore, StoreUnavailable
 from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -188,6 +188,52 @@ async def test_two_may_wait_in_one_store(postgres_database: str) -> None:
             nursery.start_soon(store.wait, head)
             await trio.sleep(0.1)
             await store.append(head, [event(1)], "point")
+
+
+async def test_events_of_an_ended_epoch_are_deleted_in_slices(options: DatabaseOptions) -> None:
+    table = Names.of(options.url, options.schema).quoted("event_log")
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        await store.append(head, [event(number) for number in range(250)], "point")
+        begun = await store.begin_epoch(head.at(250), "begun")
+        head = begun.head.at((await store.append(begun.head, [event(251), event(252)], "further"))[-1].offset)
+        rows = []
+        for _ in range(4):
+            assert await store.trim(age_s=3600, keep=2, limit=100, unused_s=3600) == 0
+            rows += await trio.to_thread.run_sync(execute, options, f"select count(*) from {table}")
+            assert len(await store.read(begun.head, 10)) == 2
+        assert rows == [(152,), (52,), (2,), (2,)]
+
+
+async def test_a_new_epoch_waits_for_no_old_event(postgres_database: str) -> None:
+    """However many they are, and whatever holds one of them up: appends and reads go on at once."""
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    table = Names.of(options.url, options.schema).quoted("event_log")
+    engine = postgres_engine(options.url, connect_timeout_s=5)
+    trimmed = trio.Event()
+
+    async def trim(store: EventStore) -> None:
+        assert await store.trim(age_s=3600, keep=0, limit=100, unused_s=3600) == 1
+        trimmed.set()
+
+    async with open_sql(options) as store, open_sql(options) as other:
+        head = (await store.bounds()).head
+        await store.append(head, [event(number) for number in range(50)], "point")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                with engine.begin() as connection:
+                    connection.execute(sa.text(f'select 1 from {table} where "offset" = 9 for update'))
+                    begun = (await store.begin_epoch(head.at(50), "begun")).head
+                    (stored,) = await other.append(begun, [event(51)], "further")
+                    nursery.start_soon(trim, store)
+                    await trio.sleep(0.1)  # so that it waits for the locked row
+                    (another,) = await other.append(begun.at(stored.offset), [event(52)], "further")
+                    assert await other.read(begun, 10) == [stored, another]
+                    assert not trimmed.is_set()
+                await trimmed.wait()
+        assert await other.read(begun.at(stored.offset), 10) == [another]
+    engine.dispose()
 
 
 async def test_tables_that_are_missing_are_no_outage(options: DatabaseOptions) -> None:

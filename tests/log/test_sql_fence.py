@@ -43,6 +43,16 @@ async def test_the_next_append_cuts_it_off(postgres_database: str) -> None:
             assert await store.resume_point() == "point"
 
 
+@pytest.mark.usefixtures("hanging")
+async def test_a_new_epoch_cuts_it_off(postgres_database: str) -> None:
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        head = (await store.bounds()).head
+        with trio.fail_after(10):
+            with pytest.raises(StoreUnavailable):
+                await store.begin_epoch(head, "point")
+            assert (await store.begin_epoch(head, "point")).epoch != head.epoch
+
+
 async def test_a_slow_one_that_ends_in_time_is_left_alone(postgres_database: str) -> None:
     await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
     engine = sa.create_engine(postgres_database)
