@@ -119,7 +119,11 @@ class EventLog:
             raise
         finally:
             ended.set()
-        for _ in range(2):  # whoever serves readers goes first, in whatever order Trio takes us: they wait for this
+        # Let the task that serves readers run before the writer does its next batch: clients wait for this event. Trio
+        # runs the tasks of one pass in random order, so after one checkpoint that task has run, or runs later in the
+        # same pass; after two it has run. Waiting for the task itself would be no better: while it serves many clients,
+        # the next batch would wait for all of them. Shielded, because the append has happened.
+        for _ in range(2):
             await trio.lowlevel.cancel_shielded_checkpoint()
         return expected.at(expected.offset + len(stored))
 

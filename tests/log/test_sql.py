@@ -18,7 +18,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql_bell import POLL_WITH_BELL_S, Bell
-from airy_trio.log.store import EventStore, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
 from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -203,6 +203,21 @@ async def test_events_of_an_ended_epoch_are_deleted_in_slices(options: DatabaseO
             rows += await trio.to_thread.run_sync(execute, options, f"select count(*) from {table}")
             assert len(await store.read(begun.head, 10)) == 2
         assert rows == [(152,), (52,), (2,), (2,)]
+
+
+async def test_each_unused_position_is_forgotten_in_its_time(options: DatabaseOptions) -> None:
+    table = Names.of(options.url, options.schema).quoted("acknowledged")
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        kept = []
+        for name, unused_s in (("older", 1000), ("newer", 500)):
+            await store.acknowledge([Acknowledgement(Holder("ann", name, "token"), head)])
+            aged = f"update {table} set used_at_ms = used_at_ms - {unused_s * 1000} where name = '{name}'"
+            await trio.to_thread.run_sync(execute, options, aged)
+        for unused_s in (2000, 700, 600, 400):
+            await store.trim(age_s=3600, keep=1, limit=100, unused_s=unused_s)
+            kept.append([await store.acknowledged("ann", name) for name in ("older", "newer")])
+        assert kept == [[head, head], [None, head], [None, head], [None, None]]
 
 
 async def test_a_new_epoch_waits_for_no_old_event(postgres_database: str) -> None:
