@@ -33,6 +33,8 @@ from tests.redis_server import RedisServer, running_redis
 PAGE = 200
 """Rows in a batch that make a backlog come in pages; with the default it fits into one batch."""
 FROZEN_S = 1.6
+RECORDING_S = 0.2
+"""About as long as a burst takes to be read, translated and appended."""
 AWAY_MAX_S = 1.0
 """How long a Postgres or a Redis that has died stays away."""
 BUSY_MAX_S = 10.0
@@ -41,6 +43,11 @@ _TERMINATE_RECORDER = sql.SQL(
     "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and classid = {} and granted"
 ).format(LOCK_CLASS)
 _TERMINATE_ALL = sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'airy-trio'")
+
+_BURST = """
+with recursive numbers (number) as (select 1 union all select number + 1 from numbers where number < 3000)
+insert into tags (id, name, color) select :burst || number, '1', 'red' from numbers
+"""
 
 Torment = Callable[[Node, Random], Awaitable[None]]
 """Does something to the recording node, or to what it needs, and returns when it is over; chance has the details."""
@@ -85,14 +92,23 @@ async def kill(node: Node, chance: Random) -> None:
     node.send(signal.SIGKILL, node.victim(chance))
 
 
-async def freeze(node: Node, _: Random) -> None:
-    """Stop the recording process until it has lost the lease, and let it go on."""
-    frozen = node.recorder  # meanwhile another one records
-    node.send(signal.SIGSTOP, frozen)
-    try:
-        await trio.sleep(FROZEN_S)
-    finally:
-        node.send(signal.SIGCONT, frozen)
+def freezing(writing: Application) -> Torment:
+    """Stop the recording process while it records a burst, until it has lost the lease, and let it go on.
+
+    Without a burst it is mostly idle at that moment, and has nothing to append when it wakes up as a stale recorder.
+    """
+
+    async def freeze(node: Node, chance: Random) -> None:
+        await trio.to_thread.run_sync(partial(writing.execute, _BURST, burst=f"burst {chance.random()} "))
+        frozen = node.recorder  # meanwhile another one records
+        await trio.sleep(chance.uniform(0, RECORDING_S))
+        node.send(signal.SIGSTOP, frozen)
+        try:
+            await trio.sleep(FROZEN_S)
+        finally:
+            node.send(signal.SIGCONT, frozen)
+
+    return freeze
 
 
 def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Torment:
@@ -124,9 +140,10 @@ def beside(
     """The log in the application's Postgres."""
     postgres = _postgres(stack)
     url = postgres.url(postgres.create_database())
+    writing = stack.enter_context(application(url))
     return Arrangement(
-        application=stack.enter_context(application(url)),
-        torments=_on(postgres),
+        application=writing,
+        torments=_on(postgres, writing),
         recorded=_reading(url),
         batch_rows_max=batch_rows_max,
         nodes=nodes,
@@ -139,10 +156,11 @@ def in_another_postgres(stack: ExitStack, _folder: Path) -> Arrangement:
     """The log in a Postgres of its own, which crashes too."""
     postgres, logging = _postgres(stack), _postgres(stack)
     url = logging.url(logging.create_database())
+    writing = stack.enter_context(application(postgres.url(postgres.create_database())))
     return Arrangement(
-        application=stack.enter_context(application(postgres.url(postgres.create_database()))),
+        application=writing,
         torments={
-            **_on(postgres),
+            **_on(postgres, writing),
             "log terminated": (2, terminating(logging, _TERMINATE_ALL)),
             "log crashed": (2, leaving(logging.crash, logging.start)),
         },
@@ -155,9 +173,10 @@ def in_redis(stack: ExitStack, _folder: Path, *, fsync: str) -> Arrangement:
     """The log in a Redis with ``appendonly yes`` and this ``appendfsync``, which is killed too."""
     redis, postgres = stack.enter_context(running_redis(fsync)), _postgres(stack)
     end = redis.kill if fsync == "always" else partial(_kill_when_written, redis)
+    writing = stack.enter_context(application(postgres.url(postgres.create_database())))
     return Arrangement(
-        application=stack.enter_context(application(postgres.url(postgres.create_database()))),
-        torments={**_on(postgres), "log killed": (4, leaving(end, redis.start))},
+        application=writing,
+        torments={**_on(postgres, writing), "log killed": (4, leaving(end, redis.start))},
         recorded=partial(redis_log, redis.url),
         settings=f'[log]\nstore = "redis"\nurl = "{redis.url}"\n',
     )
@@ -166,9 +185,14 @@ def in_redis(stack: ExitStack, _folder: Path, *, fsync: str) -> Arrangement:
 def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
     """The application in an SQLite file, the log in its own file."""
     url = f"sqlite:///{folder}/app.db"
+    writing = stack.enter_context(application(url, create=True))
     return Arrangement(
-        application=stack.enter_context(application(url, create=True)),
-        torments={"killed": (5, kill), "frozen": (1, freeze), "writer killed": (2, partial(_kill_writer, url))},
+        application=writing,
+        torments={
+            "killed": (5, kill),
+            "frozen": (2, freezing(writing)),
+            "writer killed": (2, partial(_kill_writer, url)),
+        },
         recorded=_reading(LogOptions().location(url)),
         cut=False,
         delay_max_s=0.003,
@@ -196,11 +220,11 @@ def _postgres(stack: ExitStack) -> Postgres:
         pytest.skip(str(missing))
 
 
-def _on(postgres: Postgres) -> dict[str, tuple[int, Torment]]:
+def _on(postgres: Postgres, writing: Application) -> dict[str, tuple[int, Torment]]:
     return {
         "killed": (5, kill),
         "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)),
-        "frozen": (1, freeze),
+        "frozen": (2, freezing(writing)),
         "crashed": (1, leaving(postgres.crash, postgres.start)),
     }
 
