@@ -45,7 +45,7 @@ _TERMINATE_RECORDER = sql.SQL(
 _TERMINATE_ALL = sql.SQL("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'airy-trio'")
 
 _BURST = """
-with recursive numbers (number) as (select 1 union all select number + 1 from numbers where number < 3000)
+with recursive numbers (number) as (select 1 union all select number + 1 from numbers where number < 2000)
 insert into tags (id, name, color) select :burst || number, '1', 'red' from numbers
 """
 
@@ -190,7 +190,7 @@ def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
         application=writing,
         torments={
             "killed": (5, kill),
-            "frozen": (2, freezing(writing)),
+            "frozen": (3, freezing(writing)),
             "writer killed": (2, partial(_kill_writer, url)),
         },
         recorded=_reading(LogOptions().location(url)),
@@ -224,7 +224,7 @@ def _on(postgres: Postgres, writing: Application) -> dict[str, tuple[int, Tormen
     return {
         "killed": (5, kill),
         "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)),
-        "frozen": (2, freezing(writing)),
+        "frozen": (3, freezing(writing)),
         "crashed": (1, leaving(postgres.crash, postgres.start)),
     }
 

@@ -62,17 +62,17 @@ def sql_log(url: str) -> Log:
 
 async def redis_log(url: str) -> Log:
     """What the ``redis`` store has in this Redis."""
-    async with coredis.Redis.from_url(url) as client:
+    client: coredis.Redis[str] = coredis.Redis.from_url(url, decode_responses=True)
+    async with client:
         state = await client.hgetall("{airy_trio}:state")
         events: list[Event] = []
         after = "-"
         while entries := await client.xrange("{airy_trio}:events", after, "+", count=ENTRIES_MAX):
             for entry in entries:
-                offset = entry.identifier.partition(b"-")[0].decode()
-                body = entry.field_values[b"body"].decode()
-                events.append(Event(f"{state[b'epoch'].decode()}-{offset}", body))
-            after = f"({offset}-0"
-        return Log(events, int(state[b"first"]), int(state[b"last"]))
+                offset = str(entry.identifier).partition("-")[0]
+                events.append(Event(f"{state['epoch']}-{offset}", str(entry.field_values["body"])))
+            after = f"({entries[-1].identifier!s}"
+        return Log(events, int(state["first"]), int(state["last"]))
 
 
 def examine(application: Application, log: Log) -> Findings:

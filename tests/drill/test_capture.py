@@ -93,6 +93,7 @@ async def drill(
     nodes = Nodes(config, command, pair() if arrangement.nodes > 1 else [Node("one")])
     followers = [Resuming(nodes, Random(seed + number), CREDENTIALS) for number in range(FOLLOWERS)]
     durable = Durable(nodes, Random(seed))
+    clients: list[Resuming | Durable] = [*followers, durable]
     long_s = min(arrangement.long_max_s, load_s / 5)
     rhythm = [load_s / 4, arrangement.delay_max_s, long_s, arrangement.rest_max_s]
     load = [sys.executable, "-m", "tests.drill.load", writing.url, str(seed), *map(str, rhythm)]
@@ -103,7 +104,7 @@ async def drill(
             await nodes.wait(records)
             await nodes.wait_all(listens)
             async with trio.open_nursery() as following:
-                for client in (*followers, durable):
+                for client in clients:
                     following.start_soon(client.follow)
                 async with running(Program, load, folder=ROOT) as writers:
                     assert await writers.out.line(0) == BEGUN, writers.err.all
