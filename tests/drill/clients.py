@@ -76,13 +76,15 @@ class Resuming:
 class Durable:
     """A client that keeps no position: it acknowledges now and then, dies without a word, and comes back.
 
-    ``events``: what it has received, by offset, whether once or again. ``confirmed``: the newest offset of which the
-    server has said that the acknowledgement is stored; the server may never go back before that.
+    ``events``: what it has received, by offset, whether once or again. ``acknowledged``: up to where it has, or where it
+    started. ``confirmed``: up to where the server has said that the acknowledgement is stored. The server may go on
+    anywhere between the two.
     """
 
     nodes: Nodes
     random: random.Random
     events: dict[int, Event] = field(factory=dict)
+    acknowledged: int = 0
     confirmed: int = 0
     first: int = 0
     again: int = 0
@@ -98,7 +100,7 @@ class Durable:
             self.deaths += life.cancelled_caught
 
     async def _receive(self) -> None:
-        """AssertionError if the server leaves something out, or goes back before what it has confirmed."""
+        """AssertionError if the server leaves out anything, or goes back before what it has confirmed."""
         node = self.random.choice(await self.nodes.wait(listens))
         try:
             async with await connect(HOST, node.port, headers=CREDENTIALS) as client:
@@ -115,12 +117,13 @@ class Durable:
             await trio.sleep(RETRY_S)
 
     def _start(self, offset: int, receipt: Frame) -> None:
-        """Compare where the server goes on with what it has confirmed and sent."""
+        """Compare where the server goes on with what was acknowledged."""
         if not self.events:
-            self.first = offset + 1
+            self.first, self.acknowledged = offset + 1, offset
         else:
             assert receipt.get("resume") == "resumed", receipt
-            assert self.confirmed <= offset <= max(self.events), f"{receipt}, confirmed: {self.confirmed}"
+            acknowledged = f"{self.confirmed} confirmed, {self.acknowledged} acknowledged"
+            assert self.confirmed <= offset <= self.acknowledged, f"{receipt}, {acknowledged}"
 
     async def _take(self, client: StompClient, frame: Frame, position: str) -> str:
         """Take in a frame, and acknowledge up to it now and then; the position after it."""
@@ -133,6 +136,7 @@ class Durable:
         assert self.events.setdefault(event.offset, event) == event
         self.ended = event.is_end
         if self.random.randrange(ACKNOWLEDGED_ONCE_IN) == 0:
+            self.acknowledged = max(self.acknowledged, event.offset)
             confirmed = self.random.random() < CONFIRMED_SHARE
             await client.acknowledge(frame, headers=[("receipt", str(event.offset))] if confirmed else ())
         return event.position
