@@ -57,7 +57,8 @@ def sql_log(url: str) -> Log:
         state, events = store.log_table("log_state"), store.log_table("event_log")
         epoch, first, last = connection.execute(sa.text(f"select epoch, first, last from {state}")).one()
         kept = f"select e.offset, body from {events} e where e.offset >= :first order by e.offset"
-        found = connection.execute(sa.text(kept), {"first": first})  # before it: rows of an ended epoch, not deleted yet
+        # What lies before it are rows of an ended epoch that are not deleted yet.
+        found = connection.execute(sa.text(kept), {"first": first})
         return Log([Event(f"{epoch}-{offset}", bytes(body).decode()) for offset, body in found], first, last)
 
 
