@@ -18,6 +18,8 @@ from psycopg import pq
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 
+from airy_trio.stalls import Connection
+
 Parameter = bytes | None
 Row = tuple[Any, ...]
 
@@ -47,12 +49,9 @@ class Statement:
 
 
 class Pipeline:
-    """What is asked through one connection, by one task at a time and while nobody else uses the connection.
+    """What is asked through one connection, by one task at a time and while nobody else uses the connection."""
 
-    ``prepares``: whether statements are prepared on the server, which a pooler may not allow.
-    """
-
-    def __init__(self, connection: "psycopg.Connection[object]") -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._libpq = connection.pgconn
         self._loading = Transformer(connection)
@@ -112,7 +111,10 @@ class Pipeline:
         prepared = [name for statement, parameters in asked for name in self._send(statement, parameters)]
         libpq.pipeline_sync()
         while libpq.flush():
-            await trio.lowlevel.wait_writable(libpq.socket)
+            with trio.move_on_after(self._connection.answer_timeout_s) as waiting:
+                await trio.lowlevel.wait_writable(libpq.socket)
+            if waiting.cancelled_caught:
+                raise self._connection.stalled()
         results = await self._results()
         libpq.exit_pipeline_mode()
         self._prepared -= {
@@ -143,10 +145,17 @@ class Pipeline:
         """Every result up to that of the synchronisation, which never comes where libpq has given the connection up."""
         results: list[pq.abc.PGresult] = []
         patience_s = math.inf
+        look_at = trio.current_time() + self._connection.answer_timeout_s
         while True:
             while self._libpq.is_busy():
-                with trio.move_on_after(patience_s):
+                with trio.move_on_at(min(look_at, trio.current_time() + patience_s)) as waiting:
                     await trio.lowlevel.wait_readable(self._libpq.socket)
+                if not waiting.cancelled_caught:
+                    look_at = trio.current_time() + self._connection.answer_timeout_s
+                elif trio.current_time() >= look_at:
+                    if not await trio.to_thread.run_sync(self._connection.is_working, abandon_on_cancel=True):
+                        raise self._connection.stalled()
+                    look_at = trio.current_time() + self._connection.answer_timeout_s
                 self._libpq.consume_input()
                 if self._libpq.ssl_in_use:
                     patience_s = REST_S

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.pipeline import Pipeline, Statement
+from airy_trio.stalls import Connection
 from tests.certificates import issue
 from tests.tls_proxy import RECORD_BYTES_MAX, in_front_of
 
@@ -27,25 +28,25 @@ ROW_BYTES = 11
 XID = Statement("xid", "select pg_current_xact_id()::text")
 
 
-def connect(database: str, **options: Any) -> "psycopg.Connection[Any]":  # noqa: ANN401 - the driver's own
+def connect(database: str, **options: Any) -> Connection:  # noqa: ANN401 - the driver's own
     url = sa.make_url(database).set(drivername="postgresql").render_as_string(hide_password=False)
-    return psycopg.connect(url, **options)
+    return Connection.opened(url, **options)
 
 
 @pytest.fixture(params=[5, None], ids=["prepared", "behind a pooler"])
-def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterator["psycopg.Connection[Any]"]:
+def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterator[Connection]:
     with connect(postgres_database, prepare_threshold=request.param) as made:
         yield made
 
 
-async def test_each_statement_has_its_rows(connection: "psycopg.Connection[Any]") -> None:
+async def test_each_statement_has_its_rows(connection: Connection) -> None:
     pipeline = Pipeline(connection)
     for _ in range(2):  # the second time they are prepared already
         found = await pipeline.run((ECHO, ["ü".encode(), b"\0\\x"]), (BEGIN, []), (ECHO, [None, b""]), (COMMIT, []))
         assert found == [[("ü", b"\0\\x")], [], [(None, b"")], []]
 
 
-async def test_without_a_transaction_they_are_one(connection: "psycopg.Connection[Any]") -> None:
+async def test_without_a_transaction_they_are_one(connection: Connection) -> None:
     pipeline = Pipeline(connection)
     first, second = await pipeline.run((XID, []), (XID, []))
     assert first == second
@@ -53,7 +54,7 @@ async def test_without_a_transaction_they_are_one(connection: "psycopg.Connectio
 
 
 async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_after_it(
-    connection: "psycopg.Connection[Any]",
+    connection: Connection,
 ) -> None:
     pipeline = Pipeline(connection)
     _, first = await pipeline.run((BEGIN, []), (XID, []))
@@ -62,7 +63,7 @@ async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_afte
     assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0]
 
 
-async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: "psycopg.Connection[Any]") -> None:
+async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: Connection) -> None:
     pipeline = Pipeline(connection)
     make = Statement("make", "create table made (x int)")
     with pytest.raises(psycopg.errors.DivisionByZero) as caught:
@@ -71,7 +72,7 @@ async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: "psycopg
     assert connection.execute("select to_regclass('made')").fetchone() == (None,)
 
 
-async def test_after_a_refusal_the_connection_goes_on(connection: "psycopg.Connection[Any]") -> None:
+async def test_after_a_refusal_the_connection_goes_on(connection: Connection) -> None:
     pipeline = Pipeline(connection)
     divide, rollback = Statement("divide", "select 1 / $1::int8"), Statement("rollback", "rollback")
     for _ in range(2):  # what the server skipped was not prepared
@@ -82,7 +83,7 @@ async def test_after_a_refusal_the_connection_goes_on(connection: "psycopg.Conne
     assert found == [[], [(1,)], [("x", b"y")], []]
 
 
-async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: "psycopg.Connection[Any]") -> None:
+async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: Connection) -> None:
     large = b"x" * 20_000_000
     [[(length,)]] = await Pipeline(connection).run(
         (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
@@ -115,7 +116,7 @@ async def test_what_is_left_of_a_large_record_of_tls_is_read_although_nothing_mo
                     assert found == [("x" * length,)] * count
 
 
-async def test_others_run_while_it_waits(connection: "psycopg.Connection[Any]") -> None:
+async def test_others_run_while_it_waits(connection: Connection) -> None:
     with connect_again(connection) as other:
         other.execute("select pg_advisory_lock(7)")
         with trio.fail_after(10):
@@ -124,12 +125,12 @@ async def test_others_run_while_it_waits(connection: "psycopg.Connection[Any]") 
                 await Pipeline(other).run((Statement("let", "select pg_advisory_unlock(7)"), []))
 
 
-def connect_again(connection: "psycopg.Connection[Any]") -> "psycopg.Connection[Any]":
-    return psycopg.connect(connection.info.dsn)
+def connect_again(connection: Connection) -> Connection:
+    return Connection.opened(connection.info.dsn)
 
 
 async def test_a_connection_that_was_cut_while_idle_is_known_to_be_lost(
-    connection: "psycopg.Connection[Any]",
+    connection: Connection,
 ) -> None:
     pipeline = Pipeline(connection)
     assert not pipeline.lost()
@@ -174,7 +175,7 @@ async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer:
         with closing(listening):
             nursery.start_soon(trio.to_thread.run_sync, answer_wrongly, listening, answer)
             where = f"host=127.0.0.1 port={listening.getsockname()[1]} user=x sslmode=disable gssencmode=disable"
-            connection: psycopg.Connection[Any] = await trio.to_thread.run_sync(psycopg.connect, where)
+            connection = await trio.to_thread.run_sync(Connection.opened, where)
         with closing(connection), pytest.raises(psycopg.OperationalError):
             await Pipeline(connection).run((ECHO, [b"x", b"y"]))
 
@@ -191,19 +192,19 @@ def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
         taken.recv(65536)  # up to its end
 
 
-async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: "psycopg.Connection[Any]") -> None:
+async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: Connection) -> None:
     with trio.fail_after(10), pytest.RaisesGroup(psycopg.OperationalError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Pipeline(connection).run, (Statement("sleep", "select pg_sleep(60)"), []))
             await trio.to_thread.run_sync(cut, connection)
 
 
-def cut(connection: "psycopg.Connection[Any]") -> None:
+def cut(connection: Connection) -> None:
     with connect_again(connection) as other:
         other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
 
 
-async def test_what_is_notified_comes_once(connection: "psycopg.Connection[Any]") -> None:
+async def test_what_is_notified_comes_once(connection: Connection) -> None:
     pipeline = Pipeline(connection)
     listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
     assert pipeline.notified() == []

@@ -12,6 +12,7 @@ from psycopg.types.string import TextLoader
 from sqlalchemy import event
 
 from airy_trio.database.names import SQLITE
+from airy_trio.stalls import ANSWER_TIMEOUT_POOLED_S, Connection
 
 APPLICATION_NAME: Final = "airy-trio"
 THREADS_MAX: Final = 8  # units of work of one pool under way at once; a unit has a connection of its own
@@ -53,6 +54,14 @@ def postgres_engine(
         pool_pre_ping=True,
         pool_reset_on_return="rollback",
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: object, _record: object, given: list[Any], options: dict[str, Any]) -> Connection:
+        made = Connection.opened(*given, **options)
+        if pooled:
+            made.answer_timeout_s = ANSWER_TIMEOUT_POOLED_S
+        return made
+
     if pooled:
 
         @event.listens_for(engine, "begin")

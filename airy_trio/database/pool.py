@@ -25,6 +25,10 @@ class Database:
         self._limiter = trio.CapacityLimiter(THREADS_MAX)
         self._closings = 0
 
+    def statistics(self) -> dict[str, int]:
+        """How many threads are ``busy`` with a unit of work."""
+        return {"busy": int(self._limiter.borrowed_tokens)}
+
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work in a transaction that commits if it returns.
 

@@ -77,8 +77,8 @@ class Durable:
     """A client that keeps no position: it acknowledges now and then, dies without a word, and comes back.
 
     ``events``: what it has received, by offset, whether once or again. ``acknowledged``: up to where it has
-    acknowledged, or where it started. ``confirmed``: up to where the server has said that the acknowledgement is stored. The server
-    may go on anywhere between the two.
+    acknowledged, or where it started. ``confirmed``: up to where the server has said that the acknowledgement is
+    stored. The server may go on anywhere between the two.
     """
 
     nodes: Nodes

@@ -1,0 +1,118 @@
+"""A server that stops answering although its connections stay open, and one that is only slow."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import Database, DatabaseUnavailable, Session, postgres_engine
+from airy_trio.database.engines import THREADS_MAX
+from airy_trio.pipeline import Statement
+from airy_trio.stalls import Connection
+from tests.stalling_proxy import StallingProxy, stalling
+
+LIMIT_S = 0.5
+CONNECT_TIMEOUT_S = 2.0
+SLOW_S = 4 * LIMIT_S
+TIMEOUT_S = 20.0
+
+Ask = Callable[[str], Awaitable[object]]
+
+
+@pytest.fixture
+async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StallingProxy]:
+    monkeypatch.setattr(Connection, "answer_timeout_s", LIMIT_S)
+    async with stalling(postgres_database) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["database", "session", "conversation"])
+async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIterator[Ask]:
+    """Runs a statement, which gives one value, in each of the ways that we have."""
+    engine = postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S)
+    database, session = Database(engine), Session(engine)
+
+    def value(connection: sa.Connection, sql: str) -> object:
+        return connection.execute(sa.text(sql)).scalar()
+
+    async def converse(sql: str) -> object:
+        if not session.is_open:
+            await session.run(lambda _connection: None)
+        [[(found,)]] = await session.converse(lambda pipeline: pipeline.run((Statement(sql, sql), [])))
+        return found
+
+    ways: dict[str, Ask] = {
+        "database": lambda sql: database.run(lambda connection: value(connection, sql)),
+        "session": lambda sql: session.run(lambda connection: value(connection, sql)),
+        "conversation": converse,
+    }
+    yield ways[request.param]
+    await session.aclose()
+    await database.aclose()
+
+
+async def test_statement_without_an_answer_ends_and_the_next_one_has_a_new_connection(
+    ask: Ask, proxy: StallingProxy
+) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        first = await ask("select pg_backend_pid()")
+        proxy.stall()
+        with pytest.raises(DatabaseUnavailable):
+            await ask("select 1")
+        proxy.flow()
+        assert await ask("select pg_backend_pid()") != first
+
+
+async def test_slow_statement_is_waited_for(ask: Ask) -> None:
+    assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
+
+
+async def test_lock_that_another_transaction_holds_is_waited_for(ask: Ask, postgres_database: str) -> None:
+    other = postgres_engine(postgres_database, connect_timeout_s=CONNECT_TIMEOUT_S)
+    with trio.fail_after(TIMEOUT_S), other.connect() as holder:
+        holder.execute(sa.text("select pg_advisory_lock(1)"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "select cast(pg_advisory_lock(1) as text)")
+            await trio.sleep(SLOW_S)
+            holder.execute(sa.text("select pg_advisory_unlock(1)"))
+    other.dispose()
+
+
+async def test_threads_do_not_pile_up(proxy: StallingProxy) -> None:
+    database = Database(postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S))
+    await database.run(lambda connection: connection.exec_driver_sql("select 1"))
+    proxy.stall()
+    ended: list[str] = []
+
+    async def fail() -> None:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await database.run(lambda connection: connection.exec_driver_sql("select 1"))
+        ended.append(str(caught.value))
+
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            for _ in range(THREADS_MAX + 1):
+                nursery.start_soon(fail)
+    assert len(ended) == THREADS_MAX + 1
+    assert database.statistics() == {"busy": 0}
+    await database.aclose()
+
+
+async def test_reason_is_told(proxy: StallingProxy) -> None:
+    """Also where the driver itself was asked, and the transaction then cannot be rolled back."""
+    database = Database(postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S))
+    for at_driver in (False, True):
+
+        def work(connection: sa.Connection, *, at_driver: bool = at_driver) -> None:
+            connection.exec_driver_sql("select 1")
+            trio.from_thread.run_sync(proxy.stall)
+            if at_driver:
+                driver: Connection = connection.connection.driver_connection  # type: ignore[assignment]
+                driver.execute("select 1")
+            connection.exec_driver_sql("select 1")
+
+        with trio.fail_after(TIMEOUT_S), pytest.raises(DatabaseUnavailable, match=r"no answer for 0\.5 s"):
+            await database.run(work)
+        proxy.flow()
+    await database.aclose()
