@@ -172,6 +172,7 @@ async def _serve(
                         intake.start_soon(sessions.fan_out)
                         intake.start_soon(sessions.wheel.turn)
                         intake.start_soon(sessions.follow_keys)
+                        intake.start_soon(sessions.leave_unread_store, settings.listener.drain_s)
                         listening = sockets.enter_context(await open_listening_socket(settings.listener))
                         intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                         if renewal is not None:

@@ -68,6 +68,7 @@ class EventLog:
         """How long the store takes for an append."""
         self.away: str | None = None
         """Why the store cannot be read now, in words; None while it can."""
+        self._away_since: float | None = None
 
     @property
     def head(self) -> Position:
@@ -76,6 +77,11 @@ class EventLog:
             message = "open() comes first"
             raise RuntimeError(message)
         return self._head
+
+    @property
+    def away_s(self) -> float:
+        """For how many seconds the store has not been readable; 0 while it is."""
+        return 0.0 if self._away_since is None else trio.current_time() - self._away_since
 
     @property
     def epoch(self) -> str:
@@ -144,7 +150,7 @@ class EventLog:
                 if pause_s:
                     await self.catch_up()
                     logger.info("event store available again")
-                    pause_s, self.away = 0.0, None
+                    pause_s, self.away, self._away_since = 0.0, None, None
                 known = self.head
                 await self.store.wait(known)
                 await self._end_of_append()
@@ -152,6 +158,7 @@ class EventLog:
                     await self._go_on()
             except StoreUnavailable as error:
                 if not pause_s:
+                    self._away_since = trio.current_time()
                     logger.warning("event store unavailable", reason=str(error))
                 self._doubts += 1
                 self.away = str(error)

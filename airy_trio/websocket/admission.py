@@ -64,6 +64,8 @@ class Admission:
         self._turned_away: Counter[str] = Counter()
         self._untold = 0
         self._tell_at = -TELL_EVERY_S
+        self.suspended = False
+        """Whether requests are refused for now, because this server has nothing to serve them with."""
 
     def statistics(self) -> dict[str, int]:
         """What there is now, and what there was since the start.
@@ -90,7 +92,14 @@ class Admission:
         return visitor
 
     def examine(self, visitor: "Visitor", request: Request, upgrade: Upgrade) -> None:
-        """Let a visitor's request in. Raises ``RefusedError`` where its Host, its Origin or a limit forbids it."""
+        """Let a visitor's request in. Raises ``RefusedError`` where its Host, its Origin or a limit forbids it.
+
+        So it does while admission is ``suspended``.
+        """
+        if self.suspended:
+            raise RefusedError(
+                HTTPStatus.SERVICE_UNAVAILABLE, "The event store is unavailable.", ("Retry-After", str(RETRY_AFTER_S))
+            )
         self._rules.check(upgrade, loopback=visitor.loopback)
         if visitor.counted_as is None and visitor.address is not None:
             client = self._proxies.client_of(visitor.address, request.headers.get("x-forwarded-for", ()))

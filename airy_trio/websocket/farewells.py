@@ -88,6 +88,13 @@ INTERNAL: Final = Farewell("internal", "500-internal", 1011, ComeBack.YES, "The 
 KEYS_AWAY: Final = evolve(
     INTERNAL, prose="The keys that credentials are verified with cannot be had now; what the client sent may be good."
 )
+STORE_UNAVAILABLE: Final = Farewell(
+    "event store unavailable",
+    "503-event-store-unavailable",
+    1012,
+    ComeBack.YES,
+    "This server cannot read the event store; another one may be able to.",
+)
 SHUTTING_DOWN: Final = Farewell(
     "shutting down", "503-shutting-down", 1012, ComeBack.YES, "The server is being stopped."
 )
@@ -111,6 +118,7 @@ CATALOGUE: Final = (
     TOO_LARGE,
     TOO_MANY,
     INTERNAL,
+    STORE_UNAVAILABLE,
     SHUTTING_DOWN,
     TOO_SLOW,
     GONE,

@@ -53,12 +53,16 @@ HEARTBEAT_MS_MIN: Final = 500
 
 @frozen(kw_only=True)
 class SessionOptions(AdmissionOptions):
-    """What a session allows (settings, ``[listener]``)."""
+    """What a session allows (settings, ``[listener]``).
+
+    ``away_max_s``: for how long clients stay connected while the event store cannot be read; 0: for any time.
+    """
 
     path: str = field(default="/ws.communication", validator=matching(r"/[!-~]*", 'a path that begins with "/"'))
     subscriptions_max: int = field(default=16, validator=at_least(1))
     durables_per_user_max: int = field(default=PER_USER_MAX, validator=at_least(1))
     connect_timeout_s: float = field(default=10, validator=more_than(0))
+    away_max_s: float = field(default=60, validator=at_least(0))
     send_timeout_s: float = field(default=10, validator=more_than(0))
     heartbeat_ms: int = field(
         default=30_000,

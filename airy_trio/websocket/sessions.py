@@ -24,6 +24,7 @@ from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     GONE,
     SHUTTING_DOWN,
+    STORE_UNAVAILABLE,
     UNAUTHORIZED,
     Farewell,
 )
@@ -42,6 +43,8 @@ logger = structlog.get_logger(__name__)
 
 SPREAD_S: Final = 0.01
 """Between two clients that are sent away at shutdown, where the drain time allows."""
+AWAY_PERIOD_S: Final = 1.0
+"""Between two looks at how long the event store has been unreadable."""
 
 
 class Sessions:
@@ -184,22 +187,45 @@ class Sessions:
             client.dismiss(UNAUTHORIZED)
         logger.info("credentials renewed", ended=len(refused))
 
+    async def leave_unread_store(self, drain_s: float) -> None:
+        """Disconnect the clients once the event store has been unreadable for ``away_max_s``. Runs until cancelled.
+
+        They come back through the balancer to a server that can read it, if there is one, and resume there. Until this
+        server can read it again it refuses new ones. Shorter outages disconnect no one: the clients miss nothing.
+        """
+        away_max_s = self._shared.options.away_max_s
+        while away_max_s:
+            await trio.sleep(min(AWAY_PERIOD_S, away_max_s))
+            was_suspended = self.admission.suspended
+            self.admission.suspended = self._shared.eventlog.away_s > away_max_s
+            if self.admission.suspended and not was_suspended:
+                logger.warning(
+                    "event store unavailable for too long; clients are disconnected and come back elsewhere",
+                    away_max_s=away_max_s,
+                    clients=len(self._clients),
+                )
+                await self._dismiss(drain_s, STORE_UNAVAILABLE)
+
     async def dismiss_all(self, drain_s: float, farewell: Farewell = SHUTTING_DOWN) -> None:
         """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.
 
         Returns ``GOODBYE_S`` after ``drain_s`` in any case: whoever is left then is for the caller to cancel.
         """
         self._dismissing = True
-        clients = tuple(self._clients)
-        pause_s = min(SPREAD_S, drain_s / max(1, len(clients)))
-        begun_at = trio.current_time()
         with trio.move_on_after(drain_s + GOODBYE_S):
-            for count, client in enumerate(clients):
-                await trio.sleep_until(begun_at + count * pause_s)
-                client.dismiss(farewell)
+            await self._dismiss(drain_s, farewell)
             while self._clients:
                 self._ended = trio.Event()
                 await self._ended.wait()
+
+    async def _dismiss(self, drain_s: float, farewell: Farewell) -> None:
+        """Dismiss the clients that are connected now, spread over at most ``drain_s``."""
+        clients = tuple(self._clients)
+        pause_s = min(SPREAD_S, drain_s / max(1, len(clients)))
+        begun_at = trio.current_time()
+        for count, client in enumerate(clients):
+            await trio.sleep_until(begun_at + count * pause_s)
+            client.dismiss(farewell)
 
     def _count(self, session: Session) -> None:
         client = session.client

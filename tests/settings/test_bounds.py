@@ -25,6 +25,7 @@ NUMBERS = [
     ("listener.durables_per_user_max", ["1"], ["0"]),
     ("listener.connect_timeout_s", ["0.001", "1"], ["0", "-1"]),
     ("listener.send_timeout_s", ["0.001", "1"], ["0", "-1"]),
+    ("listener.away_max_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("listener.heartbeat_ms", ["0", "500"], ["-1", "1", "499"]),
     ("listener.frame_bytes_max", ["4096"], ["4095"]),
     ("listener.message_bytes_max", ["1024"], ["1023"]),

@@ -25,6 +25,7 @@ def test_the_catalogue_is_the_wire_contracts() -> None:
         ("413-frame-too-large", 1009, ComeBack.NO),
         ("429-too-many-subscriptions", 1013, ComeBack.LATER),
         ("500-internal", 1011, ComeBack.YES),
+        ("503-event-store-unavailable", 1012, ComeBack.YES),
         ("503-shutting-down", 1012, ComeBack.YES),
         (None, None, ComeBack.YES),
         (None, None, ComeBack.NO),  # answered in HTTP

@@ -91,6 +91,7 @@ export function goodbye(token, prose) {
     "404-unknown-destination": "There is no such channel or conversation name",
     "408-heart-beat-missed": "The server has not heard from this page for a while",
     "410-position-expired": "This page was too slow: what it lacks is no longer kept",
+    "503-event-store-unavailable": "The server cannot read the event store",
     "503-shutting-down": "The server is being stopped",
   };
   return known[token] ?? (prose.trim().replace(/\.$/, "") || token);
