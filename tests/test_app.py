@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import sqlalchemy as sa
 import trio
 
 from airy_trio import app
@@ -55,6 +56,26 @@ async def test_cancelling_ends_it_at_once_and_lets_go_of_everything(any_applicat
                     nursery.cancel_scope.cancel()
                     with trio.CancelScope(shield=True), pytest.raises(Closed):
                         await client.receive()
+
+
+async def test_end_closes_all_connections_though_some_do_not_answer(
+    postgres_application: Application, postgres_database: str
+) -> None:
+    """The recorder waits for a lock, and the pools have connections that are idle."""
+    settings = postgres_application.migrate(LISTENER)
+    ours = "select pid from pg_stat_activity where application_name = 'airy-trio' and datname = current_database()"
+    postgres_application.engine.dispose()
+    engine = sa.create_engine(postgres_database, poolclass=sa.NullPool)
+    looking = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as other, looking.connect() as look, trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            other.exec_driver_sql(f"lock table {postgres_application.log_table('change_log')}")
+            while not look.exec_driver_sql(f"{ours} and wait_event_type = 'Lock'").first():  # noqa: ASYNC110 - polled
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        while look.exec_driver_sql(ours).first():  # noqa: ASYNC110 - a backend notices it in its own time
+            await trio.sleep(0.01)
 
 
 async def test_two_servers_on_one_database_give_the_same_positions(any_application: Application) -> None:

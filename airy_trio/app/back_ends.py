@@ -46,7 +46,6 @@ MakeLease = Callable[[Callable[[], str]], Lease]
 """Makes the lease, from what tells the event log's epoch."""
 
 RETRY_PAUSE_S: Final = 0.2
-CLOSE_TIMEOUT_S: Final = 5.0
 
 
 @frozen(kw_only=True)
@@ -61,6 +60,11 @@ class BackEnds:
     watched: Literal["triggers", "mapping"]
     faults: Callable[[], Awaitable[Sequence[str]]]
     closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
+
+    async def aclose(self) -> None:
+        """Release the lease and close all connections, each within its own budget, also in a cancelled scope."""
+        with trio.CancelScope(shield=True):
+            await self.closing.aclose()
 
 
 async def open_back_ends(settings: Settings) -> BackEnds:
@@ -91,7 +95,7 @@ async def open_back_ends(settings: Settings) -> BackEnds:
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
     except BaseException:
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+        with trio.CancelScope(shield=True):  # each of them has its own budget
             await closing.aclose()
         raise
 

@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import structlog
 import trio
@@ -23,7 +24,7 @@ from attrs import evolve, frozen
 from airy_trio import migrate
 from airy_trio.admin import server as admin
 from airy_trio.app import process
-from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, open_back_ends, patiently
+from airy_trio.app.back_ends import open_back_ends, patiently
 from airy_trio.app.parts import Parts, make_parts
 from airy_trio.app.renewal import Renewal, open_encryption
 from airy_trio.app.stores import opened_store
@@ -39,6 +40,8 @@ from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket
 
 logger = structlog.get_logger(__name__)
+
+FLUSH_TIMEOUT_S: Final = 5.0
 
 
 @frozen(kw_only=True)
@@ -142,8 +145,7 @@ async def serve(  # noqa: ASYNC128, PLR0913 - _serve says that it has started; a
     except BaseExceptionGroup as group:
         raise told_error(group) from None
     finally:
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await back_ends.closing.aclose()
+        await back_ends.aclose()
 
 
 async def _serve(
@@ -190,10 +192,10 @@ async def _serve(
             if broken is not None:  # a server that reads no changes must not look like a quiet one
                 await _disown_what_was_replaced(recorder, broken)
                 await sessions.dismiss_all(0, INTERNAL)
-                await sessions.durables.flush(CLOSE_TIMEOUT_S)
+                await sessions.durables.flush(FLUSH_TIMEOUT_S)
                 raise broken
             await sessions.dismiss_all(settings.listener.drain_s)
-            await sessions.durables.flush(CLOSE_TIMEOUT_S)
+            await sessions.durables.flush(FLUSH_TIMEOUT_S)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())
 

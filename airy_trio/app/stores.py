@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 
 from airy_trio import migrate
-from airy_trio.app.back_ends import CLOSE_TIMEOUT_S, open_database, patiently
+from airy_trio.app.back_ends import open_database, patiently
 from airy_trio.database import SQLITE, Names, shown, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.log.memory import MemoryStore
@@ -49,8 +49,7 @@ async def opened_store(settings: Settings, *, create: bool = True) -> AsyncItera
             try:
                 yield opened
             finally:
-                with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                    await opened.store.aclose()
+                await opened.store.aclose()
         case name:
             url = settings.log.url
             words = shown(url) if url else name
@@ -84,8 +83,7 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
     try:
         await patiently(lambda: reading.run(check), options, "log.url")
     except BaseException:
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await reading.aclose()
+        await reading.aclose()
         raise
     direct_url = options.direct_url if url == options.url and options.direct_url else url
     appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)

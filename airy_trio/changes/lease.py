@@ -24,6 +24,10 @@ LOG_CLASS: Final = LOCK_CLASS + 3
 _TRY_LOG = sa.text("select pg_try_advisory_lock(:lock_class, :epoch)")
 _UNLOCK_LOG = sa.text("select pg_advisory_unlock(:lock_class, :epoch)")
 _TRY = sa.text("select pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
+_WATCH_CLIENT = sa.text(
+    "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
+    "exception when others then null; end $$"  # a server on some systems cannot do it
+)
 _UNLOCK_ALL = sa.text("select pg_advisory_unlock_all()")
 
 
@@ -42,8 +46,8 @@ class PostgresLease:
         """See ``Lease.try_acquire``. Raises ``DatabaseUnavailable``."""
         if self._generation and self._generation == self._session.generation:
             return True
-        arguments = {"lock_class": LOCK_CLASS, "name": self._name}
-        if await self._session.run(lambda connection: connection.execute(_TRY, arguments).scalar_one()):
+        arguments: dict[str, object] = {"lock_class": LOCK_CLASS, "name": self._name}
+        if await self._session.run(lambda connection: _try(connection, _TRY, arguments)):
             self._generation = self._session.generation
             return True
         return False
@@ -73,7 +77,7 @@ class LogLease:
         if self._held == (self._session.generation, epoch):
             return True
         await self._unlock()
-        if not await self._session.run(lambda connection: connection.execute(_TRY_LOG, _log_key(epoch)).scalar_one()):
+        if not await self._session.run(lambda connection: _try(connection, _TRY_LOG, _log_key(epoch))):
             return False
         self._held = self._session.generation, epoch
         return True
@@ -87,6 +91,14 @@ class LogLease:
         held, self._held = self._held, None
         if held is not None and held[0] == self._session.generation:
             await self._session.run(lambda connection: connection.execute(_UNLOCK_LOG, _log_key(held[1])))
+
+
+def _try(connection: sa.Connection, question: sa.TextClause, arguments: dict[str, object]) -> bool:
+    """Try to take the lock. A session that has it ends soon after its process, even while it waits for a table."""
+    taken: bool = connection.execute(question, arguments).scalar_one()
+    if taken:
+        connection.execute(_WATCH_CLIENT)
+    return taken
 
 
 async def _let_go(session: Session, held: int) -> None:
@@ -131,10 +143,10 @@ class FileLease:
 
     async def release(self) -> None:
         """See ``Lease.release``."""
-        await trio.lowlevel.checkpoint()
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        await trio.lowlevel.checkpoint()
 
     def _try_lock(self) -> bool:
         try:
@@ -155,7 +167,7 @@ class FileLease:
         return True
 
 
-def _log_key(epoch: str) -> dict[str, int]:
+def _log_key(epoch: str) -> dict[str, object]:
     """The two halves of the lock: integers of 32 bits, with sign."""
     number = zlib.crc32(epoch.encode())
     return {"lock_class": LOG_CLASS, "epoch": number - (1 << 32) if number >= 1 << 31 else number}

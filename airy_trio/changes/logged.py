@@ -11,7 +11,7 @@ from airy_trio.changes.inspection import inspected_again
 from airy_trio.changes.objects import Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
-from airy_trio.database import Database, Names, Session
+from airy_trio.database import Database, Names, Session, close_all
 
 
 @frozen
@@ -52,8 +52,7 @@ class LoggedFeed:
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
-        await self._reading.aclose()
-        await self._writing.aclose()
+        await close_all(self._reading.aclose, self._writing.aclose)
 
     async def _renew(self) -> bool:
         """Inspect the tables again; return whether they have changed."""

@@ -12,7 +12,7 @@ Errors::
 
 from airy_trio.database.addresses import DatabaseOptions, canonical_url, shown, sqlite_path
 from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
-from airy_trio.database.connecting import connected, cut
+from airy_trio.database.connecting import close_all, connected, cut
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     ROW_SECURITY_OFF,
@@ -39,6 +39,7 @@ __all__ = [
     "Names",
     "Session",
     "canonical_url",
+    "close_all",
     "connected",
     "cut",
     "is_refusal",

@@ -11,6 +11,7 @@ from psycopg.abc import Buffer
 from psycopg.types.string import TextLoader
 from sqlalchemy import event
 
+from airy_trio.database.connecting import OpenConnections
 from airy_trio.database.names import SQLITE
 from airy_trio.stalls import ANSWER_TIMEOUT_POOLED_S, Connection
 
@@ -53,7 +54,9 @@ def postgres_engine(
         pool_size=THREADS_MAX,
         pool_pre_ping=True,
         pool_reset_on_return="rollback",
+        execution_options={"open_connections": (opened := OpenConnections())},
     )
+    event.listen(engine, "connect", lambda driver, _record: opened.add(driver), insert=True)  # before any statement
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, given: list[Any], options: dict[str, Any]) -> Connection:
@@ -108,12 +111,18 @@ def sqlite_engine(
     ``lenient``: text that is not UTF-8 comes as bytes instead of failing the whole result.
     """
     uri = f"file:{quote(str(path))}?mode={mode}"
+    opened = OpenConnections()
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
-            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
+            uri, uri=True, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False, factory=_Connection
         )
-        connection.execute("PRAGMA synchronous = FULL")  # the default of most builds, and what durability rests on
+        opened.add(connection)
+        try:
+            connection.execute("PRAGMA synchronous = FULL")  # the default of most builds, and what durability rests on
+        except sqlite3.Error:  # the file is locked, or is no database
+            connection.close()
+            raise
         if lenient:
             connection.text_factory = _text_or_bytes
         return connection
@@ -124,6 +133,7 @@ def sqlite_engine(
         hide_parameters=True,
         poolclass=sa.pool.QueuePool,
         pool_size=THREADS_MAX,
+        execution_options={"open_connections": opened},
     )
 
     @event.listens_for(engine, "begin")
@@ -132,6 +142,10 @@ def sqlite_engine(
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
     return engine
+
+
+class _Connection(sqlite3.Connection):
+    """One that can be referred to weakly, as ``OpenConnections`` does."""
 
 
 def _text_or_bytes(data: bytes) -> str | bytes:

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.database.answers import ANSWERS, translated
+from airy_trio.database.connecting import OpenConnections, close_in_time
 from airy_trio.database.engines import THREADS_MAX
 
 T = TypeVar("T")
@@ -15,8 +16,11 @@ T = TypeVar("T")
 class Database:
     """A pool of connections, worked with from threads. One unit of work: one hop, one transaction.
 
-    Cancellation is heard at once. A unit that is under way then goes on in its thread to its end, which nobody hears
-    of: it may commit.
+    Cancellation takes effect at once. A unit that is under way then goes on in its thread to its end, which is not
+    reported: it may commit.
+
+    SQLAlchemy's pool is emptied by a closing and never replaced: a connection given back to a pool that is not the
+    engine's any more would stay open.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -52,19 +56,34 @@ class Database:
         return await self._run_in_thread(work, immediate=True)
 
     async def aclose(self) -> None:
-        """Close the pool's connections; those in use close when they are given back. It can be used again."""
+        """Close the pool's connections, also in a cancelled scope (``close_in_time``). It can be used again.
+
+        A unit that is still under way after that closes its connection at its end.
+        """
         self._closings += 1
-        await trio.to_thread.run_sync(self.engine.dispose, abandon_on_cancel=True)
+        await close_in_time(self._close, OpenConnections.of(self.engine))
 
     async def _run_in_thread(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
-        closings, pool = self._closings, self.engine.pool
+        closings = self._closings
 
         def unit() -> T:
             try:
                 return self.run_sync(work, immediate=immediate)
             finally:
-                if self._closings != closings:  # meanwhile: nobody else closes what was given back just now
-                    pool.dispose()
-                    self.engine.dispose()
+                if self._closings != closings:  # meanwhile: the closing may have been over when this was given back
+                    self.engine.pool.dispose()
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
+
+    async def _close(self) -> None:
+        """Close idle connections, then wait until no unit is under way: each closes what it gives back."""
+        await trio.to_thread.run_sync(self.engine.pool.dispose, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        held: list[object] = []
+        try:
+            while len(held) < THREADS_MAX:
+                borrower = object()
+                await self._limiter.acquire_on_behalf_of(borrower)
+                held.append(borrower)
+        finally:
+            for borrower in held:
+                self._limiter.release_on_behalf_of(borrower)

@@ -2,25 +2,25 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import trio
 
 from airy_trio.database.answers import ANSWERS, DatabaseUnavailable, translated
-from airy_trio.database.connecting import cut
+from airy_trio.database.connecting import OpenConnections, close_in_time, cut
 from airy_trio.pipeline import Pipeline
 
 T = TypeVar("T")
-
-CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class Session:
     """One connection that stays open, for what belongs to a connection: a lock, a lease, SQLite's data version.
 
     ``generation`` grows whenever the connection is opened or closed: whoever took something in an older one has lost
-    it. Cancellation is heard as by ``Database``; the next unit waits for one that is still under way.
+    it. Cancellation takes effect as in ``Database``; the next unit waits for one that is still under way.
+
+    An engine may be shared by several, which are then closed together: closing interrupts all of its connections.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -78,13 +78,15 @@ class Session:
         return self._connection is not None
 
     async def aclose(self) -> None:
-        """Close the connection, which lets go of what belongs to it. Idempotent.
+        """Close the connection, which releases what belongs to it, also in a cancelled scope (``close_in_time``).
 
-        A unit that is still under way is waited for, at most ``CLOSE_TIMEOUT_S``; after that it closes itself.
+        Idempotent. A unit that is still under way after that closes the connection at its end.
         """
         self._closings += 1
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
+        await close_in_time(self._close, OpenConnections.of(self._engine))
+
+    async def _close(self) -> None:
+        await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
 
     def _run(self, work: Callable[[sa.Connection], T], *, transaction: bool) -> T:
         try:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from airy_trio.database import Database, Names
+from airy_trio.database import Database, Names, close_all
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql_bell import Bell
@@ -218,15 +218,8 @@ class SqlStore:
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
-        if self._bell:
-            await self._bell.aclose()
-        if self._short:
-            await self._short.aclose()
-        if self._short_reads:
-            await self._short_reads.aclose()
-        if self._file_bell:
-            await self._file_bell.aclose()
-        await self._units.aclose()
+        parts = self._bell, self._short, self._short_reads, self._file_bell, self._units
+        await close_all(*(part.aclose for part in parts if part is not None))
 
 
 def _stale(expected: Position, head: Position) -> StaleAppend:

@@ -70,8 +70,9 @@ class Bell:
         self._stale = True
 
     async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        await trio.to_thread.run_sync(self._drop)
+        """Close the connection, also in a cancelled scope. Idempotent."""
+        self._drop()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _listen_for_a_while(self) -> str:
         try:

@@ -80,8 +80,9 @@ class ShortAppends:
         return appended_at_ms  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        await trio.to_thread.run_sync(self._drop)
+        """Close the connection, also in a cancelled scope. Idempotent."""
+        self._drop()
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _opened(self) -> _Open:
         if self._open is not None and self._open.pipeline.lost():  # it was idle, perhaps for long

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, translated
+from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, close_all, translated
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
 from airy_trio.log.sql_file import SqlFile
 from airy_trio.log.store import StoreUnavailable
@@ -79,8 +79,7 @@ class Units:
 
     async def aclose(self) -> None:
         """Close the pools. Idempotent."""
-        await self._reading.aclose()
-        await self._appending.aclose()
+        await close_all(self._reading.aclose, self._appending.aclose)
 
     async def _in(
         self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], work: Callable[[sa.Connection], T]

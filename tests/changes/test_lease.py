@@ -66,6 +66,25 @@ async def test_a_frozen_holder_loses_it_within_a_second(postgres_application: Ap
     await second.release()
 
 
+async def test_holder_that_ends_while_it_waits_for_a_table_loses_it(postgres_application: Application) -> None:
+    postgres_application.migrate()
+    sessions = session(postgres_application), session(postgres_application)
+    first, second = (PostgresLease(own, postgres_application.names) for own in sessions)
+    assert await first.try_acquire()
+    waiting = "select count(*) from pg_locks where not granted"
+    with postgres_application.engine.connect() as other, trio.fail_after(20):
+        other.exec_driver_sql("lock table messages")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sessions[0].run, lambda connection: connection.exec_driver_sql("select from messages"))
+            while not postgres_application.scalar(waiting):  # noqa: ASYNC110 - Postgres does not notify of it
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        await sessions[0].aclose()
+        while not await second.try_acquire():  # noqa: ASYNC110 - as the recorder does
+            await trio.sleep(0.05)
+    await second.release()
+
+
 async def test_change_logs_in_one_database_have_a_lease_each(postgres_application: Application) -> None:
     postgres_application.migrate()
     postgres_application.migrate('schema = "other"')

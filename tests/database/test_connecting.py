@@ -1,15 +1,18 @@
 """A connection that nobody waits for any more is closed, whenever it is there."""
 
+import os
+import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import connected, postgres_engine
+from airy_trio.database import Database, Session, connected, postgres_engine
 
 CONNECTED = "select count(*) from pg_stat_activity where application_name = 'airy-trio'"
 
@@ -65,3 +68,76 @@ async def test_what_was_opened_is_used(engine: sa.Engine) -> None:
     connection = await connected(engine)
     assert connection.exec_driver_sql("select 1").scalar_one() == 1
     connection.close()
+
+
+Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
+
+
+@pytest.fixture(params=["pool", "session"])
+def closable(request: pytest.FixtureRequest, engine: sa.Engine) -> Database | Session:
+    """Each of the two ways to a database, over Postgres."""
+    return Database(engine) if request.param == "pool" else Session(engine)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A backend that does not answer, and whose socket stays open."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def hang(run: Run, statement: str) -> tuple[int, threading.Event]:
+    """Abandon a statement that goes on; give the backend that runs it, and what is set when its thread ends."""
+    begun, ended, pids = trio.Event(), threading.Event(), list[int]()
+    token = trio.lowlevel.current_trio_token()
+
+    def work(connection: sa.Connection) -> None:
+        pids.append(connection.exec_driver_sql("select pg_backend_pid()").scalar_one())
+        token.run_sync_soon(begun.set)
+        try:
+            connection.exec_driver_sql(statement)
+        finally:
+            ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, work)
+        await begun.wait()
+        nursery.cancel_scope.cancel()
+    return pids[0], ended
+
+
+async def test_closing_frees_a_thread_that_waits_for_a_lock(
+    closable: Database | Session, postgres_database: str
+) -> None:
+    with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as other:
+        other.exec_driver_sql("create table t (x int)")
+        other.commit()
+        other.exec_driver_sql("lock table t")
+        _, ended = await hang(closable.run, "select * from t")
+        with trio.fail_after(10):
+            await closable.aclose()
+        assert ended.is_set()
+
+
+async def test_closing_frees_the_thread_of_a_server_that_does_not_answer(closable: Database | Session) -> None:
+    pid, ended = await hang(closable.run, "select pg_sleep(60)")
+    with stopped(pid), trio.fail_after(10):
+        await closable.aclose()
+        assert ended.is_set()
+
+
+async def test_closing_frees_a_thread_that_hangs_before_its_first_statement(engine: sa.Engine) -> None:
+    """A pool asks a connection that was idle whether it is still there."""
+    opened, closed = list[object](), list[object]()
+    sa.event.listen(engine, "connect", lambda connection, _record: opened.append(connection))
+    sa.event.listen(engine, "close", lambda connection, _record: closed.append(connection))
+    database = Database(engine)
+    pid = await database.run(lambda connection: connection.exec_driver_sql("select pg_backend_pid()").scalar_one())
+    with stopped(pid), trio.fail_after(10):
+        with trio.move_on_after(0.1):
+            await database.run(lambda _connection: None)
+        await database.aclose()
+    assert closed == opened

@@ -12,8 +12,8 @@ from airy_trio.database import (
     DatabaseRefused,
     DatabaseUnavailable,
     Session,
+    connecting,
 )
-from airy_trio.database import session as session_module
 from airy_trio.pipeline import Pipeline, Statement
 from tests.application import Application
 from tests.database.abandoned import Held
@@ -71,8 +71,8 @@ async def test_the_drivers_own_errors_are_told_too(application: Application) -> 
 async def test_a_unit_that_outlives_the_closing_closes_after_itself(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the network is gone: whoever closes does not wait for long."""
-    monkeypatch.setattr(session_module, "CLOSE_TIMEOUT_S", 0)
+    """As where a unit computes for long: closing does not wait for it."""
+    monkeypatch.setattr(connecting, "GRACE_S", 0)
     any_application.execute("select 1")
     session = any_application.reading()
     held = Held()
@@ -156,7 +156,7 @@ async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_applicatio
 async def test_a_conversation_that_outlives_the_closing_closes_the_connection(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "CLOSE_TIMEOUT_S", 0)
+    monkeypatch.setattr(connecting, "GRACE_S", 0)
     session = postgres_application.reading()
     await session.run(lambda _connection: None)
     generation, held = session.generation, trio.Event()
