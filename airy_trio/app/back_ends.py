@@ -24,6 +24,7 @@ from airy_trio.changes.tables import Tables
 from airy_trio.changes.updated_at import UpdatedAtFeed
 from airy_trio.database import (
     POSTGRES,
+    READER_BUSY_TIMEOUT_S,
     SQLITE,
     Database,
     DatabaseOptions,
@@ -172,7 +173,7 @@ def _feed(
     text_chars_max = settings.listener.message_bytes_max  # what is longer does not go into an event either
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
-        reading = Session(sqlite_engine(path, lenient=True))
+        reading = Session(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
         feed = SqliteFeed(
             LoggedChanges(
                 reading, database, names, tables, text_chars_max, lambda connection: _newer_schema(connection, options)
@@ -196,7 +197,10 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
     """The lease is of the event log, as nothing stands in the database that could be: beside the log's file, if any."""
     options = settings.database
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
-    reading = _recorders_session(options) if path is None else Session(sqlite_engine(path, mode="ro", lenient=True))
+    if path is None:
+        reading = _recorders_session(options)
+    else:
+        reading = Session(sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
     feed = UpdatedAtFeed(
         reading,
         names.dialect,

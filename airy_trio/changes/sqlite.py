@@ -19,7 +19,7 @@ from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import SqlitePoint
 from airy_trio.changes.tables import Tables
-from airy_trio.database import DatabaseRefused, DatabaseUnavailable
+from airy_trio.database import DatabaseRefused
 from airy_trio.database.sqlite_version import Version, VersionOf
 from airy_trio.errors import FaultsError
 
@@ -68,16 +68,14 @@ class SqliteFeed(LoggedFeed):
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Looks as soon as something was written, and now and then."""
+        """See ``ChangeFeed.wait``. Looks as soon as something was written, and now and then.
+
+        A lock that lasts for longer than the connection's busy time-out is raised (``READER_BUSY_TIMEOUT_S``).
+        """
         self._file.watch.begin()
         while True:
             await self._file.watch.pause()
-            try:
-                version = await self._version()
-            except DatabaseUnavailable as error:
-                if "locked" not in str(error):
-                    raise
-                continue  # a rollback journal being written: whoever writes will commit, and that we shall see
+            version = await self._version()
             if version != self._seen:
                 self._seen, self._woken = version, True  # the next read sees at least this
                 return

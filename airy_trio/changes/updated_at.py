@@ -28,7 +28,7 @@ from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sweep import Sweep, Version, versions
 from airy_trio.changes.tables import Kind, Tables
 from airy_trio.changes.watermarks import Given, Mark, Watermarks
-from airy_trio.database import POSTGRES, DatabaseUnavailable, Session
+from airy_trio.database import POSTGRES, Session
 from airy_trio.database.sqlite_version import Version as FileVersion
 from airy_trio.database.sqlite_version import VersionOf
 
@@ -90,7 +90,7 @@ class UpdatedAtFeed:
         if self._file is None:
             return
         with trio.move_on_after(POLL_MAX_S):
-            while await self._version_or_none() in (None, self._seen):  # noqa: ASYNC110 - SQLite tells nobody
+            while await self._version() == self._seen:  # noqa: ASYNC110 - SQLite does not notify
                 await trio.sleep(FILE_POLL_S)
 
     async def origin(self) -> str:
@@ -140,15 +140,6 @@ class UpdatedAtFeed:
             await self._reading.aclose()
             version = await self._file.ask()
         return version
-
-    async def _version_or_none(self) -> FileVersion | None:
-        """The same; None while a rollback journal is being written: whoever writes will commit."""
-        try:
-            return await self._version()
-        except DatabaseUnavailable as error:
-            if "locked" not in str(error):
-                raise
-            return None
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         if point.identity != identity_of(connection, file):

@@ -15,6 +15,7 @@ from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseU
 from airy_trio.database.connecting import close_all, connected, cut
 from airy_trio.database.engines import (
     APPLICATION_NAME,
+    READER_BUSY_TIMEOUT_S,
     ROW_SECURITY_OFF,
     SQLITE_BUSY_TIMEOUT_S,
     postgres_engine,
@@ -28,6 +29,7 @@ __all__ = [
     "APPLICATION_NAME",
     "LOCK_CLASS",
     "POSTGRES",
+    "READER_BUSY_TIMEOUT_S",
     "ROW_SECURITY_OFF",
     "SQLITE",
     "SQLITE_BUSY_TIMEOUT_S",

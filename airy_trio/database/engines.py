@@ -18,6 +18,8 @@ from airy_trio.stalls import ANSWER_TIMEOUT_POOLED_S, Connection
 APPLICATION_NAME: Final = "airy-trio"
 THREADS_MAX: Final = 8  # units of work of one pool under way at once; a unit has a connection of its own
 SQLITE_BUSY_TIMEOUT_S: Final = 5.0
+READER_BUSY_TIMEOUT_S: Final = 1.0
+"""Of the connection that reads changes: SQLite waits this long for a writer; a longer lock interrupts recording."""
 ROW_SECURITY_OFF: Final = {"row_security": "off"}
 """Makes Postgres refuse a query from which a policy would hide rows: a hidden row would count as a deleted one."""
 _PLAIN_SESSION = {

@@ -1,6 +1,8 @@
 """Each reason for which a server is not ready, made true on a real one; and what is logged of it."""
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
 
@@ -12,12 +14,13 @@ from trio.testing import MockClock
 
 from airy_trio.admin import readiness
 from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
-from airy_trio.database import DatabaseUnavailable
+from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlite_path
 from airy_trio.log.memory import MemoryStore
 from airy_trio.migrate.streams import head
 from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import admin, free_port, serving_all
 from tests.application import Application, application
+from tests.changes.watched import ONLY_TAGS, Watched
 from tests.log.recording import Node, node, tag
 from tests.newer_schema import MARK, move_ahead, newer, set_compatible_from, trigger_of
 from tests.postgres import Postgres
@@ -221,3 +224,28 @@ async def test_lag_counts_from_when_there_was_something(autojump_clock: MockCloc
     await trio.sleep(2)
     assert all(condition.well for condition in found.conditions().values())
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("capture", ["triggers", "updated_at"])
+async def test_file_that_stays_locked_interrupts_recording(sqlite_application: Application, capture: str) -> None:
+    if capture == "triggers":
+        settings = sqlite_application.migrate(admin(free_port()))
+    else:
+        Watched(sqlite_application, "iso")
+        more = f'{ONLY_TAGS}[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n'
+        settings = sqlite_application.settings(more + admin(free_port()))
+    locking = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
+    with capture_logs() as said, closing(locking):
+        async with serving_all(settings) as (_, port):
+            await port.until_ready()
+            locking.execute("begin exclusive")
+            begun_at = trio.current_time()
+            assert "locked" in await port.until_unwell("feed", "recording is interrupted: ")
+            assert trio.current_time() - begun_at < SQLITE_BUSY_TIMEOUT_S
+            figures = await port.samples()
+            assert figures["airy_trio_recording", ()] == 0
+            assert figures["airy_trio_recorder_lag_seconds", ()] > 0
+            locking.execute("commit")
+            await port.until_ready()
+    told = [line["event"] for line in said if str(line["event"]).startswith("recording")]
+    assert told == ["recording", "recording interrupted", "recording again"]
