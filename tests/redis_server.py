@@ -71,6 +71,15 @@ class RedisServer:
         assert process.stdout is not None
         process.stdout.close()
 
+    def copy(self, target: Path) -> None:
+        """Copy what it has written so far: what the disk may have after a loss of power."""
+        shutil.copytree(self._folder / "appendonlydir", target)
+
+    def put_back(self, source: Path) -> None:
+        """Replace what it has written by such a copy. It must not run."""
+        self.forget()
+        shutil.copytree(source, self._folder / "appendonlydir")
+
     def forget(self) -> None:
         """Lose everything, as a server without ``appendonly`` does. It must not run."""
         with suppress(FileNotFoundError):

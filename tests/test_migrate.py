@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -152,6 +153,26 @@ def test_the_newest_revision_is_the_one_that_alembic_finds(stream: streams.Strea
     config.set_main_option("version_locations", str(streams.migrations_folder() / stream))
     config.set_main_option("path_separator", "newline")
     assert streams.head(stream) == ScriptDirectory.from_config(config).get_current_head()
+
+
+def test_each_migration_of_the_change_log_goes_back(any_application: Application) -> None:
+    any_application.migrate()
+    source = any_application.scalar(f"select source from {any_application.log_table('change_state')}")
+    with any_application.engine.connect() as connection, connection.begin():
+        config = streams._config(connection, "changes", any_application.names)  # noqa: SLF001 - what upgrade() uses
+        command.downgrade(config, "changes_0001")
+        assert {
+            column["name"]
+            for column in sa.inspect(connection).get_columns(
+                any_application.names.bare("change_state"), any_application.names.table_schema
+            )
+        } == {"id", "origin", "consumer_epoch", "consumer_store"}
+    any_application.migrate()
+    row = f"select source || ' ' || compatible_from from {any_application.log_table('change_state')}"
+    again, compatible_from = any_application.scalar(row).split(" ")
+    assert (len(again), again != source, compatible_from) == (16, True, "changes_0002")
+    any_application.migrate()
+    assert any_application.scalar(row) == f"{again} changes_0002"
 
 
 def test_the_applications_own_alembic_is_left_alone(any_application: Application) -> None:

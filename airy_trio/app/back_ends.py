@@ -174,14 +174,20 @@ def _feed(
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = Session(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
-        feed = SqliteFeed(
-            LoggedChanges(
-                reading, database, names, tables, text_chars_max, lambda connection: _newer_schema(connection, options)
-            )
+        changes = LoggedChanges(
+            reading,
+            database,
+            names,
+            tables,
+            text_chars_max,
+            newer_schema=lambda connection: _newer_schema(connection, options),
+            seals=_may_lose_events(settings),
         )
+        feed = SqliteFeed(changes)
         return feed, lambda _epoch: FileLease(_lock_beside(path))
     reading = _recorders_session(options)
-    changes = LoggedChanges(reading, database, names, tables, text_chars_max)
+    seals = not migrate.log_is_here(settings)  # else one commit of one database has both
+    changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
     return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
 
 
@@ -191,6 +197,20 @@ def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
     if faults:
         raise StartError(faults)
     return migrate.ahead(connection, "changes", options) is not None
+
+
+def _may_lose_events(settings: Settings) -> bool:
+    """Whether an event log may lose its end while the server runs or starts again.
+
+    An SQLite file of ours does not: it is synchronous. The memory of a process is not there after its end.
+    """
+    match settings.log.store:
+        case "memory":
+            return False
+        case "sql":
+            return Names.of(settings.log.location(settings.database.url), "").dialect != SQLITE
+        case _:
+            return True
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:

@@ -9,7 +9,7 @@ from airy_trio.admin.endpoints import application
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness
 from airy_trio.app.back_ends import BackEnds
-from airy_trio.app.stores import OpenedStore
+from airy_trio.app.stores import OpenedStore, is_shareable
 from airy_trio.log.deference import Deference
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.recorder import Recorder, RecorderOptions
@@ -65,6 +65,7 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
         body_bytes_max=settings.listener.message_bytes_max,
         events=settings.events,
         store=opened.words,
+        shareable=is_shareable(settings),
     )
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options, deference=deference)
     return Parts(

@@ -13,11 +13,11 @@ from attrs import frozen
 from airy_trio import migrate
 from airy_trio.app.back_ends import open_database, patiently
 from airy_trio.database import SQLITE, Names, shown, sqlite_path
-from airy_trio.errors import StartError
+from airy_trio.errors import StartError, told_error
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.plugged import find_store
 from airy_trio.log.sql import SqlStore
-from airy_trio.log.store import EventStore
+from airy_trio.log.store import EventStore, StaleAppend
 from airy_trio.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -55,6 +55,40 @@ async def opened_store(settings: Settings, *, create: bool = True) -> AsyncItera
             words = shown(url) if url else name
             async with find_store(name, OWN_STORES)(url) as found:
                 yield OpenedStore(found, words)
+
+
+def is_shareable(settings: Settings) -> bool:
+    """Whether the settings of another database could name the same event log by mistake.
+
+    Not the default place, which is next to the application's tables, and not the memory of a process.
+    """
+    match settings.log.store:
+        case "memory":
+            return False
+        case "sql":
+            return bool(settings.log.url) and not migrate.log_is_here(settings)
+        case _:
+            return True
+
+
+async def adopt_log(settings: Settings) -> str:
+    """Begin a new epoch in the event store that the settings name, without a resume point; give the store in words.
+
+    Then the log belongs to no database, and becomes that of the next server which starts on it. Raises ``StartError``,
+    ``StoreUnavailable`` and ``SettingsError``.
+    """
+    if settings.log.store == "memory":
+        raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
+    try:
+        async with opened_store(settings, create=False) as opened:
+            head = (await opened.store.bounds()).head
+            try:
+                await opened.store.begin_epoch(head, None)
+            except StaleAppend:
+                raise StartError(["log: a server is recording into this event log; stop it first"]) from None
+            return opened.words
+    except BaseExceptionGroup as group:
+        raise told_error(group) from None
 
 
 async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:

@@ -1,8 +1,8 @@
 """Our tables in the application's database: the change log, and what we remember beside it.
 
-``change_log``: one row for each changed row, keys only. ``change_state``: a single row with the resume point from
-which an empty event log starts (``origin``) and the log that consumes these changes (``consumer_epoch``,
-``consumer_store``). The tables are made by ``migrations/changes``.
+``change_log``: one row for each changed row, keys only. ``change_state``: a single row with the log that consumes these
+changes (``consumer_epoch``, ``consumer_store``) and their history (``points.History``). The tables are made by
+``migrations/changes``.
 """
 
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 from attrs import frozen
 
+from airy_trio.changes.driver import Question
 from airy_trio.changes.feed import Consumer
+from airy_trio.changes.points import History
 from airy_trio.database import POSTGRES, Names
 
 TABLE = "change_log"
@@ -25,6 +27,7 @@ class ChangeLog:
     names: Names
     rows: sa.Table
     state: sa.Table
+    _history: Question
 
     def __init__(self, names: Names) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
@@ -41,8 +44,12 @@ class ChangeLog:
             metadata,
             sa.Column("id", sa.Integer, primary_key=True),
             *(sa.Column(name, sa.Text) for name in ("origin", "consumer_epoch", "consumer_store")),
+            *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark")),
         )
-        self.__attrs_init__(names=names, rows=sa.Table(names.bare(TABLE), metadata, *columns), state=state)
+        quoted = names.quoted(STATE).replace(":", "\\:")
+        history = Question(sa.text(f"select source, origin, mark, replaced_mark from {quoted}"))  # noqa: S608 - quoted
+        rows = sa.Table(names.bare(TABLE), metadata, *columns)
+        self.__attrs_init__(names=names, rows=rows, state=state, history=history)
 
     def count(self, connection: sa.Connection) -> int:
         """How many changes wait: a stopped server leaves the log growing."""
@@ -59,9 +66,24 @@ class ChangeLog:
         if not updated.rowcount:
             connection.execute(sa.insert(self.state).values(id=_ONLY, origin=origin))
 
+    def history(self, connection: sa.Connection) -> History | None:
+        """What is kept of the history of these changes; None before the first migration has written it."""
+        for source, origin, mark, replaced_mark in self._history.rows(connection, {}):
+            return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
+        return None
+
+    def seal(self, connection: sa.Connection, mark: str, replaced_mark: str) -> None:
+        """Keep the mark of a point that is about to be recorded, and of the one that it replaces."""
+        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=replaced_mark))
+
+    def settle(self, connection: sa.Connection, mark: str) -> None:
+        """Forget the mark of the replaced point, unless another point was sealed meanwhile."""
+        connection.execute(sa.update(self.state).where(self.state.c.mark == mark).values(replaced_mark=mark))
+
     def consumer(self, connection: sa.Connection) -> Consumer | None:
         """The event log that consumes these changes."""
-        row = connection.execute(sa.select(self.state)).one_or_none()
+        columns = self.state.c.consumer_epoch, self.state.c.consumer_store
+        row = connection.execute(sa.select(*columns)).one_or_none()
         return None if row is None or row.consumer_epoch is None else Consumer(row.consumer_epoch, row.consumer_store)
 
     def set_consumer(self, connection: sa.Connection, consumer: Consumer) -> None:

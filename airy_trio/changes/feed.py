@@ -48,6 +48,16 @@ class TablesChanged(Unavailable):
         super().__init__(f'table "{table}" was changed while it was read')
 
 
+class ResumePointTooNew(AiryTrioError):
+    """A newer version wrote the resume point: going on from a guess at its meaning could lose changes."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            f"a newer airy-trio has written the event log (its resume point has format {found}, this version reads up "
+            f"to {known}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log --config FILE"
+        )
+
+
 @frozen(kw_only=True)
 class Batch:
     """Changed objects in the order of the newest change of each, and the point after them.
@@ -80,8 +90,12 @@ class ChangeFeed(Protocol):
     A resume point is opaque text that only the feed reads.
 
     ``consumed``: the changes are kept for one event log, which is named beside them. Where they are not, any number of
-    logs may read them, each from its own resume point: ``consumer`` is always None, ``adopt`` and ``trim`` do nothing,
-    and ``origin`` is now.
+    logs may read them, each from its own resume point: ``consumer`` is always None, ``adopt``, ``seal``, ``settle`` and
+    ``trim`` do nothing, and ``origin`` is now.
+
+    A recorder seals a resume point before it stores it and settles it afterwards. The database then remembers which
+    points an event log can hold, and ``read`` notices if either of the two was put back to an older state. If both are
+    in one database, neither goes back without the other, and both verbs do nothing.
     """
 
     consumed: bool
@@ -93,8 +107,27 @@ class ChangeFeed(Protocol):
         resume point are of one snapshot of the database. Each object comes once, with its rows as they are in
         that snapshot. Reading again after the same point is allowed and gives at least the same changes.
 
-        Raises ``ResumePointLost`` where the point is of another history.
+        Raises ``ResumePointLost`` if the point is of another history, and ``ResumePointTooNew``.
         """
+        ...
+
+    async def is_foreign(self, point: str) -> bool:
+        """Whether a stored resume point is of another database, whose event log this one must not touch.
+
+        False if the point does not say. Raises ``ResumePointTooNew``.
+        """
+        ...
+
+    async def seal(self, after: str, upto: str) -> str:
+        """Make everything that was read up to a point durable; give the point to store instead of ``upto``.
+
+        ``after``: the resume point that the event log holds. From now on ``read`` accepts these two only, and no older
+        one. Sealing again after an append of unknown outcome is allowed: the event log then holds one of the two.
+        """
+        ...
+
+    async def settle(self, point: str) -> None:
+        """Note that the event log holds a sealed point: ``read`` no longer accepts the one before. Idempotent."""
         ...
 
     async def wait(self) -> None:

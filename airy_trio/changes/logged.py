@@ -1,5 +1,16 @@
-"""What the feeds that read our change log have in common: two ways to the database, and who consumes the changes."""
+"""What the feeds that read our change log have in common: two ways to the database, and which log consumes the changes.
 
+Sealing: a recorder reads a commit, then appends its events to an event log. If that log is elsewhere, either of the two
+can go back to an older state without the other: after a crash with ``synchronous_commit = off``, or when a copy is put
+back. So before an append a new *mark* is written into the application's database (``seal``) and into the resume point
+that is stored with the events. The mark is committed after everything that was read, and Postgres and SQLite write
+commits to the disk in order: a database without the mark may lack what was read, and one with it does not. A log that
+went back has an older mark. Between the seal and the append the log may hold the new point or the one before, so both
+marks are accepted until the append is known to have happened (``settle``).
+"""
+
+import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import sqlalchemy as sa
@@ -9,6 +20,7 @@ from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
 from airy_trio.changes.inspection import inspected_again
 from airy_trio.changes.objects import Objects
+from airy_trio.changes.points import source_of
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import Database, Names, Session, close_all
@@ -20,6 +32,7 @@ class LoggedChanges:
 
     ``names``: of our own tables; ``tables``: the mapping of the application's. ``text_chars_max``: see ``Objects``.
     ``newer_schema``: whether a newer version made our tables; raises ``FaultsError`` if this one cannot work with them.
+    ``seals``: whether the event log can go back without this database, or this database without the event log.
     """
 
     reading: Session
@@ -28,9 +41,10 @@ class LoggedChanges:
     tables: Tables
     text_chars_max: int = TEXT_CHARS_MAX
     newer_schema: Callable[[sa.Connection], bool] = lambda _connection: False
+    seals: bool = False
 
 
-class LoggedFeed:
+class LoggedFeed(ABC):
     """One connection that reads, and a pool for the little that is written. Owns both."""
 
     consumed = True
@@ -41,6 +55,34 @@ class LoggedFeed:
         self._log = ChangeLog(source.names)
         self._text_chars_max = source.text_chars_max
         self._use(source.tables)
+        self._seals = source.seals
+        self._settled = ""
+
+    async def is_foreign(self, point: str) -> bool:
+        """See ``ChangeFeed.is_foreign``."""
+        source = source_of(point)
+        history = await self._reading.run(self._log.history)
+        return history is not None and source not in ("", history.source)
+
+    async def seal(self, after: str, upto: str) -> str:
+        """See ``ChangeFeed.seal``."""
+        if not self._seals:  # without a checkpoint: other tasks would run between a commit and its append
+            return upto
+        return await self._seal(after, upto, secrets.token_hex(8))
+
+    async def settle(self, point: str) -> None:
+        """See ``ChangeFeed.settle``."""
+        if self._seals and point != self._settled:
+            await self._settle(point)
+            self._settled = point
+
+    @abstractmethod
+    async def _seal(self, after: str, upto: str, mark: str) -> str:
+        """Write a new mark, and that of ``after``; give ``upto`` with the new one."""
+
+    @abstractmethod
+    async def _settle(self, point: str) -> None:
+        """Forget the mark that was replaced, if the newest one is that of ``point``."""
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""

@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 import trio
 from attrs import evolve
 
-from airy_trio.changes.changelog import TABLE
+from airy_trio.changes.changelog import STATE, TABLE
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Question, Row
 from airy_trio.changes.feed import Batch, ResumePointLost
@@ -26,7 +27,9 @@ from airy_trio.changes.logged import LoggedChanges, LoggedFeed
 from airy_trio.changes.objects import COLUMNS, changes_of
 from airy_trio.changes.points import Cluster, PostgresPoint
 from airy_trio.changes.short_reads import CHANGES_MAX, ShortReads
-from airy_trio.pipeline import Pipeline
+from airy_trio.pipeline import Parameter, Pipeline, Statement
+
+logger = structlog.get_logger(__name__)
 
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.05
@@ -36,9 +39,13 @@ HEARTBEAT_S = 0.4  # less than the idle time-out of a recorder's session, which 
 
 _SEQ: Final = len(COLUMNS)
 _AGE_S: Final = _SEQ + 1
+_IMPOSSIBLE: Final = _SEQ + 2
 _LATER = sa.text("set local synchronous_commit = off")
 """What is trimmed may come back after a crash, with the origin of then: the application need not share its disk."""
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
+_BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
+_SYNCHRONOUS: Final = Statement("airy_synchronous", "set local synchronous_commit = on")
+_COMMIT: Final = Statement("airy_commit", "commit")
 
 
 class PostgresFeed(LoggedFeed):
@@ -52,17 +59,19 @@ class PostgresFeed(LoggedFeed):
         self._log_name = source.names.quoted(TABLE)
         self._cluster: tuple[int, Cluster] | None = None
         self._kept: int | None = None
+        self._source = ""
         self.bell = Doorbell(source.reading, source.names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
         self._few = True  # what the last read found
         self._reached: tuple[str, PostgresPoint] | None = None
         columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
-        self._short = ShortReads(self._log_name, columns, self.bell)
+        changes = f"{columns}, txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
+        self._short = ShortReads(self._log_name, changes, self.bell)
         log = self._log_name.replace(":", "\\:")
         self._difference = _question(
-            f"select {columns} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
-            f"union all select {columns} from {log} where txid = any(cast(:in_progress as xid8[])) "
+            f"select {changes} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
+            f"union all select {changes} from {log} where txid = any(cast(:in_progress as xid8[])) "
             "order by seq limit :limit"
         )
         self._page = _question(
@@ -74,6 +83,12 @@ class PostgresFeed(LoggedFeed):
             f"delete from {log} where seq in (select seq from {log} "  # noqa: S608 - names quoted
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
             "order by txid limit :limit)"
+        )
+        state = source.names.quoted(STATE)
+        self._write_marks = Statement("airy_seal", f"update {state} set mark = $1, replaced_mark = $2")  # noqa: S608 - names quoted
+        self._forget_mark = Statement(
+            "airy_settle",
+            f"update {state} set replaced_mark = mark where mark = $1",  # noqa: S608 - names quoted
         )
 
     async def read(self, after: str, limit: int) -> Batch:
@@ -109,21 +124,25 @@ class PostgresFeed(LoggedFeed):
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        return await self._reading.run(
-            lambda connection: self._log.origin(connection) or str(PostgresPoint.now(connection, self._log_name))
-        )
+        return await self._reading.run(self._origin)
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
 
-        def work(connection: sa.Connection) -> str:
+        def work(connection: sa.Connection) -> tuple[str, int]:
             connection.execute(_ONE_SNAPSHOT)
-            point = str(PostgresPoint.now(connection, self._log_name))
-            connection.execute(sa.delete(self._log.rows))  # deletes what the snapshot of this transaction sees
+            history = self._log.history(connection)
+            source = "" if history is None else history.source
+            point = str(evolve(PostgresPoint.now(connection, self._log_name), source=source))
+            count = connection.execute(
+                sa.delete(self._log.rows)
+            ).rowcount  # those that this transaction's snapshot sees
             self._log.set_origin(connection, point)
-            return point
+            return point, count
 
-        return await self._writing.run(work)
+        point, count = await self._writing.run(work)
+        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
+        return point
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``. What an open transaction has written stays, and nothing else for its sake."""
@@ -134,15 +153,35 @@ class PostgresFeed(LoggedFeed):
             connection.execute(_LATER)
             count = connection.execute(self._trim, read).rowcount
             if count:
-                self._log.set_origin(connection, upto)
+                self._log.set_origin(connection, str(evolve(point, mark="")))  # it is for any event log
             return count
 
         return await self._writing.run(work)
 
+    async def _seal(self, after: str, upto: str, mark: str) -> str:
+        """In the session that holds the lease: a recorder that has lost it cannot write its mark."""
+        point = evolve(self._parsed(upto), mark=mark)
+        replaced_mark = self._parsed(after).mark
+        await self._reading.converse(lambda pipeline: self._write(pipeline, self._write_marks, mark, replaced_mark))
+        self._reached = str(point), point
+        return self._reached[0]
+
+    async def _settle(self, point: str) -> None:
+        mark = self._parsed(point).mark
+        await self._reading.converse(lambda pipeline: self._write(pipeline, self._forget_mark, mark))
+
+    async def _write(self, pipeline: Pipeline, statement: Statement, *marks: str) -> None:
+        parameters: list[Parameter] = [mark.encode() for mark in marks]
+        await pipeline.run((_BEGIN_WRITING, ()), (_SYNCHRONOUS, ()), (statement, parameters), (_COMMIT, ()))
+
+    def _origin(self, connection: sa.Connection) -> str:
+        history = self._log.history(connection)
+        if history is None:
+            return str(PostgresPoint.now(connection, self._log_name))
+        return str(evolve(PostgresPoint.parse(history.origin), source=history.source))
+
     def _read(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> Batch:
-        now = self._now(connection)
-        _require_same_history(point, now)
-        self._require_kept(connection, point)
+        now = self._now(connection, point)
         rows, following = self._rows(connection, point, now, limit)
         if rows:
             self.bell.disarm(connection)
@@ -159,7 +198,8 @@ class PostgresFeed(LoggedFeed):
         few = await self._short.read(pipeline, point, cluster, self._objects)
         if few is None:
             return None
-        _require_same_history(point, few.now)
+        point.require_history_of(few.now)
+        _require_possible(few.rows)
         self._reached = str(few.now), few.now
         return Batch(
             objects=few.objects,
@@ -198,44 +238,41 @@ class PostgresFeed(LoggedFeed):
                     "limit": limit,
                 },
             )
+            _require_possible(rows)
             whole, target = now, now.snapshot
         if len(rows) < limit:
             return rows, whole
-        return rows, evolve(point, place=now.place, target=target, seq=rows[-1][_SEQ])
+        return rows, evolve(point, place=now.place, source=now.source, target=target, seq=rows[-1][_SEQ])
 
-    def _require_kept(self, connection: sa.Connection, point: PostgresPoint) -> None:
-        """Refuse a point before the origin, as of an older copy of a store: what followed it has been trimmed.
+    def _now(self, connection: sa.Connection, point: PostgresPoint) -> PostgresPoint:
+        """The point after everything that is visible now, if ``point`` lies before it; raises ``ResumePointLost``.
 
-        Asked once for each connection: only a start, or an outage, brings a point that was not read here.
+        What is kept of the history is compared once for each connection: only a start or an outage brings a point that
+        was not read here.
         """
-        if self._kept == self._reading.generation:
-            return
-        origin = self._log.origin(connection)
-        if origin is not None:
-            oldest = PostgresPoint.parse(origin)
-            if oldest.system == point.system and not point.has_read(oldest):
-                message = "what followed the recorded resume point has been trimmed from the change log"
-                raise ResumePointLost(message)
-        self._kept = self._reading.generation
+        generation = self._reading.generation
+        if self._cluster is None or self._cluster[0] != generation:
+            self._cluster = (generation, Cluster.of(connection))
+        now = PostgresPoint.now(connection, self._log_name, self._cluster[1])
+        point.require_history_of(now)
+        if self._kept != generation:
+            history = self._log.history(connection)
+            if history is not None:
+                history.require(point)
+                self._source = history.source
+            self._kept = generation
+        return evolve(now, source=self._source, mark=point.mark)
 
-    def _now(self, connection: sa.Connection) -> PostgresPoint:
-        """``PostgresPoint.now``; the cluster is asked once for each connection."""
-        if self._cluster is None or self._cluster[0] != self._reading.generation:
-            self._cluster = (self._reading.generation, Cluster.of(connection))
-        return PostgresPoint.now(connection, self._log_name, self._cluster[1])
+
+def _require_possible(rows: Sequence[Row]) -> None:
+    """Refuse changes of transactions that have not begun: they are from a dump of another cluster.
+
+    They stay above every snapshot of this one, so each read would give them again, until its numbers catch up.
+    """
+    if any(row[_IMPOSSIBLE] for row in rows):
+        message = "the change log has rows of transactions that have not begun, as after loading a dump of its data"
+        raise ResumePointLost(message)
 
 
 def _question(sql: str) -> Question:
     return Question(sa.text(sql))
-
-
-def _require_same_history(point: PostgresPoint, now: PostgresPoint) -> None:
-    if (point.system, point.timeline) != (now.system, now.timeline):
-        message = "the database is another cluster, or a restored one, than the one that was recorded"
-        raise ResumePointLost(message)
-    if point.place and point.place != now.place:
-        message = "the change log is another one than was recorded, as after a dump was restored"
-        raise ResumePointLost(message)
-    if point.next_transaction > now.next_transaction:
-        message = "the database has gone back behind what was recorded"
-        raise ResumePointLost(message)

@@ -64,7 +64,7 @@ class ShortReads:
         if rung:
             pipeline.disregard_notifications()  # this read answers them, and no later one
         _, found = await pipeline.run((_BEGIN, ()), (self._difference, asked))
-        rows, now = _told(found, cluster)
+        rows, now = _told(found, cluster, after)
         if len(rows) > CHANGES_MAX:
             await pipeline.run((_ROLLBACK, ()))
             return None
@@ -103,8 +103,8 @@ def _changes(log: str, columns: str) -> str:
     )
 
 
-def _told(found: Sequence[Row], cluster: Cluster) -> tuple[Sequence[Row], PostgresPoint]:
-    """The rows of the change log in an answer to the difference, and the point then."""
+def _told(found: Sequence[Row], cluster: Cluster, after: PostgresPoint) -> tuple[Sequence[Row], PostgresPoint]:
+    """The rows of the change log in an answer to the difference, and the point that follows them."""
     snapshot, oid = found[0][:_MOMENT_COLUMNS]
     rows = [row[_MOMENT_COLUMNS:] for row in found if row[_MOMENT_COLUMNS] is not None]
-    return rows, PostgresPoint.at(cluster, snapshot, oid)
+    return rows, PostgresPoint.at(cluster, snapshot, oid, source=after.source, mark=after.mark)

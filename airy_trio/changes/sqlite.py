@@ -9,6 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 import structlog
+from attrs import evolve
 
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import TABLE
@@ -33,9 +34,9 @@ _AT: Final = _SEQ + 2
 class SqliteFeed(LoggedFeed):
     """``ChangeFeed`` over one connection that reads, and a pool for the little that it writes.
 
-    The resume point is ``[seq, token]``: the token is random and proves that the row with this number is still the
-    same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's place is
-    another file: then all connections are opened anew.
+    The resume point holds the number of a row and its token, which is random: it proves that the row with this number
+    is still the same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's
+    place is another file: then all connections are opened again.
     """
 
     def __init__(self, source: LoggedChanges) -> None:
@@ -82,26 +83,37 @@ class SqliteFeed(LoggedFeed):
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        return await self._reading.run(self._log.origin) or str(SqlitePoint())
+        return await self._reading.run(self._origin)
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
-        return await self._writing.write(self._restart)
+        point, count = await self._writing.write(self._restart)
+        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
+        return point
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``. The newest recorded row stays, for its token."""
-        seq = SqlitePoint.parse(upto).seq
+        point = SqlitePoint.parse(upto)
         rows = self._log.rows
-        old = sa.select(rows.c.seq).where(rows.c.seq < seq).order_by(rows.c.seq).limit(limit)
+        old = sa.select(rows.c.seq).where(rows.c.seq < point.seq).order_by(rows.c.seq).limit(limit)
         if not await self._reading.run(lambda connection: connection.execute(old.limit(1)).first()):
             return 0  # nothing is written, not even a lock taken, where there is nothing to do
 
         def work(connection: sa.Connection) -> int:
             count = connection.execute(sa.delete(rows).where(rows.c.seq.in_(old))).rowcount
-            self._log.set_origin(connection, upto)
+            self._log.set_origin(connection, str(evolve(point, mark="")))  # it is for any event log
             return count
 
         return await self._writing.write(work)
+
+    async def _seal(self, after: str, upto: str, mark: str) -> str:
+        replaced_mark = SqlitePoint.parse(after).mark
+        await self._writing.write(lambda connection: self._log.seal(connection, mark, replaced_mark))
+        return str(evolve(SqlitePoint.parse(upto), mark=mark))
+
+    async def _settle(self, point: str) -> None:
+        mark = SqlitePoint.parse(point).mark
+        await self._writing.write(lambda connection: self._log.settle(connection, mark))
 
     async def _version(self) -> Version:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
@@ -144,13 +156,17 @@ class SqliteFeed(LoggedFeed):
 
     def _read(self, connection: sa.Connection, after: str, limit: int) -> Batch:
         point = SqlitePoint.parse(after)
+        history = self._log.history(connection)
+        if history is not None:
+            history.require(point)
+            point = evolve(point, source=history.source)
         rows = self._page.rows(connection, {"seq": point.seq, "limit": limit + 1 if point.seq else limit})
         if point.seq:
             if not rows or (rows[0][_SEQ], rows[0][_TOKEN]) != (point.seq, point.token):
                 message = f"the change log has no row {point.seq} with the token that was recorded"
                 raise ResumePointLost(message)
             del rows[0]
-        following = SqlitePoint(rows[-1][_SEQ], rows[-1][_TOKEN]) if rows else point
+        following = evolve(point, seq=rows[-1][_SEQ], token=rows[-1][_TOKEN]) if rows else point
         return Batch(
             objects=self._objects.read(connection, changes_of(rows)),
             resume_point=str(following),
@@ -159,11 +175,18 @@ class SqliteFeed(LoggedFeed):
             age_s=time.time() - rows[0][_AT] / 1000 if rows else None,
         )
 
-    def _restart(self, connection: sa.Connection) -> str:
-        rows = self._log.rows
+    def _origin(self, connection: sa.Connection) -> str:
+        history = self._log.history(connection)
+        if history is None:
+            return str(SqlitePoint())
+        return str(evolve(SqlitePoint.parse(history.origin), source=history.source))
+
+    def _restart(self, connection: sa.Connection) -> tuple[str, int]:
+        history, rows, count = self._log.history(connection), self._log.rows, 0
         newest = connection.execute(sa.select(rows.c.seq, rows.c.token).order_by(rows.c.seq.desc()).limit(1)).first()
-        point = str(SqlitePoint(*newest) if newest else SqlitePoint())
+        source = "" if history is None else history.source
+        point = str(evolve(SqlitePoint(*newest) if newest else SqlitePoint(), source=source))
         if newest:
-            connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq))
+            count = connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq)).rowcount
         self._log.set_origin(connection, point)
-        return point
+        return point, count

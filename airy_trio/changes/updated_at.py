@@ -27,7 +27,7 @@ from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sweep import Sweep, Version, versions
 from airy_trio.changes.tables import Kind, Tables
-from airy_trio.changes.watermarks import Given, Mark, Watermarks
+from airy_trio.changes.watermarks import Given, Mark, Watermarks, identity_in
 from airy_trio.database import POSTGRES, Session
 from airy_trio.database.sqlite_version import Version as FileVersion
 from airy_trio.database.sqlite_version import VersionOf
@@ -101,6 +101,18 @@ class UpdatedAtFeed:
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``: now."""
         return await self.origin()
+
+    async def is_foreign(self, point: str) -> bool:
+        """See ``ChangeFeed.is_foreign``. A copy of an SQLite file is another file, so a file never says."""
+        identity = None if self._file is not None else identity_in(point)
+        return identity is not None and identity != await self._reading.run(lambda c: identity_of(c, None))
+
+    async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
+        """See ``ChangeFeed.seal``: the point as given."""
+        return upto
+
+    async def settle(self, point: str) -> None:
+        """See ``ChangeFeed.settle``: nothing to do."""
 
     async def trim(self, upto: str, limit: int) -> int:  # noqa: ARG002 - nothing is kept for anybody
         """See ``ChangeFeed.trim``: there is nothing to delete."""

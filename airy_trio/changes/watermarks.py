@@ -14,6 +14,7 @@ from typing import Any, Final, Self, cast
 from attrs import field, frozen
 
 from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.points import parsed
 from airy_trio.changes.sweep import Place
 from airy_trio.changes.tables import KINDS, Kind
 
@@ -61,9 +62,12 @@ class Watermarks:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote. Raises ``ResumePointLost`` where another way of capture wrote it."""
+        """Read what ``str`` wrote.
+
+        Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
+        """
         try:
-            found = json.loads(text)
+            found: Any = parsed(text)
             return cls(
                 identity=found["identity"],
                 life=found["life"],
@@ -86,6 +90,14 @@ class Watermarks:
             },
             separators=(",", ":"),
         )
+
+
+def identity_in(text: str) -> str | None:
+    """The identity of the database in a resume point; None if another way of capture wrote it."""
+    try:
+        return Watermarks.parse(text).identity
+    except ResumePointLost:
+        return None
 
 
 class Given:

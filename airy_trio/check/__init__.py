@@ -13,11 +13,12 @@ import trio
 from attrs import frozen
 
 from airy_trio import migrate
-from airy_trio.app.stores import OWN_STORES
+from airy_trio.app.stores import OWN_STORES, is_shareable
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.feed import CANNOT_SEE, Consumer
+from airy_trio.changes.feed import CANNOT_SEE, Consumer, ResumePointTooNew
 from airy_trio.changes.inspection import inspect
+from airy_trio.changes.points import source_of
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, replication, rows, sqlite
@@ -32,10 +33,12 @@ from airy_trio.database import (
     Names,
     postgres_engine,
     quote_identifier,
+    shown,
     sqlite_engine,
     sqlite_path,
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
+from airy_trio.log.consumption import ForeignLogError
 from airy_trio.log.plugged import find_store
 from airy_trio.log.tables import LogTables
 from airy_trio.settings import Settings
@@ -59,21 +62,48 @@ class _Place:
         return sa.make_url(self.url).get_backend_name()
 
 
+@frozen
+class _Log:
+    """What an event store holds, and where it is in words."""
+
+    epoch: str
+    resume_point: str | None
+    words: str
+
+
 def check(settings: Settings) -> Report:
     """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
     report = Report()
     certificate.look(settings.listener, report)
     look_at_keys(settings.auth, report)
-    consumer = _check_application(settings, report)
-    epoch = _check_store(settings, report)
-    if consumer is not None and epoch is not None and consumer.epoch != epoch:
+    found = _check_application(settings, report)
+    log = _check_store(settings, report)
+    if found is None or log is None:
+        return report
+    consumer, source = found
+    if is_shareable(settings) and _is_foreign(log, source, report):
+        return report
+    if consumer is not None and consumer.epoch != log.epoch:
         what = f"the changes are recorded into another event log ({consumer.store}); with these settings a new epoch"
         report.add("warning", [f"log: {what} begins, and clients must reload"])
     return report
 
 
-def _check_application(settings: Settings, report: Report) -> Consumer | None:
-    """The application's database; the event log that records its changes, where there is one."""
+def _is_foreign(log: "_Log", source: str, report: Report) -> bool:
+    """Whether the event log holds the events of another database, as the server finds it out."""
+    try:
+        theirs = "" if log.resume_point is None else source_of(log.resume_point)
+    except ResumePointTooNew as error:
+        report.add("problem", [f"log: {error}"])
+        return True
+    if theirs in ("", source):
+        return False
+    report.add("problem", [f"log: {ForeignLogError(log.words)}"])
+    return True
+
+
+def _check_application(settings: Settings, report: Report) -> tuple[Consumer | None, str] | None:
+    """Look at the application's database; give the log that records its changes, and the identity of its change log."""
     options = settings.database
     place = _Place(options.url, "database.url")
     if place.dialect == SQLITE:
@@ -102,7 +132,9 @@ def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report)
     _connected(settings, pooled, report, lambda connection: report.add("warning", _shared(connection, pooled)))
 
 
-def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> Consumer | None:
+def _look(
+    connection: sa.Connection, settings: Settings, place: _Place, report: Report
+) -> tuple[Consumer | None, str] | None:
     names = Names.of(settings.database.url, settings.database.schema)
     tables: Tables = {}
     reads_only = settings.changes.reads_only
@@ -136,7 +168,9 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         report.add("problem", missing)
     if not missing:
         report.add("note", [f"watching {', '.join(tables)}"] if tables else [])
-        return ChangeLog(names).consumer(connection)
+        log = ChangeLog(names)
+        history = log.history(connection)
+        return log.consumer(connection), "" if history is None else history.source
     return None
 
 
@@ -197,8 +231,8 @@ def _check_itself(connection: sa.Connection, names: Names, place: _Place, report
     return bool(problems)
 
 
-def _check_store(settings: Settings, report: Report) -> str | None:
-    """The event store; its epoch, where that is known."""
+def _check_store(settings: Settings, report: Report) -> "_Log | None":
+    """Look at the event store; give what it holds, if that is known."""
     match settings.log.store:
         case "memory":
             report.add("note", ['log.store: "memory" ends with the process: after each start clients must reload'])
@@ -209,7 +243,7 @@ def _check_store(settings: Settings, report: Report) -> str | None:
             return _check_plugged_store(name, settings.log.url, report)
 
 
-def _check_sql_store(settings: Settings, report: Report) -> str | None:
+def _check_sql_store(settings: Settings, report: Report) -> _Log | None:
     place = _Place(settings.log.location(settings.database.url), "log.url")
     if place.dialect == SQLITE:
         path = sqlite_path(place.url)
@@ -221,7 +255,7 @@ def _check_sql_store(settings: Settings, report: Report) -> str | None:
     return _connected(settings, place, report, lambda connection: _look_at_log(connection, settings, place, report))
 
 
-def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> str | None:
+def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Log | None:
     names = Names(connection.dialect.name, settings.database.schema)
     problems: list[str] = []
     if names.dialect == POSTGRES:
@@ -244,14 +278,15 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
         return None
     if newer is not None:
         report.add("note", [f"log: {newer}, with which this version works"])
-    return LogTables.named(names).bounds(connection).epoch
+    log = LogTables.named(names)
+    return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
 
 
-def _check_plugged_store(name: str, url: str, report: Report) -> str | None:
-    async def look() -> str:
+def _check_plugged_store(name: str, url: str, report: Report) -> _Log | None:
+    async def look() -> _Log:
         with trio.fail_after(STORE_TIMEOUT_S):
             async with find_store(name, OWN_STORES)(url) as store:
-                return (await store.bounds()).epoch
+                return _Log((await store.bounds()).epoch, await store.resume_point(), shown(url) if url else name)
 
     try:
         return trio.run(look)

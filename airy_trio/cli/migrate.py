@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and do nothing.")
 @click.option("--remove", is_flag=True, help="Take everything of ours away again, the events too.")
+@click.option("--adopt-log", is_flag=True, help="Begin a new epoch in an event log of another database, to use it.")
 def migrate(  # noqa: PLR0913 - one for each option
     config: Path | None,
     *,
@@ -37,6 +38,7 @@ def migrate(  # noqa: PLR0913 - one for each option
     firing: "Firing | None",
     preview: bool,
     remove: bool,
+    adopt_log: bool,
 ) -> None:
     """Add the change log and the triggers to the database; all or nothing, and again without harm.
 
@@ -50,11 +52,18 @@ def migrate(  # noqa: PLR0913 - one for each option
       airy-trio migrate --config config/dev.toml --with-tables     in a database without tables
       airy-trio migrate --config config/prod.toml --triggers always
       airy-trio migrate --config config/prod.toml --remove         as if it had never been there
+      airy-trio migrate --config config/prod.toml --adopt-log      drop the events of another database
     """  # noqa: D301 - click's mark for lines that stay as they are
     if remove and (with_tables or grant is not None or firing is not None or preview):
         message = "--remove stands alone"
         raise click.UsageError(message)
+    if adopt_log and (with_tables or grant is not None or preview or remove):
+        message = "--adopt-log stands alone"
+        raise click.UsageError(message)
     settings = loaded(config)
+    if adopt_log:
+        _adopt_log(settings)
+        return
     from airy_trio import migrate as work
 
     with bar("waiting for an open transaction", work.LOCK_TRIES_MAX) as seen:
@@ -73,6 +82,15 @@ def migrate(  # noqa: PLR0913 - one for each option
             lines = list(_told(settings, done))
     for line in lines:
         click.echo(line)
+
+
+def _adopt_log(settings: "Settings") -> None:
+    import trio
+
+    from airy_trio.app.stores import adopt_log
+
+    store = told(lambda: trio.run(adopt_log, settings))
+    click.echo(f"began a new epoch in the event log at {store}: its events are gone, and its clients reload")
 
 
 def _told(settings: "Settings", done: "Migrated") -> Iterator[str]:

@@ -1,25 +1,41 @@
 """Which event log the changes of a database are recorded into, and where a recorder goes on in them.
 
-A change log has one consumer: its epoch is kept beside the changes, so that no two logs each get a part of them. It
-refuses to know who has the lease.
+A change log has one consumer: its epoch is kept next to the changes, so that no two logs each get a part of them. An
+event log has one source: its resume point names the change log, so that no two databases write into it. Independent of
+the lease.
 """
 
 import structlog
 
 from airy_trio.changes.feed import ChangeFeed, Consumer
+from airy_trio.errors import AiryTrioError
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position, new_epoch
 
 logger = structlog.get_logger(__name__)
 
 
-class Consumption:
-    """What one recorder knows and says of it. ``store``: what its log is kept in, in words."""
+class ForeignLogError(AiryTrioError):
+    """The event log holds the events of another database. Nothing was written to it."""
 
-    def __init__(self, feed: ChangeFeed, log: EventLog, store: str) -> None:
+    def __init__(self, store: str) -> None:
+        super().__init__(
+            f"the event log at {store} holds the events of another database; give each its own [log] url, or stop the "
+            "other server and take the event log over with: airy-trio migrate --adopt-log --config FILE"
+        )
+
+
+class Consumption:
+    """What one recorder knows and says of it. ``store``: what its log is kept in, in words.
+
+    ``shareable``: whether the settings of another database could name the same log by mistake.
+    """
+
+    def __init__(self, feed: ChangeFeed, log: EventLog, store: str, *, shareable: bool) -> None:
         self._feed = feed
         self._log = log
         self._store = store
+        self._shareable = shareable
 
     async def foreign(self) -> Consumer | None:
         """The log that the holder of the lease writes, if it is not ours; None also where it has not said so yet.
@@ -32,46 +48,54 @@ class Consumption:
         await self._log.catch_up()  # the epoch may have begun just now
         return None if consumer.epoch == self._log.epoch else consumer
 
-    async def start_point(self) -> tuple[Position, str, str | None]:
-        """The head of the log, where to go on, and the point up to which it is known to be recorded.
+    async def start_point(self) -> tuple[Position, str]:
+        """Give the head of the log and the resume point that it holds, from which to go on.
 
         ========== ========== ============================================== ======================================
         our store  consumer   which means                                    done
         ========== ========== ============================================== ======================================
-        no point   none       the first start of all                         from the origin; named
-        no point   ours       ended before the first append                  from the origin
-        no point   another    a new store: the memory of a new process, a    from the origin; named. Its epoch is
-                              lost file, another store before us             new, so clients of the old one reload
+        no point   any        the first start of all, or a new store: the    a new epoch from the origin; named
+                              memory of a new process, a lost file
         a point    ours       a restart, or the lease changed hands          from the point
-        a point    none       the change log was made anew                   a new epoch from the origin; named
+        a point    none       the change log was made again                  a new epoch from the origin; named
         a point    another    another store recorded meanwhile, or we ended  a new epoch from the origin; named
                               between beginning an epoch and naming it
         ========== ========== ============================================== ======================================
 
-        Where changes are not kept for one log, it goes on from its point, and without one from now.
+        A point of another database is refused if the log is shareable. A log without a point gets its first one by a
+        new epoch, because that is compared: of two databases that start on one empty log, one becomes its source and
+        the other one is refused.
+
+        If changes are not kept for one log, it goes on from its point, and without one from now.
 
         The origin is where ``migrate`` started, or what trimming has reached since: every change after it is still in
         the change log. A point that the database does not know any more shows in the first read.
 
-        Raises ``DatabaseError``, ``StoreUnavailable`` and, where another node records, ``StaleAppend``.
+        Raises ``DatabaseError``, ``StoreUnavailable``, ``ForeignLogError`` and, if another node records,
+        ``StaleAppend``.
         """
         await self._log.catch_up()
-        head = self._log.head  # before the point: who appends in between makes us stale, instead of one append double
+        head = self._log.head  # before the point: an append in between makes us stale, instead of one append double
         point = await self._log.store.resume_point()
-        if not self._feed.consumed:
-            if point is None:  # it is now: kept at once, else a restart before the first change would begin later
-                point = await self._feed.origin()
-                await self._log.append(head, (), point)
-            return head, point, point
         consumer = await self._feed.consumer()
-        if consumer is not None and consumer.epoch == head.epoch:
-            return head, point if point is not None else await self._feed.origin(), point
-        origin = await self._feed.origin()
         if point is not None:
-            head = await self._log.begin_epoch(head, origin)
+            if self._shareable and await self._feed.is_foreign(point):
+                raise ForeignLogError(self._store)
+            if not self._feed.consumed or (consumer is not None and consumer.epoch == head.epoch):
+                return head, point
             logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)
-        await self.name(head)
-        return head, origin, None
+        return await self.begin_epoch(head, await self._feed.origin())
+
+    async def begin_epoch(self, head: Position, start: str) -> tuple[Position, str]:
+        """Begin an epoch from a resume point and name it next to the changes.
+
+        Give its head and the point that the log holds. Raises ``DatabaseError``, ``StoreUnavailable``, ``StaleAppend``.
+        """
+        sealed = await self._feed.seal(start, start)  # else a copy from before the first append would pass for this one
+        begun = await self._log.begin_epoch(head, sealed)
+        if self._feed.consumed:
+            await self._feed.adopt(Consumer(begun.epoch, self._store))
+        return begun, sealed
 
     async def disown(self) -> None:
         """Say beside the changes that no log has recorded them, so that the next start begins an epoch.
@@ -81,7 +105,3 @@ class Consumption:
         """
         if self._feed.consumed:
             await self._feed.adopt(Consumer(new_epoch(), self._store))
-
-    async def name(self, head: Position) -> None:
-        """Say beside the changes which log they go into. Raises ``DatabaseError``."""
-        await self._feed.adopt(Consumer(head.epoch, self._store))

@@ -46,12 +46,16 @@ class ForeignConsumerError(AiryTrioError):
 
 @frozen(kw_only=True)
 class RecorderOptions:
-    """What the recorder is told: rows of the change log in a batch, bytes of a body, and the store in words."""
+    """What the recorder is told: rows of the change log in a batch, bytes of a body, and the store in words.
+
+    ``shareable``: see ``Consumption``.
+    """
 
     batch_rows_max: int
     body_bytes_max: int
     events: EventsOptions
     store: str
+    shareable: bool = False
 
 
 class Recorder:
@@ -72,7 +76,7 @@ class Recorder:
         self._lease = lease
         self._log = log
         self._options = options
-        self._consumption = Consumption(feed, log, options.store)
+        self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._deference = Deference() if deference is None else deference
         self._rows = BatchRows(options.batch_rows_max)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
@@ -124,18 +128,18 @@ class Recorder:
         await self.ahead.throw_away()
         await self._wait_for_lease(starting)
         held_since = trio.current_time()
-        head, point, self.recorded = await self._consumption.start_point()
+        head, point = await self._consumption.start_point()
+        self.recorded = point
         while True:
             self._fall_behind()
-            head, batch = await self._record(head, point)
-            point, more = batch.resume_point, batch.more
-            del batch  # two of them are enough: the next one, and what is read ahead of it
+            head, point, more = await self._record(head, point, self.recorded)
             if not self.recording:
                 logger.info("recording again" if self._pause_s else "recording", store=self._options.store)
                 self.recording, self.interruption, self._pause_s = True, None, 0.0
             starting.finish()
             if not more:
                 self._behind_since = None
+                await self._feed.settle(self.recorded)
                 with self._deference.until_due(held_since) as sleep:
                     await self._feed.wait()
                 if sleep.cancelled_caught:  # in the middle of something: it gives way though that may be withdrawn
@@ -180,21 +184,27 @@ class Recorder:
         """See ``Consumption.disown``."""
         await self._consumption.disown()
 
-    async def _record(self, head: Position, point: str) -> tuple[Position, Batch]:
-        """Read one batch and append what it means; give the head after it."""
+    async def _record(self, head: Position, point: str, recorded: str) -> tuple[Position, str, bool]:
+        """Read the batch after ``point`` and append its events.
+
+        ``recorded``: the resume point that the store holds. Give the head and the point after the batch, and whether
+        there is more. Reading ahead begins after the seal, which needs the same connection.
+        """
         try:
             batch, meaning, asked_at = await self._read(point)
         except ResumePointLost as error:
             return await self._restart(head, point, error)
+        reached = batch.resume_point
+        if batch.changes:
+            reached = await self._feed.seal(recorded, reached)
         if batch.more:
-            self.ahead.begin(batch.resume_point, self._rows.limit)
+            self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else asked_at - batch.age_s
-            known, point = self.recorded, batch.resume_point
-            head = await self._log.append(head, meaning.events, point, replaces=known, changed_at=changed_at)
-            self.recorded = batch.resume_point
+            head = await self._log.append(head, meaning.events, reached, replaces=recorded, changed_at=changed_at)
+            self.recorded = reached
             self._count(batch, meaning)
-        return head, batch
+        return head, reached, batch.more
 
     async def _read(self, point: str) -> tuple[Batch, Meaning, float]:
         """Read one batch and say what it means and when it was asked for.
@@ -209,16 +219,13 @@ class Recorder:
                 return batch, meaning, asked_at
             self._rows.exceeded(batch, meaning.share)
 
-    async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, Batch]:
+    async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, str, bool]:
         """Begin an epoch after the changes that are visible now."""
         # Stale? That must show before changes are forgotten.
         await self._log.append(head, (), point, replaces=self.recorded)
-        restarted = await self._feed.restart()
-        head = await self._log.begin_epoch(head, restarted)
-        await self._consumption.name(head)
-        self.recorded = restarted
+        head, self.recorded = await self._consumption.begin_epoch(head, await self._feed.restart())
         logger.warning("new epoch: the database has another history", reason=str(reason))
-        return head, Batch(objects=(), resume_point=restarted, changes=0, more=True)
+        return head, self.recorded, True
 
     def _fall_behind(self) -> None:
         """Note that there may be something to record, from now on unless from before."""

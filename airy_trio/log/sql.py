@@ -154,9 +154,7 @@ class SqlStore:
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
-        return await self._units.read(
-            lambda connection: connection.execute(sa.select(self._tables.state)).one().resume_point
-        )
+        return await self._units.read(self._tables.resume_point)
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``."""

@@ -173,6 +173,11 @@ class LogTables:
         )
         return sa.select(self.events).join(newest, offset == newest.c.newest)
 
+    def resume_point(self, connection: sa.Connection) -> str | None:
+        """The resume point that the last append has stored."""
+        found: str | None = connection.execute(sa.select(self.state.c.resume_point)).scalar_one()
+        return found
+
     def begin_epoch(self, connection: sa.Connection, expected: Position, epoch: str, resume_point: str | None) -> bool:
         """Begin an epoch after ``expected`` and return True; do nothing and return False if that is not the head.
 

@@ -85,6 +85,18 @@ class MemoryFeed:
         self._changes.origin = self._changes.trimmed = len(self._changes.rows)
         return self._changes.point(self._changes.origin)
 
+    async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is one
+        """See ``ChangeFeed.is_foreign``."""
+        await self._reach()
+        return False
+
+    async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes never go back without their history
+        """See ``ChangeFeed.seal``: the point as given."""
+        return upto
+
+    async def settle(self, point: str) -> None:
+        """See ``ChangeFeed.settle``: nothing to do."""
+
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``."""
         await self._reach()

@@ -5,8 +5,9 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.points import PostgresPoint, SqlitePoint
+from airy_trio.changes.feed import ResumePointLost, ResumePointTooNew
+from airy_trio.changes.points import PostgresPoint, SqlitePoint, source_of
+from airy_trio.changes.watermarks import Watermarks
 
 SNAPSHOTS = st.builds(
     lambda xmin, xmax, xip: f"{xmin}:{xmax}:{','.join(map(str, xip))}",
@@ -22,8 +23,10 @@ POSTGRES = st.builds(
     place=st.text(),
     target=SNAPSHOTS | st.just(""),
     seq=st.integers(0, 2**63),
+    source=st.text(),
+    mark=st.text(),
 )
-SQLITE = st.builds(SqlitePoint, seq=st.integers(0, 2**63), token=st.text())
+SQLITE = st.builds(SqlitePoint, seq=st.integers(0, 2**63), token=st.text(), source=st.text(), mark=st.text())
 
 
 @given(POSTGRES)
@@ -45,6 +48,31 @@ def test_anything_else_is_of_another_database(text: str) -> None:
     for kind in (PostgresPoint, SqlitePoint):
         with pytest.raises(ResumePointLost, match="another kind of database"):
             kind.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text, point",
+    [
+        (
+            '{"system":"1","timeline":"2","snapshot":"3:3:","place":"4.5","target":"","seq":6}',
+            PostgresPoint(system="1", timeline="2", snapshot="3:3:", place="4.5", seq=6),
+        ),
+        ('{"system":"1","timeline":"2","snapshot":"3:3:"}', PostgresPoint(system="1", timeline="2", snapshot="3:3:")),
+        ('[7,"token"]', SqlitePoint(7, "token")),
+        ('{"seq":7,"token":"token"}', SqlitePoint(7, "token")),
+    ],
+)
+def test_points_of_older_formats_are_read(text: str, point: PostgresPoint | SqlitePoint) -> None:
+    assert type(point).parse(text) == point
+    assert source_of(text) == ""
+
+
+@pytest.mark.parametrize("point", [PostgresPoint(system="1", timeline="2", snapshot="3:3:"), SqlitePoint(7, "token")])
+def test_point_of_a_newer_format_names_a_newer_version(point: PostgresPoint | SqlitePoint) -> None:
+    newer = str(point).replace('"format":1', '"format":2')
+    for read in (PostgresPoint.parse, SqlitePoint.parse, source_of, Watermarks.parse):
+        with pytest.raises(ResumePointTooNew, match="a newer airy-trio has written the event log"):
+            read(newer)
 
 
 def test_the_parts_of_a_snapshot() -> None:

@@ -4,21 +4,34 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import structlog
+import trio
 from attrs import evolve
 
 from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.lease import OwnLease
 from airy_trio.changes.objects import COLUMNS
 from airy_trio.changes.points import PostgresPoint
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.rows import ChangedObject, Tag
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.recorder import Recorder, RecorderOptions
+from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.settings import Settings
 from tests.application import Application
 from tests.changes import schedules
 from tests.changes.feeds import feed_of, read_all, source_of
+from tests.log.recording import until
 from tests.postgres import Postgres
 
 SEEDS = range(6)
@@ -240,3 +253,145 @@ async def test_an_older_copy_of_the_cluster_is_noticed(own_postgres: Postgres) -
         application.tag("new")
         assert ids((await read_all(feed, after))[0]) == ["new"]
     application.engine.dispose()
+
+
+IMPOSSIBLE = (
+    "insert into airy_trio.change_log (txid, kind, operation, key_1) "
+    "select cast('4000000000' as xid8), 'tags', 'I', 'of another cluster'"
+)
+
+
+async def test_change_of_a_transaction_that_has_not_begun_is_refused(postgres_application: Application) -> None:
+    """As after loading a dump of the data of an older cluster: each read would give it again."""
+    settings = postgres_application.migrate()
+    async with feed_of(postgres_application, settings) as feed:
+        after = (await feed.read(await feed.origin(), 1000)).resume_point
+        postgres_application.execute(IMPOSSIBLE)
+        for _ in range(2):  # in the short way that an open connection takes, and in the long one
+            with pytest.raises(ResumePointLost, match="have not begun"):
+                await feed.read(after, 1000)
+            await feed.aclose()
+        with structlog.testing.capture_logs() as said:
+            after = await feed.restart()
+        assert [line["rows"] for line in said] == [1]
+        postgres_application.tag("new")
+        assert ids((await read_all(feed, after))[0]) == ["new"]
+
+
+async def test_page_before_an_impossible_change_is_read_first(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    for number in range(3):
+        postgres_application.tag(f"t{number}")
+    postgres_application.execute(IMPOSSIBLE)
+    async with feed_of(postgres_application, settings) as feed:
+        batch = await feed.read(await feed.origin(), 2)
+        with pytest.raises(ResumePointLost, match="have not begun"):
+            await read_all(feed, batch.resume_point, 2)
+
+
+def sealing(application: Application, settings: Settings) -> PostgresFeed:
+    """A feed whose event log is elsewhere."""
+    return PostgresFeed(evolve(source_of(application, settings), seals=True))
+
+
+async def test_seal_is_durable_where_commits_are_not(postgres_application: Application) -> None:
+    """Everything that was committed before it is durable with it: the log of Postgres is written in order."""
+    settings = postgres_application.migrate()
+    name = sa.make_url(postgres_application.url).database
+    postgres_application.execute(f'alter database "{name}" set synchronous_commit = off')
+    postgres_application.engine.dispose()
+    feed = sealing(postgres_application, settings)
+    try:
+        after = await feed.origin()
+        for number in range(10):
+            postgres_application.tag(f"t{number}")
+            batch = await feed.read(after, 10)
+            committed = postgres_application.scalar("select pg_current_wal_insert_lsn()")
+            after = await feed.seal(after, batch.resume_point)
+            assert postgres_application.scalar(f"select pg_current_wal_flush_lsn() >= '{committed}'")
+    finally:
+        await feed.aclose()
+
+
+async def test_only_the_two_newest_sealed_points_are_accepted(postgres_application: Application) -> None:
+    settings = postgres_application.migrate()
+    feed = sealing(postgres_application, settings)
+    points = [await feed.origin()]
+    for number in range(3):
+        postgres_application.tag(f"t{number}")
+        batch = await feed.read(points[-1], 10)
+        points.append(await feed.seal(points[-1], batch.resume_point))
+
+    async def accepted() -> list[bool]:
+        """Which of the sealed points a new connection accepts."""
+        found = []
+        for point in points[1:]:
+            await feed.aclose()
+            try:
+                await feed.read(point, 10)
+                found.append(True)
+            except ResumePointLost:
+                found.append(False)
+        return found
+
+    assert await accepted() == [False, True, True]
+    await feed.settle(points[-1])
+    assert await accepted() == [False, False, True]
+    assert PostgresPoint.parse(await feed.origin()).mark == ""
+    await feed.aclose()
+
+
+class FailingStore(MemoryStore):
+    """An event store whose second append is of unknown outcome: it fails before it has happened, or after."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__()
+        self.appends = 0
+        self._after = after
+
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        self.appends += 1
+        if self.appends == 2 and not self._after:
+            message = "away before"
+            raise StoreUnavailable(message)
+        stored = await super().append(expected, events, resume_point, replaces=replaces)
+        if self.appends == 2:
+            message = "away after"
+            raise StoreUnavailable(message)
+        return stored
+
+
+def _appended(store: FailingStore, before: int, recorder: Recorder, restart: bool) -> bool:
+    return store.appends > before and (recorder.recording or restart)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+async def test_append_of_unknown_outcome_needs_no_epoch(
+    postgres_application: Application, *, after: bool, restart: bool
+) -> None:
+    settings, store = postgres_application.migrate(), FailingStore(after=after)
+    epoch = ""
+    with trio.fail_after(30):
+        for tags in (["one", "two"], ["three"]):
+            feed = sealing(postgres_application, settings)
+            log = EventLog(store, LogOptions(store="memory"))
+            options = RecorderOptions(batch_rows_max=10, body_bytes_max=1000, events=EventsOptions(), store="ours")
+            recorder = Recorder(feed, OwnLease(), log, options)
+            await log.open()
+            async with trio.open_nursery() as nursery:
+                await nursery.start(recorder.run)
+                for tag in tags:
+                    before = store.appends
+                    postgres_application.tag(tag)
+                    await until(partial(_appended, store, before, recorder, restart))
+                epoch = epoch or (await store.bounds()).epoch
+                nursery.cancel_scope.cancel()
+            await feed.aclose()
+            if not restart:
+                break
+    events = await store.read((await store.bounds()).floor, 10)
+    assert [event.object for event in events] == [f"tag:{tag}" for tag in (["one", "two"] + ["three"] * restart)]
+    assert (await store.bounds()).epoch == epoch

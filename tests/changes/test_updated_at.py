@@ -258,6 +258,16 @@ async def test_a_point_of_another_database_is_lost(watched: Watched) -> None:
             await feed.read(after, 10)
 
 
+async def test_point_of_another_cluster_is_foreign(watched: Watched) -> None:
+    """A copy of an SQLite file is another file, so that a file never says."""
+    async with watching(watched.application) as feed:
+        ours = await feed.origin()
+        theirs = ours.replace('"identity":"', '"identity":"1')
+        assert not await feed.is_foreign(ours)
+        assert not await feed.is_foreign("of another way of capture")
+        assert await feed.is_foreign(theirs) == (watched.application.dialect == "postgresql")
+
+
 async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
     none = '[database.tables.{}]\nname = ""\n'
     watched.application.execute(

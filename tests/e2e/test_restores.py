@@ -1,24 +1,30 @@
 """A database that went back to an older state: a new epoch, so that no position ever names two events."""
 
 import itertools
+import shutil
 import sqlite3
 import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 import trio
+from psycopg import sql
 
 from airy_trio.database import sqlite_path
 from airy_trio.testing.client import connect
-from tests.application import Application
+from tests.application import Application, application
+from tests.changes.test_postgres import copy_folder
 from tests.e2e.route import HOST, Event, assert_in_order, configure, listening
 from tests.postgres import SUPERUSER, Postgres
 from tests.processes import Server, json_object, server
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 50.0
+MANY = 40
 
 
 class Dump:
@@ -166,3 +172,151 @@ def copy(source: Path, target: Path) -> None:
     """As SQLite's ``.backup`` and ``.restore`` do."""
     with closing(sqlite3.connect(source)) as from_, closing(sqlite3.connect(target)) as into:
         from_.backup(into)
+
+
+@pytest.fixture
+def own_application(own_postgres: Postgres) -> Iterator[Application]:
+    """An application in a cluster that the test may stop, crash and put back."""
+    with application(own_postgres.url(own_postgres.create_database())) as made:
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["a file", "another Postgres"])
+async def test_older_data_folder_with_the_log_elsewhere_begins_an_epoch(
+    own_application: Application, own_postgres: Postgres, tmp_path: Path, request: pytest.FixtureRequest, log: str
+) -> None:
+    """The application writes on, so that its transaction numbers do not tell."""
+    url = f"sqlite:///{tmp_path}/events.db" if log == "a file" else request.getfixturevalue("postgres_database")
+    config = configure(own_application, tmp_path, f'[log]\nurl = "{url}"\n')
+    data, saved = own_postgres.folder / "data", own_postgres.folder / "saved"
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            own_application.tag("kept")
+            await ours.take(1)
+            assert await serving.terminate() == 0
+        await restarted(own_application, own_postgres, lambda: copy_folder(data, saved))
+        async with server(config) as serving, listening(serving, after=ours.events[-1].position) as later:
+            own_application.tag("lost")
+            await later.take(1)
+            assert await serving.terminate() == 0
+        await restarted(own_application, own_postgres, lambda: put_back(saved, data))
+        for number in range(MANY):
+            own_application.tag(f"t{number}")
+        async with server(config) as serving:
+            await assert_another_epoch(serving, own_application, ours.events + later.events)
+            assert await serving.terminate() == 0
+
+
+@pytest.mark.slow
+async def test_crash_keeps_every_commit_that_clients_have_seen(
+    own_application: Application, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    """Although the application does not wait for its commits to be written; so the log can go on in its epoch."""
+    own_postgres.execute(sql.SQL("alter system set synchronous_commit = off"))
+    own_postgres.execute(sql.SQL("alter system set wal_writer_delay = '10s'"))
+    await restarted(own_application, own_postgres, lambda: None)
+    config = configure(own_application, tmp_path, f'[log]\nurl = "sqlite:///{tmp_path}/events.db"\n')
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            for number in range(MANY // 2):
+                own_application.tag(f"seen{number}")
+                await ours.take(1)
+            await serving.kill()
+        own_application.engine.dispose()
+        await trio.to_thread.run_sync(own_postgres.crash)
+        await trio.to_thread.run_sync(own_postgres.start)
+        assert own_application.scalar("select count(*) from tags where id like 'seen%'") == len(ours.events)
+        for number in range(MANY):
+            own_application.tag(f"t{number}")
+        async with server(config) as serving, listening(serving, after=ours.events[-1].position) as returning:
+            assert returning.receipt.get("resume") != "reset-epoch"
+            told = await returning.upto(lambda event: event.object == ("tag", f"t{MANY - 1}"))
+            assert {event.object for event in told} == {("tag", f"t{number}") for number in range(MANY)}
+            assert_in_order(ours.events + told)
+            assert await serving.terminate() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [1, 3])
+async def test_redis_that_lost_its_end_begins_an_epoch(
+    any_application: Application, own_redis: RedisServer, tmp_path: Path, lost: int
+) -> None:
+    """Also if it lost no more than the last append, and the servers that know better have ended with it."""
+    config = configure(any_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            any_application.tag("kept")
+            await ours.take(1)
+            own_redis.copy(tmp_path / "copy")
+            for number in range(lost):
+                any_application.tag(f"lost{number}")
+                await ours.take(1)
+            await settled(any_application)
+            await serving.kill()
+        own_redis.kill()
+        own_redis.put_back(tmp_path / "copy")
+        await trio.to_thread.run_sync(own_redis.start)
+        any_application.tag("before the start")
+        async with server(config) as serving:
+            await assert_another_epoch(serving, any_application, ours.events)
+            assert await serving.terminate() == 0
+
+
+def put_back(saved: Path, data: Path) -> None:
+    shutil.rmtree(data)
+    saved.rename(data)
+
+
+async def settled(application: Application) -> None:
+    """Return once the database knows that the last append has happened."""
+    state = application.log_table("change_state")
+    while application.scalar(f"select count(*) from {state} where mark = replaced_mark and mark <> ''") != 1:  # noqa: ASYNC110 - the server does not say; a name of ours
+        await trio.sleep(0.01)
+
+
+async def restarted(application: Application, postgres: Postgres, meanwhile: Callable[[], object]) -> None:
+    """Stop Postgres, do something to its files, and start it."""
+    application.engine.dispose()
+
+    def work() -> None:
+        postgres.stop()
+        meanwhile()
+        postgres.start()
+
+    await trio.to_thread.run_sync(work)
+
+
+@pytest.mark.slow
+async def test_dump_of_data_from_an_older_cluster_is_sent_once(
+    postgres: Postgres, postgres_application: Application, own_application: Application, tmp_path: Path
+) -> None:
+    """With changes that no server has read, whose transactions have not begun in the cluster that it is loaded into."""
+    name, older = sa.make_url(own_application.url).database, sa.make_url(postgres_application.url).database
+    postgres_application.migrate()
+    burn = "do $$ begin for i in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$"
+    with postgres_application.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(burn)
+    for number in range(3):
+        postgres_application.tag(f"waiting{number}")
+    config = configure(own_application, tmp_path)
+
+    def load() -> None:
+        where = ["--host", HOST, "--username", SUPERUSER]
+        dumped: list[str | Path] = ["--data-only", "--table", "airy_trio.change_log", "--file", tmp_path / "dump.sql"]
+        programs = postgres.binaries.folder
+        subprocess.run([programs / "pg_dump", *where, "--port", str(postgres.port), *dumped, str(older)], check=True)
+        own = ["--port", str(sa.make_url(own_application.url).port), "--quiet", "--set", "ON_ERROR_STOP=1"]
+        subprocess.run([programs / "psql", *where, *own, "--file", tmp_path / "dump.sql", str(name)], check=True)
+
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving:
+            await trio.to_thread.run_sync(load)
+            emptied = await serving.record("change log emptied; changes that were not recorded are not sent")
+            assert emptied["rows"] == 3
+            await said_of_a_new_epoch(serving)
+            assert own_application.scalar("select count(*) from airy_trio.change_log") == 0
+            async with listening(serving, headers=[("replay", "all")]) as ours:
+                own_application.tag("new")
+                assert [event.object for event in await ours.take(1)] == [("tag", "new")]
+            assert await serving.terminate() == 0

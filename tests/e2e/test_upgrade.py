@@ -178,8 +178,8 @@ async def go_back(application: Application, settings: Settings, revision: str) -
 def point_of_0001(point: str) -> str:
     """A resume point as text in the form of programs of ``changes_0001``."""
     found = json.loads(point)
-    if isinstance(found, list):
-        return json.dumps(found[:2])
+    if "token" in found:  # of SQLite
+        return json.dumps([found["seq"], found["token"]])
     return json.dumps({key: found[key] for key in ("system", "timeline", "snapshot", "place", "target", "seq")})
 
 

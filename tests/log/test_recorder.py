@@ -78,9 +78,9 @@ OURS, ANOTHER = "ours", "another"
 @pytest.mark.parametrize(
     "recorded_before, consumer, begins_at, new_epoch",
     [
-        pytest.param(False, None, 3, False, id="the first start of all"),
-        pytest.param(False, OURS, 3, False, id="ended before the first append"),
-        pytest.param(False, ANOTHER, 3, False, id="a new store after another"),
+        pytest.param(False, None, 3, True, id="the first start of all"),
+        pytest.param(False, OURS, 3, True, id="a log that was adopted"),
+        pytest.param(False, ANOTHER, 3, True, id="a new store after another"),
         pytest.param(True, OURS, 6, False, id="a restart"),
         pytest.param(True, None, 3, True, id="the change log was made anew"),
         pytest.param(True, ANOTHER, 3, True, id="another store recorded meanwhile"),
@@ -107,7 +107,7 @@ async def test_where_it_starts(
     await run_until_idle(changes, store)
     assert await recorded(store) == tags(begins_at, 7)
     assert ((await store.bounds()).epoch != epoch) == new_epoch
-    assert changes.consumer == Consumer((await store.bounds()).epoch, "our store" if consumer != OURS else "some store")
+    assert changes.consumer == Consumer((await store.bounds()).epoch, "our store" if new_epoch else "some store")
 
 
 async def test_a_memory_store_that_was_lost_begins_at_what_trimming_has_reached(
