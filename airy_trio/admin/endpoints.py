@@ -39,17 +39,6 @@ def application(
     ``others``: further pages.
     """
 
-    async def livez(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        return _json(HTTPStatus.OK, {"alive": True})
-
-    async def readyz(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        found = conditions()
-        ready = all(condition.well for condition in found.values())
-        parts = {name: {"well": condition.well, "reason": condition.reason} for name, condition in found.items()}
-        return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready, **parts})
-
     async def metrics(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -68,13 +57,37 @@ def application(
 
     return Starlette(
         routes=[
-            Route("/livez", livez),
-            Route("/readyz", readyz),
+            *_probes(conditions),
             Route("/metrics", metrics),
             Route("/api/clients", clients),
             *others,
         ]
     )
+
+
+def starting_application(conditions: Callable[[], Mapping[str, Condition]]) -> Starlette:
+    """Make the ASGI application of a server that starts: the probes answer, every other page is 503."""
+
+    async def later(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this server is starting"})
+
+    return Starlette(routes=[*_probes(conditions), Route("/{path:path}", later)])
+
+
+def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Iterable[Route]:
+    async def livez(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        return _json(HTTPStatus.OK, {"alive": True})
+
+    async def readyz(_request: Request) -> Response:
+        await trio.lowlevel.checkpoint()
+        found = conditions()
+        ready = all(condition.well for condition in found.values())
+        parts = {name: {"well": condition.well, "reason": condition.reason} for name, condition in found.items()}
+        return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready, **parts})
+
+    return Route("/livez", livez), Route("/readyz", readyz)
 
 
 @frozen

@@ -4,7 +4,8 @@ What the long-lived objects know is asked when somebody wants to know it. Only t
 database: a task of its own asks it now and then, so that no probe ever waits for a database. Knows no HTTP.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -22,6 +23,8 @@ TRIGGERS_PERIOD_S: Final = 5.0
 TRIGGERS_TIMEOUT_S: Final = 5.0
 CHANGE_PERIOD_S: Final = 1.0
 """Between two looks at all parts, whose changes are logged."""
+START_WAIT_S: Final = 1.0
+"""A start that waits for longer logs what it waits for."""
 
 
 @frozen
@@ -30,6 +33,47 @@ class Condition:
 
     well: bool
     reason: str
+
+
+class Starting:
+    """What the start of a server waits for: its only condition until it has started. ``run`` is a task."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._reason = ""
+        self._finished = False
+
+    def conditions(self) -> Mapping[str, Condition]:
+        """The condition now. Never waits."""
+        reason = "this server is starting" if self._what is None else f"waiting for {self._what}: {self._reason}"
+        return {"start": Condition(well=False, reason=reason)}
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Note what the start waits for in this block."""
+        self._what, self._reason = what, "no answer yet, as while another transaction holds a lock"
+        try:
+            yield
+        finally:
+            self._what = None
+
+    def failed(self, reason: str) -> None:
+        """Note why it is tried again."""
+        self._reason = reason
+
+    def finish(self) -> None:
+        """Note that the server has started."""
+        self._finished = True
+
+    async def run(self) -> None:
+        """Log what the start waits for, once for each, if that takes long. Returns when the server has started."""
+        logged: set[str | None] = {None}
+        while not self._finished:
+            what = self._what
+            await trio.sleep(START_WAIT_S)
+            if self._what == what and what not in logged:
+                logger.warning("start waits; it continues when this answers", waits_for=what, reason=self._reason)
+                logged.add(what)
 
 
 class Readiness:

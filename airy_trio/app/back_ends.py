@@ -11,6 +11,7 @@ import trio
 from attrs import field, frozen
 
 from airy_trio import migrate
+from airy_trio.admin.readiness import Starting
 from airy_trio.changes import triggers
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import CANNOT_SEE, ChangeFeed, Lease
@@ -68,7 +69,7 @@ class BackEnds:
             await self.closing.aclose()
 
 
-async def open_back_ends(settings: Settings) -> BackEnds:
+async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
     """Choose and open feed and lease, having checked that everything they need is there."""
     options = settings.database
     dialect = sa.make_url(options.url).get_backend_name()
@@ -84,6 +85,7 @@ async def open_back_ends(settings: Settings) -> BackEnds:
             lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
             options,
             "database.url",
+            starting,
         )
         feed, lease = (
             _feed_by_updated_at(settings, names, tables)
@@ -265,20 +267,25 @@ def open_database(
     return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw"))
 
 
-async def patiently(what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str) -> T:
+async def patiently(
+    what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
+) -> T:
     """Try for ``connect_timeout_s``, then raise ``StartError``: a database may start at the same time as we do.
 
-    What it refuses it refuses again, and is raised at once.
+    A refusal is raised at once. ``starting`` reports what is waited for; a lock may take longer than those tries.
     """
+    starting = Starting() if starting is None else starting
     give_up_at = trio.current_time() + options.connect_timeout_s
-    while True:
-        try:
-            return await what()
-        except Unavailable as error:
-            if trio.current_time() >= give_up_at:
-                store = isinstance(error, StoreUnavailable)
-                what_is_away = "log.url: the event store" if store else f"{setting}: the database"
-                raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
-            await trio.sleep(RETRY_PAUSE_S)
-        except DatabaseRefused as error:
-            raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
+    with starting.waiting_for(f"the {'event store' if setting == 'log.url' else 'database'} ({setting})"):
+        while True:
+            try:
+                return await what()
+            except Unavailable as error:
+                starting.failed(str(error))
+                if trio.current_time() >= give_up_at:
+                    store = isinstance(error, StoreUnavailable)
+                    what_is_away = "log.url: the event store" if store else f"{setting}: the database"
+                    raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
+                await trio.sleep(RETRY_PAUSE_S)
+            except DatabaseRefused as error:
+                raise StartError([f"{setting}: the database cannot be used: {error}"]) from None

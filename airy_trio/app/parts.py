@@ -33,7 +33,6 @@ class Parts:
     readiness: Readiness
     door: Door
     encryption: Encryption | None
-    worker: int = 0
     serves: bool = True
 
     def pages(self) -> Starlette:

@@ -3,11 +3,12 @@
 ::
 
     serve()
-      connections                  outer: sessions and their send tasks, with a deadline at shutdown; what acknowledges
-                                   durable subscriptions, and the admin port, which tells of the shutdown, to the end
-      intake                       inner: recorder and who reads ahead for it, tail of the store, retention, readiness;
-                                   in a process that serves: fan-out, wheel, accept loop, renewal. Cancelled first at
-                                   shutdown, and whatever breaks in it ends the server loudly
+      port                         outermost: the admin port, which reports what the start waits for, and the shutdown
+      connections                  sessions and their send tasks, with a deadline at shutdown; what acknowledges durable
+                                   subscriptions, to the end
+      intake                       innermost: recorder and who reads ahead for it, tail of the store, retention,
+                                   readiness; in a process that serves: fan-out, wheel, accept loop, renewal. Cancelled
+                                   first at shutdown, and whatever breaks in it ends the server loudly
 """
 
 import contextlib
@@ -20,9 +21,12 @@ from typing import Final
 import structlog
 import trio
 from attrs import evolve, frozen
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airy_trio import migrate
 from airy_trio.admin import server as admin
+from airy_trio.admin.endpoints import starting_application
+from airy_trio.admin.readiness import Starting
 from airy_trio.app import process
 from airy_trio.app.back_ends import open_back_ends, patiently
 from airy_trio.app.parts import Parts, make_parts
@@ -134,29 +138,58 @@ async def serve(  # noqa: ASYNC128, PLR0913 - _serve says that it has started; a
     worker = 0 if worker is None else worker
     authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
     encryption = await open_encryption(settings.listener)
-    if settings.database.migrate:
-        await trio.to_thread.run_sync(migrate.migrate, settings)
-    back_ends = await open_back_ends(settings)
+    starting = Starting()
+    pages = _Pages(starting_application(starting.conditions))
     try:
-        async with opened_store(settings) as opened:
-            made = make_parts(settings, back_ends, opened, authenticator, encryption, deference=deference)
-            parts = evolve(made, worker=worker, serves=worker != settings.listener.recorder)
-            await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, task_status)
+        async with trio.open_nursery() as port:
+            port.start_soon(admin.serve, await admin.open_listeners(settings.admin, worker), pages)
+            port.start_soon(starting.run)
+            if settings.database.migrate:
+                with starting.waiting_for("the database (database.url) to be migrated"):
+                    await trio.to_thread.run_sync(migrate.migrate, settings, abandon_on_cancel=True)
+            back_ends = await open_back_ends(settings, starting)
+            try:
+                async with opened_store(settings, starting=starting) as opened:
+                    made = make_parts(settings, back_ends, opened, authenticator, encryption, deference=deference)
+                    parts = evolve(made, serves=worker != settings.listener.recorder)
+                    await _serve(
+                        settings,
+                        parts,
+                        renewal,
+                        trio.Event() if stopping is None else stopping,
+                        _Start(status=task_status, starting=starting, pages=pages),
+                    )
+            finally:
+                await back_ends.aclose()
+            port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise told_error(group) from None
-    finally:
-        await back_ends.aclose()
+
+
+class _Pages:
+    """The application of the admin port, which is another one once the server has started."""
+
+    def __init__(self, current: ASGIApp) -> None:
+        self.current = current
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.current(scope, receive, send)
+
+
+@frozen(kw_only=True)
+class _Start:
+    """What is told that the server has started."""
+
+    status: trio.TaskStatus[Address]
+    starting: Starting
+    pages: _Pages
 
 
 async def _serve(
-    settings: Settings,
-    parts: Parts,
-    renewal: Renewal | None,
-    stopping: trio.Event,
-    status: trio.TaskStatus[Address],
+    settings: Settings, parts: Parts, renewal: Renewal | None, stopping: trio.Event, start: _Start
 ) -> None:
     log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
-    await patiently(log.open, settings.database, "log.url")
+    await patiently(log.open, settings.database, "log.url", start.starting)
     with contextlib.ExitStack() as sockets:
         broken: ExceptionGroup[Exception] | None = None
         async with trio.open_nursery() as connections:
@@ -164,12 +197,13 @@ async def _serve(
             try:
                 async with trio.open_nursery() as intake:
                     intake.start_soon(recorder.ahead.run)
-                    await patiently(partial(intake.start, recorder.run), settings.database, "database.url")
+                    recording = partial(intake.start, recorder.run)
+                    await patiently(recording, settings.database, "database.url", start.starting)
                     intake.start_soon(log.follow)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(readiness.run)
-                    ports = await admin.open_listeners(settings.admin, parts.worker)
-                    connections.start_soon(admin.serve, ports, parts.pages())
+                    start.pages.current = parts.pages()
+                    start.starting.finish()
                     if parts.serves:
                         intake.start_soon(sessions.fan_out)
                         intake.start_soon(sessions.wheel.turn)
@@ -179,9 +213,9 @@ async def _serve(
                         intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                         if renewal is not None:
                             intake.start_soon(renewal.run, settings, sessions, parts.encryption)
-                        status.started(_listening_at(listening, settings, parts))
+                        start.status.started(_listening_at(listening, settings, parts))
                     else:
-                        status.started(_recording_for(settings, parts))
+                        start.status.started(_recording_for(settings, parts))
                     await stopping.wait()
                     readiness.stop()  # first: who sends us traffic learns it before anybody is sent away
                     intake.cancel_scope.cancel()

@@ -11,6 +11,7 @@ import trio
 from attrs import frozen
 
 from airy_trio import migrate
+from airy_trio.admin.readiness import Starting
 from airy_trio.app.back_ends import open_database, patiently
 from airy_trio.database import SQLITE, Names, shown, sqlite_path
 from airy_trio.errors import StartError, told_error
@@ -36,16 +37,19 @@ class OpenedStore:
 
 
 @contextlib.asynccontextmanager
-async def opened_store(settings: Settings, *, create: bool = True) -> AsyncIterator[OpenedStore]:
+async def opened_store(
+    settings: Settings, *, create: bool = True, starting: Starting | None = None
+) -> AsyncIterator[OpenedStore]:
     """The event store that the settings name, for the length of a block: some have tasks of their own.
 
-    ``create``: whether an SQLite file of our own is made where there is none. Raises ``StartError``.
+    ``create``: whether an SQLite file of our own is made where there is none. ``starting``: see ``patiently``.
+    Raises ``StartError``.
     """
     match settings.log.store:
         case "memory":
             yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
         case "sql":
-            opened = await _sql_store(settings, create=create)
+            opened = await _sql_store(settings, create=create, starting=starting)
             try:
                 yield opened
             finally:
@@ -91,7 +95,7 @@ async def adopt_log(settings: Settings) -> str:
         raise told_error(group) from None
 
 
-async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
+async def _sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:
     options = settings.database
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
@@ -115,7 +119,7 @@ async def _sql_store(settings: Settings, *, create: bool) -> OpenedStore:
             logger.info("working with the schema of a newer version", log=newer)
 
     try:
-        await patiently(lambda: reading.run(check), options, "log.url")
+        await patiently(lambda: reading.run(check), options, "log.url", starting)
     except BaseException:
         await reading.aclose()
         raise

@@ -43,6 +43,14 @@ class Port:
         async with httpx2.AsyncClient(base_url=f"http://{HOST}:{self.number}", timeout=TIMEOUT_S) as client:
             return await client.get(path, headers=headers)
 
+    async def is_open(self) -> bool:
+        """Whether it can be asked."""
+        try:
+            await self.get("/livez")
+        except httpx2.ConnectError:
+            return False
+        return True
+
     async def ready(self) -> tuple[int, dict[str, Any]]:
         answer = await self.get("/readyz")
         return answer.status_code, answer.json()

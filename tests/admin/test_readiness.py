@@ -1,10 +1,11 @@
 """Each reason for which a server is not ready, made true on a real one; and what is logged of it."""
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,13 +13,15 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio import app
 from airy_trio.admin import readiness
 from airy_trio.admin.readiness import TRIGGERS_PERIOD_S, TRIGGERS_TIMEOUT_S, Readiness
 from airy_trio.database import SQLITE_BUSY_TIMEOUT_S, DatabaseUnavailable, sqlite_path
 from airy_trio.log.memory import MemoryStore
 from airy_trio.migrate.streams import head
+from airy_trio.settings import Settings
 from airy_trio.testing.feed import MemoryChanges
-from tests.admin.serving import admin, free_port, serving_all
+from tests.admin.serving import Port, admin, free_port, serving_all
 from tests.application import Application, application
 from tests.changes.watched import ONLY_TAGS, Watched
 from tests.log.recording import Node, node, tag
@@ -249,3 +252,45 @@ async def test_file_that_stays_locked_interrupts_recording(sqlite_application: A
             await port.until_ready()
     told = [line["event"] for line in said if str(line["event"]).startswith("recording")]
     assert told == ["recording", "recording interrupted", "recording again"]
+
+
+@asynccontextmanager
+async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None]:
+    """Start a server, whose admin port says in the block what it waits for; after the block it becomes ready."""
+    port = Port(settings.admin.port)
+    with capture_logs() as said:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nursery.start, app.serve, settings)
+            while not await port.is_open():
+                pass
+            assert words in await port.until_unwell("start", "waiting for the database (database.url): ")
+            assert (await port.get("/livez")).status_code == 200
+            assert (await port.get("/metrics")).status_code == 503
+            with trio.fail_after(20):
+                while not any("waits_for" in line for line in said):
+                    await port.ready()
+            assert "listening" not in [line["event"] for line in said]
+            yield
+            await port.until_ready()
+            nursery.cancel_scope.cancel()
+    assert [line["waits_for"] for line in said if "waits_for" in line] == ["the database (database.url)"]
+
+
+async def test_start_says_that_it_waits_for_a_lock(any_application: Application) -> None:
+    settings = any_application.migrate(f"connect_timeout_s = 30\n{admin(free_port())}")
+    with any_application.engine.connect() as other:
+        driver: Any = other.connection.driver_connection
+        if any_application.dialect == "sqlite":
+            driver.execute("begin exclusive")
+        else:
+            driver.execute("lock table messages")
+        async with start_that_waits(settings, ""):
+            driver.rollback()
+
+
+async def test_start_says_that_it_waits_for_a_database_that_is_away(own_postgres: Postgres) -> None:
+    with application(own_postgres.url(own_postgres.create_database())) as writing:
+        settings = writing.migrate(f"connect_timeout_s = 30\n{admin(free_port())}")
+        own_postgres.stop()
+        async with start_that_waits(settings, "OperationalError"):
+            await trio.to_thread.run_sync(own_postgres.start)
