@@ -13,14 +13,14 @@
 Every message is plain words for a reader of the terminal: no parameters of a statement, no password, no payload.
 """
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class AiryTrioError(Exception):
     """The root of the tree; ``exit_code`` is what the command line ends with when this reaches it."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class FaultsError(AiryTrioError):
@@ -34,7 +34,7 @@ class FaultsError(AiryTrioError):
 class SettingsError(FaultsError):
     """The command line or the settings file is wrong; nothing was started."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code = 2
 
 
 class StartError(FaultsError):
@@ -49,12 +49,34 @@ class Unavailable(AiryTrioError):
     """A thing outside is away and may come back: the caller waits and tries again."""
 
 
+class SeveralErrors(FaultsError):
+    """Errors of several tasks that failed at the same time. It counts as the first of them."""
+
+    def __init__(self, first: AiryTrioError, faults: Iterable[str]) -> None:
+        super().__init__(faults)
+        self.exit_code = first.exit_code
+
+
 def told_error(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The one error that a person is told, where the group holds only errors of ours; else the group."""
+    """Return the one error to report if the group holds only errors of ours; else the group.
+
+    If they have different lines it is ``SeveralErrors``, with each line once.
+    """
     ours, others = group.split(AiryTrioError)
     if ours is None or others is not None:
         return group
-    error: BaseException = ours
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    first, *more = _leaves(ours)
+    faults = dict.fromkeys(line for error in (first, *more) for line in _lines(error))
+    return SeveralErrors(first, faults) if len(faults) > len(_lines(first)) else first
+
+
+def _leaves(error: BaseException) -> Iterator[AiryTrioError]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    elif isinstance(error, AiryTrioError):
+        yield error
+
+
+def _lines(error: AiryTrioError) -> tuple[str, ...]:
+    return error.faults if isinstance(error, FaultsError) else (str(error),)

@@ -1,5 +1,6 @@
 """What SIGHUP renews in a server that runs, and what it leaves as it is; the signal itself is in ``e2e``."""
 
+import os
 import ssl
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -140,6 +141,27 @@ async def test_a_token_that_was_removed_ends_its_sessions_and_no_others(sqlite_a
         async with await server.client("d4"), await server.client("e5") as new:
             sqlite_application.tag()
             assert [(await client.receive()).command for client in (kept, new)] == ["MESSAGE"] * 2
+
+
+async def test_renewal_that_hangs_does_not_hold_up_the_end(sqlite_application: Application, tmp_path: Path) -> None:
+    """A pipe without a writer blocks its reader, as a mount does whose server is away."""
+    files = issue(tmp_path)
+    async with running(sqlite_application, with_tls(files)) as server:
+        files.certificate.unlink()
+        os.mkfifo(files.certificate)
+        server.renewal.ask()
+        with trio.fail_after(TIMEOUT_S):
+            while (writing := open_writer(files.certificate)) is None:  # noqa: ASYNC110 - a pipe does not notify
+                await trio.sleep(0.01)
+    os.close(writing)  # only now does the reader get on
+
+
+def open_writer(pipe: Path) -> int | None:
+    """Open a pipe for writing once it has a reader."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
 
 
 async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(

@@ -56,7 +56,7 @@ class Renewal:
                 logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - as above
 
     async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
-        found, new = await trio.to_thread.run_sync(self._read)
+        found, new = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)  # a mount may hang
         if (new is None) != (encryption is None):
             raise StartError([TLS_STAYS])
         sessions.renew(found.auth)
@@ -72,7 +72,7 @@ class Renewal:
 
 async def open_encryption(options: ListenerOptions) -> Encryption | None:
     """What connections are encrypted with from the start; None: they are not. Raises ``StartError``."""
-    found = await trio.to_thread.run_sync(certificate_of, options)
+    found = await trio.to_thread.run_sync(certificate_of, options, abandon_on_cancel=True)
     if found is None:
         return None
     tell(found)

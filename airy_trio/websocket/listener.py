@@ -1,7 +1,7 @@
-"""The listening socket and the accept loop: every connection becomes a session; nothing ends the loop but its scope.
+"""The listening socket and the accept loop: every connection becomes a session.
 
 A plain socket of the standard library, because its connections are written to directly (``outlet``). Running out of
-file descriptors pauses accepting, it does not end it.
+file descriptors pauses accepting. An error of the listening socket itself ends the server: it would never accept again.
 """
 
 import errno
@@ -14,7 +14,7 @@ import structlog
 import trio
 from attrs import field, frozen
 
-from airy_trio.errors import StartError
+from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
 from airy_trio.websocket.goodbye import LINGER_S
 from airy_trio.websocket.origins import is_loopback
@@ -42,6 +42,7 @@ _TURNED_AWAY: Final = "turned away"
 _SESSION: Final = "session"
 """The name of its task, made once, where Trio would make one for each."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
+_PERMANENT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -72,6 +73,10 @@ class ListenerOptions(SessionOptions):
         return self.workers if self.recorder is None else self.workers + 1
 
 
+class BrokenListenerError(AiryTrioError):
+    """The listening socket cannot accept any more."""
+
+
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
     """Bind and listen on the first address of the host; the caller owns the socket. Raises ``StartError``."""
     try:
@@ -99,7 +104,10 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
 async def accept(
     listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None = None
 ) -> None:
-    """Start a session in ``connections`` for everybody who connects, for ever; over TLS where there is encryption."""
+    """Start a session in ``connections`` for each connection, until cancelled; over TLS where there is encryption.
+
+    Raises ``BrokenListenerError``.
+    """
     loopback = is_loopback(str(listening.getsockname()[0]))
     reception = _Reception(sessions, connections, encryption, loopback=loopback)
     shortage = _Shortage()
@@ -123,6 +131,9 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> str | Non
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 return error.strerror or str(error)
+            if error.errno in _PERMANENT:
+                message = f"listener: the listening socket is broken: {error.strerror or error}"
+                raise BrokenListenerError(message) from None
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:

@@ -15,6 +15,7 @@ from airy_trio.testing.client import Closed, StompClient
 from airy_trio.websocket.listener import (
     EXHAUSTED_PAUSE_S,
     SHORTAGE_OVER_S,
+    BrokenListenerError,
     ListenerOptions,
     accept,
     open_listening_socket,
@@ -150,6 +151,15 @@ async def test_running_out_of_descriptors_does_not_end_the_accept_loop() -> None
                 assert (await client.subscribe()).command == "RECEIPT"
             server.connections.cancel_scope.cancel()
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["cannot accept connections"]
+
+
+async def test_broken_listening_socket_ends_the_accept_loop() -> None:
+    async with serving(listen=False) as server:
+        with await open_listening_socket(ListenerOptions(port=0)) as listening, trio.fail_after(20):
+            listening.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(BrokenListenerError, match="the listening socket is broken: Invalid argument"):
+                await accept(listening, server.sessions, server.connections)
+        server.connections.cancel_scope.cancel()
 
 
 async def test_a_shortage_of_descriptors_is_told_when_it_begins_and_when_it_is_over(autojump_clock: MockClock) -> None:
