@@ -31,10 +31,16 @@ CONSUMER_POLL_S = 1.0
 FOREIGN_PATIENCE_S = 2.0  # a recorder begins an epoch in the store first, and names it beside the changes just after
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 0.5  # less than the idle time-out of a recorder's session
+NEWCOMER_PAUSE_S = 2 * BACKOFF_MAX_S  # a recorder that is alive takes the lease in this time
 
 
 class ForeignConsumerError(AiryTrioError):
-    """Another event log records these changes: this server would serve a log that nobody writes."""
+    """Another event log records these changes: this server would serve a log that is not written.
+
+    The server that comes later is the one to refuse: it raises this at its start, also if it finds the lease free for
+    as long as an outage of the other one lasts. A server that has started with its log named stays, as after an
+    interruption, and records again when the lease is free.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         self.consumer = consumer
@@ -104,8 +110,8 @@ class Recorder:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _Starting calls it
         """Record while the lease is ours, wait for it while it is not; for ever. An interruption is said once.
 
-        Started once the lease is known to be another's who writes our log, or the first batch is recorded. Raises
-        ``ForeignConsumerError``, and what waiting does not heal; an ``Unavailable`` only before it has started.
+        Started once another server is known to write our log, or the first batch is recorded. Raises what waiting does
+        not heal; ``ForeignConsumerError`` and an ``Unavailable`` only before it has started.
         """
         starting = _Starting(task_status)
         while True:
@@ -127,6 +133,10 @@ class Recorder:
         """One life of the lease: returns when it is lost, which may also show as ``Unavailable`` or ``StaleAppend``."""
         await self.ahead.throw_away()
         await self._wait_for_lease(starting)
+        if not starting.done and await self._consumption.foreign() is not None:
+            await self._lease.release()
+            await trio.sleep(NEWCOMER_PAUSE_S)  # the server whose log is named comes first, if it is alive
+            await self._wait_for_lease(starting)
         held_since = trio.current_time()
         head, point = await self._consumption.start_point()
         self.recorded = point
@@ -161,7 +171,10 @@ class Recorder:
         await self._lease.release()
 
     async def _wait_for_lease(self, starting: "_Starting") -> None:
-        """Raises ``ForeignConsumerError`` where another log is named for longer than beginning an epoch takes."""
+        """Return with the lease. If another log is named for longer than beginning an epoch takes, a start fails.
+
+        Raises ``ForeignConsumerError``.
+        """
         if self._deference.asked:  # who comes first is the other one, also where all come back from an outage at once
             await self._feed.consumer()
             await self._deference.pause()
@@ -177,7 +190,13 @@ class Recorder:
                         logger.info("another server records; this one serves")
                         starting.finish()
                 elif now - foreign_since >= FOREIGN_PATIENCE_S:
-                    raise ForeignConsumerError(foreign)
+                    error = ForeignConsumerError(foreign)
+                    if not starting.done:
+                        raise error
+                    if self.interruption is None:
+                        logger.error("recording interrupted", reason=str(error))
+                    self.interruption = str(error)
+                    self._fall_behind()
             await self._deference.pause()
 
     async def disown(self) -> None:

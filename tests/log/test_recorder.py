@@ -13,7 +13,7 @@ from airy_trio.changes.feed import Batch, Consumer
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.recorder import FOREIGN_PATIENCE_S, ForeignConsumerError
+from airy_trio.log.recorder import CONSUMER_POLL_S, FOREIGN_PATIENCE_S, ForeignConsumerError
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
@@ -401,16 +401,38 @@ async def test_a_server_on_the_same_store_starts_while_an_epoch_is_being_named(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_server_whose_log_is_no_longer_the_one_ends(changes: MemoryChanges, autojump_clock: MockClock) -> None:
-    store = MemoryStore()
-    two = node(changes, store)
-    with pytest.RaisesGroup(ForeignConsumerError):
-        async with trio.open_nursery() as nursery:
-            one = await started(nursery, node(changes, store))
-            await started(nursery, two)
-            await trio.sleep(10)
-            changes.holder = one  # not its lease: somebody else's
-            changes.consumer = Consumer("other0", "another store")
+async def test_server_that_has_recorded_stays_while_another_log_is_named(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    one = await started(nursery, node(changes, MemoryStore()))
+    await until(lambda: one.recorder.recording)
+    changes.holder = "a server with another log"
+    changes.consumer = Consumer("other0", "another store")
+    await trio.sleep(FOREIGN_PATIENCE_S + 2 * CONSUMER_POLL_S)
+    assert not one.recorder.recording
+    assert "another server records the changes" in str(one.recorder.interruption)
+    assert one.recorder.lag_s > 0
+    changes.holder = None
+    await until(lambda: one.recorder.recording)
+    assert one.recorder.interruption is None
+    assert changes.consumer == Consumer(one.log.epoch, "our store")
+    nursery.cancel_scope.cancel()
+
+
+async def test_newcomer_with_another_log_leaves_the_lease_to_a_server_that_is_alive(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """As in an outage of the database: the lease is free for a moment."""
+    one = await started(nursery, node(changes, MemoryStore(), words="our store"))
+    other = node(changes, MemoryStore())
+    await other.log.open()
+    changes.away = True
+    await trio.sleep(10)
+    changes.away, changes.holder = False, None
+    with trio.fail_after(60), pytest.raises(ForeignConsumerError, match="our store"):
+        await other.recorder.run()
+    assert one.recorder.recording
+    nursery.cancel_scope.cancel()
 
 
 async def test_taking_over_from_another_store_begins_where_its_trimming_has_reached(
