@@ -1,5 +1,6 @@
 """What SIGHUP renews in a server that runs, and what it leaves as it is; the signal itself is in ``e2e``."""
 
+import json
 import os
 import ssl
 from collections.abc import AsyncGenerator, Generator
@@ -23,7 +24,7 @@ from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 from tests.certificates import Files, issue, trusting
-from tests.websocket.auth.signing import issuer, jwk, jwks, key_pair
+from tests.websocket.auth.signing import SECRET, issuer, jwk, jwks, key_pair
 
 TIMEOUT_S = 20.0
 
@@ -237,6 +238,33 @@ async def test_a_faulty_file_of_keys_is_told_and_a_good_certificate_beside_it_is
         assert (await server.renew(text))["event"] == "settings renewed"
         async with await server.client(two.token(sub="u")) as new:  # and now both
             assert serial(old) != serial(new)
+
+
+@pytest.mark.parametrize("line", ["jwt_require_grants = true", 'jwt_channels_claim = "inboxes"'])
+async def test_grants_are_renewed_and_sessions_with_another_grant_end(
+    sqlite_application: Application, line: str
+) -> None:
+    text = f'[listener]\nport = 0\n[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\n'
+    free, granted = issuer("HS256").token(), issuer("HS256").token(inboxes=["ch1"], airy_destinations=["/events"])
+    async with (
+        running(sqlite_application, text) as server,
+        await server.client(free) as first,
+        await server.client(granted) as second,
+    ):
+        assert (await server.renew(text + line))["event"] == "settings renewed"
+        assert (await first.receive()).get("message") == "401-unauthorized"
+        if "require" in line:
+            headers = [("passcode", free)]
+            async with await connect("127.0.0.1", server.address.port, headers=headers) as third:
+                assert (await third.subscribe()).get("message") == "403-destination"
+            sqlite_application.message(id="m2", channel_id="ch2")
+            assert (await second.receive()).command == "MESSAGE"
+        else:
+            assert (await second.receive()).get("message") == "401-unauthorized"
+            async with await server.client(granted) as third:
+                sqlite_application.message(id="m1", channel_id="ch2")
+                sqlite_application.message(id="m2", channel_id="ch1")
+                assert json.loads((await third.receive()).body)["payload"]["channel_id"] == "ch1"
 
 
 async def test_faulty_settings_are_told_in_one_line_and_nothing_changes(sqlite_application: Application) -> None:

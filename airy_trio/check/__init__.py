@@ -22,7 +22,7 @@ from airy_trio.changes.points import source_of
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, replication, rows, sqlite
-from airy_trio.check.credentials import look_at_keys
+from airy_trio.check.credentials import look_at_grants, look_at_keys
 from airy_trio.check.report import Finding, Report
 from airy_trio.database import (
     POSTGRES,
@@ -75,6 +75,7 @@ def check(settings: Settings) -> Report:
     """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
     report = Report()
     certificate.look(settings.listener, report)
+    look_at_grants(settings.auth, report)
     look_at_keys(settings.auth, report)
     found = _check_application(settings, report)
     log = _check_store(settings, report)

@@ -41,15 +41,26 @@ def test_a_file_without_a_key(
 def test_keys_that_are_there(sqlite_application: Application, tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(pem(key_pair("RS256")))
     for key in (f'jwt_key = "{tmp_path}/key.pem"', f'jwt_key = "{"x" * 32}"\njwt_algorithms = ["HS256"]'):
-        report = check(sqlite_application.migrate(f'[auth]\nmode = "jwt"\n{key}'))
+        report = check(sqlite_application.migrate(f'[auth]\nmode = "jwt"\njwt_require_grants = true\n{key}'))
         assert (report.of("problem"), report.of("warning")) == ((), ())
 
 
 def test_a_server_of_keys_that_is_away_is_a_warning(sqlite_application: Application) -> None:
-    settings = sqlite_application.migrate('[auth]\nmode = "jwt"\njwt_key = "https://localhost:1/hunter2"')
+    text = '[auth]\nmode = "jwt"\njwt_require_grants = true\njwt_key = "https://localhost:1/hunter2"'
+    settings = sqlite_application.migrate(text)
     report = check(settings)
     assert report.of("problem") == ()
     (told,) = report.of("warning")
     assert told.startswith("auth.jwt_key: the keys cannot be fetched: ")
     assert told.endswith("Connection refused; as long as that is so nobody can connect")
     assert "hunter2" not in told
+
+
+def test_tokens_that_read_everything_are_a_warning(sqlite_application: Application) -> None:
+    text = f'[auth]\nmode = "jwt"\njwt_key = "{"x" * 32}"\njwt_algorithms = ["HS256"]\njwt_channels_claim = "inboxes"\n'
+    (told,) = check(sqlite_application.migrate(text)).of("warning")
+    assert told.startswith(
+        "auth.jwt_require_grants: a token without inboxes reads everything, unless airy_destinations"
+    )
+    assert check(sqlite_application.migrate(f"{text}jwt_require_grants = true")).of("warning") == ()
+    assert check(sqlite_application.migrate("[log]")).of("warning") == ()

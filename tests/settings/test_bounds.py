@@ -45,6 +45,9 @@ TEXTS = [
     ("listener.path", ["/", "/ws.communication", "/a/b"], ["", "ws", "a/"]),
     ("listener.tls_certificate", [""], ["-----BEGIN CERTIFICATE-----"]),
     ("auth.mode", ["none"], ["", "None", "JWT"]),
+    # Other names need mode = "jwt": test_credentials.
+    ("auth.jwt_channels_claim", ["airy_channels"], [""]),
+    ("auth.jwt_destinations_claim", ["airy_destinations"], [""]),
     ("logging.level", ["debug", "info", "warning", "error"], ["", "INFO", "critical"]),
     ("logging.format", ["auto", "console", "json"], ["", "xml"]),
     ("changes.capture", ["triggers", "updated_at"], ["", "wal"]),
@@ -60,7 +63,7 @@ ANY = {
     "listener.hosts", "listener.allowed_origins", "listener.trusted_proxies",
     "listener.tls_key",
     "auth.jwt_key", "auth.jwt_algorithms", "auth.jwt_audience", "auth.jwt_issuer", "auth.jwt_require_exp",
-    "auth.jwt_leeway_s", "auth.cookie",
+    "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(
         f"database.tables.{kind}.{option}"
         for kind in ("messages", "metadata", "channels", "tags")

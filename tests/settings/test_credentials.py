@@ -44,6 +44,12 @@ def test_a_leeway_on_its_bounds(leeway: str) -> None:
     assert read(text).auth.jwt_leeway_s == float(leeway)
 
 
+@pytest.mark.parametrize("name", ["channels", "https://id.example/channels", "a.b", " "])
+def test_a_claim_may_have_any_name(name: str) -> None:
+    text = f'[auth]\nmode = "jwt"\njwt_key = "a.pem"\njwt_channels_claim = "{name}"\njwt_destinations_claim = "d{name}"'
+    assert read(text).auth.grant_claims == (name, f"d{name}")
+
+
 @pytest.mark.parametrize("name", ["a b", "a;b", "a=b", "ä", "a,b", "a\\tb", '\\"a\\"'])
 def test_what_cannot_name_a_cookie(name: str) -> None:
     assert fault(f'[auth]\ncookie = "{name}"').startswith("auth.cookie: found ")
@@ -84,6 +90,7 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         ('jwt_key = "hunter2"', 'jwt_key: of mode = "jwt", but mode is "none"'),
         ('jwt_issuer = "i"\njwt_audience = "a"', 'jwt_audience, jwt_issuer: of mode = "jwt", but mode is "none"'),
         ("jwt_require_exp = false", 'jwt_require_exp: of mode = "jwt", but mode is "none"'),
+        ("jwt_require_grants = true", 'jwt_require_grants: of mode = "jwt", but mode is "none"'),
         ('cookie = "a"', 'cookie says where a token is, but mode is "none": everybody could connect'),
     ],
 )

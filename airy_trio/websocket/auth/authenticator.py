@@ -13,6 +13,7 @@ from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
 from airy_trio.websocket.auth.credentials import Headers, token_of_connect, token_of_upgrade
 from airy_trio.websocket.auth.delays import Delays
+from airy_trio.websocket.auth.grants import ALL
 from airy_trio.websocket.auth.key_ring import KeyRing
 from airy_trio.websocket.auth.key_sources import KeyFile, source_of
 from airy_trio.websocket.auth.keys import KeysFault, secret_key
@@ -74,7 +75,7 @@ class Authenticator:
         return self._delays.refused(address or "", trio.current_time())
 
     def accepts(self, user: User) -> bool:
-        """Whether what a user was recognised by still counts, and still says the same name."""
+        """Whether a user's credentials still count, for the same name, and still grant what they granted."""
         options, proof = self._options, user.proof
         match options.mode:
             case "none":
@@ -83,6 +84,9 @@ class Authenticator:
                 return isinstance(proof, bytes) and self._user_of(proof) == user
             case "jwt":
                 if not isinstance(proof, Verified) or (options.jwt_require_exp and user.expires_at is None):
+                    return False
+                # Only the grant is kept, not the token's claims: under other names they may grant something else.
+                if proof.grant_claims != options.grant_claims or (options.jwt_require_grants and user.grant == ALL):
                     return False
                 return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
             case _:

@@ -1,7 +1,8 @@
-"""What a user may read, by the claims of its web token (settings, "Claims"): which destinations, of which channels.
+"""What a user may read, by the claims of its web token (settings, ``[auth]``): which destinations, of which channels.
 
-A claim that is absent grants all, an empty list grants nothing. How events are kept from who may not read them is not
-known here: a grant only says what is left of a destination.
+A claim that is absent grants all, an empty list grants nothing. A token with neither claim reads everything, or nothing
+if ``jwt_require_grants`` is set. A grant only says what is left of a destination; the views of the log keep other
+events from the user.
 """
 
 from collections.abc import Mapping
@@ -10,9 +11,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from airy_trio.events.destinations import EVERYTHING, Destination, UnknownDestinationError, parse, within
-
-DESTINATIONS: Final = "airy_destinations"
-CHANNELS: Final = "airy_channels"
+from airy_trio.websocket.auth.options import AuthOptions
 
 
 @frozen
@@ -31,13 +30,18 @@ class Grant:
 
 
 ALL: Final = Grant()
+NOTHING: Final = Grant(frozenset(), frozenset())
 
 
-def grant_in(claims: Mapping[str, Any]) -> Grant:
-    """Read the claims. What names no destination grants none. Raises ``ValueError`` where one is no list of texts."""
-    destinations, channels = _texts(claims, DESTINATIONS), _texts(claims, CHANNELS)
+def grant_in(claims: Mapping[str, Any], options: AuthOptions) -> Grant:
+    """Read the claims that the options name. A text that is no destination grants none.
+
+    Raises ``ValueError`` if one of the claims is no list of texts.
+    """
+    destinations = _texts(claims, options.jwt_destinations_claim)
+    channels = _texts(claims, options.jwt_channels_claim)
     if destinations is None and channels is None:
-        return ALL
+        return NOTHING if options.jwt_require_grants else ALL
     return Grant(
         None if destinations is None else frozenset(one for text in destinations if (one := _parsed(text)) is not None),
         None if channels is None else frozenset(channels),

@@ -24,6 +24,7 @@ _TOKENS_WORDS: Final = (
     f"NAME = TOKEN: a name of at most {USER_NAME_CHARS_MAX} letters, digits, dots, dashes and underscores, a token of "
     f"1 to {TOKEN_BYTES_MAX} printable ASCII characters without spaces, each token once"
 )
+_CLAIM: Final = matching(r"[^\x00-\x1f\x7f]+", "the name of a claim")
 
 
 def _check_tokens(_instance: object, option: "Attribute[Any]", tokens: dict[str, str]) -> None:
@@ -46,8 +47,10 @@ class AuthOptions:
 
     ``tokens``: of each user, by name. ``jwt_key``: the secret of HS*, else where the public keys are: an ``https://``
     URL or a ``.json`` file of a JWK Set, or a PEM file. Neither shows in the ``repr``. ``jwt_audience``,
-    ``jwt_issuer``: what ``aud`` must hold and ``iss`` must be; "": not looked at. ``cookie``: the name of the one that
-    carries the token, or "".
+    ``jwt_issuer``: what ``aud`` must hold and ``iss`` must be; "": not checked. ``jwt_channels_claim``,
+    ``jwt_destinations_claim``: the names of the claims that limit what a user reads. ``jwt_require_grants``: a token
+    with neither of them reads nothing, instead of everything. ``cookie``: the name of the one that carries the token,
+    or "".
     """
 
     mode: Literal["none", "tokens", "jwt"] = "none"
@@ -64,10 +67,18 @@ class AuthOptions:
     jwt_issuer: str = ""
     jwt_leeway_s: float = field(default=5, validator=between(0, LEEWAY_S_MAX))
     jwt_require_exp: bool = True
+    jwt_channels_claim: str = field(default="airy_channels", validator=_CLAIM)
+    jwt_destinations_claim: str = field(default="airy_destinations", validator=_CLAIM)
+    jwt_require_grants: bool = False
     cookie: str = field(
         default="",
         validator=matching(r"[A-Za-z0-9!#$%&'*+.^_`|~-]*", 'the name of a cookie, or ""'),  # RFC 6265, section 4.1.1
     )
+
+    @property
+    def grant_claims(self) -> tuple[str, str]:
+        """The names of the claims that limit what a user reads: of channels, and of destinations."""
+        return self.jwt_channels_claim, self.jwt_destinations_claim
 
     @property
     def secret_is_shared(self) -> bool:

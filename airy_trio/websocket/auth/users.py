@@ -10,12 +10,16 @@ from airy_trio.websocket.auth.grants import ALL, Grant
 
 @frozen
 class Verified:
-    """What a web token was accepted by: its key's fingerprint, ``alg``, ``iss`` and ``aud``; nothing secret."""
+    """What a web token was accepted by: its key's fingerprint, ``alg``, ``iss`` and ``aud``; nothing secret.
+
+    ``grant_claims``: the names of the claims that its grant was read from.
+    """
 
     key: bytes
     algorithm: str
     issuer: str | None
     audiences: frozenset[str]
+    grant_claims: tuple[str, str]
 
 
 @frozen

@@ -87,6 +87,7 @@ def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOpti
         algorithm,
         issuer if isinstance(issuer, str) else None,
         frozenset(one for one in (audience if isinstance(audience, list) else [audience]) if isinstance(one, str)),
+        options.grant_claims,
     )
     expires_at = None if "exp" not in claims else float(int(claims["exp"])) + options.jwt_leeway_s
-    return User(subject, proof, expires_at, grant_in(claims))
+    return User(subject, proof, expires_at, grant_in(claims, options))

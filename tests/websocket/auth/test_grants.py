@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from attrs import evolve
 from trio.testing import MockClock
 
 from airy_trio.events.destinations import (
@@ -16,15 +17,17 @@ from airy_trio.events.destinations import (
     Within,
     parse,
 )
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.auth.grants import ALL, Grant, grant_in
+from airy_trio.websocket.auth import Authenticator, AuthOptions, User
+from airy_trio.websocket.auth.grants import ALL, NOTHING, Grant, grant_in
 from airy_trio.websocket.subscriptions import ReplayOptions
-from tests.websocket.auth.signing import SECRET, issuer
+from tests.websocket.auth.signing import SECRET, connect_with, issuer
 from tests.websocket.serving import event, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
 MESSAGES, CH1, C1 = OfType("message.updated"), OfChannel("ch1"), OfConversation("c1")
 AB = frozenset({"a", "b"})
+RENAMED = evolve(AUTH, jwt_channels_claim="https://id.example/channels", jwt_destinations_claim="topics")
+REQUIRED = evolve(AUTH, jwt_require_grants=True)
 
 
 def passcode(claims: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -44,7 +47,65 @@ def passcode(claims: Mapping[str, object]) -> list[tuple[str, str]]:
     ],
 )
 def test_the_claims(claims: dict[str, object], grant: Grant) -> None:
-    assert grant_in({"sub": "agent", **claims}) == grant
+    assert grant_in({"sub": "agent", **claims}, AUTH) == grant
+
+
+def test_the_claims_under_other_names() -> None:
+    assert grant_in({"https://id.example/channels": ["a", "b"]}, RENAMED) == Grant(None, AB)
+    assert grant_in({"topics": ["/events/channel/ch1"]}, RENAMED) == Grant(frozenset({CH1}), None)
+    assert grant_in({"airy_channels": ["a"], "airy_destinations": []}, RENAMED) == ALL
+    assert grant_in({"https://id": {"example/channels": ["a"]}}, RENAMED) == ALL
+
+
+@pytest.mark.parametrize(
+    "claims, grant",
+    [
+        ({}, NOTHING),
+        ({"airy_channels": ["a", "b"]}, Grant(None, AB)),
+        ({"airy_destinations": ["/events"]}, Grant(frozenset({EVERYTHING}), None)),
+    ],
+)
+def test_the_claims_if_grants_are_required(claims: dict[str, object], grant: Grant) -> None:
+    assert grant_in(claims, REQUIRED) == grant
+
+
+@pytest.mark.parametrize(
+    "destination", ["/events", "/events/tag.updated", "/events/channel/ch1", "/events/conversation/c"]
+)
+async def test_a_token_without_a_grant_reads_nothing_if_grants_are_required(
+    destination: str, autojump_clock: MockClock
+) -> None:
+    async with serving(auth=REQUIRED, listen=False) as server:
+        plugged = await server.plug_connected(headers=passcode({}))
+        assert (await plugged.client.subscribe(destination)).get("message") == "403-destination"
+        granted = await server.plug_connected(headers=passcode({"airy_destinations": [destination]}))
+        assert (await granted.client.subscribe(destination)).command == "RECEIPT"
+
+
+@pytest.mark.parametrize(
+    "claims, options, accepted",
+    [
+        ({}, REQUIRED, False),
+        ({"airy_channels": ["a"]}, REQUIRED, True),
+        ({"airy_destinations": []}, REQUIRED, True),
+        ({}, evolve(AUTH, jwt_channels_claim="channels"), False),
+        ({"airy_channels": ["a"]}, evolve(AUTH, jwt_channels_claim="channels"), False),
+        ({"airy_channels": ["a"]}, evolve(AUTH, jwt_destinations_claim="topics"), False),
+        ({}, evolve(AUTH, cookie="airy"), True),
+    ],
+)
+async def test_renewed_settings_end_sessions_with_another_grant(
+    claims: dict[str, Any], options: AuthOptions, *, accepted: bool, autojump_clock: MockClock
+) -> None:
+    authenticator = Authenticator(AUTH)
+    token = issuer("HS256").token(**claims)
+    user = await authenticator.authenticate(connect_with(token))
+    assert isinstance(user, User)
+    authenticator.renew(options)
+    assert authenticator.accepts(user) is accepted
+    again = await authenticator.authenticate(connect_with(token))
+    assert isinstance(again, User)
+    assert authenticator.accepts(again) is not (options is REQUIRED and again.grant == ALL)
 
 
 @pytest.mark.parametrize("name", ["airy_destinations", "airy_channels"])

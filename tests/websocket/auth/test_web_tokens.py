@@ -292,4 +292,6 @@ def test_a_user_carries_what_it_was_accepted_by() -> None:
     user = judged(signer.token(iss="i", aud=["a", "b"]), keys_of(signer), options("RS256", issuer="i", audience="a"))
     assert isinstance(user, User)
     (key,) = keys_of(signer)
-    assert user.proof == Verified(key.fingerprint, "RS256", "i", frozenset({"a", "b"}))
+    assert user.proof == Verified(
+        key.fingerprint, "RS256", "i", frozenset({"a", "b"}), ("airy_channels", "airy_destinations")
+    )
