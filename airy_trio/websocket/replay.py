@@ -5,7 +5,8 @@ Wire contract, "Positions and resuming". Reads the log; sends nothing, and knows
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 from attrs import frozen
@@ -15,6 +16,8 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from airy_trio.websocket.subscriptions import ReplayOptions
+
+T = TypeVar("T")
 
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
@@ -57,11 +60,16 @@ async def start(
     options: ReplayOptions,
     pause: Callable[[float], Awaitable[object]] = trio.sleep,
 ) -> Start:
-    """Decide where a subscription to a view starts. A store that is away is waited for, in pauses of some seconds."""
+    """Decide where a subscription to a view starts, however long the store is unavailable (``answered``)."""
+    return await answered(partial(_start, eventlog, view, wish, options), pause)
+
+
+async def answered(ask: Callable[[], Awaitable[T]], pause: Callable[[float], Awaitable[object]]) -> T:
+    """Return the store's answer. While the store is unavailable, ask again after pauses of some seconds."""
     retries = 0
     while True:
         try:
-            return await _start(eventlog, view, wish, options)
+            return await ask()
         except StoreUnavailable:
             await pause(backoff_s(retries))
             retries += 1

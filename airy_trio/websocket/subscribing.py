@@ -1,15 +1,17 @@
-"""The answer to SUBSCRIBE: whether it may be, where it starts, and that the fan-out serves it from then on.
+"""The answer to SUBSCRIBE: check that it is allowed, decide where it starts, and hand it to the fan-out.
 
-What it waits for (the store, for what was acknowledged and what is sent again) is waited for while the client is
-listened to. Refuses to know how a subscription goes on.
+While SUBSCRIBE waits for the store (the channel of a conversation, acknowledged positions, the recent window), the
+server still listens to the client, so that it notices if the client leaves.
 """
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import trio
 from attrs import evolve
 
-from airy_trio.events.destinations import UnknownDestinationError, parse
+from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
 from airy_trio.stomp.encoder import header
@@ -21,6 +23,8 @@ from airy_trio.websocket.farewells import GONE, NOT_FOUND, TOO_MANY, Farewell, w
 from airy_trio.websocket.holds import Hold, refusal
 from airy_trio.websocket.receipts import write_receipt
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, Subscription, Window
+
+T = TypeVar("T")
 
 Pause = Callable[[float], Awaitable[object]]
 """How some seconds are waited for (``Conversation.pause``)."""
@@ -43,9 +47,10 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
         return evolve(NOT_FOUND, receipt_id=request.receipt)
     granted = client.user.grant.of(destination)
     if granted is None:
-        prose = "The credentials of this client do not grant this destination."
-        return with_token("403-destination", prose, receipt_id=request.receipt)
-    refused = None if request.durable is None else _refused(client, request, durables, request.durable)
+        return _not_granted(request)
+    refused = await _foreign_conversation(client, request, granted, eventlog, pause)
+    if refused is None and request.durable is not None:
+        refused = _refused(client, request, durables, request.durable)
     if refused is not None:
         return refused
     subscription = Subscription(
@@ -73,6 +78,31 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
     subscription.started = True
     fanout.serve(subscription, trio.current_time())
     return None
+
+
+def _not_granted(request: Subscribe) -> Farewell:
+    """Refuse a destination, with the same words whatever the reason: they must not say what exists."""
+    prose = "The credentials of this client do not grant this destination."
+    return with_token("403-destination", prose, receipt_id=request.receipt)
+
+
+async def _foreign_conversation(
+    client: Client, request: Subscribe, granted: Destination, eventlog: EventLog, pause: Pause
+) -> Farewell | None:
+    """Refuse a conversation if its newest event belongs to a channel that is not granted; None if it may be read.
+
+    The view of the subscription keeps events of other channels from the client in any case. This only spares the client
+    a subscription on which nothing would ever arrive. So a conversation whose channel is unknown is not refused: its
+    first event may still come. Reads the log only for a user who is limited to channels.
+    """
+    if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
+        return None
+    look_up = partial(eventlog.recent, granted.destination, age_s=eventlog.retain_s, limit=1, bytes_max=1)
+    found = await _attended(client, partial(replay.answered, look_up, pause))
+    if found is None:
+        return GONE
+    channels = {event.channel_id for event in found[1]}  # of the newest event, if there is one
+    return None if channels <= {None, *granted.channels} else _not_granted(request)
 
 
 def _refused(client: Client, request: Subscribe, durables: Durables, name: str) -> Farewell | None:
@@ -109,10 +139,17 @@ async def _start(
     found = replay.at_once(eventlog, subscription.view, wish)
     if found is not None:
         return found  # for most who come, and without a scope, which costs more than all the rest
-    wire = subscription.client.wire
+    return await _attended(
+        subscription.client, partial(replay.start, eventlog, subscription.view, wish, options, pause)
+    )
+
+
+async def _attended(client: Client, work: Callable[[], Awaitable[T]]) -> T | None:
+    """Do work that may wait for the store; None if the client leaves before it is done."""
+    wire = client.wire
     try:
         with wire.attending():
-            return await replay.start(eventlog, subscription.view, wish, options, pause)
+            return await work()
     finally:
         wire.attended()
     return None

@@ -8,7 +8,7 @@ import trio
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.events.destinations import covers, parse
+from airy_trio.events.destinations import OfConversation, covers, parse
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
@@ -145,7 +145,21 @@ class Schedule:
         if one.replay is not None:
             headers.append(("replay", one.replay))
         self.by_id[one.id] = self.waiting[f"start {one.id}"] = one
-        await self.request("SUBSCRIBE", *headers)
+        before = len(self.everything)
+        refused = await self.request("SUBSCRIBE", *headers)
+        if isinstance(parse(destination), OfConversation) and self.grant.channels is not None:
+            heads = [self.everything[:head] for head in range(before, len(self.everything) + 1)]
+            assert refused in {self.is_elsewhere(destination, head) for head in heads}
+        else:
+            assert not refused
+        if refused:
+            del self.by_id[one.id], self.waiting[f"start {one.id}"]
+            await self.request("UNSUBSCRIBE", ("id", one.id))
+
+    def is_elsewhere(self, destination: str, events: Sequence[StoredEvent]) -> bool:
+        """Whether the newest event of a conversation belongs to a channel that is not granted."""
+        newest = next((event for event in reversed(events) if covers(parse(destination), event)), None)
+        return newest is not None and newest.channel_id is not None and not self.may_read(newest)
 
     async def unsubscribe(self) -> None:
         alive = [one for one in self.by_id.values() if not one.ended and one not in self.ending.values()]
@@ -166,8 +180,11 @@ class Schedule:
                 else [frame for frame in one.in_flight if frame is not chosen]
             )
 
-    async def request(self, command: str, *headers: tuple[str, str]) -> None:
-        """Send a frame; meanwhile the client goes on reading, or the answer might never leave, and the log grows."""
+    async def request(self, command: str, *headers: tuple[str, str]) -> bool:
+        """Send a frame; meanwhile the client reads, or the answer might never leave, and the log grows.
+
+        Returns whether the frame was refused because the client's grant does not cover it.
+        """
         async with trio.open_nursery() as meanwhile:
             if self.chance.random() < 0.5:
                 meanwhile.start_soon(self.append)
@@ -175,7 +192,8 @@ class Schedule:
                 nursery.start_soon(self.keep_reading)
                 farewell = await self.rig.say(command, *headers)
                 nursery.cancel_scope.cancel()
-        assert farewell is None
+        assert farewell is None or (farewell.token, command) == ("403-destination", "SUBSCRIBE")
+        return farewell is not None
 
     async def keep_reading(self) -> None:
         while True:

@@ -16,8 +16,10 @@ from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
+from airy_trio.websocket.auth import AuthOptions
 from airy_trio.websocket.framing import close_frame
 from airy_trio.websocket.listener import ListenerOptions
+from tests.websocket.auth.signing import SECRET, issuer
 from tests.websocket.messages import Reader
 from tests.websocket.rig import rigged
 from tests.websocket.serving import Plugged, Server, event, open_log, serving
@@ -772,3 +774,28 @@ async def test_line_17_one_websocket_message_over_the_limit_is_closed_with_1009_
         await plugged.client.receive()
     assert closed.value.code == 1009
     assert (await plugged.ending.wait()).name == farewells.TOO_LARGE.name
+
+
+async def test_line_18_what_is_not_granted_is_refused(autojump_clock: MockClock) -> None:
+    auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
+    headers = [("passcode", issuer("HS256").token(airy_channels=["ch2"]))]
+    async with serving(options=OPTIONS, auth=auth, listen=False) as server:
+        await server.append(1, 1)  # of channel ch1, in conversation c1
+        for destination in ("/events/channel/ch1", "/events/conversation/c1"):
+            client = (await server.plug_connected(headers=headers)).client
+            await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", destination))))
+            error, code = await last_words(client)
+            assert (error.get("message"), code) == ("403-destination", 4403)
+
+
+async def test_line_18_a_conversation_without_events_is_accepted_and_nothing_else_arrives(
+    autojump_clock: MockClock,
+) -> None:
+    auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
+    headers = [("passcode", issuer("HS256").token(airy_channels=["ch2"]))]
+    async with serving(options=OPTIONS, auth=auth, listen=False) as server:
+        client = (await server.plug_connected(headers=headers)).client
+        assert (await client.subscribe("/events/conversation/c1")).command == "RECEIPT"
+        new = [event(1, channel="ch1"), event(2, channel=None), event(3, channel="ch2")]
+        await server.log.append(server.log.head, new, "point")
+        assert offsets(await arrivals(client)) == [3]

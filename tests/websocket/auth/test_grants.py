@@ -1,11 +1,12 @@
 """What the claims grant, and that SUBSCRIBE gives no more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+import trio
 from attrs import evolve
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import (
     EVERYTHING,
@@ -17,17 +18,55 @@ from airy_trio.events.destinations import (
     Within,
     parse,
 )
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.store import StoredEvent, StoreUnavailable
 from airy_trio.websocket.auth import Authenticator, AuthOptions, User
 from airy_trio.websocket.auth.grants import ALL, NOTHING, Grant, grant_in
+from airy_trio.websocket.farewells import GONE
 from airy_trio.websocket.subscriptions import ReplayOptions
 from tests.websocket.auth.signing import SECRET, connect_with, issuer
-from tests.websocket.serving import event, serving
+from tests.websocket.serving import event, open_log, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
 MESSAGES, CH1, C1 = OfType("message.updated"), OfChannel("ch1"), OfConversation("c1")
 AB = frozenset({"a", "b"})
 RENAMED = evolve(AUTH, jwt_channels_claim="https://id.example/channels", jwt_destinations_claim="topics")
 REQUIRED = evolve(AUTH, jwt_require_grants=True)
+NEWEST = {
+    "granted": event(2, channel="ch1"),
+    "foreign": event(2, channel="ch2"),
+    "deleted": event(2, channel="ch2", kind="message.deleted"),
+    "metadata": event(2, channel="ch2", kind="metadata.updated"),
+    "no channel": event(2, channel=None),
+    "none": event(2, channel="ch2", conversation="c2"),
+}
+"""The newest event of conversation c1, which begins with another one if it has any."""
+OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, conversation="c3")]
+"""So is the event of conversation c1 if the tail holds one event."""
+
+
+class Store(MemoryStore):
+    """Counts how often it is asked for the newest events, and is unavailable on demand."""
+
+    asked = 0
+    away = False
+
+    async def recent(
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        self.asked += 1
+        if self.away:
+            message = "away"
+            raise StoreUnavailable(message)
+        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
 
 
 def passcode(claims: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -205,3 +244,92 @@ async def test_a_client_gets_what_its_channels_have_and_nothing_else(
         assert got == [str(first.at(place)) for place in wanted]
         await client.disconnect()
         assert server.sessions.statistics()["deliveries"] == len(wanted)
+
+
+@pytest.mark.parametrize("place", ["tail", "store"])
+@pytest.mark.parametrize("newest", NEWEST)
+async def test_a_conversation_of_another_channel_is_refused(newest: str, place: str, autojump_clock: MockClock) -> None:
+    """If its channel is known: from its newest event, wherever that is kept."""
+    made = [event(1, channel="ch1" if newest != "none" else "ch2", conversation="c1" if newest != "none" else "c2")]
+    made += [NEWEST[newest], event(3, conversation="c3"), event(4, conversation="c3")]
+    tail_events = 100 if place == "tail" else 1
+    log = await open_log(Store(), LogOptions(store="memory", tail_events=tail_events))
+    async with serving(log, auth=AUTH, listen=False) as server:
+        await log.append(log.head, made, "point")
+        plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1", "ch3"]}))
+        answer = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
+        if newest in {"foreign", "deleted", "metadata"}:
+            assert answer.get("message") == "403-destination"
+            assert (await plugged.ending.wait()).token == "403-destination"
+            await server.ended()
+            return
+        assert answer.command == "RECEIPT"
+        await log.append(log.head, [event(5, channel="ch2"), event(6, channel="ch3")], "point")
+        assert (await plugged.client.receive()).body == event(6).body
+        await plugged.client.disconnect()
+        assert server.sessions.statistics()["deliveries"] == 1
+
+
+async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_clock: MockClock) -> None:
+    async with serving(auth=AUTH, listen=False) as server:
+        await server.append(1, 1)
+        frames = []
+        for destination in ("/events/channel/ch1", "/events/conversation/c1"):
+            plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch2"]}))
+            answer = await plugged.client.subscribe(destination)
+            frames.append((answer.command, answer.headers, answer.body, await plugged.ending.wait()))
+        assert frames[0] == frames[1]
+
+
+@pytest.mark.parametrize(
+    "claims, answer",
+    [
+        ({}, "RECEIPT"),
+        ({"airy_destinations": ["/events/conversation/c1"]}, "RECEIPT"),
+        ({"airy_destinations": ["/events/conversation/c2"], "airy_channels": ["ch2"]}, "ERROR"),
+        ({"airy_channels": []}, "ERROR"),
+    ],
+)
+async def test_no_channel_is_looked_up_for_others(
+    claims: dict[str, object], answer: str, autojump_clock: MockClock
+) -> None:
+    """Only for a user who is limited to channels, and may subscribe to that conversation."""
+    store = Store()
+    log = await open_log(store, LogOptions(store="memory", tail_events=1))
+    async with serving(log, auth=AUTH, listen=False) as server:
+        await log.append(log.head, OUT_OF_TAIL, "point")
+        plugged = await server.plug_connected(headers=passcode(claims))
+        told = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
+        assert (told.command, store.asked) == (answer, 0)
+
+
+async def test_a_refusal_waits_for_an_unavailable_store(autojump_clock: MockClock) -> None:
+    store = Store()
+    store.away = True
+    log = await open_log(store, LogOptions(store="memory", tail_events=1))
+    async with serving(log, auth=AUTH, listen=False) as server, trio.open_nursery() as nursery:
+        await log.append(log.head, OUT_OF_TAIL, "point")
+        plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1"]}))
+
+        async def come_back() -> None:
+            await trio.sleep(5)
+            store.away = False
+
+        nursery.start_soon(come_back)
+        answer = await plugged.client.subscribe("/events/conversation/c1", headers=[("replay", "none")])
+        assert (answer.get("message"), trio.current_time() >= 5) == ("403-destination", True)
+
+
+async def test_a_client_that_leaves_is_noticed_while_its_conversation_is_looked_up(autojump_clock: MockClock) -> None:
+    store = Store()
+    store.away = True
+    log = await open_log(store, LogOptions(store="memory", tail_events=1))
+    async with serving(log, auth=AUTH, listen=False) as server:
+        await log.append(log.head, OUT_OF_TAIL, "point")
+        plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1"]}))
+        await plugged.client.send_text("SUBSCRIBE\nid:0\ndestination:/events/conversation/c1\n\n\0")
+        await wait_all_tasks_blocked()
+        assert store.asked
+        await plugged.client.stream.aclose()
+        assert await plugged.ending.wait() is GONE
+        await server.ended()
