@@ -230,11 +230,12 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         overlap_s=settings.changes.overlap_s,
         text_chars_max=settings.listener.message_bytes_max,
     )
-    location = sa.make_url(settings.log.location(options.url))
     if settings.log.store == "memory":
         return feed, lambda _epoch: OwnLease()
-    if settings.log.store == "sql" and location.get_backend_name() == SQLITE:
-        return feed, lambda _epoch: FileLease(_lock_beside(sqlite_path(str(location))))
+    if settings.log.store == "sql":
+        location = settings.log.location(options.url)
+        if sa.make_url(location).get_backend_name() == SQLITE:
+            return feed, lambda _epoch: FileLease(_lock_beside(sqlite_path(location)))
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
     return feed, lambda _epoch: FileLease(_lock_beside(path))

@@ -56,7 +56,8 @@ async def opened_store(
                 await opened.store.aclose()
         case name:
             url = settings.log.url
-            words = shown(url) if url else name
+            # Where the URL of another package's store holds a secret is not known, so none of it is shown.
+            words = shown(url) if name in OWN_STORES else name
             async with find_store(name, OWN_STORES)(url) as found:
                 yield OpenedStore(found, words)
 

@@ -131,11 +131,12 @@ def require_file(path: Path) -> None:
 
 
 def log_is_here(settings: Settings) -> bool:
-    """Whether events are stored in the application's database itself."""
+    """Return whether events are stored in the application's database itself."""
     options = settings.database
+    if settings.log.store != "sql":
+        return False
     location = _without_driver(settings.log.location(options.url))
-    addresses = (_without_driver(url) for url in (options.url, options.direct_url) if url)
-    return settings.log.store == "sql" and location in addresses
+    return location in (_without_driver(url) for url in (options.url, options.direct_url) if url)
 
 
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
@@ -325,9 +326,11 @@ def _require_encoding(store: sa.Connection, settings: Settings) -> None:
 
 
 def _store_file(settings: Settings) -> Path | None:
-    """The file of an ``sql`` store that is one by itself."""
+    """Return the file of an ``sql`` store that has one of its own."""
+    if settings.log.store != "sql":
+        return None
     location = settings.log.location(settings.database.url)
-    is_file = settings.log.store == "sql" and sa.make_url(location).get_backend_name() == SQLITE
+    is_file = sa.make_url(location).get_backend_name() == SQLITE
     return sqlite_path(location) if is_file and not log_is_here(settings) else None
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError
 from airy_trio.changes.feed import OVERLAP_S, ChangesOptions
 from airy_trio.changes.tables import TableOptions
 from airy_trio.database import DatabaseOptions
-from airy_trio.log.options import LogOptions
+from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.settings import credentials
 from airy_trio.websocket.auth import AuthOptions
@@ -36,16 +36,11 @@ _FOREIGN: Final = frozenset({
 """Schemes that a fault may name. Any other is not shown: a password may stand before the ``://`` by mistake."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_ANY_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\x00-\x1f\x7f]*")
 
 
 def _application_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
     _check_url(option.name, url, (*SQLITE_DRIVERS, *POSTGRES_DRIVERS), _URL_WORDS)
-
-
-def _log_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
-    if url:
-        drivers = (*SQLITE_DRIVERS, *POSTGRES_DRIVERS, *REDIS_SCHEMES)
-        _check_url(option.name, url, drivers, f'{_URL_WORDS}, {_REDIS_WORDS}, or ""')
 
 
 def _direct_url(_instance: object, option: "Attribute[Any]", url: str) -> None:
@@ -70,6 +65,16 @@ def _check_url(name: str, text: str, drivers: tuple[str, ...], allowed: str) -> 
         fault = _server_fault(url)
     if fault is not None:
         raise NotAllowedError(name, allowed, fault)
+
+
+def _check_log_url(options: LogOptions) -> None:
+    """Check the URL of the event log by the rules of its store. Raises ``NotAllowedError``."""
+    name, url = "url", options.url
+    if url and options.store in BUILT_IN:
+        drivers = (*SQLITE_DRIVERS, *POSTGRES_DRIVERS, *REDIS_SCHEMES)
+        _check_url(name, url, drivers, f'{_URL_WORDS}, {_REDIS_WORDS}, or ""')
+    elif url and not _ANY_URL.fullmatch(url):
+        raise NotAllowedError(name, 'SCHEME://ANYTHING without control characters, or ""', "a text that is no URL")
 
 
 def _parsed(text: str) -> sa.URL | None:
@@ -116,7 +121,6 @@ def _is_table_name(name: str | list[str] | None) -> bool:
 CHECKS: Final[dict[tuple[type, str], Validator]] = {
     (DatabaseOptions, "url"): _application_url,
     (DatabaseOptions, "direct_url"): _direct_url,
-    (LogOptions, "url"): _log_url,
     (TableOptions, "name"): satisfying(_is_table_name, '"table", "schema.table", ["schema", "table"] or ""'),
     (TableOptions, "time_zone"): satisfying(_is_zone, "a name of the time zone database, such as Europe/Berlin"),
 }
@@ -133,24 +137,38 @@ SECRETS: Final = frozenset({
 """Options of which no fault shows anything."""
 
 
-def contradictions(options: object) -> Iterator[str]:
-    """Options of one section that do not go together, each as a line without its section."""
-    if isinstance(options, LogOptions) and options.retain_durables_s < options.retain_s:
-        yield "retain_durables_s is less than retain_s, but a position must be kept as long as the events after it"
+def contradictions(options: object) -> Iterator[str | NotAllowedError]:
+    """Check options of one section together: lines without the section, or the fault of one option."""
     match options:
         case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
             yield "direct_url is for PostgreSQL behind a pooler, but url is of SQLite"
         case ChangesOptions(capture="triggers") if options.overlap_s != OVERLAP_S:
             yield 'overlap_s is for capture = "updated_at", but capture is "triggers"'
-        case LogOptions(store="memory") if options.url:
-            yield 'url says where store = "sql" keeps its events, but store is "memory"'
-        case LogOptions(store="sql") if options.url.partition("://")[0] in REDIS_SCHEMES:
-            yield 'url is of Redis, but store is "sql"'
-        case LogOptions(store="redis") if options.url.partition("://")[0] not in REDIS_SCHEMES:
-            yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
+        case LogOptions():
+            yield from _log_contradictions(options)
         case ListenerOptions() if bool(options.tls_certificate) != bool(options.tls_key):
             yield f"there is {'tls_certificate' if options.tls_certificate else 'tls_key'} alone, but TLS needs both"
         case AuthOptions():
             yield from credentials.contradictions(options)
+        case _:
+            return
+
+
+def _log_contradictions(options: LogOptions) -> Iterator[str | NotAllowedError]:
+    if options.retain_durables_s < options.retain_s:
+        yield "retain_durables_s is less than retain_s, but a position must be kept as long as the events after it"
+    try:
+        _check_log_url(options)
+    except NotAllowedError as fault:
+        yield fault
+        return
+    of_redis = options.url.partition("://")[0] in REDIS_SCHEMES
+    match options.store:
+        case "memory" if options.url:
+            yield 'url says where store = "sql" keeps its events, but store is "memory"'
+        case "sql" if of_redis:
+            yield 'url is of Redis, but store is "sql"'
+        case "redis" if not of_redis:
+            yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
         case _:
             return

@@ -23,8 +23,8 @@ T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 Checks = Mapping[tuple[type, str], Validator]
 """Validators for an option (class, name) beside the one that its class declares."""
-Contradictions = Callable[[object], Iterable[str]]
-"""What is wrong with the options of one class together, in lines free of secrets."""
+Contradictions = Callable[[object], Iterable[str | NotAllowedError]]
+"""Checks the options of one class together. A line is about all of them, an error about one; free of secrets."""
 
 
 class RefusedError(ValueError):
@@ -41,11 +41,11 @@ class RefusedError(ValueError):
 
 
 class ContradictionError(ValueError):
-    """Options of one class that do not go together: ``lines``, free of secrets."""
+    """Options of one class that do not go together: ``faults``, as ``Contradictions`` gives them."""
 
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = tuple(lines)
-        super().__init__("; ".join(self.lines))
+    def __init__(self, faults: Iterable[str | NotAllowedError]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(map(str, self.faults)))
 
 
 def strict_converter(environ: Mapping[str, str], checks: Checks, contradictions: Contradictions) -> Converter:
@@ -174,9 +174,9 @@ def _class_hook(type_: type, converter: Converter, checks: Checks, contradiction
 
     def structure(value: object, target: Any) -> Any:  # noqa: ANN401 - the class
         options = structure_options(_expect(value, dict, "a table"), target)
-        lines = tuple(contradictions(options))
-        if lines:
-            raise ContradictionError(lines)
+        faults = tuple(contradictions(options))
+        if faults:
+            raise ContradictionError(faults)
         return options
 
     return structure

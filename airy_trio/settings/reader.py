@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
+from airy_trio.options import NotAllowedError
 from airy_trio.settings import mapping
 from airy_trio.settings.bounds import CHECKS, REQUIRED, SECRETS, contradictions
 from airy_trio.settings.converter import ContradictionError, RefusedError, lineage, strict_converter
@@ -56,6 +57,12 @@ class _Faults:
         elif isinstance(error, IterableValidationError):
             for inner, item in error.group_exceptions()[0]:
                 yield from self.told(inner, (*path, item.index), secret=secret)
+        elif isinstance(error, ContradictionError):
+            for fault in error.faults:
+                if isinstance(fault, NotAllowedError):
+                    yield f"{dotted((*path, fault.name))}: found {fault.found}, allowed is {fault.allowed}"
+                else:
+                    yield f"{dotted(path)}: {fault}"
         else:
             yield from (f"{dotted(path)}: {line}" for line in _lines(error, secret=secret))
 
@@ -92,7 +99,5 @@ def _lines(error: Exception, *, secret: bool) -> Iterator[str]:
             yield f"found {error.words or found(error.written, secret=secret)}, allowed is {error.allowed}"
         case EnvironmentFault():
             yield str(error)
-        case ContradictionError():
-            yield from error.lines
         case _:
             raise error

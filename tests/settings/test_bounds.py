@@ -135,8 +135,7 @@ def test_postgres_scheme_is_accepted() -> None:
     settings = parse(text + '[log]\nurl = "postgres://airy@events/airy"', {})
     assert settings.database.url == "postgresql://airy@db/airy"
     assert settings.database.direct_url == "postgresql://airy@direct/airy"
-    assert settings.log.url == "postgresql://airy@events/airy"
-    assert settings.log.location(settings.database.url) == settings.log.url
+    assert settings.log.location(settings.database.url) == "postgresql://airy@events/airy"
 
 
 @pytest.mark.parametrize(
@@ -201,6 +200,40 @@ def test_a_redis_goes_with_its_store(url: str) -> None:
 @pytest.mark.parametrize("url", ["", "sqlite:///a.db", POSTGRES])
 def test_the_redis_store_needs_a_redis(url: str) -> None:
     assert fault(f'[log]\nstore = "redis"\nurl = "{url}"') == 'log: store is "redis", which needs url = "redis://HOST"'
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "acme://",
+        "acme://hunter2@one:1,two:2/log?key=%20 x",
+        "a1+b-c.d:///x@y@z:99999",
+        "sqlite:///a.db?mode=ro",
+        "postgres://db/airy",
+        "mysql://db",
+    ],
+)
+def test_store_of_another_package_gets_any_url_unchanged(url: str) -> None:
+    for order in (f'store = "acme.events"\nurl = "{url}"', f'url = "{url}"\nstore = "acme.events"'):
+        assert read(f"[log]\n{order}").log.url == url
+    assert read('[log]\nstore = "acme.events"\nurl = "${LOG_URL}"', {"LOG_URL": url}).log.url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["hunter2", "acme:hunter2", "hun ter2://h", "hün://h", "2hun://ter", "://hunter2", "acme://hunter2\\n"]
+)
+def test_store_of_another_package_needs_a_scheme(url: str) -> None:
+    assert fault(f'[log]\nstore = "acme.events"\nurl = "{url}"') == (
+        'log.url: found a text that is no URL, allowed is SCHEME://ANYTHING without control characters, or ""'
+    )
+
+
+@pytest.mark.parametrize("store", ["memory", "sql", "redis"])
+def test_built_in_store_refuses_the_scheme_of_another(store: str) -> None:
+    assert fault(f'[log]\nstore = "{store}"\nurl = "acme://hunter2"').startswith(
+        "log.url: found a URL of another kind, allowed is "
+    )
 
 
 TOKENS_WORDS = (
