@@ -1,7 +1,8 @@
 """Live updates from an existing Postgres or SQLite database to STOMP clients over WebSocket.
 
-As a library: ``await nursery.start(airy_trio.serve, settings)`` inside one's own Trio program, with what
-``airy_trio.settings.load`` or ``parse`` gives. Both are imported when they are first asked for.
+As a library: ``await nursery.start(airy_trio.serve, settings)`` in your own Trio program, with the settings that
+``airy_trio.settings.load`` or ``parse`` returns. Both are imported on first use. ``airy_trio.stores`` has what the
+author of an event store needs.
 """
 
 from importlib import import_module

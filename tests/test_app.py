@@ -11,6 +11,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio import app
+from airy_trio.app.serving import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.testing.client import Closed, StompClient, connect
@@ -110,7 +111,7 @@ async def test_workers_are_started_by_the_command_alone(sqlite_application: Appl
             await serving(settings)
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(app.serve, settings, worker=1))
+            await nursery.start(partial(serve_process, settings, worker=1))
             nursery.cancel_scope.cancel()
 
 

@@ -19,6 +19,7 @@ from structlog.types import EventDict
 
 from airy_trio import app
 from airy_trio.app.renewal import Renewal
+from airy_trio.app.serving import serve_process
 from airy_trio.errors import SettingsError, StartError
 from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
@@ -102,7 +103,7 @@ async def running(application: Application, text: str) -> AsyncGenerator[Running
         server = Running(application, text, said)
         server.renewal = Renewal(server.read)
         async with trio.open_nursery() as nursery:
-            server.address = await nursery.start(partial(app.serve, settings, renewal=server.renewal))
+            server.address = await nursery.start(partial(serve_process, settings, renewal=server.renewal))
             yield server
             nursery.cancel_scope.cancel()
 
@@ -311,7 +312,7 @@ async def test_asked_before_it_runs_and_twice_it_is_done_once(sqlite_application
     settings = sqlite_application.migrate("[listener]\nport = 0\n")
     with listening() as said, trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(app.serve, settings, renewal=renewal))
+            await nursery.start(partial(serve_process, settings, renewal=renewal))
             await said.line("settings renewed")
             nursery.cancel_scope.cancel()
     assert len(reads) == 1

@@ -1,4 +1,4 @@
-"""The server as a whole: ``serve`` inside somebody's own nursery, ``run`` as a program.
+"""The server as a whole: ``serve`` in the nursery of another program, ``run`` as a program of its own.
 
 The only package that names back ends (``back_ends``, ``stores``); ``serving`` shows the whole nursery tree.
 """

@@ -1,8 +1,8 @@
 """The server put together: its parts made, started in order, and the whole nursery tree in one function.
 
-::
+``serve`` is for other programs, ``run`` for the command line; both run ``serve_process``, which has this tree::
 
-    serve()
+    serve_process()
       port                         outermost: the admin port, which reports what the start waits for, and the shutdown
       connections                  sessions and their send tasks, with a deadline at shutdown; what acknowledges durable
                                    subscriptions, to the end
@@ -72,11 +72,11 @@ async def run(
     worker: int | None = None,
     deference: Deference | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then end in order; a second signal, or one during the start, ends at once.
+    """Serve until SIGINT or SIGTERM, then shut down gracefully; a second signal, or one during the start, ends at once.
 
-    ``companion`` runs beside the server once that listens; the server ends with it. ``reread``: how SIGHUP gets the
-    settings anew (``renewal``); without it that signal, which a terminal sends when it is closed, ends too.
-    ``worker``, ``deference``: as in ``serve``. Raises ``AiryTrioError`` where the server cannot start or cannot go on.
+    ``companion`` starts once the server listens; when it returns, the server shuts down. ``reread`` reads the settings
+    again on SIGHUP (``renewal``); without it SIGHUP, which a closing terminal sends, shuts down too. ``worker``,
+    ``deference``: see ``serve_process``. Raises ``AiryTrioError`` if the server cannot start or cannot go on.
     """
     stopping, company = trio.Event(), trio.CancelScope()
     renewal = None if reread is None else Renewal(reread)
@@ -99,9 +99,15 @@ async def run(
 
                 signalled.start_soon(stop_when_told)
                 async with trio.open_nursery() as serving:
-                    address = await serving.start(
-                        partial(serve, settings, stopping=stopping, renewal=renewal, worker=worker, deference=deference)
+                    server = partial(
+                        serve_process,
+                        settings,
+                        stopping=stopping,
+                        renewal=renewal,
+                        worker=worker,
+                        deference=deference,
                     )
+                    address = await serving.start(server)
                     listening = True
                     process.freeze()
                     if companion is not None:
@@ -113,7 +119,24 @@ async def run(
             raise told_error(group) from None
 
 
-async def serve(  # noqa: ASYNC128, PLR0913 - _serve says that it has started; all that others may ask of it
+async def serve(  # noqa: ASYNC128 - _serve reports that it has started
+    settings: Settings,
+    *,
+    stopping: trio.Event | None = None,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run the server: ``await nursery.start(serve, settings)`` returns its ``Address`` once it listens.
+
+    For a graceful shutdown set ``stopping``: clients are notified and have ``drain_s`` to reconnect elsewhere.
+    Cancelling ends the server at once. It is one process: ``[listener] workers`` must be 1.
+
+    Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` if it cannot start or
+    cannot go on.
+    """
+    await serve_process(settings, stopping=stopping, task_status=task_status)
+
+
+async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all that the command line passes
     settings: Settings,
     *,
     stopping: trio.Event | None = None,
@@ -122,19 +145,16 @@ async def serve(  # noqa: ASYNC128, PLR0913 - _serve says that it has started; a
     deference: Deference | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run the server: ``await nursery.start(serve, settings)`` gives its ``Address`` once it listens.
+    """Run one of the server processes of a command; ``stopping``, ``task_status`` and errors: see ``serve``.
 
-    Setting ``stopping`` ends it in order: clients are told and get ``drain_s``. Cancelling ends it at once. Asking
-    ``renewal`` has credentials and certificate read again. ``worker``: which of ``[listener] workers`` it is, from 0,
-    with ``[admin] port`` + ``worker``; to be told where there are several, which only the command starts by itself. The
-    number after the last of them is of a process that records and does not listen. ``deference``: says whether this one
-    leaves recording to another.
-
-    Resource handling: everything that it opened is closed on return. Raises ``AiryTrioError`` where it cannot start or
-    cannot go on.
+    ``renewal`` reads credentials and certificate again on request. ``worker`` is the number of this process among
+    ``[listener] workers``, from 0; its admin port is ``[admin] port`` + ``worker``. The number after the last worker is
+    the process that records and does not listen. None: there is only this process. ``deference`` decides whether this
+    process leaves recording to another one.
     """
     if worker is None and settings.listener.workers > 1:
-        raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process: say which"])
+        remedy = "set it to 1, or start the workers with the airy-trio command"
+        raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process; {remedy}"])
     worker = 0 if worker is None else worker
     authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
     encryption = await open_encryption(settings.listener)

@@ -1,5 +1,6 @@
 """airy-trio as a library: in a stranger's program, and as the README shows it."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -53,6 +54,13 @@ def test_importing_it_costs_nothing_before_it_is_used(tmp_path: Path) -> None:
     say = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"
     ended = run("-c", say, *heavy, folder=tmp_path)
     assert (ended.returncode, ended.stdout.split()) == (0, []), ended.stderr
+
+
+def test_serve_takes_nothing_that_only_the_command_line_has() -> None:
+    shown = inspect.signature(airy_trio.serve).parameters.values()
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    assert [one.name for one in shown] == ["settings", "stopping", "task_status"]
+    assert [one.name for one in shown if one.kind is keyword] == ["stopping", "task_status"]
 
 
 @pytest.mark.parametrize("name", airy_trio.__all__)
