@@ -35,31 +35,31 @@ class OfType:
 
 @frozen(cache_hash=True)
 class OfChannel:
-    """``/events/channel/ID``: what belongs to one channel."""
+    """``/events/channel/ID``: the events of one channel."""
 
     id: str
 
 
 @frozen(cache_hash=True)
 class OfConversation:
-    """``/events/conversation/ID``: what belongs to one conversation."""
+    """``/events/conversation/ID``: the events of one conversation."""
 
     id: str
 
 
 @frozen(cache_hash=True)
 class Within:
-    """What of a destination belongs to some channels: what is left of it for who may read no others.
+    """The events of a destination that belong to some channels, for a client that may read only those.
 
-    No client can name it; ``within`` makes it. ``channels``: at least one.
+    No client can name it; the server makes it (``within``). ``channels``: at least one.
     """
 
-    destination: "Everything | OfType | OfConversation"
+    destination: Everything | OfType | OfConversation
     channels: frozenset[str]
 
 
 Destination = Everything | OfType | OfChannel | OfConversation | Within
-"""What can be read. A client can name all but ``Within``."""
+"""What can be read from the log. A client can name all but ``Within``."""
 
 EVERYTHING = Everything()
 
@@ -143,7 +143,7 @@ def _of_type_and_channel(type_: str, channel_id: str | None) -> tuple[Destinatio
 
 
 def covers(destination: Destination, event: Addressed) -> bool:
-    """Whether an event belongs to a destination."""
+    """Return whether an event, new or stored, belongs to a destination."""
     match destination:
         case Everything():
             return True

@@ -1,4 +1,4 @@
-"""A position in the log: (epoch, offset), an ordered value that reads and writes itself.
+"""A position in the log: (epoch, offset), an ordered value with a text form.
 
 Wire contract, "Positions and resuming".
 """
@@ -21,20 +21,23 @@ class ForeignEpochError(ValueError):
 
 
 def new_epoch() -> str:
-    """Make the name of a new epoch: six of [a-z0-9], at random."""
+    """Make the name of a new epoch: six random characters of [a-z0-9]."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(EPOCH_LENGTH))
 
 
 @frozen(order=False)
 class Position:
-    """Where in the log: the event with this offset, or, as a cursor, just after it. Offset 0 is before the first."""
+    """A place in the log: the event with this offset, or, as a cursor, just after it. Offset 0 is before the first.
+
+    Positions of one epoch are ordered; comparing those of two epochs raises ``ValueError``.
+    """
 
     epoch: str
     offset: int
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read ``EPOCH-OFFSET``; None where it is not one (which a client may well send)."""
+        """Read ``EPOCH-OFFSET``; None if the text is no position, as a client may send anything."""
         match = _PATTERN.fullmatch(text)
         return cls(match[1], int(match[2])) if match else None
 
@@ -42,7 +45,7 @@ class Position:
         return f"{self.epoch}-{self.offset}"
 
     def at(self, offset: int) -> "Position":
-        """The position with another offset of the same epoch."""
+        """Return the position with another offset of the same epoch."""
         return Position(self.epoch, offset)
 
     def __lt__(self, other: "Position") -> bool:

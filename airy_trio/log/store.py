@@ -1,4 +1,4 @@
-"""The port of event stores: what a place that keeps events promises.
+"""The port of event stores: what a place that keeps events promises. Published as ``airy_trio.stores``.
 
 Events are kept in one order, as encoded bodies with the few facts that delivery needs. The store assigns the
 offsets, without gaps within an epoch and from 1 in a new store. With them it keeps the point at which the change feed
@@ -17,15 +17,15 @@ from airy_trio.log.position import Position
 
 
 class StoreUnavailable(Unavailable):
-    """The store is away and may come back; whether an append that raised this took effect is not known."""
+    """The store is away and may come back. An append that raised this may have taken effect or not."""
 
 
 class StoreReplaced(AiryTrioError):
-    """What the store had open is gone, or something else is in its place: a server cannot go on with either."""
+    """What the store had open is gone or was replaced by something else: the server ends."""
 
 
 class StaleAppend(AiryTrioError):
-    """Somebody else has appended, or begun a new epoch, since the writer last looked. Nothing was written."""
+    """Another writer has appended or begun an epoch since this one last read the head. Nothing was written."""
 
 
 class PositionExpired(AiryTrioError):
@@ -33,11 +33,14 @@ class PositionExpired(AiryTrioError):
 
 
 class NewEvent(NamedTuple):
-    """An event to append. ``object`` is the identity of what it is about: the newest of an object is its state.
+    """An event to append. ``object`` identifies what it is about: the newest event of an object is its state.
 
-    A tuple, as ``StoredEvent`` is, for a bulk change makes one of each for each row: a frozen class takes eight times
-    as long to make.
+    ``truncated``: the body is a placeholder for one that was too large. Any text and any octets must be kept, and None
+    is not the empty text.
     """
+
+    # A tuple, because a bulk change makes one of these and one StoredEvent for each row, and a frozen class takes eight
+    # times as long to make.
 
     type: str
     object: str
@@ -48,9 +51,9 @@ class NewEvent(NamedTuple):
 
 
 class StoredEvent(NamedTuple):
-    """An event in the log. ``appended_at_ms``: epoch milliseconds by the store's clock, never falling.
+    """An event in the log. ``appended_at_ms``: milliseconds since 1970 by the store's clock, never falling.
 
-    What follows it are the fields of ``NewEvent``, in the same order.
+    The fields of ``NewEvent`` follow, in the same order.
     """
 
     offset: int
@@ -64,7 +67,7 @@ class StoredEvent(NamedTuple):
 
 
 def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms: int) -> list[StoredEvent]:
-    """Give new events the offsets that follow a position: what an append makes of them."""
+    """Give new events the offsets that follow a position, and their time, as an append must."""
     return [
         StoredEvent(offset, appended_at_ms, *event) for offset, event in enumerate(events, start=expected.offset + 1)
     ]
@@ -72,7 +75,7 @@ def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms:
 
 @frozen
 class Holder:
-    """Who holds a durable subscription: ``name``, which is one of ``owner``'s. No other holder has this ``token``."""
+    """A claim of the durable subscription ``name`` of the user ``owner``. No other claim has the same ``token``."""
 
     owner: str
     name: str
@@ -81,14 +84,14 @@ class Holder:
 
 @frozen
 class Acknowledgement:
-    """The position up to which the holder of a durable subscription has acknowledged everything."""
+    """The position up to which the holder of a durable subscription has acknowledged all events."""
 
     holder: Holder
     position: Position
 
 
 def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
-    """Of events from the newest on, the first of each object."""
+    """Yield the newest event of each object. The events must come in descending order; so does the result."""
     seen: set[str] = set()
     for event in newest_first:
         if event.object not in seen:
@@ -97,7 +100,7 @@ def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]
 
 
 def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterator[StoredEvent]:
-    """Events up to, and with, the one whose body brings the sum of the bodies to ``bytes_max``; None: all."""
+    """Yield events up to the one whose body brings the sum of the bodies to ``bytes_max``, included; None: all."""
     size = 0
     for event in events:
         yield event
@@ -107,16 +110,16 @@ def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterato
 
 
 def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
-    """Whether a read within these bounds gave everything that there was."""
+    """Return whether a read with this ``limit`` and ``bytes_max`` returned all events that there were."""
     return len(events) < limit and sum(len(event.body) for event in events) < bytes_max
 
 
 @frozen(kw_only=True)
 class Bounds:
-    """What is retained: offsets ``first`` to ``last`` of ``epoch``.
+    """The retained events: offsets ``first`` to ``last`` of ``epoch``.
 
-    ``first == last + 1`` where nothing is; ``last`` stays after everything is trimmed. ``now_ms``: the store's
-    clock when this was read, epoch milliseconds, so that a reader can tell the age of an event by it.
+    ``first == last + 1`` if there are none; ``last`` stays the same when all events are trimmed. ``now_ms``: the
+    store's clock when this was read, milliseconds since 1970, from which a reader computes the age of an event.
     """
 
     epoch: str
@@ -126,51 +129,51 @@ class Bounds:
 
     @property
     def head(self) -> Position:
-        """The position of the newest event: everything up to here has been appended."""
+        """The position of the newest event that was appended, retained or not."""
         return Position(self.epoch, self.last)
 
     @property
     def floor(self) -> Position:
-        """The oldest position after which everything is still there."""
+        """The oldest position after which all events are retained."""
         return Position(self.epoch, self.first - 1)
 
 
 class EventStore(Protocol):
     """Events in order, and the resume point that belongs to them.
 
-    Promises of all: cancellable, where what was under way may still happen, whole; ``StoreUnavailable`` where waiting
-    heals; ``StoreReplaced`` where what was opened is gone; what ``read`` has shown once it shows again with the same
-    offset until it is trimmed, also after a crash.
+    Every verb can be cancelled; what was under way then may still happen, but whole. Every verb raises
+    ``StoreUnavailable`` if trying again may help, and ``StoreReplaced`` if what was opened is gone. An event that
+    ``read`` has returned once keeps its offset until it is trimmed, also after a crash.
     """
 
     async def bounds(self) -> Bounds:
-        """The epoch and what is retained of it."""
+        """Return the epoch and which of its events are retained."""
         ...
 
     async def append(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
     ) -> Sequence[StoredEvent]:
-        """Append after ``expected``, which must be the head, and store the resume point: all or nothing.
+        """Append events after ``expected`` and store the resume point, all or nothing; return the events as stored.
 
-        Offsets go on without a gap. No events and a new resume point is allowed: it moves no offset and wakes
-        nobody. Raises ``StaleAppend``, with nothing written, where ``expected`` is not the head.
+        Offsets go on without a gap. Without events only the resume point is stored: no offset moves, and ``wait`` need
+        not return. Raises ``StaleAppend``, with nothing written, if ``expected`` is not the head.
 
-        ``replaces``: the resume point that the writer knows to be stored; where it is another, ``StaleAppend`` as well:
-        two writers that move nothing but the resume point are told apart by it, and a later one is not put back, behind
-        which changes may be forgotten already. None: it is not compared.
+        ``replaces``: the resume point that the writer believes to be stored. If another one is, ``StaleAppend`` is
+        raised as well. It fences two writers that only move the resume point from each other: putting back an older
+        one could name changes that the change log no longer has. None: it is not compared.
         """
         ...
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
     ) -> Sequence[StoredEvent]:
-        """The next events after a position, in order, at most ``limit``; those of one destination if one is given.
+        """Return the next events after a position, in order, at most ``limit``; of one destination if one is given.
 
-        That may be ``Within``, what some channels have of a destination: who may read no others is served by it.
-        With ``bytes_max`` they end with the event whose body brings the sum of the bodies to that many bytes: at least
-        one event is given, and who gets fewer than ``limit`` with fewer bytes has all that there is (``is_all``). A
-        store never holds much more than that in memory. Empty at the head and beyond. Raises ``PositionExpired`` where
-        something after the position was trimmed, or the epoch is another.
+        The destination may be ``Within``, for a client that may read some channels only. With ``bytes_max`` the result
+        ends with the event whose body brings the sum of the bodies to that many bytes. So it has at least one event if
+        there is one, and a shorter result than both bounds allow has all that there are (``is_all``). A store never
+        holds much more than that in memory. The result is empty at the head and beyond. Raises ``PositionExpired`` if
+        an event after the position was trimmed, or the position is of another epoch.
         """
         ...
 
@@ -183,74 +186,74 @@ class EventStore(Protocol):
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """The newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
+        """Return the newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
 
-        Age is by the store's clock. Of more than ``limit`` objects the newest; with ``bytes_max`` the oldest that is
-        given is the one with which the bodies, counted from the newest on, come to that many bytes. Raises
-        ``PositionExpired`` for another epoch.
+        The age is by the store's clock. If there are more than ``limit`` objects, the newest are returned. With
+        ``bytes_max``, which counts from the newest event on, the oldest one returned is the one that brings the sum of
+        the bodies to that many bytes. Raises ``PositionExpired`` for another epoch.
         """
         ...
 
     async def resume_point(self) -> str | None:
-        """What the last append stored; None in a new store."""
+        """Return what the last append stored; None in a new store."""
         ...
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
-        """Drop all events and start a new, empty epoch with this resume point, atomically.
+        """Delete all events and start a new, empty epoch with this resume point, atomically; return its bounds.
 
         Offsets may begin at 1 again, or go on after the last one of the old epoch: the store chooses. The events are
         gone for all readers at once, and their number must not hold up readers and writers.
 
-        A verb of its own because a history that was lost must be told apart from one that is empty. Fenced like an
-        append: raises ``StaleAppend``, with nothing changed, if ``expected`` is not the head.
+        A lost history must differ from an empty one: clients with a position of the old epoch must reload.
+        Raises ``StaleAppend``, with nothing changed, if ``expected`` is not the head.
         """
         ...
 
     async def wait(self, after: Position) -> None:
-        """Return when the head is not ``after`` any more, whoever appended. It may return for nothing.
+        """Return when the head is no longer ``after``, whichever process appended. It may return without a change.
 
-        Raises ``StoreUnavailable`` also where a connection was lost that can be made anew at once: the store behind it
-        may be a copy without the newest events, which whoever waits must look for.
+        Raises ``StoreUnavailable`` also if a connection was lost that can be opened again at once: the place behind
+        the next one may be a copy without the newest events, for which the caller must look.
         """
         ...
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
-        Returns how many events were deleted; fewer than ``limit`` means done. Offsets are not used again, and the
-        resume point stays.
+        Returns how many were deleted; fewer than ``limit`` means done. Offsets are not used again, and the resume point
+        stays.
 
-        Also forget the durable subscriptions that were not used for longer than ``unused_s``. All others keep their
-        positions, even if every event was deleted: a client that returns after its events were trimmed must be able
-        to learn that, and without its position it would count as new.
+        Also deletes the durable subscriptions that were not used for longer than ``unused_s``. All others keep their
+        positions, even if every event was deleted: a client that returns after its events were trimmed must learn that,
+        and without its position it would count as new.
         """
         ...
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
-        """Give the position up to which all is acknowledged for a durable subscription; None where none is known.
+        """Return the position up to which a durable subscription has acknowledged all events; None if there is none.
 
-        It may be of an epoch that has ended, or before what is retained: the caller decides what that means.
+        It may be of an epoch that has ended, or before the retained events; the caller handles both.
         """
         ...
 
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """Make each the holder of its durable subscription; give for each, in order, what ``acknowledged`` would.
+        """Make each the holder of its durable subscription; return for each, in order, what ``acknowledged`` would.
 
-        Whoever held it before holds it no longer. A verb of its own because nodes share nothing but the store: two
-        of them must not both acknowledge for one name, and the newest claim is to win. Many at once, because
-        everybody comes back at once when a node has ended. No owner and name comes twice in one call.
+        The holder before it loses the subscription. Nodes share nothing but the store: two of them must not both
+        acknowledge for one name, and the newest claim wins. There may be many at once, as all clients reconnect at once
+        when a node has ended. No owner and name comes twice in one call.
         """
         ...
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        """Keep acknowledged positions; give the holders that hold theirs no longer, of whom nothing is kept.
+        """Store acknowledged positions; return the holders that have lost their subscription, whose positions are not.
 
-        Within an epoch a position only goes forward: an earlier one is not an error and changes nothing but the time
-        of its last use. A position of another epoch replaces it, and it outlives its own. Where nobody is known as
-        holder (it was forgotten), this one is again. No owner and name comes twice in one call.
+        Within an epoch a position only goes forward: an earlier one is no error and only renews the time of the last
+        use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription has
+        no holder because it was deleted, this one becomes the holder again. No owner and name comes twice in one call.
         """
         ...
 
     async def aclose(self) -> None:
-        """Let go of files and connections. Idempotent."""
+        """Close files and connections. Idempotent."""
         ...

@@ -1,4 +1,4 @@
-"""Checks that an event store keeps the promises of its port, ``airy_trio.log.store.EventStore``. Needs no pytest.
+"""Checks that an event store keeps the promises of its port, ``airy_trio.stores.EventStore``. Needs no pytest.
 
 For authors of a store. A *place* is where events are kept: a database, a file, a server. ``make_place`` gives, as an
 async context manager, a new and empty place, in the form of a function that opens the store there; each call of

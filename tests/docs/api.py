@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -25,14 +26,31 @@ PUBLISHED: Final = (
     ),
     (
         "Event stores",
-        "airy_trio.testing.event_store",
-        "testing/event_store.py",
-        ("check_event_store", "broken_promises"),
+        "airy_trio.stores",
+        "log/store.py log/position.py events/destinations.py",
+        (
+            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Holder", "Acknowledgement",
+            "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",
+            "stored_after", "up_to_bytes", "newest_of_each", "is_all", "new_epoch",
+            "StoreUnavailable", "StoreReplaced", "StaleAppend", "PositionExpired",
+        ),
     ),
-)
+    (
+        "Check an event store",
+        "airy_trio.testing.event_store",
+        "testing/event_store.py testing/store_words.py testing/store_crashes.py",
+        (
+            "check_event_store", "broken_promises", "check_whole_batches", "MakePlace", "OpenStore", "BrokenStoreError",
+        ),
+    ),
+)  # fmt: skip
 """Headings, where a program imports from, the files, and the names."""
+INTRODUCED: Final = {"airy_trio.stores": "stores.py"}
+"""Modules whose docstring is for the reader of the page, and their files."""
 _NAMES: Final = frozenset(name for *_, names in PUBLISHED for name in names)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+Found = Definition | tuple[ast.Assign, str]
+"""A definition, or an alias with the text below it."""
 
 
 def page() -> str:
@@ -46,10 +64,13 @@ def page() -> str:
     ]
     for heading, module, files, names in PUBLISHED:
         lines += [f"## {heading}", "", f"`{module}`", ""]
-        texts = [(PACKAGE / file).read_text() for file in files.split()]
-        found = {node.name: node for text in texts for node in _definitions(ast.parse(text))}
+        if module in INTRODUCED:
+            lines += _prose(ast.parse((PACKAGE / INTRODUCED[module]).read_text()))
+        trees = [ast.parse((PACKAGE / file).read_text()) for file in files.split()]
+        found: dict[str, Found] = {node.name: node for tree in trees for node in _definitions(tree)}
+        found |= {name: alias for tree in trees for name, alias in _aliases(tree)}
         for name in names:
-            lines += _told(found[name])
+            lines += _told(name, found[name])
     return "\n".join(lines)
 
 
@@ -59,10 +80,22 @@ def _definitions(node: ast.AST) -> Iterator[Definition]:
             yield child
 
 
-def _told(node: Definition) -> Iterator[str]:
-    yield f"### {node.name}"
+def _aliases(tree: ast.Module) -> Iterator[tuple[str, tuple[ast.Assign, str]]]:
+    """Names that a module gives to types; the text that describes one follows it."""
+    for node, below in pairwise(tree.body):
+        match node, below:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(text))):
+                yield name, (node, text)
+            case _:
+                continue
+
+
+def _told(name: str, node: Found) -> Iterator[str]:
+    yield f"### {name}"
     yield ""
-    if isinstance(node, ast.ClassDef):
+    if isinstance(node, tuple):
+        yield from ["```python", ast.unparse(node[0]), "```", "", node[1].replace("``", "`"), ""]
+    elif isinstance(node, ast.ClassDef):
         yield from _prose(node)
         bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in _NAMES]
         yield from [line for base in bases for line in (f"Base: `{base}`.", "")]
@@ -87,11 +120,16 @@ def _signature(node: Definition) -> str:
     wanted = [(one, default) for one, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     node.args.kwonlyargs = [one for one, _ in wanted if one.arg != "task_status"]
     node.args.kw_defaults = [default for one, default in wanted if one.arg != "task_status"]
-    node.args.args = [one for one in node.args.args if one.arg != "self"]
+    node.args.args = [one for one in node.args.args if one.arg not in {"self", "cls"}]
+    decorators = {one.id for one in node.decorator_list if isinstance(one, ast.Name)}
     prefix = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
-    returns = "" if node.returns is None else f" -> {ast.unparse(node.returns)}"
-    if any(isinstance(one, ast.Name) and one.id == "property" for one in node.decorator_list):
-        return f"{node.name}: {ast.unparse(node.returns) if node.returns else ''}"
+    if "classmethod" in decorators:
+        prefix = f"@classmethod\n{prefix}"
+    quoted = isinstance(node.returns, ast.Constant) and isinstance(node.returns.value, str)
+    returned = "" if node.returns is None else ast.unparse(node.returns).strip("'" if quoted else "")
+    returns = f" -> {returned}" if returned else ""
+    if "property" in decorators:
+        return f"{node.name}: {returned}"
     arguments = re.sub(r"(\w+: [^,=]+)=", r"\1 = ", ast.unparse(node.args))
     line = f"{prefix} {node.name}({arguments}){returns}"
     if len(line) <= 88:
@@ -100,6 +138,6 @@ def _signature(node: Definition) -> str:
     return f"{prefix} {node.name}(\n    {apart},\n){returns}"
 
 
-def _prose(node: Definition) -> list[str]:
+def _prose(node: Definition | ast.Module) -> list[str]:
     text = ast.get_docstring(node) or ""
     return [text.replace("``", "`"), ""]

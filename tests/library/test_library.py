@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import airy_trio
+import airy_trio.stores
 from tests.application import application
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,23 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     ended = run(program, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert json.dumps(TAG, separators=(",", ":")) in ended.stdout.splitlines()  # between lines of the log
+
+
+def test_page_shows_the_example_store_as_it_is_checked() -> None:
+    [shown] = re.findall(
+        r"<!-- file: acme_events.py -->\n```python\n(.*?)```",
+        (ROOT / "docs" / "how-to" / "event-store.md").read_text(),
+        re.DOTALL,
+    )
+    assert shown == (Path(__file__).with_name("acme_events.py")).read_text()
+
+
+@pytest.mark.parametrize("name", airy_trio.stores.__all__)
+def test_every_name_for_authors_of_stores_is_in_the_reference(name: str) -> None:
+    assert hasattr(airy_trio.stores, name)
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    section = page.partition("\n## Event stores\n")[2].partition("\n## ")[0]
+    assert f"\n### {name}\n" in section
 
 
 def test_importing_it_costs_nothing_before_it_is_used(tmp_path: Path) -> None:

@@ -1,27 +1,39 @@
-"""Stores of other packages are found by name, and what is missing is told in one line."""
+"""Stores of other packages: found by name, reported in one line if one is missing, used by a real server."""
 
 import sys
 from pathlib import Path
 
 import pytest
+import trio
 
+from airy_trio import app
 from airy_trio.errors import SettingsError
 from airy_trio.log.plugged import find_store
 from airy_trio.log.redis_streams import open_store
+from tests.application import Application
+from tests.changes.watched import ONLY_TAGS, Watched
+from tests.e2e.route import configure, listening
+from tests.processes import run, server
 
 OURS = {"redis": "airy_trio.log.redis_streams:open_store"}
+EXAMPLE = Path(__file__).parents[1] / "library" / "acme_events.py"
+TIMEOUT_S = 90.0
+
+
+def install(folder: Path, source: str, entry_points: str) -> None:
+    """Leave the package ``acme-events`` in a folder, as pip would."""
+    (folder / "acme_events.py").write_text(source)
+    info = folder / "acme_events-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-events\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[airy_trio.event_stores]\n{entry_points}")
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with two event stores, as pip would leave it."""
-    (tmp_path / "acme_events.py").write_text("def open_acme(url):\n    return url\n")
-    info = tmp_path / "acme_events-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-events\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[airy_trio.event_stores]\nacme = acme_events:open_acme\nbroken = acme_missing:x\nredis = acme_events:x\n"
-    )
+    """A package with a store that works, one that cannot be imported, and one with the name of ours."""
+    names = "acme = acme_events:open_acme\nbroken = acme_missing:x\nredis = acme_events:x\n"
+    install(tmp_path, "def open_acme(url):\n    return url\n", names)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "acme_events", raising=False)
 
@@ -60,3 +72,51 @@ def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "airy_trio.log.redis_streams", raising=False)
     with pytest.raises(SettingsError, match=r"coredis.*; pip install airy-trio\[redis\]$"):
         find_store("redis", OURS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)  # four processes start, one after another, on a machine that may be busy
+async def test_server_with_workers_keeps_its_log_under_a_scheme_of_another_package(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    """With the example of the documentation: an append wakes the other processes, and a restart loses nothing."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    install(packages, EXAMPLE.read_text(), "acme.events = acme_events:open_store\n")
+    environ = {"PYTHONPATH": str(packages)}
+    log = f'[log]\nstore = "acme.events"\nurl = "acme.events-1://agent:hunter2@here{tmp_path}/events.db"\n'
+    with trio.fail_after(TIMEOUT_S):
+        config = configure(sqlite_application, tmp_path, log, workers=2)
+        async with server(config, environ=environ) as before:
+            before.port = (await before.record("all workers listen"))["port"]
+            async with listening(before) as one, listening(before) as other:
+                sqlite_application.tag("t1")
+                assert (await one.next()).object == (await other.next()).object == ("tag", "t1")
+            assert await before.terminate() == 0
+        checked = await run("check", "--config", str(config), environ=environ)
+        assert checked.code == 0, checked.err
+        sqlite_application.tag("t2")
+        config = configure(sqlite_application, tmp_path, log)
+        async with server(config, environ=environ) as after, listening(after, after=one.events[0].position) as client:
+            assert client.receipt.get("resume") == "resumed"
+            assert [(event.offset, event.object) for event in await client.take(1)] == [(2, ("tag", "t2"))]
+    said = [*before.err.all, *after.err.all, *checked.out.splitlines(), *checked.err.splitlines()]
+    assert any('"store": "acme.events"' in line for line in said)
+    assert not [line for line in said if "hunter2" in line]
+
+
+async def test_capture_by_updated_at_records_under_a_scheme_of_another_package(
+    sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Watched(sqlite_application)
+    install(tmp_path, EXAMPLE.read_text(), "acme.events = acme_events:open_store\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "acme_events", raising=False)
+    log = f'[log]\nstore = "acme.events"\nurl = "acme.events-1://here{tmp_path}/events.db"\n'
+    capture = f'{ONLY_TAGS}[changes]\ncapture = "updated_at"\n'
+    settings = sqlite_application.migrate(f"{capture}{log}[listener]\nport = 0\n", with_tables=False)
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(app.serve, settings)
+            nursery.cancel_scope.cancel()
+    assert (tmp_path / "events.db").exists()

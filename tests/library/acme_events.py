@@ -1,0 +1,165 @@
+"""An event store in one SQLite file, for the processes of one machine: ``acme:///var/lib/acme/events.db``."""
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, closing
+from itertools import islice
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from urllib.parse import urlsplit
+
+import trio
+
+from airy_trio import stores
+from airy_trio.stores import Acknowledgement, Bounds, Destination, Holder, NewEvent, Position, StoredEvent
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Of = Destination | None
+Verb = Coroutine[Any, Any, T]
+SCHEMA = """
+    create table if not exists log (epoch, trimmed, last, at_ms, point);
+    create table if not exists events (id integer primary key, at_ms, type, object, conversation, channel, body, cut);
+    create table if not exists durables (owner, name, token, epoch, id, used_ms, primary key (owner, name));
+"""
+APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
+    where epoch = ? and last = ? and point is coalesce(?, point) returning at_ms"""
+BEGIN_EPOCH = "update log set epoch = ?, trimmed = 0, last = 0, point = ? where epoch = ? and last = ? returning epoch"
+HOLD = """insert into durables values (?, ?, ?, null, null, ?) on conflict
+    do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
+ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do update set epoch = excluded.epoch,
+    id = iif(epoch = excluded.epoch, max(id, excluded.id), excluded.id), used_ms = excluded.used_ms
+    where token = excluded.token returning owner"""
+
+
+@asynccontextmanager
+async def open_store(url: str) -> AsyncIterator[stores.EventStore]:
+    with closing(await trio.to_thread.run_sync(connect, urlsplit(url).path)) as db:
+        yield AcmeStore(db)
+
+
+def connect(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.executescript(f"pragma journal_mode = wal; {SCHEMA}")
+    db.execute("insert into log select ?, 0, 0, 0, null where not exists (select * from log)", [stores.new_epoch()])
+    return db
+
+
+def transaction(work: Callable[Concatenate["AcmeStore", P], T]) -> Callable[Concatenate["AcmeStore", P], Verb[T]]:
+    """Make a verb of work that one thread does in one transaction, so that it happens whole or not at all."""
+
+    async def verb(store: "AcmeStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def whole() -> T:
+            store.db.execute("begin")  # work that writes writes first, which locks the file until the commit
+            with store.db:  # commits, or rolls back if the work raises
+                return work(store, *args, **kwargs)
+
+        try:
+            return await trio.to_thread.run_sync(whole, limiter=store.turn)
+        except sqlite3.OperationalError as error:
+            raise stores.StoreUnavailable(f"the file cannot be used: {error}") from None
+
+    return verb
+
+
+class AcmeStore:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.turn = trio.CapacityLimiter(1)  # one thread at a time uses the connection
+
+    @transaction
+    def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        row = self.row(APPEND, len(events), now_ms(), resume_point, expected.epoch, expected.offset, replaces)
+        if row is None:
+            raise stores.StaleAppend(f"the head is not {expected}, or the resume point is another one")
+        stored = stores.stored_after(expected, events, row[0])
+        self.db.executemany("insert into events values (?, ?, ?, ?, ?, ?, ?, ?)", stored)
+        return stored
+
+    @transaction
+    def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
+        row = self.row(BEGIN_EPOCH, stores.new_epoch(), resume_point, expected.epoch, expected.offset)
+        if row is None:
+            raise stores.StaleAppend(f"the head is not {expected}")
+        self.db.execute("delete from events")
+        return Bounds(epoch=row[0], first=1, last=0, now_ms=now_ms())
+
+    @transaction
+    def read(
+        self, after: Position, limit: int, destination: Of = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        epoch, trimmed = self.row("select epoch, trimmed from log")
+        if after.epoch != epoch or after.offset < trimmed:
+            raise stores.PositionExpired(f"{after} is before {epoch}-{trimmed}")
+        found = self.events(destination, "id > ? order by id", after.offset)
+        return list(stores.up_to_bytes(islice(found, limit), bytes_max))
+
+    @transaction
+    def recent(
+        self, until: Position, age_s: float, limit: int, destination: Of = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        if until.epoch != self.row("select epoch from log")[0]:
+            raise stores.PositionExpired(f"{until} is of another epoch")
+        since_ms = now_ms() - age_s * 1000
+        young = self.events(destination, "id <= ? and at_ms >= ? order by id desc", until.offset, since_ms)
+        return list(stores.up_to_bytes(islice(stores.newest_of_each(young), limit), bytes_max))[::-1]
+
+    @transaction
+    def bounds(self) -> Bounds:
+        epoch, trimmed, last = self.row("select epoch, trimmed, last from log")
+        return Bounds(epoch=epoch, first=trimmed + 1, last=last, now_ms=now_ms())
+
+    @transaction
+    def resume_point(self) -> str | None:
+        return cast("str | None", self.row("select point from log")[0])
+
+    async def wait(self, after: Position) -> None:
+        while (await self.bounds()).head == after:  # noqa: ASYNC110 - an append elsewhere sets no event here
+            await trio.sleep(0.02)
+
+    @transaction
+    def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
+        self.db.execute("delete from durables where used_ms < ?", [now_ms() - unused_s * 1000])
+        trimmed, last = self.row("select trimmed, last from log")
+        old = self.row("select max(id) from events where at_ms < ?", now_ms() - age_s * 1000)[0] or 0
+        count: int = max(0, min(max(old, last - keep) - trimmed, limit))
+        self.db.execute("delete from events where id <= ?", [trimmed + count])
+        self.db.execute("update log set trimmed = ?", [trimmed + count])  # and `last` stays
+        return count
+
+    @transaction
+    def acknowledged(self, owner: str, name: str) -> Position | None:
+        return position(self.row("select epoch, id from durables where owner = ? and name = ?", owner, name))
+
+    @transaction
+    def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
+        return [position(self.row(HOLD, one.owner, one.name, one.token, now_ms())) for one in holders]
+
+    @transaction
+    def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+        def keep(holder: Holder, at: Position) -> Any:
+            return self.row(ACKNOWLEDGE, holder.owner, holder.name, holder.token, at.epoch, at.offset, now_ms())
+
+        return [one.holder for one in acknowledgements if not keep(one.holder, one.position)]
+
+    async def aclose(self) -> None:
+        self.db.close()
+
+    def events(self, destination: Of, where: str, *values: object) -> Iterator[StoredEvent]:
+        for *fields, cut in self.db.execute(f"select * from events where {where}", values):
+            event = StoredEvent._make([*fields, bool(cut)])
+            if destination is None or stores.covers(destination, event):
+                yield event
+
+    def row(self, query: str, *values: object) -> Any:
+        return self.db.execute(query, values).fetchone()
+
+
+def position(row: Any) -> Position | None:
+    return Position(*row) if row and row[0] else None
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
