@@ -23,6 +23,10 @@ def main() -> NoReturn:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals come
 
+    if _serving():
+        from airy_trio.cli.logs import queue_stderr  # noqa: PLC0415 - the same
+
+        queue_stderr()
     try:
         run()
     finally:
