@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
@@ -23,7 +24,7 @@ from airy_trio.testing.client import Closed, Rejected, StompClient
 from tests.admin.serving import Port
 from tests.application import Application
 from tests.e2e.route import HOST, Listening, configure, listening
-from tests.processes import AIRY_TRIO, Server, free_ports, json_object, run, running
+from tests.processes import AIRY_TRIO, Program, Server, free_ports, json_object, run, running
 
 TIMEOUT_S = 60.0
 CLIENTS = 16
@@ -264,6 +265,54 @@ async def test_when_nobody_listens_and_none_can_start_the_command_ends(
             assert await server.wait() == 2, "what the settings have"
     ends = workers_with(server, "a worker has ended: it is started again")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
+
+
+def interpreter(folder: Path) -> Path:
+    """An interpreter with our packages whose program file can be taken away."""
+    (folder / "bin").mkdir()
+    own = folder / "bin" / "python"
+    own.symlink_to(Path(sys.executable).resolve())
+    for name in ("pyvenv.cfg", "lib"):
+        (folder / name).symlink_to(Path(sys.prefix, name))
+    return own
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+async def test_refused_restart_of_a_worker_is_tried_again_and_ends_no_other(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    python = interpreter(tmp_path)
+    command = [str(python), "-m", "airy_trio", "--config", str(config_of(sqlite_application, tmp_path))]
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Server, command) as server:
+            server.port = (await server.record("all workers listen"))["port"]
+            python.unlink()
+            os.kill(await pid_of(server, 0), signal.SIGKILL)
+            refused = await server.record("worker process could not be started", worker=0)
+            assert refused["reason"] == "No such file or directory"
+            async with listening(server) as client:
+                sqlite_application.tag("meanwhile")
+                await client.next()
+                said = len(server.err.all)
+                python.symlink_to(Path(sys.executable).resolve())
+                await later(server, "all workers listen", said)
+                sqlite_application.tag("after")
+                await client.next()
+            assert await server.terminate() == 0
+    assert len(workers_with(server, "worker started")) == 4
+
+
+@pytest.mark.slow
+async def test_refused_first_start_is_one_line(sqlite_application: Application, tmp_path: Path) -> None:
+    python = interpreter(tmp_path)
+    code = "import os, sys; os.unlink(sys.executable); from airy_trio.__main__ import main; main()"
+    command = [str(python), "-c", code, "--config", str(config_of(sqlite_application, tmp_path))]
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, command) as program:
+            assert await program.wait() == 1
+    told = [line for line in program.err.all if not json_object(line)]
+    assert told == [f"airy-trio: worker {RECORDER}: cannot start the process: No such file or directory"]
 
 
 class Failing(Workers):

@@ -8,9 +8,10 @@ rate; it has the number after the workers'. While it is away a worker has the le
 Between parent and worker is a socket pair: the worker says on it that it listens, is told on it whether the process
 that records is there, and sees in it that the parent is gone, however that ended; then it ends too.
 
-A worker that dies is started again, after a pause that doubles while it does not come to listen. The command ends with
-a worker's exit code where its first start fails, and with 1 where one has failed ``FAILURES_MAX`` times in a row while
-no other listens: then nobody is served, and whoever supervises the command must know.
+A worker that ends is started again, after a pause that doubles while it does not come to listen; a process that the
+system refuses to start counts as such a worker. The command ends with a worker's exit code if its first start fails,
+and with 1 if one has failed ``FAILURES_MAX`` times in a row while no other listens: then no client is served, and the
+supervisor of the command must know.
 """
 
 import signal
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ import trio
 from attrs import evolve
 
 from airy_trio.app.worker import LISTENING, RECORDED, RECORDER, UNRECORDED, Worker
+from airy_trio.errors import StartError
 from airy_trio.settings import Settings
 from airy_trio.websocket.listener import ListenerOptions, open_listening_socket
 
@@ -42,7 +44,10 @@ STOP_GRACE_S: Final = 15.0
 
 
 async def supervise(settings: Settings, config: Path) -> int:
-    """Run the workers until SIGINT or SIGTERM; give the exit code. Raises ``StartError`` where the port is taken."""
+    """Run the workers until SIGINT or SIGTERM; return the exit code.
+
+    Raises ``StartError`` if the port is taken, or if the system does not start a process.
+    """
     async with AsyncExitStack() as stack:
         port = await _reserve_port(settings.listener, stack)
         signals = stack.enter_context(trio.open_signal_receiver(*PASSED_ON))
@@ -64,9 +69,14 @@ class Workers:
         self._first = trio.Event()  # the first process has started, or never will
         self._stopping = trio.Event()
         self._code = 0
+        self._refused: dict[int, str] = {}  # why the system has just refused to start a process
+        self._fault = ""
 
     async def run(self, signals: AsyncIterator[int]) -> int:
-        """Start all, the first one alone: it may have tables and files to make. Return when all have ended."""
+        """Start all, the first one alone: it may have tables and files to make. Return when all have ended.
+
+        Raises ``StartError`` if that is because the system does not start a process.
+        """
         async with trio.open_nursery() as signalled:
             signalled.start_soon(self._pass_on, signals)
             signalled.start_soon(self._kill_who_does_not_end)
@@ -77,6 +87,8 @@ class Workers:
                     living.start_soon(self._live, number)
             signalled.cancel_scope.cancel()
         logger.info("stopped", exit_code=self._code)
+        if self._fault:
+            raise StartError([self._fault])
         return self._code
 
     async def _live(self, number: int) -> None:
@@ -90,6 +102,8 @@ class Workers:
             failures = 0 if listened else failures + 1
             if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
                 logger.error("a worker cannot start: stopping", worker=self._name(number), exit_code=code)
+                if number in self._refused:
+                    self._fault = f"worker {self._name(number)}: cannot start the process: {self._refused[number]}"
                 self._stop(code if code > 0 else 1)
                 break
             lives += 1
@@ -102,11 +116,20 @@ class Workers:
         self._first.set()
 
     async def _run_once(self, number: int) -> tuple[bool, int]:
-        """One life of a worker: whether it came to listen, and its exit code (negative: the signal)."""
-        ours, theirs = socket.socketpair()
+        """Run a worker to its end; return whether it came to listen, and its exit code (negative: the signal).
+
+        A process that the system refuses to start counts as one that ended at once: memory, processes, descriptors
+        and a program file that is being replaced come back, and the other workers serve meanwhile.
+        """
+        try:
+            ours, process = await self._start(number)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            logger.warning("worker process could not be started", worker=self._name(number), reason=reason)
+            self._refused[number] = reason
+            return False, 1
+        self._refused.pop(number, None)
         async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-            with theirs:
-                process = await self._start(Worker(number=number, port=self._port, descriptor=theirs.fileno()))
             self._processes[number], self._ends[number] = process, ours
             self._tell_who_records(number)
             try:
@@ -156,12 +179,21 @@ class Workers:
         """How logs call it."""
         return RECORDER if number == self._recorder else number
 
-    async def _start(self, worker: Worker) -> trio.Process:
-        """Start our own command line, in a group of its own: Ctrl-C is to come once, from the parent."""
-        command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker", str(worker)]
-        return await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, pass_fds=[worker.descriptor], process_group=0
-        )
+    async def _start(self, number: int) -> tuple[socket.socket, trio.Process]:
+        """Start our own command line; return our end of the socket pair, which the caller owns, and the process.
+
+        The process has a group of its own, so that Ctrl-C reaches it once, from the parent. Raises ``OSError``.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs, ExitStack() as on_error:
+            on_error.enter_context(ours)
+            worker = Worker(number=number, port=self._port, descriptor=theirs.fileno())
+            command = [sys.executable, "-P", "-m", "airy_trio", "--config", str(self._config), "--worker", str(worker)]
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.DEVNULL, pass_fds=[worker.descriptor], process_group=0
+            )
+            on_error.pop_all()
+        return ours, process
 
     async def _pass_on(self, signals: AsyncIterator[int]) -> None:
         """Tell every worker what we are told; who has only been started would be ended by SIGHUP, and is told later."""
