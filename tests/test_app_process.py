@@ -3,21 +3,28 @@
 import gc
 import json
 import resource
+import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 import trio
 
 from airy_trio import app
+from airy_trio.testing.client import Closed, Rejected
 from airy_trio.version import __version__
+from airy_trio.websocket.listener import FILES_RESERVED
+from tests.admin.serving import Port
 from tests.application import Application
-from tests.e2e.route import HOST, configure, listening
-from tests.processes import Server, running
+from tests.e2e.route import HOST, Listening, configure, listening
+from tests.processes import Server, free_ports, running
 
 TIMEOUT_S = 40.0
-FILES = 64
+FILES = 128
+CROWD = 300
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
 PREPARED = """
 import gc, json, resource, sys
@@ -64,26 +71,51 @@ async def test_the_interpreter_looks_for_no_garbage_as_a_command_ends() -> None:
 
 
 @pytest.mark.slow
-async def test_who_comes_when_there_are_no_files_left_waits_and_is_served_later(
+async def test_crowd_beyond_the_file_limit_hinders_neither_recording_nor_probes(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
+    admin_port, fitting = free_ports(1), (FILES - FILES_RESERVED) * 7 // 8
     code = LIMITED.format(soft=FILES // 2, hard=FILES) + "from airy_trio.__main__ import main; main()"
     config = configure(sqlite_application, tmp_path)
-    config.write_text(config.read_text().replace("[listener]\n", "[listener]\nconnect_timeout_s = 2\n"))
-    command = [sys.executable, "-c", code, "--config", str(config)]
+    text = config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}")
+    config.write_text(text.replace("[listener]\n", "[listener]\nconnect_timeout_s = 2\n"))
     with trio.fail_after(TIMEOUT_S):
-        async with running(Server, command) as server:
+        async with AsyncExitStack() as stack:
+            command = [sys.executable, "-c", code, "--config", str(config)]
+            server = await stack.enter_async_context(running(Server, command))
             server.port = (await server.record("listening"))["port"]
-            warning = "few files may be open at once, and each connection needs one"
-            assert (await server.record(warning))["files"] == FILES
-            async with listening(server) as early:
-                async with AsyncExitStack() as crowd:
-                    for _ in range(2 * FILES):
-                        await crowd.enter_async_context(await trio.open_tcp_stream(HOST, server.port))
-                    await server.record("cannot accept connections")
-                    sqlite_application.tag("t1")
-                    assert (await early.next()).offset == 1
-                async with listening(server, headers=[("replay", "none")]) as late:
-                    sqlite_application.tag("t2")
-                    assert [(await client.next()).offset for client in (early, late)] == [2, 2]
+            early = await stack.enter_async_context(listening(server))
+            event = "fewer connections than listener.connections_max fit; raise the limit of open files"
+            facts = await server.record(event, connections_max=20_000, files=FILES)
+            assert facts["fitting"] == fitting
+            crowd = stack.enter_context(ExitStack())
+            for _ in range(CROWD):
+                with suppress(ConnectionResetError):  # it may be closed before we have seen that it was open
+                    crowd.enter_context(socket.create_connection((HOST, server.port)))
+            await server.record("connections turned away")
+            for number in range(3):
+                assert (await Port(admin_port).get("/livez")).status_code == HTTPStatus.OK
+                sqlite_application.tag(f"t{number}")
+                assert (await early.next()).offset == 1 + number
+            metrics = await Port(admin_port).samples()
+            assert metrics["airy_trio_connections_turned_away_total", (("limit", "connections_max"),)] > 0
+            crowd.close()
+            async with late_client(server) as late:
+                sqlite_application.tag("late")
+                assert [(await client.next()).offset for client in (early, late)] == [4, 4]
             assert await server.terminate() == 0
+    assert "cannot accept connections" not in "\n".join(server.err.all)
+
+
+@asynccontextmanager
+async def late_client(server: Server) -> AsyncIterator[Listening]:
+    """A client that comes again for as long as it is refused."""
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                client = await stack.enter_async_context(listening(server, headers=[("replay", "none")]))
+            except (Rejected, Closed, trio.BrokenResourceError):
+                await trio.sleep(0.05)
+                continue
+            break
+        yield client

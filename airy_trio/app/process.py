@@ -9,10 +9,6 @@ import sys
 from contextlib import suppress
 from typing import Final
 
-import structlog
-
-logger = structlog.get_logger(__name__)
-
 GC_THRESHOLDS: Final = (5_000, 200, 100)
 """Python's own let the collector walk over all connections while they come in: 1754 against 2497 of them a second.
 
@@ -23,8 +19,6 @@ after a million new ones.
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a thread of the recorder waits for the interpreter while clients keep it busy, each time it comes back from
 the database: with Python's own 5 ms a crowd of hostile clients doubles the p99 from commit to client."""
-FILES_FEW: Final = 4096
-"""With fewer files than this the operator is told, since each connection needs one."""
 _OPEN_MAX: Final = 10_240
 """What macOS grants at least, where its hard limit says "unlimited" and means less."""
 
@@ -33,11 +27,7 @@ def prepare() -> None:
     """Raise the soft limit of open files to the hard one; set the collector's thresholds and the switch interval."""
     gc.set_threshold(*GC_THRESHOLDS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    files = _raise_file_limit()
-    if files < FILES_FEW:
-        logger.warning("few files may be open at once, and each connection needs one", files=files)
-    else:
-        logger.debug("files that may be open at once", files=files)
+    _raise_file_limit()
 
 
 def freeze() -> None:
@@ -46,8 +36,8 @@ def freeze() -> None:
     gc.freeze()
 
 
-def _raise_file_limit() -> int:
-    """Raise it as far as the system lets us, and give how many files may be open now."""
+def _raise_file_limit() -> None:
+    """Raise it as far as the system lets us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for files in (hard, max(soft, _OPEN_MAX)):
         if files == soft:
@@ -55,5 +45,3 @@ def _raise_file_limit() -> int:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
             break
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

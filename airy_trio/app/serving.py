@@ -41,7 +41,7 @@ from airy_trio.settings import Settings
 from airy_trio.version import __version__
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.farewells import INTERNAL
-from airy_trio.websocket.listener import accept, open_listening_socket
+from airy_trio.websocket.listener import accept, open_listening_socket, within_files
 
 logger = structlog.get_logger(__name__)
 
@@ -170,7 +170,8 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all th
             back_ends = await open_back_ends(settings, starting)
             try:
                 async with opened_store(settings, starting=starting) as opened:
-                    made = make_parts(settings, back_ends, opened, authenticator, encryption, deference=deference)
+                    fitting = evolve(settings, listener=within_files(settings.listener))
+                    made = make_parts(fitting, back_ends, opened, authenticator, encryption, deference=deference)
                     parts = evolve(made, serves=worker != settings.listener.recorder)
                     await _serve(
                         settings,

@@ -1,18 +1,22 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-A plain socket of the standard library, because its connections are written to directly (``outlet``). Running out of
-file descriptors pauses accepting. An error of the listening socket itself ends the server: it would never accept again.
+A plain socket of the standard library, because its connections are written to directly (``outlet``). Clients never get
+the last file descriptors of the process (``within_files``): databases and the admin port need theirs when a crowd of
+clients has come. If descriptors run out all the same, accepting pauses. An error of the listening socket itself ends
+the server: it would never accept again.
 """
 
 import errno
 import math
+import resource
 import socket
+import sys
 from functools import partial
 from typing import Final
 
 import structlog
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
@@ -36,7 +40,14 @@ EXHAUSTED_PAUSE_S: Final = 0.1
 SHORTAGE_OVER_S: Final = 5.0
 """Without another one a shortage of descriptors or memory is over."""
 TURNING_AWAY_MAX: Final = 256
-"""Who comes beyond a limit gets an answer only as long as not more than so many are being given one."""
+"""Refusals answered at once, each for up to ``LINGER_S``; further connections are closed without an answer."""
+FILES_RESERVED: Final = 96
+"""File descriptors that clients never get: two pools of connections to databases, with SQLite two or three files for
+each connection (up to 50), the admin port (32), sockets of our own and what is accepted in one turn."""
+_FILES_SHARE: Final = 4
+"""Of a limit that is hardly above the reserve, clients get one part in so many."""
+_ANSWERS_SHARE: Final = 8
+"""Of the descriptors for clients, one in so many is kept for answers to refused connections."""
 _TURNED_AWAY: Final = "turned away"
 """Who all of them are at the turnstile: together they get what one address gets."""
 _SESSION: Final = "session"
@@ -75,6 +86,30 @@ class ListenerOptions(SessionOptions):
 
 class BrokenListenerError(AiryTrioError):
     """The listening socket cannot accept any more."""
+
+
+def within_files(options: ListenerOptions) -> ListenerOptions:
+    """Lower ``connections_max`` to what the limit of open files leaves room for; log a warning if it is lowered."""
+    room = _descriptors_for_clients()
+    fitting = room - _answers_max(room)
+    if options.connections_max <= fitting:
+        return options
+    logger.warning(
+        "fewer connections than listener.connections_max fit; raise the limit of open files",
+        connections_max=options.connections_max,
+        fitting=fitting,
+        files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    )
+    return evolve(options, connections_max=fitting)
+
+
+def _descriptors_for_clients() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files - FILES_RESERVED, files // _FILES_SHARE)
+
+
+def _answers_max(room: int) -> int:
+    return min(TURNING_AWAY_MAX, room // _ANSWERS_SHARE)
 
 
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
@@ -183,6 +218,7 @@ class _Reception:
         self._encryption = encryption
         self._loopback = loopback
         self._turning_away = 0
+        self._answers_max = _answers_max(_descriptors_for_clients())
 
     def receive(self, outlet: SocketOutlet, peer: str) -> None:
         """Take over the outlet of somebody who has connected."""
@@ -190,7 +226,7 @@ class _Reception:
             visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
         except RefusedError as refused:
             self._turning_away += 1
-            answer = refused.answer if self._turning_away <= TURNING_AWAY_MAX else b""
+            answer = refused.answer if self._turning_away <= self._answers_max else b""
             turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
             self._connections.start_soon(self._turn_away, self._encrypted(outlet, turn), answer)
         else:
