@@ -18,7 +18,7 @@ from airy_trio.options import at_least, matching
 from airy_trio.websocket.addresses import Address, Proxies, address_of, check_networks, counted
 from airy_trio.websocket.origins import Console, OriginRules, check_hosts, check_origins
 from airy_trio.websocket.request import RefusedError, Request, Upgrade
-from airy_trio.websocket.turnstile import Turnstile
+from airy_trio.websocket.turnstile import HANDSHAKES_PER_TURN, Turnstile
 
 logger = structlog.get_logger(__name__)
 
@@ -54,6 +54,8 @@ class Admission:
 
     def __init__(self, options: AdmissionOptions, turnstile: Turnstile, console: Console | None = None) -> None:
         self.turnstile = turnstile
+        self.handshakes = Turnstile(HANDSHAKES_PER_TURN)
+        """Where a step of a TLS handshake waits for its turn; ``run`` is a task of its own."""
         self._options = options
         self._proxies = Proxies(options.trusted_proxies)
         self._rules = OriginRules(
@@ -158,6 +160,10 @@ class Visitor:
     def turn(self) -> Awaitable[None]:
         """Wait at the turnstile, among those from its address; among those of its proxy until the request was read."""
         return self.admission.turnstile.enter(self.counted_as or self.peer)
+
+    def handshake_turn(self) -> Awaitable[None]:
+        """Wait for the turn of a step of a TLS handshake, among those from its address, or of its proxy."""
+        return self.admission.handshakes.enter(self.counted_as or self.peer)
 
     def leave(self) -> None:
         """See ``Admission.leave``. To be called once."""

@@ -227,10 +227,10 @@ class _Reception:
         except RefusedError as refused:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= self._answers_max else b""
-            turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
+            turn = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
             self._connections.start_soon(self._turn_away, self._encrypted(outlet, turn), answer)
         else:
-            encrypted = self._encrypted(outlet, visitor.turn)
+            encrypted = self._encrypted(outlet, visitor.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
 
     def _encrypted(self, outlet: SocketOutlet, turn: Turn) -> Outlet:

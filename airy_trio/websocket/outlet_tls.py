@@ -3,6 +3,10 @@
 Over ``ssl.MemoryBIO``, whose two ends hold little: a run is encrypted record by record and handed on whole, and the
 peer's octets are decrypted only as fast as they are read here. What TLS itself has to say (alerts, answers to
 a key update) leaves in its turn. Which certificate is shown is decided elsewhere.
+
+TLS gets one record of the peer at a time. Given more, OpenSSL would work through all records that carry no content
+(key updates, refused renegotiations) in one call, which stops the event loop for as long as the peer likes. So each of
+them is seen here: reading on takes a turn, and their number has a limit.
 """
 
 import ssl
@@ -17,8 +21,11 @@ from airy_trio.websocket.outlet import HandshakeError, Outlet
 
 RECORD_BYTES_MAX: Final = 16 * 1024
 """Of plaintext in one record (RFC 8446, section 5.1)."""
-ANSWERS_BYTES_MAX: Final = 16 * 1024
-"""What TLS itself may have to say to a peer that takes nothing: beyond that, the peer only provokes answers."""
+RECORD_HEAD_BYTES: Final = 5
+"""Type, version and, in the last two, the length of what follows."""
+EMPTY_RECORDS_MAX: Final = 256
+"""Records without content that one peer may send after its handshake: clients change keys after gigabytes. Each
+provokes an answer of some 30 octets, so this also bounds the answers that a peer does not take."""
 HANDSHAKE_READ_BYTES: Final = 4096
 
 
@@ -34,8 +41,8 @@ class TlsOutlet:
 
     What was encrypted has to leave, and in order, so nothing is encrypted while something is pending below. TLS may
     not let us write between two halves of a message of the peer's handshake; what was taken then stays as it is, and
-    is pending until ``receive_some`` has heard the rest. ``turn``: how a step of the handshake waits for its turn; it
-    is the dearest thing that a client can ask for.
+    is pending until ``receive_some`` has heard the rest. ``turn``: how a step of the handshake waits for its turn, and
+    each read that brought no content: these are the dearest things that a client can ask for.
     """
 
     def __init__(
@@ -48,6 +55,9 @@ class TlsOutlet:
         self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._came = b""  # of the peer, not yet given to TLS
+        self._left = 0  # octets of the peer's current record that TLS still has to get
+        self._empty = 0  # records without content
         self._plain: memoryview | None = None  # taken, not yet encrypted
         self._held = False  # something is in _plain or in _outgoing
         self._heard: trio.Event | None = None  # somebody waits for the peer's half of a handshake
@@ -116,6 +126,7 @@ class TlsOutlet:
                 pass
             return b""
         await trio.lowlevel.checkpoint_if_cancelled()
+        heard = whole = False
         while True:
             self._check()
             data = self._decrypted(bytes_max)
@@ -125,7 +136,11 @@ class TlsOutlet:
             if data is not None:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
-            await self._hear(bytes_max)
+            if whole:
+                self._count_empty()
+            if heard:
+                await self._turn()
+            heard, whole = True, await self._hear(bytes_max)
 
     async def send_eof(self) -> None:
         """See ``Outlet.send_eof``: a close_notify, then what the medium has."""
@@ -166,9 +181,6 @@ class TlsOutlet:
         """
         if self._outlet.pending:
             self._held = self._plain is not None or self._outgoing.pending > 0
-            if self._outgoing.pending > ANSWERS_BYTES_MAX:
-                self._broken = "the peer provokes answers and takes none"
-                self._check()
             return
         records = [self._outgoing.read()] if self._outgoing.pending else []
         try:
@@ -196,13 +208,27 @@ class TlsOutlet:
         except ssl.SSLError as error:
             raise trio.BrokenResourceError(self._break(error)) from None
 
-    async def _hear(self, bytes_max: int) -> None:
-        """Give TLS the next octets of the peer."""
-        data = await self._outlet.receive_some(bytes_max)
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
+    async def _hear(self, bytes_max: int) -> bool:
+        """Give TLS the peer's next record, or the part of it that has come; return whether that was its end."""
+        while len(self._came) < (1 if self._left else RECORD_HEAD_BYTES):
+            data = await self._outlet.receive_some(bytes_max)
+            if not data:
+                self._incoming.write(self._came)
+                self._incoming.write_eof()
+                self._came = b""
+                return False
+            self._came += data
+        left = self._left or RECORD_HEAD_BYTES + int.from_bytes(self._came[3:RECORD_HEAD_BYTES])
+        part, self._came = self._came[:left], self._came[left:]
+        self._incoming.write(part)
+        self._left = left - len(part)
+        return not self._left
+
+    def _count_empty(self) -> None:
+        self._empty += 1
+        if self._empty > EMPTY_RECORDS_MAX:
+            self._broken = "the peer sends records without content"
+            self._check()
 
     def _break(self, error: ssl.SSLError) -> str:
         """Note that no more can be said, send the alert that says why if it can leave now, and give the words."""

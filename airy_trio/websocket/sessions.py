@@ -135,6 +135,7 @@ class Sessions:
             nursery.start_soon(self._senders.watch)
             nursery.start_soon(self._fanout.run)
             nursery.start_soon(self.turnstile.run)
+            nursery.start_soon(self.admission.handshakes.run)
 
     async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.

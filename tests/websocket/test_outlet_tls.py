@@ -17,13 +17,27 @@ from trio.testing import MockClock
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import certificate
 from airy_trio.websocket.outlet import HandshakeError
-from airy_trio.websocket.outlet_tls import ANSWERS_BYTES_MAX, RECORD_BYTES_MAX, TlsOutlet
+from airy_trio.websocket.outlet_tls import EMPTY_RECORDS_MAX, RECORD_BYTES_MAX, TlsOutlet
 from tests.certificates import issue
 from tests.websocket.records import CLIENT_HELLO, KEY_UPDATE, Kind, Peer, split
 
 LARGE = bytes(range(256)) * 1024
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 NAMES = ["TLS 1.2", "TLS 1.3"]
+
+
+class Octets(MemoryOutlet):
+    """One whose peer's data come octet by octet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._came = b""
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        if not self._came:
+            self._came = await super().receive_some(bytes_max)
+        octet, self._came = self._came[:1], self._came[1:]
+        return octet
 
 
 @pytest.fixture(scope="module")
@@ -424,28 +438,64 @@ async def test_renegotiation_is_refused_with_a_warning(context: ssl.SSLContext, 
     assert kinds == [Kind.ALERT, Kind.DATA]
 
 
-@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
-async def test_who_provokes_answers_and_takes_none_is_gone(
-    context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
-) -> None:
-    below = MemoryOutlet()
-    outlet, peer = await meet(context, below, version, tmp_path / "keys")
-    below.take()
-    below.capacity_bytes = 0
-    answer_bytes = 27  # at least: a key update or a warning, sealed
+def empty_records(peer: Peer, version: ssl.TLSVersion, count: int) -> list[bytes]:
+    """Key updates, or refused renegotiations; then one record with content."""
     if version is ssl.TLSVersion.TLSv1_2:
         old = peer.old_by_hand()
-        provocations = [old.seal(Kind.HANDSHAKE, CLIENT_HELLO) for _ in range(2 * ANSWERS_BYTES_MAX // answer_bytes)]
-    else:
-        new, _ = peer.by_hand()
-        provocations = []
-        for _ in range(2 * ANSWERS_BYTES_MAX // answer_bytes):
-            provocations.append(new.seal(Kind.HANDSHAKE, KEY_UPDATE + b"\1"))
-            new = new.next()
-    for first in range(0, len(provocations), 10):
-        below.feed(b"".join(provocations[first : first + 10]))
-    with limited(), pytest.raises(trio.BrokenResourceError, match="takes none"):
-        await outlet.receive_some(100)
+        return [*(old.seal(Kind.HANDSHAKE, CLIENT_HELLO) for _ in range(count)), old.seal(Kind.DATA, b"the end")]
+    new, _ = peer.by_hand()
+    records = []
+    for _ in range(count):
+        records.append(new.seal(Kind.HANDSHAKE, KEY_UPDATE + b"\1"))
+        new = new.next()
+    return [*records, new.seal(Kind.DATA, b"the end")]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_each_record_without_content_takes_a_turn(
+    context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    below, turns = MemoryOutlet(), 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+        await trio.lowlevel.checkpoint()
+
+    outlet, peer = TlsOutlet(below, context, turn), Peer(below, version, tmp_path / "keys")
+    with limited():
+        await peer.shake_hands(outlet)
+        turns = 0
+        below.feed(b"".join(empty_records(peer, version, 100)))
+        assert await outlet.receive_some(100) == b"the end"
+    assert turns == 100
+
+
+@pytest.mark.parametrize("taken", [True, False], ids=["answers are taken", "no answer is taken"])
+@pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
+async def test_records_without_content_are_limited(
+    context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion, *, taken: bool
+) -> None:
+    for beyond in (0, 1):
+        below, keys = MemoryOutlet(), tmp_path / str(beyond)
+        outlet, peer = await meet(context, below, version, keys)
+        below.take()
+        below.capacity_bytes = None if taken else 0
+        below.feed(b"".join(empty_records(peer, version, EMPTY_RECORDS_MAX + beyond)))
+        with limited():
+            if not beyond:
+                assert await outlet.receive_some(100) == b"the end"
+                continue
+            with pytest.raises(trio.BrokenResourceError, match="without content"):
+                await outlet.receive_some(100)
+
+
+async def test_records_may_come_octet_by_octet(context: ssl.SSLContext) -> None:
+    outlet, peer = await meet(context, Octets())
+    with limited():
+        for _ in range(3):
+            peer.say(b"twelve bytes")
+        assert b"".join([await outlet.receive_some(100) for _ in range(3)]) == 3 * b"twelve bytes"
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
