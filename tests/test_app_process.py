@@ -25,6 +25,7 @@ from tests.processes import Server, free_ports, running
 TIMEOUT_S = 40.0
 FILES = 128
 CROWD = 300
+PROBE_S = 10.0
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
 PREPARED = """
 import gc, json, resource, sys
@@ -78,7 +79,7 @@ async def test_crowd_beyond_the_file_limit_hinders_neither_recording_nor_probes(
     code = LIMITED.format(soft=FILES // 2, hard=FILES) + "from airy_trio.__main__ import main; main()"
     config = configure(sqlite_application, tmp_path)
     text = config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}")
-    config.write_text(text.replace("[listener]\n", "[listener]\nconnect_timeout_s = 2\n"))
+    config.write_text(text.replace("[listener]\n", "[listener]\nconnect_timeout_s = 60\n"))
     with trio.fail_after(TIMEOUT_S):
         async with AsyncExitStack() as stack:
             command = [sys.executable, "-c", code, "--config", str(config)]
@@ -94,7 +95,8 @@ async def test_crowd_beyond_the_file_limit_hinders_neither_recording_nor_probes(
                     crowd.enter_context(socket.create_connection((HOST, server.port)))
             await server.record("connections turned away")
             for number in range(3):
-                assert (await Port(admin_port).get("/livez")).status_code == HTTPStatus.OK
+                with trio.fail_after(PROBE_S):
+                    assert (await Port(admin_port).get("/livez")).status_code == HTTPStatus.OK
                 sqlite_application.tag(f"t{number}")
                 assert (await early.next()).offset == 1 + number
             metrics = await Port(admin_port).samples()

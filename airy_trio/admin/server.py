@@ -2,9 +2,13 @@
 
 The ports are opened here, once, and the connections counted: Hypercorn is given each as a stream that never waits
 for long. It shields its writes from cancellation, and a peer that takes nothing would keep the server from ending.
+
+Probes get an answer whatever other peers do: a new connection takes the place of an old one of the address that has
+most, and pages that cost more than a probe wait for each other, not the probe for them.
 """
 
 import sys
+from collections import Counter
 from typing import Any, Final, cast
 
 import structlog
@@ -13,10 +17,13 @@ from attrs import field, frozen
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.logging import Logger
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
-from starlette.types import ASGIApp
+from hypercorn.utils import parse_socket_addr
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airy_trio.admin.door import WEBSOCKET_URL
 from airy_trio.admin.loopback import LoopbackNames, is_loopback
@@ -26,7 +33,10 @@ from airy_trio.options import between, matching, more_than
 logger = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 32
-"""At once; whoever comes beyond is closed, so that a broken scraper takes no descriptors from clients."""
+"""At once, so that a broken scraper takes no descriptors from clients; see ``_Connections.serve``."""
+PROBES: Final = frozenset({"/livez", "/readyz"})
+REPORT_EVERY_S: Final = 10.0
+"""Between two lines of log about connections that had to make room."""
 CONNECTION_S: Final = 60.0
 """The life of a connection, whatever goes on in it."""
 IDLE_S: Final = 5.0
@@ -82,7 +92,25 @@ async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> N
     if listeners:
         if all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners):
             application = LoopbackNames(application)
-        await trio.serve_listeners(_Connections(application).serve, listeners)
+        await trio.serve_listeners(_Connections(_PacedPages(application)).serve, listeners)
+
+
+class _PacedPages:
+    """An ASGI application before another one: it makes one page in each turn of the event loop; probes do not wait.
+
+    Making a page does not wait for anything, so a crowd of requests would be one long turn of the event loop.
+    """
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._turn = trio.StrictFIFOLock()
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http" and scope["path"] not in PROBES:
+            async with self._turn:
+                await trio.lowlevel.checkpoint()
+        await self._application(scope, receive, send)
 
 
 class _Connections:
@@ -91,33 +119,92 @@ class _Connections:
     def __init__(self, application: ASGIApp) -> None:
         self._application = ASGIWrapper(cast("ASGIFramework", application))  # the same interface, typed more loosely
         self._context = WorkerContext(None)
-        self._count = 0
+        self._addresses: dict[trio.SocketStream, str] = {}  # of the peers, the oldest connection first
+        self._evicted = 0
+        self._report_at = -REPORT_EVERY_S
         config = Config()
         config.logger_class = _Log
         config.errorlog = None
         config.include_server_header = False
         config.keep_alive_timeout = IDLE_S
         config.h11_max_incomplete_size = HEAD_BYTES_MAX
-        config.h2_max_concurrent_streams = 1
         self._config = config
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Serve one connection. Owns the stream."""
-        if self._count >= CONNECTIONS_MAX:
-            logger.warning("admin connection refused", connections_max=CONNECTIONS_MAX)
-            await stream.aclose()
+        """Serve one connection. Owns the stream.
+
+        If there are ``CONNECTIONS_MAX`` it takes the place of the oldest one from the address that has most: a peer
+        that is slow, or keeps many connections, loses them, and a probe, which is done in a moment, does not.
+        """
+        try:
+            address = str(stream.socket.getpeername()[0])
+        except OSError:  # reset meanwhile
+            await trio.aclose_forcefully(stream)
             return
-        self._count += 1
+        if len(self._addresses) >= CONNECTIONS_MAX:
+            self._evict()
+        self._addresses[stream] = address
         try:
             with trio.move_on_after(CONNECTION_S):
                 # Of a stream it uses what _Stream has; its annotation knows only those over TLS.
                 patient = cast("trio.SSLStream[trio.SocketStream]", _Stream(stream))
-                await TCPServer(self._application, self._config, self._context, ConnectionState({}), patient)
+                await Http1Server(self._application, self._config, self._context, ConnectionState({}), patient)
         except Exception:  # beyond this the whole server would end
             logger.exception("admin connection failed")
         finally:
-            self._count -= 1
+            self._addresses.pop(stream, None)
             await trio.aclose_forcefully(stream)
+
+    def _evict(self) -> None:
+        """Close a connection now, so that its descriptor is free; its tasks find that out and end."""
+        [(most, _)] = Counter(self._addresses.values()).most_common(1)
+        oldest = next(stream for stream, address in self._addresses.items() if address == most)
+        del self._addresses[oldest]
+        oldest.socket.close()
+        self._evicted += 1
+        now = trio.current_time()
+        if now >= self._report_at:
+            logger.warning(
+                "admin connections closed to make room for new ones",
+                peer=most,
+                count=self._evicted,
+                connections_max=CONNECTIONS_MAX,
+            )
+            self._report_at, self._evicted = now + REPORT_EVERY_S, 0
+
+
+class Http1Server(TCPServer):
+    """Hypercorn's server for one connection, without HTTP/2: it would give a peer many requests at a time to reset."""
+
+    async def run(self) -> None:
+        """Serve until the connection ends."""
+        sock = self.stream.socket
+        try:
+            client, server = (parse_socket_addr(sock.family, name()) for name in (sock.getpeername, sock.getsockname))
+            async with TaskGroup() as self._task_group:
+                protocol = _Http1(
+                    self.app,
+                    self.config,
+                    self.context,
+                    self._task_group,
+                    ConnectionState(self.state),
+                    ssl=False,
+                    client=client,
+                    server=server,
+                    send=self.protocol_send,
+                )
+                self.protocol = cast("Any", protocol)  # Hypercorn's wrapper around it chooses HTTP/2
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            await self._close()
+
+
+class _Http1(H11Protocol):
+    async def _check_protocol(self, _request: object) -> None:
+        """Pass over wishes for HTTP/2: they are requests of HTTP/1.1 as well, and answered as such."""
 
 
 class _Stream(trio.abc.HalfCloseableStream):

@@ -1,12 +1,12 @@
 """The admin port as a server: real sockets, and peers that are slow, broken or too many."""
 
 import socket
+import time
 from contextlib import ExitStack, closing
 
 import httpx2
 import pytest
 import trio
-from hypercorn.trio.tcp_server import TCPServer
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -46,6 +46,8 @@ async def failing(_request: Request) -> Response:
     raise LookupError(message)
 
 
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PAGE_S = 0.02
 BROKEN = Starlette(routes=[Route("/large", large), Route("/failing", failing)])
 
 
@@ -230,7 +232,7 @@ async def test_broken_request_ends_its_own_connection(sent: bytes) -> None:
 
 
 async def test_fault_of_hypercorn_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(TCPServer):
+    class Faulty(server.Http1Server):
         async def run(self) -> None:
             await trio.lowlevel.checkpoint()
             message = "a fault of the HTTP server"
@@ -238,32 +240,89 @@ async def test_fault_of_hypercorn_ends_one_connection_and_is_logged(monkeypatch:
 
     with capture_logs() as said:
         async with serving(pages()) as port:
-            monkeypatch.setattr(server, "TCPServer", Faulty)
+            sound = server.Http1Server
+            monkeypatch.setattr(server, "Http1Server", Faulty)
             async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
                 assert await end_of(stream) == b""
-            monkeypatch.setattr(server, "TCPServer", TCPServer)
+            monkeypatch.setattr(server, "Http1Server", sound)
             assert (await port.get("/livez")).status_code == 200
     assert "admin connection failed" in {line["event"] for line in said}
 
 
-async def test_connections_beyond_the_limit_are_closed_and_the_server_goes_on(
-    sqlite_application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "IDLE_S", 0.5)
+async def test_new_connection_takes_the_place_of_the_oldest(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     with trio.fail_after(TIMEOUT_S), capture_logs() as said, ExitStack() as stack:
         async with serving_all(settings) as (address, port):
-            for _ in range(CONNECTIONS_MAX):
-                stack.enter_context(closing(socket.create_connection((HOST, port.number))))
-            async with await open_socket(port, b"") as beyond:
-                assert await end_of(beyond) == b""
-            assert "admin connection refused" in {line["event"] for line in said}
+            kept = [await open_socket(port, b"") for _ in range(CONNECTIONS_MAX)]
+            assert (await port.get("/livez")).status_code == 200
+            assert await end_of(kept[0]) == b""
+            await kept[1].send_all(LIVEZ)
+            assert (await kept[1].receive_some()).startswith(b"HTTP/1.1 200 ")
+            for stream in kept:
+                stack.enter_context(closing(stream.socket))
             async with await connect(address.host, address.port) as client:
                 await client.subscribe()
                 sqlite_application.tag()
                 assert b'"t1"' in (await client.receive()).body
-            stack.close()
-            await until_served(port)
+    (line,) = [line for line in said if line["event"] == "admin connections closed to make room for new ones"]
+    assert (line["peer"], line["count"]) == (HOST, 1)
+
+
+async def test_peer_with_most_connections_makes_room() -> None:
+    async with serving(pages()) as port:
+        few = await trio.open_tcp_stream(HOST, port.number, local_address="127.0.0.2")
+        many = [await open_socket(port, b"") for _ in range(CONNECTIONS_MAX)]  # the last of them evicts the first
+        assert await end_of(many[0]) == b""
+        await few.send_all(LIVEZ)
+        assert (await few.receive_some()).startswith(b"HTTP/1.1 200 ")
+        for stream in (few, *many):
+            await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "sent, status",
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5), b"403"),
+        (
+            LIVEZ.replace(b"Host", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:\r\nHost"),
+            b"200",
+        ),
+    ],
+    ids=["prior knowledge", "an upgrade"],
+)
+async def test_http2_is_not_spoken(sent: bytes, status: bytes) -> None:
+    async with serving(pages()) as port, await open_socket(port, sent) as stream:
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 " + status)
+
+
+async def test_probes_pass_by_a_crowd_that_asks_for_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_S", TIMEOUT_S)
+    made = made_before = 0
+
+    async def page(_request: Request) -> Response:
+        nonlocal made
+        await trio.lowlevel.checkpoint()
+        made += 1
+        time.sleep(PAGE_S)  # noqa: ASYNC251 - what a page with very many clients does
+        return PlainTextResponse("x")
+
+    async def livez(_request: Request) -> Response:
+        nonlocal made_before
+        await trio.lowlevel.checkpoint()
+        made_before = made
+        return PlainTextResponse("alive")
+
+    crowd_size, asked = CONNECTIONS_MAX - 1, 20
+    with trio.fail_after(TIMEOUT_S):
+        async with serving(Starlette(routes=[Route("/page", page), Route("/livez", livez)])) as port:
+            probe = await open_socket(port, b"")
+            crowd = [await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) for _ in range(crowd_size)]
+            before = made
+            await probe.send_all(LIVEZ)
+            assert (await probe.receive_some()).startswith(b"HTTP/1.1 200 ")
+            assert made_before - before <= 5, "a few pages, made one in each turn of the event loop"
+            for stream in (probe, *crowd):
+                await stream.aclose()
 
 
 async def test_clients_are_served_while_scrapers_hang(sqlite_application: Application) -> None:
