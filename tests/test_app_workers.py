@@ -28,6 +28,7 @@ from tests.processes import AIRY_TRIO, Program, Server, free_ports, json_object,
 
 TIMEOUT_S = 60.0
 CLIENTS = 16
+PROGRAM = Path(sys.executable).resolve()
 
 
 def config_of(application: Application, folder: Path, *, port: int = 0, admin_port: int = 0) -> Path:
@@ -271,7 +272,7 @@ def interpreter(folder: Path) -> Path:
     """An interpreter with our packages whose program file can be taken away."""
     (folder / "bin").mkdir()
     own = folder / "bin" / "python"
-    own.symlink_to(Path(sys.executable).resolve())
+    own.symlink_to(PROGRAM)
     for name in ("pyvenv.cfg", "lib"):
         (folder / name).symlink_to(Path(sys.prefix, name))
     return own
@@ -295,7 +296,7 @@ async def test_refused_restart_of_a_worker_is_tried_again_and_ends_no_other(
                 sqlite_application.tag("meanwhile")
                 await client.next()
                 said = len(server.err.all)
-                python.symlink_to(Path(sys.executable).resolve())
+                python.symlink_to(PROGRAM)
                 await later(server, "all workers listen", said)
                 sqlite_application.tag("after")
                 await client.next()

@@ -198,8 +198,7 @@ class Http1Server(TCPServer):
                 await self._read_data()
         except OSError:
             pass
-        finally:
-            await self._close()
+        await self._close()  # if we are cancelled, the caller closes the stream
 
 
 class _Http1(H11Protocol):

@@ -96,7 +96,8 @@ async def test_server_serves_and_stops_while_stderr_is_not_read(
             assert await process.wait() == 0
         finally:
             process.kill()
-            await process.wait()
+            with trio.move_on_after(TIMEOUT_S, shield=True):
+                await process.wait()
 
 
 @pytest.mark.slow
