@@ -1,11 +1,16 @@
 """What a client asks for, as frozen facts in one closed union; whether it is granted is decided elsewhere."""
 
+from collections.abc import Collection
 from enum import Enum
+from typing import Final
 
 from attrs import field, frozen
 
 from airy_trio.stomp.frames import Version
 from airy_trio.stomp.heartbeats import HeartBeat
+
+NO_SUBSCRIPTION: Final = 0
+"""The number in an ``Ack`` whose client named a subscription that is not open."""
 
 
 class AckMode(Enum):
@@ -63,7 +68,9 @@ class Ack:
     """One ACK (``accepted``) or NACK of a message.
 
     ``number`` None: in every subscription that has the message. A number that belongs to no open subscription
-    (0 never does) means that the client named one that is not there. The message id is not checked.
+    (``NO_SUBSCRIPTION`` never does) means that the client named one that is not there. Outside a transaction the
+    message id is what the client wrote; from a transaction it has the form of the server's ids, and an acknowledgement
+    with another id comes with ``NO_SUBSCRIPTION``.
     """
 
     number: int | None
@@ -79,7 +86,7 @@ class Acknowledge:
     inside a transaction give none.
     """
 
-    acks: tuple[Ack, ...]
+    acks: Collection[Ack]
     receipt: str | None
 
 

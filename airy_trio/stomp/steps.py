@@ -15,7 +15,17 @@ from airy_trio.stomp.faults import Fault
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.requests import (
+    NO_SUBSCRIPTION,
+    Ack,
+    AckMode,
+    Acknowledge,
+    Connect,
+    Disconnect,
+    Request,
+    Subscribe,
+    Unsubscribe,
+)
 from airy_trio.stomp.subscriptions import Subscription, Subscriptions
 from airy_trio.stomp.transactions import Transactions
 
@@ -23,9 +33,6 @@ VERSIONS = ",".join(version.value for version in Version)
 """Our versions, as ``accept-version`` and the ERROR's ``version`` write them."""
 
 _VERSIONS = tuple((version.value, version) for version in Version)
-
-NO_SUBSCRIPTION = 0
-"""The number in an ``Ack`` whose client named a subscription that is not open."""
 
 _ACK_ID = re.compile(r"([1-9][0-9]{0,17})\.(.+)", re.DOTALL)
 _PREFETCH = re.compile(r"[0-9]{1,18}")

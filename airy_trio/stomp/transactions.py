@@ -1,8 +1,57 @@
-"""The open transactions of a connection and the acknowledgements that wait in them; what these do is not known here."""
+"""The open transactions of a connection, and the acknowledgements that wait in them for COMMIT."""
+
+import re
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final
+
+from attrs import define, field
 
 from airy_trio.stomp import faults
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import Ack
+from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack
+
+_MESSAGE_ID: Final = re.compile(r"([a-z0-9]{6})-(0|[1-9][0-9]{0,17})")
+_PACKED: Final = Struct("<I6sq")  # subscription, epoch, offset; the offset of a NACK is inverted, and so negative
+_ANY_SUBSCRIPTION: Final = 0xFFFF_FFFF
+_UNKNOWN: Final = _PACKED.pack(NO_SUBSCRIPTION, b"000000", 0)
+
+
+@define
+class WaitingAcks:
+    """Acknowledgements in the client's order, each in 18 octets.
+
+    A client may let thousands wait on each of its connections and never commit them. So only the numbers are kept: the
+    subscription's, and the epoch and offset of which the server makes its message ids. A message id of another form
+    belongs to no message: of such an acknowledgement only the fact is kept that there was one.
+    """
+
+    _packed: bytearray = field(factory=bytearray)
+
+    def __len__(self) -> int:
+        return len(self._packed) // _PACKED.size
+
+    def __contains__(self, ack: object) -> bool:
+        return any(ack == waiting for waiting in self)
+
+    def __iter__(self) -> Iterator[Ack]:
+        for number, epoch, offset in _PACKED.iter_unpack(self._packed):
+            accepted = offset >= 0
+            yield Ack(
+                number=None if number == _ANY_SUBSCRIPTION else number,
+                message_id=f"{epoch.decode()}-{offset if accepted else ~offset}",
+                accepted=accepted,
+            )
+
+    def append(self, ack: Ack) -> None:
+        """Add one more."""
+        found = _MESSAGE_ID.fullmatch(ack.message_id)
+        number = _ANY_SUBSCRIPTION if ack.number is None else ack.number
+        if found is None or (ack.number is not None and number >= _ANY_SUBSCRIPTION):
+            self._packed += _UNKNOWN
+        else:
+            offset = int(found[2])
+            self._packed += _PACKED.pack(number, found[1].encode(), offset if ack.accepted else ~offset)
 
 
 class Transactions:
@@ -21,7 +70,7 @@ class Transactions:
     def __init__(self, *, transactions_max: int, acks_max: int) -> None:
         self._transactions_max = transactions_max
         self._acks_max = acks_max
-        self._open: dict[str, list[Ack]] = {}
+        self._open: dict[str, WaitingAcks] = {}
         self._acks_held = 0
 
     def __len__(self) -> int:
@@ -38,7 +87,7 @@ class Transactions:
             raise RemoteProtocolError(*faults.TRANSACTION_BEGUN_TWICE)
         if len(self._open) == self._transactions_max:
             raise RemoteProtocolError(*faults.TOO_MANY_TRANSACTIONS)
-        self._open[name] = []
+        self._open[name] = WaitingAcks()
 
     def add(self, name: str, ack: Ack) -> None:
         """Let an acknowledgement wait for the end of its transaction."""
@@ -48,9 +97,9 @@ class Transactions:
         acks.append(ack)
         self._acks_held += 1
 
-    def end(self, name: str) -> tuple[Ack, ...]:
+    def end(self, name: str) -> WaitingAcks:
         """Close a transaction and give what waited in it, in its order: COMMIT uses it, ABORT does not."""
-        acks = tuple(self._acks_of(name))
+        acks = self._acks_of(name)
         del self._open[name]
         self._acks_held -= len(acks)
         return acks
@@ -60,7 +109,7 @@ class Transactions:
         self._open.clear()
         self._acks_held = 0
 
-    def _acks_of(self, name: str) -> list[Ack]:
+    def _acks_of(self, name: str) -> WaitingAcks:
         try:
             return self._open[name]
         except KeyError:

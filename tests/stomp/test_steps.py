@@ -9,7 +9,7 @@ from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.faults import NO_COMMON_VERSION
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Subscribe, Unsubscribe
+from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode, Acknowledge, Subscribe, Unsubscribe
 from airy_trio.stomp.steps import Session
 from tests.stomp.dialogue import VERSIONS, options
 
@@ -186,7 +186,7 @@ ACKS: list[tuple[dict[str, str], int | None, str]] = [
     ({"message_id": "7.k-1"}, 7, "k-1"),
     ({"message_id": "k-1", "subscription": "mine"}, 1, "k-1"),
     ({"id": "k-1", "subscription": "mine"}, 1, "k-1"),
-    ({"message_id": "k-1", "subscription": "unknown"}, steps.NO_SUBSCRIPTION, "k-1"),
+    ({"message_id": "k-1", "subscription": "unknown"}, NO_SUBSCRIPTION, "k-1"),
     ({"message_id": "k-1"}, None, "k-1"),
     ({"id": "k-1"}, None, "k-1"),
     ({"id": "1.a", "message_id": "2.b", "subscription": "mine"}, 1, "a"),
@@ -234,18 +234,21 @@ def test_acks_count_at_commit() -> None:
     ours = session()
     nothing = Acknowledge(acks=(), receipt="r")
     assert steps.begin(ours, frame("BEGIN", transaction="t", receipt="r")) == nothing
-    assert steps.acknowledge(ours, frame("ACK", id="1.b", transaction="t", receipt="r")) == nothing
-    assert steps.acknowledge(ours, frame("NACK", id="1.a", transaction="t", receipt="r")) == nothing
-    assert steps.commit(ours, frame("COMMIT", transaction="t", receipt="r")) == Acknowledge(
-        acks=(Ack(number=1, message_id="b", accepted=True), Ack(number=1, message_id="a", accepted=False)), receipt="r"
-    )
+    assert steps.acknowledge(ours, frame("ACK", id="1.k7f3q9-2", transaction="t", receipt="r")) == nothing
+    assert steps.acknowledge(ours, frame("NACK", id="1.k7f3q9-1", transaction="t", receipt="r")) == nothing
+    committed = steps.commit(ours, frame("COMMIT", transaction="t", receipt="r"))
+    assert committed.receipt == "r"
+    assert list(committed.acks) == [
+        Ack(number=1, message_id="k7f3q9-2", accepted=True),
+        Ack(number=1, message_id="k7f3q9-1", accepted=False),
+    ]
 
 
 def test_an_ack_beside_an_open_transaction_counts_at_once() -> None:
     ours = session()
     steps.begin(ours, frame("BEGIN", transaction="t"))
     assert acks_of(ours, id="1.a").message_id == "a"
-    assert steps.commit(ours, frame("COMMIT", transaction="t")).acks == ()
+    assert not steps.commit(ours, frame("COMMIT", transaction="t")).acks
 
 
 def test_abort_drops_what_waited() -> None:

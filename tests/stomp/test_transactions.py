@@ -1,12 +1,16 @@
 """Transactions: their order, their limits, and that none outlives its end."""
 
+import tracemalloc
+
 import pytest
 
+from airy_trio.log.position import Position
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import Ack
+from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack
 from airy_trio.stomp.transactions import Transactions
 
-FIRST, SECOND, THIRD = (Ack(number=1, message_id=f"k-{n}", accepted=True) for n in (1, 2, 3))
+FIRST, SECOND, THIRD = (Ack(number=1, message_id=f"k7f3q9-{n}", accepted=True) for n in (1, 2, 3))
 
 
 def transactions(transactions_max: int = 2, acks_max: int = 2) -> Transactions:
@@ -22,7 +26,7 @@ def test_what_waited_comes_in_its_order() -> None:
     ours.begin("t")
     for ack in (SECOND, FIRST, THIRD):
         ours.add("t", ack)
-    assert ours.end("t") == (SECOND, FIRST, THIRD)
+    assert tuple(ours.end("t")) == (SECOND, FIRST, THIRD)
 
 
 def test_transactions_do_not_mix() -> None:
@@ -31,8 +35,8 @@ def test_transactions_do_not_mix() -> None:
     ours.begin("u")
     ours.add("t", FIRST)
     ours.add("u", SECOND)
-    assert ours.end("u") == (SECOND,)
-    assert ours.end("t") == (FIRST,)
+    assert tuple(ours.end("u")) == (SECOND,)
+    assert tuple(ours.end("t")) == (FIRST,)
 
 
 def test_a_name_is_free_again_after_its_end() -> None:
@@ -85,4 +89,42 @@ def test_clear_drops_all() -> None:
     ours.clear()
     assert (len(ours), ours.acks_held) == (0, 0)
     ours.begin("t")
-    assert ours.end("t") == ()
+    assert tuple(ours.end("t")) == ()
+
+
+@pytest.mark.parametrize("number", [None, NO_SUBSCRIPTION, 1, 2**32 - 2])
+@pytest.mark.parametrize("position", [Position("000000", 0), Position("zzzzzz", 10**18 - 1)], ids=str)
+@pytest.mark.parametrize("accepted", [True, False])
+def test_every_position_of_the_log_can_wait(number: int | None, position: Position, accepted: bool) -> None:
+    ack = Ack(number=number, message_id=str(position), accepted=accepted)
+    ours = transactions()
+    ours.begin("t")
+    ours.add("t", ack)
+    assert ack in ours.end("t")
+
+
+@pytest.mark.parametrize("number, message_id", [(1, "x" * 8000), (None, "k-1"), (1, "k7f3q9-01"), (2**32, "k7f3q9-1")])
+def test_ack_of_no_message_counts_and_names_no_subscription(number: int | None, message_id: str) -> None:
+    ours = transactions(acks_max=1)
+    ours.begin("t")
+    ours.add("t", Ack(number=number, message_id=message_id, accepted=True))
+    assert ours.acks_held == 1
+    assert [ack.number for ack in ours.end("t")] == [NO_SUBSCRIPTION]
+
+
+@pytest.mark.parametrize(
+    "message_id", ["k7f3q9-1".ljust(8000, "1"), "zzzzzz-" + "9" * 18], ids=["long", "longest known"]
+)
+def test_all_acks_that_may_wait_fit_into_256_kib(message_id: str) -> None:
+    acks_max = ConnectionOptions(server="test").transaction_acks_max
+    ours = transactions(acks_max=acks_max)
+    ours.begin("t")
+    tracemalloc.start()
+    try:
+        for number in range(acks_max):
+            ours.add("t", Ack(number=number, message_id=message_id[:-1] + str(number % 10), accepted=True))
+        assert tracemalloc.get_traced_memory()[0] < 256 * 1024
+        assert sum(1 for _ in ours.end("t")) == acks_max
+        assert tracemalloc.get_traced_memory()[1] < 512 * 1024
+    finally:
+        tracemalloc.stop()

@@ -341,13 +341,13 @@ def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None
     connection = opened(version)
     waiting = (
         said("BEGIN", "transaction:t"),
-        said("ACK", "id:1.a", "transaction:t"),
-        said("NACK", "id:1.b", "transaction:t"),
+        said("ACK", "id:1.k7f3q9-2", "transaction:t"),
+        said("NACK", "id:1.k7f3q9-1", "transaction:t"),
     )
     assert acks(connection, *waiting) == ()
     assert acks(connection, said("COMMIT", "transaction:t")) == (
-        Ack(number=1, message_id="a", accepted=True),
-        Ack(number=1, message_id="b", accepted=False),
+        Ack(number=1, message_id="k7f3q9-2", accepted=True),
+        Ack(number=1, message_id="k7f3q9-1", accepted=False),
     )
 
 
