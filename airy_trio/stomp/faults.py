@@ -29,6 +29,8 @@ COMMAND_TOO_LARGE = Fault("413-command-too-large", "The command is longer than i
 TOO_MANY_HEADERS = Fault("413-too-many-headers", "The frame has more headers than are allowed.")
 HEADER_TOO_LARGE = Fault("413-header-too-large", "A header line is longer than is allowed.")
 FRAME_TOO_LARGE = Fault("413-frame-too-large", "The frame is larger than is allowed.")
+ID_TOO_LARGE = Fault("413-id-too-large", "The id of a subscription or the name of a transaction is too long.")
+DESTINATION_TOO_LARGE = Fault("413-destination-too-large", "The destination is longer than is allowed.")
 
 # frames that may not come
 NOT_CONNECTED = Fault("400-not-connected", "The first frame must be CONNECT or STOMP.")

@@ -18,7 +18,9 @@ class ConnectionOptions:
 
     The smaller ``…_before_connect`` limits hold until CONNECT was accepted. ``heartbeat_ms`` is offered in both
     directions, 0 is none. ``server`` must be a header value that every client reads (``encoder.plain``, else
-    ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together.
+    ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together. ``id_bytes_max`` is for the
+    id of a subscription and the name of a transaction; these and destinations are kept while they are open, and count
+    in octets of UTF-8 without escapes.
     """
 
     server: str = field(validator=_is_plain)
@@ -34,6 +36,8 @@ class ConnectionOptions:
     header_line_bytes_max_before_connect: int = field(default=3_072, validator=_positive)
     command_bytes_max_before_connect: int = field(default=16, validator=_positive)
 
+    id_bytes_max: int = field(default=512, validator=_positive)
+    destination_bytes_max: int = field(default=512, validator=_positive)
     subscriptions_max: int = field(default=16, validator=_positive)
     transactions_max: int = field(default=16, validator=_positive)
     transaction_acks_max: int = field(default=10_000, validator=_positive)

@@ -82,10 +82,13 @@ def connect(session: Session, frame: Frame) -> Connect:
 
 def subscribe(session: Session, frame: Frame) -> Subscribe:
     """SUBSCRIBE: ``id`` is required from 1.1 on; ``ack``, ``prefetch-count`` and ``replay`` must be what we know."""
+    options = session.options
     destination = _required(frame, "destination", faults.NO_DESTINATION)
+    _check_size(destination, options.destination_bytes_max, faults.DESTINATION_TOO_LARGE)
     subscription_id = frame.get("id") if session.version is Version.V1_0 else _required(frame, "id", faults.NO_ID)
+    _check_size(subscription_id or "", options.id_bytes_max, faults.ID_TOO_LARGE)
     ack = _ack_mode(frame.get("ack"))
-    prefetch = session.options.prefetch_default if ack is AckMode.AUTO else _prefetch(session.options, frame)
+    prefetch = options.prefetch_default if ack is AckMode.AUTO else _prefetch(options, frame)
     replay = frame.get("replay")
     if replay not in _REPLAYS:
         raise RemoteProtocolError(*faults.BAD_REPLAY)
@@ -128,7 +131,9 @@ def acknowledge(session: Session, frame: Frame) -> Acknowledge:
 
 def begin(session: Session, frame: Frame) -> Acknowledge:
     """BEGIN: open a transaction."""
-    session.transactions.begin(_transaction(frame))
+    name = _transaction(frame)
+    _check_size(name, session.options.id_bytes_max, faults.ID_TOO_LARGE)
+    session.transactions.begin(name)
     return Acknowledge(acks=(), receipt=frame.receipt)
 
 
@@ -154,6 +159,11 @@ def _required(frame: Frame, name: str, missing: Fault) -> str:
     if value is None:
         raise RemoteProtocolError(*missing)
     return value
+
+
+def _check_size(value: str, bytes_max: int, too_large: Fault) -> None:
+    if len(value) > bytes_max or len(value.encode()) > bytes_max:
+        raise RemoteProtocolError(*too_large)
 
 
 def _transaction(frame: Frame) -> str:

@@ -13,6 +13,8 @@ from airy_trio.websocket.subscriptions import Client, State, Subscription
 
 PAGE_MAX: Final = 200
 """Connections in one page."""
+DESTINATION_CHARS_MAX: Final = 128
+"""What is shown of a destination; clients may choose longer ones."""
 
 
 def page(clients: Iterable[Client], now: float, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
@@ -56,12 +58,16 @@ def _described(client: Client, now: float) -> dict[str, Any]:
 def _subscription(subscription: Subscription) -> dict[str, Any]:
     behind, exactly = _waiting(subscription)
     return {
-        "destination": text(subscription.view.destination),
+        "destination": _shown(text(subscription.view.destination)),
         "position": str(subscription.position),
         "behind": behind,
         "behind_exactly": exactly,
         "waits_for_acks": subscription.window is not None and subscription.window.room <= 0,
     }
+
+
+def _shown(destination: str) -> str:
+    return destination if len(destination) <= DESTINATION_CHARS_MAX else destination[: DESTINATION_CHARS_MAX - 1] + "…"
 
 
 def _waiting(subscription: Subscription) -> tuple[int, bool]:

@@ -104,6 +104,16 @@ async def test_connections_in_pages(sqlite_application: Application) -> None:
             await trio.aclose_forcefully(client.stream)
 
 
+async def test_long_destinations_are_cut(sqlite_application: Application) -> None:
+    settings = sqlite_application.migrate(admin(free_port()))
+    async with serving_all(settings) as (address, port), await connect(address.host, address.port) as client:
+        longest = "/events/channel/".ljust(512, "$")
+        await client.subscribe(longest)
+        (found,) = (await port.get("/api/connections")).json()["connections"]
+        (shown,) = (one["destination"] for one in found["subscriptions"])
+        assert (len(shown), shown[:22], shown[-1]) == (128, "/events/channel/%24%24", "…")
+
+
 async def test_who_is_behind_and_by_how_much(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with (

@@ -219,6 +219,15 @@ def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
     assert token_of(connection, frame) == "429-too-many-subscriptions"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_line_9_ids_and_destinations_have_a_largest_size(version: Version) -> None:
+    most, more = "ä" * 256, "ä" * 256 + "b"
+    assert subscription(opened(version), f"id:{most}", f"destination:{most}").id == most
+    fault = fault_of(opened(version), said("SUBSCRIBE", f"id:{more}", "destination:/events", "receipt:r"))
+    assert (fault.token, fault.receipt_id) == ("413-id-too-large", "r")
+    assert token_of(opened(version), said("SUBSCRIBE", "id:0", f"destination:{more}")) == "413-destination-too-large"
+
+
 def test_line_9_an_ended_subscription_makes_room() -> None:
     connection = opened(subscriptions_max=1)
     for _ in range(3):
@@ -365,6 +374,12 @@ def test_line_13_transactions_are_bounded_in_number_and_in_size() -> None:
     connection = opened(transaction_acks_max=1)
     connection.receive(said("BEGIN", "transaction:t") + said("ACK", "id:1.a", "transaction:t"))
     assert token_of(connection, said("ACK", "id:1.b", "transaction:t")) == "400-too-many-transaction-acks"
+
+
+def test_line_13_transaction_names_have_a_largest_size() -> None:
+    connection = opened()
+    connection.receive(said("BEGIN", f"transaction:{'t' * 512}"))
+    assert token_of(connection, said("BEGIN", f"transaction:{'t' * 513}")) == "413-id-too-large"
 
 
 @pytest.mark.parametrize("command", ["COMMIT", "ABORT", "ACK", "NACK"])

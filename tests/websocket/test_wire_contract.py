@@ -247,6 +247,17 @@ async def test_line_09_subscriptions_are_limited_for_each_connection(server: Ser
     assert (error.get("message"), code) == ("429-too-many-subscriptions", 1013)
 
 
+@pytest.mark.parametrize("header, token", [("id", "413-id-too-large"), ("destination", "413-destination-too-large")])
+async def test_line_09_what_is_too_long_to_keep_ends_the_session(
+    server: Server, header: str, token: str, autojump_clock: MockClock
+) -> None:
+    client = (await server.plug_connected()).client
+    headers = {"id": "0", "destination": "/events"}
+    await client.send(Frame("SUBSCRIBE", tuple({**headers, header: "/events/channel/".ljust(513, "x")}.items())))
+    error, code = await last_words(client)
+    assert (error.get("message"), code) == (token, 1009)
+
+
 async def test_line_10_nothing_of_a_subscription_comes_after_the_receipt_of_unsubscribe(
     server: Server, autojump_clock: MockClock
 ) -> None:
