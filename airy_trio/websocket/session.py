@@ -4,6 +4,7 @@ It ends for one reason, a ``Farewell``, which the conversation gives or whoever 
 says it, and only the session closes the socket. What fails in a session ends that session.
 """
 
+import math
 import secrets
 from collections import Counter
 from typing import Final
@@ -49,6 +50,8 @@ BYTES_BEFORE_CONNECT_MAX: Final = 8192
 """What is read of a client before CONNECT was accepted: twice the largest frame that it may send then."""
 HEARTBEAT_MS_MIN: Final = 500
 """The wheel is not exact enough for less."""
+LOG_EARLY_ENDS_EVERY_S: Final = 10.0
+"""Of the connections that end before CONNECT is accepted, for the same reason, one is logged in this time."""
 
 
 @frozen(kw_only=True)
@@ -86,6 +89,29 @@ class Shared:
     durables: Durables
     turnstile: Turnstile
     counts: Counter[str]
+    early_ends: "EarlyEnds"
+
+
+class EarlyEnds:
+    """Logs connections that end before CONNECT is accepted: anybody can make thousands of them a second.
+
+    One of each reason is logged at level info in ``LOG_EARLY_ENDS_EVERY_S``, with the number of those that were not;
+    all others at level debug. There are as many reasons as ways in which this server ends a connection.
+    """
+
+    def __init__(self) -> None:
+        self._logged_at: dict[str, float] = {}
+        self._not_logged: Counter[str] = Counter()
+
+    def log(self, event: str, reason: str, /, **fields: object) -> None:
+        """Log one of them, at the level that is due."""
+        now = trio.current_time()
+        if now < self._logged_at.get(reason, -math.inf) + LOG_EARLY_ENDS_EVERY_S:
+            self._not_logged[reason] += 1
+            logger.debug(event, **fields)
+        else:
+            self._logged_at[reason] = now
+            logger.info(event, **fields, not_logged=self._not_logged.pop(reason, 0))
 
 
 class Session:
@@ -103,7 +129,6 @@ class Session:
         connection = Connection(shared.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.address = None if visitor is None else visitor.name
-        logger.info("connection opened", session=client.session, peer=None if visitor is None else visitor.peer)
         turn = shared.turnstile.enter if visitor is None else visitor.turn
         client.wire = Wire(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
@@ -152,23 +177,27 @@ class Session:
                 await hang_up(client, self._tasks, self._outlet, orderly=orderly)
 
     def tell_end(self) -> None:
-        """Log how the session has ended: with which farewell, and nothing of what was said before.
+        """Log how the session ended: its disconnect reason, and nothing that the client sent.
 
-        ``client``: the address of the peer, or of whom a believed proxy spoke for. ``refused``: what was answered in
-        HTTP.
+        ``client``: the address of the peer, or the one that a trusted proxy forwarded. ``refused``: what was answered
+        in HTTP.
         """
         client = self.client
         farewell = client.farewell or GONE
-        logger.info(
-            "connection closed",
-            session=client.session,
-            client=None if self._visitor is None else self._visitor.name,
-            user=client.user.name,
-            farewell=farewell.name,
-            token=farewell.token,
-            refused=farewell.prose if farewell.name == REFUSED.name else None,
-            lasted_s=round(trio.current_time() - client.begun_at, 3),
-        )
+        refused = farewell.prose if farewell.name == REFUSED.name else None
+        fields = {
+            "session": client.session,
+            "client": None if self._visitor is None else self._visitor.name,
+            "user": client.user.name,
+            "farewell": farewell.name,
+            "token": farewell.token,
+            "refused": refused,
+            "lasted_s": round(trio.current_time() - client.begun_at, 3),
+        }
+        if client.connected:
+            logger.info("connection closed", **fields)
+        else:
+            self._shared.early_ends.log("connection closed", refused or farewell.token or farewell.name, **fields)
 
     async def _meet(self) -> WebSocketConnection | None:
         """Upgrade; None: there was no upgrade, and the client has its farewell.
@@ -186,7 +215,7 @@ class Session:
                 message_bytes_max=options.frame_bytes_max,
             )
         except HandshakeError as error:
-            logger.info("TLS handshake failed", session=client.session, reason=str(error))
+            self._shared.early_ends.log("TLS handshake failed", "TLS", session=client.session, reason=str(error))
             client.dismiss(GONE)
         except RefusedError as refused:
             self._shared.counts[f"requests refused {refused.status.value}"] += 1

@@ -35,7 +35,7 @@ from airy_trio.websocket.origins import Console
 from airy_trio.websocket.outlet import Outlet
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.session import Session, SessionOptions, Shared
+from airy_trio.websocket.session import EarlyEnds, Session, SessionOptions, Shared
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
 from airy_trio.websocket.turnstile import Turnstile
 
@@ -89,6 +89,7 @@ class Sessions:
             durables=self.durables,
             turnstile=self.turnstile,
             counts=self._counts,
+            early_ends=EarlyEnds(),
         )
         self._clients: dict[Client, None] = {}  # the oldest first
         self._met = 0

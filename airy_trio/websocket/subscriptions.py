@@ -147,7 +147,8 @@ class Client:
     ``connection``: the STOMP side of it. ``number``: how many there were in this process when it came, itself
     included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
     ``peer``: the address that it is counted by, if any. ``wire``: its way out.
-    ``user``: who CONNECT has said that it is. ``scope``: the conversation; its deadline is that of CONNECT.
+    ``user``: who CONNECT has said that it is. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
+    deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
     """
@@ -160,6 +161,7 @@ class Client:
     wire: Wire = field(init=False)
     state: State = State.CONNECTING
     user: User = ANYBODY
+    connected: bool = False
     farewell: Farewell | None = None
     subscriptions: dict[int, Subscription] = field(factory=dict)
     scope: trio.CancelScope = field(factory=trio.CancelScope)

@@ -158,12 +158,9 @@ async def test_the_log_names_the_client_behind_the_proxy() -> None:
                 await stream.receive_some()
             await server.ended()
             with trio.fail_after(5):
-                while len(logs) < 2:  # noqa: ASYNC110 - a log has no event for this
+                while not logs:  # noqa: ASYNC110 - a log has no event for this
                     await trio.lowlevel.checkpoint()
-    assert [(line["event"], line.get("peer"), line.get("client")) for line in logs] == [
-        ("connection opened", HOST, None),
-        ("connection closed", None, "192.0.2.1"),
-    ]
+    assert [(line["event"], line["client"]) for line in logs] == [("connection closed", "192.0.2.1")]
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,9 @@ async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock:
 
 
 def assert_logged(logs: list[MutableMapping[str, Any]], fault: Exception, *, blown: bool) -> None:
-    """One line for the end of the session, and one for a fault that nobody expects."""
-    told = [line["event"] for line in logs if line["log_level"] == "info"]
-    assert told == ["connection opened", "connection closed"]
+    """One line for the end of the session, one for its begin if it connected, and one for an unexpected fault."""
+    told = [line["event"] for line in logs if line["event"].startswith("connection ")]
+    assert told in (["connection closed"], ["connection opened", "connection closed"])
     failures = [line["event"] for line in logs if line["log_level"] == "error"]
     if isinstance(fault, KeyError):  # trio-websocket's reader takes some for its own
         assert len(failures) <= 1

@@ -23,6 +23,7 @@ from airy_trio.websocket import farewells
 from airy_trio.websocket.goodbye import GOODBYE_S, LINGER_S
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.sender import WATCH_EVERY_S
+from airy_trio.websocket.session import LOG_EARLY_ENDS_EVERY_S
 from tests.websocket.serving import Server, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
@@ -301,7 +302,7 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
         await plugged.ending.wait()
     session = connected.get("session")
     assert [(line.pop("event"), line.pop("log_level"), line) for line in said] == [
-        ("connection opened", "info", {"session": session, "peer": None}),
+        ("connection opened", "info", {"session": session, "client": None, "user": None}),
         (
             "connection closed",
             "info",
@@ -322,8 +323,34 @@ async def test_a_connection_that_is_cut_off_as_the_server_ends_is_logged_as_clos
             connections.start_soon(server.sessions.serve, connections, StreamOutlet(ours))
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
-    assert [line["event"] for line in said] == ["connection opened", "connection closed"]
+    assert [line["event"] for line in said] == ["connection closed"]
     await theirs.aclose()
+
+
+async def test_connections_that_end_before_connect_do_not_flood_the_log(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    async def connect_and_leave(times: int) -> None:
+        for _ in range(times):
+            plugged = server.plug()
+            await plugged.client.stream.send_all(b"G")
+            await trio.aclose_forcefully(plugged.client.stream)
+            await plugged.ending.wait()
+
+    with capture_logs() as logs:
+        await connect_and_leave(100)
+        refused = server.plug()
+        await refused.client.stream.send_all(b"GET /nowhere HTTP/1.1\r\n\r\n")
+        await refused.ending.wait()
+        await trio.sleep(LOG_EARLY_ENDS_EVERY_S)
+        await connect_and_leave(2)
+    lines = [line for line in logs if line["log_level"] != "debug"]
+    assert [(line["event"], line["farewell"], line["not_logged"]) for line in lines] == [
+        ("connection closed", "gone", 0),
+        ("connection closed", "refused", 0),
+        ("connection closed", "gone", 99),
+    ]
+    assert len(logs) == 103
 
 
 async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
