@@ -63,6 +63,11 @@ SILENT: Final = Farewell(
     ComeBack.YES,
     "Nothing came for longer than the agreed heart-beats allow.",
 )
+UNANSWERED: Final = evolve(
+    SILENT,
+    token="408-ping-unanswered",  # noqa: S106 - of an ERROR
+    prose="Nothing came for some minutes, not even an answer to a PING.",
+)
 CONNECT_TIMEOUT: Final = Farewell("silent", "408-connect-timeout", 4408, ComeBack.YES, "No CONNECT frame came in time.")
 TAKEN_OVER: Final = Farewell(
     "taken over", "409-durable-taken", 4409, ComeBack.NO, "Another connection goes on with this durable subscription."
@@ -112,6 +117,7 @@ CATALOGUE: Final = (
     FORBIDDEN,
     NOT_FOUND,
     SILENT,
+    UNANSWERED,
     CONNECT_TIMEOUT,
     TAKEN_OVER,
     POSITION_EXPIRED,

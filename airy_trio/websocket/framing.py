@@ -29,6 +29,9 @@ def text_message(payload: bytes) -> bytes:
 HEART_BEAT: Final = text_message(b"\n")
 """A message of exactly one LF: some clients take anything else for a frame."""
 
+PING: Final = b"\x89\x00"
+"""Without content: a client is known to fail at a PING that has some."""
+
 
 def close_frame(code: int, reason: str) -> bytes:
     """Make a Close frame. ``reason`` is cut at 123 octets, which is all that a control frame can carry."""

@@ -1,5 +1,9 @@
 """Heart-beats of all clients by one task: who has to be written to, who is silent for too long, whose time is over.
 
+A client that did not promise heart-beats may vanish without a sign and keep its place, one of those that its address
+has. So it gets an empty PING now and then, which every WebSocket library answers, and counts as gone if nothing at all
+comes from it for several of them.
+
 The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
 task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
 then: what was read and written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
@@ -9,12 +13,12 @@ import math
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import define
 
 from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.websocket.farewells import SILENT, TOKEN_EXPIRED
+from airy_trio.websocket.farewells import SILENT, TOKEN_EXPIRED, UNANSWERED
 from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.framing import HEART_BEAT
+from airy_trio.websocket.framing import HEART_BEAT, PING
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, State
 from airy_trio.websocket.wire import Wire
@@ -25,28 +29,47 @@ SLOT_S: Final = 0.1
 HORIZON_S: Final = 60.0
 """Nobody is filed later than this from now, so that there are few slots however far apart credentials expire."""
 
+PING_EVERY_S: Final = 60.0
+"""Between two PINGs to a client that did not promise heart-beats and sends nothing else."""
 
-@frozen(eq=False)
+UNANSWERED_MAX_S: Final = 300.0
+"""How long such a client may send nothing: a program that is busy for some minutes reads its PINGs after that."""
+
+
+@define(eq=False)
 class Pulse:
-    """What the wheel needs of one client. ``expires_at``: when its credentials stop to count, in Trio's time."""
+    """What the wheel needs of one client. ``expires_at``: when its credentials stop to count, in Trio's time.
+
+    ``pinged_at``: when it was sent a PING last, in Trio's time.
+    """
 
     client: Client
     wire: Wire
     heartbeat: HeartBeat
     expires_at: float = math.inf
+    pinged_at: float = -math.inf
 
     @property
     def write_at(self) -> float:
-        """From when on a heart-beat is to be written, in Trio's time."""
-        return (
-            math.inf if self.heartbeat.outgoing_s is None else self.wire.written_at + self.heartbeat.outgoing_s - SLOT_S
-        )
+        """From when on a heart-beat, a PING or both are to be written, in Trio's time."""
+        outgoing_s = self.heartbeat.outgoing_s
+        if outgoing_s is None:
+            return self.ping_at
+        beat_at = self.wire.written_at + outgoing_s - SLOT_S
+        return beat_at if outgoing_s <= PING_EVERY_S else min(beat_at, self.ping_at)
 
     @property
     def silent_at(self) -> float:
         """From when on the client counts as gone, in Trio's time."""
         silent_after_s = self.heartbeat.silent_after_s
-        return math.inf if silent_after_s is None else self.wire.read_at + silent_after_s
+        return self.wire.read_at + (UNANSWERED_MAX_S if silent_after_s is None else silent_after_s)
+
+    @property
+    def ping_at(self) -> float:
+        """From when on a PING is to be written, in Trio's time."""
+        if self.heartbeat.incoming_s is not None:
+            return math.inf
+        return max(self.wire.read_at, self.pinged_at) + PING_EVERY_S
 
     def beat(self, now: float) -> bool:
         """Do what is due: dismiss the client if it is silent or its time is over, write to it if nothing was written.
@@ -58,12 +81,17 @@ class Pulse:
             return True
         if now >= self.silent_at:
             if not (self.client.occupied or self.wire.unheard):
-                self.client.dismiss(SILENT)
+                self.client.dismiss(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
             self.wire.read_at = now  # it is we who do not listen
         if now < self.write_at:
             return True
-        if not self.wire.offer(HEART_BEAT, now):
+        # A program sees no PING, so one that expects heart-beats gets it together with one.
+        data = b"" if self.heartbeat.outgoing_s is None else HEART_BEAT
+        if now >= self.ping_at:
+            self.pinged_at = now
+            data += PING
+        if not self.wire.offer(data, now):
             self.wire.written_at = now  # bytes are under way: look again an interval later
             return False
         return not self.wire.outlet.pending
@@ -87,8 +115,6 @@ class Wheel:
     def watch(self, pulse: Pulse) -> None:
         """Keep up the heart-beats of a client until ``forget``."""
         due_at = min(pulse.write_at, pulse.silent_at, pulse.expires_at)
-        if math.isinf(due_at):
-            return
         due_at = min(due_at, trio.current_time() + HORIZON_S)
         slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # never one that has been looked at: that would spin
         self._slots.setdefault(slot, {})[pulse.client] = pulse

@@ -11,6 +11,7 @@ import math
 import resource
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -37,6 +38,12 @@ ACCEPTS_PER_TURN: Final = 8
 BACKLOG: Final = 1024
 WORKERS_MAX: Final = 256
 EXHAUSTED_PAUSE_S: Final = 0.1
+VANISHED_AFTER_S: Final = 120
+"""How long the system may get no sign of a peer, to data or to a probe, before the connection is broken."""
+PATIENCE_S_MAX: Final = 24 * 60 * 60
+"""What the system is told at most, whose milliseconds have 31 bits."""
+PROBE_EVERY_S: Final = 30
+"""Between two probes of a peer that sends nothing, by the system."""
 SHORTAGE_OVER_S: Final = 5.0
 """Without another one a shortage of descriptors or memory is over."""
 TURNING_AWAY_MAX: Final = 256
@@ -124,6 +131,7 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
         raise StartError([f"listener.host: cannot use {options.host!r}: {error.strerror or error}"]) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _watch_for_vanished_peers(sock, options.send_timeout_s)
         if options.workers > 1:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
@@ -134,6 +142,25 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
         where = f"{options.host}:{options.port}"
         raise StartError([f"listener: cannot listen on {where}: {error.strerror or error}"]) from error
     return sock
+
+
+def _watch_for_vanished_peers(sock: socket.socket, send_timeout_s: float) -> None:
+    """Let the system break connections whose peer is gone; accepted sockets inherit this from the listening one.
+
+    A peer that only reads nothing has ``send_timeout_s``, also where that is longer.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    patience_s = max(VANISHED_AFTER_S, math.ceil(min(send_timeout_s, PATIENCE_S_MAX)))
+    for name, value in (
+        ("TCP_KEEPIDLE", PROBE_EVERY_S),
+        ("TCP_KEEPINTVL", PROBE_EVERY_S),
+        ("TCP_KEEPCNT", VANISHED_AFTER_S // PROBE_EVERY_S),
+        ("TCP_USER_TIMEOUT", patience_s * 1000),
+    ):
+        option = getattr(socket, name, None)
+        if option is not None:
+            with suppress(OSError):  # a system that knows the name and not the option has its own times
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def accept(

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 from airy_trio.testing.client import Rejected, StompClient, connect
 from airy_trio.websocket import listener
 from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
+from airy_trio.websocket.heartbeats import UNANSWERED_MAX_S
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.turnstile import Turnstile
@@ -88,6 +89,17 @@ async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
                 2,
                 1,
             )
+
+
+async def test_place_of_a_vanished_client_comes_back(autojump_clock: MockClock) -> None:
+    options = ListenerOptions(port=0, connections_per_address_max=1)
+    async with serving(options=options) as server, await server.dial():  # which reads nothing, and answers no PING
+        await trio.sleep(UNANSWERED_MAX_S / 2)
+        with pytest.raises(Rejected):
+            await server.dial()
+        await trio.sleep(UNANSWERED_MAX_S)
+        async with await server.dial() as newcomer:
+            assert (await newcomer.subscribe()).command == "RECEIPT"
 
 
 async def test_who_connects_directly_costs_no_session_beyond_the_limit() -> None:

@@ -19,6 +19,7 @@ def test_the_catalogue_is_the_wire_contracts() -> None:
         ("403-forbidden", 4403, ComeBack.NO),
         ("404-unknown-destination", 4404, ComeBack.NO),
         ("408-heart-beat-missed", 4408, ComeBack.YES),
+        ("408-ping-unanswered", 4408, ComeBack.YES),
         ("408-connect-timeout", 4408, ComeBack.YES),
         ("409-durable-taken", 4409, ComeBack.NO),
         ("410-position-expired", 4410, ComeBack.YES),
@@ -52,5 +53,5 @@ def test_a_number_that_is_not_in_the_catalogue_is_a_bug() -> None:
         with_token("418-teapot", "No.")
 
 
-def test_the_two_ways_of_being_silent_are_one_row() -> None:
-    assert farewells.SILENT.name == farewells.CONNECT_TIMEOUT.name
+def test_the_ways_of_being_silent_have_one_name() -> None:
+    assert farewells.SILENT.name == farewells.CONNECT_TIMEOUT.name == farewells.UNANSWERED.name

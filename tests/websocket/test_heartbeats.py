@@ -14,8 +14,8 @@ from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import farewells
-from airy_trio.websocket.framing import HEART_BEAT
-from airy_trio.websocket.heartbeats import SLOT_S, Pulse, Wheel
+from airy_trio.websocket.framing import HEART_BEAT, PING
+from airy_trio.websocket.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, Pulse, Wheel
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.subscriptions import Client, State
@@ -76,10 +76,42 @@ async def test_never_later_than_the_interval_nor_much_sooner(
     assert min(pauses) >= outgoing_s - 2 * SLOT_S
 
 
-async def test_who_agreed_to_nothing_is_not_watched(wheel: Wheel, autojump_clock: MockClock) -> None:
-    await trio.lowlevel.checkpoint()
-    wheel.watch(pulse(MemoryOutlet()))
-    assert wheel.statistics() == {"clients": 0, "slots": 0}
+async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers(
+    wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    outlet = MemoryOutlet()
+    one = pulse(outlet)
+    wheel.watch(one)
+    await trio.sleep(UNANSWERED_MAX_S - 1)
+    assert outlet.take() == PING * 4
+    one.wire.read_at = trio.current_time()
+    await trio.sleep(UNANSWERED_MAX_S - 1)
+    assert one.client.farewell is None
+    assert outlet.take() == PING * 4
+    await trio.sleep(1 + SLOT_S)
+    assert one.client.farewell is farewells.UNANSWERED
+
+
+async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: MockClock) -> None:
+    talking, beating = MemoryOutlet(), MemoryOutlet()
+    pulses = [pulse(talking), pulse(beating, incoming_s=PING_EVERY_S)]
+    for one in pulses:
+        wheel.watch(one)
+    for _ in range(20):
+        await trio.sleep(PING_EVERY_S - 1)
+        for one in pulses:
+            one.wire.read_at = trio.current_time()
+    assert [talking.take(), beating.take()] == [b"", b""]
+
+
+@pytest.mark.parametrize("outgoing_s, written", [(50, HEART_BEAT * 2 + PING), (1000, HEART_BEAT + PING)])
+async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
+    outgoing_s: float, written: bytes, wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    outlet = MemoryOutlet()
+    wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+    await trio.sleep(101)
+    assert outlet.take() == written
 
 
 async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -14,7 +15,9 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.websocket.listener import (
     EXHAUSTED_PAUSE_S,
+    PROBE_EVERY_S,
     SHORTAGE_OVER_S,
+    VANISHED_AFTER_S,
     BrokenListenerError,
     ListenerOptions,
     accept,
@@ -103,6 +106,22 @@ async def test_a_goodbye_to_a_full_socket_is_a_reset_within_its_bound(server: Se
 async def read_to_end(client: StompClient) -> None:
     while await client.stream.receive_some():
         pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
+@pytest.mark.parametrize("send_timeout_s, patience_s", [(10, VANISHED_AFTER_S), (500.5, 501)])
+async def test_the_system_breaks_accepted_connections_of_vanished_peers(send_timeout_s: float, patience_s: int) -> None:
+    with (
+        await open_listening_socket(ListenerOptions(port=0, send_timeout_s=send_timeout_s)) as listening,
+        socket.create_connection(listening.getsockname()),
+    ):
+        await trio.lowlevel.wait_readable(listening)
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            found = [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+            assert found == [PROBE_EVERY_S, PROBE_EVERY_S, VANISHED_AFTER_S // PROBE_EVERY_S, patience_s * 1000]
 
 
 async def test_the_port_is_free_again_after_the_listener() -> None:
