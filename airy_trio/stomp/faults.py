@@ -47,6 +47,9 @@ NO_TRANSACTION = Fault("400-missing-header", "The frame needs the header transac
 NO_MESSAGE_ID = Fault("400-missing-header", "The frame needs the header id or message-id.")
 BAD_ACK_MODE = Fault("400-bad-ack-mode", "The ack header is none of auto, client and client-individual.")
 BAD_PREFETCH_COUNT = Fault("400-bad-prefetch-count", "The prefetch-count header is not a number that is allowed.")
+TOO_MUCH_PREFETCH = Fault(
+    "400-too-much-prefetch", "The prefetch-counts of the open subscriptions add up to more than is allowed."
+)
 BAD_REPLAY = Fault("400-bad-replay", "The replay header is neither none nor all.")
 
 # what stands on the connection

@@ -1,9 +1,13 @@
 """The limits and names of a connection, each with its unit; where they are configured is not known here."""
 
+from typing import Final
+
 from attrs import Attribute, field, frozen, validators
 
 from airy_trio.stomp.encoder import plain
 from airy_trio.stomp.limits import Limits
+
+IN_FLIGHT_DEFAULT: Final = 20_000
 
 _positive = validators.ge(1)
 
@@ -20,7 +24,8 @@ class ConnectionOptions:
     directions, 0 is none. ``server`` must be a header value that every client reads (``encoder.plain``, else
     ``LocalProtocolError``). ``transaction_acks_max`` bounds all open transactions together. ``id_bytes_max`` is for the
     id of a subscription and the name of a transaction; these and destinations are kept while they are open, and count
-    in octets of UTF-8 without escapes.
+    in octets of UTF-8 without escapes. ``in_flight_max`` bounds the sum of ``prefetch-count`` over the subscriptions
+    that acknowledge; by default each may have ``prefetch_default``.
     """
 
     server: str = field(validator=_is_plain)
@@ -43,6 +48,11 @@ class ConnectionOptions:
     transaction_acks_max: int = field(default=10_000, validator=_positive)
     prefetch_default: int = field(default=256, validator=_positive)
     prefetch_max: int = field(default=10_000, validator=_positive)
+    in_flight_max: int = field(validator=_positive)
+
+    @in_flight_max.default
+    def _in_flight_max(self) -> int:
+        return max(IN_FLIGHT_DEFAULT, self.subscriptions_max * self.prefetch_default)
 
     limits: Limits = field(init=False, repr=False)
     """Of a frame after CONNECT."""

@@ -50,7 +50,9 @@ class Session:
 
     def __attrs_post_init__(self) -> None:
         options = self.options
-        self.subscriptions = Subscriptions(subscriptions_max=options.subscriptions_max)
+        self.subscriptions = Subscriptions(
+            subscriptions_max=options.subscriptions_max, in_flight_max=options.in_flight_max
+        )
         self.transactions = Transactions(
             transactions_max=options.transactions_max, acks_max=options.transaction_acks_max
         )
@@ -92,7 +94,10 @@ def subscribe(session: Session, frame: Frame) -> Subscribe:
     replay = frame.get("replay")
     if replay not in _REPLAYS:
         raise RemoteProtocolError(*faults.BAD_REPLAY)
-    number = session.subscriptions.open(Subscription(id=subscription_id, destination=destination, ack=ack))
+    subscription = Subscription(
+        id=subscription_id, destination=destination, ack=ack, prefetch=0 if ack is AckMode.AUTO else prefetch
+    )
+    number = session.subscriptions.open(subscription)
     return Subscribe(
         number=number,
         id=subscription_id,

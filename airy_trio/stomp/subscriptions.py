@@ -9,11 +9,12 @@ from airy_trio.stomp.requests import AckMode
 
 @frozen(kw_only=True)
 class Subscription:
-    """What the frames of a subscription are made from."""
+    """What the frames of a subscription are made from. ``prefetch``: what may be in flight; 0 with ``AckMode.AUTO``."""
 
     id: str | None
     destination: str
     ack: AckMode
+    prefetch: int = 0
 
 
 class Subscriptions:
@@ -25,13 +26,17 @@ class Subscriptions:
 
     __slots__ = (
         "_ended",
+        "_in_flight_max",
         "_last_number",
         "_numbers",
         "_open",
+        "_prefetch",
         "_subscriptions_max",
     )
 
-    def __init__(self, *, subscriptions_max: int) -> None:
+    def __init__(self, *, subscriptions_max: int, in_flight_max: int) -> None:
+        self._in_flight_max = in_flight_max
+        self._prefetch = 0  # of all that are open
         self._subscriptions_max = subscriptions_max
         self._open: dict[int, Subscription] = {}
         self._ended: dict[int, Subscription] | None = None  # few have any, and a dict takes memory in all
@@ -42,11 +47,17 @@ class Subscriptions:
         return len(self._open)
 
     def open(self, subscription: Subscription) -> int:
-        """Add a subscription and give its number. Raises ``RemoteProtocolError`` for a repeated id or one too many."""
+        """Add a subscription and give its number. Raises ``RemoteProtocolError`` for a repeated id or one too many.
+
+        That is also one whose ``prefetch`` would let more be in flight than ``in_flight_max``.
+        """
         if subscription.id in self._numbers:
             raise RemoteProtocolError(*faults.DUPLICATE_SUBSCRIPTION)
         if len(self._open) == self._subscriptions_max:
             raise RemoteProtocolError(*faults.TOO_MANY_SUBSCRIPTIONS)
+        if self._prefetch + subscription.prefetch > self._in_flight_max:
+            raise RemoteProtocolError(*faults.TOO_MUCH_PREFETCH)
+        self._prefetch += subscription.prefetch
         self._last_number += 1
         self._open[self._last_number] = subscription
         if subscription.id is not None:
@@ -64,6 +75,7 @@ class Subscriptions:
     def end(self, number: int) -> None:
         """Close an open subscription."""
         subscription = self._open.pop(number)
+        self._prefetch -= subscription.prefetch
         if subscription.id is not None:
             del self._numbers[subscription.id]
         if self._ended is None:

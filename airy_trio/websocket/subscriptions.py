@@ -3,7 +3,9 @@
 State only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
 """
 
-from collections import OrderedDict, deque
+from array import array
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable
 from enum import Enum
 from typing import Final
@@ -49,13 +51,18 @@ BEHIND: Final = State.BEHIND
 
 
 class Window:
-    """What is in flight in one subscription with an ack mode, and what may still be sent: flow control, no more."""
+    """What is in flight in one subscription with an ack mode, and what may still be sent: flow control, no more.
+
+    The offsets in flight rise in the order of sending, with gaps where events are of other destinations. They are kept
+    as plain numbers of eight octets: a client may let thousands wait in each of its subscriptions.
+    """
+
+    __slots__ = ("_cumulative", "_in_flight", "_prefetch")
 
     def __init__(self, mode: AckMode, prefetch: int) -> None:
         self._cumulative = mode is AckMode.CLIENT
         self._prefetch = prefetch
-        # Offsets in the order of sending, which rises. A plain dict would walk over what was taken from its front.
-        self._in_flight: OrderedDict[int, None] = OrderedDict()
+        self._in_flight = array("q")
 
     @property
     def room(self) -> int:
@@ -65,24 +72,21 @@ class Window:
     @property
     def oldest(self) -> int | None:
         """The offset of the first event in flight; None where none is."""
-        return next(iter(self._in_flight), None)
+        return self._in_flight[0] if self._in_flight else None
 
     def sent(self, offsets: tuple[int, ...]) -> None:
         """Note events as in flight."""
-        self._in_flight.update(dict.fromkeys(offsets))
+        self._in_flight.extend(offsets)
 
     def acknowledge(self, offset: int) -> bool:
         """Take an acknowledgement: of this event, or in mode ``client`` of all up to it.
 
         False where nothing of that offset is in flight: unknown, or acknowledged before.
         """
-        if offset not in self._in_flight:
+        at = bisect_left(self._in_flight, offset)
+        if at == len(self._in_flight) or self._in_flight[at] != offset:
             return False
-        if self._cumulative:
-            while self._in_flight and next(iter(self._in_flight)) <= offset:
-                self._in_flight.popitem(last=False)
-        else:
-            del self._in_flight[offset]
+        del self._in_flight[0 if self._cumulative else at : at + 1]
         return True
 
 

@@ -345,6 +345,21 @@ def test_line_12_a_prefetch_count_out_of_range_is_a_fault_but_with_auto(count: s
     assert isinstance(request_of(opened(), frame.replace("ack:client", "ack:auto")), Subscribe)
 
 
+def test_line_12_prefetch_counts_are_bounded_over_the_connection() -> None:
+    connection = opened()
+    for number in range(2):
+        subscription(connection, f"id:{number}", "destination:/events", "ack:client", "prefetch-count:10000")
+    subscription(connection, "id:2", "destination:/events", "prefetch-count:10000")
+    frame = said("SUBSCRIBE", "id:3", "destination:/events", "ack:client", "prefetch-count:1")
+    assert token_of(connection, frame) == "400-too-much-prefetch"
+
+
+def test_line_12_all_subscriptions_may_have_the_default_prefetch_count() -> None:
+    connection = opened(subscriptions_max=100)
+    for number in range(100):
+        subscription(connection, f"id:{number}", "destination:/events", "ack:client")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None:
     connection = opened(version)

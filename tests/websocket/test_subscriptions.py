@@ -1,7 +1,11 @@
 """What is in flight in a subscription, when it is hungry, and that a client is dismissed once."""
 
+import tracemalloc
+
+import hypothesis.strategies as st
 import pytest
 import trio
+from hypothesis import given
 
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.position import Position
@@ -41,6 +45,38 @@ def test_cumulative_leaves_what_came_later() -> None:
     assert window.acknowledge(7)
     assert window.room == 2
     assert window.acknowledge(9)
+
+
+@pytest.mark.parametrize("mode", [AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL])
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=60))
+def test_window_agrees_with_a_set_of_offsets(mode: AckMode, steps: list[tuple[bool, int]]) -> None:
+    window, model, newest = Window(mode, 100), set[int](), 0
+    for is_sent, number in steps:
+        if is_sent:
+            newest += number
+            window.sent((newest, newest + 2))
+            newest += 2
+            model |= {newest - 2, newest}
+        else:
+            assert window.acknowledge(number) == (number in model)
+            if number in model:
+                model -= {one for one in model if one <= number} if mode is AckMode.CLIENT else {number}
+        assert (window.room, window.oldest) == (100 - len(model), min(model, default=None))
+
+
+def test_all_that_may_be_in_flight_fits_into_256_kib() -> None:
+    in_flight_max = ConnectionOptions(server="airy-trio/test").in_flight_max
+    offsets = range(10**17, 10**17 + 2 * in_flight_max, 2)  # every second event is of another destination
+    tracemalloc.start()
+    try:
+        windows = [Window(AckMode.CLIENT_INDIVIDUAL, in_flight_max // 16) for _ in range(16)]
+        for window, begin in zip(windows, range(0, in_flight_max, in_flight_max // 16), strict=True):
+            for offset in offsets[begin : begin + in_flight_max // 16]:
+                window.sent((offset,))
+        assert sum(window.room for window in windows) == 0
+        assert tracemalloc.get_traced_memory()[0] < 256 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("mode", [AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL])
