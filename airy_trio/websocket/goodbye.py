@@ -26,6 +26,7 @@ from airy_trio.websocket.framing import close_frame, text_message
 from airy_trio.websocket.outlet import Outlet
 from airy_trio.websocket.subscriptions import Client
 from airy_trio.websocket.tasks import Tasks
+from airy_trio.websocket.turnstile import Turn
 from airy_trio.websocket.wire import RECEIVE_BYTES_MAX, Wire
 
 GOODBYE_S: Final = 1.0
@@ -52,10 +53,11 @@ def closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
 
 
-async def say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None) -> bool:
-    """Say the client's farewell, if it can still hear; False: it did not take it, and has to be cut.
+async def say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None, turn: Turn) -> bool:
+    """Send the client its disconnect reason; False: it did not take it, and has to be cut.
 
     The Close frame is written here, not by ``ws.aclose``: that waits for the answer even where its reader has ended.
+    Each message that the client still sends takes a turn: a crowd that is disconnected must not delay others.
     """
     farewell = client.farewell
     if ws is None or farewell is None:
@@ -71,6 +73,7 @@ async def say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None
                 await wire.close(close_frame(farewell.close_code, farewell.token or farewell.name))
             while True:
                 await ws.get_message()
+                await turn()
         except ConnectionClosed:  # the answer to our Close frame, or the end of the stream
             return True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -78,15 +81,23 @@ async def say_goodbye(client: Client, wire: Wire, ws: WebSocketConnection | None
     return False
 
 
-async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, *, orderly: bool) -> None:
+async def read_to_end(outlet: Outlet, turn: Turn) -> None:
+    """Read and drop what the peer still sends; each read takes a turn.
+
+    Unread, it would make the kernel reset the connection, and take back what the peer has not received.
+    """
+    while await outlet.receive_some(RECEIVE_BYTES_MAX):
+        await turn()
+
+
+async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, turn: Turn, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         try:
             await tasks.stop()
             if orderly:
                 await outlet.send_eof()
-                while await outlet.receive_some(RECEIVE_BYTES_MAX):
-                    pass  # what came after the farewell; unread it would make the kernel reset the connection
+                await read_to_end(outlet, turn)
                 await outlet.aclose()
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case

@@ -21,7 +21,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
-from airy_trio.websocket.goodbye import LINGER_S
+from airy_trio.websocket.goodbye import LINGER_S, read_to_end
 from airy_trio.websocket.origins import is_loopback
 from airy_trio.websocket.outlet import Outlet, SocketOutlet
 from airy_trio.websocket.outlet_tls import Encryption, TlsOutlet
@@ -29,7 +29,6 @@ from airy_trio.websocket.request import RefusedError
 from airy_trio.websocket.session import SessionOptions
 from airy_trio.websocket.sessions import Sessions
 from airy_trio.websocket.turnstile import Turn
-from airy_trio.websocket.wire import RECEIVE_BYTES_MAX
 
 logger = structlog.get_logger(__name__)
 
@@ -254,8 +253,9 @@ class _Reception:
         except RefusedError as refused:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= self._answers_max else b""
-            turn = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
-            self._connections.start_soon(self._turn_away, self._encrypted(outlet, turn), answer)
+            step = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
+            turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
+            self._connections.start_soon(self._turn_away, self._encrypted(outlet, step), answer, turn)
         else:
             encrypted = self._encrypted(outlet, visitor.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
@@ -263,16 +263,15 @@ class _Reception:
     def _encrypted(self, outlet: SocketOutlet, turn: Turn) -> Outlet:
         return outlet if self._encryption is None else TlsOutlet(outlet, self._encryption.context, turn)
 
-    async def _turn_away(self, outlet: Outlet, answer: bytes) -> None:
-        """Write an answer and close; what the peer has sent is read first, or the kernel would take the answer back."""
+    async def _turn_away(self, outlet: Outlet, answer: bytes, turn: Turn) -> None:
+        """Write an answer and close, after reading what the peer has sent."""
         try:
             if answer:
                 with trio.move_on_after(LINGER_S):
                     await outlet.handshake()
                     outlet.push(answer)
                     await outlet.send_eof()
-                    while await outlet.receive_some(RECEIVE_BYTES_MAX):
-                        pass
+                    await read_to_end(outlet, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("connection lost as it was turned away")
         except Exception:  # beyond this the nursery of all sessions would end

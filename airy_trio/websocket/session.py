@@ -168,13 +168,13 @@ class Session:
             client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
             await self.conversation.turn()  # many may be cut at once
             self._release()
-            orderly = await say_goodbye(client, client.wire, ws)
+            orderly = await say_goodbye(client, client.wire, ws, self.conversation.turn)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
             client.dismiss(farewell_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await hang_up(client, self._tasks, self._outlet, orderly=orderly)
+                await hang_up(client, self._tasks, self._outlet, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent.

@@ -13,6 +13,7 @@ from airy_trio.testing.client import StompClient
 from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket.conversation import PIECE_BYTES
+from airy_trio.websocket.goodbye import read_to_end
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
 from tests.websocket.rig import Rig, rigged
@@ -298,3 +299,42 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
         await client.stream.send_all(2 * text("UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00"))
         assert (await client.receive()).command == "RECEIPT"
         assert (await client.receive()).command == "RECEIPT"
+
+
+async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -> None:
+    crowd, pieces = 100, 10
+    turnstile, turns = Turnstile(), Turns()
+    outlets = [MemoryOutlet() for _ in range(crowd)]
+    for outlet in outlets:
+        for _ in range(pieces):
+            outlet.feed(b"x")
+        outlet.feed_eof()
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turnstile.run)
+        async with trio.open_nursery() as reading:
+            for outlet in outlets:
+                reading.start_soon(read_to_end, outlet, turnstile.enter)
+        nursery.cancel_scope.cancel()
+    trio.lowlevel.remove_instrument(turns)
+    assert turns.count >= crowd * pieces / ENTRIES_PER_TURN
+
+
+async def test_messages_after_a_fault_take_a_turn_each(autojump_clock: MockClock) -> None:
+    crowd, more = 50, 20
+    turns = Turns()
+    async with serving(listen=False) as server:
+        plugged = [await server.plug_connected() for _ in range(crowd)]
+        trio.lowlevel.add_instrument(turns)
+        async with trio.open_nursery() as nursery:
+            for one in plugged:
+                nursery.start_soon(send_many, one.client, ["NONSENSE\n\n\0", *["\n"] * more])
+            for one in plugged:
+                await one.ending.wait()
+        trio.lowlevel.remove_instrument(turns)
+    assert turns.count >= crowd * more / ENTRIES_PER_TURN
+
+
+async def send_many(client: StompClient, messages: list[str]) -> None:
+    websocket = Connection(ConnectionType.CLIENT)
+    await client.stream.send_all(b"".join(websocket.send(TextMessage(data=message)) for message in messages))
