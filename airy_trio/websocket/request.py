@@ -81,14 +81,16 @@ class Upgrade:
     subprotocols: tuple[str, ...]
 
 
-def read_head(data: bytes) -> Request | None:
-    """Read what has come so far; None where the head has not ended yet. Raises ``RefusedError``.
+def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
+    """Read what has come so far; None if the head has not ended yet. Raises ``RefusedError``.
 
-    What is wrong is told as soon as it can be seen: nobody is waited for whose request is refused in any case.
+    A request that is refused in any case is refused as soon as that can be seen. ``seen``: how many octets an earlier
+    call was given, which returned None. These are not looked at again, or a head that comes octet by octet would cost
+    the square of its length.
     """
-    end = data.find(_END, 0, HEAD_BYTES_MAX)
+    end = data.find(_END, max(0, seen - len(_END) + 1), HEAD_BYTES_MAX)
     if end < 0:
-        _refuse_what_cannot_end(data)
+        _refuse_what_cannot_end(data, seen)
         return None
     if len(data) > end + len(_END):
         raise RefusedError(_BAD, "Nothing may follow the request: no body, and no frame before the answer.")
@@ -126,15 +128,20 @@ def upgrade_in(request: Request) -> Upgrade:
     return Upgrade(host, request.one("origin"), key, subprotocols)
 
 
-def _refuse_what_cannot_end(data: bytes) -> None:
+def _refuse_what_cannot_end(data: bytes | bytearray, seen: int) -> None:
     if len(data) >= HEAD_BYTES_MAX:
         words = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
         raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
-    if not data[:1].isalpha() or _BARE_LINE_END.search(data) or (b"\n" in data and not _REQUEST_LINE.match(data)):
+    line_came = data.find(b"\n") >= seen
+    if (
+        not data[:1].isalpha()
+        or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last one may be a CR, whose LF had not come
+        or (line_came and not _REQUEST_LINE.match(data))
+    ):
         raise RefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
 
 
-def _headers(data: bytes) -> Mapping[str, tuple[str, ...]]:
+def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
     lines = data.split(b"\r\n") if data else []
     if len(lines) > HEADERS_MAX:
         raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"More than {HEADERS_MAX} headers.")

@@ -77,8 +77,9 @@ async def _request(wire: Wire) -> Request | None:
         some = await wire.receive_some(RECEIVE_BYTES_MAX)
         if not some:
             return None
+        seen = len(data)
         data += some
-        request = read_head(bytes(data))
+        request = read_head(data, seen)
         if request is not None:
             return request
 

@@ -1,5 +1,6 @@
 """The head of an HTTP request: what is read, what is refused, and that nothing is read in two ways."""
 
+import time
 from collections.abc import Mapping
 
 import h11
@@ -191,6 +192,39 @@ def test_the_head_has_a_limit() -> None:
         read_head(b"GET /" + b"x" * HEAD_BYTES_MAX)
     assert caught.value.status.value == 431
     assert read_head(b"GET /" + b"x" * (HEAD_BYTES_MAX - 6)) is None
+
+
+def answer(data: bytes, seen: int = 0) -> Request | int | None:
+    try:
+        return read_head(data, seen)
+    except RefusedError as refused:
+        return refused.status.value
+
+
+@given(
+    st.lists(st.sampled_from([b"GET / HTTP/1.1", b"\r", b"\n", b"\r\n", b"Host: x", b"a", b" "]), max_size=12).map(
+        b"".join
+    )
+)
+def test_octet_by_octet_is_read_like_all_at_once(data: bytes) -> None:
+    for count in range(1, len(data) + 1):
+        found = answer(data[:count], count - 1)
+        assert found == answer(data[:count])
+        if found is not None:
+            break
+
+
+def test_octet_by_octet_costs_in_proportion_to_the_length() -> None:
+    def cost_s(length: int) -> float:
+        data = bytearray()
+        begun_at = time.thread_time()
+        for octet in head(f"X: {'x' * length}")[:-4]:
+            data.append(octet)
+            assert read_head(data, len(data) - 1) is None
+        return time.thread_time() - begun_at
+
+    short_s, long_s = (min(cost_s(length) for _ in range(3)) for length in (1_000, HEAD_BYTES_MAX - 400))
+    assert long_s < 3 * short_s * HEAD_BYTES_MAX / 1_000
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\nHost: x\n\n", b"GET / HTTP/1.1\r\nHost: x\n\n", b"\r\n", b"\x00"])
