@@ -36,7 +36,8 @@ NOTHING: Final = Grant(frozenset(), frozenset())
 def grant_in(claims: Mapping[str, Any], options: AuthOptions) -> Grant:
     """Read the claims that the options name. A text that is no destination grants none.
 
-    Raises ``ValueError`` if one of the claims is no list of texts.
+    Raises ``ValueError`` if one of the claims is no list of texts. JSON can hold half a surrogate pair, which is no
+    text: no channel has such an id, and it could not be shown.
     """
     destinations = _texts(claims, options.jwt_destinations_claim)
     channels = _texts(claims, options.jwt_channels_claim)
@@ -52,10 +53,18 @@ def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
     if name not in claims:
         return None
     texts = claims[name]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
         message = f"{name} is no list of texts"
         raise ValueError(message)
     return texts
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(text: str) -> Destination | None:

@@ -148,7 +148,7 @@ async def test_renewed_settings_end_sessions_with_another_grant(
 
 
 @pytest.mark.parametrize("name", ["airy_destinations", "airy_channels"])
-@pytest.mark.parametrize("value", [None, "/events", 7, {}, [7], ["a", None], [["a"]], True])
+@pytest.mark.parametrize("value", [None, "/events", 7, {}, [7], ["a", None], [["a"]], True, ["a", "\ud800"]])
 async def test_a_claim_that_is_no_list_of_texts_refuses_the_token(
     name: str, value: object, autojump_clock: MockClock
 ) -> None:
