@@ -18,6 +18,9 @@ CACHED_MAX: Final = 256
 """Many connections come from few addresses where there is a proxy: one address, and its name, serve all of them."""
 IPV6_PREFIX: Final = 64
 """The bits of an IPv6 address that count: a single host is given all addresses below them."""
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+"""The prefix under which gateways write IPv4 addresses into IPv6 (RFC 6052, section 2.1)."""
+_IPV4: Final = 0xFFFF_FFFF
 _WITH_PORT: Final = re.compile(r"\[([^\]]+)\](?::\d+)?|([0-9.]+):\d+")
 _WORDS: Final = "IP addresses and networks such as 10.0.0.0/8"
 
@@ -51,9 +54,14 @@ def address_of(text: str) -> Address | None:
 
 @lru_cache(CACHED_MAX)
 def counted(address: Address) -> str:
-    """What connections are counted by: the address of IPv4, the network of 64 bits of IPv6."""
+    """What connections are counted by: the address of IPv4, the network of 64 bits of IPv6.
+
+    Behind a NAT64 gateway all clients of IPv4 share one such network: they are counted by their own addresses.
+    """
     if isinstance(address, IPv4Address):
         return str(address)
+    if address in _NAT64:
+        return str(IPv4Address(int(address) & _IPV4))
     return str(IPv6Network((address, IPV6_PREFIX), strict=False))
 
 

@@ -53,6 +53,21 @@ def test_ipv6_counts_by_its_network(one: str, other: str, *, same: bool) -> None
 
 
 @pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::c000:202", "192.0.2.2"),
+        ("64:ff9b:1::192.0.2.1", "64:ff9b:1::/64"),
+        ("64:ff9b::1:c000:201", "64:ff9b::/64"),
+    ],
+)
+def test_nat64_counts_by_the_ipv4_address_within(text: str, expected: str) -> None:
+    address = address_of(text)
+    assert address is not None
+    assert counted(address) == expected
+
+
+@pytest.mark.parametrize(
     "forwarded, expected",
     [
         ([], "10.0.0.1"),
