@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from airy_trio import app
+from airy_trio.changes import default_tables
 from tests.admin.serving import free_port, serving_all
-from tests.application import Application
+from tests.application import MESSAGE, Application
 from tests.console.browser import Tab, browsing
 from tests.processes import server
 
@@ -234,3 +235,22 @@ async def test_many_events_charts_and_who_is_connected(sqlite_application: Appli
         assert not await tab.evaluate(shows("comes while it is paused"))
         await tab.click("#pause")
         await tab.until(shows("comes while it is paused"))
+
+
+async def test_suggestions_are_drawn_once_a_frame(sqlite_application: Application) -> None:
+    async with console(sqlite_application) as (tab, _):
+        await tab.evaluate(
+            "window.drawn = 0; window.framesSeen = 0;"
+            " new MutationObserver((records) => window.drawn += records.length)"
+            ".observe(document.querySelector('#conversations'), { childList: true });"
+            " (function turn() { window.framesSeen += 1; requestAnimationFrame(turn) })()"
+        )
+        with sqlite_application.engine.begin() as connection:
+            connection.execute(
+                default_tables.MESSAGES.insert(),
+                [{**MESSAGE, "id": f"m{number}", "conversation_id": f"c{number}"} for number in range(1000)],
+            )
+        await tab.until("document.querySelector('#count').textContent.startsWith('1,000 received')")
+        await tab.until("document.querySelector('#conversations option').value === 'c999'")
+        drawn, frames = await tab.evaluate("[window.drawn, window.framesSeen]")
+        assert 0 < drawn <= frames

@@ -20,6 +20,7 @@ export class Log {
   #rows;
   #on;
   #suggested = { channel: new Map(), conversation: new Map() };
+  #newlySuggested = new Set(); // of these two, what has changed since the last frame
   #seen = new Set();
 
   /** `rows`: the list element. `on`: `changed({received, shown, kept, waiting})`, `narrow(what, id)`, `suggest(what, ids)`. */
@@ -37,8 +38,8 @@ export class Log {
     }
     this.#received += 1;
     const event = JSON.parse(body);
-    this.#keep({ id, event, at: new Date(), note: null });
     this.#suggest(event);
+    this.#keep({ id, event, at: new Date(), note: null });
   }
 
   /** Write something between the events, such as where the connection was lost. `bad`: something may be missing. */
@@ -101,6 +102,10 @@ export class Log {
 
   #draw() {
     this.#asked = false;
+    for (const what of this.#newlySuggested) {
+      this.#on.suggest(what, [...this.#suggested[what].keys()].reverse());
+    }
+    this.#newlySuggested.clear();
     if (!this.#paused && this.#waiting.length > 0) {
       const batch = this.#waiting.slice(-ROWS_MAX).slice(0, ROWS_PER_FRAME);
       this.#waiting = this.#waiting.slice(-ROWS_MAX).slice(ROWS_PER_FRAME);
@@ -135,7 +140,7 @@ export class Log {
       if (known.size > SUGGESTED_MAX) {
         known.delete(known.keys().next().value);
       }
-      this.#on.suggest(what, [...known.keys()].reverse());
+      this.#newlySuggested.add(what);
     }
   }
 
