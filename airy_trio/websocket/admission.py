@@ -27,6 +27,9 @@ RETRY_AFTER_S: Final = 5
 TELL_EVERY_S: Final = 10.0
 """Between two lines of log about connections that were turned away: a flood must not become one of the log."""
 
+SUBSCRIPTIONS_PER_CONNECTION: Final = 10
+"""By default an address may have so many subscriptions for each connection that it may have."""
+
 _TOTAL: Final = "connections_max"
 _PER_ADDRESS: Final = "connections_per_address_max"
 
@@ -36,7 +39,8 @@ class AdmissionOptions:
     """Who may come in (settings, ``[listener]``).
 
     ``hosts``: names in Host beside ``host``; ``allowed_origins``: see ``OriginRules``; ``trusted_proxies``: addresses
-    and networks whose X-Forwarded-For counts.
+    and networks whose X-Forwarded-For counts. ``subscriptions_per_address_max`` 0: ten for each connection that an
+    address may have.
     """
 
     host: str = field(  # "" would be every address
@@ -47,6 +51,7 @@ class AdmissionOptions:
     trusted_proxies: list[str] = field(factory=list, validator=check_networks)
     connections_max: int = field(default=20_000, validator=at_least(1))
     connections_per_address_max: int = field(default=200, validator=at_least(1))
+    subscriptions_per_address_max: int = field(default=0, validator=at_least(0))
 
 
 class Admission:
@@ -63,6 +68,10 @@ class Admission:
         )
         self._visitors = 0
         self._by_address: Counter[str] = Counter()
+        self._subscriptions: Counter[str] = Counter()  # by address as well
+        self._subscriptions_max = (
+            options.subscriptions_per_address_max or SUBSCRIPTIONS_PER_CONNECTION * options.connections_per_address_max
+        )
         self._turned_away: Counter[str] = Counter()
         self._untold = 0
         self._tell_at = -TELL_EVERY_S
@@ -110,12 +119,27 @@ class Admission:
             visitor.name = str(client)
 
     def leave(self, visitor: "Visitor") -> None:
-        """Count a visitor no more."""
+        """Count a visitor and its subscriptions no more."""
         self._visitors -= 1
         if visitor.counted_as is not None:
-            self._by_address[visitor.counted_as] -= 1
-            if not self._by_address[visitor.counted_as]:
-                del self._by_address[visitor.counted_as]
+            self.unsubscribe(visitor, visitor.subscriptions)
+            _subtract(self._by_address, visitor.counted_as, 1)
+
+    def subscribe(self, visitor: "Visitor") -> bool:
+        """Count one more subscription of a visitor; False if its address has as many as it may."""
+        key = visitor.counted_as
+        if key is not None:
+            if self._subscriptions[key] >= self._subscriptions_max:
+                return False
+            self._subscriptions[key] += 1
+            visitor.subscriptions += 1
+        return True
+
+    def unsubscribe(self, visitor: "Visitor", count: int = 1) -> None:
+        """Count so many subscriptions of a visitor no more."""
+        if visitor.counted_as is not None:
+            visitor.subscriptions -= count
+            _subtract(self._subscriptions, visitor.counted_as, count)
 
     def _take(self, visitor: "Visitor", address: Address) -> None:
         key = counted(address)
@@ -140,6 +164,7 @@ class Visitor:
     """One connection. ``peer``: the socket's address. ``address``: the client's, once the request has told it.
 
     ``name``: the client's address for the log. ``counted_as``: what it is counted by; None: not yet.
+    ``subscriptions``: how many of its address are its own.
     """
 
     admission: Admission
@@ -148,6 +173,7 @@ class Visitor:
     address: Address | None
     name: str = field(init=False)
     counted_as: str | None = None
+    subscriptions: int = 0
 
     def __attrs_post_init__(self) -> None:
         """The socket's address is the client's as long as no proxy has said another."""
@@ -165,6 +191,20 @@ class Visitor:
         """Wait for the turn of a step of a TLS handshake, among those from its address, or of its proxy."""
         return self.admission.handshakes.enter(self.counted_as or self.peer)
 
+    def subscribe(self) -> bool:
+        """See ``Admission.subscribe``."""
+        return self.admission.subscribe(self)
+
+    def unsubscribe(self) -> None:
+        """See ``Admission.unsubscribe``."""
+        self.admission.unsubscribe(self)
+
     def leave(self) -> None:
         """See ``Admission.leave``. To be called once."""
         self.admission.leave(self)
+
+
+def _subtract(counts: Counter[str], key: str, count: int) -> None:
+    counts[key] -= count
+    if not counts[key]:
+        del counts[key]

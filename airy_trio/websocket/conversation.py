@@ -181,6 +181,8 @@ class Conversation:
         subscription = self._client.subscriptions.pop(number, None)
         if subscription is not None:
             subscription.end()
+            if self._client.visitor is not None:
+                self._client.visitor.unsubscribe()
             self._eventlog.detach(subscription.view, subscription)
             self._unwritten |= self._durables.release(subscription)
 

@@ -128,6 +128,7 @@ class Session:
     ) -> None:
         connection = Connection(shared.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
+        client.visitor = visitor
         client.address = None if visitor is None else visitor.name
         turn = shared.turnstile.enter if visitor is None else visitor.turn
         client.wire = Wire(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)

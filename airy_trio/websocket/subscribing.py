@@ -53,6 +53,9 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
         refused = _refused(client, request, durables, request.durable)
     if refused is not None:
         return refused
+    if client.visitor is not None and not client.visitor.subscribe():
+        prose = "The clients of this address have as many subscriptions as are allowed."
+        return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt)
     subscription = Subscription(
         client=client,
         number=request.number,

@@ -19,6 +19,7 @@ from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.requests import AckMode
+from airy_trio.websocket.admission import Visitor
 from airy_trio.websocket.auth import ANYBODY, User
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.wire import Wire
@@ -150,7 +151,8 @@ class Client:
 
     ``connection``: the STOMP side of it. ``number``: how many there were in this process when it came, itself
     included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
-    ``peer``: the address that it is counted by, if any. ``wire``: its way out.
+    ``peer``: the address that it is counted by, if any. ``visitor``: counts it and its subscriptions. ``wire``: its
+    way out.
     ``user``: who CONNECT has said that it is. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
     deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
@@ -162,6 +164,7 @@ class Client:
     begun_at: float = 0.0
     address: str | None = None
     peer: str | None = None
+    visitor: Visitor | None = None
     wire: Wire = field(init=False)
     state: State = State.CONNECTING
     user: User = ANYBODY

@@ -31,6 +31,7 @@ NUMBERS = [
     ("listener.message_bytes_max", ["1024"], ["1023"]),
     ("listener.connections_max", ["1"], ["0", "-1"]),
     ("listener.connections_per_address_max", ["1"], ["0", "-1"]),
+    ("listener.subscriptions_per_address_max", ["0", "1"], ["-1"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("listener.workers", ["1", "256"], ["0", "257"]),
     ("changes.overlap_s", ["5"], ["0", "0.09", "86401"]),  # others go with another capture: test_places

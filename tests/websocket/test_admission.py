@@ -9,7 +9,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.testing.client import Rejected, StompClient, connect
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from airy_trio.websocket import listener
 from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
 from airy_trio.websocket.heartbeats import UNANSWERED_MAX_S
@@ -89,6 +90,39 @@ async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
                 2,
                 1,
             )
+
+
+async def test_subscriptions_are_counted_by_address() -> None:
+    options = ListenerOptions(port=0, subscriptions_per_address_max=3)
+    async with serving(options=options) as server, AsyncExitStack() as clients:
+        with trio.fail_after(20):
+            first, second = [await clients.enter_async_context(await server.dial()) for _ in range(2)]
+            for client, name in ((first, "a"), (first, "b"), (second, "a")):
+                assert (await client.subscribe(subscription=name)).command == "RECEIPT"
+            error = await second.subscribe(subscription="b")
+            assert (error.command, error.get("message")) == ("ERROR", "429-too-many-subscriptions")
+            with pytest.raises(Closed) as closed:
+                await second.receive()
+            assert closed.value.code == 1013
+            third = await clients.enter_async_context(await server.dial())
+            while server.sessions.statistics()["clients"] > 2:  # noqa: ASYNC110 - its place is free when it has ended
+                await trio.lowlevel.checkpoint()
+            assert (await third.subscribe(subscription="a")).command == "RECEIPT"
+            await first.send(Frame("UNSUBSCRIBE", (("id", "b"), ("receipt", "r"))))
+            assert (await first.receive()).command == "RECEIPT"
+            assert (await third.subscribe(subscription="b")).command == "RECEIPT"
+            assert (await third.subscribe(subscription="c")).command == "ERROR"
+
+
+@pytest.mark.parametrize("limit, allowed", [(0, 20), (5, 5)])
+def test_subscriptions_of_an_address_are_ten_for_each_connection_unless_set(limit: int, allowed: int) -> None:
+    options = AdmissionOptions(connections_per_address_max=2, subscriptions_per_address_max=limit)
+    admission = Admission(options, Turnstile())
+    one, other = (admission.arrive("192.0.2.1", loopback=False) for _ in range(2))
+    assert sum(one.subscribe() for _ in range(30)) == allowed
+    assert not other.subscribe()
+    one.leave()
+    assert other.subscribe()
 
 
 async def test_place_of_a_vanished_client_comes_back(autojump_clock: MockClock) -> None:
