@@ -7,7 +7,7 @@ is sent here; a cursor moves in ``took``, which whoever writes calls when, and o
 from collections.abc import Iterable
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.latencies import Latencies
@@ -116,21 +116,17 @@ class Runs:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            made = self._from_tail(subscription)
-            to_the_end = made.position.offset >= view.last
-            run = evolve(made, after=position, prefix=subscription.prefix, to_the_end=to_the_end)
+            run = self._from_tail(subscription, after=position, prefix=subscription.prefix)
             if len(self._shared) >= SHARED_RUNS_MAX:
                 del self._shared[next(iter(self._shared))]
             self._shared[key] = run
         return run
 
-    def _from_tail(self, subscription: Subscription) -> Run:
-        position = subscription.position
-        events = self._eventlog.after(
-            subscription.view, position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX
-        )
+    def _from_tail(self, subscription: Subscription, after: Position | None = None, prefix: bytes = b"") -> Run:
+        position, view = subscription.position, subscription.view
+        events = self._eventlog.after(view, position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX)
         data, offsets, changed_at = self._join(subscription, events)
-        return Run(data, offsets, changed_at, position.at(offsets[-1]))
+        return Run(data, offsets, changed_at, position.at(offsets[-1]), after, prefix, offsets[-1] >= view.last)
 
     def _join(self, subscription: Subscription, events: Iterable[StoredEvent]) -> tuple[bytes, tuple[int, ...], float]:
         """Join the first of these events up to ``RUN_BYTES_MAX`` and the room of the window, but at least one."""
