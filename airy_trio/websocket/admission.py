@@ -156,7 +156,9 @@ class Admission:
             logger.warning("connections turned away", setting=f"listener.{limit}", peer=peer, count=self._untold)
             self._tell_at, self._untold = now + TELL_EVERY_S, 0
         retry = ("Retry-After", str(RETRY_AFTER_S))
-        return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "There are too many connections.", retry)
+        details = f"listener.{limit} is {getattr(self._options, limit)}"
+        words = "There are too many connections."
+        return RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, words, retry, details=details)
 
 
 @define(eq=False)

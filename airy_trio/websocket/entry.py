@@ -1,4 +1,4 @@
-"""The answer to CONNECT: who may come in is live and watched from then on; who may not waits, and is told why."""
+"""The answer to CONNECT: an accepted client is live and watched from then on, a refused one waits and gets an ERROR."""
 
 import math
 import time
@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from airy_trio.stomp.requests import Connect
-from airy_trio.websocket.auth import Authenticator, Refusal, User
+from airy_trio.websocket.auth import Authenticator, Refusal, RefusalKind, User
 from airy_trio.websocket.farewells import KEYS_AWAY, TOKEN_EXPIRED, UNAUTHORIZED, Farewell
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
@@ -21,9 +21,9 @@ Pause = Callable[[float], Awaitable[object]]
 """How some seconds are waited for (``Conversation.pause``)."""
 
 _REFUSED: Final = {
-    Refusal.UNAUTHORIZED: UNAUTHORIZED,
-    Refusal.EXPIRED: TOKEN_EXPIRED,
-    Refusal.UNAVAILABLE: KEYS_AWAY,
+    RefusalKind.UNAUTHORIZED: UNAUTHORIZED,
+    RefusalKind.EXPIRED: TOKEN_EXPIRED,
+    RefusalKind.UNAVAILABLE: KEYS_AWAY,
 }
 
 
@@ -52,11 +52,11 @@ async def admit(  # noqa: PLR0913 - who asks, with what, whom, and what then beg
 
 
 async def _refuse(client: Client, refusal: Refusal, authenticator: Authenticator, pause: Pause) -> Farewell:
-    logger.info("credentials refused", session=client.session, reason=refusal.value)
-    if refusal is not Refusal.UNAVAILABLE:  # which is no doing of the client's
+    logger.info("credentials refused", session=client.session, reason=refusal.reason)
+    if refusal.kind is not RefusalKind.UNAVAILABLE:  # which is no doing of the client's
         client.scope.deadline = math.inf  # it came in time
         await pause(authenticator.delay_s(client.peer))
-    return _REFUSED[refusal]
+    return _REFUSED[refusal.kind]
 
 
 def _expires_at(user: User) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from attrs import Attribute, frozen
 
 from airy_trio.options import NotAllowedError
-from airy_trio.websocket.request import RefusedError, Upgrade
+from airy_trio.websocket.request import RefusedError, Upgrade, quoted
 
 ANY: Final = "*"
 CACHED_MAX: Final = 256
@@ -78,13 +78,16 @@ class OriginRules:
         """
         authority = _AUTHORITY.fullmatch(upgrade.host)
         if authority is None:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "The header host is no name of a host.")
+            details = f"Host is {quoted(upgrade.host)}"
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "The header host is no name of a host.", details=details)
         host, port = _host(authority[1]), authority[2]
         known = host in self._hosts or (is_loopback(host) if loopback else self._any_host)
         if not known:
-            raise RefusedError(HTTPStatus.FORBIDDEN, "Clients may not come under this name of a host.")
+            details = f"Host is {quoted(upgrade.host)}; to allow it, add its name to listener.hosts"
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Clients may not come under this name of a host.", details=details)
         if upgrade.origin is not None and not self._allows(upgrade.origin, host, port):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "Clients may not come from this origin.")
+            details = f"Origin is {quoted(upgrade.origin)}, Host is {quoted(upgrade.host)}; {_remedy(upgrade.origin)}"
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Clients may not come from this origin.", details=details)
 
     def _allows(self, origin: str, host: str, port: str | None) -> bool:
         parsed = _parsed(origin)
@@ -103,6 +106,12 @@ class OriginRules:
         if console is None or origin_port not in console.ports:
             return False
         return is_loopback(origin_host) if is_loopback(_host(console.host)) else origin_host == host
+
+
+def _remedy(origin: str) -> str:
+    if _parsed(origin) is None:
+        return "no setting allows this"
+    return "to allow it, list it and all other allowed origins in listener.allowed_origins"
 
 
 @lru_cache(CACHED_MAX)

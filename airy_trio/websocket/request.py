@@ -18,6 +18,8 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 """All of it: the line and the headers. Cookies and tokens of some KiB have to fit."""
 HEADERS_MAX: Final = 100
 SUBPROTOCOLS_MAX: Final = 16
+QUOTED_CHARS_MAX: Final = 255
+"""Of a header's value in the log: as long as the name of a host may be."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _END: Final = b"\r\n\r\n"
 _KEY_BYTES: Final = 16
@@ -30,10 +32,13 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class RefusedError(Exception):
-    """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones."""
+    """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones.
 
-    def __init__(self, status: HTTPStatus, words: str, *headers: tuple[str, str]) -> None:
-        super().__init__(f"{status.value}: {words}")
+    ``details``: what the log says besides, such as the setting that decided. The sender of the request does not get it.
+    """
+
+    def __init__(self, status: HTTPStatus, words: str, *headers: tuple[str, str], details: str = "") -> None:
+        super().__init__(f"{status.value}: {words}" + (details and f" {details}"))
         self.status = status
         self.words = words
         self.headers = headers
@@ -126,6 +131,11 @@ def upgrade_in(request: Request) -> Upgrade:
     if len(subprotocols) > SUBPROTOCOLS_MAX:
         raise RefusedError(_BAD, f"More than {SUBPROTOCOLS_MAX} subprotocols.")
     return Upgrade(host, request.one("origin"), key, subprotocols)
+
+
+def quoted(value: str) -> str:
+    """Give the value of a header for the log: in quotes, in ASCII, and cut at ``QUOTED_CHARS_MAX`` characters."""
+    return ascii(value if len(value) <= QUOTED_CHARS_MAX else f"{value[:QUOTED_CHARS_MAX]}...")
 
 
 def _refuse_what_cannot_end(data: bytes | bytearray, seen: int) -> None:

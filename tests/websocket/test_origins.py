@@ -114,6 +114,31 @@ def test_a_star_is_any_page_but_not_null(origin: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
+    "allowed, host, origin, details",
+    [
+        ([], "other.example:80", None, "Host is 'other.example:80'; to allow it, add its name to listener.hosts"),
+        ([], "a b", None, "Host is 'a b'"),
+        (["https://a"], "chat", "null", "Origin is 'null', Host is 'chat'; no setting allows this"),
+        (["https://a"], "chat", "\xfe" * 256, f"Origin is '{chr(92)}xfe{chr(92)}xfe"),
+        ([], "chat", f"https://{'b' * 250}", f"Origin is 'https://{'b' * 247}...', Host is 'chat'; to allow it, list"),
+        (
+            ["https://a"], "chat", "https://b",
+            "Origin is 'https://b', Host is 'chat'; to allow it, list it and all other allowed origins in listener",
+        ),
+    ],
+)  # fmt: skip
+def test_refusal_names_host_origin_and_setting_to_the_log_alone(
+    allowed: list[str], host: str, origin: str | None, details: str
+) -> None:
+    rules = OriginRules(host="127.0.0.1", hosts=["chat"], allowed_origins=allowed)
+    with pytest.raises(RefusedError) as caught:
+        rules.check(Upgrade(host, origin, "", ()), loopback=True)
+    assert str(caught.value).startswith(f"{caught.value.status.value}: {caught.value.words} {details}")
+    assert len(str(caught.value)) < 1300
+    assert b" is '" not in caught.value.answer
+
+
+@pytest.mark.parametrize(
     "console, origin, host, expected",
     [
         (CONSOLE, "http://localhost:8081", "localhost:8080", 0),

@@ -5,6 +5,6 @@ What a refused client is told, and when, is not here.
 
 from airy_trio.websocket.auth.authenticator import Authenticator
 from airy_trio.websocket.auth.options import TOKEN_BYTES_MAX, AuthOptions
-from airy_trio.websocket.auth.users import ANYBODY, Refusal, User
+from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User
 
-__all__ = ["ANYBODY", "TOKEN_BYTES_MAX", "AuthOptions", "Authenticator", "Refusal", "User"]
+__all__ = ["ANYBODY", "TOKEN_BYTES_MAX", "AuthOptions", "Authenticator", "Refusal", "RefusalKind", "User"]

@@ -18,7 +18,7 @@ from airy_trio.websocket.auth.key_ring import KeyRing
 from airy_trio.websocket.auth.key_sources import KeyFile, source_of
 from airy_trio.websocket.auth.keys import KeysFault, secret_key
 from airy_trio.websocket.auth.options import AuthOptions
-from airy_trio.websocket.auth.users import ANYBODY, Refusal, User, Verified
+from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User, Verified
 from airy_trio.websocket.auth.web_tokens import UnknownKeyError, still_accepted, verified
 
 
@@ -60,10 +60,12 @@ class Authenticator:
             return ANYBODY
         found = token_of_connect(request)
         token = upgrade_token if found is None else found
+        if token is None:
+            return Refusal.unauthorized("the client sent no token")
         if not token:
-            return Refusal.UNAUTHORIZED
+            return Refusal.unauthorized("the client sent several tokens, or characters that no token may have")
         if options.mode == "tokens":
-            return self._user_of(_digest(token)) or Refusal.UNAUTHORIZED
+            return self._user_of(_digest(token)) or Refusal.unauthorized("the token is none of auth.tokens")
         ring = self._ring
         answer = await _user_of_web_token(token, ring, options)
         if isinstance(answer, Refusal) and ring is not self._ring:  # renewed while it waited: the new keys are asked
@@ -107,14 +109,17 @@ class Authenticator:
 async def _user_of_web_token(token: str, ring: KeyRing, options: AuthOptions) -> User | Refusal:
     try:
         return verified(token, ring.keys, options)
-    except UnknownKeyError:
+    except UnknownKeyError as error:
+        reason = str(error)
         newer = await ring.wait_newer()
     if newer:
         try:
             return verified(token, ring.keys, options)
-        except UnknownKeyError:
-            pass
-    return Refusal.UNAUTHORIZED if ring.loaded else Refusal.UNAVAILABLE
+        except UnknownKeyError as error:
+            reason = str(error)
+    if ring.loaded:
+        return Refusal.unauthorized(reason)
+    return Refusal(RefusalKind.UNAVAILABLE, "the keys of auth.jwt_key have not been loaded yet")
 
 
 def _key_ring(options: AuthOptions, past: KeyRing) -> KeyRing:

@@ -49,13 +49,17 @@ def grant_in(claims: Mapping[str, Any], options: AuthOptions) -> Grant:
     )
 
 
+class GrantError(ValueError):
+    """A claim is no list of texts. The message names the claim, and quotes nothing of its value."""
+
+
 def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
     if name not in claims:
         return None
     texts = claims[name]
     if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
-        message = f"{name} is no list of texts"
-        raise ValueError(message)
+        message = f"the claim {name} is no list of texts"
+        raise GrantError(message)
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Who a client is, by what it was recognised, and why one is refused."""
+"""The user of a client, what it was recognised by, and why credentials are refused."""
 
 from enum import Enum
 from typing import Final
@@ -40,12 +40,28 @@ class User:
 ANYBODY: Final = User(None)
 
 
-class Refusal(Enum):
-    """Why credentials are not accepted, as far as a client is told."""
+class RefusalKind(Enum):
+    """What a client learns about credentials that are not accepted."""
 
     UNAUTHORIZED = "unauthorized"
-    """Missing or wrong."""
+    """They are missing or wrong."""
     EXPIRED = "expired"
-    """They were right until some time ago."""
+    """They were valid until some time ago."""
     UNAVAILABLE = "unavailable"
-    """It cannot be told now: the keys have not been had yet."""
+    """They cannot be verified now: the keys have not been loaded yet."""
+
+
+@frozen
+class Refusal:
+    """Why credentials are not accepted.
+
+    ``reason``: for the log only, in plain words. It names claims and settings, and quotes nothing that the client sent.
+    """
+
+    kind: RefusalKind
+    reason: str
+
+    @classmethod
+    def unauthorized(cls, reason: str) -> "Refusal":
+        """The refusal of credentials that are missing or wrong."""
+        return cls(RefusalKind.UNAUTHORIZED, reason)

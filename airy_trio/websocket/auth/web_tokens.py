@@ -8,40 +8,66 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import jwt
-from jwt.exceptions import ExpiredSignatureError, InvalidSignatureError
+from jwt.exceptions import (
+    ExpiredSignatureError,
+    ImmatureSignatureError,
+    InvalidAudienceError,
+    InvalidIssuedAtError,
+    InvalidIssuerError,
+    InvalidJTIError,
+    InvalidSignatureError,
+    InvalidSubjectError,
+    MissingRequiredClaimError,
+)
 
-from airy_trio.websocket.auth.grants import grant_in
+from airy_trio.websocket.auth.grants import GrantError, grant_in
 from airy_trio.websocket.auth.keys import Key
 from airy_trio.websocket.auth.options import AuthOptions
-from airy_trio.websocket.auth.users import Refusal, User, Verified
+from airy_trio.websocket.auth.users import Refusal, RefusalKind, User, Verified
 
 WEB_TOKEN_BYTES_MAX: Final = 8192
 """An upgrade's header may hold that much; CONNECT holds less, by its own limit."""
 SUBJECT_CHARS_MAX: Final = 255
 """OpenID Connect Core, section 2."""
+_BAD_HEADER: Final = "the header cannot be read, or holds crit, or a kid that is no text"
+_BAD_SUBJECT: Final = f"the claim sub is missing, or no printable text of 1 to {SUBJECT_CHARS_MAX} characters"
+_REASONS: Final[Mapping[type[Exception], str]] = {
+    ImmatureSignatureError: "the time in the claim {} is not reached yet",
+    InvalidIssuedAtError: "the claim {} is no number of seconds",
+    jwt.DecodeError: "the claim {} is no number of seconds",
+    InvalidAudienceError: "the claim aud does not hold auth.jwt_audience",
+    InvalidIssuerError: "the claim iss is not auth.jwt_issuer",
+    InvalidSubjectError: _BAD_SUBJECT,
+    InvalidJTIError: "the claim jti is no text",
+}
+"""With the name of a claim of time in place of {}."""
 
 
 class UnknownKeyError(Exception):
-    """No key that is known verifies this token; another one may."""
+    """No known key verifies this token; another one may. The message says why, for the log."""
 
 
 def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Refusal:
     """Verify a token and give its user. Raises ``UnknownKeyError`` where newer keys might accept it."""
     if len(token) > WEB_TOKEN_BYTES_MAX:
-        return Refusal.UNAUTHORIZED
+        return Refusal.unauthorized(f"the token is larger than {WEB_TOKEN_BYTES_MAX} bytes")
     try:
         header = jwt.get_unverified_header(token)
         kid, algorithm = header.get("kid"), header.get("alg")
-        if algorithm not in options.jwt_algorithms or not isinstance(kid, str | None) or "crit" in header:
-            return Refusal.UNAUTHORIZED
+        if algorithm not in options.jwt_algorithms:
+            return Refusal.unauthorized("the header alg is none of auth.jwt_algorithms")
+        if not isinstance(kid, str | None) or "crit" in header:
+            return Refusal.unauthorized(_BAD_HEADER)
     except Exception:  # noqa: BLE001 - whatever a library trips over in a client's token, the token is refused
-        return Refusal.UNAUTHORIZED
+        return Refusal.unauthorized(_BAD_HEADER)
+    tried = False
     for key in keys:
         if key.may_verify(kid, algorithm):
+            tried = True
             answer = _verified_with(key, token, algorithm, options)
             if answer is not None:
                 return answer
-    raise UnknownKeyError
+    raise UnknownKeyError("the signature fits no key of auth.jwt_key" if tried else _without_key(kid))
 
 
 def still_accepted(proof: Verified, keys: Sequence[Key], options: AuthOptions) -> bool:
@@ -72,16 +98,31 @@ def _verified_with(key: Key, token: str, algorithm: str, options: AuthOptions) -
         return _user(claims, key, algorithm, options)
     except InvalidSignatureError:
         return None
-    except ExpiredSignatureError:  # asked after the signature: only who had a good token learns this
-        return Refusal.EXPIRED
-    except Exception:  # noqa: BLE001 - as above: a token is refused, nothing else ends
-        return Refusal.UNAUTHORIZED
+    except ExpiredSignatureError:  # raised after the signature was verified: only the owner of a good token learns this
+        return Refusal(RefusalKind.EXPIRED, "the time in the claim exp is over")
+    except Exception as error:  # noqa: BLE001 - as above: a token is refused, nothing else ends
+        return Refusal.unauthorized(_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    """Say why a token with a good signature is refused. The library's own messages might quote the token some day."""
+    if isinstance(error, GrantError):
+        return str(error)
+    if isinstance(error, MissingRequiredClaimError):
+        return f"the claim {error.claim} is missing"
+    named = next((name for name in ("exp", "nbf", "iat") if f"({name})" in str(error)), None)
+    reason = _REASONS.get(type(error), "")
+    return reason.format(named) if reason and (named or "{}" not in reason) else "the claims cannot be read"
+
+
+def _without_key(kid: str | None) -> str:
+    return "no key of auth.jwt_key is for " + ("its alg" if kid is None else "its kid and alg")
 
 
 def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOptions) -> User | Refusal:
     subject, issuer, audience = claims.get("sub"), claims.get("iss"), claims.get("aud")
     if not isinstance(subject, str) or not 0 < len(subject) <= SUBJECT_CHARS_MAX or not subject.isprintable():
-        return Refusal.UNAUTHORIZED
+        return Refusal.unauthorized(_BAD_SUBJECT)
     proof = Verified(
         key.fingerprint,
         algorithm,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.websocket.auth.keys import Key, read_jwks, read_pem, secret_key
 from airy_trio.websocket.auth.options import ALGORITHMS, KEY_PAIR_ALGORITHMS
 from airy_trio.websocket.auth.users import Verified
@@ -42,12 +42,13 @@ def keys_of(*issuers: Issuer, algorithms: Sequence[str] = KEY_PAIR_ALGORITHMS) -
     return read_jwks(jwks(*entries), algorithms)
 
 
-def judged(token: str, keys: Sequence[Key] = KEYS, settings: AuthOptions = HS256) -> User | Refusal | None:
+def judged(token: str, keys: Sequence[Key] = KEYS, settings: AuthOptions = HS256) -> User | RefusalKind | None:
     """None: no key that is known."""
     try:
-        return verified(token, keys, settings)
+        answer = verified(token, keys, settings)
     except UnknownKeyError:
         return None
+    return answer.kind if isinstance(answer, Refusal) else answer
 
 
 @frozen
@@ -91,7 +92,9 @@ async def test_a_token_of_each_algorithm(algorithm: str, tmp_path: Path, autojum
     assert authenticator.accepts(user)
     body, _, signature = signer.token().rpartition(".")
     for token in (f"{body}.{signature[:-8]}", f"{body}.", body, f"{body}.{'A' * len(signature)}"):
-        assert await authenticator.authenticate(connect_with(token)) is Refusal.UNAUTHORIZED
+        refusal = await authenticator.authenticate(connect_with(token))
+        assert isinstance(refusal, Refusal)
+        assert refusal.kind is RefusalKind.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("wanted", KEY_PAIR_ALGORITHMS)
@@ -100,7 +103,7 @@ def test_an_algorithm_that_is_not_in_the_settings_is_refused(wanted: str) -> Non
         if algorithm != wanted:
             signer = issuer(algorithm)
             keys = keys_of(issuer(wanted), *[signer][isinstance(signer.key, str) :])
-            assert judged(signer.token(), keys, options(wanted)) is Refusal.UNAUTHORIZED
+            assert judged(signer.token(), keys, options(wanted)) is RefusalKind.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("alg", ["none", "None", "NONE", "", None, 7, ["HS256"], "hs256", "HS1", "PS256", "EdDSA"])
@@ -109,12 +112,12 @@ def test_a_token_that_names_no_algorithm_of_ours(alg: object, signature: str | N
     token = signed({**GOOD_HEADER, "alg": alg}, GOOD_PAYLOAD)
     if signature is not None:
         token = token.rpartition(".")[0] + "." + signature
-    assert judged(token) is Refusal.UNAUTHORIZED
-    assert judged(token, keys_of(issuer("RS256")), options("RS256")) is Refusal.UNAUTHORIZED
+    assert judged(token) is RefusalKind.UNAUTHORIZED
+    assert judged(token, keys_of(issuer("RS256")), options("RS256")) is RefusalKind.UNAUTHORIZED
 
 
 def test_a_token_without_an_algorithm() -> None:
-    assert judged(signed({"typ": "JWT"}, GOOD_PAYLOAD)) is Refusal.UNAUTHORIZED
+    assert judged(signed({"typ": "JWT"}, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED
 
 
 def test_a_public_key_is_never_taken_for_a_secret() -> None:
@@ -148,12 +151,12 @@ def test_an_unknown_key_id_of_any_text_is_only_unknown(kid: str) -> None:
 
 @pytest.mark.parametrize("kid", [7, None, ["known"], {}])
 def test_a_key_id_that_is_no_text(kid: object) -> None:
-    assert judged(signed({**GOOD_HEADER, "kid": kid}, GOOD_PAYLOAD)) is Refusal.UNAUTHORIZED or kid is None
+    assert judged(signed({**GOOD_HEADER, "kid": kid}, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED or kid is None
 
 
 @pytest.mark.parametrize("more", [{"crit": ["exp"], "exp": 1}, {"crit": ["b64"], "b64": True}, {"crit": []}])
 def test_what_a_token_calls_critical_is_not_understood_here(more: dict[str, object]) -> None:
-    assert judged(signed({**GOOD_HEADER, **more}, GOOD_PAYLOAD)) is Refusal.UNAUTHORIZED
+    assert judged(signed({**GOOD_HEADER, **more}, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED
 
 
 def test_the_key_is_found_by_its_id_and_else_by_trying() -> None:
@@ -169,37 +172,92 @@ def test_the_key_is_found_by_its_id_and_else_by_trying() -> None:
     "claims, answer",
     [
         ({"exp": In(-4)}, "agent"),
-        ({"exp": In(-60)}, Refusal.EXPIRED),
-        ({"exp": 0}, Refusal.EXPIRED),
-        ({"exp": -(10**400)}, Refusal.EXPIRED),
-        ({"exp": 10**400}, Refusal.UNAUTHORIZED),
-        ({"exp": float("inf")}, Refusal.UNAUTHORIZED),
-        ({"exp": float("nan")}, Refusal.UNAUTHORIZED),
-        ({"exp": None}, Refusal.UNAUTHORIZED),
-        ({"exp": "soon"}, Refusal.UNAUTHORIZED),
-        ({"exp": [2**40]}, Refusal.UNAUTHORIZED),
+        ({"exp": In(-60)}, RefusalKind.EXPIRED),
+        ({"exp": 0}, RefusalKind.EXPIRED),
+        ({"exp": -(10**400)}, RefusalKind.EXPIRED),
+        ({"exp": 10**400}, RefusalKind.UNAUTHORIZED),
+        ({"exp": float("inf")}, RefusalKind.UNAUTHORIZED),
+        ({"exp": float("nan")}, RefusalKind.UNAUTHORIZED),
+        ({"exp": None}, RefusalKind.UNAUTHORIZED),
+        ({"exp": "soon"}, RefusalKind.UNAUTHORIZED),
+        ({"exp": [2**40]}, RefusalKind.UNAUTHORIZED),
         ({"nbf": In(3)}, "agent"),
-        ({"nbf": In(60)}, Refusal.UNAUTHORIZED),
-        ({"nbf": "now"}, Refusal.UNAUTHORIZED),
-        ({"iat": In(60)}, Refusal.UNAUTHORIZED),
-        ({"sub": ""}, Refusal.UNAUTHORIZED),
-        ({"sub": 7}, Refusal.UNAUTHORIZED),
-        ({"sub": None}, Refusal.UNAUTHORIZED),
-        ({"sub": "a\nb"}, Refusal.UNAUTHORIZED),
+        ({"nbf": In(60)}, RefusalKind.UNAUTHORIZED),
+        ({"nbf": "now"}, RefusalKind.UNAUTHORIZED),
+        ({"iat": In(60)}, RefusalKind.UNAUTHORIZED),
+        ({"sub": ""}, RefusalKind.UNAUTHORIZED),
+        ({"sub": 7}, RefusalKind.UNAUTHORIZED),
+        ({"sub": None}, RefusalKind.UNAUTHORIZED),
+        ({"sub": "a\nb"}, RefusalKind.UNAUTHORIZED),
         ({"sub": "x" * 255}, "x" * 255),
-        ({"sub": "x" * 256}, Refusal.UNAUTHORIZED),
+        ({"sub": "x" * 256}, RefusalKind.UNAUTHORIZED),
         ({"sub": "Grace Höpper"}, "Grace Höpper"),
         ({"aud": "other", "iss": "other"}, "agent"),
     ],
 )
-def test_the_claims(claims: dict[str, object], answer: str | Refusal) -> None:
+def test_the_claims(claims: dict[str, object], answer: str | RefusalKind) -> None:
     found = judged(signed(GOOD_HEADER, {**GOOD_PAYLOAD, **claims}))
     assert (found.name if isinstance(found, User) else found) == answer
 
 
+@pytest.mark.parametrize(
+    "claims, reason",
+    [
+        ({"exp": None}, "the claim exp is missing"),
+        ({"exp": In(-60)}, "the time in the claim exp is over"),
+        ({"exp": "hush"}, "the claim exp is no number of seconds"),
+        ({"nbf": In(60)}, "the time in the claim nbf is not reached yet"),
+        ({"iat": In(60)}, "the time in the claim iat is not reached yet"),
+        ({"iat": "hush"}, "the claim iat is no number of seconds"),
+        ({"sub": "hush\n"}, "the claim sub is missing, or no printable text of 1 to 255 characters"),
+        ({"sub": 7}, "the claim sub is missing, or no printable text of 1 to 255 characters"),
+        ({"jti": 7}, "the claim jti is no text"),
+        ({"aud": None}, "the claim aud is missing"),
+        ({"aud": "hush"}, "the claim aud does not hold auth.jwt_audience"),
+        ({"iss": "hush"}, "the claim iss is not auth.jwt_issuer"),
+        ({"airy_channels": "hush"}, "the claim airy_channels is no list of texts"),
+        ({"airy_destinations": ["/events", {"hush": 1}]}, "the claim airy_destinations is no list of texts"),
+    ],
+)
+def test_reason_names_the_claim_and_not_its_value(claims: dict[str, object], reason: str) -> None:
+    settings = evolve(HS256, jwt_audience="here", jwt_issuer="us")
+    token = signed(GOOD_HEADER, {**GOOD_PAYLOAD, "aud": "here", "iss": "us", **claims})
+    answer = verified(token, KEYS, settings)
+    assert isinstance(answer, Refusal)
+    assert answer.reason == reason
+
+
+@pytest.mark.parametrize(
+    "header, reason",
+    [
+        ({"alg": "none"}, "the header alg is none of auth.jwt_algorithms"),
+        ({"kid": 7}, "the header cannot be read, or holds crit, or a kid that is no text"),
+        ({"crit": ["exp"]}, "the header cannot be read, or holds crit, or a kid that is no text"),
+    ],
+)
+def test_reason_names_the_header(header: dict[str, object], reason: str) -> None:
+    answer = verified(signed({**GOOD_HEADER, **header}, GOOD_PAYLOAD), KEYS, HS256)
+    assert isinstance(answer, Refusal)
+    assert answer.reason == reason
+
+
+async def test_reason_tells_an_unknown_key_from_a_bad_signature(tmp_path: Path, autojump_clock: MockClock) -> None:
+    known, unknown = issuer("RS256", 0, "known"), issuer("RS256", 1, "hush")
+    assert not isinstance(known.key, str)
+    path = tmp_path / "keys.json"
+    path.write_bytes(jwks(jwk(known.key, kid="known")))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path), jwt_algorithms=["RS256"]))
+    for signer, reason in (
+        (unknown, "no key of auth.jwt_key is for its kid and alg"),
+        (evolve(unknown, kid="known"), "the signature fits no key of auth.jwt_key"),
+    ):
+        answer = await authenticator.authenticate(connect_with(signer.token()))
+        assert answer == Refusal.unauthorized(reason)
+
+
 def test_a_token_without_a_subject_or_an_end() -> None:
-    assert judged(issuer("HS256").token(without=["sub"])) is Refusal.UNAUTHORIZED
-    assert judged(issuer("HS256").token(without=["exp"])) is Refusal.UNAUTHORIZED
+    assert judged(issuer("HS256").token(without=["sub"])) is RefusalKind.UNAUTHORIZED
+    assert judged(issuer("HS256").token(without=["exp"])) is RefusalKind.UNAUTHORIZED
     endless = judged(issuer("HS256").token(without=["exp"]), KEYS, evolve(HS256, jwt_require_exp=False))
     assert isinstance(endless, User)
     assert endless.expires_at is None
@@ -235,13 +293,13 @@ def test_audience_and_issuer(setting: str, claim: dict[str, object], *, good: bo
         jwt_issuer="airy" if setting == "jwt_issuer" else "",
     )
     answer = judged(signed(GOOD_HEADER, {**GOOD_PAYLOAD, **claim}), KEYS, settings)
-    assert isinstance(answer, User) if good else answer is Refusal.UNAUTHORIZED
+    assert isinstance(answer, User) if good else answer is RefusalKind.UNAUTHORIZED
 
 
 def test_an_expired_token_tells_so_only_to_who_had_it() -> None:
     forger = Issuer("another secret that is long enough for each of the three: 64 bytes..")
     assert judged(forger.token(exp=1)) is None
-    assert judged(issuer("HS256").token(exp=1)) is Refusal.EXPIRED
+    assert judged(issuer("HS256").token(exp=1)) is RefusalKind.EXPIRED
 
 
 def test_a_token_at_its_limit_and_beyond() -> None:
@@ -253,17 +311,17 @@ def test_a_token_at_its_limit_and_beyond() -> None:
         raise AssertionError
 
     assert isinstance(judged(of_length(WEB_TOKEN_BYTES_MAX - 3)[:WEB_TOKEN_BYTES_MAX]), User)
-    assert judged(of_length(WEB_TOKEN_BYTES_MAX + 1)) is Refusal.UNAUTHORIZED
+    assert judged(of_length(WEB_TOKEN_BYTES_MAX + 1)) is RefusalKind.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("payload", [[], "agent", 7, None, b"[" * 4000, b"{", b"\xff", b'{"sub": "agent"} x'])
 def test_a_payload_that_is_no_object(payload: object) -> None:
-    assert judged(signed(GOOD_HEADER, payload)) is Refusal.UNAUTHORIZED
+    assert judged(signed(GOOD_HEADER, payload)) is RefusalKind.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("header", [[], "HS256", 7, None, b"[" * 4000, b"{", b"\xff"])
 def test_a_header_that_is_no_object(header: object) -> None:
-    assert judged(signed(header, GOOD_PAYLOAD)) is Refusal.UNAUTHORIZED
+    assert judged(signed(header, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED
 
 
 @given(st.text(max_size=200) | st.lists(st.binary(max_size=60).map(part), max_size=5).map(".".join))
