@@ -68,7 +68,7 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
         "latency": {"bounds_s": BOUNDS_S, "counts": latencies.counts, "total_s": latencies.total_s},
         "recording": recorder.recording,
         "lag_s": recorder.lag_s,
-        "events": sum(count for name, count in recorded.items() if name.startswith("events ")),
+        "events": recorded["events"],
         "row_faults": recorded["faults"],
         "head": str(log.head),
         "ready": all(condition.well for condition in conditions.values()),

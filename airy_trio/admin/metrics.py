@@ -1,6 +1,7 @@
-"""The figures of one server for Prometheus, taken from the statistics of its long-lived objects when it asks.
+"""The metrics of one server for Prometheus, taken from the statistics of its long-lived objects at each scrape.
 
-Nothing is counted here. What the labels may be is a closed list each: types of events, goodbyes, tokens, parts.
+Nothing is counted here. Each label has a closed list of values (types of events, goodbyes, limits, statuses, tokens,
+parts), and each of them has a series from the start.
 """
 
 import itertools
@@ -87,8 +88,8 @@ class _Figures(Collector):
         yield _counter("questions_waited", waited, found["waited"])
         yield _counter("deliveries", "Events sent, once for each subscription.", found["deliveries"])
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found["bytes"])
-        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.get("acks_ignored", 0))
-        yield _counter("nacks", "Messages that clients refused.", found.get("nacks", 0))
+        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found["acks_ignored"])
+        yield _counter("nacks", "Messages that clients refused.", found["nacks"])
         ended = _after("farewell ", found)
         yield _labelled(CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", ended)
         yield _gauge("client_addresses", "Addresses that connections are counted by.", found.get("addresses", 0))
@@ -105,7 +106,7 @@ class _Figures(Collector):
     def _recording(self) -> Iterator[Metric]:
         recorder = self._sources.recorder
         found = recorder.statistics()
-        types = _after("events ", found)
+        types = recorder.events_by_type()
         yield _labelled(CounterMetricFamily, "events_recorded", "Events appended by this server.", "type", types)
         yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])

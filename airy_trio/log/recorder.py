@@ -14,6 +14,7 @@ from attrs import frozen
 
 from airy_trio.changes.feed import Batch, ChangeFeed, Consumer, Lease, ResumePointLost
 from airy_trio.errors import AiryTrioError, Unavailable
+from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.batches import BatchRows, Meaning, meaning_of
 from airy_trio.log.consumption import Consumption
@@ -86,6 +87,7 @@ class Recorder:
         self._deference = Deference() if deference is None else deference
         self._rows = BatchRows(options.batch_rows_max)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
+        self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
         self._pause_s = 0.0
         self.recording = False
@@ -101,11 +103,12 @@ class Recorder:
         return 0.0 if self._behind_since is None else trio.current_time() - self._behind_since
 
     def statistics(self) -> dict[str, int]:
-        """Since the start: ``events`` appended, ``changes`` read, row ``faults``, metadata ``misfits``.
-
-        ``events TYPE``: those of each type that there were.
-        """
+        """Since the start: ``events`` appended, ``changes`` read, row ``faults``, metadata ``misfits``."""
         return dict(self._counts)
+
+    def events_by_type(self) -> dict[str, int]:
+        """The events appended since the start, by type; 0 for a type that has not occurred."""
+        return dict(self._types)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114, ASYNC128 - _Starting calls it
         """Record while the lease is ours, wait for it while it is not; for ever. An interruption is said once.
@@ -255,8 +258,7 @@ class Recorder:
         """Count and tell, once it is recorded: what is read again after an interruption is told once."""
         self._counts["changes"] += batch.changes
         self._counts["events"] += len(meaning.events)
-        for type_, count in Counter(map(_TYPE, meaning.events)).items():
-            self._counts[f"events {type_}"] += count
+        self._types.update(map(_TYPE, meaning.events))
         self._counts["misfits"] += meaning.misfits
         self._counts["faults"] += len(meaning.faults)
         for fault in meaning.faults:

@@ -3,7 +3,7 @@
 Each has the token and the prose of its ERROR frame. The prose repeats nothing of what the client sent.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Fault(NamedTuple):
@@ -61,3 +61,6 @@ TOO_MANY_TRANSACTIONS = Fault("400-too-many-transactions", "More transactions ar
 TOO_MANY_TRANSACTION_ACKS = Fault(
     "400-too-many-transaction-acks", "More acknowledgements wait in transactions than are allowed."
 )
+
+TOKENS: Final = frozenset(fault.token for fault in tuple(globals().values()) if isinstance(fault, Fault))
+"""Of all the faults above."""

@@ -72,7 +72,7 @@ class Admission:
         self._subscriptions_max = (
             options.subscriptions_per_address_max or SUBSCRIPTIONS_PER_CONNECTION * options.connections_per_address_max
         )
-        self._turned_away: Counter[str] = Counter()
+        self._turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
         self._untold = 0
         self._tell_at = -TELL_EVERY_S
         self.suspended = False
@@ -81,7 +81,7 @@ class Admission:
     def statistics(self) -> dict[str, int]:
         """What there is now, and what there was since the start.
 
-        Now: ``visitors``, from how many ``addresses``. Since the start, who was turned away, by the limit:
+        Now: ``visitors``, from how many ``addresses``. Since the start, the connections turned away, by the limit:
         ``turned away connections_max``, ``turned away connections_per_address_max``.
         """
         away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}

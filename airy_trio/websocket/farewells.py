@@ -9,6 +9,8 @@ from typing import Final
 
 from attrs import evolve, frozen
 
+from airy_trio.stomp import faults
+
 
 class ComeBack(Enum):
     """What a well-behaved client does after it was sent away."""
@@ -130,6 +132,19 @@ CATALOGUE: Final = (
     GONE,
     REFUSED,
 )
+
+CLIENT_FAULT: Final = "4"
+"""The tokens of what clients do wrong begin with it, as the statuses of HTTP do."""
+CLIENT_FAULT_TOKENS: Final = faults.TOKENS | {
+    "400-bad-durable",
+    "400-durable-needs-ack",
+    "401-token-expired",
+    "403-destination",
+    "403-durable-needs-auth",
+    "413-too-many-fragments",
+    *(row.token for row in CATALOGUE if row.token is not None and row.token.startswith(CLIENT_FAULT)),
+}
+"""All of them, so that their counters exist before the first one occurs."""
 
 _BY_STATUS: Final[Mapping[str, Farewell]] = {row.token[:3]: row for row in CATALOGUE if row.token is not None}
 

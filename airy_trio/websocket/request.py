@@ -31,6 +31,17 @@ _BARE_LINE_END: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
+STATUSES: Final = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.UPGRADE_REQUIRED,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+"""All that a request is refused with, so that their counters exist before the first one occurs."""
+
+
 class RefusedError(Exception):
     """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones.
 

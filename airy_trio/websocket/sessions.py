@@ -22,6 +22,9 @@ from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
+    CATALOGUE,
+    CLIENT_FAULT,
+    CLIENT_FAULT_TOKENS,
     GONE,
     SHUTTING_DOWN,
     STORE_UNAVAILABLE,
@@ -33,6 +36,7 @@ from airy_trio.websocket.goodbye import GOODBYE_S, HANG_UP_S, cut
 from airy_trio.websocket.heartbeats import Wheel
 from airy_trio.websocket.origins import Console
 from airy_trio.websocket.outlet import Outlet
+from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
 from airy_trio.websocket.session import EarlyEnds, Session, SessionOptions, Shared
@@ -45,6 +49,14 @@ SPREAD_S: Final = 0.01
 """Between two clients that are sent away at shutdown, where the drain time allows."""
 AWAY_PERIOD_S: Final = 1.0
 """Between two looks at how long the event store has been unreadable."""
+_COUNTED: Final = (
+    "acks_ignored",
+    "nacks",
+    *(f"farewell {row.name}" for row in CATALOGUE),
+    *(f"refused {token}" for token in CLIENT_FAULT_TOKENS),
+    *(f"requests refused {status.value}" for status in STATUSES),
+)
+"""They begin at 0: an alert on the rate of a counter misses an increase that creates the counter."""
 
 
 class Sessions:
@@ -71,7 +83,7 @@ class Sessions:
         self._fanout = FanOut(eventlog, runs, senders)
         self.wheel = Wheel(senders)
         self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
-        self._counts: Counter[str] = Counter()
+        self._counts = Counter(dict.fromkeys(_COUNTED, 0))
         self._shared = Shared(
             eventlog=eventlog,
             options=options,
@@ -237,5 +249,5 @@ class Sessions:
         self._counts[f"farewell {farewell.name}"] += 1
         self._counts["acks_ignored"] += session.conversation.acks_ignored
         self._counts["nacks"] += session.conversation.nacks
-        if farewell.token is not None and farewell.token.startswith("4"):
+        if farewell.token is not None and farewell.token.startswith(CLIENT_FAULT):
             self._counts[f"refused {farewell.token}"] += 1

@@ -4,10 +4,12 @@ import pytest
 import trio
 
 from airy_trio import __version__
+from airy_trio.events.models import TYPES
 from airy_trio.log.latencies import BOUNDS_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Rejected, StompClient, connect
-from airy_trio.websocket.farewells import CATALOGUE
+from airy_trio.websocket.farewells import CATALOGUE, CLIENT_FAULT_TOKENS
+from airy_trio.websocket.request import STATUSES
 from tests.admin.serving import HOST, Port, Samples, admin, free_port, serving_all
 from tests.application import Application
 
@@ -15,6 +17,11 @@ from tests.application import Application
 def labelled(samples: Samples, name: str) -> dict[str, float]:
     """The values of one family by its only label."""
     return {labels[0][1]: value for (found, labels), value in samples.items() if found == name}
+
+
+def counted(samples: Samples, name: str) -> dict[str, float]:
+    """Those of them that have counted something."""
+    return {label: number for label, number in labelled(samples, name).items() if number}
 
 
 def value(samples: Samples, name: str) -> float:
@@ -47,6 +54,19 @@ async def test_figures_of_a_server_at_rest(any_application: Application) -> None
     assert value(samples, "process_resident_memory_bytes") > 1_000_000
 
 
+async def test_labelled_counters_exist_from_the_start(sqlite_application: Application) -> None:
+    async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
+        samples = await port.samples()
+    for name, labels in {
+        "connections_ended": {row.name for row in CATALOGUE},
+        "connections_turned_away": {"connections_max", "connections_per_address_max"},
+        "requests_refused": {str(status.value) for status in STATUSES},
+        "frames_refused": CLIENT_FAULT_TOKENS,
+        "events_recorded": set(TYPES),
+    }.items():
+        assert labelled(samples, f"airy_trio_{name}_total") == dict.fromkeys(labels, 0)
+
+
 async def test_figures_follow_what_happens(any_application: Application) -> None:
     async with serving_all(any_application.migrate(admin(free_port()))) as (address, port):
         async with await connect(address.host, address.port) as client:
@@ -63,7 +83,7 @@ async def test_figures_follow_what_happens(any_application: Application) -> None
             assert value(samples, "airy_trio_subscriptions") == 2
             assert value(samples, "airy_trio_tasks") > 2
         samples = await until(port, "airy_trio_connections", 0)
-    assert labelled(samples, "airy_trio_events_recorded_total") == {
+    assert counted(samples, "airy_trio_events_recorded_total") == {
         "tag.updated": 1, "message.updated": 1, "metadata.updated": 1
     }  # fmt: skip
     assert value(samples, "airy_trio_changes_read_total") == 4
@@ -72,7 +92,7 @@ async def test_figures_follow_what_happens(any_application: Application) -> None
     assert 400 < value(samples, "airy_trio_delivered_bytes_total") < 4000
     assert value(samples, "airy_trio_log_head_offset") == 3
     assert value(samples, "airy_trio_tail_events") == 3
-    assert labelled(samples, "airy_trio_connections_ended_total") == {"gone": 1}
+    assert counted(samples, "airy_trio_connections_ended_total") == {"gone": 1}
 
 
 async def test_latencies_are_histograms_of_every_delivery_but_replays(any_application: Application) -> None:
@@ -105,11 +125,10 @@ async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_appl
                 await client.send(frame)
                 assert (await client.receive()).command == "ERROR"
         samples = await until(port, "airy_trio_connections", 0)
-    assert labelled(samples, "airy_trio_frames_refused_total") == {
+    assert counted(samples, "airy_trio_frames_refused_total") == {
         "403-send-not-allowed": 1, "400-unknown-command": 2
     }  # fmt: skip
-    assert labelled(samples, "airy_trio_connections_ended_total") == {"forbidden": 1, "protocol error": 2}
-    assert labelled(samples, "airy_trio_connections_ended_total").keys() <= {row.name for row in CATALOGUE}
+    assert counted(samples, "airy_trio_connections_ended_total") == {"forbidden": 1, "protocol error": 2}
 
 
 async def test_who_is_not_let_in_is_counted(sqlite_application: Application) -> None:
@@ -128,9 +147,9 @@ async def test_who_is_not_let_in_is_counted(sqlite_application: Application) -> 
                 with pytest.raises(Rejected):
                     await connect(address.host, address.port)
         samples = await until(port, "airy_trio_connections", 0)
-    assert labelled(samples, "airy_trio_requests_refused_total") == {"403": 1, "404": 1}
-    assert labelled(samples, "airy_trio_connections_turned_away_total") == {"connections_max": 3}
-    assert labelled(samples, "airy_trio_connections_ended_total") == {"gone": 2, "refused": 2}
+    assert counted(samples, "airy_trio_requests_refused_total") == {"403": 1, "404": 1}
+    assert counted(samples, "airy_trio_connections_turned_away_total") == {"connections_max": 3}
+    assert counted(samples, "airy_trio_connections_ended_total") == {"gone": 2, "refused": 2}
 
 
 ISSUED = {

@@ -139,11 +139,8 @@ async def test_nothing_that_comes_with_a_refused_connect_is_answered(command: st
         with pytest.raises(Closed):
             await plugged.client.receive()
         await server.ended()
-        assert server.sessions.statistics() == {
-            "acks_ignored": 0, "nacks": 0, "clients": 0, "subscriptions": 0, "behind": 0, "deliveries": 0, "bytes": 0,
-            "visitors": 0, "addresses": 0, "durables": 0, "durables_unwritten": 0, "waited": 0,
-            "farewell unauthorized": 1, "refused 401-unauthorized": 1,
-        }  # fmt: skip
+        counted = {name: count for name, count in server.sessions.statistics().items() if count}
+        assert counted == {"farewell unauthorized": 1, "refused 401-unauthorized": 1}
 
 
 async def test_a_refused_client_still_has_its_deadline(autojump_clock: MockClock) -> None:

@@ -1,13 +1,18 @@
 """The catalogue of goodbyes beside the table of the wire contract."""
 
 import re
+from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
+import airy_trio
+from airy_trio import websocket
 from airy_trio.stomp.encoder import plain
 from airy_trio.websocket import farewells
-from airy_trio.websocket.farewells import CATALOGUE, ComeBack, Farewell, with_token
+from airy_trio.websocket.farewells import CATALOGUE, CLIENT_FAULT_TOKENS, ComeBack, Farewell, with_token
 from airy_trio.websocket.framing import CLOSE_REASON_BYTES_MAX
+from airy_trio.websocket.request import STATUSES
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:
@@ -51,6 +56,16 @@ def test_a_token_finds_its_row_by_its_number() -> None:
 def test_a_number_that_is_not_in_the_catalogue_is_a_bug() -> None:
     with pytest.raises(LookupError):
         with_token("418-teapot", "No.")
+
+
+def test_every_token_of_the_source_is_in_the_catalogue() -> None:
+    source = "\n".join(path.read_text() for path in Path(airy_trio.__file__).parent.glob("*/*.py"))
+    assert set(re.findall(r'"(4[0-9]{2}-[a-z-]+)"', source)) == CLIENT_FAULT_TOKENS
+
+
+def test_every_status_of_the_source_is_in_the_catalogue() -> None:
+    source = "\n".join(path.read_text() for path in Path(websocket.__file__).parent.glob("*.py"))
+    assert {HTTPStatus[name] for name in re.findall(r"HTTPStatus\.([A-Z_]+)", source)} == set(STATUSES)
 
 
 def test_the_ways_of_being_silent_have_one_name() -> None:
