@@ -1,6 +1,7 @@
 """What a database answers where it does not do what was asked, and whether waiting heals it."""
 
 import sqlite3
+from typing import Final
 
 import psycopg
 import sqlalchemy as sa
@@ -21,6 +22,10 @@ _SQLITE_HEALS_TOO = frozenset({  # the file is moved, or its shared memory is be
     sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTLOCK, sqlite3.SQLITE_READONLY_ROLLBACK,
     sqlite3.SQLITE_READONLY_DBMOVED, sqlite3.SQLITE_READONLY_CANTINIT,
 })  # fmt: skip
+
+
+_IDLE: Final = {"57P05": "idle_session_timeout", "25P03": "idle_in_transaction_session_timeout"}
+"""SQLSTATEs of sessions that Postgres closes because we did not use them for as long as this setting allows."""
 
 
 class DatabaseError(AiryTrioError):
@@ -74,4 +79,9 @@ def _primary_message(error: BaseException) -> str:
     primary = getattr(diagnostic, "message_primary", None)
     sqlstate = getattr(error, "sqlstate", None)
     text = primary or " ".join(str(error).split()) or "no answer"
+    if sqlstate in _IDLE:  # a recorder sets these itself: Postgres' own words would read as a fault of the database
+        text = (
+            f"this process was too busy to use its session within {_IDLE[sqlstate]}, so the database closed it; "
+            "it needs more CPU time"
+        )
     return f"{type(error).__name__}{f' {sqlstate}' if sqlstate else ''}: {text}"

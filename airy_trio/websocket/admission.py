@@ -148,12 +148,12 @@ class Admission:
         self._by_address[key] += 1
         visitor.counted_as = key
 
-    def _beyond(self, limit: str, peer: str) -> RefusedError:
+    def _beyond(self, limit: str, address: str) -> RefusedError:
         self._turned_away[limit] += 1
         self._untold += 1
         now = trio.current_time()
         if now >= self._tell_at:
-            logger.warning("connections turned away", setting=f"listener.{limit}", peer=peer, count=self._untold)
+            logger.warning("connections turned away", setting=f"listener.{limit}", address=address, count=self._untold)
             self._tell_at, self._untold = now + TELL_EVERY_S, 0
         retry = ("Retry-After", str(RETRY_AFTER_S))
         details = f"listener.{limit} is {getattr(self._options, limit)}"

@@ -215,5 +215,5 @@ class Durables:
         for holder in holders:
             hold = self._holder_of.get((holder.owner, holder.name))
             if hold is not None and hold.holder == holder:
-                logger.info("durable subscription taken over by another server", owner=holder.owner, name=holder.name)
+                logger.info("durable subscription taken over by another server", user=holder.owner, durable=holder.name)
                 hold.subscription.client.dismiss(TAKEN_OVER)

@@ -180,18 +180,18 @@ class Session:
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent.
 
-        ``client``: the address of the peer, or the one that a trusted proxy forwarded. ``refused``: what was answered
-        in HTTP.
+        ``address``: of the client, or the one that a trusted proxy forwarded. ``error``: the token of the ERROR frame.
+        ``refused``: the answer in HTTP, and why.
         """
         client = self.client
         farewell = client.farewell or GONE
         refused = farewell.prose if farewell.name == REFUSED.name else None
         fields = {
             "session": client.session,
-            "client": None if self._visitor is None else self._visitor.name,
+            "address": None if self._visitor is None else self._visitor.name,
             "user": client.user.name,
             "farewell": farewell.name,
-            "token": farewell.token,
+            "error": farewell.token,
             "refused": refused,
             "lasted_s": round(trio.current_time() - client.begun_at, 3),
         }

@@ -41,6 +41,22 @@ async def test_a_session_that_lost_its_connection_is_another_one(postgres_applic
     await session.aclose()
 
 
+async def test_session_left_idle_blames_this_process(postgres_application: Application) -> None:
+    session = postgres_application.reading()
+
+    def be_idle(connection: sa.Connection) -> int:
+        connection.exec_driver_sql("set idle_session_timeout = '10ms'")
+        pid: int = connection.exec_driver_sql("select pg_backend_pid()").scalar_one()
+        return pid
+
+    pid = await session.run(be_idle)
+    while postgres_application.scalar(f"select count(*) from pg_stat_activity where pid = {pid}"):
+        await trio.lowlevel.checkpoint()
+    with pytest.raises(DatabaseUnavailable, match="57P05: this process was too busy to use its session within idle_"):
+        await session.run(be_idle)
+    await session.aclose()
+
+
 async def test_what_a_unit_raises_itself_does_not_end_the_session(application: Application) -> None:
     session = application.reading()
 

@@ -88,9 +88,9 @@ async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_
             await serving.record("settings not renewed")
             config.write_text(settings(text, files.listener, admin).replace(ANN, LATER))
             os.kill(serving.process.pid, signal.SIGHUP)
-            await serving.record("connection closed", token="401-unauthorized", user="ann")
+            await serving.record("connection closed", error="401-unauthorized", user="ann")
             await clients[1].send(Frame("SEND", (("destination", "/events"), ("x", WRONG)), PAYLOAD.encode()))
-            await serving.record("connection closed", token="403-send-not-allowed")
+            await serving.record("connection closed", error="403-send-not-allowed")
             told.append(await asked(admin))
             for client in clients:
                 await trio.aclose_forcefully(client.stream)

@@ -206,7 +206,18 @@ async def test_the_log_names_the_client_behind_the_proxy() -> None:
             with trio.fail_after(5):
                 while not logs:  # noqa: ASYNC110 - a log has no event for this
                     await trio.lowlevel.checkpoint()
-    assert [(line["event"], line["client"]) for line in logs] == [("connection closed", "192.0.2.1")]
+    assert [(line["event"], line["address"]) for line in logs] == [("connection closed", "192.0.2.1")]
+
+
+async def test_the_log_names_the_refused_origin_and_its_setting() -> None:
+    async with limited() as server:
+        with capture_logs() as logs:
+            answer = await answer_to(server, head("Origin: http://other.example"))
+            await server.ended()
+    assert b"other.example" not in answer
+    (line,) = [line for line in logs if line["event"] == "connection closed"]
+    assert "'http://other.example'" in line["refused"]
+    assert "listener.allowed_origins" in line["refused"]
 
 
 @pytest.mark.parametrize(

@@ -302,13 +302,13 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
         await plugged.ending.wait()
     session = connected.get("session")
     assert [(line.pop("event"), line.pop("log_level"), line) for line in said] == [
-        ("connection opened", "info", {"session": session, "client": None, "user": None}),
+        ("connection opened", "info", {"session": session, "address": None, "user": None}),
         (
             "connection closed",
             "info",
             {
-                "session": session, "client": None, "user": None, "farewell": "forbidden",
-                "token": "403-send-not-allowed", "refused": None, "lasted_s": pytest.approx(5, abs=2),
+                "session": session, "address": None, "user": None, "farewell": "forbidden",
+                "error": "403-send-not-allowed", "refused": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
     ]  # fmt: skip
