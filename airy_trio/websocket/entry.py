@@ -42,7 +42,7 @@ async def admit(  # noqa: PLR0913 - who asks, with what, whom, and what then beg
     if not authenticator.accepts(user):
         return UNAUTHORIZED  # they were taken back meanwhile, and only clients that are connected were ended
     client.connected = True
-    logger.info("connection opened", session=client.session, client=client.address, user=user.name)
+    logger.info("connection opened", session=client.session, address=client.address, user=user.name)
     if client.state is State.CONNECTING:
         client.state = State.LIVE
         client.scope.deadline = math.inf
