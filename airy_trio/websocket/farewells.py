@@ -68,7 +68,7 @@ SILENT: Final = Farewell(
 UNANSWERED: Final = evolve(
     SILENT,
     token="408-ping-unanswered",  # noqa: S106 - of an ERROR
-    prose="Nothing came for some minutes, not even an answer to a PING.",
+    prose="Nothing came for a quarter of an hour, not even an answer to a PING.",
 )
 CONNECT_TIMEOUT: Final = Farewell("silent", "408-connect-timeout", 4408, ComeBack.YES, "No CONNECT frame came in time.")
 TAKEN_OVER: Final = Farewell(

@@ -2,7 +2,7 @@
 
 A client that did not promise heart-beats may vanish without a sign and keep its place, one of those that its address
 has. So it gets an empty PING now and then, which every WebSocket library answers, and counts as gone if nothing at all
-comes from it for several of them.
+comes from it for several of them. One that is slow and takes what waits for it, bit by bit, is not gone.
 
 The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
 task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
@@ -32,8 +32,11 @@ HORIZON_S: Final = 60.0
 PING_EVERY_S: Final = 60.0
 """Between two PINGs to a client that did not promise heart-beats and sends nothing else."""
 
-UNANSWERED_MAX_S: Final = 300.0
-"""How long such a client may send nothing: a program that is busy for some minutes reads its PINGs after that."""
+UNANSWERED_MAX_S: Final = 900.0
+"""How long such a client may send nothing and take nothing of what waits for it.
+
+A PING lies behind all that the systems of both sides hold, some MiB: a slow program takes minutes to come to it.
+"""
 
 
 @define(eq=False)
@@ -62,7 +65,9 @@ class Pulse:
     def silent_at(self) -> float:
         """From when on the client counts as gone, in Trio's time."""
         silent_after_s = self.heartbeat.silent_after_s
-        return self.wire.read_at + (UNANSWERED_MAX_S if silent_after_s is None else silent_after_s)
+        if silent_after_s is None:
+            return max(self.wire.read_at, self.wire.drained_at) + UNANSWERED_MAX_S
+        return self.wire.read_at + silent_after_s
 
     @property
     def ping_at(self) -> float:

@@ -27,7 +27,8 @@ class StalledError(trio.BrokenResourceError):
 class Wire(trio.abc.Stream):
     """One connection's way out and in.
 
-    ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``closing``: a Close frame was
+    ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``drained_at``: when the peer last
+    took some of what was pending. ``closing``: a Close frame was
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
     ``deserted``: nothing more can come. ``unheard``: something has come, and waits for its ``turn``
@@ -48,6 +49,7 @@ class Wire(trio.abc.Stream):
         "admitted",
         "closing",
         "deserted",
+        "drained_at",
         "flooded",
         "outlet",
         "oversized",
@@ -68,7 +70,7 @@ class Wire(trio.abc.Stream):
         self.unheard = False
         self._attending: trio.CancelScope | None = None
         self.oversized = False
-        self.read_at = self.written_at = trio.current_time()
+        self.read_at = self.written_at = self.drained_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
         self._turn = turn
         self._put_back = b""
@@ -149,7 +151,7 @@ class Wire(trio.abc.Stream):
                 self.stalled = True
                 message = f"nothing was taken for {self._send_timeout_s} s"
                 raise StalledError(message)
-            self.written_at = trio.current_time()
+            self.written_at = self.drained_at = trio.current_time()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write one frame of trio-websocket, or its answer to the upgrade. Dropped after a Close frame."""

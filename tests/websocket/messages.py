@@ -3,15 +3,20 @@
 from airy_trio.stomp.decoder import Decoder
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.limits import Limits
+from airy_trio.websocket.framing import PING
 
 LIMITS = Limits(frame_bytes_max=2**24, header_count_max=100, header_line_bytes_max=2**16, command_bytes_max=100)
 
 
 class Reader:
-    """Gives the text messages that are complete so far; anything but an unfragmented, unmasked text is an error."""
+    """Gives the text messages that are complete so far, and counts empty ``pings``.
+
+    Anything but an unfragmented, unmasked text is an error.
+    """
 
     def __init__(self) -> None:
         self._data = b""
+        self.pings = 0
 
     def feed(self, data: bytes) -> list[bytes]:
         self._data += data
@@ -25,6 +30,9 @@ class Reader:
         return bool(self._data)
 
     def _next(self) -> bytes | None:
+        while self._data.startswith(PING):
+            self._data = self._data.removeprefix(PING)
+            self.pings += 1
         if len(self._data) < 2:
             return None
         assert self._data[0] == 0x81, f"not a whole text message: {self._data[:20]!r}"

@@ -113,14 +113,16 @@ class Rig:
         return await self.conversation.hear(encode(Frame(command, headers), self.client.connection.version))
 
     def read(self, bytes_max: int | None = None) -> list[Frame]:
-        """Let the client take bytes, and give the frames that they complete."""
-        new = []
+        """Let the client take bytes, and give the frames that they complete. It answers PINGs."""
+        new, pings = [], self.reader.pings
         for message in self.reader.feed(self.outlet.take(bytes_max)):
             frame = stomp(message)
             if frame is None:
                 self.heart_beats += 1
             else:
                 new.append(frame)
+        if self.reader.pings > pings:
+            self.wire.read_at = trio.current_time()
         self.frames += new
         return new
 

@@ -82,14 +82,34 @@ async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers
     outlet = MemoryOutlet()
     one = pulse(outlet)
     wheel.watch(one)
+    pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
-    assert outlet.take() == PING * 4
+    assert outlet.take() == PING * pings
     one.wire.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert one.client.farewell is None
-    assert outlet.take() == PING * 4
+    assert outlet.take() == PING * pings
     await trio.sleep(1 + SLOT_S)
     assert one.client.farewell is farewells.UNANSWERED
+
+
+async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_waits(
+    wheel: Wheel, autojump_clock: MockClock
+) -> None:
+    outlet = MemoryOutlet(1)
+    one = pulse(outlet)
+    wheel.watch(one)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.wire.write, b"x" * 1000)
+        for _ in range(999):
+            await trio.sleep(5)
+            outlet.take(1)
+        assert one.client.farewell is None
+        await trio.sleep(UNANSWERED_MAX_S - 1)
+        assert one.client.farewell is None
+        await trio.sleep(1 + SLOT_S)
+        assert one.client.farewell is farewells.UNANSWERED
+        nursery.cancel_scope.cancel()
 
 
 async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: MockClock) -> None:

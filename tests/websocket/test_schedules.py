@@ -17,6 +17,7 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket import fanout
 from airy_trio.websocket.auth.grants import ALL, Grant
 from airy_trio.websocket.auth.users import User
+from airy_trio.websocket.heartbeats import PING_EVERY_S
 from airy_trio.websocket.subscriptions import ReplayOptions, State
 from tests.websocket.rig import MoodyStore, Rig, delivering
 from tests.websocket.serving import event, open_log
@@ -294,9 +295,11 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
             if chance.random() < REST_SHARE:
                 for schedule in schedules:
                     await schedule.rest()
-        async with trio.open_nursery() as nursery:
-            for schedule in schedules:
-                nursery.start_soon(schedule.finish)
+        async with trio.open_nursery() as staying:
+            async with trio.open_nursery() as nursery:
+                for schedule in schedules:
+                    nursery.start_soon(finish_and_stay, schedule, staying)
+            staying.cancel_scope.cancel()
         for schedule in schedules:
             schedule.look_at(schedule.rig.read())  # heart-beats, while others were not done
         await wait_all_tasks_blocked()
@@ -306,6 +309,18 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
             assert schedule.rig.client.state is State.LIVE, schedule.rig.client.farewell
             assert not schedule.rig.reader.incomplete
         assert delivery.senders.statistics() == {"known": clients, "sending": 0, "waiting": 0}
+
+
+async def finish_and_stay(schedule: Schedule, staying: trio.Nursery) -> None:
+    """Finish, and read on in a task of ``staying``, so that PINGs are answered while others are not done."""
+
+    async def read_on() -> None:
+        while True:
+            await trio.sleep(PING_EVERY_S)
+            schedule.look_at(schedule.rig.read())
+
+    await schedule.finish()
+    staying.start_soon(read_on)
 
 
 @pytest.mark.parametrize("seed", range(24))
