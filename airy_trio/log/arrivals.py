@@ -1,6 +1,6 @@
-"""When the newest events came to be, as far as this node knows: what the latency of their delivery is measured from.
+"""When the changes behind the newest events were made: the latency of their delivery is measured from these times.
 
-Bounded, and one entry for each batch, not for each event. Knows no clock: times are the caller's.
+Bounded, and one entry for each append, not for each event. The caller chooses the clock.
 """
 
 from bisect import bisect_left

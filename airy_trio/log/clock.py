@@ -33,6 +33,7 @@ class StoreClock:
         """The time of the store so long ago, in milliseconds."""
         return int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
 
-    def appended_at(self, event: StoredEvent) -> float:
-        """When an event was appended, in Trio's time."""
-        return trio.current_time() - (self._clock() + (self._skew_ms - event.appended_at_ms) / 1000)
+    def changed_at(self, event: StoredEvent) -> float:
+        """When the change behind an event was made, in Trio's time; if its age is not known, when it was appended."""
+        changed_at_ms = event.appended_at_ms - (event.age_ms or 0)
+        return trio.current_time() - (self._clock() + (self._skew_ms - changed_at_ms) / 1000)

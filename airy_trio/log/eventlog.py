@@ -9,6 +9,8 @@ to it and asks ``wait_grown``.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 
 import structlog
 import trio
@@ -35,6 +37,7 @@ from airy_trio.log.tail import Tail, View
 
 logger = structlog.get_logger(__name__)
 
+_APPEND = attrgetter("appended_at_ms", "age_ms")  # the same for all events of one append
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
@@ -109,12 +112,17 @@ class EventLog:
     ) -> Position:
         """Append after ``expected`` with the resume point, wake who reads, and give the new head.
 
-        ``changed_at``: when the oldest of the changes was made, in Trio's time; latencies are measured from it.
+        ``changed_at``: when the oldest of the changes was made, in Trio's time. Latencies are measured from it, on
+        other nodes by the age that each event carries; what the store waits before it stamps the append is not in it.
 
         The writer says where it believes the head to be: this node's own ``head`` follows other writers, and would
         let pass what the store's comparison must refuse. Raises what ``EventStore.append`` does.
         """
         begun_at = trio.current_time()
+        if changed_at is not None:
+            age_ms = max(0, round((begun_at - changed_at) * 1000))
+            # Half the cost of `_replace`: 1.5 ms for 5000 events, next to 15 ms of CPU time for their append.
+            events = [NewEvent._make((*event[:-1], age_ms)) for event in events]
         ended = self._append_ended = trio.Event()
         try:
             stored = await self.store.append(expected, events, resume_point, replaces=replaces)
@@ -220,9 +228,9 @@ class EventLog:
         return bounds.floor
 
     def changed_at(self, event: StoredEvent) -> float:
-        """When what an event tells was changed, in Trio's time; where that is not known, when it was appended."""
+        """When the change behind an event was made, in Trio's time; if that is not known, when it was appended."""
         changed_at = self._arrivals.at(event.offset)
-        return self._clock.appended_at(event) if changed_at is None else changed_at
+        return self._clock.changed_at(event) if changed_at is None else changed_at
 
     async def wait_grown(self) -> frozenset[View]:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
@@ -303,7 +311,11 @@ class EventLog:
         """Add events to the tail, unless ``follow`` must first read what lies before them."""
         if epoch != self.epoch or not events or events[0].offset > self.head.offset + 1:
             return
-        at = self._clock.appended_at(events[0]) if changed_at is None else changed_at
-        self._arrivals.note(events[0].offset, events[-1].offset, at)
+        if changed_at is None:
+            for _, group in groupby(events, _APPEND):
+                appended = tuple(group)
+                self._arrivals.note(appended[0].offset, appended[-1].offset, self._clock.changed_at(appended[0]))
+        else:
+            self._arrivals.note(events[0].offset, events[-1].offset, changed_at)
         self._growth.report(self._tail.extend(events))
         self._head = self.head.at(self._tail.last)

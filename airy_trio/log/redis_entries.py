@@ -22,14 +22,16 @@ def read_bounds(answer: Sequence[Any]) -> Bounds:
 
 
 def fields_of(event: NewEvent) -> Sequence[bytes]:
-    """The fields of an event but its time; a text that may be None begins with + or is -."""
+    """The fields of an event except its time (``FIELDS``). A text that may be None begins with + or is -."""
     texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
-    return [*(text.encode() for text in texts), b"1" if event.truncated else b"0", event.body]
+    whole = b"0" if event.age_ms is None else b"0 %d" % event.age_ms
+    return [*(text.encode() for text in texts), b"1" if event.truncated else whole, event.body]
 
 
 def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
     """The event of one entry, whose fields come as names and values in turn."""
-    at, type_, object_, conversation, channel, truncated, body = fields[1::2]
+    at, type_, object_, conversation, channel, flag, body = fields[1::2]
+    truncated, _, age_ms = flag.partition(b" ")
     return StoredEvent(
         offset=offset_of(id_),
         appended_at_ms=int(at),
@@ -39,6 +41,7 @@ def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
         channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
         body=body,
         truncated=truncated == b"1",
+        age_ms=int(age_ms) if age_ms else None,
     )
 
 

@@ -13,7 +13,12 @@ Every script first looks whether the state is there and the stream is as long as
 from typing import Final
 
 FIELDS: Final = ("at", "type", "object", "conversation", "channel", "truncated", "body")
-"""The fields of an event, always all and in this order: the scripts find their values by place."""
+"""The fields of an event, always all and in this order: the scripts find their values by place.
+
+``truncated`` is 1, or 0, or 0 and after a blank the age of the change in milliseconds. The age has no field of its own
+because servers of earlier versions, which may read the stream during an upgrade, take exactly these fields. For the
+same reason a truncated event has no age here: these servers would take another value than 1 for a whole event.
+"""
 
 _BEGINNING: Final = """
 local events, state, bell, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]

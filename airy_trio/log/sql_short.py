@@ -32,6 +32,7 @@ _COLUMNS: Final = {
     "channel_id": "text",
     "body": "bytea",
     "truncated": "bool",
+    "age_ms": "int8",
 }
 _HEAD_PARAMETERS: Final = 7
 
@@ -111,6 +112,7 @@ class ShortAppends:
             parameters.append(b"%d" % offset)
             parameters += [None if text is None else text.encode() for text in columns]
             parameters += [event.body, b"t" if event.truncated else b"f"]
+            parameters.append(None if event.age_ms is None else b"%d" % event.age_ms)
         return parameters
 
 

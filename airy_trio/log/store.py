@@ -37,6 +37,9 @@ class NewEvent(NamedTuple):
 
     ``truncated``: the body is a placeholder for one that was too large. Any text and any octets must be kept, and None
     is not the empty text.
+    ``age_ms``: how long before the append the change was made, None if that is not known. Readers on other nodes
+    measure the latency of deliveries by it. An age, not a time: the clock of the application's database is not the
+    store's.
     """
 
     # A tuple, because a bulk change makes one of these and one StoredEvent for each row, and a frozen class takes eight
@@ -48,6 +51,7 @@ class NewEvent(NamedTuple):
     channel_id: str | None
     body: bytes
     truncated: bool = False
+    age_ms: int | None = None
 
 
 class StoredEvent(NamedTuple):
@@ -64,6 +68,7 @@ class StoredEvent(NamedTuple):
     channel_id: str | None
     body: bytes
     truncated: bool
+    age_ms: int | None = None
 
 
 def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms: int) -> list[StoredEvent]:

@@ -25,8 +25,8 @@ STATE = "log_state"
 ACKNOWLEDGED = "acknowledged"
 INDEXED_CHARS: Final = 200
 """What the index by conversation holds of an id on Postgres (migration ``log_0004``)."""
-COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated")
-_COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool")
+COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms")
+_COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool", "int8")
 _COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
 _SYNCHRONOUS = sa.text("set local synchronous_commit = on")
 NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
@@ -53,6 +53,7 @@ class LogTables:
             "appended_at_ms": sa.BigInteger,
             "body": sa.LargeBinary,
             "truncated": sa.Boolean,
+            "age_ms": sa.BigInteger,
         }
         columns = ", ".join(quote_identifier(name) for name in COLUMNS)
         postgres = names.dialect == POSTGRES
@@ -222,14 +223,14 @@ def _values(event: StoredEvent) -> Sequence[Any]:
     if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():  # only spares what follows
         return event
     texts = written(event.object), written(event.conversation_id), written(event.channel_id)
-    return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated
+    return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated, event.age_ms
 
 
 def stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
     """The events of whole rows, in the order of ``COLUMNS``."""
-    for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated in rows:
+    for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated, age_ms in rows:
         texts = read(object_), read(conversation_id), read(channel_id)
-        yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated))
+        yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated), age_ms)
 
 
 def _advance(names: Names) -> Question:

@@ -99,6 +99,19 @@ async def events_come_back_as_they_were(open_store: OpenStore) -> None:
         expect(await store.resume_point() == "résumé 'point' \U0001f600", "the resume point is kept as it was")
 
 
+async def ages_come_back(open_store: OpenStore) -> None:
+    """The age of a change is kept with its event, whatever the size of the append; an unknown age stays unknown."""
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        for ages in ([None], [0], [2_500, None, 2**40], [37] * 100):
+            new = [event._replace(age_ms=age_ms) for event, age_ms in zip(events(1, len(ages)), ages, strict=True)]
+            stored = await store.append(head, new, "point")
+            read = await other.read(head, ALL)
+            expect([one.age_ms for one in read] == ages, "the age of a change is kept with its event")
+            expect(list(stored) == list(read), "and is in what an append gives")
+            head = head.at(head.offset + len(ages))
+
+
 async def a_stale_append_is_refused(open_store: OpenStore) -> None:
     """Who does not know the head writes nothing, neither events nor resume point."""
     async with open_store() as store, open_store() as other:
@@ -247,6 +260,7 @@ PROMISES: Final = (
     a_new_store_is_empty,
     offsets_are_gapless,
     events_come_back_as_they_were,
+    ages_come_back,
     a_stale_append_is_refused,
     one_of_many_writers_wins,
     an_append_without_events_moves_nothing,

@@ -1,5 +1,8 @@
 """The figures of a real server after something has happened, parsed as Prometheus does."""
 
+import signal
+from pathlib import Path
+
 import pytest
 import trio
 
@@ -12,6 +15,11 @@ from airy_trio.websocket.farewells import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.websocket.request import STATUSES
 from tests.admin.serving import HOST, Port, Samples, admin, free_port, serving_all
 from tests.application import Application
+from tests.e2e.route import configure
+from tests.processes import server
+
+STOPPED_S = 0.5
+"""Less than a stopped recorder keeps its lease."""
 
 
 def labelled(samples: Samples, name: str) -> dict[str, float]:
@@ -116,6 +124,26 @@ async def test_latencies_are_histograms_of_every_delivery_but_replays(any_applic
         assert buckets["+Inf"] == value(samples, f"airy_trio_{name}_count") >= count
         assert 0 < value(samples, f"airy_trio_{name}_sum") < 10 * count
     assert value(samples, "airy_trio_delivery_seconds_count") == 5
+
+
+async def test_slow_recorder_shows_in_the_latency_of_other_servers(
+    postgres_application: Application, tmp_path: Path
+) -> None:
+    settings = postgres_application.migrate(admin(free_port()))
+    async with (
+        server(configure(postgres_application, tmp_path)) as recorder,
+        serving_all(settings) as (address, port),
+        await connect(address.host, address.port) as client,
+    ):
+        await client.subscribe()
+        assert value(await port.samples(), "airy_trio_recording") == 0
+        recorder.process.send_signal(signal.SIGSTOP)
+        postgres_application.tag()
+        await trio.sleep(STOPPED_S)
+        recorder.process.send_signal(signal.SIGCONT)
+        assert (await client.receive()).command == "MESSAGE"
+        samples = await until(port, "airy_trio_delivery_seconds_count", 1)
+    assert value(samples, "airy_trio_delivery_seconds_sum") >= STOPPED_S
 
 
 async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_application: Application) -> None:

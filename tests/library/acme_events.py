@@ -19,7 +19,7 @@ Of = Destination | None
 Verb = Coroutine[Any, Any, T]
 SCHEMA = """
     create table if not exists log (epoch, trimmed, last, at_ms, point);
-    create table if not exists events (id integer primary key, at_ms, type, object, conversation, channel, body, cut);
+    create table if not exists events (id integer primary key, at_ms, type, object, conversation, channel, body, cut, age);
     create table if not exists durables (owner, name, token, epoch, id, used_ms, primary key (owner, name));
 """
 APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
@@ -75,7 +75,7 @@ class AcmeStore:
         if row is None:
             raise stores.StaleAppend(f"the head is not {expected}, or the resume point is another one")
         stored = stores.stored_after(expected, events, row[0])
-        self.db.executemany("insert into events values (?, ?, ?, ?, ?, ?, ?, ?)", stored)
+        self.db.executemany("insert into events values (?, ?, ?, ?, ?, ?, ?, ?, ?)", stored)
         return stored
 
     @transaction
@@ -148,8 +148,8 @@ class AcmeStore:
         self.db.close()
 
     def events(self, destination: Of, where: str, *values: object) -> Iterator[StoredEvent]:
-        for *fields, cut in self.db.execute(f"select * from events where {where}", values):
-            event = StoredEvent._make([*fields, bool(cut)])
+        for *fields, cut, age in self.db.execute(f"select * from events where {where}", values):
+            event = StoredEvent._make([*fields, bool(cut), age])
             if destination is None or stores.covers(destination, event):
                 yield event
 

@@ -644,6 +644,18 @@ async def test_an_event_that_is_read_before_its_append_returns_is_as_old_as_its_
     assert trio.current_time() - log.changed_at(stored) == 4
 
 
+async def test_age_of_each_append_reaches_other_nodes(store: Outages, autojump_clock: MockClock) -> None:
+    recording, following = await opened(store), await opened(store)
+    for first, last, age_s in ((1, 2, 5), (3, 3, 0.25), (4, 4, 40)):
+        changed_at = trio.current_time() - age_s
+        await recording.append(recording.head, numbered(first, last), str(last), changed_at=changed_at)
+        await trio.sleep(1)
+        store.now_s += 1
+    await following.catch_up()
+    newest = await store.read(following.head.at(0), 10, EVERYTHING)
+    assert [round(trio.current_time() - following.changed_at(one), 3) for one in newest] == [8, 8, 2.25, 41]
+
+
 async def test_appends_are_timed(autojump_clock: MockClock) -> None:
     class Slow(MemoryStore):
         async def append(

@@ -12,6 +12,7 @@ from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.redis_answers import RedisRefusedError, asked
+from airy_trio.log.redis_entries import fields_of, read_entry
 from airy_trio.log.redis_scripts import FIELDS
 from airy_trio.log.redis_streams import SCAN_EVENTS, open_store
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
@@ -177,6 +178,21 @@ async def test_a_redis_without_memory_is_unavailable(own_redis: RedisServer) -> 
         await store._client.config_set({"maxmemory": 1})  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
         with pytest.raises(StoreUnavailable, match="OOM"):
             await store.append(head, [event(1)], "point")
+
+
+def test_servers_of_earlier_versions_can_read_entries_with_an_age() -> None:
+    whole, truncated = event(1)._replace(age_ms=37), event(2)._replace(age_ms=37, truncated=True)
+    values = [b"1700000000000", *fields_of(whole)]
+    assert len(values) == len(FIELDS)
+    assert values[FIELDS.index("truncated")] == b"0 37"  # they take all but 1 for a whole event
+    assert fields_of(truncated)[FIELDS.index("truncated") - 1] == b"1"
+
+
+def test_entries_of_earlier_versions_have_no_age() -> None:
+    values = [b"1700000000000", *fields_of(event(1))]
+    assert values[FIELDS.index("truncated")] == b"0"
+    fields = [part for name, value in zip(FIELDS, values, strict=True) for part in (name.encode(), value)]
+    assert read_entry(b"1-0", fields).age_ms is None
 
 
 async def test_a_replica_is_unavailable_for_appends(own_redis: RedisServer) -> None:

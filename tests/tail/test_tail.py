@@ -125,7 +125,7 @@ async def test_positions_that_are_gone_are_told_as_to_a_client(sqlite_applicatio
     with application(f"sqlite:///{tmp_path}/app.db.airy-trio.db") as log:
         log.execute(
             "insert into airy_trio_event_log select 9, appended_at_ms, type, object, conversation_id, channel_id, "
-            "body, truncated from airy_trio_event_log",
+            "body, truncated, age_ms from airy_trio_event_log",
             "delete from airy_trio_event_log where offset = 1",
             "update airy_trio_log_state set first = 9, last = 9",
         )

@@ -343,6 +343,14 @@ class HoldsOnlyWhatNobodyHolds(MemoryStore):
         return super()._hold(holder) if known is None else known.position
 
 
+class ForgetsAges(MemoryStore):
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        ageless = [event._replace(age_ms=None) for event in events]
+        return await super().append(expected, ageless, resume_point, replaces=replaces)
+
+
 class TimesFall(MemoryStore):
     async def append(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
@@ -468,6 +476,7 @@ BROKEN: dict[type[MemoryStore], str] = {
     ReusesOffsets: "trimming_forgets_from_the_old_end",
     TearsBatches: "batches_are_seen_whole",
     CutsTextsAtTheirNul: "events_come_back_as_they_were",
+    ForgetsAges: "ages_come_back",
     LosesTheResumePoint: "an_append_without_events_moves_nothing",
     StoresTheResumePointFirst: "batches_are_seen_whole",
     PutsTheResumePointBack: "a_resume_point_is_replaced_by_who_knows_it",

@@ -1,0 +1,21 @@
+"""How old the change behind each event was when it was appended."""
+
+import sqlalchemy as sa
+from alembic import context, op
+
+revision = "log_0006"
+down_revision = "log_0005"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add ``age_ms`` to ``event_log``; NULL is not known, as in the rows of earlier versions."""
+    names = context.config.attributes["names"]
+    op.add_column(names.bare("event_log"), sa.Column("age_ms", sa.BigInteger), schema=names.table_schema)
+
+
+def downgrade() -> None:
+    """Take it away."""
+    names = context.config.attributes["names"]
+    op.drop_column(names.bare("event_log"), "age_ms", schema=names.table_schema)
