@@ -42,6 +42,7 @@ SANS_IO_MAY_IMPORT = {
     "math",
     "re",
     "string",
+    "struct",
     "types",
     "typing",
 }

@@ -19,7 +19,8 @@ Of = Destination | None
 Verb = Coroutine[Any, Any, T]
 SCHEMA = """
     create table if not exists log (epoch, trimmed, last, at_ms, point);
-    create table if not exists events (id integer primary key, at_ms, type, object, conversation, channel, body, cut, age);
+    create table if not exists events
+        (id integer primary key, at_ms, type, object, conversation, channel, body, cut, age);
     create table if not exists durables (owner, name, token, epoch, id, used_ms, primary key (owner, name));
 """
 APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
