@@ -135,7 +135,7 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names, partit
         raise StartError(faults)
     newer = migrate.ahead(connection, "changes", settings.database)
     if newer is not None:
-        logger.info("working with the schema of a newer version", revision=newer)
+        logger.info("working with the schema of a newer version", database=newer)
     partitions.look(connection, tables)
     return tables
 

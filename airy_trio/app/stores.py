@@ -117,7 +117,7 @@ async def _sql_store(settings: Settings, *, create: bool, starting: Starting | N
             raise StartError(faults)
         newer = migrate.ahead(connection, "log", options)
         if newer is not None:
-            logger.info("working with the schema of a newer version", revision=newer)
+            logger.info("working with the schema of a newer version", log=newer)
 
     try:
         await patiently(lambda: reading.run(check), options, "log.url", starting)
