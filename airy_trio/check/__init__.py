@@ -200,7 +200,7 @@ def _check_read_only(connection: sa.Connection, names: Names, place: _Place, rep
         return
     problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
     report.add("problem", _named(place, problems))
-    report.add("warning", _named(place, postgres.durability(connection)))
+    report.add("warning", _named(place, postgres.durability(connection, reads_only=True)))
     report.add("warning", _pooled(connection, place))
 
 

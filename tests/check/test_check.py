@@ -208,14 +208,17 @@ def test_a_mapped_table_that_may_not_be_read(stranger: str, postgres_application
     assert any(line.startswith('database.tables.tags.name: "tags" cannot be read: ') for line in found)
 
 
-def test_durability_that_is_switched_off(postgres_application: Application) -> None:
+def test_durability_that_is_switched_off(postgres_application: Application, tmp_path: Path) -> None:
     settings = postgres_application.migrate()
     warnings = check(settings).of("warning")
     assert f"database.url: fsync is off: {DURABLE['fsync']}" in warnings  # of a Postgres for tests
     assert not any("synchronous_commit" in line for line in warnings)
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" set synchronous_commit = off')
-    assert f"database.url: synchronous_commit is off: {DURABLE['synchronous_commit']}" in check(settings).of("warning")
+    assert not any("synchronous_commit" in line for line in check(settings).of("warning"))
+    more = f'[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
+    reading = check(postgres_application.settings(more)).of("warning")
+    assert f"database.url: synchronous_commit is off: {DURABLE['synchronous_commit']}" in reading
 
 
 async def test_a_pooler_is_noticed_unless_there_is_a_way_around_it(postgres_application: Application) -> None:
