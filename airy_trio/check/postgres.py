@@ -97,8 +97,8 @@ def missing_identity(connection: sa.Connection) -> Iterator[str]:
 def durability(connection: sa.Connection, *, reads_only: bool = False) -> Iterator[str]:
     """A line for each setting by which a crash loses what was committed.
 
-    ``synchronous_commit`` only matters if we write nothing here (``reads_only``): otherwise the recorder flushes what it
-    has read before a client sees it.
+    ``synchronous_commit`` only matters if we write nothing here (``reads_only``): otherwise the recorder flushes what
+    it has read before a client sees it.
     """
     for name, setting in connection.execute(_SETTINGS, {"names": list(DURABLE)}):
         if setting == "off" and (reads_only or name != "synchronous_commit"):
