@@ -287,7 +287,8 @@ def _check_plugged_store(name: str, url: str, report: Report) -> _Log | None:
     async def look() -> _Log:
         with trio.fail_after(STORE_TIMEOUT_S):
             async with find_store(name, OWN_STORES)(url) as store:
-                return _Log((await store.bounds()).epoch, await store.resume_point(), shown(url) if name in OWN_STORES else name)
+                words = shown(url) if name in OWN_STORES else name
+                return _Log((await store.bounds()).epoch, await store.resume_point(), words)
 
     try:
         return trio.run(look)
