@@ -26,7 +26,8 @@ LOOK_TIMEOUT_S: Final = 5.0
 """For the answer to that question."""
 
 _WORKING: Final = (
-    "select exists (select from pg_stat_activity where pid = %s and state = 'active' "
+    "select exists (select from pg_stat_activity where pid = %s "
+    "and state in ('active', 'disabled') "  # disabled: track_activities is off, so nobody knows
     "and wait_event_type is distinct from 'Client')"  # which waits for us, so that something was lost on its way
 )
 

@@ -17,6 +17,7 @@ from airy_trio.database import POSTGRES, Names
 
 TABLE = "change_log"
 STATE = "change_state"
+MARKS_CHARS_MAX = 500  # of those that were sealed and perhaps never appended: 29 of them
 _ONLY = 1  # the id of the state's single row
 
 
@@ -73,11 +74,17 @@ class ChangeLog:
         return None
 
     def seal(self, connection: sa.Connection, mark: str, replaced_mark: str) -> None:
-        """Keep the mark of a point that is about to be recorded, and of the one that it replaces."""
-        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=replaced_mark))
+        """Keep the mark of a point that is about to be recorded, and of the one that it replaces.
+
+        If another one was sealed since that one, its append may still happen: it is kept as well.
+        """
+        before = self.state.c.mark
+        unsettled = sa.func.substr(before + " " + self.state.c.replaced_mark, 1, MARKS_CHARS_MAX)
+        kept = sa.case((before == replaced_mark, replaced_mark), else_=sa.literal(replaced_mark) + " " + unsettled)
+        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=kept))
 
     def settle(self, connection: sa.Connection, mark: str) -> None:
-        """Forget the mark of the replaced point, unless another point was sealed meanwhile."""
+        """Forget the marks of the replaced points, unless another point was sealed meanwhile."""
         connection.execute(sa.update(self.state).where(self.state.c.mark == mark).values(replaced_mark=mark))
 
     def consumer(self, connection: sa.Connection) -> Consumer | None:

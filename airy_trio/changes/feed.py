@@ -118,16 +118,24 @@ class ChangeFeed(Protocol):
         """
         ...
 
+    async def identified(self, point: str) -> str:
+        """A stored resume point with the identity of its database: one of an older version has none.
+
+        Raises ``ResumePointTooNew``.
+        """
+        ...
+
     async def seal(self, after: str, upto: str) -> str:
         """Make everything that was read up to a point durable; give the point to store instead of ``upto``.
 
         ``after``: the resume point that the event log holds. From now on ``read`` accepts these two only, and no older
-        one. Sealing again after an append of unknown outcome is allowed: the event log then holds one of the two.
+        one. Sealing again after an append of unknown outcome is allowed: the point of that append, which may still
+        happen, is then accepted as well.
         """
         ...
 
     async def settle(self, point: str) -> None:
-        """Note that the event log holds a sealed point: ``read`` no longer accepts the one before. Idempotent."""
+        """Note that the event log holds a sealed point: ``read`` no longer accepts those before. Idempotent."""
         ...
 
     async def wait(self) -> None:

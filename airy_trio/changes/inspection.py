@@ -24,7 +24,7 @@ from airy_trio.changes.tables import (
     Tables,
     TablesOptions,
 )
-from airy_trio.database import POSTGRES, DatabaseRefused, Session, quote_identifier, translated
+from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
 from airy_trio.errors import MappingError
 
 READS_MAX: Final = 5
@@ -64,7 +64,7 @@ def inspect(
 
 
 def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
-    """The same tables as they are now. Raises ``MappingError`` where one of them or a column of it is gone."""
+    """The same tables as they are now. Raises ``MappingError``, which names the setting, where something is gone."""
     faults: list[str] = []
     again: dict[Kind, Table] = {}
     for kind, table in tables.items():
@@ -75,8 +75,10 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
         watermark = relation.column(table.watermark.name) if relation and table.watermark else None
         is_complete = columns.keys() == names.keys() and (watermark is None) == (table.watermark is None)
         if relation is None or relation.unwatchable or not is_complete:
-            shown = ", ".join(names.values())
-            faults.append(f'table "{table.name}" ({kind}) is not there any more with its columns {shown}')
+            gone = sorted(names[field] for field in names.keys() - columns.keys())
+            gone += [table.watermark.name] if table.watermark and watermark is None else []
+            what = f"without its columns {', '.join(gone)}" if relation and gone else "gone, or no table any more"
+            faults.append(f'database.tables.{kind}: the table "{table.name}" is {what}')
         else:
             again[kind] = evolve(
                 table,
@@ -92,19 +94,12 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
     return again
 
 
-async def inspected_again(session: Session, tables: Tables) -> Tables:
-    """The same tables as they are now, or as given where one does not fit its mapping: reading it raises the reason."""
-    try:
-        return await session.run(lambda connection: inspect_again(connection, tables))
-    except MappingError:
-        return tables
-
-
 async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
     """Read a batch; where the tables are not as inspected any more, inspect them again and read again.
 
-    ``renew`` inspects the tables and returns whether they have changed. Raises what ``read`` raises: also a refusal by
-    the database if the tables have not changed, and ``TablesChanged`` if they change faster than they are read.
+    ``renew`` inspects the tables and returns whether they have changed. Raises what ``read`` raises: a refusal by the
+    database only if the tables have not changed, and ``TablesChanged`` if they change faster than they are read. Raises
+    ``MappingError`` if the database refuses to read what is gone.
     """
     for _ in range(READS_MAX - 1):
         refused: DatabaseRefused | None = None
@@ -114,7 +109,13 @@ async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[],
             pass
         except DatabaseRefused as error:
             refused = error
-        if not await renew() and refused is not None:
+        try:
+            changed = await renew()
+        except MappingError:
+            if refused is not None:
+                raise
+            continue  # another table is gone, which this read may not need
+        if refused is not None and not changed:
             raise refused
     return await read()
 

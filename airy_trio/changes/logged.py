@@ -6,7 +6,8 @@ back. So before an append a new *mark* is written into the application's databas
 that is stored with the events. The mark is committed after everything that was read, and Postgres and SQLite write
 commits to the disk in order: a database without the mark may lack what was read, and one with it does not. A log that
 went back has an older mark. Between the seal and the append the log may hold the new point or the one before, so both
-marks are accepted until the append is known to have happened (``settle``).
+marks are accepted until the append is known to have happened (``settle``). An append of unknown outcome may happen
+after the next seal: its mark is accepted as long.
 """
 
 import secrets
@@ -14,16 +15,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import sqlalchemy as sa
+import structlog
 from attrs import frozen
 
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
-from airy_trio.changes.inspection import inspected_again
+from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.objects import Objects
-from airy_trio.changes.points import source_of
+from airy_trio.changes.points import identified, source_of
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import Database, Names, Session, close_all
+from airy_trio.errors import Unavailable
+
+logger = structlog.get_logger(__name__)
 
 
 @frozen
@@ -64,6 +69,11 @@ class LoggedFeed(ABC):
         history = await self._reading.run(self._log.history)
         return history is not None and source not in ("", history.source)
 
+    async def identified(self, point: str) -> str:
+        """See ``ChangeFeed.identified``."""
+        history = await self._reading.run(self._log.history)
+        return point if history is None else identified(point, history.source)
+
     async def seal(self, after: str, upto: str) -> str:
         """See ``ChangeFeed.seal``."""
         if not self._seals:  # without a checkpoint: other tasks would run between a commit and its append
@@ -71,10 +81,14 @@ class LoggedFeed(ABC):
         return await self._seal(after, upto, secrets.token_hex(8))
 
     async def settle(self, point: str) -> None:
-        """See ``ChangeFeed.settle``."""
+        """See ``ChangeFeed.settle``. Where the database is busy or away it is left for the next time."""
         if self._seals and point != self._settled:
-            await self._settle(point)
-            self._settled = point
+            try:
+                await self._settle(point)
+            except Unavailable as error:
+                logger.debug("older resume points are accepted longer", reason=str(error))
+            else:
+                self._settled = point
 
     @abstractmethod
     async def _seal(self, after: str, upto: str, mark: str) -> str:
@@ -97,9 +111,9 @@ class LoggedFeed(ABC):
         await close_all(self._reading.aclose, self._writing.aclose)
 
     async def _renew(self) -> bool:
-        """Inspect the tables again; return whether they have changed."""
+        """Inspect the tables again; return whether they have changed. Raises ``MappingError``."""
         before = self._tables
-        self._use(await inspected_again(self._reading, before))
+        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
         return self._tables != before
 
     def _use(self, tables: Tables) -> None:

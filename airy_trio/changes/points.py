@@ -1,7 +1,7 @@
 """Resume points: how far a feed has read and in which history, as text that only the feed reads.
 
 Every point names the change log that it is of (``source``) and may carry a ``mark``. The database keeps the marks of
-the last two points that were recorded (``History``), so a database or an event log that has been put back to an older
+the points that the event log may hold (``History``), so a database or an event log that has been put back to an older
 state shows: their marks do not match. Points are JSON objects. A key that is missing, as in points of older versions,
 means "any".
 """
@@ -9,6 +9,7 @@ means "any".
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, Self
 
@@ -167,8 +168,9 @@ class History:
     """What ``change_state`` keeps of the history of its change log.
 
     ``source``: the identity of the change log. ``origin``: the resume point for an event log that has none; every
-    change after it is still there. ``mark``: of the newest resume point that was sealed. ``replaced_mark``: of the one
-    that the event log held before; the same as ``mark`` once the newest is known to be recorded.
+    change after it is still there. ``mark``: of the newest resume point that was sealed. ``replaced_mark``: of those
+    that the event log may hold instead, with spaces between; the same as ``mark`` once the newest is known to be
+    recorded.
     """
 
     source: str
@@ -190,7 +192,7 @@ class History:
             if origin.system == point.system and not point.has_read(origin):
                 message = "what followed the recorded resume point has been trimmed from the change log"
                 raise ResumePointLost(message)
-        if point.mark and point.mark not in (self.mark, self.replaced_mark):
+        if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
             message = "the database or the event log has gone back to an older state"
             raise ResumePointLost(message)
 
@@ -215,6 +217,19 @@ def source_of(text: str) -> str:
             return source
         case _:
             return ""
+
+
+def identified(text: str, source: str) -> str:
+    """A point of either kind with the identity of its change log, if it names none; any other text as it is.
+
+    Raises ``ResumePointTooNew``.
+    """
+    if source_of(text):
+        return text
+    for kind in (PostgresPoint, SqlitePoint):
+        with suppress(ResumePointLost):
+            return str(evolve(kind.parse(text), source=source))
+    return text
 
 
 def parsed(text: str) -> object:

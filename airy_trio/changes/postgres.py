@@ -18,7 +18,7 @@ import structlog
 import trio
 from attrs import evolve
 
-from airy_trio.changes.changelog import STATE, TABLE
+from airy_trio.changes.changelog import MARKS_CHARS_MAX, STATE, TABLE
 from airy_trio.changes.doorbell import Doorbell
 from airy_trio.changes.driver import Question, Row
 from airy_trio.changes.feed import Batch, ResumePointLost
@@ -44,7 +44,9 @@ _LATER = sa.text("set local synchronous_commit = off")
 """What is trimmed may come back after a crash, with the origin of then: the application need not share its disk."""
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
-_SYNCHRONOUS: Final = Statement("airy_synchronous", "set local synchronous_commit = on")
+_ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = local")
+"""Whatever the default: a standby that is away delays nothing, and one that takes over has a timeline of its own."""
+_SOON_ON_DISK: Final = Statement("airy_soon_on_disk", "set local synchronous_commit = off")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
 
@@ -85,7 +87,11 @@ class PostgresFeed(LoggedFeed):
             "order by txid limit :limit)"
         )
         state = source.names.quoted(STATE)
-        self._write_marks = Statement("airy_seal", f"update {state} set mark = $1, replaced_mark = $2")  # noqa: S608 - names quoted
+        self._write_marks = Statement(
+            "airy_seal",
+            f"update {state} set mark = $1, replaced_mark = case when mark = $2 then $2 "  # noqa: S608 - names quoted
+            f"else $2 || ' ' || left(mark || ' ' || replaced_mark, {MARKS_CHARS_MAX}) end",
+        )
         self._forget_mark = Statement(
             "airy_settle",
             f"update {state} set replaced_mark = mark where mark = $1",  # noqa: S608 - names quoted
@@ -128,6 +134,9 @@ class PostgresFeed(LoggedFeed):
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
+        self._kept = (
+            None  # a start that fails before its epoch begins is made again: the point is older than the origin
+        )
 
         def work(connection: sa.Connection) -> tuple[str, int]:
             connection.execute(_ONE_SNAPSHOT)
@@ -162,17 +171,21 @@ class PostgresFeed(LoggedFeed):
         """In the session that holds the lease: a recorder that has lost it cannot write its mark."""
         point = evolve(self._parsed(upto), mark=mark)
         replaced_mark = self._parsed(after).mark
-        await self._reading.converse(lambda pipeline: self._write(pipeline, self._write_marks, mark, replaced_mark))
+        await self._write(_ON_DISK, self._write_marks, mark, replaced_mark)
         self._reached = str(point), point
         return self._reached[0]
 
     async def _settle(self, point: str) -> None:
         mark = self._parsed(point).mark
-        await self._reading.converse(lambda pipeline: self._write(pipeline, self._forget_mark, mark))
+        await self._write(_SOON_ON_DISK, self._forget_mark, mark)  # what a crash brings back is accepted longer
 
-    async def _write(self, pipeline: Pipeline, statement: Statement, *marks: str) -> None:
+    async def _write(self, durability: Statement, statement: Statement, *marks: str) -> None:
         parameters: list[Parameter] = [mark.encode() for mark in marks]
-        await pipeline.run((_BEGIN_WRITING, ()), (_SYNCHRONOUS, ()), (statement, parameters), (_COMMIT, ()))
+
+        async def write(pipeline: Pipeline) -> None:
+            await pipeline.run((_BEGIN_WRITING, ()), (durability, ()), (statement, parameters), (_COMMIT, ()))
+
+        await self._reading.converse(write)
 
     def _origin(self, connection: sa.Connection) -> str:
         history = self._log.history(connection)

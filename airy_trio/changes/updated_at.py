@@ -22,7 +22,7 @@ from attrs import evolve, field, frozen
 from airy_trio.changes.clocks import SECOND_US
 from airy_trio.changes.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
 from airy_trio.changes.identity import clock_us, identity_of
-from airy_trio.changes.inspection import inspected_again, read_current
+from airy_trio.changes.inspection import inspect_again, read_current
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sweep import Sweep, Version, versions
@@ -107,6 +107,10 @@ class UpdatedAtFeed:
         identity = None if self._file is not None else identity_in(point)
         return identity is not None and identity != await self._reading.run(lambda c: identity_of(c, None))
 
+    async def identified(self, point: str) -> str:
+        """See ``ChangeFeed.identified``: the point as given, which names its database where it can."""
+        return point
+
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
         """See ``ChangeFeed.seal``: the point as given."""
         return upto
@@ -133,9 +137,9 @@ class UpdatedAtFeed:
         await self._reading.aclose()
 
     async def _renew(self) -> bool:
-        """Inspect the tables again; return whether they have changed."""
+        """Inspect the tables again; return whether they have changed. Raises ``MappingError``."""
         before = self._tables
-        self._use(await inspected_again(self._reading, before))
+        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
         return self._tables != before
 
     def _use(self, tables: Tables) -> None:

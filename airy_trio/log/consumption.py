@@ -82,9 +82,16 @@ class Consumption:
             if self._shareable and await self._feed.is_foreign(point):
                 raise ForeignLogError(self._store)
             if not self._feed.consumed or (consumer is not None and consumer.epoch == head.epoch):
-                return head, point
+                return head, await self._identified(head, point)
             logger.warning("new epoch: these changes were recorded by another log", store=consumer and consumer.store)
         return await self.begin_epoch(head, await self._feed.origin())
+
+    async def _identified(self, head: Position, point: str) -> str:
+        """Store the point of an older version with the identity of its database, before another database names it."""
+        identified = await self._feed.identified(point) if self._shareable else point
+        if identified != point:
+            await self._log.append(head, (), identified, replaces=point)
+        return identified
 
     async def begin_epoch(self, head: Position, start: str) -> tuple[Position, str]:
         """Begin an epoch from a resume point and name it next to the changes.

@@ -17,7 +17,7 @@ from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.batches import BatchRows, Meaning, meaning_of
-from airy_trio.log.consumption import Consumption
+from airy_trio.log.consumption import Consumption, ForeignLogError
 from airy_trio.log.deference import LEASE_POLL_S, Deference
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
@@ -114,14 +114,14 @@ class Recorder:
         """Record while the lease is ours, wait for it while it is not; for ever. An interruption is said once.
 
         Started once another server is known to write our log, or the first batch is recorded. Raises what waiting does
-        not heal; ``ForeignConsumerError`` and an ``Unavailable`` only before it has started.
+        not heal; ``ForeignConsumerError``, ``ForeignLogError`` and an ``Unavailable`` only before it has started.
         """
         starting = _Starting(task_status)
         while True:
             try:
                 await self._hold(starting)
-            except (Unavailable, StaleAppend) as error:
-                if not starting.done and isinstance(error, Unavailable):
+            except (Unavailable, StaleAppend, ForeignLogError) as error:
+                if not (starting.done or isinstance(error, StaleAppend)):
                     raise
                 if not self._pause_s:
                     logger.warning("recording interrupted", reason=str(error))

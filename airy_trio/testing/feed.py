@@ -90,6 +90,10 @@ class MemoryFeed:
         await self._reach()
         return False
 
+    async def identified(self, point: str) -> str:
+        """See ``ChangeFeed.identified``: the point as given."""
+        return point
+
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes never go back without their history
         """See ``ChangeFeed.seal``: the point as given."""
         return upto

@@ -233,7 +233,7 @@ async def test_triggers_of_a_table_that_lost_a_column_are_not_put_back(
         assert len((await read_all(feed, after))[0]) == 1
     (entry,) = log_output
     assert (entry["log_level"], entry["event"]) == ("error", "triggers are gone and cannot be put back")
-    assert entry["reason"] == 'table "tags" (tags) is not there any more with its columns id, name, color'
+    assert entry["reason"] == 'database.tables.tags: the table "tags" is without its columns color'
 
 
 async def test_other_changes_of_the_schema_are_no_matter(

@@ -1,0 +1,175 @@
+"""Resume points that are sealed for an event log elsewhere: which of them are accepted, on both databases."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+from attrs import evolve
+
+from airy_trio.changes.changelog import MARKS_CHARS_MAX, ChangeLog
+from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.lease import OwnLease
+from airy_trio.changes.points import PostgresPoint, SqlitePoint, source_of
+from airy_trio.changes.postgres import PostgresFeed
+from airy_trio.changes.sqlite import SqliteFeed
+from airy_trio.database import SQLITE, sqlite_path
+from airy_trio.errors import MappingError
+from airy_trio.events.translate import EventsOptions
+from airy_trio.log.consumption import ForeignLogError
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.recorder import Recorder, RecorderOptions
+from airy_trio.settings import Settings
+from tests.application import Application
+from tests.changes.feeds import AnyFeed
+from tests.changes.feeds import source_of as changes_of
+from tests.log.recording import until
+
+TIMEOUT_S = 30.0
+OPTIONS = RecorderOptions(batch_rows_max=10, body_bytes_max=1000, events=EventsOptions(), store="ours", shareable=True)
+
+
+@pytest.fixture
+def settings(any_application: Application) -> Settings:
+    return any_application.migrate()
+
+
+@pytest.fixture
+async def feed(any_application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
+    """A feed whose event log is elsewhere."""
+    kind = SqliteFeed if any_application.dialect == SQLITE else PostgresFeed
+    feed = kind(evolve(changes_of(any_application, settings), seals=True))
+    try:
+        yield feed
+    finally:
+        await feed.aclose()
+
+
+async def sealed_after(application: Application, feed: AnyFeed, point: str, tag: str) -> str:
+    """Seal the point after one more change, as before an append."""
+    application.tag(tag)
+    return await feed.seal(point, (await feed.read(point, 10)).resume_point)
+
+
+async def is_accepted(feed: AnyFeed, point: str) -> bool:
+    """Whether a new connection goes on from it."""
+    await feed.aclose()
+    try:
+        await feed.read(point, 10)
+    except ResumePointLost:
+        return False
+    return True
+
+
+async def test_append_that_happens_after_the_next_seal_needs_no_epoch(
+    any_application: Application, feed: AnyFeed
+) -> None:
+    origin = await feed.origin()
+    recorded = await sealed_after(any_application, feed, origin, "recorded")
+    late = await sealed_after(any_application, feed, recorded, "of unknown outcome")
+    again = await feed.seal(recorded, late)
+    assert [await is_accepted(feed, point) for point in (recorded, late, again)] == [True, True, True]
+    await feed.settle(recorded)
+    assert await is_accepted(feed, late), "another point was sealed meanwhile"
+    following = await sealed_after(any_application, feed, again, "following")
+    assert [await is_accepted(feed, point) for point in (recorded, late, again)] == [False, False, True]
+    await feed.settle(following)
+    assert [await is_accepted(feed, point) for point in (again, following)] == [False, True]
+
+
+async def test_the_recorded_point_is_accepted_after_any_number_of_seals(
+    any_application: Application, feed: AnyFeed
+) -> None:
+    recorded = await sealed_after(any_application, feed, await feed.origin(), "recorded")
+    points = [await feed.seal(recorded, recorded) for _ in range(60)]
+    assert [await is_accepted(feed, point) for point in (recorded, points[-1], points[-2])] == [True, True, True]
+    with any_application.engine.begin() as connection:
+        history = ChangeLog(any_application.names).history(connection)
+    assert history is not None
+    assert len(history.replaced_mark) <= 17 + MARKS_CHARS_MAX
+
+
+async def test_restart_that_was_not_followed_by_an_epoch_is_made_again(
+    any_application: Application, feed: AnyFeed
+) -> None:
+    """The store was away: changes are gone from the change log, so going on in the old epoch would lose them."""
+    recorded = await sealed_after(any_application, feed, await feed.origin(), "recorded")
+    for number in range(2):
+        any_application.tag(f"unrecorded {number}")
+    await feed.restart()
+    any_application.tag("later")
+    with pytest.raises(ResumePointLost):
+        await feed.read(recorded, 10)
+
+
+async def test_settling_waits_for_no_lock(sqlite_application: Application) -> None:
+    sqlite_application.migrate()
+    feed = SqliteFeed(evolve(changes_of(sqlite_application, sqlite_application.settings()), seals=True))
+    with trio.fail_after(TIMEOUT_S):
+        sealed = await sealed_after(sqlite_application, feed, await feed.origin(), "one")
+        locking = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
+        locking.execute("begin immediate")
+        await feed.settle(sealed)
+        assert (await feed.read(sealed, 10)).changes == 0
+        locking.close()
+        await feed.settle(sealed)
+    state = sqlite_application.log_table("change_state")
+    assert sqlite_application.scalar(f"select mark = replaced_mark from {state}")
+    await feed.aclose()
+
+
+async def test_point_of_an_older_version_gets_its_identity_at_the_start(
+    any_application: Application, feed: AnyFeed
+) -> None:
+    """Before another database can name the log; a server that has started does not end for a log that was taken."""
+    store = MemoryStore()
+    kind = SqlitePoint if any_application.dialect == SQLITE else PostgresPoint
+    log = EventLog(store, LogOptions(store="memory"))
+    await log.open()
+
+    async def rewrite(*, source: str) -> None:
+        """Store the same resume point with another identity and no mark."""
+        stored = await store.resume_point() or ""
+        point = str(evolve(kind.parse(stored), source=source, mark=""))
+        await store.append((await store.bounds()).head, (), point, replaces=stored)
+
+    @asynccontextmanager
+    async def recording() -> AsyncIterator[Recorder]:
+        async with trio.open_nursery() as nursery:
+            recorder = Recorder(feed, OwnLease(), log, OPTIONS)
+            await nursery.start(recorder.run)
+            yield recorder
+            nursery.cancel_scope.cancel()
+
+    with trio.fail_after(TIMEOUT_S):
+        async with recording():
+            pass
+        await rewrite(source="")
+        async with recording() as recorder:
+            assert source_of(await store.resume_point() or "")
+            await rewrite(source="another")
+            any_application.tag("refused")
+            await until(partial(_is_refused, recorder))
+        with pytest.raises(ForeignLogError):
+            await Recorder(feed, OwnLease(), log, OPTIONS).run()
+
+
+def _is_refused(recorder: Recorder) -> bool:
+    return "another database" in (recorder.interruption or "")
+
+
+@pytest.mark.parametrize("limit", [10, 1000])
+async def test_column_that_is_gone_is_named_with_its_setting(
+    any_application: Application, feed: AnyFeed, limit: int
+) -> None:
+    after = (await feed.read(await feed.origin(), limit)).resume_point
+    any_application.tag("t1")
+    after = (await feed.read(after, limit)).resume_point
+    any_application.tag("t2")
+    any_application.execute("alter table tags rename column color to colour")
+    with pytest.raises(MappingError, match=r'database\.tables\.tags: the table "tags" is without its columns color'):
+        await feed.read(after, limit)
