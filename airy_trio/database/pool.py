@@ -19,14 +19,17 @@ class Database:
     Cancellation takes effect at once. A unit that is under way then goes on in its thread to its end, which is not
     reported: it may commit.
 
+    ``threads_max``: units under way at once, abandoned ones included. Two may share an engine, whose pool has room for
+    the threads of both; they are then closed together.
+
     SQLAlchemy's pool is emptied by a closing and never replaced: a connection given back to a pool that is not the
     engine's any more would stay open.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, threads_max: int = THREADS_MAX) -> None:
         self.engine = engine
         self.dialect = engine.dialect.name
-        self._limiter = trio.CapacityLimiter(THREADS_MAX)
+        self._limiter = trio.CapacityLimiter(threads_max)
         self._closings = 0
 
     def statistics(self) -> dict[str, int]:
@@ -80,7 +83,7 @@ class Database:
         await trio.to_thread.run_sync(self.engine.pool.dispose, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         held: list[object] = []
         try:
-            while len(held) < THREADS_MAX:
+            while len(held) < self._limiter.total_tokens:
                 borrower = object()
                 await self._limiter.acquire_on_behalf_of(borrower)
                 held.append(borrower)

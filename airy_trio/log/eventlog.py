@@ -24,6 +24,7 @@ from airy_trio.log.latencies import Latencies
 from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, newest_in, read_newest
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
+from airy_trio.log.reads import READS_MAX, Gate
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -66,6 +67,8 @@ class EventLog:
         self._reading = trio.Lock()  # who read the bounds of an epoch must not act on them after it has ended
         self._append_ended: trio.Event | None = None
         self._growth = Growth()
+        self.gate = Gate(READS_MAX)
+        """To be passed, for its address, by whatever a client makes the store answer."""
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -195,17 +198,22 @@ class EventLog:
         return self._tail.after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
     async def read(
-        self, after: Position, limit: int, destination: Destination, *, bytes_max: int
+        self, after: Position, limit: int, destination: Destination, *, bytes_max: int, address: str = ""
     ) -> Sequence[StoredEvent]:
-        """The next events of a destination from the store. Raises ``PositionExpired``, ``StoreUnavailable``."""
-        return await self.store.read(after, limit, destination, bytes_max=bytes_max)
+        """Read the next events of a destination from the store, for a client at ``address``.
+
+        Raises ``PositionExpired``, ``StoreUnavailable``.
+        """
+        async with self.gate.place(address):
+            return await self.store.read(after, limit, destination, bytes_max=bytes_max)
 
     async def recent(
-        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
     ) -> tuple[Position, Sequence[StoredEvent]]:
-        """The recent window of a destination: the newest event of each object, and where live goes on.
+        """Return where live goes on, and the newest event of each object of a destination before that.
 
-        Raises ``StoreUnavailable`` where the tail does not reach back far enough and the store is away.
+        If the tail does not reach back far enough, the store is asked, for a client at ``address``. Raises
+        ``StoreUnavailable`` if that is away.
         """
         while True:
             head = self.head
@@ -213,10 +221,11 @@ class EventLog:
             found = newest_in(self._tail, destination, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
             if found is not None:
                 return head, found
-            try:
-                return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
-            except PositionExpired:  # an epoch began meanwhile; the tail knows it after this
-                await self.catch_up()
+            async with self.gate.place(address):
+                try:
+                    return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
+                except PositionExpired:  # an epoch began meanwhile; the tail knows it after this
+                    await self.catch_up()
 
     async def floor(self) -> Position:
         """The oldest position after which everything is retained, of the ``head``'s epoch.

@@ -59,10 +59,10 @@ class SqlStore:
         self._short_reads = ShortReads(appending.engine, names) if self._bell else None
         path = Path(reading.engine.url.database or "")
         self._file_bell = None if self._tables.postgres else FileBell(path)
-        engine = reading.engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
-        self._units = (
-            Units(Database(engine), appending) if self._tables.postgres else Units(reading, appending, SqlFile(path))
-        )
+        engine = reading.engine
+        if self._tables.postgres:
+            engine = engine.execution_options(isolation_level="REPEATABLE READ")  # a unit sees one snapshot
+        self._units = Units(engine, appending, None if self._tables.postgres else SqlFile(path))
         self._appended: Position | None = None
         self._read_upto: Position | None = None
         if not self._tables.postgres:
@@ -123,7 +123,7 @@ class SqlStore:
             wanted = sa.select(events).where(events.c.offset > after.offset, self._tables.belongs_to(destination))
             return self._tables.select(connection, wanted.limit(limit), events.c.offset, bytes_max)
 
-        found = await self._units.read(work)
+        found = await (self._units.read if destination is None else self._units.replay)(work)
         if self._short_reads and destination is None:
             self._short_reads.found(len(found))
         if destination is None and found and bytes_max is not None and is_all(found, limit, bytes_max):
@@ -150,7 +150,7 @@ class SqlStore:
             newest = self._tables.newest_of_each(before, until.offset, limit, destination)
             return self._tables.select(connection, newest, self._tables.events.c.offset.desc(), bytes_max)[::-1]
 
-        return await self._units.read(work)
+        return await self._units.replay(work)
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""

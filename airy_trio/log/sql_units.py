@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio.database import Database, DatabaseError, DatabaseUnavailable, close_all, translated
+from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql_fence import LOCK_NOT_AVAILABLE, Fence
 from airy_trio.log.sql_file import SqlFile
 from airy_trio.log.store import StoreUnavailable
@@ -19,19 +20,27 @@ T = TypeVar("T")
 
 
 class Units:
-    """Runs them in one of two pools, which it owns. ``file``: what the database is in, if it is a file of our own.
+    """Runs them in pools, which it owns. ``file``: what the database is in, if it is a file of our own.
+
+    Reads for clients have threads and connections of their own, as many as there may be such reads at once: a scan goes
+    on in its thread after its client has left, and the reads that follow the log must not wait for it.
 
     All raise ``StoreUnavailable``, ``StoreReplaced`` where the file is another one, and ``DatabaseError``.
     """
 
-    def __init__(self, reading: Database, appending: Database, file: SqlFile | None = None) -> None:
-        self._reading = reading
+    def __init__(self, engine: sa.Engine, appending: Database, file: SqlFile | None = None) -> None:
+        self._reading = Database(engine)
+        self._replaying = Database(engine, threads_max=READS_MAX)
         self._appending = appending
         self._file = file
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit that reads."""
         return await self._in(self._reading.run, work)
+
+    async def replay(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run a unit that reads for a client, and may scan the log."""
+        return await self._in(self._replaying.run, work)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit that writes."""
@@ -79,7 +88,7 @@ class Units:
 
     async def aclose(self) -> None:
         """Close the pools. Idempotent."""
-        await close_all(self._reading.aclose, self._appending.aclose)
+        await close_all(self._reading.aclose, self._replaying.aclose, self._appending.aclose)
 
     async def _in(
         self, run: Callable[[Callable[[sa.Connection], T]], Awaitable[T]], work: Callable[[sa.Connection], T]

@@ -42,10 +42,14 @@ class Start:
 
 @frozen
 class Wish:
-    """What SUBSCRIBE asked for: ``last_event_id`` as the client wrote it, which beats ``replay`` (none, all, None)."""
+    """What SUBSCRIBE asked for: ``last_event_id`` as the client wrote it, which beats ``replay`` (none, all, None).
+
+    ``address``: where the client is counted; the reads of the store are shared out by it.
+    """
 
     last_event_id: str | None
     replay: str | None
+    address: str = ""
 
 
 def backoff_s(retries: int) -> float:
@@ -92,27 +96,35 @@ async def _start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOpti
     verdict = LIVE
     if wish.last_event_id is not None:
         position = Position.parse(wish.last_event_id)
-        verdict = await _verdict(eventlog, view, position)
+        verdict = await _verdict(eventlog, view, position, wish.address)
         if position is not None and verdict == RESUMED:
             return Start(position, verdict)
     elif wish.replay == "all":
-        return Start(await eventlog.floor(), verdict)
+        async with eventlog.gate.place(wish.address):
+            return Start(await eventlog.floor(), verdict)
     head, owed = await eventlog.recent(
-        view.destination, age_s=options.window_s, limit=options.events_max, bytes_max=RECENT_BYTES_MAX
+        view.destination,
+        age_s=options.window_s,
+        limit=options.events_max,
+        bytes_max=RECENT_BYTES_MAX,
+        address=wish.address,
     )
     return Start(head, verdict, owed)
 
 
-async def _verdict(eventlog: EventLog, view: View, position: Position | None) -> str:
+async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:
     if position is None:
         return RESET_EPOCH
     if not _known(eventlog, position):
-        await eventlog.catch_up()  # another node may have shown the client what this one has not read yet
+        async with eventlog.gate.place(address):
+            if not _known(eventlog, position):  # another node may have shown the client what this one has not read yet
+                await eventlog.catch_up()
         if not _known(eventlog, position):
             return RESET_EPOCH
     if position.offset >= view.evicted:
         return RESUMED
-    floor = await eventlog.floor()
+    async with eventlog.gate.place(address):
+        floor = await eventlog.floor()
     if floor.epoch != position.epoch:  # another one began meanwhile
         return RESET_EPOCH
     return RESUMED if position >= floor else RESET_EXPIRED

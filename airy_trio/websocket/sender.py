@@ -180,7 +180,8 @@ async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:
     head, after = eventlog.head, subscription.position
     try:
         destination = subscription.view.destination
-        events = await eventlog.read(after, STORE_EVENTS_MAX, destination, bytes_max=STORE_BYTES_MAX)
+        address = subscription.client.peer or ""
+        events = await eventlog.read(after, STORE_EVENTS_MAX, destination, bytes_max=STORE_BYTES_MAX, address=address)
     except StoreUnavailable:
         subscription.retry_at = trio.current_time() + backoff_s(subscription.retries)
         subscription.retries += 1

@@ -67,7 +67,7 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
     subscription.view = eventlog.attach(granted, subscription)
     client.subscriptions[request.number] = subscription
     hold = await _hold(subscription, request, durables, pause)
-    wish = _wish(request, None if hold is None else hold.position)
+    wish = _wish(client, request, None if hold is None else hold.position)
     start = await _start(subscription, wish, eventlog, options, pause)
     if start is None:
         return GONE
@@ -100,7 +100,10 @@ async def _foreign_conversation(
     """
     if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
         return None
-    look_up = partial(eventlog.recent, granted.destination, age_s=eventlog.retain_s, limit=1, bytes_max=1)
+    address = client.peer or ""
+    look_up = partial(
+        eventlog.recent, granted.destination, age_s=eventlog.retain_s, limit=1, bytes_max=1, address=address
+    )
     found = await _attended(client, partial(replay.answered, look_up, pause))
     if found is None:
         return GONE
@@ -127,12 +130,12 @@ async def _hold(subscription: Subscription, request: Subscribe, durables: Durabl
     return hold
 
 
-def _wish(request: Subscribe, acknowledged: Position | None) -> replay.Wish:
-    """What the client itself says that it has had counts before what it has acknowledged."""
+def _wish(client: Client, request: Subscribe, acknowledged: Position | None) -> replay.Wish:
+    """Start after the position that the client sends, or else after what it has acknowledged."""
     told = request.last_event_id
     if told is None and acknowledged is not None:
         told = str(acknowledged)
-    return replay.Wish(told, request.replay)
+    return replay.Wish(told, request.replay, client.peer or "")
 
 
 async def _start(

@@ -10,10 +10,11 @@ from random import Random
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
-from airy_trio.events.destinations import OfConversation
+from airy_trio.events.destinations import OfChannel, OfConversation
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -298,3 +299,24 @@ async def test_no_other_index_makes_an_append_dearer(options: DatabaseOptions) -
     found = [str(sql) for (sql,) in await trio.to_thread.run_sync(execute, options, listed)]
     assert [sql for sql in found if "channel_id" in sql or "type" in sql] == []
     assert any("conversation_id" in sql for sql in found)
+
+
+async def test_following_does_not_wait_for_scans_of_clients(options: DatabaseOptions) -> None:
+    async with open_sql(options) as store:
+        start = (await store.bounds()).head
+        events = [event(number, channel_id="busy") for number in range(1, 20_001)]
+        head = start.at((await store.append(start, events, "point"))[-1].offset)
+        scanned: list[int] = []
+
+        async def scan(number: int) -> None:
+            await store.read(start, 512, OfChannel("quiet"))
+            scanned.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(scan, number)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await store.bounds()).head == head
+            assert await store.read(head.at(head.offset - 100), 1000)
+            assert len(scanned) < 30
+            nursery.cancel_scope.cancel()

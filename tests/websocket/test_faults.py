@@ -118,16 +118,16 @@ class FaultyLog(EventLog):
         return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
     async def read(
-        self, after: Position, limit: int, destination: Destination, *, bytes_max: int
+        self, after: Position, limit: int, destination: Destination, *, bytes_max: int, address: str = ""
     ) -> Sequence[StoredEvent]:
         self._use(destination)
-        return await super().read(after, limit, destination, bytes_max=bytes_max)
+        return await super().read(after, limit, destination, bytes_max=bytes_max, address=address)
 
     async def recent(
-        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
     ) -> tuple[Position, Sequence[StoredEvent]]:
         self._use(destination)
-        return await super().recent(destination, age_s=age_s, limit=limit, bytes_max=bytes_max)
+        return await super().recent(destination, age_s=age_s, limit=limit, bytes_max=bytes_max, address=address)
 
 
 async def use(client: StompClient) -> None:

@@ -1,0 +1,99 @@
+"""Reads for clients: how many at once, in which order, and which of them the store never sees."""
+
+from collections.abc import Sequence
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from airy_trio.events.destinations import EVERYTHING, Destination
+from airy_trio.log.eventlog import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.reads import READS_MAX, Gate
+from airy_trio.log.store import StoredEvent
+from tests.log.places import event
+
+MANY = 1 << 30
+
+
+class Scanned(MemoryStore):
+    """A store that notes the reads of one destination, and finishes none before ``go_on`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans: list[Position] = []
+        self.go_on = trio.Event()
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        if destination is not None:
+            self.scans.append(after)
+            await self.go_on.wait()
+        return await super().read(after, limit, destination, bytes_max=bytes_max)
+
+
+async def opened(store: MemoryStore, count: int = 3) -> EventLog:
+    log = EventLog(store, LogOptions(store="memory"))
+    await log.open()
+    await log.append(log.head, [event(number) for number in range(1, count + 1)], "point")
+    return log
+
+
+async def test_places_go_to_the_addresses_in_turn(nursery: trio.Nursery) -> None:
+    gate = Gate(1)
+    served: list[str] = []
+
+    async def read(address: str, number: int) -> None:
+        async with gate.place(address):
+            served.append(f"{address}{number}")
+            await trio.lowlevel.checkpoint()
+
+    async with gate.place("a"):
+        for address, count in (("a", 3), ("b", 2), ("c", 1)):
+            for number in range(count):
+                nursery.start_soon(read, address, number)
+                await wait_all_tasks_blocked()
+    await wait_all_tasks_blocked()
+    assert served == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    assert gate.statistics() == {"waiting": 0, "free": 1}
+
+
+async def test_a_cancelled_read_leaves_the_queue(nursery: trio.Nursery) -> None:
+    gate = Gate(1)
+    served: list[str] = []
+
+    async def read(address: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with gate.place(address):
+                served.append(address)
+
+    async with gate.place("a"):
+        leaving = trio.CancelScope()
+        for address, scope in (("b", leaving), ("c", trio.CancelScope())):
+            nursery.start_soon(read, address, scope)
+            await wait_all_tasks_blocked()
+        leaving.cancel()
+        await wait_all_tasks_blocked()
+        assert gate.statistics() == {"waiting": 1, "free": 0}
+    await wait_all_tasks_blocked()
+    assert (served, gate.statistics()) == (["c"], {"waiting": 0, "free": 1})
+
+
+async def test_few_reads_of_clients_reach_the_store_at_once(nursery: trio.Nursery) -> None:
+    store = Scanned()
+    log = await opened(store)
+    found: list[int] = []
+
+    async def read(offset: int) -> None:
+        events = await log.read(log.head.at(offset), 10, EVERYTHING, bytes_max=MANY, address="a")
+        found.append(len(events))
+
+    for offset in (0, 1, 2, 0, 1, 2):
+        nursery.start_soon(read, offset)
+    await wait_all_tasks_blocked()
+    assert len(store.scans) == READS_MAX
+    store.go_on.set()
+    await wait_all_tasks_blocked()
+    assert sorted(found) == [1, 1, 2, 2, 3, 3]
