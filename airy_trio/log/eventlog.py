@@ -24,7 +24,7 @@ from airy_trio.log.latencies import Latencies
 from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, newest_in, read_newest
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.reads import READS_MAX, Gate
+from airy_trio.log.reads import READS_MAX, Gate, Reads
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -69,6 +69,7 @@ class EventLog:
         self._growth = Growth()
         self.gate = Gate(READS_MAX)
         """To be passed, for its address, by whatever a client makes the store answer."""
+        self._reads = Reads(store)
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -205,7 +206,7 @@ class EventLog:
         Raises ``PositionExpired``, ``StoreUnavailable``.
         """
         async with self.gate.place(address):
-            return await self.store.read(after, limit, destination, bytes_max=bytes_max)
+            return await self._reads.read(after, self.head, limit, destination, bytes_max=bytes_max)
 
     async def recent(
         self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""

@@ -1,19 +1,34 @@
-"""Reads of the event store for clients: few at once, and fair by address.
+"""Reads of the event store for clients: few at once, fair by address, and seldom twice for a quiet destination.
 
 A client that resumes before the tail makes the store scan its log. Many such clients at once would take the store's
 threads, its processors and this process' interpreter from the live events. So a read for a client waits here for one
 of a few places. Following the log needs no place.
+
+The scan for a destination with few events takes longest and returns least. So what it has found is remembered, and the
+next client's read begins where that ended. This works for every store. An index by channel and offset would make such
+scans short in the SQL stores only, and an append of 5000 events would take 1.3 times as long (Postgres 91 to 124 ms,
+SQLite 91 to 118 ms, medians of five interleaved rounds).
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
+from attrs import frozen
+
+from airy_trio.events.destinations import Destination
+from airy_trio.log.position import Position
+from airy_trio.log.store import EventStore, StoredEvent, is_all, up_to_bytes
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
+REMEMBERED_MAX: Final = 1024
+"""Destinations of which something is remembered: at most 4 MiB of bodies."""
+REMEMBERED_EVENTS_MAX: Final = 16
+REMEMBERED_BYTES_MAX: Final = 4096
+"""The events that are remembered of one destination, and the bytes of their bodies."""
 
 
 class Gate:
@@ -52,3 +67,68 @@ class Gate:
             if woken:
                 return
         self._free += 1
+
+
+@frozen
+class _Known:
+    """All events of one destination after a position and up to the offset ``upto``."""
+
+    after: Position
+    upto: int
+    events: tuple[StoredEvent, ...] = ()
+
+    def covers(self, position: Position) -> bool:
+        return self.after.epoch == position.epoch and self.after.offset <= position.offset <= self.upto
+
+
+class Reads:
+    """The events of single destinations, from a store and from what earlier reads of it have found.
+
+    Within an epoch nothing is added below the head, so what is remembered stays true until the epoch ends.
+    """
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._known: OrderedDict[Destination, _Known] = OrderedDict()  # the one used last is the last
+
+    async def read(
+        self, after: Position, head: Position, limit: int, destination: Destination, *, bytes_max: int
+    ) -> Sequence[StoredEvent]:
+        """Return what ``EventStore.read`` does, at least up to ``head``. Raises what that raises.
+
+        ``head``: a position that the store has reached.
+        """
+        if after.epoch != head.epoch:
+            return await self._store.read(after, limit, destination, bytes_max=bytes_max)
+        known = self._known.get(destination)
+        if known is None or not known.covers(after):
+            known = _Known(after, after.offset)
+        else:
+            self._known.move_to_end(destination)
+        found = [event for event in known.events if event.offset > after.offset]
+        if known.upto < head.offset and is_all(found, limit, bytes_max):
+            left, bytes_left = limit - len(found), bytes_max - _size(found)
+            new = await self._store.read(after.at(known.upto), left, destination, bytes_max=bytes_left)
+            if is_all(new, left, bytes_left):
+                self._remember(destination, _Known(known.after, head.offset, (*known.events, *new)))
+            found += new
+        return list(up_to_bytes(found[:limit], bytes_max))
+
+    def _remember(self, destination: Destination, known: _Known) -> None:
+        former = self._known.get(destination)
+        if former is not None and former.covers(known.after) and former.upto >= known.upto:
+            return  # another client's read has found more meanwhile
+        after, upto, events = known.after, known.upto, known.events
+        if events:
+            last = events[-1].offset
+            upto = max(upto, last)
+            if len(events) > REMEMBERED_EVENTS_MAX or _size(events) > REMEMBERED_BYTES_MAX:
+                after, events = after.at(last), ()  # only that nothing follows the last one
+        self._known[destination] = _Known(after, upto, events)
+        self._known.move_to_end(destination)
+        if len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+
+
+def _size(events: Sequence[StoredEvent]) -> int:
+    return sum(len(event.body) for event in events)
