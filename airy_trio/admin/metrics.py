@@ -117,6 +117,8 @@ class _Figures(Collector):
     def _store(self) -> Iterator[Metric]:
         found, trimmed = self._sources.log.statistics(), self._sources.retention.statistics()
         yield _gauge("log_head_offset", "The newest offset that this server knows.", found["head"])
+        lag_s = self._sources.log.follow_lag_s
+        yield _gauge("follow_lag_seconds", "For how long the event store has had events that this server lacks.", lag_s)
         yield _gauge("tail_events", "Events held in memory.", found["events"])
         yield _gauge("tail_bytes", "Bytes of the bodies held in memory.", found["bytes"])
         yield _gauge("tail_views", "Destinations of the events held in memory.", found["views"])

@@ -81,7 +81,7 @@ class Readiness:
 
     ``faults``: asks the database what is wrong with the mapped tables and their triggers, a line for each fault; may
     raise ``AiryTrioError``. ``watched``: what that is called where there are no triggers. ``lag_max_s``: from which
-    lag on the recorder counts as behind.
+    lag on the recorder counts as behind, and this server behind the event store.
     """
 
     def __init__(
@@ -146,6 +146,10 @@ class Readiness:
     def _store(self) -> Condition:
         if self._log.away is not None:
             return Condition(well=False, reason=f"the event store cannot be read: {self._log.away}")
+        lag_s = self._log.follow_lag_s
+        if lag_s > self._lag_max_s:
+            behind = f"events in the store have waited to be read for {lag_s:.1f} s"
+            return Condition(well=False, reason=f"{behind} ({self._lag_max_s} s are allowed)")
         return Condition(well=True, reason="the event store answers")
 
     def _lag(self) -> Condition:

@@ -50,9 +50,9 @@ HEAD_BYTES_MAX: Final = 16 * 1024
 class AdminOptions:
     """Where the admin port is, and what counts as ready (settings, ``[admin]``).
 
-    ``port`` 0: there is none. ``lag_max_s``: a recorder that is further behind is not ready. ``websocket_url``: where
-    the console finds the port for clients; "": where the listener is. Worker n has ``port`` + n, and the process that
-    records beside several workers the next one.
+    ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
+    not ready. ``websocket_url``: where the console finds the port for clients; "": where the listener is. Worker n has
+    ``port`` + n, and the process that records alongside several workers the next one.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))

@@ -221,6 +221,7 @@ async def _serve(
                     recording = partial(intake.start, recorder.run)
                     await patiently(recording, settings.database, "database.url", start.starting)
                     intake.start_soon(log.follow)
+                    intake.start_soon(log.watch_lag)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(readiness.run)
                     start.pages.current = parts.pages()

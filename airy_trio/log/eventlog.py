@@ -43,6 +43,8 @@ OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
 BOUNDS_AGE_S = 5.0  # at which who follows asks for them again, as for the store's clock
+LAG_EVERY_S = 1.0
+"""Between two looks at the store's head, by which the lag of ``follow`` is measured."""
 
 
 class EventLog:
@@ -76,6 +78,10 @@ class EventLog:
         self.away: str | None = None
         """Why the store cannot be read now, in words; None while it can."""
         self._away_since: float | None = None
+        # A head of the store, and when it was asked for. It is replaced once this node has reached it: the newest one
+        # is never reached while others append.
+        self._goal: tuple[Position, float] | None = None
+        self._goal_asked_at: float | None = None
 
     @property
     def head(self) -> Position:
@@ -89,6 +95,17 @@ class EventLog:
     def away_s(self) -> float:
         """For how many seconds the store has not been readable; 0 while it is."""
         return 0.0 if self._away_since is None else trio.current_time() - self._away_since
+
+    @property
+    def follow_lag_s(self) -> float:
+        """For how many seconds the store has had events that this node lacks, or not said whether it has.
+
+        0 if this node has them all. Measured by ``watch_lag``, at most ``LAG_EVERY_S`` late.
+        """
+        since = self._goal_asked_at
+        if self._goal is not None and not self._has_reached(self._goal[0]):
+            since = self._goal[1]
+        return 0.0 if since is None else trio.current_time() - since
 
     @property
     def epoch(self) -> str:
@@ -177,6 +194,13 @@ class EventLog:
                 pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
                 await trio.sleep(pause_s)
 
+    async def watch_lag(self) -> None:
+        """Measure ``follow_lag_s``. Runs until cancelled."""
+        while True:
+            await trio.sleep(LAG_EVERY_S)
+            if self.away is None:
+                await self._look_for_lag()
+
     async def catch_up(self) -> None:
         """Read up to the store's head, into a new epoch if there is one. Raises ``StoreUnavailable``."""
         async with self._reading:
@@ -245,6 +269,23 @@ class EventLog:
     async def wait_grown(self) -> frozenset[View]:
         """The views with readers that grew, or lost their past, since the last call. For one consumer."""
         return await self._growth.wait()
+
+    def _has_reached(self, head: Position) -> bool:
+        return head.epoch == self.epoch and head <= self.head
+
+    async def _look_for_lag(self) -> None:
+        asked_at = self._goal_asked_at = trio.current_time()
+        try:
+            head = (await self.store.bounds()).head
+        except StoreUnavailable:
+            self._doubts += 1  # `follow` may be asleep, and must not go on as if it had missed nothing
+            return
+        finally:
+            self._goal_asked_at = None
+        if self._goal is None or self._has_reached(self._goal[0]):
+            self._goal = head, asked_at
+        elif self._goal[0].epoch != head.epoch:  # that one is never reached
+            self._goal = head, self._goal[1]
 
     @property
     def _doubtful(self) -> bool:

@@ -190,6 +190,7 @@ ISSUED = {
     "cuts by reason": "airy_trio_connections_ended_total",
     "commit-to-send latency": "airy_trio_delivery_seconds",
     "recorder lag": "airy_trio_recorder_lag_seconds",
+    "lag behind the store": "airy_trio_follow_lag_seconds",
     "store latency": "airy_trio_store_append_seconds",
     "refused frames by token": "airy_trio_frames_refused_total",
 }

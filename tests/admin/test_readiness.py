@@ -24,6 +24,7 @@ from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import Port, admin, free_port, serving_all
 from tests.application import Application, application
 from tests.changes.watched import ONLY_TAGS, Watched
+from tests.log.places import event
 from tests.log.recording import Node, node, tag
 from tests.newer_schema import MARK, move_ahead, newer, set_compatible_from, trigger_of
 from tests.postgres import Postgres
@@ -226,6 +227,24 @@ async def test_lag_counts_from_when_there_was_something(autojump_clock: MockCloc
     changes.away = False
     await trio.sleep(2)
     assert all(condition.well for condition in found.conditions().values())
+    nursery.cancel_scope.cancel()
+
+
+async def test_server_behind_the_event_store_is_not_ready(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    store = MemoryStore()
+    behind, recording = node(MemoryChanges(), store), node(MemoryChanges(), store)
+    await behind.log.open()
+    await recording.log.open()
+    found = watched(behind, [()])
+    nursery.start_soon(behind.log.watch_lag)
+    await recording.log.append(recording.log.head, [event(1)], "point")
+    await trio.sleep(9)
+    assert found.conditions()["store"].well
+    await trio.sleep(3)
+    assert found.conditions()["store"].reason.startswith("events in the store have waited to be read for 1")
+    nursery.start_soon(behind.log.follow)
+    await trio.sleep(1)
+    assert found.conditions()["store"].well
     nursery.cancel_scope.cancel()
 
 

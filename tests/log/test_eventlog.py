@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.eventlog import BOUNDS_AGE_S, EventLog
+from airy_trio.log.eventlog import BOUNDS_AGE_S, LAG_EVERY_S, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX
 from airy_trio.log.options import LogOptions
@@ -256,6 +256,43 @@ async def test_following_takes_what_other_nodes_append(
             assert await log.wait_grown() == {view}
         assert log.head.offset == number
     assert held(log, view) == [1, 2, 3]
+    nursery.cancel_scope.cancel()
+
+
+async def test_lag_counts_while_events_of_the_store_are_not_read(
+    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    log = await opened(store)
+    nursery.start_soon(log.follow)
+    nursery.start_soon(log.watch_lag)
+    await trio.sleep(100)
+    assert log.follow_lag_s == 0
+    store.held_reads = trio.Event()
+    await store.add(event(1))
+    await trio.sleep(20)
+    assert log.follow_lag_s == pytest.approx(20, abs=LAG_EVERY_S)
+    store.held_reads.set()
+    await trio.sleep(0.1)
+    assert (log.head.offset, log.follow_lag_s) == (1, 0)
+    store.held = trio.Event()
+    await trio.sleep(20)
+    assert log.follow_lag_s == pytest.approx(20, abs=LAG_EVERY_S)
+    store.held.set()
+    await trio.sleep(0.1)
+    assert log.follow_lag_s == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_new_epoch_ends_the_lag(store: Outages, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    log = await opened(store)
+    nursery.start_soon(log.watch_lag)
+    await store.add(event(1))
+    await trio.sleep(20)
+    await store.begin_epoch((await store.bounds()).head, "again")
+    await trio.sleep(20)
+    assert log.follow_lag_s == pytest.approx(40, abs=LAG_EVERY_S)
+    await log.catch_up()
+    assert log.follow_lag_s == 0
     nursery.cancel_scope.cancel()
 
 
