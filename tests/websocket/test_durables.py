@@ -17,7 +17,7 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.durables import LOOK_EVERY_S, WRITE_AFTER_S
+from airy_trio.websocket.durables import CLAIMS_PER_ADDRESS_MAX, CLAIMS_PERIOD_S, LOOK_EVERY_S, WRITE_AFTER_S
 from airy_trio.websocket.holds import NAME_CHARS_MAX
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.replay import BACKOFF_MAX_S
@@ -517,6 +517,27 @@ async def test_many_who_come_back_at_once_are_held_together(
         assert (await one.client.receive()).command == "RECEIPT"
     assert len(store.claims) == 2
     assert sum(len(claim) for claim in store.claims) == 30
+
+
+async def test_claims_of_one_address_are_paced(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    clients: list[StompClient] = []
+    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
+    for address in ["192.0.2.1"] * 25 + ["192.0.2.2"]:
+        visitor = server.sessions.admission.arrive(address, loopback=False)
+        client = server.plug(visitor=visitor).client
+        await client.upgrade()
+        await client.connect(headers=[("passcode", "s3cret")])
+        clients.append(client)
+    begun_at = trio.current_time()
+    for number, client in enumerate(clients):
+        await client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
+    assert (await clients[-1].receive()).command == "RECEIPT"
+    assert trio.current_time() == begun_at, "another address does not wait"
+    assert sum(map(len, store.claims)) == CLAIMS_PER_ADDRESS_MAX + 1
+    for client in clients[:-1]:
+        assert (await client.receive()).command == "RECEIPT"
+    assert trio.current_time() - begun_at == pytest.approx(2 * CLAIMS_PERIOD_S)
+    assert sum(map(len, store.claims)) == len(clients)
 
 
 @pytest.mark.parametrize("command", ["ACK", "UNSUBSCRIBE", "DISCONNECT"])
