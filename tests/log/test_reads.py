@@ -117,7 +117,7 @@ async def test_nothing_is_remembered_beyond_its_epoch() -> None:
 async def test_reads_return_what_the_store_does(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
-    destinations = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
+    destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
     for number in range(1, 300):
         [channel] = random.choices("abcd", (100, 10, 3, 1))
         await log.append(log.head, [event(number, channel_id=channel)], "point")
