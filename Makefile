@@ -32,10 +32,13 @@ DRILL ?= tests/drill
 # How long hostile clients have at the server in `make chaos`.
 CHAOS_SECONDS ?= 60
 
+# Which attacks `make attacks` measures, for example: make attacks ATTACKS=C2,C8. All of them also write bench/ATTACKS.md.
+ATTACKS ?= all
+
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: screenshots help newcomer docs reference chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: screenshots help newcomer docs reference attacks chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -106,6 +109,9 @@ soak: $(VENV)/.tests ## a crowd of clients for long, to see what leaks
 
 chaos: $(VENV)/.tests ## hostile connections beside honest ones
 	CHAOS_SECONDS=$(CHAOS_SECONDS) $(BIN)/python -m pytest -s tests/drill/test_chaos.py
+
+attacks: $(VENV)/.tests ## what each costly attack costs honest clients, one after another
+	ATTACKS=$(ATTACKS) $(BIN)/python -m pytest -s tests/drill/test_attacks.py
 
 fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/; Linux on x86-64
 	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)

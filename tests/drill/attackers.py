@@ -1,34 +1,36 @@
 """Hostile clients, as a process of its own: hundreds of connections that do what no client should, until SIGTERM.
 
-    python -m tests.drill.attackers PORT SEED CONNECTIONS
+    python -m tests.drill.attackers PORT SEED CONNECTIONS PER_ADDRESS [ATTACK ...]
 
-Each connection chooses at random, again and again: requests that never end, garbage before and after the upgrade,
-floods of CONNECT, guesses of tokens, clients that vanish, reset or stay half-open, frames without an end, pings and
-questions whose answers nobody reads, heart-beats without a pause, subscribers that read nothing. They come from
-loopback addresses of their own. It says on stdout that it has begun, and at its end, as JSON, how often each was done.
-Bounded: a connection waits between two attacks.
+With names of ``tests.drill.attacks.COSTLY`` each connection does one of these again and again. Without, it chooses at
+random: requests that never end, garbage before and after the upgrade, floods of CONNECT, guesses of tokens, clients
+that vanish, reset or stay half-open, frames without an end, PINGs and STOMP frames whose answers are not read,
+heart-beats without a pause, subscribers that read nothing. The connections come from loopback addresses of their own.
+The process prints ``begun``, and at its end, as JSON, how often it did each. A connection waits between two attacks.
 """
 
 import json
 import os
 import random
 import signal
-import struct
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Final
 
 import trio
+from attrs import frozen
 
+from tests.drill.attacks import COSTLY, USER, Attack, reset_at_close, upgraded
 from tests.websocket.test_battery import BINARY, CONTINUATION, PING, TEXT, frame
 from tests.websocket.test_request import head
 
 HOST: Final = "127.0.0.1"
-TOKEN: Final = "which-everybody-knows"
-CONNECT: Final = f"CONNECT\naccept-version:1.2\npasscode:{TOKEN}\n\n\0".encode()
+CONNECT: Final = f"CONNECT\naccept-version:1.2\npasscode:{USER}\n\n\0".encode()
 PER_ADDRESS: Final = 50
 PAUSE_MAX_S: Final = 4.0
+AGAIN_MAX_S: Final = 0.1
+"""Between two of the one attack that was asked for."""
 NICE: Final = 10
 """In the field hostile clients do not take the server's processor: here they yield it."""
 STAY_MAX_S: Final = 3.0
@@ -40,13 +42,6 @@ HEART_BEATS: Final = frame(TEXT, b"\n") * 2000
 ASKED: Final = frame(TEXT, b"UNSUBSCRIBE\nid:9\nreceipt:r\n\n\x00" * 50) * 20
 CONNECTS: Final = frame(TEXT, CONNECT) * 20
 SUBSCRIBE: Final = b"SUBSCRIBE\nid:%d\ndestination:/events\nreplay:all\n\n\x00"
-
-Attack = Callable[[trio.SocketStream, random.Random], Awaitable[None]]
-
-
-async def upgraded(stream: trio.SocketStream) -> None:
-    await stream.send_all(head())
-    await stream.receive_some()
 
 
 async def subscribed(stream: trio.SocketStream) -> None:
@@ -91,7 +86,7 @@ async def flood_of_connect(stream: trio.SocketStream, _chance: random.Random) ->
 
 async def guesses(stream: trio.SocketStream, chance: random.Random) -> None:
     await upgraded(stream)
-    await stream.send_all(frame(TEXT, CONNECT.replace(TOKEN.encode(), b"%d" % chance.randrange(10**9))))
+    await stream.send_all(frame(TEXT, CONNECT.replace(USER.encode(), b"%d" % chance.randrange(10**9))))
     while await stream.receive_some():
         pass
 
@@ -168,30 +163,41 @@ ATTACKS: Final[tuple[Attack, ...]] = (
 )
 
 
-async def attack_for_ever(port: int, number: int, chance: random.Random, tally: Counter[str]) -> None:
-    """One connection after the other, from one address."""
-    address = f"127.0.1.{1 + number // PER_ADDRESS}" if sys.platform == "linux" else HOST
-    while True:
-        await trio.sleep(chance.uniform(0, PAUSE_MAX_S))
-        attack = chance.choice(ATTACKS)
-        try:
-            stream = await trio.open_tcp_stream(HOST, port, local_address=address)
-        except OSError:
-            tally["no connection"] += 1
-            continue
-        tally[attack.__name__] += 1
-        try:
-            with trio.move_on_after(2 * STAY_MAX_S):
-                await attack(stream, chance)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            tally["cut"] += 1
-        if chance.random() < 1 / 2:  # a reset instead of an orderly end
-            stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
-        await trio.aclose_forcefully(stream)
+@frozen
+class Attacker:
+    """One connection after another from one address, each for an attack chosen at random."""
+
+    port: int
+    address: str
+    attacks: Sequence[Attack]
+    pause_max_s: float
+    chance: random.Random
+
+    async def attack_repeatedly(self, tally: Counter[str]) -> None:
+        """Attack until cancelled, and count each attack."""
+        while True:
+            await trio.sleep(self.chance.uniform(0, self.pause_max_s))
+            attack = self.chance.choice(self.attacks)
+            try:
+                stream = await trio.open_tcp_stream(HOST, self.port, local_address=self.address)
+            except OSError:
+                tally["no connection"] += 1
+                continue
+            tally[attack.__name__] += 1
+            try:
+                with trio.move_on_after(2 * STAY_MAX_S):
+                    await attack(stream, self.chance)
+                if self.chance.random() < 1 / 2:
+                    reset_at_close(stream)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                tally["cut"] += 1
+            await trio.aclose_forcefully(stream)
 
 
-async def main(port: int, seed: int, connections: int) -> None:
-    """Attack until SIGTERM, then say how often."""
+async def main(port: int, seed: int, connections: int, per_address: int, names: Sequence[str]) -> None:
+    """Attack until SIGTERM, then print how often."""
+    attacks = [COSTLY[name] for name in names] or ATTACKS
+    pause_max_s = AGAIN_MAX_S if names else PAUSE_MAX_S
     tally: Counter[str] = Counter()
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         sys.stdout.write("begun\n")
@@ -199,7 +205,9 @@ async def main(port: int, seed: int, connections: int) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(connections):
                 chance = random.Random(f"{seed} {number}")
-                nursery.start_soon(attack_for_ever, port, number, chance, tally)
+                address = f"127.0.1.{1 + number // per_address}" if sys.platform == "linux" else HOST
+                attacker = Attacker(port, address, attacks, pause_max_s, chance)
+                nursery.start_soon(attacker.attack_repeatedly, tally)
             async for _ in signals:
                 break
             nursery.cancel_scope.cancel()
@@ -207,6 +215,6 @@ async def main(port: int, seed: int, connections: int) -> None:
 
 
 if __name__ == "__main__":
-    _, own_port, own_seed, own_connections = sys.argv
+    own_port, own_seed, own_connections, own_per_address = map(int, sys.argv[1:5])
     os.nice(NICE)
-    trio.run(main, int(own_port), int(own_seed), int(own_connections))
+    trio.run(main, own_port, own_seed, own_connections, own_per_address, sys.argv[5:])

@@ -18,7 +18,8 @@ from attrs import define, field, frozen
 
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
-from tests.drill.attackers import TOKEN
+from tests.drill.attackers import PER_ADDRESS
+from tests.drill.attacks import USER
 from tests.drill.machine import Machine, watched
 from tests.drill.nodes import ROOT
 from tests.drill.progress import going_on
@@ -41,8 +42,8 @@ SEED = 7
 TARGET_MS, TARGET_FROM_S = 100, 60
 """Judged where the attack goes on for so long, as by ``make chaos``; a short one is mostly the coming of attackers."""
 SHORT_MS_MAX = 1000
-CREDENTIALS = (("passcode", TOKEN),)
-AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ everybody = "{TOKEN}" }}\n'
+CREDENTIALS = (("passcode", USER),)
+AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ user = "{USER}" }}\n'
 LISTENER = "[listener]\nsend_timeout_s = 2\nconnect_timeout_s = 5\n"
 
 
@@ -163,14 +164,15 @@ class Found:
 async def attack(serving: Server, until: float, folder: Path) -> Found:
     """Attack until then. Halfway all attackers are killed at once, as by the loss of a machine, and others come."""
     command = [sys.executable, "-m", "tests.drill.attackers", str(serving.port)]
+    many = (str(ATTACKERS), str(PER_ADDRESS))
     async with watched(folder) as machine:
-        async with running(Program, [*command, str(SEED), str(ATTACKERS)], folder=ROOT) as first:
+        async with running(Program, [*command, str(SEED), *many], folder=ROOT) as first:
             assert await first.out.line(0) == "begun"
             await trio.sleep(WARM_S)
             warm = await memory_of(serving)
             await trio.sleep((until - trio.current_time()) / 2)
             await first.kill()
-        async with running(Program, [*command, str(SEED + 1), str(ATTACKERS)], folder=ROOT) as second:
+        async with running(Program, [*command, str(SEED + 1), *many], folder=ROOT) as second:
             assert await second.out.line(0) == "begun"
             await trio.sleep_until(until)
             grown = await memory_of(serving) - warm
