@@ -1,12 +1,12 @@
 """Hostile clients, as a process of its own: hundreds of connections that do what no client should, until SIGTERM.
 
-    python -m tests.drill.attackers PORT SEED CONNECTIONS PER_ADDRESS [ATTACK ...]
+    python -m tests.drill.attackers PORT SEED CONNECTIONS PER_ADDRESS ATTACK ...
 
-With names of ``tests.drill.attacks.COSTLY`` each connection does one of these again and again. Without, it chooses at
-random: requests that never end, garbage before and after the upgrade, floods of CONNECT, guesses of tokens, clients
-that vanish, reset or stay half-open, frames without an end, PINGs and STOMP frames whose answers are not read,
-heart-beats without a pause, subscribers that read nothing. The connections come from loopback addresses of their own.
-The process prints ``begun``, and at its end, as JSON, how often it did each. A connection waits between two attacks.
+Of one attack each connection does it again and again. Of several it chooses one at random, waits, and chooses again:
+those of ``tests.drill.attacks.COSTLY``, and here: requests that never end, garbage before and after the upgrade, floods
+of CONNECT, guesses of tokens, clients that vanish, reset or stay half-open, frames without an end, PINGs and STOMP
+frames whose answers are not read, heart-beats without a pause, subscribers that read nothing. The connections come from
+loopback addresses of their own. The process prints ``begun``, and at its end, as JSON, how often it did each.
 """
 
 import json
@@ -143,24 +143,27 @@ async def forger(stream: trio.SocketStream, _chance: random.Random) -> None:
     await stream.receive_some()
 
 
-ATTACKS: Final[tuple[Attack, ...]] = (
-    request_without_end,
-    silence,
-    garbage_for_a_request,
-    garbage_for_frames,
-    garbage_for_stomp,
-    flood_of_connect,
-    guesses,
-    connect_and_vanish,
-    frame_without_end,
-    fragments_without_end,
-    message_that_is_too_large,
-    pings_whose_answers_nobody_reads,
-    heart_beats_without_end,
-    questions_whose_answers_nobody_reads,
-    reader_of_nothing,
-    forger,
-)
+CRUDE: Final[dict[str, Attack]] = {
+    attack.__name__: attack
+    for attack in (
+        request_without_end,
+        silence,
+        garbage_for_a_request,
+        garbage_for_frames,
+        garbage_for_stomp,
+        flood_of_connect,
+        guesses,
+        connect_and_vanish,
+        frame_without_end,
+        fragments_without_end,
+        message_that_is_too_large,
+        pings_whose_answers_nobody_reads,
+        heart_beats_without_end,
+        questions_whose_answers_nobody_reads,
+        reader_of_nothing,
+        forger,
+    )
+}
 
 
 @frozen
@@ -196,8 +199,8 @@ class Attacker:
 
 async def main(port: int, seed: int, connections: int, per_address: int, names: Sequence[str]) -> None:
     """Attack until SIGTERM, then print how often."""
-    attacks = [COSTLY[name] for name in names] or ATTACKS
-    pause_max_s = AGAIN_MAX_S if names else PAUSE_MAX_S
+    attacks = [(COSTLY | CRUDE)[name] for name in names]
+    pause_max_s = AGAIN_MAX_S if len(attacks) == 1 else PAUSE_MAX_S
     tally: Counter[str] = Counter()
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         sys.stdout.write("begun\n")

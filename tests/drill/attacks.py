@@ -11,7 +11,7 @@ import re
 import ssl
 import struct
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -273,7 +273,7 @@ async def channel_that_is_no_text(stream: trio.SocketStream, _chance: random.Ran
     await drain(stream)
 
 
-COSTLY: Final[Mapping[str, Attack]] = {
+COSTLY: Final[dict[str, Attack]] = {
     attack.__name__: attack
     for attack in (
         replays_of_a_quiet_channel,

@@ -9,25 +9,24 @@ import os
 import ssl
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from bench import report
 from tests.application import Application
-from tests.certificates import issue, trusting
-from tests.drill.attackers import HOST
-from tests.drill.attacks import JWT_SECRET, USER
+from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, page, resident_kib
+from tests.drill.attacks import JWT_SECRET
 from tests.drill.machine import Machine, watched
 from tests.drill.nodes import ROOT
-from tests.e2e.route import configure, event_of
-from tests.processes import AIRY_TRIO, Lines, Program, Server, free_ports, running
+from tests.e2e.route import HOST, event_of
+from tests.processes import AIRY_TRIO, Program, Server, free_ports, running
 
 CHOSEN: Final = os.environ.get("ATTACKS", "")
 CHEAP: Final = ("C2", "C6", "C8")
@@ -41,17 +40,11 @@ PROBE_TIMEOUT_S: Final = 1.0
 END_S: Final = 8.0
 START_S: Final = 20.0
 SLOW_MS_MAX, SLOW_TIMES_MAX = 100, 5
+ANSWERED_MIN: Final = 0.9
 HOSTILE_KIB_MAX: Final = 256
 SLACK_KIB: Final = 8 * 1024
 """For the allocator, and what the server keeps for all connections together."""
-TOKENS: Final = f'[auth]\nmode = "tokens"\ntokens = {{ user = "{USER}" }}\n'
 JWT: Final = f'[auth]\nmode = "jwt"\njwt_key = "{JWT_SECRET}"\njwt_algorithms = ["HS256"]\njwt_require_exp = false\n'
-SMALL_TAIL: Final = "[log]\ntail_events = 1000\n"
-FILL: Final = """
-    with recursive n(i) as (select 1 union all select i + 1 from n where i < :count)
-    insert into messages (id, conversation_id, channel_id, content, delivery_state, from_contact, sent_at, source)
-    select 'old-' || i, 'c' || (i % 50), 'busy', 'text', 'pending', true, '2020-10-25T21:24:54.560Z', 'facebook' from n
-"""
 FILES_MAX: Final = ("sh", "-c", 'ulimit -n 128; exec "$@"', "sh")
 BUSY: Final = "times not judged: the machine was busy"
 RESULTS: Final = ROOT / "bench" / "ATTACKS.md"
@@ -75,67 +68,47 @@ class Case:
     attack: str
     what: str
     connections: int
-    listener: str = ""
-    more: str = ""
-    auth: str = TOKENS
-    workers: int = 1
-    old_events: int = 0
+    arranged: Arrangement = field(factory=Arrangement)
     per_address: int = 50
     pause_s: float = PAUSE_S
-    tls: bool = False
     admin: bool = False
-    command: Sequence[str] = AIRY_TRIO
-    reads_stderr: bool = True
 
     def __str__(self) -> str:
         return f"{self.id} {self.what}"
 
 
+SEARCHED: Final = Arrangement(old_events=20_000, more=SMALL_TAIL)
 CASES: Final = (
-    Case("C1", "replays_of_a_quiet_channel", "8 replays of a quiet channel each, `workers = 2`", 100, workers=2,
-         old_events=20_000, more=SMALL_TAIL),
+    Case("C1", "replays_of_a_quiet_channel", "8 replays of a quiet channel each, `workers = 2`", 100,
+         evolve(SEARCHED, workers=2)),
     Case("C2", "acknowledgements_with_long_ids", "400 ACKs in a transaction, each with an id of 8,000 octets", 20),
-    Case("C3", "comes_and_goes", "clients that come and go, and nobody reads stderr", 50, reads_stderr=False),
-    Case("C4", "key_updates", "TLS: KeyUpdates without content", 4, tls=True),
-    Case("C4", "replayed_hellos", "TLS: one ClientHello replayed", 20, tls=True),
+    Case("C3", "comes_and_goes", "clients that come and go, and nobody reads stderr", 50,
+         Arrangement(reads_stderr=False)),
+    Case("C4", "key_updates", "TLS: KeyUpdates without content", 4, Arrangement(tls=True)),
+    Case("C4", "replayed_hellos", "TLS: one ClientHello replayed", 20, Arrangement(tls=True)),
     Case("C5", "holds_a_place", "more connections than file descriptors (128)", 300,
-         command=(*FILES_MAX, *AIRY_TRIO)),
+         Arrangement(command=(*FILES_MAX, *AIRY_TRIO))),
     Case("C6", "small_control_frames", "759 KiB of small PINGs or PONGs", 4),
-    Case("C7", "subscribes_over_a_hot_tail", "SUBSCRIBE over a tail of 20,000 events", 20, old_events=20_000),
+    Case("C7", "subscribes_over_a_hot_tail", "SUBSCRIBE over a tail of 20,000 events", 100,
+         Arrangement(old_events=20_000)),
     Case("C8", "long_names", "16 ids and destinations of 8,000 octets each", 100),
     Case("C9", "vanishes", "clients of one address that vanish, in all its places", 50,
-         listener="connections_per_address_max = 50\nheartbeat_ms = 500\n"),
+         Arrangement(listener="connections_per_address_max = 50\nheartbeat_ms = 500\n")),
     Case("C10", "subscribes_many_times", "16 subscriptions each, of one address", 190, per_address=200, pause_s=0.1),
     Case("C11", "costly_pages", "the admin port: slow requests, HTTP/2, the largest page", 60, admin=True),
     Case("C12", "one_octet_and_reset", "connect, one octet, reset", 50),
-    Case("C13", "resumes_from_old_positions", "each resumes from an old position of its own", 300, old_events=20_000,
-         more=SMALL_TAIL),
+    Case("C13", "resumes_from_old_positions", "each resumes from an old position of its own", 300, SEARCHED),
     Case("C13", "takes_and_leaves_durables", "durable subscriptions taken and left", 20),
-    Case("C14", "wide_windows", "15 × `prefetch-count:10000`, never acknowledged", 6, old_events=10_000),
+    Case("C14", "wide_windows", "15 × `prefetch-count:10000`, never acknowledged", 6, Arrangement(old_events=10_000)),
     Case("C15", "sends_after_the_end", "100,000 frames after the end of the session", 10),
     Case("C15", "head_octet_by_octet", "the head of the request octet by octet", 20),
-    Case("C15", "channel_that_is_no_text", "a token with a channel that is a lone surrogate", 5, auth=JWT),
+    Case("C15", "channel_that_is_no_text", "a token with a channel that is a lone surrogate", 5, Arrangement(auth=JWT)),
 )  # fmt: skip
 
 
 def chosen() -> list[Case]:
     ids = CHOSEN.split(",") if CHOSEN else CHEAP
     return [case for case in CASES if case.id in ids or ids == ["all"]]
-
-
-class Unread(Lines):
-    """A pipe that is open and never read."""
-
-    async def read(self, pipe: trio.abc.ReceiveStream) -> None:
-        async with pipe:
-            await trio.sleep_forever()
-
-
-@define
-class SilentServer(Server):
-    """A server whose stderr is not read."""
-
-    err: Lines = field(factory=Unread)
 
 
 @define
@@ -152,7 +125,11 @@ class Honest:
         """Read until the last tag, whose number is known only at the end."""
         try:
             while not last or not self.order or self.order[-1] < last[0]:
-                event = event_of(await self.client.receive())
+                frame = await self.client.receive()
+                if frame.command != "MESSAGE":
+                    self.fault = str(frame)
+                    return
+                event = event_of(frame)
                 if event.type == "tag.updated":
                     number = int(event.payload["id"])
                     self.order.append(number)
@@ -218,11 +195,13 @@ class Row:
         """What does not hold; what depends on speed only on a calm machine."""
         p99_max = max(SLOW_MS_MAX, SLOW_TIMES_MAX * self.calm_ms[1])
         late = self.attacked_ms[1] > p99_max and self.machine.calm()
+        silent = self.seen.answers < ANSWERED_MIN * self.seen.probes and self.machine.calm()
         large = self.hostile_kib > HOSTILE_KIB_MAX
         return [
             *([f"{HONEST - self.received} of {HONEST} honest clients missed events"] if self.received < HONEST else []),
             *([f"p99 {self.attacked_ms[1]:.0f} ms, more than {p99_max:.0f} ms"] if late else []),
             *([f"{self.hostile_kib:.0f} KiB a hostile connection"] if large else []),
+            *([f"{self.seen.answers} of {self.seen.probes} answers of /livez"] if silent else []),
             *([self.seen.ended] if not self.seen.ended.startswith("ended with 0 ") else []),
         ]
 
@@ -265,7 +244,8 @@ ABOUT: Final = f"""\
   of hostile connections.
 - A newcomer comes from the attackers' address.
 - Targets: p99 under attack at most {SLOW_MS_MAX} ms, or {SLOW_TIMES_MAX} times that of calm;
-  at most {HOSTILE_KIB_MAX} KiB a hostile connection; honest clients receive everything; SIGTERM ends the server.
+  at most {HOSTILE_KIB_MAX} KiB a hostile connection; honest clients receive everything; `/livez` answers nine of ten
+  times; SIGTERM ends the server.
 
 """
 
@@ -276,13 +256,17 @@ async def test_honest_clients_are_served_under_a_costly_attack(
     case: Case, rows: list[Row], sqlite_application: Application, tmp_path: Path
 ) -> None:
     port = free_ports(5)
-    config, tls = prepare(case, sqlite_application, tmp_path, port)
+    config, tls = case.arranged.prepare(sqlite_application, tmp_path, port)
     seen, honest = Seen(), list[Honest]()
     with trio.fail_after(START_S + CALM_S + ATTACKED_S + 3 * END_S):
-        async with started(case, config, port) as serving, AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        async with (
+            case.arranged.started(config, port) as serving,
+            AsyncExitStack() as stack,
+            trio.open_nursery() as nursery,
+        ):
             await caught_up(sqlite_application, port, tls)
             for _ in range(HONEST):
-                client = await connect(HOST, port, headers=(("passcode", USER),), tls=tls)
+                client = await connect(HOST, port, headers=CREDENTIALS, tls=tls)
                 honest.append(Honest(await stack.enter_async_context(client)))
                 await client.subscribe(headers=[("replay", "none")])
                 nursery.start_soon(honest[-1].read, seen.last)
@@ -298,39 +282,6 @@ async def test_honest_clients_are_served_under_a_costly_attack(
             nursery.cancel_scope.cancel()
     rows.append(row_of(case, seen, honest, machine))
     assert rows[-1].failures() == []
-
-
-def prepare(case: Case, application: Application, folder: Path, port: int) -> tuple[Path, ssl.SSLContext | None]:
-    """Write the settings, and the old events. With TLS: what clients need."""
-    config = configure(application, folder, port=port, workers=case.workers)
-    listener = (issue(folder).listener if case.tls else "") + case.listener
-    text = config.read_text().replace("[admin]\nport = 0\n", f"{listener}[admin]\nport = {port + 1}\n")
-    config.write_text(f"{text}{case.more}{case.auth}")
-    if case.old_events:
-        application.execute(FILL, count=case.old_events)
-    return config, trusting() if case.tls else None
-
-
-@asynccontextmanager
-async def started(case: Case, config: Path, port: int) -> AsyncGenerator[Server]:
-    """Start the server and return once it is ready."""
-    kind = Server if case.reads_stderr else SilentServer
-    async with running(kind, [*case.command, "--config", str(config)], folder=ROOT) as serving:
-        with trio.fail_after(START_S):
-            while (await page(port + 1, "/readyz"))[0] != 200:
-                assert serving.process.poll() is None, serving.err.all
-                await trio.sleep(0.05)
-        yield serving
-
-
-async def caught_up(application: Application, port: int, tls: ssl.SSLContext | None) -> None:
-    """Return once the server has sent an event that was written after all others."""
-    with trio.fail_after(START_S):
-        async with await connect(HOST, port, headers=(("passcode", USER),), tls=tls) as client:
-            await client.subscribe(headers=[("replay", "none")])
-            application.tag("marker", "flag")
-            while event_of(await client.receive()).payload.get("id") != "marker":
-                pass
 
 
 async def attack(case: Case, seen: Seen, serving: Server, port: int, tls: ssl.SSLContext | None) -> None:
@@ -361,32 +312,11 @@ async def newcomer(port: int, tls: ssl.SSLContext | None) -> str:
                 stream = trio.SSLStream(stream, tls, server_hostname=HOST)
             async with StompClient(stream) as client:
                 await client.upgrade()
-                await client.connect(headers=(("passcode", USER),))
+                await client.connect(headers=CREDENTIALS)
         except (OSError, Closed, Rejected, trio.BrokenResourceError) as exception:
             return f"refused ({type(exception).__name__})"
         return f"in after {(trio.current_time() - begun_at) * 1000:.0f} ms"
     return f"not in after {PROBE_TIMEOUT_S:g} s"
-
-
-async def page(port: int, path: str) -> tuple[int, int]:
-    """The status and the size of a page of the admin port; zeros without an answer in time."""
-    data = b""
-    with trio.move_on_after(PROBE_TIMEOUT_S) as timeout:
-        try:
-            async with await trio.open_tcp_stream(HOST, port) as stream:
-                await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-                async for more in stream:
-                    data += more
-        except (OSError, trio.BrokenResourceError):
-            return 0, 0
-    return (0, 0) if timeout.cancelled_caught or not data else (int(data[9:12]), len(data))
-
-
-async def resident_kib(serving: Server) -> int:
-    """The resident memory of the server and its workers."""
-    pid = str(serving.process.pid)
-    found = await trio.run_process(["ps", "-o", "rss=", "-p", pid, "--ppid", pid], capture_stdout=True, check=False)
-    return sum(map(int, found.stdout.split()))
 
 
 async def end(seen: Seen, honest: Sequence[Honest], application: Application) -> None:

@@ -6,10 +6,12 @@ octets, the time that events take is told and not judged.
 
 import json
 import os
+import signal
+import ssl
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,16 @@ from attrs import define, field, frozen
 
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
-from tests.drill.attackers import PER_ADDRESS
-from tests.drill.attacks import USER
+from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, resident_kib
+from tests.drill.attackers import CRUDE, PER_ADDRESS
 from tests.drill.machine import Machine, watched
 from tests.drill.nodes import ROOT
 from tests.drill.progress import going_on
-from tests.e2e.route import HOST, configure, event_of
-from tests.processes import Program, Server, json_object, running, server
+from tests.e2e.route import HOST, event_of
+from tests.processes import Program, Server, free_ports, json_object, running
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
 HONEST = 100
-ATTACKERS = 500
 PAUSE_S = 0.1
 """Between two events."""
 CALM_S = 3.0
@@ -42,9 +43,32 @@ SEED = 7
 TARGET_MS, TARGET_FROM_S = 100, 60
 """Judged where the attack goes on for so long, as by ``make chaos``; a short one is mostly the coming of attackers."""
 SHORT_MS_MAX = 1000
-CREDENTIALS = (("passcode", USER),)
-AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ user = "{USER}" }}\n'
-LISTENER = "[listener]\nsend_timeout_s = 2\nconnect_timeout_s = 5\n"
+LISTENER = "send_timeout_s = 2\nconnect_timeout_s = 5\n"
+
+
+@frozen
+class Chosen:
+    """A server, how many connections attack it, and how: names for ``tests.drill.attackers``."""
+
+    arranged: Arrangement
+    connections: int
+    attacks: Sequence[str]
+
+
+CHOSEN = {
+    "alone": Chosen(Arrangement(LISTENER), 500, [*CRUDE, "small_control_frames", "long_names", "vanishes"]),
+    "workers": Chosen(
+        Arrangement(LISTENER, SMALL_TAIL, workers=2, old_events=20_000, reads_stderr=False),
+        200,
+        [*CRUDE, "vanishes", "comes_and_goes", *["replays_of_a_quiet_channel"] * len(CRUDE)],
+    ),
+    "tls": Chosen(
+        Arrangement(LISTENER, tls=True),
+        100,
+        ["key_updates", "replayed_hellos", "silence", "request_without_end", "garbage_for_a_request"],
+    ),
+}
+"""Hostile clients of every kind; with workers, half of them by replays, and a stderr that is not read; on TLS."""
 
 
 @define
@@ -74,6 +98,7 @@ class Chaos:
 
     application: Application
     port: int
+    tls: ssl.SSLContext | None = None
     written: int = 0
     committed_at: dict[int, float] = field(factory=dict)
     last: list[int] = field(factory=list)
@@ -101,7 +126,7 @@ class Chaos:
         while trio.current_time() < until:
             begun_at = trio.current_time()
             with trio.fail_after(NEWCOMER_S):
-                async with await connect(HOST, self.port, headers=CREDENTIALS) as client:
+                async with await connect(HOST, self.port, headers=CREDENTIALS, tls=self.tls) as client:
                     await client.subscribe()
                     self.connecting_s.append(trio.current_time() - begun_at)
                     await client.disconnect()
@@ -110,15 +135,17 @@ class Chaos:
 
 @pytest.mark.slow
 @pytest.mark.timeout(CALM_S + SECONDS + 3 * END_S)
+@pytest.mark.parametrize("name", CHOSEN)
 async def test_honest_clients_receive_everything_while_others_do_their_worst(
-    sqlite_application: Application, tmp_path: Path
+    name: str, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    config = configure(sqlite_application, tmp_path)
-    config.write_text(config.read_text().replace("[listener]\n", f"{AUTH}{LISTENER}"))
+    chosen, port = CHOSEN[name], free_ports(5)
+    config, tls = chosen.arranged.prepare(sqlite_application, tmp_path, port)
     with trio.fail_after(CALM_S + SECONDS + 2 * END_S):
-        async with server(config) as serving, AsyncExitStack() as stack:
-            chaos = Chaos(sqlite_application, serving.port)
-            clients = [await connect(HOST, serving.port, headers=CREDENTIALS) for _ in range(HONEST)]
+        async with chosen.arranged.started(config, port) as serving, AsyncExitStack() as stack:
+            await caught_up(sqlite_application, port, tls)
+            chaos = Chaos(sqlite_application, port, tls)
+            clients = [await connect(HOST, port, headers=CREDENTIALS, tls=tls) for _ in range(HONEST)]
             honest = [Honest(await stack.enter_async_context(client)) for client in clients]
             for one in honest:
                 await one.client.subscribe(headers=[("replay", "none")])
@@ -131,21 +158,24 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
                 calm = chaos.written
                 nursery.start_soon(chaos.newcomers, until)
                 with going_on("chaos", SECONDS):
-                    found = await attack(serving, until, tmp_path)
+                    found = await attack(chosen, serving, port, until, tmp_path)
             for one in honest:
                 assert one.numbers == list(range(1, chaos.written + 1))
             assert serving.process.poll() is None
-            assert await serving.terminate() == 0
+            serving.process.terminate()
+            assert await serving.process.wait() == 0
+            if chosen.arranged.reads_stderr:
+                await serving.err.end()
     assert [line for line in serving.err.all if json_object(line).get("level") == "error"] == []
     assert [line for line in serving.err.all if not json_object(line)] == []
     before, meanwhile = (
         [latency for one in honest for latency in one.latencies_s(chaos.committed_at, numbers)]
         for numbers in (range(1, calm), range(calm, chaos.written + 1))
     )
-    tell(chaos, found)
+    tell(name, chosen, chaos, found)
     sys.stdout.write(
-        f"chaos: commit to client {shown(before)} before, {shown(meanwhile)} under attack (p99 target {TARGET_MS}); "
-        f"{found.machine}\n"
+        f"chaos, {name}: commit to client {shown(before)} before, {shown(meanwhile)} under attack "
+        f"(p99 target {TARGET_MS}); {found.machine}\n"
     )
     assert found.grown_bytes < GROWTH_BYTES_MAX
     if found.machine.calm():
@@ -161,29 +191,25 @@ class Found:
     machine: Machine
 
 
-async def attack(serving: Server, until: float, folder: Path) -> Found:
-    """Attack until then. Halfway all attackers are killed at once, as by the loss of a machine, and others come."""
-    command = [sys.executable, "-m", "tests.drill.attackers", str(serving.port)]
-    many = (str(ATTACKERS), str(PER_ADDRESS))
-    async with watched(folder) as machine:
-        async with running(Program, [*command, str(SEED), *many], folder=ROOT) as first:
-            assert await first.out.line(0) == "begun"
-            await trio.sleep(WARM_S)
-            warm = await memory_of(serving)
-            await trio.sleep((until - trio.current_time()) / 2)
-            await first.kill()
-        async with running(Program, [*command, str(SEED + 1), *many], folder=ROOT) as second:
+async def attack(chosen: Chosen, serving: Server, port: int, until: float, folder: Path) -> Found:
+    """Attack until then. Halfway all attackers freeze, as if their machine had lost its power, and others come."""
+
+    def attackers(seed: int) -> AbstractAsyncContextManager[Program]:
+        arguments = map(str, (port, seed, chosen.connections, PER_ADDRESS, *chosen.attacks))
+        return running(Program, [sys.executable, "-m", "tests.drill.attackers", *arguments], folder=ROOT)
+
+    async with watched(folder) as machine, attackers(SEED) as first:
+        assert await first.out.line(0) == "begun"
+        await trio.sleep(WARM_S)
+        warm_kib = await resident_kib(serving)
+        await trio.sleep((until - trio.current_time()) / 2)
+        first.process.send_signal(signal.SIGSTOP)
+        async with attackers(SEED + 1) as second:
             assert await second.out.line(0) == "begun"
             await trio.sleep_until(until)
-            grown = await memory_of(serving) - warm
+            grown_kib = await resident_kib(serving) - warm_kib
             assert await second.terminate() == 0, second.err.all
-    return Found(json.loads(second.out.all[-1]), grown, machine)
-
-
-async def memory_of(program: Program) -> int:
-    """Its resident memory in bytes."""
-    told = await trio.run_process(["ps", "-o", "rss=", "-p", str(program.process.pid)], capture_stdout=True)
-    return int(told.stdout) * 1024
+    return Found(json.loads(second.out.all[-1]), grown_kib * 1024, machine)
 
 
 def percentile(latencies_s: Sequence[float], share: float) -> float:
@@ -195,11 +221,11 @@ def shown(latencies_s: Sequence[float]) -> str:
     return f"p50 {p50:.1f} ms, p99 {p99:.1f} ms"
 
 
-def tell(chaos: Chaos, found: Found) -> None:
+def tell(name: str, chosen: Chosen, chaos: Chaos, found: Found) -> None:
     attacks = sum(found.tally.values()) - found.tally.get("cut", 0) - found.tally.get("no connection", 0)
     sys.stdout.write(
-        f"chaos: {ATTACKERS} connections attacked for {SECONDS:.0f} s, {attacks} times in the second half; {HONEST} "
-        f"honest clients received {chaos.written} events each; newcomers came in after at most "
+        f"chaos, {name}: {chosen.connections} connections attacked for {SECONDS:.0f} s, "
+        f"{attacks} times in the second half; {HONEST} honest clients received {chaos.written} events each; newcomers came in after at most "
         f"{max(chaos.connecting_s) * 1000:.0f} ms; the server's memory grew by "
         f"{found.grown_bytes / 1024 / 1024:.1f} MiB\n"
     )
