@@ -29,7 +29,7 @@ DRILL_SEEDS ?= 1
 # Which of the drills.
 DRILL ?= tests/drill
 
-# How long hostile clients have at the server in `make chaos`.
+# How long hostile clients attack each of the servers of `make chaos`.
 CHAOS_SECONDS ?= 60
 
 # Which attacks `make attacks` measures, for example: make attacks ATTACKS=C2,C8. All of them also write bench/ATTACKS.md.

@@ -1,4 +1,4 @@
-"""A server that is to be attacked: its settings, its start, and what a look from outside tells of it."""
+"""A server for the drills that attack: its settings, its start, its admin pages, its memory."""
 
 import ssl
 from collections.abc import AsyncGenerator, Sequence
@@ -22,7 +22,7 @@ PROBE_TIMEOUT_S: Final = 1.0
 CREDENTIALS: Final = (("passcode", USER),)
 TOKENS: Final = f'[auth]\nmode = "tokens"\ntokens = {{ user = "{USER}" }}\n'
 SMALL_TAIL: Final = "[log]\ntail_events = 1000\n"
-"""Whatever is older comes from the event store."""
+"""Older events are read from the event store."""
 FILL: Final = """
     with recursive n(i) as (select 1 union all select i + 1 from n where i < :count)
     insert into messages (id, conversation_id, channel_id, content, delivery_state, from_contact, sent_at, source)
@@ -106,6 +106,6 @@ async def page(port: int, path: str) -> tuple[int, int]:
 
 async def resident_kib(serving: Server) -> int:
     """The resident memory of the server and its workers."""
-    pid = str(serving.process.pid)
-    found = await trio.run_process(["ps", "-o", "rss=", "-p", pid, "--ppid", pid], capture_stdout=True, check=False)
-    return sum(map(int, found.stdout.split()))
+    found = await trio.run_process(["ps", "-A", "-o", "pid=,ppid=,rss="], capture_stdout=True)
+    lines = (map(int, line.split()) for line in found.stdout.splitlines())
+    return sum(kib for pid, parent, kib in lines if serving.process.pid in (pid, parent))

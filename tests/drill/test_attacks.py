@@ -92,6 +92,7 @@ CASES: Final = (
     Case("C7", "subscribes_over_a_hot_tail", "SUBSCRIBE over a tail of 20,000 events", 100,
          Arrangement(old_events=20_000)),
     Case("C8", "long_names", "16 ids and destinations of 8,000 octets each", 100),
+    # Their places come back after minutes, too late for this table: that is a test of heart-beats.
     Case("C9", "vanishes", "clients of one address that vanish, in all its places", 50,
          Arrangement(listener="connections_per_address_max = 50\nheartbeat_ms = 500\n")),
     Case("C10", "subscribes_many_times", "16 subscriptions each, of one address", 190, per_address=200, pause_s=0.1),
