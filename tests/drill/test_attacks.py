@@ -5,6 +5,7 @@ table. Without ``ATTACKS`` only a few cheap ones run. Whether honest clients rec
 soon, only if nothing else takes much of this machine meanwhile.
 """
 
+import json
 import os
 import ssl
 import sys
@@ -82,7 +83,7 @@ CASES: Final = (
     Case("C1", "replays_of_a_quiet_channel", "8 replays of a quiet channel each, `workers = 2`", 100,
          evolve(SEARCHED, workers=2)),
     Case("C2", "acknowledgements_with_long_ids", "400 ACKs in a transaction, each with an id of 8,000 octets", 20),
-    Case("C3", "comes_and_goes", "clients that come and go, and nobody reads stderr", 50,
+    Case("C3", "comes_and_goes", "clients that come and go, and a stderr that is not read", 50,
          Arrangement(reads_stderr=False)),
     Case("C4", "key_updates", "TLS: KeyUpdates without content", 4, Arrangement(tls=True)),
     Case("C4", "replayed_hellos", "TLS: one ClientHello replayed", 20, Arrangement(tls=True)),
@@ -153,6 +154,7 @@ class Seen:
     calm_kib: int = 0
     probes: int = 0
     answers: int = 0
+    tally: dict[str, int] = field(factory=dict)
     page: str = ""
     newcomer: str = ""
     log_lines: int = 0
@@ -207,7 +209,15 @@ class Row:
         ]
 
     def cells(self) -> tuple[str, ...]:
-        also = (self.seen.page, f"newcomer: {self.seen.newcomer}", f"{self.seen.log_lines} log lines", self.seen.ended)
+        tally = self.seen.tally
+        done = f"{tally[self.case.attack]} attacks, {tally.get('cut', 0)} cut"
+        also = (
+            done,
+            self.seen.page,
+            f"newcomer: {self.seen.newcomer}",
+            f"{self.seen.log_lines} log lines",
+            self.seen.ended,
+        )
         verdict = "; ".join(self.failures()) or ("met" if self.machine.calm() else BUSY)
         return (
             str(self.case),
@@ -243,6 +253,7 @@ ABOUT: Final = f"""\
   An event that never came counts until the end.
 - Memory is the most that the server grew under attack beyond {SLACK_KIB // 1024} MiB for all, divided by the number
   of hostile connections.
+- An attack counts as cut if the server closes its connection while it sends.
 - A newcomer comes from the attackers' address.
 - Targets: p99 under attack at most {SLOW_MS_MAX} ms, or {SLOW_TIMES_MAX} times that of calm;
   at most {HOSTILE_KIB_MAX} KiB a hostile connection; honest clients receive everything; `/livez` answers nine of ten
@@ -299,8 +310,10 @@ async def attack(case: Case, seen: Seen, serving: Server, port: int, tls: ssl.SS
             status, size = await page(port + 1, "/api/connections")
             seen.page = f"`/api/connections` {status or 'silent'}, {size / 1024:.0f} KiB"
             seen.newcomer = await newcomer(port, tls)
+        assert await attackers.terminate() == 0, attackers.err.all
         nursery.cancel_scope.cancel()
-        attackers.process.kill()
+    seen.tally = json.loads(attackers.out.all[-1])
+    assert seen.tally.get(case.attack), seen.tally
 
 
 async def newcomer(port: int, tls: ssl.SSLContext | None) -> str:

@@ -1,7 +1,7 @@
 """The chaos drill: hundreds of hostile connections, while a hundred honest clients receive everything, and soon.
 
-Three servers are attacked, one after another: one by itself, one with workers, one with TLS. If other programs take much
-of this machine or its disk meanwhile, latency is printed and not judged.
+Three servers are attacked, one after another: one by itself, one with workers, one with TLS. If other programs take
+much of this machine or its disk meanwhile, latency is printed and not judged.
 """
 
 import json
