@@ -42,7 +42,8 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
     with _folder() as folder:
         database = Path(folder) / "inbox.db"
         url = json.dumps(f"sqlite:///{database}")
-        toml = f"[database]\nurl = {url}\n[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n[admin]\nport = {console_port}\n"
+        listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
+        toml = f"[database]\nurl = {url}\n{listener}[admin]\nport = {console_port}\n"
         chosen = settings.parse(toml, {})
         migrate.migrate(chosen, with_tables=True)
 
