@@ -42,8 +42,20 @@ async def write_batches(store: EventStore, size: int) -> AsyncGenerator[int]:
 async def check_whole_batches(store: EventStore, size: int, accepted: int) -> int:
     """Check what ``write_batches`` left: all that was accepted, whole batches, gapless, the resume point that belongs.
 
-    Gives the offset of the newest event. Raises ``BrokenStoreError``.
+    An append that a dead writer had under way may still happen: then it checks again. Gives the offset of the newest
+    event. Raises ``BrokenStoreError``.
     """
+    while True:
+        head = (await store.bounds()).head
+        try:
+            return await _check_once(store, size, accepted)
+        except BrokenStoreError as error:
+            broken = error
+        if (await store.bounds()).head == head:
+            raise broken
+
+
+async def _check_once(store: EventStore, size: int, accepted: int) -> int:
     bounds = await store.bounds()
     expect(bounds.last >= accepted, f"what was accepted up to {accepted} is there, not only up to {bounds.last}")
     expect(bounds.last % size == 0, "a batch is there whole or not at all")
@@ -65,7 +77,7 @@ async def a_crash_in_an_append_leaves_whole_batches(open_store: OpenStore) -> No
         async with open_store() as store:
             accepted = max(accepted, await _write_until_broken_off(store, accepted, checkpoints))
         async with open_store() as store:
-            accepted = await _check_settled(store, accepted)
+            accepted = await check_whole_batches(store, BATCH, accepted)
 
 
 async def the_nth_call_that_fails_happens_whole_or_not_at_all(open_store: OpenStore) -> None:
@@ -152,18 +164,6 @@ async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints:
         except StaleAppend:
             pass  # what the one before had under way has happened just now
     return accepted
-
-
-async def _check_settled(store: EventStore, accepted: int) -> int:
-    """Check what is there; again where what was broken off happens meanwhile."""
-    while True:
-        head = (await store.bounds()).head
-        try:
-            return await check_whole_batches(store, BATCH, accepted)
-        except BrokenStoreError as error:
-            broken = error
-        if (await store.bounds()).head == head:
-            raise broken
 
 
 async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
