@@ -48,6 +48,16 @@ class Consumption:
         await self._log.catch_up()  # the epoch may have begun just now
         return None if consumer.epoch == self._log.epoch else consumer
 
+    async def has_begun(self) -> bool:
+        """Whether the log has had its first epoch, which this node then knows: no client gets a position from before.
+
+        Raises ``StoreUnavailable``.
+        """
+        if await self._log.store.resume_point() is None:
+            return False
+        await self._log.catch_up()
+        return True
+
     async def start_point(self) -> tuple[Position, str]:
         """Give the head of the log and the resume point that it holds, from which to go on.
 

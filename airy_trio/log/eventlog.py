@@ -327,7 +327,8 @@ class EventLog:
             bounds = await disown(self.store, bounds, known)
         self._doubts_settled = doubts
         if bounds.epoch != self.epoch:
-            logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
+            if known.offset:  # nobody has missed anything of an epoch without events
+                logger.warning("new epoch", epoch=bounds.epoch, was=self.epoch)
             await self._start(bounds)
 
     async def _bounds(self) -> Bounds:

@@ -30,6 +30,7 @@ _TYPE = attrgetter("type")
 
 CONSUMER_POLL_S = 1.0
 FOREIGN_PATIENCE_S = 2.0  # a recorder begins an epoch in the store first, and names it beside the changes just after
+BEGINNING_PATIENCE_S = 2.0  # a recorder that holds the lease of an empty log begins its first epoch at once
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 0.5  # less than the idle time-out of a recorder's session
 NEWCOMER_PAUSE_S = 2 * BACKOFF_MAX_S  # a recorder that is alive takes the lease in this time
@@ -181,17 +182,20 @@ class Recorder:
         if self._deference.asked:  # who comes first is the other one, also where all come back from an outage at once
             await self._feed.consumer()
             await self._deference.pause()
-        look_at = foreign_since = trio.current_time()
+        look_at = foreign_since = asked_since = trio.current_time()
         while not await self._lease.try_acquire():
             now = trio.current_time()
             if now >= look_at:
                 foreign = await self._consumption.foreign()
                 if foreign is None:
-                    look_at, foreign_since = now + CONSUMER_POLL_S, now + CONSUMER_POLL_S
-                    self.interruption, self._behind_since = None, None
-                    if not starting.done:
-                        logger.info("another server records; this one serves")
-                        starting.finish()
+                    if (
+                        starting.done
+                        or now - asked_since >= BEGINNING_PATIENCE_S
+                        or await self._consumption.has_begun()
+                    ):
+                        look_at = foreign_since = now + CONSUMER_POLL_S
+                        self.interruption, self._behind_since = None, None
+                        starting.serve()
                 elif now - foreign_since >= FOREIGN_PATIENCE_S:
                     error = ForeignConsumerError(foreign)
                     if not starting.done:
@@ -271,6 +275,12 @@ class _Starting:
     def __init__(self, task_status: trio.TaskStatus[None]) -> None:
         self._task_status = task_status
         self.done = False
+
+    def serve(self) -> None:
+        """Another server records."""
+        if not self.done:
+            logger.info("another server records; this one serves")
+            self.finish()
 
     def finish(self) -> None:
         if not self.done:

@@ -36,7 +36,7 @@ async def soaked(application: Application, folder: Path, roles: Roles, seconds: 
             with going_on("soaking", seconds):
                 outcome = await soak(server, admin_port, application, roles, seconds)
             assert await server.terminate() == 0
-    assert [line for line in server.err.all if '"error"' in line] == []
+    assert [line for line in server.err.all if '"level": "error"' in line] == []
     return outcome
 
 

@@ -14,7 +14,7 @@ from airy_trio.database import DatabaseUnavailable
 from airy_trio.events.models import TYPES
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.recorder import CONSUMER_POLL_S, FOREIGN_PATIENCE_S, ForeignConsumerError
+from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S, ForeignConsumerError
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
@@ -396,6 +396,30 @@ async def test_a_server_on_the_same_store_starts_while_an_epoch_is_being_named(
     await trio.sleep(60)
     changes.holder = None
     await until(lambda: two.recorder.recording)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_server_has_started_once_the_first_epoch_has_begun(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, *, begins: bool
+) -> None:
+    """Two servers start at once on an empty log: no client of the second gets a position of no epoch."""
+    store = MemoryStore()
+    changes.holder = "a recorder that is about to begin the first epoch"
+    changes.consumer = None
+    two = node(changes, store)
+    await two.log.open()
+    start = trio.current_time()
+    with warnings_said() as said:
+        async with trio.open_nursery() as starting:
+            starting.start_soon(nursery.start, two.recorder.run)
+            await trio.sleep(0.5)
+            assert starting.child_tasks, "not started"
+            if begins:
+                begun = await store.begin_epoch((await store.bounds()).head, "0")
+        assert trio.current_time() - start == pytest.approx(0.5 if begins else BEGINNING_PATIENCE_S, abs=0.3)
+    assert said == []
+    assert not begins or two.log.epoch == begun.epoch
     nursery.cancel_scope.cancel()
 
 
