@@ -6,7 +6,7 @@
       port                         outermost: the admin port, which reports what the start waits for, and the shutdown
       connections                  sessions and their send tasks, with a deadline at shutdown; what acknowledges durable
                                    subscriptions, to the end
-      intake                       innermost: recorder and who reads ahead for it, tail of the store, retention,
+      intake                       innermost: recorder and its read-ahead, tail of the store, retention,
                                    readiness; in a process that serves: fan-out, wheel, accept loop, renewal. Cancelled
                                    first at shutdown, and whatever breaks in it ends the server loudly
 """
@@ -199,7 +199,7 @@ class _Pages:
 
 @frozen(kw_only=True)
 class _Start:
-    """What is told that the server has started."""
+    """Reports that the server has started."""
 
     status: trio.TaskStatus[Address]
     starting: Starting

@@ -134,9 +134,8 @@ class PostgresFeed(LoggedFeed):
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
-        self._kept = (
-            None  # a start that fails before its epoch begins is made again: the point is older than the origin
-        )
+        # If the store fails before the new epoch has begun, the next read must compare its point with the new origin.
+        self._kept = None
 
         def work(connection: sa.Connection) -> tuple[str, int]:
             connection.execute(_ONE_SNAPSHOT)

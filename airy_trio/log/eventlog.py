@@ -42,7 +42,7 @@ _APPEND = attrgetter("appended_at_ms", "age_ms")  # the same for all events of o
 OWN_APPEND_S = 0.1
 BACKOFF_FIRST_S = 0.05
 BACKOFF_MAX_S = 1.0
-BOUNDS_AGE_S = 5.0  # at which who follows asks for them again, as for the store's clock
+BOUNDS_AGE_S = 5.0  # at which `follow` asks for them again, as for the store's clock
 LAG_EVERY_S = 1.0
 """Between two looks at the store's head, by which the lag of ``follow`` is measured."""
 

@@ -54,7 +54,7 @@ class ForeignConsumerError(AiryTrioError):
 
 @frozen(kw_only=True)
 class RecorderOptions:
-    """What the recorder is told: rows of the change log in a batch, bytes of a body, and the store in words.
+    """Limits of a recorder: rows of the change log in a batch, bytes of a body; and its store in words.
 
     ``shareable``: see ``Consumption``.
     """
@@ -167,7 +167,7 @@ class Recorder:
                 return
 
     async def _give_way(self) -> None:
-        """Let go of the lease, which who asks for it more often than this one will then has."""
+        """Release the lease: the process that asks for it most often gets it."""
         logger.info("recording is left to the process that does nothing else")
         self.recording, self._behind_since = False, None
         await self.ahead.throw_away()

@@ -40,7 +40,7 @@ EXHAUSTED_PAUSE_S: Final = 0.1
 VANISHED_AFTER_S: Final = 120
 """How long the system may get no sign of a peer, to data or to a probe, before the connection is broken."""
 PATIENCE_S_MAX: Final = 24 * 60 * 60
-"""What the system is told at most, whose milliseconds have 31 bits."""
+"""The longest time-out that the operating system takes: its milliseconds have 31 bits."""
 PROBE_EVERY_S: Final = 30
 """Between two probes of a peer that sends nothing, by the system."""
 SHORTAGE_OVER_S: Final = 5.0

@@ -153,7 +153,7 @@ class Client:
     included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
     ``peer``: the address that it is counted by, if any. ``visitor``: counts it and its subscriptions. ``wire``: its
     way out.
-    ``user``: who CONNECT has said that it is. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
+    ``user``: the name of the user, from CONNECT. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
     deadline is that of CONNECT.
     ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
     waiting.
