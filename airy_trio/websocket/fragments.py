@@ -14,6 +14,8 @@ SMALL_MAX: Final = 256
 """Frames of one message with less content than that: each costs the server as much as one of many octets."""
 _FIN: Final = 0x80
 _CONTROL: Final = 0x08
+_OPCODE: Final = 0x0F
+_CLOSE: Final = 0x08
 _MASKED: Final = 0x80
 _LENGTH: Final = 0x7F
 _LENGTH_OCTETS: Final = {126: 2, 127: 8}
@@ -24,7 +26,7 @@ _KEY_OCTETS: Final = 4
 class Fragments:
     """Counts the pieces of the message that is under way, from all that comes after the answer to the upgrade.
 
-    ``controls``: control frames that have begun; whoever paces them sets it back.
+    ``controls``: control frames that have begun; whoever paces them sets it back. ``closed``: one was a Close frame.
     """
 
     __slots__ = (
@@ -34,11 +36,13 @@ class Fragments:
         "_last",
         "_pieces",
         "_small",
+        "closed",
         "controls",
     )
 
     def __init__(self) -> None:
         self.controls = 0
+        self.closed = False
         self._header = b""
         self._content = 0  # octets of the frame that are still to come
         self._counted = False  # whether the frame is of a message, and not a control frame
@@ -82,6 +86,7 @@ class Fragments:
         self._content = int.from_bytes(header[_FIXED_OCTETS : _FIXED_OCTETS + octets]) if octets else length
         self._counted = not header[0] & _CONTROL
         self.controls += not self._counted
+        self.closed |= header[0] & _OPCODE == _CLOSE
         self._last = bool(header[0] & _FIN)
         if self._counted:
             self._small = 0 if self._last else self._small + (self._content < SMALL_OCTETS)

@@ -121,7 +121,7 @@ class Session:
     its tasks run in ``connections``.
     """
 
-    __slots__ = ("_outlet", "_shared", "_tasks", "_visitor", "client", "conversation")
+    __slots__ = ("_outlet", "_reader", "_shared", "_tasks", "_visitor", "client", "conversation")
 
     def __init__(
         self, shared: Shared, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None, *, number: int
@@ -144,6 +144,7 @@ class Session:
         )
         self.conversation.turn = turn
         self._shared = shared
+        self._reader = Tasks(connections, client)
         self._tasks = Tasks(connections, client)
         self._outlet = outlet
         self._visitor = visitor
@@ -152,30 +153,36 @@ class Session:
         """Serve the client until its farewell was said and its tasks have ended."""
         client = self.client
         client.scope.deadline = trio.current_time() + self._shared.options.connect_timeout_s
-        ws: WebSocketConnection | None = None
+        reader: Tasks | None = self._reader
         orderly = False
         try:
             try:
                 with client.scope:
-                    ws = await self._meet()
+                    await self._meet()
                     inbox = self.conversation.inbox
                     while inbox is not None and client.farewell is None:
                         # Idle sessions wait here: each coroutine between would take memory in all of them.
                         await self._hear(await inbox.next())
             except ConnectionClosed as closed:
+                if closed.reason is None:
+                    reader = None  # an exception is ending it, which would be dropped if it were cancelled now
                 client.dismiss(TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason))
             except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
                 client.dismiss(farewell_after(fault, client.session))
             client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
             await self.conversation.turn()  # many may be cut at once
             self._release()
-            orderly = await say_goodbye(client, client.wire, ws, self.conversation.turn)
+            if self.conversation.inbox is None:  # there was no upgrade
+                orderly = client.farewell is not None and client.farewell.name == REFUSED.name  # let the answer arrive
+            else:
+                orderly = await say_goodbye(client, client.wire, self.conversation.turn, reader=reader)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
             client.dismiss(farewell_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await hang_up(client, self._tasks, self._outlet, self.conversation.turn, orderly=orderly)
+                both = self._reader, self._tasks
+                await hang_up(client, both, self._outlet, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent.
@@ -200,8 +207,8 @@ class Session:
         else:
             self._shared.early_ends.log("connection closed", refused or farewell.token or farewell.name, **fields)
 
-    async def _meet(self) -> WebSocketConnection | None:
-        """Upgrade; None: there was no upgrade, and the client has its farewell.
+    async def _meet(self) -> None:
+        """Upgrade. Where there was no upgrade, the client has its farewell.
 
         What the outlet agrees on with the peer before counts against ``connect_timeout_s`` as well.
         """
@@ -209,7 +216,7 @@ class Session:
         try:
             await client.wire.outlet.handshake()
             upgraded = await upgrade(
-                self._tasks,
+                self._reader,
                 client.wire,
                 self._visitor,
                 path=options.path,
@@ -224,9 +231,8 @@ class Session:
         else:
             if upgraded is not None:
                 self._welcome(upgraded.ws, upgraded.request)
-                return upgraded.ws
-            client.dismiss(GONE)
-        return None
+            else:
+                client.dismiss(GONE)
 
     def _welcome(self, ws: WebSocketConnection, request: Request) -> None:
         """Let messages come, and note what the request tells, which is not kept: it holds credentials."""

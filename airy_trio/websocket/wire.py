@@ -40,6 +40,7 @@ class Wire(trio.abc.Stream):
     __slots__ = (
         "_attending",
         "_bytes_left",
+        "_closed",
         "_controls_at",
         "_fragments",
         "_lock",
@@ -63,6 +64,7 @@ class Wire(trio.abc.Stream):
         self.outlet = outlet
         self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
         self.closing = False
+        self._closed = False  # whether the Close frame has been given to the outlet
         self.stalled = False
         self.flooded = False
         self.deserted = False
@@ -91,6 +93,11 @@ class Wire(trio.abc.Stream):
     def attended(self) -> None:
         """Forget the scope: an idle connection should hold nothing that it does not need."""
         self._attending = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has said that nothing more comes: with a Close frame, or by ending the stream."""
+        return self.deserted or (self._fragments is not None and self._fragments.closed)
 
     @property
     def lock(self) -> trio.StrictFIFOLock:
@@ -126,12 +133,14 @@ class Wire(trio.abc.Stream):
         return True
 
     async def close(self, frame: bytes) -> None:
-        """Write the Close frame, the last that this wire carries; nothing where one was written before."""
-        if self.closing:
-            return
+        """Write the Close frame, the last that this wire carries, unless one was written before; wait until it left."""
         self.closing = True  # before the lock is waited for: who comes between must not write after it
         async with self.lock:
-            await self.push(frame)
+            await self.drain()
+            if not self._closed:
+                self._closed = True
+                self._give(frame)
+                await self.drain()
 
     async def push(self, data: bytes) -> None:
         """Give complete messages to the outlet and wait until they have left. For the holder of ``lock``.

@@ -12,6 +12,8 @@ import trio.testing
 from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, TextMessage
 
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
@@ -85,6 +87,7 @@ async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: 
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1000
+    await plugged.client.stream.aclose()
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() is farewells.GONE
     await server.ended()
@@ -209,6 +212,23 @@ async def test_a_peer_that_never_answers_the_close_is_cut_in_time(server: Server
     await plugged.client.send(Frame("DISCONNECT"))
     assert await plugged.ending.wait() is farewells.DONE
     assert plugged.ending.at - begun_at <= GOODBYE_S + LINGER_S
+    await server.ended()
+
+
+@pytest.mark.parametrize("before", [0, 1, 100])
+async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame(
+    before: int, server: Server, autojump_clock: MockClock
+) -> None:
+    plugged = await server.plug_connected()
+    websocket = Connection(ConnectionType.CLIENT)
+    said = b"".join(websocket.send(TextMessage(data=text)) for text in ["\n"] * before + ["DISCONNECT\n\n\0"])
+    await plugged.client.stream.send_all(said + websocket.send(CloseConnection(code=1000)))
+    with pytest.raises(Closed) as closed:
+        await plugged.client.receive()
+    assert closed.value.code == 1000
+    await plugged.client.stream.aclose()
+    assert await plugged.ending.wait() in (farewells.DONE, farewells.GONE)
+    assert plugged.ending.at < GOODBYE_S
     await server.ended()
 
 

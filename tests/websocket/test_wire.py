@@ -66,6 +66,17 @@ async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
     assert outlet.take() == close_frame(1000, "")
 
 
+async def test_a_close_frame_whose_writer_was_cancelled_is_written_by_the_next(autojump_clock: MockClock) -> None:
+    wire, outlet = wired()
+    async with trio.open_nursery() as nursery, wire.lock:
+        nursery.start_soon(wire.close, close_frame(1000, "first"))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await wire.close(close_frame(1000, "second"))
+    await wire.close(close_frame(1000, "third"))
+    assert outlet.take() == close_frame(1000, "second")
+
+
 async def test_who_waits_for_the_lock_when_a_close_comes_writes_nothing(autojump_clock: MockClock) -> None:
     wire, outlet = wired()
     async with trio.open_nursery() as nursery, wire.lock:
