@@ -100,7 +100,9 @@ class _Figures(Collector):
         refused = _after("refused ", found)
         yield _labelled(CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", refused)
         yield _histogram(
-            "delivery_seconds", "From the change in the database to the socket.", self._sources.sessions.latencies
+            "delivery_seconds",
+            'From the change in the database to the socket; with capture = "updated_at", from its event in the log.',
+            self._sources.sessions.latencies,
         )
 
     def _recording(self) -> Iterator[Metric]:

@@ -45,6 +45,9 @@ def between(auth: AuthOptions, listener: ListenerOptions) -> Iterator[str]:
 
 
 def _of_web_tokens(options: AuthOptions) -> Iterator[str]:
+    channels, destinations = options.grant_claims
+    if channels == destinations:
+        yield f'jwt_channels_claim and jwt_destinations_claim are both "{channels}": neither could be granted alone'
     shared = [name for name in options.jwt_algorithms if name in SECRET_ALGORITHMS]
     if shared and len(shared) < len(options.jwt_algorithms):
         yield (

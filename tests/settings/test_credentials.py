@@ -90,6 +90,10 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         ('jwt_key = "hunter2"', 'jwt_key: of mode = "jwt", but mode is "none"'),
         ('jwt_issuer = "i"\njwt_audience = "a"', 'jwt_audience, jwt_issuer: of mode = "jwt", but mode is "none"'),
         ("jwt_require_exp = false", 'jwt_require_exp: of mode = "jwt", but mode is "none"'),
+        (
+            'mode = "jwt"\njwt_key = "keys.pem"\njwt_channels_claim = "c"\njwt_destinations_claim = "c"',
+            'jwt_channels_claim and jwt_destinations_claim are both "c"',
+        ),
         ("jwt_require_grants = true", 'jwt_require_grants: of mode = "jwt", but mode is "none"'),
         ('cookie = "a"', 'cookie says where a token is, but mode is "none": everybody could connect'),
     ],

@@ -88,7 +88,6 @@ async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: 
         await plugged.client.receive()
     assert closed.value.code == 1000
     await plugged.client.stream.aclose()
-    await plugged.client.stream.aclose()
     assert await plugged.ending.wait() is farewells.GONE
     await server.ended()
 
