@@ -12,8 +12,9 @@ are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETE
 
 import math
 import secrets
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -34,7 +35,7 @@ logger = structlog.get_logger(__name__)
 WRITE_AFTER_S: Final = 0.5
 """How long an acknowledgement waits for others at most, while the store is there and nobody waits for it."""
 CLAIMS_PERIOD_S: Final = 0.05
-CLAIMS_PER_ADDRESS_MAX: Final = 10
+CLAIMS_PER_ADDRESS_AND_PERIOD_MAX: Final = 10
 """How many durable subscriptions clients of one address claim in each period: 200 a second. Further claims wait.
 
 Clients that claim and release names in a loop cost the others time. With 120 of them from one address the median from
@@ -56,7 +57,7 @@ class Durables:
         self._names = Names(per_user_max, eventlog.retain_durables_s)
         self._holds: dict[Subscription, Hold] = {}
         self._holder_of: dict[Key, Hold] = {}
-        self._claims: dict[Hold, None] = {}
+        self._claims: OrderedDict[str | None, dict[Hold, None]] = OrderedDict()  # by address, the next one's first
         self._released: dict[Key, Hold] = {}
         self._noted: dict[Hold, None] = {}
         self._waiting: list[Waiting] = []
@@ -88,7 +89,7 @@ class Durables:
         if not self._holds:
             self._look_at = trio.current_time() + self._look_every_s
         self._holds[subscription] = self._holder_of[hold.key] = hold
-        self._claims[hold] = None
+        self._claims.setdefault(subscription.client.peer, {})[hold] = None
         self._changed.set()
         return hold
 
@@ -119,7 +120,7 @@ class Durables:
         if hold is None:
             return False
         del self._holder_of[hold.key]
-        self._claims.pop(hold, None)
+        self._drop_claim(hold)
         self._noted.pop(hold, None)
         hold.released = settled(subscription, self._eventlog.head)
         if not hold.started or (hold.released == hold.position and not self._writing):
@@ -212,30 +213,42 @@ class Durables:
             hold.position = position
 
     def _claimable(self) -> list[Hold]:
-        """Return the oldest claims, of each address as many as it has left in this period."""
+        """Return the oldest claims of each address, as many as it has left in this period."""
         now = trio.current_time()
         if now >= self._period_ends:
             self._period_ends = now + CLAIMS_PERIOD_S
             self._claimed.clear()
-        claimed, found = self._claimed.copy(), []
-        for hold in self._claims:
-            address = hold.subscription.client.peer
-            if hold.key in self._released or (address is not None and claimed[address] >= CLAIMS_PER_ADDRESS_MAX):
-                continue
-            claimed[address] += 1
-            found.append(hold)
-        return found[:STEP_MAX]
+        found: list[Hold] = []
+        for address, claims in self._claims.items():
+            left = STEP_MAX - len(found)
+            if address is not None:
+                left = min(left, CLAIMS_PER_ADDRESS_AND_PERIOD_MAX - self._claimed[address])
+            found += islice((hold for hold in claims if hold.key not in self._released), left)
+            if len(found) == STEP_MAX:
+                break
+        return found
+
+    def _drop_claim(self, hold: Hold) -> None:
+        """Forget a claim, if it is pending."""
+        address = hold.subscription.client.peer
+        claims = self._claims.get(address, {})
+        claims.pop(hold, None)
+        if not claims:
+            self._claims.pop(address, None)
 
     async def _claim(self) -> None:
         """Claim what may be claimed now. Raises ``StoreUnavailable``."""
         claims = self._claimable()
         if not claims:
             return
-        self._claimed.update(hold.subscription.client.peer for hold in claims)
+        of_addresses = Counter(hold.subscription.client.peer for hold in claims)
+        self._claimed.update(of_addresses)
+        for address in of_addresses:
+            self._claims.move_to_end(address)  # if a step has no room for all addresses, the others are next
         positions = await held(self._eventlog.store, claims)
         for hold, position in zip(claims, positions, strict=True):
             hold.position = position
-            self._claims.pop(hold, None)
+            self._drop_claim(hold)
             hold.claimed.finish()
 
     def _refused(self, holders: Sequence[Holder]) -> None:

@@ -17,7 +17,12 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
 from airy_trio.websocket import farewells
 from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.durables import CLAIMS_PER_ADDRESS_MAX, CLAIMS_PERIOD_S, LOOK_EVERY_S, WRITE_AFTER_S
+from airy_trio.websocket.durables import (
+    CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
+    CLAIMS_PERIOD_S,
+    LOOK_EVERY_S,
+    WRITE_AFTER_S,
+)
 from airy_trio.websocket.holds import NAME_CHARS_MAX
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.replay import BACKOFF_MAX_S
@@ -519,25 +524,49 @@ async def test_many_who_come_back_at_once_are_held_together(
     assert sum(len(claim) for claim in store.claims) == 30
 
 
-async def test_claims_of_one_address_are_paced(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
+    """Clients of ann's at these addresses."""
     clients: list[StompClient] = []
-    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
-    for address in ["192.0.2.1"] * 25 + ["192.0.2.2"]:
+    for address in addresses:
         visitor = server.sessions.admission.arrive(address, loopback=False)
         client = server.plug(visitor=visitor).client
         await client.upgrade()
         await client.connect(headers=[("passcode", "s3cret")])
         clients.append(client)
-    begun_at = trio.current_time()
+    return clients
+
+
+async def claim_each(clients: Sequence[StompClient]) -> None:
+    """Let each client ask for a durable subscription of its own: n0, n1 and so on."""
+    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
     for number, client in enumerate(clients):
         await client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
+
+
+async def test_claims_of_one_address_are_paced(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    clients = await from_addresses(server, *["192.0.2.1"] * 25, "192.0.2.2")
+    begun_at = trio.current_time()
+    await claim_each(clients)
     assert (await clients[-1].receive()).command == "RECEIPT"
     assert trio.current_time() == begun_at, "another address does not wait"
-    assert sum(map(len, store.claims)) == CLAIMS_PER_ADDRESS_MAX + 1
+    assert sum(map(len, store.claims)) == CLAIMS_PER_ADDRESS_AND_PERIOD_MAX + 1
     for client in clients[:-1]:
         assert (await client.receive()).command == "RECEIPT"
     assert trio.current_time() - begun_at == pytest.approx(2 * CLAIMS_PERIOD_S)
     assert sum(map(len, store.claims)) == len(clients)
+
+
+async def test_claims_of_addresses_take_turns(
+    server: Server, store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is slower than the pace, with more addresses than a step has room for."""
+    monkeypatch.setattr("airy_trio.websocket.durables.STEP_MAX", 1)
+    store.delay_s = 2 * CLAIMS_PERIOD_S
+    clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")
+    await claim_each(clients)
+    assert (await clients[-1].receive()).command == "RECEIPT"
+    claimed = [holder.name for claim in store.claims for holder in claim]
+    assert claimed[:3] == ["n0", "n1", "n5"]
 
 
 @pytest.mark.parametrize("command", ["ACK", "UNSUBSCRIBE", "DISCONNECT"])
