@@ -15,7 +15,7 @@ from operator import attrgetter
 import structlog
 import trio
 
-from airy_trio.events.destinations import Destination
+from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.arrivals import Arrivals
 from airy_trio.log.clock import StoreClock
 from airy_trio.log.going_back import disown, has_gone_back
@@ -251,6 +251,25 @@ class EventLog:
                     return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
                 except PositionExpired:  # an epoch began meanwhile; the tail knows it after this
                     await self.catch_up()
+
+    async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
+        """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.
+
+        If the tail does not reach back far enough, the store is asked, for a client at ``address``. Raises
+        ``StoreUnavailable`` if that is away.
+        """
+        while True:
+            since_ms = self._clock.ms_before(self.retain_s)
+            found = newest_in(self._tail, conversation, since_ms=since_ms, limit=1, bytes_max=1)
+            if found is None:
+                async with self.gate.place(address):
+                    try:
+                        found = await self._reads.newest(self.head, self.retain_s, conversation)
+                    except PositionExpired:  # an epoch began meanwhile; the tail knows it after this
+                        await self.catch_up()
+                        continue
+            kept = [event for event in found if event.appended_at_ms >= since_ms]
+            return frozenset(event.channel_id for event in kept if event.channel_id is not None)
 
     async def floor(self) -> Position:
         """The oldest position after which everything is retained, of the ``head``'s epoch.

@@ -100,15 +100,11 @@ async def _foreign_conversation(
     """
     if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
         return None
-    address = client.peer or ""
-    look_up = partial(
-        eventlog.recent, granted.destination, age_s=eventlog.retain_s, limit=1, bytes_max=1, address=address
-    )
-    found = await _attended(client, partial(replay.answered, look_up, pause))
-    if found is None:
+    look_up = partial(eventlog.channels_of, granted.destination, address=client.peer or "")
+    channels = await _attended(client, partial(replay.answered, look_up, pause))
+    if channels is None:
         return GONE
-    channels = {event.channel_id for event in found[1]}  # of the newest event, if there is one
-    return None if channels <= {None, *granted.channels} else _not_granted(request)
+    return None if channels <= granted.channels else _not_granted(request)
 
 
 def _refused(client: Client, request: Subscribe, durables: Durables, name: str) -> Farewell | None:

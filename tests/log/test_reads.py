@@ -7,24 +7,28 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, Within
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, Within
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.reads import READS_MAX, Gate
-from airy_trio.log.store import PositionExpired, StoredEvent
+from airy_trio.log.reads import READS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_EVENTS_MAX, REMEMBERED_MAX, Gate
+from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
 class Scanned(MemoryStore):
-    """A store that notes the reads of one destination, and finishes none before ``go_on`` is set."""
+    """A store that notes the reads of one destination, and finishes none before ``go_on`` is set.
+
+    ``backwards``: the scans for the newest events, from where they began.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.scans: list[Position] = []
+        self.backwards: list[Position] = []
         self.go_on = trio.Event()
 
     async def read(
@@ -35,9 +39,21 @@ class Scanned(MemoryStore):
             await self.go_on.wait()
         return await super().read(after, limit, destination, bytes_max=bytes_max)
 
+    async def recent(
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        self.backwards.append(until)
+        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
 
-async def opened(store: MemoryStore, count: int = 3) -> EventLog:
-    log = EventLog(store, LogOptions(store="memory"))
+
+async def opened(store: MemoryStore, count: int = 3, *, tail_events: int = 20_000) -> EventLog:
+    log = EventLog(store, LogOptions(store="memory", tail_events=tail_events))
     await log.open()
     await log.append(log.head, [event(number) for number in range(1, count + 1)], "point")
     return log
@@ -144,3 +160,95 @@ async def test_few_reads_of_clients_reach_the_store_at_once(nursery: trio.Nurser
     store.go_on.set()
     await wait_all_tasks_blocked()
     assert sorted(found) == [1, 1, 2, 2, 3, 3]
+
+
+async def scans_after_two_reads(made: Sequence[NewEvent]) -> list[int]:
+    """Read a quiet destination with these events twice; return where the store's scans began."""
+    store = Scanned()
+    store.go_on.set()
+    log = await opened(store, 20)
+    await log.append(log.head, made, "point")
+    for _ in range(2):
+        assert len(await log.read(log.head.at(0), 100, OfChannel("quiet"), bytes_max=MANY)) == len(made)
+    return [position.offset for position in store.scans]
+
+
+@pytest.mark.parametrize("count, scans", [(REMEMBERED_EVENTS_MAX, [0]), (REMEMBERED_EVENTS_MAX + 1, [0, 0])])
+async def test_the_last_remembered_event_and_one_more(count: int, scans: list[int]) -> None:
+    assert await scans_after_two_reads([event(number, channel_id="quiet") for number in range(count)]) == scans
+
+
+@pytest.mark.parametrize("size, scans", [(REMEMBERED_BYTES_MAX, [0]), (REMEMBERED_BYTES_MAX + 1, [0, 0])])
+async def test_the_last_remembered_byte_and_one_more(size: int, scans: list[int]) -> None:
+    bodies = b"x" * (size // 2), b"x" * (size - size // 2)
+    made = [event(number, channel_id="quiet")._replace(body=body) for number, body in enumerate(bodies)]
+    assert await scans_after_two_reads(made) == scans
+
+
+@pytest.mark.parametrize("others, scans", [(REMEMBERED_MAX - 1, 0), (REMEMBERED_MAX, 1)])
+async def test_the_last_remembered_destination_and_one_more(others: int, scans: int) -> None:
+    store = Scanned()
+    store.go_on.set()
+    log = await opened(store)
+
+    async def read(number: int) -> None:
+        assert await log.read(log.head.at(0), 10, OfChannel(f"quiet{number}"), bytes_max=MANY) == []
+
+    for number in range(others + 1):
+        await read(number)
+    store.scans.clear()
+    await read(0)
+    assert len(store.scans) == scans
+
+
+@pytest.mark.parametrize("others, scans", [(REMEMBERED_MAX - 1, 0), (REMEMBERED_MAX, 1)])
+async def test_the_last_remembered_conversation_and_one_more(others: int, scans: int) -> None:
+    store = Scanned()
+    log = await opened(store, tail_events=1)
+    for number in range(others + 1):
+        assert await log.channels_of(OfConversation(f"unknown{number}")) == frozenset()
+    store.backwards.clear()
+    await log.channels_of(OfConversation("unknown0"))
+    assert len(store.backwards) == scans
+
+
+@pytest.mark.parametrize("conversation, channels", [("unknown", frozenset()), ("old", frozenset({"ch2"}))])
+async def test_the_whole_log_is_scanned_once_for_a_conversation(conversation: str, channels: frozenset[str]) -> None:
+    store = Scanned()
+    store.go_on.set()
+    log = await opened(store, 0, tail_events=1)
+    first = event(1, conversation_id="old", channel_id="ch2")
+    await log.append(log.head, [first, *(event(number) for number in range(2, 20))], "point")
+    asked = OfConversation(conversation)
+    assert [await log.channels_of(asked) for _ in range(3)] == [channels] * 3
+    await log.append(log.head, [event(20), event(21)], "point")
+    assert [await log.channels_of(asked) for _ in range(3)] == [channels] * 3
+    assert [position.offset for position in store.backwards] == [19]
+    assert [position.offset for position in store.scans] == [19], "only what is new is scanned"
+    moved = event(22, conversation_id=conversation, channel_id="ch3")
+    await log.append(log.head, [moved, event(23), event(24)], "point")
+    assert [await log.channels_of(asked) for _ in range(3)] == [{"ch3"}] * 3
+    assert [position.offset for position in store.backwards] == [19, 24]
+
+
+async def test_no_channel_is_remembered_beyond_its_epoch() -> None:
+    store = Scanned()
+    log = await opened(store, tail_events=1)
+    asked = OfConversation("c1")
+    await log.append(log.head, [event(4, conversation_id="c2")], "point")
+    assert await log.channels_of(asked) == {"ch1"}
+    await log.append(await log.begin_epoch(log.head, "again"), [event(5, conversation_id="c2")] * 2, "point")
+    assert await log.channels_of(asked) == frozenset()
+    assert len(store.backwards) == 2
+
+
+async def test_no_channel_is_remembered_longer_than_events_are_retained() -> None:
+    now_s = 1000.0
+    store = MemoryStore(lambda: now_s)
+    log = EventLog(store, LogOptions(store="memory", tail_events=1, retain_s=3600), clock=lambda: now_s)
+    await log.open()
+    await log.append(log.head, [event(1), event(2, conversation_id="c2")], "point")
+    assert await log.channels_of(OfConversation("c1")) == {"ch1"}
+    now_s += 3601
+    await log.append(log.head, [event(3, conversation_id="c2")], "point")
+    assert await log.channels_of(OfConversation("c1")) == frozenset()

@@ -303,6 +303,22 @@ async def test_no_channel_is_looked_up_for_others(
         assert (told.command, store.asked) == (answer, 0)
 
 
+@pytest.mark.parametrize("id_, answer", [("unknown", "RECEIPT"), ("c1", "ERROR")])
+async def test_the_channel_of_a_conversation_is_looked_up_once(
+    id_: str, answer: str, autojump_clock: MockClock
+) -> None:
+    """In a store without an index, each look-up would scan the whole log."""
+    store = Store()
+    log = await open_log(store, LogOptions(store="memory", tail_events=1))
+    async with serving(log, auth=AUTH, listen=False) as server:
+        await log.append(log.head, OUT_OF_TAIL, "point")
+        for number in range(3):
+            plugged = await server.plug_connected(headers=passcode({"airy_channels": ["ch1", f"ch{number + 3}"]}))
+            told = await plugged.client.subscribe(f"/events/conversation/{id_}", headers=[("replay", "none")])
+            assert told.command == answer
+        assert store.asked == 1
+
+
 async def test_a_refusal_waits_for_an_unavailable_store(autojump_clock: MockClock) -> None:
     store = Store()
     store.away = True
