@@ -166,7 +166,7 @@ class _Connections:
         if now >= self._report_at:
             logger.warning(
                 "admin connections closed to make room for new ones",
-                peer=most,
+                address=most,
                 count=self._evicted,
                 connections_max=CONNECTIONS_MAX,
             )

@@ -265,7 +265,7 @@ async def test_new_connection_takes_the_place_of_the_oldest(sqlite_application: 
                 sqlite_application.tag()
                 assert b'"t1"' in (await client.receive()).body
     (line,) = [line for line in said if line["event"] == "admin connections closed to make room for new ones"]
-    assert (line["peer"], line["count"]) == (HOST, 1)
+    assert (line["address"], line["count"]) == (HOST, 1)
 
 
 async def test_peer_with_most_connections_makes_room() -> None:
