@@ -16,6 +16,7 @@ from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.entry import Pause, admit
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import DONE, Farewell, with_token
@@ -46,6 +47,7 @@ class Conversation:
         "_authenticator",
         "_client",
         "_durables",
+        "_early_ends",
         "_eventlog",
         "_fanout",
         "_options",
@@ -70,6 +72,7 @@ class Conversation:
         authenticator: Authenticator,
         fanout: FanOut,
         durables: Durables,
+        early_ends: EarlyEnds,
     ) -> None:
         self._client = client
         self._wire = wire
@@ -79,6 +82,7 @@ class Conversation:
         self._authenticator = authenticator
         self._fanout = fanout
         self._durables = durables
+        self._early_ends = early_ends
         self._unwritten = False
         self.inbox: Inbox | None = None
         self.turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
@@ -163,7 +167,13 @@ class Conversation:
     async def _connect(self, request: Connect) -> Farewell | None:
         token, self.upgrade_token = self.upgrade_token, None
         return await admit(
-            self._client, request, token, authenticator=self._authenticator, wheel=self._wheel, pause=self.pause
+            self._client,
+            request,
+            token,
+            authenticator=self._authenticator,
+            early_ends=self._early_ends,
+            wheel=self._wheel,
+            pause=self.pause,
         )
 
     async def _subscribe(self, request: Subscribe) -> Farewell | None:

@@ -10,6 +10,7 @@ import trio
 
 from airy_trio.stomp.requests import Connect
 from airy_trio.websocket.auth import Authenticator, Refusal, RefusalKind, User
+from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.farewells import KEYS_AWAY, TOKEN_EXPIRED, UNAUTHORIZED, Farewell
 from airy_trio.websocket.framing import text_message
 from airy_trio.websocket.heartbeats import Pulse, Wheel
@@ -27,16 +28,23 @@ _REFUSED: Final = {
 }
 
 
-async def admit(  # noqa: PLR0913 - who asks, with what, whom, and what then begins
-    client: Client, request: Connect, token: str | None, *, authenticator: Authenticator, wheel: Wheel, pause: Pause
+async def admit(  # noqa: PLR0913 - the client, its credentials, and the services of the process
+    client: Client,
+    request: Connect,
+    token: str | None,
+    *,
+    authenticator: Authenticator,
+    early_ends: EarlyEnds,
+    wheel: Wheel,
+    pause: Pause,
 ) -> Farewell | None:
-    """Say CONNECTED and let the client be live, with its heart-beats; or give the farewell that refuses it.
+    """Send CONNECTED and begin to watch the client's heart-beats; or return the farewell that refuses it.
 
-    ``token``: the one that came with the upgrade, if any did.
+    ``token``: the one in the upgrade request, if it has one.
     """
     user = await authenticator.authenticate(request, token)
     if isinstance(user, Refusal):
-        return await _refuse(client, user, authenticator, pause)
+        return await _refuse(client, user, authenticator, early_ends, pause)
     client.user = user
     await client.wire.write(text_message(client.connection.connected()))
     if not authenticator.accepts(user):
@@ -51,8 +59,11 @@ async def admit(  # noqa: PLR0913 - who asks, with what, whom, and what then beg
     return None
 
 
-async def _refuse(client: Client, refusal: Refusal, authenticator: Authenticator, pause: Pause) -> Farewell:
-    logger.info("credentials refused", session=client.session, reason=refusal.reason)
+async def _refuse(
+    client: Client, refusal: Refusal, authenticator: Authenticator, early_ends: EarlyEnds, pause: Pause
+) -> Farewell:
+    reason = refusal.reason
+    early_ends.log("credentials refused", reason, session=client.session, address=client.address, reason=reason)
     if refusal.kind is not RefusalKind.UNAVAILABLE:  # which is no doing of the client's
         client.scope.deadline = math.inf  # it came in time
         await pause(authenticator.delay_s(client.peer))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from airy_trio.stomp import faults
 
@@ -27,6 +27,8 @@ class Farewell:
 
     ``token``: the ``message`` header of the ERROR frame; None: no ERROR. ``close_code``: of the WebSocket; None: no
     Close frame. ``prose``: the ERROR's body. ``receipt_id`` and ``headers``: further headers of the ERROR.
+    ``reason``: for the log only, what decided, such as a setting or a claim; it quotes no credentials and no values of
+    their claims. The client does not receive it, so farewells that differ only in it are equal.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Farewell:
     prose: str = ""
     receipt_id: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    reason: str = field(default="", eq=False)
 
 
 DONE: Final = Farewell("done", None, 1000, ComeBack.NO)

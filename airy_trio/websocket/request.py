@@ -45,13 +45,15 @@ STATUSES: Final = (
 class RefusedError(Exception):
     """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones.
 
-    ``details``: what the log says besides, such as the setting that decided. The sender of the request does not get it.
+    ``words`` are from a small, fixed set: the log counts refusals by them. ``details``: for the log only, what decided,
+    such as a setting or the value of a header; "" if the words say all.
     """
 
     def __init__(self, status: HTTPStatus, words: str, *headers: tuple[str, str], details: str = "") -> None:
         super().__init__(f"{status.value}: {words}" + (details and f" {details}"))
         self.status = status
         self.words = words
+        self.details = details
         self.headers = headers
 
     @property

@@ -4,7 +4,6 @@ It ends for one reason, a ``Farewell``, which the conversation gives or whoever 
 says it, and only the session closes the socket. What fails in a session ends that session.
 """
 
-import math
 import secrets
 from collections import Counter
 from typing import Final
@@ -23,6 +22,7 @@ from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.durable_names import PER_USER_MAX
 from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     CONNECT_TIMEOUT,
@@ -50,8 +50,6 @@ BYTES_BEFORE_CONNECT_MAX: Final = 8192
 """What is read of a client before CONNECT was accepted: twice the largest frame that it may send then."""
 HEARTBEAT_MS_MIN: Final = 500
 """The wheel is not exact enough for less."""
-LOG_EARLY_ENDS_EVERY_S: Final = 10.0
-"""Of the connections that end before CONNECT is accepted, for the same reason, one is logged in this time."""
 
 
 @frozen(kw_only=True)
@@ -89,29 +87,7 @@ class Shared:
     durables: Durables
     turnstile: Turnstile
     counts: Counter[str]
-    early_ends: "EarlyEnds"
-
-
-class EarlyEnds:
-    """Logs connections that end before CONNECT is accepted: anybody can make thousands of them a second.
-
-    One of each reason is logged at level info in ``LOG_EARLY_ENDS_EVERY_S``, with the number of those that were not;
-    all others at level debug. There are as many reasons as ways in which this server ends a connection.
-    """
-
-    def __init__(self) -> None:
-        self._logged_at: dict[str, float] = {}
-        self._not_logged: Counter[str] = Counter()
-
-    def log(self, event: str, reason: str, /, **fields: object) -> None:
-        """Log one of them, at the level that is due."""
-        now = trio.current_time()
-        if now < self._logged_at.get(reason, -math.inf) + LOG_EARLY_ENDS_EVERY_S:
-            self._not_logged[reason] += 1
-            logger.debug(event, **fields)
-        else:
-            self._logged_at[reason] = now
-            logger.info(event, **fields, not_logged=self._not_logged.pop(reason, 0))
+    early_ends: EarlyEnds
 
 
 class Session:
@@ -141,6 +117,7 @@ class Session:
             authenticator=shared.authenticator,
             fanout=shared.fanout,
             durables=shared.durables,
+            early_ends=shared.early_ends,
         )
         self.conversation.turn = turn
         self._shared = shared
@@ -185,27 +162,33 @@ class Session:
                 await hang_up(client, both, self._outlet, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
-        """Log how the session ended: its disconnect reason, and nothing that the client sent.
+        """Log how the session ended: its disconnect reason, and nothing that the client sent but its Host and Origin.
 
         ``address``: of the client, or the one that a trusted proxy forwarded. ``error``: the token of the ERROR frame.
-        ``refused``: the answer in HTTP, and why.
+        ``refused``: the answer in HTTP. ``reason``: what decided, see ``Farewell``.
         """
         client = self.client
         farewell = client.farewell or GONE
         refused = farewell.prose if farewell.name == REFUSED.name else None
         fields = {
             "session": client.session,
-            "address": None if self._visitor is None else self._visitor.name,
+            "address": self._address,
             "user": client.user.name,
             "farewell": farewell.name,
             "error": farewell.token,
             "refused": refused,
+            "reason": farewell.reason or None,
             "lasted_s": round(trio.current_time() - client.begun_at, 3),
         }
         if client.connected:
             logger.info("connection closed", **fields)
         else:
             self._shared.early_ends.log("connection closed", refused or farewell.token or farewell.name, **fields)
+
+    @property
+    def _address(self) -> str | None:
+        """The client's address for the log, as far as it is known by now."""
+        return None if self._visitor is None else self._visitor.name
 
     async def _meet(self) -> None:
         """Upgrade. Where there was no upgrade, the client has its farewell.
@@ -223,11 +206,13 @@ class Session:
                 message_bytes_max=options.frame_bytes_max,
             )
         except HandshakeError as error:
-            self._shared.early_ends.log("TLS handshake failed", "TLS", session=client.session, reason=str(error))
+            self._shared.early_ends.log(
+                "TLS handshake failed", "TLS", session=client.session, address=self._address, reason=str(error)
+            )
             client.dismiss(GONE)
         except RefusedError as refused:
             self._shared.counts[f"requests refused {refused.status.value}"] += 1
-            client.dismiss(evolve(REFUSED, prose=str(refused)))
+            client.dismiss(evolve(REFUSED, prose=f"{refused.status.value}: {refused.words}", reason=refused.details))
         else:
             if upgraded is not None:
                 self._welcome(upgraded.ws, upgraded.request)

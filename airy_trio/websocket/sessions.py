@@ -20,6 +20,7 @@ from airy_trio.websocket.admission import Admission, Visitor
 from airy_trio.websocket.audience import audience
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import (
     CATALOGUE,
@@ -39,7 +40,7 @@ from airy_trio.websocket.outlet import Outlet
 from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.runs import Runs
 from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.session import EarlyEnds, Session, SessionOptions, Shared
+from airy_trio.websocket.session import Session, SessionOptions, Shared
 from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
 from airy_trio.websocket.turnstile import Turnstile
 

@@ -20,6 +20,7 @@ from airy_trio.testing.outlet import MemoryOutlet
 from airy_trio.websocket.auth import Authenticator, AuthOptions
 from airy_trio.websocket.conversation import Conversation
 from airy_trio.websocket.durables import Durables
+from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.fanout import FanOut
 from airy_trio.websocket.farewells import Farewell
 from airy_trio.websocket.heartbeats import Wheel
@@ -178,6 +179,7 @@ class Delivery:
             authenticator=authenticator,
             fanout=self.fanout,
             durables=self.durables,
+            early_ends=EarlyEnds(),
         )
         rig = Rig(self.log, outlet, client, wire, conversation, self.fanout, self.senders)
         self.rigs.append(rig)

@@ -216,8 +216,27 @@ async def test_the_log_names_the_refused_origin_and_its_setting() -> None:
             await server.ended()
     assert b"other.example" not in answer
     (line,) = [line for line in logs if line["event"] == "connection closed"]
-    assert "'http://other.example'" in line["refused"]
-    assert "listener.allowed_origins" in line["refused"]
+    assert line["refused"] == "403: Clients may not come from this origin."
+    assert "'http://other.example'" in line["reason"]
+    assert "listener.allowed_origins" in line["reason"]
+
+
+@pytest.mark.parametrize("name", ["Origin", "Host", "no Host"])
+async def test_distinct_headers_share_one_line_of_the_log(name: str) -> None:
+    values = [f"http://{number}.example" if name == "Origin" else f"{number}.example" for number in range(50)]
+    async with limited() as server:
+        with capture_logs() as logs:
+            for value in values:
+                request = head(f"Origin: {value}") if name == "Origin" else head(changed={"Host": value})
+                await answer_to(server, request if name != "no Host" else head(changed={"Host": f"/{value}"}))
+            await server.ended()
+        sampled = server.sessions._shared.early_ends._logged_at  # noqa: SLF001 - no counter shows its size
+        assert len(sampled) == 1
+    closed = [line for line in logs if line["event"] == "connection closed"]
+    assert len(closed) == len(values)
+    assert [line["log_level"] for line in closed if line["log_level"] != "debug"] == ["info"]
+    assert len({line["refused"] for line in closed}) == 1
+    assert all(value in line["reason"] for value, line in zip(values, closed, strict=True))
 
 
 @pytest.mark.parametrize(

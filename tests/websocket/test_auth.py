@@ -12,6 +12,7 @@ from airy_trio.stomp.heartbeats import HeartBeat
 from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed
 from airy_trio.websocket.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.websocket.early_ends import LOG_EARLY_ENDS_EVERY_S
 from airy_trio.websocket.farewells import UNAUTHORIZED
 from tests.websocket.serving import serving
 
@@ -164,6 +165,31 @@ async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClo
         ("info", "the token is none of auth.tokens")
     ]
     assert "hush" not in str(logs)
+
+
+async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockClock) -> None:
+    async with serving(auth=TOKENS, listen=False) as server:
+
+        async def connect(times: int, *headers: tuple[str, str]) -> None:
+            for _ in range(times):
+                visitor = server.sessions.admission.arrive("192.0.2.1", loopback=True)
+                plugged = server.plug(visitor=visitor)
+                await plugged.client.upgrade()
+                await plugged.client.connect(headers=headers)
+                await plugged.ending.wait()
+
+        with capture_logs() as logs:
+            await connect(4, ("passcode", "wrong"))
+            await connect(1)
+            await trio.sleep(LOG_EARLY_ENDS_EVERY_S)
+            await connect(1, ("passcode", "wrong"))
+    lines = [line for line in logs if line["event"] == "credentials refused"]
+    assert [(line["reason"], line["not_logged"]) for line in lines if line["log_level"] == "info"] == [
+        ("the token is none of auth.tokens", 0),
+        ("the client sent no token", 0),
+        ("the token is none of auth.tokens", 3),
+    ]
+    assert [line["address"] for line in lines] == ["192.0.2.1"] * 6
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.outlet_stream import StreamOutlet
 from airy_trio.websocket import farewells
+from airy_trio.websocket.early_ends import LOG_EARLY_ENDS_EVERY_S
 from airy_trio.websocket.goodbye import GOODBYE_S, LINGER_S
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.sender import WATCH_EVERY_S
-from airy_trio.websocket.session import LOG_EARLY_ENDS_EVERY_S
 from tests.websocket.serving import Server, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
@@ -327,7 +327,7 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
             "info",
             {
                 "session": session, "address": None, "user": None, "farewell": "forbidden",
-                "error": "403-send-not-allowed", "refused": None, "lasted_s": pytest.approx(5, abs=2),
+                "error": "403-send-not-allowed", "refused": None, "reason": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
     ]  # fmt: skip

@@ -55,7 +55,8 @@ class RefusalKind(Enum):
 class Refusal:
     """Why credentials are not accepted.
 
-    ``reason``: for the log only, in plain words. It names claims and settings, and quotes nothing that the client sent.
+    ``reason``: for the log only, in plain words. It names claims and settings, and quotes nothing that the client sent:
+    there are as many reasons as ways to refuse.
     """
 
     kind: RefusalKind
