@@ -9,10 +9,12 @@ from typing import Final, assert_never
 
 import structlog
 import trio
+from attrs import evolve
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
 from airy_trio.stomp.errors import RemoteProtocolError
+from airy_trio.stomp.faults import TOO_MANY_SUBSCRIPTIONS
 from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.auth import Authenticator
 from airy_trio.websocket.durables import Durables
@@ -33,6 +35,9 @@ PIECE_BYTES: Final = 512
 """Of a message, looked at in one turn: it can hold thousands of frames, which nobody has to wait for."""
 ACKS_PER_TURN: Final = 64
 """One acknowledgement can concern all subscriptions of the connection."""
+
+_REASONS: Final = {TOO_MANY_SUBSCRIPTIONS.token: "listener.subscriptions_max is reached"}
+"""For the log, by the token of a fault in STOMP, if the token is not reason enough."""
 
 
 class Conversation:
@@ -137,7 +142,8 @@ class Conversation:
             )
         if fault is None:
             return None
-        return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
+        farewell = with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
+        return evolve(farewell, reason=_REASONS.get(fault.token, ""))
 
     async def _answer(self, request: Request) -> Farewell | None:
         match request:

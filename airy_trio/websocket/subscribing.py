@@ -47,7 +47,7 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
         return evolve(NOT_FOUND, receipt_id=request.receipt)
     granted = client.user.grant.of(destination)
     if granted is None:
-        return _not_granted(request)
+        return _not_granted(request, client.user.grant.why_not(destination))
     refused = await _foreign_conversation(client, request, granted, eventlog, pause)
     if refused is None and request.durable is not None:
         refused = _refused(client, request, durables, request.durable)
@@ -55,7 +55,8 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
         return refused
     if client.visitor is not None and not client.visitor.subscribe():
         prose = "The clients of this address have as many subscriptions as are allowed."
-        return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt)
+        reason = "listener.subscriptions_per_address_max is reached"
+        return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt, reason=reason)
     subscription = Subscription(
         client=client,
         number=request.number,
@@ -83,10 +84,10 @@ async def subscribe(  # noqa: PLR0913 - who asks, for what, of whom, and who goe
     return None
 
 
-def _not_granted(request: Subscribe) -> Farewell:
-    """Refuse a destination, with the same words whatever the reason: they must not say what exists."""
+def _not_granted(request: Subscribe, reason: str) -> Farewell:
+    """Refuse a destination. The client receives the same words for each reason: they must not say what exists."""
     prose = "The credentials of this client do not grant this destination."
-    return with_token("403-destination", prose, receipt_id=request.receipt)
+    return evolve(with_token("403-destination", prose, receipt_id=request.receipt), reason=reason)
 
 
 async def _foreign_conversation(
@@ -104,16 +105,20 @@ async def _foreign_conversation(
     channels = await _attended(client, partial(replay.answered, look_up, pause))
     if channels is None:
         return GONE
-    return None if channels <= granted.channels else _not_granted(request)
+    if channels <= granted.channels:
+        return None
+    reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"
+    return _not_granted(request, reason)
 
 
 def _refused(client: Client, request: Subscribe, durables: Durables, name: str) -> Farewell | None:
-    """Why a durable subscription cannot be; None where it can."""
+    """Refuse a durable subscription that is not allowed; None if it is."""
     refused = refusal(request, client.user)
     if refused is not None or durables.admits(client.user.name or "", name):
         return refused
     prose = "This user has used as many names of durable subscriptions lately as are allowed."
-    return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt)
+    reason = "listener.durables_per_user_max is reached"
+    return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt, reason=reason)
 
 
 async def _hold(subscription: Subscription, request: Subscribe, durables: Durables, pause: Pause) -> Hold | None:

@@ -95,7 +95,7 @@ async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
 async def test_subscriptions_are_counted_by_address() -> None:
     options = ListenerOptions(port=0, subscriptions_per_address_max=3)
     async with serving(options=options) as server, AsyncExitStack() as clients:
-        with trio.fail_after(20):
+        with trio.fail_after(20), capture_logs() as logs:
             first, second = [await clients.enter_async_context(await server.dial()) for _ in range(2)]
             for client, name in ((first, "a"), (first, "b"), (second, "a")):
                 assert (await client.subscribe(subscription=name)).command == "RECEIPT"
@@ -104,6 +104,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
             with pytest.raises(Closed) as closed:
                 await second.receive()
             assert closed.value.code == 1013
+            assert b"subscriptions_per_address_max" not in error.body
             third = await clients.enter_async_context(await server.dial())
             while server.sessions.statistics()["clients"] > 2:  # noqa: ASYNC110 - its place is free when it has ended
                 await trio.lowlevel.checkpoint()
@@ -112,6 +113,8 @@ async def test_subscriptions_are_counted_by_address() -> None:
             assert (await first.receive()).command == "RECEIPT"
             assert (await third.subscribe(subscription="b")).command == "RECEIPT"
             assert (await third.subscribe(subscription="c")).command == "ERROR"
+    reasons = [line["reason"] for line in logs if line.get("error") == "429-too-many-subscriptions"]
+    assert set(reasons) == {"listener.subscriptions_per_address_max is reached"}
 
 
 @pytest.mark.parametrize("limit, allowed", [(0, 20), (5, 5)])

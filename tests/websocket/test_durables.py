@@ -189,8 +189,11 @@ async def test_the_last_name_of_a_user_that_is_allowed_and_one_more(store: Store
         assert (await hold(other.client, name="c")).command == "RECEIPT"
         plugged = await log_in(server)
         asked = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
-        await plugged.client.send(Frame("SUBSCRIBE", asked))
-        assert await told(plugged) == ("429-too-many-subscriptions", 1013)
+        with capture_logs() as logs:
+            await plugged.client.send(Frame("SUBSCRIBE", asked))
+            assert await told(plugged) == ("429-too-many-subscriptions", 1013)
+            await plugged.ending.wait()
+        assert [line["reason"] for line in logs] == ["listener.durables_per_user_max is reached"]
         assert await store.acknowledged("ann", "c") is None
 
 

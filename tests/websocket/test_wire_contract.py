@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from attrs import evolve
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.stomp.frames import Frame
@@ -242,9 +243,13 @@ async def test_line_09_subscriptions_are_limited_for_each_connection(server: Ser
         assert (await client.subscribe(subscription=str(number))).command == "RECEIPT"
     other = (await server.plug_connected()).client
     assert (await other.subscribe()).command == "RECEIPT"
-    await client.send(Frame("SUBSCRIBE", (("id", "one more"), ("destination", "/events"))))
-    error, code = await last_words(client)
+    with capture_logs() as logs:
+        await client.send(Frame("SUBSCRIBE", (("id", "one more"), ("destination", "/events"))))
+        error, code = await last_words(client)
+        await server.endings[0].wait()
     assert (error.get("message"), code) == ("429-too-many-subscriptions", 1013)
+    assert [line["reason"] for line in logs] == ["listener.subscriptions_max is reached"]
+    assert b"subscriptions_max" not in error.body
 
 
 @pytest.mark.parametrize("header, token", [("id", "413-id-too-large"), ("destination", "413-destination-too-large")])

@@ -16,17 +16,31 @@ from airy_trio.websocket.auth.options import AuthOptions
 
 @frozen
 class Grant:
-    """What may be subscribed to, and whose events are read there; None: of all. ``/events`` includes what is below."""
+    """The destinations that a user may subscribe to, and the channels whose events it reads there; None: all.
+
+    ``/events`` includes all destinations.
+    """
 
     destinations: frozenset[Destination] | None = None
     channels: frozenset[str] | None = None
 
     def of(self, destination: Destination) -> Destination | None:
-        """Give what may be read of a destination; None: nothing."""
-        granted = self.destinations
-        if granted is not None and destination not in granted and EVERYTHING not in granted:
+        """Return the part of a destination that may be read; None: nothing."""
+        if not self._lists(destination):
             return None
         return destination if self.channels is None else within(destination, self.channels)
+
+    def why_not(self, destination: Destination) -> str:
+        """Say, for the log, which claim keeps a destination from the user: by its setting, without its value."""
+        if self is NOTHING:  # a token with two empty lists has an equal grant, but not this one
+            return "the token has no claim that grants anything, and auth.jwt_require_grants is set"
+        if not self._lists(destination):
+            return "the claim of auth.jwt_destinations_claim does not list this destination"
+        return "the claim of auth.jwt_channels_claim lists no channel of this destination"
+
+    def _lists(self, destination: Destination) -> bool:
+        granted = self.destinations
+        return granted is None or destination in granted or EVERYTHING in granted
 
 
 ALL: Final = Grant()

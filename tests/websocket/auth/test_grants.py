@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import (
@@ -212,6 +213,47 @@ async def test_a_destination_that_is_not_granted_ends_the_session(
         assert (error.command, error.get("message"), error.get("receipt-id")) == ("ERROR", token, "r1")
         assert (await plugged.ending.wait()).token == token
         await server.ended()
+
+
+@pytest.mark.parametrize(
+    "claims, destination, reason",
+    [
+        (
+            {"airy_destinations": ["/events/channel/ch1"]},
+            "/events/channel/ch2",
+            "the claim of auth.jwt_destinations_claim does not list this destination",
+        ),
+        (
+            {"airy_channels": ["ch1"]},
+            "/events/channel/ch2",
+            "the claim of auth.jwt_channels_claim lists no channel of this destination",
+        ),
+        (
+            {"airy_channels": ["ch1"]},
+            "/events/conversation/c2",
+            "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event",
+        ),
+        ({}, "/events", "the token has no claim that grants anything, and auth.jwt_require_grants is set"),
+        (
+            {"airy_channels": [], "airy_destinations": []},
+            "/events",
+            "the claim of auth.jwt_destinations_claim does not list this destination",
+        ),
+    ],
+    ids=["destinations", "channels", "conversation", "required", "both empty"],
+)
+async def test_log_says_which_claim_refuses_a_destination(
+    claims: dict[str, object], destination: str, reason: str, autojump_clock: MockClock
+) -> None:
+    answer = b"The credentials of this client do not grant this destination."
+    async with serving(auth=REQUIRED, listen=False) as server:
+        await server.log.append(server.log.head, [event(1, channel="ch2", conversation="c2")], "point")
+        plugged = await server.plug_connected(headers=passcode(claims))
+        with capture_logs() as logs:
+            assert (await plugged.client.subscribe(destination)).body == answer
+            await plugged.ending.wait()
+        assert [(line["error"], line["reason"]) for line in logs] == [("403-destination", reason)]
+        assert "ch1" not in str(logs)
 
 
 @pytest.mark.parametrize("replay", ["live", "all", "recent", "resumed"])
