@@ -21,7 +21,8 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     Prints a verdict, then the row, its last change by the trigger's clock, the recorded event, and how many of the
     clients connected now have received it. The clients are those of all workers of the server whose admin port the
     settings name; other servers have others. TYPE is message, metadata, channel or tag; the ID of metadata is
-    SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, else 1.
+    SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, 1 if it was not or if that is
+    not known.
 
     \b
     Examples:

@@ -5,6 +5,7 @@ Three places are asked: the database (``row``), the event store (here), and the 
 verdict over all of them.
 """
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ from airy_trio.app.back_ends import open_database, patiently
 from airy_trio.app.stores import opened_store
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError, told_error
+from airy_trio.events.models import ChannelUpdated, MessageDeleted, TagDeleted
 from airy_trio.explain import clients, row
 from airy_trio.explain.subject import Subject
 from airy_trio.log.position import Position
@@ -41,7 +43,7 @@ class _Found:
 
 @frozen
 class Explanation:
-    """``lines`` for a person, the verdict first. ``recorded``: the object's current state is, or was, in the log."""
+    """``lines`` for a person, the verdict first. ``recorded``: the log has, or had, the object's current state."""
 
     recorded: bool
     lines: list[str]
@@ -56,7 +58,9 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
     point = None if found is None else found.resume_point
     database = open_database(options.direct_url or options.url, options)
     try:
-        report = database.run_sync(lambda connection: row.look(connection, settings, subject, point))
+        report = database.run_sync(
+            lambda connection: row.look(connection, settings, subject, point, store_known=found is not None)
+        )
     except DatabaseError as error:
         raise StartError([f"database.url: the database cannot be used: {error}"]) from None
     finally:
@@ -76,25 +80,52 @@ def _verdict(  # noqa: PLR0911 - one return for each verdict, in the order of wh
     report: row.RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool
 ) -> tuple[bool, str]:
     """Whether the object's current state was recorded, and one sentence that says so or says what prevents it."""
-    if report.row == "unmapped":
-        return False, f"no events: this application has no table for {subject.kind}"
-    if report.row == "faulty":
-        return False, "no event: the row cannot become one"
-    if not report.captured:
-        return False, "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"
+    is_current = newest is not None and _is_current(newest, report)
+    prevention = _prevention(report, newest, subject, is_current=is_current)
+    if prevention is not None:
+        return False, prevention
+    if not store_known:
+        return False, "not known: the event log cannot be asked"
     if report.change == "waiting":
         if report.recording:
             return False, "not yet: the change waits to be recorded"
         return False, "not yet: the change waits for a server; none records now"
     if newest is not None:
-        return True, f"recorded: {newest.type} is in the event log"
+        if is_current:
+            return True, f"recorded: {newest.type} is in the event log"
+        return False, f"not recorded: {newest.type} is in the event log, but is not the current state"
     if report.change == "recorded":
-        return True, "recorded, if it is an event at all; the event log has no event of it any more"
-    if not store_known:
-        return False, "not known: the event log cannot be asked"
+        return True, "recorded: the event log does not keep its event any more"
     if report.row == "absent":
         return False, "nothing is known of this object: no row, no change, no event"
-    return False, "no event is kept: the row has not changed for longer than events and changes are kept"
+    if report.row == "excluded":
+        return False, "no event is kept: the row is excluded by `where`"
+    return False, "no event is kept: no change of the row was captured for as long as events are kept"
+
+
+def _prevention(report: row.RowReport, newest: StoredEvent | None, subject: Subject, *, is_current: bool) -> str | None:
+    """What makes an event of the current state impossible, whether or not a server records; None if nothing does."""
+    if report.row == "unmapped":
+        return f"no events: this application has no table for {subject.kind}"
+    if report.row == "faulty":
+        return "no event: the row cannot become one"
+    if not report.captured:
+        return "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"
+    # Without an event or a change an absent row may never have existed, so a missing deletion is not the reason.
+    is_unknown = report.row == "absent" and newest is None and report.change is None
+    if report.recordable or is_current or is_unknown:
+        return None
+    state = "excluded by `where`" if report.row == "excluded" else "absent"
+    return f"no event: the row is {state}, and deletes are not recorded"
+
+
+def _is_current(newest: StoredEvent, report: row.RowReport) -> bool:
+    """Whether the event has the object's current state. If there is no row, the event must say so."""
+    if report.body is not None:
+        return newest.body == report.body
+    if newest.type == ChannelUpdated.type:
+        return json.loads(newest.body)["payload"]["connected"] is False
+    return newest.type in (MessageDeleted.type, TagDeleted.type)
 
 
 def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:
@@ -119,6 +150,8 @@ def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str
 
 async def _search(store: EventStore, subject: Subject) -> _Found:
     while True:
+        # Read before the events, so that the events include those of all changes before the resume point.
+        resume_point = await store.resume_point()
         bounds = await store.bounds()
         at, newest, count = bounds.floor, None, 0
         try:
@@ -130,7 +163,7 @@ async def _search(store: EventStore, subject: Subject) -> _Found:
         except PositionExpired:  # trimmed meanwhile: once more
             continue
         kept = f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
-        return _Found(newest, count, kept, bounds.epoch, await store.resume_point())
+        return _Found(newest, count, kept, bounds.epoch, resume_point)
 
 
 def _event_lines(found: _Found) -> Iterator[str]:

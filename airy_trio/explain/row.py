@@ -6,7 +6,7 @@ Everything is read in one transaction, with the functions of the server itself.
 from typing import Literal
 
 import sqlalchemy as sa
-from attrs import define, field
+from attrs import define, evolve, field
 
 from airy_trio import migrate
 from airy_trio.changes import triggers
@@ -16,8 +16,8 @@ from airy_trio.changes.inspection import inspect
 from airy_trio.changes.lease_holder import is_held
 from airy_trio.changes.objects import DELETED, Change, Objects
 from airy_trio.changes.queries import Queries
-from airy_trio.changes.rows import ChannelGone, MessageGone, Metadata, TagGone
-from airy_trio.changes.tables import Key, Table
+from airy_trio.changes.rows import ChangedObject, ChannelGone, MessageGone, Metadata, TagGone
+from airy_trio.changes.tables import Key, Kind, Table
 from airy_trio.database import POSTGRES, Names
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.translate import translate
@@ -25,7 +25,11 @@ from airy_trio.explain.subject import Subject
 from airy_trio.settings import Settings
 
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
-
+_STATES = {
+    "recorded": "recorded",
+    "waiting": "not recorded yet",
+    "unknown": "not known whether it is recorded",
+}
 
 RowState = Literal["unmapped", "absent", "excluded", "faulty", "fit"]
 
@@ -34,25 +38,34 @@ RowState = Literal["unmapped", "absent", "excluded", "faulty", "fit"]
 class RowReport:
     """What the database knows of one object.
 
-    ``row``: "excluded" by the mapping's ``where``, "faulty" if it cannot become an event. ``captured``: triggers of
-    this mapping are in place, or none are needed. ``change``: the state of the newest entry in the change log, None if
-    there is none. ``recording``: a server holds the lease; None if that is not known. ``lines``: the same in words.
+    ``row``: "excluded" by the mapping's ``where``, "faulty" if it cannot become an event. ``body``: the body of the
+    event that the row would be now, None if there is no such event or no row to make it from. ``recordable``: these
+    settings record the row as it is, or that it is gone. ``captured``: triggers of this mapping are in place, or none
+    are needed. ``change``: the state of the newest entry in the change log, None if there is none. ``recording``: a
+    server holds the lease; None if that is not known. ``lines``: the same in words.
     """
 
     row: RowState = "unmapped"
+    body: bytes | None = None
+    recordable: bool = True
     captured: bool = True
-    change: Literal["recorded", "waiting"] | None = None
+    change: Literal["recorded", "waiting", "unknown"] | None = None
     recording: bool | None = None
     lines: list[str] = field(factory=list)
 
 
-def look(connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None) -> RowReport:
-    """Read everything in one transaction. Raises ``MappingError``, ``DatabaseError``."""
+def look(
+    connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None, *, store_known: bool
+) -> RowReport:
+    """Read everything in one transaction. Raises ``MappingError``, ``DatabaseError``.
+
+    ``resume_point``: None if the store has none, as before the first start, or if the store is not known.
+    """
     report = RowReport()
     names = Names(connection.dialect.name, settings.database.schema)
     if names.dialect == POSTGRES:
         connection.execute(_ONE_SNAPSHOT)
-    tables = inspect(connection, settings.tables)
+    tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     table = tables.get(subject.kind)
     if table is None:
         report.lines = [
@@ -60,9 +73,10 @@ def look(connection: sa.Connection, settings: Settings, subject: Subject, resume
         ]
         return report
     key = _key(table, subject)
-    report.row, words = _row(connection, settings, table, key)
+    report.row, report.body, words = _row(connection, settings, table, key)
+    report.recordable = _is_recordable(report.row, table.kind, settings)
     report.lines.append(f"row       {words}")
-    if settings.changes.capture != "triggers":
+    if settings.changes.reads_only:
         words = f'not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
         report.lines.append(f"change    {words}")
         return report
@@ -82,11 +96,10 @@ def look(connection: sa.Connection, settings: Settings, subject: Subject, resume
             "change    none in the change log: recorded and trimmed, or from before the triggers were there"
         )
     else:
-        report.change = "recorded" if change.recorded else "waiting"
+        report.change = ("recorded" if change.recorded else "waiting") if store_known else "unknown"
         what = "deleted" if change.operation == DELETED else "written"
-        state = "recorded" if change.recorded else "not recorded yet"
         at = change.at.isoformat(timespec="milliseconds")
-        report.lines.append(f"change    {what} {at} by the trigger's clock, {state}")
+        report.lines.append(f"change    {what} {at} by the trigger's clock, {_STATES[report.change]}")
     report.recording = is_held(connection, names)
     report.lines.append(f"recorder  {_recorder(connection, names, held=report.recording)}")
     return report
@@ -106,27 +119,50 @@ def _theirs(table: Table, field: str, ours: str) -> str:
     return next((theirs for theirs, value in values.items() if str(value) == ours), ours)
 
 
-def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[RowState, str]:
+def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[RowState, bytes | None, str]:
+    """The state of the row, the body of the event that it would be now, and the state in words."""
     where = f'in table "{table.name}"'
+    none = f"there is none {where}"
+    excluded = f"there is one {where}, outside of database.tables.{table.kind}.where: it counts as deleted"
     if not Queries(connection.dialect.name, table).can_find(key):  # no value of the key's column is written like this
-        return "absent", f"there is none {where}"
-    objects = Objects(connection.dialect.name, {table.kind: table})
-    found = objects.read(connection, [Change(table.kind, "U", key, (None, None))])
-    if not found or (isinstance(found[0], Metadata) and not found[0].entries):
-        excluded = " (or its mapping's where leaves it out)" if table.where else ""
-        return "absent", f"there is none {where}{excluded}"
-    if isinstance(found[0], MessageGone | ChannelGone | TagGone):
-        return "excluded", f"there is one {where}, outside of database.tables.{table.kind}.where: it counts as deleted"
+        return "absent", None, none
+    found = _read(connection, settings, table, key)
     meaning = translate(found, settings.events)
     faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
+    body = None
     for event in meaning.events:
         try:
-            encode(event, settings.listener.message_bytes_max)
+            body, _ = encode(event, settings.listener.message_bytes_max)
         except EventTooLargeError as error:
             faults.append(str(error))
+    if not found or _is_empty(found):
+        # Metadata is read as a pair: an empty one either has no rows, or none that the mapping includes.
+        if found and table.where and not _is_empty(_read(connection, settings, evolve(table, where=""), key)):
+            return "excluded", body, excluded
+        return "absent", body, none
     if faults:
-        return "faulty", f"there is one {where}, which cannot become an event (row fault): {'; '.join(faults)}"
-    return "fit", f"there is one {where}, fit to be an event"
+        return "faulty", None, f"there is one {where}, which cannot become an event (row fault): {'; '.join(faults)}"
+    if isinstance(found[0], MessageGone | ChannelGone | TagGone):
+        return "excluded", body, excluded
+    return "fit", body, f"there is one {where}, fit to be an event"
+
+
+def _read(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:
+    """The object as the server reads it: up to the same length."""
+    objects = Objects(connection.dialect.name, {table.kind: table}, settings.listener.message_bytes_max)
+    return objects.read(connection, [Change(table.kind, "U", key, (None, None))])
+
+
+def _is_empty(found: tuple[ChangedObject, ...]) -> bool:
+    return isinstance(found[0], Metadata) and not found[0].entries
+
+
+def _is_recordable(row: RowState, kind: Kind, settings: Settings) -> bool:
+    """Whether these settings record that an object is gone, if it is: always for channels and metadata."""
+    recorded = settings.events.deletes or kind in ("channels", "metadata")
+    if row == "absent":  # without triggers only a row that is still there is seen
+        return recorded and not settings.changes.reads_only
+    return recorded if row == "excluded" else True
 
 
 def _recorder(connection: sa.Connection, names: Names, *, held: bool) -> str:

@@ -23,6 +23,9 @@ from tests.processes import AIRY_TRIO, Server, free_ports, run, running
 
 TIMEOUT_S = 50.0
 CLIENTS = 16
+INSERT_TAG = "insert into tags (id, name, color) values ('t1', 'flag', 'tag-red')"
+INSERT_ANOTHER = "insert into tags (id, name, color) values ('t2', 'flag', 'tag-red')"
+INSERT_CHANNEL = "insert into channels values ('ch1', 'facebook', 'page', true)"
 CHANGE_RECORDED = re.compile(  # retention may have come by already
     r"written 20\S+ by the trigger's clock, recorded$|none in the change log: recorded and trimmed"
 )
@@ -60,10 +63,21 @@ def configure(application: Application, folder: Path, more: str = "", *, port: i
 
 
 @asynccontextmanager
-async def serving(application: Application, port: int) -> AsyncIterator[tuple[Address, Port]]:
+async def serving(application: Application, port: int, more: str = "") -> AsyncIterator[tuple[Address, Port]]:
     with trio.fail_after(TIMEOUT_S):
-        async with serving_all(application.settings(admin(port))) as served:
+        async with serving_all(application.settings(f"{more}{admin(port)}")) as served:
             yield served
+
+
+async def record(application: Application, more: str, *statements: str) -> None:
+    """Run a server until it has recorded and delivered one event for each of these statements."""
+    async with (
+        serving(application, free_port(), more) as (address, _),
+        await client(address, "/events") as one,
+    ):
+        for statement in statements:
+            application.execute(statement)
+            await one.receive()
 
 
 async def client(address: Address, destination: str) -> StompClient:
@@ -164,6 +178,64 @@ async def test_a_row_outside_where_counts_as_deleted(any_application: Applicatio
     any_application.tag()
     told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
     assert "outside of database.tables.tags.where: it counts as deleted" in told["row"]
+    assert told["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
+    assert not told.recorded
+
+
+async def test_metadata_outside_where_is_excluded(any_application: Application, tmp_path: Path) -> None:
+    more = "[database.tables.metadata]\nwhere = \"value <> 'hidden'\"\n"
+    any_application.migrate(more)
+    any_application.metadata("conversation", "c1", "note", "hidden")
+    any_application.execute(f"delete from {any_application.log_table('change_log')}")
+    config = configure(any_application, tmp_path, more)
+    told = await explain(config, "metadata", "conversation:c1")
+    assert "outside of database.tables.metadata.where: it counts as deleted" in told["row"]
+    assert (told["verdict"], told.recorded) == ("no event is kept: the row is excluded by `where`", False)
+    never = await explain(config, "metadata", "conversation:c2")
+    assert never["verdict"] == "nothing is known of this object: no row, no change, no event"
+
+
+async def test_row_that_leaves_where_is_excluded(any_application: Application, tmp_path: Path) -> None:
+    more = "[database.tables.tags]\nwhere = \"name <> 'hidden'\"\n"
+    any_application.migrate(more)
+    await record(any_application, more, INSERT_TAG)
+    any_application.execute("update tags set name = 'hidden'")
+    await record(any_application, more, INSERT_ANOTHER)
+    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert told["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
+    assert not told.recorded
+
+
+async def test_deleted_row_without_deletes_is_not_recorded(any_application: Application, tmp_path: Path) -> None:
+    any_application.migrate()
+    await record(any_application, "", INSERT_TAG)
+    any_application.execute("delete from tags")
+    await record(any_application, "", INSERT_ANOTHER)
+    config = configure(any_application, tmp_path)
+    told = await explain(config, "tag", "t1")
+    assert told["verdict"] == "no event: the row is absent, and deletes are not recorded"
+    assert (await run("explain", "--config", str(config), "tag", "t1")).code == 1
+
+
+async def test_recorded_delete_is_the_current_state(any_application: Application, tmp_path: Path) -> None:
+    more = "[events]\ndeletes = true\n"
+    any_application.migrate(more)
+    deletions = "delete from tags", "delete from channels"
+    await record(any_application, more, INSERT_TAG, INSERT_CHANNEL, *deletions)
+    config = configure(any_application, tmp_path, more)
+    told = await explain(config, "tag", "t1")
+    assert (told["verdict"], told.recorded) == ("recorded: tag.deleted is in the event log", True)
+    told = await explain(config, "channel", "ch1")
+    assert (told["verdict"], told.recorded) == ("recorded: channel.updated is in the event log", True)
+
+
+async def test_write_that_fires_no_trigger_is_not_recorded(postgres_application: Application, tmp_path: Path) -> None:
+    postgres_application.migrate()
+    await record(postgres_application, "", INSERT_TAG)
+    postgres_application.execute("set local session_replication_role = replica", "update tags set name = 'other'")
+    told = await explain(configure(postgres_application, tmp_path), "tag", "t1")
+    assert told["verdict"] == "not recorded: tag.updated is in the event log, but is not the current state"
+    assert not told.recorded
 
 
 async def test_missing_triggers_are_told(any_application: Application, tmp_path: Path) -> None:
@@ -206,12 +278,38 @@ async def test_without_triggers_there_is_no_change_log_to_ask(sqlite_application
     assert told["recorder"] == ""
 
 
+@pytest.mark.parametrize(
+    "change, verdict",
+    [
+        ("update tags set color = color", "recorded: tag.updated is in the event log"),
+        (
+            "update tags set name = 'other'",
+            "not recorded: tag.updated is in the event log, but is not the current state",
+        ),
+        ("delete from tags", "no event: the row is absent, and deletes are not recorded"),
+    ],
+)
+async def test_without_triggers_the_event_is_compared_with_the_row(
+    any_application: Application, tmp_path: Path, change: str, verdict: str
+) -> None:
+    any_application.execute("create table tags (id text primary key, name text, color text, updated_at text)")
+    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
+    any_application.migrate(more, with_tables=False)
+    await record(any_application, more, "insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
+    any_application.execute(change)
+    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert (told["verdict"], told.recorded) == (verdict, verdict.startswith("recorded"))
+
+
 async def test_with_the_store_in_memory_the_rest_is_told(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.migrate()
     sqlite_application.tag()
     told = await explain(configure(sqlite_application, tmp_path, '[log]\nstore = "memory"\n'), "tag", "t1")
     assert told["event"] == 'not known: the event store "memory" is inside the server'
     assert told["row"].startswith("there is one")
+    assert told["change"].endswith(" by the trigger's clock, not known whether it is recorded")
+    assert (told["verdict"], told.recorded) == ("not known: the event log cannot be asked", False)
 
 
 @pytest.mark.parametrize(
