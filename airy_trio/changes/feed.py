@@ -112,14 +112,14 @@ class ChangeFeed(Protocol):
         ...
 
     async def is_foreign(self, point: str) -> bool:
-        """Whether a stored resume point is of another database, whose event log this one must not touch.
+        """Whether a stored resume point is of another database or way of capture: its event log must not be touched.
 
         False if the point does not say. Raises ``ResumePointTooNew``.
         """
         ...
 
     async def identified(self, point: str) -> str:
-        """A stored resume point with the identity of its database: one of an older version has none.
+        """A stored resume point, not a foreign one, with the identity of its database: an older version wrote none.
 
         Raises ``ResumePointTooNew``.
         """

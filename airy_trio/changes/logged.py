@@ -22,7 +22,7 @@ from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import Consumer
 from airy_trio.changes.inspection import inspect_again
 from airy_trio.changes.objects import Objects
-from airy_trio.changes.points import identified, source_of
+from airy_trio.changes.points import identified, is_foreign
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.tables import Tables
 from airy_trio.database import Database, Names, Session, close_all
@@ -65,9 +65,8 @@ class LoggedFeed(ABC):
 
     async def is_foreign(self, point: str) -> bool:
         """See ``ChangeFeed.is_foreign``."""
-        source = source_of(point)
         history = await self._reading.run(self._log.history)
-        return history is not None and source not in ("", history.source)
+        return history is not None and is_foreign(point, history.source)
 
     async def identified(self, point: str) -> str:
         """See ``ChangeFeed.identified``."""

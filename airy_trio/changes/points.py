@@ -219,6 +219,18 @@ def source_of(text: str) -> str:
             return ""
 
 
+def is_foreign(text: str, source: str) -> bool:
+    """Whether a point is of another change log than ``source``, or of another way of capture.
+
+    False if it does not say, as a point of an older version. Raises ``ResumePointTooNew``.
+    """
+    match parsed(text):
+        case {"identity": _}:  # watermarks, which have no source in older versions
+            return True
+        case _:
+            return source_of(text) not in ("", source)
+
+
 def identified(text: str, source: str) -> str:
     """A point of either kind with the identity of its change log, if it names none; any other text as it is.
 

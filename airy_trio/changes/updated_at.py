@@ -21,13 +21,13 @@ from attrs import evolve, field, frozen
 
 from airy_trio.changes.clocks import SECOND_US
 from airy_trio.changes.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
-from airy_trio.changes.identity import clock_us, identity_of
+from airy_trio.changes.identity import Identity, clock_us
 from airy_trio.changes.inspection import inspect_again, read_current
 from airy_trio.changes.objects import Change, Objects
 from airy_trio.changes.queries import TEXT_CHARS_MAX
 from airy_trio.changes.sweep import Sweep, Version, versions
 from airy_trio.changes.tables import Kind, Tables
-from airy_trio.changes.watermarks import Given, Mark, Watermarks, identity_in
+from airy_trio.changes.watermarks import Given, Mark, Watermarks, is_foreign
 from airy_trio.database import POSTGRES, Session
 from airy_trio.database.sqlite_version import Version as FileVersion
 from airy_trio.database.sqlite_version import VersionOf
@@ -43,7 +43,8 @@ REST_SHARE: Final = 2.0  # of the time that reading takes, spent between two rea
 class UpdatedAtFeed:
     """``ChangeFeed`` over one connection that only reads; on Postgres one in REPEATABLE READ.
 
-    Of an SQLite file that another one has replaced, or another cluster, nothing is known: ``ResumePointLost``.
+    If the database was replaced since the resume point (another SQLite file at the path, another database at the
+    address), what changed is not known: ``ResumePointLost``.
     """
 
     consumed = False
@@ -103,13 +104,16 @@ class UpdatedAtFeed:
         return await self.origin()
 
     async def is_foreign(self, point: str) -> bool:
-        """See ``ChangeFeed.is_foreign``. A copy of an SQLite file is another file, so a file never says."""
-        identity = None if self._file is not None else identity_in(point)
-        return identity is not None and identity != await self._reading.run(lambda c: identity_of(c, None))
+        """See ``ChangeFeed.is_foreign``."""
+        return is_foreign(point, await self._reading.run(Identity.of), self._dialect)
 
     async def identified(self, point: str) -> str:
-        """See ``ChangeFeed.identified``: the point as given, which names its database where it can."""
-        return point
+        """See ``ChangeFeed.identified``."""
+        found = Watermarks.parse(point)
+        if found.identity.source:
+            return point
+        ours = await self._reading.run(Identity.of)
+        return str(evolve(found, identity=evolve(found.identity, source=ours.source)))
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - nothing is written into the database
         """See ``ChangeFeed.seal``: the point as given."""
@@ -158,8 +162,8 @@ class UpdatedAtFeed:
         return version
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
-        if point.identity != identity_of(connection, file):
-            message = "the database is another cluster, or another file, than the one that was recorded"
+        if point.identity != Identity.of(connection, file):
+            message = "the database is another one, or another file, than the one that was recorded"
             raise ResumePointLost(message)
         self._remember(point)
         now_us = clock_us(connection, file)
@@ -228,9 +232,9 @@ class UpdatedAtFeed:
         self._serial += 1
         now_us = clock_us(connection, file)
         marks = {kind: self._begun(connection, kind, now_us) for kind in self._sweeps}
-        return str(self._point(identity_of(connection, file), marks))
+        return str(self._point(Identity.of(connection, file), marks))
 
-    def _point(self, identity: str, marks: Mapping[Kind, Mark]) -> Watermarks:
+    def _point(self, identity: Identity, marks: Mapping[Kind, Mark]) -> Watermarks:
         oldest = {kind: marks[kind].oldest_us(self._reach_us(kind)) for kind in self._sweeps}
         digests = {kind: self._given.newest(kind, moment) for kind, moment in oldest.items() if moment is not None}
         return Watermarks(identity=identity, life=self._life, serial=self._serial, marks=marks, digests=digests)

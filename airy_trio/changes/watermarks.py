@@ -14,9 +14,11 @@ from typing import Any, Final, Self, cast
 from attrs import field, frozen
 
 from airy_trio.changes.feed import ResumePointLost
+from airy_trio.changes.identity import Identity
 from airy_trio.changes.points import parsed
 from airy_trio.changes.sweep import Place
 from airy_trio.changes.tables import KINDS, Kind
+from airy_trio.database import POSTGRES
 
 DIGESTS_MAX: Final = 10_000
 _BYTES: Final = 8  # of a digest
@@ -51,10 +53,10 @@ class Mark:
 class Watermarks:
     """A resume point. ``identity``: of the database; ``life``: of the feed that wrote it; ``serial``: which one it is.
 
-    ``digests``: what was given lately, by kind.
+    ``digests``: what was given lately, by kind. The source of the identity is "" in a point of an older version.
     """
 
-    identity: str
+    identity: Identity
     life: str
     serial: int
     marks: Mapping[Kind, Mark]
@@ -69,7 +71,7 @@ class Watermarks:
         try:
             found: Any = parsed(text)
             return cls(
-                identity=found["identity"],
+                identity=Identity(found["identity"], found.get("source", "")),
                 life=found["life"],
                 serial=int(found["serial"]),
                 marks={kind: _mark(found["marks"][kind]) for kind in KINDS if kind in found["marks"]},
@@ -82,7 +84,8 @@ class Watermarks:
     def __str__(self) -> str:
         return json.dumps(
             {
-                "identity": self.identity,
+                "identity": self.identity.history,
+                "source": self.identity.source,
                 "life": self.life,
                 "serial": self.serial,
                 "marks": {kind: [mark.newest_us, mark.after, mark.upto_us] for kind, mark in self.marks.items()},
@@ -92,12 +95,20 @@ class Watermarks:
         )
 
 
-def identity_in(text: str) -> str | None:
-    """The identity of the database in a resume point; None if another way of capture wrote it."""
+def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
+    """Whether a resume point is of another database than ``identity``, or of another way of capture.
+
+    A point of an older version has no source. If it is of a file, it does not say: a replaced file has another inode.
+
+    Raises ``ResumePointTooNew``.
+    """
     try:
-        return Watermarks.parse(text).identity
+        recorded = Watermarks.parse(text).identity
     except ResumePointLost:
-        return None
+        return True
+    if not recorded.source:
+        return dialect == POSTGRES and recorded.history != identity.history
+    return recorded.source != identity.source
 
 
 class Given:

@@ -14,11 +14,11 @@ from attrs import frozen
 
 from airy_trio import migrate
 from airy_trio.app.stores import OWN_STORES, is_shareable
-from airy_trio.changes import triggers
+from airy_trio.changes import points, triggers, watermarks
 from airy_trio.changes.changelog import ChangeLog
 from airy_trio.changes.feed import CANNOT_SEE, Consumer, ResumePointTooNew
+from airy_trio.changes.identity import Identity
 from airy_trio.changes.inspection import inspect
-from airy_trio.changes.points import source_of
 from airy_trio.changes.queries import Queries
 from airy_trio.changes.tables import Tables
 from airy_trio.check import certificate, postgres, replication, rows, sqlite
@@ -71,6 +71,14 @@ class _Log:
     words: str
 
 
+@frozen
+class _Application:
+    """The log that records its changes, and the rule by which the server refuses the resume points of others."""
+
+    consumer: Consumer | None
+    is_foreign: Callable[[str], bool]
+
+
 def check(settings: Settings) -> Report:
     """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
     report = Report()
@@ -81,30 +89,29 @@ def check(settings: Settings) -> Report:
     log = _check_store(settings, report)
     if found is None or log is None:
         return report
-    consumer, source = found
-    if is_shareable(settings) and _is_foreign(log, source, report):
+    if is_shareable(settings) and _is_foreign(log, found, report):
         return report
+    consumer = found.consumer
     if consumer is not None and consumer.epoch != log.epoch:
         what = f"the changes are recorded into another event log ({consumer.store}); with these settings a new epoch"
         report.add("warning", [f"log: {what} begins, and clients must reload"])
     return report
 
 
-def _is_foreign(log: "_Log", source: str, report: Report) -> bool:
-    """Whether the event log holds the events of another database, as the server finds it out."""
+def _is_foreign(log: _Log, application: _Application, report: Report) -> bool:
+    """Report an event log that the server refuses, by the same rule; return whether it is one."""
     try:
-        theirs = "" if log.resume_point is None else source_of(log.resume_point)
+        if log.resume_point is None or not application.is_foreign(log.resume_point):
+            return False
     except ResumePointTooNew as error:
         report.add("problem", [f"log: {error}"])
         return True
-    if theirs in ("", source):
-        return False
     report.add("problem", [f"log: {ForeignLogError(log.words)}"])
     return True
 
 
-def _check_application(settings: Settings, report: Report) -> tuple[Consumer | None, str] | None:
-    """Look at the application's database; give the log that records its changes, and the identity of its change log."""
+def _check_application(settings: Settings, report: Report) -> _Application | None:
+    """Look at the application's database; give what decides which event log it can use, if that is known."""
     options = settings.database
     place = _Place(options.url, "database.url")
     if place.dialect == SQLITE:
@@ -133,9 +140,7 @@ def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report)
     _connected(settings, pooled, report, lambda connection: report.add("warning", _shared(connection, pooled)))
 
 
-def _look(
-    connection: sa.Connection, settings: Settings, place: _Place, report: Report
-) -> tuple[Consumer | None, str] | None:
+def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Application | None:
     names = Names.of(settings.database.url, settings.database.schema)
     tables: Tables = {}
     reads_only = settings.changes.reads_only
@@ -146,11 +151,10 @@ def _look(
     rows.look(connection, settings, tables, report)
     report.add("warning", _missing_index(names.dialect, tables))
     if reads_only:
-        _check_read_only(connection, names, place, report)
         report.add(
             "note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"] if tables else []
         )
-        return None
+        return _check_read_only(connection, names, place, report)
     if _check_itself(connection, names, place, report):
         return None
     if names.dialect == POSTGRES:
@@ -171,7 +175,9 @@ def _look(
         report.add("note", [f"watching {', '.join(tables)}"] if tables else [])
         log = ChangeLog(names)
         history = log.history(connection)
-        return log.consumer(connection), "" if history is None else history.source
+        if history is not None:
+            source = history.source
+            return _Application(log.consumer(connection), lambda point: points.is_foreign(point, source))
     return None
 
 
@@ -193,15 +199,19 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
     )
 
 
-def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> None:
-    """The database as such, where nothing is written to it: it may be a standby."""
+def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> _Application | None:
+    """Check the database as such if nothing is written to it: it may be a standby."""
     if names.dialect == SQLITE:
         report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
-        return
-    problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
-    report.add("problem", _named(place, problems))
-    report.add("warning", _named(place, postgres.durability(connection, reads_only=True)))
-    report.add("warning", _pooled(connection, place))
+    else:
+        problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
+        report.add("problem", _named(place, problems))
+        report.add("warning", _named(place, postgres.durability(connection, reads_only=True)))
+        report.add("warning", _pooled(connection, place))
+        if problems:
+            return None
+    identity = Identity.of(connection)
+    return _Application(None, lambda point: watermarks.is_foreign(point, identity, names.dialect))
 
 
 def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:

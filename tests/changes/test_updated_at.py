@@ -1,11 +1,16 @@
 """Changes captured by ``updated_at``, over real SQLite and real Postgres: what is seen, once, and in which order."""
 
+import json
+from pathlib import Path
+
 import pytest
 import trio
 
 from airy_trio.changes.feed import ResumePointLost
-from airy_trio.database import SQLITE
-from tests.application import Application
+from airy_trio.changes.points import SqlitePoint
+from airy_trio.changes.watermarks import Watermarks
+from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable
+from tests.application import Application, application
 from tests.changes.feeds import read_all
 from tests.changes.watched import (
     ON_SQLITE_ONLY,
@@ -17,6 +22,7 @@ from tests.changes.watched import (
     names,
     watching,
 )
+from tests.postgres import Postgres
 
 
 @pytest.fixture
@@ -254,18 +260,60 @@ async def test_a_point_of_triggers_is_lost(watched: Watched) -> None:
 async def test_a_point_of_another_database_is_lost(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = (await feed.origin()).replace('"identity":"', '"identity":"1')
-        with pytest.raises(ResumePointLost, match="another cluster, or another file"):
+        with pytest.raises(ResumePointLost, match="another one, or another file"):
             await feed.read(after, 10)
 
 
-async def test_point_of_another_cluster_is_foreign(watched: Watched) -> None:
-    """A copy of an SQLite file is another file, so that a file never says."""
+async def test_database_that_takes_the_place_of_another_begins_now(
+    postgres: Postgres, postgres_application: Application
+) -> None:
+    name = postgres_application.engine.url.database or ""
+    Watched(postgres_application)
+    async with watching(postgres_application) as feed:
+        after = await feed.origin()
+        postgres.drop_database(name)
+        postgres.create_database(name=name)
+        postgres_application.engine.dispose()
+        Watched(postgres_application)
+        with pytest.raises(DatabaseUnavailable):
+            await feed.read(after, 10)
+        with pytest.raises(ResumePointLost):
+            await feed.read(after, 10)
+        assert (await feed.read(await feed.restart(), 10)).changes == 0
+
+
+async def test_point_of_another_source_or_capture_is_foreign(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         ours = await feed.origin()
-        theirs = ours.replace('"identity":"', '"identity":"1')
         assert not await feed.is_foreign(ours)
-        assert not await feed.is_foreign("of another way of capture")
-        assert await feed.is_foreign(theirs) == (watched.application.dialect == "postgresql")
+        assert not await feed.is_foreign(ours.replace('"identity":"', '"identity":"1'))
+        assert await feed.is_foreign(ours.replace('"source":"', '"source":"1'))
+        assert await feed.is_foreign('[0,""]')
+        assert await feed.is_foreign(str(SqlitePoint(1, "token", "source")))
+
+
+async def test_point_of_an_older_version_gets_its_source(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        point = Watermarks.parse(await feed.origin())
+        found = json.loads(str(point))
+        del found["source"]
+        older = json.dumps(found)
+        assert not await feed.is_foreign(older)
+        assert Watermarks.parse(await feed.identified(older)) == point
+        found["identity"] = "another"
+        cluster = watched.application.dialect == POSTGRES
+        assert await feed.is_foreign(json.dumps(found)) == cluster  # a file may have been replaced
+
+
+async def test_file_is_the_same_source_by_each_of_its_names(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "app.db")
+    with (
+        application(f"sqlite:///{tmp_path}/app.db", create=True) as named,
+        application(f"sqlite:///{tmp_path}/link.db") as linked,
+    ):
+        Watched(named)
+        async with watching(named) as feed, watching(linked) as other:
+            assert not await other.is_foreign(await feed.origin())
 
 
 async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
