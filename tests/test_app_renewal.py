@@ -25,6 +25,7 @@ from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 from tests.certificates import Files, issue, trusting
+from tests.hanging import make_hang, open_writer
 from tests.websocket.auth.signing import SECRET, issuer, jwk, jwks, key_pair
 
 TIMEOUT_S = 20.0
@@ -146,24 +147,52 @@ async def test_a_token_that_was_removed_ends_its_sessions_and_no_others(sqlite_a
 
 
 async def test_renewal_that_hangs_does_not_hold_up_the_end(sqlite_application: Application, tmp_path: Path) -> None:
-    """A pipe without a writer blocks its reader, as a mount does whose server is away."""
     files = issue(tmp_path)
     async with running(sqlite_application, with_tls(files)) as server:
-        files.certificate.unlink()
-        os.mkfifo(files.certificate)
+        make_hang(files.certificate)
         server.renewal.ask()
-        with trio.fail_after(TIMEOUT_S):
-            while (writing := open_writer(files.certificate)) is None:  # noqa: ASYNC110 - a pipe does not notify
-                await trio.sleep(0.01)
+        writing = await open_writer(files.certificate)
     os.close(writing)  # only now does the reader get on
 
 
-def open_writer(pipe: Path) -> int | None:
-    """Open a pipe for writing once it has a reader."""
-    try:
-        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_bytes(jwks(jwk(key_pair("ES256", 1))))
+    return path
+
+
+def with_keys(path: Path) -> str:
+    return f'[listener]\nport = 0\n[auth]\nmode = "jwt"\njwt_key = "{path}"\njwt_algorithms = ["ES256"]\n'
+
+
+async def test_server_goes_on_and_ends_while_a_renewed_key_file_hangs(
+    sqlite_application: Application, key_file: Path, tmp_path: Path
+) -> None:
+    hanging = tmp_path / "hanging.json"
+    make_hang(hanging)
+    async with running(sqlite_application, with_keys(key_file)) as server:
+        server.text = with_keys(hanging)
+        server.renewal.ask()
+        writing = await open_writer(hanging)
+        async with await server.client(issuer("ES256", 1).token()) as client:
+            sqlite_application.tag()
+            assert (await client.receive()).command == "MESSAGE"
+    os.close(writing)
+
+
+async def test_start_that_waits_for_a_hanging_key_file_can_be_cancelled(
+    sqlite_application: Application, tmp_path: Path
+) -> None:
+    hanging = tmp_path / "keys.json"
+    make_hang(hanging)
+    settings = sqlite_application.migrate(with_keys(hanging))
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.serve, settings)
+            writing = await open_writer(hanging)
+            nursery.cancel_scope.cancel()
+    os.close(writing)
 
 
 async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(

@@ -17,6 +17,7 @@ from attrs import evolve, fields
 from airy_trio.errors import FaultsError, StartError
 from airy_trio.settings import Settings
 from airy_trio.websocket import certificate
+from airy_trio.websocket.auth import Key, load_file_keys
 from airy_trio.websocket.certificate import Certificate
 from airy_trio.websocket.listener import ListenerOptions
 from airy_trio.websocket.outlet_tls import Encryption
@@ -56,18 +57,19 @@ class Renewal:
                 logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - as above
 
     async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
-        found, new = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)  # a mount may hang
+        found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)  # a mount may hang
         if (new is None) != (encryption is None):
             raise StartError([TLS_STAYS])
-        sessions.renew(found.auth)
+        sessions.renew(found.auth, file_keys)
         if encryption is not None and new is not None:
             encryption.context = new.context
             tell(new)
         logger.info("settings renewed", only_after_a_restart=list(_waiting(running, found)))
 
-    def _read(self) -> tuple[Settings, Certificate | None]:
+    def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:
+        """Read all files: the settings, then the certificate and the keys that they name. Blocks."""
         found = self._reread()
-        return found, certificate_of(found.listener)
+        return found, certificate_of(found.listener), load_file_keys(found.auth)
 
 
 async def open_encryption(options: ListenerOptions) -> Encryption | None:

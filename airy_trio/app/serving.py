@@ -39,7 +39,7 @@ from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
-from airy_trio.websocket.auth import Authenticator
+from airy_trio.websocket.auth import Authenticator, load_file_keys
 from airy_trio.websocket.farewells import INTERNAL
 from airy_trio.websocket.listener import accept, open_listening_socket, within_files
 
@@ -156,7 +156,9 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all th
         remedy = "set it to 1, or start the workers with the airy-trio command"
         raise SettingsError([f"listener.workers is {settings.listener.workers}, but serve() is one process; {remedy}"])
     worker = 0 if worker is None else worker
-    authenticator = Authenticator(settings.auth)  # first, for it looks at files that the settings name
+    # First, because the settings may name files that cannot be used.
+    file_keys = await trio.to_thread.run_sync(load_file_keys, settings.auth, abandon_on_cancel=True)
+    authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
     starting = Starting()
     pages = _Pages(starting_application(starting.conditions))

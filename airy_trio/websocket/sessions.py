@@ -18,7 +18,7 @@ from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.websocket import roll
 from airy_trio.websocket.admission import Admission, Visitor
 from airy_trio.websocket.audience import audience
-from airy_trio.websocket.auth import Authenticator, AuthOptions
+from airy_trio.websocket.auth import Authenticator, AuthOptions, Key
 from airy_trio.websocket.durables import Durables
 from airy_trio.websocket.early_ends import EarlyEnds
 from airy_trio.websocket.fanout import FanOut
@@ -178,12 +178,12 @@ class Sessions:
             if visitor is not None:
                 visitor.leave()
 
-    def renew(self, options: AuthOptions) -> None:
-        """Go on with other credentials, and send away whose do not count any more, with ``401-unauthorized``.
+    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
+        """Replace the credentials; disconnect clients whose own are no longer accepted, with ``401-unauthorized``.
 
-        Nothing is changed where the options cannot be used; raises what ``Authenticator.renew`` does then.
+        ``file_keys`` and errors: see ``Authenticator.renew``.
         """
-        self._authenticator.renew(options)
+        self._authenticator.renew(options, file_keys)
         self._end_refused()
 
     async def follow_keys(self) -> None:

@@ -3,8 +3,19 @@
 What a refused client is told, and when, is not here.
 """
 
-from airy_trio.websocket.auth.authenticator import Authenticator
+from airy_trio.websocket.auth.authenticator import Authenticator, load_file_keys
+from airy_trio.websocket.auth.keys import Key
 from airy_trio.websocket.auth.options import TOKEN_BYTES_MAX, AuthOptions
 from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User
 
-__all__ = ["ANYBODY", "TOKEN_BYTES_MAX", "AuthOptions", "Authenticator", "Refusal", "RefusalKind", "User"]
+__all__ = [
+    "ANYBODY",
+    "TOKEN_BYTES_MAX",
+    "AuthOptions",
+    "Authenticator",
+    "Key",
+    "Refusal",
+    "RefusalKind",
+    "User",
+    "load_file_keys",
+]

@@ -16,7 +16,7 @@ from airy_trio.websocket.auth.delays import Delays
 from airy_trio.websocket.auth.grants import ALL
 from airy_trio.websocket.auth.key_ring import KeyRing
 from airy_trio.websocket.auth.key_sources import KeyFile, source_of
-from airy_trio.websocket.auth.keys import KeysFault, secret_key
+from airy_trio.websocket.auth.keys import Key, KeysFault, secret_key
 from airy_trio.websocket.auth.options import AuthOptions
 from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User, Verified
 from airy_trio.websocket.auth.web_tokens import UnknownKeyError, still_accepted, verified
@@ -25,22 +25,22 @@ from airy_trio.websocket.auth.web_tokens import UnknownKeyError, still_accepted,
 class Authenticator:
     """Tells users by what they send in the upgrade and in CONNECT. Holds digests, no tokens.
 
-    ``refresh_keys`` is called for ever by one task, where sessions run; files of keys are read at once. Raises
-    ``SettingsError`` where they cannot be.
+    ``file_keys`` and errors: see ``renew``. One task calls ``refresh_keys`` in a loop while sessions run.
     """
 
-    def __init__(self, options: AuthOptions) -> None:
+    def __init__(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
         self._ring = KeyRing()
         self._delays = Delays()
-        self.renew(options)
+        self.renew(options, file_keys)
 
-    def renew(self, options: AuthOptions) -> None:
-        """Go on with other options: what they hold counts from now on, and nothing else does.
+    def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
+        """Replace the options.
 
-        Who is connected is not looked at: ``Sessions.renew`` calls this and ends whom ``accepts`` refuses then.
-        Raises ``SettingsError``, with nothing changed, where a file of keys cannot be used.
+        The sessions stay: ``Sessions.renew`` calls this, then ends those whose user ``accepts`` refuses.
+        ``file_keys``: what ``load_file_keys`` returned for these options. Without them a key file is read here, which
+        blocks. Raises ``SettingsError``, with nothing changed, if a key file cannot be used.
         """
-        past, self._ring = self._ring, _key_ring(options, self._ring)
+        past, self._ring = self._ring, _key_ring(options, self._ring, file_keys)
         self._options = options
         digests = ((_digest(token), name) for name, token in options.tokens.items())
         self._users = tuple((digest, User(name, digest)) for digest, name in digests)
@@ -122,8 +122,16 @@ async def _user_of_web_token(token: str, ring: KeyRing, options: AuthOptions) ->
     return Refusal(RefusalKind.UNAVAILABLE, "the keys of auth.jwt_key have not been loaded yet")
 
 
-def _key_ring(options: AuthOptions, past: KeyRing) -> KeyRing:
-    """The keys of the options; those of a server stay as they were until it has answered."""
+def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
+    """Read the key file that the options name; None if they name none. Blocks. Raises ``SettingsError``."""
+    if options.mode != "jwt" or options.secret_is_shared:
+        return None
+    source = source_of(options)
+    return _load(source) if isinstance(source, KeyFile) else None
+
+
+def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | None) -> KeyRing:
+    """Return the keys of the options. Those of a server stay the same until it has answered."""
     if options.mode != "jwt":
         return KeyRing()
     if options.secret_is_shared:
@@ -131,8 +139,12 @@ def _key_ring(options: AuthOptions, past: KeyRing) -> KeyRing:
     source = source_of(options)
     if not isinstance(source, KeyFile):
         return KeyRing(past.keys if past.source == source else (), source)
+    return KeyRing(_load(source) if file_keys is None else file_keys, source)
+
+
+def _load(source: KeyFile) -> tuple[Key, ...]:
     try:
-        return KeyRing(source.load_now(), source)
+        return source.load_now()
     except KeysFault as fault:
         raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
 

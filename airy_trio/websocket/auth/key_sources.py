@@ -44,10 +44,10 @@ class KeyFile:
 
     async def load(self) -> tuple[Key, ...]:
         """See ``KeySource.load``."""
-        return await trio.to_thread.run_sync(self.load_now)
+        return await trio.to_thread.run_sync(self.load_now, abandon_on_cancel=True)  # a mount may hang
 
     def load_now(self) -> tuple[Key, ...]:
-        """Do the same at once, for who is not running yet."""
+        """Do the same without Trio. Blocks."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(KEYS_BYTES_MAX + 1)

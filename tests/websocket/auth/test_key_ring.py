@@ -1,5 +1,6 @@
 """When keys are asked for, how often at most, and what counts meanwhile; sources are real ones where they are told."""
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
 from airy_trio.websocket.auth.key_ring import WAIT_S, KeyRing
 from airy_trio.websocket.auth.key_sources import source_of
 from airy_trio.websocket.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, read_jwks
+from tests.hanging import make_hang, open_writer
 from tests.websocket.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
 
 FIRST, SECOND = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
@@ -226,6 +228,16 @@ async def test_a_file_gives_what_stands_in_it_now(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(KeysFault, match="Is a directory"):
         await source.load()
+
+
+async def test_load_of_a_hanging_file_can_be_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    make_hang(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source_of(AuthOptions(mode="jwt", jwt_key=str(path))).load)
+        writing = await open_writer(path)
+        nursery.cancel_scope.cancel()
+    os.close(writing)
 
 
 async def test_the_file_is_looked_at_though_nobody_asks(autojump_clock: MockClock) -> None:

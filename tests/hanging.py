@@ -1,0 +1,24 @@
+"""A file whose reader hangs, as on a mount whose server is away: a pipe that nothing has opened for writing."""
+
+import os
+from pathlib import Path
+
+import trio
+
+TIMEOUT_S = 20.0
+
+
+def make_hang(path: Path) -> None:
+    """Put a pipe without a writer at this path, in place of a file if there is one."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+async def open_writer(pipe: Path) -> int:
+    """Open the pipe for writing once it has a reader, which hangs until this descriptor is closed."""
+    with trio.fail_after(TIMEOUT_S):
+        while True:
+            try:
+                return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # a pipe does not notify
+                await trio.sleep(0.01)
