@@ -57,7 +57,7 @@ def migrate(  # noqa: PLR0913 - one for each option
     if remove and (with_tables or grant is not None or firing is not None or preview):
         message = "--remove stands alone"
         raise click.UsageError(message)
-    if adopt_log and (with_tables or grant is not None or preview or remove):
+    if adopt_log and (with_tables or grant is not None or firing is not None or preview or remove):
         message = "--adopt-log stands alone"
         raise click.UsageError(message)
     settings = loaded(config)

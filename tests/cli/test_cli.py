@@ -335,11 +335,14 @@ def test_migrate_cannot_grant_on_sqlite(sqlite_application: Application, here: H
     assert message == "--grant server: SQLite has no roles; who may use the file is the system's matter"
 
 
-@pytest.mark.parametrize("other", [("--sql",), ("--with-tables",), ("--grant", "server")])
-def test_migrate_removes_and_does_nothing_else(other: tuple[str, ...], here: Here, command_line: CommandLine) -> None:
-    finished = command_line("migrate", "--remove", *other, "--config", here.on("sqlite:///x.db"))
+@pytest.mark.parametrize("alone", ["--remove", "--adopt-log"])
+@pytest.mark.parametrize("other", [("--sql",), ("--with-tables",), ("--grant", "server"), ("--triggers", "always")])
+def test_migrate_refuses_other_options_with(
+    alone: str, other: tuple[str, ...], here: Here, command_line: CommandLine
+) -> None:
+    finished = command_line("migrate", alone, *other, "--config", here.on("sqlite:///x.db"))
     assert finished.code == 2
-    assert "--remove stands alone" in finished.err
+    assert f"{alone} stands alone" in finished.err
 
 
 def test_log_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
