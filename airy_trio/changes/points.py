@@ -181,17 +181,19 @@ class History:
     def require(self, point: PostgresPoint | SqlitePoint) -> None:
         """Raise ``ResumePointLost`` if a recorded point is not of this history.
 
-        A point before the origin is of an older copy of an event log: the changes after it have been trimmed. An older
-        row of an SQLite change log shows by itself that it has been trimmed.
+        A point before the origin is of an older copy of an event log: the changes after it have been trimmed.
         """
         if point.source and point.source != self.source:
             message = "the changes are those of another database than was recorded"
             raise ResumePointLost(message)
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
-            if origin.system == point.system and not point.has_read(origin):
-                message = "what followed the recorded resume point has been trimmed from the change log"
-                raise ResumePointLost(message)
+            trimmed = origin.system == point.system and not point.has_read(origin)
+        else:
+            trimmed = point.seq < SqlitePoint.parse(self.origin).seq
+        if trimmed:
+            message = "what followed the recorded resume point has been trimmed from the change log"
+            raise ResumePointLost(message)
         if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
             message = "the database or the event log has gone back to an older state"
             raise ResumePointLost(message)

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from airy_trio.changes.feed import Consumer
+from airy_trio.changes.feed import Consumer, ResumePointLost
 from airy_trio.changes.rows import Channel, ChannelGone, Message, MessageGone, Metadata, MetadataEntry, Tag, TagGone
 from tests.application import Application
 from tests.changes.feeds import feed_of, read_all
@@ -208,6 +208,20 @@ async def test_trimming_takes_what_was_recorded_and_moves_the_origin(any_applica
         assert any_application.scalar(f"select count(*) from {log}") in {1, 2}
         assert await feed.origin() == after
         assert [tag.id for tag in (await read_all(feed, await feed.origin()))[0] if isinstance(tag, Tag)] == ["later"]
+
+
+async def test_point_before_what_was_trimmed_is_lost(any_application: Application) -> None:
+    """As in a copy of the event log from before its first event."""
+    async with feed_of(any_application, any_application.migrate()) as feed:
+        first = await feed.origin()
+        for number in range(3):
+            any_application.tag(f"t{number}")
+        _, after, _ = await read_all(feed, first)
+        assert await feed.trim(after, 100)
+        await feed.aclose()  # a start compares the recorded point with the history
+        with pytest.raises(ResumePointLost, match="trimmed"):
+            await feed.read(first, 10)
+        await feed.read(after, 10)
 
 
 async def test_restarting_forgets_what_is_visible(any_application: Application) -> None:
