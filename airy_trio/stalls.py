@@ -21,7 +21,7 @@ from psycopg.abc import RV, PQGen
 ANSWER_TIMEOUT_S: Final = 10.0
 """Nothing came for this long: ask whether the server still works. Each look costs a connection, so not much sooner."""
 ANSWER_TIMEOUT_POOLED_S: Final = 60.0
-"""The same through a pooler, where nobody can be asked: longer than any single read of the event log takes."""
+"""The same through a pooler, whose server cannot be asked: longer than any single read of the event log takes."""
 LOOK_TIMEOUT_S: Final = 5.0
 """For the answer to that question."""
 
@@ -59,6 +59,16 @@ class Connection(psycopg.Connection[Any]):
         if self._stalled is not None:
             raise self._stalled
         super().rollback()
+
+    def is_pooled(self) -> bool:
+        """Ask whether a pooler is in between: then another process answers than the one that libpq was told of."""
+        [(pid,)] = self.execute("select pg_backend_pid()").fetchall()
+        return bool(pid != self.info.backend_pid)
+
+    def look_for_pooler(self) -> None:
+        """Allow for longer silence if a pooler is in between."""
+        if self.is_pooled():
+            self.answer_timeout_s = ANSWER_TIMEOUT_POOLED_S
 
     def is_working(self) -> bool:
         """Ask over another connection whether the server works on what this one has sent.

@@ -112,9 +112,9 @@ def identity(connection: sa.Connection) -> tuple[str, str]:
 
 
 def is_pooled(connection: sa.Connection) -> bool:
-    """Whether something stands between: the process that we were told of is not the one that answers."""
+    """Ask whether a pooler is in between."""
     driver: Any = connection.connection.driver_connection
-    return bool(driver.info.backend_pid != connection.exec_driver_sql("select pg_backend_pid()").scalar_one())
+    return bool(driver.is_pooled())
 
 
 def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:

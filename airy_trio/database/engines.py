@@ -75,12 +75,13 @@ def postgres_engine(
             _configure(driver, settings or {}, local=True)
 
     @event.listens_for(engine, "connect")
-    def prepare(connection: psycopg.Connection, _record: object) -> None:
+    def prepare(connection: Connection, _record: object) -> None:
         if _has_no_encoding(connection):
             for name in ("text", "varchar", "bpchar", "name", '"char"'):
                 connection.adapters.register_loader(name, _TextOrBytesLoader)
         if not pooled:
             _configure(connection, _PLAIN_SESSION | (settings or {}), local=False)
+            connection.look_for_pooler()  # in session mode, which needs no direct_url
             connection.commit()
 
     return engine

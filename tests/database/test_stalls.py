@@ -10,6 +10,7 @@ from airy_trio.database import Database, DatabaseUnavailable, Session, postgres_
 from airy_trio.database.engines import THREADS_MAX
 from airy_trio.pipeline import Statement
 from airy_trio.stalls import Connection
+from tests.pgbouncer import through
 from tests.stalling_proxy import StallingProxy, stalling
 
 LIMIT_S = 0.5
@@ -116,3 +117,16 @@ async def test_reason_is_told(proxy: StallingProxy) -> None:
             await database.run(work)
         proxy.flow()
     await database.aclose()
+
+
+async def test_pooler_gives_a_slow_statement_more_time(
+    postgres_database: str, pgbouncer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It names a process that does not exist, so the server cannot be asked whether it works."""
+    monkeypatch.setattr(Connection, "answer_timeout_s", LIMIT_S)
+    url = through(postgres_database, pgbouncer)
+    database = Database(postgres_engine(url, connect_timeout_s=CONNECT_TIMEOUT_S))
+    with trio.fail_after(TIMEOUT_S):
+        slow = sa.text(f"select 'done' from pg_sleep({SLOW_S})")
+        assert await database.run(lambda connection: connection.execute(slow).scalar()) == "done"
+        await database.aclose()
