@@ -16,6 +16,7 @@ from airy_trio.changes.points import PostgresPoint, SqlitePoint, source_of
 from airy_trio.changes.postgres import PostgresFeed
 from airy_trio.changes.sqlite import SqliteFeed
 from airy_trio.database import SQLITE, sqlite_path
+from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S
 from airy_trio.errors import MappingError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.consumption import ForeignLogError
@@ -106,19 +107,22 @@ async def test_restart_that_was_not_followed_by_an_epoch_is_made_again(
         await feed.read(recorded, 10)
 
 
-async def test_settling_waits_for_no_lock(sqlite_application: Application) -> None:
+async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_application: Application) -> None:
     sqlite_application.migrate()
+    state = sqlite_application.log_table("change_state")
+    is_settled = f"select mark = replaced_mark from {state}"
     feed = SqliteFeed(evolve(changes_of(sqlite_application, sqlite_application.settings()), seals=True))
     with trio.fail_after(TIMEOUT_S):
         sealed = await sealed_after(sqlite_application, feed, await feed.origin(), "one")
         locking = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
         locking.execute("begin immediate")
-        await feed.settle(sealed)
+        with trio.fail_after(2 * SQLITE_BUSY_TIMEOUT_S):
+            await feed.settle(sealed)
+        assert not sqlite_application.scalar(is_settled)
         assert (await feed.read(sealed, 10)).changes == 0
         locking.close()
         await feed.settle(sealed)
-    state = sqlite_application.log_table("change_state")
-    assert sqlite_application.scalar(f"select mark = replaced_mark from {state}")
+    assert sqlite_application.scalar(is_settled)
     await feed.aclose()
 
 
