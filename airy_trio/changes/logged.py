@@ -7,7 +7,8 @@ that is stored with the events. The mark is committed after everything that was 
 commits to the disk in order: a database without the mark may lack what was read, and one with it does not. A log that
 went back has an older mark. Between the seal and the append the log may hold the new point or the one before, so both
 marks are accepted until the append is known to have happened (``settle``). An append of unknown outcome may happen
-after the next seal: its mark is accepted as long.
+after the next seal: its mark is accepted as long. One case remains: the event log loses an append which the recorder
+has not settled on disk yet, because a power failure stops both machines, or the store stops before it answers.
 """
 
 import secrets

@@ -46,7 +46,6 @@ _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
 _ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = local")
 """Whatever the default: a standby that is away delays nothing, and one that takes over has a timeline of its own."""
-_SOON_ON_DISK: Final = Statement("airy_soon_on_disk", "set local synchronous_commit = off")
 _COMMIT: Final = Statement("airy_commit", "commit")
 
 
@@ -170,19 +169,24 @@ class PostgresFeed(LoggedFeed):
         """In the session that holds the lease: a recorder that has lost it cannot write its mark."""
         point = evolve(self._parsed(upto), mark=mark)
         replaced_mark = self._parsed(after).mark
-        await self._write(_ON_DISK, self._write_marks, mark, replaced_mark)
+        await self._write(self._write_marks, mark, replaced_mark)
         self._reached = str(point), point
         return self._reached[0]
 
     async def _settle(self, point: str) -> None:
         mark = self._parsed(point).mark
-        await self._write(_SOON_ON_DISK, self._forget_mark, mark)  # what a crash brings back is accepted longer
+        await self._write(self._forget_mark, mark)
 
-    async def _write(self, durability: Statement, statement: Statement, *marks: str) -> None:
+    async def _write(self, statement: Statement, *marks: str) -> None:
+        """Write marks, and return once they are on disk.
+
+        Those of ``settle`` too: a machine that loses power may take the end of an event log with it, and a database
+        that still accepted the mark before would record into the old epoch again.
+        """
         parameters: list[Parameter] = [mark.encode() for mark in marks]
 
         async def write(pipeline: Pipeline) -> None:
-            await pipeline.run((_BEGIN_WRITING, ()), (durability, ()), (statement, parameters), (_COMMIT, ()))
+            await pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), (statement, parameters), (_COMMIT, ()))
 
         await self._reading.converse(write)
 

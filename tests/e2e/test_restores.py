@@ -242,7 +242,7 @@ async def test_crash_keeps_every_commit_that_clients_have_seen(
 async def test_redis_that_lost_its_end_begins_an_epoch(
     any_application: Application, own_redis: RedisServer, tmp_path: Path, lost: int
 ) -> None:
-    """Also if it lost no more than the last append, and the servers that know better have ended with it."""
+    """Also if it lost no more than the last append, once that is settled, and all servers have ended with it."""
     config = configure(any_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:
@@ -260,6 +260,36 @@ async def test_redis_that_lost_its_end_begins_an_epoch(
         any_application.tag("before the start")
         async with server(config) as serving:
             await assert_another_epoch(serving, any_application, ours.events)
+            assert await serving.terminate() == 0
+
+
+@pytest.mark.slow
+async def test_power_failure_of_postgres_and_redis_begins_an_epoch(
+    own_application: Application, own_postgres: Postgres, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """Redis loses the last append; Postgres keeps that it happened, although the WAL writer has not run since."""
+    own_postgres.execute(sql.SQL("alter system set wal_writer_delay = '10s'"))
+    await restarted(own_application, own_postgres, lambda: None)
+    config = configure(own_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
+    with trio.fail_after(TIMEOUT_S):
+        async with server(config) as serving, listening(serving) as ours:
+            own_application.tag("kept")
+            await ours.take(1)
+            await settled(own_application)
+            own_redis.copy(tmp_path / "copy")
+            own_application.tag("lost")
+            await ours.take(1)
+            await settled(own_application)
+            own_application.engine.dispose()
+            await trio.to_thread.run_sync(own_postgres.crash)
+            await serving.kill()
+        own_redis.kill()
+        own_redis.put_back(tmp_path / "copy")
+        await trio.to_thread.run_sync(own_redis.start)
+        await trio.to_thread.run_sync(own_postgres.start)
+        own_application.tag("before the start")
+        async with server(config) as serving:
+            await assert_another_epoch(serving, own_application, ours.events)
             assert await serving.terminate() == 0
 
 
