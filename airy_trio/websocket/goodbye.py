@@ -3,7 +3,6 @@
 Nothing here takes longer than its time, whatever the peer does: who does not take its farewell is cut.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -58,8 +57,9 @@ def closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
 async def say_goodbye(client: Client, wire: Wire, turn: Turn, *, reader: Tasks | None) -> bool:
     """Send the client its disconnect reason; False: it did not take it, and has to be cut.
 
-    ``reader``: the task of trio-websocket, unless it is failing. It is stopped first. What the client still sends is
-    dropped without being parsed: 100,000 small messages of ten clients each took the whole processor.
+    ``reader``: the session's tasks, of which the first is trio-websocket's; None if that is failing. It is stopped
+    before anything is written. What the client still sends is dropped without being parsed: 100,000 small messages of
+    ten clients each took the whole processor.
     """
     farewell = client.farewell
     if farewell is None or farewell is TOO_SLOW or wire.stalled:
@@ -68,7 +68,7 @@ async def say_goodbye(client: Client, wire: Wire, turn: Turn, *, reader: Tasks |
         try:
             if reader is not None:
                 async with wire.lock:  # so that it is not cancelled in the middle of a write
-                    await reader.stop()
+                    await reader.stop_first()
             if farewell.token is not None:
                 error = client.connection.error(farewell.token, farewell.prose, farewell.receipt_id, farewell.headers)
                 await wire.write(text_message(error))
@@ -93,12 +93,11 @@ async def read_to_end(outlet: Outlet, turn: Turn, *, or_close: bool = False) -> 
         await turn()
 
 
-async def hang_up(client: Client, all_tasks: Sequence[Tasks], outlet: Outlet, turn: Turn, *, orderly: bool) -> None:
+async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, turn: Turn, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         try:
-            for tasks in all_tasks:
-                await tasks.stop()
+            await tasks.stop()
             if orderly:
                 await outlet.send_eof()
                 await read_to_end(outlet, turn)

@@ -97,7 +97,7 @@ class Session:
     its tasks run in ``connections``.
     """
 
-    __slots__ = ("_outlet", "_reader", "_shared", "_tasks", "_visitor", "client", "conversation")
+    __slots__ = ("_outlet", "_shared", "_tasks", "_visitor", "client", "conversation")
 
     def __init__(
         self, shared: Shared, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None, *, number: int
@@ -121,7 +121,6 @@ class Session:
         )
         self.conversation.turn = turn
         self._shared = shared
-        self._reader = Tasks(connections, client)
         self._tasks = Tasks(connections, client)
         self._outlet = outlet
         self._visitor = visitor
@@ -130,8 +129,7 @@ class Session:
         """Serve the client until its farewell was said and its tasks have ended."""
         client = self.client
         client.scope.deadline = trio.current_time() + self._shared.options.connect_timeout_s
-        reader: Tasks | None = self._reader
-        orderly = False
+        reader_fails = orderly = False
         try:
             try:
                 with client.scope:
@@ -142,7 +140,7 @@ class Session:
                         await self._hear(await inbox.next())
             except ConnectionClosed as closed:
                 if closed.reason is None:
-                    reader = None  # an exception is ending it, which would be dropped if it were cancelled now
+                    reader_fails = True  # its exception would be dropped if it were cancelled now
                 client.dismiss(TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason))
             except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
                 client.dismiss(farewell_after(fault, client.session))
@@ -152,14 +150,14 @@ class Session:
             if self.conversation.inbox is None:  # there was no upgrade
                 orderly = client.farewell is not None and client.farewell.name == REFUSED.name  # let the answer arrive
             else:
+                reader = None if reader_fails else self._tasks
                 orderly = await say_goodbye(client, client.wire, self.conversation.turn, reader=reader)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
             client.dismiss(farewell_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
-                both = self._reader, self._tasks
-                await hang_up(client, both, self._outlet, self.conversation.turn, orderly=orderly)
+                await hang_up(client, self._tasks, self._outlet, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent but its Host and Origin.
@@ -199,7 +197,7 @@ class Session:
         try:
             await client.wire.outlet.handshake()
             upgraded = await upgrade(
-                self._reader,
+                self._tasks,
                 client.wire,
                 self._visitor,
                 path=options.path,

@@ -20,7 +20,8 @@ class Tasks:
 
     __slots__ = (
         "_client",
-        "_idle",
+        "_ended",
+        "_first",
         "_scopes",
         "_start_soon",
     )
@@ -29,12 +30,15 @@ class Tasks:
         self._start_soon = connections.start_soon
         self._client = client
         self._scopes: list[trio.CancelScope] = []  # two or three: smaller than a set
-        self._idle: trio.Event | None = None  # where somebody waits for it
+        self._first: trio.CancelScope | None = None
+        self._ended: trio.Event | None = None  # set when a task ends, if something waits for it
 
     def start_soon(self, function: Callable[[*Arguments], Awaitable[object]], *arguments: *Arguments) -> None:
         """Start a task. An exception that leaves it dismisses the client."""
         scope = trio.CancelScope()
         self._scopes.append(scope)
+        if self._first is None:
+            self._first = scope
         name = getattr(function, "__qualname__", None)  # made once, where Trio would make one for each task
         self._start_soon(self._run, scope, function, arguments, name=name)
 
@@ -43,9 +47,19 @@ class Tasks:
         for scope in self._scopes:
             scope.cancel()
         while self._scopes:
-            if self._idle is None or self._idle.is_set():
-                self._idle = trio.Event()
-            await self._idle.wait()
+            await self._one_ends()
+
+    async def stop_first(self) -> None:
+        """Cancel the task that was started first and wait until it has ended. Idempotent."""
+        if self._first is not None:
+            self._first.cancel()
+        while self._first in self._scopes:
+            await self._one_ends()
+
+    async def _one_ends(self) -> None:
+        if self._ended is None or self._ended.is_set():
+            self._ended = trio.Event()
+        await self._ended.wait()
 
     async def _run(
         self,
@@ -60,5 +74,5 @@ class Tasks:
             self._client.dismiss(farewell_after(fault, self._client.session))
         finally:
             self._scopes.remove(scope)
-            if not self._scopes and self._idle is not None:
-                self._idle.set()
+            if self._ended is not None:
+                self._ended.set()
