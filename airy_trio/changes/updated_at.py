@@ -162,7 +162,10 @@ class UpdatedAtFeed:
         return version
 
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
-        if point.identity != Identity.of(connection, file):
+        ours = Identity.of(connection, file)
+        # Points of older versions have no source. A file that was moved is the same one.
+        same_source = file is not None or point.identity.source in {"", ours.source}
+        if point.identity.history != ours.history or not same_source:
             message = "the database is another one, or another file, than the one that was recorded"
             raise ResumePointLost(message)
         self._remember(point)
@@ -178,7 +181,7 @@ class UpdatedAtFeed:
         found = sorted(taken.versions, key=lambda version: version.place)
         return Batch(
             objects=self._objects.read(connection, (Change(v.kind, "U", v.key, (None, None)) for v in found)),
-            resume_point=str(self._point(point.identity, marks)),
+            resume_point=str(self._point(ours, marks)),
             changes=len(found),
             more=taken.is_full or any(point.marks[kind].upto_us is not None for kind in marks if kind in point.marks),
         )

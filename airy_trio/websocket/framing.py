@@ -16,7 +16,8 @@ _LENGTH_16: Final = 126
 _LENGTH_16_MAX: Final = 0xFFFF
 _LENGTH_64: Final = 127
 CLOSE_REASON_BYTES_MAX: Final = 123
-_CLOSE_BYTES_MAX: Final = 131
+CLOSE_BYTES_MAX: Final = 131
+"""Of a client's Close frame."""
 _KEY_BYTES: Final = 4
 _MASKED_CLOSE: Final = re.compile(rb"(?=\x88([\x80-\xfd]))")
 """The first two octets of a client's Close frame, wherever they stand. The second one holds the length."""
@@ -50,7 +51,7 @@ def ends_with_close(data: bytes) -> bool:
 
     Content of another frame looks like one about twice in a thousand times: for a reader that may stop too early.
     """
-    tail = data[-_CLOSE_BYTES_MAX:]
+    tail = data[-CLOSE_BYTES_MAX:]
     return any(
         found.start() + 2 + _KEY_BYTES + (found[1][0] & _LENGTH_7_MASK) == len(tail)
         for found in _MASKED_CLOSE.finditer(tail)

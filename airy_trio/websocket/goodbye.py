@@ -21,7 +21,7 @@ from airy_trio.websocket.farewells import (
 )
 from airy_trio.websocket.faults import farewell_after
 from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX
-from airy_trio.websocket.framing import close_frame, ends_with_close, text_message
+from airy_trio.websocket.framing import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
 from airy_trio.websocket.outlet import Outlet
 from airy_trio.websocket.subscriptions import Client
 from airy_trio.websocket.tasks import Tasks
@@ -87,8 +87,10 @@ async def read_to_end(outlet: Outlet, turn: Turn, *, or_close: bool = False) -> 
 
     Unread, it would make the kernel reset the connection, and take back what the peer has not received.
     """
+    tail = b""
     while data := await outlet.receive_some(DROPPED_BYTES_MAX):
-        if or_close and ends_with_close(data):
+        tail = (tail + data)[-CLOSE_BYTES_MAX:]
+        if or_close and ends_with_close(tail):
             return
         await turn()
 

@@ -305,6 +305,29 @@ async def test_point_of_an_older_version_gets_its_source(watched: Watched) -> No
         assert await feed.is_foreign(json.dumps(found)) == cluster  # a file may have been replaced
 
 
+async def test_point_of_an_older_version_loses_nothing(watched: Watched) -> None:
+    async with watching(watched.application) as feed:
+        older = json.loads(await feed.origin())
+    del older["source"]
+    watched.tag("t1", START_US)
+    async with watching(watched.application) as feed:
+        batch = await feed.read(json.dumps(older), 10)
+        assert batch.changes == 1
+        assert Watermarks.parse(batch.resume_point).identity.source
+
+
+async def test_file_that_was_moved_is_read_on(tmp_path: Path) -> None:
+    with application(f"sqlite:///{tmp_path}/app.db", create=True) as before:
+        watched = Watched(before)
+        async with watching(before) as feed:
+            point = await feed.origin()
+        watched.tag("t1", START_US)
+    (tmp_path / "app.db").rename(tmp_path / "moved.db")
+    with application(f"sqlite:///{tmp_path}/moved.db") as moved:
+        async with watching(moved) as feed:
+            assert (await feed.read(point, 10)).changes == 1
+
+
 async def test_file_is_the_same_source_by_each_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "app.db")
     with (

@@ -231,6 +231,21 @@ async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame
     await server.ended()
 
 
+async def test_a_close_frame_in_two_pieces_ends_the_goodbye(server: Server, autojump_clock: MockClock) -> None:
+    plugged = await server.plug_connected()
+    await plugged.client.send_text("NONSENSE\n\n\0")
+    await trio.testing.wait_all_tasks_blocked()
+    answer = Connection(ConnectionType.CLIENT).send(CloseConnection(code=1002, reason="ä" * 60))
+    for piece in (answer[:1], answer[1:50], answer[50:]):
+        await plugged.client.stream.send_all(piece)
+        await trio.testing.wait_all_tasks_blocked()
+    while await plugged.client.stream.receive_some():
+        pass
+    assert trio.current_time() == 0, "the server ends the stream once it has the answer"
+    await plugged.client.stream.aclose()
+    await server.ended()
+
+
 async def test_a_ping_during_the_goodbye_does_not_spoil_it(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.send_text("NONSENSE\n\n\0")
