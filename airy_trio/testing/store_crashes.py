@@ -1,12 +1,13 @@
 """What an event store must hold after its writer, or the place itself, has died in the middle of an append.
 
 A writer appends batches of one size, each with the resume point that names the offset of its last event, and says
-after each that it was accepted; then it is killed at any moment. Here that is a call broken off at each of its
+after each that it was accepted; then it is killed at any moment. Here that is a call cancelled at each of its
 checkpoints, after which the store is closed, or goes on; what a real kill leaves is for ``check_whole_batches``.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,14 +17,62 @@ from airy_trio.log.store import Acknowledgement, EventStore, Holder, StaleAppend
 from airy_trio.testing.store_words import AGE_S, ALL, BrokenStoreError, OpenStore, event, expect, filled, put
 
 BATCH: Final = 3
-CHECKPOINTS: Final = (*(0, 1, 2) * 8, *range(3, 12), 20, 50, 200, 1000)
-"""After how many a call is broken off: at 0 before it began, at the last it has mostly ended.
-
-The first ones often: whether the call or who breaks it off comes first in a turn is a matter of chance.
-"""
+STEPS: Final = range(1, 13)
+"""A call is cancelled where it waits for the first time, for the second time, and so on."""
+TURNS: Final = (*range(3, 12), 20, 50, 200, 1000)
+"""Or after so many turns of Trio's loop, while something else works for it: a thread, a server."""
+BreakOff = Callable[[], AbstractAsyncContextManager[None]]
+"""Cancels what runs in its block at some moment."""
 KEPT: Final = 4
 ATTEMPTS: Final = 20
 HOLDER: Final = Holder("ann", "inbox", "token")
+
+
+class _Steps(trio.abc.Instrument):
+    """Cancels a scope when a task waits for the n-th time."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, steps: int) -> None:
+        self._task = task
+        self._scope = scope
+        self._left = steps
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+@asynccontextmanager
+async def _after_steps(steps: int) -> AsyncGenerator[None]:
+    """Cancel the block where its task waits for the n-th time: exactly there, in whatever order Trio runs its tasks."""
+    with trio.CancelScope() as scope:  # noqa: ASYNC100 - the block has them
+        instrument = _Steps(trio.lowlevel.current_task(), scope, steps)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            yield
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+
+
+@asynccontextmanager
+async def _after_turns(turns: int) -> AsyncGenerator[None]:
+    """Cancel the block after so many turns of the loop, or wait that long after its end."""
+
+    async def cancel_later(scope: trio.CancelScope) -> None:
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_later, nursery.cancel_scope)
+        yield
+
+
+BREAKS: Final[Sequence[BreakOff]] = (
+    *(partial(_after_steps, steps) for steps in STEPS),
+    *(partial(_after_turns, turns) for turns in TURNS),
+)
 
 
 async def write_batches(store: EventStore, size: int) -> AsyncGenerator[int]:
@@ -73,9 +122,9 @@ async def _check_once(store: EventStore, size: int, accepted: int) -> int:
 async def a_crash_in_an_append_leaves_whole_batches(open_store: OpenStore) -> None:
     """A writer that dies in the middle of an append has appended all of it, with its resume point, or nothing."""
     accepted = 0
-    for checkpoints in CHECKPOINTS:
+    for break_off in BREAKS:
         async with open_store() as store:
-            accepted = max(accepted, await _write_until_broken_off(store, accepted, checkpoints))
+            accepted = max(accepted, await _write_until_broken_off(store, accepted, break_off))
         async with open_store() as store:
             accepted = await check_whole_batches(store, BATCH, accepted)
 
@@ -84,11 +133,10 @@ async def the_nth_call_that_fails_happens_whole_or_not_at_all(open_store: OpenSt
     """Whichever call is broken off, and wherever: it has happened or not, and the store goes on from there."""
     async with open_store() as store, open_store() as other:
         await store.acknowledge([Acknowledgement(HOLDER, await filled(store, 2))])
-        for checkpoints in CHECKPOINTS:
+        for break_off in BREAKS:
             for call in (_append, _append, _move_on, _append, _trim, _hold, _acknowledge, _begin):
                 head, point = (await store.bounds()).head, await store.resume_point()
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
+                async with break_off():
                     await call(store, head, point or "")
                 await call(store, head, point or "")  # it may have happened, or happen yet: never twice
                 await _expect_whole(other)
@@ -152,11 +200,10 @@ async def _expect_whole(store: EventStore) -> None:
     expect([one.body for one in read] == [event(one.offset).body for one in read], "and nothing was changed")
 
 
-async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints: int) -> int:
+async def _write_until_broken_off(store: EventStore, accepted: int, break_off: BreakOff) -> int:
     """Append batches, to be cancelled in the middle; give the offset up to which they were accepted."""
     await store.bounds()  # so that it is a call that is broken off, and not a connection that is being made
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_after, nursery.cancel_scope, checkpoints)
+    async with break_off():
         try:
             async with aclosing(write_batches(store, BATCH)) as writing:
                 async for reached in writing:
@@ -164,12 +211,6 @@ async def _write_until_broken_off(store: EventStore, accepted: int, checkpoints:
         except StaleAppend:
             pass  # what the one before had under way has happened just now
     return accepted
-
-
-async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
-    for _ in range(checkpoints):
-        await trio.lowlevel.checkpoint()
-    scope.cancel()
 
 
 CRASH_PROMISES: Final = (

@@ -11,7 +11,6 @@ are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETE
 """
 
 import math
-import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -22,7 +21,7 @@ import trio
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Holder, StoreUnavailable
+from airy_trio.log.store import Holder, StoreUnavailable, claim_token
 from airy_trio.websocket.durable_faults import held, keep
 from airy_trio.websocket.durable_names import PER_USER_MAX, Names
 from airy_trio.websocket.farewells import TAKEN_OVER
@@ -46,7 +45,6 @@ LOOKS_WITHIN_RETENTION: Final = 4
 """Within ``retain_s``, which is at most the time for which the store keeps an unused position."""
 STEP_MAX: Final = 1000
 """Durable subscriptions in one call of the store."""
-TOKEN_BYTES: Final = 12
 
 
 class Durables:
@@ -62,6 +60,7 @@ class Durables:
         self._noted: dict[Hold, None] = {}
         self._waiting: list[Waiting] = []
         self._writing = False
+        self._claimed_at_us = 0  # no two claims of a node have the same time
         self._look_every_s = min(LOOK_EVERY_S, eventlog.retain_s / LOOKS_WITHIN_RETENTION)
         self._write_at = self._look_at = math.inf
         self._claimed: Counter[str | None] = Counter()  # in this period, by address
@@ -79,9 +78,12 @@ class Durables:
     def claim(self, subscription: Subscription, owner: str, name: str) -> Hold:
         """Let a subscription hold a durable one. Whoever held it on this node is sent away at once.
 
-        What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``.
+        What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``. The claim
+        counts from now, however late it reaches the store: if the client has reconnected to another server meanwhile,
+        that connection keeps the subscription, and this one is sent away when it acknowledges.
         """
-        hold = Hold(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
+        self._claimed_at_us = max(self._claimed_at_us + 1, self._eventlog.now_ms() * 1000)
+        hold = Hold(subscription, Holder(owner, name, claim_token(self._claimed_at_us)))
         former = self._holder_of.get(hold.key)
         if former is not None:
             self.release(former.subscription)

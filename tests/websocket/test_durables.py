@@ -493,6 +493,25 @@ async def test_on_another_node_a_first_holder_that_says_nothing_is_told_soon(
         assert trio.current_time() - begun_at <= LOOK_EVERY_S + SOON_S
 
 
+async def test_a_delayed_claim_of_a_lost_connection_takes_nothing_over(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store) as here, node(store) as there:
+        lost = await log_in(here)
+        store.delay_s = LOOK_EVERY_S
+        asked = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"))
+        await lost.client.send(Frame("SUBSCRIBE", asked))
+        await trio.sleep(SOON_S)
+        await leave(lost)
+        store.delay_s = 0
+        second = await come(there, ("replay", "all"))
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert len(store.claims) == 2
+        await here.append(1, 1)
+        await second.client.acknowledge(*(await take(second.client, 1)))
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert not second.ending.event.is_set()
+        assert await store.offset() == 1
+
+
 # When it is written
 
 
