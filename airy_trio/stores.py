@@ -16,7 +16,7 @@ the same step with all events removed. The rest is reading: ``read`` forward fro
 one. Both refuse a position of another epoch, and ``read`` refuses one whose next event was trimmed instead of
 skipping it. An offset is never used again in its epoch, so the head must be stored and not be derived from the
 events: ``trim`` may delete them all. Durable subscriptions are a second, small table: for each owner and name the
-token of the newest claim, the furthest position, and the time of the last use.
+token of the last holder, the furthest position, and the time of the last use.
 
 **How a store is used.** Every server process opens the store once and calls it from one Trio event loop, several
 verbs at a time. One process, the recorder, appends and trims. All of them read, wait and keep durable subscriptions,
@@ -46,8 +46,6 @@ of the log with what it knows, and notices a place that was restored without its
 - ``newest_of_each`` keeps the newest event of each object, of events from the newest on: ``recent``, before its
   limit.
 - ``is_all`` tells a reader with a limit whether it has everything that there was, or must read on.
-- ``is_overtaken`` says whether a claim comes too late to become the holder; ``newest_claim`` is its upper bound, for
-  a place that compares by itself. ``claim_token`` makes the tokens that it compares, as the server does.
 - ``new_epoch`` makes the name of an epoch. A store has one from its creation on, before the first append.
 """
 
@@ -72,10 +70,7 @@ from airy_trio.log.store import (
     StoredEvent,
     StoreReplaced,
     StoreUnavailable,
-    claim_token,
     is_all,
-    is_overtaken,
-    newest_claim,
     newest_of_each,
     stored_after,
     up_to_bytes,
@@ -99,12 +94,9 @@ __all__ = [
     "StoreUnavailable",
     "StoredEvent",
     "Within",
-    "claim_token",
     "covers",
     "is_all",
-    "is_overtaken",
     "new_epoch",
-    "newest_claim",
     "newest_of_each",
     "stored_after",
     "up_to_bytes",

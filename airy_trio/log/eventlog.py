@@ -112,10 +112,6 @@ class EventLog:
         """The epoch of the head."""
         return self.head.epoch
 
-    def now_ms(self) -> int:
-        """Return the time by the store's clock, as far as this node knows it: milliseconds since 1970."""
-        return self._clock.ms_before(0)
-
     def statistics(self) -> dict[str, int]:
         """What the tail holds: ``events``, ``bytes`` of bodies, ``views``; and the ``head``'s offset."""
         return {**self._tail.statistics(), "head": self.head.offset}

@@ -17,7 +17,6 @@ from airy_trio.log.store import (
     PositionExpired,
     StaleAppend,
     StoredEvent,
-    is_overtaken,
     newest_of_each,
     stored_after,
     up_to_bytes,
@@ -159,11 +158,10 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
 
     def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.setdefault((holder.owner, holder.name), _Durable(holder.token, None, 0))
-        known.used_at_ms = self._now_ms()
-        if not is_overtaken(holder.token, known.token, known.used_at_ms):
-            known.token = holder.token
-        return known.position
+        known = self._durables.get((holder.owner, holder.name))
+        position = None if known is None else known.position
+        self._durables[holder.owner, holder.name] = _Durable(holder.token, position, self._now_ms())
+        return position
 
     def _acknowledge(self, holder: Holder, position: Position) -> bool:
         known = self._durables.setdefault((holder.owner, holder.name), _Durable(holder.token, None, 0))

@@ -12,8 +12,6 @@ Every script first looks whether the state is there and the stream is as long as
 
 from typing import Final
 
-from airy_trio.log.store import CLAIM_AHEAD_MS
-
 FIELDS: Final = ("at", "type", "object", "conversation", "channel", "truncated", "body")
 """The fields of an event, always all and in this order: the scripts find their values by place.
 
@@ -154,22 +152,15 @@ HOLD: Final = (
     _BEGINNING
     + """
 local found = {}
-local newest = string.format('t%015.0f', now_ms + AHEAD)
 for place = 2, #ARGV, 2 do
-  local name, token = ARGV[place], ARGV[place + 1]
-  local standing = redis.call('HGET', holders, name)
-  if not standing or standing <= token or standing > newest then redis.call('HSET', holders, name, token) end
-  redis.call('ZADD', used, now_ms, name)
-  found[#found + 1] = redis.call('HGET', acknowledged, name) or ''
+  redis.call('HSET', holders, ARGV[place], ARGV[place + 1])
+  redis.call('ZADD', used, now_ms, ARGV[place])
+  found[#found + 1] = redis.call('HGET', acknowledged, ARGV[place]) or ''
 end
 return found
-""".replace("AHEAD", str(CLAIM_AHEAD_MS))
-)
-"""Arguments: of each, owner and name as one text, and the token. Gives the position of each, empty where none is.
-
-A claim that is overtaken leaves the holder (``store.is_overtaken``): Lua compares tokens as Python does, since they
-consist of digits and lower-case letters.
 """
+)
+"""Arguments: of each, owner and name as one text, and the token. Gives the position of each, empty where none is."""
 
 ACKNOWLEDGE: Final = (
     _BEGINNING

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Holder, newest_claim
+from airy_trio.log.store import Acknowledgement, Holder
 from airy_trio.log.tables import LogTables
 
 ROWS_MAX: Final = 1000
@@ -29,8 +29,6 @@ class DurableTable:
 
     def __init__(self, tables: LogTables) -> None:
         self._rows = tables.acknowledged
-        # Tokens are compared by their octets, which is not what a Postgres database's own collation does.
-        self._holder = self._rows.c.holder.collate("C") if tables.postgres else self._rows.c.holder
         self._insert: Any = postgres_insert if tables.postgres else sqlite_insert
 
     def position(self, connection: sa.Connection, owner: str, name: str) -> Position | None:
@@ -41,18 +39,13 @@ class DurableTable:
         return _position(*found) if found else None
 
     def hold(self, connection: sa.Connection, holders: Sequence[Holder], now_ms: int) -> dict[Key, Position | None]:
-        """Make each the holder whose claim is not overtaken; give the position of each."""
+        """Make each the holder; give the position of each."""
         new = [{**_row(holder, now_ms), "epoch": _NO_EPOCH, "offset": 0} for holder in holders]
         columns = self._rows.c
         found: dict[Key, Position | None] = {}
         for rows in _chunks(new):
             statement = self._insert(self._rows).values(rows)
-            given = statement.excluded
-            overtaken = sa.and_(self._holder > given.holder, self._holder <= newest_claim(now_ms))
-            changed = {
-                "holder": sa.case((overtaken, columns.holder), else_=given.holder),
-                "used_at_ms": given.used_at_ms,
-            }
+            changed = {"holder": statement.excluded.holder, "used_at_ms": statement.excluded.used_at_ms}
             written = statement.on_conflict_do_update(index_elements=("owner", "name"), set_=changed).returning(
                 columns.owner, columns.name, columns.epoch, columns.offset
             )

@@ -6,9 +6,8 @@ goes on. Independent of what an event means and of its readers. ``airy_trio.test
 of any store.
 """
 
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from attrs import frozen
 
@@ -81,41 +80,11 @@ def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms:
 
 @frozen
 class Holder:
-    """A claim of the durable subscription ``name`` of the user ``owner``.
-
-    No other claim has the same ``token``. Compared by their octets, tokens sort by the times at which the clients
-    subscribed (``claim_token``).
-    """
+    """A claim of the durable subscription ``name`` of the user ``owner``. No other claim has the same ``token``."""
 
     owner: str
     name: str
     token: str
-
-
-CLAIM_AHEAD_MS: Final = 1000
-"""By how much a node's estimate of the store's clock may be ahead."""
-
-
-def claim_token(subscribed_at_us: int) -> str:
-    """Return a new token for a client that subscribed at this time: microseconds since 1970 by the store's clock.
-
-    It sorts after the tokens of servers before this version, which are hexadecimal digits.
-    """
-    return f"t{subscribed_at_us:018d}-{secrets.token_hex(6)}"
-
-
-def newest_claim(now_ms: int) -> str:
-    """Return a text that sorts after the token of every claim made by now, by the store's clock.
-
-    A greater token is of a time when the clock was ahead of today's. It counts as older than all others: otherwise no
-    claim could succeed until the clock gets there again.
-    """
-    return f"t{now_ms + CLAIM_AHEAD_MS:015d}"
-
-
-def is_overtaken(token: str, standing: str, now_ms: int) -> bool:
-    """Return whether a claim reaches the store after that of a client which subscribed later, the ``standing`` one."""
-    return token < standing <= newest_claim(now_ms)
 
 
 @frozen
@@ -276,10 +245,8 @@ class EventStore(Protocol):
         """Make each the holder of its durable subscription; return for each, in order, what ``acknowledged`` would.
 
         The holder before it loses the subscription. Nodes share nothing but the store: two of them must not both
-        acknowledge for one name, and the newest claim wins. A claim that ``is_overtaken`` changes nothing: it was
-        delayed, its client has probably gone, and the client that continues must keep the subscription. Its node learns
-        of it when it acknowledges. There may be many at once, as all clients reconnect at once when a node has ended.
-        No owner and name comes twice in one call.
+        acknowledge for one name, and the newest claim wins. There may be many at once, as all clients reconnect at once
+        when a node has ended. No owner and name comes twice in one call.
         """
         ...
 

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, claim_token
+from airy_trio.log.store import Acknowledgement, EventStore, Holder
 from airy_trio.testing.store_words import AGE_S, ALL, OpenStore, expect, expect_expired, filled, tick
 
 MANY: Final = 2500
@@ -21,7 +21,7 @@ async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
     """For each owner and name the furthest position is kept, also over a new epoch."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 5)
-        ann, bob, mixed = claim("inbox", 1), claim("inbox", 2, "bob"), claim("ninbox", 3, "an")
+        ann, bob, mixed = Holder("ann", "inbox", "1"), Holder("bob", "inbox", "2"), Holder("an", "ninbox", "3")
         expect(await store.acknowledged("ann", "inbox") is None, "nothing is acknowledged at first")
         for offset, kept in ((2, 2), (4, 4), (3, 4), (4, 4)):
             await _acknowledge(store, ann, head.at(offset))
@@ -44,14 +44,14 @@ async def what_is_not_used_is_forgotten(open_store: OpenStore) -> None:
         for pause_ms in PAUSES_MS:  # on a busy machine what was used just now is soon too old as well
             if await _forgets(store, head, pause_ms):
                 break
-        again = claim("idle", 0)
+        again = Holder("ann", "idle", "of old")
         expect(await store.acknowledge([Acknowledgement(again, head.at(4))]) == [], "nobody holds what is forgotten")
         expect(await store.acknowledged("ann", "idle") == head.at(4), "and it is kept anew")
 
 
 async def _forgets(store: EventStore, head: Position, pause_ms: int) -> bool:
     """Check what a trim forgets; False where all this took too long to tell."""
-    holders = [claim(name, pause_ms) for name in ("idle", "acknowledging", "held")]
+    holders = [Holder("ann", name, name) for name in ("idle", "acknowledging", "held")]
     await store.hold(holders)
     await store.acknowledge([Acknowledgement(holder, head.at(2)) for holder in holders])
     await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=AGE_S)
@@ -59,7 +59,7 @@ async def _forgets(store: EventStore, head: Position, pause_ms: int) -> bool:
     await tick(store, 2 * pause_ms)
     used_ms = (await store.bounds()).now_ms
     await _acknowledge(store, holders[1], head.at(1))
-    await store.hold([claim("held", pause_ms + 1)])
+    await store.hold([Holder("ann", "held", "another")])
     await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=pause_ms / 1000)
     trimmed_ms = (await store.bounds()).now_ms
     expect(await store.acknowledged("ann", "idle") is None, "what was not used for too long is forgotten")
@@ -74,11 +74,11 @@ async def positions_outlive_their_events(open_store: OpenStore) -> None:
     """A trim that deletes all events keeps the positions: a client that returns late can learn that events are gone."""
     async with open_store() as store:
         head = await filled(store, 5)
-        await _acknowledge(store, claim("inbox", 1), head.at(2))
+        await _acknowledge(store, Holder("ann", "inbox", "before"), head.at(2))
         await tick(store)
         expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == head.offset, "all events are old")
         expect(await store.acknowledged("ann", "inbox") == head.at(2), "their trim leaves positions alone")
-        expect(await store.hold([claim("inbox", 2)]) == [head.at(2)], "and the next holder gets them")
+        expect(await store.hold([Holder("ann", "inbox", "after")]) == [head.at(2)], "and the next holder gets them")
         await expect_expired(store, head.at(2))
 
 
@@ -86,12 +86,12 @@ async def the_last_holder_is_the_only_one(open_store: OpenStore) -> None:
     """Whoever takes a durable subscription over gets its position; whoever held it before changes it no more."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 9)
-        first, second, third = (claim("inbox", second) for second in (1, 2, 3))
+        first, second = Holder("ann", "inbox", "first"), Holder("ann", "inbox", "second")
         expect(await store.hold([first]) == [None], "of a new one no position is known")
         expect(await store.acknowledged("ann", "inbox") is None, "holding acknowledges nothing")
         await _acknowledge(store, first, head.at(3))
         expect(await other.hold([second]) == [head.at(3)], "who takes it over gets its position")
-        beside = claim("inbox", 1, "bob")
+        beside = Holder("bob", "inbox", "first")
         refused = await store.acknowledge([Acknowledgement(first, head.at(7)), Acknowledgement(beside, head.at(5))])
         expect(refused == [first], "who held it before is refused, and nobody else")
         expect(await other.acknowledged("ann", "inbox") == head.at(3), "nothing is kept of who is refused")
@@ -101,52 +101,24 @@ async def the_last_holder_is_the_only_one(open_store: OpenStore) -> None:
         await store.begin_epoch(head, None)
         begun = (await store.bounds()).head
         expect(await store.acknowledge([Acknowledgement(first, begun)]) == [first], "a new epoch changes nothing in it")
-        expect(await store.hold([third, beside]) == [head.at(8), head.at(5)], "a third claim takes over")
-        expect(await other.acknowledge([Acknowledgement(second, begun)]) == [second], "from the second")
-
-
-async def a_delayed_claim_takes_nothing_over(open_store: OpenStore) -> None:
-    """A claim that arrives after that of a client which subscribed later leaves the holder; so does every retry."""
-    async with open_store() as store, open_store() as other:
-        head = await filled(store, 9)
-        dead, alive, beside = claim("inbox", 1), claim("inbox", 2), claim("outbox", 1)
-        await store.hold([alive])
-        await _acknowledge(store, alive, head.at(3))
-        for retry in range(2):
-            await _acknowledge(store, beside, head.at(3 + retry))
-            answer = [head.at(3 + retry)] * 2
-            expect(await other.hold([dead, beside]) == answer, "a delayed claim is answered like any other")
-            expect(await other.acknowledge([Acknowledgement(dead, head.at(9))]) == [dead], "but it is not the holder")
-            await _acknowledge(store, alive, head.at(4))
-        expect(await store.acknowledged("ann", "inbox") == head.at(4), "only the holder's acknowledgements count")
-        hour_s = 3600
-        now_s = (await store.bounds()).now_ms / 1000
-        ahead, now = claim("clock", now_s + hour_s), claim("clock", now_s)
-        await store.hold([ahead])
-        expect(await other.hold([now]) == [None], "the store's clock was set back by an hour")
-        await _acknowledge(store, now, head.at(1))
-        expect(await store.acknowledge([Acknowledgement(ahead, head.at(2))]) == [ahead], "and claims go on by it")
+        expect(await store.hold([first, beside]) == [head.at(8), head.at(5)], "what was held can be taken back")
+        expect(await other.acknowledge([Acknowledgement(second, begun)]) == [second], "from whoever has it")
 
 
 async def many_are_held_at_once(open_store: OpenStore) -> None:
     """Any number at once, answered in order; of several who claim one at the same time one holds it."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 3)
-        holders = [claim(f"n{number}", 1, f"o{number % 7}") for number in range(MANY)]
+        holders = [Holder(f"o{number % 7}", f"n{number}", "t") for number in range(MANY)]
         await store.acknowledge([Acknowledgement(one, head.at(at % 4)) for at, one in enumerate(holders)])
         found = await other.hold(holders[::-1])
         expect(found == [head.at(at % 4) for at in reversed(range(MANY))], "positions come in the order asked for")
-        claims = [claim("inbox", number) for number in range(CLAIMS)]
+        claims = [Holder("ann", "inbox", f"claim {number}") for number in range(CLAIMS)]
         async with trio.open_nursery() as nursery:
-            for number, one in enumerate(claims):
-                nursery.start_soon((store, other)[number % 2].hold, [*holders[:: number + 1], one])
+            for number, claim in enumerate(claims):
+                nursery.start_soon((store, other)[number % 2].hold, [*holders[:: number + 1], claim])
         left = [one for one in claims if not await store.acknowledge([Acknowledgement(one, head)])]
         expect(len(left) == 1, "of several who claim it at the same time exactly one holds it")
-
-
-def claim(name: str, at_s: float, owner: str = "ann") -> Holder:
-    """Return a claim of a client that subscribed so many seconds after 1970."""
-    return Holder(owner, name, claim_token(int(at_s * 1e6)))
 
 
 async def _acknowledge(store: EventStore, holder: Holder, position: Position) -> None:
@@ -159,6 +131,5 @@ DURABLE_PROMISES: Final = (
     what_is_not_used_is_forgotten,
     positions_outlive_their_events,
     the_last_holder_is_the_only_one,
-    a_delayed_claim_takes_nothing_over,
     many_are_held_at_once,
 )

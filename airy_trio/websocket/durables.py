@@ -7,10 +7,12 @@ nothing of frames.
 Nodes share only the store, which knows the newest holder of each. An older one on another node learns of it when it
 acknowledges next, at the latest ``LOOK_EVERY_S`` later: every held subscription is acknowledged that often anyway. So
 the store sees that it is used, and on a quiet destination its position follows the log and does not expire. If events
-are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETENTION``).
+are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETENTION``). A subscription whose claim is
+young is then claimed once more (``RECLAIM_WITHIN_S``).
 """
 
 import math
+import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -21,7 +23,7 @@ import trio
 
 from airy_trio.log.eventlog import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Holder, StoreUnavailable, claim_token
+from airy_trio.log.store import Holder, StoreUnavailable
 from airy_trio.websocket.durable_faults import held, keep
 from airy_trio.websocket.durable_names import PER_USER_MAX, Names
 from airy_trio.websocket.farewells import TAKEN_OVER
@@ -43,8 +45,16 @@ commit to client falls from 30 to 7 ms (three interleaved rounds; 5 ms at rest).
 LOOK_EVERY_S: Final = 10.0
 LOOKS_WITHIN_RETENTION: Final = 4
 """Within ``retain_s``, which is at most the time for which the store keeps an unused position."""
+RECLAIM_WITHIN_S: Final = 60.0
+"""If another server takes a subscription over within this time of its claim, it is claimed again, once.
+
+The other claim may be that of the same client's lost connection, delayed by an outage, a frozen server or load; that
+connection is gone and does not claim again. Of two live clients, the one that subscribed last keeps the subscription:
+the other client's second claim came before its own.
+"""
 STEP_MAX: Final = 1000
 """Durable subscriptions in one call of the store."""
+TOKEN_BYTES: Final = 12
 
 
 class Durables:
@@ -58,9 +68,9 @@ class Durables:
         self._claims: OrderedDict[str | None, dict[Hold, None]] = OrderedDict()  # by address, the next one's first
         self._released: dict[Key, Hold] = {}
         self._noted: dict[Hold, None] = {}
+        self._reclaiming: set[Hold] = set()
         self._waiting: list[Waiting] = []
         self._writing = False
-        self._claimed_at_us = 0  # no two claims of a node have the same time
         self._look_every_s = min(LOOK_EVERY_S, eventlog.retain_s / LOOKS_WITHIN_RETENTION)
         self._write_at = self._look_at = math.inf
         self._claimed: Counter[str | None] = Counter()  # in this period, by address
@@ -78,18 +88,16 @@ class Durables:
     def claim(self, subscription: Subscription, owner: str, name: str) -> Hold:
         """Let a subscription hold a durable one. Whoever held it on this node is sent away at once.
 
-        What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``. The claim
-        counts from now, however late it reaches the store: if the client has reconnected to another server meanwhile,
-        that connection keeps the subscription, and this one is sent away when it acknowledges.
+        What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``.
         """
-        self._claimed_at_us = max(self._claimed_at_us + 1, self._eventlog.now_ms() * 1000)
-        hold = Hold(subscription, Holder(owner, name, claim_token(self._claimed_at_us)))
+        hold = Hold(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._holder_of.get(hold.key)
         if former is not None:
             self.release(former.subscription)
             former.subscription.client.dismiss(TAKEN_OVER)
         if not self._holds:
             self._look_at = trio.current_time() + self._look_every_s
+        hold.reclaim_until = trio.current_time() + RECLAIM_WITHIN_S
         self._holds[subscription] = self._holder_of[hold.key] = hold
         self._claims.setdefault(subscription.client.peer, {})[hold] = None
         self._changed.set()
@@ -123,6 +131,7 @@ class Durables:
             return False
         del self._holder_of[hold.key]
         self._drop_claim(hold)
+        self._reclaiming.discard(hold)
         self._noted.pop(hold, None)
         hold.released = settled(subscription, self._eventlog.head)
         if not hold.started or (hold.released == hold.position and not self._writing):
@@ -169,7 +178,7 @@ class Durables:
 
     async def _due(self) -> None:
         """Return when there is something to do."""
-        while not (self._released or self._waiting or self._claimable()):
+        while not (self._released or (self._waiting and not self._reclaiming) or self._claimable()):
             self._changed = trio.Event()
             claim_at = self._period_ends if self._claims else math.inf
             with trio.move_on_at(min(self._write_at, self._look_at, claim_at)) as sleep:
@@ -181,7 +190,11 @@ class Durables:
         """Write what is noted; all that is held where it is time to look. Raises ``StoreUnavailable``."""
         waiting, released = tuple(self._waiting), dict(self._released)
         looking = trio.current_time() >= self._look_at
-        holds = [hold for hold in (self._holds.values() if looking else self._noted) if hold.started]
+        holds = [
+            hold
+            for hold in (self._holds.values() if looking else self._noted)
+            if hold.started and hold not in self._reclaiming
+        ]
         positions = {hold: settled(hold.subscription, self._eventlog.head) for hold in holds}
         changed = {hold: position for hold, position in positions.items() if looking or position != hold.position}
         changed |= {hold: hold.released for hold in released.values() if hold.released is not None}
@@ -198,6 +211,8 @@ class Durables:
         for key, hold in released.items():
             if self._released.get(key) is hold:
                 del self._released[key]
+        if self._reclaiming:
+            return  # their acknowledgements are written once they are claimed again
         for one in waiting:
             self._waiting.remove(one)
             one.finish()
@@ -252,10 +267,21 @@ class Durables:
             hold.position = position
             self._drop_claim(hold)
             hold.claimed.finish()
+            if hold in self._reclaiming:
+                self._reclaiming.remove(hold)
+                self._noted[hold] = None
+                self._write_at = trio.current_time()
 
     def _refused(self, holders: Sequence[Holder]) -> None:
         for holder in holders:
             hold = self._holder_of.get((holder.owner, holder.name))
-            if hold is not None and hold.holder == holder:
+            if hold is None or hold.holder != holder:
+                continue
+            if trio.current_time() < hold.reclaim_until:
+                logger.info("durable subscription claimed again", user=holder.owner, durable=holder.name)
+                hold.reclaim_until = -math.inf
+                self._reclaiming.add(hold)
+                self._claims.setdefault(hold.subscription.client.peer, {})[hold] = None
+            else:
                 logger.info("durable subscription taken over by another server", user=holder.owner, durable=holder.name)
                 hold.subscription.client.dismiss(TAKEN_OVER)

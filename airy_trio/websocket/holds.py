@@ -47,7 +47,8 @@ class Hold:
 
     ``claimed``: the store knows that it is. ``position``: what the store keeps, as far as is known. ``started``:
     where the subscription starts has been decided, so that there is something to acknowledge. ``released``: where the
-    subscription had got when it ended.
+    subscription had got when it ended. ``reclaim_until``: until when it is claimed again if another server takes it
+    over (Trio's time).
     """
 
     subscription: Subscription
@@ -56,6 +57,7 @@ class Hold:
     position: Position | None = None
     started: bool = False
     released: Position | None = None
+    reclaim_until: float = -math.inf
 
     @property
     def key(self) -> Key:

@@ -32,7 +32,6 @@ PUBLISHED: Final = (
             "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Holder", "Acknowledgement",
             "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",
             "stored_after", "up_to_bytes", "newest_of_each", "is_all", "new_epoch",
-            "claim_token", "is_overtaken", "newest_claim",
             "StoreUnavailable", "StoreReplaced", "StaleAppend", "PositionExpired",
         ),
     ),

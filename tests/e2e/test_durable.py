@@ -71,8 +71,13 @@ async def test_what_was_acknowledged_outlives_the_server(any_application: Applic
                 assert (await hold(former)).get("resume") == "resumed"
                 (third,) = await take(former, "t3")
                 assert (await hold(client)).get("resume") == "resumed"
-                await take(client, "t3")
-                await former.acknowledge(third)
+                again = await take(client, "t3")
+                await former.acknowledge(third, headers=[("receipt", "claimed again")])
+                assert (await former.receive()).get("receipt-id") == "claimed again"
+                await client.acknowledge(*again, headers=[("receipt", "claimed for good")])
+                assert (await client.receive()).get("receipt-id") == "claimed for good"
+                await application.apply("insert into tags values ('t4', 'n', 'red')")
+                await former.acknowledge(*await take(former, "t4"))
                 assert (await former.receive()).get("message") == "409-durable-taken"
 
 

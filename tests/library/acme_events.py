@@ -27,8 +27,7 @@ APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
     where epoch = ? and last = ? and point is coalesce(?, point) returning at_ms"""
 BEGIN_EPOCH = "update log set epoch = ?, trimmed = 0, last = 0, point = ? where epoch = ? and last = ? returning epoch"
 HOLD = """insert into durables values (?, ?, ?, null, null, ?) on conflict
-    do update set token = iif(token > excluded.token and token <= ?, token, excluded.token),
-    used_ms = excluded.used_ms returning epoch, id"""
+    do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
 ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do update set epoch = excluded.epoch,
     id = iif(epoch = excluded.epoch, max(id, excluded.id), excluded.id), used_ms = excluded.used_ms
     where token = excluded.token returning owner"""
@@ -137,8 +136,7 @@ class AcmeStore:
 
     @transaction
     def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        now, newest = now_ms(), stores.newest_claim(now_ms())
-        return [position(self.row(HOLD, one.owner, one.name, one.token, now, newest)) for one in holders]
+        return [position(self.row(HOLD, one.owner, one.name, one.token, now_ms())) for one in holders]
 
     @transaction
     def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:

@@ -343,21 +343,6 @@ class HoldsOnlyWhatNobodyHolds(MemoryStore):
         return super()._hold(holder) if known is None else known.position
 
 
-class TakesDelayedClaims(MemoryStore):
-    def _hold(self, holder: Holder) -> Position | None:
-        position = super()._hold(holder)
-        self._durables[holder.owner, holder.name].token = holder.token
-        return position
-
-
-class BelievesTokensOfTheFuture(MemoryStore):
-    def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.get((holder.owner, holder.name))
-        return super()._hold(
-            holder if known is None or known.token < holder.token else evolve(holder, token=known.token)
-        )
-
-
 class ForgetsAges(MemoryStore):
     async def append(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
@@ -518,8 +503,6 @@ BROKEN: dict[type[MemoryStore], str] = {
     RefusesAllWhereOneIsRefused: "the_last_holder_is_the_only_one",
     ForgetsWhoHolds: "the_last_holder_is_the_only_one",
     HoldsOnlyWhatNobodyHolds: "the_last_holder_is_the_only_one",
-    TakesDelayedClaims: "a_delayed_claim_takes_nothing_over",
-    BelievesTokensOfTheFuture: "a_delayed_claim_takes_nothing_over",
     HoldingIsNoUse: "what_is_not_used_is_forgotten",
     NeverForgetsPositions: "what_is_not_used_is_forgotten",
     ForgetsPositionsWithEvents: "positions_outlive_their_events",

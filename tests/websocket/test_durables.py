@@ -21,6 +21,7 @@ from airy_trio.websocket.durables import (
     CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
     CLAIMS_PERIOD_S,
     LOOK_EVERY_S,
+    RECLAIM_WITHIN_S,
     WRITE_AFTER_S,
 )
 from airy_trio.websocket.holds import NAME_CHARS_MAX
@@ -468,6 +469,7 @@ async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
         frames = await take(first.client, 3)
         await first.client.acknowledge(frames[0])
         await trio.sleep(WRITE_AFTER_S + SOON_S)
+        await trio.sleep(RECLAIM_WITHIN_S)
         second = await come(there)
         assert offsets(await take(second.client, 2)) == [2, 3]
         await first.client.acknowledge(frames[1])
@@ -487,29 +489,47 @@ async def test_on_another_node_a_first_holder_that_says_nothing_is_told_soon(
 ) -> None:
     async with node(store) as here, node(store) as there:
         first = await come(here)
+        await trio.sleep(RECLAIM_WITHIN_S)
         begun_at = trio.current_time()
         await come(there)
         assert await told(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= LOOK_EVERY_S + SOON_S
 
 
-async def test_a_delayed_claim_of_a_lost_connection_takes_nothing_over(store: Store, autojump_clock: MockClock) -> None:
+async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, autojump_clock: MockClock) -> None:
     async with node(store) as here, node(store) as there:
         lost = await log_in(here)
-        store.delay_s = LOOK_EVERY_S
-        asked = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"))
-        await lost.client.send(Frame("SUBSCRIBE", asked))
+        store.delay_s = 2 * LOOK_EVERY_S
+        headers = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"))
+        await lost.client.send(Frame("SUBSCRIBE", headers))
         await trio.sleep(SOON_S)
         await leave(lost)
         store.delay_s = 0
-        second = await come(there, ("replay", "all"))
-        await trio.sleep(3 * LOOK_EVERY_S)
-        assert len(store.claims) == 2
+        second = await come(there, ("replay", "all"), ack="client")
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert [holders[0].token for holders in store.claims][1] != store.claims[0][0].token
         await here.append(1, 1)
-        await second.client.acknowledge(*(await take(second.client, 1)))
-        await trio.sleep(3 * LOOK_EVERY_S)
-        assert not second.ending.event.is_set()
+        (frame,) = await take(second.client, 1)
+        await second.client.acknowledge(frame, headers=[("receipt", "written")])
+        assert (await second.client.receive()).get("receipt-id") == "written"
         assert await store.offset() == 1
+        await trio.sleep(RECLAIM_WITHIN_S)
+        assert not second.ending.event.is_set()
+
+
+@pytest.mark.parametrize("pause_s", [0, LOOK_EVERY_S, RECLAIM_WITHIN_S - LOOK_EVERY_S])
+async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
+    store: Store, pause_s: float, autojump_clock: MockClock
+) -> None:
+    async with node(store) as here, node(store) as there:
+        first = await come(here)
+        await trio.sleep(pause_s)
+        begun_at = trio.current_time()
+        second = await come(there)
+        assert await told(first) == ("409-durable-taken", 4409)
+        assert trio.current_time() - begun_at <= 3 * LOOK_EVERY_S + SOON_S
+        await trio.sleep(2 * RECLAIM_WITHIN_S)
+        assert not second.ending.event.is_set()
 
 
 # When it is written
