@@ -26,7 +26,7 @@ class Verdict:
 
 
 YES = Verdict(works=True)
-BY_THE_APPLICATION = Verdict(works=True, note="The application has to reconnect; the client does not do it alone.")
+BY_THE_APPLICATION = Verdict(works=True, note="The application has to reconnect; the client does not do it itself.")
 BY_A_NEW_OBJECT = Verdict(
     works=True,
     note="The application has to reconnect with a new connection object: a reused one may stop its heart-beats.",
