@@ -11,7 +11,7 @@ TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill
 DEMO ?=
 
 BIN := $(VENV)/bin
-LINES_MAX := 250
+LINES_MAX := 500
 
 CFLAGS ?= -O2
 # What `make bench` hands on, for example: make bench BENCH=--quick

@@ -26,17 +26,17 @@ class Verdict:
 
 
 YES = Verdict(works=True)
-BY_THE_APPLICATION = Verdict(works=True, note="The application connects again; the client does not by itself.")
+BY_THE_APPLICATION = Verdict(works=True, note="The application has to reconnect; the client does not do it itself.")
 BY_A_NEW_OBJECT = Verdict(
     works=True,
-    note="The application connects again, with a new connection object: one used again may stop its heart-beats.",
+    note="The application has to reconnect with a new connection object: a reused one may stop its heart-beats.",
 )
-NO_RECEIPT = Verdict(works=False, note="It closes the WebSocket with its DISCONNECT, without waiting for an answer.")
+NO_RECEIPT = Verdict(works=False, note="It closes the WebSocket with its DISCONNECT, without waiting for the RECEIPT.")
 NO_DISCONNECT = Verdict(works=False, note="It has no DISCONNECT; the application closes the WebSocket.")
-NO_HEART_BEATS = Verdict(works=False, note="It asks for none, and gets none.")
+NO_HEART_BEATS = Verdict(works=False, note="It requests none, so the server sends none.")
 NO_HEADERS = Verdict(
     works=False,
-    note="Its SUBSCRIBE takes no headers; it gets the recent window, like every client that names no position.",
+    note="Its SUBSCRIBE takes no headers, so it receives the recent window, like every client without a position.",
 )
 
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 HEADING = "## Clients\n"
 INTRODUCTION = """\
-In CI these clients go through the life of a real server, those of PyPI in their newest release:
-events with what has broken parsers before (emoji, quotes, backslashes before n, r and c, NUL in a JSON escape,
-50 KiB), silence for three intervals of heart-beats, `kill -9` of the server, its restart, the end."""
+CI runs each of these clients against a real server: events with content that has broken parsers before (emoji, quotes,
+backslashes before n, r and c, NUL in a JSON escape, 50 KiB), three heart-beat intervals of silence, `kill -9` of the
+server, its restart, and a disconnect. Clients from PyPI run in their newest release."""
 
 
 def section() -> str:
