@@ -49,15 +49,7 @@ of the log with what it knows, and notices a place that was restored without its
 - ``new_epoch`` makes the name of an epoch. A store has one from its creation on, before the first append.
 """
 
-from airy_trio.events.destinations import (
-    Destination,
-    Everything,
-    OfChannel,
-    OfConversation,
-    OfType,
-    Within,
-    covers,
-)
+from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within, covers
 from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,

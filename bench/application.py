@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from attrs import define
 from psycopg import sql
 
-from airy_trio.changes import default_tables
+from airy_trio.capture import mapping
 from airy_trio.database import POSTGRES, sqlite_path
 from airy_trio.migrate import migrate
 from airy_trio.settings import parse
@@ -66,7 +66,7 @@ class Database:
         """Make the tables and nothing of ours."""
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
-            default_tables.create(connection, ("messages", "metadata", "channels", "tags"))
+            mapping.create(connection, ("messages", "metadata", "channels", "tags"))
         engine.dispose()
 
     def insert_messages(self, rows: int) -> float:

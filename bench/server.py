@@ -18,17 +18,17 @@ import trio
 import trio.testing
 
 from airy_trio import app, settings
-from airy_trio.app import process
-from airy_trio.app.renewal import open_encryption
-from airy_trio.log.eventlog import EventLog
+from airy_trio.app import server
+from airy_trio.app.server import open_encryption
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import NewEvent
-from airy_trio.websocket.auth import Authenticator, AuthOptions
-from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
-from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.sessions import Sessions
-from airy_trio.websocket.subscriptions import ReplayOptions
+from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.sessions.registry import Sessions
+from airy_trio.websocket.tls import Encryption
 from bench.pace import READ_BYTES, Pace, Progress
 from bench.payload import body
 
@@ -120,7 +120,7 @@ async def serve(
         intake.start_soon(sessions.wheel.turn)
         intake.start_soon(accept, listening, sessions, connections, encryption)
         intake.start_soon(producer.listen)
-        process.freeze()
+        server.freeze()
         print(listening.getsockname()[1], flush=True)
         await producer.produce()
         intake.cancel_scope.cancel()
@@ -165,7 +165,7 @@ def _listener_options(send_timeout_s: float) -> ListenerOptions:
 def _prepare_process() -> None:
     """Give the process what the server gives itself at start."""
     _log_as_deployed()
-    process.prepare()
+    server.prepare()
 
 
 def _log_as_deployed() -> None:

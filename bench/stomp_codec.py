@@ -17,10 +17,10 @@ from attrs import frozen
 from stomp import utils as stomp_py
 from stompman.serde import FrameParser, dump_frame
 
+from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.decoder import Decoder
 from airy_trio.stomp.encoder import EOL, NUL, encode, message_head, message_prefix
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.options import ConnectionOptions
 from bench.report import machine, table
 
 OUTPUT: Final = Path(__file__).with_name("STOMP_CODEC.md")

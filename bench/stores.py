@@ -11,12 +11,12 @@ import trio
 
 from airy_trio.database import Database as Pool
 from airy_trio.database import DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.delivery.fanout import STORE_BYTES_MAX, STORE_EVENTS_MAX
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.redis_streams import open_store
-from airy_trio.log.sql import SqlStore
+from airy_trio.log.redis.store import open_store
+from airy_trio.log.sql.store import SqlStore
 from airy_trio.log.store import EventStore
 from airy_trio.migrate import migrate_log
-from airy_trio.websocket.sender import STORE_BYTES_MAX, STORE_EVENTS_MAX
 from bench.application import Database
 from bench.deployed import Measured, Sizes
 from bench.retained import APPEND_EVENTS, stored_event

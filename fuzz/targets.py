@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import assert_never
 
-from airy_trio.stomp import faults
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.decoder import Decoder
+from airy_trio.stomp import errors
+from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
+from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.limits import Limits
-from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.stomp.requests import Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
-from airy_trio.stomp.states import State
 
 ROOMY = Limits(frame_bytes_max=1 << 24, header_count_max=10_000, header_line_bytes_max=1 << 20, command_bytes_max=1000)
 TIGHT = Limits(frame_bytes_max=64, header_count_max=3, header_line_bytes_max=24, command_bytes_max=12)
@@ -33,7 +30,7 @@ OPTIONS = ConnectionOptions(
 )
 VERSIONS = (None, *Version)
 PIECES_MAX = 8
-FAULTS = frozenset(fault for fault in vars(faults).values() if isinstance(fault, faults.Fault))
+FAULTS = frozenset(fault for fault in vars(errors).values() if isinstance(fault, errors.Fault))
 
 DICTIONARY = (
     *(b"CONNECT", b"STOMP", b"SUBSCRIBE", b"UNSUBSCRIBE", b"ACK", b"NACK", b"BEGIN", b"COMMIT", b"ABORT"),
@@ -169,7 +166,7 @@ def conversed(pieces: list[bytes]) -> list[object]:
 def _answer(connection: Connection, request: Request) -> None:
     match request:
         case Connect(version=version):
-            assert connection.state is not State.AWAITING_CONNECT
+            assert connection.state is not ConnectionState.AWAITING_CONNECT
             assert connection.version is version
             assert _read(connection, connection.connected()).command == "CONNECTED"
             return
@@ -180,7 +177,7 @@ def _answer(connection: Connection, request: Request) -> None:
             assert frame.get("destination") == destination
             assert frame.get("subscription") == request.id
         case Disconnect():
-            assert connection.state is State.DISCONNECTED
+            assert connection.state is ConnectionState.DISCONNECTED
         case Unsubscribe() | Acknowledge():
             pass
         case _:
@@ -191,7 +188,7 @@ def _answer(connection: Connection, request: Request) -> None:
 
 def _end(connection: Connection, fault: RemoteProtocolError) -> None:
     """Say the fault; after that nothing is read."""
-    assert connection.state is State.FAILED
+    assert connection.state is ConnectionState.FAILED
     assert connection.receive(b"CONNECT\n\n\0") == []
     error = _read(connection, connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers))
     assert (error.command, error.get("message"), error.body.decode()) == ("ERROR", fault.token, fault.prose)
@@ -206,7 +203,7 @@ def _check_bounds(connection: Connection) -> None:
     assert held.transactions <= OPTIONS.transactions_max
     assert held.transaction_acks <= OPTIONS.transaction_acks_max
     assert held.held_bytes <= OPTIONS.frame_bytes_max
-    if connection.state is State.DISCONNECTED:
+    if connection.state is ConnectionState.DISCONNECTED:
         assert held.held_bytes == held.transactions == 0
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes import default_tables
-from airy_trio.database import SQLITE, Database, Names, Session, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.capture import mapping
+from airy_trio.database import SQLITE, Database, DedicatedConnection, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.migrate import migrate
 from airy_trio.settings import Settings, parse
 
@@ -64,18 +64,18 @@ class Application:
                 connection.execute(sa.text(f"insert into {table.name} ({names}) values ({values})"), dict(row))
 
     def message(self, **changed: object) -> None:
-        self.insert(default_tables.MESSAGES, {**MESSAGE, **changed})
+        self.insert(mapping.MESSAGES, {**MESSAGE, **changed})
 
     def metadata(self, subject: str, identifier: str, key: str, value: str | None, value_type: str = "text") -> None:
         row = {"subject": subject, "identifier": identifier, "key": key, "value": value, "value_type": value_type}
-        self.insert(default_tables.METADATA, row)
+        self.insert(mapping.METADATA, row)
 
     def channel(self, id_: str = "ch1", *, connected: bool = True) -> None:
         row = {"id": id_, "source": "facebook", "source_channel_id": "fb-page-id-1", "connected": connected}
-        self.insert(default_tables.CHANNELS, row)
+        self.insert(mapping.CHANNELS, row)
 
     def tag(self, id_: str = "t1", name: str = "flag", color: str = "tag-red") -> None:
-        self.insert(default_tables.TAGS, {"id": id_, "name": name, "color": color})
+        self.insert(mapping.TAGS, {"id": id_, "name": name, "color": color})
 
     @property
     def names(self) -> Names:
@@ -84,8 +84,8 @@ class Application:
     def log_table(self, name: str) -> str:
         return self.names.quoted(name)
 
-    def reading(self) -> Session:
-        return Session(self._engine(lenient=True, isolation_level="REPEATABLE READ"))
+    def reading(self) -> DedicatedConnection:
+        return DedicatedConnection(self._engine(lenient=True, isolation_level="REPEATABLE READ"))
 
     def writing(self) -> Database:
         return Database(self._engine())

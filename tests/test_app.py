@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio import app
-from airy_trio.app.serving import serve_process
+from airy_trio.app.server import serve_process
 from airy_trio.database import DatabaseRefused
 from airy_trio.errors import MappingError, SettingsError, StartError
 from airy_trio.testing.client import Closed, StompClient, connect

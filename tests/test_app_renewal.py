@@ -18,8 +18,7 @@ from structlog.testing import LogCapture
 from structlog.types import EventDict
 
 from airy_trio import app
-from airy_trio.app.renewal import Renewal
-from airy_trio.app.serving import serve_process
+from airy_trio.app.server import Renewal, serve_process
 from airy_trio.errors import SettingsError, StartError
 from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect

@@ -16,8 +16,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.app.worker import RECORDER, Worker, worker_of
-from airy_trio.app.workers import FAILURES_MAX, Workers
+from airy_trio.app.supervisor import FAILURES_MAX, RECORDER, Worker, Workers, worker_of
 from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
 from airy_trio.testing.client import Closed, Rejected, StompClient

@@ -24,12 +24,12 @@ OPEN_NURSERIES = {
 }  # the last is no part of the server
 NAME_BACK_ENDS = {"app/back_ends.py", "app/stores.py"}
 BACK_ENDS = (
-    "airy_trio.changes.postgres",
-    "airy_trio.changes.sqlite",
-    "airy_trio.changes.updated_at",
+    "airy_trio.capture.postgres",
+    "airy_trio.capture.sqlite",
+    "airy_trio.capture.polling",
     "airy_trio.log.memory",
-    "airy_trio.log.redis_streams",
-    "airy_trio.log.sql",
+    "airy_trio.log.redis.store",
+    "airy_trio.log.sql.store",
 )
 SANS_IO_MAY_IMPORT = {
     "attrs",
@@ -161,11 +161,11 @@ def test_the_rules_see_what_they_forbid() -> None:
     }
     assert foreign_to_stomp("stomp/decoder.py", ast.parse("from . import frames")) == set()
     assert back_ends_named("cli/serve.py", ast.parse("from airy_trio.log import memory")) == {"airy_trio.log.memory"}
-    assert back_ends_named("websocket/session.py", ast.parse("import airy_trio.changes.sqlite.feed")) == {
-        "airy_trio.changes.sqlite.feed"
+    assert back_ends_named("websocket/session.py", ast.parse("import airy_trio.capture.sqlite.feed")) == {
+        "airy_trio.capture.sqlite.feed"
     }
-    assert back_ends_named("log/sql/reading.py", ast.parse("from airy_trio.log.sql import tables")) == set()
-    assert back_ends_named("log/sql.py", ast.parse("from airy_trio.changes.sqlite import X")) != set()
+    assert back_ends_named("log/sql/reading.py", ast.parse("from airy_trio.log.sql.store import tables")) == set()
+    assert back_ends_named("log/sql.py", ast.parse("from airy_trio.capture.sqlite import X")) != set()
 
 
 def test_every_source_was_read() -> None:

@@ -16,13 +16,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from airy_trio import migrate
-from airy_trio.changes.feed import Consumer
+from airy_trio.capture.feed import Consumer
 from airy_trio.database import DatabaseOptions, sqlite_path
 from airy_trio.errors import MappingError, StartError
-from airy_trio.log.sql import SqlStore
+from airy_trio.log.sql.store import SqlStore
 from airy_trio.migrate import streams, transactions
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
 from tests.postgres import PASSWORD_ROLE, Postgres
 

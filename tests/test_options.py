@@ -8,16 +8,7 @@ from attrs import field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.options import (
-    NotAllowedError,
-    Validator,
-    at_least,
-    between,
-    matching,
-    more_than,
-    one_of,
-    satisfying,
-)
+from airy_trio.options import NotAllowedError, Validator, at_least, between, matching, more_than, one_of, satisfying
 
 
 def options(validator: Validator) -> type[Any]:

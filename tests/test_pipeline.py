@@ -16,8 +16,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.pipeline import Pipeline, Statement
-from airy_trio.stalls import Connection
+from airy_trio.database.postgres import MonitoredConnection, Pipeline, Statement
 from tests.certificates import issue
 from tests.tls_proxy import RECORD_BYTES_MAX, in_front_of
 
@@ -28,25 +27,25 @@ ROW_BYTES = 11
 XID = Statement("xid", "select pg_current_xact_id()::text")
 
 
-def connect(database: str, **options: Any) -> Connection:  # noqa: ANN401 - the driver's own
+def connect(database: str, **options: Any) -> MonitoredConnection:  # noqa: ANN401 - the driver's own
     url = sa.make_url(database).set(drivername="postgresql").render_as_string(hide_password=False)
-    return Connection.opened(url, **options)
+    return MonitoredConnection.opened(url, **options)
 
 
 @pytest.fixture(params=[5, None], ids=["prepared", "behind a pooler"])
-def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterator[Connection]:
+def connection(request: pytest.FixtureRequest, postgres_database: str) -> Iterator[MonitoredConnection]:
     with connect(postgres_database, prepare_threshold=request.param) as made:
         yield made
 
 
-async def test_each_statement_has_its_rows(connection: Connection) -> None:
+async def test_each_statement_has_its_rows(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     for _ in range(2):  # the second time they are prepared already
         found = await pipeline.run((ECHO, ["ü".encode(), b"\0\\x"]), (BEGIN, []), (ECHO, [None, b""]), (COMMIT, []))
         assert found == [[("ü", b"\0\\x")], [], [(None, b"")], []]
 
 
-async def test_without_a_transaction_they_are_one(connection: Connection) -> None:
+async def test_without_a_transaction_they_are_one(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     first, second = await pipeline.run((XID, []), (XID, []))
     assert first == second
@@ -54,7 +53,7 @@ async def test_without_a_transaction_they_are_one(connection: Connection) -> Non
 
 
 async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_after_it(
-    connection: Connection,
+    connection: MonitoredConnection,
 ) -> None:
     pipeline = Pipeline(connection)
     _, first = await pipeline.run((BEGIN, []), (XID, []))
@@ -63,7 +62,7 @@ async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_afte
     assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0]
 
 
-async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: Connection) -> None:
+async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     make = Statement("make", "create table made (x int)")
     with pytest.raises(psycopg.errors.DivisionByZero) as caught:
@@ -72,7 +71,7 @@ async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: Connecti
     assert connection.execute("select to_regclass('made')").fetchone() == (None,)
 
 
-async def test_after_a_refusal_the_connection_goes_on(connection: Connection) -> None:
+async def test_after_a_refusal_the_connection_goes_on(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     divide, rollback = Statement("divide", "select 1 / $1::int8"), Statement("rollback", "rollback")
     for _ in range(2):  # what the server skipped was not prepared
@@ -83,7 +82,7 @@ async def test_after_a_refusal_the_connection_goes_on(connection: Connection) ->
     assert found == [[], [(1,)], [("x", b"y")], []]
 
 
-async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: Connection) -> None:
+async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: MonitoredConnection) -> None:
     large = b"x" * 20_000_000
     [[(length,)]] = await Pipeline(connection).run(
         (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
@@ -116,7 +115,7 @@ async def test_what_is_left_of_a_large_record_of_tls_is_read_although_nothing_mo
                     assert found == [("x" * length,)] * count
 
 
-async def test_others_run_while_it_waits(connection: Connection) -> None:
+async def test_others_run_while_it_waits(connection: MonitoredConnection) -> None:
     with connect_again(connection) as other:
         other.execute("select pg_advisory_lock(7)")
         with trio.fail_after(10):
@@ -125,12 +124,12 @@ async def test_others_run_while_it_waits(connection: Connection) -> None:
                 await Pipeline(other).run((Statement("let", "select pg_advisory_unlock(7)"), []))
 
 
-def connect_again(connection: Connection) -> Connection:
-    return Connection.opened(connection.info.dsn)
+def connect_again(connection: MonitoredConnection) -> MonitoredConnection:
+    return MonitoredConnection.opened(connection.info.dsn)
 
 
 async def test_a_connection_that_was_cut_while_idle_is_known_to_be_lost(
-    connection: Connection,
+    connection: MonitoredConnection,
 ) -> None:
     pipeline = Pipeline(connection)
     assert not pipeline.lost()
@@ -175,7 +174,7 @@ async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer:
         with closing(listening):
             nursery.start_soon(trio.to_thread.run_sync, answer_wrongly, listening, answer)
             where = f"host=127.0.0.1 port={listening.getsockname()[1]} user=x sslmode=disable gssencmode=disable"
-            connection = await trio.to_thread.run_sync(Connection.opened, where)
+            connection = await trio.to_thread.run_sync(MonitoredConnection.opened, where)
         with closing(connection), pytest.raises(psycopg.OperationalError):
             await Pipeline(connection).run((ECHO, [b"x", b"y"]))
 
@@ -192,19 +191,19 @@ def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
         taken.recv(65536)  # up to its end
 
 
-async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: Connection) -> None:
+async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: MonitoredConnection) -> None:
     with trio.fail_after(10), pytest.RaisesGroup(psycopg.OperationalError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Pipeline(connection).run, (Statement("sleep", "select pg_sleep(60)"), []))
             await trio.to_thread.run_sync(cut, connection)
 
 
-def cut(connection: Connection) -> None:
+def cut(connection: MonitoredConnection) -> None:
     with connect_again(connection) as other:
         other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
 
 
-async def test_what_is_notified_comes_once(connection: Connection) -> None:
+async def test_what_is_notified_comes_once(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
     assert pipeline.notified() == []

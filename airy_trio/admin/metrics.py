@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from airy_trio.admin.readiness import Condition
-from airy_trio.log.eventlog import EventLog
-from airy_trio.log.latencies import BOUNDS_S, Latencies
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.latency import BOUNDS_S, Latencies
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.retention import Retention
 from airy_trio.version import __version__
@@ -25,7 +25,7 @@ from airy_trio.version import __version__
 PREFIX: Final = "airy_trio_"
 
 
-class Sessions(Protocol):
+class SessionStatistics(Protocol):
     """What is asked of the sessions of a process, whose own layer is not known here."""
 
     @property
@@ -46,7 +46,7 @@ class Sessions(Protocol):
 class Sources:
     """The objects whose figures are told."""
 
-    sessions: Sessions
+    sessions: SessionStatistics
     log: EventLog
     recorder: Recorder
     retention: Retention

@@ -13,7 +13,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.recorder import Recorder
 
 logger = structlog.get_logger(__name__)

@@ -3,6 +3,6 @@
 The only package that names back ends (``back_ends``, ``stores``); ``serving`` shows the whole nursery tree.
 """
 
-from airy_trio.app.serving import Address, run, serve
+from airy_trio.app.server import Address, run, serve
 
 __all__ = ["Address", "run", "serve"]

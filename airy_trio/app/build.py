@@ -1,25 +1,425 @@
-"""The long-lived objects of one server, made of its settings; who runs them is not known here."""
+"""The long-lived objects of one server, made of its settings; who runs them is not known here.
 
-from attrs import frozen
+What captures changes, chosen by the settings and opened: feed and lease, after a look at all that they need.
+
+The event store that the settings name, opened: one of ours, or whatever its author has registered.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import sqlalchemy as sa
+import structlog
+import trio
+from attrs import field, frozen
 from starlette.applications import Starlette
 
-from airy_trio.admin import console, figures
-from airy_trio.admin.door import Door
-from airy_trio.admin.endpoints import application
+from airy_trio import migrate
+from airy_trio.admin import console, endpoints
+from airy_trio.admin.endpoints import ClientEndpoint, application
 from airy_trio.admin.metrics import Sources, registry
-from airy_trio.admin.readiness import Readiness
-from airy_trio.app.back_ends import BackEnds
-from airy_trio.app.stores import OpenedStore, is_shareable
-from airy_trio.log.deference import Deference
-from airy_trio.log.eventlog import EventLog
+from airy_trio.admin.readiness import Readiness, Starting
+from airy_trio.auth import Authenticator
+from airy_trio.capture import triggers
+from airy_trio.capture.change_log import ChangeLog, LoggedChanges
+from airy_trio.capture.feed import CANNOT_SEE, ChangeFeed, Lease
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
+from airy_trio.capture.mapping import Tables
+from airy_trio.capture.polling import UpdatedAtFeed
+from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.postgres_triggers import Partitions
+from airy_trio.capture.sqlite import SqliteFeed
+from airy_trio.database import (
+    POSTGRES,
+    READER_BUSY_TIMEOUT_S,
+    SQLITE,
+    Database,
+    DatabaseOptions,
+    DatabaseRefused,
+    DedicatedConnection,
+    Names,
+    postgres_engine,
+    shown,
+    sqlite_engine,
+    sqlite_path,
+)
+from airy_trio.errors import MappingError, StartError, Unavailable, told_error
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.leadership import LeaderPreference
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
+from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
+from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
-from airy_trio.websocket.auth import Authenticator
-from airy_trio.websocket.origins import Console
-from airy_trio.websocket.outlet_tls import Encryption
-from airy_trio.websocket.sessions import Sessions
+from airy_trio.websocket.admission import Console
+from airy_trio.websocket.tls import Encryption
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MakeLease = Callable[[Callable[[], str]], Lease]
+"""Makes the lease, from what tells the event log's epoch."""
+
+RETRY_PAUSE_S: Final = 0.2
+
+
+@frozen(kw_only=True)
+class BackEnds:
+    """What the settings have chosen beside the application's tables, opened.
+
+    ``watched``: what ``faults`` looks at.
+    """
+
+    feed: ChangeFeed
+    lease: MakeLease
+    watched: Literal["triggers", "mapping"]
+    faults: Callable[[], Awaitable[Sequence[str]]]
+    closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
+
+    async def aclose(self) -> None:
+        """Release the lease and close all connections, each within its own budget, also in a cancelled scope."""
+        with trio.CancelScope(shield=True):
+            await self.closing.aclose()
+
+
+async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
+    """Choose and open feed and lease, having checked that everything they need is there."""
+    options = settings.database
+    dialect = sa.make_url(options.url).get_backend_name()
+    names = Names(dialect, options.schema)
+    partitions = Partitions(deletes=settings.events.deletes)
+    closing = contextlib.AsyncExitStack()
+    try:
+        if dialect == SQLITE:
+            migrate.require_file(sqlite_path(options.url))
+        database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
+        closing.push_async_callback(database.aclose)
+        tables = await patiently(
+            lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
+            options,
+            "database.url",
+            starting,
+        )
+        feed, lease = (
+            _feed_by_updated_at(settings, names, tables)
+            if settings.changes.reads_only
+            else _feed(settings, database, names, tables)
+        )
+        closing.push_async_callback(feed.aclose)
+        if settings.changes.reads_only:
+            logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
+        else:
+            logger.info("change log", rows=await database.run(ChangeLog(names).count))
+    except BaseException:
+        with trio.CancelScope(shield=True):  # each of them has its own budget
+            await closing.aclose()
+        raise
+
+    def made_lease(epoch: Callable[[], str]) -> Lease:
+        made = lease(epoch)
+        closing.push_async_callback(made.release)
+        return made
+
+    return BackEnds(
+        feed=feed,
+        lease=made_lease,
+        watched="mapping" if settings.changes.reads_only else "triggers",
+        faults=lambda: database.run(lambda connection: _faults(connection, settings, names, partitions)),
+        closing=closing,
+    )
+
+
+def _inspected(connection: sa.Connection, settings: Settings) -> Tables:
+    return inspect(
+        connection,
+        settings.tables,
+        watermarks=settings.changes.reads_only,
+        holds_log=migrate.log_is_here(settings),
+    )
+
+
+def _checked(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Tables:
+    """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
+    tables = _inspected(connection, settings)
+    if settings.changes.reads_only:
+        return tables
+    faults = _faults_of_ours(connection, settings, names, tables)
+    if faults:
+        raise StartError(faults)
+    newer = migrate.ahead(connection, "changes", settings.database)
+    if newer is not None:
+        logger.info("working with the schema of a newer version", database=newer)
+    partitions.look(connection, tables)
+    return tables
+
+
+def _faults(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Sequence[str]:
+    """What is wrong with the mapped tables and our own by now: the application, or a migration, may have made them.
+
+    Partitions that joined or left are logged.
+    """
+    try:
+        tables = _inspected(connection, settings)
+    except MappingError as error:
+        return error.faults
+    if settings.changes.reads_only:
+        return ()
+    partitions.look(connection, tables)
+    return _faults_of_ours(connection, settings, names, tables)
+
+
+def _faults_of_ours(connection: sa.Connection, settings: Settings, names: Names, tables: Tables) -> list[str]:
+    """What is wrong with our tables, or else with our triggers: those come with the migrations."""
+    faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
+    if faults:
+        return faults
+    deletes = settings.events.deletes
+    faults = list(triggers.faults(connection, tables, names, deletes=deletes))
+    # The revision is read after the triggers: a newer version may migrate in between.
+    if faults and migrate.ahead(connection, "changes", settings.database) is not None:
+        return list(triggers.faults(connection, tables, names, deletes=deletes, newer_schema=True))
+    return faults
+
+
+def _feed(
+    settings: Settings, database: Database, names: Names, tables: Tables
+) -> tuple[SqliteFeed | PostgresFeed, MakeLease]:
+    options = settings.database
+    text_chars_max = settings.listener.message_bytes_max  # what is longer does not go into an event either
+    if names.dialect == SQLITE:
+        path = sqlite_path(options.url)
+        reading = DedicatedConnection(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
+        changes = LoggedChanges(
+            reading,
+            database,
+            names,
+            tables,
+            text_chars_max,
+            newer_schema=lambda connection: _newer_schema(connection, options),
+            seals=_may_lose_events(settings),
+        )
+        feed = SqliteFeed(changes)
+        return feed, lambda _epoch: FileLease(_lock_beside(path))
+    reading = _recorders_session(options)
+    seals = not migrate.log_is_here(settings)  # else one commit of one database has both
+    changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
+    return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
+
+
+def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
+    """Whether a newer version made the schema. Raises ``StartError`` if this version does not work with it."""
+    faults = list(migrate.pending(connection, "changes", options))
+    if faults:
+        raise StartError(faults)
+    return migrate.ahead(connection, "changes", options) is not None
+
+
+def _may_lose_events(settings: Settings) -> bool:
+    """Whether an event log may lose its end while the server runs or starts again.
+
+    An SQLite file of ours does not: it is synchronous. The memory of a process is not there after its end.
+    """
+    match settings.log.store:
+        case "memory":
+            return False
+        case "sql":
+            return Names.of(settings.log.location(settings.database.url), "").dialect != SQLITE
+        case _:
+            return True
+
+
+def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
+    """The lease is of the event log, as nothing stands in the database that could be: beside the log's file, if any."""
+    options = settings.database
+    path = sqlite_path(options.url) if names.dialect == SQLITE else None
+    if path is None:
+        reading = _recorders_session(options)
+    else:
+        reading = DedicatedConnection(
+            sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True)
+        )
+    feed = UpdatedAtFeed(
+        reading,
+        names.dialect,
+        tables,
+        overlap_s=settings.changes.overlap_s,
+        text_chars_max=settings.listener.message_bytes_max,
+    )
+    if settings.log.store == "memory":
+        return feed, lambda _epoch: OwnLease()
+    if settings.log.store == "sql":
+        location = settings.log.location(options.url)
+        if sa.make_url(location).get_backend_name() == SQLITE:
+            return feed, lambda _epoch: FileLease(_lock_beside(sqlite_path(location)))
+    if path is None:
+        return feed, lambda epoch: LogLease(reading, epoch)
+    return feed, lambda _epoch: FileLease(_lock_beside(path))
+
+
+def _recorders_session(options: DatabaseOptions) -> DedicatedConnection:
+    engine = postgres_engine(
+        options.direct_url or options.url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
+    )
+    return DedicatedConnection(engine.execution_options(isolation_level="REPEATABLE READ"))
+
+
+def _lock_beside(path: Path) -> Path:
+    real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
+    return real.with_name(f"{real.name}.airy-trio.lock")
+
+
+def open_database(
+    url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None, read_only: bool = False
+) -> Database:
+    """A database with connections of its own; ``settings`` are Postgres' for each of them. The caller closes it.
+
+    ``read_only``: of an SQLite file that may not be written.
+    """
+    if sa.make_url(url).get_backend_name() == POSTGRES:
+        pooled = bool(options.direct_url) and url == options.url
+        return Database(
+            postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings, pooled=pooled)
+        )
+    return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw"))
+
+
+async def patiently(
+    what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
+) -> T:
+    """Try for ``connect_timeout_s``, then raise ``StartError``: a database may start at the same time as we do.
+
+    A refusal is raised at once. ``starting`` reports what is waited for; a lock may take longer than those tries.
+    """
+    starting = Starting() if starting is None else starting
+    give_up_at = trio.current_time() + options.connect_timeout_s
+    with starting.waiting_for(f"the {'event store' if setting == 'log.url' else 'database'} ({setting})"):
+        while True:
+            try:
+                return await what()
+            except Unavailable as error:
+                starting.failed(str(error))
+                if trio.current_time() >= give_up_at:
+                    store = isinstance(error, StoreUnavailable)
+                    what_is_away = "log.url: the event store" if store else f"{setting}: the database"
+                    raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
+                await trio.sleep(RETRY_PAUSE_S)
+            except DatabaseRefused as error:
+                raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
+
+
+OWN_STORES: Final = {"redis": "airy_trio.log.redis.store:open_store"}
+"""Stores that need an extra, and where they are: only who names one must have it installed."""
+APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
+
+
+@frozen
+class OpenedStore:
+    """The event store, and where it is in words without a password."""
+
+    store: EventStore
+    words: str
+
+
+@contextlib.asynccontextmanager
+async def opened_store(
+    settings: Settings, *, create: bool = True, starting: Starting | None = None
+) -> AsyncIterator[OpenedStore]:
+    """The event store that the settings name, for the length of a block: some have tasks of their own.
+
+    ``create``: whether an SQLite file of our own is made where there is none. ``starting``: see ``patiently``.
+    Raises ``StartError``.
+    """
+    match settings.log.store:
+        case "memory":
+            yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
+        case "sql":
+            opened = await _sql_store(settings, create=create, starting=starting)
+            try:
+                yield opened
+            finally:
+                await opened.store.aclose()
+        case name:
+            url = settings.log.url
+            # Where the URL of another package's store holds a secret is not known, so none of it is shown.
+            words = shown(url) if name in OWN_STORES else name
+            async with find_store(name, OWN_STORES)(url) as found:
+                yield OpenedStore(found, words)
+
+
+def is_shareable(settings: Settings) -> bool:
+    """Whether the settings of another database could name the same event log by mistake.
+
+    Not the default place, which is next to the application's tables, and not the memory of a process.
+    """
+    match settings.log.store:
+        case "memory":
+            return False
+        case "sql":
+            return bool(settings.log.url) and not migrate.log_is_here(settings)
+        case _:
+            return True
+
+
+async def adopt_log(settings: Settings) -> str:
+    """Begin a new epoch in the event store that the settings name, without a resume point; give the store in words.
+
+    Then the log belongs to no database, and becomes that of the next server which starts on it. Raises ``StartError``,
+    ``StoreUnavailable`` and ``SettingsError``.
+    """
+    if settings.log.store == "memory":
+        raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
+    try:
+        async with opened_store(settings, create=False) as opened:
+            head = (await opened.store.bounds()).head
+            try:
+                await opened.store.begin_epoch(head, None)
+            except StaleAppend:
+                raise StartError(["log: a server is recording into this event log; stop it first"]) from None
+            return opened.words
+    except BaseExceptionGroup as group:
+        raise told_error(group) from None
+
+
+async def _sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:
+    options = settings.database
+    url = settings.log.location(options.url)
+    if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
+        if not create:
+            raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server makes it)"])
+        try:  # a file of our own: nobody's leave is needed
+            await trio.to_thread.run_sync(migrate.migrate_log, url, options)
+        except StartError as error:
+            raise StartError(f"log.url: {fault.removeprefix('log.url: ')}" for fault in error.faults) from None
+        logger.warning("event log created", file=str(sqlite_path(url)))
+    reading = open_database(url, options)
+    names = Names.of(url, options.schema)
+
+    def check(connection: sa.Connection) -> None:
+        faults = list(migrate.encoding_faults(connection, settings))
+        faults += [f"log: {fault}" for fault in migrate.pending(connection, "log", options)]
+        if faults:
+            raise StartError(faults)
+        newer = migrate.ahead(connection, "log", options)
+        if newer is not None:
+            logger.info("working with the schema of a newer version", log=newer)
+
+    try:
+        await patiently(lambda: reading.run(check), options, "log.url", starting)
+    except BaseException:
+        await reading.aclose()
+        raise
+    direct_url = options.direct_url if url == options.url and options.direct_url else url
+    appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)
+    return OpenedStore(SqlStore(reading, appending, names), shown(url))
 
 
 @frozen(kw_only=True)
@@ -31,7 +431,7 @@ class Parts:
     retention: Retention
     sessions: Sessions
     readiness: Readiness
-    door: Door
+    door: ClientEndpoint
     encryption: Encryption | None
     serves: bool = True
 
@@ -44,7 +444,7 @@ class Parts:
             retention=self.retention,
             conditions=self.readiness.conditions,
         )
-        pages = [*console.routes(self.door), *figures.routes(sources, self.door)]
+        pages = [*console.routes(self.door), *endpoints.routes(sources, self.door)]
         return application(self.readiness.conditions, registry(sources), self.sessions.audience, pages)
 
 
@@ -55,7 +455,7 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
     authenticator: Authenticator,
     encryption: Encryption | None,
     *,
-    deference: Deference | None = None,
+    deference: LeaderPreference | None = None,
 ) -> Parts:
     """Make them; nothing is opened or started here."""
     log = EventLog(opened.store, settings.log)
@@ -82,7 +482,7 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
         readiness=Readiness(
             recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
         ),
-        door=Door(
+        door=ClientEndpoint(
             settings.admin.websocket_url,
             host=settings.listener.host,
             port=settings.listener.port,

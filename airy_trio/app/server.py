@@ -9,41 +9,178 @@
       intake                       innermost: recorder and its read-ahead, tail of the store, retention,
                                    readiness; in a process that serves: fan-out, wheel, accept loop, renewal. Cancelled
                                    first at shutdown, and whatever breaks in it ends the server loudly
+
+What SIGHUP renews while the server runs: credentials and certificate, from the settings as they are then.
+
+All of it or nothing: a file with a fault is told in one line of the log, and what was, stays. Everything else in the
+settings counts from the next start on; which of it has changed is told.
+
+What a server needs of its own process: as many files as it may have, and a collector that is patient.
+
+For ``run``, the program; ``serve`` inside somebody else's program leaves that process as it is.
 """
 
 import contextlib
+import gc
+import resource
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airy_trio import migrate
 from airy_trio.admin import server as admin
 from airy_trio.admin.endpoints import starting_application
 from airy_trio.admin.readiness import Starting
-from airy_trio.app import process
-from airy_trio.app.back_ends import open_back_ends, patiently
-from airy_trio.app.parts import Parts, make_parts
-from airy_trio.app.renewal import Renewal, open_encryption
-from airy_trio.app.stores import opened_store
+from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, patiently
+from airy_trio.auth import Authenticator, Key, load_file_keys
 from airy_trio.database import DatabaseError
-from airy_trio.errors import SettingsError, told_error
-from airy_trio.log.deference import Deference
+from airy_trio.delivery.disconnects import INTERNAL
+from airy_trio.errors import FaultsError, SettingsError, StartError, told_error
+from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
+from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket, within_files
+from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
 from airy_trio.version import __version__
-from airy_trio.websocket.auth import Authenticator, load_file_keys
-from airy_trio.websocket.farewells import INTERNAL
-from airy_trio.websocket.listener import accept, open_listening_socket, within_files
+from airy_trio.websocket import tls
+from airy_trio.websocket.tls import Certificate, Encryption
 
 logger = structlog.get_logger(__name__)
+
+TLS_STAYS: Final = "listener.tls_certificate: TLS can be turned on and off only by a restart"
+
+
+class Renewal:
+    """Reads the settings again whenever it was asked to. ``reread`` blocks, and raises ``AiryTrioError``.
+
+    Whatever else it raises is told as a fault as well, and ends nothing.
+
+    ``ask`` may be called at any time, before ``run`` too; asked for twice, it is done once.
+    """
+
+    def __init__(self, reread: Callable[[], Settings]) -> None:
+        self._reread = reread
+        self._asked = trio.Event()
+
+    def ask(self) -> None:
+        """Have the settings read again soon."""
+        self._asked.set()
+
+    async def run(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
+        """Renew what the server that was started with ``running`` goes on with, for ever."""
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            try:
+                await self._renew(running, sessions, encryption)
+            except FaultsError as error:
+                logger.error("settings not renewed", faults=error.faults)  # noqa: TRY400 - no traceback for a person
+            except Exception as error:  # noqa: BLE001 - beyond this the server would end, for a wish about its settings
+                logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - as above
+
+    async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
+        found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)  # a mount may hang
+        if (new is None) != (encryption is None):
+            raise StartError([TLS_STAYS])
+        sessions.renew(found.auth, file_keys)
+        if encryption is not None and new is not None:
+            encryption.context = new.context
+            tell(new)
+        logger.info("settings renewed", only_after_a_restart=list(_waiting(running, found)))
+
+    def _read(self) -> tuple[Settings, Certificate | None, tuple[Key, ...] | None]:
+        """Read all files: the settings, then the certificate and the keys that they name. Blocks."""
+        found = self._reread()
+        return found, certificate_of(found.listener), load_file_keys(found.auth)
+
+
+async def open_encryption(options: ListenerOptions) -> Encryption | None:
+    """What connections are encrypted with from the start; None: they are not. Raises ``StartError``."""
+    found = await trio.to_thread.run_sync(certificate_of, options, abandon_on_cancel=True)
+    if found is None:
+        return None
+    tell(found)
+    return Encryption(found.context)
+
+
+def certificate_of(options: ListenerOptions) -> Certificate | None:
+    """Read the certificate that the settings name, if they do. Blocks. Raises ``StartError``."""
+    return tls.load(options.tls_certificate, options.tls_key) if options.tls_certificate else None
+
+
+def tell(found: Certificate) -> None:
+    """Log what clients are shown from now on, and why they may refuse it."""
+    now = datetime.now(UTC)
+    logger.info("certificate", names=found.names, days_left=found.days_left(now))
+    for warning in found.warnings(now):
+        logger.warning(warning)
+
+
+def _unexpected(error: Exception) -> str:
+    """What an error that nothing explains is, and where it was raised; its own words may quote a secret."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"an error of the program: {type(error).__name__}, at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+def _waiting(running: Settings, found: Settings) -> Iterator[str]:
+    """The sections in which something has changed that is not renewed."""
+    listener = evolve(
+        found.listener, tls_certificate=running.listener.tls_certificate, tls_key=running.listener.tls_key
+    )
+    found = evolve(found, listener=listener, auth=running.auth)
+    return (each.name for each in fields(Settings) if getattr(found, each.name) != getattr(running, each.name))
+
+
+GC_THRESHOLDS: Final = (5_000, 200, 100)
+"""Python's own let the collector walk over all connections while they come in: 1754 against 2497 of them a second.
+
+What a few dozen new ones have made is still in the processor's cache when it walks over that, which takes a millisecond
+or two; over what hundreds have made it took twenty at once, in which no event is sent. Older objects are walked over
+after a million new ones.
+"""
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a thread of the recorder waits for the interpreter while clients keep it busy, each time it comes back from
+the database: with Python's own 5 ms a crowd of hostile clients doubles the p99 from commit to client."""
+_OPEN_MAX: Final = 10_240
+"""What macOS grants at least, where its hard limit says "unlimited" and means less."""
+
+
+def prepare() -> None:
+    """Raise the soft limit of open files to the hard one; set the collector's thresholds and the switch interval."""
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _raise_file_limit()
+
+
+def freeze() -> None:
+    """Let the collector pass over everything that the start has made, for good."""
+    gc.collect()
+    gc.freeze()
+
+
+def _raise_file_limit() -> None:
+    """Raise it as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for files in (hard, max(soft, _OPEN_MAX)):
+        if files == soft:
+            break
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+            break
+
 
 FLUSH_TIMEOUT_S: Final = 5.0
 
@@ -70,7 +207,7 @@ async def run(
     *,
     reread: Callable[[], Settings] | None = None,
     worker: int | None = None,
-    deference: Deference | None = None,
+    deference: LeaderPreference | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then shut down gracefully; a second signal, or one during the start, ends at once.
 
@@ -81,7 +218,7 @@ async def run(
     stopping, company = trio.Event(), trio.CancelScope()
     renewal = None if reread is None else Renewal(reread)
     listening = False
-    process.prepare()
+    prepare()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         try:
             async with trio.open_nursery() as signalled:
@@ -109,7 +246,7 @@ async def run(
                     )
                     address = await serving.start(server)
                     listening = True
-                    process.freeze()
+                    freeze()
                     if companion is not None:
                         with company:
                             await companion(address)
@@ -142,7 +279,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all th
     stopping: trio.Event | None = None,
     renewal: Renewal | None = None,
     worker: int | None = None,
-    deference: Deference | None = None,
+    deference: LeaderPreference | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run one of the server processes of a command; ``stopping``, ``task_status`` and errors: see ``serve``.

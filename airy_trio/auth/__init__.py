@@ -3,10 +3,9 @@
 What a refused client is told, and when, is not here.
 """
 
-from airy_trio.websocket.auth.authenticator import Authenticator, load_file_keys
-from airy_trio.websocket.auth.keys import Key
-from airy_trio.websocket.auth.options import TOKEN_BYTES_MAX, AuthOptions
-from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User
+from airy_trio.auth.authenticator import Authenticator, load_file_keys
+from airy_trio.auth.keys import Key
+from airy_trio.auth.users import ANYBODY, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
 
 __all__ = [
     "ANYBODY",

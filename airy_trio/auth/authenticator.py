@@ -1,25 +1,108 @@
 """Tells users by their credentials: anybody, one of the tokens of the settings, or a web token.
 
 Tokens are compared as digests, always with all of them: how long it takes tells nothing about any of them.
+
+Where a client's token is found: in CONNECT, in the upgrade's ``Authorization``, in a cookie; the first there counts.
+
+The order: ``Authorization: Bearer`` in CONNECT, ``passcode``, ``Authorization: Bearer`` of the upgrade, the cookie. A
+token that is there and wrong refuses the client: no other is tried. Another scheme than Bearer is not for us (a proxy
+may use it), and what is empty is not there. Whether a token is right is not known here.
+
+How long a refused CONNECT waits for its answer: longer with each that the same address has had refused lately.
+
+Guessing is slowed, and who is let in is never: only refusals are counted and only they wait. The memory is bounded: the
+address that was refused the longest ago is forgotten first. Nothing waits here.
 """
 
 import hashlib
 import hmac
-from typing import assert_never
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, assert_never
 
 import trio
 
+from airy_trio.auth.key_sources import KeyFile, KeyRing, source_of
+from airy_trio.auth.keys import Key, KeysFault, secret_key
+from airy_trio.auth.users import ALL, ANYBODY, AuthOptions, Refusal, RefusalKind, User, Verified
+from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
-from airy_trio.websocket.auth.credentials import Headers, token_of_connect, token_of_upgrade
-from airy_trio.websocket.auth.delays import Delays
-from airy_trio.websocket.auth.grants import ALL
-from airy_trio.websocket.auth.key_ring import KeyRing
-from airy_trio.websocket.auth.key_sources import KeyFile, source_of
-from airy_trio.websocket.auth.keys import Key, KeysFault, secret_key
-from airy_trio.websocket.auth.options import AuthOptions
-from airy_trio.websocket.auth.users import ANYBODY, Refusal, RefusalKind, User, Verified
-from airy_trio.websocket.auth.web_tokens import UnknownKeyError, still_accepted, verified
+
+NOBODYS: Final = ""
+"""Stands for what is there and cannot be a token, such as two of them: nobody has it."""
+
+_SCHEME: Final = re.compile(r"[ \t]*bearer(?:[ \t]+(.*))?", re.IGNORECASE | re.DOTALL)
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+Headers = Mapping[str, Sequence[str]]
+"""Of a request: the values of each by its name in lower case."""
+
+
+def token_of_connect(request: Connect) -> str | None:
+    """Give the token that CONNECT carries; None where there is none."""
+    bearer = None if request.authorization is None else _bearer(request.authorization)
+    return (request.passcode or None) if bearer is None else bearer
+
+
+def token_of_upgrade(headers: Headers, cookie: str) -> str | None:
+    """Give the token that an upgrade carries, in the header or the ``cookie`` of this name; None where there is none.
+
+    Two of a kind are nobody's: which of them a proxy or a browser meant is not ours to guess.
+    """
+    bearers = [found for value in headers.get("authorization", ()) if (found := _bearer(value)) is not None]
+    cookies = [found for value in headers.get("cookie", ()) if cookie for found in _cookies_named(cookie, value)]
+    present = bearers or [one for one in cookies if one]
+    return None if not present else present[0] if len(present) == 1 else NOBODYS
+
+
+def _bearer(value: str) -> str | None:
+    scheme = _SCHEME.fullmatch(value)
+    text = "" if scheme is None else (scheme[1] or "").strip(" \t")
+    if not text:
+        return None
+    return text if _TOKEN.fullmatch(text) else NOBODYS
+
+
+def _cookies_named(name: str, header: str) -> list[str]:
+    """The values of all cookies of a name (RFC 6265, section 4.2.1), which may stand in quotes."""
+    values: list[str] = []
+    for pair in header.split(";"):
+        found, separator, value = pair.strip(" \t").partition("=")
+        if separator and found == name:
+            values.append(value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value)
+    return values
+
+
+FIRST_S: Final = 0.1
+"""Each further one doubles it."""
+MOST_S: Final = 2.0
+DECAY_S: Final = 10.0
+"""After this time without a refusal one of an address is forgotten, after twice the time another, and so on."""
+COUNTED_MAX: Final = 6
+"""More change nothing: the delay is at its most before."""
+ADDRESSES_MAX: Final = 10_000
+
+
+class Delays:
+    """Refusals by address."""
+
+    def __init__(self) -> None:
+        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, when the last; that first
+
+    def __len__(self) -> int:
+        return len(self._refusals)
+
+    def refused(self, address: str, now: float) -> float:
+        """Count a refusal, and give how long its answer is to wait, in seconds. ``now``: in Trio's time."""
+        count, at = self._refusals.pop(address, (0, now))
+        count = max(0, count - int((now - at) / DECAY_S))
+        self._refusals[address] = (min(count + 1, COUNTED_MAX), now)
+        if len(self._refusals) > ADDRESSES_MAX:
+            self._refusals.popitem(last=False)
+        return min(math.ldexp(FIRST_S, count), MOST_S)
 
 
 class Authenticator:

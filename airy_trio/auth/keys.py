@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from airy_trio.websocket.auth.options import SECRET_ALGORITHMS
+from airy_trio.auth.users import SECRET_ALGORITHMS
 
 KEYS_BYTES_MAX: Final = 256 * 1024
 """Of a file or an answer with keys."""

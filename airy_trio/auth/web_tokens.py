@@ -20,10 +20,8 @@ from jwt.exceptions import (
     MissingRequiredClaimError,
 )
 
-from airy_trio.websocket.auth.grants import GrantError, grant_in
-from airy_trio.websocket.auth.keys import Key
-from airy_trio.websocket.auth.options import AuthOptions
-from airy_trio.websocket.auth.users import Refusal, RefusalKind, User, Verified
+from airy_trio.auth.keys import Key
+from airy_trio.auth.users import AuthOptions, GrantError, Refusal, RefusalKind, User, Verified, grant_in
 
 WEB_TOKEN_BYTES_MAX: Final = 8192
 """An upgrade's header may hold that much; CONNECT holds less, by its own limit."""

@@ -1,4 +1,7 @@
-"""Who may record: one holder at a time, on Postgres by an advisory lock, on SQLite by a lock on a file of ours."""
+"""Who may record: one holder at a time, on Postgres by an advisory lock, on SQLite by a lock on a file of ours.
+
+Whether anybody records: asked from outside, without taking the lease for longer than the question.
+"""
 
 import fcntl
 import os
@@ -11,8 +14,47 @@ import sqlalchemy as sa
 import structlog
 import trio
 
-from airy_trio.changes.changelog import TABLE
-from airy_trio.database import LOCK_CLASS, DatabaseError, DatabaseRefused, DatabaseUnavailable, Names, Session
+from airy_trio.capture.change_log import TABLE
+from airy_trio.database import (
+    LOCK_CLASS,
+    POSTGRES,
+    DatabaseError,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    DedicatedConnection,
+    Names,
+)
+
+_HELD = sa.text(
+    "select exists (select from pg_locks where locktype = 'advisory' and granted "
+    "and cast(classid as int8) = :lock_class and objid = cast(to_regclass(:name) as oid) "
+    "and database = (select oid from pg_database where datname = current_database()))"
+)
+
+
+def is_held(connection: sa.Connection, names: Names) -> bool:
+    """Whether some server holds the lease of this database."""
+    if names.dialect == POSTGRES:
+        arguments = {"lock_class": LOCK_CLASS, "name": names.quoted(TABLE)}
+        return bool(connection.execute(_HELD, arguments).scalar_one())
+    file = connection.exec_driver_sql("PRAGMA database_list").one()[2]
+    path = Path(file).resolve()
+    return _is_locked(path.with_name(f"{path.name}.airy-trio.lock"))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # no server has ever been here, or its lock is nobody else's to look at
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
 
 logger = structlog.get_logger(__name__)
 
@@ -37,7 +79,7 @@ class PostgresLease:
     A blocked waiter would hold back vacuum for as long as it waits.
     """
 
-    def __init__(self, session: Session, names: Names) -> None:
+    def __init__(self, session: DedicatedConnection, names: Names) -> None:
         self._session = session
         self._name = names.quoted(TABLE)
         self._generation = 0
@@ -66,7 +108,7 @@ class LogLease:
     may lock as well.
     """
 
-    def __init__(self, session: Session, epoch: Callable[[], str]) -> None:
+    def __init__(self, session: DedicatedConnection, epoch: Callable[[], str]) -> None:
         self._session = session
         self._epoch = epoch
         self._held: tuple[int, str] | None = None
@@ -101,7 +143,7 @@ def _try(connection: sa.Connection, question: sa.TextClause, arguments: dict[str
     return taken
 
 
-async def _let_go(session: Session, held: int) -> None:
+async def _let_go(session: DedicatedConnection, held: int) -> None:
     """Close a session, of which generation ``held`` has a lock (0: none).
 
     It is unlocked first, since the server notices the end of a session in its own time; the next holder waits for

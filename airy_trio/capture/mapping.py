@@ -2,15 +2,24 @@
 
 Knows names, types and constants; the SQL that reads the tables is ``queries``, what is really there is found by
 ``inspection``.
+
+Our default tables, for who has none: a database made like this needs no mapping (settings, "default schema").
+
+They are made once, on request, never over existing tables, and belong to the application from then on.
+
+Which keys can be looked up in a column of which type: those that the database casts without fail.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, Literal, get_args
 from zoneinfo import ZoneInfo
 
+import sqlalchemy as sa
 from attrs import field, frozen
 
-from airy_trio.changes.rows import ContentForm, Value
+from airy_trio.capture.feed import ContentForm, Value
 
 Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -227,3 +236,76 @@ def _as_written(raw: Value) -> str:
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
     return str(raw)
+
+
+_METADATA = sa.MetaData()
+_TIME = sa.TIMESTAMP(timezone=True).with_variant(sa.Text(), "sqlite")
+
+MESSAGES = sa.Table(
+    "messages",
+    _METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("conversation_id", sa.Text, nullable=False),
+    sa.Column("channel_id", sa.Text, nullable=False),
+    sa.Column("content", sa.Text),
+    sa.Column("delivery_state", sa.Text, nullable=False),
+    sa.Column("from_contact", sa.Boolean, nullable=False),
+    sa.Column("sent_at", _TIME, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("sender_id", sa.Text),
+    sa.Index("messages_conversation", "conversation_id", "sent_at"),  # the newest message of a conversation
+)
+METADATA = sa.Table(
+    "metadata",
+    _METADATA,
+    sa.Column("subject", sa.Text, primary_key=True),
+    sa.Column("identifier", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text),
+    sa.Column("value_type", sa.Text, nullable=False, server_default="text"),
+    sa.Column("updated_at", _TIME),
+)
+CHANNELS = sa.Table(
+    "channels",
+    _METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("source_channel_id", sa.Text, nullable=False),
+    sa.Column("connected", sa.Boolean, nullable=False),
+)
+TAGS = sa.Table(
+    "tags",
+    _METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("color", sa.Text, nullable=False),
+)
+
+
+def create(connection: sa.Connection, kinds: Collection[Kind]) -> list[str]:
+    """Make the default tables of these kinds, which must not be there, and give their names."""
+    tables = [table for table in _METADATA.sorted_tables if table.name in kinds]
+    _METADATA.create_all(connection, tables, checkfirst=False)
+    return [table.name for table in tables]
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
+_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
+
+
+def fits(column: Column, key: Value) -> bool:
+    """Whether a key can be looked up at all: a cast that fails would fail the whole batch."""
+    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
+        return False
+    match column.type:
+        case "uuid":
+            return _UUID.fullmatch(str(key)) is not None
+        case "integer":
+            half = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
+            return _INTEGER.fullmatch(str(key)) is not None and -half <= int(key) < half
+        case "numeric":
+            return _NUMERIC.fullmatch(str(key)) is not None
+        case _:
+            return True

@@ -1,23 +1,154 @@
 """From rows of the change log to changed objects: the newest change of each, with the rows as they are now.
 
 Everything is read with one connection in one transaction that sees one snapshot; the caller opens it.
+
+Rows of the messages table as objects, by position: of these a bulk change has the most.
+
+Knows the mapping of one table; refuses to know how its rows are asked for.
+
+What rows say of their objects: as they are, or gone. Rows come by the mapping's columns, fields under our names.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, assert_never
 
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.changes.driver import Answer, Asked, Row
-from airy_trio.changes.feed import TablesChanged
-from airy_trio.changes.messages import MessageColumns, is_cut, whole_characters
-from airy_trio.changes.presence import absent, entry, named, pair, present
-from airy_trio.changes.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.changes.rows import ChangedObject, Metadata, MetadataEntry, Unreadable, Value
-from airy_trio.changes.tables import FIELDS, Key, Kind, Table, Tables
+from airy_trio.capture.feed import (
+    ChangedObject,
+    Channel,
+    ChannelGone,
+    ContentForm,
+    Message,
+    MessageGone,
+    Metadata,
+    MetadataEntry,
+    TablesChanged,
+    Tag,
+    TagGone,
+    Unreadable,
+    Value,
+)
+from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
+from airy_trio.database.queries import BoundQuery, Row, Rows
+
+_FIELDS = tuple(field.name for field in FIELDS["messages"])
+
+
+class MessageColumns:
+    """Where each field of a message is found in a row as ``Queries.rows`` gives it, which ends with ``included``."""
+
+    def __init__(self, table: Table, text_chars_max: int = 0) -> None:
+        content = table.columns.get("content")
+        self._text_chars_max = text_chars_max
+        read = tuple(table.columns)
+        constants = {name: table.constants.get(name) for name in _FIELDS if name not in table.columns}
+        is_json = content is not None and content.type == "json"
+        self._form: ContentForm = "json" if table.content_form == "auto" and is_json else table.content_form
+        self._added = (*constants.values(), self._form, table.zone)
+        names = (*read, "included", *constants, "content_form", "time_zone")
+        self._message: itemgetter[Any] = itemgetter(*map(names.index, Message._fields))
+        self._key, self._included = read.index("id"), len(read)
+        self._translated = tuple(name for name in table.values if name in table.columns)
+        self._table = table
+
+    def objects(self, rows: Iterable[Row]) -> Mapping[Key, ChangedObject]:
+        """The messages by key; what the mapping's ``where`` leaves out is gone."""
+        key, included, added, chars_max = self._key, self._included, self._added, self._text_chars_max
+        found: dict[Key, ChangedObject] = {}
+        for row in rows:
+            message = Message._make(self._message(row + added))
+            if self._translated:
+                message = self._with_values(message)
+            if is_cut(message.content, chars_max):
+                message = message._replace(content=whole_characters(message.content), content_form="text")
+            found[row[key], None] = message if row[included] else _gone(message)
+        return found
+
+    def present(self, fields: Mapping[str, Any]) -> Message:
+        """A message with these fields, which are under our names."""
+        return Message(**fields, content_form=self._form, time_zone=self._table.zone)
+
+    def _with_values(self, message: Message) -> Message:
+        """The same with the mapping's ``values`` applied."""
+        translated: dict[str, Any] = {
+            name: self._table.value(name, getattr(message, name)) for name in self._translated
+        }
+        return message._replace(**translated)
+
+
+def is_cut(value: Value, chars_max: int) -> bool:
+    """Whether a text was longer than what is read of one."""
+    return isinstance(value, (str, bytes)) and len(value) > chars_max
+
+
+def whole_characters(value: Value) -> Value:
+    """What is left of a text that may have been cut within a character."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _gone(message: Message) -> MessageGone:
+    return MessageGone(id=message.id, conversation_id=message.conversation_id, channel_id=message.channel_id)
+
+
+def named(table: Table, row: Row) -> dict[str, Value]:
+    """A row as it was read, by its fields' names."""
+    return dict(zip(table.columns, row, strict=False))
+
+
+def present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
+    """The object of a row that is there. Never of a metadata pair, which has several."""
+    match table.kind:
+        case "messages":
+            return MessageColumns(table).present(fields)
+        case "channels":
+            return Channel(**fields)
+        case "tags":
+            return Tag(**fields)
+        case "metadata":  # pragma: no cover - pairs are never read as single rows
+            raise AssertionError(table.kind)
+        case _:
+            assert_never(table.kind)
+
+
+def absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
+    """An object whose row is gone, by what its deletion carries. Never a metadata pair."""
+    match kind:
+        case "messages":
+            return MessageGone(
+                id=fields["id"], conversation_id=fields["conversation_id"], channel_id=fields["channel_id"]
+            )
+        case "channels":
+            return ChannelGone(id=fields["id"], source=fields["source"], source_channel_id=fields["source_channel_id"])
+        case "tags":
+            return TagGone(id=fields["id"])
+        case "metadata":  # pragma: no cover - a pair without rows is still read as a pair
+            raise AssertionError(kind)
+        case _:
+            assert_never(kind)
+
+
+def entry(fields: Mapping[str, Any]) -> MetadataEntry:
+    """One entry of a metadata pair."""
+    return MetadataEntry(
+        key=fields["key"], value=fields["value"], value_type=fields["value_type"], updated_at=fields["updated_at"]
+    )
+
+
+def pair(table: Table, key: Key) -> Key:
+    """Subject and identifier under our names; a subject without identifier is cut at the last colon (Airy's form)."""
+    raw = dict(zip(table.key_fields, key, strict=False))
+    subject = raw.get("subject")
+    cut = "identifier" not in raw and table.constants.get("identifier") is None
+    if cut and isinstance(subject, str) and ":" in subject:
+        raw["subject"], _, raw["identifier"] = subject.rpartition(":")
+    fields = table.fields(raw)
+    return fields["subject"], fields["identifier"]
+
 
 DELETED = "D"
 COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
@@ -40,12 +171,12 @@ def changes_of(rows: Iterable[Row]) -> Iterator[Change]:
     return (Change(row[0], row[1], row[2:4], row[4:6]) for row in rows)
 
 
-Answers = Sequence[Answer]
+Answers = Sequence[Rows]
 """Of each question, in order."""
 _OF_MESSAGES: Final = ("message", "conversation")
 """The subjects of metadata whose owner is found in the messages table."""
-_NOTHING: Final = Answer()
-Ask = Callable[[Answers], Answer]
+_NOTHING: Final = Rows()
+Ask = Callable[[Answers], Rows]
 Make = Callable[[Answers], Mapping[Key, ChangedObject]]
 
 
@@ -53,7 +184,7 @@ Make = Callable[[Answers], Mapping[Key, ChangedObject]]
 class Reading:
     """What has to be asked for some changed objects, in one transaction and in this order; and what it then means."""
 
-    asked: Sequence[Asked]
+    asked: Sequence[BoundQuery]
     objects: Callable[[Answers], tuple[ChangedObject, ...]]
 
 
@@ -61,9 +192,9 @@ class Reading:
 class _Asking:
     """Questions, as they come."""
 
-    asked: list[Asked] = field(factory=list)
+    asked: list[BoundQuery] = field(factory=list)
 
-    def ask(self, asked: Asked | None) -> Ask:
+    def ask(self, asked: BoundQuery | None) -> Ask:
         """Ask something, or nothing; return what finds its answer among all of them."""
         if asked is None:
             return lambda _answers: _NOTHING
@@ -99,7 +230,7 @@ class Objects:
         kinds = [kind for kind in by_kind if kind in self._tables]
         rows = {kind: asking.ask(self._queries[kind].rows(by_kind[kind])) for kind in kinds}
         made = {kind: self._made(kind, by_kind[kind], rows[kind], asking) for kind in kinds}
-        states = {kind: asking.ask(Asked(self._queries[kind].state)) for kind in self._touched(by_kind)}
+        states = {kind: asking.ask(BoundQuery(self._queries[kind].state)) for kind in self._touched(by_kind)}
 
         def objects(answers: Answers) -> tuple[ChangedObject, ...]:
             for kind, state in states.items():

@@ -8,26 +8,123 @@ the order of each row and stalls.
 
 The invisible ones are found by index: those at or above the last snapshot's ``xmax``, and those that were in
 progress in it. A large difference is read in pages up to a fixed *target* snapshot.
+
+Few changes of Postgres, read in two round trips and without a thread: what there is after most commits.
+
+The first one begins a transaction of one snapshot and reads the difference; the second reads what it is about, lets
+writers stop notifying where that is wanted, and ends the transaction. Independent of what a difference is and of what
+its rows mean.
 """
 
 from collections.abc import Sequence
 from typing import Final
 
+import psycopg
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import evolve
+from attrs import evolve, frozen
+from sqlalchemy.dialects import postgresql
 
-from airy_trio.changes.changelog import MARKS_CHARS_MAX, STATE, TABLE
-from airy_trio.changes.doorbell import Doorbell
-from airy_trio.changes.driver import Question, Row
-from airy_trio.changes.feed import Batch, ResumePointLost
-from airy_trio.changes.inspection import read_current
-from airy_trio.changes.logged import LoggedChanges, LoggedFeed
-from airy_trio.changes.objects import COLUMNS, changes_of
-from airy_trio.changes.points import Cluster, PostgresPoint
-from airy_trio.changes.short_reads import CHANGES_MAX, ShortReads
-from airy_trio.pipeline import Parameter, Pipeline, Statement
+from airy_trio.capture.change_log import MARKS_CHARS_MAX, STATE, TABLE, LoggedChanges, LoggedFeed
+from airy_trio.capture.feed import Batch, ChangedObject, ResumePointLost
+from airy_trio.capture.inspection import read_current
+from airy_trio.capture.objects import COLUMNS, Objects, changes_of
+from airy_trio.capture.resume_points import Cluster, PostgresPoint
+from airy_trio.capture.wakeup import Wakeup
+from airy_trio.database import is_refusal
+from airy_trio.database.postgres import Parameter, Pipeline, Statement
+from airy_trio.database.queries import BoundQuery, Query, Row, Rows
+
+CHANGES_MAX: Final = 64
+_NUMBERED: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+_BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
+_COMMIT: Final = Statement("airy_commit", "commit")
+_ROLLBACK: Final = Statement("airy_rollback", "rollback")
+_MOMENT_COLUMNS: Final = 2
+
+
+@frozen
+class Few:
+    """The rows of the change log after a point, at most ``CHANGES_MAX``, what they are about, and the point then."""
+
+    rows: Sequence[Row]
+    objects: tuple[ChangedObject, ...]
+    now: PostgresPoint
+
+
+class FastReads:
+    """Reads for one feed. ``log``: the change log's quoted name; ``columns``: what is read of it, with ``seq``."""
+
+    def __init__(self, log: str, columns: str, bell: Wakeup) -> None:
+        self._bell = bell
+        self._statements: dict[Query, tuple[Statement, Sequence[str]]] = {}
+        name = log.replace("'", "''")
+        self._difference = Statement(
+            "airy_difference",
+            "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass("  # noqa: S608 - names quoted
+            f"'{name}') as oid) as text), ''), found.* from (select) moment left join ({_changes(log, columns)}) found "
+            "on true order by seq",
+        )
+
+    async def read(self, pipeline: Pipeline, after: PostgresPoint, cluster: Cluster, objects: Objects) -> Few | None:
+        """Read what follows a point that has no target; None where those are more than few.
+
+        None also where the database refuses to read one of the objects: the caller then reads them carefully. ``now``
+        must be compared by the caller, which tells whether the point is of this history. Raises ``psycopg.Error``, and
+        what ``Objects.read`` raises.
+        """
+        texts = str(after.next_transaction), f"{{{','.join(after.in_progress)}}}", str(CHANGES_MAX + 1)
+        asked = [text.encode() for text in texts]
+        rung, self._bell.rung = self._bell.rung, False
+        if rung:
+            pipeline.disregard_notifications()  # this read answers them, and no later one
+        _, found = await pipeline.run((_BEGIN, ()), (self._difference, asked))
+        rows, now = _told(found, cluster, after)
+        if len(rows) > CHANGES_MAX:
+            await pipeline.run((_ROLLBACK, ()))
+            return None
+        if not rows:
+            await pipeline.run((_COMMIT, ()))
+            return Few(rows, (), now)
+        reading = objects.reading(changes_of(rows))
+        # If notifications are rare, stay subscribed: a NOTIFY is cheap for the writer, re-arming costs a round trip.
+        letting_go = self._bell.letting_go() if self._bell.hurried or not rung else ()
+        try:
+            answers = await pipeline.run(*map(self._put, reading.asked), *letting_go, (_COMMIT, ()))
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+            await pipeline.run((_ROLLBACK, ()), *letting_go)
+            return None
+        return Few(rows, reading.objects([Rows(found) for found in answers[: len(reading.asked)]]), now)
+
+    def _put(self, asked: BoundQuery) -> tuple[Statement, Sequence[Parameter]]:
+        """A question as a statement with numbered parameters, which is made once."""
+        known = self._statements.get(asked.question)
+        if known is None:
+            compiled = asked.question.statement.compile(dialect=_NUMBERED)
+            statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
+            known = self._statements[asked.question] = statement, compiled.positiontup or ()
+        statement, names = known
+        arguments = asked.arguments
+        return statement, [str(arguments[name]).encode() for name in names]
+
+
+def _changes(log: str, columns: str) -> str:
+    """The difference, as a select with the parameters of ``FastReads.read``."""
+    return (
+        f"select {columns} from {log} where txid >= $1::xid8 "  # noqa: S608 - names quoted
+        f"union all select {columns} from {log} where txid = any($2::xid8[]) order by seq limit $3::int8"
+    )
+
+
+def _told(found: Sequence[Row], cluster: Cluster, after: PostgresPoint) -> tuple[Sequence[Row], PostgresPoint]:
+    """The rows of the change log in an answer to the difference, and the point that follows them."""
+    snapshot, oid = found[0][:_MOMENT_COLUMNS]
+    rows = [row[_MOMENT_COLUMNS:] for row in found if row[_MOMENT_COLUMNS] is not None]
+    return rows, PostgresPoint.at(cluster, snapshot, oid, source=after.source, mark=after.mark)
+
 
 logger = structlog.get_logger(__name__)
 
@@ -46,7 +143,6 @@ _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
 _ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = local")
 """Whatever the default: a standby that is away delays nothing, and one that takes over has a timeline of its own."""
-_COMMIT: Final = Statement("airy_commit", "commit")
 
 
 class PostgresFeed(LoggedFeed):
@@ -61,14 +157,14 @@ class PostgresFeed(LoggedFeed):
         self._cluster: tuple[int, Cluster] | None = None
         self._kept: int | None = None
         self._source = ""
-        self.bell = Doorbell(source.reading, source.names)
+        self.bell = Wakeup(source.reading, source.names)
         self._pause_s = POLL_FIRST_S
         self._quiet_polls = 0
         self._few = True  # what the last read found
         self._reached: tuple[str, PostgresPoint] | None = None
         columns = f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s"
         changes = f"{columns}, txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
-        self._short = ShortReads(self._log_name, changes, self.bell)
+        self._short = FastReads(self._log_name, changes, self.bell)
         log = self._log_name.replace(":", "\\:")
         self._difference = _question(
             f"select {changes} from {log} where txid >= cast(:next_transaction as xid8) "  # noqa: S608 - names quoted
@@ -210,7 +306,7 @@ class PostgresFeed(LoggedFeed):
         )
 
     async def _read_few(self, pipeline: Pipeline, point: PostgresPoint, cluster: Cluster) -> Batch | None:
-        """``_read`` without a thread; None where ``ShortReads`` leaves it to that."""
+        """``_read`` without a thread; None where ``FastReads`` leaves it to that."""
         few = await self._short.read(pipeline, point, cluster, self._objects)
         if few is None:
             return None
@@ -290,5 +386,5 @@ def _require_possible(rows: Sequence[Row]) -> None:
         raise ResumePointLost(message)
 
 
-def _question(sql: str) -> Question:
-    return Question(sa.text(sql))
+def _question(sql: str) -> Query:
+    return Query(sa.text(sql))

@@ -7,14 +7,27 @@ functions run with the rights of their owner, so that a role without rights on o
 A column that the application renames or drops later must not make its writes fail. So a column is never named where
 it must exist: ``_value`` looks it up in a sub-select over the row, and where the row has no such column the name is
 found one level further out, as NULL.
+
+Partitions that join or leave a mapped table of Postgres while a server runs, of which no trigger reports anything.
+
+ATTACH PARTITION makes the rows of a table rows of the mapped table, and DETACH or DROP removes them, without a write to
+any row. So the partitions are compared with those of the last look, and a log line names those whose rows may not have
+been sent. A partition that was created as one and was filled since the last look gets such a line too: the catalogue
+does not say how a partition became one, and a line too many is better than rows that are lost silently.
+
+What a server's role needs on Postgres: to read the mapped tables, and to work in our schema. Nothing else.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from airy_trio.changes import doorbell
-from airy_trio.changes.changelog import TABLE
-from airy_trio.changes.tables import Column, Table
+import sqlalchemy as sa
+import structlog
+from attrs import field, frozen
+
+from airy_trio.capture import wakeup
+from airy_trio.capture.change_log import TABLE
+from airy_trio.capture.mapping import Column, Kind, Table, Tables
 from airy_trio.database import Names, quote_identifier, quote_text
 
 EVENTS_OF_ROWS: Final = ("insert", "update", "delete")
@@ -99,7 +112,7 @@ def _create(table: Table, names: Names, event: str) -> str:
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """A statement that logs, then the bell: for a statement that touched no row nobody is woken."""
-    return f" begin {statement}; {doorbell.ring(names, condition)}; return null; end "
+    return f" begin {statement}; {wakeup.ring(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
@@ -151,3 +164,95 @@ def _value(alias: str, column: Column | None) -> str:
     if column is None:
         return "null::text"
     return f"(select {quote_identifier(column.name)}::text from (select {alias}.*) as airy_found)"  # noqa: S608 - quoted
+
+
+logger = structlog.get_logger(__name__)
+
+_ROOT = sa.text("select cast(to_regclass(:name) as oid)")
+_MEMBERS = sa.text(
+    """
+    with recursive member(oid, joined) as (
+        select inhrelid, xmin from pg_inherits where inhparent = :root and not inhdetachpending
+        union all
+        select i.inhrelid, i.xmin
+        from member join pg_inherits i on i.inhparent = member.oid where not i.inhdetachpending
+    )
+    select member.oid, cast(member.joined as text) as joined,
+           format('%I.%I', n.nspname, c.relname) as name, c.relkind <> 'p' as holds_rows
+    from member join pg_class c on c.oid = member.oid join pg_namespace n on n.oid = c.relnamespace
+    """
+)
+_EMPTY = sa.text("select oid from unnest(cast(:oids as oid[])) oid where pg_relation_size(oid) = 0")
+
+
+@frozen
+class _Partition:
+    """A partition at any depth. ``joined``: the transaction in which it became one."""
+
+    oid: int
+    joined: str
+    name: str = field(eq=False)
+    holds_rows: bool
+
+
+class Partitions:
+    """The partitions of the mapped tables at the last look. ``deletes``: whether deleted messages are events."""
+
+    def __init__(self, *, deletes: bool) -> None:
+        self._deletes = deletes
+        self._known: Mapping[int, Collection[_Partition]] = {}
+
+    def look(self, connection: sa.Connection, tables: Tables) -> None:
+        """Log which partitions joined or left with rows since the last look. The first look at a table logs nothing."""
+        known: dict[int, Collection[_Partition]] = {}
+        for kind, table in tables.items():
+            if table.row_triggers:
+                root = connection.execute(_ROOT, {"name": qualified(table)}).scalar_one()
+                known[root] = {_Partition(*row) for row in connection.execute(_MEMBERS, {"root": root})}
+                if root in self._known:
+                    self._compare(connection, kind, table, self._known[root], known[root])
+        self._known = known
+
+    def _compare(
+        self,
+        connection: sa.Connection,
+        kind: Kind,
+        table: Table,
+        before: Collection[_Partition],
+        now: Collection[_Partition],
+    ) -> None:
+        joined = [partition for partition in now if partition not in before]
+        there = {partition.oid for partition in now}
+        left = [partition for partition in before if partition.oid not in there]
+        if not joined and not left:
+            return
+        oids = [partition.oid for partition in (*joined, *left)]
+        empty = set(connection.execute(_EMPTY, {"oids": oids}).scalars())
+        for partition in joined:
+            if partition.holds_rows and partition.oid not in empty:
+                key = quote_identifier(table.keys[0].name)
+                logger.warning(
+                    "a partition with rows has joined; rows written before that are not sent, an UPDATE sends them",
+                    table=table.name,
+                    partition=partition.name,
+                    statement=f"update {partition.name} set {key} = {key}",  # noqa: S608 - names quoted
+                )
+        for partition in left:
+            if partition.holds_rows and partition.oid not in empty and (self._deletes or kind != "messages"):
+                logger.warning(
+                    "a partition was detached or dropped; its rows are not sent as deleted",
+                    table=table.name,
+                    partition=partition.name,
+                )
+
+
+def grant_statements(role: str, tables: Tables, names: Names) -> Iterator[str]:
+    """Grant it to a role. The triggers need no right: they run with those of their owner."""
+    to = quote_identifier(role)
+    for schema in sorted({table.schema for table in tables.values() if table.schema is not None}):
+        yield f"grant usage on schema {quote_identifier(schema)} to {to}"
+    for table in tables.values():
+        yield f"grant select on {qualified(table)} to {to}"
+    schema = quote_identifier(names.schema)
+    yield f"grant usage on schema {schema} to {to}"
+    yield f"grant select, insert, update, delete on all tables in schema {schema} to {to}"

@@ -1,7 +1,7 @@
 """The SQL that reads the application's tables: rows by key, metadata by pair, and to whom a metadata pair belongs.
 
 Columns are read untyped, as text or epoch, and no key is cast that might not be of its column's type, so that hardly
-any value can fail. The mapping's ``where`` can, and is evaluated only for rows that were asked for: ``driver.Asked``
+any value can fail. The mapping's ``where`` can, and is evaluated only for rows that were asked for: ``BoundQuery``
 then finds the key at fault. What may be of any length is fetched up to a limit and one character more, so that it can
 be distinguished from what is whole. Knows both dialects. Independent of what a row means.
 """
@@ -12,11 +12,10 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 
-from airy_trio.changes.driver import Asked, Question, Row
-from airy_trio.changes.keys import fits
-from airy_trio.changes.rows import Value
-from airy_trio.changes.tables import Column, Key, Table
+from airy_trio.capture.feed import Value
+from airy_trio.capture.mapping import Column, Key, Table, fits
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
+from airy_trio.database.queries import BoundQuery, Query, Row
 
 INCLUDED: Final = "airy_included"
 TEXT_CHARS_MAX: Final = 61_440
@@ -59,13 +58,13 @@ class Queries:
     def _false(self) -> str:
         return "false" if self._postgres else "0"
 
-    def rows(self, keys: Sequence[Key]) -> Asked | None:
+    def rows(self, keys: Sequence[Key]) -> BoundQuery | None:
         """Ask for the rows with these keys: the fields of ``table.columns`` as read, in that order, and one thing more.
 
         Which is whether the mapping's ``where`` includes the row. None where there is none to ask for.
         """
         wanted = [key for key in keys if self.can_find(key)]
-        return Asked(self.by_key, _as_asked(wanted, self._key_columns)) if wanted else None
+        return BoundQuery(self.by_key, _as_asked(wanted, self._key_columns)) if wanted else None
 
     def can_find(self, key: Key) -> bool:
         """Whether rows can be asked for by this key at all."""
@@ -73,14 +72,14 @@ class Queries:
             return True
         return all(map(fits, self._key_columns, key))
 
-    def newest(self, order: Sequence[Column], limit: int, *, nulls: Literal["first", "last"]) -> Question:
+    def newest(self, order: Sequence[Column], limit: int, *, nulls: Literal["first", "last"]) -> Query:
         """The keys of the newest rows that the mapping includes, by these columns."""
         keys = ", ".join(self.text(column) for column in self._key_columns)
         by = ", ".join(f"t.{_escaped(quote_identifier(column.name))} desc nulls {nulls}" for column in order)
         return _question(f"select {keys} from {self.name} t where {self._included} order by {by} limit {limit}")  # noqa: S608 - names quoted
 
     @cached_property
-    def state(self) -> Question:
+    def state(self) -> Query:
         """Ask whether the table is as it was inspected, which ``is_as_inspected`` reads.
 
         On Postgres it must be asked after the rows, in their transaction, which holds the table's lock from then on.
@@ -128,20 +127,20 @@ class Queries:
             if "conversation_id" in self._table.columns:
                 connection.execute(self._newest.statement, _NO_KEYS)
 
-    def owners(self, ids: Sequence[str]) -> Asked | None:
+    def owners(self, ids: Sequence[str]) -> BoundQuery | None:
         """For the messages table: ask to whom these messages belong, which ``owners_of`` reads. None for no message."""
         wanted = [(id_, None) for id_ in ids if self.can_find((id_, None))]
-        return Asked(self._owners, _as_asked(wanted, self._key_columns)) if wanted else None
+        return BoundQuery(self._owners, _as_asked(wanted, self._key_columns)) if wanted else None
 
     def owners_of(self, rows: Iterable[Row]) -> Mapping[str, Key]:
         """Conversation and channel of each message id that has a row."""
         return {str(wanted): self._owner(conversation_id, channel_id) for wanted, conversation_id, channel_id in rows}
 
-    def conversations(self, ids: Sequence[str]) -> Asked | None:
+    def conversations(self, ids: Sequence[str]) -> BoundQuery | None:
         """For the messages table: ask for the newest message of these conversations, which ``channels_of`` reads."""
         column = self._table.columns.get("conversation_id")
         wanted = [(id_, None) for id_ in ids if column is not None and fits(column, id_)]
-        return Asked(self._newest, _as_asked(wanted, (column,))) if wanted and column else None
+        return BoundQuery(self._newest, _as_asked(wanted, (column,))) if wanted and column else None
 
     def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
         """The channel of each conversation that has a message."""
@@ -155,7 +154,7 @@ class Queries:
         )
 
     @cached_property
-    def _owners(self) -> Question:
+    def _owners(self) -> Query:
         id_ = self._table.columns["id"]
         owners = (
             self.text(self._table.columns.get(name)) + f" as {name}" for name in ("conversation_id", "channel_id")
@@ -172,7 +171,7 @@ class Queries:
         return column is not None and self._is_indexable(column) and not self._table.by_conversation
 
     @cached_property
-    def _newest(self) -> Question:
+    def _newest(self) -> Query:
         """The newest message of each conversation. A message without a time is none: Postgres would sort it first.
 
         With an index on the conversation each conversation is looked up on its own, which reads few rows. Without one
@@ -311,8 +310,8 @@ def _as_asked(keys: Sequence[Key], columns: Sequence[Column]) -> Sequence[object
     return [key[0] for key in keys] if len(columns) == 1 else keys
 
 
-def _question(sql: str) -> Question:
-    return Question(sa.text(sql))
+def _question(sql: str) -> Query:
+    return Query(sa.text(sql))
 
 
 def _escaped(sql: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from attrs import evolve, frozen
 
-from airy_trio.changes.feed import ResumePointLost, ResumePointTooNew
+from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.database import POSTGRES
 
 FORMAT: Final = 1

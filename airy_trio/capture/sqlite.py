@@ -11,17 +11,16 @@ import sqlalchemy as sa
 import structlog
 from attrs import evolve
 
-from airy_trio.changes import triggers
-from airy_trio.changes.changelog import TABLE
-from airy_trio.changes.driver import Question
-from airy_trio.changes.feed import Batch, ResumePointLost
-from airy_trio.changes.inspection import inspect_again, read_current
-from airy_trio.changes.logged import LoggedChanges, LoggedFeed
-from airy_trio.changes.objects import COLUMNS, changes_of
-from airy_trio.changes.points import SqlitePoint
-from airy_trio.changes.tables import Tables
+from airy_trio.capture import triggers
+from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
+from airy_trio.capture.feed import Batch, ResumePointLost
+from airy_trio.capture.inspection import inspect_again, read_current
+from airy_trio.capture.mapping import Tables
+from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.resume_points import SqlitePoint
 from airy_trio.database import DatabaseRefused
-from airy_trio.database.sqlite_version import Version, VersionOf
+from airy_trio.database.queries import Query
+from airy_trio.database.sqlite import FileVersion, FileVersions
 from airy_trio.errors import FaultsError
 
 logger = structlog.get_logger(__name__)
@@ -42,15 +41,15 @@ class SqliteFeed(LoggedFeed):
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
         log = source.names.quoted(TABLE).replace(":", "\\:")
-        self._page = Question(
+        self._page = Query(
             sa.text(
                 f"select {', '.join(COLUMNS)}, seq, token, at from {log} "  # noqa: S608 - names quoted
                 "where seq >= :seq order by seq limit :limit"
             )
         )
-        self._seen: Version | None = None
+        self._seen: FileVersion | None = None
         self._woken = False
-        self._file = VersionOf(source.reading)
+        self._file = FileVersions(source.reading)
         self._names = source.names
         self._newer_schema = source.newer_schema
         self._watched_schema: tuple[tuple[int, int], int] | None = None
@@ -115,7 +114,7 @@ class SqliteFeed(LoggedFeed):
         mark = SqlitePoint.parse(point).mark
         await self._writing.write(lambda connection: self._log.settle(connection, mark))
 
-    async def _version(self) -> Version:
+    async def _version(self) -> FileVersion:
         """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
         version = await self._file.ask()
         if self._seen is not None and version.file != self._seen.file:

@@ -7,6 +7,12 @@ since the last migration is noticed, and what is right already is not touched: n
 On Postgres a trigger fires for every session but those with ``session_replication_role = replica``: a subscription of
 logical replication, and some tools that load data. "always" (``Firing``) includes these. Such triggers fire for each
 row, because a subscription applies changes row by row and never fires a trigger for each statement.
+
+The triggers of an SQLite file, as SQL.
+
+``INSERT OR REPLACE`` (and ``UPDATE OR REPLACE``) deletes the rows that share a unique value with the new one without
+firing a delete trigger. Where such a row may be another object, a trigger before the write logs its key. It cannot
+know whether the row will really go; a row that stays is merely read once more.
 """
 
 import time
@@ -16,9 +22,72 @@ from typing import Final, Literal
 import sqlalchemy as sa
 from attrs import evolve, frozen
 
-from airy_trio.changes import triggers_postgres, triggers_sqlite
-from airy_trio.changes.tables import KINDS, Kind, Table, Tables
-from airy_trio.database import POSTGRES, Names, quote_identifier
+from airy_trio.capture import postgres_triggers
+from airy_trio.capture.change_log import TABLE
+from airy_trio.capture.mapping import KINDS, Column, Kind, Table, Tables
+from airy_trio.database import POSTGRES, Names, quote_identifier, quote_text
+
+EVENTS: Final = ("insert", "update", "delete", "before_insert", "before_update")
+
+_NOW_MS = "cast((julianday('now') - 2440587.5) * 86400000 as integer)"
+_TOKEN = "lower(hex(randomblob(8)))"  # noqa: S105 - a mark of a row, not a secret
+
+
+def triggers(table: Table, names: Names) -> Mapping[str, str]:
+    """The triggers of one table by name, as SQLite keeps them."""
+    updated = _logged(table, names, "U", "new")
+    deleted = _logged(table, names, "D", "old")
+    bodies = {
+        ("after", "insert"): f"{updated};",
+        ("after", "update"): f"{deleted} where {_differ(table, 'old', 'new')}; {updated};",
+        ("after", "delete"): f"{deleted};",
+        ("before", "insert"): "".join(_replaced(table, names, "new")),
+        ("before", "update"): "".join(_replaced(table, names, "old")),
+    }
+    return {
+        (name := names.trigger(table.kind, event if when == "after" else f"{when}_{event}")): (
+            f"CREATE TRIGGER {quote_identifier(name)} {when} {event} on {quote_identifier(table.name)} begin {body} end"
+        )
+        for (when, event), body in bodies.items()
+        if body
+    }
+
+
+def _replaced(table: Table, names: Names, itself: str) -> Iterator[str]:
+    """Statements that log the keys of the rows that share a unique value with the new row, other than ``itself``."""
+    for columns in table.unique:
+        same = " and ".join(
+            f"airy_row.{quote_identifier(name)} = new.{quote_identifier(name)} collate {quote_identifier(collation)}"
+            for name, collation in columns
+        )
+        yield (
+            f"{_logged(table, names, 'D', 'airy_row')} from {quote_identifier(table.name)} as airy_row "
+            f"where {same} and ({_differ(table, 'airy_row', itself)});"
+        )
+
+
+def _differ(table: Table, one: str, other: str) -> str:
+    keys = (quote_identifier(column.name) for column in table.keys)
+    return " or ".join(f"{one}.{key} is not {other}.{key}" for key in keys)
+
+
+def _logged(table: Table, names: Names, operation: str, row: str) -> str:
+    """An insert into the change log of the keys of ``row``; a deletion also carries what its event needs."""
+    carried = table.carried if operation == "D" else ()
+    values = [_column(row, column) for column in (*_padded(table.keys), *_padded(carried))]
+    return (
+        f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2, at, token) "
+        f"select {quote_text(table.kind)}, {quote_text(operation)}, {', '.join(values)}, {_NOW_MS}, {_TOKEN}"
+    )
+
+
+def _column(row: str, column: Column | None) -> str:
+    return "null" if column is None else f"{row}.{quote_identifier(column.name)}"
+
+
+def _padded(columns: tuple[Column | None, ...]) -> tuple[Column | None, ...]:
+    return (*columns, None, None)[:2]
+
 
 Firing = Literal["origin", "always"]
 """When the triggers of Postgres fire: not for the writes of a replica role, or for these too."""
@@ -124,9 +193,9 @@ def install(  # noqa: PLR0913 - what there is, what is wanted, and by which vers
         missing = {place.name for place in wanted.keys() - right if _is_on(place, table)}
         if names.dialect == POSTGRES:
             table = evolve(table, row_triggers=table.row_triggers or always)  # noqa: PLW2901 - as it is wanted
-            _run(connection, triggers_postgres.statements(table, names, missing, deletes=deletes, always=always))
+            _run(connection, postgres_triggers.statements(table, names, missing, deletes=deletes, always=always))
         else:
-            _run(connection, (sql for name, sql in triggers_sqlite.triggers(table, names).items() if name in missing))
+            _run(connection, (sql for name, sql in triggers(table, names).items() if name in missing))
 
 
 def remove(connection: sa.Connection, names: Names) -> None:
@@ -188,7 +257,7 @@ def _lines(table: Table, names: Names, what: str, places: Iterable[_Place], reme
 
 def _own_names(names: Names, kind: Kind) -> Iterable[str]:
     """How the triggers of one kind may be called."""
-    events = triggers_postgres.EVENTS if names.dialect == POSTGRES else triggers_sqlite.EVENTS
+    events = postgres_triggers.EVENTS if names.dialect == POSTGRES else EVENTS
     return {names.trigger(kind, event) for event in events}
 
 
@@ -202,10 +271,10 @@ def _wanted(tables: Tables, names: Names, *, deletes: bool, always: bool = False
     for table in tables.values():
         if names.dialect == POSTGRES:
             table = evolve(table, row_triggers=table.row_triggers or always)  # noqa: PLW2901 - as it is wanted
-            bodies = triggers_postgres.bodies(table, names, deletes=deletes)
-            for_rows = {names.trigger(table.kind, event) for event in triggers_postgres.EVENTS_OF_ROWS}
+            bodies = postgres_triggers.bodies(table, names, deletes=deletes)
+            for_rows = {names.trigger(table.kind, event) for event in postgres_triggers.EVENTS_OF_ROWS}
         else:
-            bodies, for_rows = triggers_sqlite.triggers(table, names), set()
+            bodies, for_rows = triggers(table, names), set()
         for name, body in bodies.items():
             for_each_row = table.row_triggers and name in for_rows
             wanted[_Place(table.schema, table.name, name)] = _Trigger(body, for_each_row, always)

@@ -16,9 +16,9 @@ from typing import Final
 import sqlalchemy as sa
 import trio
 
-from airy_trio.changes.changelog import TABLE
-from airy_trio.database import LOCK_CLASS, Names, Session, quote_identifier, quote_text
-from airy_trio.pipeline import Pipeline, Statement
+from airy_trio.capture.change_log import TABLE
+from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, quote_identifier, quote_text
+from airy_trio.database.postgres import Pipeline, Statement
 
 BELL_CLASS: Final = LOCK_CLASS + 1
 _TRY = sa.text(
@@ -33,10 +33,10 @@ HURRY_S: Final = 0.01
 """Between two rings: sooner than this the sleeper is better awake. It takes as long to fall asleep again."""
 
 
-class Doorbell:
+class Wakeup:
     """The sleeper's side, over the session that it sleeps in. One task at a time."""
 
-    def __init__(self, session: Session, names: Names) -> None:
+    def __init__(self, session: DedicatedConnection, names: Names) -> None:
         self._session = session
         self._arguments = {"lock_class": BELL_CLASS, "name": names.quoted(TABLE)}
         unlock = _UNLOCK.format(lock_class=BELL_CLASS, name=quote_text(names.quoted(TABLE)))

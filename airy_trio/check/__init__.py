@@ -13,17 +13,16 @@ import trio
 from attrs import frozen
 
 from airy_trio import migrate
-from airy_trio.app.stores import OWN_STORES, is_shareable
-from airy_trio.changes import points, triggers, watermarks
-from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.feed import CANNOT_SEE, Consumer, ResumePointTooNew
-from airy_trio.changes.identity import Identity
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.queries import Queries
-from airy_trio.changes.tables import Tables
-from airy_trio.check import certificate, postgres, replication, rows, sqlite
-from airy_trio.check.credentials import look_at_grants, look_at_keys
-from airy_trio.check.report import Finding, Report
+from airy_trio.app.build import OWN_STORES, is_shareable
+from airy_trio.capture import polling, resume_points, triggers
+from airy_trio.capture.change_log import ChangeLog
+from airy_trio.capture.feed import CANNOT_SEE, Consumer, ResumePointTooNew
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.mapping import Tables
+from airy_trio.capture.polling import Identity
+from airy_trio.capture.queries import Queries
+from airy_trio.check import postgres, rows, sqlite
+from airy_trio.check.report import Finding, Report, look_at_certificate, look_at_grants, look_at_keys
 from airy_trio.database import (
     POSTGRES,
     ROW_SECURITY_OFF,
@@ -38,9 +37,9 @@ from airy_trio.database import (
     sqlite_path,
 )
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
-from airy_trio.log.consumption import ForeignLogError
-from airy_trio.log.plugged import find_store
-from airy_trio.log.tables import LogTables
+from airy_trio.log.leadership import ForeignLogError
+from airy_trio.log.options import find_store
+from airy_trio.log.sql.tables import LogTables
 from airy_trio.settings import Settings
 
 __all__ = ["Finding", "Report", "check"]
@@ -82,7 +81,7 @@ class _Application:
 def check(settings: Settings) -> Report:
     """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
     report = Report()
-    certificate.look(settings.listener, report)
+    look_at_certificate(settings.listener, report)
     look_at_grants(settings.auth, report)
     look_at_keys(settings.auth, report)
     found = _check_application(settings, report)
@@ -116,14 +115,14 @@ def _check_application(settings: Settings, report: Report) -> _Application | Non
     place = _Place(options.url, "database.url")
     if place.dialect == SQLITE:
         path = sqlite_path(options.url)
-        report.add("problem", sqlite.refusals())
+        report.add("problem", sqlite.file_refusals())
         try:
             migrate.require_file(path)
         except StartError as error:
             report.add("problem", error.faults)
             return None
         if not settings.changes.reads_only:
-            report.add("problem", _named(place, sqlite.missing_rights(path)))
+            report.add("problem", _named(place, sqlite.missing_file_rights(path)))
             _connected(settings, place, report, sqlite.try_to_write)
     elif options.direct_url:
         pooled, place = place, _Place(options.direct_url, "database.direct_url")
@@ -158,7 +157,7 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
     if _check_itself(connection, names, place, report):
         return None
     if names.dialect == POSTGRES:
-        replication.look(connection, tables, names, report, deletes=settings.events.deletes)
+        postgres.look(connection, tables, names, report, deletes=settings.events.deletes)
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
     newer = migrate.ahead(connection, "changes", settings.database)
     if not missing:
@@ -177,7 +176,7 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         history = log.history(connection)
         if history is not None:
             source = history.source
-            return _Application(log.consumer(connection), lambda point: points.is_foreign(point, source))
+            return _Application(log.consumer(connection), lambda point: resume_points.is_foreign(point, source))
     return None
 
 
@@ -211,7 +210,7 @@ def _check_read_only(connection: sa.Connection, names: Names, place: _Place, rep
         if problems:
             return None
     identity = Identity.of(connection)
-    return _Application(None, lambda point: watermarks.is_foreign(point, identity, names.dialect))
+    return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
 
 
 def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:
@@ -258,7 +257,7 @@ def _check_sql_store(settings: Settings, report: Report) -> _Log | None:
     place = _Place(settings.log.location(settings.database.url), "log.url")
     if place.dialect == SQLITE:
         path = sqlite_path(place.url)
-        report.add("problem", _named(place, sqlite.missing_rights(path)))
+        report.add("problem", _named(place, sqlite.missing_file_rights(path)))
         if not path.exists():
             report.add("note", [f"{place.setting}: the SQLite file {path} does not exist; the server makes it"])
             return None

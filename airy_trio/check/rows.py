@@ -18,17 +18,16 @@ import psycopg
 import sqlalchemy as sa
 from attrs import define, field, frozen
 
-from airy_trio.changes.objects import Change, Objects
-from airy_trio.changes.presence import named
-from airy_trio.changes.queries import Queries
-from airy_trio.changes.rows import Value
-from airy_trio.changes.tables import WATERMARK, Column, Key, Table, Tables
+from airy_trio.capture.feed import Value
+from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
+from airy_trio.capture.objects import Change, Objects, named
+from airy_trio.capture.queries import Queries
 from airy_trio.check.report import Report
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
-from airy_trio.database.answers import ANSWERS
+from airy_trio.database.errors import ANSWERS
 from airy_trio.events import values
-from airy_trio.events.faults import RowFault, UnfitValueError, printable
 from airy_trio.events.translate import translate
+from airy_trio.events.values import RowFault, UnfitValueError, printable
 from airy_trio.settings import Settings
 
 ROWS_MAX: Final = 1000

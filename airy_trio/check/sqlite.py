@@ -12,14 +12,14 @@ VERSION_MIN: Final = (3, 35)
 SYNCHRONOUS_FULL: Final = 2
 
 
-def refusals() -> Iterator[str]:
+def file_refusals() -> Iterator[str]:
     """A line where this Python's SQLite is too old."""
     if sqlite3.sqlite_version_info < VERSION_MIN:
         needed = ".".join(map(str, VERSION_MIN))
         yield f"this Python has SQLite {sqlite3.sqlite_version}, {needed} or newer is needed"
 
 
-def missing_rights(path: Path) -> Iterator[str]:
+def missing_file_rights(path: Path) -> Iterator[str]:
     """A line where the file, or its folder, in which other files come to lie, cannot be written."""
     if path.exists() and not os.access(path, os.W_OK):
         yield f"the file {path} cannot be written by this user"

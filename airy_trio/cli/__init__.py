@@ -7,14 +7,8 @@ it runs, so that ``--help`` and the completion of a shell answer at once.
 
 from typing import NoReturn
 
-from airy_trio.cli.check import check
-from airy_trio.cli.completion import completion
-from airy_trio.cli.demo import demo
-from airy_trio.cli.explain import explain
-from airy_trio.cli.migrate import migrate
+from airy_trio.cli.commands import check, completion, demo, explain, migrate, tail, verify
 from airy_trio.cli.serve import airy_trio
-from airy_trio.cli.tail import tail
-from airy_trio.cli.verify import verify
 
 __all__ = ["airy_trio", "main"]
 

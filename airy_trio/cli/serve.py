@@ -10,7 +10,7 @@ import click
 import structlog
 import trio
 
-from airy_trio.cli.starting import CONFIG, loaded, told
+from airy_trio.cli.output import CONFIG, loaded, told
 from airy_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
     if worker is not None:
         _work(chosen, file, worker)
     elif chosen.listener.workers > 1:
-        from airy_trio.app import workers
+        from airy_trio.app import supervisor
 
-        sys.exit(told(lambda: trio.run(workers.supervise, chosen, file)))
+        sys.exit(told(lambda: trio.run(supervisor.supervise, chosen, file)))
     else:
         from airy_trio import app, settings
 
@@ -61,8 +61,8 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
 def _work(chosen: "Settings", file: Path, words: str) -> None:
     """Serve as one of several workers, or record for them. Which one it is stands in every line of its log."""
     from airy_trio import app, settings
-    from airy_trio.app.worker import RECORDER, worker_of
-    from airy_trio.log.deference import Deference
+    from airy_trio.app.supervisor import RECORDER, worker_of
+    from airy_trio.log.leadership import LeaderPreference
 
     worker = told(lambda: worker_of(words))
     name = RECORDER if worker.number == chosen.listener.recorder else worker.number
@@ -71,6 +71,6 @@ def _work(chosen: "Settings", file: Path, words: str) -> None:
     def reread() -> settings.Settings:
         return worker.settings(settings.load(file, os.environ))
 
-    deference = Deference()
+    deference = LeaderPreference()
     serve = partial(app.run, worker.settings(chosen), worker.parent(deference), reread=reread)
     told(lambda: trio.run(partial(serve, worker=worker.number, deference=deference)))

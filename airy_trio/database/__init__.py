@@ -10,20 +10,31 @@ Errors::
     └── DatabaseRefused       a missing table, a missing right: waiting does not heal it
 """
 
-from airy_trio.database.addresses import DatabaseOptions, canonical_url, shown, sqlite_path
-from airy_trio.database.answers import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
-from airy_trio.database.connecting import close_all, connected, cut
+from airy_trio.database.connections import Database, DedicatedConnection
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     READER_BUSY_TIMEOUT_S,
     ROW_SECURITY_OFF,
     SQLITE_BUSY_TIMEOUT_S,
+    close_all,
+    connected,
+    cut,
     postgres_engine,
     sqlite_engine,
 )
-from airy_trio.database.names import LOCK_CLASS, POSTGRES, SQLITE, Names, quote_identifier, quote_text
-from airy_trio.database.pool import Database
-from airy_trio.database.session import Session
+from airy_trio.database.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
+from airy_trio.database.names import (
+    LOCK_CLASS,
+    POSTGRES,
+    SQLITE,
+    DatabaseOptions,
+    Names,
+    canonical_url,
+    quote_identifier,
+    quote_text,
+    shown,
+    sqlite_path,
+)
 
 __all__ = [
     "APPLICATION_NAME",
@@ -38,8 +49,8 @@ __all__ = [
     "DatabaseOptions",
     "DatabaseRefused",
     "DatabaseUnavailable",
+    "DedicatedConnection",
     "Names",
-    "Session",
     "canonical_url",
     "close_all",
     "connected",

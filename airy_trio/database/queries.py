@@ -19,7 +19,7 @@ _NOT_UTF8: Final = "could not decode to utf-8"
 
 
 @define(eq=False)
-class Question:
+class Query:
     """A statement with named parameters, asked again and again."""
 
     statement: sa.TextClause
@@ -38,7 +38,7 @@ class Question:
 
 
 @frozen
-class Answer:
+class Rows:
     """The rows of a question. ``refused``: each key for which the database refused to answer, and the reason."""
 
     rows: Sequence[Row] = ()
@@ -46,10 +46,10 @@ class Answer:
 
 
 @frozen
-class Asked:
+class BoundQuery:
     """A question about keys, which become an argument only when the question is asked."""
 
-    question: Question
+    question: Query
     keys: Sequence[object] = ()
 
     @property
@@ -57,7 +57,7 @@ class Asked:
         """The question's ``keys``, as JSON."""
         return _as_json(self.keys)
 
-    def answer(self, connection: sa.Connection) -> Answer:
+    def answer(self, connection: sa.Connection) -> Rows:
         """Return the rows of all keys, in a transaction that the caller has begun. Raises the driver's errors.
 
         One row can make the database refuse the whole query: a date too large for a cast, a value for which the
@@ -87,7 +87,7 @@ class Asked:
                 else:
                     half = len(keys) // 2
                     parts += keys[half:], keys[:half]
-        return Answer(rows, refused)
+        return Rows(rows, refused)
 
 
 def _as_json(keys: Sequence[object]) -> Mapping[str, object]:

@@ -9,23 +9,23 @@ from typing import Final
 
 from attrs import frozen
 
-from airy_trio.log.eventlog import EventLog
-from airy_trio.log.latencies import Latencies
+from airy_trio.delivery.client import Subscription
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.latency import Latencies
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.stomp.encoder import EOL, NUL, message_head
-from airy_trio.websocket.framing import text_message
-from airy_trio.websocket.subscriptions import Subscription
+from airy_trio.websocket.stream import text_message
 
 RUN_BYTES_MAX: Final = 64 * 1024
 RUN_EVENTS_MAX: Final = 1024
 SHARED_RUNS_MAX: Final = 64
-"""Runs of distinct subscriptions would otherwise hold 64 KiB for each client."""
+"""Batches of distinct subscriptions would otherwise hold 64 KiB for each client."""
 
 
 @frozen
-class Run:
+class EncodedBatch:
     """Octets to write, and the offsets of the events in them, at least one, in order.
 
     ``changed_at``: when what the first of them tells was changed, in Trio's time. ``position``: where the cursor of
@@ -42,12 +42,12 @@ class Run:
     to_the_end: bool = False
 
 
-class Runs:
+class Batches:
     """Makes runs, remembers the newest few, and counts what was sent."""
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
-        self._shared: dict[tuple[View, bytes, str, int, int], Run] = {}
+        self._shared: dict[tuple[View, bytes, str, int, int], EncodedBatch] = {}
         self._counts = {"deliveries": 0, "bytes": 0}
         self._latencies = Latencies()
 
@@ -60,14 +60,14 @@ class Runs:
         """From the change to the socket, of all that was no replay of what was before a subscription."""
         return self._latencies
 
-    def following(self, subscription: Subscription) -> Run:
+    def following(self, subscription: Subscription) -> EncodedBatch:
         """The next run of a subscription, which must be hungry: what it is owed, else what follows its position.
 
         Raises ``LookupError`` where nothing is owed and the view has evicted something after the position.
         """
         return self.owed(subscription) if subscription.owed else self.after_position(subscription)
 
-    def took(self, subscription: Subscription, run: Run, now: float) -> None:
+    def took(self, subscription: Subscription, run: EncodedBatch, now: float) -> None:
         """Move the cursor over its next run, which the outlet has taken, and count it. ``now``: in Trio's time."""
         offsets = run.offsets
         if subscription.owed:
@@ -85,23 +85,23 @@ class Runs:
             subscription.window.sent(offsets)
         self._count(run, 1, int(offsets[0] > subscription.live_after), now)
 
-    def repeated(self, run: Run | None, times: int, now: float) -> None:
+    def repeated(self, run: EncodedBatch | None, times: int, now: float) -> None:
         """Count a run that so many more neighbours took, all with ``repeats``; their cursors were moved already."""
         if run is not None and times:
             self._count(run, times, times, now)
 
-    def _count(self, run: Run, times: int, live_times: int, now: float) -> None:
+    def _count(self, run: EncodedBatch, times: int, live_times: int, now: float) -> None:
         self._counts["deliveries"] += len(run.offsets) * times
         self._counts["bytes"] += len(run.data) * times
         if live_times:
             self._latencies.observe(now - run.changed_at, len(run.offsets) * live_times)
 
-    def owed(self, subscription: Subscription) -> Run:
+    def owed(self, subscription: Subscription) -> EncodedBatch:
         """The next run of what a subscription is owed, whose cursor is beyond it. There must be something."""
         data, offsets, changed_at = self._join(subscription, subscription.owed)
-        return Run(data, offsets, changed_at, subscription.position)
+        return EncodedBatch(data, offsets, changed_at, subscription.position)
 
-    def after_position(self, subscription: Subscription) -> Run:
+    def after_position(self, subscription: Subscription) -> EncodedBatch:
         """The next run from the tail. The subscription must be hungry.
 
         Raises ``LookupError`` where the view has evicted something after the position.
@@ -122,11 +122,15 @@ class Runs:
             self._shared[key] = run
         return run
 
-    def _from_tail(self, subscription: Subscription, after: Position | None = None, prefix: bytes = b"") -> Run:
+    def _from_tail(
+        self, subscription: Subscription, after: Position | None = None, prefix: bytes = b""
+    ) -> EncodedBatch:
         position, view = subscription.position, subscription.view
         events = self._eventlog.after(view, position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX)
         data, offsets, changed_at = self._join(subscription, events)
-        return Run(data, offsets, changed_at, position.at(offsets[-1]), after, prefix, offsets[-1] >= view.last)
+        return EncodedBatch(
+            data, offsets, changed_at, position.at(offsets[-1]), after, prefix, offsets[-1] >= view.last
+        )
 
     def _join(self, subscription: Subscription, events: Iterable[StoredEvent]) -> tuple[bytes, tuple[int, ...], float]:
         """Join the first of these events up to ``RUN_BYTES_MAX`` and the room of the window, but at least one."""

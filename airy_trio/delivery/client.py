@@ -1,6 +1,6 @@
 """One client and its subscriptions: who may write to it, where each cursor stands, and how much it may have in flight.
 
-State only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
+ClientState only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
 """
 
 from array import array
@@ -13,6 +13,8 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
+from airy_trio.auth import ANYBODY, User
+from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
@@ -20,9 +22,7 @@ from airy_trio.options import at_least
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket.admission import Visitor
-from airy_trio.websocket.auth import ANYBODY, User
-from airy_trio.websocket.farewells import Farewell
-from airy_trio.websocket.wire import Wire
+from airy_trio.websocket.stream import FramedStream
 
 
 @frozen(kw_only=True)
@@ -33,7 +33,7 @@ class ReplayOptions:
     events_max: int = field(default=1000, validator=at_least(1))
 
 
-class State(Enum):
+class ClientState(Enum):
     """Who may write events to a connection (architecture, "Delivery")."""
 
     CONNECTING = "connecting"
@@ -46,8 +46,8 @@ class State(Enum):
     """Nobody: the session says the farewell."""
 
 
-LIVE: Final = State.LIVE
-BEHIND: Final = State.BEHIND
+LIVE: Final = ClientState.LIVE
+BEHIND: Final = ClientState.BEHIND
 """As names of the module, for who asks at each delivery: an enum's attributes take longer to find."""
 
 
@@ -165,11 +165,11 @@ class Client:
     address: str | None = None
     peer: str | None = None
     visitor: Visitor | None = None
-    wire: Wire = field(init=False)
-    state: State = State.CONNECTING
+    wire: FramedStream = field(init=False)
+    state: ClientState = ClientState.CONNECTING
     user: User = ANYBODY
     connected: bool = False
-    farewell: Farewell | None = None
+    farewell: DisconnectReason | None = None
     subscriptions: dict[int, Subscription] = field(factory=dict)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     wakened: trio.Event | None = None
@@ -185,9 +185,9 @@ class Client:
         if self.wakened is not None:
             self.wakened.set()
 
-    def dismiss(self, farewell: Farewell) -> None:
+    def dismiss(self, farewell: DisconnectReason) -> None:
         """End the conversation with this farewell; the first one wins. Never waits."""
         if self.farewell is None:
             self.farewell = farewell
-        self.state = State.CLOSING
+        self.state = ClientState.CLOSING
         self.scope.cancel()

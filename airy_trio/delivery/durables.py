@@ -9,27 +9,198 @@ acknowledges next, at the latest ``LOOK_EVERY_S`` later: every held subscription
 the store sees that it is used, and on a quiet destination its position follows the log and does not expire. If events
 are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETENTION``). A subscription whose claim is
 young is then claimed once more (``RECLAIM_WITHIN_S``).
+
+One durable subscription while a client holds it: whether it may be, who holds it, and how far it has got.
+
+Wire contract, "SUBSCRIBE". Reads what a subscription has in flight; asks no store, and writes nothing.
+
+A step of the store for many durable subscriptions: where it refuses, whose fault it is shows in halves.
+
+What it refuses of one ends that client's session, and the others, who have nothing to do with it, go on.
+
+The names of durable subscriptions that each user has used lately on this node: so many, and no more.
+
+The store keeps a row for each name until it was not used for ``[log] retain_durables_s``; a client that invents a name
+each time would fill it. Each node counts the names that it has seen since its start. Its memory is bounded as well:
+the user that came the longest ago is forgotten first. Independent of store and clock.
 """
 
 import math
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 import trio
+from attrs import define, field
 
-from airy_trio.log.eventlog import EventLog
+from airy_trio.auth import User
+from airy_trio.delivery.client import Subscription
+from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
+from airy_trio.delivery.start import backoff_s
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Holder, StoreUnavailable
-from airy_trio.websocket.durable_faults import held, keep
-from airy_trio.websocket.durable_names import PER_USER_MAX, Names
-from airy_trio.websocket.farewells import TAKEN_OVER
-from airy_trio.websocket.holds import Hold, Key, Waiting, settled
-from airy_trio.websocket.replay import backoff_s
-from airy_trio.websocket.subscriptions import Subscription
+from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
+from airy_trio.stomp.requests import AckMode, Subscribe
+
+NAME_CHARS_MAX: Final = 128
+
+Key = tuple[str, str]
+"""Owner and name."""
+
+
+@define(eq=False)
+class Waiting:
+    """For who waits until the store has been asked: ``scope`` is cancelled then, and ``done`` is true."""
+
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    done: bool = False
+
+    async def wait(self, pause: Callable[[float], Awaitable[object]]) -> None:
+        """Return once it is done. ``pause``: see ``Conversation``."""
+        with self.scope:
+            await pause(math.inf)
+
+    def finish(self) -> None:
+        """It is done."""
+        self.done = True
+        self.scope.cancel()
+
+
+@define(eq=False)
+class DurableClaim:
+    """One durable subscription as it is held by a subscription of a client.
+
+    ``claimed``: the store knows that it is. ``position``: what the store keeps, as far as is known. ``started``:
+    where the subscription starts has been decided, so that there is something to acknowledge. ``released``: where the
+    subscription had got when it ended. ``reclaim_until``: until when it is claimed again if another server takes it
+    over (Trio's time).
+    """
+
+    subscription: Subscription
+    holder: Holder
+    claimed: Waiting = field(factory=Waiting)
+    position: Position | None = None
+    started: bool = False
+    released: Position | None = None
+    reclaim_until: float = -math.inf
+
+    @property
+    def key(self) -> Key:
+        """Owner and name."""
+        return self.holder.owner, self.holder.name
+
+
+def refusal(request: Subscribe, user: User) -> DisconnectReason | None:
+    """Say why a SUBSCRIBE with ``durable`` cannot be; None where it can (wire contract, "SUBSCRIBE")."""
+    name = request.durable or ""
+    if user.name is None:
+        token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."
+    elif request.ack is AckMode.AUTO:
+        token, prose = "400-durable-needs-ack", "A durable subscription needs the ack mode client or client-individual."
+    elif not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+        token, prose = (
+            "400-bad-durable",
+            f"The durable header is not 1 to {NAME_CHARS_MAX} printable characters.",
+        )
+    else:
+        return None
+    return with_token(token, prose, receipt_id=request.receipt)
+
+
+def settled(subscription: Subscription, head: Position) -> Position:
+    """The position up to which nothing has to be sent, or sent again: below the first that is not acknowledged.
+
+    ``head``: of the log. Where all is acknowledged that there is, a subscription has got as far as that.
+    """
+    position, window = subscription.position, subscription.window
+    oldest = None if window is None else window.oldest
+    if oldest is None and subscription.owed:
+        oldest = subscription.owed[0].offset
+    if oldest is not None:
+        return position.at(oldest - 1)
+    if position.epoch == head.epoch and subscription.view.last <= position.offset:
+        return max(position, head)
+    return position
+
+
+T = TypeVar("T")
+
+
+async def keep(store: EventStore, new: Sequence[tuple[DurableClaim, Position]]) -> Sequence[Holder]:
+    """Write positions, and give who is not the holder any more. Raises ``StoreUnavailable``."""
+    try:
+        return await store.acknowledge([Acknowledgement(hold.holder, at) for hold, at in new])
+    except StoreUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
+        fault = error
+    if len(new) == 1:
+        _dismiss(new[0][0], fault)
+        return []
+    return [lost for half in _halves(new) for lost in await keep(store, half)]
+
+
+async def held(store: EventStore, claims: Sequence[DurableClaim]) -> Sequence[Position | None]:
+    """Make each the holder, and give what was acknowledged of each. Raises ``StoreUnavailable``."""
+    try:
+        return await store.hold([hold.holder for hold in claims])
+    except StoreUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
+        fault = error
+    if len(claims) == 1:
+        _dismiss(claims[0], fault)
+        return [None]
+    return [position for half in _halves(claims) for position in await held(store, half)]
+
+
+def _halves(several: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    middle = len(several) // 2
+    return several[:middle], several[middle:]
+
+
+def _dismiss(hold: DurableClaim, fault: Exception) -> None:
+    client = hold.subscription.client
+    client.dismiss(reason_after(fault, client.session))
+
+
+PER_USER_MAX: Final = 256
+NAMES_MAX: Final = 100_000
+"""Of all users."""
+
+
+class DurableNames:
+    """When each name was used last, by user. ``retain_s``: for how long an unused name counts."""
+
+    def __init__(self, per_user_max: int, retain_s: float) -> None:
+        self._per_user_max = per_user_max
+        self._retain_s = retain_s
+        self._used: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()  # who and what was used last comes last
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def take(self, owner: str, name: str, now: float) -> bool:
+        """Count a name as used; False, with nothing changed, where the user has used as many others as are allowed."""
+        names = self._used.setdefault(owner, OrderedDict())
+        self._used.move_to_end(owner)
+        while names and next(iter(names.values())) < now - self._retain_s:
+            names.popitem(last=False)
+            self._count -= 1
+        if name not in names:
+            if len(names) >= self._per_user_max:
+                return False
+            self._count += 1
+        names[name] = now
+        names.move_to_end(name)
+        while self._count > NAMES_MAX and len(self._used) > 1:
+            self._count -= len(self._used.popitem(last=False)[1])
+        return True
+
 
 logger = structlog.get_logger(__name__)
 
@@ -62,13 +233,15 @@ class Durables:
 
     def __init__(self, eventlog: EventLog, *, per_user_max: int = PER_USER_MAX) -> None:
         self._eventlog = eventlog
-        self._names = Names(per_user_max, eventlog.retain_durables_s)
-        self._holds: dict[Subscription, Hold] = {}
-        self._holder_of: dict[Key, Hold] = {}
-        self._claims: OrderedDict[str | None, dict[Hold, None]] = OrderedDict()  # by address, the next one's first
-        self._released: dict[Key, Hold] = {}
-        self._noted: dict[Hold, None] = {}
-        self._reclaiming: set[Hold] = set()
+        self._names = DurableNames(per_user_max, eventlog.retain_durables_s)
+        self._holds: dict[Subscription, DurableClaim] = {}
+        self._holder_of: dict[Key, DurableClaim] = {}
+        self._claims: OrderedDict[str | None, dict[DurableClaim, None]] = (
+            OrderedDict()
+        )  # by address, the next one's first
+        self._released: dict[Key, DurableClaim] = {}
+        self._noted: dict[DurableClaim, None] = {}
+        self._reclaiming: set[DurableClaim] = set()
         self._waiting: list[Waiting] = []
         self._writing = False
         self._look_every_s = min(LOOK_EVERY_S, eventlog.retain_s / LOOKS_WITHIN_RETENTION)
@@ -85,12 +258,12 @@ class Durables:
         """Whether a user may have a durable subscription of this name beside those that it has used lately."""
         return self._names.take(owner, name, trio.current_time())
 
-    def claim(self, subscription: Subscription, owner: str, name: str) -> Hold:
+    def claim(self, subscription: Subscription, owner: str, name: str) -> DurableClaim:
         """Let a subscription hold a durable one. Whoever held it on this node is sent away at once.
 
         What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``.
         """
-        hold = Hold(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
+        hold = DurableClaim(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._holder_of.get(hold.key)
         if former is not None:
             self.release(former.subscription)
@@ -103,7 +276,7 @@ class Durables:
         self._changed.set()
         return hold
 
-    def start(self, hold: Hold) -> Waiting:
+    def start(self, hold: DurableClaim) -> Waiting:
         """Note where a subscription starts: everything before that counts as acknowledged.
 
         Does nothing if the hold was released since its claim: its position must not move the next holder's.
@@ -125,7 +298,7 @@ class Durables:
         return True
 
     def release(self, subscription: Subscription) -> bool:
-        """Hold it no longer, if it is held; False where nothing of it has to be written any more."""
+        """DurableClaim it no longer, if it is held; False where nothing of it has to be written any more."""
         hold = self._holds.pop(subscription, None)
         if hold is None:
             return False
@@ -217,7 +390,7 @@ class Durables:
             self._waiting.remove(one)
             one.finish()
 
-    async def _acknowledge(self, positions: Mapping[Hold, Position]) -> None:
+    async def _acknowledge(self, positions: Mapping[DurableClaim, Position]) -> None:
         """Write positions. Whoever is not the holder any more is sent away. Raises ``StoreUnavailable``."""
         new = tuple(positions.items())
         self._writing = True
@@ -229,13 +402,13 @@ class Durables:
         for hold, position in positions.items():
             hold.position = position
 
-    def _claimable(self) -> list[Hold]:
+    def _claimable(self) -> list[DurableClaim]:
         """Return the oldest claims of each address, as many as it has left in this period."""
         now = trio.current_time()
         if now >= self._period_ends:
             self._period_ends = now + CLAIMS_PERIOD_S
             self._claimed.clear()
-        found: list[Hold] = []
+        found: list[DurableClaim] = []
         for address, claims in self._claims.items():
             left = STEP_MAX - len(found)
             if address is not None:
@@ -245,7 +418,7 @@ class Durables:
                 break
         return found
 
-    def _drop_claim(self, hold: Hold) -> None:
+    def _drop_claim(self, hold: DurableClaim) -> None:
         """Forget a claim, if it is pending."""
         address = hold.subscription.client.peer
         claims = self._claims.get(address, {})

@@ -11,11 +11,11 @@ from typing import Final, TypeVar
 import trio
 from attrs import frozen
 
-from airy_trio.log.eventlog import EventLog
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
-from airy_trio.websocket.subscriptions import ReplayOptions
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import TypeVarTuple
 
 import trio
 
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.subscriptions import Client
+from airy_trio.delivery.client import Client
+from airy_trio.delivery.disconnects import reason_after
 
 Arguments = TypeVarTuple("Arguments")
 
@@ -71,7 +71,7 @@ class Tasks:
             with scope:
                 await function(*arguments)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
-            self._client.dismiss(farewell_after(fault, self._client.session))
+            self._client.dismiss(reason_after(fault, self._client.session))
         finally:
             self._scopes.remove(scope)
             if self._ended is not None:

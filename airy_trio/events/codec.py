@@ -8,7 +8,6 @@ from json.encoder import encode_basestring as quoted
 from typing import assert_never
 
 from airy_trio.errors import AiryTrioError
-from airy_trio.events.faults import RowFault, printable
 from airy_trio.events.models import (
     ChannelUpdated,
     Event,
@@ -19,6 +18,7 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
+from airy_trio.events.values import RowFault, printable
 
 TRUNCATED = Json('{"truncated":true}')
 """What stands for content or metadata that is too large."""

@@ -10,11 +10,11 @@ from datetime import tzinfo
 
 from attrs import frozen
 
-from airy_trio.changes.rows import MetadataEntry, Value
-from airy_trio.events import strict_json, values
-from airy_trio.events.faults import RowFault, UnfitValueError, printable
+from airy_trio.capture.feed import MetadataEntry, Value
+from airy_trio.events import values
 from airy_trio.events.models import Json
 from airy_trio.events.times import instant
+from airy_trio.events.values import RowFault, UnfitValueError, printable
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _BOOLEANS = {"true": Json("true"), "1": Json("true"), "false": Json("false"), "0": Json("false")}
@@ -68,16 +68,16 @@ def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
     column = "key"
     key = values.text(entry.key, column)
     depth = key.count(".") + 1
-    if depth > strict_json.NESTING_MAX:
-        raise UnfitValueError(column, f"is nested deeper than {strict_json.NESTING_MAX}")
+    if depth > values.NESTING_MAX:
+        raise UnfitValueError(column, f"is nested deeper than {values.NESTING_MAX}")
     known = entry.updated_at is not None
     time = instant(entry.updated_at, time_zone, "updated_at") if known else -math.inf
     if entry.value is None:
         return known, time, key, _NULL, True
     raw = values.raw_text(entry.value, "value")
-    value = _typed(raw, entry.value_type, strict_json.NESTING_MAX - depth)
+    value = _typed(raw, entry.value_type, values.NESTING_MAX - depth)
     if value is None:
-        return known, time, key, strict_json.quoted(raw), False
+        return known, time, key, values.quoted(raw), False
     return known, time, key, value, True
 
 
@@ -86,16 +86,16 @@ def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
     found: Json | None = None
     match value_type:
         case None | "text":
-            found = strict_json.quoted(raw)
+            found = values.quoted(raw)
         case "number" if _NUMBER.fullmatch(raw):
             found = Json(raw)
         case "bool":
             found = _BOOLEANS.get(raw.lower())
         case "nullValue" if raw in _NULLS:
             found = _NULL
-        case "array" if strict_json.is_array(raw):
+        case "array" if values.is_array(raw):
             found = _checked(raw, nesting_max)
-        case "object" if strict_json.is_object(raw):
+        case "object" if values.is_object(raw):
             found = _checked(raw, nesting_max)
         case _:
             pass  # a misfit, or a type that nobody knows: the caller counts it
@@ -104,8 +104,8 @@ def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
 
 def _checked(raw: str, nesting_max: int) -> Json | None:
     try:
-        return strict_json.check(raw, nesting_max)
-    except strict_json.InvalidJsonError:
+        return values.check(raw, nesting_max)
+    except values.InvalidJsonError:
         return None
 
 
@@ -113,8 +113,8 @@ def _plant(tree: Tree, path: list[str], value: Json) -> None:
     for name in path[:-1]:
         below = tree.get(name)
         if not isinstance(below, dict):
-            is_object = below is not None and strict_json.is_object(below)
-            below = {**strict_json.members(below)} if below is not None and is_object else {}
+            is_object = below is not None and values.is_object(below)
+            below = {**values.members(below)} if below is not None and is_object else {}
             tree[name] = below
         tree = below
     tree[path[-1]] = value
@@ -128,10 +128,10 @@ def _written(tree: Tree) -> Json:
         for name, value in open_objects[-1]:
             comma = "" if parts[-1] == "{" else ","
             if isinstance(value, dict):
-                parts += (f"{comma}{strict_json.quoted_name(name)}:", "{")
+                parts += (f"{comma}{values.quoted_name(name)}:", "{")
                 open_objects.append(iter(value.items()))
                 break
-            parts.append(f"{comma}{strict_json.quoted_name(name)}:{value}")
+            parts.append(f"{comma}{values.quoted_name(name)}:{value}")
         else:
             parts.append("}")
             open_objects.pop()

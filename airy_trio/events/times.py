@@ -10,8 +10,8 @@ import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
-from airy_trio.changes.rows import Value
-from airy_trio.events.faults import UnfitValueError
+from airy_trio.capture.feed import Value
+from airy_trio.events.values import UnfitValueError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_UTC_UNMARKED = _EPOCH.replace(tzinfo=None)

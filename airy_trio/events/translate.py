@@ -8,7 +8,7 @@ from typing import assert_never
 
 from attrs import field, frozen
 
-from airy_trio.changes.rows import (
+from airy_trio.capture.feed import (
     ChangedObject,
     Channel,
     ChannelGone,
@@ -20,7 +20,6 @@ from airy_trio.changes.rows import (
     Unreadable,
 )
 from airy_trio.events import values
-from airy_trio.events.faults import RowFault, UnfitValueError, printable
 from airy_trio.events.metadata import nest
 from airy_trio.events.models import (
     ChannelUpdated,
@@ -32,6 +31,7 @@ from airy_trio.events.models import (
     TagUpdated,
 )
 from airy_trio.events.times import wire_time
+from airy_trio.events.values import RowFault, UnfitValueError, printable
 
 __all__ = ["EventsOptions", "RowFault", "Translation", "translate"]
 

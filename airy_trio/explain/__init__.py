@@ -13,13 +13,12 @@ import sqlalchemy as sa
 import trio
 from attrs import frozen
 
-from airy_trio.app.back_ends import open_database, patiently
-from airy_trio.app.stores import opened_store
+from airy_trio.app.build import open_database, opened_store, patiently
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError, told_error
 from airy_trio.events.models import ChannelUpdated, MessageDeleted, TagDeleted
 from airy_trio.explain import clients, row
-from airy_trio.explain.subject import Subject
+from airy_trio.explain.row import Subject
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, PositionExpired, StoredEvent
 from airy_trio.migrate import require_file

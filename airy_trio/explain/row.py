@@ -1,28 +1,64 @@
 """What the database says of an object: its row, its triggers, its last change, and whether anybody records.
 
 Everything is read in one transaction, with the functions of the server itself.
+
+The object that somebody asks about, by the names that a person uses.
 """
 
-from typing import Literal
+from typing import Final, Literal, Self
 
 import sqlalchemy as sa
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from airy_trio import migrate
-from airy_trio.changes import triggers
-from airy_trio.changes.changelog import ChangeLog
-from airy_trio.changes.history import newest_change
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.lease_holder import is_held
-from airy_trio.changes.objects import DELETED, Change, Objects
-from airy_trio.changes.queries import Queries
-from airy_trio.changes.rows import ChangedObject, ChannelGone, MessageGone, Metadata, TagGone
-from airy_trio.changes.tables import Key, Kind, Table
+from airy_trio.capture import triggers
+from airy_trio.capture.change_log import ChangeLog, newest_change
+from airy_trio.capture.feed import ChangedObject, ChannelGone, MessageGone, Metadata, TagGone
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.lease import is_held
+from airy_trio.capture.mapping import Key, Kind, Table
+from airy_trio.capture.objects import DELETED, Change, Objects
+from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, Names
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.translate import translate
-from airy_trio.explain.subject import Subject
 from airy_trio.settings import Settings
+
+KINDS: Final[dict[str, Kind]] = {
+    "message": "messages",
+    "metadata": "metadata",
+    "channel": "channels",
+    "tag": "tags",
+}
+"""How a person calls each kind."""
+
+
+@frozen(kw_only=True)
+class Subject:
+    """``id``: as on the wire; of metadata the identifier, with its ``subject``."""
+
+    type: str
+    id: str
+    subject: str | None = None
+
+    @classmethod
+    def parse(cls, type_: str, id_: str) -> Self | None:
+        """Read what was asked for; None where metadata lacks its ``SUBJECT:``."""
+        if type_ != "metadata":
+            return cls(type=type_, id=id_)
+        subject, colon, identifier = id_.partition(":")
+        return cls(type=type_, id=identifier, subject=subject) if colon and subject and identifier else None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind, as the settings name its table."""
+        return KINDS[self.type]
+
+    @property
+    def object(self) -> str:
+        """The identity that its events carry."""
+        return f"{self.type}:{self.id}" if self.subject is None else f"metadata:{self.subject}:{self.id}"
+
 
 _ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
 _STATES = {

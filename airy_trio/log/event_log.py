@@ -4,24 +4,24 @@ One task, ``follow``, reads what other nodes append; the recorder of this node a
 in the same place, the tail, which takes an event once. What this node has seen never goes back: a store that has lost
 events of its end (restored, failed over) is given a new epoch. Knows nothing of clients: whoever reads a view attaches
 to it and asks ``wait_grown``.
+
+The clock of an event store, which stamps the events, in the terms of this node's clocks.
+
+A store that has gone back (restored, failed over): how a node that knows better finds out, and what it does then.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
+from math import inf
 from operator import attrgetter
 
 import structlog
 import trio
 
 from airy_trio.events.destinations import Destination, OfConversation
-from airy_trio.log.arrivals import Arrivals
-from airy_trio.log.clock import StoreClock
-from airy_trio.log.going_back import disown, has_gone_back
-from airy_trio.log.growth import Growth
-from airy_trio.log.latencies import Latencies
-from airy_trio.log.newest import READ_BYTES_MAX, READ_EVENTS_MAX, newest_in, read_newest
+from airy_trio.log.latency import Arrivals, Latencies
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX, Gate, Reads
@@ -30,13 +30,76 @@ from airy_trio.log.store import (
     EventStore,
     NewEvent,
     PositionExpired,
+    StaleAppend,
     StoredEvent,
     StoreUnavailable,
     is_all,
 )
-from airy_trio.log.tail import Tail, View
+from airy_trio.log.tail import READ_BYTES_MAX, READ_EVENTS_MAX, Growth, Tail, View, newest_in, read_newest
+
+
+class StoreClock:
+    """What time it is at the store, as of its newest ``Bounds``.
+
+    ``clock`` gives seconds since whenever, and nobody sets it; it measures the store's clock between two looks at it.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._skew_ms = 0.0
+        self._looked_at = -inf
+
+    @property
+    def age_s(self) -> float:
+        """How long ago that was."""
+        return self._clock() - self._looked_at
+
+    def look(self, bounds: Bounds) -> None:
+        """Set it by bounds that were read just now."""
+        self._looked_at = self._clock()
+        self._skew_ms = bounds.now_ms - self._looked_at * 1000
+
+    def ms_before(self, age_s: float) -> int:
+        """The time of the store so long ago, in milliseconds."""
+        return int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
+
+    def changed_at(self, event: StoredEvent) -> float:
+        """When the change behind an event was made, in Trio's time; if its age is not known, when it was appended."""
+        changed_at_ms = event.appended_at_ms - (event.age_ms or 0)
+        return trio.current_time() - (self._clock() + (self._skew_ms - changed_at_ms) / 1000)
+
 
 logger = structlog.get_logger(__name__)
+
+
+async def is_truncated(store: EventStore, bounds: Bounds, known: Position, newest: StoredEvent | None) -> bool:
+    """Whether the store has lost events up to ``known``, of the same epoch as its ``bounds``.
+
+    ``newest``: after an outage, the event at ``known``, if it is in memory: the store may have lost and replaced it.
+    Raises ``StoreUnavailable``.
+    """
+    if bounds.last < known.offset:
+        return True
+    if newest is None or newest.offset < bounds.first:
+        return False
+    try:
+        found = await store.read(known.at(newest.offset - 1), 1)
+    except PositionExpired:  # trimmed just now, or an epoch began: what follows will tell
+        return False
+    return list(found) != [newest]
+
+
+async def disown(store: EventStore, bounds: Bounds, known: Position) -> Bounds:
+    """Begin an epoch, so that no position that a client was given ever names another event; the bounds after it.
+
+    Raises ``StoreUnavailable``.
+    """
+    logger.error("the event store has lost events that clients were sent", known=str(known), found=str(bounds.head))
+    try:
+        return await store.begin_epoch(bounds.head, await store.resume_point())
+    except StaleAppend:  # another node did, or has appended to what is left
+        return await store.bounds()
+
 
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # the same for all events of one append
 OWN_APPEND_S = 0.1
@@ -342,7 +405,7 @@ class EventLog:
         # meanwhile is not lost, and must not stand in for the one to compare.
         known, newest, doubts = self.head, self._tail.newest if self._doubtful else None, self._doubts
         bounds = await self._bounds()
-        while bounds.epoch == known.epoch and await has_gone_back(self.store, bounds, known, newest):
+        while bounds.epoch == known.epoch and await is_truncated(self.store, bounds, known, newest):
             bounds = await disown(self.store, bounds, known)
         self._doubts_settled = doubts
         if bounds.epoch != self.epoch:

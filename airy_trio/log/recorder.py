@@ -3,26 +3,190 @@
 It records only while it holds the lease. Whatever goes wrong between reading and appending, it starts again from the
 resume point that the store holds, so that a batch is appended once or not at all; the store's compare-and-append
 fences a recorder that does not know that it is none any more. It refuses to know which database and which store.
+
+From a batch of the change feed to what is appended: how large one may be, and what it means as events.
+
+A batch is appended whole, with the resume point after it, so it is the read that has to be small enough: as many rows
+of the change log as make about ``BATCH_BYTES_MAX`` of bodies. What turns out larger is read again with fewer rows. It
+refuses to know feeds and stores.
+
+The next batch of a backlog, read while the last one is appended: both are mostly the databases' work.
+
+A second task of the recorder, for a read in a thread needs one to wait for it. It keeps no position and decides
+nothing: what it was asked for and nobody takes is thrown away, and reading again after the same point gives the same.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from operator import attrgetter
+from typing import Final
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
-from airy_trio.changes.feed import Batch, ChangeFeed, Consumer, Lease, ResumePointLost
+from airy_trio.capture.feed import Batch, ChangeFeed, Consumer, Lease, ResumePointLost
 from airy_trio.errors import AiryTrioError, Unavailable
-from airy_trio.events.models import TYPES
-from airy_trio.events.translate import EventsOptions
-from airy_trio.log.batches import BatchRows, Meaning, meaning_of
-from airy_trio.log.consumption import Consumption, ForeignLogError
-from airy_trio.log.deference import LEASE_POLL_S, Deference
-from airy_trio.log.eventlog import EventLog
+from airy_trio.events.codec import EventTooLargeError, encode
+from airy_trio.events.models import TYPES, Event
+from airy_trio.events.translate import EventsOptions, RowFault, translate
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.leadership import LEASE_POLL_S, Consumption, ForeignLogError, LeaderPreference
 from airy_trio.log.position import Position
-from airy_trio.log.read_ahead import ReadAhead
-from airy_trio.log.store import StaleAppend
+from airy_trio.log.store import NewEvent, StaleAppend
+
+BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of bodies in one append, unless a single change makes more: a store's time-outs are made for less than seconds."""
+SLICE_OBJECTS: Final = 250
+"""Translated between two checkpoints, which is some milliseconds: clients are served meanwhile."""
+
+
+@frozen(kw_only=True)
+class Meaning:
+    """What a batch means: events to append, rows that cannot become one, and metadata that became strings.
+
+    ``size``: bytes of the bodies. ``share``: how much of the batch this is; less than 1 where it became too large.
+    """
+
+    events: Sequence[NewEvent]
+    faults: Sequence[RowFault]
+    misfits: int
+    size: int
+    share: float
+
+
+@frozen
+class _Collected:
+    """What has been translated so far, except the figures."""
+
+    events: list[NewEvent] = field(factory=list)
+    faults: list[RowFault] = field(factory=list)
+
+
+async def meaning_of(batch: Batch, options: EventsOptions, *, body_bytes_max: int) -> Meaning:
+    """Translate a batch and encode its events, up to ``BATCH_BYTES_MAX``; a batch of one change whole."""
+    found = _Collected()
+    size = misfits = done = 0
+    while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or batch.changes <= 1):
+        if done:
+            await trio.lowlevel.checkpoint()
+        translation = translate(batch.objects[done : done + SLICE_OBJECTS], options)
+        done = min(done + SLICE_OBJECTS, len(batch.objects))
+        misfits += translation.misfits
+        found.faults.extend(translation.faults)
+        size += _encode(translation.events, body_bytes_max, found)
+    whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
+    share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
+    return Meaning(events=found.events, faults=found.faults, misfits=misfits, size=size, share=share)
+
+
+def _encode(events: Sequence[Event], body_bytes_max: int, found: _Collected) -> int:
+    size = 0
+    for event in events:
+        try:
+            body, truncated = encode(event, body_bytes_max)
+        except EventTooLargeError as error:
+            found.faults.append(error.fault)
+        else:
+            found.events.append(_new_event(event, body, truncated=truncated))
+            size += len(body)
+    return size
+
+
+def _new_event(event: Event, body: bytes, *, truncated: bool) -> NewEvent:
+    return NewEvent(event.type, event.object, event.conversation_id, event.channel_id, body, truncated)
+
+
+class BatchRows:
+    """How many rows of the change log are read at once: ``limit``, from what the settings allow down to 1."""
+
+    def __init__(self, rows_max: int) -> None:
+        self._rows_max = rows_max
+        self.limit = rows_max  # an object that changes in two pages of a backlog is told twice
+
+    def fitted(self, batch: Batch, size: int) -> None:
+        """A batch had bodies of so many bytes: where it was full and twice as much would fit, double."""
+        if batch.changes >= self.limit and 2 * size <= BATCH_BYTES_MAX:
+            self.limit = min(2 * self.limit, self._rows_max)
+
+    def exceeded(self, batch: Batch, share: float) -> None:
+        """Only about this share of a batch, less than 1, would have fitted: read fewer rows, at least one."""
+        self.limit = max(1, int(batch.changes * share * 0.9))
+
+
+@define(eq=False)
+class _Read:
+    """One read: its end, and then what it gave or raised; neither where the task ended before."""
+
+    point: str
+    limit: int
+    asked_at: float = field(factory=trio.current_time)
+    ended: trio.Event = field(factory=trio.Event)
+    batch: Batch | None = None
+    error: Exception | None = None
+
+
+class ReadAhead:
+    """Reads a feed for one recorder, ahead while ``run`` runs, else when it is asked.
+
+    A feed that is not ``consumed`` is never read ahead: it remembers what it has given since the point that was
+    recorded, and goes back to no point before the last but one.
+    """
+
+    def __init__(self, feed: ChangeFeed) -> None:
+        self._feed = feed
+        self._begun: _Read | None = None
+        self._running = False
+        self._asks, self._asked = trio.open_memory_channel[_Read](1)
+
+    async def run(self) -> None:
+        """Read what is begun, one batch after the other, for ever."""
+        self._running = True
+        try:
+            async for read in self._asked:
+                await self._read(read)
+                del read  # else its batch stays in memory until the next one is begun
+        finally:
+            self._running = False
+            if self._begun is not None:
+                self._begun.ended.set()
+
+    async def _read(self, read: _Read) -> None:
+        try:
+            read.batch = await self._feed.read(read.point, read.limit)
+        except Exception as error:  # noqa: BLE001 - it is the recorder's, who asked and would have got it itself
+            read.error = error
+        finally:
+            read.ended.set()
+
+    def begin(self, point: str, limit: int) -> None:
+        """Begin to read after a point. What was begun before must have been taken or thrown away."""
+        if self._running and self._feed.consumed:
+            self._begun = _Read(point, limit)
+            self._asks.send_nowait(self._begun)
+
+    async def take(self, point: str, limit: int) -> tuple[Batch, float]:
+        """Give the batch after a point, and when it was asked for; read now where just that was not begun.
+
+        Raises what ``ChangeFeed.read`` does.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            await begun.ended.wait()
+            if (begun.point, begun.limit) == (point, limit):
+                if begun.error is not None:
+                    raise begun.error
+                if begun.batch is not None:
+                    return begun.batch, begun.asked_at
+        asked_at = trio.current_time()
+        return await self._feed.read(point, limit), asked_at
+
+    async def throw_away(self) -> None:
+        """Wait for the end of what was begun, and forget it: a feed is read by one task at a time."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            await begun.ended.wait()
+
 
 logger = structlog.get_logger(__name__)
 
@@ -76,7 +240,7 @@ class Recorder:
         log: EventLog,
         options: RecorderOptions,
         *,
-        deference: Deference | None = None,
+        deference: LeaderPreference | None = None,
     ) -> None:
         self._feed = feed
         self.ahead = ReadAhead(feed)
@@ -85,7 +249,7 @@ class Recorder:
         self._log = log
         self._options = options
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
-        self._deference = Deference() if deference is None else deference
+        self._deference = LeaderPreference() if deference is None else deference
         self._rows = BatchRows(options.batch_rows_max)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))

@@ -3,7 +3,7 @@
 import structlog
 import trio
 
-from airy_trio.changes.feed import ChangeFeed
+from airy_trio.capture.feed import ChangeFeed
 from airy_trio.errors import Unavailable
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder

@@ -2,17 +2,156 @@
 
 Every destination is indexed whether somebody subscribes or not: a new subscriber then costs nothing, and an event
 costs only its own destinations. Knows nothing of stores and of who reads.
+
+A view: what the tail knows of the events of one destination.
+
+Views of what belongs to some channels only, for readers who may read no other: nothing of it is kept for each.
+
+Such a view holds no offsets: what it has is found in the views of its destination and of its channels, which the tail
+keeps in any case. An event is compared with nobody: the views that it belongs to are found by its own channel, and
+those of others cost it nothing. Readers with the same rights have one view in common.
+
+Which views have grown since somebody asked: for one who waits for it.
+
+The newest events: of a store, read backwards from its end, which is what a tail begins with; and of a tail.
 """
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from heapq import merge
 from itertools import chain
+from typing import Final
+
+import trio
+from attrs import define, field
 
 from airy_trio.events.destinations import Destination, OfChannel, OfConversation, Within, covers, destinations_of
-from airy_trio.log.narrow import NarrowView, NarrowViews, candidates
-from airy_trio.log.store import StoredEvent
-from airy_trio.log.views import View
+from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, is_all
+
+
+@define(eq=False)
+class View:
+    """The events of one destination that the tail holds.
+
+    ``evicted``: everything of this destination after this offset is in the tail. ``last``: the newest event of the
+    destination, or ``evicted`` where the tail holds none. ``readers``: who is attached, the oldest first;
+    the log never calls them.
+    """
+
+    destination: Destination
+    evicted: int
+    last: int
+    offsets: list[int] = field(factory=list)
+    readers: dict[object, None] = field(factory=dict)
+
+
+SCANNED_PER_CHANNEL: Final = 4
+"""So many events of the destination are rather looked at one by one than each channel is asked for its own."""
+
+
+@define(eq=False)
+class NarrowView(View):
+    """A view of a ``Within``; ``offsets`` stays empty. ``channels``: as the destinations of the tail's views."""
+
+    of: Destination = field(kw_only=True)
+    channels: tuple[OfChannel, ...] = field(kw_only=True)
+
+
+class NarrowViews:
+    """All of them that have readers. ``views``: those of the tail, by destination."""
+
+    def __init__(self) -> None:
+        self._views: dict[Within, NarrowView] = {}
+        self._by_channel: dict[tuple[Destination, str], dict[NarrowView, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __iter__(self) -> Iterator[NarrowView]:
+        return iter(self._views.values())
+
+    def get(self, destination: Within) -> NarrowView | None:
+        """Give the view of a destination, if it has readers."""
+        return self._views.get(destination)
+
+    def add(self, destination: Within, evicted: int) -> NarrowView:
+        """Make a view, which has readers from now on. Its ``last`` is for the caller to find."""
+        of, ids = destination.destination, sorted(destination.channels)
+        view = NarrowView(destination, evicted, evicted, of=of, channels=tuple(OfChannel(id_) for id_ in ids))
+        self._views[destination] = view
+        for id_ in ids:
+            self._by_channel.setdefault((of, id_), {})[view] = None
+        return view
+
+    def forget(self, view: NarrowView) -> None:
+        """Let go of a view that has no readers any more. Idempotent."""
+        destination = view.destination
+        if not isinstance(destination, Within) or self._views.get(destination) is not view:
+            return
+        del self._views[destination]
+        for channel in view.channels:
+            key = (view.of, channel.id)
+            del self._by_channel[key][view]
+            if not self._by_channel[key]:
+                del self._by_channel[key]
+
+    def of_event(self, channel_id: str | None, viewed: Iterable[View]) -> Iterator[NarrowView]:
+        """The views that an event belongs to. ``viewed``: the views of its destinations."""
+        if channel_id is None:
+            return
+        for view in viewed:
+            yield from self._by_channel.get((view.destination, channel_id), ())
+
+
+def candidates(
+    view: NarrowView, after: int, views: Mapping[Destination, View], *, newest_first: bool = False
+) -> Iterator[int]:
+    """The offsets after another of all that can belong to a view, in order; what they hold decides whether it does.
+
+    The shorter is taken of what its destination has and of what its channels have together.
+    """
+    lists = _lists(view, after, views)
+    if newest_first:
+        return merge(*(reversed(offsets) for offsets in lists), reverse=True)
+    return merge(*lists)
+
+
+def _lists(view: NarrowView, after: int, views: Mapping[Destination, View]) -> list[list[int]]:
+    wide = views.get(view.of)
+    if wide is None:
+        return []
+    start = bisect_right(wide.offsets, after)
+    count = len(wide.offsets) - start
+    if count > SCANNED_PER_CHANNEL * len(view.channels):
+        grown = (own for channel in view.channels if (own := views.get(channel)) is not None and own.last > after)
+        found = [own.offsets[bisect_right(own.offsets, after) :] for own in grown]
+        if sum(map(len, found)) < count:
+            return found
+    return [wide.offsets[start:]]
+
+
+class Growth:
+    """Gathers views until they are waited for."""
+
+    def __init__(self) -> None:
+        self._views: set[View] = set()
+        self._any = trio.Event()
+
+    def report(self, views: AbstractSet[View]) -> None:
+        """These have grown, or lost their past."""
+        if views:
+            self._views |= views
+            self._any.set()
+
+    async def wait(self) -> frozenset[View]:
+        """Those that were reported since the last call; at least one. For one consumer."""
+        await self._any.wait()
+        self._any = trio.Event()
+        grown, self._views = frozenset(self._views), set()
+        return grown
+
 
 __all__ = ["Tail", "View"]
 
@@ -235,3 +374,48 @@ class Tail:
             return
         if not view.readers and not view.offsets and self._views.get(view.destination) is view:
             self._forget(view)
+
+
+READ_EVENTS_MAX: Final = 1000
+READ_BYTES_MAX: Final = 4 * 1024 * 1024
+"""One page, in events and in bytes of bodies."""
+PAGE_EVENTS_FIRST: Final = 64
+
+
+async def read_newest(store: EventStore, bounds: Bounds, *, events_max: int, bytes_max: int) -> list[StoredEvent]:
+    """The newest events, as many as a tail of these bounds holds, in order; read in pages bounded by bytes too.
+
+    Fewer where something was trimmed just now, or an epoch began: who reads on will see. Raises ``StoreUnavailable``.
+    """
+    found: list[StoredEvent] = []  # the newest first
+    size, offset, count = 0, bounds.last, PAGE_EVENTS_FIRST
+    while offset >= bounds.first and len(found) < events_max and size < bytes_max:
+        count = min(count, offset + 1 - bounds.first)
+        after = bounds.head.at(offset - count)
+        try:
+            page = await store.read(after, count, bytes_max=READ_BYTES_MAX)
+        except PositionExpired:
+            break
+        if len(page) < count and not is_all(page, count, READ_BYTES_MAX):
+            count = max(1, len(page) // 2)  # fewer, so that the page ends where the last one began
+            continue
+        if len(page) < count:
+            break
+        for event in reversed(page):
+            found.append(event)
+            size += len(event.body)
+        offset -= count
+        count = min(2 * count, READ_EVENTS_MAX)
+    return found[:events_max][::-1]
+
+
+def newest_in(
+    tail: Tail, destination: Destination, *, since_ms: int, limit: int, bytes_max: int
+) -> Sequence[StoredEvent] | None:
+    """The recent window of a destination (``Tail.newest_of_each``); None where the tail does not reach back so far."""
+    asking = object()
+    view = tail.attach(destination, asking)
+    try:
+        return tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
+    finally:
+        tail.detach(view, asking)

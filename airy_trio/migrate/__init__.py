@@ -12,10 +12,10 @@ from typing import Final
 import sqlalchemy as sa
 from attrs import frozen
 
-from airy_trio.changes import default_tables, grants, points, triggers
-from airy_trio.changes.changelog import TABLE, ChangeLog
-from airy_trio.changes.inspection import absent, inspect
-from airy_trio.changes.triggers import Firing
+from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
+from airy_trio.capture.change_log import TABLE, ChangeLog
+from airy_trio.capture.inspection import absent, inspect
+from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
@@ -171,7 +171,7 @@ def _migrate(
         newer = _newer(connection, "changes", settings.database)
         made = []
         if with_tables and newer is None:  # the tables would have no triggers
-            made = default_tables.create(connection, absent(connection, settings.tables))
+            made = mapping.create(connection, absent(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
         if newer is None:
             upgrade(connection, "changes", names)
@@ -180,14 +180,14 @@ def _migrate(
                 _require_encoding(store, settings)
             left = [newer, None if store is None else _upgrade_log(store, settings.database)]
             if grant is not None:
-                _grant(connection, grants.statements(grant, tables, names))
+                _grant(connection, postgres_triggers.grant_statements(grant, tables, names))
             if grant is not None and store is not None and store is not connection and store.dialect.name == POSTGRES:
-                _grant(store, grants.statements(grant, {}, names))
+                _grant(store, postgres_triggers.grant_statements(grant, {}, names))
             if newer is None:
                 triggers.install(connection, tables, names, deletes=settings.events.deletes, firing=firing)
                 log = ChangeLog(names)
                 if log.origin(connection) is None:
-                    log.set_origin(connection, points.first(connection, names.quoted(TABLE)))
+                    log.set_origin(connection, resume_points.first(connection, names.quoted(TABLE)))
             if record is not None:
                 record.extend(f"-- {line}" for line in left if line is not None)
                 raise _OnlyPreviewedError

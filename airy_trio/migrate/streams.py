@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import sqlalchemy as sa
 
-from airy_trio.changes import changelog
+from airy_trio.capture import change_log
 from airy_trio.database import POSTGRES, DatabaseOptions, Names, quote_identifier
 from airy_trio.errors import StartError
-from airy_trio.log import tables
+from airy_trio.log.sql import tables
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 Stream = Literal["changes", "log"]
 _REVISION: Final = re.compile(r'^revision = "(\w+)"$', re.MULTILINE)
-_STATES: Final[Mapping[Stream, str]] = {"changes": changelog.STATE, "log": tables.STATE}
+_STATES: Final[Mapping[Stream, str]] = {"changes": change_log.STATE, "log": tables.STATE}
 _COMPATIBLE: Final = "compatible_from"
 
 

@@ -1,32 +1,74 @@
 """The end of a session: why trio-websocket has ended, the farewell that the client can still hear, the connection.
 
 Nothing here takes longer than its time, whatever the peer does: who does not take its farewell is cut.
+
+Sampled log lines about connections that end before CONNECT is accepted.
+
+Any client can open thousands of such connections in a second, without credentials.
 """
 
+import math
+from collections import Counter
 from typing import Final
 
+import structlog
 import trio
 from attrs import evolve
 from trio_websocket import CloseReason
 from wsproto.frame_protocol import CloseReason as CloseCode
 
-from airy_trio.websocket.farewells import (
+from airy_trio.delivery.client import Client
+from airy_trio.delivery.disconnects import (
     GONE,
     INTERNAL,
     PROTOCOL_ERROR,
     TOO_LARGE,
     TOO_SLOW,
-    Farewell,
+    DisconnectReason,
+    reason_after,
     with_token,
 )
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX
-from airy_trio.websocket.framing import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
-from airy_trio.websocket.outlet import Outlet
-from airy_trio.websocket.subscriptions import Client
-from airy_trio.websocket.tasks import Tasks
-from airy_trio.websocket.turnstile import Turn
-from airy_trio.websocket.wire import Wire
+from airy_trio.delivery.tasks import Tasks
+from airy_trio.websocket.fair_queue import Turn
+from airy_trio.websocket.stream import (
+    CLOSE_BYTES_MAX,
+    PIECES_MAX,
+    SMALL_MAX,
+    FramedStream,
+    close_frame,
+    ends_with_close,
+    text_message,
+)
+from airy_trio.websocket.transport import Transport
+
+logger = structlog.get_logger(__name__)
+
+LOG_EARLY_ENDS_EVERY_S: Final = 10.0
+"""For each event and reason, one line in this time is logged at level info."""
+
+
+class EarlyEnds:
+    """Logs one line for each event and reason in ``LOG_EARLY_ENDS_EVERY_S`` at level info, all others at level debug.
+
+    A line at level info has ``not_logged``: the number of lines at level debug since the one before it. Memory is kept
+    for each event and reason, so a reason must come from a small, fixed set and contain nothing that a client sends.
+    """
+
+    def __init__(self) -> None:
+        self._logged_at: dict[tuple[str, str], float] = {}
+        self._not_logged: Counter[tuple[str, str]] = Counter()
+
+    def log(self, event: str, reason: str, /, **fields: object) -> None:
+        """Log an event; ``reason`` selects the sample that it belongs to."""
+        now = trio.current_time()
+        key = event, reason
+        if now < self._logged_at.get(key, -math.inf) + LOG_EARLY_ENDS_EVERY_S:
+            self._not_logged[key] += 1
+            logger.debug(event, **fields)
+        else:
+            self._logged_at[key] = now
+            logger.info(event, **fields, not_logged=self._not_logged.pop(key, 0))
+
 
 GOODBYE_S: Final = 1.0
 """How long a goodbye may take; after that the socket is cut."""
@@ -38,7 +80,7 @@ DROPPED_BYTES_MAX: Final = 65_536
 """Read at once of what nobody looks at any more."""
 
 
-def closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
+def closed_by_protocol(wire: FramedStream, reason: CloseReason | None) -> DisconnectReason:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
     if wire.oversized or wire.flooded:
         pieces = f"A message came in more than {PIECES_MAX} pieces, or in more than {SMALL_MAX} small ones."
@@ -54,7 +96,7 @@ def closed_by_protocol(wire: Wire, reason: CloseReason | None) -> Farewell:
     return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
 
 
-async def say_goodbye(client: Client, wire: Wire, turn: Turn, *, reader: Tasks | None) -> bool:
+async def say_goodbye(client: Client, wire: FramedStream, turn: Turn, *, reader: Tasks | None) -> bool:
     """Send the client its disconnect reason; False: it did not take it, and has to be cut.
 
     ``reader``: the session's tasks, of which the first is trio-websocket's; None if that is failing. It is stopped
@@ -82,7 +124,7 @@ async def say_goodbye(client: Client, wire: Wire, turn: Turn, *, reader: Tasks |
     return False
 
 
-async def read_to_end(outlet: Outlet, turn: Turn, *, or_close: bool = False) -> None:
+async def read_to_end(outlet: Transport, turn: Turn, *, or_close: bool = False) -> None:
     """Read and drop what the peer still sends, perhaps only to its Close frame; each read takes a turn.
 
     Unread, it would make the kernel reset the connection, and take back what the peer has not received.
@@ -95,7 +137,7 @@ async def read_to_end(outlet: Outlet, turn: Turn, *, or_close: bool = False) -> 
         await turn()
 
 
-async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, turn: Turn, *, orderly: bool) -> None:
+async def hang_up(client: Client, tasks: Tasks, outlet: Transport, turn: Turn, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         try:
@@ -106,13 +148,13 @@ async def hang_up(client: Client, tasks: Tasks, outlet: Outlet, turn: Turn, *, o
                 await outlet.aclose()
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
-            farewell_after(fault, client.session)  # which logs what is no peer's doing
+            reason_after(fault, client.session)  # which logs what is no peer's doing
     await cut(outlet, client.session)
 
 
-async def cut(outlet: Outlet, session: str) -> None:
+async def cut(outlet: Transport, session: str) -> None:
     """End the connection at once; what fails then is logged."""
     try:
         await outlet.abort()
     except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
-        farewell_after(fault, session)
+        reason_after(fault, session)

@@ -15,13 +15,11 @@ from typing import Final
 import trio
 from attrs import define
 
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.websocket.farewells import SILENT, TOKEN_EXPIRED, UNANSWERED
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.framing import HEART_BEAT, PING
-from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.subscriptions import Client, State
-from airy_trio.websocket.wire import Wire
+from airy_trio.delivery.client import Client, ClientState
+from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
+from airy_trio.delivery.fanout import Senders
+from airy_trio.stomp.requests import HeartBeat
+from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
 
 SLOT_S: Final = 0.1
 """How exact the wheel is. A heart-beat goes out up to this much early, a silent client is found this much late."""
@@ -47,7 +45,7 @@ class Pulse:
     """
 
     client: Client
-    wire: Wire
+    wire: FramedStream
     heartbeat: HeartBeat
     expires_at: float = math.inf
     pinged_at: float = -math.inf
@@ -152,12 +150,12 @@ class Wheel:
         self._past = slot
         for client, pulse in list(self._slots.get(slot, {}).items()):
             self.forget(client)
-            if client.state is State.CLOSING:
+            if client.state is ClientState.CLOSING:
                 continue
             try:
                 if not pulse.beat(now):
                     self._senders.take(client)
             except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the wheel
-                client.dismiss(farewell_after(fault, client.session))
+                client.dismiss(reason_after(fault, client.session))
             else:
                 self.watch(pulse)

@@ -21,14 +21,14 @@ from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
-from airy_trio.websocket.goodbye import LINGER_S, read_to_end
-from airy_trio.websocket.origins import is_loopback
-from airy_trio.websocket.outlet import Outlet, SocketOutlet
-from airy_trio.websocket.outlet_tls import Encryption, TlsOutlet
-from airy_trio.websocket.request import RefusedError
-from airy_trio.websocket.session import SessionOptions
-from airy_trio.websocket.sessions import Sessions
-from airy_trio.websocket.turnstile import Turn
+from airy_trio.sessions.closing import LINGER_S, read_to_end
+from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import SessionOptions
+from airy_trio.websocket.admission import is_loopback
+from airy_trio.websocket.fair_queue import Turn
+from airy_trio.websocket.request import RequestRefusedError
+from airy_trio.websocket.tls import Encryption, TlsTransport
+from airy_trio.websocket.transport import SocketTransport, Transport
 
 logger = structlog.get_logger(__name__)
 
@@ -198,7 +198,7 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> str | Non
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:
-            outlet = SocketOutlet(sock)
+            outlet = SocketTransport(sock)
         except OSError as error:  # reset meanwhile; some systems say so here
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
@@ -246,11 +246,11 @@ class _Reception:
         self._turning_away = 0
         self._answers_max = _answers_max(_descriptors_for_clients())
 
-    def receive(self, outlet: SocketOutlet, peer: str) -> None:
+    def receive(self, outlet: SocketTransport, peer: str) -> None:
         """Take over the outlet of somebody who has connected."""
         try:
             visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
-        except RefusedError as refused:
+        except RequestRefusedError as refused:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= self._answers_max else b""
             step = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
@@ -260,10 +260,10 @@ class _Reception:
             encrypted = self._encrypted(outlet, visitor.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
 
-    def _encrypted(self, outlet: SocketOutlet, turn: Turn) -> Outlet:
-        return outlet if self._encryption is None else TlsOutlet(outlet, self._encryption.context, turn)
+    def _encrypted(self, outlet: SocketTransport, turn: Turn) -> Transport:
+        return outlet if self._encryption is None else TlsTransport(outlet, self._encryption.context, turn)
 
-    async def _turn_away(self, outlet: Outlet, answer: bytes, turn: Turn) -> None:
+    async def _turn_away(self, outlet: Transport, answer: bytes, turn: Turn) -> None:
         """Write an answer and close, after reading what the peer has sent."""
         try:
             if answer:

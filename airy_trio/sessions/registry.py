@@ -1,28 +1,27 @@
 """All sessions of one process: they are counted, shown, sent away; what they share is made here.
 
 What becomes of one of them is the session's own.
+
+Who is connected now, a page at a time: what the console shows of each connection, as plain values.
+
+Read from the clients' own state when somebody asks; nothing is kept for it but a number for each connection, which
+pages go on after. Credentials are no part of it, nor is anything that was sent.
+
+Who of the clients connected now has been sent an event, who will be, and who never will, and why.
 """
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import structlog
 import trio
 
-from airy_trio.events.destinations import Addressed
-from airy_trio.log.eventlog import EventLog
-from airy_trio.log.latencies import Latencies
-from airy_trio.log.position import Position
-from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.websocket import roll
-from airy_trio.websocket.admission import Admission, Visitor
-from airy_trio.websocket.audience import audience
-from airy_trio.websocket.auth import Authenticator, AuthOptions, Key
-from airy_trio.websocket.durables import Durables
-from airy_trio.websocket.early_ends import EarlyEnds
-from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import (
+from airy_trio.auth import Authenticator, AuthOptions, Key
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription
+from airy_trio.delivery.disconnects import (
     CATALOGUE,
     CLIENT_FAULT,
     CLIENT_FAULT_TOKENS,
@@ -30,19 +29,144 @@ from airy_trio.websocket.farewells import (
     SHUTTING_DOWN,
     STORE_UNAVAILABLE,
     UNAUTHORIZED,
-    Farewell,
+    DisconnectReason,
+    reason_after,
 )
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.goodbye import GOODBYE_S, HANG_UP_S, cut
-from airy_trio.websocket.heartbeats import Wheel
-from airy_trio.websocket.origins import Console
-from airy_trio.websocket.outlet import Outlet
+from airy_trio.delivery.durables import Durables
+from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.events.destinations import Addressed, covers, destinations_of, text
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.latency import Latencies
+from airy_trio.log.position import Position
+from airy_trio.sessions.closing import GOODBYE_S, HANG_UP_S, EarlyEnds, cut
+from airy_trio.sessions.heartbeats import Wheel
+from airy_trio.sessions.session import Session, SessionOptions, Shared
+from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.websocket.admission import Admission, Console, Visitor
+from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import STATUSES
-from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.session import Session, SessionOptions, Shared
-from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
-from airy_trio.websocket.turnstile import Turnstile
+from airy_trio.websocket.transport import Transport
+
+PAGE_MAX: Final = 200
+"""Connections in one page."""
+DESTINATION_CHARS_MAX: Final = 128
+"""What is shown of a destination; clients may choose longer ones."""
+
+
+def page(clients: Iterable[Client], now: float, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
+    """Describe the first ``limit`` connections numbered above ``after``, in the order in which they came.
+
+    ``clients``: the oldest first. ``now``: in Trio's time. ``behind``: only those with events still to be sent.
+    ``next``: what to go on after; None where that was all.
+    """
+    found: list[dict[str, Any]] = []
+    last: int | None = None
+    for client in clients:
+        if client.number <= after or (behind and not _is_behind(client)):
+            continue
+        if len(found) == min(limit, PAGE_MAX):
+            return {"connections": found, "next": last}
+        found.append(_described(client, now))
+        last = client.number
+    return {"connections": found, "next": None}
+
+
+def _is_behind(client: Client) -> bool:
+    """Whether there is something to send, for whatever reason it has not been: also a window of acks that is full."""
+    return client.state is ClientState.BEHIND or any(_waiting(one)[0] for one in client.subscriptions.values())
+
+
+def _described(client: Client, now: float) -> dict[str, Any]:
+    subscriptions = [_subscription(one) for one in client.subscriptions.values()]
+    return {
+        "number": client.number,
+        "session": client.session,
+        "user": client.user.name,
+        "address": client.address,
+        "state": client.state.value,
+        "connected_s": round(max(0.0, now - client.begun_at), 1),
+        "behind": sum(one["behind"] for one in subscriptions),
+        "behind_exactly": all(one["behind_exactly"] for one in subscriptions),
+        "subscriptions": subscriptions,
+    }
+
+
+def _subscription(subscription: Subscription) -> dict[str, Any]:
+    behind, exactly = _waiting(subscription)
+    return {
+        "destination": _shown(text(subscription.view.destination)),
+        "position": str(subscription.position),
+        "behind": behind,
+        "behind_exactly": exactly,
+        "waits_for_acks": subscription.window is not None and subscription.window.room <= 0,
+    }
+
+
+def _shown(destination: str) -> str:
+    return destination if len(destination) <= DESTINATION_CHARS_MAX else destination[: DESTINATION_CHARS_MAX - 1] + "…"
+
+
+def _waiting(subscription: Subscription) -> tuple[int, bool]:
+    """How many events of its view a subscription has not had, and whether that is all: the tail may hold too few."""
+    view, offset = subscription.view, subscription.position.offset
+    owed = len(subscription.owed)
+    if offset >= view.last:
+        return owed, True
+    if offset >= view.evicted:
+        return owed + len(view.offsets) - bisect_right(view.offsets, offset), True
+    return owed + len(view.offsets) + 1, False
+
+
+PASSED: Final = "passed"
+"""A subscription that wants the event stands at it or after it: it was sent, or it is older than the subscription."""
+WAITING: Final = "waiting"
+"""A subscription that wants it has not got so far."""
+FILTERED: Final = "filtered"
+"""None of its subscriptions is to a destination of the event, though one could be."""
+NOT_GRANTED: Final = "not_granted"
+"""Its credentials keep the event from it, whatever it subscribes to."""
+NO_SUBSCRIPTION: Final = "no_subscription"
+CLIENTS_TOLD_MAX: Final = 100
+
+
+def audience(clients: Iterable[Client], position: Position, event: Addressed) -> Mapping[str, object]:
+    """How many clients there are of each verdict, and of the first ``CLIENTS_TOLD_MAX`` each one, fit for JSON.
+
+    Of several subscriptions of a client the most favourable counts. Costs the number of subscriptions; never waits.
+    """
+    counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
+    told: list[Mapping[str, object]] = []
+    for client in clients:
+        verdict = _verdict(client, position, event)
+        counts[verdict] += 1
+        if len(told) < CLIENTS_TOLD_MAX:
+            told.append({"session": client.session, "user": client.user.name, "verdict": verdict})
+    return {"position": str(position), "clients": counts.total(), **counts, "sessions": told}
+
+
+def _verdict(client: Client, position: Position, event: Addressed) -> str:
+    if not _may_read(client, event):
+        return NOT_GRANTED
+    started = [found for found in client.subscriptions.values() if found.started]
+    if not started:
+        return NO_SUBSCRIPTION
+    wanted = [found for found in started if covers(found.view.destination, event)]
+    if not wanted:
+        return FILTERED
+    return PASSED if any(_has_passed(found, position) for found in wanted) else WAITING
+
+
+def _may_read(client: Client, event: Addressed) -> bool:
+    granted = (client.user.grant.of(destination) for destination in destinations_of(event))
+    return any(destination is not None and covers(destination, event) for destination in granted)
+
+
+def _has_passed(subscription: Subscription, position: Position) -> bool:
+    at = subscription.position
+    if at.epoch != position.epoch or at.offset < position.offset:
+        return False
+    return all(owed.offset != position.offset for owed in subscription.owed)
+
 
 logger = structlog.get_logger(__name__)
 
@@ -76,10 +200,10 @@ class Sessions:
         server: str,
         console: Console | None = None,
     ) -> None:
-        self.turnstile = Turnstile()
+        self.turnstile = FairQueue()
         self.admission = Admission(options, self.turnstile, console)
         self._authenticator = authenticator
-        self._runs = runs = Runs(eventlog)
+        self._runs = runs = Batches(eventlog)
         self._senders = senders = Senders(eventlog, runs)
         self._fanout = FanOut(eventlog, runs, senders)
         self.wheel = Wheel(senders)
@@ -113,7 +237,7 @@ class Sessions:
         """What there is now, and what there was since the start.
 
         Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
-        start: ``deliveries`` and ``bytes`` (see ``Runs``), ``acks_ignored``, ``nacks``, ended sessions by
+        start: ``deliveries`` and ``bytes`` (see ``Batches``), ``acks_ignored``, ``nacks``, ended sessions by
         ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
         STATUS`` where a request did not become a WebSocket; how often somebody has ``waited`` at the turnstile. See
         ``Admission.statistics`` for the rest. Now as well: ``durables`` that are held, and ``durables_unwritten``, of
@@ -122,7 +246,7 @@ class Sessions:
         subscriptions = behind = 0
         for client in self._clients:
             subscriptions += len(client.subscriptions)
-            behind += client.state is State.BEHIND
+            behind += client.state is ClientState.BEHIND
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         durables = self.durables.statistics()
         now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
@@ -140,7 +264,7 @@ class Sessions:
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
         """Who is connected now, a page at a time; see ``roll.page``."""
-        return roll.page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
+        return page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
 
     async def fan_out(self) -> None:
         """Write to the clients for whom the log has grown, and start send tasks for those behind, for ever."""
@@ -151,7 +275,9 @@ class Sessions:
             nursery.start_soon(self.turnstile.run)
             nursery.start_soon(self.admission.handshakes.run)
 
-    async def serve(self, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None = None) -> Farewell:
+    async def serve(
+        self, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None = None
+    ) -> DisconnectReason:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
         ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
@@ -171,7 +297,7 @@ class Sessions:
         except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
             with trio.move_on_after(HANG_UP_S, shield=True):
                 await cut(outlet, session="")
-            return farewell_after(fault, session="")
+            return reason_after(fault, session="")
         else:
             return session.client.farewell or GONE
         finally:
@@ -196,14 +322,14 @@ class Sessions:
         refused = [
             client
             for client in self._clients
-            if client.state in {State.LIVE, State.BEHIND} and not self._authenticator.accepts(client.user)
+            if client.state in {ClientState.LIVE, ClientState.BEHIND} and not self._authenticator.accepts(client.user)
         ]
         for client in refused:
             client.dismiss(UNAUTHORIZED)
         logger.info("credentials renewed", ended=len(refused))
 
     async def leave_unread_store(self, drain_s: float) -> None:
-        """Disconnect the clients once the event store has been unreadable for ``away_max_s``. Runs until cancelled.
+        """Disconnect the clients once the event store has been unreadable for ``away_max_s``. Batches until cancelled.
 
         They come back through the balancer to a server that can read it, if there is one, and resume there. Until this
         server can read it again it refuses new ones. Shorter outages disconnect no one: the clients miss nothing.
@@ -221,7 +347,7 @@ class Sessions:
                 )
                 await self._dismiss(drain_s, STORE_UNAVAILABLE)
 
-    async def dismiss_all(self, drain_s: float, farewell: Farewell = SHUTTING_DOWN) -> None:
+    async def dismiss_all(self, drain_s: float, farewell: DisconnectReason = SHUTTING_DOWN) -> None:
         """Send everybody away, spread over at most ``drain_s``, new ones too; return when the last has gone.
 
         Returns ``GOODBYE_S`` after ``drain_s`` in any case: whoever is left then is for the caller to cancel.
@@ -233,7 +359,7 @@ class Sessions:
                 self._ended = trio.Event()
                 await self._ended.wait()
 
-    async def _dismiss(self, drain_s: float, farewell: Farewell) -> None:
+    async def _dismiss(self, drain_s: float, farewell: DisconnectReason) -> None:
         """Dismiss the clients that are connected now, spread over at most ``drain_s``."""
         clients = tuple(self._clients)
         pause_s = min(SPREAD_S, drain_s / max(1, len(clients)))

@@ -2,46 +2,129 @@
 
 It ends for one reason, a ``Farewell``, which the conversation gives or whoever dismisses the client; only the session
 says it, and only the session closes the socket. What fails in a session ends that session.
+
+The HTTP upgrade: which request becomes a WebSocket, and what the others are told; nothing of STOMP frames.
+
+Wire contract, "The connection". The request is read and judged here (``request``, ``admission``), before
+trio-websocket sees anything: it does not tell Host, answers what it cannot read in its own way, and keeps all headers
+in memory for as long as the connection lasts. It is given a request with nothing in it but what the handshake needs.
 """
 
 import secrets
 from collections import Counter
-from typing import Final
+from http import HTTPStatus
+from typing import Final, cast
 
 import structlog
 import trio
 from attrs import evolve, field, frozen
-from trio_websocket import ConnectionClosed, WebSocketConnection
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from airy_trio.log.eventlog import EventLog
+from airy_trio.auth import Authenticator
+from airy_trio.delivery.client import Client, ClientState, ReplayOptions
+from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
+from airy_trio.delivery.durables import PER_USER_MAX, Durables
+from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.tasks import Tasks
+from airy_trio.log.event_log import EventLog
 from airy_trio.options import at_least, matching, more_than, satisfying
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.sessions.closing import HANG_UP_S, EarlyEnds, closed_by_protocol, hang_up, say_goodbye
+from airy_trio.sessions.conversation import Conversation, Message, MessageQueue
+from airy_trio.sessions.heartbeats import Wheel
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.websocket.admission import AdmissionOptions, Visitor
-from airy_trio.websocket.auth import Authenticator
-from airy_trio.websocket.conversation import Conversation
-from airy_trio.websocket.durable_names import PER_USER_MAX
-from airy_trio.websocket.durables import Durables
-from airy_trio.websocket.early_ends import EarlyEnds
-from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import (
-    CONNECT_TIMEOUT,
-    GONE,
-    REFUSED,
-    TOO_SLOW,
+from airy_trio.websocket.fair_queue import FairQueue
+from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, read_head, upgrade_in
+from airy_trio.websocket.stream import RECEIVE_BYTES_MAX, FramedStream
+from airy_trio.websocket.transport import HandshakeError, Transport
+
+SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
+"""The newest first."""
+MESSAGE_QUEUE_SIZE: Final = 1
+_HANDSHAKE: Final = (
+    "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 )
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.goodbye import HANG_UP_S, closed_by_protocol, hang_up, say_goodbye
-from airy_trio.websocket.heartbeats import Wheel
-from airy_trio.websocket.inbox import Inbox, Message
-from airy_trio.websocket.outlet import HandshakeError, Outlet
-from airy_trio.websocket.request import RefusedError, Request
-from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.subscriptions import Client, ReplayOptions, State
-from airy_trio.websocket.tasks import Tasks
-from airy_trio.websocket.turnstile import Turnstile
-from airy_trio.websocket.upgrade import upgrade
-from airy_trio.websocket.wire import Wire
+
+
+@frozen
+class Upgraded:
+    """A WebSocket, and the request that has become one, with the credentials that it may hold."""
+
+    ws: WebSocketConnection
+    request: Request
+
+
+async def upgrade(
+    tasks: Tasks, wire: FramedStream, visitor: Visitor | None, *, path: str, message_bytes_max: int
+) -> Upgraded | None:
+    """Wait for the request and answer it; None where the peer left before it was whole.
+
+    ``visitor`` decides whether the request is admitted; None admits all. Raises ``RequestRefusedError`` if the request
+    did not become a WebSocket; it has been answered then.
+    """
+    asked = await _asked(wire, visitor, path)
+    if asked is None:
+        return None
+    if isinstance(asked, RequestRefusedError):
+        await wire.write(asked.answer)
+        raise asked
+    request, wanted = asked
+    ws = await _handshake(tasks, wire, wanted.key, wanted.subprotocols, message_bytes_max)
+    return None if ws is None else Upgraded(ws, request)
+
+
+async def _asked(
+    wire: FramedStream, visitor: Visitor | None, path: str
+) -> tuple[Request, Upgrade] | RequestRefusedError | None:
+    """What is asked for, or why that is refused; None where the peer left."""
+    try:
+        request = await _request(wire)
+        return None if request is None else (request, _judged(request, visitor, path))
+    except RequestRefusedError as refused:
+        return refused
+
+
+def _judged(request: Request, visitor: Visitor | None, path: str) -> Upgrade:
+    if request.path != path:
+        raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+    asked = upgrade_in(request)
+    if visitor is not None:
+        visitor.examine(request, asked)
+    return asked
+
+
+async def _request(wire: FramedStream) -> Request | None:
+    """Read the head of a request; None at the end of the stream. Raises ``RequestRefusedError``."""
+    data = bytearray()
+    while True:
+        some = await wire.receive_some(RECEIVE_BYTES_MAX)
+        if not some:
+            return None
+        seen = len(data)
+        data += some
+        request = read_head(data, seen)
+        if request is not None:
+            return request
+
+
+async def _handshake(
+    tasks: Tasks, wire: FramedStream, key: str, offered: tuple[str, ...], message_bytes_max: int
+) -> WebSocketConnection | None:
+    subprotocol = next((known for known in SUBPROTOCOLS if known in offered), None)
+    chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
+    wire.put_back(f"{_HANDSHAKE}Sec-WebSocket-Key: {key}\r\n{chosen}\r\n".encode("ascii"))
+    asking = await wrap_server_stream(
+        cast("trio.Nursery", tasks),  # of a nursery it uses start_soon, no more
+        wire,
+        message_queue_size=MESSAGE_QUEUE_SIZE,
+        max_message_size=message_bytes_max,
+        receive_buffer_size=RECEIVE_BYTES_MAX,
+    )
+    try:
+        return await asking.accept(subprotocol=subprotocol)
+    except ConnectionClosed:
+        return None
+
 
 logger = structlog.get_logger(__name__)
 
@@ -85,7 +168,7 @@ class Shared:
     fanout: FanOut
     wheel: Wheel
     durables: Durables
-    turnstile: Turnstile
+    turnstile: FairQueue
     counts: Counter[str]
     early_ends: EarlyEnds
 
@@ -100,14 +183,14 @@ class Session:
     __slots__ = ("_outlet", "_shared", "_tasks", "_visitor", "client", "conversation")
 
     def __init__(
-        self, shared: Shared, connections: trio.Nursery, outlet: Outlet, visitor: Visitor | None, *, number: int
+        self, shared: Shared, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None, *, number: int
     ) -> None:
         connection = Connection(shared.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.visitor = visitor
         client.address = None if visitor is None else visitor.name
         turn = shared.turnstile.enter if visitor is None else visitor.turn
-        client.wire = Wire(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
+        client.wire = FramedStream(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
             client,
             client.wire,
@@ -143,7 +226,7 @@ class Session:
                     reader_fails = True  # its exception would be dropped if it were cancelled now
                 client.dismiss(TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason))
             except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
-                client.dismiss(farewell_after(fault, client.session))
+                client.dismiss(reason_after(fault, client.session))
             client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
             await self.conversation.turn()  # many may be cut at once
             self._release()
@@ -153,7 +236,7 @@ class Session:
                 reader = None if reader_fails else self._tasks
                 orderly = await say_goodbye(client, client.wire, self.conversation.turn, reader=reader)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
-            client.dismiss(farewell_after(fault, client.session))
+            client.dismiss(reason_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
@@ -208,7 +291,7 @@ class Session:
                 "TLS handshake failed", "TLS", session=client.session, address=self._address, reason=str(error)
             )
             client.dismiss(GONE)
-        except RefusedError as refused:
+        except RequestRefusedError as refused:
             self._shared.counts[f"requests refused {refused.status.value}"] += 1
             client.dismiss(evolve(REFUSED, prose=f"{refused.status.value}: {refused.words}", reason=refused.details))
         else:
@@ -225,7 +308,7 @@ class Session:
             client.peer, client.address = visitor.counted_as, visitor.name
         client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
         self._shared.senders.register(client, self._tasks)
-        conversation.inbox = Inbox(ws.get_message, bytes_max=self._shared.options.frame_bytes_max)
+        conversation.inbox = MessageQueue(ws.get_message, bytes_max=self._shared.options.frame_bytes_max)
 
     async def _hear(self, message: Message) -> None:
         """Answer one message, which may be the client's last."""
@@ -241,7 +324,7 @@ class Session:
 
     def _release(self) -> None:
         """Let go of all that reads for the client or keeps watch over it. Idempotent."""
-        self.client.state = State.CLOSING
+        self.client.state = ClientState.CLOSING
         self.conversation.end()
         self._shared.senders.forget(self.client)
         self._shared.wheel.forget(self.client)

@@ -12,18 +12,18 @@ from typing import Any, Final, Literal
 from attrs import Factory, fields, frozen
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.changes.feed import ChangesOptions
-from airy_trio.changes.tables import TablesOptions
+from airy_trio.auth import AuthOptions
+from airy_trio.capture.feed import ChangesOptions
+from airy_trio.capture.mapping import TablesOptions
 from airy_trio.database import DatabaseOptions
+from airy_trio.delivery.client import ReplayOptions
 from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
-from airy_trio.settings import credentials, places
+from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.settings import cross_checks
+from airy_trio.settings.cross_checks import settings_contradictions
 from airy_trio.settings.reader import read
-from airy_trio.settings.sections import contradictions
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.subscriptions import ReplayOptions
 
 FILE_BYTES_MAX: Final = 1024 * 1024
 
@@ -92,15 +92,17 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     read_document, faults = read(document, Document, environ)
     if read_document is None:
         raise SettingsError(faults)
-    if faults := list(credentials.between(read_document.auth, read_document.listener)):
+    if faults := list(cross_checks.between(read_document.auth, read_document.listener)):
         raise SettingsError(faults)
     database = read_document.database
     others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
     options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
     settings = Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
     faults = [
-        *contradictions(settings),
-        *places.contradictions(settings.database, settings.tables, settings.changes, settings.events, settings.log),
+        *settings_contradictions(settings),
+        *cross_checks.place_contradictions(
+            settings.database, settings.tables, settings.changes, settings.events, settings.log
+        ),
     ]
     if faults:
         raise SettingsError(faults)

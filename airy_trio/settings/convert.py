@@ -2,9 +2,12 @@
 
 It expands ``${NAME}`` in texts and runs the validators of the options classes one option at a time, so that one
 structuring finds every fault. It knows types, and refuses to know paths and wording.
+
+``${NAME}`` and ``${NAME:-default}`` in a text, taken from the environment. It knows no setting.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -15,7 +18,47 @@ from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping
 from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.options import NotAllowedError, Validator
-from airy_trio.settings.environment import expanded
+
+_REFERENCE: Final = re.compile(
+    r"\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<rest>:-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
+)
+"""The name is absent where ``${`` begins nothing that can be read."""
+
+
+class EnvironmentFault(ValueError):
+    """A reference that cannot be followed; the message names the variable and never holds a value."""
+
+
+def expanded(text: str, environ: Mapping[str, str]) -> str:
+    """Replace every reference. The default also serves where the variable is empty, as in a shell.
+
+    What comes from the environment is taken as it is: a ``${`` in it is text. Raises ``EnvironmentFault``.
+    """
+    references = list(_REFERENCE.finditer(text))
+    if any(reference["name"] is None for reference in references):
+        message = 'found "${" that begins neither ${NAME} nor ${NAME:-default}'
+        raise EnvironmentFault(message)
+    unset = dict.fromkeys(each["name"] for each in references if each["rest"] is None and each["name"] not in environ)
+    if unset:
+        message = f"not set in the environment: {', '.join(unset)}"
+        raise EnvironmentFault(message)
+    result = _REFERENCE.sub(lambda reference: _value(reference, environ), text)
+    if not _is_unicode(result):
+        names = ", ".join(dict.fromkeys(each["name"] for each in references))
+        message = f"not UTF-8 in the environment: {names}"
+        raise EnvironmentFault(message)
+    return result
+
+
+def _value(reference: re.Match[str], environ: Mapping[str, str]) -> str:
+    value = environ.get(reference["name"], "")
+    return value or reference["default"] or ""
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no byte of the environment was smuggled in as a lone surrogate."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
 
 INTEGER_BITS: Final = 64
 
@@ -27,7 +70,7 @@ Contradictions = Callable[[object], Iterable[str | NotAllowedError]]
 """Checks the options of one class together. A line is about all of them, an error about one; free of secrets."""
 
 
-class RefusedError(ValueError):
+class ConversionError(ValueError):
     """A value that is refused: as it is written in the file, and what is allowed instead.
 
     ``words``: for what was found, free of secrets; None where the value speaks for itself.
@@ -76,7 +119,7 @@ def lineage(cls: type, name: str) -> tuple[tuple[type, str], ...]:
 
 def _expect(value: object, type_: type[T], allowed: str) -> T:
     if not isinstance(value, type_):
-        raise RefusedError(value, allowed)
+        raise ConversionError(value, allowed)
     return value
 
 
@@ -86,16 +129,16 @@ def _boolean(value: object, _type: object) -> bool:
 
 def _integer(value: object, _type: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RefusedError(value, "an integer")
+        raise ConversionError(value, "an integer")
     if not -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1):
-        raise RefusedError(value, f"an integer of at most {INTEGER_BITS} bits")
+        raise ConversionError(value, f"an integer of at most {INTEGER_BITS} bits")
     return value
 
 
 def _number(value: object, _type: object) -> float:
     number = float(_integer(value, int)) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(number, float) or not math.isfinite(number):
-        raise RefusedError(value, "a finite number")
+        raise ConversionError(value, "a finite number")
     return number
 
 
@@ -116,7 +159,7 @@ def _literal_hook(type_: Any, environ: Mapping[str, str]) -> Hook:  # noqa: ANN4
             text = expanded(value, environ)
             if text in choices:
                 return text
-        raise RefusedError(value, allowed)
+        raise ConversionError(value, allowed)
 
     return structure
 
@@ -134,7 +177,7 @@ def _union_hook(type_: Any, converter: Converter) -> Hook:  # noqa: ANN401 - typ
     def structure(value: object, _type: object) -> Any:  # noqa: ANN401 - one of the members
         kind = float if type(value) is int and int not in members else type(value)
         if kind not in members:
-            raise RefusedError(value, allowed)
+            raise ConversionError(value, allowed)
         return converter.structure(value, members[kind])
 
     return structure
@@ -195,7 +238,7 @@ def _option_hook(cls: type, option: "attrs.Attribute[Any]", converter: Converter
             try:
                 validate(None, option, result)
             except NotAllowedError as error:
-                raise RefusedError(value, error.allowed, error.found) from None
+                raise ConversionError(value, error.allowed, error.found) from None
         return result
 
     return structure

@@ -1,30 +1,198 @@
 """What may stand in the options whose own layer cannot tell: URLs, time zones, names of tables; and which are secret.
 
 Bounds of numbers stand with their options. Nothing here opens a database: what only it can tell is told at start.
+
+What in ``[auth]`` does not go together. No line has a part of a secret; no file is opened here.
+
+Where we may write and where events are kept: options of several sections that do not go together.
+
+Options of different sections that do not go together; those of one section are in ``bounds``.
 """
 
 import re
 import zoneinfo
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-from attrs import Attribute
+from attrs import Attribute, fields
 from sqlalchemy.exc import ArgumentError
 
-from airy_trio.changes.feed import OVERLAP_S, ChangesOptions
-from airy_trio.changes.tables import TableOptions
-from airy_trio.database import DatabaseOptions
+from airy_trio.admin.server import AdminOptions
+from airy_trio.auth.key_sources import KeyUrl
+from airy_trio.auth.keys import SECRET_BYTES_MIN
+from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
+from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
+from airy_trio.capture.mapping import TableOptions, TablesOptions
+from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
+from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
-from airy_trio.settings import credentials
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.websocket import admission
+
+_DEFAULTS: Final = AuthOptions()
+_OF_WEB_TOKENS: Final = tuple(option.name for option in fields(AuthOptions) if option.name.startswith("jwt_"))
+
+
+def auth_contradictions(options: AuthOptions) -> Iterator[str]:
+    """Options that leave nobody in, let everybody in by mistake, or do nothing: each as a line without its section."""
+    mode = options.mode
+    if mode == "tokens" and not options.tokens:
+        yield 'mode is "tokens", but there are none: nobody could connect'
+    if mode == "none" and options.tokens:
+        yield 'there are tokens, but mode is "none": everybody could connect'
+    if mode == "jwt" and options.tokens:
+        yield 'there are tokens, but mode is "jwt": none of them would be looked at'
+    if mode == "none" and options.cookie:
+        yield 'cookie says where a token is, but mode is "none": everybody could connect'
+    if mode == "jwt":
+        yield from _of_web_tokens(options)
+        return
+    idle = [name for name in _OF_WEB_TOKENS if getattr(options, name) != getattr(_DEFAULTS, name)]
+    if idle:
+        yield f'{", ".join(idle)}: of mode = "jwt", but mode is "{mode}"'
+
+
+def between(auth: AuthOptions, listener: ListenerOptions) -> Iterator[str]:
+    """What of two sections does not go together, each as a line with both names."""
+    if auth.cookie and admission.ANY in listener.allowed_origins:
+        yield (
+            'auth.cookie, listener.allowed_origins: browsers send cookies along from every page, and "*" lets every '
+            "page in: any page that a user visits could read what that user may"
+        )
+
+
+def _of_web_tokens(options: AuthOptions) -> Iterator[str]:
+    channels, destinations = options.grant_claims
+    if channels == destinations:
+        yield f'jwt_channels_claim and jwt_destinations_claim are both "{channels}": neither could be granted alone'
+    shared = [name for name in options.jwt_algorithms if name in SECRET_ALGORITHMS]
+    if shared and len(shared) < len(options.jwt_algorithms):
+        yield (
+            "jwt_algorithms: HS* with others: one key cannot be both a secret and public, and whoever has a public key "
+            "could sign with it"
+        )
+    elif not options.jwt_key:
+        what = "the secret" if shared else "a file or an https:// URL of public keys"
+        yield f'mode is "jwt", which needs jwt_key: {what}'
+    elif shared:
+        yield from _of_secret(options.jwt_key, max(SECRET_BYTES_MIN[name] for name in shared), shared)
+    else:
+        yield from _of_place(options.jwt_key)
+
+
+def _of_secret(secret: str, bytes_min: int, names: list[str]) -> Iterator[str]:
+    if secret.startswith(("https://", "http://")) or "-----BEGIN" in secret:
+        yield "jwt_key: with HS* it is the secret itself, but this is a URL or a key in PEM"
+    elif len(secret.encode()) < bytes_min:
+        yield f"jwt_key: the secret of {', '.join(names)} needs at least {bytes_min} bytes (RFC 7518, section 3.2)"
+
+
+def _of_place(place: str) -> Iterator[str]:
+    if "-----BEGIN" in place:
+        yield "jwt_key: this is a key itself; it belongs in a file, whose name stands here"
+    elif place.startswith("http://"):
+        yield "jwt_key: keys are fetched over https:// only: over http:// anybody on the way could put in their own"
+    elif place.startswith("https://"):
+        yield from _of_url(place)
+    elif "\0" in place:
+        yield "jwt_key: this is no file name"
+
+
+def _of_url(text: str) -> Iterator[str]:
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+        KeyUrl.of(text)
+    except ValueError:  # UnicodeError too: a name that IDNA does not know
+        host, port = None, None
+    if not host or port == 0 or not text.isprintable() or " " in text:
+        yield "jwt_key: an https:// URL that cannot be read"
+    elif "@" in text:
+        yield "jwt_key: a URL with a user or a password, which a server of public keys does not need"
+
+
+def place_contradictions(
+    database: DatabaseOptions, tables: TablesOptions, changes: ChangesOptions, events: EventsOptions, log: LogOptions
+) -> Iterator[str]:
+    """Options that do not go together, each as a line that names them all, free of secrets."""
+    yield from _own_file(database, log)
+    if changes.reads_only:
+        if log.store == "sql" and _is_same_postgres(database, log):
+            yield (
+                'log.url: changes.capture = "updated_at" writes nothing into the database of database.url, so the '
+                "events need another place: an SQLite file or another database here, or another log.store"
+            )
+        if events.deletes and not (tables.messages.where or tables.tags.where):
+            yield (
+                'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only where '
+                "database.tables.messages.where or database.tables.tags.where leaves out what is marked as deleted"
+            )
+
+
+def _own_file(database: DatabaseOptions, log: LogOptions) -> Iterator[str]:
+    """The application must never meet a lock because of us, so its file is not for our events."""
+    if log.store != "sql" or not log.url.startswith(SQLITE) or not database.url.startswith(SQLITE):
+        return
+    if sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():
+        yield 'log.url: this is the application\'s own file (database.url); name another one, or "" for one beside it'
+
+
+def _is_same_postgres(database: DatabaseOptions, log: LogOptions) -> bool:
+    if not database.url.startswith(POSTGRES):
+        return False
+    location = _without_driver(log.location(database.url))
+    return location in (_without_driver(url) for url in (database.url, database.direct_url) if url)
+
+
+def _without_driver(url: str) -> sa.URL:
+    """A URL to compare: the driver may be left out."""
+    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())
+
+
+PORT_MAX: Final = 65535
+
+
+class Sections(Protocol):
+    """As much of the settings as is looked at here."""
+
+    @property
+    def log(self) -> LogOptions:
+        """``[log]``."""
+        ...
+
+    @property
+    def listener(self) -> ListenerOptions:
+        """``[listener]``."""
+        ...
+
+    @property
+    def admin(self) -> AdminOptions:
+        """``[admin]``."""
+        ...
+
+
+def settings_contradictions(settings: Sections) -> Iterator[str]:
+    """Give a line for each pair, with the path of both options."""
+    workers, port, last = settings.listener.workers, settings.admin.port, settings.listener.processes - 1
+    if workers == 1:
+        return
+    if settings.log.store == "memory":
+        yield f'listener.workers is {workers}, but log.store is "memory", which one process alone can have'
+    if port and port + last > PORT_MAX:
+        yield f"listener.workers is {workers}, but admin.port + {last}, of the process that records, is no port"
+    if port and port <= settings.listener.port <= port + last:
+        yield (
+            f"listener.port is {settings.listener.port}, but admin.port to admin.port + {last} are the admin ports of "
+            f"the {workers} of listener.workers and of the process that records"
+        )
+
 
 POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
 SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
-PORT_MAX: Final = 65535
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
 _REDIS_WORDS: Final = "redis://HOST"
 _URL_WORDS: Final = f"sqlite:///FILE or {_POSTGRES_WORDS}"
@@ -137,7 +305,7 @@ SECRETS: Final = frozenset({
 """Options of which no fault shows anything."""
 
 
-def contradictions(options: object) -> Iterator[str | NotAllowedError]:
+def section_contradictions(options: object) -> Iterator[str | NotAllowedError]:
     """Check options of one section together: lines without the section, or the fault of one option."""
     match options:
         case DatabaseOptions() if options.direct_url and options.url.partition("://")[0] in SQLITE_DRIVERS:
@@ -149,7 +317,7 @@ def contradictions(options: object) -> Iterator[str | NotAllowedError]:
         case ListenerOptions() if bool(options.tls_certificate) != bool(options.tls_key):
             yield f"there is {'tls_certificate' if options.tls_certificate else 'tls_key'} alone, but TLS needs both"
         case AuthOptions():
-            yield from credentials.contradictions(options)
+            yield from auth_contradictions(options)
         case _:
             return
 

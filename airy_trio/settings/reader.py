@@ -1,20 +1,58 @@
 """From a parsed TOML document to options, or to its faults: one line each, with path, what was found, what is allowed.
 
 The work is the converter's; here its exceptions become sentences. It refuses to know which sections there are.
+
+The keys below ``[database.tables.KIND]``: they are fields of that kind, which the type of the options cannot say.
+
+It looks at the document as written, so that its faults are told beside those of every other setting.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
+from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK, Kind
 from airy_trio.options import NotAllowedError
-from airy_trio.settings import mapping
-from airy_trio.settings.bounds import CHECKS, REQUIRED, SECRETS, contradictions
-from airy_trio.settings.converter import ContradictionError, RefusedError, lineage, strict_converter
-from airy_trio.settings.environment import EnvironmentFault
-from airy_trio.settings.words import Path, dotted, found, listed, nearest
+from airy_trio.settings.convert import ContradictionError, ConversionError, EnvironmentFault, lineage, strict_converter
+from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS, section_contradictions
+from airy_trio.settings.messages import Path, dotted, found, listed, nearest
+
+BY_FIELD: Final = ("columns", "constants", "values")
+"""The options that are tables with a field of ours as key."""
+
+
+def mapping_faults(document: Mapping[str, Any]) -> Iterator[str]:
+    """Give a line for each key that is no field of its kind, and for each field that is mapped in two ways."""
+    tables = _table(_table(document, "database"), "tables")
+    watermarks = _table(document, "changes").get("capture") == "updated_at"
+    for kind in KINDS:
+        yield from _kind_faults(kind, _table(tables, kind), watermarks=watermarks)
+
+
+def _kind_faults(kind: Kind, options: Mapping[str, Any], *, watermarks: bool) -> Iterator[str]:
+    known = [field.name for field in FIELDS[kind]]
+    keys = {part: list(_table(options, part)) for part in BY_FIELD}
+    for part in BY_FIELD:
+        for key in keys[part]:
+            path = ("database", "tables", kind, part, key)
+            if key == WATERMARK and part == "columns" and key not in known:
+                if not watermarks:
+                    yield f'{dotted(path)}: read only where changes.capture = "updated_at"'
+            elif key not in known:
+                likely = nearest(key, known)
+                hint = f"nearest is {dotted((*path[:-1], likely))}" if likely else f"allowed here: {listed(known)}"
+                yield f"{dotted(path)}: no such field of {kind}, {hint}"
+            elif part != "constants" and key in keys["constants"]:
+                yield f"{dotted(path)}: {key} is a constant too; allowed is one of the two"
+
+
+def _table(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table below a key; empty where there is none, or something else, which is the converter's to tell."""
+    child = parent.get(key)
+    return child if isinstance(child, dict) else {}
+
 
 T = TypeVar("T")
 
@@ -27,10 +65,10 @@ def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) 
     structured: T | None = None
     faults: list[str] = []
     try:
-        structured = strict_converter(environ, CHECKS, contradictions).structure(document, cls)
-    except (BaseValidationError, RefusedError) as error:
+        structured = strict_converter(environ, CHECKS, section_contradictions).structure(document, cls)
+    except (BaseValidationError, ConversionError) as error:
         faults.extend(_Faults(cls).told(error))
-    faults.extend(mapping.faults(document))
+    faults.extend(mapping_faults(document))
     return (None, faults) if faults else (structured, [])
 
 
@@ -95,7 +133,7 @@ class _Faults:
 
 def _lines(error: Exception, *, secret: bool) -> Iterator[str]:
     match error:
-        case RefusedError():
+        case ConversionError():
             yield f"found {error.words or found(error.written, secret=secret)}, allowed is {error.allowed}"
         case EnvironmentFault():
             yield str(error)

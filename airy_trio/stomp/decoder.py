@@ -5,18 +5,77 @@ line or body and once as part of its text. Memory is bounded by ``frame_bytes_ma
 
 A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid a CR there, but they
 have no way to write it back to a client that reads CRLF line ends.
+
+The head of a frame that has come whole and holds nothing unusual, read in one go; everything else is not for here.
+
+Nearly every frame of a client is like that, and to go line by line costs several times as much. What is refused here
+is not told to be wrong: the decoder reads it line by line, and finds out.
+
+What a decoder of frames may take, and what it has taken.
 """
 
 import re
 from collections.abc import Iterator
 
-from airy_trio.stomp import faults
-from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.escaping import unescape
-from airy_trio.stomp.faults import Fault
+from attrs import frozen
+
+from airy_trio.stomp import errors
+from airy_trio.stomp.encoder import unescape
+from airy_trio.stomp.errors import Fault, RemoteProtocolError
 from airy_trio.stomp.frames import UNESCAPED_COMMANDS, Frame, Version
-from airy_trio.stomp.heads import plain_head
-from airy_trio.stomp.limits import DecoderStatistics, Limits
+
+_UNUSUAL = (b"\r", b"\0", b"\\")
+"""Line ends of two octets, an end before the blank line, escapes."""
+_BLANK_LINE = b"\n\n"
+
+
+def plain_head(data: bytearray, at: int, bytes_max: int) -> tuple[str, list[tuple[str, str]], int] | None:
+    """Read a head that begins at ``at``: the command, the headers, and where what follows the blank line begins.
+
+    None where it has not ended, is longer than ``bytes_max`` with its blank line, or is not plain.
+    """
+    end = data.find(_BLANK_LINE, at, at + bytes_max)
+    if end < 0:
+        return None
+    head = bytes(data[at:end])
+    if any(octet in head for octet in _UNUSUAL):
+        return None
+    try:
+        command, *lines = head.decode().split("\n")
+    except UnicodeDecodeError:
+        return None
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name:
+            return None
+        headers.append((name, value))
+    return command, headers, end + len(_BLANK_LINE)
+
+
+@frozen(kw_only=True)
+class Limits:
+    """What one frame may be.
+
+    ``frame_bytes_max`` counts from the command's first octet to the NUL; ``command_bytes_max`` and
+    ``header_line_bytes_max`` count a line without its LF, as it is on the wire.
+    """
+
+    frame_bytes_max: int
+    header_count_max: int
+    header_line_bytes_max: int
+    command_bytes_max: int
+
+
+@frozen(kw_only=True)
+class DecoderStatistics:
+    """Octets fed, octets that searches went over, octets held for the next call, frames given."""
+
+    fed_bytes: int
+    searched_bytes: int
+    held_bytes: int
+    frames: int
+
 
 _NO_EOL = re.compile(rb"[^\r\n]")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -132,7 +191,7 @@ class Decoder:
                 return False
             if self._read_plain_head():
                 return True
-        self._command = self._line(self.limits.command_bytes_max, faults.COMMAND_TOO_LARGE)
+        self._command = self._line(self.limits.command_bytes_max, errors.COMMAND_TOO_LARGE)
         return self._command is not None
 
     def _read_plain_head(self) -> bool:
@@ -166,17 +225,17 @@ class Decoder:
         return end < len(data) and not half_an_eol
 
     def _read_header(self) -> bool:
-        line = self._line(self.limits.header_line_bytes_max, faults.HEADER_TOO_LARGE)
+        line = self._line(self.limits.header_line_bytes_max, errors.HEADER_TOO_LARGE)
         if line is None:
             return False
         if not line:
             self._end_head()
             return True
         if len(self._headers) == self.limits.header_count_max:
-            raise RemoteProtocolError(*faults.TOO_MANY_HEADERS)
+            raise RemoteProtocolError(*errors.TOO_MANY_HEADERS)
         name, colon, value = line.partition(":")
         if not colon or not name:
-            raise RemoteProtocolError(*faults.NOT_A_HEADER)
+            raise RemoteProtocolError(*errors.NOT_A_HEADER)
         version = None if self._command in UNESCAPED_COMMANDS else self.version
         if version is Version.V1_0:
             value = value.strip(" \t")
@@ -189,11 +248,11 @@ class Decoder:
         if text is None:
             return
         if not _DIGITS.fullmatch(text):
-            raise RemoteProtocolError(*faults.NOT_A_LENGTH)
+            raise RemoteProtocolError(*errors.NOT_A_LENGTH)
         digits = text.lstrip("0") or "0"
         too_long = len(digits) > _LENGTH_DIGITS_MAX
         if too_long or self._used_bytes + int(digits) + 1 > self.limits.frame_bytes_max:
-            raise RemoteProtocolError(*faults.FRAME_TOO_LARGE)
+            raise RemoteProtocolError(*errors.FRAME_TOO_LARGE)
         self._length = int(digits)
 
     def _line(self, line_bytes_max: int, too_large: Fault) -> str | None:
@@ -203,16 +262,16 @@ class Decoder:
         if end is None:
             if len(self._data) - self._at < allowed:
                 return None
-            raise RemoteProtocolError(*(too_large if allowed > line_bytes_max else faults.FRAME_TOO_LARGE))
+            raise RemoteProtocolError(*(too_large if allowed > line_bytes_max else errors.FRAME_TOO_LARGE))
         if self._data[end] == _NUL:
-            raise RemoteProtocolError(*faults.NO_BLANK_LINE)
+            raise RemoteProtocolError(*errors.NO_BLANK_LINE)
         line = self._take(end).removesuffix(b"\r")
         if _CR in line:
-            raise RemoteProtocolError(*faults.BARE_CR)
+            raise RemoteProtocolError(*errors.BARE_CR)
         try:
             return line.decode()
         except UnicodeDecodeError:
-            raise RemoteProtocolError(*faults.NOT_UTF_8) from None
+            raise RemoteProtocolError(*errors.NOT_UTF_8) from None
 
     def _body(self) -> bytes | None:
         """Take the body and its NUL; None where they are not all there."""
@@ -221,13 +280,13 @@ class Decoder:
             if len(self._data) <= end:
                 return None
             if self._data[end] != _NUL:
-                raise RemoteProtocolError(*faults.NO_NUL)
+                raise RemoteProtocolError(*errors.NO_NUL)
             return self._take(end)
         allowed = self.limits.frame_bytes_max - self._used_bytes
         found = self._find(_BODY_STOP, self._at + allowed)
         if found is None:
             if len(self._data) - self._at >= allowed:
-                raise RemoteProtocolError(*faults.FRAME_TOO_LARGE)
+                raise RemoteProtocolError(*errors.FRAME_TOO_LARGE)
             return None
         return self._take(found)
 

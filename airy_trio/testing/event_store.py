@@ -23,21 +23,113 @@ that function is one more process that uses the place. All of it runs in one Tri
 A failure in the middle of a call is here a call that is broken off at one of its checkpoints. What it cannot check is
 what happens when the process or the place dies there: end yours, open the place again, and call
 ``check_whole_batches`` on what you find.
+
+An event store against a list: random schedules of every verb, each answer compared with what a list would say.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from random import Random
 from typing import Final
 
 import trio
+from attrs import define, field
 
-from airy_trio.testing.store_bytes import BYTES
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
+from airy_trio.log.position import Position
+from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEvent
 from airy_trio.testing.store_changes import CHANGE_PROMISES
-from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches
-from airy_trio.testing.store_durables import DURABLE_PROMISES
-from airy_trio.testing.store_model import agrees_with_a_list_under_random_schedules
-from airy_trio.testing.store_promises import PROMISES
-from airy_trio.testing.store_words import BrokenStoreError, OpenStore
+from airy_trio.testing.store_durables import CRASH_PROMISES, DURABLE_PROMISES, check_whole_batches
+from airy_trio.testing.store_reads import BYTES, PROMISES
+from airy_trio.testing.store_words import AGE_S, BrokenStoreError, OpenStore, event, expect
+
+SCHEDULES: Final = 4
+STEPS: Final = 60
+_DESTINATIONS: Final[tuple[Destination, ...]] = (
+    EVERYTHING,
+    OfType("message.updated"),
+    OfType("tag.updated"),
+    OfChannel("ch1"),
+    OfConversation("c2"),
+    Within(EVERYTHING, frozenset({"ch0", "ch2"})),
+    Within(OfConversation("c1"), frozenset({"ch1"})),
+)
+
+
+@define
+class _Model:
+    """What the store must hold: ``trimmed`` events are gone, ``events`` follow."""
+
+    epoch: str
+    trimmed: int = 0
+    events: list[StoredEvent] = field(factory=list)
+    resume_point: str | None = None
+
+    @property
+    def head(self) -> Position:
+        return Position(self.epoch, self.trimmed + len(self.events))
+
+
+async def agrees_with_a_list_under_random_schedules(open_store: OpenStore) -> None:
+    """Appends, trims, reads and new epochs in any order, through two openings of one place, leave no other trace."""
+    async with open_store() as one, open_store() as two:
+        for seed in range(SCHEDULES):
+            random = Random(seed)  # noqa: S311 - the same schedule each time
+            bounds = await one.begin_epoch((await one.bounds()).head, None)
+            model = _Model(bounds.epoch, bounds.first - 1)
+            for _ in range(STEPS):
+                await _step(random.choice((one, two)), model, random)
+                await _compare(random.choice((one, two)), model, random)
+
+
+async def _step(store: EventStore, model: _Model, random: Random) -> None:
+    match random.choices(("append", "trim", "epoch"), (8, 3, 0.2))[0]:
+        case "append":
+            new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
+            model.resume_point = str(random.random())
+            model.events += await store.append(model.head, new, model.resume_point)
+        case "trim":
+            keep, limit = random.randint(0, 20), random.randint(1, 10)
+            count = await store.trim(age_s=AGE_S, keep=keep, limit=limit, unused_s=AGE_S)
+            expect(count == min(max(0, len(model.events) - keep), limit), f"trim to {keep}, at most {limit}")
+            del model.events[:count]
+            model.trimmed += count
+        case _:
+            model.resume_point = str(random.random())
+            bounds = await store.begin_epoch(model.head, model.resume_point)
+            model.epoch, model.trimmed = bounds.epoch, bounds.first - 1
+            model.events.clear()
+
+
+async def _compare(store: EventStore, model: _Model, random: Random) -> None:
+    bounds = await store.bounds()
+    expect((bounds.first, bounds.head) == (model.trimmed + 1, model.head), "the bounds are those of the list")
+    expect(await store.resume_point() == model.resume_point, "the resume point is the last one")
+    destination, limit = random.choice(_DESTINATIONS), random.randint(1, 40)
+    after = model.head.at(random.randint(0, model.head.offset + 2))
+    wanted = [one for one in model.events if covers(destination, one)]
+    try:
+        read = list(await store.read(after, limit, destination))
+    except PositionExpired:
+        expect(after.offset < model.trimmed, f"{after} is retained and can be read after")
+    else:
+        expect(after.offset >= model.trimmed, f"{after} is trimmed and cannot be read after")
+        expect(read == [one for one in wanted if one.offset > after.offset][:limit], f"{limit} of {destination}")
+    newest = {one.object: one for one in wanted if one.offset <= after.offset}
+    recent = sorted(newest.values(), key=lambda one: one.offset)[-limit:]
+    found = list(await store.recent(after, AGE_S, limit, destination))
+    expect(found == recent, f"the newest {limit} objects of {destination} up to {after}")
+
+
+def _random_event(random: Random) -> NewEvent:
+    return event(
+        random.randrange(10_000),
+        object=f"object:{random.randrange(12)}",
+        type=random.choice(("message.updated", "tag.updated", "channel.updated")),
+        channel_id=random.choice(("ch1", "ch2", None)),
+        conversation_id=random.choice(("c1", "c2", None)),
+    )
+
 
 __all__ = ["BrokenStoreError", "MakePlace", "OpenStore", "broken_promises", "check_event_store", "check_whole_batches"]
 

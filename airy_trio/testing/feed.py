@@ -7,8 +7,7 @@ takes it away, gives it another history, and takes the lease from a holder that 
 import trio
 from attrs import define, field
 
-from airy_trio.changes.feed import Batch, Consumer, ResumePointLost
-from airy_trio.changes.rows import ChangedObject, Metadata, Unreadable
+from airy_trio.capture.feed import Batch, ChangedObject, Consumer, Metadata, ResumePointLost, Unreadable
 from airy_trio.database import DatabaseUnavailable
 
 

@@ -9,13 +9,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import (
-    Acknowledgement,
-    EventStore,
-    Holder,
-    PositionExpired,
-    StaleAppend,
-)
+from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend
 from airy_trio.testing.store_words import (
     AGE_S,
     ALL,

@@ -19,14 +19,11 @@ from airy_trio.errors import StartError
 from airy_trio.settings import Settings
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient, connect
-from airy_trio.verify.connections import DRIVER_ERRORS
-from airy_trio.verify.ledger import GONE, Certificate, Change, Ledger
+from airy_trio.verify.ledger import GONE, Change, Ledger, LossCertificate
 from airy_trio.verify.load import END, Load
-from airy_trio.verify.postgres import postgres_scratch
-from airy_trio.verify.scratch import Scratch
-from airy_trio.verify.sqlite import sqlite_scratch
+from airy_trio.verify.scratch import DRIVER_ERRORS, Scratch, postgres_scratch, sqlite_scratch
 
-__all__ = ["Certificate", "verify"]
+__all__ = ["LossCertificate", "verify"]
 
 END_S: Final = 20.0
 """How long the last events are waited for, once the load has ended."""
@@ -36,7 +33,7 @@ Progress = Callable[[float], None]
 """Is told now and then how many seconds have gone."""
 
 
-def verify(settings: Settings, seconds: float, progress: Progress) -> Certificate | None:
+def verify(settings: Settings, seconds: float, progress: Progress) -> LossCertificate | None:
     """Verify for about ``seconds`` and give the certificate; None where a signal came first. Leaves nothing behind.
 
     Raises ``AiryTrioError`` where it cannot be done here.

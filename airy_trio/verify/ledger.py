@@ -20,7 +20,7 @@ Change = tuple[str, int]
 
 
 @frozen(kw_only=True)
-class Certificate:
+class LossCertificate:
     """What came of it. The times are in seconds, from the COMMIT to the client.
 
     ``lost``: objects whose last committed version was not the last received; ``missing``: positions that never came.
@@ -95,12 +95,12 @@ class Ledger:
             if change in self._committing:
                 self._latencies_s.append(now - self._committing[change])
 
-    def certificate(self, rows: Mapping[str, int]) -> Certificate:
+    def certificate(self, rows: Mapping[str, int]) -> LossCertificate:
         """Compare with the ``rows`` that there are at the end: the version of each object that was not deleted."""
         with self._lock:
             objects = {*rows, *self._committed, *self._versions}
             last = {object_: versions[-1] for object_, versions in self._versions.items()}
-            return Certificate(
+            return LossCertificate(
                 counts=Counter(self._counts),
                 received=len(self._offsets) + len(self._duplicated),
                 lost=sorted(object_ for object_ in objects if last.get(object_) != rows.get(object_, GONE)),

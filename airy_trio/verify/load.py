@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from airy_trio.verify.connections import DRIVER_ERRORS, Connection
 from airy_trio.verify.ledger import GONE, Change, Ledger
-from airy_trio.verify.scratch import Scratch
+from airy_trio.verify.scratch import DRIVER_ERRORS, Scratch, ScratchConnection
 
 WRITERS: Final = 4
 CONTESTED: Final = 12
@@ -118,7 +117,7 @@ class _Writer:
             except DRIVER_ERRORS:  # cut off: what was under way is rolled back, or, at its COMMIT, nobody knows
                 self._over.wait(RECONNECT_S)
 
-    def _transact(self, connection: Connection) -> None:
+    def _transact(self, connection: ScratchConnection) -> None:
         connection.execute(connection.begin)
         changes: list[Change] = []
         contested = sorted(self._random.sample(range(CONTESTED), STATEMENTS_MAX))  # in order: nobody deadlocks
@@ -143,7 +142,7 @@ class _Writer:
             -CONTESTED:
         ]
 
-    def _change(self, connection: Connection, contested: int) -> Change:
+    def _change(self, connection: ScratchConnection, contested: int) -> Change:
         what = self._random.random()
         if what < 0.4:  # noqa: PLR2004 - some of each
             return _changed(connection, self._scratch, f"contested {contested}")
@@ -172,12 +171,12 @@ def _stay_open(scratch: Scratch, ledger: Ledger, over: threading.Event, seconds:
         ledger.count("long ones that failed")
 
 
-def _changed(connection: Connection, scratch: Scratch, id_: str) -> Change:
+def _changed(connection: ScratchConnection, scratch: Scratch, id_: str) -> Change:
     ((version,),) = connection.execute(scratch.change, id_)
     return id_, int(version)
 
 
-def _commit(connection: Connection, ledger: Ledger, changes: list[Change]) -> None:
+def _commit(connection: ScratchConnection, ledger: Ledger, changes: list[Change]) -> None:
     final = list(dict(changes).items())  # of several changes of an object in one transaction the last can be seen
     ledger.committing(final, time.monotonic())
     connection.execute("commit")

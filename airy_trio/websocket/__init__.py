@@ -1,1 +1,1 @@
-"""To whom: one session per client, its subscriptions as cursors into the log, and the bytes that leave for it."""
+"""The edge: sockets, TLS, framed streams, HTTP requests and admission."""

@@ -22,10 +22,10 @@ HANDSHAKES_PER_TURN: Final = 1
 each costs 0.3 to 0.5 ms more, and a crowd that waits for threads would not wait in the queues of its addresses."""
 
 Turn = Callable[[], Awaitable[object]]
-"""How somebody waits for its turn: ``Turnstile.enter``, for its address."""
+"""How somebody waits for its turn: ``FairQueue.enter``, for its address."""
 
 
-class Turnstile:
+class FairQueue:
     """``run`` is its task. After that has ended it stands open, so that sessions end as they would."""
 
     def __init__(self, entries_per_turn: int = ENTRIES_PER_TURN) -> None:

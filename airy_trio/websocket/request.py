@@ -42,7 +42,7 @@ STATUSES: Final = (
 """All that a request is refused with, so that their counters exist before the first one occurs."""
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones.
 
     ``words`` are from a small, fixed set: the log counts refusals by them. ``details``: for the log only, what decided,
@@ -74,18 +74,18 @@ class Request:
     headers: Mapping[str, tuple[str, ...]] = field(repr=False)  # they hold credentials
 
     def one(self, name: str) -> str | None:
-        """The value of a header that may stand there once; None where it does not. Raises ``RefusedError``."""
+        """The value of a header that may stand there once; None where it does not. Raises ``RequestRefusedError``."""
         values = self.headers.get(name, ())
         if len(values) > 1:
-            raise RefusedError(_BAD, f"The header {name} stands there more than once.")
+            raise RequestRefusedError(_BAD, f"The header {name} stands there more than once.")
         return values[0] if values else None
 
     def tokens(self, name: str) -> tuple[str, ...]:
-        """The tokens of a header that is a list, over all its lines. Raises ``RefusedError`` for what is no token."""
+        """The tokens of a header that is a list, over all its lines. Raises ``RequestRefusedError`` for any other text."""
         parts = [part.strip(" \t") for value in self.headers.get(name, ()) for part in value.split(",")]
         found = tuple(part for part in parts if part)
         if not all(_TOKEN.fullmatch(part) for part in found):
-            raise RefusedError(_BAD, f"The header {name} is no list of tokens.")
+            raise RequestRefusedError(_BAD, f"The header {name} is no list of tokens.")
         return found
 
 
@@ -100,7 +100,7 @@ class Upgrade:
 
 
 def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
-    """Read what has come so far; None if the head has not ended yet. Raises ``RefusedError``.
+    """Read what has come so far; None if the head has not ended yet. Raises ``RequestRefusedError``.
 
     A request that is refused in any case is refused as soon as that can be seen. ``seen``: how many octets an earlier
     call was given, which returned None. These are not looked at again, or a head that comes octet by octet would cost
@@ -111,10 +111,10 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
         _refuse_what_cannot_end(data, seen)
         return None
     if len(data) > end + len(_END):
-        raise RefusedError(_BAD, "Nothing may follow the request: no body, and no frame before the answer.")
+        raise RequestRefusedError(_BAD, "Nothing may follow the request: no body, and no frame before the answer.")
     line = _REQUEST_LINE.match(data)
     if line is None:
-        raise RefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+        raise RequestRefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
     return Request(
         method=line[1].decode("ascii"),
         path=line[2].partition(b"?")[0].decode("ascii"),
@@ -123,26 +123,26 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
 
 
 def upgrade_in(request: Request) -> Upgrade:
-    """Read a request as one for a WebSocket (RFC 6455, section 4.2.1). Raises ``RefusedError`` where it is none."""
+    """Read a request for a WebSocket (RFC 6455, section 4.2.1). Raises ``RequestRefusedError`` if it is not one."""
     if request.method != "GET" or "websocket" not in (token.lower() for token in request.tokens("upgrade")):
-        raise RefusedError(_BAD, "This is a WebSocket endpoint; it answers nothing else.")
+        raise RequestRefusedError(_BAD, "This is a WebSocket endpoint; it answers nothing else.")
     if "upgrade" not in (token.lower() for token in request.tokens("connection")):
-        raise RefusedError(_BAD, "The header connection does not ask for an upgrade.")
+        raise RequestRefusedError(_BAD, "The header connection does not ask for an upgrade.")
     if "transfer-encoding" in request.headers or request.one("content-length") not in (None, "0"):
-        raise RefusedError(_BAD, "A request for a WebSocket has no body.")
+        raise RequestRefusedError(_BAD, "A request for a WebSocket has no body.")
     host, version, key = (request.one(name) for name in ("host", "sec-websocket-version", "sec-websocket-key"))
     if host is None:
-        raise RefusedError(_BAD, "The header host is missing.")
+        raise RequestRefusedError(_BAD, "The header host is missing.")
     if version is None:
-        raise RefusedError(_BAD, "The header sec-websocket-version is missing.")
+        raise RequestRefusedError(_BAD, "The header sec-websocket-version is missing.")
     if version != _VERSION:
         words = f"This server speaks version {_VERSION} of the WebSocket protocol."
-        raise RefusedError(HTTPStatus.UPGRADE_REQUIRED, words, ("Sec-WebSocket-Version", _VERSION))
+        raise RequestRefusedError(HTTPStatus.UPGRADE_REQUIRED, words, ("Sec-WebSocket-Version", _VERSION))
     if key is None or not _is_key(key):
-        raise RefusedError(_BAD, "The header sec-websocket-key is missing, or not 16 octets in base64.")
+        raise RequestRefusedError(_BAD, "The header sec-websocket-key is missing, or not 16 octets in base64.")
     subprotocols = request.tokens("sec-websocket-protocol")
     if len(subprotocols) > SUBPROTOCOLS_MAX:
-        raise RefusedError(_BAD, f"More than {SUBPROTOCOLS_MAX} subprotocols.")
+        raise RequestRefusedError(_BAD, f"More than {SUBPROTOCOLS_MAX} subprotocols.")
     return Upgrade(host, request.one("origin"), key, subprotocols)
 
 
@@ -154,25 +154,25 @@ def quoted(value: str) -> str:
 def _refuse_what_cannot_end(data: bytes | bytearray, seen: int) -> None:
     if len(data) >= HEAD_BYTES_MAX:
         words = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
-        raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
+        raise RequestRefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
     line_came = data.find(b"\n") >= seen
     if (
         not data[:1].isalpha()
         or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last one may be a CR, whose LF had not come
         or (line_came and not _REQUEST_LINE.match(data))
     ):
-        raise RefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+        raise RequestRefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
 
 
 def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
     lines = data.split(b"\r\n") if data else []
     if len(lines) > HEADERS_MAX:
-        raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"More than {HEADERS_MAX} headers.")
+        raise RequestRefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"More than {HEADERS_MAX} headers.")
     headers: dict[str, tuple[str, ...]] = {}
     for line in lines:
         found = _HEADER.fullmatch(line)
         if found is None:
-            raise RefusedError(_BAD, "A header cannot be read.")
+            raise RequestRefusedError(_BAD, "A header cannot be read.")
         name = found[1].decode("ascii").lower()
         headers[name] = (*headers.get(name, ()), found[2].decode("latin-1").rstrip(" \t"))
     return headers

@@ -2,16 +2,176 @@
 
 Whoever waits while writing holds ``lock``, and waits only while something is pending. Nothing is written after a
 Close frame. Notes when bytes went and came. What the messages are, and who may send events, is known above.
+
+The bytes of WebSocket frames as a server writes them: unmasked, unfragmented; nothing of who gets them.
+
+RFC 6455, section 5.2. One text message carries exactly one STOMP frame, because most STOMP clients read one frame
+per message and drop or mix up a second one; many complete messages go into one write instead, which no client can
+tell (wire contract, "How it is written").
+
+In how many pieces a client's message has come so far: the bound on what trio-websocket keeps until it is complete.
+
+trio-websocket bounds the octets of a message, but keeps each piece of it as an object of its own: a frame without
+content costs a client six octets and the server an entry in a list, for ever. Follows the frames' headers (RFC 6455,
+section 5.2), and refuses to know what is in the frames.
 """
 
+import re
 from typing import Final
 
 import trio
 
-from airy_trio.websocket.fragments import Fragments
-from airy_trio.websocket.framing import CLOSE_FIRST_BYTE
-from airy_trio.websocket.outlet import Outlet
-from airy_trio.websocket.turnstile import Turn
+from airy_trio.websocket.fair_queue import Turn
+from airy_trio.websocket.transport import Transport
+
+_FIN_TEXT: Final = 0x81
+CLOSE_FIRST_BYTE: Final = b"\x88"
+_LENGTH_7_MAX: Final = 125
+_LENGTH_7_MASK: Final = 0x7F
+_LENGTH_16: Final = 126
+_LENGTH_16_MAX: Final = 0xFFFF
+_LENGTH_64: Final = 127
+CLOSE_REASON_BYTES_MAX: Final = 123
+CLOSE_BYTES_MAX: Final = 131
+"""Of a client's Close frame."""
+_KEY_BYTES: Final = 4
+_MASKED_CLOSE: Final = re.compile(rb"(?=\x88([\x80-\xfd]))")
+"""The first two octets of a client's Close frame, wherever they stand. The second one holds the length."""
+
+
+def text_message(payload: bytes) -> bytes:
+    """Frame UTF-8 octets as one complete text message."""
+    size = len(payload)
+    if size <= _LENGTH_7_MAX:
+        return bytes((_FIN_TEXT, size)) + payload
+    if size <= _LENGTH_16_MAX:
+        return bytes((_FIN_TEXT, _LENGTH_16)) + size.to_bytes(2, "big") + payload
+    return bytes((_FIN_TEXT, _LENGTH_64)) + size.to_bytes(8, "big") + payload
+
+
+HEART_BEAT: Final = text_message(b"\n")
+"""A message of exactly one LF: some clients take anything else for a frame."""
+
+PING: Final = b"\x89\x00"
+"""Without content: a client is known to fail at a PING that has some."""
+
+
+def close_frame(code: int, reason: str) -> bytes:
+    """Make a Close frame. ``reason`` is cut at 123 octets, which is all that a control frame can carry."""
+    payload = code.to_bytes(2, "big") + reason.encode()[:CLOSE_REASON_BYTES_MAX]
+    return CLOSE_FIRST_BYTE + bytes((len(payload),)) + payload
+
+
+def ends_with_close(data: bytes) -> bool:
+    """Whether the last octets of what a client has sent look like its Close frame, after which nothing follows.
+
+    Content of another frame looks like one about twice in a thousand times: for a reader that may stop too early.
+    """
+    tail = data[-CLOSE_BYTES_MAX:]
+    return any(
+        found.start() + 2 + _KEY_BYTES + (found[1][0] & _LENGTH_7_MASK) == len(tail)
+        for found in _MASKED_CLOSE.finditer(tail)
+    )
+
+
+PIECES_MAX: Final = 4096
+"""Of one message: frames, and further reads within a frame. Browsers send a message in one frame."""
+SMALL_OCTETS: Final = 16
+SMALL_MAX: Final = 256
+"""Frames of one message with less content than that: each costs the server as much as one of many octets."""
+_FIN: Final = 0x80
+_CONTROL: Final = 0x08
+_OPCODE: Final = 0x0F
+_CLOSE: Final = 0x08
+_MASKED: Final = 0x80
+_LENGTH: Final = 0x7F
+_LENGTH_OCTETS: Final = {126: 2, 127: 8}
+_FIXED_OCTETS: Final = 2
+_KEY_OCTETS: Final = 4
+
+
+class Fragments:
+    """Counts the pieces of the message that is under way, from all that comes after the answer to the upgrade.
+
+    ``controls``: control frames that have begun; whoever paces them sets it back. ``closed``: one was a Close frame.
+    """
+
+    __slots__ = (
+        "_content",
+        "_counted",
+        "_header",
+        "_last",
+        "_pieces",
+        "_small",
+        "closed",
+        "controls",
+    )
+
+    def __init__(self) -> None:
+        self.controls = 0
+        self.closed = False
+        self._header = b""
+        self._content = 0  # octets of the frame that are still to come
+        self._counted = False  # whether the frame is of a message, and not a control frame
+        self._last = False  # whether the message ends with the frame
+        self._pieces = 0
+        self._small = 0
+
+    def feed(self, data: bytes) -> bool:
+        """Follow what has come; False where a message has too many pieces: ``PIECES_MAX``, or ``SMALL_MAX`` small."""
+        at = 0
+        while at < len(data):
+            at = self._skip(data, at) if self._content else self._begin(data, at)
+            if self._pieces > PIECES_MAX or self._small > SMALL_MAX:
+                return False
+        return True
+
+    def _skip(self, data: bytes, at: int) -> int:
+        """Pass over the content of a frame; give where it, or the data, ends."""
+        end = min(len(data), at + self._content)
+        self._content -= end - at
+        self._count()
+        return end
+
+    def _begin(self, data: bytes, at: int) -> int:
+        """Read on in the header of a frame; give where it, or the data, ends."""
+        header = self._header
+        while at < len(data):
+            end = at + _header_octets(header) - len(header)
+            header += data[at:end]
+            at = min(end, len(data))
+            if len(header) == _header_octets(header):
+                self._enter(header)
+                header = b""
+                break
+        self._header = header
+        return at
+
+    def _enter(self, header: bytes) -> None:
+        length = header[1] & _LENGTH
+        octets = _LENGTH_OCTETS.get(length, 0)
+        self._content = int.from_bytes(header[_FIXED_OCTETS : _FIXED_OCTETS + octets]) if octets else length
+        self._counted = not header[0] & _CONTROL
+        self.controls += not self._counted
+        self.closed |= header[0] & _OPCODE == _CLOSE
+        self._last = bool(header[0] & _FIN)
+        if self._counted:
+            self._small = 0 if self._last else self._small + (self._content < SMALL_OCTETS)
+        if not self._content:
+            self._count()
+
+    def _count(self) -> None:
+        if self._counted:
+            self._pieces = 0 if self._last and not self._content else self._pieces + 1
+
+
+def _header_octets(header: bytes) -> int:
+    """How long a header is, as far as its beginning tells."""
+    if len(header) < _FIXED_OCTETS:
+        return _FIXED_OCTETS
+    masked = _KEY_OCTETS if header[1] & _MASKED else 0
+    return _FIXED_OCTETS + _LENGTH_OCTETS.get(header[1] & _LENGTH, 0) + masked
+
 
 RECEIVE_BYTES_MAX: Final = 4096
 CONTROLS_PER_S: Final = 20
@@ -24,7 +184,7 @@ class StalledError(trio.BrokenResourceError):
     """The peer took nothing for ``send_timeout_s``."""
 
 
-class Wire(trio.abc.Stream):
+class FramedStream(trio.abc.Stream):
     """One connection's way out and in.
 
     ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``drained_at``: when the peer last
@@ -60,7 +220,7 @@ class Wire(trio.abc.Stream):
         "written_at",
     )
 
-    def __init__(self, outlet: Outlet, *, send_timeout_s: float, turn: Turn | None = None) -> None:
+    def __init__(self, outlet: Transport, *, send_timeout_s: float, turn: Turn | None = None) -> None:
         self.outlet = outlet
         self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
         self.closing = False

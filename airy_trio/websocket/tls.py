@@ -7,17 +7,149 @@ a key update) leaves in its turn. Which certificate is shown is decided elsewher
 TLS gets one record of the peer at a time. Given more, OpenSSL would work through all records that carry no content
 (key updates, refused renegotiations) in one call, which stops the event loop for as long as the peer likes. So each of
 them is seen here: reading on takes a turn, and their number has a limit.
+
+The server's certificate and its key: read from their files, looked at, and made into what connections use.
+
+Every fault is told in words that name the setting, none with anything of a key. Which connections use it, and when it
+is read again, is decided elsewhere.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import trio
-from attrs import define
+from attrs import define, frozen
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from airy_trio.websocket.outlet import HandshakeError, Outlet
+from airy_trio.errors import StartError
+from airy_trio.websocket.transport import HandshakeError, Transport
+
+CERTIFICATE: Final = "listener.tls_certificate"
+KEY: Final = "listener.tls_key"
+"""The settings, as faults and warnings name them."""
+FILE_BYTES_MAX: Final = 1024 * 1024
+PROTOCOLS: Final = ("http/1.1",)
+"""For ALPN: a WebSocket begins as HTTP/1.1 here."""
+
+
+@frozen(kw_only=True)
+class Certificate:
+    """A certificate that can be served with. ``names``: of hosts, for whom it was issued. ``context``: for outlets."""
+
+    context: ssl.SSLContext
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+
+    def days_left(self, now: datetime) -> int:
+        """How many whole days it is still valid; negative where it has expired."""
+        return (self.not_after - now).days
+
+    def warnings(self, now: datetime) -> Iterator[str]:
+        """Why clients are going to refuse it."""
+        if now > self.not_after:
+            yield f"{CERTIFICATE}: the certificate has expired, on {self.not_after:%Y-%m-%d}: clients refuse it"
+        if now < self.not_before:
+            yield f"{CERTIFICATE}: the certificate is valid only from {self.not_before:%Y-%m-%d} on: clients refuse it"
+
+
+def load(certificate_file: str, key_file: str) -> Certificate:
+    """Read both files. Blocks for that.
+
+    PEM: the server's own certificate first, then those that lead to a root; the key without a passphrase.
+    Raises ``StartError`` with all faults.
+    """
+    faults: list[str] = []
+    chain = _chain(certificate_file, faults)
+    key = _key(key_file, faults)
+    if key is not None and chain and key.public_key() != _public_key(chain[0]):
+        later = any(key.public_key() == _public_key(other) for other in chain[1:])
+        hint = "; it belongs to a later one: the server's own must be the first in its file" if later else ""
+        faults.append(f"{KEY}: the key does not belong to the certificate{hint}")
+    if faults:
+        raise StartError(faults)
+    leaf = chain[0]
+    return Certificate(
+        context=_context(certificate_file, key_file),
+        names=_names(leaf),
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+    )
+
+
+def _chain(file: str, faults: list[str]) -> list[x509.Certificate]:
+    data = _read(CERTIFICATE, file, faults)
+    if data is None:
+        return []
+    try:
+        return x509.load_pem_x509_certificates(data)
+    except (ValueError, x509.InvalidVersion):
+        faults.append(f"{CERTIFICATE}: {file}: there is no certificate in it that can be read (PEM is needed)")
+    return []
+
+
+def _public_key(certificate: x509.Certificate) -> CertificatePublicKeyTypes | None:
+    """None: of a kind that no key of a server can be, as it cannot be read either."""
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _key(file: str, faults: list[str]) -> PrivateKeyTypes | None:
+    data = _read(KEY, file, faults)
+    if data is None:
+        return None
+    try:
+        return load_pem_private_key(data, None)
+    except TypeError:  # it needs a password
+        faults.append(f"{KEY}: {file}: the key is locked with a passphrase; one without is needed")
+    except (ValueError, UnsupportedAlgorithm):
+        faults.append(f"{KEY}: {file}: there is no private key in it that can be read (PEM is needed)")
+    return None
+
+
+def _read(setting: str, file: str, faults: list[str]) -> bytes | None:
+    try:
+        with Path(file).open("rb") as opened:
+            data = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        faults.append(f"{setting}: {file}: the file cannot be read: {error.strerror or type(error).__name__}")
+        return None
+    if len(data) > FILE_BYTES_MAX:
+        faults.append(f"{setting}: {file}: larger than {FILE_BYTES_MAX} bytes")
+        return None
+    return data
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return tuple(str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress))
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+        return ()  # they are told to who reads the log, no more
+
+
+def _context(certificate_file: str, key_file: str) -> ssl.SSLContext:
+    """TLS 1.2 and newer with Python's choice of ciphers, no renegotiation. Raises ``StartError``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(PROTOCOLS)
+    try:
+        context.load_cert_chain(certificate_file, key_file, password="")
+    except OSError as error:  # ssl.SSLError is one
+        reason = (getattr(error, "reason", None) or "the files changed meanwhile").replace("_", " ").lower()
+        raise StartError([f"{CERTIFICATE}: the certificate cannot be used: {reason}"]) from None
+    return context
+
 
 RECORD_BYTES_MAX: Final = 16 * 1024
 """Of plaintext in one record (RFC 8446, section 5.1)."""
@@ -36,7 +168,7 @@ class Encryption:
     context: ssl.SSLContext
 
 
-class TlsOutlet:
+class TlsTransport:
     """The server's side of TLS over an outlet that it owns.
 
     What was encrypted has to leave, and in order, so nothing is encrypted while something is pending below. TLS may
@@ -47,7 +179,7 @@ class TlsOutlet:
 
     def __init__(
         self,
-        outlet: Outlet,
+        outlet: Transport,
         context: ssl.SSLContext,
         turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
     ) -> None:
@@ -66,11 +198,11 @@ class TlsOutlet:
 
     @property
     def pending(self) -> bool:
-        """See ``Outlet.pending``."""
+        """See ``Transport.pending``."""
         return self._held or self._outlet.pending
 
     async def handshake(self) -> None:
-        """See ``Outlet.handshake``."""
+        """See ``Transport.handshake``."""
         await self._outlet.handshake()
         while not self._established:
             self._check()
@@ -91,21 +223,21 @@ class TlsOutlet:
                 await self._turn()
 
     def offer(self, data: bytes) -> bool:
-        """See ``Outlet.offer``."""
+        """See ``Transport.offer``."""
         if self._held or self._outlet.pending:
             return False
         self._take(data)
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Outlet.push``."""
+        """See ``Transport.push``."""
         if self.pending:
             message = "something is pending"
             raise RuntimeError(message)
         self._take(data)
 
     async def drain(self) -> None:
-        """See ``Outlet.drain``."""
+        """See ``Transport.drain``."""
         while self.pending:
             self._check()
             if self._outlet.pending:
@@ -120,7 +252,7 @@ class TlsOutlet:
             self._check()
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Outlet.receive_some``. The peer's close_notify ends its stream; to end without one breaks it."""
+        """See ``Transport.receive_some``. The peer's close_notify ends its stream; to end without one breaks it."""
         if self._deaf:
             while await self._outlet.receive_some(bytes_max):
                 pass
@@ -143,7 +275,7 @@ class TlsOutlet:
             heard, whole = True, await self._hear(bytes_max)
 
     async def send_eof(self) -> None:
-        """See ``Outlet.send_eof``: a close_notify, then what the medium has."""
+        """See ``Transport.send_eof``: a close_notify, then what the medium has."""
         if self._broken is None:
             self._check()
             while self.pending:
@@ -156,7 +288,7 @@ class TlsOutlet:
         await self._outlet.send_eof()
 
     async def aclose(self) -> None:
-        """See ``Outlet.aclose``: with a close_notify, unless others stand in its way."""
+        """See ``Transport.aclose``: with a close_notify, unless others stand in its way."""
         if not self.pending:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self._end()
@@ -164,7 +296,7 @@ class TlsOutlet:
         await self._outlet.aclose()
 
     async def abort(self) -> None:
-        """See ``Outlet.abort``. Without a close_notify: the peer is to know that something is missing."""
+        """See ``Transport.abort``. Without a close_notify: the peer is to know that something is missing."""
         self._close()
         await self._outlet.abort()
 

@@ -21,7 +21,7 @@ class HandshakeError(trio.BrokenResourceError):
     """The peer does not speak as this outlet needs it to. The message is plain words, with nothing of the peer's."""
 
 
-class Outlet(Protocol):
+class Transport(Protocol):
     """A way out that never takes half of what it is given: what the peer does not take at once is *pending*.
 
     Errors are ``trio.BrokenResourceError`` (the peer is gone) and ``trio.ClosedResourceError`` (we closed it). After
@@ -66,7 +66,7 @@ class Outlet(Protocol):
         ...
 
 
-class SocketOutlet:
+class SocketTransport:
     """A connected, non-blocking stream socket of the standard library, written to without a detour.
 
     Direct ``send`` costs a third of ``SocketStream.send_all``. Owns the socket.
@@ -91,10 +91,10 @@ class SocketOutlet:
                     sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT_BYTES)
 
     async def handshake(self) -> None:
-        """See ``Outlet.handshake``: there is nothing to agree on, and reading comes next, which waits."""
+        """See ``Transport.handshake``: there is nothing to agree on, and reading comes next, which waits."""
 
     def offer(self, data: bytes) -> bool:
-        """See ``Outlet.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
+        """See ``Transport.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
         if self.pending:
             return False
         try:
@@ -108,14 +108,14 @@ class SocketOutlet:
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Outlet.push``."""
+        """See ``Transport.push``."""
         if self.pending:
             message = "something is pending"
             raise RuntimeError(message)
         self._keep(memoryview(data)[self._try_send(data) :])
 
     async def drain(self) -> None:
-        """See ``Outlet.drain``."""
+        """See ``Transport.drain``."""
         while self.pending:
             self._check_open()
             await trio.lowlevel.wait_writable(self._socket)
@@ -125,7 +125,7 @@ class SocketOutlet:
                 return
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Outlet.receive_some``."""
+        """See ``Transport.receive_some``."""
         while True:
             self._check_open()
             if self._heard:
@@ -139,7 +139,7 @@ class SocketOutlet:
                 raise trio.BrokenResourceError(str(error)) from error
 
     async def send_eof(self) -> None:
-        """See ``Outlet.send_eof``."""
+        """See ``Transport.send_eof``."""
         self._check_open()
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -148,12 +148,12 @@ class SocketOutlet:
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """See ``Outlet.aclose``."""
+        """See ``Transport.aclose``."""
         self._close()
         await trio.lowlevel.checkpoint()
 
     async def abort(self) -> None:
-        """See ``Outlet.abort``. With linger 0 the kernel drops its buffer and resets the peer."""
+        """See ``Transport.abort``. With linger 0 the kernel drops its buffer and resets the peer."""
         if self._socket.fileno() != -1:
             with suppress(OSError):  # the peer was faster: there is nothing left to reset
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)

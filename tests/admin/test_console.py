@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from airy_trio.admin.console import FOLDER, MEDIA_TYPES
-from airy_trio.admin.door import Door
+from airy_trio.admin.endpoints import ClientEndpoint
 from airy_trio.errors import SettingsError
 from airy_trio.testing.client import connect
 from tests.admin.serving import admin, free_port, serving_all
@@ -15,8 +15,8 @@ from tests.application import Application
 ASSET = re.compile(r'(?:src|href)="(console/[^"]+)"')
 
 
-def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> Door:
-    return Door(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
+def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
+    return ClientEndpoint(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool 
         (door(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
     ],
 )
-def test_where_a_browser_finds_the_port_for_clients(made: Door, page: str, url: str | None) -> None:
+def test_where_a_browser_finds_the_port_for_clients(made: ClientEndpoint, page: str, url: str | None) -> None:
     assert made.url(page) == url
     origin = made.origin(page)
     assert origin == (None if url is None else "/".join(url.split("/")[:3]))

@@ -7,11 +7,11 @@ import pytest
 import trio
 
 from airy_trio import __version__
+from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.events.models import TYPES
-from airy_trio.log.latencies import BOUNDS_S
+from airy_trio.log.latency import BOUNDS_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Rejected, StompClient, connect
-from airy_trio.websocket.farewells import CATALOGUE, CLIENT_FAULT_TOKENS
 from airy_trio.websocket.request import STATUSES
 from tests.admin.serving import HOST, Port, Samples, admin, free_port, serving_all
 from tests.application import Application

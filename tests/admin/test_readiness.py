@@ -23,7 +23,7 @@ from airy_trio.settings import Settings
 from airy_trio.testing.feed import MemoryChanges
 from tests.admin.serving import Port, admin, free_port, serving_all
 from tests.application import Application, application
-from tests.changes.watched import ONLY_TAGS, Watched
+from tests.capture.watched import ONLY_TAGS, Watched
 from tests.log.places import event
 from tests.log.recording import Node, node, tag
 from tests.newer_schema import MARK, move_ahead, newer, set_compatible_from, trigger_of

@@ -14,10 +14,10 @@ import trio
 from airy_trio import app
 from airy_trio.admin.readiness import Readiness
 from airy_trio.log.memory import MemoryStore
+from airy_trio.sessions import closing
+from airy_trio.sessions.registry import SPREAD_S
 from airy_trio.testing.client import Closed, StompClient, connect
 from airy_trio.testing.feed import MemoryChanges
-from airy_trio.websocket import goodbye
-from airy_trio.websocket.sessions import SPREAD_S
 from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port
 from tests.application import Application
 from tests.log.recording import node
@@ -44,7 +44,7 @@ async def no_faults() -> Sequence[str]:
 async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent_away(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(goodbye, "GOODBYE_S", TIMEOUT_S)  # the client below decides when it goes
+    monkeypatch.setattr(closing, "GOODBYE_S", TIMEOUT_S)  # the client below decides when it goes
     settings = any_application.migrate(admin(free_port()))
     port, stopping = Port(settings.admin.port), trio.Event()
     with trio.fail_after(TIMEOUT_S):

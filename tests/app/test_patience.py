@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.app.back_ends import patiently
+from airy_trio.app.build import patiently
 from airy_trio.database import DatabaseOptions, DatabaseUnavailable
 from airy_trio.errors import StartError, Unavailable
 from airy_trio.log.memory import MemoryStore

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from airy_trio.app.stores import opened_store
+from airy_trio.app.build import opened_store
 from airy_trio.errors import StartError
 from airy_trio.events.destinations import OfChannel
 from airy_trio.migrate import migrate

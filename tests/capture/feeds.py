@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from airy_trio.changes.feed import Batch, ChangeFeed
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.logged import LoggedChanges
-from airy_trio.changes.postgres import PostgresFeed
-from airy_trio.changes.rows import ChangedObject
-from airy_trio.changes.sqlite import SqliteFeed
+from airy_trio.capture.change_log import LoggedChanges
+from airy_trio.capture.feed import Batch, ChangedObject, ChangeFeed
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE
 from airy_trio.settings import Settings
 from tests.application import Application

@@ -12,8 +12,8 @@ import psycopg
 import sqlalchemy as sa
 from attrs import Factory, define, field
 
-from airy_trio.changes.postgres import PostgresFeed
-from airy_trio.changes.rows import Tag, TagGone
+from airy_trio.capture.feed import Tag, TagGone
+from airy_trio.capture.postgres import PostgresFeed
 
 CONNECTIONS = 5
 OBJECTS = 8

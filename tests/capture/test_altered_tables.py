@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes.objects import Objects
-from airy_trio.changes.rows import Message, Tag
-from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.capture.feed import Message, Tag
+from airy_trio.capture.objects import Objects
+from airy_trio.capture.postgres import CHANGES_MAX
 from airy_trio.database import SQLITE
+from airy_trio.database.postgres import Pipeline, Statement
 from airy_trio.events.translate import EventsOptions, translate
-from airy_trio.pipeline import Pipeline, Statement
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
-from tests.changes.watched import ONLY_TAGS, names, watching
+from tests.capture.feeds import feed_of, read_all
+from tests.capture.watched import ONLY_TAGS, names, watching
 
 PATHS = pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
 BERLIN = '[database.tables.messages]\ntime_zone = "Europe/Berlin"\n'

@@ -11,12 +11,12 @@ import sqlalchemy as sa
 import trio
 from psycopg import sql
 
-from airy_trio.changes import doorbell, postgres
-from airy_trio.changes.feed import Batch
-from airy_trio.changes.postgres import PostgresFeed
+from airy_trio.capture import postgres, wakeup
+from airy_trio.capture.feed import Batch
+from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.database import DatabaseUnavailable
 from tests.application import Application
-from tests.changes.feeds import AnyFeed, feed_of
+from tests.capture.feeds import AnyFeed, feed_of
 from tests.postgres import Postgres
 
 NEVER_S = 1000.0
@@ -75,7 +75,7 @@ async def next_batch(feed: AnyFeed, after: str) -> Batch:
 async def test_only_rings_soon_after_each_other_stop_the_ringing(
     application: Application, heard: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, seldom: bool
 ) -> None:
-    monkeypatch.setattr(doorbell, "HURRY_S", 0.0 if seldom else NEVER_S)
+    monkeypatch.setattr(wakeup, "HURRY_S", 0.0 if seldom else NEVER_S)
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await asleep(feed, await feed.origin())

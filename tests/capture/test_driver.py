@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes.driver import Question
 from airy_trio.database import sqlite_engine
+from airy_trio.database.queries import Query
 from tests.application import Application
 
 
 def test_names_are_given_to_either_driver_and_sql_may_hold_what_is_special_to_one(any_application: Application) -> None:
-    question = Question(sa.text("select :b || :a || :b, 'a\\:b%' where 'x' like :b"))
+    question = Query(sa.text("select :b || :a || :b, 'a\\:b%' where 'x' like :b"))
     with any_application.engine.begin() as connection:
         assert question.rows(connection, {"a": "1", "b": "%"}) == [("%1%", "a:b%")]
         assert question.rows(connection, {"a": "?", "b": "y"}) == []
@@ -27,7 +27,7 @@ def lenient(tmp_path: Path) -> Iterator[sa.Engine]:
 
 
 def test_text_that_is_not_utf_8_comes_as_bytes_beside_good_text(lenient: sa.Engine) -> None:
-    question = Question(sa.text("select 'é' union all select cast(x'ff' as text) union all select :last"))
+    question = Query(sa.text("select 'é' union all select cast(x'ff' as text) union all select :last"))
     with lenient.begin() as connection:
         for _ in range(2):
             assert question.rows(connection, {"last": "z"}) == [("é",), (b"\xff",), ("z",)]
@@ -37,5 +37,5 @@ def test_text_that_is_not_utf_8_comes_as_bytes_beside_good_text(lenient: sa.Engi
 def test_an_error_of_the_driver_is_raised_and_leaves_the_connection_as_it_was(lenient: sa.Engine) -> None:
     with lenient.begin() as connection:
         with pytest.raises(sqlite3.OperationalError, match="nothing"):
-            Question(sa.text("select 1 from nothing")).rows(connection, {})
+            Query(sa.text("select 1 from nothing")).rows(connection, {})
         assert connection.exec_driver_sql("select cast(x'fe' as text)").scalar() == b"\xfe"

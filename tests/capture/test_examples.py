@@ -16,8 +16,8 @@ from airy_trio.events.translate import EventsOptions, translate
 from airy_trio.migrate import migrate
 from airy_trio.settings import Settings, load
 from tests.application import Application
-from tests.changes.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
+from tests.capture.feeds import feed_of, read_all
 
 CONFIG = Path(__file__).parents[2] / "config"
 

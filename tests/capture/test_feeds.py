@@ -3,10 +3,20 @@
 import pytest
 import trio
 
-from airy_trio.changes.feed import Consumer, ResumePointLost
-from airy_trio.changes.rows import Channel, ChannelGone, Message, MessageGone, Metadata, MetadataEntry, Tag, TagGone
+from airy_trio.capture.feed import (
+    Channel,
+    ChannelGone,
+    Consumer,
+    Message,
+    MessageGone,
+    Metadata,
+    MetadataEntry,
+    ResumePointLost,
+    Tag,
+    TagGone,
+)
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 
 
 async def test_a_row_of_each_kind_comes_once_with_its_columns(any_application: Application) -> None:

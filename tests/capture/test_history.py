@@ -2,8 +2,8 @@
 
 import sqlalchemy as sa
 
-from airy_trio.changes.history import Logged, newest_change
-from airy_trio.changes.points import PostgresPoint, SqlitePoint
+from airy_trio.capture.change_log import Logged, newest_change
+from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint
 from airy_trio.database import SQLITE
 from tests.application import Application
 

@@ -3,8 +3,8 @@
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.tables import Tables
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.mapping import Tables
 from airy_trio.errors import MappingError
 from tests.application import Application, application
 from tests.postgres import Postgres

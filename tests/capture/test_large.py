@@ -5,13 +5,13 @@ import tracemalloc
 
 import pytest
 
-from airy_trio.changes.queries import OCTETS_A_CHARACTER_MAX, TEXT_CHARS_MAX
-from airy_trio.changes.rows import Message, Metadata
+from airy_trio.capture.feed import Message, Metadata
+from airy_trio.capture.queries import OCTETS_A_CHARACTER_MAX, TEXT_CHARS_MAX
 from airy_trio.database import SQLITE
 from airy_trio.events.codec import encode
 from airy_trio.events.translate import EventsOptions, translate
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 
 TRUNCATED = b'"content":{"truncated":true}'
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.changes.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
-from airy_trio.database import DatabaseRefused, DatabaseUnavailable, Names, Session, postgres_engine
+from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
+from airy_trio.database import DatabaseRefused, DatabaseUnavailable, DedicatedConnection, Names, postgres_engine
 from tests.application import Application
 
 HOLDER = """
@@ -20,8 +20,8 @@ sys.stdin.read()
 """
 
 
-def session(application: Application) -> Session:
-    return Session(postgres_engine(application.url, connect_timeout_s=5, settings=SESSION_TIMEOUTS))
+def session(application: Application) -> DedicatedConnection:
+    return DedicatedConnection(postgres_engine(application.url, connect_timeout_s=5, settings=SESSION_TIMEOUTS))
 
 
 async def test_of_two_sessions_one_holds_it_until_it_is_released(postgres_application: Application) -> None:

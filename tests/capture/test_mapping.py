@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from airy_trio.changes.rows import ChangedObject, Channel, Message, MessageGone, Metadata, Tag, TagGone
-from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.capture.feed import ChangedObject, Channel, Message, MessageGone, Metadata, Tag, TagGone
+from airy_trio.capture.postgres import CHANGES_MAX
 from airy_trio.database import POSTGRES, SQLITE
 from airy_trio.events.models import Json, MessageUpdated
 from airy_trio.events.translate import EventsOptions, translate
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 
 NONE = '[database.tables.{}]\nname = ""\n'
 

@@ -6,10 +6,10 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.objects import Change, Objects
-from airy_trio.changes.rows import Metadata
-from airy_trio.changes.tables import Key, Tables
+from airy_trio.capture.feed import Metadata
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.mapping import Key, Tables
+from airy_trio.capture.objects import Change, Objects
 from tests.application import Application
 
 CONVERSATIONS, MESSAGES = 1500, 100_000

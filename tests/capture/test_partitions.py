@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from structlog.testing import capture_logs
 
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.partitions import Partitions
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.postgres_triggers import Partitions
 from tests.application import Application
-from tests.changes.test_triggers_postgres import logged
+from tests.capture.test_triggers_postgres import logged
 
 PARTITIONED = (
     "create table tags (id text, name text, color text) partition by list (name)",

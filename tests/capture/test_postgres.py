@@ -14,14 +14,13 @@ import structlog
 import trio
 from attrs import evolve
 
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.lease import OwnLease
-from airy_trio.changes.objects import COLUMNS
-from airy_trio.changes.points import PostgresPoint
-from airy_trio.changes.postgres import PostgresFeed
-from airy_trio.changes.rows import ChangedObject, Tag
+from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag
+from airy_trio.capture.lease import OwnLease
+from airy_trio.capture.objects import COLUMNS
+from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -29,8 +28,8 @@ from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.changes import schedules
-from tests.changes.feeds import feed_of, read_all, source_of
+from tests.capture import schedules
+from tests.capture.feeds import feed_of, read_all, source_of
 from tests.log.recording import until
 from tests.postgres import Postgres
 

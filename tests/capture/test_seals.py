@@ -9,25 +9,25 @@ import pytest
 import trio
 from attrs import evolve
 
-from airy_trio.changes.changelog import MARKS_CHARS_MAX, ChangeLog
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.lease import OwnLease
-from airy_trio.changes.points import PostgresPoint, SqlitePoint, source_of
-from airy_trio.changes.postgres import PostgresFeed
-from airy_trio.changes.sqlite import SqliteFeed
+from airy_trio.capture.change_log import MARKS_CHARS_MAX, ChangeLog
+from airy_trio.capture.feed import ResumePointLost
+from airy_trio.capture.lease import OwnLease
+from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint, source_of
+from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE, sqlite_path
 from airy_trio.database.engines import SQLITE_BUSY_TIMEOUT_S
 from airy_trio.errors import MappingError
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.consumption import ForeignLogError
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.changes.feeds import AnyFeed
-from tests.changes.feeds import source_of as changes_of
+from tests.capture.feeds import AnyFeed
+from tests.capture.feeds import source_of as changes_of
 from tests.log.recording import until
 
 TIMEOUT_S = 30.0

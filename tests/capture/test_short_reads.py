@@ -7,14 +7,13 @@ import sqlalchemy as sa
 import trio
 from attrs import evolve
 
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.points import PostgresPoint
-from airy_trio.changes.postgres import PostgresFeed
-from airy_trio.changes.short_reads import CHANGES_MAX
+from airy_trio.capture.feed import ResumePointLost
+from airy_trio.capture.postgres import CHANGES_MAX, PostgresFeed
+from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.errors import MappingError
 from tests.application import Application
-from tests.changes.feeds import AnyFeed, feed_of
-from tests.changes.test_postgres import transaction
+from tests.capture.feeds import AnyFeed, feed_of
+from tests.capture.test_postgres import transaction
 
 MANY = 10 * CHANGES_MAX
 PAIRS = ("conversation", "c1"), ("message", "m1"), ("channel", "ch1"), ("other", "1")

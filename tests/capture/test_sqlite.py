@@ -10,12 +10,11 @@ import pytest
 import structlog
 import trio
 
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.rows import ChangedObject, Tag, TagGone
-from airy_trio.database import DatabaseUnavailable, sqlite_path, sqlite_version, sqlite_watch
-from airy_trio.database.sqlite_watch import SETTLED_S
+from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag, TagGone
+from airy_trio.database import DatabaseUnavailable, sqlite, sqlite_path
+from airy_trio.database.sqlite import SETTLED_S
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 
 
 @pytest.fixture(params=["wal", "delete"])
@@ -251,7 +250,7 @@ async def test_other_changes_of_the_schema_are_no_matter(
 async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_watch, "_written", lambda _path: None)
+    monkeypatch.setattr(sqlite, "_written", lambda _path: None)
     async with feed_of(application, application.settings()) as feed:
         after = (await feed.read(await feed.origin(), 10)).resume_point
         with trio.move_on_after(2 * SETTLED_S):
@@ -264,7 +263,7 @@ async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
 
 async def test_what_was_written_since_is_told_without_a_thread(application: Application) -> None:
     session = application.reading()
-    version = sqlite_version.VersionOf(session)
+    version = sqlite.FileVersions(session)
     assert version.watch.touched()  # nobody knows yet where it is
     await version.ask()
     assert version.watch.touched()

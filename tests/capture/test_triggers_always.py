@@ -10,7 +10,7 @@ from airy_trio.check import check
 from airy_trio.errors import StartError
 from airy_trio.settings import Settings
 from tests.application import Application, application
-from tests.changes.test_triggers_postgres import PARTITIONED, faults, logged
+from tests.capture.test_triggers_postgres import PARTITIONED, faults, logged
 from tests.postgres import Postgres
 from tests.replication import SUBSCRIPTION, Publisher, subscribed
 

@@ -7,12 +7,12 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.changes import triggers
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.rows import MessageGone, Tag, TagGone
+from airy_trio.capture import triggers
+from airy_trio.capture.feed import MessageGone, Tag, TagGone
+from airy_trio.capture.inspection import inspect
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 from tests.postgres import PASSWORD_ROLE, Postgres
 
 MERGE_SINCE = 15

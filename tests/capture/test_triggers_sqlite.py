@@ -6,12 +6,12 @@ import pytest
 import sqlalchemy as sa
 
 from airy_trio import migrate
-from airy_trio.changes import triggers
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.rows import Tag, TagGone
+from airy_trio.capture import triggers
+from airy_trio.capture.feed import Tag, TagGone
+from airy_trio.capture.inspection import inspect
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.changes.feeds import feed_of, read_all
+from tests.capture.feeds import feed_of, read_all
 
 OUTDATED = "has triggers of another mapping or version:"
 RUN = "; run: airy-trio migrate --config FILE"

@@ -6,22 +6,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.changes.feed import ResumePointLost
-from airy_trio.changes.points import SqlitePoint
-from airy_trio.changes.watermarks import Watermarks
+from airy_trio.capture.feed import ResumePointLost
+from airy_trio.capture.polling import Watermarks
+from airy_trio.capture.resume_points import SqlitePoint
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable
 from tests.application import Application, application
-from tests.changes.feeds import read_all
-from tests.changes.watched import (
-    ON_SQLITE_ONLY,
-    OVERLAP_S,
-    SECOND_US,
-    START_US,
-    TIMES,
-    Watched,
-    names,
-    watching,
-)
+from tests.capture.feeds import read_all
+from tests.capture.watched import ON_SQLITE_ONLY, OVERLAP_S, SECOND_US, START_US, TIMES, Watched, names, watching
 from tests.postgres import Postgres
 
 
@@ -93,7 +84,7 @@ async def test_a_second_change_of_the_same_moment_is_not_taken_for_the_first(wat
 async def test_many_of_one_moment_come_in_pages_none_twice_and_none_left_out(
     watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airy_trio.changes.sweep.PAGE_ROWS", 2)
+    monkeypatch.setattr("airy_trio.capture.row_versions.PAGE_ROWS", 2)
     async with watching(watched.application) as feed:
         after = await feed.origin()
         for number in range(7):
@@ -152,7 +143,7 @@ async def test_a_restart_neither_loses_nor_repeats(watched: Watched) -> None:
 async def test_beyond_what_a_resume_point_remembers_a_restart_gives_the_overlap_again(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airy_trio.changes.watermarks.DIGESTS_MAX", 2)
+    monkeypatch.setattr("airy_trio.capture.polling.DIGESTS_MAX", 2)
     async with watching(watched.application) as feed:
         after = await feed.origin()
         for number in range(5):

@@ -11,19 +11,10 @@ import pytest
 import sqlalchemy as sa
 from attrs import define, field
 
-from airy_trio.changes.feed import Batch
-from airy_trio.changes.rows import Tag
-from airy_trio.changes.updated_at import UpdatedAtFeed
+from airy_trio.capture.feed import Batch, Tag
+from airy_trio.capture.polling import UpdatedAtFeed
 from tests.application import Application
-from tests.changes.watched import (
-    ONLY_TAGS,
-    OVERLAP_S,
-    SECOND_US,
-    START_US,
-    Watched,
-    feed_by_updated_at,
-    settings_of,
-)
+from tests.capture.watched import ONLY_TAGS, OVERLAP_S, SECOND_US, START_US, Watched, feed_by_updated_at, settings_of
 
 OBJECTS = 12
 CONNECTIONS = 4
@@ -120,7 +111,7 @@ async def test_out_of_order_commits_within_the_overlap_lose_nothing_and_come_onc
     postgres_application: Application, form: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance = random.Random(seed)
-    monkeypatch.setattr("airy_trio.changes.sweep.PAGE_ROWS", chance.choice([1, 3, 500]))
+    monkeypatch.setattr("airy_trio.capture.row_versions.PAGE_ROWS", chance.choice([1, 3, 500]))
     watched = Watched(postgres_application, form)
     feed = feed_by_updated_at(
         postgres_application,

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Final
 
-from airy_trio.changes.inspection import inspect
-from airy_trio.changes.rows import ChangedObject, Tag
-from airy_trio.changes.updated_at import UpdatedAtFeed
+from airy_trio.capture.feed import ChangedObject, Tag
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.settings import Settings
 from tests.application import Application
 

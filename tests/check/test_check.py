@@ -10,8 +10,8 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio import app
-from airy_trio.changes import default_tables
-from airy_trio.changes.tables import FIELDS
+from airy_trio.capture import mapping
+from airy_trio.capture.mapping import FIELDS
 from airy_trio.check import Report, check
 from airy_trio.check.postgres import DURABLE
 from airy_trio.database import POSTGRES
@@ -75,7 +75,7 @@ def test_no_index_is_wanted_where_no_conversation_is_looked_up(any_application: 
 
 def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> None:
     with any_application.engine.begin() as connection:
-        default_tables.create(connection, FIELDS)
+        mapping.create(connection, FIELDS)
     before = sorted(tmp_path.iterdir())
     check(any_application.settings())
     assert sorted(tmp_path.iterdir()) == before
@@ -109,7 +109,7 @@ def test_many_problems_in_one_run(any_application: Application, tmp_path: Path) 
 
 def test_not_migrated(any_application: Application) -> None:
     with any_application.engine.begin() as connection:
-        default_tables.create(connection, FIELDS)
+        mapping.create(connection, FIELDS)
     report = check(any_application.settings())
     missing = "airy_trio has not been installed here; run: airy-trio migrate --config FILE"
     assert problems(report)[0] == f"database: {missing}"

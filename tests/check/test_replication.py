@@ -9,7 +9,7 @@ from airy_trio import migrate
 from airy_trio.check import check
 from airy_trio.settings import Settings
 from tests.application import Application, application
-from tests.changes.test_triggers_postgres import PARTITIONED
+from tests.capture.test_triggers_postgres import PARTITIONED
 from tests.postgres import PASSWORD_ROLE, Postgres
 
 ADVICE = "if clients are to receive them: airy-trio migrate --config FILE --triggers always"

@@ -14,17 +14,17 @@ def test_less_than_full_is_told(synchronous: int, told: int) -> None:
 
 
 def test_this_python_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(sqlite.refusals()) == []
+    assert list(sqlite.file_refusals()) == []
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
-    assert next(sqlite.refusals()).endswith("3.35 or newer is needed")
+    assert next(sqlite.file_refusals()).endswith("3.35 or newer is needed")
 
 
 def test_a_folder_in_which_nothing_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "app.db"
     path.touch()
-    assert list(sqlite.missing_rights(path)) == []
+    assert list(sqlite.missing_file_rights(path)) == []
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root, which tests may run as, may do all
-    assert list(sqlite.missing_rights(path)) == [
+    assert list(sqlite.missing_file_rights(path)) == [
         f"the file {path} cannot be written by this user",
         f"no files can be made in {tmp_path} by this user",
     ]

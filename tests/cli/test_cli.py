@@ -15,8 +15,8 @@ import trio
 from attrs import frozen
 
 from airy_trio import __version__
-from airy_trio.changes import default_tables
-from airy_trio.changes.tables import FIELDS
+from airy_trio.capture import mapping
+from airy_trio.capture.mapping import FIELDS
 from airy_trio.cli.logs import configure_logging
 from tests.application import Application
 from tests.command_line import CommandLine
@@ -226,7 +226,7 @@ def test_triggers_of_another_mapping(any_application: Application, here: Here, c
 
 def test_not_migrated(any_application: Application, here: Here, command_line: CommandLine) -> None:
     with any_application.engine.begin() as connection:
-        default_tables.create(connection, FIELDS)
+        mapping.create(connection, FIELDS)
     message = told(command_line("--config", here.on(any_application.url)), 1)
     assert message == "database: airy_trio has not been installed here; run: airy-trio migrate --config FILE"
 

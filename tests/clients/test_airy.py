@@ -7,9 +7,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from airy_trio.delivery.disconnects import SILENT
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
-from airy_trio.websocket.farewells import SILENT
-from airy_trio.websocket.listener import ListenerOptions
 from tests.application import Application
 from tests.clients.running import stompjs
 from tests.clients.test_running import listen

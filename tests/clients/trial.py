@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 from attrs import define, field
 
-from airy_trio.changes import default_tables
+from airy_trio.capture import mapping
 from tests.application import MESSAGE, Application, application
 from tests.clients.contents import BEFORE_THE_CRASH, STORED, meaning
 from tests.clients.matrix import Capability, RealClient
@@ -127,7 +127,7 @@ async def take(attempts: Iterable[Attempt], capability: Capability, step: Callab
 def write(made: Application, numbers: Iterable[int]) -> None:
     """Write messages, in one transaction."""
     rows = [{**MESSAGE, "id": f"m{number}", "content": STORED[number - 1]} for number in numbers]
-    made.insert(default_tables.MESSAGES, *rows)
+    made.insert(mapping.MESSAGES, *rows)
 
 
 async def is_subscribed(attempt: Attempt) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from airy_trio import app
-from airy_trio.changes import default_tables
+from airy_trio.capture import mapping
 from tests.admin.serving import free_port, serving_all
 from tests.application import MESSAGE, Application
 from tests.console.browser import Tab, browsing
@@ -247,7 +247,7 @@ async def test_suggestions_are_drawn_once_a_frame(sqlite_application: Applicatio
         )
         with sqlite_application.engine.begin() as connection:
             connection.execute(
-                default_tables.MESSAGES.insert(),
+                mapping.MESSAGES.insert(),
                 [{**MESSAGE, "id": f"m{number}", "conversation_id": f"c{number}"} for number in range(1000)],
             )
         await tab.until("document.querySelector('#count').textContent.startsWith('1,000 received')")

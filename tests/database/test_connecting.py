@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import Database, Session, connected, postgres_engine
+from airy_trio.database import Database, DedicatedConnection, connected, postgres_engine
 
 CONNECTED = "select count(*) from pg_stat_activity where application_name = 'airy-trio'"
 
@@ -74,9 +74,9 @@ Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
 
 @pytest.fixture(params=["pool", "session"])
-def closable(request: pytest.FixtureRequest, engine: sa.Engine) -> Database | Session:
+def closable(request: pytest.FixtureRequest, engine: sa.Engine) -> Database | DedicatedConnection:
     """Each of the two ways to a database, over Postgres."""
-    return Database(engine) if request.param == "pool" else Session(engine)
+    return Database(engine) if request.param == "pool" else DedicatedConnection(engine)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ async def hang(run: Run, statement: str) -> tuple[int, threading.Event]:
 
 
 async def test_closing_frees_a_thread_that_waits_for_a_lock(
-    closable: Database | Session, postgres_database: str
+    closable: Database | DedicatedConnection, postgres_database: str
 ) -> None:
     with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as other:
         other.exec_driver_sql("create table t (x int)")
@@ -122,7 +122,9 @@ async def test_closing_frees_a_thread_that_waits_for_a_lock(
         assert ended.is_set()
 
 
-async def test_closing_frees_the_thread_of_a_server_that_does_not_answer(closable: Database | Session) -> None:
+async def test_closing_frees_the_thread_of_a_server_that_does_not_answer(
+    closable: Database | DedicatedConnection,
+) -> None:
     pid, ended = await hang(closable.run, "select pg_sleep(60)")
     with stopped(pid), trio.fail_after(10):
         await closable.aclose()

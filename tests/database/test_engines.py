@@ -6,12 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from airy_trio.database import (
-    Database,
-    DatabaseRefused,
-    postgres_engine,
-    sqlite_engine,
-)
+from airy_trio.database import Database, DatabaseRefused, postgres_engine, sqlite_engine
 from tests.application import Application
 
 

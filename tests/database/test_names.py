@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from airy_trio.database import (
-    Names,
-    quote_identifier,
-    quote_text,
-    shown,
-    sqlite_path,
-)
+from airy_trio.database import Names, quote_identifier, quote_text, shown, sqlite_path
 
 
 def test_relative_paths_are_relative_to_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,11 +7,7 @@ import sqlalchemy as sa
 import trio
 import trio.testing
 
-from airy_trio.database import (
-    Database,
-    DatabaseRefused,
-    connecting,
-)
+from airy_trio.database import Database, DatabaseRefused, engines
 from tests.application import Application
 from tests.database.abandoned import Held
 
@@ -52,7 +48,7 @@ async def test_cancellation_is_heard_while_a_unit_is_under_way(application: Appl
 async def test_unit_that_outlives_the_closing_closes_its_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "GRACE_S", 0)
+    monkeypatch.setattr(engines, "GRACE_S", 0)
     held = Held()
     await held.abandon(database.run)
     await database.aclose()
@@ -85,7 +81,7 @@ async def test_late_unit_of_before_a_closing_leaves_no_later_connection_open(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool that is replaced while a unit has a connection of it would never see that connection closed."""
-    monkeypatch.setattr(connecting, "GRACE_S", 0)
+    monkeypatch.setattr(engines, "GRACE_S", 0)
     opened, closed, early, late = list[object](), list[object](), Held(), Held()
     sa.event.listen(database.engine, "connect", lambda connection, _record: opened.append(connection))
     sa.event.listen(database.engine, "close", lambda connection, _record: closed.append(connection))

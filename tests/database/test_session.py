@@ -8,13 +8,8 @@ import sqlalchemy as sa
 import trio
 import trio.testing
 
-from airy_trio.database import (
-    DatabaseRefused,
-    DatabaseUnavailable,
-    Session,
-    connecting,
-)
-from airy_trio.pipeline import Pipeline, Statement
+from airy_trio.database import DatabaseRefused, DatabaseUnavailable, DedicatedConnection, engines
+from airy_trio.database.postgres import Pipeline, Statement
 from tests.application import Application
 from tests.database.abandoned import Held
 
@@ -89,7 +84,7 @@ async def test_a_unit_that_outlives_the_closing_closes_after_itself(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where a unit computes for long: closing does not wait for it."""
-    monkeypatch.setattr(connecting, "GRACE_S", 0)
+    monkeypatch.setattr(engines, "GRACE_S", 0)
     any_application.execute("select 1")
     session = any_application.reading()
     held = Held()
@@ -103,7 +98,7 @@ async def test_a_unit_that_outlives_the_closing_closes_after_itself(
 def test_session_without_use_closes(any_application: Application) -> None:
     session = any_application.reading()
     trio.run(session.aclose)
-    assert isinstance(session, Session)
+    assert isinstance(session, DedicatedConnection)
 
 
 ONE = Statement("one", "select 1")
@@ -173,7 +168,7 @@ async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_applicatio
 async def test_a_conversation_that_outlives_the_closing_closes_the_connection(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "GRACE_S", 0)
+    monkeypatch.setattr(engines, "GRACE_S", 0)
     session = postgres_application.reading()
     await session.run(lambda _connection: None)
     generation, held = session.generation, trio.Event()

@@ -6,10 +6,9 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import Database, DatabaseUnavailable, Session, postgres_engine
+from airy_trio.database import Database, DatabaseUnavailable, DedicatedConnection, postgres_engine
 from airy_trio.database.engines import THREADS_MAX
-from airy_trio.pipeline import Statement
-from airy_trio.stalls import Connection
+from airy_trio.database.postgres import MonitoredConnection, Statement
 from tests.pgbouncer import through
 from tests.stalling_proxy import StallingProxy, stalling
 
@@ -23,7 +22,7 @@ Ask = Callable[[str], Awaitable[object]]
 
 @pytest.fixture
 async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StallingProxy]:
-    monkeypatch.setattr(Connection, "answer_timeout_s", LIMIT_S)
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
     async with stalling(postgres_database) as proxy:
         yield proxy
 
@@ -32,7 +31,7 @@ async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
 async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIterator[Ask]:
     """Runs a statement, which gives one value, in each of the ways that we have."""
     engine = postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S)
-    database, session = Database(engine), Session(engine)
+    database, session = Database(engine), DedicatedConnection(engine)
 
     def value(connection: sa.Connection, sql: str) -> object:
         return connection.execute(sa.text(sql)).scalar()
@@ -109,7 +108,7 @@ async def test_reason_is_told(proxy: StallingProxy) -> None:
             connection.exec_driver_sql("select 1")
             trio.from_thread.run_sync(proxy.stall)
             if at_driver:
-                driver: Connection = connection.connection.driver_connection  # type: ignore[assignment]
+                driver: MonitoredConnection = connection.connection.driver_connection  # type: ignore[assignment]
                 driver.execute("select 1")
             connection.exec_driver_sql("select 1")
 
@@ -123,7 +122,7 @@ async def test_pooler_gives_a_slow_statement_more_time(
     postgres_database: str, pgbouncer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It names a process that does not exist, so the server cannot be asked whether it works."""
-    monkeypatch.setattr(Connection, "answer_timeout_s", LIMIT_S)
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
     url = through(postgres_database, pgbouncer)
     database = Database(postgres_engine(url, connect_timeout_s=CONNECT_TIMEOUT_S))
     with trio.fail_after(TIMEOUT_S):

@@ -12,12 +12,12 @@ import trio
 import yaml
 
 from airy_trio.admin.server import AdminOptions
+from airy_trio.sessions.closing import GOODBYE_S, HANG_UP_S, LINGER_S
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import load, parse
 from airy_trio.websocket.admission import Admission
-from airy_trio.websocket.goodbye import GOODBYE_S, HANG_UP_S, LINGER_S
-from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import read_head, upgrade_in
-from airy_trio.websocket.turnstile import Turnstile
 from tests.processes import AIRY_TRIO
 from tests.websocket.test_request import head
 
@@ -150,7 +150,7 @@ def test_settings_that_a_proxys_file_names_let_its_clients_in(name: str) -> None
     listener = parse(f'[database]\nurl = "sqlite:///a.db"\n[listener]\n{told[1]}\n{told[2]}\n', {}).listener
     (host,) = listener.hosts
     assert f"{host} {{" in text or f"server_name {host};" in text
-    admission = Admission(listener, Turnstile())
+    admission = Admission(listener, FairQueue())
     request = read_head(head(f"Origin: https://{host}", "X-Forwarded-For: 192.0.2.1", changed={"Host": host}))
     assert request is not None
 

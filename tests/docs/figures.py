@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
 from airy_trio.admin.metrics import PREFIX, Sources, registry
-from airy_trio.app import parts, serving
+from airy_trio.app import build, server
 from tests.admin.serving import admin, free_port
 from tests.application import application
 
@@ -44,9 +44,9 @@ async def _collected(path: Path) -> list[Family]:
 
     with application(f"sqlite:///{path}", create=True) as made:
         settings = made.migrate(admin(free_port()))
-    with trio.fail_after(TIMEOUT_S), patch.object(parts, "registry", keep):
+    with trio.fail_after(TIMEOUT_S), patch.object(build, "registry", keep):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serving.serve, settings)
+            await nursery.start(server.serve, settings)
             found = [_family(metric) for metric in kept[0].collect() if metric.name.startswith(PREFIX)]
             nursery.cancel_scope.cancel()
     return found

@@ -17,13 +17,13 @@ import attrs
 import click
 
 from airy_trio.cli import airy_trio as command_line
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.options import NotAllowedError, Validator
 from airy_trio.settings import Document
-from airy_trio.settings.bounds import CHECKS, REQUIRED
-from airy_trio.stomp import faults
-from airy_trio.stomp.faults import Fault
-from airy_trio.websocket import farewells
-from airy_trio.websocket.farewells import Farewell
+from airy_trio.settings.cross_checks import CHECKS, REQUIRED
+from airy_trio.stomp import errors
+from airy_trio.stomp.errors import Fault
 from tests.cli.test_failures import ARGUMENTS, CASES
 from tests.docs import api
 from tests.docs.figures import families
@@ -232,13 +232,13 @@ def goodbyes() -> str:
     return "\n".join(lines)
 
 
-def _rows() -> Iterator[Farewell]:
+def _rows() -> Iterator[DisconnectReason]:
     """The catalogue, and its variants, in the order of their module."""
-    yield from (row for row in vars(farewells).values() if isinstance(row, Farewell))
+    yield from (row for row in vars(disconnects).values() if isinstance(row, DisconnectReason))
 
 
 def _faults() -> list[Fault]:
-    return [fault for fault in vars(faults).values() if isinstance(fault, Fault)]
+    return [fault for fault in vars(errors).values() if isinstance(fault, Fault)]
 
 
 PAGES: Final[Mapping[str, Callable[[], str]]] = {

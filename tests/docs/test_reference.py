@@ -6,9 +6,9 @@ from typing import Final
 import pytest
 
 from airy_trio.cli import airy_trio
+from airy_trio.delivery.disconnects import CATALOGUE
 from airy_trio.settings import Document
 from airy_trio.settings.reader import options_of
-from airy_trio.websocket.farewells import CATALOGUE
 from tests.docs.reference import FOLDER, PAGES, ROOT, made
 
 AGAIN: Final = "run `make reference`"

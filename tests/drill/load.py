@@ -25,7 +25,7 @@ import psycopg
 import sqlalchemy as sa
 
 from airy_trio.database import SQLITE, sqlite_path
-from airy_trio.verify.connections import Connection, PostgresConnection, SqliteConnection
+from airy_trio.verify.scratch import PostgresConnection, ScratchConnection, SqliteConnection
 
 WRITERS = 6
 CONTESTED = 20
@@ -64,7 +64,7 @@ class Writer:
         self._made = 0
         self._own: list[str] = []
 
-    def transact(self, connection: Connection) -> None:
+    def transact(self, connection: ScratchConnection) -> None:
         """Do one transaction."""
         connection.execute(connection.begin)
         contested = sorted(self._random.sample(range(CONTESTED), STATEMENTS_MAX))  # in order, or writers deadlock
@@ -95,7 +95,7 @@ class Writer:
         self._tally["committed"] += 1
         self._own = [id_ for id_ in [*self._own, *made] if id_ not in deleted][-CONTESTED:]
 
-    def transact_for_long(self, connection: Connection) -> None:
+    def transact_for_long(self, connection: ScratchConnection) -> None:
         """Do the one that stays open, and stop."""
         connection.execute(connection.begin)
         for half in ("early", "late"):
@@ -106,7 +106,7 @@ class Writer:
         connection.execute("commit")
         self._tally[LONG] += 1
 
-    def work(self, connect: Callable[[], Connection], long_after_s: float | None) -> None:
+    def work(self, connect: Callable[[], ScratchConnection], long_after_s: float | None) -> None:
         """Run transactions until ``stop``, or the long one until it is committed, over new connections after a cut."""
         is_long = long_after_s is not None
         self._stop.wait(long_after_s or 0)
@@ -123,7 +123,7 @@ class Writer:
                 self._stop.wait(RECONNECT_S)
 
 
-def connecting_to(url: str) -> Callable[[], Connection]:
+def connecting_to(url: str) -> Callable[[], ScratchConnection]:
     """What opens a connection to the database."""
     if sa.make_url(url).get_backend_name() == SQLITE:
         return partial(SqliteConnection, sqlite_path(url))

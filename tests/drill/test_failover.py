@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import trio
 from attrs import define
 
-from airy_trio.log.sql_short import EVENTS_MAX
+from airy_trio.log.sql.postgres import EVENTS_MAX
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
 from tests.drill.findings import log_of

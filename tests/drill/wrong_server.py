@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from attrs import evolve
 
 from airy_trio import cli
-from airy_trio.app import back_ends
-from airy_trio.changes.changelog import TABLE
-from airy_trio.changes.points import PostgresPoint
-from airy_trio.changes.postgres import PostgresFeed
+from airy_trio.app import build
+from airy_trio.capture.change_log import TABLE
+from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.resume_points import PostgresPoint
 
 _NEXT = (
     "select kind, operation, key_1, key_2, old_1, old_2, seq, cast(0 as float8) as age_s "
@@ -39,5 +39,5 @@ class SeqFeed(PostgresFeed):
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(back_ends, "PostgresFeed", SeqFeed)
+        patch.setattr(build, "PostgresFeed", SeqFeed)
         cli.main()

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.application import Application, application
-from tests.changes.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
+from tests.capture.example_tables import AIRY, CHATWOOT, CHATWOOT_MESSAGE
 from tests.e2e.route import listening
 from tests.processes import AIRY_TRIO, Server, run, running, server
 

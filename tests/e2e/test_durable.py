@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.log.redis_streams import open_store
+from airy_trio.log.redis.store import open_store
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application

@@ -10,14 +10,14 @@ import trio
 from attrs import frozen
 
 from airy_trio import app
-from airy_trio.app.stores import adopt_log
+from airy_trio.app.build import adopt_log
 from airy_trio.check import check
 from airy_trio.database import POSTGRES, SQLITE, sqlite_path
-from airy_trio.log.consumption import ForeignLogError
+from airy_trio.log.leadership import ForeignLogError
 from airy_trio.settings import Settings
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application, application
-from tests.changes.watched import ONLY_TAGS
+from tests.capture.watched import ONLY_TAGS
 from tests.e2e.route import configure
 from tests.postgres import Postgres
 from tests.processes import run

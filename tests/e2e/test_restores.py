@@ -16,7 +16,7 @@ from psycopg import sql
 from airy_trio.database import sqlite_path
 from airy_trio.testing.client import connect
 from tests.application import Application, application
-from tests.changes.test_postgres import copy_folder
+from tests.capture.test_postgres import copy_folder
 from tests.e2e.route import HOST, Event, assert_in_order, configure, listening
 from tests.postgres import SUPERUSER, Postgres
 from tests.processes import Server, json_object, server

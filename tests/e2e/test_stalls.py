@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from airy_trio import app
-from airy_trio.stalls import Connection
+from airy_trio.database.postgres import MonitoredConnection
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from tests.application import Application
 from tests.e2e.route import Listening
@@ -36,7 +36,7 @@ async def answer_to_upgrade(address: app.Address) -> bytes:
 async def test_clients_of_a_server_whose_database_stalls_resume_on_another(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Connection, "answer_timeout_s", 0.5)
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", 0.5)
     postgres_application.migrate()
     with trio.fail_after(TIMEOUT_S):
         async with stalling(postgres_application.url) as proxy, trio.open_nursery() as nursery:

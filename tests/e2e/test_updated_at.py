@@ -14,7 +14,7 @@ import trio
 
 from airy_trio.database import sqlite_path
 from tests.application import Application, application
-from tests.changes.watched import ONLY_TAGS, SECOND_US, START_US, Watched
+from tests.capture.watched import ONLY_TAGS, SECOND_US, START_US, Watched
 from tests.command_line import CommandLine
 from tests.e2e.route import assert_in_order, listening
 from tests.processes import AIRY_TRIO, Server, run, running, server

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.app.stores import opened_store
+from airy_trio.app.build import opened_store
 from airy_trio.migrate import streams
 from airy_trio.migrate.streams import Stream
 from airy_trio.settings import Settings

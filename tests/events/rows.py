@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from attrs import evolve
 from hypothesis import strategies as st
 
-from airy_trio.changes.rows import (
+from airy_trio.capture.feed import (
     ChangedObject,
     Channel,
     ChannelGone,

@@ -6,7 +6,6 @@ import pytest
 
 from airy_trio.errors import AiryTrioError
 from airy_trio.events.codec import EventTooLargeError, encode
-from airy_trio.events.faults import RowFault
 from airy_trio.events.models import (
     ChannelUpdated,
     Event,
@@ -17,6 +16,7 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
+from airy_trio.events.values import RowFault
 from tests.events.rows import altered, strictly_read
 
 BODY_BYTES_MAX = 61_440

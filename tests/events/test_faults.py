@@ -2,8 +2,8 @@
 
 import pytest
 
-from airy_trio.changes.rows import Value
-from airy_trio.events.faults import PRINTABLE_CHARACTERS_MAX, UnfitValueError, printable
+from airy_trio.capture.feed import Value
+from airy_trio.events.values import PRINTABLE_CHARACTERS_MAX, UnfitValueError, printable
 
 
 @pytest.mark.parametrize(

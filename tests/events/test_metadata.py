@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.rows import MetadataEntry, Value
-from airy_trio.events import strict_json
-from airy_trio.events.faults import RowFault
+from airy_trio.capture.feed import MetadataEntry, Value
+from airy_trio.events import values
 from airy_trio.events.metadata import Nested, nest
-from airy_trio.events.strict_json import NESTING_MAX
+from airy_trio.events.values import NESTING_MAX, RowFault
 from tests.events.rows import ANY_VALUE, BERLIN, entry, strictly_read
 
 
@@ -26,7 +25,7 @@ def written(*entries: MetadataEntry) -> str:
 
 
 def test_no_rows_are_an_empty_object() -> None:
-    assert nested() == Nested(metadata=strict_json.check("{}"), faults=(), misfits=0)
+    assert nested() == Nested(metadata=values.check("{}"), faults=(), misfits=0)
 
 
 def test_dots_nest() -> None:
@@ -89,7 +88,7 @@ def test_every_part_of_a_key_is_a_name(key: Value, expected: str) -> None:
 )
 def test_values_that_fit_their_type(value: Value, value_type: Value, expected: str) -> None:
     result = nested(entry("k", value, value_type))
-    assert result == Nested(metadata=strict_json.check(f'{{"k":{expected}}}'), faults=(), misfits=0)
+    assert result == Nested(metadata=values.check(f'{{"k":{expected}}}'), faults=(), misfits=0)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +210,11 @@ def test_the_nesting_limit_counts_key_and_value_together() -> None:
     parts = NESTING_MAX - 1
     deep = "x" + ".x" * (parts - 1)
     fits = nested(entry(deep, "[]", "array"))
-    assert (fits.misfits, strict_json.check(fits.metadata)) == (0, fits.metadata)
+    assert (fits.misfits, values.check(fits.metadata)) == (0, fits.metadata)
     beyond = nested(entry(deep, "[[]]", "array"))
     assert (beyond.misfits, beyond.metadata) == (1, '{"x":' * parts + '"[[]]"' + "}" * parts)
     deepest = nested(entry(deep + ".x", "1", "number"))
-    assert (deepest.faults, strict_json.check(deepest.metadata)) == ((), deepest.metadata)
+    assert (deepest.faults, values.check(deepest.metadata)) == ((), deepest.metadata)
 
 
 SMALL_ENTRIES = st.lists(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.events import strict_json
+from airy_trio.events import values
 from airy_trio.events.models import Json
-from airy_trio.events.strict_json import NESTING_MAX, InvalidJsonError, check, is_deeper, members
+from airy_trio.events.values import NESTING_MAX, InvalidJsonError, check, is_deeper, members
 from tests.events.rows import ANY_TEXT, JSON_TEXT, strictly_read
 
 
@@ -145,25 +145,25 @@ def test_members_are_those_of_the_object(written: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["a", "é", 'q"\\', "\ud800", "é\udfff", "\x00"])
 def test_any_name_can_be_written(name: str) -> None:
-    written = strict_json.quoted_name(name)
+    written = values.quoted_name(name)
     written.encode()
     assert strictly_read(written) == name
 
 
 @given(st.text())
 def test_a_quoted_text_reads_as_itself(text: str) -> None:
-    assert strictly_read(strict_json.quoted(text)) == text
+    assert strictly_read(values.quoted(text)) == text
 
 
 def test_quoting_leaves_what_is_not_ascii() -> None:
-    assert strict_json.quoted('é\u2028😀"\x00\n') == '"é\u2028😀\\"\\u0000\\n"'
+    assert values.quoted('é\u2028😀"\x00\n') == '"é\u2028😀\\"\\u0000\\n"'
 
 
 @pytest.mark.parametrize(
     "text,expected", [("a", True), ("é😀", True), ("", True), ("\ud83d", False), ("a\udc80", False)]
 )
 def test_half_of_a_pair_cannot_be_encoded(text: str, *, expected: bool) -> None:
-    assert strict_json.is_encodable(text) is expected
+    assert values.is_encodable(text) is expected
 
 
 @pytest.mark.parametrize(
@@ -171,5 +171,5 @@ def test_half_of_a_pair_cannot_be_encoded(text: str, *, expected: bool) -> None:
     [("{", True, False), (" \n\r\t[", False, True), ("1", False, False), ("", False, False), ("\xa0{", False, False)],
 )
 def test_structures_are_told_by_their_beginning(text: str, *, is_object: bool, is_array: bool) -> None:
-    assert strict_json.is_object(text) is is_object
-    assert strict_json.is_array(text) is is_array
+    assert values.is_object(text) is is_object
+    assert values.is_array(text) is is_array

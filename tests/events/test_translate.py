@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.rows import ChangedObject, Message, Metadata, Value
+from airy_trio.capture.feed import ChangedObject, Message, Metadata, Value
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import (
     ChannelUpdated,

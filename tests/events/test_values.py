@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.rows import ContentForm, Value
-from airy_trio.events import strict_json, values
-from airy_trio.events.faults import UnfitValueError
+from airy_trio.capture.feed import ContentForm, Value
+from airy_trio.events import values
+from airy_trio.events.values import UnfitValueError
 from tests.events.rows import ANY_VALUE, strictly_read
 
 FORMS: tuple[ContentForm, ...] = get_args(ContentForm)
@@ -248,4 +248,4 @@ def test_content_is_json_or_a_fault(value: Value, form: ContentForm) -> None:
     except UnfitValueError:
         return
     strictly_read(content.encode())
-    assert not strict_json.is_deeper(content, strict_json.NESTING_MAX)
+    assert not values.is_deeper(content, values.NESTING_MAX)

@@ -10,8 +10,8 @@ import trio
 
 from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.redis_streams import open_store
-from airy_trio.log.sql import SqlStore
+from airy_trio.log.redis.store import open_store
+from airy_trio.log.sql.store import SqlStore
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import MakePlace, OpenStore

@@ -8,12 +8,11 @@ import structlog
 import trio
 from attrs import define
 
-from airy_trio.changes.feed import ChangeFeed
-from airy_trio.changes.rows import Tag
+from airy_trio.capture.feed import ChangeFeed, Tag
 from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.deference import Deference
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -89,7 +88,7 @@ def node(
     batch_rows_max: int = 10,
     body_bytes_max: int = 1000,
     feed: ChangeFeed | None = None,
-    deference: Deference | None = None,
+    deference: LeaderPreference | None = None,
 ) -> Node:
     log = EventLog(store, LogOptions(store="memory"))
     lease = MemoryLease(changes, unaware)

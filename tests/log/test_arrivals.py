@@ -1,6 +1,6 @@
 """When the newest events came: of two times the earlier counts, and the oldest are forgotten."""
 
-from airy_trio.log.arrivals import BATCHES_MAX, Arrivals
+from airy_trio.log.latency import BATCHES_MAX, Arrivals
 
 
 def test_nothing_is_known_before_it_is_noted() -> None:

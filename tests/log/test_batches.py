@@ -6,13 +6,12 @@ import pytest
 import trio
 from attrs import evolve
 
-from airy_trio.changes.feed import Batch
-from airy_trio.changes.rows import Tag
+from airy_trio.capture.feed import Batch, Tag
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log import batches
-from airy_trio.log.batches import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, meaning_of
+from airy_trio.log import recorder
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
+from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, meaning_of
 from airy_trio.log.store import NewEvent, StoredEvent
 from airy_trio.testing.feed import MemoryChanges
 from tests.log.recording import faulty, node, recorded, started, tag, until
@@ -45,7 +44,7 @@ def large(number: int) -> Tag:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "BATCH_BYTES_MAX", 10 * LARGE)
+    monkeypatch.setattr(recorder, "BATCH_BYTES_MAX", 10 * LARGE)
 
 
 @pytest.mark.usefixtures("small_batches")

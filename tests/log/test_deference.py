@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.log.deference import DEFERENT_POLL_S, HELD_MIN_S, LEASE_POLL_S, Deference
+from airy_trio.log.leadership import DEFERENT_POLL_S, HELD_MIN_S, LEASE_POLL_S, LeaderPreference
 from airy_trio.log.memory import MemoryStore
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import Node, node, recorded, started, tag, until
@@ -24,9 +24,9 @@ class Silent(MemoryFeed):
         await self._changes.written.wait()
 
 
-async def deferring(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Deference, Node, Node]:
+async def deferring(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[LeaderPreference, Node, Node]:
     """One that has the lease and does nothing, and one that has left it to that for a while."""
-    store, deference = MemoryStore(), Deference()
+    store, deference = MemoryStore(), LeaderPreference()
     deference.ask()
     other = node(changes, store)
     assert await other.lease.try_acquire()
@@ -41,7 +41,7 @@ async def deferring(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Defe
 async def test_who_is_asked_lets_go_of_the_lease_and_the_other_one_has_it_and_keeps_it(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, feed: type[MemoryFeed]
 ) -> None:
-    store, deference = MemoryStore(), Deference()
+    store, deference = MemoryStore(), LeaderPreference()
     worker = await started(nursery, node(changes, store, deference=deference, feed=feed(changes)))
     changes.write(tag(1))
     other = await started(nursery, node(changes, store))
@@ -87,7 +87,7 @@ async def test_who_was_cancelled_leaves_the_lease_though_that_was_withdrawn_at_o
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """What it waited for may have been in the middle of something; giving way begins with a new session."""
-    deference = Deference()
+    deference = LeaderPreference()
     worker = await started(nursery, node(changes, MemoryStore(), deference=deference))
     deference.ask()
     deference.withdraw()
@@ -100,7 +100,7 @@ async def test_who_was_cancelled_leaves_the_lease_though_that_was_withdrawn_at_o
 async def test_after_an_outage_who_defers_lets_the_other_one_come_first(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    store, deference = MemoryStore(), Deference()
+    store, deference = MemoryStore(), LeaderPreference()
     other = await started(nursery, node(changes, store))
     worker = await started(nursery, node(changes, store, deference=deference))
     deference.ask()
@@ -118,7 +118,7 @@ async def test_after_an_outage_who_defers_lets_the_other_one_come_first(
 async def test_of_all_who_are_asked_at_once_none_takes_what_another_lets_go(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    store, deferences = MemoryStore(), [Deference() for _ in range(5)]
+    store, deferences = MemoryStore(), [LeaderPreference() for _ in range(5)]
     workers = [await started(nursery, node(changes, store, deference=each)) for each in deferences]
     other = await started(nursery, node(changes, store))
     for number, deference in enumerate(deferences):

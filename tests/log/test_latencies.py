@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.log.latencies import BOUNDS_S, Latencies
+from airy_trio.log.latency import BOUNDS_S, Latencies
 
 
 @pytest.mark.parametrize("index", range(len(BOUNDS_S)))

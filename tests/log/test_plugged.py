@@ -8,14 +8,14 @@ import trio
 
 from airy_trio import app
 from airy_trio.errors import SettingsError
-from airy_trio.log.plugged import find_store
-from airy_trio.log.redis_streams import open_store
+from airy_trio.log.options import find_store
+from airy_trio.log.redis.store import open_store
 from tests.application import Application
-from tests.changes.watched import ONLY_TAGS, Watched
+from tests.capture.watched import ONLY_TAGS, Watched
 from tests.e2e.route import configure, listening
 from tests.processes import run, server
 
-OURS = {"redis": "airy_trio.log.redis_streams:open_store"}
+OURS = {"redis": "airy_trio.log.redis.store:open_store"}
 EXAMPLE = Path(__file__).parents[1] / "library" / "acme_events.py"
 TIMEOUT_S = 90.0
 
@@ -69,7 +69,7 @@ def test_what_a_store_needs_and_is_not_there_is_told() -> None:
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "coredis", None)
-    monkeypatch.delitem(sys.modules, "airy_trio.log.redis_streams", raising=False)
+    monkeypatch.delitem(sys.modules, "airy_trio.log.redis.store", raising=False)
     with pytest.raises(SettingsError, match=r"coredis.*; pip install airy-trio\[redis\]$"):
         find_store("redis", OURS)
 

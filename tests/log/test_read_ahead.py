@@ -8,11 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.changes.feed import Batch, ResumePointLost
+from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.read_ahead import ReadAhead
+from airy_trio.log.recorder import ReadAhead
 from airy_trio.log.store import NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import node, recorded, started, tag, until

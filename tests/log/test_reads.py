@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, Within
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position

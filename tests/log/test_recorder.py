@@ -9,7 +9,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.changes.feed import Batch, Consumer
+from airy_trio.capture.feed import Batch, Consumer
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.events.models import TYPES
 from airy_trio.log.memory import MemoryStore

@@ -6,16 +6,16 @@ from random import Random
 import pytest
 import trio
 
-from airy_trio.changes.lease import FileLease
+from airy_trio.capture.lease import FileLease
 from airy_trio.database import DatabaseOptions
 from airy_trio.events.translate import EventsOptions
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
 from airy_trio.settings import Settings
 from tests.application import Application
-from tests.changes.feeds import feed_of
+from tests.capture.feeds import feed_of
 from tests.log.places import open_sql
 from tests.log.recording import recorded
 

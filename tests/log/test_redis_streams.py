@@ -8,16 +8,14 @@ import trio
 from coredis.parser import Parser
 
 from airy_trio.events.destinations import OfChannel
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.redis_answers import RedisRefusedError, asked
-from airy_trio.log.redis_entries import fields_of, read_entry
-from airy_trio.log.redis_scripts import FIELDS
-from airy_trio.log.redis_streams import SCAN_EVENTS, open_store
+from airy_trio.log.redis.scripts import FIELDS
+from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, asked, fields_of, open_store, read_entry
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
-from airy_trio.testing.store_crashes import write_batches
+from airy_trio.testing.store_durables import write_batches
 from tests.log.places import event, redis_places
 from tests.redis_server import OUTAGES, RedisServer
 

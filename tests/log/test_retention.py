@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.changes.feed import Consumer
+from airy_trio.capture.feed import Consumer
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention

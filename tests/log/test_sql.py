@@ -15,12 +15,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfChannel, OfConversation
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.sql_bell import POLL_WITH_BELL_S, Bell
+from airy_trio.log.sql.postgres import POLL_WITH_BELL_S, Notifications
+from airy_trio.log.sql.tables import LogTables
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
-from airy_trio.log.tables import LogTables
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 
@@ -147,7 +147,7 @@ async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_databa
 async def test_a_bell_of_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
-        bell = Bell(postgres_engine(url, connect_timeout_s=60), "airy_trio")
+        bell = Notifications(postgres_engine(url, connect_timeout_s=60), "airy_trio")
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
             await bell.wait()
         assert given_up.cancelled_caught

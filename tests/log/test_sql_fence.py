@@ -8,7 +8,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.database import DatabaseOptions, Names
-from airy_trio.log.sql_fence import FENCE_CLASS, PATIENCE_FIRST_S, PATIENCE_MAX_S, Fence
+from airy_trio.log.sql.postgres import FENCE_CLASS, PATIENCE_FIRST_S, PATIENCE_MAX_S, Fence
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql

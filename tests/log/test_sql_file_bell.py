@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from airy_trio.database.sqlite_watch import SETTLED_S
-from airy_trio.log.sql_file_bell import SELDOM_S, FileBell
+from airy_trio.database.sqlite import SETTLED_S
+from airy_trio.log.sql.sqlite import SELDOM_S, FileNotifications
 
 TIMEOUT_S = 10.0
 
@@ -36,14 +36,14 @@ def spoil(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
 
 
-async def heard(bell: FileBell, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
+async def heard(bell: FileNotifications, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
     with trio.move_on_after(within_s) as scope:
         await bell.wait(seldom=seldom)
     return not scope.cancelled_caught
 
 
 async def test_it_is_heard_once_for_what_has_been_committed_since(path: Path) -> None:
-    bell = FileBell(path)
+    bell = FileNotifications(path)
     assert await heard(bell), "before anything was asked, all may be new"
     assert not await heard(bell, within_s=2 * SETTLED_S)
     write(path)
@@ -66,7 +66,7 @@ async def test_it_is_heard_once_for_what_has_been_committed_since(path: Path) ->
 
 
 async def test_all_who_wait_hear_it(path: Path) -> None:
-    bell = FileBell(path)
+    bell = FileNotifications(path)
     assert await heard(bell)
     told: list[bool] = []
 
@@ -83,13 +83,13 @@ async def test_all_who_wait_hear_it(path: Path) -> None:
 
 
 async def test_a_file_that_is_gone_or_cannot_be_read_is_left_to_who_looks(path: Path) -> None:
-    bell = FileBell(path)
+    bell = FileNotifications(path)
     assert await heard(bell)
     remove(path)
     for _ in range(3):
         assert await heard(bell)
     await bell.aclose()
-    bell = FileBell(path)
+    bell = FileNotifications(path)
     spoil(path)
     for _ in range(3):
         assert await heard(bell)

@@ -10,10 +10,9 @@ import trio
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused
 from airy_trio.log.position import Position, new_epoch
-from airy_trio.log.sql_fence import FENCE_CLASS
-from airy_trio.log.sql_short import BYTES_MAX, EVENTS_MAX
+from airy_trio.log.sql.postgres import BYTES_MAX, EVENTS_MAX, FENCE_CLASS
+from airy_trio.log.sql.tables import LogTables
 from airy_trio.log.store import EventStore, NewEvent, StaleAppend, StoreUnavailable
-from airy_trio.log.tables import LogTables
 from tests.log.places import event, open_postgres, open_sql
 
 STATE = "airy_trio.log_state"

@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.log.sql_short_reads import EVENTS_MAX
+from airy_trio.log.sql.postgres import EVENTS_MAX
+from airy_trio.log.sql.tables import LogTables
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired
-from airy_trio.log.tables import LogTables
 from tests.log.places import event, open_postgres
 
 PAGE = 1000

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.log.sql_texts import read, written
+from airy_trio.log.sql.tables import read, written
 
 TEXTS = st.text(alphabet="\0\x010a", max_size=8)
 

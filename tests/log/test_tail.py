@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
-from airy_trio.log import narrow
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import Tail, View
 
@@ -260,7 +259,7 @@ def test_it_holds_what_a_naive_list_holds(
 
 @pytest.mark.parametrize("scanned", [0, 4, 10_000], ids=["by channel", "as it is", "one by one"])
 def test_a_narrow_view_is_the_same_however_it_is_found(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrow, "SCANNED_PER_CHANNEL", scanned)
+    monkeypatch.setattr("airy_trio.log.tail.SCANNED_PER_CHANNEL", scanned)
     tail = Tail(events_max=200, bytes_max=1_000_000)
     destination = Within(OfType("message.updated"), frozenset(f"ch{number}" for number in range(0, 20, 3)))
     tail.extend(stored(offset, channel_id=f"ch{offset * 7 % 20}") for offset in range(1, 301))

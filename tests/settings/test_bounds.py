@@ -3,7 +3,7 @@
 import pytest
 
 from airy_trio.settings import Document, parse
-from airy_trio.settings.bounds import CHECKS, REQUIRED, SECRETS
+from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
 from airy_trio.settings.reader import options_of
 from tests.settings.reading import URL, fault, faults, read
 

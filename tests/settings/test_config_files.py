@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from airy_trio.changes.tables import KINDS
+from airy_trio.capture.mapping import KINDS
 from airy_trio.database import DatabaseOptions
 from airy_trio.settings import Document, LoggingOptions, Settings, load, parse
 from airy_trio.settings.reader import options_of

@@ -8,8 +8,14 @@ from attrs import field, frozen
 from cattrs.errors import ClassValidationError
 
 from airy_trio.options import at_least
-from airy_trio.settings.converter import Checks, ContradictionError, RefusedError, lineage, strict_converter
-from airy_trio.settings.environment import EnvironmentFault
+from airy_trio.settings.convert import (
+    Checks,
+    ContradictionError,
+    ConversionError,
+    EnvironmentFault,
+    lineage,
+    strict_converter,
+)
 
 
 @frozen(kw_only=True)
@@ -107,7 +113,7 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: st
     with pytest.raises(ClassValidationError) as caught:
         convert({key: value})
     (refusal,) = caught.value.exceptions
-    assert isinstance(refusal, RefusedError)
+    assert isinstance(refusal, ConversionError)
     assert (refusal.written, refusal.allowed) == (value, allowed)
 
 
@@ -115,7 +121,7 @@ def test_a_refusal_has_what_is_written_not_what_the_environment_holds() -> None:
     with pytest.raises(ClassValidationError) as caught:
         strict_converter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
     (refusal,) = caught.value.exceptions
-    assert isinstance(refusal, RefusedError)
+    assert isinstance(refusal, ConversionError)
     assert refusal.written == "${NAME}"
 
 

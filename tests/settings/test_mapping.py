@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from airy_trio.changes.tables import FIELDS, Kind
-from airy_trio.settings.mapping import BY_FIELD
+from airy_trio.capture.mapping import FIELDS, Kind
+from airy_trio.settings.reader import BY_FIELD
 from tests.settings.reading import fault, read
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from airy_trio.options import at_least
 from airy_trio.settings import Document
+from airy_trio.settings.messages import dotted
 from airy_trio.settings.reader import options_of, read
-from airy_trio.settings.words import dotted
 
 TOML_VALUES = st.recursive(
     st.none().map(lambda _: "x")

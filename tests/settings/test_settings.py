@@ -7,7 +7,7 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.changes.tables import TablesOptions
+from airy_trio.capture.mapping import TablesOptions
 from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.log.options import STORE_WORDS

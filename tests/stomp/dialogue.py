@@ -1,13 +1,10 @@
 """What the tests of stomp/ say and read: frames of a client as octets, connections in a given state, frames of ours."""
 
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.decoder import Decoder
+from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
+from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.limits import Limits
-from airy_trio.stomp.options import ConnectionOptions
 from airy_trio.stomp.requests import Request
-from airy_trio.stomp.states import State
 
 ROOMY = Limits(frame_bytes_max=1 << 20, header_count_max=1000, header_line_bytes_max=1 << 16, command_bytes_max=1000)
 VERSIONS = list(Version)
@@ -35,17 +32,17 @@ def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
     return connection
 
 
-def in_state(state: State) -> Connection:
+def in_state(state: ConnectionState) -> Connection:
     """Give a connection of version 1.2 in a state."""
-    if state is State.AWAITING_CONNECT:
+    if state is ConnectionState.AWAITING_CONNECT:
         return Connection(options(), "s-1")
     connection = opened()
     match state:
-        case State.DISCONNECTED:
+        case ConnectionState.DISCONNECTED:
             connection.receive(said("DISCONNECT"))
-        case State.FAILED:
+        case ConnectionState.FAILED:
             fault_of(connection, "FOO\n\n\0")
-        case State.CLOSED:
+        case ConnectionState.CLOSED:
             connection.error("500-internal", "Something broke.")
         case _:
             pass

@@ -7,13 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp import faults
-from airy_trio.stomp.connection import OTHERWISE, TRANSITIONS, Connection
-from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
-from airy_trio.stomp.faults import Fault
+from airy_trio.stomp import errors
+from airy_trio.stomp.connection import OTHERWISE, TRANSITIONS, Connection, ConnectionState
+from airy_trio.stomp.errors import Fault, LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Version
 from airy_trio.stomp.requests import Ack, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
-from airy_trio.stomp.states import State
 from tests.stomp.dialogue import (
     VERSIONS,
     connect_frame,
@@ -50,39 +48,39 @@ FRAMES = {
 }
 
 # The table once more, as the page of theory has it.
-EXPECTED: dict[State, dict[str, tuple[type, State] | Fault]] = {
-    State.AWAITING_CONNECT: {
-        "CONNECT": (Connect, State.OPEN),
-        "STOMP": (Connect, State.OPEN),
-        **dict.fromkeys(FRAMES.keys() - {"CONNECT", "STOMP"}, faults.NOT_CONNECTED),
+EXPECTED: dict[ConnectionState, dict[str, tuple[type, ConnectionState] | Fault]] = {
+    ConnectionState.AWAITING_CONNECT: {
+        "CONNECT": (Connect, ConnectionState.OPEN),
+        "STOMP": (Connect, ConnectionState.OPEN),
+        **dict.fromkeys(FRAMES.keys() - {"CONNECT", "STOMP"}, errors.NOT_CONNECTED),
     },
-    State.OPEN: {
-        "SUBSCRIBE": (Subscribe, State.OPEN),
-        "UNSUBSCRIBE": (Unsubscribe, State.OPEN),
-        "ACK": (Acknowledge, State.OPEN),
-        "NACK": (Acknowledge, State.OPEN),
-        "BEGIN": (Acknowledge, State.OPEN),
-        "COMMIT": (Acknowledge, State.OPEN),
-        "ABORT": (Acknowledge, State.OPEN),
-        "DISCONNECT": (Disconnect, State.DISCONNECTED),
-        "CONNECT": faults.ALREADY_CONNECTED,
-        "STOMP": faults.ALREADY_CONNECTED,
-        "SEND": faults.SEND_NOT_ALLOWED,
-        **dict.fromkeys(["CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "subscribe", "FOO"], faults.UNKNOWN_COMMAND),
+    ConnectionState.OPEN: {
+        "SUBSCRIBE": (Subscribe, ConnectionState.OPEN),
+        "UNSUBSCRIBE": (Unsubscribe, ConnectionState.OPEN),
+        "ACK": (Acknowledge, ConnectionState.OPEN),
+        "NACK": (Acknowledge, ConnectionState.OPEN),
+        "BEGIN": (Acknowledge, ConnectionState.OPEN),
+        "COMMIT": (Acknowledge, ConnectionState.OPEN),
+        "ABORT": (Acknowledge, ConnectionState.OPEN),
+        "DISCONNECT": (Disconnect, ConnectionState.DISCONNECTED),
+        "CONNECT": errors.ALREADY_CONNECTED,
+        "STOMP": errors.ALREADY_CONNECTED,
+        "SEND": errors.SEND_NOT_ALLOWED,
+        **dict.fromkeys(["CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "subscribe", "FOO"], errors.UNKNOWN_COMMAND),
     },
 }
 
 
-def prepared(state: State) -> Connection:
+def prepared(state: ConnectionState) -> Connection:
     connection = in_state(state)
-    if state is State.OPEN:
+    if state is ConnectionState.OPEN:
         connection.receive(said("BEGIN", "transaction:open"))
     return connection
 
 
 @pytest.mark.parametrize("command", FRAMES)
-@pytest.mark.parametrize("state", State)
-def test_every_frame_in_every_state(state: State, command: str) -> None:
+@pytest.mark.parametrize("state", ConnectionState)
+def test_every_frame_in_every_state(state: ConnectionState, command: str) -> None:
     connection = prepared(state)
     frame = FRAMES[command]
     if state not in EXPECTED:
@@ -93,7 +91,7 @@ def test_every_frame_in_every_state(state: State, command: str) -> None:
     if isinstance(expected, Fault):
         fault = fault_of(connection, frame)
         assert Fault(fault.token, fault.prose) == expected
-        assert connection.state is State.FAILED
+        assert connection.state is ConnectionState.FAILED
     else:
         kind, then = expected
         assert type(request_of(connection, frame)) is kind
@@ -106,8 +104,8 @@ def test_the_table_has_no_cell_that_this_test_does_not_know() -> None:
     assert TRANSITIONS.keys() == OTHERWISE.keys() == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("state", [State.DISCONNECTED, State.FAILED, State.CLOSED])
-def test_what_is_ignored_is_not_even_decoded(state: State) -> None:
+@pytest.mark.parametrize("state", [ConnectionState.DISCONNECTED, ConnectionState.FAILED, ConnectionState.CLOSED])
+def test_what_is_ignored_is_not_even_decoded(state: ConnectionState) -> None:
     connection = in_state(state)
     before = connection.statistics()
     assert connection.receive(b"\xff\0\0 no frame" + b"x" * 200_000) == []
@@ -152,7 +150,7 @@ def test_a_fault_carries_the_requests_before_it_and_they_are_answered() -> None:
     assert read(connection.receipt("x")).command == "RECEIPT"
     assert connection.message_prefix(1)
     assert read(connection.error(fault.token, fault.prose, fault.receipt_id)).get("receipt-id") == "s"
-    assert connection.state is State.CLOSED
+    assert connection.state is ConnectionState.CLOSED
 
 
 def test_each_fault_carries_only_what_the_same_input_held() -> None:
@@ -174,7 +172,7 @@ def test_a_fault_before_connect_carries_the_receipt_as_it_was_written() -> None:
 
 
 def test_a_fault_drops_open_transactions() -> None:
-    connection = prepared(State.OPEN)
+    connection = prepared(ConnectionState.OPEN)
     fault_of(connection, FRAMES["SEND"])
     assert connection.statistics().transactions == 0
 
@@ -273,11 +271,11 @@ def test_text_that_is_no_unicode_is_malformed() -> None:
 def test_line_ends_alone_ask_for_nothing() -> None:
     connection = opened()
     assert connection.receive("\n") == connection.receive("\r\n") == connection.receive("") == []
-    assert connection.state is State.OPEN
+    assert connection.state is ConnectionState.OPEN
 
 
 def test_statistics_tell_what_is_open_and_held() -> None:
-    connection = prepared(State.OPEN)
+    connection = prepared(ConnectionState.OPEN)
     connection.receive(FRAMES["SUBSCRIBE"] + said("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
     now = connection.statistics()
     assert (now.frames, now.subscriptions, now.transactions, now.transaction_acks) == (4, 1, 1, 1)
@@ -320,7 +318,7 @@ def answer(connection: Connection, requests: list[Request]) -> None:
 
 def end(connection: Connection, fault: RemoteProtocolError) -> None:
     """Answer a fault as a server does; after that nothing is read."""
-    assert connection.state is State.FAILED
+    assert connection.state is ConnectionState.FAILED
     answer(connection, fault.fulfilled)
     error = connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers)
     assert read(error, connection.version).get("message") == fault.token
@@ -349,10 +347,10 @@ def test_any_frames_in_any_state_end_in_a_defined_answer(version: Version | None
         assert now.transactions <= 1
         assert now.transaction_acks <= 2
         assert connection.state is (
-            State.DISCONNECTED
-            if before is State.DISCONNECTED or any(isinstance(request, Disconnect) for request in requests)
+            ConnectionState.DISCONNECTED
+            if before is ConnectionState.DISCONNECTED or any(isinstance(request, Disconnect) for request in requests)
             else before
             if connection.version is None
-            else State.OPEN
+            else ConnectionState.OPEN
         )
     assert read(connection.error("503-shutting-down", "Goodbye."), connection.version).command == "ERROR"

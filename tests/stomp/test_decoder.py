@@ -10,11 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airy_trio.stomp import decoder as decoder_module
-from airy_trio.stomp.decoder import Decoder
+from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.limits import Limits
 from tests.stomp.dialogue import ROOMY, VERSIONS, Outcome, outcome
 
 TIGHT = Limits(frame_bytes_max=40, header_count_max=3, header_line_bytes_max=16, command_bytes_max=9)

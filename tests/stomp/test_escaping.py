@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airy_trio.stomp.encoder import escape, unescape
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
-from airy_trio.stomp.escaping import escape, unescape
 from airy_trio.stomp.frames import Version
 
 RAW = [None, Version.V1_0]

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from airy_trio.stomp import faults
+from airy_trio.stomp import errors
 from airy_trio.stomp.encoder import plain
-from airy_trio.stomp.faults import Fault
+from airy_trio.stomp.errors import Fault
 
-ALL = {name: value for name, value in vars(faults).items() if isinstance(value, Fault)}
+ALL = {name: value for name, value in vars(errors).items() if isinstance(value, Fault)}
 CATALOGUE_NUMBERS = {"400", "403", "413", "429"}
 
 

@@ -3,9 +3,8 @@
 import attrs
 import pytest
 
-from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.errors import LocalProtocolError
-from airy_trio.stomp.options import ConnectionOptions
 from tests.stomp.dialogue import options
 
 LIMITS = [one.name for one in attrs.fields(ConnectionOptions) if one.type is int and one.name != "heartbeat_ms"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.stomp import replies
+from airy_trio.stomp import connection
 from airy_trio.stomp.errors import LocalProtocolError
 from airy_trio.stomp.frames import Version
 from tests.stomp.dialogue import VERSIONS, options, read
@@ -10,7 +10,7 @@ from tests.stomp.dialogue import VERSIONS, options, read
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_connected_has_its_four_headers_in_every_version(version: Version) -> None:
-    frame = read(replies.connected(options(heartbeat_ms=5), "s-1", version), version)
+    frame = read(connection.connected(options(heartbeat_ms=5), "s-1", version), version)
     assert frame.command == "CONNECTED"
     assert frame.headers == (
         ("version", version.value),
@@ -21,18 +21,18 @@ def test_connected_has_its_four_headers_in_every_version(version: Version) -> No
 
 
 def test_a_receipt_echoes_its_id_by_the_rules_of_the_version() -> None:
-    assert replies.receipt(Version.V1_2, "a:b\r", []) == b"RECEIPT\nreceipt-id:a\\cb\\r\n\n\0"
-    assert replies.receipt(Version.V1_0, "a:b", []) == b"RECEIPT\nreceipt-id:a:b\n\n\0"
+    assert connection.receipt(Version.V1_2, "a:b\r", []) == b"RECEIPT\nreceipt-id:a\\cb\\r\n\n\0"
+    assert connection.receipt(Version.V1_0, "a:b", []) == b"RECEIPT\nreceipt-id:a:b\n\n\0"
 
 
 def test_a_receipt_carries_our_headers_after_the_id() -> None:
     headers = [("position", "k7f3q9-12"), ("resume", "live")]
-    frame = read(replies.receipt(Version.V1_1, "r", headers), Version.V1_1)
+    frame = read(connection.receipt(Version.V1_1, "r", headers), Version.V1_1)
     assert frame.headers == (("receipt-id", "r"), *headers)
 
 
 def test_an_error_has_message_type_length_and_prose() -> None:
-    frame = read(replies.error(Version.V1_2, "400-x", "Wörter.", "r:1", [("version", "1.2")]))
+    frame = read(connection.error(Version.V1_2, "400-x", "Wörter.", "r:1", [("version", "1.2")]))
     assert frame.command == "ERROR"
     assert frame.headers == (
         ("message", "400-x"),
@@ -45,13 +45,13 @@ def test_an_error_has_message_type_length_and_prose() -> None:
 
 
 def test_an_error_before_a_version_is_agreed_echoes_as_it_is() -> None:
-    assert b"\nreceipt-id:a\\c\n" in replies.error(None, "400-x", "x", "a\\c", [])
+    assert b"\nreceipt-id:a\\c\n" in connection.error(None, "400-x", "x", "a\\c", [])
 
 
 def test_what_some_client_cannot_read_is_not_written() -> None:
     with pytest.raises(LocalProtocolError):
-        replies.error(Version.V1_2, "400 x", "x", None, [])
+        connection.error(Version.V1_2, "400 x", "x", None, [])
     with pytest.raises(LocalProtocolError):
-        replies.error(Version.V1_2, "400-x", "x", None, [("version", "1.0, 1.1")])
+        connection.error(Version.V1_2, "400-x", "x", None, [("version", "1.0, 1.1")])
     with pytest.raises(LocalProtocolError):
-        replies.receipt(Version.V1_2, "r", [("position", "")])
+        connection.receipt(Version.V1_2, "r", [("position", "")])

@@ -4,18 +4,16 @@ import re
 
 import pytest
 
-from airy_trio.stomp import steps
-from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.faults import NO_COMMON_VERSION
+from airy_trio.stomp import connection
+from airy_trio.stomp.connection import Negotiated
+from airy_trio.stomp.errors import NO_COMMON_VERSION, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode, Acknowledge, Subscribe, Unsubscribe
-from airy_trio.stomp.steps import Session
+from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode, Acknowledge, HeartBeat, Subscribe, Unsubscribe
 from tests.stomp.dialogue import VERSIONS, options
 
 
-def session(version: Version | None = Version.V1_2, **changes: int) -> Session:
-    ours = Session(options(**changes))
+def session(version: Version | None = Version.V1_2, **changes: int) -> Negotiated:
+    ours = Negotiated(options(**changes))
     ours.version = version
     return ours
 
@@ -25,12 +23,12 @@ def frame(command: str, **headers: str) -> Frame:
     return Frame(command, tuple((name.replace("_", "-"), value) for name, value in headers.items()))
 
 
-def subscribed(ours: Session, **headers: str) -> Subscribe:
-    return steps.subscribe(ours, frame("SUBSCRIBE", **{"destination": "/events", "id": "0", **headers}))
+def subscribed(ours: Negotiated, **headers: str) -> Subscribe:
+    return connection.subscribe(ours, frame("SUBSCRIBE", **{"destination": "/events", "id": "0", **headers}))
 
 
-def acks_of(ours: Session, command: str = "ACK", **headers: str) -> Ack:
-    (ack,) = steps.acknowledge(ours, frame(command, **headers)).acks
+def acks_of(ours: Negotiated, command: str = "ACK", **headers: str) -> Ack:
+    (ack,) = connection.acknowledge(ours, frame(command, **headers)).acks
     return ack
 
 
@@ -46,48 +44,48 @@ def acks_of(ours: Session, command: str = "ACK", **headers: str) -> Ack:
 )
 def test_the_highest_common_version_is_agreed(accepted: dict[str, str], version: Version) -> None:
     ours = session(None)
-    assert steps.connect(ours, frame("CONNECT", **accepted)).version is version
+    assert connection.connect(ours, frame("CONNECT", **accepted)).version is version
     assert ours.version is version
 
 
 @pytest.mark.parametrize("accepted", ["", "2.0", "1", "1.20", "1.1;1.2", "v1.2"])
 def test_no_common_version_is_told_with_ours(accepted: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
-        steps.connect(session(None), frame("CONNECT", accept_version=accepted))
+        connection.connect(session(None), frame("CONNECT", accept_version=accepted))
     assert caught.value.token == "400-no-common-version"
     assert caught.value.headers == (("version", "1.0,1.1,1.2"),)
 
 
 def test_the_prose_names_the_versions_that_the_header_names() -> None:
-    assert re.findall(r"[0-9]\.[0-9]", NO_COMMON_VERSION.prose) == steps.VERSIONS.split(",")
+    assert re.findall(r"[0-9]\.[0-9]", NO_COMMON_VERSION.prose) == connection.VERSIONS.split(",")
 
 
 def test_a_heart_beat_header_that_is_not_two_numbers_is_the_clients_fault() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
-        steps.connect(session(None), frame("CONNECT", accept_version="1.2", heart_beat="soon,often"))
+        connection.connect(session(None), frame("CONNECT", accept_version="1.2", heart_beat="soon,often"))
     assert caught.value.token == "400-bad-heart-beat"
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization"])
 def test_credentials_are_given_as_they_are(name: str) -> None:
     headers = {"accept_version": "1.2", "login": " a", "passcode": "b\\c", name: "Bearer x"}
-    request = steps.connect(session(None), frame("CONNECT", **headers))
+    request = connection.connect(session(None), frame("CONNECT", **headers))
     assert (request.login, request.passcode, request.authorization) == (" a", "b\\c", "Bearer x")
 
 
 def test_a_client_of_1_0_may_pad_its_credentials() -> None:
-    request = steps.connect(session(None), frame("CONNECT", login=" a ", passcode="\tb"))
+    request = connection.connect(session(None), frame("CONNECT", login=" a ", passcode="\tb"))
     assert (request.login, request.passcode) == ("a", "b")
 
 
 def test_secrets_do_not_show() -> None:
-    request = steps.connect(session(None), frame("CONNECT", passcode="hush", authorization="hush"))
+    request = connection.connect(session(None), frame("CONNECT", passcode="hush", authorization="hush"))
     assert "hush" not in repr(request)
 
 
 def test_1_0_has_no_heart_beats_whatever_its_header_says() -> None:
     for header in ("10000,10000", "rubbish"):
-        request = steps.connect(session(None), frame("CONNECT", heart_beat=header))
+        request = connection.connect(session(None), frame("CONNECT", heart_beat=header))
         assert request.heartbeat == HeartBeat.none()
 
 
@@ -152,18 +150,20 @@ def test_unsubscribe_by_id(version: Version) -> None:
     ours = session(version)
     subscribed(ours, id="a")
     subscribed(ours, id="b")
-    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", id="b", receipt="r")) == Unsubscribe(numbers=(2,), receipt="r")
-    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", id="b")).numbers == ()
+    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", id="b", receipt="r")) == Unsubscribe(
+        numbers=(2,), receipt="r"
+    )
+    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", id="b")).numbers == ()
     assert ours.subscriptions.number_of("a") == 1
 
 
 def test_in_1_0_a_destination_ends_all_its_subscriptions() -> None:
     ours = session(Version.V1_0)
     for headers in ({}, {"id": "x"}):
-        steps.subscribe(ours, frame("SUBSCRIBE", destination="/events", **headers))
-    steps.subscribe(ours, frame("SUBSCRIBE", destination="/other"))
-    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == (1, 2)
-    assert steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == ()
+        connection.subscribe(ours, frame("SUBSCRIBE", destination="/events", **headers))
+    connection.subscribe(ours, frame("SUBSCRIBE", destination="/other"))
+    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == (1, 2)
+    assert connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events")).numbers == ()
 
 
 @pytest.mark.parametrize("version", [Version.V1_1, Version.V1_2])
@@ -171,7 +171,7 @@ def test_from_1_1_on_a_destination_does_not_unsubscribe(version: Version) -> Non
     ours = session(version)
     subscribed(ours)
     with pytest.raises(RemoteProtocolError) as caught:
-        steps.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events"))
+        connection.unsubscribe(ours, frame("UNSUBSCRIBE", destination="/events"))
     assert caught.value.token == "400-missing-header"
 
 
@@ -212,19 +212,19 @@ def test_which_message_an_ack_means(
 @pytest.mark.parametrize(
     "step, given, token",
     [
-        (steps.subscribe, {"id": "1"}, "400-missing-header"),
-        (steps.subscribe, {"destination": "/events"}, "400-missing-header"),
-        (steps.unsubscribe, {}, "400-missing-header"),
-        (steps.acknowledge, {"subscription": "0"}, "400-missing-header"),
-        (steps.acknowledge, {"id": "1.k-1", "transaction": "t"}, "400-unknown-transaction"),
-        (steps.begin, {}, "400-missing-header"),
-        (steps.commit, {}, "400-missing-header"),
-        (steps.abort, {}, "400-missing-header"),
-        (steps.commit, {"transaction": "t"}, "400-unknown-transaction"),
-        (steps.abort, {"transaction": "t"}, "400-unknown-transaction"),
+        (connection.subscribe, {"id": "1"}, "400-missing-header"),
+        (connection.subscribe, {"destination": "/events"}, "400-missing-header"),
+        (connection.unsubscribe, {}, "400-missing-header"),
+        (connection.acknowledge, {"subscription": "0"}, "400-missing-header"),
+        (connection.acknowledge, {"id": "1.k-1", "transaction": "t"}, "400-unknown-transaction"),
+        (connection.begin, {}, "400-missing-header"),
+        (connection.commit, {}, "400-missing-header"),
+        (connection.abort, {}, "400-missing-header"),
+        (connection.commit, {"transaction": "t"}, "400-unknown-transaction"),
+        (connection.abort, {"transaction": "t"}, "400-unknown-transaction"),
     ],
 )
-def test_what_is_missing_is_a_fault(step: steps.Step, given: dict[str, str], token: str) -> None:
+def test_what_is_missing_is_a_fault(step: connection.Step, given: dict[str, str], token: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         step(session(), frame("ANY", **given))
     assert caught.value.token == token
@@ -233,10 +233,10 @@ def test_what_is_missing_is_a_fault(step: steps.Step, given: dict[str, str], tok
 def test_acks_count_at_commit() -> None:
     ours = session()
     nothing = Acknowledge(acks=(), receipt="r")
-    assert steps.begin(ours, frame("BEGIN", transaction="t", receipt="r")) == nothing
-    assert steps.acknowledge(ours, frame("ACK", id="1.k7f3q9-2", transaction="t", receipt="r")) == nothing
-    assert steps.acknowledge(ours, frame("NACK", id="1.k7f3q9-1", transaction="t", receipt="r")) == nothing
-    committed = steps.commit(ours, frame("COMMIT", transaction="t", receipt="r"))
+    assert connection.begin(ours, frame("BEGIN", transaction="t", receipt="r")) == nothing
+    assert connection.acknowledge(ours, frame("ACK", id="1.k7f3q9-2", transaction="t", receipt="r")) == nothing
+    assert connection.acknowledge(ours, frame("NACK", id="1.k7f3q9-1", transaction="t", receipt="r")) == nothing
+    committed = connection.commit(ours, frame("COMMIT", transaction="t", receipt="r"))
     assert committed.receipt == "r"
     assert list(committed.acks) == [
         Ack(number=1, message_id="k7f3q9-2", accepted=True),
@@ -246,21 +246,21 @@ def test_acks_count_at_commit() -> None:
 
 def test_an_ack_beside_an_open_transaction_counts_at_once() -> None:
     ours = session()
-    steps.begin(ours, frame("BEGIN", transaction="t"))
+    connection.begin(ours, frame("BEGIN", transaction="t"))
     assert acks_of(ours, id="1.a").message_id == "a"
-    assert not steps.commit(ours, frame("COMMIT", transaction="t")).acks
+    assert not connection.commit(ours, frame("COMMIT", transaction="t")).acks
 
 
 def test_abort_drops_what_waited() -> None:
     ours = session()
-    steps.begin(ours, frame("BEGIN", transaction="t"))
-    steps.acknowledge(ours, frame("ACK", id="1.a", transaction="t"))
-    assert steps.abort(ours, frame("ABORT", transaction="t", receipt="r")) == Acknowledge(acks=(), receipt="r")
+    connection.begin(ours, frame("BEGIN", transaction="t"))
+    connection.acknowledge(ours, frame("ACK", id="1.a", transaction="t"))
+    assert connection.abort(ours, frame("ABORT", transaction="t", receipt="r")) == Acknowledge(acks=(), receipt="r")
     assert ours.transactions.acks_held == 0
 
 
 def test_disconnect_drops_open_transactions() -> None:
     ours = session()
-    steps.begin(ours, frame("BEGIN", transaction="t"))
-    assert steps.disconnect(ours, frame("DISCONNECT", receipt="r")).receipt == "r"
+    connection.begin(ours, frame("BEGIN", transaction="t"))
+    assert connection.disconnect(ours, frame("DISCONNECT", receipt="r")).receipt == "r"
     assert len(ours.transactions) == 0

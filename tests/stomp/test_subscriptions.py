@@ -5,15 +5,15 @@ from attrs import evolve
 
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.requests import AckMode
-from airy_trio.stomp.subscriptions import Subscription, Subscriptions
+from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions
 
 
-def to(destination: str, subscription_id: str | None = None) -> Subscription:
-    return Subscription(id=subscription_id, destination=destination, ack=AckMode.AUTO)
+def to(destination: str, subscription_id: str | None = None) -> OpenSubscription:
+    return OpenSubscription(id=subscription_id, destination=destination, ack=AckMode.AUTO)
 
 
 def test_numbers_rise_from_one_and_are_never_used_twice() -> None:
-    subscriptions = Subscriptions(subscriptions_max=2, in_flight_max=99)
+    subscriptions = OpenSubscriptions(subscriptions_max=2, in_flight_max=99)
     assert [subscriptions.open(to("/a", "1")), subscriptions.open(to("/a", "2"))] == [1, 2]
     subscriptions.end(2)
     assert subscriptions.open(to("/a", "2")) == 3
@@ -21,7 +21,7 @@ def test_numbers_rise_from_one_and_are_never_used_twice() -> None:
 
 
 def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
-    subscriptions = Subscriptions(subscriptions_max=2, in_flight_max=99)
+    subscriptions = OpenSubscriptions(subscriptions_max=2, in_flight_max=99)
     subscriptions.open(to("/a"))
     subscriptions.open(to("/a"))
     with pytest.raises(RemoteProtocolError) as caught:
@@ -31,7 +31,7 @@ def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
 
 
 def test_what_may_be_in_flight_is_bounded_over_all_subscriptions() -> None:
-    subscriptions = Subscriptions(subscriptions_max=9, in_flight_max=10)
+    subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=10)
     first = evolve(to("/a"), ack=AckMode.CLIENT, prefetch=4)
     for one in (first, evolve(first, prefetch=6), to("/a")):
         subscriptions.open(one)
@@ -43,7 +43,7 @@ def test_what_may_be_in_flight_is_bounded_over_all_subscriptions() -> None:
 
 
 def test_an_open_id_cannot_be_used_again() -> None:
-    subscriptions = Subscriptions(subscriptions_max=2, in_flight_max=99)
+    subscriptions = OpenSubscriptions(subscriptions_max=2, in_flight_max=99)
     subscriptions.open(to("/a", "x"))
     with pytest.raises(RemoteProtocolError) as caught:
         subscriptions.open(to("/b", "x"))
@@ -51,7 +51,7 @@ def test_an_open_id_cannot_be_used_again() -> None:
 
 
 def test_a_destination_finds_all_that_are_open() -> None:
-    subscriptions = Subscriptions(subscriptions_max=9, in_flight_max=99)
+    subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=99)
     for one in (to("/a"), to("/b"), to("/a", "x"), to("/a")):
         subscriptions.open(one)
     subscriptions.end(1)
@@ -60,7 +60,7 @@ def test_a_destination_finds_all_that_are_open() -> None:
 
 
 def test_what_was_ended_can_be_found_until_it_is_forgotten() -> None:
-    subscriptions = Subscriptions(subscriptions_max=9, in_flight_max=99)
+    subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=99)
     number = subscriptions.open(to("/a", "x"))
     subscriptions.end(number)
     assert subscriptions.find(number) == to("/a", "x")

@@ -5,12 +5,10 @@ What needs a clock, a socket or the log is tested where those are.
 
 import pytest
 
-from airy_trio.stomp.connection import Connection
+from airy_trio.stomp.connection import Connection, ConnectionState
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.stomp.frames import Version
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Subscribe, Unsubscribe
-from airy_trio.stomp.states import State
+from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe
 from tests.stomp.dialogue import VERSIONS, connect_frame, fault_of, opened, options, read, request_of, said, token_of
 
 LATER = [Version.V1_1, Version.V1_2]
@@ -102,7 +100,7 @@ def test_line_5_content_length_counts_octets_and_nul_follows() -> None:
     body = "ä\0DISCONNECT\n\n\0"
     frame = said("ACK", "id:1.k-1", f"content-length:{len(body.encode())}", body=body)
     assert len(connection.receive(frame)) == 1
-    assert connection.state is State.OPEN
+    assert connection.state is ConnectionState.OPEN
     assert token_of(connection, said("ACK", "id:1.k-1", "content-length:1", body="ab")) == "400-malformed-frame"
 
 
@@ -329,7 +327,7 @@ def test_line_12_an_unknown_one_is_no_fault(version: Version) -> None:
         Ack(number=99, message_id="k-1", accepted=True),
         Ack(number=0, message_id="k-1", accepted=True),
     )
-    assert connection.state is State.OPEN
+    assert connection.state is ConnectionState.OPEN
 
 
 @pytest.mark.parametrize("count, prefetch", [(None, 256), ("1", 1), ("10000", 10000)])
@@ -419,7 +417,7 @@ def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: t
     connection.receive(said("BEGIN", "transaction:t"))
     fault = fault_of(connection, said("SEND", "destination:/events", "receipt:r", *lines, body="{}"))
     assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "r")
-    assert connection.state is State.FAILED
+    assert connection.state is ConnectionState.FAILED
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -452,7 +450,7 @@ def test_line_15_after_disconnect_every_frame_is_ignored() -> None:
     connection.receive(said("DISCONNECT", "receipt:r"))
     assert connection.receive(said("UNSUBSCRIBE", "id:0")) == []
     assert connection.receive(said("SEND") + "rubbish") == []
-    assert connection.state is State.DISCONNECTED
+    assert connection.state is ConnectionState.DISCONNECTED
 
 
 @pytest.mark.parametrize("version", VERSIONS)

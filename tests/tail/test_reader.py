@@ -4,12 +4,12 @@ import pytest
 import trio
 import trio.testing
 
+from airy_trio import tail
 from airy_trio.events.destinations import EVERYTHING, Destination, OfConversation
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import NewEvent
-from airy_trio.tail import reader
-from airy_trio.tail.reader import Reader, Reset
+from airy_trio.tail import Reader, Reset
 
 
 def event(number: int, conversation: str = "c1") -> NewEvent:
@@ -44,7 +44,7 @@ async def offsets(reading: Reader) -> list[int]:
 
 
 async def test_everything_after_the_position_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "READ_EVENTS_MAX", 4)
+    monkeypatch.setattr(tail, "READ_EVENTS_MAX", 4)
     log = Log()
     await log.append(10)
     reading = await log.reader(3)

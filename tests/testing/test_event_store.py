@@ -30,7 +30,7 @@ from airy_trio.testing.event_store import (
     check_event_store,
     check_whole_batches,
 )
-from airy_trio.testing.store_crashes import write_batches
+from airy_trio.testing.store_durables import write_batches
 from tests.log.places import memory_place, opened
 
 

@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.testing.transport import MemoryTransport
 
 
 async def test_what_is_over_the_capacity_is_pending_until_the_peer_takes() -> None:
-    outlet = MemoryOutlet(3)
+    outlet = MemoryTransport(3)
     assert outlet.offer(b"12345")
     assert outlet.pending
     assert not outlet.offer(b"6")
@@ -24,7 +24,7 @@ async def test_what_is_over_the_capacity_is_pending_until_the_peer_takes() -> No
 
 async def test_a_full_outlet_refuses_an_offer_and_keeps_a_push() -> None:
     await trio.lowlevel.checkpoint()
-    outlet = MemoryOutlet(0)
+    outlet = MemoryTransport(0)
     assert not outlet.offer(b"1")
     outlet.push(b"2")
     assert outlet.pending
@@ -32,7 +32,7 @@ async def test_a_full_outlet_refuses_an_offer_and_keeps_a_push() -> None:
 
 
 async def test_moods_lose_nothing(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(100, moods=Random(3), moody_share=0.5)
+    outlet = MemoryTransport(100, moods=Random(3), moody_share=0.5)
     sent, got = b"", b""
     for number in range(200):
         data = b"%d," % number
@@ -50,7 +50,7 @@ async def test_moods_lose_nothing(autojump_clock: MockClock) -> None:
 
 
 async def test_the_peer_can_send_and_end() -> None:
-    outlet = MemoryOutlet()
+    outlet = MemoryTransport()
     outlet.feed(b"hello")
     outlet.feed_eof()
     assert await outlet.receive_some(10) == b"hello"
@@ -58,7 +58,7 @@ async def test_the_peer_can_send_and_end() -> None:
 
 
 async def test_a_closed_outlet_takes_nothing_and_wakes_who_waits() -> None:
-    outlet = MemoryOutlet(0)
+    outlet = MemoryTransport(0)
     outlet.push(b"1")
 
     async def drain() -> None:

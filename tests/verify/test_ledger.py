@@ -2,10 +2,10 @@
 
 import pytest
 
-from airy_trio.verify.ledger import GONE, Certificate, Change, Ledger
+from airy_trio.verify.ledger import GONE, Change, Ledger, LossCertificate
 
 
-def certificate(sent: list[Change], received: list[tuple[int, Change]], rows: dict[str, int]) -> Certificate:
+def certificate(sent: list[Change], received: list[tuple[int, Change]], rows: dict[str, int]) -> LossCertificate:
     ledger = Ledger()
     for change in sent:
         ledger.committing([change], 10.0)

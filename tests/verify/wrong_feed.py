@@ -5,9 +5,9 @@ import sqlalchemy as sa
 from attrs import evolve
 
 from airy_trio import cli
-from airy_trio.app import back_ends
-from airy_trio.changes.feed import Batch
-from airy_trio.changes.sqlite import SqliteFeed
+from airy_trio.app import build
+from airy_trio.capture.feed import Batch
+from airy_trio.capture.sqlite import SqliteFeed
 
 EACH = 10
 
@@ -21,5 +21,5 @@ class ForgetfulFeed(SqliteFeed):
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(back_ends, "SqliteFeed", ForgetfulFeed)
+        patch.setattr(build, "SqliteFeed", ForgetfulFeed)
         cli.main()

@@ -1,9 +1,8 @@
 """What a server wrote, read back: WebSocket messages out of octets that come in any pieces."""
 
-from airy_trio.stomp.decoder import Decoder
+from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.limits import Limits
-from airy_trio.websocket.framing import PING
+from airy_trio.websocket.stream import PING
 
 LIMITS = Limits(frame_bytes_max=2**24, header_count_max=100, header_line_bytes_max=2**16, command_bytes_max=100)
 

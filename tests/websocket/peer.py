@@ -4,7 +4,7 @@ from random import Random
 
 import trio
 
-from airy_trio.testing.outlet import MemoryOutlet
+from airy_trio.testing.transport import MemoryTransport
 
 POLL_S = 0.01
 
@@ -12,7 +12,7 @@ POLL_S = 0.01
 class PeerStream(trio.abc.Stream):
     """Takes a few bytes at a time, after a while: ``bytes_max`` each ``pause_s`` seconds, at most."""
 
-    def __init__(self, outlet: MemoryOutlet, chance: Random, *, bytes_max: int, pause_s: float) -> None:
+    def __init__(self, outlet: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
         self._outlet = outlet
         self._chance = chance
         self._bytes_max = bytes_max

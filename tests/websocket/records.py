@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket.outlet_tls import TlsOutlet
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.tls import TlsTransport
 from tests.certificates import trusting
 
 SECRET_BYTES = 48
@@ -98,7 +98,7 @@ def split(data: bytes) -> list[bytes]:
 class Peer:
     """A client in memory at the other end of an outlet; after its handshake a test may go on by hand."""
 
-    def __init__(self, below: MemoryOutlet, version: ssl.TLSVersion | None = None, keys: Path | None = None) -> None:
+    def __init__(self, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None) -> None:
         context = trusting(version)
         context.set_ciphers(CIPHER_1_2)  # of TLS 1.2; those of TLS 1.3 are as they should be
         if keys is not None:
@@ -109,7 +109,7 @@ class Peer:
         self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
         self.heard = b""  # of the server, in the handshake
 
-    async def shake_hands(self, outlet: TlsOutlet) -> None:
+    async def shake_hands(self, outlet: TlsTransport) -> None:
         """Do the handshake with the outlet, to the end of both."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outlet.handshake)

@@ -7,28 +7,26 @@ from random import Random
 import trio
 from attrs import define, field
 
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ReplayOptions
+from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.delivery.durables import Durables
+from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.tasks import Tasks
 from airy_trio.events.destinations import Destination
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
-from airy_trio.stomp.connection import Connection
+from airy_trio.sessions.closing import EarlyEnds
+from airy_trio.sessions.conversation import Conversation
+from airy_trio.sessions.heartbeats import Wheel
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket.auth import Authenticator, AuthOptions
-from airy_trio.websocket.conversation import Conversation
-from airy_trio.websocket.durables import Durables
-from airy_trio.websocket.early_ends import EarlyEnds
-from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.farewells import Farewell
-from airy_trio.websocket.heartbeats import Wheel
-from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.subscriptions import Client, ReplayOptions
-from airy_trio.websocket.tasks import Tasks
-from airy_trio.websocket.wire import Wire
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.stream import FramedStream
 from tests.websocket.messages import Reader, stomp
 
 SEND_TIMEOUT_S = 10.0
@@ -78,7 +76,7 @@ class MoodyStore(MemoryStore):
         return await super().bounds()
 
 
-class RecordingOutlet(MemoryOutlet):
+class RecordingOutlet(MemoryTransport):
     """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
@@ -99,9 +97,9 @@ class RecordingOutlet(MemoryOutlet):
 @define(eq=False)
 class Rig:
     log: EventLog
-    outlet: MemoryOutlet
+    outlet: MemoryTransport
     client: Client
-    wire: Wire
+    wire: FramedStream
     conversation: Conversation
     fanout: FanOut
     senders: Senders
@@ -109,7 +107,7 @@ class Rig:
     heart_beats: int = 0
     reader: Reader = field(factory=Reader)
 
-    async def say(self, command: str, *headers: tuple[str, str]) -> Farewell | None:
+    async def say(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
         """Let the client send a frame, and wait until it was answered."""
         return await self.conversation.hear(encode(Frame(command, headers), self.client.connection.version))
 
@@ -149,7 +147,7 @@ class Delivery:
     """What all clients of one log share, and its tasks' nursery."""
 
     log: EventLog
-    runs: Runs
+    runs: Batches
     senders: Senders
     fanout: FanOut
     wheel: Wheel
@@ -159,7 +157,7 @@ class Delivery:
 
     async def connect(
         self,
-        outlet: MemoryOutlet,
+        outlet: MemoryTransport,
         *,
         heart_beat: str = "0,0",
         replay: ReplayOptions | None = None,
@@ -168,7 +166,7 @@ class Delivery:
     ) -> Rig:
         """One more client, connected."""
         client = Client(Connection(ConnectionOptions(server="airy-trio/test", heartbeat_ms=500), "s1"))
-        client.wire = wire = Wire(outlet, send_timeout_s=send_timeout_s)
+        client.wire = wire = FramedStream(outlet, send_timeout_s=send_timeout_s)
         options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
         conversation = Conversation(
             client,
@@ -191,7 +189,7 @@ class Delivery:
 @asynccontextmanager
 async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     """Fan-out, send tasks and wheel over a log, until the block ends."""
-    runs = Runs(log)
+    runs = Batches(log)
     senders = Senders(log, runs)
     fanout, wheel, durables = FanOut(log, runs, senders), Wheel(senders), Durables(log)
     async with trio.open_nursery() as nursery:
@@ -207,7 +205,7 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
 @asynccontextmanager
 async def rigged(
     log: EventLog,
-    outlet: MemoryOutlet,
+    outlet: MemoryTransport,
     *,
     heart_beat: str = "0,0",
     replay: ReplayOptions | None = None,

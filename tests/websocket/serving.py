@@ -7,20 +7,20 @@ import trio
 import trio.testing
 from attrs import define, field
 
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import EventStore, NewEvent
+from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.sessions.registry import Sessions
 from airy_trio.testing.client import Headers, StompClient, connect
-from airy_trio.testing.outlet_stream import StreamOutlet
+from airy_trio.testing.transport import StreamTransport
 from airy_trio.websocket.admission import Visitor
-from airy_trio.websocket.auth import Authenticator, AuthOptions
-from airy_trio.websocket.farewells import Farewell
-from airy_trio.websocket.listener import ListenerOptions, accept, open_listening_socket
-from airy_trio.websocket.outlet import Outlet
-from airy_trio.websocket.sessions import Sessions
-from airy_trio.websocket.subscriptions import ReplayOptions
+from airy_trio.websocket.transport import Transport
 
 HOST = "127.0.0.1"
 
@@ -74,7 +74,7 @@ class Server:
         """A client over the listener that has not said anything yet."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
-    def start(self, outlet: Outlet, visitor: Visitor | None = None) -> "Ending":
+    def start(self, outlet: Transport, visitor: Visitor | None = None) -> "Ending":
         """Start a session over an outlet."""
         ending = Ending()
         self.endings.append(ending)
@@ -89,7 +89,7 @@ class Server:
     ) -> "Plugged":
         """Start a session over streams in memory."""
         ours, theirs = (pair or trio.testing.memory_stream_pair)()
-        return Plugged(StompClient(theirs), self.start(StreamOutlet(ours), visitor))
+        return Plugged(StompClient(theirs), self.start(StreamTransport(ours), visitor))
 
     async def plug_connected(
         self,
@@ -117,7 +117,7 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, outlet: Outlet, ending: "Ending", visitor: Visitor | None) -> None:
+    async def _serve(self, outlet: Transport, ending: "Ending", visitor: Visitor | None) -> None:
         ending.farewell = await self.sessions.serve(self.connections, outlet, visitor)
         ending.at = trio.current_time()
         ending.event.set()
@@ -128,10 +128,10 @@ class Ending:
 
     def __init__(self) -> None:
         self.event = trio.Event()
-        self.farewell: Farewell | None = None
+        self.farewell: DisconnectReason | None = None
         self.at = 0.0
 
-    async def wait(self) -> Farewell:
+    async def wait(self) -> DisconnectReason:
         with trio.fail_after(1000):
             await self.event.wait()
         assert self.farewell is not None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.websocket.addresses import Proxies, address_of, counted
+from airy_trio.websocket.admission import Proxies, address_of, counted
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.sessions import listener
+from airy_trio.sessions.heartbeats import UNANSWERED_MAX_S
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
-from airy_trio.websocket import listener
 from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
-from airy_trio.websocket.heartbeats import UNANSWERED_MAX_S
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.request import RefusedError
-from airy_trio.websocket.turnstile import Turnstile
+from airy_trio.websocket.fair_queue import FairQueue
+from airy_trio.websocket.request import RequestRefusedError
 from tests.websocket.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
@@ -120,7 +120,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
 @pytest.mark.parametrize("limit, allowed", [(0, 20), (5, 5)])
 def test_subscriptions_of_an_address_are_ten_for_each_connection_unless_set(limit: int, allowed: int) -> None:
     options = AdmissionOptions(connections_per_address_max=2, subscriptions_per_address_max=limit)
-    admission = Admission(options, Turnstile())
+    admission = Admission(options, FairQueue())
     one, other = (admission.arrive("192.0.2.1", loopback=False) for _ in range(2))
     assert sum(one.subscribe() for _ in range(30)) == allowed
     assert not other.subscribe()
@@ -273,13 +273,13 @@ async def test_who_is_refused_leaves_no_place_behind() -> None:
 
 def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> None:
     async def flood() -> None:
-        admission = Admission(AdmissionOptions(connections_max=1), Turnstile())
+        admission = Admission(AdmissionOptions(connections_max=1), FairQueue())
         admission.arrive("192.0.2.1", loopback=False)
         for _ in range(100):
-            with pytest.raises(RefusedError):
+            with pytest.raises(RequestRefusedError):
                 admission.arrive("192.0.2.2", loopback=False)
         await trio.sleep(TELL_EVERY_S)
-        with pytest.raises(RefusedError):
+        with pytest.raises(RequestRefusedError):
             admission.arrive("192.0.2.2", loopback=False)
 
     with capture_logs() as logs:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from airy_trio.websocket.auth import AuthOptions
+from airy_trio.auth import AuthOptions
 from tests.websocket.auth.signing import SECRET, issuer
 from tests.websocket.serving import Plugged, Server, event, serving
 

@@ -6,14 +6,13 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
+from airy_trio.sessions.closing import LOG_EARLY_ENDS_EVERY_S
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.requests import Connect
+from airy_trio.stomp.requests import Connect, HeartBeat
 from airy_trio.testing.client import Closed
-from airy_trio.websocket.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
-from airy_trio.websocket.early_ends import LOG_EARLY_ENDS_EVERY_S
-from airy_trio.websocket.farewells import UNAUTHORIZED
 from tests.websocket.serving import serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"agent": "s3cret", "app": "t0ken"})

@@ -15,14 +15,14 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.delivery import disconnects
 from airy_trio.events.destinations import parse
 from airy_trio.log.store import StoreUnavailable
 from airy_trio.stomp.frames import Frame
 from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.outlet_stream import StreamOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.testing.transport import StreamTransport
 from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, open_log, serving
 
@@ -127,7 +127,7 @@ async def serve_faultily(
     nursery = cast("trio.Nursery", Nursery(server.connections, awaits))
 
     async def serve() -> None:
-        await server.sessions.serve(nursery, StreamOutlet(ours))
+        await server.sessions.serve(nursery, StreamTransport(ours))
         ended.set()
 
     server.connections.start_soon(awaits.drive, serve)
@@ -180,7 +180,7 @@ async def test_a_session_that_cannot_begin_ends_nothing_else(autojump_clock: Moc
         del visitor.name  # it is asked for before anything else
         with capture_logs() as logs:
             plugged = server.plug(visitor=visitor)
-            assert await plugged.ending.wait() is farewells.INTERNAL
+            assert await plugged.ending.wait() is disconnects.INTERNAL
         assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
         assert await plugged.client.stream.receive_some() == b""
         assert server.sessions.statistics()["visitors"] == 0

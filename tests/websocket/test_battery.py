@@ -15,7 +15,7 @@ import trio.testing
 from attrs import field, frozen
 from structlog.testing import capture_logs
 
-from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.sessions.listener import ListenerOptions
 from tests.websocket.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 

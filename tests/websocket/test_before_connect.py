@@ -3,9 +3,9 @@
 import pytest
 import trio
 
+from airy_trio.sessions.session import BYTES_BEFORE_CONNECT_MAX
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed
-from airy_trio.websocket.session import BYTES_BEFORE_CONNECT_MAX
 from tests.websocket.serving import HOST, serving
 from tests.websocket.test_battery import BINARY, CONNECT, CONTINUATION, PING, TEXT, Peer, frame
 

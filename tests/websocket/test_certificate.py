@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from airy_trio.errors import StartError
-from airy_trio.websocket.certificate import FILE_BYTES_MAX, Certificate, load
+from airy_trio.websocket.tls import FILE_BYTES_MAX, Certificate, load
 from tests.certificates import AUTHORITY, Files, issue
 
 JUNK = (b"", b"junk", b"\x80\x81")

@@ -2,18 +2,18 @@
 
 import pytest
 
-from airy_trio.websocket import durable_names
-from airy_trio.websocket.durable_names import Names
+from airy_trio.delivery import durables
+from airy_trio.delivery.durables import DurableNames
 
 
 def test_the_last_name_that_is_allowed_and_one_more() -> None:
-    names = Names(2, retain_s=10)
+    names = DurableNames(2, retain_s=10)
     assert [names.take("ann", name, 0) for name in ("a", "b", "c", "a", "b")] == [True, True, False, True, True]
     assert names.take("bob", "c", 0)
 
 
 def test_what_was_not_used_for_the_retention_is_forgotten() -> None:
-    names = Names(2, retain_s=10)
+    names = DurableNames(2, retain_s=10)
     assert names.take("ann", "a", 0)
     assert names.take("ann", "b", 5)
     assert names.take("ann", "a", 9)
@@ -24,8 +24,8 @@ def test_what_was_not_used_for_the_retention_is_forgotten() -> None:
 
 
 def test_the_memory_is_bounded_and_loses_the_user_who_came_the_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(durable_names, "NAMES_MAX", 4)
-    names = Names(2, retain_s=10)
+    monkeypatch.setattr(durables, "NAMES_MAX", 4)
+    names = DurableNames(2, retain_s=10)
     for owner in ("ann", "bob", "ann", "eve"):
         names.take(owner, "a", 0)
         names.take(owner, "b", 0)

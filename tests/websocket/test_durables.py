@@ -8,26 +8,26 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.auth import AuthOptions
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import ReplayOptions, Subscription
+from airy_trio.delivery.durables import (
+    CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
+    CLAIMS_PERIOD_S,
+    LOOK_EVERY_S,
+    NAME_CHARS_MAX,
+    RECLAIM_WITHIN_S,
+    WRITE_AFTER_S,
+)
+from airy_trio.delivery.start import BACKOFF_MAX_S
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
-from airy_trio.websocket import farewells
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.durables import (
-    CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
-    CLAIMS_PERIOD_S,
-    LOOK_EVERY_S,
-    RECLAIM_WITHIN_S,
-    WRITE_AFTER_S,
-)
-from airy_trio.websocket.holds import NAME_CHARS_MAX
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.replay import BACKOFF_MAX_S
-from airy_trio.websocket.subscriptions import ReplayOptions, Subscription
 from tests.websocket.serving import Plugged, Server, event, open_log, serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
@@ -405,7 +405,7 @@ async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock
     second = await come(server)  # before what the first one has acknowledged would have been written
     assert offsets(await take(second.client, 1)) == [4]
     assert await told(first) == ("409-durable-taken", 4409)
-    assert await first.ending.wait() is farewells.TAKEN_OVER
+    assert await first.ending.wait() is disconnects.TAKEN_OVER
     assert trio.current_time() - begun_at < SOON_S
     await server.append(5, 5)
     assert offsets(await take(second.client, 1)) == [5]
@@ -602,7 +602,7 @@ async def test_claims_of_addresses_take_turns(
     server: Server, store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that is slower than the pace, with more addresses than a step has room for."""
-    monkeypatch.setattr("airy_trio.websocket.durables.STEP_MAX", 1)
+    monkeypatch.setattr("airy_trio.delivery.durables.STEP_MAX", 1)
     store.delay_s = 2 * CLAIMS_PERIOD_S
     clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")
     await claim_each(clients)
@@ -797,7 +797,7 @@ async def test_who_leaves_while_it_waits_for_the_store_is_noticed_at_once(
     await trio.sleep(LOOK_EVERY_S)
     begun_at = trio.current_time()
     await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is farewells.GONE
+    assert await plugged.ending.wait() is disconnects.GONE
     assert plugged.ending.at - begun_at < SOON_S
     assert server.sessions.statistics()["durables"] == 0
     await server.ended()

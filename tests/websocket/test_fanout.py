@@ -5,14 +5,14 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.delivery import disconnects, fanout
+from airy_trio.delivery.batches import RUN_BYTES_MAX
+from airy_trio.delivery.client import ClientState
+from airy_trio.delivery.fanout import YIELD_EVERY
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import fanout, farewells
-from airy_trio.websocket.fanout import YIELD_EVERY
-from airy_trio.websocket.runs import RUN_BYTES_MAX
-from airy_trio.websocket.subscriptions import State
+from airy_trio.testing.transport import MemoryTransport
 from tests.websocket.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
 from tests.websocket.serving import event, events, open_log
 
@@ -99,7 +99,7 @@ async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, Reco
 async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, outlet) = await neighbours(delivery)
-        rig.client.state, rig.client.wakened = State.BEHIND, trio.Event()
+        rig.client.state, rig.client.wakened = ClientState.BEHIND, trio.Event()
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not outlet.writes
@@ -243,14 +243,14 @@ async def test_nothing_is_repeated_to_who_unsubscribed_while_others_ran(autojump
 @pytest.mark.parametrize(
     "fault, farewell",
     [
-        (RuntimeError("bug"), farewells.INTERNAL),
-        (KeyError("bug"), farewells.INTERNAL),
-        (trio.BrokenResourceError(), farewells.GONE),
-        (trio.ClosedResourceError(), farewells.GONE),
+        (RuntimeError("bug"), disconnects.INTERNAL),
+        (KeyError("bug"), disconnects.INTERNAL),
+        (trio.BrokenResourceError(), disconnects.GONE),
+        (trio.ClosedResourceError(), disconnects.GONE),
     ],
 )
 async def test_one_clients_trouble_does_not_stop_the_fan_out(
-    fault: Exception, farewell: farewells.Farewell, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    fault: Exception, farewell: disconnects.DisconnectReason, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_data: bytes) -> bool:
         raise fault
@@ -264,11 +264,11 @@ async def test_one_clients_trouble_does_not_stop_the_fan_out(
                 await wait_all_tasks_blocked()
         assert [rig.client.farewell for rig in rigs] == [None, farewell, None]
         assert [len(rig.read()) for rig in rigs] == [2, 0, 2]
-    assert len(logs) == (farewell is farewells.INTERNAL)
+    assert len(logs) == (farewell is disconnects.INTERNAL)
 
 
-@pytest.mark.parametrize("state", [State.CONNECTING, State.BEHIND, State.CLOSING])
-async def test_only_who_is_live_is_written_to(state: State, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
+async def test_only_who_is_live_is_written_to(state: ClientState, autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         outlet = RecordingOutlet()
         rig = await joined(delivery, outlet)
@@ -276,7 +276,7 @@ async def test_only_who_is_live_is_written_to(state: State, autojump_clock: Mock
         await rig.append(events(1, 1))
         await wait_all_tasks_blocked()
         assert not outlet.writes
-        assert rig.client.wakened.is_set() == (state is State.BEHIND)
+        assert rig.client.wakened.is_set() == (state is ClientState.BEHIND)
 
 
 async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: MockClock) -> None:
@@ -290,22 +290,22 @@ async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: 
         subscription.position = log.head.at(10)
         rig.fanout.serve(subscription, trio.current_time())
         assert not outlet.writes
-        assert rig.client.state is State.BEHIND
+        assert rig.client.state is ClientState.BEHIND
 
 
 async def test_an_ended_epoch_dismisses_its_readers_live_or_behind(autojump_clock: MockClock) -> None:
     log = await open_log()
     async with delivering(log) as delivery:
         rigs = [await joined(delivery, RecordingOutlet()) for _ in range(2)]
-        rigs[0].client.state = State.BEHIND
+        rigs[0].client.state = ClientState.BEHIND
         await log.begin_epoch(log.head, "point")
         await wait_all_tasks_blocked()
-        assert [rig.client.farewell for rig in rigs] == [farewells.POSITION_EXPIRED] * 2
+        assert [rig.client.farewell for rig in rigs] == [disconnects.POSITION_EXPIRED] * 2
 
 
 async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        rig = await delivery.connect(MemoryOutlet())
+        rig = await delivery.connect(MemoryTransport())
         turns = 0
 
         async def take_turns() -> None:

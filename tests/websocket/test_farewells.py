@@ -8,38 +8,38 @@ import pytest
 
 import airy_trio
 from airy_trio import websocket
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS, DisconnectReason, Reconnect, with_token
 from airy_trio.stomp.encoder import plain
-from airy_trio.websocket import farewells
-from airy_trio.websocket.farewells import CATALOGUE, CLIENT_FAULT_TOKENS, ComeBack, Farewell, with_token
-from airy_trio.websocket.framing import CLOSE_REASON_BYTES_MAX
 from airy_trio.websocket.request import STATUSES
+from airy_trio.websocket.stream import CLOSE_REASON_BYTES_MAX
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:
     told = {(one.token, one.close_code, one.come_back) for one in CATALOGUE}
     assert told == {
-        (None, 1000, ComeBack.NO),
-        ("400-protocol-error", 1002, ComeBack.NO),
-        ("401-unauthorized", 4401, ComeBack.WITH_CREDENTIALS),
-        ("403-forbidden", 4403, ComeBack.NO),
-        ("404-unknown-destination", 4404, ComeBack.NO),
-        ("408-heart-beat-missed", 4408, ComeBack.YES),
-        ("408-ping-unanswered", 4408, ComeBack.YES),
-        ("408-connect-timeout", 4408, ComeBack.YES),
-        ("409-durable-taken", 4409, ComeBack.NO),
-        ("410-position-expired", 4410, ComeBack.YES),
-        ("413-frame-too-large", 1009, ComeBack.NO),
-        ("429-too-many-subscriptions", 1013, ComeBack.LATER),
-        ("500-internal", 1011, ComeBack.YES),
-        ("503-event-store-unavailable", 1012, ComeBack.YES),
-        ("503-shutting-down", 1012, ComeBack.YES),
-        (None, None, ComeBack.YES),
-        (None, None, ComeBack.NO),  # answered in HTTP
+        (None, 1000, Reconnect.NO),
+        ("400-protocol-error", 1002, Reconnect.NO),
+        ("401-unauthorized", 4401, Reconnect.WITH_CREDENTIALS),
+        ("403-forbidden", 4403, Reconnect.NO),
+        ("404-unknown-destination", 4404, Reconnect.NO),
+        ("408-heart-beat-missed", 4408, Reconnect.YES),
+        ("408-ping-unanswered", 4408, Reconnect.YES),
+        ("408-connect-timeout", 4408, Reconnect.YES),
+        ("409-durable-taken", 4409, Reconnect.NO),
+        ("410-position-expired", 4410, Reconnect.YES),
+        ("413-frame-too-large", 1009, Reconnect.NO),
+        ("429-too-many-subscriptions", 1013, Reconnect.LATER),
+        ("500-internal", 1011, Reconnect.YES),
+        ("503-event-store-unavailable", 1012, Reconnect.YES),
+        ("503-shutting-down", 1012, Reconnect.YES),
+        (None, None, Reconnect.YES),
+        (None, None, Reconnect.NO),  # answered in HTTP
     }
 
 
 @pytest.mark.parametrize("farewell", [one for one in CATALOGUE if one.token], ids=lambda one: one.token)
-def test_every_error_can_be_read_by_every_client(farewell: Farewell) -> None:
+def test_every_error_can_be_read_by_every_client(farewell: DisconnectReason) -> None:
     assert farewell.token is not None
     assert re.fullmatch(r"[0-9]{3}-[a-z-]+", plain(farewell.token))
     assert farewell.prose
@@ -48,8 +48,8 @@ def test_every_error_can_be_read_by_every_client(farewell: Farewell) -> None:
 
 def test_a_token_finds_its_row_by_its_number() -> None:
     farewell = with_token("401-token-expired", "Too old.", receipt_id="r", headers=(("a", "b"),))
-    assert farewell == Farewell(
-        "unauthorized", "401-token-expired", 4401, ComeBack.WITH_CREDENTIALS, "Too old.", "r", (("a", "b"),)
+    assert farewell == DisconnectReason(
+        "unauthorized", "401-token-expired", 4401, Reconnect.WITH_CREDENTIALS, "Too old.", "r", (("a", "b"),)
     )
 
 
@@ -69,4 +69,4 @@ def test_every_status_of_the_source_is_in_the_catalogue() -> None:
 
 
 def test_the_ways_of_being_silent_have_one_name() -> None:
-    assert farewells.SILENT.name == farewells.CONNECT_TIMEOUT.name == farewells.UNANSWERED.name
+    assert disconnects.SILENT.name == disconnects.CONNECT_TIMEOUT.name == disconnects.UNANSWERED.name

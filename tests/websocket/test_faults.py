@@ -10,19 +10,18 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.disconnects import DisconnectReason, reason_after
 from airy_trio.events.destinations import Destination, parse
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.outlet_stream import StreamOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.farewells import Farewell
-from airy_trio.websocket.faults import farewell_after
-from airy_trio.websocket.wire import StalledError
+from airy_trio.testing.transport import StreamTransport
+from airy_trio.websocket.stream import StalledError
 from tests.websocket.life import PLACE, live
 from tests.websocket.serving import Server, event, serving
 
@@ -30,16 +29,16 @@ from tests.websocket.serving import Server, event, serving
 @pytest.mark.parametrize(
     "fault, farewell, logged",
     [
-        (StalledError(), farewells.TOO_SLOW, False),
-        (trio.BrokenResourceError(), farewells.GONE, False),
-        (trio.ClosedResourceError(), farewells.GONE, False),
-        (PositionExpired(), farewells.POSITION_EXPIRED, False),
-        (KeyError("x"), farewells.INTERNAL, True),
+        (StalledError(), disconnects.TOO_SLOW, False),
+        (trio.BrokenResourceError(), disconnects.GONE, False),
+        (trio.ClosedResourceError(), disconnects.GONE, False),
+        (PositionExpired(), disconnects.POSITION_EXPIRED, False),
+        (KeyError("x"), disconnects.INTERNAL, True),
     ],
 )
-def test_what_an_exception_means(fault: Exception, farewell: Farewell, *, logged: bool) -> None:
+def test_what_an_exception_means(fault: Exception, farewell: DisconnectReason, *, logged: bool) -> None:
     with capture_logs() as logs:
-        assert farewell_after(fault, "s") is farewell
+        assert reason_after(fault, "s") is farewell
     assert bool(logs) is logged
 
 
@@ -60,7 +59,7 @@ class Fuse:
             raise self._fault()
 
 
-class FaultyOutlet(StreamOutlet):
+class FaultyOutlet(StreamTransport):
     """Fails at its n-th use, counted over all that a session and its tasks do with an outlet."""
 
     def __init__(self, stream: trio.abc.Stream, fuse: Fuse) -> None:
@@ -198,7 +197,7 @@ async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
         await server.ended()
 
 
-class UnclosableOutlet(StreamOutlet):
+class UnclosableOutlet(StreamTransport):
     """Fails when it is closed at once."""
 
     async def abort(self) -> None:
@@ -214,7 +213,7 @@ async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock:
         ours, theirs = trio.testing.memory_stream_pair()
         with capture_logs() as logs:
             ending = server.start(UnclosableOutlet(ours))
-            assert await ending.wait() is farewells.CONNECT_TIMEOUT
+            assert await ending.wait() is disconnects.CONNECT_TIMEOUT
         assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
         await theirs.aclose()
         await server.append(1, 1)

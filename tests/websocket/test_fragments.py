@@ -13,8 +13,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage
 
 from airy_trio.testing.client import Closed
-from airy_trio.websocket.fragments import PIECES_MAX, SMALL_MAX, SMALL_OCTETS, Fragments
-from airy_trio.websocket.wire import CONTROLS_BURST, CONTROLS_PER_S
+from airy_trio.websocket.stream import CONTROLS_BURST, CONTROLS_PER_S, PIECES_MAX, SMALL_MAX, SMALL_OCTETS, Fragments
 from tests.websocket.serving import serving
 
 KEY = b"\x01\x02\x03\x04"

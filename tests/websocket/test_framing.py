@@ -4,7 +4,7 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from airy_trio.websocket.framing import HEART_BEAT, close_frame, ends_with_close, text_message
+from airy_trio.websocket.stream import HEART_BEAT, close_frame, ends_with_close, text_message
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 70_000])

@@ -9,25 +9,23 @@ import trio.testing
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.framing import HEART_BEAT, PING
-from airy_trio.websocket.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, Pulse, Wheel
-from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.sender import Senders
-from airy_trio.websocket.subscriptions import Client, State
-from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turn, Turnstile
-from airy_trio.websocket.wire import Wire
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ClientState
+from airy_trio.delivery.fanout import Senders
+from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, Pulse, Wheel
+from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.requests import HeartBeat
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue, Turn
+from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
 from tests.websocket.serving import open_log
 
 
 @pytest.fixture
 async def senders() -> Senders:
     log = await open_log()
-    return Senders(log, Runs(log))
+    return Senders(log, Batches(log))
 
 
 @pytest.fixture
@@ -40,15 +38,19 @@ async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
 
 
 def pulse(
-    outlet: MemoryOutlet, *, outgoing_s: float | None = None, incoming_s: float | None = None, turn: Turn | None = None
+    outlet: MemoryTransport,
+    *,
+    outgoing_s: float | None = None,
+    incoming_s: float | None = None,
+    turn: Turn | None = None,
 ) -> Pulse:
-    client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=State.LIVE)
-    wire = Wire(outlet, send_timeout_s=10, turn=turn)
+    client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=ClientState.LIVE)
+    wire = FramedStream(outlet, send_timeout_s=10, turn=turn)
     return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
 async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockClock) -> None:
-    outlets = [MemoryOutlet() for _ in range(3)]
+    outlets = [MemoryTransport() for _ in range(3)]
     for outlet, outgoing_s in zip(outlets, (30.0, 2.0, 7.0), strict=True):
         wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
     await trio.sleep(60)
@@ -62,7 +64,7 @@ async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockCl
 async def test_never_later_than_the_interval_nor_much_sooner(
     outgoing_s: float, wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryOutlet()
+    outlet = MemoryTransport()
     one = pulse(outlet, outgoing_s=outgoing_s)
     wheel.watch(one)
     written_at = [one.wire.written_at]
@@ -79,7 +81,7 @@ async def test_never_later_than_the_interval_nor_much_sooner(
 async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryOutlet()
+    outlet = MemoryTransport()
     one = pulse(outlet)
     wheel.watch(one)
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
@@ -90,13 +92,13 @@ async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers
     assert one.client.farewell is None
     assert outlet.take() == PING * pings
     await trio.sleep(1 + SLOT_S)
-    assert one.client.farewell is farewells.UNANSWERED
+    assert one.client.farewell is disconnects.UNANSWERED
 
 
 async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_waits(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryOutlet(1)
+    outlet = MemoryTransport(1)
     one = pulse(outlet)
     wheel.watch(one)
     async with trio.open_nursery() as nursery:
@@ -108,12 +110,12 @@ async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_w
         await trio.sleep(UNANSWERED_MAX_S - 1)
         found.append(one.client.farewell)
         await trio.sleep(1 + SLOT_S)
-        assert [*found, one.client.farewell] == [None, None, farewells.UNANSWERED]
+        assert [*found, one.client.farewell] == [None, None, disconnects.UNANSWERED]
         nursery.cancel_scope.cancel()
 
 
 async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: MockClock) -> None:
-    talking, beating = MemoryOutlet(), MemoryOutlet()
+    talking, beating = MemoryTransport(), MemoryTransport()
     pulses = [pulse(talking), pulse(beating, incoming_s=PING_EVERY_S)]
     for one in pulses:
         wheel.watch(one)
@@ -128,7 +130,7 @@ async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: Moc
 async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
     outgoing_s: float, written: bytes, wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryOutlet()
+    outlet = MemoryTransport()
     wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
     await trio.sleep(101)
     assert outlet.take() == written
@@ -137,21 +139,21 @@ async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
 async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    one = pulse(MemoryOutlet(), incoming_s=1)
+    one = pulse(MemoryTransport(), incoming_s=1)
     one.client.occupied = True
     wheel.watch(one)
     await trio.sleep(100)
     found = [one.client.farewell]
     one.client.occupied = False
     await trio.sleep(2.5 + 2 * SLOT_S)
-    assert [*found, one.client.farewell] == [None, farewells.SILENT]
+    assert [*found, one.client.farewell] == [None, disconnects.SILENT]
     assert wheel.statistics() == {"clients": 0, "slots": 0}
 
 
 async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    turnstile, outlet = Turnstile(), MemoryOutlet()
+    turnstile, outlet = FairQueue(), MemoryTransport()
     one = pulse(outlet, incoming_s=1, turn=turnstile.enter)
     for _ in range(ENTRIES_PER_TURN):
         await turnstile.enter()
@@ -167,12 +169,12 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
         found.append(one.client.farewell)
         await trio.sleep(3 * SLOT_S)
-        assert [*found, one.client.farewell] == [None, None, farewells.SILENT]
+        assert [*found, one.client.farewell] == [None, None, disconnects.SILENT]
         nursery.cancel_scope.cancel()
 
 
 async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(0)
+    outlet = MemoryTransport(0)
     one = pulse(outlet, outgoing_s=1)
     wheel.watch(one)
     await trio.sleep(10)
@@ -184,42 +186,42 @@ async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autoj
 async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
     capacity_bytes: int, wheel: Wheel, senders: Senders, autojump_clock: MockClock
 ) -> None:
-    one, well = pulse(MemoryOutlet(capacity_bytes), outgoing_s=1), pulse(MemoryOutlet(), outgoing_s=1)
+    one, well = pulse(MemoryTransport(capacity_bytes), outgoing_s=1), pulse(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
     wheel.watch(well)
     await trio.sleep(2)
-    assert one.client.state is State.BEHIND
-    assert well.client.state is State.LIVE
+    assert one.client.state is ClientState.BEHIND
+    assert well.client.state is ClientState.LIVE
     assert senders.statistics()["waiting"] == 1
 
 
 async def test_who_is_behind_is_watched_too(wheel: Wheel, autojump_clock: MockClock) -> None:
-    one = pulse(MemoryOutlet(), incoming_s=1)
-    one.client.state = State.BEHIND
+    one = pulse(MemoryTransport(), incoming_s=1)
+    one.client.state = ClientState.BEHIND
     wheel.watch(one)
     await trio.sleep(2.5 + 2 * SLOT_S)
-    assert one.client.farewell is farewells.SILENT
+    assert one.client.farewell is disconnects.SILENT
 
 
 async def test_one_clients_trouble_does_not_stop_the_wheel(
     wheel: Wheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outlet, broken = MemoryOutlet(), MemoryOutlet()
+    outlet, broken = MemoryTransport(), MemoryTransport()
     monkeypatch.setattr(broken, "offer", lambda _data: 1 / 0)
-    gone = MemoryOutlet()
+    gone = MemoryTransport()
     await gone.aclose()
     pulses = [pulse(one, outgoing_s=1) for one in (broken, gone, outlet)]
     for one in pulses:
         wheel.watch(one)
     with capture_logs() as logs:
         await trio.sleep(1.5)
-    assert [one.client.farewell for one in pulses] == [farewells.INTERNAL, farewells.GONE, None]
+    assert [one.client.farewell for one in pulses] == [disconnects.INTERNAL, disconnects.GONE, None]
     assert [line["event"] for line in logs] == ["session failed"]
     assert outlet.take() == HEART_BEAT
 
 
 async def test_forgetting_leaves_nothing(wheel: Wheel, autojump_clock: MockClock) -> None:
-    one = pulse(MemoryOutlet(), outgoing_s=1)
+    one = pulse(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
     assert wheel.statistics() == {"clients": 1, "slots": 1}
     wheel.forget(one.client)

@@ -11,9 +11,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from airy_trio.errors import StartError
-from airy_trio.stomp.frames import Frame
-from airy_trio.testing.client import Closed, StompClient
-from airy_trio.websocket.listener import (
+from airy_trio.sessions.listener import (
     EXHAUSTED_PAUSE_S,
     PROBE_EVERY_S,
     SHORTAGE_OVER_S,
@@ -23,6 +21,8 @@ from airy_trio.websocket.listener import (
     accept,
     open_listening_socket,
 )
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, StompClient
 from tests.websocket.serving import HOST, Server, open_log, serving
 
 

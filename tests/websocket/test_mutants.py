@@ -12,16 +12,17 @@ from attrs import frozen
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.delivery import disconnects, fanout
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ClientState, Subscription
+from airy_trio.delivery.fanout import FanOut
+from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.tail import Tail
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import conversation, fanout, farewells, sender
-from airy_trio.websocket.conversation import Conversation
-from airy_trio.websocket.fanout import FanOut
-from airy_trio.websocket.outlet import SocketOutlet
-from airy_trio.websocket.runs import Runs
-from airy_trio.websocket.subscriptions import Client, State, Subscription
-from airy_trio.websocket.tasks import Tasks
-from airy_trio.websocket.wire import Wire
+from airy_trio.sessions import conversation
+from airy_trio.sessions.conversation import Conversation
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.stream import FramedStream
+from airy_trio.websocket.transport import SocketTransport
 from tests.websocket import test_fanout, test_outlet, test_sender, test_subscriptions, test_tasks, test_wire
 from tests.websocket.test_schedules import run_schedule
 
@@ -86,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         "checkpoint before live",
-        sender,
+        fanout,
         "catch_up",
         "client.state = LIVE",
         "await trio.lowlevel.checkpoint(); client.state = LIVE",
@@ -94,14 +95,14 @@ MUTANTS = (
     ),
     Mutant(
         "live although somebody is hungry",
-        sender,
+        fanout,
         "_caught_up",
         "return not any(subscription.hungry for subscription in client.subscriptions.values())",
         "return True",
     ),
     Mutant(
         "subscription not asked again under the lock",
-        sender,
+        fanout,
         "_next_run",
         "client.subscriptions.get(subscription.number) is subscription",
         "True",
@@ -136,23 +137,27 @@ MUTANTS = (
         "True",
     ),
     Mutant("a view forgets that it has evicted", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
-    Mutant("events of a run in another order", Runs, "_join", "for event in events:", "for event in [*events][::-1]:"),
+    Mutant(
+        "events of a run in another order", Batches, "_join", "for event in events:", "for event in [*events][::-1]:"
+    ),
 )
 
 
 DIRECTED = (
     (
-        Mutant("offer while pending", MemoryOutlet, "offer", "self._rest or ", ""),
+        Mutant("offer while pending", MemoryTransport, "offer", "self._rest or ", ""),
         test_wire.test_offer_is_refused_while_something_is_pending,
     ),
     (
-        Mutant("offer to a socket while something is pending", SocketOutlet, "offer", "if self.pending:", "if False:"),
+        Mutant(
+            "offer to a socket while something is pending", SocketTransport, "offer", "if self.pending:", "if False:"
+        ),
         lambda _clock: test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending(),
     ),
     (
         Mutant(
             "closing is said when the lock is had",
-            Wire,
+            FramedStream,
             "close",
             "self.closing = True",
             "async with self.lock: self.closing = True",
@@ -174,7 +179,7 @@ DIRECTED = (
         partial(
             test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
             trio.BrokenResourceError(),
-            farewells.GONE,
+            disconnects.GONE,
             monkeypatch=pytest.MonkeyPatch(),
         ),
     ),
@@ -190,11 +195,11 @@ DIRECTED = (
     ),
     (
         Mutant("fan-out writes to who is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
-        partial(test_fanout.test_only_who_is_live_is_written_to, State.BEHIND),
+        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
     ),
     (
         Mutant("who is behind is not woken", FanOut, "serve", "client.wake()", "pass"),
-        partial(test_fanout.test_only_who_is_live_is_written_to, State.BEHIND),
+        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
     ),
     (
         Mutant("unsubscribed while others ran", FanOut, "_serve_slice", "elif reader in view.readers:", "else:"),
@@ -247,11 +252,11 @@ DIRECTED = (
         test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
     ),
     (
-        Mutant("written after a Close frame", sender, "_next_run", "and not client.wire.closing", ""),
+        Mutant("written after a Close frame", fanout, "_next_run", "and not client.wire.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
     ),
     (
-        Mutant("not live where nothing is pending", sender, "_caught_up", "client.wire.outlet.pending", "True"),
+        Mutant("not live where nothing is pending", fanout, "_caught_up", "client.wire.outlet.pending", "True"),
         test_sender.test_a_full_window_is_not_behind,
     ),
 )

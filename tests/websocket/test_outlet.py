@@ -16,11 +16,10 @@ import trio
 import trio.testing
 from attrs import frozen
 
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.testing.outlet_stream import CHUNK_BYTES, StreamOutlet
-from airy_trio.websocket import certificate
-from airy_trio.websocket.outlet import Outlet, SocketOutlet
-from airy_trio.websocket.outlet_tls import TlsOutlet
+from airy_trio.testing.transport import CHUNK_BYTES, MemoryTransport, StreamTransport
+from airy_trio.websocket import tls
+from airy_trio.websocket.tls import TlsTransport
+from airy_trio.websocket.transport import SocketTransport, Transport
 from tests.certificates import issue, trusting
 
 LARGE = bytes(range(256)) * 4096 * 2  # more than two sockets' buffers
@@ -44,7 +43,7 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
 class Ends:
     """An outlet, and its peer: a blocking socket, with TLS where the outlet has it."""
 
-    outlet: Outlet
+    outlet: Transport
     theirs: socket.socket
 
     def end(self) -> None:
@@ -64,12 +63,12 @@ async def ends(
     """The two ends of a connection that has shaken hands."""
     ours, theirs = pair
     if request.param is None:
-        outlet: Outlet = SocketOutlet(ours)
+        outlet: Transport = SocketTransport(ours)
         await outlet.handshake()
         yield Ends(outlet, theirs)
         return
     files = issue(tmp_path)
-    outlet = TlsOutlet(SocketOutlet(ours), certificate.load(str(files.certificate), str(files.key)).context)
+    outlet = TlsTransport(SocketTransport(ours), tls.load(str(files.certificate), str(files.key)).context)
     wrap = partial(trusting(request.param).wrap_socket, suppress_ragged_eofs=False, server_hostname="localhost")
     wrapped: list[socket.socket] = []
 
@@ -96,7 +95,7 @@ def read_to_end(sock: socket.socket) -> None:
         pass
 
 
-async def drain_all(outlet: Outlet) -> None:
+async def drain_all(outlet: Transport) -> None:
     while outlet.pending:
         await outlet.drain()
 
@@ -117,7 +116,7 @@ async def test_what_the_socket_does_not_take_is_pending_and_arrives_in_order(
 
 
 async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketOutlet(pair[0])
+    outlet = SocketTransport(pair[0])
     taken = 0
     while outlet.offer(b"x"):  # one byte is never taken in part
         taken += 1
@@ -130,7 +129,7 @@ async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket
 async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        outlet = SocketOutlet(ours)
+        outlet = SocketTransport(ours)
         assert outlet.offer(LARGE)
         assert outlet.pending
         theirs.settimeout(0)
@@ -143,7 +142,7 @@ async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> Non
 
 async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:
     await trio.lowlevel.checkpoint()
-    outlet = SocketOutlet(pair[0])
+    outlet = SocketTransport(pair[0])
     while outlet.offer(b"x"):
         pass
     outlet.push(b"y" * 10)
@@ -231,13 +230,13 @@ async def test_closing_wakes_who_waits(ends: Ends) -> None:
 
 async def test_small_writes_leave_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
     await trio.lowlevel.checkpoint()
-    SocketOutlet(pair[0])
+    SocketTransport(pair[0])
     assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 async def test_a_stream_has_all_pending_until_drained() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    outlet = StreamOutlet(ours)
+    outlet = StreamTransport(ours)
     assert outlet.offer(LARGE)
     assert outlet.pending
     assert not outlet.offer(b"not now")
@@ -253,7 +252,7 @@ async def test_a_stream_has_all_pending_until_drained() -> None:
 
 async def test_a_stream_whose_write_was_cut_off_is_broken() -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
-    outlet = StreamOutlet(ours)
+    outlet = StreamTransport(ours)
     outlet.push(b"x" * 10)
     with trio.move_on_after(0):
         await outlet.drain()
@@ -262,11 +261,11 @@ async def test_a_stream_whose_write_was_cut_off_is_broken() -> None:
     await outlet.abort()
 
 
-@pytest.mark.parametrize("make", [lambda: StreamOutlet(trio.testing.memory_stream_pair()[0]), MemoryOutlet])
-async def test_an_outlet_takes_nothing_over_what_is_pending(make: Callable[[], Outlet]) -> None:
+@pytest.mark.parametrize("make", [lambda: StreamTransport(trio.testing.memory_stream_pair()[0]), MemoryTransport])
+async def test_an_outlet_takes_nothing_over_what_is_pending(make: Callable[[], Transport]) -> None:
     await trio.lowlevel.checkpoint()
     outlet = make()
-    if isinstance(outlet, MemoryOutlet):
+    if isinstance(outlet, MemoryTransport):
         outlet.capacity_bytes = 1
     outlet.push(b"xy")
     assert outlet.pending

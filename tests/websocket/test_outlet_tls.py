@@ -14,10 +14,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import certificate
-from airy_trio.websocket.outlet import HandshakeError
-from airy_trio.websocket.outlet_tls import EMPTY_RECORDS_MAX, RECORD_BYTES_MAX, TlsOutlet
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket import tls
+from airy_trio.websocket.tls import EMPTY_RECORDS_MAX, RECORD_BYTES_MAX, TlsTransport
+from airy_trio.websocket.transport import HandshakeError
 from tests.certificates import issue
 from tests.websocket.records import CLIENT_HELLO, KEY_UPDATE, Kind, Peer, split
 
@@ -26,7 +26,7 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 NAMES = ["TLS 1.2", "TLS 1.3"]
 
 
-class Octets(MemoryOutlet):
+class Octets(MemoryTransport):
     """One whose peer's data come octet by octet."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Octets(MemoryOutlet):
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     files = issue(tmp_path_factory.mktemp("tls"))
-    return certificate.load(str(files.certificate), str(files.key)).context
+    return tls.load(str(files.certificate), str(files.key)).context
 
 
 @contextmanager
@@ -52,16 +52,16 @@ def limited() -> Generator[None]:
         yield
 
 
-def is_pending(outlet: TlsOutlet) -> bool:
+def is_pending(outlet: TlsTransport) -> bool:
     """As a call, whose answer the type checker does not take for lasting."""
     return outlet.pending
 
 
 async def meet(
-    context: ssl.SSLContext, below: MemoryOutlet, version: ssl.TLSVersion | None = None, keys: Path | None = None
-) -> tuple[TlsOutlet, Peer]:
+    context: ssl.SSLContext, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None
+) -> tuple[TlsTransport, Peer]:
     """An outlet over another, and its peer, after their handshake."""
-    outlet, peer = TlsOutlet(below, context), Peer(below, version, keys)
+    outlet, peer = TlsTransport(below, context), Peer(below, version, keys)
     with limited():
         await peer.shake_hands(outlet)
     return outlet, peer
@@ -69,12 +69,12 @@ async def meet(
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_the_protocol_is_agreed_on(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    _, peer = await meet(context, MemoryOutlet(), version)
+    _, peer = await meet(context, MemoryTransport(), version)
     assert peer.tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
 
 
 async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLContext) -> None:
-    below, room = MemoryOutlet(), trio.Event()
+    below, room = MemoryTransport(), trio.Event()
     waiting = 0
 
     async def turn() -> None:
@@ -82,7 +82,7 @@ async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLCon
         waiting += 1
         await room.wait()
 
-    outlet, peer = TlsOutlet(below, context, turn), Peer(below)
+    outlet, peer = TlsTransport(below, context, turn), Peer(below)
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.do_handshake()
     peer.flush()
@@ -97,7 +97,7 @@ async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLCon
 
 
 async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLContext) -> None:
-    below = MemoryOutlet(capacity_bytes=0)
+    below = MemoryTransport(capacity_bytes=0)
     below.capacity_bytes = None
     outlet, peer = await meet(context, below)
     peer.hear()
@@ -116,7 +116,7 @@ async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLC
 
 
 async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.SSLContext) -> None:
-    class Counting(MemoryOutlet):
+    class Counting(MemoryTransport):
         pushed = 0
 
         def push(self, data: bytes) -> None:
@@ -134,7 +134,7 @@ async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.
 
 
 async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
-    outlet, peer = await meet(context, MemoryOutlet())
+    outlet, peer = await meet(context, MemoryTransport())
     peer.hear()
     assert outlet.offer(b"")
     outlet.push(b"")
@@ -144,7 +144,7 @@ async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, version)
     peer.say(b"x" * RECORD_BYTES_MAX)
     peer.say(b"y" * 10)
@@ -160,7 +160,7 @@ async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, 
 async def test_close_notify_of_the_peer_ends_its_stream_and_ours_goes_on(
     context: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
-    outlet, peer = await meet(context, MemoryOutlet(), version)
+    outlet, peer = await meet(context, MemoryTransport(), version)
     peer.hear()
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.unwrap()
@@ -174,7 +174,7 @@ async def test_close_notify_of_the_peer_ends_its_stream_and_ours_goes_on(
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, version)
     peer.say(b"half of what was meant")
     below.feed_eof()
@@ -189,11 +189,11 @@ async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLCon
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
-@pytest.mark.parametrize("close", [TlsOutlet.send_eof, TlsOutlet.aclose], ids=["send_eof", "aclose"])
+@pytest.mark.parametrize("close", [TlsTransport.send_eof, TlsTransport.aclose], ids=["send_eof", "aclose"])
 async def test_we_say_close_notify_once(
-    context: ssl.SSLContext, version: ssl.TLSVersion, close: Callable[[TlsOutlet], object]
+    context: ssl.SSLContext, version: ssl.TLSVersion, close: Callable[[TlsTransport], object]
 ) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, version)
     outlet.push(b"last words")
     with limited():
@@ -207,7 +207,7 @@ async def test_we_say_close_notify_once(
 
 
 async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext) -> None:
-    outlet, peer = await meet(context, MemoryOutlet())
+    outlet, peer = await meet(context, MemoryTransport())
     peer.hear()
     with limited():
         await outlet.send_eof()
@@ -221,7 +221,7 @@ async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext
 async def test_data_that_nobody_read_is_passed_over_after_our_end(
     context: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, version)
     peer.say(b"x" * 5000)
     peer.say(b"y" * 5000)
@@ -237,7 +237,7 @@ async def test_data_that_nobody_read_is_passed_over_after_our_end(
 
 
 async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below)
     peer.hear()
     below.capacity_bytes = 0
@@ -255,7 +255,7 @@ async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> Non
 
 
 async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below)
     peer.hear()
     await outlet.abort()
@@ -280,8 +280,8 @@ async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
     ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
 )
 async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, said: bytes, words: str) -> None:
-    below = MemoryOutlet()
-    outlet = TlsOutlet(below, context)
+    below = MemoryTransport()
+    outlet = TlsTransport(below, context)
     below.feed(said)
     with limited(), pytest.raises(HandshakeError, match=words):
         await outlet.handshake()
@@ -294,8 +294,8 @@ async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, sai
 
 
 async def test_who_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> None:
-    below = MemoryOutlet()
-    outlet = TlsOutlet(below, context)
+    below = MemoryTransport()
+    outlet = TlsTransport(below, context)
     below.feed_eof()
     with limited(), pytest.raises(trio.BrokenResourceError) as gone:
         await outlet.handshake()
@@ -303,7 +303,7 @@ async def test_who_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> N
 
 
 async def test_junk_after_the_handshake_is_answered_with_an_alert(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, keys=tmp_path / "keys")
     _, reading = peer.by_hand()
     below.feed(b"GET / HTTP/1.1\r\n\r\n")
@@ -316,8 +316,8 @@ async def test_junk_after_the_handshake_is_answered_with_an_alert(context: ssl.S
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1])
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
-    below = MemoryOutlet()
-    outlet = TlsOutlet(below, context)
+    below = MemoryTransport()
+    outlet = TlsTransport(below, context)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     client.minimum_version = client.maximum_version = version
@@ -331,7 +331,7 @@ async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.
 
 
 async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     tickets = [reading.open(record)[0] for record in split(below.take())]
@@ -348,7 +348,7 @@ async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLCont
 
 
 async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     for record in split(below.take()):
@@ -379,7 +379,7 @@ async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLConte
 
 
 async def test_closing_wakes_who_waits_for_the_other_half(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, _ = peer.by_hand()
 
@@ -403,7 +403,7 @@ async def test_closing_wakes_who_waits_for_the_other_half(context: ssl.SSLContex
 
 
 async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     for record in split(below.take()):
@@ -425,7 +425,7 @@ async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, t
 
 
 async def test_renegotiation_is_refused_with_a_warning(context: ssl.SSLContext, tmp_path: Path) -> None:
-    below = MemoryOutlet()
+    below = MemoryTransport()
     outlet, peer = await meet(context, below, ssl.TLSVersion.TLSv1_2, tmp_path / "keys")
     writing = peer.old_by_hand()
     below.feed(writing.seal(Kind.HANDSHAKE, CLIENT_HELLO))
@@ -455,14 +455,14 @@ def empty_records(peer: Peer, version: ssl.TLSVersion, count: int) -> list[bytes
 async def test_each_record_without_content_takes_a_turn(
     context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    below, turns = MemoryOutlet(), 0
+    below, turns = MemoryTransport(), 0
 
     async def turn() -> None:
         nonlocal turns
         turns += 1
         await trio.lowlevel.checkpoint()
 
-    outlet, peer = TlsOutlet(below, context, turn), Peer(below, version, tmp_path / "keys")
+    outlet, peer = TlsTransport(below, context, turn), Peer(below, version, tmp_path / "keys")
     with limited():
         await peer.shake_hands(outlet)
         turns = 0
@@ -477,7 +477,7 @@ async def test_records_without_content_are_limited(
     context: ssl.SSLContext, tmp_path: Path, version: ssl.TLSVersion, *, taken: bool
 ) -> None:
     for beyond in (0, 1):
-        below, keys = MemoryOutlet(), tmp_path / str(beyond)
+        below, keys = MemoryTransport(), tmp_path / str(beyond)
         outlet, peer = await meet(context, below, version, keys)
         below.take()
         below.capacity_bytes = None if taken else 0
@@ -504,7 +504,7 @@ async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
     context: ssl.SSLContext, version: ssl.TLSVersion, seed: int, autojump_clock: MockClock
 ) -> None:
     moods = Random(seed)
-    below = MemoryOutlet(moods=moods)
+    below = MemoryTransport(moods=moods)
     outlet, peer = await meet(context, below, version)
     below.capacity_bytes = moods.choice([1, 100, 5000, 50_000])
     taken = said = heard = read = b""

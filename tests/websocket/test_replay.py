@@ -6,13 +6,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.start import BACKOFF_MAX_S, Start, Wish, backoff_s, start
 from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.websocket.replay import BACKOFF_MAX_S, Start, Wish, backoff_s, start
-from airy_trio.websocket.subscriptions import ReplayOptions
 from tests.websocket.serving import event, events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)

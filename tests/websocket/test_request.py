@@ -12,8 +12,8 @@ from airy_trio.websocket.request import (
     HEAD_BYTES_MAX,
     HEADERS_MAX,
     SUBPROTOCOLS_MAX,
-    RefusedError,
     Request,
+    RequestRefusedError,
     read_head,
     upgrade_in,
 )
@@ -44,7 +44,7 @@ def read(data: bytes) -> Request:
 
 
 def refused(data: bytes) -> int:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         upgrade_in(read(data))
     return caught.value.status.value
 
@@ -99,7 +99,7 @@ def test_a_request_line_that_is_none_is_refused(line: str) -> None:
 
 @pytest.mark.parametrize("line", LINES)
 def test_a_request_line_that_is_none_is_refused_before_the_head_has_ended(line: str) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestRefusedError):
         read_head(line.encode("latin-1") + b"\r\nHost: x\r\n")
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_request_for_a_websocket_is_refused(changed: dict[str, str | 
 
 
 def test_the_answer_to_another_version_names_ours() -> None:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         upgrade_in(read(head(changed={"Sec-WebSocket-Version": "8"})))
     assert b"\r\nSec-WebSocket-Version: 13\r\n" in caught.value.answer
 
@@ -185,10 +185,10 @@ def test_nothing_may_follow_the_request(rest: bytes) -> None:
 def test_the_head_has_a_limit() -> None:
     longest = HEAD_BYTES_MAX - len(head("X: "))
     assert read(head(f"X: {'x' * longest}")).headers["x"] == ("x" * longest,)
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         read_head(head(f"X: {'x' * (longest + 1)}"))
     assert caught.value.status.value == 431
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         read_head(b"GET /" + b"x" * HEAD_BYTES_MAX)
     assert caught.value.status.value == 431
     assert read_head(b"GET /" + b"x" * (HEAD_BYTES_MAX - 6)) is None
@@ -197,7 +197,7 @@ def test_the_head_has_a_limit() -> None:
 def answer(data: bytes, seen: int = 0) -> Request | int | None:
     try:
         return read_head(data, seen)
-    except RefusedError as refused:
+    except RequestRefusedError as refused:
         return refused.status.value
 
 
@@ -229,12 +229,12 @@ def test_octet_by_octet_costs_in_proportion_to_the_length() -> None:
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\nHost: x\n\n", b"GET / HTTP/1.1\r\nHost: x\n\n", b"\r\n", b"\x00"])
 def test_what_can_never_be_taken_is_not_waited_for(data: bytes) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RequestRefusedError):
         read_head(data)
 
 
 def test_an_answer_is_a_whole_response() -> None:
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(RequestRefusedError) as caught:
         read_head(b"\x00")
     reader = h11.Connection(h11.CLIENT)
     reader.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
@@ -259,7 +259,7 @@ def test_what_is_read_is_read_by_others_in_the_same_way(text: str, begun: bool) 
     data = (("GET /a HTTP/1.1\r\nHost: x\r\n" if begun else "") + text + "\r\n\r\n").encode("latin-1")
     try:
         request = read_head(data)
-    except RefusedError:
+    except RequestRefusedError:
         return
     assert request is not None
     if "host" not in request.headers or len(request.headers["host"]) > 1 or "transfer-encoding" in request.headers:

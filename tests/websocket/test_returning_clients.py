@@ -14,16 +14,16 @@ from attrs import define, field
 from trio.testing import MockClock
 from wsproto.utilities import LocalProtocolError
 
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import ReplayOptions
 from airy_trio.events.destinations import covers, parse
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import NewEvent, StoredEvent, stored_after
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.subscriptions import ReplayOptions
+from airy_trio.testing.transport import MemoryTransport
 from tests.websocket.peer import PeerStream
 from tests.websocket.rig import MoodyStore
 from tests.websocket.serving import Server, event, open_log, serving
@@ -106,7 +106,7 @@ class Visitor:
 
     async def _visit(self) -> None:
         world, chance = self.world, self.world.chance
-        outlet = MemoryOutlet(chance.choice((300, 3000, 20_000)), moods=chance)
+        outlet = MemoryTransport(chance.choice((300, 3000, 20_000)), moods=chance)
         hasty = world.ended or chance.random() < HASTY_SHARE
         stream = PeerStream(outlet, chance, bytes_max=4000 if hasty else 60, pause_s=0.01 if hasty else 2)
         ending = world.server.start(outlet)
@@ -120,9 +120,9 @@ class Visitor:
                     if self._has_all() or not await self._read(client, start):
                         break
             except Closed:  # it was too full to be told
-                assert await ending.wait() is farewells.POSITION_EXPIRED
+                assert await ending.wait() is disconnects.POSITION_EXPIRED
                 self._expired("cut at 410")
-        assert await ending.wait() in {farewells.GONE, farewells.POSITION_EXPIRED}
+        assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}
 
     async def _subscribe(self, client: StompClient) -> int:
         asked, world = self.position, self.world

@@ -1,4 +1,4 @@
-"""Runs of events for one subscription: bounded, shared among equals, with verdicts and acks of its own."""
+"""Batches of events for one subscription: bounded, shared among equals, with verdicts and acks of its own."""
 
 from collections import deque
 
@@ -6,14 +6,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from airy_trio.delivery.batches import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Batches
+from airy_trio.delivery.client import Client, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING, Within
-from airy_trio.log.eventlog import EventLog
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
-from airy_trio.websocket.runs import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Runs
-from airy_trio.websocket.subscriptions import Client, Subscription, Window
 from tests.websocket.messages import Reader, stomp
 from tests.websocket.serving import event, events, open_log
 
@@ -43,7 +42,7 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
 
 async def test_a_run_is_whole_messages_of_one_frame_each() -> None:
     log = await filled(3)
-    run = Runs(log).after_position(subscribed(log, 1))
+    run = Batches(log).after_position(subscribed(log, 1))
     frames = [stomp(message) for message in Reader().feed(run.data)]
     assert run.offsets == (2, 3)
     assert [frame.body for frame in frames if frame] == [event.body for event in events(2, 3)]
@@ -52,22 +51,22 @@ async def test_a_run_is_whole_messages_of_one_frame_each() -> None:
 
 async def test_a_run_is_bounded_in_bytes_but_never_empty() -> None:
     log = await filled(100, size=1000)
-    runs = Runs(log)
+    runs = Batches(log)
     run = runs.after_position(subscribed(log))
     assert RUN_BYTES_MAX - 2000 < len(run.data) <= RUN_BYTES_MAX
     large = await filled(2, size=RUN_BYTES_MAX)
-    assert Runs(large).after_position(subscribed(large)).offsets == (1,)
+    assert Batches(large).after_position(subscribed(large)).offsets == (1,)
 
 
 async def test_a_run_is_bounded_by_the_window() -> None:
     log = await filled(100)
     subscription = subscribed(log, ack=AckMode.CLIENT)
-    assert len(Runs(log).after_position(subscription).offsets) == 10
+    assert len(Batches(log).after_position(subscription).offsets) == 10
 
 
 async def test_equal_subscriptions_share_a_run_until_the_view_grows() -> None:
     log = await filled(3)
-    runs = Runs(log)
+    runs = Batches(log)
     one, other, third = subscribed(log), subscribed(log), subscribed(log, id_="different")
     run = runs.after_position(one)
     assert runs.after_position(other) is run
@@ -78,7 +77,7 @@ async def test_equal_subscriptions_share_a_run_until_the_view_grows() -> None:
 
 async def test_a_run_of_an_ended_epoch_is_not_given_again() -> None:
     log = await filled(3)
-    runs = Runs(log)
+    runs = Batches(log)
     before = runs.after_position(subscribed(log))
     await log.begin_epoch(log.head, "point")
     await log.append(log.head, events(1, 3), "point")
@@ -89,7 +88,7 @@ async def test_a_run_of_an_ended_epoch_is_not_given_again() -> None:
 
 async def test_few_runs_are_remembered() -> None:
     log = await filled(SHARED_RUNS_MAX + 10)
-    runs = Runs(log)
+    runs = Batches(log)
     for offset in range(SHARED_RUNS_MAX + 9):
         runs.after_position(subscribed(log, offset))
     assert len(runs._shared) == SHARED_RUNS_MAX  # noqa: SLF001 - that it does not grow is told nowhere
@@ -97,7 +96,7 @@ async def test_few_runs_are_remembered() -> None:
 
 async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:
     log = await filled(2)
-    runs = Runs(log)
+    runs = Batches(log)
     acking = subscribed(log, ack=AckMode.CLIENT)
     acking.verdict = b"resume:resumed\n"
     frames = [stomp(message) for message in Reader().feed(runs.after_position(acking).data)]
@@ -111,13 +110,13 @@ async def test_what_is_owed_comes_from_where_it_was_read() -> None:
     log = await filled(RUN_EVENTS_MAX + 1)
     subscription = subscribed(log, RUN_EVENTS_MAX + 1)
     subscription.owed = deque(await log.read(log.head.at(0), 2, EVERYTHING, bytes_max=1 << 30))
-    assert Runs(log).owed(subscription).offsets == (1, 2)
+    assert Batches(log).owed(subscription).offsets == (1, 2)
 
 
 async def test_a_position_before_the_tail_is_refused() -> None:
     log = await filled(100, tail_events=16)
     with pytest.raises(LookupError):
-        Runs(log).after_position(subscribed(log, 3))
+        Batches(log).after_position(subscribed(log, 3))
 
 
 async def test_a_view_that_promises_more_than_there_is_is_a_bug() -> None:
@@ -125,13 +124,13 @@ async def test_a_view_that_promises_more_than_there_is_is_a_bug() -> None:
     subscription = subscribed(log, 3)
     subscription.view.last = 4
     with pytest.raises(RuntimeError):
-        Runs(log).after_position(subscription)
+        Batches(log).after_position(subscription)
 
 
 async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_before(autojump_clock: MockClock) -> None:
     log = await filled(3)
     await log.append(log.head, events(4, 5), "point", changed_at=trio.current_time() - 2)
-    runs = Runs(log)
+    runs = Batches(log)
     subscription = subscribed(log, 3)
     subscription.live_after = 3
     run = runs.after_position(subscription)
@@ -147,7 +146,7 @@ async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_bef
 
 async def test_equal_cursors_are_given_one_run_until_the_view_grows() -> None:
     log = await filled(3)
-    runs = Runs(log)
+    runs = Batches(log)
     one, same, acking = subscribed(log, 1), subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
     run = runs.following(one)
     assert runs.following(same) is run
@@ -160,14 +159,14 @@ async def test_equal_cursors_are_given_one_run_until_the_view_grows() -> None:
 
 async def test_a_run_says_whether_it_goes_to_the_end() -> None:
     log = await filled(2, size=RUN_BYTES_MAX)
-    runs = Runs(log)
+    runs = Batches(log)
     assert [runs.after_position(subscribed(log, offset)).to_the_end for offset in (0, 1)] == [False, True]
 
 
 async def test_what_neighbours_took_is_counted_at_once(autojump_clock: MockClock) -> None:
     log = await filled(1)
     await log.append(log.head, events(2, 3), "point", changed_at=trio.current_time() - 2)
-    runs = Runs(log)
+    runs = Batches(log)
     first = subscribed(log, 1)
     run = runs.following(first)
     runs.repeated(None, 0, trio.current_time())
@@ -181,7 +180,7 @@ async def test_what_neighbours_took_is_counted_at_once(autojump_clock: MockClock
 
 async def test_who_took_a_run_gets_what_neighbours_take_unless_something_is_its_own() -> None:
     log = await filled(3)
-    runs = Runs(log)
+    runs = Batches(log)
     plain, replayed, acking, waiting = (
         subscribed(log, 1),
         subscribed(log, 1),
@@ -206,7 +205,7 @@ async def test_who_took_a_run_gets_what_neighbours_take_unless_something_is_its_
 
 async def test_a_cursor_moves_when_its_run_was_taken() -> None:
     log = await filled(3)
-    runs = Runs(log)
+    runs = Batches(log)
     subscription = subscribed(log, 1)
     subscription.owed = deque(await log.read(log.head.at(0), 1, EVERYTHING, bytes_max=1 << 30))
     run = runs.following(subscription)
@@ -222,7 +221,7 @@ async def test_a_run_is_not_shared_with_who_may_read_less_of_the_same_destinatio
     log = await open_log()
     channels = ["ch1", "ch2", "ch3", "ch1"]
     await log.append(log.head, [event(number, channel=one) for number, one in enumerate(channels, 1)], "point")
-    runs = Runs(log)
+    runs = Batches(log)
     of_all, of_two, also_of_two, of_one = (subscribed(log) for _ in range(4))
     rights = [(of_two, {"ch1", "ch2"}), (also_of_two, {"ch2", "ch1"}), (of_one, {"ch1", "ch4"})]
     for one, granted in rights:

@@ -8,17 +8,16 @@ import trio
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.auth.users import ALL, Grant, User
+from airy_trio.delivery import fanout
+from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.events.destinations import OfConversation, covers, parse
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
+from airy_trio.sessions.heartbeats import PING_EVERY_S
 from airy_trio.stomp.frames import Frame
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import fanout
-from airy_trio.websocket.auth.grants import ALL, Grant
-from airy_trio.websocket.auth.users import User
-from airy_trio.websocket.heartbeats import PING_EVERY_S
-from airy_trio.websocket.subscriptions import ReplayOptions, State
+from airy_trio.testing.transport import MemoryTransport
 from tests.websocket.rig import MoodyStore, Rig, delivering
 from tests.websocket.serving import event, open_log
 
@@ -89,7 +88,7 @@ class Schedule:
         """Let all run who can: then nobody who is live may lack anything (invariant 4)."""
         await wait_all_tasks_blocked()
         client = self.rig.client
-        if client.state is State.LIVE:
+        if client.state is ClientState.LIVE:
             assert not self.rig.outlet.pending
             assert not any(subscription.hungry for subscription in client.subscriptions.values())
 
@@ -285,7 +284,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
-            outlet = MemoryOutlet(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
+            outlet = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
             rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
@@ -306,7 +305,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
         for schedule in schedules:
             schedule.look_at(schedule.rig.read())
             schedule.check()
-            assert schedule.rig.client.state is State.LIVE, schedule.rig.client.farewell
+            assert schedule.rig.client.state is ClientState.LIVE, schedule.rig.client.farewell
             assert not schedule.rig.reader.incomplete
         assert delivery.senders.statistics() == {"known": clients, "sending": 0, "waiting": 0}
 

@@ -7,13 +7,13 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.batches import RUN_BYTES_MAX
+from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.framing import close_frame
-from airy_trio.websocket.runs import RUN_BYTES_MAX
-from airy_trio.websocket.subscriptions import ReplayOptions, State
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.stream import close_frame
 from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
 from tests.websocket.serving import event, events, open_log
 
@@ -39,17 +39,17 @@ async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> Non
 
 
 async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet()) as rig:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         for number in range(1, 50):
             await rig.append(events(number, number))
             await wait_all_tasks_blocked()
-            assert rig.client.state is State.LIVE
+            assert rig.client.state is ClientState.LIVE
             assert rig.senders.statistics() == {"known": 1, "sending": 0, "waiting": 0}
 
 
 async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(100)
+    outlet = MemoryTransport(100)
     async with rigged(await open_log(), outlet) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
@@ -61,13 +61,13 @@ async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_cl
         states = [rig.client.state]
         assert rig.senders.statistics() == {"known": 1, "sending": 1, "waiting": 0}
         assert len(await rig.read_all()) == 1
-        assert [*states, rig.client.state] == [State.BEHIND, State.LIVE]
+        assert [*states, rig.client.state] == [ClientState.BEHIND, ClientState.LIVE]
         assert rig.senders.statistics()["sending"] == 0
 
 
-@pytest.mark.parametrize("state", [State.CONNECTING, State.BEHIND, State.CLOSING])
-async def test_only_who_is_live_is_taken(state: State, autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet()) as rig:
+@pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
+async def test_only_who_is_live_is_taken(state: ClientState, autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
         rig.client.state = state
         rig.senders.take(rig.client)
         assert rig.senders.statistics()["waiting"] == 0
@@ -75,17 +75,17 @@ async def test_only_who_is_live_is_taken(state: State, autojump_clock: MockClock
 
 
 async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet()) as rig:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
         rig.senders.take(rig.client)
         rig.senders.forget(rig.client)
         rig.senders.forget(rig.client)
         await wait_all_tasks_blocked()
         assert rig.senders.statistics() == {"known": 0, "sending": 0, "waiting": 0}
-        assert rig.client.state is State.BEHIND
+        assert rig.client.state is ClientState.BEHIND
 
 
 async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet(500)) as rig:
+    async with rigged(await open_log(), MemoryTransport(500)) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE, ("ack", "client"), ("prefetch-count", "1"))
         await rig.append(events(1, 2, size=1000))
@@ -98,11 +98,11 @@ async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
         states.append(rig.client.state)
         (second,) = await rig.read_all()
         assert second.body == event(2, size=1000).body
-    assert states == [State.BEHIND, State.LIVE, State.BEHIND]
+    assert states == [ClientState.BEHIND, ClientState.LIVE, ClientState.BEHIND]
 
 
 async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(100)
+    outlet = MemoryTransport(100)
     async with rigged(await open_log(), outlet) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
@@ -119,7 +119,7 @@ async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(auto
 async def test_a_position_before_the_tail_is_served_from_the_store_up_to_the_seam(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
-    async with rigged(log, MemoryOutlet()) as rig:
+    async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 300))
         await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head.at(7))))
         bodies = [f.body for f in await rig.read_all() if f.command == "MESSAGE"]
@@ -134,7 +134,7 @@ async def test_a_quiet_destination_reaches_the_tail_although_the_store_has_nothi
     autojump_clock: MockClock,
 ) -> None:
     log = await open_log(store(), LogOptions(store="memory", tail_events=16))
-    async with rigged(log, MemoryOutlet()) as rig:
+    async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
         headers = (("id", "q"), ("destination", "/events/conversation/quiet"), ("last-event-id", str(log.head.at(3))))
         await rig.say("SUBSCRIBE", *headers)
@@ -147,7 +147,7 @@ async def test_a_quiet_destination_reaches_the_tail_although_the_store_has_nothi
 async def test_a_store_that_is_away_is_asked_again_and_holds_up_nobody_else(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
-    async with rigged(log, MemoryOutlet()) as rig:
+    async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
         kept.away_share = 1.0
         await rig.say("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head)))
@@ -174,7 +174,7 @@ async def test_subscribe_waits_for_a_store_that_is_away(
         message = "away"
         raise StoreUnavailable(message)
 
-    async with rigged(log, MemoryOutlet()) as rig:
+    async with rigged(log, MemoryTransport()) as rig:
         monkeypatch.setattr(kept, "bounds", away)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.say, "SUBSCRIBE", *SUBSCRIBE, ("replay", "all"), ("receipt", "r"))
@@ -187,29 +187,29 @@ async def test_subscribe_waits_for_a_store_that_is_away(
 
 
 async def test_a_stalled_client_is_dismissed(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(1000)
+    outlet = MemoryTransport(1000)
     async with rigged(await open_log(), outlet) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=5000))
         await trio.sleep(SEND_TIMEOUT_S + 0.1)
-        assert rig.client.farewell is farewells.TOO_SLOW
+        assert rig.client.farewell is disconnects.TOO_SLOW
 
 
 async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
-    async with rigged(log, MemoryOutlet()) as rig:
+    async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
         await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(10)
         await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await wait_all_tasks_blocked()
-        assert rig.client.farewell is farewells.POSITION_EXPIRED
+        assert rig.client.farewell is disconnects.POSITION_EXPIRED
 
 
 async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more(autojump_clock: MockClock) -> None:
-    outlet = MemoryOutlet(1000)
+    outlet = MemoryTransport(1000)
     async with rigged(await open_log(), outlet) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 3, size=RUN_BYTES_MAX))
@@ -221,7 +221,7 @@ async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_mo
 
 
 async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet(200), replay=ReplayOptions(events_max=2)) as rig:
+    async with rigged(await open_log(), MemoryTransport(200), replay=ReplayOptions(events_max=2)) as rig:
         rig.read()
         await rig.append([event(1, obj="a"), event(2, obj="b"), event(3, obj="c"), event(4, obj="a")])
         async with trio.open_nursery() as nursery:
@@ -256,12 +256,12 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
     count = 2000
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=50))
-    async with rigged(log, MemoryOutlet(2000)) as rig:
+    async with rigged(log, MemoryTransport(2000)) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, count))
         await wait_all_tasks_blocked()
         begun_at = trio.current_time()
-        while rig.client.state is State.BEHIND or rig.outlet.pending:
+        while rig.client.state is ClientState.BEHIND or rig.outlet.pending:
             await trio.sleep(SEND_TIMEOUT_S / 2)
             rig.read(8000)
             assert rig.client.farewell is None
@@ -274,4 +274,4 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
         await rig.read_all()
         bodies = [frame.body for frame in rig.frames if frame.command == "MESSAGE"]
         assert bodies == [one.body for one in events(1, count + 1)]
-        assert rig.client.state is State.LIVE
+        assert rig.client.state is ClientState.LIVE

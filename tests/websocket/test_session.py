@@ -15,17 +15,16 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.fanout import WATCH_EVERY_S
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
+from airy_trio.sessions.closing import GOODBYE_S, LINGER_S, LOG_EARLY_ENDS_EVERY_S
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
-from airy_trio.testing.outlet_stream import StreamOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.early_ends import LOG_EARLY_ENDS_EVERY_S
-from airy_trio.websocket.goodbye import GOODBYE_S, LINGER_S
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.sender import WATCH_EVERY_S
+from airy_trio.testing.transport import StreamTransport
 from tests.websocket.serving import Server, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
@@ -78,7 +77,7 @@ async def test_a_breach_of_the_websocket_protocol_is_closed_with_its_code(
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1002
-    assert (await plugged.ending.wait()).name == farewells.PROTOCOL_ERROR.name
+    assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
 
 
 async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: MockClock) -> None:
@@ -88,7 +87,7 @@ async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: 
         await plugged.client.receive()
     assert closed.value.code == 1000
     await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is farewells.GONE
+    assert await plugged.ending.wait() is disconnects.GONE
     await server.ended()
 
 
@@ -96,7 +95,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(server: Server, auto
     plugged = await server.plug_connected()
     await plugged.client.subscribe()
     await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() is farewells.GONE
+    assert await plugged.ending.wait() is disconnects.GONE
     await server.ended()
 
 
@@ -171,7 +170,7 @@ async def test_a_client_that_takes_nothing_is_cut(server: Server, autojump_clock
     await plugged.client.subscribe()
     begun_at = trio.current_time()
     await server.append(1, 1)
-    assert await plugged.ending.wait() is farewells.TOO_SLOW
+    assert await plugged.ending.wait() is disconnects.TOO_SLOW
     assert plugged.ending.at - begun_at == pytest.approx(OPTIONS.send_timeout_s, abs=0.1)
     await server.ended()
 
@@ -202,14 +201,14 @@ async def test_shutdown_tells_everybody_within_the_drain_time(server: Server, au
 async def test_who_comes_during_shutdown_is_turned_away(server: Server, autojump_clock: MockClock) -> None:
     await server.sessions.dismiss_all(0)
     plugged = server.plug()
-    assert await plugged.ending.wait() is farewells.SHUTTING_DOWN
+    assert await plugged.ending.wait() is disconnects.SHUTTING_DOWN
 
 
 async def test_a_peer_that_never_answers_the_close_is_cut_in_time(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     begun_at = trio.current_time()
     await plugged.client.send(Frame("DISCONNECT"))
-    assert await plugged.ending.wait() is farewells.DONE
+    assert await plugged.ending.wait() is disconnects.DONE
     assert plugged.ending.at - begun_at <= GOODBYE_S + LINGER_S
     await server.ended()
 
@@ -226,7 +225,7 @@ async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame
         await plugged.client.receive()
     assert closed.value.code == 1000
     await plugged.client.stream.aclose()
-    assert await plugged.ending.wait() in (farewells.DONE, farewells.GONE)
+    assert await plugged.ending.wait() in (disconnects.DONE, disconnects.GONE)
     assert plugged.ending.at < GOODBYE_S
     await server.ended()
 
@@ -354,7 +353,7 @@ async def test_a_connection_that_is_cut_off_as_the_server_ends_is_logged_as_clos
     ours, theirs = trio.testing.memory_stream_pair()
     with capture_logs() as said:
         async with trio.open_nursery() as connections:
-            connections.start_soon(server.sessions.serve, connections, StreamOutlet(ours))
+            connections.start_soon(server.sessions.serve, connections, StreamTransport(ours))
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
     assert [line["event"] for line in said] == ["connection closed"]
@@ -424,7 +423,7 @@ async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojum
     assert 800_000 < found["bytes"] < 1_000_000
 
 
-class WatchedOutlet(StreamOutlet):
+class WatchedOutlet(StreamTransport):
     aborted = False
 
     async def abort(self) -> None:
@@ -448,7 +447,7 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
         assert ending.farewell is None, "as long as everything is kept it may take its time"
         begun_at = trio.current_time()
         await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
-        assert await ending.wait() is farewells.POSITION_EXPIRED
+        assert await ending.wait() is disconnects.POSITION_EXPIRED
         assert ending.at - begun_at <= WATCH_EVERY_S + GOODBYE_S + LINGER_S
         assert outlet.aborted
         counted = server.sessions.statistics()
@@ -490,7 +489,7 @@ async def test_who_leaves_while_its_subscribe_waits_for_the_store_is_noticed_at_
         assert plugged.ending.farewell is None
         begun_at = trio.current_time()
         await plugged.client.stream.aclose()
-        assert await plugged.ending.wait() is farewells.GONE
+        assert await plugged.ending.wait() is disconnects.GONE
         assert plugged.ending.at - begun_at < 0.1
         await server.ended()
 

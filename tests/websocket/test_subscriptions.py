@@ -7,14 +7,13 @@ import pytest
 import trio
 from hypothesis import given
 
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import Client, ClientState, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.position import Position
 from airy_trio.log.tail import View
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.options import ConnectionOptions
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
-from airy_trio.websocket import farewells
-from airy_trio.websocket.subscriptions import Client, State, Subscription, Window
 
 
 def client() -> Client:
@@ -113,8 +112,8 @@ def test_frames_are_shared_only_where_they_are_equal() -> None:
 async def test_the_first_farewell_wins() -> None:
     await trio.lowlevel.checkpoint()
     one = client()
-    one.dismiss(farewells.SILENT)
-    one.dismiss(farewells.GONE)
-    assert one.farewell is farewells.SILENT
-    assert one.state is State.CLOSING
+    one.dismiss(disconnects.SILENT)
+    one.dismiss(disconnects.GONE)
+    assert one.farewell is disconnects.SILENT
+    assert one.state is ClientState.CLOSING
     assert one.scope.cancel_called

@@ -5,11 +5,10 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.options import ConnectionOptions
-from airy_trio.websocket import farewells
-from airy_trio.websocket.subscriptions import Client
-from airy_trio.websocket.tasks import Tasks
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import Client
+from airy_trio.delivery.tasks import Tasks
+from airy_trio.stomp.connection import Connection, ConnectionOptions
 
 
 def client() -> Client:
@@ -29,7 +28,7 @@ async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_cloc
             tasks = Tasks(nursery, other)
             tasks.start_soon(trio.sleep_forever)
             await wait_all_tasks_blocked()
-            assert one.farewell is farewells.INTERNAL
+            assert one.farewell is disconnects.INTERNAL
             assert other.farewell is None
             await tasks.stop()
     assert [line["event"] for line in logs] == ["session failed"]

@@ -9,13 +9,12 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
+from airy_trio.sessions.closing import GOODBYE_S, read_to_end
+from airy_trio.sessions.conversation import PIECE_BYTES
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.testing.outlet_stream import StreamOutlet
-from airy_trio.websocket.conversation import PIECE_BYTES
-from airy_trio.websocket.goodbye import GOODBYE_S, read_to_end
-from airy_trio.websocket.listener import ListenerOptions
-from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
+from airy_trio.testing.transport import MemoryTransport, StreamTransport
+from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
 from tests.websocket.rig import Rig, rigged
 from tests.websocket.serving import open_log, serving
 
@@ -32,7 +31,7 @@ class Turns(trio.abc.Instrument):
 
 
 async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
-    turnstile, turns = Turnstile(), Turns()
+    turnstile, turns = FairQueue(), Turns()
     entered: list[tuple[int, int]] = []
 
     async def enter(number: int) -> None:
@@ -59,7 +58,7 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
 
 
 async def test_who_waits_is_let_through_first_come_first_served() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     entered: list[int] = []
 
     async def enter(number: int) -> None:
@@ -80,7 +79,7 @@ async def test_who_waits_is_let_through_first_come_first_served() -> None:
 
 
 async def test_who_asks_without_a_crowd_has_not_waited() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turnstile.run)
         for _ in range(10 * ENTRIES_PER_TURN):
@@ -91,7 +90,7 @@ async def test_who_asks_without_a_crowd_has_not_waited() -> None:
 
 
 async def test_who_gives_up_takes_nobodys_place() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     for _ in range(ENTRIES_PER_TURN):
         await turnstile.enter()
     async with trio.open_nursery() as nursery:
@@ -106,7 +105,7 @@ async def test_who_gives_up_takes_nobodys_place() -> None:
 
 
 async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_of_them() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     crowds, each = 2 * ENTRIES_PER_TURN, 100
     entered: list[str] = []
 
@@ -129,7 +128,7 @@ async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_
 
 
 async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no_place() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     for _ in range(ENTRIES_PER_TURN):
         await turnstile.enter()
     async with trio.open_nursery() as nursery:
@@ -149,7 +148,7 @@ async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no
 
 
 async def test_it_stands_open_once_nobody_turns_it() -> None:
-    turnstile = Turnstile()
+    turnstile = FairQueue()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turnstile.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -159,7 +158,7 @@ async def test_it_stands_open_once_nobody_turns_it() -> None:
             await turnstile.enter()
 
 
-class Answering(StreamOutlet):
+class Answering(StreamTransport):
     """Notes in which turn of the event loop something is written."""
 
     def __init__(self, stream: trio.abc.Stream, turns: Turns) -> None:
@@ -208,13 +207,13 @@ async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     addresses: list[str] = []
-    enter = Turnstile.enter
+    enter = FairQueue.enter
 
-    async def noted(turnstile: Turnstile, address: str = "") -> None:
+    async def noted(turnstile: FairQueue, address: str = "") -> None:
         addresses.append(address)
         await enter(turnstile, address)
 
-    monkeypatch.setattr(Turnstile, "enter", noted)
+    monkeypatch.setattr(FairQueue, "enter", noted)
     async with serving(options=ListenerOptions(port=0, trusted_proxies=["127.0.0.1"])) as server:
         client = await server.dial_raw()
         await client.upgrade(headers=(("X-Forwarded-For", "192.0.2.7"),))
@@ -237,13 +236,13 @@ async def test_what_was_read_in_its_turn_brings_one_message_and_each_further_one
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = Counter[str]()
-    enter = Turnstile.enter
+    enter = FairQueue.enter
 
-    async def noted(turnstile: Turnstile, address: str = "") -> None:
+    async def noted(turnstile: FairQueue, address: str = "") -> None:
         turns["taken"] += 1
         await enter(turnstile, address)
 
-    monkeypatch.setattr(Turnstile, "enter", noted)
+    monkeypatch.setattr(FairQueue, "enter", noted)
     async with serving(listen=False) as server:
         client = (await server.plug_connected()).client
         turns.clear()
@@ -266,7 +265,7 @@ def counted_turns(rig: Rig) -> Counter[str]:
 
 
 async def test_a_message_is_looked_at_piece_by_piece() -> None:
-    async with rigged(await open_log(), MemoryOutlet()) as rig:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
         turns = counted_turns(rig)
         message = "ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
         assert await rig.conversation.hear(message) is None
@@ -278,7 +277,7 @@ async def test_a_message_is_looked_at_piece_by_piece() -> None:
 
 
 async def test_who_subscribes_without_a_receipt_waits_for_its_turn_as_well() -> None:
-    async with rigged(await open_log(), MemoryOutlet()) as rig:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
         turns = counted_turns(rig)
         await rig.conversation.hear("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
         assert turns["taken"] == 5  # between it and what comes after it
@@ -289,10 +288,10 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
 ) -> None:
     delays_s: list[float] = []
 
-    async def enter(_turnstile: Turnstile, _address: str = "") -> None:
+    async def enter(_turnstile: FairQueue, _address: str = "") -> None:
         await trio.sleep(delays_s.pop(0) if delays_s else 0)
 
-    monkeypatch.setattr(Turnstile, "enter", enter)
+    monkeypatch.setattr(FairQueue, "enter", enter)
     async with serving(options=ListenerOptions(heartbeat_ms=500), listen=False) as server:
         client = (await server.plug_connected(headers=(("heart-beat", "500,0"),))).client
         delays_s += [0, 5]  # the octets with the first message, then the second one
@@ -303,8 +302,8 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
 
 async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -> None:
     crowd, pieces = 100, 10
-    turnstile, turns = Turnstile(), Turns()
-    outlets = [MemoryOutlet() for _ in range(crowd)]
+    turnstile, turns = FairQueue(), Turns()
+    outlets = [MemoryTransport() for _ in range(crowd)]
     for outlet in outlets:
         for _ in range(pieces):
             outlet.feed(b"x")

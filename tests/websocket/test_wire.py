@@ -5,17 +5,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.websocket.framing import close_frame, text_message
-from airy_trio.websocket.turnstile import ENTRIES_PER_TURN, Turnstile
-from airy_trio.websocket.wire import StalledError, Wire
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
+from airy_trio.websocket.stream import FramedStream, StalledError, close_frame, text_message
 
 SEND_TIMEOUT_S = 10.0
 
 
-def wired(capacity_bytes: int | None = None) -> tuple[Wire, MemoryOutlet]:
-    outlet = MemoryOutlet(capacity_bytes)
-    return Wire(outlet, send_timeout_s=SEND_TIMEOUT_S), outlet
+def wired(capacity_bytes: int | None = None) -> tuple[FramedStream, MemoryTransport]:
+    outlet = MemoryTransport(capacity_bytes)
+    return FramedStream(outlet, send_timeout_s=SEND_TIMEOUT_S), outlet
 
 
 async def test_offer_is_refused_while_something_is_pending(autojump_clock: MockClock) -> None:
@@ -133,8 +132,8 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
 
 
 async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
-    turnstile, outlet = Turnstile(), MemoryOutlet()
-    wire = Wire(outlet, send_timeout_s=SEND_TIMEOUT_S, turn=turnstile.enter)
+    turnstile, outlet = FairQueue(), MemoryTransport()
+    wire = FramedStream(outlet, send_timeout_s=SEND_TIMEOUT_S, turn=turnstile.enter)
     for _ in range(ENTRIES_PER_TURN):
         await turnstile.enter()
     outlet.feed(b"hello")

@@ -12,14 +12,13 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.auth import AuthOptions
+from airy_trio.delivery import disconnects
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from airy_trio.testing.outlet import MemoryOutlet
-from airy_trio.testing.outlet_stream import StreamOutlet
-from airy_trio.websocket import farewells
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.framing import close_frame
-from airy_trio.websocket.listener import ListenerOptions
+from airy_trio.testing.transport import MemoryTransport, StreamTransport
+from airy_trio.websocket.stream import close_frame
 from tests.websocket.auth.signing import SECRET, issuer
 from tests.websocket.messages import Reader
 from tests.websocket.rig import rigged
@@ -181,7 +180,7 @@ async def test_line_08_a_pong_counts_too_as_written(server: Server, autojump_clo
 
 
 async def test_line_08_a_receipt_that_leaves_at_once_counts_too_as_written(autojump_clock: MockClock) -> None:
-    async with rigged(await open_log(), MemoryOutlet(), heart_beat="0,30000") as rig:
+    async with rigged(await open_log(), MemoryTransport(), heart_beat="0,30000") as rig:
         await trio.sleep(20)
         await rig.say("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
         await trio.sleep(29)
@@ -540,7 +539,7 @@ async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1000
-    assert await plugged.ending.wait() is farewells.DONE
+    assert await plugged.ending.wait() is disconnects.DONE
     await server.ended()
 
 
@@ -615,7 +614,7 @@ async def test_line_16_what_came_before_the_fault_in_the_same_message_takes_effe
     assert (error.get("message"), code) == ("403-send-not-allowed", 4403)
 
 
-class FullOutlet(StreamOutlet):
+class FullOutlet(StreamTransport):
     """Over a stream that is full, as a socket whose peer does not read, from ``fill`` until ``make_room``."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -665,7 +664,7 @@ async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without
 ) -> None:
     plugged, outlet = await filled(server)
     begun_at = trio.current_time()
-    assert (await plugged.ending.wait()).name == farewells.PROTOCOL_ERROR.name
+    assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
     assert plugged.ending.at - begun_at == pytest.approx(1, abs=0.1)
     assert outlet.aborted
     with pytest.raises(Closed) as closed:
@@ -789,7 +788,7 @@ async def test_line_17_one_websocket_message_over_the_limit_is_closed_with_1009_
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1009
-    assert (await plugged.ending.wait()).name == farewells.TOO_LARGE.name
+    assert (await plugged.ending.wait()).name == disconnects.TOO_LARGE.name
 
 
 async def test_line_18_what_is_not_granted_is_refused(autojump_clock: MockClock) -> None:

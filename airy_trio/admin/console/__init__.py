@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from airy_trio.admin.door import Door
+from airy_trio.admin.endpoints import ClientEndpoint
 
 FOLDER: Final = Path(__file__).parent
 MEDIA_TYPES: Final = {
@@ -26,7 +26,7 @@ PAGE: Final = "console.html"
 PREFIX: Final = "/console/"
 
 
-def routes(door: Door) -> list[Route]:
+def routes(door: ClientEndpoint) -> list[Route]:
     """Make the page and its files. ``door``: where it finds the port for clients."""
     files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES}
 

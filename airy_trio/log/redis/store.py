@@ -8,22 +8,29 @@ event log notices and begins a new epoch.
 Destinations have no index here, which would double what an append writes: who asks for one has all events after its
 position looked at, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. It takes long where the position is old; Redis serves
 everybody else in between.
+
+Waiting for Redis to answer, with its errors as the port of a store has them.
+
+Events, bounds and destinations as a Redis stream has them, and back. Asks nothing of any Redis.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar, assert_never
 
 import coredis
 import trio
 from coredis.commands import Script
+from coredis.exceptions import AuthenticationError, ClusterDownError, ReadOnlyError, RedisError, TryAgainError
+from coredis.exceptions import ConnectionError as RedisConnectionError
 from coredis.retry import NoRetryPolicy
 
-from airy_trio.events.destinations import EVERYTHING, Destination
-from airy_trio.log import redis_scripts
+from airy_trio.errors import AiryTrioError
+from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position, new_epoch
-from airy_trio.log.redis_answers import asked
-from airy_trio.log.redis_entries import durable_key, fields_of, offset_of, read_bounds, read_entry, wanted_of
+from airy_trio.log.redis import scripts
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -33,9 +40,110 @@ from airy_trio.log.store import (
     PositionExpired,
     StaleAppend,
     StoredEvent,
+    StoreUnavailable,
     stored_after,
     up_to_bytes,
 )
+
+T = TypeVar("T")
+
+# coredis has exception classes for some error codes, and strips these from the message. Other codes are its first word.
+_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError)
+_UNAVAILABLE_CODES: Final = frozenset({
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
+})  # fmt: skip
+# Before version 7, Redis reports an error inside a script as ERR, with the actual code after the place in the script.
+_CODE: Final = re.compile(r"(?:Error running script .*?(?:@user_script: ?\d+: )+-?)?([A-Z]+)\b")
+
+
+class RedisRefusedError(AiryTrioError):
+    """Redis answers, and what was asked is not possible as things are: a missing right, a version that is too old."""
+
+
+async def asked(answer: Awaitable[T]) -> T:
+    """Wait for an answer. Raises ``StoreUnavailable`` if waiting helps, else ``RedisRefusedError``."""
+    try:
+        return await answer
+    except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
+        # A connection that was given up is told as one that failed.
+        await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        if _is_outage(error):
+            raise StoreUnavailable(words) from None
+        raise RedisRefusedError(words) from None
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the same question may be answered later, without any change of settings or rights."""
+    if isinstance(error, AuthenticationError):
+        return False
+    code = _CODE.match(str(error))
+    return isinstance(error, _UNAVAILABLE) or (code is not None and code[1] in _UNAVAILABLE_CODES)
+
+
+_PLACES: Final[Mapping[str, int]] = {name: 2 * place for place, name in enumerate(scripts.FIELDS, start=1)}
+
+
+def read_bounds(answer: Sequence[Any]) -> Bounds:
+    """What the script ``bounds`` tells."""
+    epoch, first, last, now_ms, _ = answer
+    return Bounds(epoch=epoch.decode(), first=first, last=last, now_ms=now_ms)
+
+
+def fields_of(event: NewEvent) -> Sequence[bytes]:
+    """The fields of an event except its time (``FIELDS``). A text that may be None begins with + or is -."""
+    texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
+    whole = b"0" if event.age_ms is None else b"0 %d" % event.age_ms
+    return [*(text.encode() for text in texts), b"1" if event.truncated else whole, event.body]
+
+
+def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
+    """The event of one entry, whose fields come as names and values in turn."""
+    at, type_, object_, conversation, channel, flag, body = fields[1::2]
+    truncated, _, age_ms = flag.partition(b" ")
+    return StoredEvent(
+        offset=offset_of(id_),
+        appended_at_ms=int(at),
+        type=type_.decode(),
+        object=object_.decode(),
+        conversation_id=conversation[1:].decode() if conversation.startswith(b"+") else None,
+        channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
+        body=body,
+        truncated=truncated == b"1",
+        age_ms=int(age_ms) if age_ms else None,
+    )
+
+
+def _optional(text: str | None) -> str:
+    return "-" if text is None else f"+{text}"
+
+
+def offset_of(id_: bytes) -> int:
+    """The offset that stands in the id of an entry."""
+    return int(id_.partition(b"-")[0])
+
+
+def durable_key(owner: str, name: str) -> str:
+    """The name of a durable subscription in the hash of all."""
+    return json.dumps([owner, name])
+
+
+def wanted_of(destination: Destination | None) -> tuple[int | str, ...]:
+    """Where in an entry's fields the value stands that is compared, what it must be, and which its channel may be."""
+    match destination:
+        case None | Everything():
+            return 0, ""
+        case OfType(type=type_):
+            return _PLACES["type"], type_
+        case OfChannel(id=id_):
+            return _PLACES["channel"], f"+{id_}"
+        case OfConversation(id=id_):
+            return _PLACES["conversation"], f"+{id_}"
+        case Within(destination=wider, channels=channels):
+            return *wanted_of(wider), *(f"+{id_}" for id_ in channels)
+        case _:
+            assert_never(destination)
+
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -79,7 +187,7 @@ class RedisStore:
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
-        bounds, _ = await self._run(redis_scripts.BOUNDS)
+        bounds, _ = await self._run(scripts.BOUNDS)
         return read_bounds(bounds)
 
     async def append(
@@ -88,9 +196,7 @@ class RedisStore:
         """See ``EventStore.append``."""
         values = [value for event in events for value in fields_of(event)]
         known = "" if replaces is None else f"={replaces}"
-        bounds, *at = await self._run(
-            redis_scripts.APPEND, expected.epoch, expected.offset, resume_point, known, *values
-        )
+        bounds, *at = await self._run(scripts.APPEND, expected.epoch, expected.offset, resume_point, known, *values)
         if not at:
             head = read_bounds(bounds).head
             message = f"the head is {head}, not {expected}" if head != expected else "the resume point is another one"
@@ -144,13 +250,13 @@ class RedisStore:
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
-        _, *point = await self._run(redis_scripts.BOUNDS)
+        _, *point = await self._run(scripts.BOUNDS)
         return point[0].decode() if point and point[0] is not None else None
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``."""
         points = [] if resume_point is None else [resume_point]
-        bounds, begun = await self._run(redis_scripts.BEGIN_EPOCH, expected.epoch, expected.offset, *points)
+        bounds, begun = await self._run(scripts.BEGIN_EPOCH, expected.epoch, expected.offset, *points)
         if not begun:
             message = f"the head is {read_bounds(bounds).head}, not {expected}"
             raise StaleAppend(message)
@@ -159,14 +265,14 @@ class RedisStore:
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``: told by Redis at once."""
         while True:
-            bounds, *_ = await self._run(redis_scripts.BOUNDS)
+            bounds, *_ = await self._run(scripts.BOUNDS)
             if read_bounds(bounds).head != after:
                 return
             await asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller counts on the number."""
-        return int(await self._run(redis_scripts.TRIM, int(age_s * 1000), keep, limit, int(unused_s * 1000)))
+        return int(await self._run(scripts.TRIM, int(age_s * 1000), keep, limit, int(unused_s * 1000)))
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
@@ -176,7 +282,7 @@ class RedisStore:
     async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
         """See ``EventStore.hold``."""
         wanted = [text for one in holders for text in (durable_key(one.owner, one.name), one.token)]
-        found = await self._run(redis_scripts.HOLD, *wanted)
+        found = await self._run(scripts.HOLD, *wanted)
         return [Position.parse(position.decode()) for position in found]
 
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
@@ -185,7 +291,7 @@ class RedisStore:
         for one in acknowledgements:
             known += (durable_key(one.holder.owner, one.holder.name), one.holder.token)
             known += (one.position.epoch, one.position.offset)
-        refused = await self._run(redis_scripts.ACKNOWLEDGE, *known)
+        refused = await self._run(scripts.ACKNOWLEDGE, *known)
         return [acknowledgements[index].holder for index in refused]
 
     async def aclose(self) -> None:
@@ -207,7 +313,7 @@ class RedisStore:
         """
         place, wanted, *channels = wanted_of(destination)
         arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, looked_at_max, *channels)
-        bounds, *found = await self._run(redis_scripts.SCAN, *arguments)
+        bounds, *found = await self._run(scripts.SCAN, *arguments)
         if not found:
             message = f"what followed {position} is gone"
             raise PositionExpired(message)

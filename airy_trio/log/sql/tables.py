@@ -3,22 +3,55 @@
 ``event_log`` holds the events by offset; ``log_state`` is a single row with the epoch, the bounds and the resume
 point; ``acknowledged`` holds the durable subscriptions (``sql_durables``). Made by ``migrations/log``. Refuses to know
 when a transaction begins and ends.
+
+Any text in a column, though Postgres takes no NUL: an id of an SQLite application may hold one, or a destination.
+
+NUL is written as U+0001 and ``0``, U+0001 as itself twice; a text without the two, which nearly every one is, stands as
+it is. Equal texts stay equal, so that columns can be compared with what ``written`` gives.
+
+The rows of durable subscriptions in the ``sql`` event store: who holds each, and up to where all is acknowledged.
+
+One statement compares the holder and writes: nothing has to be locked before it. Rows are written in the order of
+their keys, so that two nodes never wait for each other. Refuses to know when a transaction begins and ends.
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Self, assert_never
+from typing import Any, Final, Self, TypeVar, assert_never
 
 import sqlalchemy as sa
 from attrs import frozen
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from airy_trio.changes.driver import Question
 from airy_trio.database import POSTGRES, Names, quote_identifier
+from airy_trio.database.queries import Query
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
-from airy_trio.log.sql_texts import read, written
-from airy_trio.log.store import Bounds, StoredEvent, up_to_bytes
+from airy_trio.log.store import Acknowledgement, Bounds, Holder, StoredEvent, up_to_bytes
+
+_NUL: Final = "\0"
+_MARK: Final = "\1"
+_MARKED: Final = re.compile(f"{_MARK}([{_MARK}0])")
+
+Text = TypeVar("Text", str, str | None)
+
+
+def written(text: Text) -> Text:
+    """The text as it stands in the column."""
+    if not text or (_NUL not in text and _MARK not in text):
+        return text
+    return text.replace(_MARK, _MARK * 2).replace(_NUL, f"{_MARK}0")
+
+
+def read(text: Text) -> Text:
+    """The text that ``written`` was given."""
+    if not text or _MARK not in text:
+        return text
+    return _MARKED.sub(lambda found: _MARK if found[1] == _MARK else _NUL, text)
+
 
 EVENTS = "event_log"
 STATE = "log_state"
@@ -40,7 +73,7 @@ class LogTables:
     events: sa.Table
     state: sa.Table
     acknowledged: sa.Table
-    advance: Question
+    advance: Query
     copy: str
     insert_one: str
 
@@ -233,7 +266,7 @@ def stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
         yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated), age_ms)
 
 
-def _advance(names: Names) -> Question:
+def _advance(names: Names) -> Query:
     """Compare and move in one statement: where the row was changed by another transaction, Postgres compares again."""
     now_ms, later = (NOW_MS, "greatest") if names.dialect == POSTGRES else (":now_ms", "max")
     ring = ", case when cast(:channel as text) is not null then cast(pg_notify(:channel, :head) as text) end"
@@ -243,4 +276,86 @@ def _advance(names: Names) -> Question:
         "where epoch = :epoch and last = :expected and (cast(:replaces as text) is null or resume_point = :replaces) "
         "returning appended_at_ms" + (ring if names.dialect == POSTGRES else "")
     )
-    return Question(statement)
+    return Query(statement)
+
+
+ROWS_MAX: Final = 1000
+"""In one statement: SQLite takes 32 766 parameters, PostgreSQL 65 535."""
+_NO_EPOCH: Final = ""
+"""Of a row that is held, of which nothing was acknowledged yet."""
+
+Key = tuple[str, str]
+"""Owner and name."""
+
+
+class DurableTable:
+    """Reads and writes ``acknowledged``."""
+
+    def __init__(self, tables: LogTables) -> None:
+        self._rows = tables.acknowledged
+        self._insert: Any = postgres_insert if tables.postgres else sqlite_insert
+
+    def position(self, connection: sa.Connection, owner: str, name: str) -> Position | None:
+        """Up to where all is acknowledged; None where nothing is, or nobody has held it."""
+        columns = self._rows.c
+        wanted = sa.select(columns.epoch, columns.offset).where(columns.owner == owner, columns.name == name)
+        found = connection.execute(wanted).one_or_none()
+        return _position(*found) if found else None
+
+    def hold(self, connection: sa.Connection, holders: Sequence[Holder], now_ms: int) -> dict[Key, Position | None]:
+        """Make each the holder; give the position of each."""
+        new = [{**_row(holder, now_ms), "epoch": _NO_EPOCH, "offset": 0} for holder in holders]
+        columns = self._rows.c
+        found: dict[Key, Position | None] = {}
+        for rows in _chunks(new):
+            statement = self._insert(self._rows).values(rows)
+            changed = {"holder": statement.excluded.holder, "used_at_ms": statement.excluded.used_at_ms}
+            written = statement.on_conflict_do_update(index_elements=("owner", "name"), set_=changed).returning(
+                columns.owner, columns.name, columns.epoch, columns.offset
+            )
+            for owner, name, epoch, offset in connection.execute(written):
+                found[owner, name] = _position(epoch, offset)
+        return found
+
+    def acknowledge(
+        self, connection: sa.Connection, acknowledgements: Sequence[Acknowledgement], now_ms: int
+    ) -> set[Key]:
+        """Write the position of each that is still the holder, unless a later one of the same epoch stands there.
+
+        Gives the keys of those that are.
+        """
+        new = [
+            {**_row(one.holder, now_ms), "epoch": one.position.epoch, "offset": one.position.offset}
+            for one in acknowledgements
+        ]
+        columns = self._rows.c
+        kept: set[Key] = set()
+        for rows in _chunks(new):
+            statement = self._insert(self._rows).values(rows)
+            given = statement.excluded
+            later = sa.and_(columns.epoch == given.epoch, columns.offset > given.offset)
+            changed = {
+                "epoch": given.epoch,
+                "offset": sa.case((later, columns.offset), else_=given.offset),
+                "used_at_ms": given.used_at_ms,
+            }
+            written = statement.on_conflict_do_update(
+                index_elements=("owner", "name"), set_=changed, where=columns.holder == given.holder
+            ).returning(columns.owner, columns.name)
+            kept.update((owner, name) for owner, name in connection.execute(written))
+        return kept
+
+
+def _row(holder: Holder, now_ms: int) -> dict[str, Any]:
+    return {"owner": holder.owner, "name": holder.name, "holder": holder.token, "used_at_ms": now_ms}
+
+
+def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    rows.sort(key=lambda row: (row["owner"], row["name"]))
+    for start in range(0, len(rows), ROWS_MAX):
+        yield rows[start : start + ROWS_MAX]
+
+
+def _position(epoch: str, offset: int) -> Position | None:
+    """The position in a row; None where nothing was acknowledged yet."""
+    return None if epoch == _NO_EPOCH else Position(epoch, offset)

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from airy_trio.stomp.frames import Version
-from airy_trio.stomp.heartbeats import HeartBeat
-from airy_trio.stomp.requests import Connect
+from airy_trio.stomp.requests import Connect, HeartBeat
 
 SECRET = "a secret that is long enough for each of the three: sixty-four bytes"
 CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}

@@ -4,10 +4,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from airy_trio.auth import AuthOptions
+from airy_trio.auth.authenticator import ADDRESSES_MAX, COUNTED_MAX, DECAY_S, MOST_S, Delays
+from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.auth.delays import ADDRESSES_MAX, COUNTED_MAX, DECAY_S, MOST_S, Delays
-from airy_trio.websocket.listener import ListenerOptions
 from tests.websocket.auth.signing import SECRET, issuer
 from tests.websocket.serving import Server, serving
 

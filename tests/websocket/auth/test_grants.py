@@ -9,6 +9,10 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from airy_trio.auth import Authenticator, AuthOptions, User
+from airy_trio.auth.users import ALL, NOTHING, Grant, grant_in
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.disconnects import GONE
 from airy_trio.events.destinations import (
     EVERYTHING,
     Destination,
@@ -23,10 +27,6 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
-from airy_trio.websocket.auth import Authenticator, AuthOptions, User
-from airy_trio.websocket.auth.grants import ALL, NOTHING, Grant, grant_in
-from airy_trio.websocket.farewells import GONE
-from airy_trio.websocket.subscriptions import ReplayOptions
 from tests.websocket.auth.signing import SECRET, connect_with, issuer
 from tests.websocket.serving import event, open_log, serving
 

@@ -12,11 +12,10 @@ from attrs import define, evolve, field
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.auth.key_sources import WAIT_S, KeyRing, source_of
+from airy_trio.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, read_jwks
 from airy_trio.errors import SettingsError
-from airy_trio.websocket.auth import Authenticator, AuthOptions, Refusal, User
-from airy_trio.websocket.auth.key_ring import WAIT_S, KeyRing
-from airy_trio.websocket.auth.key_sources import source_of
-from airy_trio.websocket.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, read_jwks
 from tests.hanging import make_hang, open_writer
 from tests.websocket.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
 

@@ -12,11 +12,10 @@ import trustme
 from attrs import define, field
 from structlog.testing import capture_logs
 
+from airy_trio.auth import AuthOptions, key_sources
+from airy_trio.auth.key_sources import KeyServer, KeyUrl
+from airy_trio.auth.keys import KEYS_BYTES_MAX, KeysFault
 from airy_trio.stomp.frames import Frame
-from airy_trio.websocket.auth import AuthOptions, fetching
-from airy_trio.websocket.auth.fetching import Place
-from airy_trio.websocket.auth.key_sources import KeyServer
-from airy_trio.websocket.auth.keys import KEYS_BYTES_MAX, KeysFault
 from tests.websocket.auth.signing import Issuer, issuer, jwk, jwks
 from tests.websocket.serving import Server, serving
 
@@ -101,16 +100,16 @@ async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
 @pytest.mark.parametrize(
     "url, place",
     [
-        ("https://issuer.example", Place("issuer.example", 443, "issuer.example", "/")),
-        ("https://issuer.example:443/k?v=1#x", Place("issuer.example", 443, "issuer.example", "/k?v=1")),
-        ("https://Issuer.Example:8443/%7Ek", Place("issuer.example", 8443, "issuer.example:8443", "/%7Ek")),
-        ("https://[2001:db8::1]:8443/", Place("2001:db8::1", 8443, "[2001:db8::1]:8443", "/")),
+        ("https://issuer.example", KeyUrl("issuer.example", 443, "issuer.example", "/")),
+        ("https://issuer.example:443/k?v=1#x", KeyUrl("issuer.example", 443, "issuer.example", "/k?v=1")),
+        ("https://Issuer.Example:8443/%7Ek", KeyUrl("issuer.example", 8443, "issuer.example:8443", "/%7Ek")),
+        ("https://[2001:db8::1]:8443/", KeyUrl("2001:db8::1", 8443, "[2001:db8::1]:8443", "/")),
         ("https://bücher.example/schlüssel?ü=1",
-         Place("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
+         KeyUrl("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
     ],
 )  # fmt: skip
-def test_how_a_url_is_asked_for(url: str, place: Place) -> None:
-    assert Place.of(url) == place
+def test_how_a_url_is_asked_for(url: str, place: KeyUrl) -> None:
+    assert KeyUrl.of(url) == place
 
 
 async def test_keys_of_a_server_whose_certificate_is_trusted(authority: trustme.CA) -> None:
@@ -162,7 +161,7 @@ async def test_nobody_listens(authority: trustme.CA) -> None:
 async def test_a_server_that_hangs_is_given_up_while_others_run(
     response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(key_sources, "FETCH_TIMEOUT_S", 1.0)
     turns = 0
 
     async def run() -> None:

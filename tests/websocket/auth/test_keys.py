@@ -14,8 +14,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.websocket.auth.keys import KEYS_MAX, KeysFault, read_jwks, read_pem, secret_key
-from airy_trio.websocket.auth.options import KEY_PAIR_ALGORITHMS
+from airy_trio.auth.keys import KEYS_MAX, KeysFault, read_jwks, read_pem, secret_key
+from airy_trio.auth.users import KEY_PAIR_ALGORITHMS
 from tests.websocket.auth.signing import SECRET, jwk, jwks, key_pair, pem, private_pem
 
 RSA = key_pair("RS256")

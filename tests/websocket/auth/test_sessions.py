@@ -8,8 +8,8 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.websocket.auth import AuthOptions
-from airy_trio.websocket.farewells import TOKEN_EXPIRED, UNAUTHORIZED
+from airy_trio.auth import AuthOptions
+from airy_trio.delivery.disconnects import TOKEN_EXPIRED, UNAUTHORIZED
 from tests.websocket.auth.signing import SECRET, issuer
 from tests.websocket.serving import serving
 

@@ -1,0 +1,1 @@
+"""The event store in SQL: Postgres, or an SQLite file of its own."""
