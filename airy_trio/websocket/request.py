@@ -81,7 +81,7 @@ class Request:
         return values[0] if values else None
 
     def tokens(self, name: str) -> tuple[str, ...]:
-        """The tokens of a header that is a list, over all its lines. Raises ``RequestRefusedError`` for any other text."""
+        """The tokens of a header that is a list, over all its lines. Raises ``RequestRefusedError`` for other texts."""
         parts = [part.strip(" \t") for value in self.headers.get(name, ()) for part in value.split(",")]
         found = tuple(part for part in parts if part)
         if not all(_TOKEN.fullmatch(part) for part in found):
