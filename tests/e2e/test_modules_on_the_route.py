@@ -59,7 +59,7 @@ async def send(client: WebSocketConnection, *lines: str) -> None:
 
 async def receive(client: WebSocketConnection, command: str) -> None:
     text = await client.get_message()
-    assert text.startswith(command), text
+    assert str(text).startswith(command), text
 
 
 async def test_few_modules_are_on_the_route(any_application: Application) -> None:
