@@ -13,16 +13,15 @@ PACKAGE = Path(airy_trio.__file__).parent
 SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 OPEN_NURSERIES = {
-    "app/serving.py",
-    "app/workers.py",
-    "database/connecting.py",  # for as long as several connections are closed at the same time
-    "websocket/sessions.py",
-    "testing/store_durables.py",
+    "app/server.py",
+    "app/supervisor.py",
+    "database/engines.py",  # for as long as several connections are closed at the same time
+    "sessions/registry.py",
+    "testing/store_durables.py",  # the checks of stores are not part of the server
     "testing/store_changes.py",
-    "testing/store_crashes.py",
-    "testing/store_promises.py",
-}  # the last is no part of the server
-NAME_BACK_ENDS = {"app/back_ends.py", "app/stores.py"}
+    "testing/store_reads.py",
+}
+NAME_BACK_ENDS = {"app/build.py"}
 BACK_ENDS = (
     "airy_trio.capture.postgres",
     "airy_trio.capture.sqlite",
