@@ -86,7 +86,7 @@ def back_ends_named(source: str, tree: ast.AST) -> set[str]:
         name
         for name in imports(tree, package)
         for back_end in BACK_ENDS
-        if name == back_end or name.startswith((f"{back_end}.", f"{back_end}_"))
+        if name == back_end or name.startswith(f"{back_end}.")
         if not package.startswith(back_end.rpartition(".")[0])
     }
 
