@@ -27,7 +27,7 @@ class NotAllowedError(ValueError):
         self.name = name
         self.allowed = allowed
         self.found = found
-        super().__init__(f"{name}: found {found}, allowed is {allowed}" if found else f"{name}: allowed is {allowed}")
+        super().__init__(f"{name}: found {found}, expected {allowed}" if found else f"{name}: expected {allowed}")
 
 
 def at_least(least: float) -> Validator:

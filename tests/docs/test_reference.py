@@ -8,7 +8,7 @@ import pytest
 from airy_trio.cli import airy_trio
 from airy_trio.delivery.disconnects import CATALOGUE
 from airy_trio.settings import Document
-from airy_trio.settings.reader import options_of
+from airy_trio.settings.messages import options_of
 from tests.docs.reference import FOLDER, PAGES, ROOT, generated
 
 AGAIN: Final = "run `make reference`"
