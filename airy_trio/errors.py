@@ -59,7 +59,7 @@ class SeveralErrors(FaultsError):
         self.exit_code = first.exit_code
 
 
-def told_error(group: BaseExceptionGroup[Any]) -> BaseException:
+def single_error(group: BaseExceptionGroup[Any]) -> BaseException:
     """Return one error to report if the group has only ``AiryTrioError``, otherwise the group.
 
     It is the first error if all have the same lines, otherwise ``SeveralErrors`` with each line once.
