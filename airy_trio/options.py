@@ -60,7 +60,7 @@ def matching(pattern: str, words: str) -> Validator:
 
 
 def satisfying(check: Callable[[Any], bool], words: str) -> Validator:
-    """Make a validator: a value for which ``check`` returns true, as ``words`` describes. Raises ``NotAllowedError``."""
+    """Make a validator: a value for which ``check`` is true. Raises ``NotAllowedError``."""
     return _checked(check, words)
 
 
