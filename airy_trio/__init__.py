@@ -1,8 +1,8 @@
 """Live updates from an existing Postgres or SQLite database to STOMP clients over WebSocket.
 
 As a library: ``await nursery.start(airy_trio.serve, settings)`` in your own Trio program, with the settings that
-``airy_trio.settings.load`` or ``parse`` returns. Both are imported on first use. ``airy_trio.stores`` has what the
-author of an event store needs.
+``airy_trio.settings.load`` or ``parse`` returns. Both are imported on first use. ``airy_trio.stores`` is for the
+authors of event stores.
 """
 
 from importlib import import_module
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Address", "__version__", "serve", "settings"]
 
-_LATER = {"Address": "airy_trio.app", "serve": "airy_trio.app"}
+_LAZY = {"Address": "airy_trio.app", "serve": "airy_trio.app"}
 
 
 def __getattr__(name: str) -> object:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     if name == "settings":
         return import_module("airy_trio.settings")
     message = f"module {__name__!r} has no attribute {name!r}"

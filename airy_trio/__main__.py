@@ -1,4 +1,4 @@
-"""``airy-trio``, also as ``python -m airy_trio``: what answers a signal before anything else has been imported."""
+"""``airy-trio``, also as ``python -m airy_trio``: handle signals before the slow imports."""
 
 import gc
 import signal
@@ -11,17 +11,16 @@ _INTERRUPTED: Final = 128
 
 
 def main() -> NoReturn:
-    """Run the command line. A signal that comes before the server listens for it ends the program without a word.
+    """Run the command line. SIGINT or SIGTERM during the imports ends the program without a traceback.
 
-    But SIGHUP, which a server takes for a wish to read its settings again: they have not been read yet.
-
-    The server then ends with 0, as later; a command that did not finish ends with 128 and the signal's number.
+    The exit code is then 0 for the server, as later, and 128 plus the signal's number for another command. The server
+    ignores SIGHUP until it handles it, because it has not read its settings yet.
     """
     for number in SIGNALS:
         signal.signal(number, _end)
     if _serving():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals come
+    from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals may arrive
 
     if _serving():
         from airy_trio.cli.logs import queue_stderr  # noqa: PLC0415 - the same
@@ -30,7 +29,7 @@ def main() -> NoReturn:
     try:
         run()
     finally:
-        gc.disable()  # else the interpreter looks for garbage before it ends: a tenth of a second, for nothing
+        gc.disable()  # saves the tenth of a second that a last collection takes
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -1,16 +1,18 @@
-"""The errors that a person or another layer is told about, and the exit code that each means to the command line.
+"""The errors that reach the operator or another package, with the exit code of the command line.
 
 ::
 
     AiryTrioError
-    ├── SettingsError          the command line or the settings file is wrong           exit 2
-    ├── StartError             the server cannot start as things are                    exit 1
-    │   └── MappingError       the mapping does not fit the tables that are there
-    ├── Unavailable            something is away that comes back: wait and try again     exit 1 at start
+    ├── FaultsError            several faults at once
+    │   ├── SettingsError      the command line or the settings file is wrong            exit 2
+    │   ├── StartError         the server cannot start                                   exit 1
+    │   │   └── MappingError   the mapping does not fit the tables of the database
+    │   └── SeveralErrors      several tasks failed                                      as the first of them
+    ├── Unavailable            a database or store is unavailable: retry                 exit 1 at start
     │   └── (database.DatabaseUnavailable, log.store.StoreUnavailable, …)
-    └── (each layer's own, where it says so)
+    └── (errors of single packages)
 
-Every message is plain words for a reader of the terminal: no parameters of a statement, no password, no payload.
+Messages are written for the terminal. They show no parameters of statements, no passwords and no payloads.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,13 +20,13 @@ from typing import Any
 
 
 class AiryTrioError(Exception):
-    """The root of the tree; ``exit_code`` is what the command line ends with when this reaches it."""
+    """The root of the tree. ``exit_code``: the exit code of a command that this error ends."""
 
     exit_code: int = 1
 
 
 class FaultsError(AiryTrioError):
-    """Several faults found in one look, told all at once: one line each."""
+    """Several faults that are reported at once, one line each."""
 
     def __init__(self, faults: Iterable[str]) -> None:
         self.faults = tuple(faults)
@@ -38,29 +40,29 @@ class SettingsError(FaultsError):
 
 
 class StartError(FaultsError):
-    """The server cannot start as things are: database, triggers, store or port."""
+    """The server cannot start, because of its database, triggers, event store or port."""
 
 
 class MappingError(StartError):
-    """The mapping of the settings does not fit the tables of the database; each fault names its setting."""
+    """The mapping in the settings does not fit the tables of the database. Each fault names its setting."""
 
 
 class Unavailable(AiryTrioError):
-    """A thing outside is away and may come back: the caller waits and tries again."""
+    """An external system is unavailable and may recover: the caller waits and retries."""
 
 
 class SeveralErrors(FaultsError):
-    """Errors of several tasks that failed at the same time. It counts as the first of them."""
+    """The errors of several tasks that failed at the same time, with the exit code of the first."""
 
     def __init__(self, first: AiryTrioError, faults: Iterable[str]) -> None:
         super().__init__(faults)
         self.exit_code = first.exit_code
 
 
-def told_error(group: BaseExceptionGroup[Any]) -> BaseException:
-    """Return the one error to report if the group holds only errors of ours; else the group.
+def single_error(group: BaseExceptionGroup[Any]) -> BaseException:
+    """Return one error to report if the group has only ``AiryTrioError``, otherwise the group.
 
-    If they have different lines it is ``SeveralErrors``, with each line once.
+    It is the first error if all have the same lines, otherwise ``SeveralErrors`` with each line once.
     """
     ours, others = group.split(AiryTrioError)
     if ours is None or others is not None:

@@ -1,8 +1,8 @@
-"""Validators for the frozen options classes of all layers: the bounds of a setting, and the words that tell them.
+"""Validators for the options classes of all packages: the bounds of a setting, and the description of these bounds.
 
-They know numbers and texts, and refuse to know which settings there are, the file and the environment. Each looks
-at its own value alone (``settings`` runs them one by one, without an instance, to tell all faults at once); what
-concerns two options together belongs into ``__attrs_post_init__``. No message holds the value: it may be a secret.
+A validator checks one value on its own: ``settings`` runs them one by one, without an instance, to report all faults at
+once. Checks of two options together belong into ``__attrs_post_init__`` or ``settings.cross_checks``. No message shows
+the value, because it may be a secret.
 """
 
 import math
@@ -13,21 +13,21 @@ from typing import Any
 from attrs import Attribute
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
-"""What ``attrs.field(validator=...)`` takes. The instance is not looked at and may be None."""
+"""As ``attrs.field(validator=...)`` takes it. The instance is ignored and may be None."""
 
 
 class NotAllowedError(ValueError):
-    """An option has an impossible value.
+    """A value that an option does not allow.
 
-    ``allowed``: in plain words, what may stand there. ``found``: words for what does, free of secrets; None leaves
-    it to the reader, who has the value and knows whether it may be shown.
+    ``allowed`` describes the allowed values. ``found`` describes the value without showing a secret; if it is None, the
+    code that catches the error decides what may be shown of the value.
     """
 
     def __init__(self, name: str, allowed: str, found: str | None = None) -> None:
         self.name = name
         self.allowed = allowed
         self.found = found
-        super().__init__(f"{name}: found {found}, allowed is {allowed}" if found else f"{name}: allowed is {allowed}")
+        super().__init__(f"{name}: found {found}, expected {allowed}" if found else f"{name}: expected {allowed}")
 
 
 def at_least(least: float) -> Validator:
@@ -46,12 +46,12 @@ def between(least: float, most: float) -> Validator:
 
 
 def one_of(*choices: str) -> Validator:
-    """Make a validator: one of these texts. Raises ``NotAllowedError``."""
+    """Make a validator: one of these strings. Raises ``NotAllowedError``."""
     return _checked(lambda value: value in choices, " or ".join(f'"{choice}"' for choice in choices))
 
 
 def matching(pattern: str, words: str) -> Validator:
-    """Make a validator: a text that matches the regular expression as a whole, told in ``words`` instead.
+    """Make a validator: a string that matches the whole regular expression, which ``words`` describes.
 
     Raises ``NotAllowedError``.
     """
@@ -60,7 +60,7 @@ def matching(pattern: str, words: str) -> Validator:
 
 
 def satisfying(check: Callable[[Any], bool], words: str) -> Validator:
-    """Make a validator of any predicate over the value alone, told in ``words``. Raises ``NotAllowedError``."""
+    """Make a validator: a value for which ``check`` is true. Raises ``NotAllowedError``."""
     return _checked(check, words)
 
 
@@ -73,7 +73,7 @@ def _checked(check: Callable[[Any], bool], allowed: str) -> Validator:
 
 
 def _finite(value: object) -> bool:
-    """Whether it is a number to compare with: a bool is not one, nor are infinity and NaN (both TOML)."""
+    """Return whether a value is a number with an order: no bool, infinity or NaN, which TOML all has."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)

@@ -16,7 +16,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.app.build import opened_store, patiently
-from airy_trio.errors import StartError, told_error
+from airy_trio.errors import StartError, single_error
 from airy_trio.events.destinations import EVERYTHING, Destination
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
@@ -126,7 +126,7 @@ async def tail(settings: Settings, options: TailOptions, output: Output) -> None
             output.note(f"reading {opened.words} after {reader.position}")
             await _Tail(opened.store, reader, output, as_json=options.as_json).run(options.events_max)
     except BaseExceptionGroup as group:  # some stores have tasks of their own
-        raise told_error(group) from None
+        raise single_error(group) from None
 
 
 class _Tail:

@@ -1,4 +1,4 @@
-"""An event as one line for a terminal, and whether a terminal wants colours."""
+"""Events as lines for a terminal, with colours if it wants them."""
 
 import json
 import os
@@ -12,20 +12,20 @@ _TEXT_MAX: Final = 80
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether to write colours to a stream: it is a terminal, and nobody has said ``NO_COLOR`` (no-color.org)."""
+    """Return whether to write colours: the stream is a terminal, and ``NO_COLOR`` is not set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def line(position: str, body: bytes, at: datetime) -> str:
-    """An event as a line: when (in local time), where in the log, what happened. With colours; on one line."""
+    """Return an event as one line with colours: local time, position in the log, type, summary of the payload."""
     event = json.loads(body)
     kind = event["type"].partition(".")[0]
     time = at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     name = click.style(f"{event['type']:<17}", fg=_COLOURS.get(kind))
-    return f"{time}  {position:<12} {name} {_printable(_told(event['type'], event['payload']))}"
+    return f"{time}  {position:<12} {name} {_printable(_summary(event['type'], event['payload']))}"
 
 
-def _told(type_: str, payload: dict[str, Any]) -> str:
+def _summary(type_: str, payload: dict[str, Any]) -> str:
     match type_:
         case "message.updated":
             message = payload["message"]
@@ -43,7 +43,7 @@ def _told(type_: str, payload: dict[str, Any]) -> str:
 
 
 def _text(content: object) -> str:
-    """The content's text, or its JSON."""
+    """Return the text of a content if it has one, otherwise its JSON."""
     match content:
         case {"text": str(text)} | str(text):
             return _short(text)
@@ -56,5 +56,5 @@ def _short(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """On one line, and nothing that a terminal would obey: ids and texts are anybody's."""
+    """Replace what would break the line or control the terminal: ids and texts are untrusted."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,11 +1,11 @@
 """Several errors at once, reported to a person as one."""
 
-from airy_trio.errors import AiryTrioError, FaultsError, SettingsError, StartError, told_error
+from airy_trio.errors import AiryTrioError, FaultsError, SettingsError, StartError, single_error
 
 
 def test_error_of_several_tasks_is_reported_with_all_lines_once() -> None:
     first, second = SettingsError(["a: is wrong", "b: is wrong"]), StartError(["b: is wrong", "c: is taken"])
-    error = told_error(ExceptionGroup("", [first, ExceptionGroup("", [second, AiryTrioError("d is away")])]))
+    error = single_error(ExceptionGroup("", [first, ExceptionGroup("", [second, AiryTrioError("d is away")])]))
     assert isinstance(error, FaultsError)
     assert error.faults == ("a: is wrong", "b: is wrong", "c: is taken", "d is away")
     assert error.exit_code == SettingsError.exit_code
@@ -14,9 +14,9 @@ def test_error_of_several_tasks_is_reported_with_all_lines_once() -> None:
 
 def test_errors_with_the_same_lines_are_reported_as_the_first() -> None:
     first = StartError(["a: is wrong"])
-    assert told_error(ExceptionGroup("", [first, StartError(["a: is wrong"])])) is first
+    assert single_error(ExceptionGroup("", [first, StartError(["a: is wrong"])])) is first
 
 
 def test_error_of_the_program_is_not_hidden() -> None:
     group = ExceptionGroup("", [StartError(["a"]), KeyError(1)])
-    assert told_error(group) is group
+    assert single_error(group) is group

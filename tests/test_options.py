@@ -55,7 +55,7 @@ def test_the_error_says_what_is_allowed(validator: Validator, allowed: str) -> N
     with pytest.raises(NotAllowedError) as caught:
         options(validator)("wrong")
     assert caught.value.allowed == allowed
-    assert str(caught.value) == f"option: allowed is {allowed}"
+    assert str(caught.value) == f"option: expected {allowed}"
 
 
 @given(st.text(min_size=3, alphabet="0123456789").map("hunter".__add__))
@@ -68,5 +68,5 @@ def test_no_validator_repeats_the_value(value: str) -> None:
 
 def test_words_for_what_was_found_are_part_of_the_message() -> None:
     assert str(NotAllowedError("url", "another", found="a mysql:// URL")) == (
-        "url: found a mysql:// URL, allowed is another"
+        "url: found a mysql:// URL, expected another"
     )

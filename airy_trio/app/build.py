@@ -47,7 +47,7 @@ from airy_trio.database import (
     sqlite_engine,
     sqlite_path,
 )
-from airy_trio.errors import MappingError, StartError, Unavailable, told_error
+from airy_trio.errors import MappingError, StartError, Unavailable, single_error
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.memory import MemoryStore
@@ -386,7 +386,7 @@ async def adopt_log(settings: Settings) -> str:
                 raise StartError(["log: a server is recording into this event log; stop it first"]) from None
             return opened.words
     except BaseExceptionGroup as group:
-        raise told_error(group) from None
+        raise single_error(group) from None
 
 
 async def _sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:

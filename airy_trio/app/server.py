@@ -47,7 +47,7 @@ from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store,
 from airy_trio.auth import Authenticator, Key, load_file_keys
 from airy_trio.database import DatabaseError
 from airy_trio.delivery.disconnects import INTERNAL
-from airy_trio.errors import FaultsError, SettingsError, StartError, told_error
+from airy_trio.errors import FaultsError, SettingsError, StartError, single_error
 from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
@@ -253,7 +253,7 @@ async def run(
                         stopping.set()
                 signalled.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise told_error(group) from None
+            raise single_error(group) from None
 
 
 async def serve(  # noqa: ASYNC128 - _serve reports that it has started
@@ -323,7 +323,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all th
                 await back_ends.aclose()
             port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        raise told_error(group) from None
+        raise single_error(group) from None
 
 
 class _Pages:

@@ -1,11 +1,13 @@
-"""From an event to the exact bytes of its body (wire contract, "Events"): compact JSON, keys in the contract's order.
+"""From an event to the bytes of its body (wire contract, "Events"): compact JSON with the keys in the contract's order.
 
-It trusts the events: their text can be written as UTF-8 and their JSON has been checked. What comes from the
-database as JSON is embedded as it is.
+Events are trusted: their strings can be encoded as UTF-8 and their JSON has been checked. JSON from the database is
+embedded without change.
 """
 
 from json.encoder import encode_basestring as quoted
 from typing import assert_never
+
+from attrs import evolve
 
 from airy_trio.errors import AiryTrioError
 from airy_trio.events.models import (
@@ -21,11 +23,11 @@ from airy_trio.events.models import (
 from airy_trio.events.values import RowFault, printable
 
 TRUNCATED = Json('{"truncated":true}')
-"""What stands for content or metadata that is too large."""
+"""Replaces content or metadata that is too large."""
 
 
 class EventTooLargeError(AiryTrioError):
-    """An event that is too large even without its content or metadata; ``fault`` says so of its row."""
+    """An event that is too large even without its content or metadata. ``fault`` describes its row."""
 
     def __init__(self, fault: RowFault) -> None:
         self.fault = fault
@@ -33,18 +35,18 @@ class EventTooLargeError(AiryTrioError):
 
 
 def encode(event: Event, body_bytes_max: int) -> tuple[bytes, bool]:
-    """The body, and whether ``content`` or ``metadata`` had to be replaced by ``TRUNCATED`` to keep the limit.
+    """Return the body, and whether ``content`` or ``metadata`` was replaced by ``TRUNCATED`` to keep the limit.
 
-    Raises ``EventTooLargeError`` where that is not enough, or there is nothing to replace.
+    Raises ``EventTooLargeError`` if that is not enough, or if the event has neither.
     """
     body = _written(event).encode()
     if len(body) <= body_bytes_max:
         return body, False
     match event:
         case MessageUpdated():
-            body = _message(event, TRUNCATED).encode()
+            body = _written(event._replace(content=TRUNCATED)).encode()
         case MetadataUpdated():
-            body = _metadata(event, TRUNCATED).encode()
+            body = _written(evolve(event, metadata=TRUNCATED)).encode()
         case MessageDeleted() | ChannelUpdated() | TagUpdated() | TagDeleted():
             pass
         case _:
@@ -57,9 +59,18 @@ def encode(event: Event, body_bytes_max: int) -> tuple[bytes, bool]:
 def _written(event: Event) -> str:
     match event:
         case MessageUpdated():
-            return _message(event, event.content)
+            return (
+                f'{{"type":"message.updated","payload":{{"conversation_id":{quoted(event.conversation_id)},'
+                f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)},"content":{event.content},'
+                f'"delivery_state":{quoted(event.delivery_state)},"from_contact":{_flag(value=event.from_contact)},'
+                f'"sent_at":{quoted(event.sent_at)},"source":{quoted(event.source)},'
+                f'"sender":{{"id":{quoted(event.sender_id)}}}}}}}}}'
+            )
         case MetadataUpdated():
-            return _metadata(event, event.metadata)
+            return (
+                f'{{"type":"metadata.updated","payload":{{"subject":{quoted(event.subject)},'
+                f'"identifier":{quoted(event.identifier)},"metadata":{event.metadata}}}}}'
+            )
         case ChannelUpdated():
             return (
                 f'{{"type":"channel.updated","payload":{{"id":{quoted(event.id)},"source":{quoted(event.source)},'
@@ -81,23 +92,6 @@ def _written(event: Event) -> str:
             assert_never(event)
 
 
-def _message(event: MessageUpdated, content: Json) -> str:
-    return (
-        f'{{"type":"message.updated","payload":{{"conversation_id":{quoted(event.conversation_id)},'
-        f'"channel_id":{quoted(event.channel_id)},"message":{{"id":{quoted(event.id)},"content":{content},'
-        f'"delivery_state":{quoted(event.delivery_state)},"from_contact":{_flag(value=event.from_contact)},'
-        f'"sent_at":{quoted(event.sent_at)},"source":{quoted(event.source)},'
-        f'"sender":{{"id":{quoted(event.sender_id)}}}}}}}}}'
-    )
-
-
-def _metadata(event: MetadataUpdated, metadata: Json) -> str:
-    return (
-        f'{{"type":"metadata.updated","payload":{{"subject":{quoted(event.subject)},'
-        f'"identifier":{quoted(event.identifier)},"metadata":{metadata}}}}}'
-    )
-
-
 def _flag(*, value: bool) -> str:
     return "true" if value else "false"
 
@@ -114,5 +108,5 @@ def _fault(event: Event, body_bytes_max: int) -> RowFault:
             table, key = "tags", printable(event.id)
         case _:
             assert_never(event)
-    reason = f"its event is larger than {body_bytes_max} bytes, whatever is left out"
+    reason = f"its event is larger than {body_bytes_max} bytes, even without content and metadata"
     return RowFault(table=table, key=key, reason=reason)

@@ -1,7 +1,7 @@
-"""Destinations: what a client can subscribe to, and which of them an event belongs to (wire contract, "Destinations").
+"""Destinations: the names that a client can subscribe to, and the events of each (wire contract, "Destinations").
 
-``/events``, ``/events/TYPE``, ``/events/channel/ID`` and ``/events/conversation/ID``, the id percent-encoded UTF-8.
-An id need not exist.
+``/events``, ``/events/TYPE``, ``/events/channel/ID`` and ``/events/conversation/ID``. The id is percent-encoded UTF-8,
+and need not exist.
 """
 
 from functools import lru_cache
@@ -14,11 +14,11 @@ from airy_trio.events.models import TYPES
 
 ROOT = "/events"
 REMEMBERED_MAX: Final = 4096
-"""Types with channels whose destinations are made once, and not again for each event."""
+"""Pairs of type and channel whose destinations are cached."""
 
 
 class UnknownDestinationError(ValueError):
-    """A text that names no destination."""
+    """A string that is not a destination."""
 
 
 @frozen(cache_hash=True)
@@ -49,9 +49,9 @@ class OfConversation:
 
 @frozen(cache_hash=True)
 class Within:
-    """The events of a destination that belong to some channels, for a client that may read only those.
+    """The events of a destination that belong to certain channels, for a client that may read only those.
 
-    No client can name it; the server makes it (``within``). ``channels``: at least one.
+    A client cannot name it: the server makes it (``within``). ``channels`` is not empty.
     """
 
     destination: Everything | OfType | OfConversation
@@ -59,13 +59,13 @@ class Within:
 
 
 Destination = Everything | OfType | OfChannel | OfConversation | Within
-"""What can be read from the log. A client can name all but ``Within``."""
+"""What can be read from the log. A client can name each but ``Within``."""
 
 EVERYTHING = Everything()
 
 
 class Addressed(Protocol):
-    """What has destinations: an event, or an event in the log."""
+    """An event, or a stored event."""
 
     @property
     def type(self) -> str:
@@ -74,12 +74,12 @@ class Addressed(Protocol):
 
     @property
     def channel_id(self) -> str | None:
-        """The channel it belongs to, if that is known."""
+        """Its channel, if known."""
         ...
 
     @property
     def conversation_id(self) -> str | None:
-        """The conversation it belongs to, if that is known."""
+        """Its conversation, if known."""
         ...
 
 
@@ -99,7 +99,7 @@ def parse(text: str) -> Destination:
 
 
 def within(destination: Destination, channels: frozenset[str]) -> Destination | None:
-    """Give what of a destination belongs to some channels; None: nothing can."""
+    """Restrict a destination to certain channels. None: no event can belong to both."""
     match destination:
         case _ if not channels:
             return None
@@ -114,7 +114,7 @@ def within(destination: Destination, channels: frozenset[str]) -> Destination | 
 
 
 def text(destination: Destination) -> str:
-    """Write a destination as a client names it, so that ``parse`` gives it again."""
+    """Write a destination as a client names it: the inverse of ``parse``, except for ``Within``."""
     match destination:
         case Everything():
             return ROOT
@@ -131,7 +131,7 @@ def text(destination: Destination) -> str:
 
 
 def destinations_of(event: Addressed) -> tuple[Destination, ...]:
-    """Every destination that a client can name to which an event belongs: at least two, at most four."""
+    """Return all destinations of an event that a client can name: two to four."""
     of_channel = _of_type_and_channel(event.type, event.channel_id)
     return of_channel if event.conversation_id is None else (*of_channel, OfConversation(event.conversation_id))
 

@@ -1,6 +1,6 @@
-"""The rows of one metadata pair as one JSON object (wire contract, "Events"): order, types, nesting.
+"""Combine the rows of one metadata pair into one JSON object (wire contract, "Events"): order, types, nesting.
 
-It knows neither the pair nor the event. A row that cannot be used is a fault of that row, and the others count.
+A row that cannot be used becomes a row fault; the other rows still apply.
 """
 
 import math
@@ -26,15 +26,15 @@ _Members = Iterator[tuple[str, Tree | Json]]
 
 
 _Row = tuple[bool, int | float, str, Json, bool]
-"""Has a time, the time, key, value, fits its type. The order of these tuples is that in which rows apply.
+"""Has a time, the time, key, value, fits its type. Rows apply in the sort order of these tuples.
 
-By time, then by key; what is equal in both by value, so that the result is always the same.
+That is by time and then by key. Rows that are equal in both are ordered by value, so that the result is deterministic.
 """
 
 
 @frozen(kw_only=True)
 class Nested:
-    """The object, the rows that were passed over, and how many values became strings as they did not fit."""
+    """The object, the faults of skipped rows, and the number of values that became strings because they did not fit."""
 
     metadata: Json
     faults: tuple[RowFault, ...]
@@ -42,10 +42,10 @@ class Nested:
 
 
 def nest(entries: Iterable[MetadataEntry], time_zone: tzinfo, pair: str) -> Nested:
-    """Apply the rows in the order of their time, NULL first; ``pair`` is for the keys of faults.
+    """Apply the rows in the order of their time, NULL first. ``pair`` is the prefix of the keys of faults.
 
-    Each dot of a key goes one level down, and an empty part is a name like any other. A later row replaces what
-    stands at its key, and whatever is in the way there that is no object; into an object it goes.
+    Each dot in a key descends one level; an empty part is a name like any other. A later row replaces the value at its
+    key, and any value on the path that is not an object. An object on the path gets the new member.
     """
     rows: list[_Row] = []
     faults: list[RowFault] = []
@@ -82,7 +82,7 @@ def _row(entry: MetadataEntry, time_zone: tzinfo) -> _Row:
 
 
 def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
-    """The value as its type writes it; None where it does not fit."""
+    """Return the value in the form of its type; None if it does not fit."""
     found: Json | None = None
     match value_type:
         case None | "text":
@@ -98,7 +98,7 @@ def _typed(raw: str, value_type: Value, nesting_max: int) -> Json | None:
         case "object" if values.is_object(raw):
             found = _checked(raw, nesting_max)
         case _:
-            pass  # a misfit, or a type that nobody knows: the caller counts it
+            pass  # it does not fit, or the type is unknown; the caller counts it
     return found
 
 
@@ -121,7 +121,7 @@ def _plant(tree: Tree, path: list[str], value: Json) -> None:
 
 
 def _written(tree: Tree) -> Json:
-    """The tree as text; without recursion, as it may be deeper than the stack has room for."""
+    """Write the tree as JSON, without recursion, because it may be deeper than the stack allows."""
     parts = ["{"]
     open_objects: list[_Members] = [iter(tree.items())]
     while open_objects:

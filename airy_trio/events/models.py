@@ -1,7 +1,7 @@
-"""The events that clients see, as frozen facts in one closed union (wire contract, "Events").
+"""The events that clients receive, as frozen classes in one closed union (wire contract, "Events").
 
-Each also knows which object it is about and to whom it belongs, which never goes over the wire. JSON that came
-from the database is kept as text and embedded as it is: it is not ours to reformat.
+Each also has the identity of its object, its channel and its conversation, which select the subscriptions and are not
+all sent. JSON from the database stays text and is embedded without reformatting.
 """
 
 from typing import ClassVar, NamedTuple, NewType
@@ -25,9 +25,9 @@ class _MessageFields(NamedTuple):
 
 
 class MessageUpdated(_MessageFields):
-    """A message as it is now. ``sent_at``: UTC, exactly three decimals, ``Z``.
+    """The current state of a message. ``sent_at``: UTC with exactly three decimals and ``Z``.
 
-    A tuple, for a bulk change makes one for each row: a frozen class takes eight times as long to make.
+    A tuple, because a bulk change makes one for each row and a frozen class takes eight times as long to make.
     """
 
     __slots__ = ()
@@ -35,13 +35,13 @@ class MessageUpdated(_MessageFields):
 
     @property
     def object(self) -> str:
-        """The identity of what this is about: equal for all events of one object."""
+        """The identity of the object: equal for all of its events."""
         return f"message:{self.id}"
 
 
 @frozen(kw_only=True)
 class MessageDeleted:
-    """A message that is no more (only with ``[events] deletes``)."""
+    """A deleted message (only with ``[events] deletes``)."""
 
     type: ClassVar[str] = "message.deleted"
 
@@ -51,7 +51,7 @@ class MessageDeleted:
 
     @property
     def object(self) -> str:
-        """The same identity as the message's updates."""
+        """The identity of the message, as in its updates."""
         return f"message:{self.id}"
 
 
@@ -59,7 +59,7 @@ class MessageDeleted:
 class MetadataUpdated:
     """The full current metadata of one (subject, identifier) pair.
 
-    ``conversation_id`` and ``channel_id`` say to whom it belongs; None where that is not known.
+    ``conversation_id`` and ``channel_id`` are those of its subject; None if unknown.
     """
 
     type: ClassVar[str] = "metadata.updated"
@@ -72,13 +72,13 @@ class MetadataUpdated:
 
     @property
     def object(self) -> str:
-        """The pair is the identity: conversation 1 and message 1 never mix."""
+        """The identity of the pair: conversation 1 and message 1 differ."""
         return f"metadata:{self.subject}:{self.identifier}"
 
 
 @frozen(kw_only=True)
 class ChannelUpdated:
-    """A channel as it is now; a deleted one is not connected."""
+    """The current state of a channel; a deleted one is not connected."""
 
     type: ClassVar[str] = "channel.updated"
 
@@ -91,7 +91,7 @@ class ChannelUpdated:
 
     @property
     def channel_id(self) -> str:
-        """A channel belongs to itself."""
+        """The channel itself."""
         return self.id
 
     @property
@@ -102,7 +102,7 @@ class ChannelUpdated:
 
 @frozen(kw_only=True)
 class TagUpdated:
-    """A tag as it is now."""
+    """The current state of a tag."""
 
     type: ClassVar[str] = "tag.updated"
 
@@ -121,7 +121,7 @@ class TagUpdated:
 
 @frozen(kw_only=True)
 class TagDeleted:
-    """A tag that is no more (only with ``[events] deletes``)."""
+    """A deleted tag (only with ``[events] deletes``)."""
 
     type: ClassVar[str] = "tag.deleted"
 
@@ -132,7 +132,7 @@ class TagDeleted:
 
     @property
     def object(self) -> str:
-        """The same identity as the tag's updates."""
+        """The identity of the tag, as in its updates."""
         return f"tag:{self.id}"
 
 
@@ -147,4 +147,4 @@ TYPES: tuple[str, ...] = (
     TagUpdated.type,
     TagDeleted.type,
 )
-"""The wire names, in one place."""
+"""The names of the types in the wire contract."""

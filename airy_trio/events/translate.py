@@ -1,7 +1,4 @@
-"""From rows to events: the meaning of a change. Total: bad data is told as faults and never raises.
-
-It knows neither where rows come from nor how an event is written.
-"""
+"""From rows to events. Bad data becomes row faults; translation never raises for it."""
 
 from collections.abc import Iterable
 from typing import assert_never
@@ -38,16 +35,16 @@ __all__ = ["EventsOptions", "RowFault", "Translation", "translate"]
 
 @frozen(kw_only=True)
 class EventsOptions:
-    """``[events]`` of the settings. ``deletes``: whether deleted messages and tags are events."""
+    """``[events]`` of the settings. ``deletes``: whether deleting messages and tags causes events."""
 
     deletes: bool = False
 
 
 @frozen(kw_only=True)
 class Translation:
-    """Events in the order of their objects, the rows that were passed over, and the metadata that became strings.
+    """The events in the order of their objects, and the faults of skipped rows.
 
-    ``misfits`` counts the metadata values that did not fit their ``value_type``.
+    ``misfits``: the number of metadata values that became strings because they did not fit their ``value_type``.
     """
 
     events: tuple[Event, ...]
@@ -57,14 +54,14 @@ class Translation:
 
 @frozen
 class _Collected:
-    """What has been translated so far, except the misfits."""
+    """The translation so far, except the misfits."""
 
     events: list[Event] = field(factory=list)
     faults: list[RowFault] = field(factory=list)
 
 
 def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Translation:
-    """Make of each object its event, or a fault, or nothing where it is a delete that nobody asked for."""
+    """Make an event or a fault of each object. Deletes are left out unless ``options.deletes`` is set."""
     collected = _Collected()
     misfits = 0
     for changed in objects:
@@ -117,7 +114,7 @@ def _event(
 
 
 def _message(row: Message) -> MessageUpdated:
-    """The event of a row. Both are taken apart and put together by position, in half the time that names take."""
+    """Make the event of a row. Unpacking and constructing by position takes half the time of names."""
     (
         id_, conversation_id, channel_id, content, delivery_state, from_contact, sent_at, source, sender_id,
         content_form, time_zone,
@@ -144,7 +141,7 @@ def _message_gone(row: MessageGone) -> MessageDeleted:
 
 
 def _metadata(pair: Metadata, collected: _Collected) -> int:
-    """Collect the pair's event and the faults of its rows; give the misfits."""
+    """Collect the pair's event and the faults of its rows; return the number of misfits."""
     subject = values.subject(pair.subject)
     identifier = values.identity(pair.identifier, "identifier")
     conversation_id = values.optional_identity(pair.conversation_id, "conversation_id")

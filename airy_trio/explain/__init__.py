@@ -15,7 +15,7 @@ from attrs import frozen
 
 from airy_trio.app.build import open_database, opened_store, patiently
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
-from airy_trio.errors import AiryTrioError, StartError, told_error
+from airy_trio.errors import AiryTrioError, StartError, single_error
 from airy_trio.events.models import ChannelUpdated, MessageDeleted, TagDeleted
 from airy_trio.explain import clients, row
 from airy_trio.explain.row import Subject
@@ -141,7 +141,7 @@ def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str
     except AiryTrioError as error:
         return None, str(error)
     except BaseExceptionGroup as group:
-        error_told = told_error(group)
+        error_told = single_error(group)
         if not isinstance(error_told, AiryTrioError):
             raise
         return None, str(error_told)

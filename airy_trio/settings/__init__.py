@@ -1,7 +1,7 @@
-"""The settings file: TOML in, frozen options classes out, and every fault in it told at once.
+"""The settings file: from TOML to frozen options classes, with every fault reported at once.
 
-Each stage declares its own options; this package only gathers them, and refuses to know what they are used for. What
-is not declared by a stage is refused as unknown: no setting is accepted that does nothing.
+Each package declares its own options; this one gathers them. A key that no package declares is an error, so no setting
+is accepted that has no effect.
 """
 
 import tomllib
@@ -21,8 +21,7 @@ from airy_trio.errors import SettingsError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
-from airy_trio.settings import cross_checks
-from airy_trio.settings.cross_checks import settings_contradictions
+from airy_trio.settings.cross_checks import contradictions
 from airy_trio.settings.reader import read
 
 FILE_BYTES_MAX: Final = 1024 * 1024
@@ -30,7 +29,7 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 
 @frozen(kw_only=True)
 class LoggingOptions:
-    """What the server tells on stderr (``[logging]``). ``auto``: console on a terminal, else JSON lines."""
+    """The log on stderr (``[logging]``). ``auto``: console on a terminal, else JSON lines."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -38,7 +37,7 @@ class LoggingOptions:
 
 @frozen(kw_only=True)
 class Settings:
-    """All the options, one field for each stage."""
+    """All options, by section."""
 
     database: DatabaseOptions
     tables: TablesOptions = Factory(TablesOptions)
@@ -54,14 +53,14 @@ class Settings:
 
 @frozen(kw_only=True)
 class DatabaseSection(DatabaseOptions):
-    """``[database]`` as it stands in the file, where the tables are below it."""
+    """``[database]`` as in the file, which has the tables below it."""
 
     tables: TablesOptions = Factory(TablesOptions)
 
 
 @frozen(kw_only=True)
 class Document:
-    """The file as it is written: its sections in the order of the design."""
+    """The file as it is written, with the sections in the order of the data flow."""
 
     database: DatabaseSection
     changes: ChangesOptions = Factory(ChangesOptions)
@@ -75,7 +74,7 @@ class Document:
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
-    """Read the settings file. Raises ``SettingsError`` with every fault, or with the one why it cannot be read.
+    """Read the settings file. Raises ``SettingsError`` with every fault, or with the reason why it cannot be read.
 
     Resource handling: the file is closed on return; at most ``FILE_BYTES_MAX`` of it are read.
     """
@@ -83,27 +82,31 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
 
 def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") -> Settings:
-    """Read settings from TOML text, with ``${NAME}`` taken from ``environ``. ``name``: what the text is called.
+    """Read settings from TOML text, with ``${NAME}`` replaced from ``environ``. ``name`` names the text in messages.
 
     Raises ``SettingsError`` with one line for each fault, free of secrets.
     """
     document = _toml(text, name)
-    document.setdefault("database", {})  # so that what is missing is told as database.url
+    document.setdefault("database", {})  # then database.url is reported as missing, not the section
     read_document, faults = read(document, Document, environ)
     if read_document is None:
-        raise SettingsError(faults)
-    if faults := list(cross_checks.between(read_document.auth, read_document.listener)):
         raise SettingsError(faults)
     database = read_document.database
     others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
     options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
     settings = Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
-    faults = [
-        *settings_contradictions(settings),
-        *cross_checks.place_contradictions(
-            settings.database, settings.tables, settings.changes, settings.events, settings.log
-        ),
-    ]
+    faults = list(
+        contradictions(
+            database=settings.database,
+            tables=settings.tables,
+            changes=settings.changes,
+            events=settings.events,
+            log=settings.log,
+            listener=settings.listener,
+            auth=settings.auth,
+            admin=settings.admin,
+        )
+    )
     if faults:
         raise SettingsError(faults)
     return settings
@@ -120,7 +123,7 @@ def _text_of(path: Path) -> str:
     except OSError as error:
         fault = f"the file cannot be read: {error.strerror or type(error).__name__}"
     except ValueError:
-        fault = "this is no file name"
+        fault = "not a file name"
     else:
         return _decoded(data, path)
     raise SettingsError([f"{_printable(str(path))}: {fault}"])
@@ -128,9 +131,9 @@ def _text_of(path: Path) -> str:
 
 def _decoded(data: bytes, path: Path) -> str:
     if len(data) > FILE_BYTES_MAX:
-        raise SettingsError([f"{_printable(str(path))}: larger than {FILE_BYTES_MAX} bytes, this is no settings file"])
+        raise SettingsError([f"{_printable(str(path))}: larger than {FILE_BYTES_MAX} bytes, not a settings file"])
     try:
-        return data.decode("utf-8-sig")  # some editors begin UTF-8 with a byte order mark
+        return data.decode("utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
     raise SettingsError([f"{_printable(str(path))}: not UTF-8 (at line {line})"])
@@ -143,11 +146,11 @@ def _toml(text: str, name: str) -> dict[str, Any]:
         fault = str(error)
     except RecursionError:
         fault = "nested too deeply"
-    except ValueError:  # an integer of more digits than Python converts
+    except ValueError:  # an integer with more digits than Python converts
         fault = "a value that cannot be read"
     raise SettingsError([f"{_printable(name)}: not TOML: {_printable(fault)}"])
 
 
 def _printable(text: str) -> str:
-    """Keep a fault on its one line, whatever a file is called."""
+    """Escape what would break the line, such as a newline in a file name."""
     return text if text.isprintable() else ascii(text)

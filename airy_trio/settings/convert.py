@@ -1,16 +1,17 @@
-"""A cattrs converter that takes nothing for something else: each TOML value has the type of its option, or is refused.
+"""Structure a TOML document as options classes with cattrs, without coercion.
 
-It expands ``${NAME}`` in texts and runs the validators of the options classes one option at a time, so that one
-structuring finds every fault. It knows types, and refuses to know paths and wording.
-
-``${NAME}`` and ``${NAME:-default}`` in a text, taken from the environment. It knows no setting.
+cattrs by itself converts: ``port = "8080"`` would become 8080 and ``host = 5`` the string "5". The hooks below accept a
+value only if TOML gave it the type of its option. They also expand ``${NAME}`` in strings, and run the validators of a
+class one option at a time, because an attrs class stops at the first validator that fails. One pass therefore finds
+every fault; cattrs collects them in exception groups, and ``messages`` turns these into lines.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import NoneType, UnionType
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -19,226 +20,162 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.options import NotAllowedError, Validator
 
+INTEGER_BITS: Final = 64
+_KINDS: Final = {
+    str: "a string", bool: "true or false", int: "an integer", float: "a finite number", list: "an array of strings"
+}  # fmt: skip
 _REFERENCE: Final = re.compile(
     r"\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<rest>:-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
 )
-"""The name is absent where ``${`` begins nothing that can be read."""
+"""``${NAME}`` or ``${NAME:-default}``. It has no name if ``${`` begins neither."""
 
-
-class EnvironmentFault(ValueError):
-    """A reference that cannot be followed; the message names the variable and never holds a value."""
-
-
-def expanded(text: str, environ: Mapping[str, str]) -> str:
-    """Replace every reference. The default also serves where the variable is empty, as in a shell.
-
-    What comes from the environment is taken as it is: a ``${`` in it is text. Raises ``EnvironmentFault``.
-    """
-    references = list(_REFERENCE.finditer(text))
-    if any(reference["name"] is None for reference in references):
-        message = 'found "${" that begins neither ${NAME} nor ${NAME:-default}'
-        raise EnvironmentFault(message)
-    unset = dict.fromkeys(each["name"] for each in references if each["rest"] is None and each["name"] not in environ)
-    if unset:
-        message = f"not set in the environment: {', '.join(unset)}"
-        raise EnvironmentFault(message)
-    result = _REFERENCE.sub(lambda reference: _value(reference, environ), text)
-    if not _is_unicode(result):
-        names = ", ".join(dict.fromkeys(each["name"] for each in references))
-        message = f"not UTF-8 in the environment: {names}"
-        raise EnvironmentFault(message)
-    return result
-
-
-def _value(reference: re.Match[str], environ: Mapping[str, str]) -> str:
-    value = environ.get(reference["name"], "")
-    return value or reference["default"] or ""
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether no byte of the environment was smuggled in as a lone surrogate."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-INTEGER_BITS: Final = 64
-
-T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 Checks = Mapping[tuple[type, str], Validator]
-"""Validators for an option (class, name) beside the one that its class declares."""
+"""Validators for an option (class, name), in addition to the one that its class declares."""
 Contradictions = Callable[[object], Iterable[str | NotAllowedError]]
-"""Checks the options of one class together. A line is about all of them, an error about one; free of secrets."""
+"""Checks the options of one section together. A string concerns all of them, an error one; neither shows a secret."""
 
 
 class ConversionError(ValueError):
-    """A value that is refused: as it is written in the file, and what is allowed instead.
+    """A value of a wrong type, or out of bounds.
 
-    ``words``: for what was found, free of secrets; None where the value speaks for itself.
+    ``written`` is the value as it is in the file, before expansion. ``words`` describes it without showing a secret; if
+    it is None, the reader of this error decides what may be shown of ``written``.
     """
 
     def __init__(self, written: object, allowed: str, words: str | None = None) -> None:
         self.written = written
         self.allowed = allowed
         self.words = words
-        super().__init__(f"allowed is {allowed}")
+        super().__init__(f"expected {allowed}")
 
 
 class ContradictionError(ValueError):
-    """Options of one class that do not go together: ``faults``, as ``Contradictions`` gives them."""
+    """Options of one section that contradict each other: ``faults``, as ``Contradictions`` returns them."""
 
     def __init__(self, faults: Iterable[str | NotAllowedError]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(map(str, self.faults)))
 
 
-def strict_converter(environ: Mapping[str, str], checks: Checks, contradictions: Contradictions) -> Converter:
-    """Make the converter for one reading. Refusals come in the exception groups of cattrs, all of them."""
-    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-
-    def text(value: object, _type: object) -> str:
-        return expanded(_expect(value, str, "a text"), environ)
-
-    converter.register_structure_hook(str, text)
-    converter.register_structure_hook(bool, _boolean)
-    converter.register_structure_hook(int, _integer)
-    converter.register_structure_hook(float, _number)
-    converter.register_structure_hook_factory(_is_literal, lambda type_: _literal_hook(type_, environ))
-    converter.register_structure_hook_factory(_is_union, lambda type_: _union_hook(type_, converter))
-    converter.register_structure_hook_factory(is_mapping, lambda type_: _mapping_hook(type_, converter))
-    converter.register_structure_hook_factory(is_sequence, lambda type_: _array_hook(type_, converter))
-    converter.register_structure_hook_factory(
-        attrs.has, lambda type_: _class_hook(type_, converter, checks, contradictions)
-    )
-    return converter
+class EnvironmentFault(ValueError):
+    """A reference to the environment that cannot be resolved. The message names the variable and shows no value."""
 
 
-def lineage(cls: type, name: str) -> tuple[tuple[type, str], ...]:
-    """The option as its class and each class above it would name it."""
-    return tuple((parent, name) for parent in cls.__mro__)
+class StrictConverter(Converter):
+    """The converter for one document."""
 
+    def __init__(self, environ: Mapping[str, str], checks: Checks, contradictions: Contradictions) -> None:
+        super().__init__(detailed_validation=True, forbid_extra_keys=True)
+        self._environ = environ
+        self._checks = checks
+        self._contradictions = contradictions
+        for kind in (str, bool, int, float):
+            self.register_structure_hook(kind, self._scalar)
+        self.register_structure_hook_func(_is_literal, self._literal)
+        self.register_structure_hook_func(_is_union, self._union)
+        table = partial(mapping_structure_factory, converter=self, key_type=Any)  # keys are not expanded
+        self.register_structure_hook_factory(is_mapping, lambda type_: _container(dict, "a table", table(type_)))
+        array = partial(list_structure_factory, converter=self)
+        self.register_structure_hook_factory(is_sequence, lambda type_: _container(list, "an array", array(type_)))
+        self.register_structure_hook_factory(attrs.has, lambda cls: _container(dict, "a table", self._section(cls)))
 
-def _expect(value: object, type_: type[T], allowed: str) -> T:
-    if not isinstance(value, type_):
-        raise ConversionError(value, allowed)
-    return value
+    def _scalar(self, value: Any, kind: Any) -> object:  # noqa: ANN401 - a TOML value, and its type
+        if kind in (int, float) and isinstance(value, int) and not isinstance(value, bool):
+            if not -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1):
+                raise ConversionError(value, f"an integer of at most {INTEGER_BITS} bits")
+            return float(value) if kind is float else value
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            raise ConversionError(value, _KINDS[kind])
+        return expanded(value, self._environ) if kind is str else value
 
+    def _literal(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it
+        choices = get_args(type_)
+        text = expanded(value, self._environ) if isinstance(value, str) else None
+        if text not in choices:
+            raise ConversionError(value, " or ".join(f'"{choice}"' for choice in choices))
+        return text
 
-def _boolean(value: object, _type: object) -> bool:
-    return _expect(value, bool, "true or false")
+    def _union(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it
+        # The type of a TOML value is unambiguous, so it selects the member. TOML has no null.
+        members = {get_origin(member) or member: member for member in get_args(type_) if member is not NoneType}
+        kind: type = float if type(value) is int and int not in members else type(value)
+        if kind not in members:
+            raise ConversionError(value, ", ".join(_KINDS[member] for member in members))
+        return self.structure(value, members[kind])
 
+    def _section(self, cls: type) -> Hook:
+        hooks = {
+            option.name: override(struct_hook=self._option(cls, option))
+            for option in attrs.fields(attrs.resolve_types(cls))
+        }
+        structure: Hook = make_dict_structure_fn(cls, self, **hooks)  # type: ignore[arg-type]  # names of options only
 
-def _integer(value: object, _type: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConversionError(value, "an integer")
-    if not -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1):
-        raise ConversionError(value, f"an integer of at most {INTEGER_BITS} bits")
-    return value
+        def checked(value: Any, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
+            options: object = structure(value, target)
+            if faults := tuple(self._contradictions(options)):
+                raise ContradictionError(faults)
+            return options
 
+        return checked
 
-def _number(value: object, _type: object) -> float:
-    number = float(_integer(value, int)) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(number, float) or not math.isfinite(number):
-        raise ConversionError(value, "a finite number")
-    return number
+    def _option(self, cls: type, option: "attrs.Attribute[Any]") -> Hook:
+        validators = [self._checks[key] for key in lineage(cls, option.name) if key in self._checks]
+        if option.validator is not None:
+            validators.append(option.validator)
+        type_: Any = option.type
+
+        def structure(value: object, _type: object) -> object:
+            result: object = self.structure(value, type_)
+            for validate in validators:
+                try:
+                    validate(None, option, result)
+                except NotAllowedError as error:
+                    raise ConversionError(value, error.allowed, error.found) from None
+            return result
+
+        return structure
 
 
 def _is_literal(type_: Any) -> bool:  # noqa: ANN401 - a predicate over types of any form
     return get_origin(type_) is Literal
 
 
-def _is_union(type_: Any) -> bool:  # noqa: ANN401 - a predicate over types of any form
+def _is_union(type_: Any) -> bool:  # noqa: ANN401 - the same
     return get_origin(type_) in (Union, UnionType)
 
 
-def _literal_hook(type_: Any, environ: Mapping[str, str]) -> Hook:  # noqa: ANN401 - typing has no name for it
-    choices = get_args(type_)
-    allowed = " or ".join(f'"{choice}"' for choice in choices)
+def _container(kind: type, words: str, structure: Hook) -> Hook:
+    """Check the type of a table or array before cattrs takes it for any mapping or iterable."""
 
-    def structure(value: object, _type: object) -> str:
-        if isinstance(value, str):
-            text = expanded(value, environ)
-            if text in choices:
-                return text
-        raise ConversionError(value, allowed)
+    def checked(value: object, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
+        if not isinstance(value, kind):
+            raise ConversionError(value, words)
+        return structure(value, target)
 
-    return structure
+    return checked
 
 
-_UNION_WORDS: Final = {
-    str: "a text", bool: "true or false", int: "an integer", float: "a number", list: "an array of texts"
-}  # fmt: skip
+def lineage(cls: type, name: str) -> list[tuple[type, str]]:
+    """Return the keys of an option: with its class, and with each base class."""
+    return [(base, name) for base in cls.__mro__]
 
 
-def _union_hook(type_: Any, converter: Converter) -> Hook:  # noqa: ANN401 - typing has no name for it
-    """TOML tells its types apart, so the value's own type says which member is meant; TOML has no None."""
-    members = {get_origin(member) or member: member for member in get_args(type_) if member is not NoneType}
-    allowed = ", ".join(_UNION_WORDS.get(kind, kind.__name__) for kind in members)
+def expanded(text: str, environ: Mapping[str, str]) -> str:
+    """Replace every reference by its value. As in a shell, the default also replaces an empty value.
 
-    def structure(value: object, _type: object) -> Any:  # noqa: ANN401 - one of the members
-        kind = float if type(value) is int and int not in members else type(value)
-        if kind not in members:
-            raise ConversionError(value, allowed)
-        return converter.structure(value, members[kind])
-
-    return structure
-
-
-def _mapping_hook(type_: Any, converter: Converter) -> Hook:  # noqa: ANN401 - typing has no name for it
-    structure_items = mapping_structure_factory(type_, converter, key_type=Any)  # keys stand as written
-
-    def structure(value: object, target: Any) -> Any:  # noqa: ANN401 - the mapping
-        return structure_items(_expect(value, dict, "a table"), target)
-
-    return structure
-
-
-def _array_hook(type_: Any, converter: Converter) -> Hook:  # noqa: ANN401 - typing has no name for it
-    structure_items = list_structure_factory(type_, converter)
-
-    def structure(value: object, target: Any) -> Any:  # noqa: ANN401 - the array
-        return structure_items(_expect(value, list, "an array"), target)
-
-    return structure
-
-
-def _class_hook(type_: type, converter: Converter, checks: Checks, contradictions: Contradictions) -> Hook:
-    attrs.resolve_types(type_)
-    overrides = {
-        option.name: override(struct_hook=_option_hook(type_, option, converter, checks))
-        for option in attrs.fields(type_)
-    }
-    structure_options: Hook = make_dict_structure_fn(
-        type_,
-        converter,
-        _cattrs_forbid_extra_keys=True,
-        _cattrs_detailed_validation=True,
-        **overrides,  # type: ignore[arg-type]  # names of options, none of its own parameters
-    )
-
-    def structure(value: object, target: Any) -> Any:  # noqa: ANN401 - the class
-        options = structure_options(_expect(value, dict, "a table"), target)
-        faults = tuple(contradictions(options))
-        if faults:
-            raise ContradictionError(faults)
-        return options
-
-    return structure
-
-
-def _option_hook(cls: type, option: "attrs.Attribute[Any]", converter: Converter, checks: Checks) -> Hook:
-    """Structure one option and run its validators at once: the class itself would stop at the first that fails."""
-    validators = [validator for key in lineage(cls, option.name) if (validator := checks.get(key))]
-    if option.validator is not None:
-        validators.append(option.validator)
-    type_: Any = option.type
-
-    def structure(value: object, _type: object) -> Any:  # noqa: ANN401 - of the option's type
-        result = converter.structure(value, type_)
-        for validate in validators:
-            try:
-                validate(None, option, result)
-            except NotAllowedError as error:
-                raise ConversionError(value, error.allowed, error.found) from None
-        return result
-
-    return structure
+    A ``${`` in a value is not expanded again. Raises ``EnvironmentFault``.
+    """
+    references = list(_REFERENCE.finditer(text))
+    unset = [each["name"] for each in references if each["rest"] is None and each["name"] not in environ]
+    if any(each["name"] is None for each in references):
+        fault = 'found "${" that begins neither ${NAME} nor ${NAME:-default}'
+    elif unset:
+        fault = f"not set in the environment: {', '.join(dict.fromkeys(unset))}"
+    else:
+        result = _REFERENCE.sub(lambda each: environ.get(each["name"]) or each["default"] or "", text)
+        # Python decodes bytes of the environment that are not UTF-8 to lone surrogates.
+        if not any("\ud800" <= character <= "\udfff" for character in result):
+            return result
+        fault = f"not UTF-8 in the environment: {', '.join(dict.fromkeys(each['name'] for each in references))}"
+    raise EnvironmentFault(fault)

@@ -196,7 +196,7 @@ CASES = (
         name="a setting has an impossible value",
         make=lambda world: world.config('[database]\nurl = "sqlite:///a.db"\n', port=70000),
         code=2,
-        words="listener.port: found integer 70000, allowed is a number from 0 to 65535",
+        words="listener.port: found integer 70000, expected a number from 0 to 65535",
     ),
     Case(
         name="no Postgres answers at that address",

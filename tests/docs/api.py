@@ -1,4 +1,4 @@
-"""The page of the Python API: what is published, with the words that stand beside it in the source."""
+"""The page of the Python API: the published names, with their signatures and docstrings from the source."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).parents[2] / "airy_trio"
 PUBLISHED: Final = (
-    ("Serve", "airy_trio", "app/serving.py", ("serve", "Address")),
+    ("Serve", "airy_trio", "app/server.py", ("serve", "Address")),
     ("Settings", "airy_trio.settings", "settings/__init__.py", ("load", "parse")),
     ("Migrations", "airy_trio.migrate", "migrate/__init__.py", ("migrate", "Migrated", "preview", "remove")),
     (
@@ -21,7 +21,7 @@ PUBLISHED: Final = (
     (
         "A STOMP client",
         "airy_trio.testing.client",
-        "testing/client.py testing/websocket.py",
+        "testing/client.py",
         ("connect", "StompClient", "WebSocketClient", "Rejected", "Closed", "BrokenPromiseError"),
     ),
     (
@@ -38,15 +38,15 @@ PUBLISHED: Final = (
     (
         "Check an event store",
         "airy_trio.testing.event_store",
-        "testing/event_store.py testing/store_words.py testing/store_crashes.py",
+        "testing/event_store.py testing/store_words.py testing/store_durables.py",
         (
             "check_event_store", "broken_promises", "check_whole_batches", "MakePlace", "OpenStore", "BrokenStoreError",
         ),
     ),
 )  # fmt: skip
-"""Headings, where a program imports from, the files, and the names."""
+"""For each section: its heading, the module that programs import from, the files with the definitions, the names."""
 INTRODUCED: Final = {"airy_trio.stores": "stores.py"}
-"""Modules whose docstring is for the reader of the page, and their files."""
+"""Modules whose docstring is part of the page, and their files."""
 _NAMES: Final = frozenset(name for *_, names in PUBLISHED for name in names)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 Found = Definition | tuple[ast.Assign, str]
@@ -54,12 +54,12 @@ Found = Definition | tuple[ast.Assign, str]
 
 
 def page() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     lines = [
         "# Python",
         "",
-        "What a program of yours may use; all of it is typed. How the parts go together:",
-        "[Inside your own Trio program](../how-to/embed.md). Whatever is not here may change with any release.",
+        "The public Python interface; all of it is typed. How to use it together:",
+        "[Inside your own Trio program](../how-to/embed.md). Other names may change in any release.",
         "",
     ]
     for heading, module, files, names in PUBLISHED:
@@ -70,7 +70,7 @@ def page() -> str:
         found: dict[str, Found] = {node.name: node for tree in trees for node in _definitions(tree)}
         found |= {name: alias for tree in trees for name, alias in _aliases(tree)}
         for name in names:
-            lines += _told(name, found[name])
+            lines += _described(name, found[name])
     return "\n".join(lines)
 
 
@@ -81,7 +81,7 @@ def _definitions(node: ast.AST) -> Iterator[Definition]:
 
 
 def _aliases(tree: ast.Module) -> Iterator[tuple[str, tuple[ast.Assign, str]]]:
-    """Names that a module gives to types; the text that describes one follows it."""
+    """Find the type aliases of a module that are followed by a docstring."""
     for node, below in pairwise(tree.body):
         match node, below:
             case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=str(text))):
@@ -90,7 +90,7 @@ def _aliases(tree: ast.Module) -> Iterator[tuple[str, tuple[ast.Assign, str]]]:
                 continue
 
 
-def _told(name: str, node: Found) -> Iterator[str]:
+def _described(name: str, node: Found) -> Iterator[str]:
     yield f"### {name}"
     yield ""
     if isinstance(node, tuple):
@@ -115,7 +115,7 @@ def _is_field(node: ast.AnnAssign) -> bool:
 
 
 def _signature(node: Definition) -> str:
-    """On one line, or with a line for each argument; without what Trio passes by itself."""
+    """Return the signature on one line, or one line per argument; without ``self`` and Trio's ``task_status``."""
     assert not isinstance(node, ast.ClassDef)
     wanted = [(one, default) for one, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     node.args.kwonlyargs = [one for one, _ in wanted if one.arg != "task_status"]

@@ -1,4 +1,4 @@
-"""The families of metrics of a server, with their labels, taken from the registry of one that runs for a moment."""
+"""The metric families of a server with their labels, read from the registry of a server that is started for it."""
 
 import tempfile
 from pathlib import Path
@@ -21,7 +21,7 @@ TIMEOUT_S: Final = 30.0
 
 @frozen
 class Family:
-    """One family, by the name that a query has. ``words``: its help."""
+    """One metric family. ``name`` is the name in queries, with the suffix; ``words`` is the help text."""
 
     name: str
     kind: str
@@ -30,7 +30,7 @@ class Family:
 
 
 def families() -> list[Family]:
-    """All families of ours, in the order in which they are told."""
+    """Return all metric families of airy-trio in the order of the exposition."""
     with tempfile.TemporaryDirectory() as folder:
         return trio.run(_collected, Path(folder) / "app.db")
 
@@ -53,6 +53,6 @@ async def _collected(path: Path) -> list[Family]:
 
 
 def _family(metric: Metric) -> Family:
-    labelled: Any = metric  # a family without samples tells its labels nowhere else
-    labels = tuple(labelled._labelnames)  # noqa: SLF001 - prometheus_client tells it nowhere else
+    labelled: Any = metric  # the only place that has the labels of a family without samples
+    labels = tuple(labelled._labelnames)  # noqa: SLF001 - no public attribute has them
     return Family(f"{metric.name}{SUFFIXES.get(metric.type, '')}", metric.type, labels, metric.documentation)

@@ -27,7 +27,7 @@ MADE: Final = (
     "reference/settings.md",
     "reference/command-line.md",
     "reference/metrics.md",
-    "reference/goodbyes.md",
+    "reference/disconnects.md",
     "reference/python.md",
 )
 """Pages that the program makes (``reference``): nothing in them is for a reader to type."""

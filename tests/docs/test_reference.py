@@ -1,4 +1,4 @@
-"""The reference says what the program does now, and misses no setting, command, metric or goodbye."""
+"""The generated reference is current and complete."""
 
 import re
 from typing import Final
@@ -8,15 +8,15 @@ import pytest
 from airy_trio.cli import airy_trio
 from airy_trio.delivery.disconnects import CATALOGUE
 from airy_trio.settings import Document
-from airy_trio.settings.reader import options_of
-from tests.docs.reference import FOLDER, PAGES, ROOT, made
+from airy_trio.settings.messages import options_of
+from tests.docs.reference import FOLDER, PAGES, ROOT, generated
 
 AGAIN: Final = "run `make reference`"
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_as_the_program_is_now(name: str) -> None:
-    assert (FOLDER / name).read_text() == made(name), AGAIN
+def test_page_is_current(name: str) -> None:
+    assert (FOLDER / name).read_text() == generated(name), AGAIN
 
 
 def test_no_setting_is_missing() -> None:
@@ -35,13 +35,13 @@ def test_no_command_is_missing() -> None:
         assert all(flag in body for option in command.params for flag in option.opts if flag.startswith("--")), name
 
 
-def test_no_goodbye_is_missing() -> None:
-    page = (FOLDER / "goodbyes.md").read_text()
+def test_no_disconnect_reason_is_missing() -> None:
+    page = (FOLDER / "disconnects.md").read_text()
     for row in CATALOGUE:
         assert f"| {row.name} | {f'`{row.token}`' if row.token else ''} | {row.close_code or ''} |" in page
 
 
-def test_what_the_source_cites_of_the_wire_is_there() -> None:
+def test_cited_sections_of_the_wire_contract_exist() -> None:
     headings = re.findall(r"^## (.+)$", (FOLDER / "wire.md").read_text(), flags=re.MULTILINE)
     texts = [path.read_text() for path in (ROOT / "airy_trio").rglob("*.py")]
     cited = {heading for text in texts for heading in re.findall(r'wire contract, "([^"]+)"', text, re.IGNORECASE)}
@@ -50,7 +50,7 @@ def test_what_the_source_cites_of_the_wire_is_there() -> None:
     assert not [text for text in texts if re.search(r"wire contract\W+section", text, re.IGNORECASE)]
 
 
-def test_each_line_of_the_wire_has_its_test() -> None:
+def test_each_line_of_the_wire_contract_has_a_test() -> None:
     lines = re.findall(r"^(\d+)\. ", (FOLDER / "wire.md").read_text(), flags=re.MULTILINE)
     tests = [(ROOT / "tests" / folder / "test_wire_contract.py").read_text() for folder in ("stomp", "websocket")]
     tested = {int(number) for text in tests for number in re.findall(r"def test_line_(\d+)_", text)}

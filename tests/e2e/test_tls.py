@@ -129,7 +129,7 @@ async def test_sighup_with_a_faulty_file_is_one_line_and_ends_nobody(
         config.write_text(config.read_text().replace("port = 0", "port = {}", 1))
         serving.process.send_signal(signal.SIGHUP)
         told = await serving.record("settings not renewed")
-        assert told["faults"] == ["listener.port: found a table, allowed is an integer"]
+        assert told["faults"] == ["listener.port: found a table, expected an integer"]
         files.key.unlink()
         configure(sqlite_application, tmp_path, files)
         serving.process.send_signal(signal.SIGHUP)

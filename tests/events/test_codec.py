@@ -168,7 +168,7 @@ MONSTROUS = "x" * BODY_BYTES_MAX
 def test_what_is_too_large_all_the_same_is_a_fault_of_its_row(event: Event, table: str, key: str) -> None:
     with pytest.raises(EventTooLargeError) as caught:
         encode(event, BODY_BYTES_MAX)
-    reason = "its event is larger than 61440 bytes, whatever is left out"
+    reason = "its event is larger than 61440 bytes, even without content and metadata"
     assert caught.value.fault == RowFault(table=table, key=key, reason=reason)
     assert str(caught.value) == f"{table} {key}: {reason}"
     assert isinstance(caught.value, AiryTrioError)

@@ -4,7 +4,7 @@ import pytest
 
 from airy_trio.settings import Document, parse
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
-from airy_trio.settings.reader import options_of
+from airy_trio.settings.messages import options_of
 from tests.settings.reading import URL, fault, faults, read
 
 POSTGRES = "postgresql://airy:hunter2@db:5432/airy"
@@ -99,7 +99,7 @@ def test_a_number(setting: str, good: list[str], bad: list[str]) -> None:
         assert value_of(read(written(setting, value)), setting) == float(value)
     for value in bad:
         kind = "number" if "." in value else "integer"
-        assert fault(written(setting, value)).startswith(f"{setting}: found {kind} {value}, allowed is ")
+        assert fault(written(setting, value)).startswith(f"{setting}: found {kind} {value}, expected ")
 
 
 @pytest.mark.parametrize("setting, good, bad", TEXTS)
@@ -107,7 +107,7 @@ def test_a_text(setting: str, good: list[str], bad: list[str]) -> None:
     for value in good:
         assert value_of(read(written(setting, f'"{value}"')), setting) == value
     for value in bad:
-        assert fault(written(setting, f'"{value}"')).startswith(f'{setting}: found text "{value}", allowed is ')
+        assert fault(written(setting, f'"{value}"')).startswith(f'{setting}: found string "{value}", expected ')
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,10 @@ def test_postgres_scheme_is_accepted() -> None:
 @pytest.mark.parametrize(
     "url, words",
     [
-        ("", "an empty text"),
-        ("hunter2", "a text that is no URL"),
-        ("sqlite:a.db", "a text that is no URL"),
-        ("host=db password=hunter2", "a text that is no URL"),
+        ("", "an empty string"),
+        ("hunter2", "a string that is not a URL"),
+        ("sqlite:a.db", "a string that is not a URL"),
+        ("host=db password=hunter2", "a string that is not a URL"),
         ("mysql://airy:hunter2@db/airy", "a mysql:// URL"),
         ("postgresql+psycopg2://airy:hunter2@db/airy", "a postgresql+psycopg2:// URL"),
         ("sqlite+aiosqlite:///a.db", "a sqlite+aiosqlite:// URL"),
@@ -155,47 +155,47 @@ def test_postgres_scheme_is_accepted() -> None:
         ("postgresql://airy:hunter2@db\\u0000/airy", "a URL that cannot be read"),
         ("postgresql://airy:hunter2@db:0/airy", "a port outside 1 to 65535"),
         ("postgresql://airy:hunter2@db:65536/airy", "a port outside 1 to 65535"),
-        ("sqlite://", "an SQLite URL without a file (a database in memory is seen by one process only)"),
-        ("sqlite:///", "an SQLite URL without a file (a database in memory is seen by one process only)"),
-        ("sqlite:///:memory:", "an SQLite URL without a file (a database in memory is seen by one process only)"),
+        ("sqlite://", "an SQLite URL without a file (a database in memory belongs to one process)"),
+        ("sqlite:///", "an SQLite URL without a file (a database in memory belongs to one process)"),
+        ("sqlite:///:memory:", "an SQLite URL without a file (a database in memory belongs to one process)"),
         ("sqlite://a.db", "an SQLite URL with a host (a relative path follows three slashes, an absolute one four)"),
         ("sqlite:///a.db?mode=ro", 'an SQLite URL with "?" (it takes no options)'),
         ("sqlite:///a?b.db", 'an SQLite URL with "?" (it takes no options)'),
         ("postgresql://user:one@two@host/db", "a URL with two @ (in a password write %40)"),
-        ("sqlite:///file:a.db", "an SQLite URL with file: (the path stands alone)"),
+        ("sqlite:///file:a.db", "an SQLite URL with file: (write the path alone)"),
     ],
 )
 def test_a_url_of_another_kind(url: str, words: str) -> None:
     allowed = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, allowed is {allowed}",)
+    assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, expected {allowed}",)
     if url:
-        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, allowed is {allowed}, redis://HOST, or ""'
+        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, expected {allowed}, redis://HOST, or ""'
 
 
 def test_a_direct_url_is_of_postgres() -> None:
     text = f'[database]\nurl = "{POSTGRES}"\ndirect_url = '
     assert faults(f'{text}"{POSTGRES}"\nx = 1') == faults(f'{text}""\nx = 1')
     assert faults(f'{text}"sqlite:///a.db"') == (
-        'database.direct_url: found a sqlite:// URL, allowed is postgresql://USER@HOST/DATABASE, or ""',
+        'database.direct_url: found a sqlite:// URL, expected postgresql://USER@HOST/DATABASE, or ""',
     )
 
 
 def test_a_direct_url_beside_sqlite_would_do_nothing() -> None:
     assert faults(f'[database]\nurl = "{URL}"\ndirect_url = "{POSTGRES}"') == (
-        "database: direct_url is for PostgreSQL behind a pooler, but url is of SQLite",
+        "database: direct_url is for PostgreSQL behind a pooler, but url is an SQLite URL",
     )
 
 
 def test_a_url_beside_the_memory_store_would_do_nothing() -> None:
     assert fault('[log]\nstore = "memory"\nurl = "sqlite:///a.db"') == (
-        'log: url says where store = "sql" keeps its events, but store is "memory"'
+        'log: url is for store = "sql", but store is "memory"'
     )
 
 
 @pytest.mark.parametrize("url", ["redis://h", "redis://u:p@h:6379/1", "rediss://h", "unix:///run/redis.sock"])
 def test_a_redis_goes_with_its_store(url: str) -> None:
     assert read(f'[log]\nstore = "redis"\nurl = "{url}"').log.url == url
-    assert fault(f'[log]\nurl = "{url}"') == 'log: url is of Redis, but store is "sql"'
+    assert fault(f'[log]\nurl = "{url}"') == 'log: url is a Redis URL, but store is "sql"'
 
 
 @pytest.mark.parametrize("url", ["", "sqlite:///a.db", POSTGRES])
@@ -226,19 +226,19 @@ def test_store_of_another_package_gets_any_url_unchanged(url: str) -> None:
 )
 def test_store_of_another_package_needs_a_scheme(url: str) -> None:
     assert fault(f'[log]\nstore = "acme.events"\nurl = "{url}"') == (
-        'log.url: found a text that is no URL, allowed is SCHEME://ANYTHING without control characters, or ""'
+        'log.url: found a string that is not a URL, expected SCHEME://ANYTHING without control characters, or ""'
     )
 
 
 @pytest.mark.parametrize("store", ["memory", "sql", "redis"])
 def test_built_in_store_refuses_the_scheme_of_another(store: str) -> None:
     assert fault(f'[log]\nstore = "{store}"\nurl = "acme://hunter2"').startswith(
-        "log.url: found a URL of another kind, allowed is "
+        "log.url: found a URL of another kind, expected "
     )
 
 
 TOKENS_WORDS = (
-    "allowed is NAME = TOKEN: a name of at most 64 letters, digits, dots, dashes and underscores, a token of 1 to 2048 "
+    "expected NAME = TOKEN: a name of at most 64 letters, digits, dots, dashes and underscores, a token of 1 to 2048 "
     "printable ASCII characters without spaces, each token once"
 )
 
@@ -256,13 +256,13 @@ TOKENS_WORDS = (
         ('{ "" = "hunter2" }', "another name"),
         ('{ "hunter 2" = "agent" }', "another name"),
         (f'{{ {"x" * 65} = "hunter2" }}', "another name"),
-        ('"hunter2"', "text"),
+        ('"hunter2"', "string"),
         ('["hunter2"]', "an array"),
     ],
 )
 def test_tokens_that_no_client_could_send_or_that_are_nobodys(tokens: str, found: str) -> None:
     told = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
-    allowed = "allowed is a table" if found in {"text", "an array"} else TOKENS_WORDS
+    allowed = "expected a table" if found in {"string", "an array"} else TOKENS_WORDS
     assert told == f"auth.tokens: found {found}, {allowed}"
     assert "hunter" not in told
 
@@ -282,25 +282,27 @@ def test_a_token_comes_from_the_environment_and_may_not_be_missing_there() -> No
 
 def test_a_token_that_is_no_text_does_not_show() -> None:
     assert fault('[auth]\nmode = "tokens"\ntokens = { agent = 20261124 }') == (
-        "auth.tokens.agent: found integer, allowed is a text"
+        "auth.tokens.agent: found integer, expected a string"
     )
 
 
 def test_a_key_in_the_place_of_its_file_does_not_show() -> None:
     for key in ("-----BEGIN PRIVATE KEY-----", "MIGHAgEA\\nMBMGByqG"):
         told = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
-        assert told == 'listener.tls_key: found text, allowed is the name of a file, or ""'
+        assert told == 'listener.tls_key: found string, expected the name of a file, or ""'
 
 
 @pytest.mark.parametrize("there", ["tls_certificate", "tls_key"])
 def test_tls_needs_both_its_files(there: str) -> None:
-    assert fault(f'[listener]\n{there} = "server.pem"') == f"listener: there is {there} alone, but TLS needs both"
+    assert fault(f'[listener]\n{there} = "server.pem"') == f"listener: only {there} is set, but TLS needs both"
 
 
 def test_tokens_and_their_mode_go_together() -> None:
-    assert fault('[auth]\nmode = "tokens"') == 'auth: mode is "tokens", but there are none: nobody could connect'
+    assert (
+        fault('[auth]\nmode = "tokens"') == 'auth: mode is "tokens", but there are no tokens: no client could connect'
+    )
     assert fault('[auth]\ntokens = { agent = "hunter2" }') == (
-        'auth: there are tokens, but mode is "none": everybody could connect'
+        'auth: there are tokens, but mode is "none": every client could connect'
     )
 
 
@@ -322,14 +324,14 @@ def test_a_name_of_a_table(name: str, place: tuple[str | None, str] | None) -> N
 @pytest.mark.parametrize("name", ['"."', '".a"', '"a."', "[]", '["a"]', '["a", ""]', '["a", "b", "c"]', '"a\\u0000"'])
 def test_no_name_of_a_table(name: str) -> None:
     assert fault(f"[database.tables.tags]\nname = {name}").endswith(
-        'allowed is "table", "schema.table", ["schema", "table"] or ""'
+        'expected "table", "schema.table", ["schema", "table"] or ""'
     )
 
 
 def test_a_time_zone_that_is_no_file_name_either() -> None:
     assert fault(f"[database.tables.tags]\ntime_zone = '{'x' * 300}'") == (
-        "database.tables.tags.time_zone: found text (not shown), "
-        "allowed is a name of the time zone database, such as Europe/Berlin"
+        "database.tables.tags.time_zone: found string (not shown), "
+        "expected a name of the time zone database, such as Europe/Berlin"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from airy_trio.capture.mapping import KINDS
 from airy_trio.database import DatabaseOptions
 from airy_trio.settings import Document, LoggingOptions, Settings, load, parse
-from airy_trio.settings.reader import options_of
+from airy_trio.settings.messages import options_of
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLE = (CONFIG / "example.toml").read_text()

@@ -13,8 +13,8 @@ from airy_trio.settings.convert import (
     ContradictionError,
     ConversionError,
     EnvironmentFault,
+    StrictConverter,
     lineage,
-    strict_converter,
 )
 
 
@@ -39,7 +39,7 @@ class Narrower(Options):
 
 
 def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - whatever class is asked for
-    return strict_converter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
+    return StrictConverter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def test_scalars_keep_their_type() -> None:
 @pytest.mark.parametrize(
     "key, value, allowed",
     [
-        ("text", 5, "a text"),
-        ("text", True, "a text"),
-        ("text", ["x"], "a text"),
+        ("text", 5, "a string"),
+        ("text", True, "a string"),
+        ("text", ["x"], "a string"),
         ("flag", 1, "true or false"),
         ("flag", "true", "true or false"),
         ("whole", True, "an integer"),
@@ -104,8 +104,8 @@ def test_scalars_keep_their_type() -> None:
         ("texts", {"a": "b"}, "an array"),
         ("named", ["a"], "a table"),
         ("named", "a", "a table"),
-        ("either", 5, "a text, an array of texts"),
-        ("either", {"a": "b"}, "a text, an array of texts"),
+        ("either", 5, "a string, an array of strings"),
+        ("either", {"a": "b"}, "a string, an array of strings"),
         ("bounded", 0, "a number of at least 1"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: st
 
 def test_a_refusal_has_what_is_written_not_what_the_environment_holds() -> None:
     with pytest.raises(ClassValidationError) as caught:
-        strict_converter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
+        StrictConverter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
     (refusal,) = caught.value.exceptions
     assert isinstance(refusal, ConversionError)
     assert refusal.written == "${NAME}"
@@ -134,15 +134,15 @@ def test_all_refusals_of_a_class_come_together() -> None:
 
 def test_checks_of_a_class_hold_for_the_classes_below_it() -> None:
     checks: Checks = {(Options, "whole"): at_least(3)}
-    converter = strict_converter({}, checks, lambda _: ())
+    converter = StrictConverter({}, checks, lambda _: ())
     assert converter.structure({"whole": 3}, Narrower).whole == 3
     with pytest.raises(ClassValidationError):
         converter.structure({"whole": 2}, Narrower)
-    assert lineage(Narrower, "whole") == ((Narrower, "whole"), (Options, "whole"), (object, "whole"))
+    assert lineage(Narrower, "whole") == [(Narrower, "whole"), (Options, "whole"), (object, "whole")]
 
 
 def test_contradictions_are_asked_for_when_the_class_is_whole() -> None:
-    converter = strict_converter({}, {}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
+    converter = StrictConverter({}, {}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
     assert converter.structure({"whole": 6}, Options).whole == 6
     with pytest.raises(ContradictionError, match="no"):
         converter.structure({"whole": 7}, Options)

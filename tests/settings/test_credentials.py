@@ -71,31 +71,31 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         (f'mode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256", "HS512"]', "at least 64 bytes"),
         (
             'mode = "jwt"\njwt_key = "https://hunter2/"\njwt_algorithms = ["HS256"]',
-            "with HS* it is the secret",
+            "HS* needs the secret itself",
         ),
         (
             'mode = "jwt"\njwt_key = "-----BEGIN hunter2"\njwt_algorithms = ["HS256"]',
-            "with HS* it is the secret",
+            "HS* needs the secret itself",
         ),
-        ('mode = "jwt"\njwt_key = "-----BEGIN hunter2"', "jwt_key: this is a key itself"),
+        ('mode = "jwt"\njwt_key = "-----BEGIN hunter2"', "jwt_key: this is a key; put it in a file"),
         ('mode = "jwt"\njwt_key = "http://hunter2/keys"', "jwt_key: keys are fetched over https:// only"),
-        ('mode = "jwt"\njwt_key = "https://"', "jwt_key: an https:// URL that cannot be read"),
-        ('mode = "jwt"\njwt_key = "https://[hunter2/"', "jwt_key: an https:// URL that cannot be read"),
-        ('mode = "jwt"\njwt_key = "https://hunter2:99999/"', "jwt_key: an https:// URL that cannot be read"),
-        (f'mode = "jwt"\njwt_key = "https://hunter2{"ü" * 64}/"', "jwt_key: an https:// URL that cannot be read"),
-        ('mode = "jwt"\njwt_key = "https://hunter2..ü/"', "jwt_key: an https:// URL that cannot be read"),
-        ('mode = "jwt"\njwt_key = "https://hunter 2/"', "jwt_key: an https:// URL that cannot be read"),
-        ('mode = "jwt"\njwt_key = "https://a:hunter2@b/"', "jwt_key: a URL with a user or a password"),
-        ('mode = "jwt"\njwt_key = "hunter2\\u0000"', "jwt_key: this is no file name"),
-        ('jwt_key = "hunter2"', 'jwt_key: of mode = "jwt", but mode is "none"'),
-        ('jwt_issuer = "i"\njwt_audience = "a"', 'jwt_audience, jwt_issuer: of mode = "jwt", but mode is "none"'),
-        ("jwt_require_exp = false", 'jwt_require_exp: of mode = "jwt", but mode is "none"'),
+        ('mode = "jwt"\njwt_key = "https://"', "jwt_key: not a valid https:// URL"),
+        ('mode = "jwt"\njwt_key = "https://[hunter2/"', "jwt_key: not a valid https:// URL"),
+        ('mode = "jwt"\njwt_key = "https://hunter2:99999/"', "jwt_key: not a valid https:// URL"),
+        (f'mode = "jwt"\njwt_key = "https://hunter2{"ü" * 64}/"', "jwt_key: not a valid https:// URL"),
+        ('mode = "jwt"\njwt_key = "https://hunter2..ü/"', "jwt_key: not a valid https:// URL"),
+        ('mode = "jwt"\njwt_key = "https://hunter 2/"', "jwt_key: not a valid https:// URL"),
+        ('mode = "jwt"\njwt_key = "https://a:hunter2@b/"', "jwt_key: the URL has a user or a password"),
+        ('mode = "jwt"\njwt_key = "hunter2\\u0000"', "jwt_key: not a file name"),
+        ('jwt_key = "hunter2"', 'jwt_key: only for mode = "jwt", but mode is "none"'),
+        ('jwt_issuer = "i"\njwt_audience = "a"', 'jwt_audience, jwt_issuer: only for mode = "jwt", but mode is "none"'),
+        ("jwt_require_exp = false", 'jwt_require_exp: only for mode = "jwt", but mode is "none"'),
         (
             'mode = "jwt"\njwt_key = "keys.pem"\njwt_channels_claim = "c"\njwt_destinations_claim = "c"',
             'jwt_channels_claim and jwt_destinations_claim are both "c"',
         ),
-        ("jwt_require_grants = true", 'jwt_require_grants: of mode = "jwt", but mode is "none"'),
-        ('cookie = "a"', 'cookie says where a token is, but mode is "none": everybody could connect'),
+        ("jwt_require_grants = true", 'jwt_require_grants: only for mode = "jwt", but mode is "none"'),
+        ('cookie = "a"', 'cookie is set, but mode is "none": every client could connect'),
     ],
 )
 def test_what_does_not_go_together(text: str, words: str) -> None:
@@ -109,7 +109,7 @@ def test_a_cookie_needs_a_rule_of_origins() -> None:
     auth = '[auth]\nmode = "tokens"\ntokens = { a = "hunter2" }\ncookie = "airy"\n'
     assert read(f'{auth}[listener]\nallowed_origins = ["https://airy.example"]').auth.cookie == "airy"
     told = fault(f'{auth}[listener]\nallowed_origins = ["*"]')
-    assert told.startswith("auth.cookie, listener.allowed_origins: browsers send cookies along from every page")
+    assert told.startswith("auth.cookie, listener.allowed_origins: browsers send cookies from every page")
 
 
 def test_all_of_it_is_told_at_once() -> None:
@@ -120,4 +120,4 @@ def test_all_of_it_is_told_at_once() -> None:
 
 
 def test_a_secret_of_another_type_does_not_show() -> None:
-    assert fault('[auth]\nmode = "jwt"\njwt_key = 20261124') == "auth.jwt_key: found integer, allowed is a text"
+    assert fault('[auth]\nmode = "jwt"\njwt_key = 20261124') == "auth.jwt_key: found integer, expected a string"

@@ -23,23 +23,21 @@ def test_a_field_of_another_kind_is_refused(kind: Kind, part: str) -> None:
     path = f"database.tables.{kind}.{part}"
     fields = ", ".join(field.name for field in FIELDS[kind])
     assert fault(f"[database.tables.{kind}]\n{part} = {{ zzz = {value} }}") == (
-        f"{path}.zzz: no such field of {kind}, allowed here: {fields}"
+        f"{path}.zzz: no such field of {kind}; allowed here: {fields}"
     )
 
 
 def test_the_nearest_field_is_told() -> None:
     assert fault('[database.tables.messages]\ncolumns = { conversation = "thread" }') == (
-        "database.tables.messages.columns.conversation: no such field of messages, "
-        "nearest is database.tables.messages.columns.conversation_id"
+        "database.tables.messages.columns.conversation: no such field of messages; "
+        "did you mean database.tables.messages.columns.conversation_id?"
     )
 
 
 @pytest.mark.parametrize("part, value", [("columns", '"origin"'), ("values", '{ a = "b" }')])
 def test_a_constant_is_not_mapped_too(part: str, value: str) -> None:
     text = f'[database.tables.messages]\nconstants = {{ source = "chat" }}\n{part} = {{ source = {value} }}'
-    assert fault(text) == (
-        f"database.tables.messages.{part}.source: source is a constant too; allowed is one of the two"
-    )
+    assert fault(text) == (f"database.tables.messages.{part}.source: source is in constants too; remove one of the two")
 
 
 def test_a_column_may_have_values() -> None:

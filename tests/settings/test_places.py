@@ -12,7 +12,7 @@ BY_UPDATED_AT = '[changes]\ncapture = "updated_at"\n'
 @pytest.mark.parametrize("url", ["sqlite:///application.db", "sqlite+pysqlite:///./application.db"])
 def test_the_applications_own_file_is_not_for_events(url: str) -> None:
     assert fault(f'[log]\nurl = "{url}"') == (
-        'log.url: this is the application\'s own file (database.url); name another one, or "" for one beside it'
+        'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
     )
     read('[log]\nurl = "sqlite:///other.db"')
 
@@ -20,7 +20,7 @@ def test_the_applications_own_file_is_not_for_events(url: str) -> None:
 @pytest.mark.parametrize("log", ["", 'url = "postgresql+psycopg://airy:hunter2@h/d"'])
 def test_by_updated_at_the_events_need_another_place_than_the_application(log: str) -> None:
     (line,) = faults(f"{POSTGRES}{BY_UPDATED_AT}[log]\n{log}")
-    assert line.startswith('log.url: changes.capture = "updated_at" writes nothing into the database of database.url')
+    assert line.startswith('log.url: changes.capture = "updated_at" writes nothing to the database of database.url')
     assert "hunter2" not in line
 
 
@@ -48,7 +48,7 @@ def test_the_overlap_is_of_updated_at(overlap_s: float) -> None:
 def test_positions_are_retained_at_least_as_long_as_events() -> None:
     read("[log]\nretain_s = 100\nretain_durables_s = 100")
     assert fault("[log]\nretain_s = 100\nretain_durables_s = 99") == (
-        "log: retain_durables_s is less than retain_s, but a position must be kept as long as the events after it"
+        "log: retain_durables_s is less than retain_s, but a position must be retained as long as the events after it"
     )
 
 
@@ -56,9 +56,7 @@ def test_positions_are_retained_at_least_as_long_as_events() -> None:
 def test_a_column_for_updated_at_is_read_only_where_changes_are_captured_by_it(kind: str) -> None:
     mapped = f'[database.tables.{kind}]\ncolumns = {{ updated_at = "changed" }}\n'
     assert read(mapped + BY_UPDATED_AT).changes.reads_only
-    assert fault(mapped) == (
-        f'database.tables.{kind}.columns.updated_at: read only where changes.capture = "updated_at"'
-    )
+    assert fault(mapped) == (f'database.tables.{kind}.columns.updated_at: used only if changes.capture is "updated_at"')
 
 
 def test_metadata_has_the_field_anyway() -> None:

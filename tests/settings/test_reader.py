@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from airy_trio.options import at_least
 from airy_trio.settings import Document
-from airy_trio.settings.messages import dotted
-from airy_trio.settings.reader import options_of, read
+from airy_trio.settings.messages import dotted, options_of
+from airy_trio.settings.reader import read
 
 TOML_VALUES = st.recursive(
     st.none().map(lambda _: "x")
@@ -58,9 +58,9 @@ def test_faults_and_no_options() -> None:
     assert read({"inner": {"number": 0, "numbr": 1}, "text": 5}, Outer, {}) == (
         None,
         [
-            "inner.number: found integer 0, allowed is a number of at least 1",
-            "inner.numbr: unknown setting, nearest is inner.number",
-            "text: found integer 5, allowed is a text",
+            "inner.number: found integer 0, expected a number of at least 1",
+            "inner.numbr: unknown setting; did you mean inner.number?",
+            "text: found integer 5, expected a string",
         ],
     )
 

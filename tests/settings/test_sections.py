@@ -16,14 +16,14 @@ def faults(text: str) -> tuple[str, ...]:
 
 def test_workers_share_a_store() -> None:
     assert faults('[log]\nstore = "memory"\n[listener]\nworkers = 2') == (
-        'listener.workers is 2, but log.store is "memory", which one process alone can have',
+        'listener.workers is 2, but log.store is "memory", which belongs to one process',
     )
     assert parse(f'{URL}[log]\nstore = "memory"\n[listener]\nworkers = 1', {}).listener.workers == 1
 
 
 def test_every_worker_has_an_admin_port() -> None:
     assert faults("[admin]\nport = 65532\n[listener]\nworkers = 4") == (
-        "listener.workers is 4, but admin.port + 4, of the process that records, is no port",
+        "listener.workers is 4, but admin.port + 4, of the recorder process, exceeds 65535",
     )
     assert parse(f"{URL}[admin]\nport = 65531\n[listener]\nworkers = 4", {}).admin.port == 65531
     assert parse(f"{URL}[admin]\nport = 0\n[listener]\nworkers = 256", {}).listener.workers == 256

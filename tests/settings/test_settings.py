@@ -119,25 +119,25 @@ def test_all_faults_are_told_at_once() -> None:
         level = "loud"
         """
     ) == (
-        "database.url: found a mysql:// URL, allowed is sqlite:///FILE or postgresql://USER@HOST/DATABASE",
-        'database.schema: found text "Upper", allowed is a plain name: a-z, 0-9 and _, at most 41 characters',
-        'database.migrate: found text "yes", allowed is true or false',
+        "database.url: found a mysql:// URL, expected sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        'database.schema: found string "Upper", expected a plain name: a-z, 0-9 and _, at most 41 characters',
+        'database.migrate: found string "yes", expected true or false',
         "database.tables.messages.where: not set in the environment: WHERE",
-        "listener.host: found integer 5, allowed is a text",
-        "listener.port: found integer 70000, allowed is a number from 0 to 65535",
-        "listener.prot: unknown setting, nearest is listener.port",
-        'logging.level: found text "loud", allowed is "debug" or "info" or "warning" or "error"',
-        "colour: unknown setting, allowed here: database, changes, events, log, replay, listener, auth, admin, logging",
+        "listener.host: found integer 5, expected a string",
+        "listener.port: found integer 70000, expected a number from 0 to 65535",
+        "listener.prot: unknown setting; did you mean listener.port?",
+        'logging.level: found string "loud", expected "debug" or "info" or "warning" or "error"',
+        "colour: unknown setting; allowed here: database, changes, events, log, replay, listener, auth, admin, logging",
         (
-            "database.tables.messages.columns.contents: no such field of messages, "
-            "nearest is database.tables.messages.columns.content"
+            "database.tables.messages.columns.contents: no such field of messages; "
+            "did you mean database.tables.messages.columns.content?"
         ),
     )
 
 
 def test_an_empty_file_lacks_the_database() -> None:
     missing = (
-        "database.url: missing, and it has no default; allowed is sqlite:///FILE or postgresql://USER@HOST/DATABASE",
+        "database.url: missing, and it has no default; expected sqlite:///FILE or postgresql://USER@HOST/DATABASE",
     )
     assert faults("") == missing
     assert faults("[database]") == missing
@@ -147,19 +147,22 @@ def test_an_empty_file_lacks_the_database() -> None:
 @pytest.mark.parametrize(
     "text, line",
     [
-        ("[loging]", "loging: unknown setting, nearest is logging"),
-        ("[listener]\nhearbeat_ms = 5", "listener.hearbeat_ms: unknown setting, nearest is listener.heartbeat_ms"),
-        ("[listener]\nlevel = 5", "listener.level: unknown setting, there is logging.level"),
-        ("[events]\nurl = 5", "events.url: unknown setting, there is database.url, log.url"),
-        ("[events]\nzzz = 5", "events.zzz: unknown setting, allowed here: deletes"),
-        ("[database.tables.mesages]", "database.tables.mesages: unknown setting, nearest is database.tables.messages"),
+        ("[loging]", "loging: unknown setting; did you mean logging"),
+        ("[listener]\nhearbeat_ms = 5", "listener.hearbeat_ms: unknown setting; did you mean listener.heartbeat_ms"),
+        ("[listener]\nlevel = 5", "listener.level: unknown setting; did you mean logging.level"),
+        ("[events]\nurl = 5", "events.url: unknown setting; did you mean database.url, log.url"),
+        ("[events]\nzzz = 5", "events.zzz: unknown setting; allowed here: deletes"),
+        (
+            "[database.tables.mesages]",
+            "database.tables.mesages: unknown setting; did you mean database.tables.messages",
+        ),
         (
             "[database.tables.tags]\nnme = 'x'",
-            "database.tables.tags.nme: unknown setting, nearest is database.tables.tags.name",
+            "database.tables.tags.nme: unknown setting; did you mean database.tables.tags.name",
         ),
-        ("[messages]", "messages: unknown setting, there is database.tables.messages"),
-        ("[tables.messages]", "tables: unknown setting, there is database.tables"),
-        ('["database.tables"]', '"database.tables": unknown setting, nearest is database'),
+        ("[messages]", "messages: unknown setting; did you mean database.tables.messages"),
+        ("[tables.messages]", "tables: unknown setting; did you mean database.tables"),
+        ('["database.tables"]', '"database.tables": unknown setting; did you mean database'),
     ],
 )
 def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
@@ -170,7 +173,7 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
     "text, path, kind",
     [
         ("changes = 5", "changes", "integer 5"),
-        ("log = 'sql'", "log", 'text "sql"'),
+        ("log = 'sql'", "log", 'string "sql"'),
         ("listener = []", "listener", "an array"),
         ("[[logging]]", "logging", "an array"),
         ("events = 1979-05-27", "events", "a date 1979-05-27"),
@@ -178,55 +181,55 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
     ],
 )
 def test_a_section_that_is_no_table(text: str, path: str, kind: str) -> None:
-    assert faults(f"{text}\n{DATABASE}") == (f"{path}: found {kind}, allowed is a table",)
+    assert faults(f"{text}\n{DATABASE}") == (f"{path}: found {kind}, expected a table",)
 
 
 def test_the_database_that_is_no_table() -> None:
-    assert faults("database = 'sqlite:///x.db'") == ("database: found text (not shown), allowed is a table",)
+    assert faults("database = 'sqlite:///x.db'") == ("database: found string (not shown), expected a table",)
 
 
 @pytest.mark.parametrize(
     "text, line",
     [
-        ("[listener]\nport = 1979-05-27", "listener.port: found a date 1979-05-27, allowed is an integer"),
-        ("[listener]\nport = 07:32:00", "listener.port: found a time of day 07:32:00, allowed is an integer"),
-        ("[listener]\nport = [8080]", "listener.port: found an array, allowed is an integer"),
-        ("[listener.port]\na = 1", "listener.port: found a table, allowed is an integer"),
-        ("[listener]\nport = '8080'", 'listener.port: found text "8080", allowed is an integer'),
-        ("[listener]\nport = true", "listener.port: found boolean true, allowed is an integer"),
-        ("[listener]\nport = 8080.0", "listener.port: found number 8080.0, allowed is an integer"),
-        ("[listener]\ndrain_s = nan", "listener.drain_s: found number nan, allowed is a finite number"),
-        ("[events]\ndeletes = 1", "events.deletes: found integer 1, allowed is true or false"),
-        ("[log]\nstore = 'Redis'", f'log.store: found text "Redis", allowed is {STORE_WORDS}'),
-        ("[log]\nurl = []", "log.url: found an array, allowed is a text"),
+        ("[listener]\nport = 1979-05-27", "listener.port: found a date 1979-05-27, expected an integer"),
+        ("[listener]\nport = 07:32:00", "listener.port: found a time of day 07:32:00, expected an integer"),
+        ("[listener]\nport = [8080]", "listener.port: found an array, expected an integer"),
+        ("[listener.port]\na = 1", "listener.port: found a table, expected an integer"),
+        ("[listener]\nport = '8080'", 'listener.port: found string "8080", expected an integer'),
+        ("[listener]\nport = true", "listener.port: found boolean true, expected an integer"),
+        ("[listener]\nport = 8080.0", "listener.port: found number 8080.0, expected an integer"),
+        ("[listener]\ndrain_s = nan", "listener.drain_s: found number nan, expected a finite number"),
+        ("[events]\ndeletes = 1", "events.deletes: found integer 1, expected true or false"),
+        ("[log]\nstore = 'Redis'", f'log.store: found string "Redis", expected {STORE_WORDS}'),
+        ("[log]\nurl = []", "log.url: found an array, expected a string"),
         (
             "[changes]\ncapture = 'wal'",
-            'changes.capture: found text "wal", allowed is "triggers" or "updated_at"',
+            'changes.capture: found string "wal", expected "triggers" or "updated_at"',
         ),
         (
             "[database.tables.tags]\ncolumns = ['a']",
-            "database.tables.tags.columns: found an array, allowed is a table",
+            "database.tables.tags.columns: found an array, expected a table",
         ),
         (
             "[database.tables.tags]\ncolumns = { name = 5 }",
-            "database.tables.tags.columns.name: found integer 5, allowed is a text",
+            "database.tables.tags.columns.name: found integer 5, expected a string",
         ),
         (
             "[database.tables.tags]\nvalues = { name = 5 }",
-            "database.tables.tags.values.name: found integer 5, allowed is a table",
+            "database.tables.tags.values.name: found integer 5, expected a table",
         ),
         (
             "[database.tables.tags]\nvalues = { name = { a = [] } }",
             (
                 "database.tables.tags.values.name.a: found an array, "
-                "allowed is a text, an integer, true or false, a number"
+                "expected a string, an integer, true or false, a finite number"
             ),
         ),
         (
             "[database.tables.tags]\nname = ['a', 5]",
-            "database.tables.tags.name[1]: found integer 5, allowed is a text",
+            "database.tables.tags.name[1]: found integer 5, expected a string",
         ),
-        ("[database.tables]\ntags = 'labels'", 'database.tables.tags: found text "labels", allowed is a table'),
+        ("[database.tables]\ntags = 'labels'", 'database.tables.tags: found string "labels", expected a table'),
     ],
 )
 def test_a_value_of_another_type(text: str, line: str) -> None:
@@ -235,7 +238,7 @@ def test_a_value_of_another_type(text: str, line: str) -> None:
 
 def test_a_fault_shows_the_reference_not_what_the_environment_holds() -> None:
     assert fault("[logging]\nlevel = '${LEVEL}'", {"LEVEL": "hunter2"}) == (
-        'logging.level: found text "${LEVEL}", allowed is "debug" or "info" or "warning" or "error"'
+        'logging.level: found string "${LEVEL}", expected "debug" or "info" or "warning" or "error"'
     )
 
 
@@ -296,7 +299,7 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_name() -> None:
-    assert refused(Path("a\0b")) == r"'a\x00b': this is no file name"
+    assert refused(Path("a\0b")) == r"'a\x00b': not a file name"
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
@@ -318,7 +321,7 @@ def test_a_file_at_the_limit_and_one_beyond(tmp_path: Path) -> None:
     file.write_bytes(text + b"#" * (FILE_BYTES_MAX - len(text)))
     assert load(file, {}) == DEFAULTS
     file.write_bytes(text + b"#" * (FILE_BYTES_MAX - len(text) + 1))
-    assert refused(file) == f"{file}: larger than 1048576 bytes, this is no settings file"
+    assert refused(file) == f"{file}: larger than 1048576 bytes, not a settings file"
 
 
 @given(st.text())

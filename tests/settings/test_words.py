@@ -36,16 +36,16 @@ def test_a_path_reads_as_in_toml(path: tuple[str | int, ...], text: str) -> None
         ("false", "boolean false"),
         ("1.5", "number 1.5"),
         ("nan", "number nan"),
-        ("'abc'", 'text "abc"'),
-        ("''", 'text ""'),
-        ("'${HOST}'", 'text "${HOST}"'),
-        ("'Köln'", 'text "Köln"'),
-        ("'a=b'", "text (not shown)"),
-        ("'u@h'", "text (not shown)"),
-        ("'x://y'", "text (not shown)"),
-        ('"a\\nb"', "text (not shown)"),
-        (f"'{'x' * 60}'", f'text "{"x" * 60}"'),
-        (f"'{'x' * 61}'", "text (not shown)"),
+        ("'abc'", 'string "abc"'),
+        ("''", 'string ""'),
+        ("'${HOST}'", 'string "${HOST}"'),
+        ("'Köln'", 'string "Köln"'),
+        ("'a=b'", "string (not shown)"),
+        ("'u@h'", "string (not shown)"),
+        ("'x://y'", "string (not shown)"),
+        ('"a\\nb"', "string (not shown)"),
+        (f"'{'x' * 60}'", f'string "{"x" * 60}"'),
+        (f"'{'x' * 61}'", "string (not shown)"),
         ("1" * 61, "integer"),
         ("[1, 2]", "an array"),
         ("{ a = 1 }", "a table"),
@@ -61,7 +61,7 @@ def test_every_kind_of_toml_value_has_its_words(toml: str, words: str) -> None:
 
 @pytest.mark.parametrize("value", ["hunter2", 20, 1.5, ["hunter2"], {"a": "hunter2"}])
 def test_of_a_secret_only_the_kind_is_told(value: object) -> None:
-    assert found(value, secret=True) in {"text", "integer", "number", "an array", "a table"}
+    assert found(value, secret=True) in {"string", "integer", "number", "an array", "a table"}
 
 
 @given(st.text())
