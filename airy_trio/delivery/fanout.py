@@ -115,7 +115,7 @@ async def catch_up(client: Client, eventlog: EventLog, runs: Batches) -> None:
     while client.state is BEHIND and not wire.closing:
         client.wakened = wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
         served = False
-        if wire.outlet.pending:
+        if wire.transport.pending:
             async with wire.lock:
                 await wire.drain()
         for subscription in tuple(client.subscriptions.values()):
@@ -139,7 +139,7 @@ def _is_lost(subscription: Subscription, floor: Position) -> bool:
 
 def _caught_up(client: Client) -> bool:
     """Whether the fan-out may have the client back: it is not closing, nothing is pending, nobody is hungry."""
-    if client.state is not BEHIND or client.wire.outlet.pending:
+    if client.state is not BEHIND or client.wire.transport.pending:
         return False
     return not any(subscription.hungry for subscription in client.subscriptions.values())
 
@@ -229,7 +229,7 @@ class FanOut:
         """Write one run to a live client; synchronous, so that nobody comes between the question and the cursor.
 
         Gives the run that was taken. ``now``: in Trio's time, at most one slice of the fan-out old. A client that is
-        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the outlet raises.
+        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the transport raises.
         """
         client = subscription.client
         state = client.state
@@ -249,7 +249,7 @@ class FanOut:
             if client.wire.offer(run.data, now):
                 self._runs.took(subscription, run, now)
                 taken = run
-        if client.wire.outlet.pending or subscription.hungry:
+        if client.wire.transport.pending or subscription.hungry:
             self._senders.take(client)
         return taken
 
@@ -270,7 +270,7 @@ class FanOut:
         """Serve some readers of a view, with nobody else at work meanwhile: no view grows, no cursor moves but here.
 
         Nearly every delivery is the repetition of what a neighbour has just taken. That is written out here, with no
-        call but the outlet's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
+        call but the transport's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
         epoch and stands within the tail.
         """
         now, runs, take = self._now, self._runs, self._senders.take
@@ -289,14 +289,14 @@ class FanOut:
                     and reached is not None
                 ):
                     wire = client.wire
-                    outlet = wire.outlet
-                    if wire.closing or not outlet.offer(data):  # as Wire.offer
+                    transport = wire.transport
+                    if wire.closing or not transport.offer(data):  # as Wire.offer
                         take(client)
                         continue
                     wire.written_at = now
                     reader.position = reached
                     repeats += 1
-                    if outlet.pending or not to_the_end:
+                    if transport.pending or not to_the_end:
                         take(client)
                 elif reader in view.readers:  # else unsubscribed while others ran: nothing may follow its RECEIPT
                     taken = self.serve(reader, now)

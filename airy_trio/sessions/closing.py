@@ -117,44 +117,44 @@ async def say_goodbye(client: Client, wire: FramedStream, turn: Turn, *, reader:
             if farewell.close_code is not None:
                 await wire.close(close_frame(farewell.close_code, farewell.token or farewell.name))
             if not wire.ended:
-                await read_to_end(wire.outlet, turn, or_close=True)
+                await read_to_end(wire.transport, turn, or_close=True)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
     return False
 
 
-async def read_to_end(outlet: Transport, turn: Turn, *, or_close: bool = False) -> None:
+async def read_to_end(transport: Transport, turn: Turn, *, or_close: bool = False) -> None:
     """Read and drop what the peer still sends, perhaps only to its Close frame; each read takes a turn.
 
     Unread, it would make the kernel reset the connection, and take back what the peer has not received.
     """
     tail = b""
-    while data := await outlet.receive_some(DROPPED_BYTES_MAX):
+    while data := await transport.receive_some(DROPPED_BYTES_MAX):
         tail = (tail + data)[-CLOSE_BYTES_MAX:]
         if or_close and ends_with_close(tail):
             return
         await turn()
 
 
-async def hang_up(client: Client, tasks: Tasks, outlet: Transport, turn: Turn, *, orderly: bool) -> None:
+async def hang_up(client: Client, tasks: Tasks, transport: Transport, turn: Turn, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         try:
             await tasks.stop()
             if orderly:
-                await outlet.send_eof()
-                await read_to_end(outlet, turn)
-                await outlet.aclose()
+                await transport.send_eof()
+                await read_to_end(transport, turn)
+                await transport.aclose()
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
             reason_after(fault, client.session)  # which logs what is no peer's doing
-    await cut(outlet, client.session)
+    await cut(transport, client.session)
 
 
-async def cut(outlet: Transport, session: str) -> None:
+async def cut(transport: Transport, session: str) -> None:
     """End the connection at once; what fails then is logged."""
     try:
-        await outlet.abort()
+        await transport.abort()
     except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
         reason_after(fault, session)

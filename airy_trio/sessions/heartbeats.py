@@ -4,7 +4,7 @@ A client that did not promise heart-beats may vanish without a sign and keep its
 has. So it gets an empty PING now and then, which every WebSocket library answers, and counts as gone if nothing at all
 comes from it for several of them. One that is slow and takes what waits for it, bit by bit, is not gone.
 
-The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
+The wheel only ever offers a heart-beat: where the transport refuses, bytes are under way, and any byte counts; a send
 task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
 then: what was read and written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
 """
@@ -77,7 +77,7 @@ class Pulse:
     def beat(self, now: float) -> bool:
         """Do what is due: dismiss the client if it is silent or its time is over, write to it if nothing was written.
 
-        False where the outlet refused, or took only a part: somebody must see off what is under way.
+        False where the transport refused, or took only a part: somebody must see off what is under way.
         """
         if now >= self.expires_at:
             self.client.dismiss(TOKEN_EXPIRED)
@@ -97,7 +97,7 @@ class Pulse:
         if not self.wire.offer(data, now):
             self.wire.written_at = now  # bytes are under way: look again an interval later
             return False
-        return not self.wire.outlet.pending
+        return not self.wire.transport.pending
 
 
 class Wheel:

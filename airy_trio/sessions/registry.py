@@ -276,16 +276,16 @@ class Sessions:
             nursery.start_soon(self.admission.handshakes.run)
 
     async def serve(
-        self, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None = None
+        self, connections: trio.Nursery, transport: Transport, visitor: Visitor | None = None
     ) -> DisconnectReason:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
-        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
+        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the transport.
         Raises nothing but cancellation, which cuts the connection.
         """
         try:
             self._met += 1
-            session = Session(self._shared, connections, outlet, visitor, number=self._met)
+            session = Session(self._shared, connections, transport, visitor, number=self._met)
             self._clients[session.client] = None
             if self._dismissing:
                 session.client.dismiss(SHUTTING_DOWN)
@@ -296,7 +296,7 @@ class Sessions:
                 session.tell_end()
         except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await cut(outlet, session="")
+                await cut(transport, session="")
             return reason_after(fault, session="")
         else:
             return session.client.farewell or GONE

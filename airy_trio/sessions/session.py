@@ -176,21 +176,21 @@ class Shared:
 class Session:
     """One connection, from its socket to its farewell; ``run``, once, does all.
 
-    ``client``: its state, with the farewell at the end. ``conversation``: with what was counted in it. Owns the outlet;
+    ``client``: its state, with the farewell at the end. ``conversation``: with what was counted in it. Owns the transport;
     its tasks run in ``connections``.
     """
 
-    __slots__ = ("_outlet", "_shared", "_tasks", "_visitor", "client", "conversation")
+    __slots__ = ("_shared", "_tasks", "_transport", "_visitor", "client", "conversation")
 
     def __init__(
-        self, shared: Shared, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None, *, number: int
+        self, shared: Shared, connections: trio.Nursery, transport: Transport, visitor: Visitor | None, *, number: int
     ) -> None:
         connection = Connection(shared.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.visitor = visitor
         client.address = None if visitor is None else visitor.name
         turn = shared.turnstile.enter if visitor is None else visitor.turn
-        client.wire = FramedStream(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
+        client.wire = FramedStream(transport, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
             client,
             client.wire,
@@ -205,7 +205,7 @@ class Session:
         self.conversation.turn = turn
         self._shared = shared
         self._tasks = Tasks(connections, client)
-        self._outlet = outlet
+        self._transport = transport
         self._visitor = visitor
 
     async def run(self) -> None:
@@ -240,7 +240,7 @@ class Session:
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await hang_up(client, self._tasks, self._outlet, self.conversation.turn, orderly=orderly)
+                await hang_up(client, self._tasks, self._transport, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent but its Host and Origin.
@@ -274,11 +274,11 @@ class Session:
     async def _meet(self) -> None:
         """Upgrade. Where there was no upgrade, the client has its farewell.
 
-        What the outlet agrees on with the peer before counts against ``connect_timeout_s`` as well.
+        What the transport agrees on with the peer before counts against ``connect_timeout_s`` as well.
         """
         client, options = self.client, self._shared.options
         try:
-            await client.wire.outlet.handshake()
+            await client.wire.transport.handshake()
             upgraded = await upgrade(
                 self._tasks,
                 client.wire,

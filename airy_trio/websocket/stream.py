@@ -196,7 +196,7 @@ class FramedStream(trio.abc.Stream):
     takes that up sets it back.
     """
 
-    # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
+    # Slots, here and in the transport: each delivery comes by, and what is not together in memory is slow to find.
     __slots__ = (
         "_attending",
         "_bytes_left",
@@ -212,19 +212,19 @@ class FramedStream(trio.abc.Stream):
         "deserted",
         "drained_at",
         "flooded",
-        "outlet",
         "oversized",
         "read_at",
         "stalled",
+        "transport",
         "unheard",
         "written_at",
     )
 
-    def __init__(self, outlet: Transport, *, send_timeout_s: float, turn: Turn | None = None) -> None:
-        self.outlet = outlet
+    def __init__(self, transport: Transport, *, send_timeout_s: float, turn: Turn | None = None) -> None:
+        self.transport = transport
         self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
         self.closing = False
-        self._closed = False  # whether the Close frame has been given to the outlet
+        self._closed = False  # whether the Close frame has been given to the transport
         self.stalled = False
         self.flooded = False
         self.deserted = False
@@ -268,7 +268,7 @@ class FramedStream(trio.abc.Stream):
 
     def offer(self, data: bytes, now: float) -> bool:
         """Write complete messages without waiting: all of them, or nothing and say False."""
-        if self.closing or not self.outlet.offer(data):
+        if self.closing or not self.transport.offer(data):
             return False
         self.written_at = now
         return True
@@ -279,7 +279,7 @@ class FramedStream(trio.abc.Stream):
         Without a checkpoint where nobody else is writing and the peer takes them at once. Raises
         ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
         """
-        if self.outlet.pending or (self._lock is not None and self._lock.locked()):
+        if self.transport.pending or (self._lock is not None and self._lock.locked()):
             async with self.lock:
                 if self.closing:
                     return False
@@ -303,7 +303,7 @@ class FramedStream(trio.abc.Stream):
                 await self.drain()
 
     async def push(self, data: bytes) -> None:
-        """Give complete messages to the outlet and wait until they have left. For the holder of ``lock``.
+        """Give complete messages to the transport and wait until they have left. For the holder of ``lock``.
 
         Where nothing is pending they are given whole before the first wait: who is cancelled then has sent them.
         """
@@ -313,9 +313,9 @@ class FramedStream(trio.abc.Stream):
 
     async def drain(self) -> None:
         """Wait until nothing is pending. For the holder of ``lock``; no checkpoint where nothing is."""
-        while self.outlet.pending:
+        while self.transport.pending:
             with trio.move_on_after(self._send_timeout_s) as patience:
-                await self.outlet.drain()
+                await self.transport.drain()
             if patience.cancelled_caught:
                 self.stalled = True
                 message = f"nothing was taken for {self._send_timeout_s} s"
@@ -344,7 +344,7 @@ class FramedStream(trio.abc.Stream):
             return data
         data, fault = b"", None
         try:
-            data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+            data = await self.transport.receive_some(max_bytes or RECEIVE_BYTES_MAX)
             self._follow(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             fault = error  # raised when it is its turn: hundreds may be reset at once
@@ -374,7 +374,7 @@ class FramedStream(trio.abc.Stream):
         self._put_back = data
 
     async def aclose(self) -> None:
-        """Take note that trio-websocket has ended. Only the session closes the outlet."""
+        """Take note that trio-websocket has ended. Only the session closes the transport."""
         self._desert()
         await trio.lowlevel.checkpoint()
 
@@ -390,9 +390,9 @@ class FramedStream(trio.abc.Stream):
 
     def _give(self, data: bytes) -> bool:
         """Write, nothing being pending; whether something is now."""
-        self.outlet.push(data)
+        self.transport.push(data)
         self.written_at = trio.current_time()
-        return self.outlet.pending
+        return self.transport.pending
 
     def _desert(self) -> None:
         self.deserted = True

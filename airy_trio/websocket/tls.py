@@ -1,4 +1,4 @@
-"""TLS over any other outlet, by hand: what is taken is encrypted at once, so that the fan-out serves these clients too.
+"""TLS over any other transport, by hand: what is taken is encrypted at once, so that the fan-out serves these clients too.
 
 Over ``ssl.MemoryBIO``, whose two ends hold little: a run is encrypted record by record and handed on whole, and the
 peer's octets are decrypted only as fast as they are read here. What TLS itself has to say (alerts, answers to
@@ -41,7 +41,7 @@ PROTOCOLS: Final = ("http/1.1",)
 
 @frozen(kw_only=True)
 class Certificate:
-    """A certificate that can be served with. ``names``: of hosts, for whom it was issued. ``context``: for outlets."""
+    """A certificate that can be served with. ``names``: of hosts, for whom it was issued. ``context``: for transports."""
 
     context: ssl.SSLContext
     names: tuple[str, ...]
@@ -169,7 +169,7 @@ class Encryption:
 
 
 class TlsTransport:
-    """The server's side of TLS over an outlet that it owns.
+    """The server's side of TLS over a transport that it owns.
 
     What was encrypted has to leave, and in order, so nothing is encrypted while something is pending below. TLS may
     not let us write between two halves of a message of the peer's handshake; what was taken then stays as it is, and
@@ -179,11 +179,11 @@ class TlsTransport:
 
     def __init__(
         self,
-        outlet: Transport,
+        transport: Transport,
         context: ssl.SSLContext,
         turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
     ) -> None:
-        self._outlet = outlet
+        self._transport = transport
         self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -199,11 +199,11 @@ class TlsTransport:
     @property
     def pending(self) -> bool:
         """See ``Transport.pending``."""
-        return self._held or self._outlet.pending
+        return self._held or self._transport.pending
 
     async def handshake(self) -> None:
         """See ``Transport.handshake``."""
-        await self._outlet.handshake()
+        await self._transport.handshake()
         while not self._established:
             self._check()
             try:
@@ -216,15 +216,15 @@ class TlsTransport:
             except ssl.SSLError as error:
                 raise HandshakeError(self._break(error)) from None
             self._advance()
-            while self._outlet.pending:
-                await self._outlet.drain()
+            while self._transport.pending:
+                await self._transport.drain()
             if not self._established:
                 await self._hear(HANDSHAKE_READ_BYTES)
                 await self._turn()
 
     def offer(self, data: bytes) -> bool:
         """See ``Transport.offer``."""
-        if self._held or self._outlet.pending:
+        if self._held or self._transport.pending:
             return False
         self._take(data)
         return True
@@ -240,12 +240,12 @@ class TlsTransport:
         """See ``Transport.drain``."""
         while self.pending:
             self._check()
-            if self._outlet.pending:
-                await self._outlet.drain()
+            if self._transport.pending:
+                await self._transport.drain()
                 self._advance()
                 return
             self._advance()
-            if not self._held or self._outlet.pending:
+            if not self._held or self._transport.pending:
                 return
             self._heard = trio.Event()
             await self._heard.wait()
@@ -254,7 +254,7 @@ class TlsTransport:
     async def receive_some(self, bytes_max: int) -> bytes:
         """See ``Transport.receive_some``. The peer's close_notify ends its stream; to end without one breaks it."""
         if self._deaf:
-            while await self._outlet.receive_some(bytes_max):
+            while await self._transport.receive_some(bytes_max):
                 pass
             return b""
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -283,9 +283,9 @@ class TlsTransport:
             self._end()
         else:
             self._deaf = True  # an alert has been sent, and what comes now is nothing to us
-        while self._outlet.pending:
-            await self._outlet.drain()
-        await self._outlet.send_eof()
+        while self._transport.pending:
+            await self._transport.drain()
+        await self._transport.send_eof()
 
     async def aclose(self) -> None:
         """See ``Transport.aclose``: with a close_notify, unless others stand in its way."""
@@ -293,12 +293,12 @@ class TlsTransport:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 self._end()
         self._close()
-        await self._outlet.aclose()
+        await self._transport.aclose()
 
     async def abort(self) -> None:
         """See ``Transport.abort``. Without a close_notify: the peer is to know that something is missing."""
         self._close()
-        await self._outlet.abort()
+        await self._transport.abort()
 
     def _take(self, data: bytes) -> None:
         self._check()
@@ -311,7 +311,7 @@ class TlsTransport:
 
         Not while something is pending below: then both stay where they are.
         """
-        if self._outlet.pending:
+        if self._transport.pending:
             self._held = self._plain is not None or self._outgoing.pending > 0
             return
         records = [self._outgoing.read()] if self._outgoing.pending else []
@@ -327,7 +327,7 @@ class TlsTransport:
         self._held = self._plain is not None
         data = records[0] if len(records) == 1 else b"".join(records)
         if data:
-            self._outlet.push(data)
+            self._transport.push(data)
 
     def _decrypted(self, bytes_max: int) -> bytes | None:
         """What can be read of what came; None: not one octet yet."""
@@ -343,7 +343,7 @@ class TlsTransport:
     async def _hear(self, bytes_max: int) -> bool:
         """Give TLS the peer's next record, or the part of it that has come; return whether that was its end."""
         while len(self._came) < (1 if self._left else RECORD_HEAD_BYTES):
-            data = await self._outlet.receive_some(bytes_max)
+            data = await self._transport.receive_some(bytes_max)
             if not data:
                 self._incoming.write(self._came)
                 self._incoming.write_eof()
@@ -370,9 +370,9 @@ class TlsTransport:
             self._broken = error.reason.replace("_", " ").lower() if error.reason else "the peer does not keep to TLS"
         self._plain, self._held = None, False
         alert = self._outgoing.read()
-        if alert and not self._outlet.pending:
+        if alert and not self._transport.pending:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                self._outlet.push(alert)
+                self._transport.push(alert)
         return self._broken
 
     def _end(self) -> None:
@@ -396,7 +396,7 @@ class TlsTransport:
 
     def _check(self) -> None:
         if self._closed:
-            message = "the outlet is closed"
+            message = "the transport is closed"
             raise trio.ClosedResourceError(message)
         if self._broken is not None:
             raise trio.BrokenResourceError(self._broken)

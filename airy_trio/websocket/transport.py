@@ -18,14 +18,14 @@ _NOTHING: Final = memoryview(b"")
 
 
 class HandshakeError(trio.BrokenResourceError):
-    """The peer does not speak as this outlet needs it to. The message is plain words, with nothing of the peer's."""
+    """The peer does not speak as this transport needs it to. The message is plain words, with nothing of the peer's."""
 
 
 class Transport(Protocol):
     """A way out that never takes half of what it is given: what the peer does not take at once is *pending*.
 
     Errors are ``trio.BrokenResourceError`` (the peer is gone) and ``trio.ClosedResourceError`` (we closed it). After
-    ``drain`` was cancelled an outlet goes on where it stopped, or is broken if it cannot.
+    ``drain`` was cancelled a transport goes on where it stopped, or is broken if it cannot.
     """
 
     async def handshake(self) -> None:

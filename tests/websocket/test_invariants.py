@@ -45,7 +45,7 @@ class Invariant:
 
 INVARIANTS = (
     Invariant(
-        "An outlet takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
+        "A transport takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
         (
             test_outlet.test_a_full_socket_refuses_the_whole,
             test_runs.test_a_cursor_moves_when_its_run_was_taken,

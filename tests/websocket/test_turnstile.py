@@ -303,17 +303,17 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
 async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -> None:
     crowd, pieces = 100, 10
     turnstile, turns = FairQueue(), Turns()
-    outlets = [MemoryTransport() for _ in range(crowd)]
-    for outlet in outlets:
+    transports = [MemoryTransport() for _ in range(crowd)]
+    for transport in transports:
         for _ in range(pieces):
-            outlet.feed(b"x")
-        outlet.feed_eof()
+            transport.feed(b"x")
+        transport.feed_eof()
     trio.lowlevel.add_instrument(turns)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turnstile.run)
         async with trio.open_nursery() as reading:
-            for outlet in outlets:
-                reading.start_soon(read_to_end, outlet, turnstile.enter)
+            for transport in transports:
+                reading.start_soon(read_to_end, transport, turnstile.enter)
         nursery.cancel_scope.cancel()
     trio.lowlevel.remove_instrument(turns)
     assert turns.count >= crowd * pieces / ENTRIES_PER_TURN
