@@ -293,7 +293,7 @@ class FramedStream(trio.abc.Stream):
         return True
 
     async def close(self, frame: bytes) -> None:
-        """Write the Close frame, the last that this wire carries, unless one was written before; wait until it left."""
+        """Write the Close frame, the last that this stream carries, unless one was written before; wait until it left."""
         self.closing = True  # before the lock is waited for: who comes between must not write after it
         async with self.lock:
             await self.drain()

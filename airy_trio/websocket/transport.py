@@ -1,7 +1,7 @@
 """Where bytes leave for one peer, and come from it: the seam under which a socket, any Trio stream or memory stands.
 
 Two things are known here and nowhere above: what the peer has not taken yet, and how to wait until it takes more.
-What the bytes mean, who may write them, and for how long one waits is the wire's.
+What the bytes mean, who may write them, and for how long one waits is the stream's.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over a transport in memory."""
+"""Clients without a WebSocket: the conversation, stream, fan-out and send tasks over a transport in memory."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -99,7 +99,7 @@ class Rig:
     log: EventLog
     transport: MemoryTransport
     client: Client
-    wire: FramedStream
+    stream: FramedStream
     conversation: Conversation
     fanout: FanOut
     senders: Senders
@@ -121,7 +121,7 @@ class Rig:
             else:
                 new.append(frame)
         if self.reader.pings > pings:
-            self.wire.read_at = trio.current_time()
+            self.stream.read_at = trio.current_time()
         self.frames += new
         return new
 
@@ -166,11 +166,11 @@ class Delivery:
     ) -> Rig:
         """One more client, connected."""
         client = Client(Connection(ConnectionOptions(server="airy-trio/test", heartbeat_ms=500), "s1"))
-        client.wire = wire = FramedStream(transport, send_timeout_s=send_timeout_s)
+        client.stream = stream = FramedStream(transport, send_timeout_s=send_timeout_s)
         options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
         conversation = Conversation(
             client,
-            wire,
+            stream,
             self.log,
             self.wheel,
             options,
@@ -179,7 +179,7 @@ class Delivery:
             durables=self.durables,
             early_ends=EarlyEnds(),
         )
-        rig = Rig(self.log, transport, client, wire, conversation, self.fanout, self.senders)
+        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
         self.senders.register(client, Tasks(self.nursery, client))
         await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))

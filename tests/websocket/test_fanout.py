@@ -165,7 +165,7 @@ async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock
 async def test_a_neighbour_that_was_told_goodbye_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, transport) = await neighbours(delivery)
-        rig.wire.closing = True
+        rig.stream.closing = True
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not transport.writes

@@ -45,8 +45,8 @@ def pulse(
     turn: Turn | None = None,
 ) -> Pulse:
     client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=ClientState.LIVE)
-    wire = FramedStream(transport, send_timeout_s=10, turn=turn)
-    return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
+    stream = FramedStream(transport, send_timeout_s=10, turn=turn)
+    return Pulse(client, stream, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
 async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockClock) -> None:
@@ -67,11 +67,11 @@ async def test_never_later_than_the_interval_nor_much_sooner(
     transport = MemoryTransport()
     one = pulse(transport, outgoing_s=outgoing_s)
     wheel.watch(one)
-    written_at = [one.wire.written_at]
+    written_at = [one.stream.written_at]
     for _ in range(1000):
         await trio.sleep(max(outgoing_s / 100, SLOT_S / 5))
-        if one.wire.written_at != written_at[-1]:
-            written_at.append(one.wire.written_at)
+        if one.stream.written_at != written_at[-1]:
+            written_at.append(one.stream.written_at)
     pauses = [after - before for before, after in pairwise(written_at)]
     assert len(pauses) > 5
     assert max(pauses) <= max(outgoing_s, SLOT_S) + 1e-9
@@ -87,7 +87,7 @@ async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert transport.take() == PING * pings
-    one.wire.read_at = trio.current_time()
+    one.stream.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert one.client.farewell is None
     assert transport.take() == PING * pings
@@ -102,7 +102,7 @@ async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_w
     one = pulse(transport)
     wheel.watch(one)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.write, b"x" * 1000)
+        nursery.start_soon(one.stream.write, b"x" * 1000)
         for _ in range(999):
             await trio.sleep(5)
             transport.take(1)
@@ -122,7 +122,7 @@ async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: Moc
     for _ in range(20):
         await trio.sleep(PING_EVERY_S - 1)
         for one in pulses:
-            one.wire.read_at = trio.current_time()
+            one.stream.read_at = trio.current_time()
     assert [talking.take(), beating.take()] == [b"", b""]
 
 
@@ -159,7 +159,7 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
         await turnstile.enter()
     transport.feed(b"x")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.receive_some)
+        nursery.start_soon(one.stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         wheel.watch(one)
         await trio.sleep(30)

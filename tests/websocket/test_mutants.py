@@ -66,15 +66,15 @@ MUTANTS = (
         "cursor moved on refusal",
         FanOut,
         "serve",
-        "if client.wire.offer(run.data, now):",
-        "if client.wire.offer(run.data, now) or True:",
+        "if client.stream.offer(run.data, now):",
+        "if client.stream.offer(run.data, now) or True:",
     ),
     Mutant(
         "cursor moved on refusal of what a neighbour took",
         FanOut,
         "_serve_slice",
-        "if wire.closing or not transport.offer(data):",
-        "if wire.closing or (not transport.offer(data) and False):",
+        "if stream.closing or not transport.offer(data):",
+        "if stream.closing or (not transport.offer(data) and False):",
         alike=4,
     ),
     Mutant(
@@ -111,15 +111,15 @@ MUTANTS = (
         "partial write not handed over",
         FanOut,
         "serve",
-        "client.wire.transport.pending or subscription.hungry",
+        "client.stream.transport.pending or subscription.hungry",
         "subscription.hungry",
     ),
     Mutant(
         "refusal not handed over",
         FanOut,
         "serve",
-        "client.wire.transport.pending or subscription.hungry",
-        "client.wire.transport.pending",
+        "client.stream.transport.pending or subscription.hungry",
+        "client.stream.transport.pending",
     ),
     Mutant("ACK not served", Conversation, "_acknowledge", "for subscription in known:", "for subscription in ():"),
     Mutant(
@@ -244,7 +244,7 @@ DIRECTED = (
         test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
     ),
     (
-        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "wire.closing or ", ""),
+        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "stream.closing or ", ""),
         test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
     ),
     (
@@ -252,11 +252,11 @@ DIRECTED = (
         test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
     ),
     (
-        Mutant("written after a Close frame", fanout, "_next_run", "and not client.wire.closing", ""),
+        Mutant("written after a Close frame", fanout, "_next_run", "and not client.stream.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
     ),
     (
-        Mutant("not live where nothing is pending", fanout, "_caught_up", "client.wire.transport.pending", "True"),
+        Mutant("not live where nothing is pending", fanout, "_caught_up", "client.stream.transport.pending", "True"),
         test_sender.test_a_full_window_is_not_behind,
     ),
 )

@@ -242,7 +242,7 @@ async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) ->
         await wait_all_tasks_blocked()
         await rig.append(events(2, 2))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.wire.close, close_frame(1000, ""))
+            nursery.start_soon(rig.stream.close, close_frame(1000, ""))
             for _ in range(20):
                 transport.take()
                 await wait_all_tasks_blocked()
