@@ -55,7 +55,7 @@ _FILES_SHARE: Final = 4
 _ANSWERS_SHARE: Final = 8
 """Of the descriptors for clients, one in so many is kept for answers to refused connections."""
 _TURNED_AWAY: Final = "turned away"
-"""Who all of them are at the turnstile: together they get what one address gets."""
+"""Who all of them are at the fair queue: together they get what one address gets."""
 _SESSION: Final = "session"
 """The name of its task, made once, where Trio would make one for each."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
@@ -254,7 +254,7 @@ class _Reception:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= self._answers_max else b""
             step = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
-            turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
+            turn = partial(self._sessions.fair_queue.enter, _TURNED_AWAY)
             self._connections.start_soon(self._turn_away, self._encrypted(transport, step), answer, turn)
         else:
             encrypted = self._encrypted(transport, visitor.handshake_turn)

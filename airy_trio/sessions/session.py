@@ -168,7 +168,7 @@ class Shared:
     fanout: FanOut
     wheel: Wheel
     durables: Durables
-    turnstile: FairQueue
+    fair_queue: FairQueue
     counts: Counter[str]
     early_ends: EarlyEnds
 
@@ -189,7 +189,7 @@ class Session:
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.visitor = visitor
         client.address = None if visitor is None else visitor.name
-        turn = shared.turnstile.enter if visitor is None else visitor.turn
+        turn = shared.fair_queue.enter if visitor is None else visitor.turn
         client.stream = FramedStream(transport, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
             client,

@@ -279,8 +279,8 @@ class AdmissionOptions:
 class Admission:
     """The connections of one process, by address."""
 
-    def __init__(self, options: AdmissionOptions, turnstile: FairQueue, console: Console | None = None) -> None:
-        self.turnstile = turnstile
+    def __init__(self, options: AdmissionOptions, fair_queue: FairQueue, console: Console | None = None) -> None:
+        self.fair_queue = fair_queue
         self.handshakes = FairQueue(HANDSHAKES_PER_TURN)
         """Where a step of a TLS handshake waits for its turn; ``run`` is a task of its own."""
         self._options = options
@@ -408,8 +408,8 @@ class Visitor:
         self.admission.examine(self, request, upgrade)
 
     def turn(self) -> Awaitable[None]:
-        """Wait at the turnstile, among those from its address; among those of its proxy until the request was read."""
-        return self.admission.turnstile.enter(self.counted_as or self.peer)
+        """Wait at the fair queue, among those from its address; among those of its proxy until the request was read."""
+        return self.admission.fair_queue.enter(self.counted_as or self.peer)
 
     def handshake_turn(self) -> Awaitable[None]:
         """Wait for the turn of a step of a TLS handshake, among those from its address, or of its proxy."""

@@ -1,4 +1,4 @@
-"""The turnstile: what clients ask is let through so many at a time that what they are sent never waits long.
+"""The fair queue: what clients ask is let through so many at a time that what they are sent never waits long.
 
 The event loop runs, in each of its turns, everybody who can go on. A crowd that asks much at once, or that was not
 listened to for a moment, would make one turn as long as all that it asks, and an event takes several turns from the

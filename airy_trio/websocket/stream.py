@@ -192,7 +192,7 @@ class FramedStream(trio.abc.Stream):
     written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
     message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
     ``deserted``: nothing more can come. ``unheard``: something has come, and waits for its ``turn``
-    at the turnstile, where there is one. ``admitted``: it has had it, and one message of it needs no other; whoever
+    at the fair queue, where there is one. ``admitted``: it has had it, and one message of it needs no other; whoever
     takes that up sets it back.
     """
 

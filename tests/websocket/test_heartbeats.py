@@ -153,10 +153,10 @@ async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
 async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    turnstile, transport = FairQueue(), MemoryTransport()
-    one = pulse(transport, incoming_s=1, turn=turnstile.enter)
+    fair_queue, transport = FairQueue(), MemoryTransport()
+    one = pulse(transport, incoming_s=1, turn=fair_queue.enter)
     for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
+        await fair_queue.enter()
     transport.feed(b"x")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.stream.receive_some)
@@ -164,7 +164,7 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
         wheel.watch(one)
         await trio.sleep(30)
         found = [one.client.farewell]
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
         found.append(one.client.farewell)

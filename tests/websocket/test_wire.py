@@ -132,16 +132,16 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
 
 
 async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
-    turnstile, transport = FairQueue(), MemoryTransport()
-    stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=turnstile.enter)
+    fair_queue, transport = FairQueue(), MemoryTransport()
+    stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=fair_queue.enter)
     for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
+        await fair_queue.enter()
     transport.feed(b"hello")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.receive_some)
         await trio.sleep(10)
         assert stream.unheard
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         assert (stream.unheard, stream.read_at) == (False, trio.current_time())
         nursery.cancel_scope.cancel()
