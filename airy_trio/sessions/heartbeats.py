@@ -83,7 +83,7 @@ class Pulse:
             self.client.dismiss(TOKEN_EXPIRED)
             return True
         if now >= self.silent_at:
-            if not (self.client.occupied or self.stream.unheard):
+            if not (self.client.occupied or self.stream.input_queued):
                 self.client.dismiss(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
             self.stream.read_at = now  # it is we who do not listen

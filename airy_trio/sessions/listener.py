@@ -1,6 +1,6 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-A plain socket of the standard library, because its connections are written to directly (``transport``). Clients never get
+A plain socket of the standard library, because ``SocketTransport`` writes to it directly. Clients never get
 the last file descriptors of the process (``within_files``): databases and the admin port need theirs when a crowd of
 clients has come. If descriptors run out all the same, accepting pauses. An error of the listening socket itself ends
 the server: it would never accept again.

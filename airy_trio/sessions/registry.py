@@ -250,7 +250,7 @@ class Sessions:
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         durables = self.durables.statistics()
         now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
-        now |= {"waited": self.fair_queue.statistics()["waited"]}
+        now |= {"waited": self.fair_queue.statistics().waited}
         return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
 
     def audience(self, position: Position, event: Addressed) -> Mapping[str, object]:
@@ -280,7 +280,7 @@ class Sessions:
     ) -> DisconnectReason:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
-        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the transport.
+        ``visitor``: who has connected, which leaves at the end; None: no rule applies. Owns the transport.
         Raises nothing but cancellation, which cuts the connection.
         """
         try:

@@ -176,7 +176,7 @@ class Shared:
 class Session:
     """One connection, from its socket to its farewell; ``run``, once, does all.
 
-    ``client``: its state, with the farewell at the end. ``conversation``: with what was counted in it. Owns the transport;
+    ``client``: its state, with the farewell at the end. ``conversation``: with its counts. Owns the transport;
     its tasks run in ``connections``.
     """
 

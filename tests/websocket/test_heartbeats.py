@@ -17,7 +17,7 @@ from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue, Turn
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
 from tests.websocket.serving import open_log
 
@@ -155,7 +155,7 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
 ) -> None:
     fair_queue, transport = FairQueue(), MemoryTransport()
     one = pulse(transport, incoming_s=1, turn=fair_queue.enter)
-    for _ in range(ENTRIES_PER_TURN):
+    for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
     transport.feed(b"x")
     async with trio.open_nursery() as nursery:

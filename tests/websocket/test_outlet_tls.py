@@ -275,7 +275,7 @@ async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
         (b"CONNECT\naccept-version:1.2\n\n\0", "https proxy request"),
         (b"\0" * 100, "wrong version number"),
         (b"\x16\x03\x01\x00\x05hello", "unexpected message"),
-        (b"\x16\x03\x01\xff\xff" + b"\x01" * 1000, "keep to TLS|too long|record"),
+        (b"\x16\x03\x01\xff\xff" + b"\x01" * 1000, "broke the TLS|too long|record"),
     ],
     ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
 )

@@ -14,7 +14,7 @@ from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, FairQueueStatistics
 from tests.websocket.rig import Rig, rigged
 from tests.websocket.serving import open_log, serving
 
@@ -38,7 +38,7 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
         await fair_queue.enter()
         entered.append((turns.count, number))
 
-    count = 10 * ENTRIES_PER_TURN + 3
+    count = 10 * ENTRIES_PER_PASS + 3
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -49,10 +49,10 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
             while len(entered) < count:  # noqa: ASYNC110 - turn by turn
                 await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-        assert fair_queue.statistics() == {"waiting": 0, "waited": count - 2 * ENTRIES_PER_TURN}
+        assert fair_queue.statistics() == FairQueueStatistics(0, count - 2 * ENTRIES_PER_PASS)
         nursery.cancel_scope.cancel()
     by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
-    assert max(by_turn) == ENTRIES_PER_TURN
+    assert max(by_turn) == ENTRIES_PER_PASS
     assert len(by_turn) == 11
     assert sorted(number for _, number in entered) == list(range(count))
 
@@ -66,15 +66,15 @@ async def test_who_waits_is_let_through_first_come_first_served() -> None:
         entered.append(number)
 
     async with trio.open_nursery() as nursery:
-        for number in range(3 * ENTRIES_PER_TURN):
+        for number in range(3 * ENTRIES_PER_PASS):
             nursery.start_soon(enter, number)
             await trio.testing.wait_all_tasks_blocked()
-        assert entered == list(range(ENTRIES_PER_TURN))
-        assert fair_queue.statistics() == {"waiting": 2 * ENTRIES_PER_TURN, "waited": ENTRIES_PER_TURN}
+        assert entered == list(range(ENTRIES_PER_PASS))
+        assert fair_queue.statistics() == FairQueueStatistics(2 * ENTRIES_PER_PASS, ENTRIES_PER_PASS)
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert set(entered[: 2 * ENTRIES_PER_TURN]) == set(range(2 * ENTRIES_PER_TURN))
-        assert len(entered) == 3 * ENTRIES_PER_TURN
+        assert set(entered[: 2 * ENTRIES_PER_PASS]) == set(range(2 * ENTRIES_PER_PASS))
+        assert len(entered) == 3 * ENTRIES_PER_PASS
         nursery.cancel_scope.cancel()
 
 
@@ -82,23 +82,23 @@ async def test_who_asks_without_a_crowd_has_not_waited() -> None:
     fair_queue = FairQueue()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fair_queue.run)
-        for _ in range(10 * ENTRIES_PER_TURN):
+        for _ in range(10 * ENTRIES_PER_PASS):
             await fair_queue.enter()
             await trio.lowlevel.checkpoint()
-        assert fair_queue.statistics() == {"waiting": 0, "waited": 0}
+        assert fair_queue.statistics() == FairQueueStatistics(0, 0)
         nursery.cancel_scope.cancel()
 
 
 async def test_who_gives_up_takes_nobodys_place() -> None:
     fair_queue = FairQueue()
-    for _ in range(ENTRIES_PER_TURN):
+    for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0):
             await fair_queue.enter()
             pytest.fail("there was no room")
         nursery.start_soon(fair_queue.run)
-        for _ in range(2 * ENTRIES_PER_TURN):
+        for _ in range(2 * ENTRIES_PER_PASS):
             with trio.fail_after(5):
                 await fair_queue.enter()
         nursery.cancel_scope.cancel()
@@ -106,7 +106,7 @@ async def test_who_gives_up_takes_nobodys_place() -> None:
 
 async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_of_them() -> None:
     fair_queue = FairQueue()
-    crowds, each = 2 * ENTRIES_PER_TURN, 100
+    crowds, each = 2 * ENTRIES_PER_PASS, 100
     entered: list[str] = []
 
     async def enter(address: str) -> None:
@@ -121,29 +121,29 @@ async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_TURN  # of 3200
+        assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_PASS  # of 3200
         assert Counter(entered) == {f"crowd {number}": each for number in range(crowds)} | {"newcomer": 1}
-        assert fair_queue.statistics()["waiting"] == 0
+        assert fair_queue.statistics().waiting == 0
         nursery.cancel_scope.cancel()
 
 
 async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no_place() -> None:
     fair_queue = FairQueue()
-    for _ in range(ENTRIES_PER_TURN):
+    for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as impatient:
-            for number in range(10 * ENTRIES_PER_TURN):
+            for number in range(10 * ENTRIES_PER_PASS):
                 impatient.start_soon(fair_queue.enter, f"gone {number}")
             await trio.testing.wait_all_tasks_blocked()
             impatient.cancel_scope.cancel()
-        assert fair_queue.statistics()["waiting"] == 0
+        assert fair_queue.statistics().waiting == 0
         nursery.start_soon(fair_queue.run)
         with trio.fail_after(5):
-            for _ in range(2 * ENTRIES_PER_TURN):
+            for _ in range(2 * ENTRIES_PER_PASS):
                 await fair_queue.enter("patient")
         await trio.testing.wait_all_tasks_blocked()
-        assert fair_queue.statistics()["waiting"] == 0
+        assert fair_queue.statistics().waiting == 0
         nursery.cancel_scope.cancel()
 
 
@@ -154,7 +154,7 @@ async def test_it_stands_open_once_nobody_turns_it() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     with trio.fail_after(5):
-        for _ in range(5 * ENTRIES_PER_TURN):
+        for _ in range(5 * ENTRIES_PER_PASS):
             await fair_queue.enter()
 
 
@@ -200,7 +200,7 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
         assert server.sessions.statistics()["waited"] > crowd * asked / 2
     assert sum(turns.answers.values()) == crowd * asked
     assert answered < crowd * asked / 4
-    assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
+    assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
 
 
 async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once_it_is_known(
@@ -316,7 +316,7 @@ async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -
                 reading.start_soon(read_to_end, transport, fair_queue.enter)
         nursery.cancel_scope.cancel()
     trio.lowlevel.remove_instrument(turns)
-    assert turns.count >= crowd * pieces / ENTRIES_PER_TURN
+    assert turns.count >= crowd * pieces / ENTRIES_PER_PASS
 
 
 async def test_messages_after_a_fault_are_dropped_without_being_parsed(autojump_clock: MockClock) -> None:

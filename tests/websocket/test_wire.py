@@ -6,7 +6,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
 from airy_trio.websocket.stream import FramedStream, StalledError, close_frame, text_message
 
 SEND_TIMEOUT_S = 10.0
@@ -134,14 +134,14 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
 async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
     fair_queue, transport = FairQueue(), MemoryTransport()
     stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=fair_queue.enter)
-    for _ in range(ENTRIES_PER_TURN):
+    for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
     transport.feed(b"hello")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.receive_some)
         await trio.sleep(10)
-        assert stream.unheard
+        assert stream.input_queued
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert (stream.unheard, stream.read_at) == (False, trio.current_time())
+        assert (stream.input_queued, stream.read_at) == (False, trio.current_time())
         nursery.cancel_scope.cancel()
