@@ -1,7 +1,7 @@
 """Runs: complete WebSocket messages, each one MESSAGE frame, joined into one piece to write.
 
 A run is made from events after a position, and shared by all subscriptions that would get the same octets. Nothing
-is sent here; a cursor moves in ``took``, which whoever writes calls when, and only when, the outlet has the run.
+is sent here; a cursor moves in ``took``, which whoever writes calls when, and only when, the transport has the run.
 """
 
 from collections.abc import Iterable
@@ -68,7 +68,7 @@ class Batches:
         return self.owed(subscription) if subscription.owed else self.after_position(subscription)
 
     def took(self, subscription: Subscription, run: EncodedBatch, now: float) -> None:
-        """Move the cursor over its next run, which the outlet has taken, and count it. ``now``: in Trio's time."""
+        """Move the cursor over its next run, which the transport has taken, and count it. ``now``: in Trio's time."""
         offsets = run.offsets
         if subscription.owed:
             for _ in offsets:

@@ -151,7 +151,7 @@ class Client:
 
     ``connection``: the STOMP side of it. ``number``: how many there were in this process when it came, itself
     included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
-    ``peer``: the address that it is counted by, if any. ``visitor``: counts it and its subscriptions. ``wire``: its
+    ``peer``: the address that it is counted by, if any. ``visitor``: counts it and its subscriptions. ``stream``: its
     way out.
     ``user``: the name of the user, from CONNECT. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
     deadline is that of CONNECT.
@@ -165,7 +165,7 @@ class Client:
     address: str | None = None
     peer: str | None = None
     visitor: Visitor | None = None
-    wire: FramedStream = field(init=False)
+    stream: FramedStream = field(init=False)
     state: ClientState = ClientState.CONNECTING
     user: User = ANYBODY
     connected: bool = False

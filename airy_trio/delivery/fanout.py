@@ -109,15 +109,15 @@ class Senders:
 async def catch_up(client: Client, eventlog: EventLog, runs: Batches) -> None:
     """Send a client that is behind what it lacks; return when it is live, or closing.
 
-    Raises what the wire raises, and ``PositionExpired`` where the client must reload.
+    Raises what the stream raises, and ``PositionExpired`` where the client must reload.
     """
-    wire = client.wire
-    while client.state is BEHIND and not wire.closing:
+    stream = client.stream
+    while client.state is BEHIND and not stream.closing:
         client.wakened = wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
         served = False
-        if wire.outlet.pending:
-            async with wire.lock:
-                await wire.drain()
+        if stream.transport.pending:
+            async with stream.lock:
+                await stream.drain()
         for subscription in tuple(client.subscriptions.values()):
             served |= await _serve(subscription, eventlog, runs)
         if _caught_up(client):
@@ -139,7 +139,7 @@ def _is_lost(subscription: Subscription, floor: Position) -> bool:
 
 def _caught_up(client: Client) -> bool:
     """Whether the fan-out may have the client back: it is not closing, nothing is pending, nobody is hungry."""
-    if client.state is not BEHIND or client.wire.outlet.pending:
+    if client.state is not BEHIND or client.stream.transport.pending:
         return False
     return not any(subscription.hungry for subscription in client.subscriptions.values())
 
@@ -158,20 +158,20 @@ async def _serve(subscription: Subscription, eventlog: EventLog, runs: Batches) 
         return False
     if not subscription.owed and subscription.position.offset < subscription.view.evicted:
         return await _fetch(subscription, eventlog)
-    wire = subscription.client.wire
-    async with wire.lock:  # one run per turn, so that RECEIPT and pong wait for one run at most
-        await wire.drain()
+    stream = subscription.client.stream
+    async with stream.lock:  # one run per turn, so that RECEIPT and pong wait for one run at most
+        await stream.drain()
         run = _next_run(subscription, eventlog, runs)
         if run is not None:
             runs.took(subscription, run, trio.current_time())  # the push takes it whole, before its first wait
-            await wire.push(run.data)
+            await stream.push(run.data)
     return True
 
 
 def _next_run(subscription: Subscription, eventlog: EventLog, runs: Batches) -> EncodedBatch | None:
     """The next run, if it is still wanted; asked under the lock, after every wait, with none before the push."""
     client = subscription.client
-    wanted = client.subscriptions.get(subscription.number) is subscription and not client.wire.closing
+    wanted = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
     if not wanted or client.state is not BEHIND or not subscription.hungry:
         return None
     if subscription.position.epoch != eventlog.epoch:
@@ -229,7 +229,7 @@ class FanOut:
         """Write one run to a live client; synchronous, so that nobody comes between the question and the cursor.
 
         Gives the run that was taken. ``now``: in Trio's time, at most one slice of the fan-out old. A client that is
-        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the outlet raises.
+        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the transport raises.
         """
         client = subscription.client
         state = client.state
@@ -246,10 +246,10 @@ class FanOut:
         taken: EncodedBatch | None = None
         if subscription.owed or subscription.position.offset >= subscription.view.evicted:
             run = self._runs.following(subscription)
-            if client.wire.offer(run.data, now):
+            if client.stream.offer(run.data, now):
                 self._runs.took(subscription, run, now)
                 taken = run
-        if client.wire.outlet.pending or subscription.hungry:
+        if client.stream.transport.pending or subscription.hungry:
             self._senders.take(client)
         return taken
 
@@ -270,7 +270,7 @@ class FanOut:
         """Serve some readers of a view, with nobody else at work meanwhile: no view grows, no cursor moves but here.
 
         Nearly every delivery is the repetition of what a neighbour has just taken. That is written out here, with no
-        call but the outlet's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
+        call but the transport's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
         epoch and stands within the tail.
         """
         now, runs, take = self._now, self._runs, self._senders.take
@@ -288,15 +288,15 @@ class FanOut:
                     and client.state is LIVE
                     and reached is not None
                 ):
-                    wire = client.wire
-                    outlet = wire.outlet
-                    if wire.closing or not outlet.offer(data):  # as Wire.offer
+                    stream = client.stream
+                    transport = stream.transport
+                    if stream.closing or not transport.offer(data):  # as FramedStream.offer
                         take(client)
                         continue
-                    wire.written_at = now
+                    stream.written_at = now
                     reader.position = reached
                     repeats += 1
-                    if outlet.pending or not to_the_end:
+                    if transport.pending or not to_the_end:
                         take(client)
                 elif reader in view.readers:  # else unsubscribed while others ran: nothing may follow its RECEIPT
                     taken = self.serve(reader, now)

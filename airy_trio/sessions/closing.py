@@ -80,23 +80,23 @@ DROPPED_BYTES_MAX: Final = 65_536
 """Read at once of what nobody looks at any more."""
 
 
-def closed_by_protocol(wire: FramedStream, reason: CloseReason | None) -> DisconnectReason:
+def closed_by_protocol(stream: FramedStream, reason: CloseReason | None) -> DisconnectReason:
     """Tell why trio-websocket has ended: the client left, or it broke the WebSocket protocol."""
-    if wire.oversized or wire.flooded:
+    if stream.oversized or stream.flooded:
         pieces = f"A message came in more than {PIECES_MAX} pieces, or in more than {SMALL_MAX} small ones."
-        return TOO_LARGE if wire.oversized else with_token("413-too-many-fragments", pieces)
+        return TOO_LARGE if stream.oversized else with_token("413-too-many-fragments", pieces)
     if reason is None:
         return INTERNAL  # its reader failed, which is logged where that was caught, perhaps after this
     if reason.code == CloseCode.ABNORMAL_CLOSURE:
         return GONE
     if reason.code == CloseCode.MESSAGE_TOO_BIG:
         return evolve(TOO_LARGE, token=None)  # its Close frame has been written
-    if wire.closing:
+    if stream.closing:
         return GONE  # the client's Close frame has been answered
     return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
 
 
-async def say_goodbye(client: Client, wire: FramedStream, turn: Turn, *, reader: Tasks | None) -> bool:
+async def say_goodbye(client: Client, stream: FramedStream, turn: Turn, *, reader: Tasks | None) -> bool:
     """Send the client its disconnect reason; False: it did not take it, and has to be cut.
 
     ``reader``: the session's tasks, of which the first is trio-websocket's; None if that is failing. It is stopped
@@ -104,57 +104,57 @@ async def say_goodbye(client: Client, wire: FramedStream, turn: Turn, *, reader:
     ten clients each took the whole processor.
     """
     farewell = client.farewell
-    if farewell is None or farewell is TOO_SLOW or wire.stalled:
+    if farewell is None or farewell is TOO_SLOW or stream.stalled:
         return False
     with trio.move_on_after(GOODBYE_S, shield=True):
         try:
             if reader is not None:
-                async with wire.lock:  # so that it is not cancelled in the middle of a write
+                async with stream.lock:  # so that it is not cancelled in the middle of a write
                     await reader.stop_first()
             if farewell.token is not None:
                 error = client.connection.error(farewell.token, farewell.prose, farewell.receipt_id, farewell.headers)
-                await wire.write(text_message(error))
+                await stream.write(text_message(error))
             if farewell.close_code is not None:
-                await wire.close(close_frame(farewell.close_code, farewell.token or farewell.name))
-            if not wire.ended:
-                await read_to_end(wire.outlet, turn, or_close=True)
+                await stream.close(close_frame(farewell.close_code, farewell.token or farewell.name))
+            if not stream.ended:
+                await read_to_end(stream.transport, turn, or_close=True)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
     return False
 
 
-async def read_to_end(outlet: Transport, turn: Turn, *, or_close: bool = False) -> None:
+async def read_to_end(transport: Transport, turn: Turn, *, or_close: bool = False) -> None:
     """Read and drop what the peer still sends, perhaps only to its Close frame; each read takes a turn.
 
     Unread, it would make the kernel reset the connection, and take back what the peer has not received.
     """
     tail = b""
-    while data := await outlet.receive_some(DROPPED_BYTES_MAX):
+    while data := await transport.receive_some(DROPPED_BYTES_MAX):
         tail = (tail + data)[-CLOSE_BYTES_MAX:]
         if or_close and ends_with_close(tail):
             return
         await turn()
 
 
-async def hang_up(client: Client, tasks: Tasks, outlet: Transport, turn: Turn, *, orderly: bool) -> None:
+async def hang_up(client: Client, tasks: Tasks, transport: Transport, turn: Turn, *, orderly: bool) -> None:
     """End the tasks, then the connection: in order where the peer also ends it in time, else cut."""
     with trio.move_on_after(LINGER_S):
         try:
             await tasks.stop()
             if orderly:
-                await outlet.send_eof()
-                await read_to_end(outlet, turn)
-                await outlet.aclose()
+                await transport.send_eof()
+                await read_to_end(transport, turn)
+                await transport.aclose()
                 return
         except Exception as fault:  # noqa: BLE001 - the connection is cut in any case
             reason_after(fault, client.session)  # which logs what is no peer's doing
-    await cut(outlet, client.session)
+    await cut(transport, client.session)
 
 
-async def cut(outlet: Transport, session: str) -> None:
+async def cut(transport: Transport, session: str) -> None:
     """End the connection at once; what fails then is logged."""
     try:
-        await outlet.abort()
+        await transport.abort()
     except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
         reason_after(fault, session)

@@ -60,7 +60,7 @@ from airy_trio.websocket.stream import FramedStream, text_message
 async def write_receipt(client: Client, receipt_id: str | None, headers: tuple[tuple[str, str], ...] = ()) -> None:
     """Write a RECEIPT with further headers; nothing where none is asked for."""
     if receipt_id is not None:
-        await client.wire.write(text_message(client.connection.receipt(receipt_id, headers)))
+        await client.stream.write(text_message(client.connection.receipt(receipt_id, headers)))
 
 
 T = TypeVar("T")
@@ -192,12 +192,12 @@ async def _start(
 
 async def _attended(client: Client, work: Callable[[], Awaitable[T]]) -> T | None:
     """Do work that may wait for the store; None if the client leaves before it is done."""
-    wire = client.wire
+    stream = client.stream
     try:
-        with wire.attending():
+        with stream.attending():
             return await work()
     finally:
-        wire.attended()
+        stream.attended()
     return None
 
 
@@ -230,7 +230,7 @@ async def admit(  # noqa: PLR0913 - the client, its credentials, and the service
     if isinstance(user, Refusal):
         return await _refuse(client, user, authenticator, early_ends, pause)
     client.user = user
-    await client.wire.write(text_message(client.connection.connected()))
+    await client.stream.write(text_message(client.connection.connected()))
     if not authenticator.accepts(user):
         return UNAUTHORIZED  # they were taken back meanwhile, and only clients that are connected were ended
     client.connected = True
@@ -238,8 +238,8 @@ async def admit(  # noqa: PLR0913 - the client, its credentials, and the service
     if client.state is ClientState.CONNECTING:
         client.state = ClientState.LIVE
         client.scope.deadline = math.inf
-        client.wire.limit(None)
-        wheel.watch(Pulse(client, client.wire, request.heartbeat, _expires_at(user)))
+        client.stream.limit(None)
+        wheel.watch(Pulse(client, client.stream, request.heartbeat, _expires_at(user)))
     return None
 
 
@@ -338,9 +338,9 @@ class Conversation:
         "_eventlog",
         "_fanout",
         "_options",
+        "_stream",
         "_unwritten",
         "_wheel",
-        "_wire",
         "acks_ignored",
         "inbox",
         "nacks",
@@ -351,7 +351,7 @@ class Conversation:
     def __init__(  # noqa: PLR0913 - it is where all of them meet
         self,
         client: Client,
-        wire: FramedStream,
+        stream: FramedStream,
         eventlog: EventLog,
         wheel: Wheel,
         options: ReplayOptions,
@@ -362,7 +362,7 @@ class Conversation:
         early_ends: EarlyEnds,
     ) -> None:
         self._client = client
-        self._wire = wire
+        self._stream = stream
         self._eventlog = eventlog
         self._wheel = wheel
         self._options = options
@@ -389,7 +389,7 @@ class Conversation:
             return await self._answer_all(message)
         finally:
             self._client.occupied = False
-            self._wire.read_at = trio.current_time()
+            self._stream.read_at = trio.current_time()
 
     def end(self) -> None:
         """Let go of all views. Idempotent."""

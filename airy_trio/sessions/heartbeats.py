@@ -4,7 +4,7 @@ A client that did not promise heart-beats may vanish without a sign and keep its
 has. So it gets an empty PING now and then, which every WebSocket library answers, and counts as gone if nothing at all
 comes from it for several of them. One that is slow and takes what waits for it, bit by bit, is not gone.
 
-The wheel only ever offers a heart-beat: where the outlet refuses, bytes are under way, and any byte counts; a send
+The wheel only ever offers a heart-beat: where the transport refuses, bytes are under way, and any byte counts; a send
 task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
 then: what was read and written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
 """
@@ -45,7 +45,7 @@ class Pulse:
     """
 
     client: Client
-    wire: FramedStream
+    stream: FramedStream
     heartbeat: HeartBeat
     expires_at: float = math.inf
     pinged_at: float = -math.inf
@@ -56,7 +56,7 @@ class Pulse:
         outgoing_s = self.heartbeat.outgoing_s
         if outgoing_s is None:
             return self.ping_at
-        beat_at = self.wire.written_at + outgoing_s - SLOT_S
+        beat_at = self.stream.written_at + outgoing_s - SLOT_S
         return beat_at if outgoing_s <= PING_EVERY_S else min(beat_at, self.ping_at)
 
     @property
@@ -64,29 +64,29 @@ class Pulse:
         """From when on the client counts as gone, in Trio's time."""
         silent_after_s = self.heartbeat.silent_after_s
         if silent_after_s is None:
-            return max(self.wire.read_at, self.wire.drained_at) + UNANSWERED_MAX_S
-        return self.wire.read_at + silent_after_s
+            return max(self.stream.read_at, self.stream.drained_at) + UNANSWERED_MAX_S
+        return self.stream.read_at + silent_after_s
 
     @property
     def ping_at(self) -> float:
         """From when on a PING is to be written, in Trio's time."""
         if self.heartbeat.incoming_s is not None:
             return math.inf
-        return max(self.wire.read_at, self.pinged_at) + PING_EVERY_S
+        return max(self.stream.read_at, self.pinged_at) + PING_EVERY_S
 
     def beat(self, now: float) -> bool:
         """Do what is due: dismiss the client if it is silent or its time is over, write to it if nothing was written.
 
-        False where the outlet refused, or took only a part: somebody must see off what is under way.
+        False where the transport refused, or took only a part: somebody must see off what is under way.
         """
         if now >= self.expires_at:
             self.client.dismiss(TOKEN_EXPIRED)
             return True
         if now >= self.silent_at:
-            if not (self.client.occupied or self.wire.unheard):
+            if not (self.client.occupied or self.stream.input_queued):
                 self.client.dismiss(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
-            self.wire.read_at = now  # it is we who do not listen
+            self.stream.read_at = now  # it is we who do not listen
         if now < self.write_at:
             return True
         # A program sees no PING, so one that expects heart-beats gets it together with one.
@@ -94,10 +94,10 @@ class Pulse:
         if now >= self.ping_at:
             self.pinged_at = now
             data += PING
-        if not self.wire.offer(data, now):
-            self.wire.written_at = now  # bytes are under way: look again an interval later
+        if not self.stream.offer(data, now):
+            self.stream.written_at = now  # bytes are under way: look again an interval later
             return False
-        return not self.wire.outlet.pending
+        return not self.stream.transport.pending
 
 
 class Wheel:

@@ -1,6 +1,6 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-A plain socket of the standard library, because its connections are written to directly (``outlet``). Clients never get
+A plain socket of the standard library, because ``SocketTransport`` writes to it directly. Clients never get
 the last file descriptors of the process (``within_files``): databases and the admin port need theirs when a crowd of
 clients has come. If descriptors run out all the same, accepting pauses. An error of the listening socket itself ends
 the server: it would never accept again.
@@ -55,7 +55,7 @@ _FILES_SHARE: Final = 4
 _ANSWERS_SHARE: Final = 8
 """Of the descriptors for clients, one in so many is kept for answers to refused connections."""
 _TURNED_AWAY: Final = "turned away"
-"""Who all of them are at the turnstile: together they get what one address gets."""
+"""Who all of them are at the fair queue: together they get what one address gets."""
 _SESSION: Final = "session"
 """The name of its task, made once, where Trio would make one for each."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
@@ -198,12 +198,12 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> str | Non
             logger.debug("connection lost before it was accepted", reason=error.strerror)
             continue
         try:
-            outlet = SocketTransport(sock)
+            transport = SocketTransport(sock)
         except OSError as error:  # reset meanwhile; some systems say so here
             sock.close()
             logger.debug("connection lost as it was accepted", reason=error.strerror)
             continue
-        reception.receive(outlet, str(address[0]))
+        reception.receive(transport, str(address[0]))
     return None
 
 
@@ -246,32 +246,32 @@ class _Reception:
         self._turning_away = 0
         self._answers_max = _answers_max(_descriptors_for_clients())
 
-    def receive(self, outlet: SocketTransport, peer: str) -> None:
-        """Take over the outlet of somebody who has connected."""
+    def receive(self, transport: SocketTransport, peer: str) -> None:
+        """Take over the transport of somebody who has connected."""
         try:
             visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._turning_away += 1
             answer = refused.answer if self._turning_away <= self._answers_max else b""
             step = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
-            turn = partial(self._sessions.turnstile.enter, _TURNED_AWAY)
-            self._connections.start_soon(self._turn_away, self._encrypted(outlet, step), answer, turn)
+            turn = partial(self._sessions.fair_queue.enter, _TURNED_AWAY)
+            self._connections.start_soon(self._turn_away, self._encrypted(transport, step), answer, turn)
         else:
-            encrypted = self._encrypted(outlet, visitor.handshake_turn)
+            encrypted = self._encrypted(transport, visitor.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
 
-    def _encrypted(self, outlet: SocketTransport, turn: Turn) -> Transport:
-        return outlet if self._encryption is None else TlsTransport(outlet, self._encryption.context, turn)
+    def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
+        return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)
 
-    async def _turn_away(self, outlet: Transport, answer: bytes, turn: Turn) -> None:
+    async def _turn_away(self, transport: Transport, answer: bytes, turn: Turn) -> None:
         """Write an answer and close, after reading what the peer has sent."""
         try:
             if answer:
                 with trio.move_on_after(LINGER_S):
-                    await outlet.handshake()
-                    outlet.push(answer)
-                    await outlet.send_eof()
-                    await read_to_end(outlet, turn)
+                    await transport.handshake()
+                    transport.push(answer)
+                    await transport.send_eof()
+                    await read_to_end(transport, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("connection lost as it was turned away")
         except Exception:  # beyond this the nursery of all sessions would end
@@ -279,4 +279,4 @@ class _Reception:
         finally:
             self._turning_away -= 1
             with trio.move_on_after(LINGER_S, shield=True):
-                await outlet.abort()
+                await transport.abort()

@@ -200,8 +200,8 @@ class Sessions:
         server: str,
         console: Console | None = None,
     ) -> None:
-        self.turnstile = FairQueue()
-        self.admission = Admission(options, self.turnstile, console)
+        self.fair_queue = FairQueue()
+        self.admission = Admission(options, self.fair_queue, console)
         self._authenticator = authenticator
         self._runs = runs = Batches(eventlog)
         self._senders = senders = Senders(eventlog, runs)
@@ -224,7 +224,7 @@ class Sessions:
             fanout=self._fanout,
             wheel=self.wheel,
             durables=self.durables,
-            turnstile=self.turnstile,
+            fair_queue=self.fair_queue,
             counts=self._counts,
             early_ends=EarlyEnds(),
         )
@@ -239,7 +239,7 @@ class Sessions:
         Now: ``clients``, their ``subscriptions``, and the clients ``behind``, which have a send task. Since the
         start: ``deliveries`` and ``bytes`` (see ``Batches``), ``acks_ignored``, ``nacks``, ended sessions by
         ``farewell NAME``, ``refused TOKEN`` where what a client sent has ended its session, and ``requests refused
-        STATUS`` where a request did not become a WebSocket; how often somebody has ``waited`` at the turnstile. See
+        STATUS`` where a request did not become a WebSocket; how often somebody has ``waited`` at the fair queue. See
         ``Admission.statistics`` for the rest. Now as well: ``durables`` that are held, and ``durables_unwritten``, of
         which the store does not yet have all that is acknowledged.
         """
@@ -250,7 +250,7 @@ class Sessions:
         now = {"clients": len(self._clients), "subscriptions": subscriptions, "behind": behind}
         durables = self.durables.statistics()
         now |= {"durables": durables["held"], "durables_unwritten": durables["unwritten"]}
-        now |= {"waited": self.turnstile.statistics()["waited"]}
+        now |= {"waited": self.fair_queue.statistics().waited}
         return {**self._counts, **self._runs.statistics(), **self.admission.statistics(), **now}
 
     def audience(self, position: Position, event: Addressed) -> Mapping[str, object]:
@@ -272,20 +272,20 @@ class Sessions:
             nursery.start_soon(self._senders.run)
             nursery.start_soon(self._senders.watch)
             nursery.start_soon(self._fanout.run)
-            nursery.start_soon(self.turnstile.run)
+            nursery.start_soon(self.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 
     async def serve(
-        self, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None = None
+        self, connections: trio.Nursery, transport: Transport, visitor: Visitor | None = None
     ) -> DisconnectReason:
         """Serve one connection until its farewell was said. Its tasks run in ``connections`` and end before it.
 
-        ``visitor``: who has connected, which leaves at the end; None: somebody whom no rule concerns. Owns the outlet.
+        ``visitor``: who has connected, which leaves at the end; None: no rule applies. Owns the transport.
         Raises nothing but cancellation, which cuts the connection.
         """
         try:
             self._met += 1
-            session = Session(self._shared, connections, outlet, visitor, number=self._met)
+            session = Session(self._shared, connections, transport, visitor, number=self._met)
             self._clients[session.client] = None
             if self._dismissing:
                 session.client.dismiss(SHUTTING_DOWN)
@@ -296,7 +296,7 @@ class Sessions:
                 session.tell_end()
         except Exception as fault:  # noqa: BLE001 - a session that could not begin, or not be counted, is no other's
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await cut(outlet, session="")
+                await cut(transport, session="")
             return reason_after(fault, session="")
         else:
             return session.client.farewell or GONE

@@ -55,30 +55,30 @@ class Upgraded:
 
 
 async def upgrade(
-    tasks: Tasks, wire: FramedStream, visitor: Visitor | None, *, path: str, message_bytes_max: int
+    tasks: Tasks, stream: FramedStream, visitor: Visitor | None, *, path: str, message_bytes_max: int
 ) -> Upgraded | None:
     """Wait for the request and answer it; None where the peer left before it was whole.
 
     ``visitor`` decides whether the request is admitted; None admits all. Raises ``RequestRefusedError`` if the request
     did not become a WebSocket; it has been answered then.
     """
-    asked = await _asked(wire, visitor, path)
+    asked = await _asked(stream, visitor, path)
     if asked is None:
         return None
     if isinstance(asked, RequestRefusedError):
-        await wire.write(asked.answer)
+        await stream.write(asked.answer)
         raise asked
     request, wanted = asked
-    ws = await _handshake(tasks, wire, wanted.key, wanted.subprotocols, message_bytes_max)
+    ws = await _handshake(tasks, stream, wanted.key, wanted.subprotocols, message_bytes_max)
     return None if ws is None else Upgraded(ws, request)
 
 
 async def _asked(
-    wire: FramedStream, visitor: Visitor | None, path: str
+    stream: FramedStream, visitor: Visitor | None, path: str
 ) -> tuple[Request, Upgrade] | RequestRefusedError | None:
     """What is asked for, or why that is refused; None where the peer left."""
     try:
-        request = await _request(wire)
+        request = await _request(stream)
         return None if request is None else (request, _judged(request, visitor, path))
     except RequestRefusedError as refused:
         return refused
@@ -93,11 +93,11 @@ def _judged(request: Request, visitor: Visitor | None, path: str) -> Upgrade:
     return asked
 
 
-async def _request(wire: FramedStream) -> Request | None:
+async def _request(stream: FramedStream) -> Request | None:
     """Read the head of a request; None at the end of the stream. Raises ``RequestRefusedError``."""
     data = bytearray()
     while True:
-        some = await wire.receive_some(RECEIVE_BYTES_MAX)
+        some = await stream.receive_some(RECEIVE_BYTES_MAX)
         if not some:
             return None
         seen = len(data)
@@ -108,14 +108,14 @@ async def _request(wire: FramedStream) -> Request | None:
 
 
 async def _handshake(
-    tasks: Tasks, wire: FramedStream, key: str, offered: tuple[str, ...], message_bytes_max: int
+    tasks: Tasks, stream: FramedStream, key: str, offered: tuple[str, ...], message_bytes_max: int
 ) -> WebSocketConnection | None:
     subprotocol = next((known for known in SUBPROTOCOLS if known in offered), None)
     chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
-    wire.put_back(f"{_HANDSHAKE}Sec-WebSocket-Key: {key}\r\n{chosen}\r\n".encode("ascii"))
+    stream.put_back(f"{_HANDSHAKE}Sec-WebSocket-Key: {key}\r\n{chosen}\r\n".encode("ascii"))
     asking = await wrap_server_stream(
         cast("trio.Nursery", tasks),  # of a nursery it uses start_soon, no more
-        wire,
+        stream,
         message_queue_size=MESSAGE_QUEUE_SIZE,
         max_message_size=message_bytes_max,
         receive_buffer_size=RECEIVE_BYTES_MAX,
@@ -168,7 +168,7 @@ class Shared:
     fanout: FanOut
     wheel: Wheel
     durables: Durables
-    turnstile: FairQueue
+    fair_queue: FairQueue
     counts: Counter[str]
     early_ends: EarlyEnds
 
@@ -176,24 +176,24 @@ class Shared:
 class Session:
     """One connection, from its socket to its farewell; ``run``, once, does all.
 
-    ``client``: its state, with the farewell at the end. ``conversation``: with what was counted in it. Owns the outlet;
+    ``client``: its state, with the farewell at the end. ``conversation``: with its counts. Owns the transport;
     its tasks run in ``connections``.
     """
 
-    __slots__ = ("_outlet", "_shared", "_tasks", "_visitor", "client", "conversation")
+    __slots__ = ("_shared", "_tasks", "_transport", "_visitor", "client", "conversation")
 
     def __init__(
-        self, shared: Shared, connections: trio.Nursery, outlet: Transport, visitor: Visitor | None, *, number: int
+        self, shared: Shared, connections: trio.Nursery, transport: Transport, visitor: Visitor | None, *, number: int
     ) -> None:
         connection = Connection(shared.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = client = Client(connection, number=number, begun_at=trio.current_time())
         client.visitor = visitor
         client.address = None if visitor is None else visitor.name
-        turn = shared.turnstile.enter if visitor is None else visitor.turn
-        client.wire = FramedStream(outlet, send_timeout_s=shared.options.send_timeout_s, turn=turn)
+        turn = shared.fair_queue.enter if visitor is None else visitor.turn
+        client.stream = FramedStream(transport, send_timeout_s=shared.options.send_timeout_s, turn=turn)
         self.conversation = Conversation(
             client,
-            client.wire,
+            client.stream,
             shared.eventlog,
             shared.wheel,
             shared.replay,
@@ -205,7 +205,7 @@ class Session:
         self.conversation.turn = turn
         self._shared = shared
         self._tasks = Tasks(connections, client)
-        self._outlet = outlet
+        self._transport = transport
         self._visitor = visitor
 
     async def run(self) -> None:
@@ -224,7 +224,7 @@ class Session:
             except ConnectionClosed as closed:
                 if closed.reason is None:
                     reader_fails = True  # its exception would be dropped if it were cancelled now
-                client.dismiss(TOO_SLOW if client.wire.stalled else closed_by_protocol(client.wire, closed.reason))
+                client.dismiss(TOO_SLOW if client.stream.stalled else closed_by_protocol(client.stream, closed.reason))
             except Exception as fault:  # noqa: BLE001 - ends this session, and is told to its client
                 client.dismiss(reason_after(fault, client.session))
             client.dismiss(CONNECT_TIMEOUT)  # where nobody else did
@@ -234,13 +234,13 @@ class Session:
                 orderly = client.farewell is not None and client.farewell.name == REFUSED.name  # let the answer arrive
             else:
                 reader = None if reader_fails else self._tasks
-                orderly = await say_goodbye(client, client.wire, self.conversation.turn, reader=reader)
+                orderly = await say_goodbye(client, client.stream, self.conversation.turn, reader=reader)
         except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
             client.dismiss(reason_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(HANG_UP_S, shield=True):
-                await hang_up(client, self._tasks, self._outlet, self.conversation.turn, orderly=orderly)
+                await hang_up(client, self._tasks, self._transport, self.conversation.turn, orderly=orderly)
 
     def tell_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent but its Host and Origin.
@@ -274,14 +274,14 @@ class Session:
     async def _meet(self) -> None:
         """Upgrade. Where there was no upgrade, the client has its farewell.
 
-        What the outlet agrees on with the peer before counts against ``connect_timeout_s`` as well.
+        What the transport agrees on with the peer before counts against ``connect_timeout_s`` as well.
         """
         client, options = self.client, self._shared.options
         try:
-            await client.wire.outlet.handshake()
+            await client.stream.transport.handshake()
             upgraded = await upgrade(
                 self._tasks,
-                client.wire,
+                client.stream,
                 self._visitor,
                 path=options.path,
                 message_bytes_max=options.frame_bytes_max,
@@ -306,7 +306,7 @@ class Session:
         conversation.upgrade_token = self._shared.authenticator.token_of_upgrade(request.headers)
         if visitor is not None:
             client.peer, client.address = visitor.counted_as, visitor.name
-        client.wire.limit(BYTES_BEFORE_CONNECT_MAX)
+        client.stream.limit(BYTES_BEFORE_CONNECT_MAX)
         self._shared.senders.register(client, self._tasks)
         conversation.inbox = MessageQueue(ws.get_message, bytes_max=self._shared.options.frame_bytes_max)
 
@@ -314,8 +314,8 @@ class Session:
         """Answer one message, which may be the client's last."""
         client = self.client
         client.occupied = True  # to the end of the conversation's ``hear``: it is we who do not listen
-        if client.wire.admitted:
-            client.wire.admitted = False
+        if client.stream.admitted:
+            client.stream.admitted = False
         else:
             await self.conversation.turn()
         farewell = await self.conversation.hear(message)

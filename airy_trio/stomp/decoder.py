@@ -1,21 +1,19 @@
-"""Octets in, frames out, however the octets are cut; which commands exist and when they may come is not known here.
+"""Octets in, frames out, however the octets are cut into pieces.
 
-Work is linear in the input: a search goes on where the last one stopped, and an octet is looked at once as part of a
-line or body and once as part of its text. Memory is bounded by ``frame_bytes_max`` and one piece of input.
+The work is linear in the input: a search continues where the last one stopped, so an octet is searched once, as part of
+a line or a body, and then converted once. Memory is bounded by ``frame_bytes_max`` and one piece of input.
 
-A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid a CR there, but they
-have no way to write it back to a client that reads CRLF line ends.
+Nearly every frame of a client is complete when it arrives and has neither escapes nor CRLF line ends. ``plain_head``
+reads the head of such a frame in one step, which costs a fraction of reading it line by line. Everything else, and
+everything malformed, is left to the line-by-line decoder.
 
-The head of a frame that has come whole and holds nothing unusual, read in one go; everything else is not for here.
-
-Nearly every frame of a client is like that, and to go line by line costs several times as much. What is refused here
-is not told to be wrong: the decoder reads it line by line, and finds out.
-
-What a decoder of frames may take, and what it has taken.
+A NUL or a bare CR in a line is malformed in every version. Versions 1.0 and 1.1 do not forbid the CR, but they have no
+way to write it back to a client that reads CRLF line ends.
 """
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from attrs import frozen
 
@@ -24,41 +22,13 @@ from airy_trio.stomp.encoder import unescape
 from airy_trio.stomp.errors import Fault, RemoteProtocolError
 from airy_trio.stomp.frames import UNESCAPED_COMMANDS, Frame, Version
 
-_UNUSUAL = (b"\r", b"\0", b"\\")
-"""Line ends of two octets, an end before the blank line, escapes."""
-_BLANK_LINE = b"\n\n"
-
-
-def plain_head(data: bytearray, at: int, bytes_max: int) -> tuple[str, list[tuple[str, str]], int] | None:
-    """Read a head that begins at ``at``: the command, the headers, and where what follows the blank line begins.
-
-    None where it has not ended, is longer than ``bytes_max`` with its blank line, or is not plain.
-    """
-    end = data.find(_BLANK_LINE, at, at + bytes_max)
-    if end < 0:
-        return None
-    head = bytes(data[at:end])
-    if any(octet in head for octet in _UNUSUAL):
-        return None
-    try:
-        command, *lines = head.decode().split("\n")
-    except UnicodeDecodeError:
-        return None
-    headers = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not name:
-            return None
-        headers.append((name, value))
-    return command, headers, end + len(_BLANK_LINE)
-
 
 @frozen(kw_only=True)
 class Limits:
-    """What one frame may be.
+    """Limits of one frame, in octets as they were sent.
 
-    ``frame_bytes_max`` counts from the command's first octet to the NUL; ``command_bytes_max`` and
-    ``header_line_bytes_max`` count a line without its LF, as it is on the wire.
+    ``frame_bytes_max`` counts from the first octet of the command to the NUL; ``command_bytes_max`` and
+    ``header_line_bytes_max`` count a line without its LF.
     """
 
     frame_bytes_max: int
@@ -69,7 +39,7 @@ class Limits:
 
 @frozen(kw_only=True)
 class DecoderStatistics:
-    """Octets fed, octets that searches went over, octets held for the next call, frames given."""
+    """Octets fed, octets searched and octets held for the next call; frames returned."""
 
     fed_bytes: int
     searched_bytes: int
@@ -77,19 +47,22 @@ class DecoderStatistics:
     frames: int
 
 
-_NO_EOL = re.compile(rb"[^\r\n]")
-_BARE_CR = re.compile(rb"\r(?!\n)")
-_LINE_STOP = re.compile(rb"[\n\0]")
-_BODY_STOP = re.compile(rb"\0")
-_DIGITS = re.compile(r"[0-9]+")
-_LENGTH_DIGITS_MAX = 18
-_CR, _NUL = 13, 0
+_NO_EOL: Final = re.compile(rb"[^\r\n]")
+_BARE_CR: Final = re.compile(rb"\r(?!\n)")
+_LINE_STOP: Final = re.compile(rb"[\n\0]")
+_BODY_STOP: Final = re.compile(rb"\0")
+_DIGITS: Final = re.compile(r"[0-9]+")
+_LENGTH_DIGITS_MAX: Final = 18  # more would be beyond any limit, and is not worth converting
+_CR: Final = 13
+_NUL: Final = 0
+_NOT_PLAIN: Final = (b"\r", b"\0", b"\\")  # a CRLF line end, an end before the blank line, an escape
+_BLANK_LINE: Final = b"\n\n"
 
 
 class Decoder:
-    """A stream of frames; ``limits`` and ``version`` may be set between two frames and hold from the next one on.
+    """A stream of frames. ``limits`` and ``version`` may be set between two frames and apply from the next one on.
 
-    ``version`` None: no version is agreed yet, nothing is unescaped or trimmed.
+    ``version`` None: no version is agreed yet; nothing is unescaped or trimmed.
     """
 
     __slots__ = (
@@ -98,7 +71,7 @@ class Decoder:
         "_data",
         "_fault",
         "_fed_bytes",
-        "_frames_given",
+        "_frames_total",
         "_head_complete",
         "_headers",
         "_length",
@@ -114,17 +87,16 @@ class Decoder:
         self.version = version
         self._data = bytearray()
         self._at = 0  # everything before is decoded
-        self._searched = 0  # everything before was searched for the end of the line or body
+        self._searched = 0  # everything before was searched for the end of the current line or body
         self._fault: RemoteProtocolError | None = None
-        self._fed_bytes = self._searched_bytes = self._frames_given = 0
+        self._fed_bytes = self._searched_bytes = self._frames_total = 0
         self._begin()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take octets and give the frames that they complete, each decoded only when it is asked for.
+        """Store octets and return an iterator over the complete frames, each decoded when it is requested.
 
-        The octets are kept at once; frames not asked for come from the next call. The iterator raises
-        ``RemoteProtocolError`` at a malformed or too large frame, and again whenever it is asked after that: there
-        is no way to find the next frame.
+        Frames that are not requested are returned by the next call. The iterator raises ``RemoteProtocolError`` at a
+        malformed or too large frame, and at every request after it, because the next frame cannot be found.
         """
         if self._fault is None:
             self._data += data
@@ -132,33 +104,33 @@ class Decoder:
         return self._frames()
 
     def clear(self) -> None:
-        """Forget everything that was fed."""
+        """Drop everything that was fed."""
         self._data.clear()
         self._at = self._searched = 0
         self._begin()
 
     def statistics(self) -> DecoderStatistics:
-        """Count what was done so far."""
+        """Return current and cumulative counts."""
         return DecoderStatistics(
             fed_bytes=self._fed_bytes,
             searched_bytes=self._searched_bytes,
             held_bytes=len(self._data),
-            frames=self._frames_given,
+            frames=self._frames_total,
         )
 
     def _begin(self) -> None:
         self._command: str | None = None
         self._headers: list[tuple[str, str]] = []
         self._head_complete = False
-        self._length: int | None = None  # of the body, where content-length tells it
-        self._used_bytes = 0  # of the frame's own limit
+        self._length: int | None = None  # of the body, if there is a content-length
+        self._used_bytes = 0  # octets of this frame, which count for frame_bytes_max
 
     def _frames(self) -> Iterator[Frame]:
         if self._fault is not None:
             raise self._fault
         try:
             while (frame := self._next()) is not None:
-                self._frames_given += 1
+                self._frames_total += 1
                 yield frame
         except RemoteProtocolError as fault:
             if self._command is not None:
@@ -171,7 +143,7 @@ class Decoder:
         self._at = 0
 
     def _next(self) -> Frame | None:
-        """Go on with the current frame; None where octets are missing."""
+        """Continue with the current frame; None if octets are missing."""
         if self._command is None and not self._read_command():
             return None
         while not self._head_complete:
@@ -195,9 +167,9 @@ class Decoder:
         return self._command is not None
 
     def _read_plain_head(self) -> bool:
-        """Read the whole head where that can be done in one go. Tried once for a frame, within what a line may be."""
+        """Read the whole head in one step if it is plain. Tried once for each frame, up to the limit of one line."""
         limits = self.limits
-        if self.version is Version.V1_0:  # whose values are trimmed
+        if self.version is Version.V1_0:  # its values are trimmed
             return False
         found = plain_head(self._data, self._at, min(limits.header_line_bytes_max, limits.frame_bytes_max - 1))
         if found is None:
@@ -213,7 +185,7 @@ class Decoder:
         return True
 
     def _skip_eols(self) -> bool:
-        """Pass over what is noise or heart-beats; whether a command may follow in what is there."""
+        """Skip line ends between frames, such as heart-beats; return whether a command may follow in the data."""
         data = self._data
         other = _NO_EOL.search(data, self._at)
         end = other.start() if other else len(data)
@@ -256,7 +228,7 @@ class Decoder:
         self._length = int(digits)
 
     def _line(self, line_bytes_max: int, too_large: Fault) -> str | None:
-        """Take the next line without its end; None where it is not all there."""
+        """Take the next line without its end; None if it is incomplete."""
         allowed = min(line_bytes_max + 1, self.limits.frame_bytes_max - self._used_bytes)
         end = self._find(_LINE_STOP, self._at + allowed)
         if end is None:
@@ -274,7 +246,7 @@ class Decoder:
             raise RemoteProtocolError(*errors.NOT_UTF_8) from None
 
     def _body(self) -> bytes | None:
-        """Take the body and its NUL; None where they are not all there."""
+        """Take the body and its NUL; None if they are incomplete."""
         if self._length is not None:
             end = self._at + self._length
             if len(self._data) <= end:
@@ -291,7 +263,7 @@ class Decoder:
         return self._take(found)
 
     def _find(self, stop: re.Pattern[bytes], limit: int) -> int | None:
-        """Search on for the end of a line or body, up to a limit; each octet is searched once."""
+        """Continue the search for the end of a line or body, up to a limit; each octet is searched once."""
         found = stop.search(self._data, self._searched, limit)
         end = found.end() if found else max(self._searched, min(len(self._data), limit))
         self._searched_bytes += end - self._searched
@@ -299,8 +271,34 @@ class Decoder:
         return found.start() if found else None
 
     def _take(self, end: int) -> bytes:
-        """Take what stands before ``end``, and pass over the octet there."""
+        """Take the octets before ``end``, and skip the one there."""
         taken = bytes(self._data[self._at : end])
         self._used_bytes += end + 1 - self._at
         self._at = self._searched = end + 1
         return taken
+
+
+def plain_head(data: bytearray, at: int, bytes_max: int) -> tuple[str, list[tuple[str, str]], int] | None:
+    """Read a head that begins at ``at``: the command, the headers, and the index after its blank line.
+
+    Returns None if the head is not plain: incomplete, longer than ``bytes_max`` with its blank line, or with anything
+    that the line-by-line decoder may have to convert or reject. It does not say what is wrong; the decoder then reads
+    the same octets again and finds out.
+    """
+    end = data.find(_BLANK_LINE, at, at + bytes_max)
+    if end < 0:
+        return None
+    head = bytes(data[at:end])
+    if any(octet in head for octet in _NOT_PLAIN):
+        return None
+    try:
+        command, *lines = head.decode().split("\n")
+    except UnicodeDecodeError:
+        return None
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name:
+            return None
+        headers.append((name, value))
+    return command, headers, end + len(_BLANK_LINE)

@@ -1,14 +1,12 @@
-"""The two kinds of protocol error, ours and the client's, and nothing about how either is reported.
+"""The two kinds of protocol error, and the catalogue of the faults of a client in STOMP itself.
 
 ::
 
     Exception
-    ├── LocalProtocolError     we were asked to write what may not be written now: a bug, it must crash
-    └── RemoteProtocolError    the client broke the protocol or a limit: it is told, then the connection ends
+    ├── LocalProtocolError     the server tried to write a frame that may not be written now: a bug, it must crash
+    └── RemoteProtocolError    the client broke the protocol or a limit: it receives ERROR, then the connection ends
 
-The catalogue of what a client can do wrong in STOMP itself; what is wrong above it is told elsewhere.
-
-Each has the token and the prose of its ERROR frame. The prose repeats nothing of what the client sent.
+Faults above STOMP, such as an unknown destination, are in ``delivery.disconnects``.
 """
 
 from collections.abc import Iterable
@@ -18,7 +16,7 @@ from airy_trio.stomp.requests import Request
 
 
 class Fault(NamedTuple):
-    """The arguments of a ``RemoteProtocolError``: its ``token`` and ``prose``."""
+    """The ``token`` and ``prose`` of a ``RemoteProtocolError``. The prose repeats nothing that the client sent."""
 
     token: str
     prose: str
@@ -28,25 +26,25 @@ class Fault(NamedTuple):
 NOT_A_HEADER = Fault("400-malformed-frame", "A header line is not of the form NAME:VALUE.")
 NOT_A_LENGTH = Fault("400-malformed-frame", "The content-length is not a number of octets.")
 NO_BLANK_LINE = Fault("400-malformed-frame", "The frame ends before the blank line that ends its head.")
-NO_NUL = Fault("400-malformed-frame", "No NUL follows the number of octets that content-length tells.")
-BARE_CR = Fault("400-malformed-frame", "A line of the frame's head holds a carriage return.")
+NO_NUL = Fault("400-malformed-frame", "The content-length is not followed by a NUL at the end of the body.")
+BARE_CR = Fault("400-malformed-frame", "A line of the frame's head contains a carriage return.")
 NOT_UTF_8 = Fault("400-malformed-frame", "A line of the frame's head is not UTF-8.")
 UNDEFINED_ESCAPE = Fault(
-    "400-malformed-frame", "A header holds an escape sequence that this version of STOMP does not define."
+    "400-malformed-frame", "A header contains an escape sequence that this version of STOMP does not define."
 )
 
 # the limits of a frame
-COMMAND_TOO_LARGE = Fault("413-command-too-large", "The command is longer than is allowed.")
-TOO_MANY_HEADERS = Fault("413-too-many-headers", "The frame has more headers than are allowed.")
-HEADER_TOO_LARGE = Fault("413-header-too-large", "A header line is longer than is allowed.")
-FRAME_TOO_LARGE = Fault("413-frame-too-large", "The frame is larger than is allowed.")
+COMMAND_TOO_LARGE = Fault("413-command-too-large", "The command is longer than allowed.")
+TOO_MANY_HEADERS = Fault("413-too-many-headers", "The frame has more headers than allowed.")
+HEADER_TOO_LARGE = Fault("413-header-too-large", "A header line is longer than allowed.")
+FRAME_TOO_LARGE = Fault("413-frame-too-large", "The frame is larger than allowed.")
 ID_TOO_LARGE = Fault("413-id-too-large", "The id of a subscription or the name of a transaction is too long.")
-DESTINATION_TOO_LARGE = Fault("413-destination-too-large", "The destination is longer than is allowed.")
+DESTINATION_TOO_LARGE = Fault("413-destination-too-large", "The destination is longer than allowed.")
 
-# frames that may not come
+# frames that may not arrive now
 NOT_CONNECTED = Fault("400-not-connected", "The first frame must be CONNECT or STOMP.")
-ALREADY_CONNECTED = Fault("400-already-connected", "This connection is open already; it can be opened only once.")
-UNKNOWN_COMMAND = Fault("400-unknown-command", "The command is none that a client of this server may use.")
+ALREADY_CONNECTED = Fault("400-already-connected", "This connection is already open; CONNECT may be sent only once.")
+UNKNOWN_COMMAND = Fault("400-unknown-command", "The command is not one that a client of this server may use.")
 SEND_NOT_ALLOWED = Fault("403-send-not-allowed", "Clients cannot send messages to this server.")
 
 # headers that are missing or wrong
@@ -56,39 +54,39 @@ NO_DESTINATION = Fault("400-missing-header", "The frame needs the header destina
 NO_ID = Fault("400-missing-header", "The frame needs the header id.")
 NO_TRANSACTION = Fault("400-missing-header", "The frame needs the header transaction.")
 NO_MESSAGE_ID = Fault("400-missing-header", "The frame needs the header id or message-id.")
-BAD_ACK_MODE = Fault("400-bad-ack-mode", "The ack header is none of auto, client and client-individual.")
-BAD_PREFETCH_COUNT = Fault("400-bad-prefetch-count", "The prefetch-count header is not a number that is allowed.")
+BAD_ACK_MODE = Fault("400-bad-ack-mode", "The ack header is not auto, client or client-individual.")
+BAD_PREFETCH_COUNT = Fault("400-bad-prefetch-count", "The prefetch-count header is not a number in the allowed range.")
 TOO_MUCH_PREFETCH = Fault(
-    "400-too-much-prefetch", "The prefetch-counts of the open subscriptions add up to more than is allowed."
+    "400-too-much-prefetch", "The prefetch-counts of the open subscriptions add up to more than allowed."
 )
 BAD_REPLAY = Fault("400-bad-replay", "The replay header is neither none nor all.")
 
-# what stands on the connection
+# the state of the connection
 DUPLICATE_SUBSCRIPTION = Fault("400-duplicate-subscription", "A subscription with this id is already open.")
-TOO_MANY_SUBSCRIPTIONS = Fault("429-too-many-subscriptions", "More subscriptions are open than are allowed.")
-TRANSACTION_BEGUN_TWICE = Fault("400-transaction-begun-twice", "A transaction of this name is already open.")
-UNKNOWN_TRANSACTION = Fault("400-unknown-transaction", "No transaction of this name is open.")
-TOO_MANY_TRANSACTIONS = Fault("400-too-many-transactions", "More transactions are open than are allowed.")
+TOO_MANY_SUBSCRIPTIONS = Fault("429-too-many-subscriptions", "More subscriptions are open than allowed.")
+TRANSACTION_BEGUN_TWICE = Fault("400-transaction-begun-twice", "A transaction with this name is already open.")
+UNKNOWN_TRANSACTION = Fault("400-unknown-transaction", "No transaction with this name is open.")
+TOO_MANY_TRANSACTIONS = Fault("400-too-many-transactions", "More transactions are open than allowed.")
 TOO_MANY_TRANSACTION_ACKS = Fault(
-    "400-too-many-transaction-acks", "More acknowledgements wait in transactions than are allowed."
+    "400-too-many-transaction-acks", "More acknowledgements wait in transactions than allowed."
 )
 
 TOKENS: Final = frozenset(fault.token for fault in tuple(globals().values()) if isinstance(fault, Fault))
-"""Of all the faults above."""
+"""The tokens of all faults above."""
 
 
 class LocalProtocolError(Exception):
-    """The server tried to do what the protocol forbids in this state; never the client's doing."""
+    """The server tried to write a frame that the protocol does not allow now. Never caused by a client."""
 
 
 class RemoteProtocolError(Exception):
-    """The client's fault, with all that its ERROR frame says.
+    """A fault of the client, with the content of its ERROR frame.
 
     ``token`` is the ERROR's ``message`` header: an HTTP-like number and a name, such as ``400-malformed-frame``.
-    ``prose`` is its body: plain words that repeat nothing of what the client sent.
-    ``receipt_id`` is the bad frame's ``receipt``, where it has one that could be read before the fault.
-    ``headers`` are further headers of the ERROR frame (``version``, where no version is common).
-    ``fulfilled`` are the requests that the same data held before the fault: they took effect, in this order.
+    ``prose`` is its body.
+    ``receipt_id`` is the ``receipt`` of the bad frame, if it has one that could be read before the fault.
+    ``headers`` are further headers of the ERROR frame: ``version``, if there is no common version.
+    ``fulfilled`` are the requests before the fault in the same input. They took effect, in this order.
     """
 
     def __init__(

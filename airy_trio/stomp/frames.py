@@ -1,4 +1,4 @@
-"""Frames as values, and the versions of the protocol; neither bytes nor what a frame means."""
+"""The versions of STOMP, and one frame as a value."""
 
 from enum import Enum
 
@@ -9,7 +9,7 @@ UNESCAPED_COMMANDS = frozenset({"CONNECT", "STOMP", "CONNECTED"})
 
 
 class Version(Enum):
-    """A version of STOMP, in rising order."""
+    """A version of STOMP; in ascending order."""
 
     V1_0 = "1.0"
     V1_1 = "1.1"
@@ -18,14 +18,14 @@ class Version(Enum):
 
 @frozen
 class Frame:
-    """One frame: its headers in the order of the wire, unescaped, repeated ones included."""
+    """One frame. ``headers`` are unescaped, in the order in which they were sent, repeated ones included."""
 
     command: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
     def get(self, name: str) -> str | None:
-        """Give the value of a header, the first where it is repeated (STOMP 1.2, "Repeated Header Entries")."""
+        """Return the value of a header: the first one if it is repeated (STOMP 1.2, "Repeated Header Entries")."""
         for key, value in self.headers:
             if key == name:
                 return value
@@ -33,5 +33,5 @@ class Frame:
 
     @property
     def receipt(self) -> str | None:
-        """The receipt that the frame asks for; CONNECT and STOMP cannot ask for one (STOMP 1.2, "Header receipt")."""
+        """The receipt id that the client asks for. CONNECT and STOMP cannot have one (STOMP 1.2, "Header receipt")."""
         return None if self.command in UNESCAPED_COMMANDS else self.get("receipt")

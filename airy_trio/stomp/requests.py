@@ -1,6 +1,6 @@
-"""What a client asks for, as frozen facts in one closed union; whether it is granted is decided elsewhere.
+"""What the frames of a client ask for: frozen values in one closed union, and the negotiation of heart-beats.
 
-The arithmetic of heart-beats (STOMP 1.2, "Heart-beating"): intervals out of headers; clocks are the caller's.
+``Connection.receive`` returns them. Whether a request is granted is the caller's decision.
 """
 
 import re
@@ -13,16 +13,17 @@ from attrs import field, frozen
 from airy_trio.stomp.frames import Version
 
 SILENT_AFTER_INTERVALS = 2.5
-"""Browsers throttle the timers of hidden tabs to one a minute: an interval of 30 s tolerates that."""
+"""Browsers run the timers of hidden tabs once a minute. An interval of 30 s, times this, tolerates that."""
 
 _HEADER = re.compile(r" *([0-9]{1,18}) *, *([0-9]{1,18}) *")
 
 
 @frozen(kw_only=True)
 class HeartBeat:
-    """What was agreed, in seconds. None: no heart-beats in this direction.
+    """The agreed intervals in seconds; None: no heart-beats in this direction.
 
-    ``outgoing_s``: how long we may write nothing. ``incoming_s``: how often the client has promised to write.
+    ``outgoing_s``: the longest time without a write of the server. ``incoming_s``: the interval that the client has
+    promised.
     """
 
     outgoing_s: float | None
@@ -30,21 +31,21 @@ class HeartBeat:
 
     @classmethod
     def none(cls) -> Self:
-        """Make the agreement of STOMP 1.0, and of who sends no header: none in either direction."""
+        """Return the agreement with a client of 1.0, or without the header: no heart-beats in either direction."""
         return cls(outgoing_s=None, incoming_s=None)
 
     @property
     def silent_after_s(self) -> float | None:
-        """How long the client may write nothing before it counts as gone; None: for ever."""
+        """The time without input after which the client counts as gone; None: no limit."""
         return None if self.incoming_s is None else SILENT_AFTER_INTERVALS * self.incoming_s
 
 
 def negotiate(client_header: str | None, server_ms: int) -> HeartBeat:
-    """Agree on intervals: of each direction the longer of both sides, or none where either says 0.
+    """Agree on heart-beats (STOMP 1.2, "Heart-beating"): the longer interval of both sides, none if either says 0.
 
-    ``client_header`` is the ``heart-beat`` of CONNECT, "what it can send, what it wants", in milliseconds; None
-    counts as ``0,0``. ``server_ms`` is what we offer for both. Raises ``ValueError`` where the header is not two
-    numbers.
+    ``client_header`` is the ``heart-beat`` of CONNECT: the interval that the client can keep, and the one that it
+    wants, in milliseconds. None counts as ``0,0``. ``server_ms`` is offered for both directions. Raises ``ValueError``
+    if the header is not two numbers.
     """
     if client_header is None:
         return HeartBeat.none()
@@ -61,7 +62,7 @@ def _interval_s(sender_ms: int, receiver_ms: int) -> float | None:
 
 
 NO_SUBSCRIPTION: Final = 0
-"""The number in an ``Ack`` whose client named a subscription that is not open."""
+"""The ``Ack.number`` of an acknowledgement that names a subscription that is not open."""
 
 
 class AckMode(Enum):
@@ -69,15 +70,15 @@ class AckMode(Enum):
 
     AUTO = "auto"
     CLIENT = "client"
-    """Cumulative: an ACK covers the message and all before it."""
+    """Cumulative: an ACK covers the message and all messages before it."""
     CLIENT_INDIVIDUAL = "client-individual"
 
 
 @frozen(kw_only=True)
 class Connect:
-    """CONNECT or STOMP, with what was negotiated. ``authorization`` is that header's value, scheme included.
+    """CONNECT or STOMP, with the negotiated version and heart-beats.
 
-    The secrets do not show in its ``repr``.
+    ``authorization`` is the value of that header, scheme included. The ``repr`` has no secrets.
     """
 
     version: Version
@@ -89,10 +90,11 @@ class Connect:
 
 @frozen(kw_only=True)
 class Subscribe:
-    """SUBSCRIBE. ``number`` counts the subscriptions of the connection from 1; it is in the ``ack`` header.
+    """SUBSCRIBE. ``number`` counts the subscriptions of the connection from 1; the ``ack`` header starts with it.
 
-    ``prefetch`` is how many messages may be unacknowledged; with ``AckMode.AUTO`` it means nothing. ``replay`` is
-    ``none``, ``all`` or None. ``destination``, ``last_event_id`` and ``durable`` are as the client wrote them.
+    ``prefetch`` is the number of messages that may be unacknowledged; it has no meaning with ``AckMode.AUTO``.
+    ``replay`` is ``none``, ``all`` or None. ``destination``, ``last_event_id`` and ``durable`` are as the client wrote
+    them.
     """
 
     number: int
@@ -108,7 +110,7 @@ class Subscribe:
 
 @frozen(kw_only=True)
 class Unsubscribe:
-    """UNSUBSCRIBE. No number: there was no such subscription. Several: 1.0, by destination."""
+    """UNSUBSCRIBE. ``numbers`` is empty if there is no such subscription; 1.0 can end several, by destination."""
 
     numbers: tuple[int, ...]
     receipt: str | None
@@ -118,10 +120,10 @@ class Unsubscribe:
 class Ack:
     """One ACK (``accepted``) or NACK of a message.
 
-    ``number`` None: in every subscription that has the message. A number that belongs to no open subscription
-    (``NO_SUBSCRIPTION`` never does) means that the client named one that is not there. Outside a transaction the
-    message id is what the client wrote; from a transaction it has the form of the server's ids, and an acknowledgement
-    with another id comes with ``NO_SUBSCRIPTION``.
+    ``number`` None: the acknowledgement is for every subscription that has the message. A number without an open
+    subscription (always so for ``NO_SUBSCRIPTION``) means that the client named one that does not exist. Outside a
+    transaction ``message_id`` is as the client wrote it. From a transaction it has the form of the server's ids; an
+    acknowledgement with an id of another form arrives with ``NO_SUBSCRIPTION``.
     """
 
     number: int | None
@@ -131,10 +133,10 @@ class Ack:
 
 @frozen(kw_only=True)
 class Acknowledge:
-    """What has been acknowledged for good, in the client's order, and the receipt of the frame that did it.
+    """Acknowledgements that take effect now, in the client's order, and the receipt id of the frame.
 
-    ACK and NACK outside a transaction give one; COMMIT gives all of its transaction; BEGIN, ABORT, and ACK and NACK
-    inside a transaction give none.
+    ACK and NACK outside a transaction have one, COMMIT has all of its transaction. BEGIN, ABORT, and ACK and NACK
+    inside a transaction have none.
     """
 
     acks: Collection[Ack]
@@ -143,7 +145,7 @@ class Acknowledge:
 
 @frozen(kw_only=True)
 class Disconnect:
-    """DISCONNECT. Nothing after it is read."""
+    """DISCONNECT. No frame after it is read."""
 
     receipt: str | None
 

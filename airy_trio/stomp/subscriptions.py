@@ -1,7 +1,4 @@
-"""The open subscriptions of a connection, by number, id and destination; what is sent to them is not known here.
-
-The open transactions of a connection, and the acknowledgements that wait in them for COMMIT.
-"""
+"""The open subscriptions and transactions of one connection. Their limits raise ``RemoteProtocolError``."""
 
 import re
 from collections.abc import Iterator
@@ -22,11 +19,11 @@ _UNKNOWN: Final = _PACKED.pack(NO_SUBSCRIPTION, b"000000", 0)
 
 @define
 class WaitingAcks:
-    """Acknowledgements in the client's order, each in 18 octets.
+    """Acknowledgements in the client's order, stored in 18 octets each.
 
-    A client may let thousands wait on each of its connections and never commit them. So only the numbers are kept: the
-    subscription's, and the epoch and offset of which the server makes its message ids. A message id of another form
-    belongs to no message: of such an acknowledgement only the fact is kept that there was one.
+    A client may add thousands to the transactions of each of its connections and never commit. So only numbers are
+    stored: the subscription's, and the epoch and offset from which the server makes its message ids. A message id of
+    another form belongs to no message; such an acknowledgement is only counted, and returned with ``NO_SUBSCRIPTION``.
     """
 
     _packed: bytearray = field(factory=bytearray)
@@ -47,7 +44,7 @@ class WaitingAcks:
             )
 
     def append(self, ack: Ack) -> None:
-        """Add one more."""
+        """Add one acknowledgement."""
         found = _MESSAGE_ID.fullmatch(ack.message_id)
         number = _ANY_SUBSCRIPTION if ack.number is None else ack.number
         if found is None or (ack.number is not None and number >= _ANY_SUBSCRIPTION):
@@ -58,10 +55,7 @@ class WaitingAcks:
 
 
 class Transactions:
-    """Transactions by the client's own names. All limits and faults raise ``RemoteProtocolError``.
-
-    ``acks_max`` bounds the acknowledgements of all open transactions together.
-    """
+    """Open transactions by the client's names. ``acks_max`` limits the acknowledgements of all of them together."""
 
     __slots__ = (
         "_acks_held",
@@ -81,7 +75,7 @@ class Transactions:
 
     @property
     def acks_held(self) -> int:
-        """How many acknowledgements wait in open transactions."""
+        """The number of acknowledgements in all open transactions."""
         return self._acks_held
 
     def begin(self, name: str) -> None:
@@ -93,7 +87,7 @@ class Transactions:
         self._open[name] = WaitingAcks()
 
     def add(self, name: str, ack: Ack) -> None:
-        """Let an acknowledgement wait for the end of its transaction."""
+        """Store an acknowledgement until its transaction ends."""
         acks = self._acks_of(name)
         if self._acks_held == self._acks_max:
             raise RemoteProtocolError(*errors.TOO_MANY_TRANSACTION_ACKS)
@@ -101,14 +95,14 @@ class Transactions:
         self._acks_held += 1
 
     def end(self, name: str) -> WaitingAcks:
-        """Close a transaction and give what waited in it, in its order: COMMIT uses it, ABORT does not."""
+        """Close a transaction and return its acknowledgements in order. COMMIT uses them, ABORT does not."""
         acks = self._acks_of(name)
         del self._open[name]
         self._acks_held -= len(acks)
         return acks
 
     def clear(self) -> None:
-        """Drop all open transactions, as the end of the connection does (STOMP 1.2, "BEGIN")."""
+        """Drop all open transactions, as at the end of the connection (STOMP 1.2, "BEGIN")."""
         self._open.clear()
         self._acks_held = 0
 
@@ -121,7 +115,7 @@ class Transactions:
 
 @frozen(kw_only=True)
 class OpenSubscription:
-    """What the frames of a subscription are made from. ``prefetch``: what may be in flight; 0 with ``AckMode.AUTO``."""
+    """A subscription as the client opened it. ``prefetch``: messages in flight; 0 with ``AckMode.AUTO``."""
 
     id: str | None
     destination: str
@@ -130,10 +124,10 @@ class OpenSubscription:
 
 
 class OpenSubscriptions:
-    """OpenSubscriptions numbered from 1 in the order of their opening; a number is never used twice.
+    """Open subscriptions, numbered from 1 in the order in which they were opened. A number is never reused.
 
-    One that was ended can still be looked up until ``forget_ended``: its SUBSCRIBE may have come in the same piece
-    of input as its UNSUBSCRIBE, and is then answered after both were read.
+    An ended subscription can be found until ``forget_ended``: its SUBSCRIBE may have arrived in the same input as its
+    UNSUBSCRIBE, and is then answered after both were read.
     """
 
     __slots__ = (
@@ -148,10 +142,10 @@ class OpenSubscriptions:
 
     def __init__(self, *, subscriptions_max: int, in_flight_max: int) -> None:
         self._in_flight_max = in_flight_max
-        self._prefetch = 0  # of all that are open
+        self._prefetch = 0  # sum over the open subscriptions
         self._subscriptions_max = subscriptions_max
         self._open: dict[int, OpenSubscription] = {}
-        self._ended: dict[int, OpenSubscription] | None = None  # few have any, and a dict takes memory in all
+        self._ended: dict[int, OpenSubscription] | None = None  # rarely needed, so the dict is not allocated in advance
         self._numbers: dict[str, int] = {}
         self._last_number = 0
 
@@ -159,9 +153,10 @@ class OpenSubscriptions:
         return len(self._open)
 
     def open(self, subscription: OpenSubscription) -> int:
-        """Add a subscription and give its number. Raises ``RemoteProtocolError`` for a repeated id or one too many.
+        """Add a subscription and return its number.
 
-        That is also one whose ``prefetch`` would let more be in flight than ``in_flight_max``.
+        Raises ``RemoteProtocolError`` for an id that is open, beyond ``subscriptions_max``, and if the sum of
+        ``prefetch`` would exceed ``in_flight_max``.
         """
         if subscription.id in self._numbers:
             raise RemoteProtocolError(*errors.DUPLICATE_SUBSCRIPTION)
@@ -177,11 +172,11 @@ class OpenSubscriptions:
         return self._last_number
 
     def number_of(self, subscription_id: str) -> int | None:
-        """Give the number of the open subscription with this id, if there is one."""
+        """Return the number of the open subscription with this id, if there is one."""
         return self._numbers.get(subscription_id)
 
     def numbers_to(self, destination: str) -> tuple[int, ...]:
-        """Give the numbers of all open subscriptions to a destination, the oldest first."""
+        """Return the numbers of all open subscriptions to a destination, oldest first."""
         return tuple(number for number, one in self._open.items() if one.destination == destination)
 
     def end(self, number: int) -> None:
@@ -195,9 +190,9 @@ class OpenSubscriptions:
         self._ended[number] = subscription
 
     def forget_ended(self) -> None:
-        """Drop what was kept of ended subscriptions."""
+        """Drop the ended subscriptions."""
         self._ended = None
 
     def find(self, number: int) -> OpenSubscription | None:
-        """Look up a subscription that is open, or ended and not forgotten."""
+        """Return a subscription that is open, or that ended since the last ``forget_ended``."""
         return self._open.get(number) or (None if self._ended is None else self._ended.get(number))

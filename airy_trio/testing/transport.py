@@ -1,6 +1,6 @@
-"""An outlet in memory, whose peer takes only what a test lets it take. It fits ``websocket.outlet.Outlet``.
+"""A transport in memory, whose peer takes only what a test lets it take. It fits ``websocket.transport.Transport``.
 
-An outlet over any Trio stream, such as those in memory. It fits ``websocket.outlet.Outlet``.
+A transport over any Trio stream, such as those in memory. It fits ``websocket.transport.Transport``.
 """
 
 from random import Random
@@ -24,23 +24,23 @@ class StreamTransport:
         self._broken = False
 
     async def handshake(self) -> None:
-        """See ``Outlet.handshake``: there is nothing to agree on."""
+        """See ``Transport.handshake``: there is nothing to agree on."""
         await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:
-        """See ``Outlet.pending``."""
+        """See ``Transport.pending``."""
         return self._rest is not None
 
     def offer(self, data: bytes) -> bool:
-        """See ``Outlet.offer``."""
+        """See ``Transport.offer``."""
         if self._rest is not None:
             return False
         self.push(data)
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Outlet.push``."""
+        """See ``Transport.push``."""
         if self._rest is not None:
             message = "something is pending"
             raise RuntimeError(message)
@@ -48,7 +48,7 @@ class StreamTransport:
             self._rest = memoryview(data)
 
     async def drain(self) -> None:
-        """See ``Outlet.drain``."""
+        """See ``Transport.drain``."""
         if self._rest is None:
             return
         if self._broken:
@@ -60,22 +60,22 @@ class StreamTransport:
         self._rest = self._rest[CHUNK_BYTES:] if len(self._rest) > CHUNK_BYTES else None
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Outlet.receive_some``."""
+        """See ``Transport.receive_some``."""
         return bytes(await self._stream.receive_some(bytes_max))
 
     async def send_eof(self) -> None:
-        """See ``Outlet.send_eof``."""
+        """See ``Transport.send_eof``."""
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
         else:
             await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """See ``Outlet.aclose``."""
+        """See ``Transport.aclose``."""
         await self._stream.aclose()
 
     async def abort(self) -> None:
-        """See ``Outlet.abort``."""
+        """See ``Transport.abort``."""
         await trio.aclose_forcefully(self._stream)
 
 
@@ -192,5 +192,5 @@ class MemoryTransport:
 
     def _check(self) -> None:
         if self.closed:
-            message = "the outlet is closed"
+            message = "the transport is closed"
             raise trio.ClosedResourceError(message)

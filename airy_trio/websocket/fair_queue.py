@@ -1,12 +1,15 @@
-"""The turnstile: what clients ask is let through so many at a time that what they are sent never waits long.
+"""A queue at which client input waits, so that a crowd of clients cannot delay the delivery of events.
 
-The event loop runs, in each of its turns, everybody who can go on. A crowd that asks much at once, or that was not
-listened to for a moment, would make one turn as long as all that it asks, and an event takes several turns from the
-database to a client. So who has read something from a client enters here before it is looked at: a bounded number in
-each turn, the others in theirs; so does who has met its end. Events and heart-beats do not come by.
+Trio runs each runnable task once in every pass of its event loop. An event needs several passes from the database to a
+client, so its latency is a multiple of the length of a pass. If thousands of clients send something at the same moment,
+and all of it is handled in one pass, every event waits for the sum of that work.
 
-Who waits stands in the queue of its address, first come first served, and one of each queue is let through in its turn:
-ten thousand connections from one address wait for each other, and somebody from another only for one of them.
+A task that has read client input therefore awaits ``FairQueue.enter`` before it handles the input; so does a task whose
+connection has ended, because hundreds may be reset together. A bounded number of tasks proceeds in each pass. Events
+and heart-beats do not enter the queue.
+
+Tasks wait grouped by client address, first in, first out; addresses are served round-robin. Ten thousand connections
+from one address wait for each other; a client from another address waits for at most one of them.
 """
 
 from collections import OrderedDict
@@ -14,70 +17,81 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
+from attrs import frozen
 
-ENTRIES_PER_TURN: Final = 8
-"""Of some 0.1 to 0.5 ms each; with what was read comes one message, which is answered in the same or the next turn."""
-HANDSHAKES_PER_TURN: Final = 1
-"""Steps of TLS handshakes: 0.25 ms of the processor with a P-256 key, 0.6 with RSA-2048, 2 with RSA-4096. In a thread
-each costs 0.3 to 0.5 ms more, and a crowd that waits for threads would not wait in the queues of its addresses."""
+ENTRIES_PER_PASS: Final = 8
+"""One costs 0.1 to 0.5 ms. Each piece of input brings one message, which is answered in this pass or the next."""
+HANDSHAKES_PER_PASS: Final = 1
+"""Steps of TLS handshakes: one costs 0.25 ms of the processor with a P-256 key, 0.6 ms with RSA-2048, 2 ms with
+RSA-4096. A worker thread would add 0.3 to 0.5 ms to each, and a crowd would wait for threads instead of in the queues
+of its addresses."""
 
 Turn = Callable[[], Awaitable[object]]
-"""How somebody waits for its turn: ``FairQueue.enter``, for its address."""
+"""Waits for a task's turn: ``FairQueue.enter`` with the address of its client."""
+
+
+@frozen
+class FairQueueStatistics:
+    """``waiting``: tasks now. ``waited``: tasks that waited longer than for the next pass, since the start."""
+
+    waiting: int
+    waited: int
 
 
 class FairQueue:
-    """``run`` is its task. After that has ended it stands open, so that sessions end as they would."""
+    """Admits ``entries_per_pass`` tasks in each pass. Needs a task for ``run``; after it ends, all are admitted."""
 
-    def __init__(self, entries_per_turn: int = ENTRIES_PER_TURN) -> None:
-        self._per_turn = self._left = entries_per_turn
-        self._queues: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the next one's first
-        self._called = trio.Event()
+    def __init__(self, entries_per_pass: int = ENTRIES_PER_PASS) -> None:
+        self._per_pass = self._left = entries_per_pass
+        self._waiting: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the first address is served next
+        self._not_empty = trio.Event()
         self._open = False
         self._waited = 0
 
-    def statistics(self) -> dict[str, int]:
-        """How many are ``waiting`` now; how many have ``waited`` longer than for the next turn, since the start."""
-        return {"waiting": sum(map(len, self._queues.values())), "waited": self._waited}
+    def statistics(self) -> FairQueueStatistics:
+        """Return current and cumulative counts."""
+        return FairQueueStatistics(sum(map(len, self._waiting.values())), self._waited)
 
     async def enter(self, address: str = "") -> None:
-        """Return in a turn in which there is room; at once, without a checkpoint, where that is this one.
+        """Return in a pass that has room for this task: without a checkpoint if that is the current one.
 
-        ``address``: whose turn it is, as connections are counted (``addresses.counted``).
+        ``address`` is the client's as connections are counted (``admission.counted``).
         """
         if self._open:
             return
         if self._left:
             self._left -= 1
             return
-        self._called.set()
-        queue = self._queues.get(address)
-        if queue is None:
-            queue = self._queues[address] = trio.lowlevel.ParkingLot()
-        self._waited += (len(queue) + 1) * len(self._queues) > self._per_turn  # all before it, if all are as long
-        await queue.park()
+        self._not_empty.set()
+        lot = self._waiting.get(address)
+        if lot is None:
+            lot = self._waiting[address] = trio.lowlevel.ParkingLot()
+        # An estimate of the tasks ahead, which is right if all addresses have as many waiting as this one.
+        self._waited += (len(lot) + 1) * len(self._waiting) > self._per_pass
+        await lot.park()
 
     async def run(self) -> None:
-        """Let through who waits, turn by turn, for ever."""
+        """Admit waiting tasks once in each pass, until cancelled."""
         try:
             while True:
-                await self._called.wait()
-                self._called = trio.Event()
-                self._let_through()
-                while self._queues:
+                await self._not_empty.wait()
+                self._not_empty = trio.Event()
+                self._start_pass()
+                while self._waiting:
                     await trio.lowlevel.checkpoint()
-                    self._let_through()
+                    self._start_pass()
         finally:
+            # Sessions have to close in order after this task was cancelled.
             self._open = True
-            for queue in self._queues.values():
-                queue.unpark_all()
-            self._queues.clear()
+            for lot in self._waiting.values():
+                lot.unpark_all()
+            self._waiting.clear()
 
-    def _let_through(self) -> None:
-        """Begin a turn: one of each queue goes on, queue by queue, until there is no room or nobody waits."""
-        left = self._per_turn
-        while left and self._queues:
-            address, queue = self._queues.popitem(last=False)
-            left -= len(queue.unpark())  # none where all have given up
-            if queue:
-                self._queues[address] = queue
+    def _start_pass(self) -> None:
+        left = self._per_pass
+        while left and self._waiting:
+            address, lot = self._waiting.popitem(last=False)
+            left -= len(lot.unpark())  # nothing if all its tasks were cancelled
+            if lot:
+                self._waiting[address] = lot  # to the end of the round
         self._left = left

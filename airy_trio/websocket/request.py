@@ -1,8 +1,7 @@
-"""The head of an HTTP request, read strictly, and what its sender is told where it is refused; sans-IO.
+"""The head of a client's HTTP request, read strictly, and the response if it is refused. Sans-IO.
 
-RFC 9112 and RFC 6455, section 4.2.1. Stricter than HTTP has to be: no client of ours sends what is refused here, and
-two programs could read it in two ways (bare line feeds, folded lines, a body, headers that stand there twice). Who may
-come in, from where and how often, is not known here.
+RFC 9112, and RFC 6455, section 4.2.1. Rejects more than HTTP has to: bare line feeds, folded lines, a body, repeated
+headers. No WebSocket client sends these, and two programs on the way could read them differently.
 """
 
 import base64
@@ -15,11 +14,11 @@ from typing import Final
 from attrs import field, frozen
 
 HEAD_BYTES_MAX: Final = 16 * 1024
-"""All of it: the line and the headers. Cookies and tokens of some KiB have to fit."""
+"""The request line and the headers. Cookies and tokens of some KiB must fit."""
 HEADERS_MAX: Final = 100
 SUBPROTOCOLS_MAX: Final = 16
 QUOTED_CHARS_MAX: Final = 255
-"""Of a header's value in the log: as long as the name of a host may be."""
+"""A header's value in the log: as long as the name of a host may be."""
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _END: Final = b"\r\n\r\n"
 _KEY_BYTES: Final = 16
@@ -39,14 +38,15 @@ STATUSES: Final = (
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     HTTPStatus.SERVICE_UNAVAILABLE,
 )
-"""All that a request is refused with, so that their counters exist before the first one occurs."""
+"""Every status of a refusal, so that their counters exist before the first one occurs."""
 
 
 class RequestRefusedError(Exception):
-    """The request is answered with ``status`` instead of an upgrade. ``words``: the body; ``headers``: further ones.
+    """The request is answered with ``status`` instead of an upgrade.
 
-    ``words`` are from a small, fixed set: the log counts refusals by them. ``details``: for the log only, what decided,
-    such as a setting or the value of a header; "" if the words say all.
+    ``words`` are the body. They are from a small, fixed set, because the log counts refusals by them. ``headers`` are
+    further headers of the response. ``details`` are for the log only: the setting or the value of a header that
+    decided, or "".
     """
 
     def __init__(self, status: HTTPStatus, words: str, *headers: tuple[str, str], details: str = "") -> None:
@@ -58,7 +58,7 @@ class RequestRefusedError(Exception):
 
     @property
     def answer(self) -> bytes:
-        """The whole response; the connection ends after it."""
+        """The whole response, after which the connection is closed."""
         body = f"{self.words}\n"
         own = ("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))
         lines = (f"{name}: {value}\r\n" for name, value in (*own, *self.headers))
@@ -67,31 +67,31 @@ class RequestRefusedError(Exception):
 
 @frozen
 class Request:
-    """A request that was read whole. ``headers``: the values of each by its name in lower case, in their order."""
+    """A complete request. ``headers`` has the values of each header in order, by its name in lower case."""
 
     method: str
     path: str
     headers: Mapping[str, tuple[str, ...]] = field(repr=False)  # they hold credentials
 
     def one(self, name: str) -> str | None:
-        """The value of a header that may stand there once; None where it does not. Raises ``RequestRefusedError``."""
+        """Return the value of a header; None if it is absent. Raises ``RequestRefusedError`` if it is repeated."""
         values = self.headers.get(name, ())
         if len(values) > 1:
-            raise RequestRefusedError(_BAD, f"The header {name} stands there more than once.")
+            raise RequestRefusedError(_BAD, f"The header {name} is repeated.")
         return values[0] if values else None
 
     def tokens(self, name: str) -> tuple[str, ...]:
-        """The tokens of a header that is a list, over all its lines. Raises ``RequestRefusedError`` for other texts."""
+        """Return the tokens of a list header, over all its lines. Raises ``RequestRefusedError`` for other text."""
         parts = [part.strip(" \t") for value in self.headers.get(name, ()) for part in value.split(",")]
         found = tuple(part for part in parts if part)
         if not all(_TOKEN.fullmatch(part) for part in found):
-            raise RequestRefusedError(_BAD, f"The header {name} is no list of tokens.")
+            raise RequestRefusedError(_BAD, f"The header {name} is not a list of tokens.")
         return found
 
 
 @frozen
 class Upgrade:
-    """What a request for a WebSocket asks for."""
+    """A request for a WebSocket. ``key`` is Sec-WebSocket-Key."""
 
     host: str
     origin: str | None
@@ -100,21 +100,22 @@ class Upgrade:
 
 
 def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
-    """Read what has come so far; None if the head has not ended yet. Raises ``RequestRefusedError``.
+    """Read the head of a request; None if it is incomplete. Raises ``RequestRefusedError`` as soon as it is certain.
 
-    A request that is refused in any case is refused as soon as that can be seen. ``seen``: how many octets an earlier
-    call was given, which returned None. These are not looked at again, or a head that comes octet by octet would cost
-    the square of its length.
+    ``seen`` is the length of ``data`` in the previous call, which returned None. Those octets are not searched again;
+    otherwise a head that arrives octet by octet would cost the square of its length.
     """
     end = data.find(_END, max(0, seen - len(_END) + 1), HEAD_BYTES_MAX)
     if end < 0:
-        _refuse_what_cannot_end(data, seen)
+        _refuse_hopeless(data, seen)
         return None
     if len(data) > end + len(_END):
-        raise RequestRefusedError(_BAD, "Nothing may follow the request: no body, and no frame before the answer.")
+        raise RequestRefusedError(
+            _BAD, "Nothing may follow the request: neither a body, nor a frame before the response."
+        )
     line = _REQUEST_LINE.match(data)
     if line is None:
-        raise RequestRefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+        raise RequestRefusedError(_BAD, "This is not an HTTP/1.1 request that this server accepts.")
     return Request(
         method=line[1].decode("ascii"),
         path=line[2].partition(b"?")[0].decode("ascii"),
@@ -125,11 +126,11 @@ def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:
 def upgrade_in(request: Request) -> Upgrade:
     """Read a request for a WebSocket (RFC 6455, section 4.2.1). Raises ``RequestRefusedError`` if it is not one."""
     if request.method != "GET" or "websocket" not in (token.lower() for token in request.tokens("upgrade")):
-        raise RequestRefusedError(_BAD, "This is a WebSocket endpoint; it answers nothing else.")
+        raise RequestRefusedError(_BAD, "This is a WebSocket endpoint; it serves nothing else.")
     if "upgrade" not in (token.lower() for token in request.tokens("connection")):
-        raise RequestRefusedError(_BAD, "The header connection does not ask for an upgrade.")
+        raise RequestRefusedError(_BAD, "The header connection does not request an upgrade.")
     if "transfer-encoding" in request.headers or request.one("content-length") not in (None, "0"):
-        raise RequestRefusedError(_BAD, "A request for a WebSocket has no body.")
+        raise RequestRefusedError(_BAD, "A request for a WebSocket must not have a body.")
     host, version, key = (request.one(name) for name in ("host", "sec-websocket-version", "sec-websocket-key"))
     if host is None:
         raise RequestRefusedError(_BAD, "The header host is missing.")
@@ -147,21 +148,21 @@ def upgrade_in(request: Request) -> Upgrade:
 
 
 def quoted(value: str) -> str:
-    """Give the value of a header for the log: in quotes, in ASCII, and cut at ``QUOTED_CHARS_MAX`` characters."""
+    """Quote the value of a header for the log, in ASCII, cut to ``QUOTED_CHARS_MAX`` characters."""
     return ascii(value if len(value) <= QUOTED_CHARS_MAX else f"{value[:QUOTED_CHARS_MAX]}...")
 
 
-def _refuse_what_cannot_end(data: bytes | bytearray, seen: int) -> None:
+def _refuse_hopeless(data: bytes | bytearray, seen: int) -> None:
     if len(data) >= HEAD_BYTES_MAX:
         words = f"The head of the request is larger than {HEAD_BYTES_MAX} bytes."
         raise RequestRefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, words)
-    line_came = data.find(b"\n") >= seen
+    line_complete = data.find(b"\n") >= seen
     if (
         not data[:1].isalpha()
-        or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last one may be a CR, whose LF had not come
-        or (line_came and not _REQUEST_LINE.match(data))
+        or _BARE_LINE_END.search(data, max(0, seen - 1))  # the last seen octet may be a CR without its LF
+        or (line_complete and not _REQUEST_LINE.match(data))
     ):
-        raise RequestRefusedError(_BAD, "This is no request of HTTP/1.1 that this server reads.")
+        raise RequestRefusedError(_BAD, "This is not an HTTP/1.1 request that this server accepts.")
 
 
 def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
@@ -172,7 +173,7 @@ def _headers(data: bytes | bytearray) -> Mapping[str, tuple[str, ...]]:
     for line in lines:
         found = _HEADER.fullmatch(line)
         if found is None:
-            raise RequestRefusedError(_BAD, "A header cannot be read.")
+            raise RequestRefusedError(_BAD, "A header is malformed.")
         name = found[1].decode("ascii").lower()
         headers[name] = (*headers.get(name, ()), found[2].decode("latin-1").rstrip(" \t"))
     return headers

@@ -1,19 +1,22 @@
-"""The stream that trio-websocket is given: its frames and complete messages of ours on one way, never mixed.
+"""The byte stream under one WebSocket connection, shared by trio-websocket and by the delivery of events.
 
-Whoever waits while writing holds ``lock``, and waits only while something is pending. Nothing is written after a
-Close frame. Notes when bytes went and came. What the messages are, and who may send events, is known above.
+trio-websocket reads from it and writes its own frames to it (pong, Close). Events, receipts and heart-beats are written
+by us, as complete text messages that were framed once for many clients (``text_message``). ``FramedStream`` keeps the
+two apart:
 
-The bytes of WebSocket frames as a server writes them: unmasked, unfragmented; nothing of who gets them.
+- A task that may have to wait while writing holds ``lock``, and waits only while data is pending. So frames are never
+  interleaved, and a task that was cancelled while waiting leaves nothing half written: the next holder of the lock
+  drains first.
+- Nothing is written after a Close frame.
+- A peer that takes nothing for ``send_timeout_s`` is reported with ``StalledError``.
 
-RFC 6455, section 5.2. One text message carries exactly one STOMP frame, because most STOMP clients read one frame
-per message and drop or mix up a second one; many complete messages go into one write instead, which no client can
-tell (wire contract, "How it is written").
+It also guards what trio-websocket does not. trio-websocket limits the octets of a message, but stores each piece of it
+as an object of its own, and answers each PING: a frame without content costs a client six octets, and the server an
+entry in a list or an answer. ``Fragments`` therefore follows the headers of the client's frames and counts both.
 
-In how many pieces a client's message has come so far: the bound on what trio-websocket keeps until it is complete.
-
-trio-websocket bounds the octets of a message, but keeps each piece of it as an object of its own: a frame without
-content costs a client six octets and the server an entry in a list, for ever. Follows the frames' headers (RFC 6455,
-section 5.2), and refuses to know what is in the frames.
+One text message carries exactly one STOMP frame, because most STOMP clients read one frame per message and drop or
+garble a second one. Many complete messages go into one write instead, which no client can notice (wire contract, "How
+it is written"). Frames of a server are neither masked nor fragmented here (RFC 6455, section 5.2).
 """
 
 import re
@@ -24,29 +27,52 @@ import trio
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.transport import Transport
 
-_FIN_TEXT: Final = 0x81
-CLOSE_FIRST_BYTE: Final = b"\x88"
+RECEIVE_BYTES_MAX: Final = 4096
+CONTROLS_PER_S: Final = 20
+CONTROLS_BURST: Final = 100
+"""Control frames of one client. After a burst of this size they are read at the rate above. Clients send one in some
+seconds."""
+PIECES_MAX: Final = 4096
+"""Pieces of one message: its frames, and further reads within a frame. Browsers send a message in one frame."""
+SMALL_OCTETS: Final = 16
+SMALL_MAX: Final = 256
+"""Frames of one message with less content than ``SMALL_OCTETS``: each costs the server as much as a large one."""
+CLOSE_REASON_BYTES_MAX: Final = 123
+"""All that a control frame can carry besides the code."""
+CLOSE_BYTES_MAX: Final = 131
+"""The Close frame of a client: header, masking key, code and reason."""
+
+# The first octet of a frame is FIN and opcode, the second MASK and a length of 7 bits. Lengths 126 and 127 announce
+# that the length follows, in two or eight octets; then follows the masking key of a client.
+_FIN: Final = 0x80
+_OPCODE: Final = 0x0F
+_TEXT: Final = 0x01
+_CLOSE: Final = 0x08
+_CONTROL: Final = 0x08  # this bit of the opcode
+_MASKED: Final = 0x80
+_LENGTH: Final = 0x7F
 _LENGTH_7_MAX: Final = 125
-_LENGTH_7_MASK: Final = 0x7F
 _LENGTH_16: Final = 126
 _LENGTH_16_MAX: Final = 0xFFFF
 _LENGTH_64: Final = 127
-CLOSE_REASON_BYTES_MAX: Final = 123
-CLOSE_BYTES_MAX: Final = 131
-"""Of a client's Close frame."""
-_KEY_BYTES: Final = 4
+_LENGTH_OCTETS: Final = {_LENGTH_16: 2, _LENGTH_64: 8}
+_FIXED_OCTETS: Final = 2
+_KEY_OCTETS: Final = 4
+
+CLOSE_FIRST_BYTE: Final = bytes((_FIN | _CLOSE,))
 _MASKED_CLOSE: Final = re.compile(rb"(?=\x88([\x80-\xfd]))")
-"""The first two octets of a client's Close frame, wherever they stand. The second one holds the length."""
+"""The first two octets of a client's Close frame, at any index. The second one holds the length."""
+_SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
 
 
 def text_message(payload: bytes) -> bytes:
     """Frame UTF-8 octets as one complete text message."""
     size = len(payload)
     if size <= _LENGTH_7_MAX:
-        return bytes((_FIN_TEXT, size)) + payload
+        return bytes((_FIN | _TEXT, size)) + payload
     if size <= _LENGTH_16_MAX:
-        return bytes((_FIN_TEXT, _LENGTH_16)) + size.to_bytes(2, "big") + payload
-    return bytes((_FIN_TEXT, _LENGTH_64)) + size.to_bytes(8, "big") + payload
+        return bytes((_FIN | _TEXT, _LENGTH_16)) + size.to_bytes(2, "big") + payload
+    return bytes((_FIN | _TEXT, _LENGTH_64)) + size.to_bytes(8, "big") + payload
 
 
 HEART_BEAT: Final = text_message(b"\n")
@@ -57,43 +83,268 @@ PING: Final = b"\x89\x00"
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Make a Close frame. ``reason`` is cut at 123 octets, which is all that a control frame can carry."""
+    """Make a Close frame. ``reason`` is cut to ``CLOSE_REASON_BYTES_MAX``."""
     payload = code.to_bytes(2, "big") + reason.encode()[:CLOSE_REASON_BYTES_MAX]
     return CLOSE_FIRST_BYTE + bytes((len(payload),)) + payload
 
 
 def ends_with_close(data: bytes) -> bool:
-    """Whether the last octets of what a client has sent look like its Close frame, after which nothing follows.
+    """Return whether the last octets of a client's input look like its Close frame, which nothing follows.
 
-    Content of another frame looks like one about twice in a thousand times: for a reader that may stop too early.
+    The content of another frame looks like one about twice in a thousand times, so this is only for a reader that may
+    stop too early.
     """
     tail = data[-CLOSE_BYTES_MAX:]
     return any(
-        found.start() + 2 + _KEY_BYTES + (found[1][0] & _LENGTH_7_MASK) == len(tail)
+        found.start() + _FIXED_OCTETS + _KEY_OCTETS + (found[1][0] & _LENGTH) == len(tail)
         for found in _MASKED_CLOSE.finditer(tail)
     )
 
 
-PIECES_MAX: Final = 4096
-"""Of one message: frames, and further reads within a frame. Browsers send a message in one frame."""
-SMALL_OCTETS: Final = 16
-SMALL_MAX: Final = 256
-"""Frames of one message with less content than that: each costs the server as much as one of many octets."""
-_FIN: Final = 0x80
-_CONTROL: Final = 0x08
-_OPCODE: Final = 0x0F
-_CLOSE: Final = 0x08
-_MASKED: Final = 0x80
-_LENGTH: Final = 0x7F
-_LENGTH_OCTETS: Final = {126: 2, 127: 8}
-_FIXED_OCTETS: Final = 2
-_KEY_OCTETS: Final = 4
+class StalledError(trio.BrokenResourceError):
+    """The peer took nothing for ``send_timeout_s``."""
+
+
+class FramedStream(trio.abc.Stream):
+    """The stream of one connection. The session closes ``transport``; closing this object does not.
+
+    Times are in Trio's clock: ``read_at`` and ``written_at`` of the last input and output, ``drained_at`` of the last
+    time the peer took pending data.
+
+    ``closing``: a Close frame was written, or is about to be.
+    ``stalled``: the peer took nothing for ``send_timeout_s``.
+    ``flooded``, ``oversized``: the client sent a message in too many pieces, or more than ``limit`` allows; nothing
+    more is read from it.
+    ``input_queued``: input has arrived and waits for its turn. ``turn`` waits for it; None: there are no turns.
+    ``admitted``: input has had its turn, which covers one message in it. The reader resets it when it takes that
+    message; each further message needs a turn of its own.
+    """
+
+    # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
+    __slots__ = (
+        "_attending",
+        "_bytes_left",
+        "_closed",
+        "_controls_at",
+        "_fragments",
+        "_input_ended",
+        "_lock",
+        "_put_back",
+        "_send_timeout_s",
+        "_turn",
+        "admitted",
+        "closing",
+        "drained_at",
+        "flooded",
+        "input_queued",
+        "oversized",
+        "read_at",
+        "stalled",
+        "transport",
+        "written_at",
+    )
+
+    def __init__(self, transport: Transport, *, send_timeout_s: float, turn: Turn | None = None) -> None:
+        self.transport = transport
+        self.closing = False
+        self.stalled = False
+        self.flooded = False
+        self.oversized = False
+        self.input_queued = False
+        self.admitted = False
+        self.read_at = self.written_at = self.drained_at = trio.current_time()
+        self._lock: trio.StrictFIFOLock | None = None  # half a KiB, and most peers take everything at once
+        self._closed = False  # whether the transport has the Close frame
+        self._input_ended = False
+        self._attending: trio.CancelScope | None = None
+        self._send_timeout_s = send_timeout_s
+        self._turn = turn
+        self._put_back = b""
+        self._bytes_left: int | None = None
+        self._controls_at = 0.0  # when the control frames so far would have been read at the permitted rate
+        self._fragments: Fragments | None = None  # there are no frames until the upgrade was answered
+
+    def attending(self) -> trio.CancelScope:
+        """Return a scope for work on the client's behalf; it is cancelled when the client's input ends.
+
+        There is one at a time; call ``attended`` after it.
+        """
+        self._attending = scope = trio.CancelScope()
+        if self._input_ended:
+            scope.cancel()
+        return scope
+
+    def attended(self) -> None:
+        """Drop the scope, so that an idle connection does not hold it."""
+        self._attending = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the client has ended its input, with a Close frame or with the stream."""
+        return self._input_ended or (self._fragments is not None and self._fragments.closed)
+
+    @property
+    def lock(self) -> trio.StrictFIFOLock:
+        """The lock of a task that may wait while writing."""
+        if self._lock is None:
+            self._lock = trio.StrictFIFOLock()
+        return self._lock
+
+    def offer(self, data: bytes, now: float) -> bool:
+        """Write complete messages without waiting, or return False and write nothing. ``now``: in Trio's time."""
+        if self.closing or not self.transport.offer(data):
+            return False
+        self.written_at = now
+        return True
+
+    async def write(self, data: bytes) -> bool:
+        """Write complete messages and wait until the peer has taken them. False after a Close frame.
+
+        Has no checkpoint if no other task is writing and the peer takes the data at once. Raises
+        ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
+        """
+        if self.transport.pending or (self._lock is not None and self._lock.locked()):
+            async with self.lock:
+                if self.closing:
+                    return False
+                await self.push(data)
+            return True
+        if self.closing:
+            return False
+        if self._push_now(data):
+            async with self.lock:  # free: there was no checkpoint since it was tested
+                await self.drain()
+        return True
+
+    async def close(self, frame: bytes) -> None:
+        """Write the Close frame, unless one was written before, and wait until it has left."""
+        self.closing = True  # before waiting for the lock: no other task may write after this frame
+        async with self.lock:
+            await self.drain()
+            if not self._closed:
+                self._closed = True
+                self._push_now(frame)
+                await self.drain()
+
+    async def push(self, data: bytes) -> None:
+        """Write complete messages and wait until they have left. For the holder of ``lock``.
+
+        If nothing is pending, the transport has all of ``data`` before the first wait, so it is sent even if this is
+        cancelled.
+        """
+        await self.drain()
+        self._push_now(data)
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until nothing is pending; no checkpoint if nothing is. For the holder of ``lock``."""
+        while self.transport.pending:
+            with trio.move_on_after(self._send_timeout_s) as patience:
+                await self.transport.drain()
+            if patience.cancelled_caught:
+                self.stalled = True
+                message = f"nothing was taken for {self._send_timeout_s} s"
+                raise StalledError(message)
+            self.written_at = self.drained_at = trio.current_time()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write a frame of trio-websocket, or its answer to the upgrade. After a Close frame it is dropped."""
+        frame = bytes(data)
+        if self._fragments is None and frame.startswith(_SWITCHING_PROTOCOLS):
+            self._fragments = Fragments()  # before any wait: from now on wsproto reads all input as frames
+        if frame.startswith(CLOSE_FIRST_BYTE):
+            await self.close(frame)
+        else:
+            await self.write(frame)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until nothing is pending."""
+        async with self.lock:
+            await self.drain()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return the client's next bytes after their turn; empty at the end of its stream.
+
+        Raises ``trio.BrokenResourceError`` if the connection is broken, and beyond a limit (``flooded``,
+        ``oversized``).
+        """
+        if self._put_back:  # without a checkpoint: the reader has only just started
+            data, self._put_back = self._put_back, b""
+            return data
+        data, fault = b"", None
+        try:
+            data = await self.transport.receive_some(max_bytes or RECEIVE_BYTES_MAX)
+            self._check_limits(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            fault = error  # raised after its turn, because hundreds of connections may be reset together
+        if fault is not None or not data:
+            self._end_input()
+        if fault is None and self._fragments is not None and self._fragments.controls:
+            await self._pace(self._fragments)
+        if self._turn is not None:
+            self.input_queued = True
+            await self._turn()
+            self.admitted = True
+            self.input_queued = False
+        if fault is not None:
+            raise fault
+        self.read_at = trio.current_time()
+        return data
+
+    def limit(self, bytes_max: int | None) -> None:
+        """Read at most ``bytes_max`` from now on; None: no limit.
+
+        Until CONNECT a smaller limit applies than trio-websocket's, which is the same for the whole connection.
+        """
+        self._bytes_left = bytes_max
+
+    def put_back(self, data: bytes) -> None:
+        """Let the next read return ``data``: for trio-websocket, instead of the request that was read before it."""
+        self._put_back = data
+
+    async def aclose(self) -> None:
+        """Record that trio-websocket has ended. The session closes the transport."""
+        self._end_input()
+        await trio.lowlevel.checkpoint()
+
+    async def _pace(self, fragments: "Fragments") -> None:
+        """Delay reading if control frames arrive faster than any client sends them.
+
+        Each PING is answered, so without this a few clients that send nothing else would keep the server busy.
+        """
+        now = trio.current_time()
+        self._controls_at = max(self._controls_at, now) + fragments.controls / CONTROLS_PER_S
+        fragments.controls = 0
+        await trio.sleep(max(0, self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S))
+
+    def _push_now(self, data: bytes) -> bool:
+        """Write while nothing is pending; return whether something is pending then."""
+        self.transport.push(data)
+        self.written_at = trio.current_time()
+        return self.transport.pending
+
+    def _end_input(self) -> None:
+        self._input_ended = True
+        if self._attending is not None:
+            self._attending.cancel()
+
+    def _check_limits(self, data: bytes) -> None:
+        if self._bytes_left is not None:
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0:
+                self.oversized = True
+                message = "more bytes than allowed"
+                raise trio.BrokenResourceError(message)
+        if self._fragments is not None and not self._fragments.feed(data):
+            self.flooded = True
+            message = "a message in too many pieces"
+            raise trio.BrokenResourceError(message)
 
 
 class Fragments:
-    """Counts the pieces of the message that is under way, from all that comes after the answer to the upgrade.
+    """Counts the pieces of the client's current message, and its control frames, from the headers of its frames.
 
-    ``controls``: control frames that have begun; whoever paces them sets it back. ``closed``: one was a Close frame.
+    ``controls``: control frames that have begun since the reader last set it to 0. ``closed``: one was a Close frame.
     """
 
     __slots__ = (
@@ -111,43 +362,43 @@ class Fragments:
         self.controls = 0
         self.closed = False
         self._header = b""
-        self._content = 0  # octets of the frame that are still to come
-        self._counted = False  # whether the frame is of a message, and not a control frame
-        self._last = False  # whether the message ends with the frame
+        self._content = 0  # octets of the current frame that are still missing
+        self._counted = False  # whether the current frame belongs to a message; control frames do not
+        self._last = False  # whether the message ends with the current frame
         self._pieces = 0
         self._small = 0
 
     def feed(self, data: bytes) -> bool:
-        """Follow what has come; False where a message has too many pieces: ``PIECES_MAX``, or ``SMALL_MAX`` small."""
+        """Follow the client's input after the upgrade. False if a message exceeds ``PIECES_MAX`` or ``SMALL_MAX``."""
         at = 0
         while at < len(data):
-            at = self._skip(data, at) if self._content else self._begin(data, at)
+            at = self._skip_content(data, at) if self._content else self._read_header(data, at)
             if self._pieces > PIECES_MAX or self._small > SMALL_MAX:
                 return False
         return True
 
-    def _skip(self, data: bytes, at: int) -> int:
-        """Pass over the content of a frame; give where it, or the data, ends."""
+    def _skip_content(self, data: bytes, at: int) -> int:
+        """Skip the content of the current frame; return the index after it, or the end of the data."""
         end = min(len(data), at + self._content)
         self._content -= end - at
-        self._count()
+        self._count_piece()
         return end
 
-    def _begin(self, data: bytes, at: int) -> int:
-        """Read on in the header of a frame; give where it, or the data, ends."""
+    def _read_header(self, data: bytes, at: int) -> int:
+        """Read more of a header; return the index after it, or the end of the data."""
         header = self._header
         while at < len(data):
             end = at + _header_octets(header) - len(header)
             header += data[at:end]
             at = min(end, len(data))
             if len(header) == _header_octets(header):
-                self._enter(header)
+                self._begin_frame(header)
                 header = b""
                 break
         self._header = header
         return at
 
-    def _enter(self, header: bytes) -> None:
+    def _begin_frame(self, header: bytes) -> None:
         length = header[1] & _LENGTH
         octets = _LENGTH_OCTETS.get(length, 0)
         self._content = int.from_bytes(header[_FIXED_OCTETS : _FIXED_OCTETS + octets]) if octets else length
@@ -158,255 +409,16 @@ class Fragments:
         if self._counted:
             self._small = 0 if self._last else self._small + (self._content < SMALL_OCTETS)
         if not self._content:
-            self._count()
+            self._count_piece()
 
-    def _count(self) -> None:
+    def _count_piece(self) -> None:
         if self._counted:
             self._pieces = 0 if self._last and not self._content else self._pieces + 1
 
 
 def _header_octets(header: bytes) -> int:
-    """How long a header is, as far as its beginning tells."""
+    """Return the length of a header, as far as its first octets determine it."""
     if len(header) < _FIXED_OCTETS:
         return _FIXED_OCTETS
     masked = _KEY_OCTETS if header[1] & _MASKED else 0
     return _FIXED_OCTETS + _LENGTH_OCTETS.get(header[1] & _LENGTH, 0) + masked
-
-
-RECEIVE_BYTES_MAX: Final = 4096
-CONTROLS_PER_S: Final = 20
-CONTROLS_BURST: Final = 100
-"""Control frames of one client: beyond so many at once they are read at this rate. Clients send one in some seconds."""
-_SWITCHING_PROTOCOLS: Final = b"HTTP/1.1 101"
-
-
-class StalledError(trio.BrokenResourceError):
-    """The peer took nothing for ``send_timeout_s``."""
-
-
-class FramedStream(trio.abc.Stream):
-    """One connection's way out and in.
-
-    ``read_at``, ``written_at``: when the last bytes came and went, in Trio's time. ``drained_at``: when the peer last
-    took some of what was pending. ``closing``: a Close frame was
-    written, or is about to be. ``stalled``: the peer took nothing for ``send_timeout_s``. ``flooded``: it sent a
-    message in too many pieces, ``oversized``: or more than ``limit`` allows; nothing is read from it any more.
-    ``deserted``: nothing more can come. ``unheard``: something has come, and waits for its ``turn``
-    at the turnstile, where there is one. ``admitted``: it has had it, and one message of it needs no other; whoever
-    takes that up sets it back.
-    """
-
-    # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
-    __slots__ = (
-        "_attending",
-        "_bytes_left",
-        "_closed",
-        "_controls_at",
-        "_fragments",
-        "_lock",
-        "_put_back",
-        "_send_timeout_s",
-        "_turn",
-        "admitted",
-        "closing",
-        "deserted",
-        "drained_at",
-        "flooded",
-        "outlet",
-        "oversized",
-        "read_at",
-        "stalled",
-        "unheard",
-        "written_at",
-    )
-
-    def __init__(self, outlet: Transport, *, send_timeout_s: float, turn: Turn | None = None) -> None:
-        self.outlet = outlet
-        self._lock: trio.StrictFIFOLock | None = None  # half a kibibyte, and most peers take all at once
-        self.closing = False
-        self._closed = False  # whether the Close frame has been given to the outlet
-        self.stalled = False
-        self.flooded = False
-        self.deserted = False
-        self.admitted = False
-        self.unheard = False
-        self._attending: trio.CancelScope | None = None
-        self.oversized = False
-        self.read_at = self.written_at = self.drained_at = trio.current_time()
-        self._send_timeout_s = send_timeout_s
-        self._turn = turn
-        self._put_back = b""
-        self._bytes_left: int | None = None
-        self._controls_at = 0.0
-        self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
-
-    def attending(self) -> trio.CancelScope:
-        """Give a scope for what is waited for on the peer's behalf: cancelled when nothing more can come from it.
-
-        There is one at a time, up to ``attended``.
-        """
-        self._attending = scope = trio.CancelScope()
-        if self.deserted:
-            scope.cancel()
-        return scope
-
-    def attended(self) -> None:
-        """Forget the scope: an idle connection should hold nothing that it does not need."""
-        self._attending = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the peer has said that nothing more comes: with a Close frame, or by ending the stream."""
-        return self.deserted or (self._fragments is not None and self._fragments.closed)
-
-    @property
-    def lock(self) -> trio.StrictFIFOLock:
-        """What everybody holds who waits while writing."""
-        if self._lock is None:
-            self._lock = trio.StrictFIFOLock()
-        return self._lock
-
-    def offer(self, data: bytes, now: float) -> bool:
-        """Write complete messages without waiting: all of them, or nothing and say False."""
-        if self.closing or not self.outlet.offer(data):
-            return False
-        self.written_at = now
-        return True
-
-    async def write(self, data: bytes) -> bool:
-        """Write complete messages, waiting for the peer to take them; False where a Close frame came before.
-
-        Without a checkpoint where nobody else is writing and the peer takes them at once. Raises
-        ``trio.BrokenResourceError`` (``StalledError`` is one) and ``trio.ClosedResourceError``.
-        """
-        if self.outlet.pending or (self._lock is not None and self._lock.locked()):
-            async with self.lock:
-                if self.closing:
-                    return False
-                await self.push(data)
-            return True
-        if self.closing:
-            return False
-        if self._give(data):
-            async with self.lock:  # nobody can have it: there was no checkpoint since it was free
-                await self.drain()
-        return True
-
-    async def close(self, frame: bytes) -> None:
-        """Write the Close frame, the last that this wire carries, unless one was written before; wait until it left."""
-        self.closing = True  # before the lock is waited for: who comes between must not write after it
-        async with self.lock:
-            await self.drain()
-            if not self._closed:
-                self._closed = True
-                self._give(frame)
-                await self.drain()
-
-    async def push(self, data: bytes) -> None:
-        """Give complete messages to the outlet and wait until they have left. For the holder of ``lock``.
-
-        Where nothing is pending they are given whole before the first wait: who is cancelled then has sent them.
-        """
-        await self.drain()
-        self._give(data)
-        await self.drain()
-
-    async def drain(self) -> None:
-        """Wait until nothing is pending. For the holder of ``lock``; no checkpoint where nothing is."""
-        while self.outlet.pending:
-            with trio.move_on_after(self._send_timeout_s) as patience:
-                await self.outlet.drain()
-            if patience.cancelled_caught:
-                self.stalled = True
-                message = f"nothing was taken for {self._send_timeout_s} s"
-                raise StalledError(message)
-            self.written_at = self.drained_at = trio.current_time()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write one frame of trio-websocket, or its answer to the upgrade. Dropped after a Close frame."""
-        frame = bytes(data)
-        if self._fragments is None and frame.startswith(_SWITCHING_PROTOCOLS):
-            self._fragments = Fragments()  # before any wait: from now on wsproto takes what comes for frames
-        if frame.startswith(CLOSE_FIRST_BYTE):
-            await self.close(frame)
-        else:
-            await self.write(frame)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Wait until nothing is pending."""
-        async with self.lock:
-            await self.drain()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The peer's next bytes; none at its end. Raises ``trio.BrokenResourceError`` where it floods us."""
-        if self._put_back:  # without a checkpoint: its reader has only just begun
-            data, self._put_back = self._put_back, b""
-            return data
-        data, fault = b"", None
-        try:
-            data = await self.outlet.receive_some(max_bytes or RECEIVE_BYTES_MAX)
-            self._follow(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            fault = error  # raised when it is its turn: hundreds may be reset at once
-        if fault is not None or not data:
-            self._desert()
-        if fault is None and self._fragments is not None and self._fragments.controls:
-            await self._pace(self._fragments)
-        if self._turn is not None:
-            self.unheard = True
-            await self._turn()
-            self.admitted = True
-            self.unheard = False
-        if fault is not None:
-            raise fault
-        self.read_at = trio.current_time()
-        return data
-
-    def limit(self, bytes_max: int | None) -> None:
-        """Read at most so many bytes from now on; None: any number.
-
-        trio-websocket keeps a message until it is complete, and has one limit for all the life of a connection.
-        """
-        self._bytes_left = bytes_max
-
-    def put_back(self, data: bytes) -> None:
-        """Give these bytes to who reads next: trio-websocket, in place of the request that was read before it."""
-        self._put_back = data
-
-    async def aclose(self) -> None:
-        """Take note that trio-websocket has ended. Only the session closes the outlet."""
-        self._desert()
-        await trio.lowlevel.checkpoint()
-
-    async def _pace(self, fragments: Fragments) -> None:
-        """Wait where control frames come faster than any client sends them, and let the peer wait too.
-
-        Each PING is answered: a few clients that send nothing else would be served before all others.
-        """
-        now = trio.current_time()
-        self._controls_at = max(self._controls_at, now) + fragments.controls / CONTROLS_PER_S
-        fragments.controls = 0
-        await trio.sleep(max(0, self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S))
-
-    def _give(self, data: bytes) -> bool:
-        """Write, nothing being pending; whether something is now."""
-        self.outlet.push(data)
-        self.written_at = trio.current_time()
-        return self.outlet.pending
-
-    def _desert(self) -> None:
-        self.deserted = True
-        if self._attending is not None:
-            self._attending.cancel()
-
-    def _follow(self, data: bytes) -> None:
-        if self._bytes_left is not None:
-            self._bytes_left -= len(data)
-            if self._bytes_left < 0:
-                self.oversized = True
-                message = "more has come than is allowed"
-                raise trio.BrokenResourceError(message)
-        if self._fragments is not None and not self._fragments.feed(data):
-            self.flooded = True
-            message = "a message came in too many pieces"
-            raise trio.BrokenResourceError(message)

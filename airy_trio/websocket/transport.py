@@ -1,7 +1,8 @@
-"""Where bytes leave for one peer, and come from it: the seam under which a socket, any Trio stream or memory stands.
+"""A two-way byte transport to one peer: the ``Transport`` protocol, and its implementation for sockets.
 
-Two things are known here and nowhere above: what the peer has not taken yet, and how to wait until it takes more.
-What the bytes mean, who may write them, and for how long one waits is the wire's.
+A transport knows which bytes the peer has not taken yet, and how to wait until it takes more. ``FramedStream`` above it
+decides what is written, by whom, and how long a peer may take nothing. TLS (``websocket.tls``) is a transport over
+another transport; ``testing.transport`` has transports in memory.
 """
 
 import socket
@@ -13,88 +14,87 @@ from typing import Final, Protocol
 import trio
 
 _NOTSENT_LOWAT_BYTES: Final = 16 * 1024
+"""Unsent data that the kernel accepts. More waits in the server instead, where it can still be batched."""
 _LINGER_NONE: Final = struct.pack("ii", 1, 0)
 _NOTHING: Final = memoryview(b"")
 
 
 class HandshakeError(trio.BrokenResourceError):
-    """The peer does not speak as this outlet needs it to. The message is plain words, with nothing of the peer's."""
+    """The peer does not speak the protocol of this transport. The message repeats nothing that the peer sent."""
 
 
 class Transport(Protocol):
-    """A way out that never takes half of what it is given: what the peer does not take at once is *pending*.
+    """A transport that accepts data whole or not at all. Accepted data that has not left yet is *pending*.
 
-    Errors are ``trio.BrokenResourceError`` (the peer is gone) and ``trio.ClosedResourceError`` (we closed it). After
-    ``drain`` was cancelled an outlet goes on where it stopped, or is broken if it cannot.
+    Methods raise ``trio.BrokenResourceError`` if the peer is gone and ``trio.ClosedResourceError`` if this side closed
+    the transport. After a cancelled ``drain`` it continues where it stopped, or is broken if it cannot.
     """
 
     async def handshake(self) -> None:
-        """Agree with the peer on how octets are sent; before anything else. Raises ``HandshakeError``."""
+        """Negotiate with the peer, before anything else is called. Raises ``HandshakeError``."""
         ...
 
     @property
     def pending(self) -> bool:
-        """Whether something that was taken has not left yet."""
+        """Whether accepted data has not left yet."""
         ...
 
     def offer(self, data: bytes) -> bool:
-        """Take all of ``data``, or nothing and say False; never waits. Refuses while something is pending."""
+        """Accept all of ``data``, or return False: always so while data is pending. Never waits."""
         ...
 
     def push(self, data: bytes) -> None:
-        """Take all of ``data`` in any case; never waits. Nothing may be pending."""
+        """Accept all of ``data`` even if the peer takes none of it. Never waits. Nothing may be pending."""
         ...
 
     async def drain(self) -> None:
-        """Return when some more of what is pending has left; at once where nothing is."""
+        """Return when more of the pending data has left; at once if none is pending."""
         ...
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """The next bytes of the peer, at least one; none at the end of its stream."""
+        """Return the next bytes of the peer; empty at the end of its stream."""
         ...
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more comes, where the medium can; it can still be read."""
+        """Signal the end of our data, if the medium can. The peer can still be read."""
         ...
 
     async def aclose(self) -> None:
-        """Close in order: what the peer has not taken yet may still arrive. Idempotent."""
+        """Close in order: data that has left may still arrive. Idempotent."""
         ...
 
     async def abort(self) -> None:
-        """Close at once: drop what has not left, and let the kernel forget the peer. Idempotent."""
+        """Close at once and drop all data that has not arrived, in the kernel too. Idempotent."""
         ...
 
 
 class SocketTransport:
-    """A connected, non-blocking stream socket of the standard library, written to without a detour.
+    """A connected stream socket of the standard library, which it owns and makes non-blocking.
 
-    Direct ``send`` costs a third of ``SocketStream.send_all``. Owns the socket.
-    ``pending``, asked at each delivery, is kept beside what it tells of: a property would be a call.
+    Calls ``send`` directly, which costs a third of ``trio.SocketStream.send_all``.
     """
 
-    __slots__ = ("_heard", "_rest", "_send", "_socket", "pending")
+    __slots__ = ("_rest", "_send", "_socket", "_tried", "pending")
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send: Callable[[bytes | memoryview], int] = sock.send
         self._rest = _NOTHING
-        self._heard = False  # who has connected has mostly sent its request by now: the first time it is just tried
-        self.pending = False
+        self._tried = False  # to read without waiting, once: most clients have sent their request by now
+        self.pending = False  # an attribute instead of a property, because every delivery reads it
         sock.settimeout(0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Data waits here, where it can be batched, rather than in the kernel.
             lowat = getattr(trio.socket, "TCP_NOTSENT_LOWAT", None)
             if lowat is not None:
                 with suppress(OSError):  # an old kernel: slower, not wrong
                     sock.setsockopt(socket.IPPROTO_TCP, lowat, _NOTSENT_LOWAT_BYTES)
 
     async def handshake(self) -> None:
-        """See ``Transport.handshake``: there is nothing to agree on, and reading comes next, which waits."""
+        """See ``Transport.handshake``: there is nothing to negotiate."""
 
     def offer(self, data: bytes) -> bool:
-        """See ``Transport.offer``. Each delivery comes through here: the call of ``_try_send`` is spared."""
+        """See ``Transport.offer``. Every delivery calls it, so it repeats ``_try_send`` instead of calling it."""
         if self.pending:
             return False
         try:
@@ -102,17 +102,17 @@ class SocketTransport:
         except BlockingIOError:
             return not data
         except OSError as error:
-            raise self._fault_of(error) from error
+            raise self._converted(error) from error
         if sent < len(data):
-            self._keep(memoryview(data)[sent:])
+            self._set_rest(memoryview(data)[sent:])
         return True
 
     def push(self, data: bytes) -> None:
         """See ``Transport.push``."""
         if self.pending:
-            message = "something is pending"
+            message = "data is pending"
             raise RuntimeError(message)
-        self._keep(memoryview(data)[self._try_send(data) :])
+        self._set_rest(memoryview(data)[self._try_send(data) :])
 
     async def drain(self) -> None:
         """See ``Transport.drain``."""
@@ -121,16 +121,16 @@ class SocketTransport:
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._try_send(self._rest)
             if sent:
-                self._keep(self._rest[sent:])
+                self._set_rest(self._rest[sent:])
                 return
 
     async def receive_some(self, bytes_max: int) -> bytes:
         """See ``Transport.receive_some``."""
         while True:
             self._check_open()
-            if self._heard:
+            if self._tried:
                 await trio.lowlevel.wait_readable(self._socket)
-            self._heard = True
+            self._tried = True
             try:
                 return self._socket.recv(bytes_max)
             except BlockingIOError:
@@ -155,14 +155,14 @@ class SocketTransport:
     async def abort(self) -> None:
         """See ``Transport.abort``. With linger 0 the kernel drops its buffer and resets the peer."""
         if self._socket.fileno() != -1:
-            with suppress(OSError):  # the peer was faster: there is nothing left to reset
+            with suppress(OSError):  # the peer has already reset the connection
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
         self._close()
         await trio.lowlevel.checkpoint()
 
-    def _keep(self, rest: memoryview) -> None:
+    def _set_rest(self, rest: memoryview) -> None:
         self.pending = len(rest) > 0
-        self._rest = rest if self.pending else _NOTHING  # an empty view would still hold all of its run
+        self._rest = rest if self.pending else _NOTHING  # an empty view would still reference all of its batch
 
     def _try_send(self, data: bytes | memoryview) -> int:
         try:
@@ -170,10 +170,10 @@ class SocketTransport:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._fault_of(error) from error
+            raise self._converted(error) from error
 
-    def _fault_of(self, error: OSError) -> Exception:
-        """What is raised instead of an error of the socket: whether the peer broke it, or we closed it."""
+    def _converted(self, error: OSError) -> Exception:
+        """Return the Trio error for an error of the socket: closed by us, or broken by the peer."""
         if self._socket.fileno() == -1:
             return trio.ClosedResourceError("the socket is closed")
         return trio.BrokenResourceError(str(error))
@@ -184,7 +184,7 @@ class SocketTransport:
             raise trio.ClosedResourceError(message)
 
     def _close(self) -> None:
-        self._keep(_NOTHING)
+        self._set_rest(_NOTHING)
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()

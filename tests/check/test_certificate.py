@@ -22,7 +22,7 @@ def test_one_that_has_expired_is_only_a_warning(sqlite_application: Application,
     report = check(sqlite_application.migrate(f"[listener]\n{files.listener}"))
     assert report.of("problem") == ()
     [warning] = report.of("warning")
-    assert warning.startswith("listener.tls_certificate: the certificate has expired, on ")
+    assert warning.startswith("listener.tls_certificate: the certificate expired on ")
     assert not any("listener" in note for note in report.of("note"))
 
 

@@ -2,15 +2,17 @@
 
 import pytest
 
-from airy_trio.stomp import connection
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import LocalProtocolError
 from airy_trio.stomp.frames import Version
-from tests.stomp.dialogue import VERSIONS, options, read
+from tests.stomp.dialogue import VERSIONS, connect_frame, opened, options, read
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_connected_has_its_four_headers_in_every_version(version: Version) -> None:
-    frame = read(connection.connected(options(heartbeat_ms=5), "s-1", version), version)
+def test_connected_has_four_headers_in_every_version(version: Version) -> None:
+    connection = Connection(options(heartbeat_ms=5), "s-1")
+    connection.receive(connect_frame(version))
+    frame = read(connection.connected(), version)
     assert frame.command == "CONNECTED"
     assert frame.headers == (
         ("version", version.value),
@@ -20,19 +22,19 @@ def test_connected_has_its_four_headers_in_every_version(version: Version) -> No
     )
 
 
-def test_a_receipt_echoes_its_id_by_the_rules_of_the_version() -> None:
-    assert connection.receipt(Version.V1_2, "a:b\r", []) == b"RECEIPT\nreceipt-id:a\\cb\\r\n\n\0"
-    assert connection.receipt(Version.V1_0, "a:b", []) == b"RECEIPT\nreceipt-id:a:b\n\n\0"
+def test_receipt_escapes_its_id_as_the_version_does() -> None:
+    assert opened(Version.V1_2).receipt("a:b\r") == b"RECEIPT\nreceipt-id:a\\cb\\r\n\n\0"
+    assert opened(Version.V1_0).receipt("a:b") == b"RECEIPT\nreceipt-id:a:b\n\n\0"
 
 
-def test_a_receipt_carries_our_headers_after_the_id() -> None:
+def test_receipt_has_our_headers_after_the_id() -> None:
     headers = [("position", "k7f3q9-12"), ("resume", "live")]
-    frame = read(connection.receipt(Version.V1_1, "r", headers), Version.V1_1)
+    frame = read(opened(Version.V1_1).receipt("r", headers), Version.V1_1)
     assert frame.headers == (("receipt-id", "r"), *headers)
 
 
-def test_an_error_has_message_type_length_and_prose() -> None:
-    frame = read(connection.error(Version.V1_2, "400-x", "Wörter.", "r:1", [("version", "1.2")]))
+def test_error_has_message_type_length_and_prose() -> None:
+    frame = read(opened().error("400-x", "Wörter.", "r:1", [("version", "1.2")]))
     assert frame.command == "ERROR"
     assert frame.headers == (
         ("message", "400-x"),
@@ -44,14 +46,14 @@ def test_an_error_has_message_type_length_and_prose() -> None:
     assert frame.body.decode() == "Wörter."
 
 
-def test_an_error_before_a_version_is_agreed_echoes_as_it_is() -> None:
-    assert b"\nreceipt-id:a\\c\n" in connection.error(None, "400-x", "x", "a\\c", [])
+def test_error_before_a_version_is_agreed_does_not_escape() -> None:
+    assert b"\nreceipt-id:a\\c\n" in Connection(options(), "s-1").error("400-x", "x", "a\\c")
 
 
-def test_what_some_client_cannot_read_is_not_written() -> None:
+def test_header_values_that_some_client_cannot_read_are_rejected() -> None:
     with pytest.raises(LocalProtocolError):
-        connection.error(Version.V1_2, "400 x", "x", None, [])
+        opened().error("400 x", "x")
     with pytest.raises(LocalProtocolError):
-        connection.error(Version.V1_2, "400-x", "x", None, [("version", "1.0, 1.1")])
+        opened().error("400-x", "x", headers=[("version", "1.0, 1.1")])
     with pytest.raises(LocalProtocolError):
-        connection.receipt(Version.V1_2, "r", [("position", "")])
+        opened().receipt("r", [("position", "")])

@@ -5,15 +5,15 @@ import re
 import pytest
 
 from airy_trio.stomp import connection
-from airy_trio.stomp.connection import Negotiated
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import NO_COMMON_VERSION, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode, Acknowledge, HeartBeat, Subscribe, Unsubscribe
 from tests.stomp.dialogue import VERSIONS, options
 
 
-def session(version: Version | None = Version.V1_2, **changes: int) -> Negotiated:
-    ours = Negotiated(options(**changes))
+def session(version: Version | None = Version.V1_2, **changes: int) -> Connection:
+    ours = Connection(options(**changes), "s-1")
     ours.version = version
     return ours
 
@@ -23,11 +23,11 @@ def frame(command: str, **headers: str) -> Frame:
     return Frame(command, tuple((name.replace("_", "-"), value) for name, value in headers.items()))
 
 
-def subscribed(ours: Negotiated, **headers: str) -> Subscribe:
+def subscribed(ours: Connection, **headers: str) -> Subscribe:
     return connection.subscribe(ours, frame("SUBSCRIBE", **{"destination": "/events", "id": "0", **headers}))
 
 
-def acks_of(ours: Negotiated, command: str = "ACK", **headers: str) -> Ack:
+def acks_of(ours: Connection, command: str = "ACK", **headers: str) -> Ack:
     (ack,) = connection.acknowledge(ours, frame(command, **headers)).acks
     return ack
 

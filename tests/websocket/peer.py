@@ -1,4 +1,4 @@
-"""The far end of an outlet in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
+"""The far end of a transport in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
 
 from random import Random
 
@@ -12,8 +12,8 @@ POLL_S = 0.01
 class PeerStream(trio.abc.Stream):
     """Takes a few bytes at a time, after a while: ``bytes_max`` each ``pause_s`` seconds, at most."""
 
-    def __init__(self, outlet: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
-        self._outlet = outlet
+    def __init__(self, transport: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
+        self._transport = transport
         self._chance = chance
         self._bytes_max = bytes_max
         self._pause_s = pause_s
@@ -21,9 +21,9 @@ class PeerStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        if self._closed or self._outlet.closed:
+        if self._closed or self._transport.closed:
             raise trio.BrokenResourceError
-        self._outlet.feed(bytes(data))
+        self._transport.feed(bytes(data))
 
     async def wait_send_all_might_not_block(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -31,8 +31,8 @@ class PeerStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         await trio.sleep(self._chance.uniform(0, self._pause_s))
         size = self._chance.randint(1, min(self._bytes_max, max_bytes or self._bytes_max))
-        while not (data := self._outlet.take(size)):
-            if self._outlet.closed or self._outlet.ended:
+        while not (data := self._transport.take(size)):
+            if self._transport.closed or self._transport.ended:
                 return b""
             await trio.sleep(POLL_S)  # of the autojump clock
         return data
@@ -40,7 +40,7 @@ class PeerStream(trio.abc.Stream):
     async def aclose(self) -> None:
         if not self._closed:  # before the checkpoint: who closes it by force is cancelled there
             self._closed = True
-            self._outlet.capacity_bytes = None  # what is sent to who has gone vanishes
-            self._outlet.take()
-            self._outlet.feed_eof()
+            self._transport.capacity_bytes = None  # what is sent to who has gone vanishes
+            self._transport.take()
+            self._transport.feed_eof()
         await trio.lowlevel.checkpoint()

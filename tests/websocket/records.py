@@ -96,7 +96,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 class Peer:
-    """A client in memory at the other end of an outlet; after its handshake a test may go on by hand."""
+    """A client in memory at the other end of a transport; after its handshake a test may go on by hand."""
 
     def __init__(self, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None) -> None:
         context = trusting(version)
@@ -109,10 +109,10 @@ class Peer:
         self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
         self.heard = b""  # of the server, in the handshake
 
-    async def shake_hands(self, outlet: TlsTransport) -> None:
-        """Do the handshake with the outlet, to the end of both."""
+    async def shake_hands(self, transport: TlsTransport) -> None:
+        """Do the handshake with the transport, to the end of both."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(outlet.handshake)
+            nursery.start_soon(transport.handshake)
             while True:
                 try:
                     self.tls.do_handshake()
@@ -141,7 +141,7 @@ class Peer:
             self._below.feed(self._out.read())
 
     def hear(self, bytes_max: int | None = None) -> bytes:
-        """Take what has left the outlet, and give the data in it so far. Raises ``ssl.SSLError``."""
+        """Take what has left the transport, and give the data in it so far. Raises ``ssl.SSLError``."""
         self._in.write(self._below.take(bytes_max))
         data = b""
         while True:

@@ -1,4 +1,4 @@
-"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over an outlet in memory."""
+"""Clients without a WebSocket: the conversation, stream, fan-out and send tasks over a transport in memory."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -76,8 +76,8 @@ class MoodyStore(MemoryStore):
         return await super().bounds()
 
 
-class RecordingOutlet(MemoryTransport):
-    """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
+class RecordingTransport(MemoryTransport):
+    """A transport that remembers each piece that it was given to write and did not refuse, the very object."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         super().__init__(capacity_bytes)
@@ -97,9 +97,9 @@ class RecordingOutlet(MemoryTransport):
 @define(eq=False)
 class Rig:
     log: EventLog
-    outlet: MemoryTransport
+    transport: MemoryTransport
     client: Client
-    wire: FramedStream
+    stream: FramedStream
     conversation: Conversation
     fanout: FanOut
     senders: Senders
@@ -114,14 +114,14 @@ class Rig:
     def read(self, bytes_max: int | None = None) -> list[Frame]:
         """Let the client take bytes, and give the frames that they complete. It answers PINGs."""
         new, pings = [], self.reader.pings
-        for message in self.reader.feed(self.outlet.take(bytes_max)):
+        for message in self.reader.feed(self.transport.take(bytes_max)):
             frame = stomp(message)
             if frame is None:
                 self.heart_beats += 1
             else:
                 new.append(frame)
         if self.reader.pings > pings:
-            self.wire.read_at = trio.current_time()
+            self.stream.read_at = trio.current_time()
         self.frames += new
         return new
 
@@ -132,9 +132,9 @@ class Rig:
         while quiet < 3:
             await trio.sleep(1)  # of the autojump clock: whoever can run has run
             more = self.read()
-            stuck = 0 if more or not self.outlet.pending else stuck + 1
+            stuck = 0 if more or not self.transport.pending else stuck + 1
             assert stuck < STUCK_S, "pending, and nobody drains it"
-            quiet = 0 if more or self.outlet.pending else quiet + 1
+            quiet = 0 if more or self.transport.pending else quiet + 1
             new += more
         return new
 
@@ -157,7 +157,7 @@ class Delivery:
 
     async def connect(
         self,
-        outlet: MemoryTransport,
+        transport: MemoryTransport,
         *,
         heart_beat: str = "0,0",
         replay: ReplayOptions | None = None,
@@ -166,11 +166,11 @@ class Delivery:
     ) -> Rig:
         """One more client, connected."""
         client = Client(Connection(ConnectionOptions(server="airy-trio/test", heartbeat_ms=500), "s1"))
-        client.wire = wire = FramedStream(outlet, send_timeout_s=send_timeout_s)
+        client.stream = stream = FramedStream(transport, send_timeout_s=send_timeout_s)
         options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
         conversation = Conversation(
             client,
-            wire,
+            stream,
             self.log,
             self.wheel,
             options,
@@ -179,7 +179,7 @@ class Delivery:
             durables=self.durables,
             early_ends=EarlyEnds(),
         )
-        rig = Rig(self.log, outlet, client, wire, conversation, self.fanout, self.senders)
+        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
         self.senders.register(client, Tasks(self.nursery, client))
         await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
@@ -205,7 +205,7 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
 @asynccontextmanager
 async def rigged(
     log: EventLog,
-    outlet: MemoryTransport,
+    transport: MemoryTransport,
     *,
     heart_beat: str = "0,0",
     replay: ReplayOptions | None = None,
@@ -213,4 +213,4 @@ async def rigged(
 ) -> AsyncGenerator[Rig]:
     """One client that is connected, with its tasks, until the block ends."""
     async with delivering(log) as delivery:
-        yield await delivery.connect(outlet, heart_beat=heart_beat, replay=replay, version=version)
+        yield await delivery.connect(transport, heart_beat=heart_beat, replay=replay, version=version)

@@ -14,7 +14,7 @@ from airy_trio.sessions.heartbeats import UNANSWERED_MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
-from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
+from airy_trio.websocket.admission import REPORT_EVERY_S, Admission, AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import RequestRefusedError
 from tests.websocket.serving import HOST, Server, serving
@@ -219,7 +219,7 @@ async def test_the_log_names_the_refused_origin_and_its_setting() -> None:
             await server.ended()
     assert b"other.example" not in answer
     (line,) = [line for line in logs if line["event"] == "connection closed"]
-    assert line["refused"] == "403: Clients may not come from this origin."
+    assert line["refused"] == "403: This origin is not allowed."
     assert "'http://other.example'" in line["reason"]
     assert "listener.allowed_origins" in line["reason"]
 
@@ -278,7 +278,7 @@ def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> No
         for _ in range(100):
             with pytest.raises(RequestRefusedError):
                 admission.arrive("192.0.2.2", loopback=False)
-        await trio.sleep(TELL_EVERY_S)
+        await trio.sleep(REPORT_EVERY_S)
         with pytest.raises(RequestRefusedError):
             admission.arrive("192.0.2.2", loopback=False)
 

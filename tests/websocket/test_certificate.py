@@ -57,7 +57,7 @@ def test_its_days_are_counted(tmp_path: Path) -> None:
     assert found.days_left(NOW + timedelta(days=11)) == -1
     assert list(found.warnings(NOW)) == []
     [expired] = found.warnings(NOW + timedelta(days=11))
-    assert expired == "listener.tls_certificate: the certificate has expired, on 2030-06-25: clients refuse it"
+    assert expired == "listener.tls_certificate: the certificate expired on 2030-06-25; clients reject it"
     [early] = found.warnings(found.not_before - timedelta(seconds=1))
     assert "valid only from" in early
 
@@ -84,7 +84,7 @@ def test_what_is_no_certificate(files: Files, junk: bytes) -> None:
     files.certificate.write_bytes(junk)
     [fault] = refused(files)
     assert fault.startswith("listener.tls_certificate: ")
-    assert fault.endswith("there is no certificate in it that can be read (PEM is needed)")
+    assert fault.endswith("no readable certificate in the file; PEM is required")
 
 
 @pytest.mark.parametrize("junk", [*JUNK, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
@@ -92,7 +92,7 @@ def test_what_is_no_key(files: Files, junk: bytes) -> None:
     files.key.write_bytes(junk)
     [fault] = refused(files)
     assert fault.startswith("listener.tls_key: ")
-    assert fault.endswith("there is no private key in it that can be read (PEM is needed)")
+    assert fault.endswith("no readable private key in the file; PEM is required")
 
 
 def test_the_two_files_the_other_way_round(files: Files) -> None:
@@ -110,7 +110,7 @@ def test_the_key_of_a_later_certificate_in_the_file(files: Files) -> None:
     other = trustme.CA().cert_pem.bytes()
     files.certificate.write_bytes(other + files.certificate.read_bytes())
     [fault] = refused(files)
-    assert fault.endswith("it belongs to a later one: the server's own must be the first in its file")
+    assert fault.endswith("it belongs to a later certificate: the server's own must be the first in the file")
 
 
 def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: Files) -> None:
@@ -118,7 +118,7 @@ def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: Files) 
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2"))
     files.key.write_bytes(locked)
     assert refused(files) == (
-        f"listener.tls_key: {files.key}: the key is locked with a passphrase; one without is needed",
+        f"listener.tls_key: {files.key}: the key has a passphrase; a key without one is required",
     )
 
 
@@ -160,7 +160,7 @@ def altered(old: str, new: str) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(
     "change, words",
     [
-        (VERSION_8, "there is no certificate in it that can be read (PEM is needed)"),
+        (VERSION_8, "no readable certificate in the file; PEM is required"),
         (UNKNOWN_CURVE, "the key does not belong to the certificate"),
     ],
     ids=["version", "curve"],

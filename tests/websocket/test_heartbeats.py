@@ -1,4 +1,4 @@
-"""The wheel over outlets in memory; what clients see of it is in ``test_wire_contract``."""
+"""The wheel over transports in memory; what clients see of it is in ``test_wire_contract``."""
 
 from collections.abc import AsyncGenerator
 from itertools import pairwise
@@ -17,7 +17,7 @@ from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue, Turn
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
 from tests.websocket.serving import open_log
 
@@ -38,23 +38,23 @@ async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
 
 
 def pulse(
-    outlet: MemoryTransport,
+    transport: MemoryTransport,
     *,
     outgoing_s: float | None = None,
     incoming_s: float | None = None,
     turn: Turn | None = None,
 ) -> Pulse:
     client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=ClientState.LIVE)
-    wire = FramedStream(outlet, send_timeout_s=10, turn=turn)
-    return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
+    stream = FramedStream(transport, send_timeout_s=10, turn=turn)
+    return Pulse(client, stream, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
 async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockClock) -> None:
-    outlets = [MemoryTransport() for _ in range(3)]
-    for outlet, outgoing_s in zip(outlets, (30.0, 2.0, 7.0), strict=True):
-        wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+    transports = [MemoryTransport() for _ in range(3)]
+    for transport, outgoing_s in zip(transports, (30.0, 2.0, 7.0), strict=True):
+        wheel.watch(pulse(transport, outgoing_s=outgoing_s))
     await trio.sleep(60)
-    beats = [len(outlet.take()) // len(HEART_BEAT) for outlet in outlets]
+    beats = [len(transport.take()) // len(HEART_BEAT) for transport in transports]
     assert beats[0] == 2
     assert beats[1] in {30, 31}
     assert beats[2] == 8
@@ -64,14 +64,14 @@ async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockCl
 async def test_never_later_than_the_interval_nor_much_sooner(
     outgoing_s: float, wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    one = pulse(outlet, outgoing_s=outgoing_s)
+    transport = MemoryTransport()
+    one = pulse(transport, outgoing_s=outgoing_s)
     wheel.watch(one)
-    written_at = [one.wire.written_at]
+    written_at = [one.stream.written_at]
     for _ in range(1000):
         await trio.sleep(max(outgoing_s / 100, SLOT_S / 5))
-        if one.wire.written_at != written_at[-1]:
-            written_at.append(one.wire.written_at)
+        if one.stream.written_at != written_at[-1]:
+            written_at.append(one.stream.written_at)
     pauses = [after - before for before, after in pairwise(written_at)]
     assert len(pauses) > 5
     assert max(pauses) <= max(outgoing_s, SLOT_S) + 1e-9
@@ -81,16 +81,16 @@ async def test_never_later_than_the_interval_nor_much_sooner(
 async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    one = pulse(outlet)
+    transport = MemoryTransport()
+    one = pulse(transport)
     wheel.watch(one)
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
-    assert outlet.take() == PING * pings
-    one.wire.read_at = trio.current_time()
+    assert transport.take() == PING * pings
+    one.stream.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert one.client.farewell is None
-    assert outlet.take() == PING * pings
+    assert transport.take() == PING * pings
     await trio.sleep(1 + SLOT_S)
     assert one.client.farewell is disconnects.UNANSWERED
 
@@ -98,14 +98,14 @@ async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers
 async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_waits(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport(1)
-    one = pulse(outlet)
+    transport = MemoryTransport(1)
+    one = pulse(transport)
     wheel.watch(one)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.write, b"x" * 1000)
+        nursery.start_soon(one.stream.write, b"x" * 1000)
         for _ in range(999):
             await trio.sleep(5)
-            outlet.take(1)
+            transport.take(1)
         found = [one.client.farewell]
         await trio.sleep(UNANSWERED_MAX_S - 1)
         found.append(one.client.farewell)
@@ -122,7 +122,7 @@ async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: Moc
     for _ in range(20):
         await trio.sleep(PING_EVERY_S - 1)
         for one in pulses:
-            one.wire.read_at = trio.current_time()
+            one.stream.read_at = trio.current_time()
     assert [talking.take(), beating.take()] == [b"", b""]
 
 
@@ -130,10 +130,10 @@ async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: Moc
 async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
     outgoing_s: float, written: bytes, wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+    transport = MemoryTransport()
+    wheel.watch(pulse(transport, outgoing_s=outgoing_s))
     await trio.sleep(101)
-    assert outlet.take() == written
+    assert transport.take() == written
 
 
 async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
@@ -153,18 +153,18 @@ async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
 async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
     wheel: Wheel, autojump_clock: MockClock
 ) -> None:
-    turnstile, outlet = FairQueue(), MemoryTransport()
-    one = pulse(outlet, incoming_s=1, turn=turnstile.enter)
-    for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
-    outlet.feed(b"x")
+    fair_queue, transport = FairQueue(), MemoryTransport()
+    one = pulse(transport, incoming_s=1, turn=fair_queue.enter)
+    for _ in range(ENTRIES_PER_PASS):
+        await fair_queue.enter()
+    transport.feed(b"x")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.receive_some)
+        nursery.start_soon(one.stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         wheel.watch(one)
         await trio.sleep(30)
         found = [one.client.farewell]
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
         found.append(one.client.farewell)
@@ -174,12 +174,12 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
 
 
 async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(0)
-    one = pulse(outlet, outgoing_s=1)
+    transport = MemoryTransport(0)
+    one = pulse(transport, outgoing_s=1)
     wheel.watch(one)
     await trio.sleep(10)
-    assert outlet.offers_refused in {10, 11}
-    assert not outlet.pending
+    assert transport.offers_refused in {10, 11}
+    assert not transport.pending
 
 
 @pytest.mark.parametrize("capacity_bytes", [0, 1])
@@ -206,18 +206,18 @@ async def test_who_is_behind_is_watched_too(wheel: Wheel, autojump_clock: MockCl
 async def test_one_clients_trouble_does_not_stop_the_wheel(
     wheel: Wheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outlet, broken = MemoryTransport(), MemoryTransport()
+    transport, broken = MemoryTransport(), MemoryTransport()
     monkeypatch.setattr(broken, "offer", lambda _data: 1 / 0)
     gone = MemoryTransport()
     await gone.aclose()
-    pulses = [pulse(one, outgoing_s=1) for one in (broken, gone, outlet)]
+    pulses = [pulse(one, outgoing_s=1) for one in (broken, gone, transport)]
     for one in pulses:
         wheel.watch(one)
     with capture_logs() as logs:
         await trio.sleep(1.5)
     assert [one.client.farewell for one in pulses] == [disconnects.INTERNAL, disconnects.GONE, None]
     assert [line["event"] for line in logs] == ["session failed"]
-    assert outlet.take() == HEART_BEAT
+    assert transport.take() == HEART_BEAT
 
 
 async def test_forgetting_leaves_nothing(wheel: Wheel, autojump_clock: MockClock) -> None:

@@ -45,7 +45,7 @@ class Invariant:
 
 INVARIANTS = (
     Invariant(
-        "An outlet takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
+        "A transport takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
         (
             test_outlet.test_a_full_socket_refuses_the_whole,
             test_runs.test_a_cursor_moves_when_its_run_was_taken,
@@ -64,7 +64,7 @@ INVARIANTS = (
         ("offer while pending", "offer to a socket while something is pending"),
     ),
     Invariant(
-        "Whoever waits while writing holds the wire's lock, and waits only while something is pending.",
+        "Whoever waits while writing holds the stream's lock, and waits only while something is pending.",
         (
             test_wire.test_writers_take_turns,
             test_wire.test_a_cancelled_write_is_finished_by_the_next,
@@ -127,7 +127,7 @@ INVARIANTS = (
         ("served before its RECEIPT is written", "a neighbour's run before the RECEIPT"),
     ),
     Invariant(
-        "Nothing follows a Close frame: the wire is closing before the lock is waited for.",
+        "Nothing follows a Close frame: the stream is closing before the lock is waited for.",
         (
             test_wire.test_nothing_follows_a_close_frame,
             test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,

@@ -172,7 +172,7 @@ def test_loopback_names(host: str, *, expected: bool) -> None:
         ('allowed_origins = ["https://a/"]', "https://a/"),
         ('allowed_origins = ["chat.example.org"]', "chat.example.org"),
         ('allowed_origins = ["null"]', "null"),
-        ('allowed_origins = ["*", "https://a"]', '"*" beside others'),
+        ('allowed_origins = ["*", "https://a"]', '"*" together with others'),
         ('allowed_origins = ["https://*.example.org"]', "https://*.example.org"),
         ('hosts = ["a:8080"]', "a:8080"),
         ('hosts = ["https://a"]', "https://a"),

@@ -1,6 +1,6 @@
-"""Outlets over real sockets and over streams: whole or refused, what is pending, and the two ways to close.
+"""Transports over real sockets and over streams: whole or refused, what is pending, and the two ways to close.
 
-What holds for every outlet over a socket runs without TLS and over both versions of it.
+What holds for every transport over a socket runs without TLS and over both versions of it.
 """
 
 import errno
@@ -41,9 +41,9 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
 
 @frozen
 class Ends:
-    """An outlet, and its peer: a blocking socket, with TLS where the outlet has it."""
+    """A transport, and its peer: a blocking socket, with TLS where the transport has it."""
 
-    outlet: Transport
+    transport: Transport
     theirs: socket.socket
 
     def end(self) -> None:
@@ -63,12 +63,12 @@ async def ends(
     """The two ends of a connection that has shaken hands."""
     ours, theirs = pair
     if request.param is None:
-        outlet: Transport = SocketTransport(ours)
-        await outlet.handshake()
-        yield Ends(outlet, theirs)
+        transport: Transport = SocketTransport(ours)
+        await transport.handshake()
+        yield Ends(transport, theirs)
         return
     files = issue(tmp_path)
-    outlet = TlsTransport(SocketTransport(ours), tls.load(str(files.certificate), str(files.key)).context)
+    transport = TlsTransport(SocketTransport(ours), tls.load(str(files.certificate), str(files.key)).context)
     wrap = partial(trusting(request.param).wrap_socket, suppress_ragged_eofs=False, server_hostname="localhost")
     wrapped: list[socket.socket] = []
 
@@ -78,9 +78,9 @@ async def ends(
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shake_hands)
-            await outlet.handshake()
+            await transport.handshake()
     with wrapped[0]:
-        yield Ends(outlet, wrapped[0])
+        yield Ends(transport, wrapped[0])
 
 
 async def read_exactly(sock: socket.socket, size: int) -> bytes:
@@ -95,119 +95,119 @@ def read_to_end(sock: socket.socket) -> None:
         pass
 
 
-async def drain_all(outlet: Transport) -> None:
-    while outlet.pending:
-        await outlet.drain()
+async def drain_all(transport: Transport) -> None:
+    while transport.pending:
+        await transport.drain()
 
 
 async def test_what_the_socket_does_not_take_is_pending_and_arrives_in_order(
     ends: Ends,
 ) -> None:
-    outlet = ends.outlet
-    assert outlet.offer(LARGE)
-    assert outlet.pending
-    assert not outlet.offer(b"not now")
+    transport = ends.transport
+    assert transport.offer(LARGE)
+    assert transport.pending
+    assert not transport.offer(b"not now")
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(drain_all, outlet)
+            nursery.start_soon(drain_all, transport)
             data = await read_exactly(ends.theirs, len(LARGE))
     assert data == LARGE
-    assert not outlet.pending
+    assert not transport.pending
 
 
 async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket.socket]) -> None:
-    outlet = SocketTransport(pair[0])
+    transport = SocketTransport(pair[0])
     taken = 0
-    while outlet.offer(b"x"):  # one byte is never taken in part
+    while transport.offer(b"x"):  # one byte is never taken in part
         taken += 1
-    assert not outlet.pending
+    assert not transport.pending
     with trio.fail_after(20):
         assert await read_exactly(pair[1], taken) == b"x" * taken
-    assert outlet.offer(b"x")
+    assert transport.offer(b"x")
 
 
 async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        outlet = SocketTransport(ours)
-        assert outlet.offer(LARGE)
-        assert outlet.pending
+        transport = SocketTransport(ours)
+        assert transport.offer(LARGE)
+        assert transport.pending
         theirs.settimeout(0)
         with suppress(BlockingIOError):  # now there is room, but what is pending comes first
             while theirs.recv(CHUNK_BYTES):
                 pass
-        assert not outlet.offer(b"next")
-        await outlet.drain()
+        assert not transport.offer(b"next")
+        await transport.drain()
 
 
 async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:
     await trio.lowlevel.checkpoint()
-    outlet = SocketTransport(pair[0])
-    while outlet.offer(b"x"):
+    transport = SocketTransport(pair[0])
+    while transport.offer(b"x"):
         pass
-    outlet.push(b"y" * 10)
-    assert outlet.pending
+    transport.push(b"y" * 10)
+    assert transport.pending
     with pytest.raises(RuntimeError):
-        outlet.push(b"z")
+        transport.push(b"z")
 
 
 async def test_a_cancelled_drain_goes_on_where_it_stopped(ends: Ends) -> None:
-    outlet = ends.outlet
-    outlet.push(LARGE)
+    transport = ends.transport
+    transport.push(LARGE)
     with trio.move_on_after(0.01):
-        await drain_all(outlet)
-    assert outlet.pending
+        await drain_all(transport)
+    assert transport.pending
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(drain_all, outlet)
+            nursery.start_soon(drain_all, transport)
             assert await read_exactly(ends.theirs, len(LARGE)) == LARGE
 
 
 async def test_closing_lets_what_was_sent_arrive(ends: Ends) -> None:
-    outlet = ends.outlet
-    outlet.push(b"last words")
-    await outlet.send_eof()
-    await outlet.aclose()
-    await outlet.aclose()
+    transport = ends.transport
+    transport.push(b"last words")
+    await transport.send_eof()
+    await transport.aclose()
+    await transport.aclose()
     assert ends.theirs.recv(100) == b"last words"
     assert ends.theirs.recv(100) == b""
 
 
 async def test_abort_resets_the_peer_and_drops_what_is_pending(ends: Ends) -> None:
-    outlet = ends.outlet
-    outlet.push(LARGE)
-    await outlet.abort()
-    await outlet.abort()
-    assert not outlet.pending
+    transport = ends.transport
+    transport.push(LARGE)
+    await transport.abort()
+    await transport.abort()
+    assert not transport.pending
     with pytest.raises(ConnectionResetError):
         read_to_end(ends.theirs)
 
 
 async def test_the_end_of_the_peers_stream_is_empty(ends: Ends) -> None:
-    outlet = ends.outlet
+    transport = ends.transport
     ends.theirs.sendall(b"hello")
-    assert await outlet.receive_some(100) == b"hello"
+    assert await transport.receive_some(100) == b"hello"
     ends.end()
-    assert await outlet.receive_some(100) == b""
+    assert await transport.receive_some(100) == b""
 
 
 async def test_a_peer_that_is_gone_breaks_the_outlet(ends: Ends) -> None:
-    outlet = ends.outlet
+    transport = ends.transport
     ends.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     ends.theirs.close()
     with trio.fail_after(10), pytest.raises(trio.BrokenResourceError) as broken:
-        await outlet.receive_some(100)
+        await transport.receive_some(100)
     assert isinstance(broken.value.__cause__, OSError)
     assert broken.value.__cause__.errno == errno.ECONNRESET
     with pytest.raises(trio.BrokenResourceError):
-        outlet.offer(b"x")
+        transport.offer(b"x")
     with pytest.raises(trio.BrokenResourceError):
-        outlet.push(b"x")
+        transport.push(b"x")
 
 
 async def test_closing_wakes_who_waits(ends: Ends) -> None:
-    outlet = ends.outlet
-    outlet.push(LARGE)
+    transport = ends.transport
+    transport.push(LARGE)
 
     async def closed(wait: Callable[[], object]) -> None:
         with pytest.raises(trio.ClosedResourceError):
@@ -215,17 +215,17 @@ async def test_closing_wakes_who_waits(ends: Ends) -> None:
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(closed, lambda: outlet.receive_some(100))
-            nursery.start_soon(closed, lambda: drain_all(outlet))
+            nursery.start_soon(closed, lambda: transport.receive_some(100))
+            nursery.start_soon(closed, lambda: drain_all(transport))
             await trio.testing.wait_all_tasks_blocked()
-            await outlet.aclose()
-    for use in (outlet.offer, outlet.push):
+            await transport.aclose()
+    for use in (transport.offer, transport.push):
         with pytest.raises(trio.ClosedResourceError):
             use(b"x")
     with pytest.raises(trio.ClosedResourceError):
-        await outlet.receive_some(100)
+        await transport.receive_some(100)
     with pytest.raises(trio.ClosedResourceError):
-        await outlet.send_eof()
+        await transport.send_eof()
 
 
 async def test_small_writes_leave_at_once(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -236,39 +236,39 @@ async def test_small_writes_leave_at_once(pair: tuple[socket.socket, socket.sock
 
 async def test_a_stream_has_all_pending_until_drained() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    outlet = StreamTransport(ours)
-    assert outlet.offer(LARGE)
-    assert outlet.pending
-    assert not outlet.offer(b"not now")
-    await outlet.drain()
+    transport = StreamTransport(ours)
+    assert transport.offer(LARGE)
+    assert transport.pending
+    assert not transport.offer(b"not now")
+    await transport.drain()
     assert len(await theirs.receive_some()) == CHUNK_BYTES
-    await drain_all(outlet)
+    await drain_all(transport)
     assert await theirs.receive_some() == LARGE[CHUNK_BYTES:]
-    await outlet.send_eof()
+    await transport.send_eof()
     assert await theirs.receive_some() == b""
     await theirs.send_all(b"hello")
-    assert await outlet.receive_some(100) == b"hello"
+    assert await transport.receive_some(100) == b"hello"
 
 
 async def test_a_stream_whose_write_was_cut_off_is_broken() -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
-    outlet = StreamTransport(ours)
-    outlet.push(b"x" * 10)
+    transport = StreamTransport(ours)
+    transport.push(b"x" * 10)
     with trio.move_on_after(0):
-        await outlet.drain()
+        await transport.drain()
     with pytest.raises(trio.BrokenResourceError):
-        await outlet.drain()
-    await outlet.abort()
+        await transport.drain()
+    await transport.abort()
 
 
 @pytest.mark.parametrize("make", [lambda: StreamTransport(trio.testing.memory_stream_pair()[0]), MemoryTransport])
 async def test_an_outlet_takes_nothing_over_what_is_pending(make: Callable[[], Transport]) -> None:
     await trio.lowlevel.checkpoint()
-    outlet = make()
-    if isinstance(outlet, MemoryTransport):
-        outlet.capacity_bytes = 1
-    outlet.push(b"xy")
-    assert outlet.pending
+    transport = make()
+    if isinstance(transport, MemoryTransport):
+        transport.capacity_bytes = 1
+    transport.push(b"xy")
+    assert transport.pending
     with pytest.raises(RuntimeError):
-        outlet.push(b"z")
-    assert not outlet.offer(b"z")
+        transport.push(b"z")
+    assert not transport.offer(b"z")

@@ -1,4 +1,4 @@
-"""What is TLS's own in an outlet: when it encrypts, what it answers, how it ends, and whom it does not understand.
+"""What is TLS's own in a transport: when it encrypts, what it answers, how it ends, and whom it does not understand.
 
 What it has in common with the others is in ``test_outlet``.
 """
@@ -52,19 +52,19 @@ def limited() -> Generator[None]:
         yield
 
 
-def is_pending(outlet: TlsTransport) -> bool:
+def is_pending(transport: TlsTransport) -> bool:
     """As a call, whose answer the type checker does not take for lasting."""
-    return outlet.pending
+    return transport.pending
 
 
 async def meet(
     context: ssl.SSLContext, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None
 ) -> tuple[TlsTransport, Peer]:
-    """An outlet over another, and its peer, after their handshake."""
-    outlet, peer = TlsTransport(below, context), Peer(below, version, keys)
+    """A transport over another, and its peer, after their handshake."""
+    transport, peer = TlsTransport(below, context), Peer(below, version, keys)
     with limited():
-        await peer.shake_hands(outlet)
-    return outlet, peer
+        await peer.shake_hands(transport)
+    return transport, peer
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
@@ -82,12 +82,12 @@ async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLCon
         waiting += 1
         await room.wait()
 
-    outlet, peer = TlsTransport(below, context, turn), Peer(below)
+    transport, peer = TlsTransport(below, context, turn), Peer(below)
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.do_handshake()
     peer.flush()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(outlet.handshake)
+        nursery.start_soon(transport.handshake)
         await trio.testing.wait_all_tasks_blocked()
         assert (waiting, below.take()) == (1, b"")  # the hello has been read, and nothing was worked out for it
         room.set()
@@ -99,19 +99,19 @@ async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLCon
 async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLContext) -> None:
     below = MemoryTransport(capacity_bytes=0)
     below.capacity_bytes = None
-    outlet, peer = await meet(context, below)
+    transport, peer = await meet(context, below)
     peer.hear()
     below.capacity_bytes = 10
-    assert outlet.offer(b"first")  # encrypted: it has to leave, and before what follows
-    assert is_pending(outlet)
-    assert not outlet.offer(b"refused")
+    assert transport.offer(b"first")  # encrypted: it has to leave, and before what follows
+    assert is_pending(transport)
+    assert not transport.offer(b"refused")
     with pytest.raises(RuntimeError):
-        outlet.push(b"refused")
+        transport.push(b"refused")
     below.capacity_bytes = None
     with limited():
-        await outlet.drain()
-    assert not is_pending(outlet)
-    assert outlet.offer(b", second")
+        await transport.drain()
+    assert not is_pending(transport)
+    assert transport.offer(b", second")
     assert peer.hear() == b"first, second"
 
 
@@ -124,68 +124,68 @@ async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.
             super().push(data)
 
     below = Counting()
-    outlet, peer = await meet(context, below)
+    transport, peer = await meet(context, below)
     peer.hear()
     before = below.pushed
-    assert outlet.offer(LARGE)
+    assert transport.offer(LARGE)
     assert below.pushed == before + 1
     assert below._left.count(b"\x17\x03\x03\x40\x11") >= len(LARGE) // RECORD_BYTES_MAX  # noqa: SLF001 - the heads of full records
     assert peer.hear() == LARGE
 
 
 async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
-    outlet, peer = await meet(context, MemoryTransport())
+    transport, peer = await meet(context, MemoryTransport())
     peer.hear()
-    assert outlet.offer(b"")
-    outlet.push(b"")
-    assert not is_pending(outlet)
+    assert transport.offer(b"")
+    transport.push(b"")
+    assert not is_pending(transport)
     assert peer.hear() == b""
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, version)
+    transport, peer = await meet(context, below, version)
     peer.say(b"x" * RECORD_BYTES_MAX)
     peer.say(b"y" * 10)
     with limited():
-        read = b"".join([await outlet.receive_some(1000) for _ in range(17)])
+        read = b"".join([await transport.receive_some(1000) for _ in range(17)])
     assert read == b"x" * RECORD_BYTES_MAX
     assert below._to_read.statistics().current_buffer_used == 1  # noqa: SLF001 - the second record waits outside
     with limited():
-        assert await outlet.receive_some(1000) == b"y" * 10
+        assert await transport.receive_some(1000) == b"y" * 10
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_close_notify_of_the_peer_ends_its_stream_and_ours_goes_on(
     context: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
-    outlet, peer = await meet(context, MemoryTransport(), version)
+    transport, peer = await meet(context, MemoryTransport(), version)
     peer.hear()
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.unwrap()
     peer.flush()
     with limited():
-        assert await outlet.receive_some(100) == b""
-        assert await outlet.receive_some(100) == b""
+        assert await transport.receive_some(100) == b""
+        assert await transport.receive_some(100) == b""
     if version is ssl.TLSVersion.TLSv1_3:
-        assert outlet.offer(b"more")
+        assert transport.offer(b"more")
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, version)
+    transport, peer = await meet(context, below, version)
     peer.say(b"half of what was meant")
     below.feed_eof()
     with limited():
-        assert await outlet.receive_some(100) == b"half of what was meant"
+        assert await transport.receive_some(100) == b"half of what was meant"
         with pytest.raises(trio.BrokenResourceError, match="without close_notify"):
-            await outlet.receive_some(100)
+            await transport.receive_some(100)
     with pytest.raises(trio.BrokenResourceError):
-        outlet.offer(b"x")
+        transport.offer(b"x")
     with pytest.raises(trio.BrokenResourceError):
-        outlet.push(b"x")
+        transport.push(b"x")
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
@@ -194,27 +194,27 @@ async def test_we_say_close_notify_once(
     context: ssl.SSLContext, version: ssl.TLSVersion, close: Callable[[TlsTransport], object]
 ) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, version)
-    outlet.push(b"last words")
+    transport, peer = await meet(context, below, version)
+    transport.push(b"last words")
     with limited():
-        await close(outlet)  # type: ignore[misc]
+        await close(transport)  # type: ignore[misc]
         assert peer.hear() == b"last words"
         assert peer.tls.read(100) == b""  # and not: ended without it
-        await outlet.aclose()
-        await outlet.aclose()
+        await transport.aclose()
+        await transport.aclose()
     assert below.take() == b""
     assert below.closed
 
 
 async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext) -> None:
-    outlet, peer = await meet(context, MemoryTransport())
+    transport, peer = await meet(context, MemoryTransport())
     peer.hear()
     with limited():
-        await outlet.send_eof()
+        await transport.send_eof()
         peer.say(b"I was not done")
-        assert await outlet.receive_some(100) == b"I was not done"
+        assert await transport.receive_some(100) == b"I was not done"
         with pytest.raises(trio.BrokenResourceError):
-            outlet.push(b"but we were")
+            transport.push(b"but we were")
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
@@ -222,15 +222,15 @@ async def test_data_that_nobody_read_is_passed_over_after_our_end(
     context: ssl.SSLContext, version: ssl.TLSVersion
 ) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, version)
+    transport, peer = await meet(context, below, version)
     peer.say(b"x" * 5000)
     peer.say(b"y" * 5000)
     with limited():
-        await outlet.receive_some(10)
-        outlet._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as where both came in one read
-        await outlet.send_eof()
+        await transport.receive_some(10)
+        transport._incoming.write(await below.receive_some(1))  # noqa: SLF001 - as where both came in one read
+        await transport.send_eof()
         below.feed_eof()
-        while await outlet.receive_some(4096):
+        while await transport.receive_some(4096):
             pass
         assert peer.hear() == b""
         assert peer.tls.read(100) == b""
@@ -238,13 +238,13 @@ async def test_data_that_nobody_read_is_passed_over_after_our_end(
 
 async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below)
+    transport, peer = await meet(context, below)
     peer.hear()
     below.capacity_bytes = 0
-    outlet.push(b"last words")
+    transport.push(b"last words")
     with limited():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(outlet.send_eof)
+            nursery.start_soon(transport.send_eof)
             await trio.testing.wait_all_tasks_blocked()
             said = [below.ended]
             below.capacity_bytes = None
@@ -256,16 +256,16 @@ async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> Non
 
 async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below)
+    transport, peer = await meet(context, below)
     peer.hear()
-    await outlet.abort()
+    await transport.abort()
     assert below.aborted
     assert below.take() == b""
-    for use in (outlet.offer, outlet.push):
+    for use in (transport.offer, transport.push):
         with pytest.raises(trio.ClosedResourceError):
             use(b"x")
     with pytest.raises(trio.ClosedResourceError):
-        await outlet.receive_some(100)
+        await transport.receive_some(100)
 
 
 @pytest.mark.parametrize(
@@ -275,40 +275,40 @@ async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
         (b"CONNECT\naccept-version:1.2\n\n\0", "https proxy request"),
         (b"\0" * 100, "wrong version number"),
         (b"\x16\x03\x01\x00\x05hello", "unexpected message"),
-        (b"\x16\x03\x01\xff\xff" + b"\x01" * 1000, "keep to TLS|too long|record"),
+        (b"\x16\x03\x01\xff\xff" + b"\x01" * 1000, "broke the TLS|too long|record"),
     ],
     ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
 )
 async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, said: bytes, words: str) -> None:
     below = MemoryTransport()
-    outlet = TlsTransport(below, context)
+    transport = TlsTransport(below, context)
     below.feed(said)
     with limited(), pytest.raises(HandshakeError, match=words):
-        await outlet.handshake()
+        await transport.handshake()
     below.feed(b"and more of it")
     below.feed_eof()
     with limited():
-        await outlet.send_eof()
-        assert await outlet.receive_some(100) == b""
-        await outlet.aclose()
+        await transport.send_eof()
+        assert await transport.receive_some(100) == b""
+        await transport.aclose()
 
 
 async def test_who_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
-    outlet = TlsTransport(below, context)
+    transport = TlsTransport(below, context)
     below.feed_eof()
     with limited(), pytest.raises(trio.BrokenResourceError) as gone:
-        await outlet.handshake()
+        await transport.handshake()
     assert not isinstance(gone.value, HandshakeError)
 
 
 async def test_junk_after_the_handshake_is_answered_with_an_alert(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    transport, peer = await meet(context, below, keys=tmp_path / "keys")
     _, reading = peer.by_hand()
     below.feed(b"GET / HTTP/1.1\r\n\r\n")
     with limited(), pytest.raises(trio.BrokenResourceError):
-        await outlet.receive_some(100)
+        await transport.receive_some(100)
     kinds = [reading.open(record)[0] for record in split(below.take())]
     assert kinds[-1] is Kind.ALERT
 
@@ -317,7 +317,7 @@ async def test_junk_after_the_handshake_is_answered_with_an_alert(context: ssl.S
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
 async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
-    outlet = TlsTransport(below, context)
+    transport = TlsTransport(below, context)
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     client.minimum_version = client.maximum_version = version
@@ -327,12 +327,12 @@ async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.
         client.wrap_bio(ssl.MemoryBIO(), hello).do_handshake()
     below.feed(hello.read())
     with limited(), pytest.raises(HandshakeError, match="unsupported protocol"):
-        await outlet.handshake()
+        await transport.handshake()
 
 
 async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     tickets = [reading.open(record)[0] for record in split(below.take())]
     assert set(tickets) <= {Kind.HANDSHAKE}
@@ -340,8 +340,8 @@ async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLCont
     writing = writing.next()
     below.feed(writing.seal(Kind.DATA, b"by the new key"))
     with limited():
-        assert await outlet.receive_some(100) == b"by the new key"
-    assert outlet.offer(b"by our new key")
+        assert await transport.receive_some(100) == b"by the new key"
+    assert transport.offer(b"by our new key")
     answer, data = split(below.take())
     assert reading.open(answer) == (Kind.HANDSHAKE, KEY_UPDATE + b"\0")
     assert reading.next().open(data) == (Kind.DATA, b"by our new key")
@@ -349,30 +349,30 @@ async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLCont
 
 async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     for record in split(below.take()):
         reading.open(record)
     heard: list[bytes] = []
 
     async def listen() -> None:
-        heard.append(await outlet.receive_some(100))
+        heard.append(await transport.receive_some(100))
 
     with limited():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE))
             await trio.testing.wait_all_tasks_blocked()
-            assert outlet.offer(b"taken")  # TLS does not write now
-            assert is_pending(outlet)
-            assert not outlet.offer(b"refused")
+            assert transport.offer(b"taken")  # TLS does not write now
+            assert is_pending(transport)
+            assert not transport.offer(b"refused")
             assert below.take() == b""
-            nursery.start_soon(outlet.drain)
+            nursery.start_soon(transport.drain)
             await trio.testing.wait_all_tasks_blocked()
-            assert is_pending(outlet)
+            assert is_pending(transport)
             below.feed(writing.seal(Kind.HANDSHAKE, b"\0"))
             await trio.testing.wait_all_tasks_blocked()
-            assert not is_pending(outlet)
+            assert not is_pending(transport)
             below.feed(writing.next().seal(Kind.DATA, b"go on"))
     assert heard == [b"go on"]
     assert [reading.open(record) for record in split(below.take())] == [(Kind.DATA, b"taken")]
@@ -380,31 +380,31 @@ async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLConte
 
 async def test_closing_wakes_who_waits_for_the_other_half(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, _ = peer.by_hand()
 
     async def listen() -> None:
         with pytest.raises((trio.ClosedResourceError, trio.BrokenResourceError)):
-            await outlet.receive_some(100)
+            await transport.receive_some(100)
 
     async def drain() -> None:
         with pytest.raises(trio.ClosedResourceError):
-            await outlet.drain()
+            await transport.drain()
 
     with limited():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             below.feed(writing.seal(Kind.HANDSHAKE, KEY_UPDATE))
             await trio.testing.wait_all_tasks_blocked()
-            outlet.push(b"taken")
+            transport.push(b"taken")
             nursery.start_soon(drain)
             await trio.testing.wait_all_tasks_blocked()
-            await outlet.abort()
+            await transport.abort()
 
 
 async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, keys=tmp_path / "keys")
+    transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
     for record in split(below.take()):
         reading.open(record)
@@ -413,9 +413,9 @@ async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, t
         writing = writing.next()
     below.feed(writing.seal(Kind.DATA, b"the end"))
     with limited():
-        assert await outlet.receive_some(100) == b"the end"
-    assert not is_pending(outlet)
-    assert outlet.offer(b"x")
+        assert await transport.receive_some(100) == b"the end"
+    assert not is_pending(transport)
+    assert transport.offer(b"x")
     *answers, data = split(below.take())
     assert answers
     for answer in answers:  # one for several would do as well
@@ -426,14 +426,14 @@ async def test_many_key_updates_are_answered_in_order(context: ssl.SSLContext, t
 
 async def test_renegotiation_is_refused_with_a_warning(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
-    outlet, peer = await meet(context, below, ssl.TLSVersion.TLSv1_2, tmp_path / "keys")
+    transport, peer = await meet(context, below, ssl.TLSVersion.TLSv1_2, tmp_path / "keys")
     writing = peer.old_by_hand()
     below.feed(writing.seal(Kind.HANDSHAKE, CLIENT_HELLO))
     below.feed(writing.seal(Kind.DATA, b"then not"))
     below.take()
     with limited():
-        assert await outlet.receive_some(100) == b"then not"
-    assert outlet.offer(b"no")
+        assert await transport.receive_some(100) == b"then not"
+    assert transport.offer(b"no")
     kinds = [record[0] for record in split(below.take())]
     assert kinds == [Kind.ALERT, Kind.DATA]
 
@@ -462,12 +462,12 @@ async def test_each_record_without_content_takes_a_turn(
         turns += 1
         await trio.lowlevel.checkpoint()
 
-    outlet, peer = TlsTransport(below, context, turn), Peer(below, version, tmp_path / "keys")
+    transport, peer = TlsTransport(below, context, turn), Peer(below, version, tmp_path / "keys")
     with limited():
-        await peer.shake_hands(outlet)
+        await peer.shake_hands(transport)
         turns = 0
         below.feed(b"".join(empty_records(peer, version, 100)))
-        assert await outlet.receive_some(100) == b"the end"
+        assert await transport.receive_some(100) == b"the end"
     assert turns == 100
 
 
@@ -478,24 +478,24 @@ async def test_records_without_content_are_limited(
 ) -> None:
     for beyond in (0, 1):
         below, keys = MemoryTransport(), tmp_path / str(beyond)
-        outlet, peer = await meet(context, below, version, keys)
+        transport, peer = await meet(context, below, version, keys)
         below.take()
         below.capacity_bytes = None if taken else 0
         below.feed(b"".join(empty_records(peer, version, EMPTY_RECORDS_MAX + beyond)))
         with limited():
             if not beyond:
-                assert await outlet.receive_some(100) == b"the end"
+                assert await transport.receive_some(100) == b"the end"
                 continue
             with pytest.raises(trio.BrokenResourceError, match="without content"):
-                await outlet.receive_some(100)
+                await transport.receive_some(100)
 
 
 async def test_records_may_come_octet_by_octet(context: ssl.SSLContext) -> None:
-    outlet, peer = await meet(context, Octets())
+    transport, peer = await meet(context, Octets())
     with limited():
         for _ in range(3):
             peer.say(b"twelve bytes")
-        assert b"".join([await outlet.receive_some(100) for _ in range(3)]) == 3 * b"twelve bytes"
+        assert b"".join([await transport.receive_some(100) for _ in range(3)]) == 3 * b"twelve bytes"
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
@@ -505,14 +505,14 @@ async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
 ) -> None:
     moods = Random(seed)
     below = MemoryTransport(moods=moods)
-    outlet, peer = await meet(context, below, version)
+    transport, peer = await meet(context, below, version)
     below.capacity_bytes = moods.choice([1, 100, 5000, 50_000])
     taken = said = heard = read = b""
     for _ in range(300):
         what = moods.random()
         if what < 0.5:
             data = moods.randbytes(moods.choice([1, 10, 500, 20_000, 70_000]))
-            if outlet.offer(data):
+            if transport.offer(data):
                 taken += data
         elif what < 0.8:
             heard += peer.hear(moods.choice([1, 100, 5000, 100_000]))
@@ -523,15 +523,15 @@ async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
         else:
             with trio.move_on_after(moods.choice([0, 0.001])):  # some are cancelled half-way, and go on later
                 if moods.random() < 0.5:
-                    await outlet.drain()
+                    await transport.drain()
                 else:
-                    read += await outlet.receive_some(1000)
+                    read += await transport.receive_some(1000)
     below.capacity_bytes = None
-    while outlet.pending:
+    while transport.pending:
         below.take(0)
-        await outlet.drain()
+        await transport.drain()
     heard += peer.hear()
     with trio.fail_after(10):
         while len(read) < len(said):
-            read += await outlet.receive_some(1000)
+            read += await transport.receive_some(1000)
     assert (heard, read) == (taken, said)

@@ -1,4 +1,4 @@
-"""Random schedules of a few clients against the whole way from log to outlet: no gap, no duplicate, nothing late."""
+"""Random schedules of a few clients against the whole way from log to transport: no gap, no duplicate, nothing late."""
 
 from collections.abc import Sequence
 from random import Random
@@ -89,7 +89,7 @@ class Schedule:
         await wait_all_tasks_blocked()
         client = self.rig.client
         if client.state is ClientState.LIVE:
-            assert not self.rig.outlet.pending
+            assert not self.rig.transport.pending
             assert not any(subscription.hungry for subscription in client.subscriptions.values())
 
     async def append(self) -> None:
@@ -284,8 +284,8 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
-            outlet = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
-            rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
+            transport = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
+            rig = await delivery.connect(transport, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
             schedules.append(Schedule(rig, chance, everything, habits, alike))

@@ -14,7 +14,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import close_frame
-from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
+from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, rigged
 from tests.websocket.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
@@ -28,14 +28,14 @@ SUBSCRIBE = (("id", "0"), ("destination", "/events"))
 
 
 async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> None:
-    outlet = RecordingOutlet()
-    async with rigged(await open_log(), outlet) as rig:
+    transport = RecordingTransport()
+    async with rigged(await open_log(), transport) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
-        outlet.writes.clear()
+        transport.writes.clear()
         await rig.append(events(1, 1000))
         assert len([f for f in await rig.read_all() if f.command == "MESSAGE"]) == 1000
-    assert len(outlet.writes) <= 4
-    assert max(len(data) for data in outlet.writes) <= RUN_BYTES_MAX
+    assert len(transport.writes) <= 4
+    assert max(len(data) for data in transport.writes) <= RUN_BYTES_MAX
 
 
 async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
@@ -49,8 +49,8 @@ async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock
 
 
 async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(100)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = MemoryTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=1000))
@@ -102,15 +102,15 @@ async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
 
 
 async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(100)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = MemoryTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 5, size=RUN_BYTES_MAX))
         await wait_all_tasks_blocked()
         subscription = rig.client.subscriptions[1]
         assert subscription.position.offset == 1
-        assert outlet.pending
+        assert transport.pending
         await rig.append(events(6, 9, size=RUN_BYTES_MAX))
         await wait_all_tasks_blocked()
         assert subscription.position.offset == 1
@@ -187,8 +187,8 @@ async def test_subscribe_waits_for_a_store_that_is_away(
 
 
 async def test_a_stalled_client_is_dismissed(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(1000)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = MemoryTransport(1000)
+    async with rigged(await open_log(), transport) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=5000))
         await trio.sleep(SEND_TIMEOUT_S + 0.1)
@@ -209,8 +209,8 @@ async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockC
 
 
 async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(1000)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = MemoryTransport(1000)
+    async with rigged(await open_log(), transport) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 3, size=RUN_BYTES_MAX))
         await wait_all_tasks_blocked()
@@ -234,22 +234,22 @@ async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_cl
 
 
 async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) -> None:
-    outlet = RecordingOutlet(100)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = RecordingTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=1000))
         await wait_all_tasks_blocked()
         await rig.append(events(2, 2))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.wire.close, close_frame(1000, ""))
+            nursery.start_soon(rig.stream.close, close_frame(1000, ""))
             for _ in range(20):
-                outlet.take()
+                transport.take()
                 await wait_all_tasks_blocked()
-        assert outlet.writes[-1] == close_frame(1000, "")
+        assert transport.writes[-1] == close_frame(1000, "")
         await rig.append(events(3, 3))
         await wait_all_tasks_blocked()
-        assert outlet.writes[-1] == close_frame(1000, "")
+        assert transport.writes[-1] == close_frame(1000, "")
 
 
 async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(autojump_clock: MockClock) -> None:
@@ -261,7 +261,7 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
         await rig.append(events(1, count))
         await wait_all_tasks_blocked()
         begun_at = trio.current_time()
-        while rig.client.state is ClientState.BEHIND or rig.outlet.pending:
+        while rig.client.state is ClientState.BEHIND or rig.transport.pending:
             await trio.sleep(SEND_TIMEOUT_S / 2)
             rig.read(8000)
             assert rig.client.farewell is None

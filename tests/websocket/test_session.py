@@ -423,7 +423,7 @@ async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojum
     assert 800_000 < found["bytes"] < 1_000_000
 
 
-class WatchedOutlet(StreamTransport):
+class WatchedTransport(StreamTransport):
     aborted = False
 
     async def abort(self) -> None:
@@ -435,8 +435,8 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
     log = await open_log(options=LogOptions(store="memory", tail_events=10))
     async with serving(log, evolve(OPTIONS, send_timeout_s=1000), listen=False) as server:
         ours, theirs = trio.testing.lockstep_stream_pair()
-        outlet, client = WatchedOutlet(ours), StompClient(theirs)
-        ending = server.start(outlet)
+        transport, client = WatchedTransport(ours), StompClient(theirs)
+        ending = server.start(transport)
         await client.upgrade()
         await client.connect()
         await client.subscribe()
@@ -449,7 +449,7 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
         await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         assert await ending.wait() is disconnects.POSITION_EXPIRED
         assert ending.at - begun_at <= WATCH_EVERY_S + GOODBYE_S + LINGER_S
-        assert outlet.aborted
+        assert transport.aborted
         counted = server.sessions.statistics()
         assert (counted["farewell position expired"], counted["refused 410-position-expired"]) == (1, 1)
         await server.ended()

@@ -1,4 +1,4 @@
-"""The turnstile: so many in each turn of the event loop, in their order, and everybody once nobody turns it."""
+"""The fair queue: so many in each turn of the event loop, in their order, and everybody once nobody turns it."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, FairQueueStatistics
 from tests.websocket.rig import Rig, rigged
 from tests.websocket.serving import open_log, serving
 
@@ -31,16 +31,16 @@ class Turns(trio.abc.Instrument):
 
 
 async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
-    turnstile, turns = FairQueue(), Turns()
+    fair_queue, turns = FairQueue(), Turns()
     entered: list[tuple[int, int]] = []
 
     async def enter(number: int) -> None:
-        await turnstile.enter()
+        await fair_queue.enter()
         entered.append((turns.count, number))
 
-    count = 10 * ENTRIES_PER_TURN + 3
+    count = 10 * ENTRIES_PER_PASS + 3
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         trio.lowlevel.add_instrument(turns)
         for number in range(count):
@@ -49,68 +49,68 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
             while len(entered) < count:  # noqa: ASYNC110 - turn by turn
                 await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-        assert turnstile.statistics() == {"waiting": 0, "waited": count - 2 * ENTRIES_PER_TURN}
+        assert fair_queue.statistics() == FairQueueStatistics(0, count - 2 * ENTRIES_PER_PASS)
         nursery.cancel_scope.cancel()
     by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
-    assert max(by_turn) == ENTRIES_PER_TURN
+    assert max(by_turn) == ENTRIES_PER_PASS
     assert len(by_turn) == 11
     assert sorted(number for _, number in entered) == list(range(count))
 
 
 async def test_who_waits_is_let_through_first_come_first_served() -> None:
-    turnstile = FairQueue()
+    fair_queue = FairQueue()
     entered: list[int] = []
 
     async def enter(number: int) -> None:
-        await turnstile.enter()
+        await fair_queue.enter()
         entered.append(number)
 
     async with trio.open_nursery() as nursery:
-        for number in range(3 * ENTRIES_PER_TURN):
+        for number in range(3 * ENTRIES_PER_PASS):
             nursery.start_soon(enter, number)
             await trio.testing.wait_all_tasks_blocked()
-        assert entered == list(range(ENTRIES_PER_TURN))
-        assert turnstile.statistics() == {"waiting": 2 * ENTRIES_PER_TURN, "waited": ENTRIES_PER_TURN}
-        nursery.start_soon(turnstile.run)
+        assert entered == list(range(ENTRIES_PER_PASS))
+        assert fair_queue.statistics() == FairQueueStatistics(2 * ENTRIES_PER_PASS, ENTRIES_PER_PASS)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert set(entered[: 2 * ENTRIES_PER_TURN]) == set(range(2 * ENTRIES_PER_TURN))
-        assert len(entered) == 3 * ENTRIES_PER_TURN
+        assert set(entered[: 2 * ENTRIES_PER_PASS]) == set(range(2 * ENTRIES_PER_PASS))
+        assert len(entered) == 3 * ENTRIES_PER_PASS
         nursery.cancel_scope.cancel()
 
 
 async def test_who_asks_without_a_crowd_has_not_waited() -> None:
-    turnstile = FairQueue()
+    fair_queue = FairQueue()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
-        for _ in range(10 * ENTRIES_PER_TURN):
-            await turnstile.enter()
+        nursery.start_soon(fair_queue.run)
+        for _ in range(10 * ENTRIES_PER_PASS):
+            await fair_queue.enter()
             await trio.lowlevel.checkpoint()
-        assert turnstile.statistics() == {"waiting": 0, "waited": 0}
+        assert fair_queue.statistics() == FairQueueStatistics(0, 0)
         nursery.cancel_scope.cancel()
 
 
 async def test_who_gives_up_takes_nobodys_place() -> None:
-    turnstile = FairQueue()
-    for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
+    fair_queue = FairQueue()
+    for _ in range(ENTRIES_PER_PASS):
+        await fair_queue.enter()
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0):
-            await turnstile.enter()
+            await fair_queue.enter()
             pytest.fail("there was no room")
-        nursery.start_soon(turnstile.run)
-        for _ in range(2 * ENTRIES_PER_TURN):
+        nursery.start_soon(fair_queue.run)
+        for _ in range(2 * ENTRIES_PER_PASS):
             with trio.fail_after(5):
-                await turnstile.enter()
+                await fair_queue.enter()
         nursery.cancel_scope.cancel()
 
 
 async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_of_them() -> None:
-    turnstile = FairQueue()
-    crowds, each = 2 * ENTRIES_PER_TURN, 100
+    fair_queue = FairQueue()
+    crowds, each = 2 * ENTRIES_PER_PASS, 100
     entered: list[str] = []
 
     async def enter(address: str) -> None:
-        await turnstile.enter(address)
+        await fair_queue.enter(address)
         entered.append(address)
 
     async with trio.open_nursery() as nursery:
@@ -119,43 +119,43 @@ async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(enter, "newcomer")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_TURN  # of 3200
+        assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_PASS  # of 3200
         assert Counter(entered) == {f"crowd {number}": each for number in range(crowds)} | {"newcomer": 1}
-        assert turnstile.statistics()["waiting"] == 0
+        assert fair_queue.statistics().waiting == 0
         nursery.cancel_scope.cancel()
 
 
 async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no_place() -> None:
-    turnstile = FairQueue()
-    for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
+    fair_queue = FairQueue()
+    for _ in range(ENTRIES_PER_PASS):
+        await fair_queue.enter()
     async with trio.open_nursery() as nursery:
         async with trio.open_nursery() as impatient:
-            for number in range(10 * ENTRIES_PER_TURN):
-                impatient.start_soon(turnstile.enter, f"gone {number}")
+            for number in range(10 * ENTRIES_PER_PASS):
+                impatient.start_soon(fair_queue.enter, f"gone {number}")
             await trio.testing.wait_all_tasks_blocked()
             impatient.cancel_scope.cancel()
-        assert turnstile.statistics()["waiting"] == 0
-        nursery.start_soon(turnstile.run)
+        assert fair_queue.statistics().waiting == 0
+        nursery.start_soon(fair_queue.run)
         with trio.fail_after(5):
-            for _ in range(2 * ENTRIES_PER_TURN):
-                await turnstile.enter("patient")
+            for _ in range(2 * ENTRIES_PER_PASS):
+                await fair_queue.enter("patient")
         await trio.testing.wait_all_tasks_blocked()
-        assert turnstile.statistics()["waiting"] == 0
+        assert fair_queue.statistics().waiting == 0
         nursery.cancel_scope.cancel()
 
 
 async def test_it_stands_open_once_nobody_turns_it() -> None:
-    turnstile = FairQueue()
+    fair_queue = FairQueue()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     with trio.fail_after(5):
-        for _ in range(5 * ENTRIES_PER_TURN):
-            await turnstile.enter()
+        for _ in range(5 * ENTRIES_PER_PASS):
+            await fair_queue.enter()
 
 
 class Answering(StreamTransport):
@@ -200,7 +200,7 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
         assert server.sessions.statistics()["waited"] > crowd * asked / 2
     assert sum(turns.answers.values()) == crowd * asked
     assert answered < crowd * asked / 4
-    assert max(turns.answers.values()) <= 2 * ENTRIES_PER_TURN
+    assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
 
 
 async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once_it_is_known(
@@ -209,9 +209,9 @@ async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once
     addresses: list[str] = []
     enter = FairQueue.enter
 
-    async def noted(turnstile: FairQueue, address: str = "") -> None:
+    async def noted(fair_queue: FairQueue, address: str = "") -> None:
         addresses.append(address)
-        await enter(turnstile, address)
+        await enter(fair_queue, address)
 
     monkeypatch.setattr(FairQueue, "enter", noted)
     async with serving(options=ListenerOptions(port=0, trusted_proxies=["127.0.0.1"])) as server:
@@ -238,9 +238,9 @@ async def test_what_was_read_in_its_turn_brings_one_message_and_each_further_one
     turns = Counter[str]()
     enter = FairQueue.enter
 
-    async def noted(turnstile: FairQueue, address: str = "") -> None:
+    async def noted(fair_queue: FairQueue, address: str = "") -> None:
         turns["taken"] += 1
-        await enter(turnstile, address)
+        await enter(fair_queue, address)
 
     monkeypatch.setattr(FairQueue, "enter", noted)
     async with serving(listen=False) as server:
@@ -302,21 +302,21 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
 
 async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -> None:
     crowd, pieces = 100, 10
-    turnstile, turns = FairQueue(), Turns()
-    outlets = [MemoryTransport() for _ in range(crowd)]
-    for outlet in outlets:
+    fair_queue, turns = FairQueue(), Turns()
+    transports = [MemoryTransport() for _ in range(crowd)]
+    for transport in transports:
         for _ in range(pieces):
-            outlet.feed(b"x")
-        outlet.feed_eof()
+            transport.feed(b"x")
+        transport.feed_eof()
     trio.lowlevel.add_instrument(turns)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         async with trio.open_nursery() as reading:
-            for outlet in outlets:
-                reading.start_soon(read_to_end, outlet, turnstile.enter)
+            for transport in transports:
+                reading.start_soon(read_to_end, transport, fair_queue.enter)
         nursery.cancel_scope.cancel()
     trio.lowlevel.remove_instrument(turns)
-    assert turns.count >= crowd * pieces / ENTRIES_PER_TURN
+    assert turns.count >= crowd * pieces / ENTRIES_PER_PASS
 
 
 async def test_messages_after_a_fault_are_dropped_without_being_parsed(autojump_clock: MockClock) -> None:

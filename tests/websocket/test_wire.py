@@ -1,4 +1,4 @@
-"""The wire: one writer at a time, never after a Close frame, and a peer that takes nothing is noticed."""
+"""The stream: one writer at a time, never after a Close frame, and a peer that takes nothing is noticed."""
 
 import pytest
 import trio
@@ -6,142 +6,142 @@ import trio.testing
 from trio.testing import MockClock
 
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
 from airy_trio.websocket.stream import FramedStream, StalledError, close_frame, text_message
 
 SEND_TIMEOUT_S = 10.0
 
 
 def wired(capacity_bytes: int | None = None) -> tuple[FramedStream, MemoryTransport]:
-    outlet = MemoryTransport(capacity_bytes)
-    return FramedStream(outlet, send_timeout_s=SEND_TIMEOUT_S), outlet
+    transport = MemoryTransport(capacity_bytes)
+    return FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S), transport
 
 
 async def test_offer_is_refused_while_something_is_pending(autojump_clock: MockClock) -> None:
-    wire, outlet = wired(3)
-    assert wire.offer(b"12345", 1.0)
-    assert outlet.pending
-    assert outlet.take(1) == b"1"  # there is room, and still nothing may come between
-    assert not wire.offer(b"6", 2.0)
-    assert wire.written_at == 1.0
-    assert outlet.take() == b"23"
-    async with wire.lock:
-        await wire.drain()
-    assert outlet.take() == b"45"
+    stream, transport = wired(3)
+    assert stream.offer(b"12345", 1.0)
+    assert transport.pending
+    assert transport.take(1) == b"1"  # there is room, and still nothing may come between
+    assert not stream.offer(b"6", 2.0)
+    assert stream.written_at == 1.0
+    assert transport.take() == b"23"
+    async with stream.lock:
+        await stream.drain()
+    assert transport.take() == b"45"
 
 
 async def test_writers_take_turns(autojump_clock: MockClock) -> None:
-    wire, outlet = wired(2)
+    stream, transport = wired(2)
     taken = bytearray()
     async with trio.open_nursery() as nursery:
         for letter in b"abc":
-            nursery.start_soon(wire.write, bytes([letter]) * 10)
+            nursery.start_soon(stream.write, bytes([letter]) * 10)
             await trio.testing.wait_all_tasks_blocked()
         while len(taken) < 30:
-            taken += outlet.take(1)
+            taken += transport.take(1)
             await trio.sleep(0.1)
     assert taken == b"a" * 10 + b"b" * 10 + b"c" * 10
 
 
 async def test_what_is_pending_leaves_before_a_control_frame(autojump_clock: MockClock) -> None:
-    wire, outlet = wired(3)
-    assert wire.offer(b"12345", 0)
+    stream, transport = wired(3)
+    assert stream.offer(b"12345", 0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wire.send_all, b"\x8a\x00")
+        nursery.start_soon(stream.send_all, b"\x8a\x00")
         await trio.testing.wait_all_tasks_blocked()
-        taken = outlet.take()
+        taken = transport.take()
         await trio.testing.wait_all_tasks_blocked()
-        taken += outlet.take()
-    assert taken + outlet.take() == b"12345\x8a\x00"
+        taken += transport.take()
+    assert taken + transport.take() == b"12345\x8a\x00"
 
 
 async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
-    wire, outlet = wired()
-    await wire.send_all(close_frame(1000, ""))
-    assert not wire.offer(text_message(b"x"), 0)
-    assert not await wire.write(text_message(b"x"))
-    await wire.send_all(b"\x8a\x00")
-    await wire.close(close_frame(1000, "second"))
-    assert outlet.take() == close_frame(1000, "")
+    stream, transport = wired()
+    await stream.send_all(close_frame(1000, ""))
+    assert not stream.offer(text_message(b"x"), 0)
+    assert not await stream.write(text_message(b"x"))
+    await stream.send_all(b"\x8a\x00")
+    await stream.close(close_frame(1000, "second"))
+    assert transport.take() == close_frame(1000, "")
 
 
 async def test_a_close_frame_whose_writer_was_cancelled_is_written_by_the_next(autojump_clock: MockClock) -> None:
-    wire, outlet = wired()
-    async with trio.open_nursery() as nursery, wire.lock:
-        nursery.start_soon(wire.close, close_frame(1000, "first"))
+    stream, transport = wired()
+    async with trio.open_nursery() as nursery, stream.lock:
+        nursery.start_soon(stream.close, close_frame(1000, "first"))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    await wire.close(close_frame(1000, "second"))
-    await wire.close(close_frame(1000, "third"))
-    assert outlet.take() == close_frame(1000, "second")
+    await stream.close(close_frame(1000, "second"))
+    await stream.close(close_frame(1000, "third"))
+    assert transport.take() == close_frame(1000, "second")
 
 
 async def test_who_waits_for_the_lock_when_a_close_comes_writes_nothing(autojump_clock: MockClock) -> None:
-    wire, outlet = wired()
-    async with trio.open_nursery() as nursery, wire.lock:
-        nursery.start_soon(wire.write, b"late")
+    stream, transport = wired()
+    async with trio.open_nursery() as nursery, stream.lock:
+        nursery.start_soon(stream.write, b"late")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(wire.send_all, close_frame(1000, ""))
+        nursery.start_soon(stream.send_all, close_frame(1000, ""))
         await trio.testing.wait_all_tasks_blocked()
-        assert wire.closing, "before the lock is had"
-        assert not wire.offer(b"late too", 0)
-    assert outlet.take() == close_frame(1000, "")
+        assert stream.closing, "before the lock is had"
+        assert not stream.offer(b"late too", 0)
+    assert transport.take() == close_frame(1000, "")
 
 
 async def test_a_peer_that_takes_nothing_stalls_the_wire(autojump_clock: MockClock) -> None:
-    wire, _outlet = wired(3)
+    stream, _transport = wired(3)
     with pytest.raises(StalledError):
-        await wire.write(b"12345")
-    assert wire.stalled
+        await stream.write(b"12345")
+    assert stream.stalled
     assert trio.current_time() == SEND_TIMEOUT_S
 
 
 async def test_a_peer_that_takes_a_little_now_and_then_does_not(autojump_clock: MockClock) -> None:
-    wire, outlet = wired(1)
+    stream, transport = wired(1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wire.write, b"12345")
+        nursery.start_soon(stream.write, b"12345")
         for _ in range(5):
             await trio.sleep(SEND_TIMEOUT_S * 0.9)
-            outlet.take(1)
-    assert not wire.stalled
-    assert wire.written_at == pytest.approx(4 * 0.9 * SEND_TIMEOUT_S)
+            transport.take(1)
+    assert not stream.stalled
+    assert stream.written_at == pytest.approx(4 * 0.9 * SEND_TIMEOUT_S)
 
 
 async def test_a_cancelled_write_is_finished_by_the_next(autojump_clock: MockClock) -> None:
-    wire, outlet = wired(3)
+    stream, transport = wired(3)
     with trio.move_on_after(1):
-        await wire.write(b"12345")
-    assert outlet.take() == b"123"
-    await wire.write(b"6")
-    assert outlet.take() == b"456"
+        await stream.write(b"12345")
+    assert transport.take() == b"123"
+    await stream.write(b"6")
+    assert transport.take() == b"456"
 
 
 async def test_what_is_put_back_is_read_next(autojump_clock: MockClock) -> None:
-    wire, outlet = wired()
-    outlet.feed(b"from the peer")
-    wire.put_back(b"before it")
-    assert [await wire.receive_some(), await wire.receive_some()] == [b"before it", b"from the peer"]
+    stream, transport = wired()
+    transport.feed(b"from the peer")
+    stream.put_back(b"before it")
+    assert [await stream.receive_some(), await stream.receive_some()] == [b"before it", b"from the peer"]
 
 
 async def test_reading_is_noted(autojump_clock: MockClock) -> None:
-    wire, outlet = wired()
+    stream, transport = wired()
     await trio.sleep(5)
-    outlet.feed(b"x")
-    assert await wire.receive_some() == b"x"
-    assert wire.read_at == 5
+    transport.feed(b"x")
+    assert await stream.receive_some() == b"x"
+    assert stream.read_at == 5
 
 
 async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
-    turnstile, outlet = FairQueue(), MemoryTransport()
-    wire = FramedStream(outlet, send_timeout_s=SEND_TIMEOUT_S, turn=turnstile.enter)
-    for _ in range(ENTRIES_PER_TURN):
-        await turnstile.enter()
-    outlet.feed(b"hello")
+    fair_queue, transport = FairQueue(), MemoryTransport()
+    stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=fair_queue.enter)
+    for _ in range(ENTRIES_PER_PASS):
+        await fair_queue.enter()
+    transport.feed(b"hello")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wire.receive_some)
+        nursery.start_soon(stream.receive_some)
         await trio.sleep(10)
-        assert wire.unheard
-        nursery.start_soon(turnstile.run)
+        assert stream.input_queued
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
-        assert (wire.unheard, wire.read_at) == (False, trio.current_time())
+        assert (stream.input_queued, stream.read_at) == (False, trio.current_time())
         nursery.cancel_scope.cancel()

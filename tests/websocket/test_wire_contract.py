@@ -614,7 +614,7 @@ async def test_line_16_what_came_before_the_fault_in_the_same_message_takes_effe
     assert (error.get("message"), code) == ("403-send-not-allowed", 4403)
 
 
-class FullOutlet(StreamTransport):
+class FullTransport(StreamTransport):
     """Over a stream that is full, as a socket whose peer does not read, from ``fill`` until ``make_room``."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -643,30 +643,30 @@ class FullOutlet(StreamTransport):
         await super().abort()
 
 
-async def filled(server: Server) -> tuple[Plugged, FullOutlet]:
+async def filled(server: Server) -> tuple[Plugged, FullTransport]:
     """A client that has taken nothing of what it was sent last, and then said nonsense."""
     ours, theirs = trio.testing.memory_stream_pair()
-    outlet = FullOutlet(ours)
-    plugged = Plugged(StompClient(theirs), server.start(outlet))
+    transport = FullTransport(ours)
+    plugged = Plugged(StompClient(theirs), server.start(transport))
     await plugged.client.upgrade()
     await plugged.client.connect(accept_version="1.2")
     await plugged.client.subscribe()
-    outlet.fill()
+    transport.fill()
     await server.append(1, 100, size=1000)
     await trio.testing.wait_all_tasks_blocked()
-    assert outlet.pending
+    assert transport.pending
     await plugged.client.send(Frame("NONSENSE", (("receipt", "r"),)))
-    return plugged, outlet
+    return plugged, transport
 
 
 async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without_the_error(
     server: Server, autojump_clock: MockClock
 ) -> None:
-    plugged, outlet = await filled(server)
+    plugged, transport = await filled(server)
     begun_at = trio.current_time()
     assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
     assert plugged.ending.at - begun_at == pytest.approx(1, abs=0.1)
-    assert outlet.aborted
+    assert transport.aborted
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code is None
@@ -676,9 +676,9 @@ async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without
 async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_before_the_close(
     server: Server, autojump_clock: MockClock
 ) -> None:
-    plugged, outlet = await filled(server)
+    plugged, transport = await filled(server)
     await trio.sleep(0.9)
-    outlet.make_room()
+    transport.make_room()
     messages = []
     while (frame := await plugged.client.receive()).command == "MESSAGE":
         messages.append(frame)
@@ -689,10 +689,10 @@ async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_be
     assert closed.value.code == 1002
     await plugged.client.stream.aclose()
     await plugged.ending.wait()
-    assert not outlet.aborted
-    (error,) = Reader().feed(outlet.written[-2])
+    assert not transport.aborted
+    (error,) = Reader().feed(transport.written[-2])
     assert error.startswith(b"ERROR\n")
-    assert outlet.written[-1] == close_frame(1002, "400-unknown-command")
+    assert transport.written[-1] == close_frame(1002, "400-unknown-command")
 
 
 def padded(command: str, size: int) -> str:
