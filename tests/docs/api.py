@@ -9,7 +9,7 @@ from typing import Final
 
 PACKAGE: Final = Path(__file__).parents[2] / "airy_trio"
 PUBLISHED: Final = (
-    ("Serve", "airy_trio", "app/serving.py", ("serve", "Address")),
+    ("Serve", "airy_trio", "app/server.py", ("serve", "Address")),
     ("Settings", "airy_trio.settings", "settings/__init__.py", ("load", "parse")),
     ("Migrations", "airy_trio.migrate", "migrate/__init__.py", ("migrate", "Migrated", "preview", "remove")),
     (
@@ -21,7 +21,7 @@ PUBLISHED: Final = (
     (
         "A STOMP client",
         "airy_trio.testing.client",
-        "testing/client.py testing/websocket.py",
+        "testing/client.py",
         ("connect", "StompClient", "WebSocketClient", "Rejected", "Closed", "BrokenPromiseError"),
     ),
     (
@@ -38,7 +38,7 @@ PUBLISHED: Final = (
     (
         "Check an event store",
         "airy_trio.testing.event_store",
-        "testing/event_store.py testing/store_words.py testing/store_crashes.py",
+        "testing/event_store.py testing/store_words.py testing/store_durables.py",
         (
             "check_event_store", "broken_promises", "check_whole_batches", "MakePlace", "OpenStore", "BrokenStoreError",
         ),
