@@ -16,7 +16,7 @@ the same step with all events removed. The rest is reading: ``read`` forward fro
 one. Both refuse a position of another epoch, and ``read`` refuses one whose next event was trimmed instead of
 skipping it. An offset is never used again in its epoch, so the head must be stored and not be derived from the
 events: ``trim`` may delete them all. Durable subscriptions are a second, small table: for each owner and name the
-token of the last holder, the furthest position, and the time of the last use.
+token of the newest claim, the furthest position, and the time of the last use.
 
 **How a store is used.** Every server process opens the store once and calls it from one Trio event loop, several
 verbs at a time. One process, the recorder, appends and trims. All of them read, wait and keep durable subscriptions,
@@ -54,8 +54,8 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
+    Claim,
     EventStore,
-    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -71,10 +71,10 @@ from airy_trio.log.store import (
 __all__ = [
     "Acknowledgement",
     "Bounds",
+    "Claim",
     "Destination",
     "EventStore",
     "Everything",
-    "Holder",
     "NewEvent",
     "OfChannel",
     "OfConversation",

@@ -12,7 +12,7 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
-    Holder,
+    Claim,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -143,29 +143,29 @@ class MemoryStore:
         durable = self._durables.get((owner, name))
         return None if durable is None else durable.position
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """See ``EventStore.hold``."""
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """See ``EventStore.claim``."""
         await trio.lowlevel.checkpoint()
-        return [self._hold(holder) for holder in holders]
+        return [self._claim(claim) for claim in claims]
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         """See ``EventStore.acknowledge``."""
         await trio.lowlevel.checkpoint()
-        return [one.holder for one in acknowledgements if not self._acknowledge(one.holder, one.position)]
+        return [one.claim for one in acknowledgements if not self._acknowledge(one.claim, one.position)]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
         await trio.lowlevel.checkpoint()
 
-    def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.get((holder.owner, holder.name))
+    def _claim(self, claim: Claim) -> Position | None:
+        known = self._durables.get((claim.owner, claim.name))
         position = None if known is None else known.position
-        self._durables[holder.owner, holder.name] = _Durable(holder.token, position, self._now_ms())
+        self._durables[claim.owner, claim.name] = _Durable(claim.token, position, self._now_ms())
         return position
 
-    def _acknowledge(self, holder: Holder, position: Position) -> bool:
-        known = self._durables.setdefault((holder.owner, holder.name), _Durable(holder.token, None, 0))
-        if known.token != holder.token:
+    def _acknowledge(self, claim: Claim, position: Position) -> bool:
+        known = self._durables.setdefault((claim.owner, claim.name), _Durable(claim.token, None, 0))
+        if known.token != claim.token:
             return False
         if known.position is None or known.position.epoch != position.epoch or known.position < position:
             known.position = position

@@ -79,7 +79,7 @@ def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms:
 
 
 @frozen
-class Holder:
+class Claim:
     """A claim of the durable subscription ``name`` of the user ``owner``. No other claim has the same ``token``."""
 
     owner: str
@@ -89,9 +89,9 @@ class Holder:
 
 @frozen
 class Acknowledgement:
-    """The position up to which the holder of a durable subscription has acknowledged all events."""
+    """The position up to which the client of this claim has acknowledged all events."""
 
-    holder: Holder
+    claim: Claim
     position: Position
 
 
@@ -241,21 +241,21 @@ class EventStore(Protocol):
         """
         ...
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """Make each the holder of its durable subscription; return for each, in order, what ``acknowledged`` would.
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """Store each claim in place of the former one; return for each, in order, what ``acknowledged`` would.
 
-        The holder before it loses the subscription. Nodes share nothing but the store: two of them must not both
-        acknowledge for one name, and the newest claim wins. There may be many at once, as all clients reconnect at once
-        when a node has ended. No owner and name comes twice in one call.
+        The newest claim of a durable subscription is the only one that may acknowledge for it: nodes share nothing but
+        the store, and two of them must not both acknowledge for one name. A call may contain thousands of claims,
+        because all clients of a node reconnect when it ends. No owner and name appears twice in one call.
         """
         ...
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        """Store acknowledged positions; return the holders that have lost their subscription, whose positions are not.
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        """Store acknowledged positions; return the claims that another one has replaced. Theirs are not stored.
 
         Within an epoch a position only goes forward: an earlier one is no error and only renews the time of the last
-        use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription has
-        no holder because it was deleted, this one becomes the holder again. No owner and name comes twice in one call.
+        use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription was
+        deleted, so that it has no claim, this claim is stored again. No owner and name appears twice in one call.
         """
         ...
 
