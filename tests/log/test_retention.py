@@ -177,6 +177,6 @@ async def test_an_outage_is_said_once_and_trimming_goes_on_after_it(
             await trio.sleep(10 * PERIOD_S)
             store.trims_fail = False
             await trio.sleep(2 * PERIOD_S)
-    assert said == ["trimming put off"] * 2
+    assert said == ["trimming postponed"] * 2
     assert len(await recorded(store)) == 1
     nursery.cancel_scope.cancel()
