@@ -1,52 +1,52 @@
-"""What the author of an event store needs: the port, the values in its verbs, its errors, and helpers.
+"""The port of event stores for their authors: the verbs, the values, the errors, and helpers.
 
-An event store keeps events in one order, with the few facts that delivery needs, and knows nothing else about them. A
-class is a store if it has the verbs of ``EventStore`` and keeps the promises under each; it inherits from nothing.
+An event store contains events in one order, with the few facts that delivery needs. A class is a store if it has the
+verbs of ``EventStore`` and keeps the promises under each; it need not inherit from anything. The suite in
 ``airy_trio.testing.event_store`` checks every promise. To publish a store, name a function in the entry-point group
-``airy_trio.event_stores``. The function takes ``[log] url`` as the settings have it, which may be empty and may have
-any scheme, and returns an async context manager that gives the store. The entry point's name is the value of ``[log]
-store``. There is no such group for change feeds: the ways to notice changes are built in.
+``airy_trio.event_stores``. The function takes ``[log] url`` from the settings, which may be empty and may have any
+scheme, and returns an async context manager that yields the store. The entry point's name is the value of ``[log]
+store``. There is no such group for change feeds, which are built in.
 
-**How a store is written.** Everything follows from one comparison. The store has a head, the position of its newest
-event, and ``append`` names the head that its writer knows. In one step that happens whole or not at all, and that no
-other process can come between, the store compares the two, adds the events at the offsets that follow, and stores the
-resume point; if the two differ, it raises ``StaleAppend``. This alone keeps apart two servers that both believe to be
-the recorder. A transaction, a script in the server of the place, or a compare-and-swap each do. ``begin_epoch`` is
-the same step with all events removed. The rest is reading: ``read`` forward from a position, ``recent`` backward from
-one. Both refuse a position of another epoch, and ``read`` refuses one whose next event was trimmed instead of
-skipping it. An offset is never used again in its epoch, so the head must be stored and not be derived from the
-events: ``trim`` may delete them all. Durable subscriptions are a second, small table: for each owner and name the
-token of the last holder, the furthest position, and the time of the last use.
+**Writing a store.** Everything follows from one comparison. The store has a head, the position of its newest event,
+and ``append`` names the head that its writer knows. In one atomic and isolated step the store compares the two, adds
+the events at the offsets that follow, and stores the resume point; if the two differ, it raises ``StaleAppend``. This
+alone separates two servers that both believe that they are the recorder. A transaction, a script that runs in the
+database server, or a compare-and-swap each provide such a step. ``begin_epoch`` is the same step, with all events
+deleted. The rest is reading: ``read`` forwards from a position, ``recent`` backwards. Both raise ``PositionExpired``
+for a position of another epoch; ``read`` also raises it if the next event was trimmed, instead of skipping the event.
+An offset is never used again in its epoch, so the head must be stored and not derived from the events, all of which
+``trim`` may delete. Durable subscriptions are a second, small table: for each owner and name the token of the newest
+claim, the furthest position, and the time of the last use.
 
-**How a store is used.** Every server process opens the store once and calls it from one Trio event loop, several
-verbs at a time. One process, the recorder, appends and trims. All of them read, wait and keep durable subscriptions,
-and any may begin an epoch when it sees that the store has lost events. Everything blocking belongs in
-``trio.to_thread.run_sync``. A verb may be cancelled at any checkpoint; what was under way then may still happen, but
-whole. Raise ``StoreUnavailable`` if the place is away: the caller retries with growing pauses, and clients stay
-connected. Any other exception counts as a fault of the store: it ends the session that met it, or the server.
-Messages appear in logs, so keep the URL and its password out of them.
+**How servers use a store.** Every server process opens the store once and calls it from one Trio event loop, several
+verbs at a time. One process, the recorder, appends and trims. All processes read, wait, and claim and acknowledge
+durable subscriptions, and any may begin an epoch when it finds that the store has lost events. Run blocking calls in
+``trio.to_thread.run_sync``. A verb may be cancelled at any checkpoint; its effect may then still happen, but completely
+or not at all. Raise ``StoreUnavailable`` if the store cannot be reached: the caller retries with growing pauses, and
+clients stay connected. Any other exception is a fault of the store, and ends the session in which it was raised, or the
+server. Messages appear in logs, so they must not contain the URL and its password.
 
-**How wait is woken across processes.** Each process has one task in ``wait(head)``, and what it waits for is mostly
-appended by another process, so an event inside the process is not enough. Use what the place has: a notification, a
-blocking read, a change counter, or a look at the head every few milliseconds. Two rules keep it correct. Subscribe
-first and compare the head afterwards, because an append between the two is lost otherwise. And look at the head now
-and then without a notification, because notifications get lost with their connections: a missed one may cost a
-second, but never a hang. ``wait`` may return although nothing has changed, so a store that cannot tell returns. If a
-connection was lost, raise ``StoreUnavailable`` even if the next one opens at once: the caller then compares the end
-of the log with what it knows, and notices a place that was restored without its newest events. The time from
-``append`` to the return of ``wait`` in the other processes is part of the latency of every event.
+**Waking wait across processes.** Each process has one task in ``wait(head)``, and most events are appended by another
+process, so a ``trio.Event`` is not enough. Use a notification, a blocking read, a change counter, or poll the head
+every few milliseconds. Two rules make it correct. First subscribe, then compare the head, because an append between the
+two is missed otherwise. And poll the head from time to time without a notification, because notifications are lost with
+their connections: a missed one may cost a second, but must never cause a hang. ``wait`` may return although nothing has
+changed, so a store that does not know returns. If a connection was lost, raise ``StoreUnavailable`` even if the next
+one opens at once: the caller then compares the end of the log with the events that it has, and notices a store that was
+restored without its newest events. The time from ``append`` to the return of ``wait`` in the other processes is part of
+the latency of every event.
 
-**What the helpers are for.**
+**The helpers.**
 
-- ``stored_after`` gives new events their offsets and their time: what ``append`` writes and returns.
-- ``covers`` says whether an event belongs to a ``Destination``: the filter of ``read`` and ``recent`` if the place
-  has no index for it. Filter before counting: ``limit`` and ``bytes_max`` are about the events that are returned.
-- ``up_to_bytes`` ends a sequence of events at ``bytes_max``. It takes them one by one, so a cursor is read no
-  further.
-- ``newest_of_each`` keeps the newest event of each object, of events from the newest on: ``recent``, before its
+- ``stored_after`` turns new events into what ``append`` stores and returns: with their offsets and their time.
+- ``covers`` returns whether an event belongs to a ``Destination``: the filter of ``read`` and ``recent`` for a store
+  without an index. Filter before counting: ``limit`` and ``bytes_max`` apply to the events that are returned.
+- ``up_to_bytes`` ends a sequence of events at ``bytes_max``. It takes them one by one, so no more rows of a cursor are
+  fetched than needed.
+- ``newest_of_each`` yields the newest event of each object, from events in descending order: ``recent``, before its
   limit.
-- ``is_all`` tells a reader with a limit whether it has everything that there was, or must read on.
-- ``new_epoch`` makes the name of an epoch. A store has one from its creation on, before the first append.
+- ``is_all`` returns whether a read with limits returned all events, or more must be read.
+- ``new_epoch`` makes the name of an epoch. A store has one from its creation, before the first append.
 """
 
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within, covers
@@ -54,8 +54,8 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
+    Claim,
     EventStore,
-    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -71,10 +71,10 @@ from airy_trio.log.store import (
 __all__ = [
     "Acknowledgement",
     "Bounds",
+    "Claim",
     "Destination",
     "EventStore",
     "Everything",
-    "Holder",
     "NewEvent",
     "OfChannel",
     "OfConversation",

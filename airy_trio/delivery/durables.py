@@ -4,7 +4,7 @@ One task, ``run``, does all that concerns the store, one step after the other: n
 and what is noted while a step is under way goes into the next. Who waits for the task is given a ``Waiting``. Knows
 nothing of frames.
 
-Nodes share only the store, which knows the newest holder of each. An older one on another node learns of it when it
+Nodes share only the store, which knows the newest claim of each. An older one on another node learns of it when it
 acknowledges next, at the latest ``LOOK_EVERY_S`` later: every held subscription is acknowledged that often anyway. So
 the store sees that it is used, and on a quiet destination its position follows the log and does not expire. If events
 are retained for a short time only, this happens more often (``LOOKS_WITHIN_RETENTION``). A subscription whose claim is
@@ -42,7 +42,7 @@ from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_
 from airy_trio.delivery.start import backoff_s
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
 from airy_trio.stomp.requests import AckMode, Subscribe
 
 NAME_CHARS_MAX: Final = 128
@@ -80,7 +80,7 @@ class DurableClaim:
     """
 
     subscription: Subscription
-    holder: Holder
+    claim: Claim
     claimed: Waiting = field(factory=Waiting)
     position: Position | None = None
     started: bool = False
@@ -90,7 +90,7 @@ class DurableClaim:
     @property
     def key(self) -> Key:
         """Owner and name."""
-        return self.holder.owner, self.holder.name
+        return self.claim.owner, self.claim.name
 
 
 def refusal(request: Subscribe, user: User) -> DisconnectReason | None:
@@ -129,10 +129,10 @@ def settled(subscription: Subscription, head: Position) -> Position:
 T = TypeVar("T")
 
 
-async def keep(store: EventStore, new: Sequence[tuple[DurableClaim, Position]]) -> Sequence[Holder]:
-    """Write positions, and give who is not the holder any more. Raises ``StoreUnavailable``."""
+async def keep(store: EventStore, new: Sequence[tuple[DurableClaim, Position]]) -> Sequence[Claim]:
+    """Write positions, and return the claims that were replaced. Raises ``StoreUnavailable``."""
     try:
-        return await store.acknowledge([Acknowledgement(hold.holder, at) for hold, at in new])
+        return await store.acknowledge([Acknowledgement(hold.claim, at) for hold, at in new])
     except StoreUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
@@ -144,9 +144,9 @@ async def keep(store: EventStore, new: Sequence[tuple[DurableClaim, Position]]) 
 
 
 async def held(store: EventStore, claims: Sequence[DurableClaim]) -> Sequence[Position | None]:
-    """Make each the holder, and give what was acknowledged of each. Raises ``StoreUnavailable``."""
+    """Store the claims, and return what was acknowledged of each. Raises ``StoreUnavailable``."""
     try:
-        return await store.hold([hold.holder for hold in claims])
+        return await store.claim([hold.claim for hold in claims])
     except StoreUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - the others on this node have nothing to do with it
@@ -263,7 +263,7 @@ class Durables:
 
         What the other has acknowledged is written before, and is in the ``position`` once it is ``claimed``.
         """
-        hold = DurableClaim(subscription, Holder(owner, name, secrets.token_hex(TOKEN_BYTES)))
+        hold = DurableClaim(subscription, Claim(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._holder_of.get(hold.key)
         if former is not None:
             self.release(former.subscription)
@@ -445,16 +445,16 @@ class Durables:
                 self._noted[hold] = None
                 self._write_at = trio.current_time()
 
-    def _refused(self, holders: Sequence[Holder]) -> None:
-        for holder in holders:
-            hold = self._holder_of.get((holder.owner, holder.name))
-            if hold is None or hold.holder != holder:
+    def _refused(self, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            hold = self._holder_of.get((claim.owner, claim.name))
+            if hold is None or hold.claim != claim:
                 continue
             if trio.current_time() < hold.reclaim_until:
-                logger.info("durable subscription claimed again", user=holder.owner, durable=holder.name)
+                logger.info("durable subscription claimed again", user=claim.owner, durable=claim.name)
                 hold.reclaim_until = -math.inf
                 self._reclaiming.add(hold)
                 self._claims.setdefault(hold.subscription.client.peer, {})[hold] = None
             else:
-                logger.info("durable subscription taken over by another server", user=holder.owner, durable=holder.name)
+                logger.info("durable subscription taken over by another server", user=claim.owner, durable=claim.name)
                 hold.subscription.client.dismiss(TAKEN_OVER)

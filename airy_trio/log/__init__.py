@@ -1,1 +1,1 @@
-"""Where events are kept, in order: positions, the stores behind one port, the tail, and who writes."""
+"""The event log: positions, the stores behind one port, the newest events in memory, and the recorder."""

@@ -1,31 +1,71 @@
-"""How long things take, counted into buckets: an owner observes, whoever asks gets the counts.
+"""How old events are by this node's clocks, and counts of durations.
 
-The buckets are fixed, so that the counts of several processes can be added up. Knows no clock and no exporter.
-
-When the changes behind the newest events were made: the latency of their delivery is measured from these times.
-
-Bounded, and one entry for each append, not for each event. The caller chooses the clock.
+The latency of an event counts from the change behind it. Three clocks are involved: the application's database, which
+made the change; the event store, which stamps each event with its own time and stores the age that the change had then;
+and this node, which delivers. A node that records knows when it learned of each change (``Arrivals``). All others
+compute the time from the stamp and the age, by what they know of the store's clock (``StoreClock``).
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
 from typing import Final
 
+import trio
+
+from airy_trio.log.store import Bounds, StoredEvent
+
 BATCHES_MAX: Final = 4096
+"""Batches whose times ``Arrivals`` stores. Beyond that it forgets the older half."""
+BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""The inclusive upper bounds of all buckets but the last, which has none. Fixed, so that processes can be added up."""
+
+
+class StoreClock:
+    """The event store's clock, as of the newest ``Bounds``.
+
+    ``clock`` measures the time since then, in seconds from any beginning. It must be one that cannot be set, such as
+    ``time.monotonic``.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._skew_ms = 0.0
+        self._read_at = -inf
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the store's clock was read."""
+        return self._clock() - self._read_at
+
+    def update(self, bounds: Bounds) -> None:
+        """Set the clock by bounds that were read just now."""
+        self._read_at = self._clock()
+        self._skew_ms = bounds.now_ms - self._read_at * 1000
+
+    def ms_before(self, age_s: float) -> int:
+        """Return the store's time ``age_s`` seconds ago, in milliseconds since 1970."""
+        return int(self._clock() * 1000 + self._skew_ms - age_s * 1000)
+
+    def changed_at(self, event: StoredEvent) -> float:
+        """Return when an event's change was made, in Trio's time; if its age is unknown, when it was appended."""
+        changed_at_ms = event.appended_at_ms - (event.age_ms or 0)
+        return trio.current_time() - (self._clock() + (self._skew_ms - changed_at_ms) / 1000)
 
 
 class Arrivals:
-    """What was noted of the newest ``BATCHES_MAX`` batches, or half of them."""
+    """When the changes behind the newest events were made. One entry for each batch, not for each event."""
 
     def __init__(self) -> None:
         self._last: list[int] = []
         self._at: list[float] = []
         self._after = 0
 
-    def note(self, first: int, last: int, at: float) -> None:
-        """Remember that the events from ``first`` to ``last`` came to be at a time; of two times the earlier counts.
+    def add(self, first: int, last: int, at: float) -> None:
+        """Store when the changes behind the events ``first`` to ``last`` were made.
 
-        Batches come in order, but one may come again: the store is read while the append to it is under way.
+        Batches arrive in order, but one may arrive twice, because the store is read while an append to it is under way.
+        The earlier time counts.
         """
         if self._last and last <= self._last[-1]:
             index = bisect_left(self._last, last)
@@ -41,18 +81,14 @@ class Arrivals:
             del self._last[:gone], self._at[:gone]
 
     def at(self, offset: int) -> float | None:
-        """When the event with this offset came to be; None where that is forgotten, or was never noted."""
+        """Return when the change behind this offset was made; None if that was forgotten or never added."""
         index = bisect_left(self._last, offset)
         return self._at[index] if self._after < offset and index < len(self._last) else None
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget everything."""
         self._last.clear()
         self._at.clear()
-
-
-BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-"""The upper bounds of all buckets but the last, which has none; each includes its bound."""
 
 
 class Latencies:
@@ -64,11 +100,11 @@ class Latencies:
 
     @property
     def counts(self) -> Sequence[int]:
-        """How many fell into each bucket, not cumulative: one more than there are ``BOUNDS_S``."""
+        """The number of durations in each bucket, not cumulative: one more than there are ``BOUNDS_S``."""
         return tuple(self._counts)
 
     def observe(self, duration_s: float, times: int = 1) -> None:
-        """Count a duration; a negative one, which only a clock that was set back gives, as none at all."""
+        """Count a duration. A negative one, which only a clock that was set back yields, counts as 0."""
         duration_s = max(0.0, duration_s)
         self._counts[bisect_left(BOUNDS_S, duration_s)] += times
         self.total_s += duration_s * times

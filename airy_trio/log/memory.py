@@ -1,4 +1,4 @@
-"""The event store that lives in this process and ends with it: one node, nothing kept over a restart."""
+"""The event store in the memory of this process: for one node, and empty after each restart."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
-    Holder,
+    Claim,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -25,7 +25,7 @@ from airy_trio.log.store import (
 
 @define
 class _Durable:
-    """What is kept of one durable subscription."""
+    """One durable subscription: its newest claim, and what was acknowledged."""
 
     token: str
     position: Position | None
@@ -33,7 +33,10 @@ class _Durable:
 
 
 class MemoryStore:
-    """``EventStore`` in a list. ``clock`` gives seconds since 1970."""
+    """An ``EventStore`` in a list. ``clock`` returns seconds since 1970.
+
+    Each verb but ``wait`` has one checkpoint, at its start. The rest runs in one step of Trio, so every verb is atomic.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -57,7 +60,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self._check_head(expected)
         if replaces is not None and replaces != self._resume_point:
-            message = "the resume point is another one than the writer knows"
+            message = "the stored resume point is not the one that the writer replaces"
             raise StaleAppend(message)
         now_ms = self._appended_at_ms = max(self._now_ms(), self._appended_at_ms)
         stored = stored_after(expected, events, now_ms)
@@ -74,7 +77,8 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         self._check_retained(after)
         wanted = EVERYTHING if destination is None else destination
-        following = map(self._events.__getitem__, range(after.offset - self._trimmed, len(self._events)))  # no copy
+        # A map instead of a slice: a reader that takes a few events should not copy the rest of the log.
+        following = map(self._events.__getitem__, range(after.offset - self._trimmed, len(self._events)))
         belonging = (event for event in following if covers(wanted, event))
         return list(up_to_bytes(islice(belonging, limit), bytes_max))
 
@@ -143,29 +147,29 @@ class MemoryStore:
         durable = self._durables.get((owner, name))
         return None if durable is None else durable.position
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """See ``EventStore.hold``."""
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """See ``EventStore.claim``."""
         await trio.lowlevel.checkpoint()
-        return [self._hold(holder) for holder in holders]
+        return [self._claim(claim) for claim in claims]
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         """See ``EventStore.acknowledge``."""
         await trio.lowlevel.checkpoint()
-        return [one.holder for one in acknowledgements if not self._acknowledge(one.holder, one.position)]
+        return [one.claim for one in acknowledgements if not self._acknowledge(one.claim, one.position)]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``."""
         await trio.lowlevel.checkpoint()
 
-    def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.get((holder.owner, holder.name))
+    def _claim(self, claim: Claim) -> Position | None:
+        known = self._durables.get((claim.owner, claim.name))
         position = None if known is None else known.position
-        self._durables[holder.owner, holder.name] = _Durable(holder.token, position, self._now_ms())
+        self._durables[claim.owner, claim.name] = _Durable(claim.token, position, self._now_ms())
         return position
 
-    def _acknowledge(self, holder: Holder, position: Position) -> bool:
-        known = self._durables.setdefault((holder.owner, holder.name), _Durable(holder.token, None, 0))
-        if known.token != holder.token:
+    def _acknowledge(self, claim: Claim, position: Position) -> bool:
+        known = self._durables.setdefault((claim.owner, claim.name), _Durable(claim.token, None, 0))
+        if known.token != claim.token:
             return False
         if known.position is None or known.position.epoch != position.epoch or known.position < position:
             known.position = position
@@ -191,7 +195,7 @@ class MemoryStore:
 
     def _check_retained(self, after: Position) -> None:
         if after.epoch != self._epoch or after.offset < self._trimmed:
-            message = f"what followed {after} is gone"
+            message = f"events after {after} are gone"
             raise PositionExpired(message)
 
     def _wake(self) -> None:

@@ -1,10 +1,8 @@
-"""The settings of the event log: which store keeps it and where, for how long, and how much stays in memory.
+"""The settings of the event log, and the event store that they name.
 
-Finds the event store that the settings name: one of ours, or one that an installed package brings.
-
-A package names its store in the entry-point group ``airy_trio.event_stores``: under the store's name, a function that
-takes ``[log] url`` (which may be empty) and gives an async context manager, inside which there is the store. Its author
-checks it with ``airy_trio.testing.event_store``. Knows no store; is told which are ours.
+A store is one of ours or comes from an installed package. A package names its store in the entry-point group
+``airy_trio.event_stores``: under the store's name, a function that takes ``[log] url``, which may be empty, and returns
+an async context manager that yields the store. ``airy_trio.testing.event_store`` checks such a store.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,40 +17,20 @@ from airy_trio.errors import SettingsError
 from airy_trio.log.store import EventStore
 from airy_trio.options import at_least, matching
 
+BUILT_IN: Final = ("memory", "sql", "redis")
+"""The stores that need no other package. Any other name is that of an entry point."""
+STORE_WORDS: Final = '"memory", "sql", "redis" or the name of an installed event store'
 GROUP: Final = "airy_trio.event_stores"
 
 OpenEventStore = Callable[[str], AbstractAsyncContextManager[EventStore]]
-"""Opens the store at a URL for the length of a block. What is raised inside may come out in an exception group."""
-
-
-def find_store(name: str, ours: Mapping[str, str]) -> OpenEventStore:
-    """Find the store of this name. ``ours``: the names of our own, and where each is (``module:function``).
-
-    Raises ``SettingsError`` where there is none, or what it needs is not installed.
-    """
-    installed = {name: EntryPoint(name, where, GROUP) for name, where in ours.items()}
-    found = {entry.name: entry for entry in entry_points(group=GROUP)} | installed
-    if name not in found:
-        known = ", ".join(sorted({"memory", "sql", *found}))
-        raise SettingsError([f'log.store: there is no event store "{name}", there are {known}'])
-    try:
-        opened: OpenEventStore = found[name].load()
-    except ImportError as error:
-        extra = f"; pip install airy-trio[{name}]" if name in ours else ""
-        raise SettingsError([f'log.store: "{name}" needs what is not installed: {error}{extra}']) from None
-    return opened
-
-
-BUILT_IN: Final = ("memory", "sql", "redis")
-"""The stores that need no other package. Any other name is the name of an entry point."""
-STORE_WORDS: Final = '"memory", "sql", "redis" or the name of an installed event store'
+"""Opens the store at a URL for the length of a block. Errors in the block may leave it in an exception group."""
 
 
 @frozen(kw_only=True)
 class LogOptions:
-    """Where events are kept, for how long, and how many of the newest stay in memory (settings, ``[log]``).
+    """Where events are stored, for how long, and how many of the newest stay in memory (settings, ``[log]``).
 
-    ``retain_durables_s``: for how long the position of a durable subscription that nobody uses is kept; at least
+    ``retain_durables_s``: for how long the position of an unused durable subscription is retained; at least
     ``retain_s``. Much longer by default, so that a client that returns late learns that events are gone.
     """
 
@@ -67,8 +45,27 @@ class LogOptions:
     def location(self, database_url: str) -> str:
         """Return the URL of the ``sql`` store: ``url``, the application's Postgres, or a file next to its SQLite file.
 
-        Not for other stores: they get ``url`` unchanged, and what it may look like is for them to say.
+        Other stores receive ``url`` unchanged, because its form is theirs to define.
         """
         if self.url or database_url.startswith(POSTGRES):
             return canonical_url(self.url) or database_url
         return f"{SQLITE}:///{sqlite_path(database_url)}.airy-trio.db"
+
+
+def find_store(name: str, ours: Mapping[str, str]) -> OpenEventStore:
+    """Return the function that opens the store of this name. No package can replace one of ours.
+
+    ``ours``: the names of our own stores, and where each is (``module:function``). Raises ``SettingsError`` if there is
+    no such store, or if a package that it needs is not installed.
+    """
+    own = {name: EntryPoint(name, where, GROUP) for name, where in ours.items()}
+    found = {entry.name: entry for entry in entry_points(group=GROUP)} | own
+    if name not in found:
+        known = ", ".join(sorted({"memory", "sql", *found}))
+        raise SettingsError([f'log.store: there is no event store "{name}"; available are {known}'])
+    try:
+        opened: OpenEventStore = found[name].load()
+    except ImportError as error:
+        extra = f"; pip install airy-trio[{name}]" if name in ours else ""
+        raise SettingsError([f'log.store: "{name}" needs a package that is not installed: {error}{extra}']) from None
+    return opened

@@ -11,25 +11,26 @@ from typing import Self
 from attrs import frozen
 
 EPOCH_LENGTH = 6
-OFFSET_DIGITS_MAX = 18  # fits a signed 64-bit column
+OFFSET_DIGITS_MAX = 18  # so that an offset fits into a signed 64-bit column
 _ALPHABET = string.ascii_lowercase + string.digits
 _PATTERN = re.compile(rf"([a-z0-9]{{{EPOCH_LENGTH}}})-(0|[1-9][0-9]{{0,{OFFSET_DIGITS_MAX - 1}}})")
 
 
 class ForeignEpochError(ValueError):
-    """Two positions of different epochs were compared: there is no answer."""
+    """Two positions of different epochs were compared. They have no order."""
 
 
 def new_epoch() -> str:
-    """Make the name of a new epoch: six random characters of [a-z0-9]."""
+    """Return a name for a new epoch: six random characters of [a-z0-9]."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(EPOCH_LENGTH))
 
 
 @frozen(order=False)
 class Position:
-    """A place in the log: the event with this offset, or, as a cursor, just after it. Offset 0 is before the first.
+    """A place in the log: the event with this offset or, for a cursor, the place just after it.
 
-    Positions of one epoch are ordered; comparing those of two epochs raises ``ValueError``.
+    Offset 0 is before the first event. Positions of one epoch are ordered; comparing those of two epochs raises
+    ``ForeignEpochError``, a ``ValueError``.
     """
 
     epoch: str
@@ -37,7 +38,7 @@ class Position:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Read ``EPOCH-OFFSET``; None if the text is no position, as a client may send anything."""
+        """Parse ``EPOCH-OFFSET``. Return None if the text is no position, because a client may send any text."""
         match = _PATTERN.fullmatch(text)
         return cls(match[1], int(match[2])) if match else None
 

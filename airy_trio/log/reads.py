@@ -1,4 +1,4 @@
-"""Reads of the event store for clients: few at once, fair by address, and seldom twice for a quiet destination.
+"""Reads of the event store on behalf of clients: few at once, in turn by address, and cached for quiet destinations.
 
 A client that resumes before the tail makes the store scan its log. Many such clients at once would take the store's
 threads, its processors and this process' interpreter from the live events. So a read for a client waits here for one
@@ -28,10 +28,10 @@ from airy_trio.log.store import EventStore, PositionExpired, StoredEvent, is_all
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
 REMEMBERED_MAX: Final = 1024
-"""Destinations of which events are remembered (at most 4 MiB of bodies), and those of which the newest one is."""
+"""Destinations whose events are remembered (at most 4 MiB of bodies), and as many whose newest event is remembered."""
 REMEMBERED_EVENTS_MAX: Final = 16
 REMEMBERED_BYTES_MAX: Final = 4096
-"""The events that are remembered of one destination, and the bytes of their bodies."""
+"""For each destination: the events that are remembered, and the bytes of their bodies."""
 
 
 class Gate:
@@ -42,7 +42,7 @@ class Gate:
 
     def __init__(self, places: int) -> None:
         self._free = places
-        self._queues: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the next one's first
+        self._queues: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the first address is served next
 
     def statistics(self) -> dict[str, int]:
         """Return how many tasks are ``waiting`` for a place, and how many places are ``free``."""
@@ -55,7 +55,7 @@ class Gate:
             self._free -= 1
         else:
             queue = self._queues.setdefault(address, trio.lowlevel.ParkingLot())
-            await queue.park()  # the task that wakes this one leaves its place to it
+            await queue.park()  # the task that wakes this one passes its place on, so that no other can take it
         try:
             yield
         finally:
@@ -100,7 +100,7 @@ class Reads:
 
     def __init__(self, store: EventStore) -> None:
         self._store = store
-        # In both, the destination that was used last is the last.
+        # Both are LRU caches: the destination that was used last is the last.
         self._known: OrderedDict[Destination, _Known] = OrderedDict()
         self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
 
@@ -160,13 +160,13 @@ class Reads:
     def _remember(self, destination: Destination, known: _Known) -> None:
         former = self._known.get(destination)
         if former is not None and former.covers(known.after) and former.upto >= known.upto:
-            return  # another client's read has found more meanwhile
+            return  # meanwhile another client's read has found more
         after, upto, events = known.after, known.upto, known.events
         if events:
             last = events[-1].offset
             upto = max(upto, last)
             if len(events) > REMEMBERED_EVENTS_MAX or _size(events) > REMEMBERED_BYTES_MAX:
-                after, events = after.at(last), ()  # only that nothing follows the last one
+                after, events = after.at(last), ()  # remember only that no event follows the last one
         self._known[destination] = _Known(after, upto, events)
         self._known.move_to_end(destination)
         if len(self._known) > REMEMBERED_MAX:

@@ -1,4 +1,6 @@
-"""Trims the event log and the change log, in small batches, on the node that records."""
+"""Trimming of the event log and the change log, in small batches, on the node that records."""
+
+from typing import Final
 
 import structlog
 import trio
@@ -11,13 +13,16 @@ from airy_trio.log.store import EventStore
 
 logger = structlog.get_logger(__name__)
 
-PERIOD_S = 1.0
-EVENTS_MAX = 5000  # deleted in one transaction of the event store
-CHANGES_MAX = 500  # deleted in one transaction of the application's database: well under a millisecond of write lock
+PERIOD_S: Final = 1.0
+"""Between the end of one trim and the start of the next."""
+EVENTS_MAX: Final = 5000
+"""Events deleted in one transaction of the event store."""
+CHANGES_MAX: Final = 500
+"""Changes deleted in one transaction of the application's database: well under a millisecond of write lock."""
 
 
 class Retention:
-    """One task, ``run``. What it has deleted is counted in ``statistics``."""
+    """Trims both logs in one task, ``run``."""
 
     def __init__(self, store: EventStore, feed: ChangeFeed, recorder: Recorder, options: LogOptions) -> None:
         self._store = store
@@ -27,11 +32,14 @@ class Retention:
         self._counts = {"events": 0, "changes": 0}
 
     def statistics(self) -> dict[str, int]:
-        """Since the start: ``events`` and ``changes`` deleted."""
+        """Return the numbers of ``events`` and ``changes`` deleted since the start."""
         return dict(self._counts)
 
     async def run(self) -> None:
-        """Trim each ``PERIOD_S`` seconds while this node records. What is away is left for the next time, said once."""
+        """Trim while this node records, until cancelled.
+
+        If a store or database is unavailable, the trim is repeated in the next period. One warning for each outage.
+        """
         away = False
         while True:
             await trio.sleep(PERIOD_S)
@@ -40,7 +48,7 @@ class Retention:
                 await self._trim_changes()
             except Unavailable as error:
                 if not away:
-                    logger.warning("trimming put off", reason=str(error))
+                    logger.warning("trimming postponed", reason=str(error))
                 away = True
             else:
                 away = False

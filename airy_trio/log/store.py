@@ -1,9 +1,9 @@
-"""The port of event stores: what a place that keeps events promises. Published as ``airy_trio.stores``.
+"""The port of event stores: the promises of each verb. Published as ``airy_trio.stores``.
 
-Events are kept in one order, as encoded bodies with the few facts that delivery needs. The store assigns the
-offsets, without gaps within an epoch and from 1 in a new store. With them it keeps the point at which the change feed
-goes on. Independent of what an event means and of its readers. ``airy_trio.testing.event_store`` checks the promises
-of any store.
+An event store contains events in one order, as encoded bodies with the few facts that delivery needs. It assigns the
+offsets, without gaps within an epoch and from 1 in a new store. Together with the events it stores the resume point, at
+which the change feed continues. It need not know what an event means or who reads it. The suite in
+``airy_trio.testing.event_store`` checks these promises for any store.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,29 +17,29 @@ from airy_trio.log.position import Position
 
 
 class StoreUnavailable(Unavailable):
-    """The store is away and may come back. An append that raised this may have taken effect or not."""
+    """The store cannot be reached now. An append that raised this may have taken effect or not."""
 
 
 class StoreReplaced(AiryTrioError):
-    """What the store had open is gone or was replaced by something else: the server ends."""
+    """The place that the store had opened is gone, or was replaced by another one. The server ends."""
 
 
 class StaleAppend(AiryTrioError):
-    """Another writer has appended or begun an epoch since this one last read the head. Nothing was written."""
+    """Another writer has appended or begun an epoch since this writer read the head. Nothing was written."""
 
 
 class PositionExpired(AiryTrioError):
-    """Events after this position are gone: trimmed, or of an epoch that has ended."""
+    """Events after this position are gone: they were trimmed, or their epoch has ended."""
 
 
 class NewEvent(NamedTuple):
-    """An event to append. ``object`` identifies what it is about: the newest event of an object is its state.
+    """An event to append. ``object`` identifies its subject: the newest event of an object is the object's state.
 
-    ``truncated``: the body is a placeholder for one that was too large. Any text and any octets must be kept, and None
-    is not the empty text.
-    ``age_ms``: how long before the append the change was made, None if that is not known. Readers on other nodes
-    measure the latency of deliveries by it. An age, not a time: the clock of the application's database is not the
-    store's.
+    ``truncated``: the body is a placeholder for one that was too large. ``age_ms``: milliseconds from the change to the
+    append; None if unknown. Readers on other nodes measure the latency of deliveries by it. It is an age instead of a
+    time, because the application's database and the store have different clocks.
+
+    A store returns any text and any octets unchanged, and distinguishes None from the empty text.
     """
 
     # A tuple, because a bulk change makes one of these and one StoredEvent for each row, and a frozen class takes eight
@@ -55,9 +55,9 @@ class NewEvent(NamedTuple):
 
 
 class StoredEvent(NamedTuple):
-    """An event in the log. ``appended_at_ms``: milliseconds since 1970 by the store's clock, never falling.
+    """An event in the log. The fields of ``NewEvent`` follow, in the same order.
 
-    The fields of ``NewEvent`` follow, in the same order.
+    ``appended_at_ms``: milliseconds since 1970 by the store's clock; never less than that of the event before.
     """
 
     offset: int
@@ -72,14 +72,14 @@ class StoredEvent(NamedTuple):
 
 
 def stored_after(expected: Position, events: Sequence[NewEvent], appended_at_ms: int) -> list[StoredEvent]:
-    """Give new events the offsets that follow a position, and their time, as an append must."""
+    """Return new events as an append stores them: with the offsets that follow a position, and their time."""
     return [
         StoredEvent(offset, appended_at_ms, *event) for offset, event in enumerate(events, start=expected.offset + 1)
     ]
 
 
 @frozen
-class Holder:
+class Claim:
     """A claim of the durable subscription ``name`` of the user ``owner``. No other claim has the same ``token``."""
 
     owner: str
@@ -89,14 +89,14 @@ class Holder:
 
 @frozen
 class Acknowledgement:
-    """The position up to which the holder of a durable subscription has acknowledged all events."""
+    """The position up to which the client of this claim has acknowledged all events."""
 
-    holder: Holder
+    claim: Claim
     position: Position
 
 
 def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
-    """Yield the newest event of each object. The events must come in descending order; so does the result."""
+    """Yield the newest event of each object. The events must be in descending order, and so is the result."""
     seen: set[str] = set()
     for event in newest_first:
         if event.object not in seen:
@@ -105,7 +105,7 @@ def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]
 
 
 def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterator[StoredEvent]:
-    """Yield events up to the one whose body brings the sum of the bodies to ``bytes_max``, included; None: all."""
+    """Yield events up to and including the one whose body brings the sum of the bodies to ``bytes_max``; None: all."""
     size = 0
     for event in events:
         yield event
@@ -115,7 +115,7 @@ def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterato
 
 
 def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
-    """Return whether a read with this ``limit`` and ``bytes_max`` returned all events that there were."""
+    """Return whether a read with this ``limit`` and ``bytes_max`` returned all events that existed."""
     return len(events) < limit and sum(len(event.body) for event in events) < bytes_max
 
 
@@ -123,8 +123,8 @@ def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
 class Bounds:
     """The retained events: offsets ``first`` to ``last`` of ``epoch``.
 
-    ``first == last + 1`` if there are none; ``last`` stays the same when all events are trimmed. ``now_ms``: the
-    store's clock when this was read, milliseconds since 1970, from which a reader computes the age of an event.
+    ``first == last + 1`` if there are none; trimming all events does not change ``last``. ``now_ms``: the store's clock
+    at this read, in milliseconds since 1970, from which a reader computes the age of an event.
     """
 
     epoch: str
@@ -146,26 +146,26 @@ class Bounds:
 class EventStore(Protocol):
     """Events in order, and the resume point that belongs to them.
 
-    Every verb can be cancelled; what was under way then may still happen, but whole. Every verb raises
-    ``StoreUnavailable`` if trying again may help, and ``StoreReplaced`` if what was opened is gone. An event that
-    ``read`` has returned once keeps its offset until it is trimmed, also after a crash.
+    Every verb can be cancelled; its effect may then still happen, but completely or not at all. Every verb raises
+    ``StoreUnavailable`` if a retry may help, and ``StoreReplaced`` if the opened place is gone. An event that ``read``
+    has returned once has its offset until it is trimmed, also after a crash.
     """
 
     async def bounds(self) -> Bounds:
-        """Return the epoch and which of its events are retained."""
+        """Return the current epoch, and the bounds of its retained events."""
         ...
 
     async def append(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
     ) -> Sequence[StoredEvent]:
-        """Append events after ``expected`` and store the resume point, all or nothing; return the events as stored.
+        """Append events after ``expected`` and store the resume point, atomically; return the events as stored.
 
-        Offsets go on without a gap. Without events only the resume point is stored: no offset moves, and ``wait`` need
-        not return. Raises ``StaleAppend``, with nothing written, if ``expected`` is not the head.
+        Offsets continue without a gap. Without events only the resume point is stored: the head does not move, and
+        ``wait`` need not return. Raises ``StaleAppend``, with nothing written, if ``expected`` is not the head.
 
-        ``replaces``: the resume point that the writer believes to be stored. If another one is, ``StaleAppend`` is
-        raised as well. It fences two writers that only move the resume point from each other: putting back an older
-        one could name changes that the change log no longer has. None: it is not compared.
+        ``replaces``: the resume point that the writer believes to be stored; None: do not compare. If another one is
+        stored, ``StaleAppend`` is raised as well. This fences off two writers that only move the resume point from each
+        other: an older resume point could name changes that are no longer in the change log.
         """
         ...
 
@@ -175,10 +175,10 @@ class EventStore(Protocol):
         """Return the next events after a position, in order, at most ``limit``; of one destination if one is given.
 
         The destination may be ``Within``, for a client that may read some channels only. With ``bytes_max`` the result
-        ends with the event whose body brings the sum of the bodies to that many bytes. So it has at least one event if
-        there is one, and a shorter result than both bounds allow has all that there are (``is_all``). A store never
-        holds much more than that in memory. The result is empty at the head and beyond. Raises ``PositionExpired`` if
-        an event after the position was trimmed, or the position is of another epoch.
+        ends with the event whose body brings the sum of the bodies to that many bytes. It therefore has at least one
+        event if any exists, and a result that reaches neither bound has all of them (``is_all``). A store never has
+        much more than ``bytes_max`` in memory for a read. At the head and beyond, the result is empty. Raises
+        ``PositionExpired`` if an event after the position was trimmed, or if the position is of another epoch.
         """
         ...
 
@@ -193,42 +193,43 @@ class EventStore(Protocol):
     ) -> Sequence[StoredEvent]:
         """Return the newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
 
-        The age is by the store's clock. If there are more than ``limit`` objects, the newest are returned. With
-        ``bytes_max``, which counts from the newest event on, the oldest one returned is the one that brings the sum of
-        the bodies to that many bytes. Raises ``PositionExpired`` for another epoch.
+        The age is by the store's clock. Of more than ``limit`` objects, those with the newest events are returned.
+        ``bytes_max`` counts from the newest event backwards: the oldest event in the result is the one that brings the
+        sum of the bodies to that many bytes. Raises ``PositionExpired`` for another epoch.
         """
         ...
 
     async def resume_point(self) -> str | None:
-        """Return what the last append stored; None in a new store."""
+        """Return the resume point that was stored last; None in a new store."""
         ...
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """Delete all events and start a new, empty epoch with this resume point, atomically; return its bounds.
 
-        Offsets may begin at 1 again, or go on after the last one of the old epoch: the store chooses. The events are
-        gone for all readers at once, and their number must not hold up readers and writers.
+        The store chooses whether offsets begin at 1 again or continue after those of the old epoch. The events
+        disappear for all readers at once, and however many there are, readers and writers must not wait for their
+        deletion.
 
-        A lost history must differ from an empty one: clients with a position of the old epoch must reload.
-        Raises ``StaleAppend``, with nothing changed, if ``expected`` is not the head.
+        An epoch has a name because a lost history must differ from an empty one: clients with a position of the old
+        epoch must reload. Raises ``StaleAppend``, with nothing changed, if ``expected`` is not the head.
         """
         ...
 
     async def wait(self, after: Position) -> None:
         """Return when the head is no longer ``after``, whichever process appended. It may return without a change.
 
-        Raises ``StoreUnavailable`` also if a connection was lost that can be opened again at once: the place behind
-        the next one may be a copy without the newest events, for which the caller must look.
+        Raises ``StoreUnavailable`` also if a connection was lost that can be reopened at once: the new connection may
+        lead to a copy without the newest events, and the caller must check that.
         """
         ...
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         """Delete up to ``limit`` of the oldest events that are older than ``age_s`` or beyond the newest ``keep``.
 
-        Returns how many were deleted; fewer than ``limit`` means done. Offsets are not used again, and the resume point
-        stays.
+        Returns the number of deleted events; fewer than ``limit`` means done. Their offsets are never used again, and
+        the resume point stays the same.
 
-        Also deletes the durable subscriptions that were not used for longer than ``unused_s``. All others keep their
+        Also deletes the durable subscriptions that were not used for longer than ``unused_s``. All others retain their
         positions, even if every event was deleted: a client that returns after its events were trimmed must learn that,
         and without its position it would count as new.
         """
@@ -241,21 +242,21 @@ class EventStore(Protocol):
         """
         ...
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """Make each the holder of its durable subscription; return for each, in order, what ``acknowledged`` would.
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """Store each claim in place of the former one; return for each, in order, what ``acknowledged`` would.
 
-        The holder before it loses the subscription. Nodes share nothing but the store: two of them must not both
-        acknowledge for one name, and the newest claim wins. There may be many at once, as all clients reconnect at once
-        when a node has ended. No owner and name comes twice in one call.
+        The newest claim of a durable subscription is the only one that may acknowledge for it: nodes share nothing but
+        the store, and two of them must not both acknowledge for one name. A call may contain thousands of claims,
+        because all clients of a node reconnect when it ends. No owner and name appears twice in one call.
         """
         ...
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        """Store acknowledged positions; return the holders that have lost their subscription, whose positions are not.
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        """Store acknowledged positions; return the claims that another one has replaced. Theirs are not stored.
 
         Within an epoch a position only goes forward: an earlier one is no error and only renews the time of the last
-        use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription has
-        no holder because it was deleted, this one becomes the holder again. No owner and name comes twice in one call.
+        use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription was
+        deleted, so that it has no claim, this claim is stored again. No owner and name appears twice in one call.
         """
         ...
 

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend
 from airy_trio.testing.store_words import (
     AGE_S,
     ALL,
@@ -196,7 +196,7 @@ async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
     async with open_store() as store:
         head = await filled(store, 6)
         await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S)
-        await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), head.at(3))])
+        await store.acknowledge([Acknowledgement(Claim("owner", "name", "token"), head.at(3))])
         before = await contents(store)
     async with open_store() as store:
         expect(

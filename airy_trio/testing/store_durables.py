@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, StaleAppend
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, StaleAppend
 from airy_trio.testing.store_words import (
     AGE_S,
     ALL,
@@ -40,7 +40,7 @@ BreakOff = Callable[[], AbstractAsyncContextManager[None]]
 """Cancels what runs in its block at some moment."""
 KEPT: Final = 4
 ATTEMPTS: Final = 20
-HOLDER: Final = Holder("ann", "inbox", "token")
+CLAIM: Final = Claim("ann", "inbox", "token")
 
 
 class _Steps(trio.abc.Instrument):
@@ -147,9 +147,9 @@ async def a_crash_in_an_append_leaves_whole_batches(open_store: OpenStore) -> No
 async def the_nth_call_that_fails_happens_whole_or_not_at_all(open_store: OpenStore) -> None:
     """Whichever call is broken off, and wherever: it has happened or not, and the store goes on from there."""
     async with open_store() as store, open_store() as other:
-        await store.acknowledge([Acknowledgement(HOLDER, await filled(store, 2))])
+        await store.acknowledge([Acknowledgement(CLAIM, await filled(store, 2))])
         for break_off in BREAKS:
-            for call in (_append, _append, _move_on, _append, _trim, _hold, _acknowledge, _begin):
+            for call in (_append, _append, _move_on, _append, _trim, _claim, _acknowledge, _begin):
                 head, point = (await store.bounds()).head, await store.resume_point()
                 async with break_off():
                     await call(store, head, point or "")
@@ -176,17 +176,17 @@ async def _trim(store: EventStore, _head: Position, _point: str) -> None:
     expect(bounds.last - bounds.first < KEPT, "a broken-off trim can be done again")
 
 
-async def _hold(store: EventStore, _head: Position, _point: str) -> None:
-    (position,) = await store.hold([HOLDER])
+async def _claim(store: EventStore, _head: Position, _point: str) -> None:
+    (position,) = await store.claim([CLAIM])
     expect(position is not None, "a broken-off claim loses nothing of what was acknowledged")
-    expect(position == await store.acknowledged(HOLDER.owner, HOLDER.name), "and can be made again")
+    expect(position == await store.acknowledged(CLAIM.owner, CLAIM.name), "and can be made again")
 
 
 async def _acknowledge(store: EventStore, head: Position, _point: str) -> None:
     kept = None
     for _ in range(ATTEMPTS):  # one of another epoch, broken off long ago, may happen yet
-        expect(not await store.acknowledge([Acknowledgement(HOLDER, head)]), "it is the holder still")
-        kept = await store.acknowledged(HOLDER.owner, HOLDER.name)
+        expect(not await store.acknowledge([Acknowledgement(CLAIM, head)]), "it is the holder still")
+        kept = await store.acknowledged(CLAIM.owner, CLAIM.name)
         if kept == head:
             return
     expect(kept == head, "a broken-off acknowledgement can be made again")
@@ -243,7 +243,7 @@ async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
     """For each owner and name the furthest position is kept, also over a new epoch."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 5)
-        ann, bob, mixed = Holder("ann", "inbox", "1"), Holder("bob", "inbox", "2"), Holder("an", "ninbox", "3")
+        ann, bob, mixed = Claim("ann", "inbox", "1"), Claim("bob", "inbox", "2"), Claim("an", "ninbox", "3")
         expect(await store.acknowledged("ann", "inbox") is None, "nothing is acknowledged at first")
         for offset, kept in ((2, 2), (4, 4), (3, 4), (4, 4)):
             await _acknowledge_as_holder(store, ann, head.at(offset))
@@ -256,7 +256,7 @@ async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
         begun = (await store.bounds()).head
         await _acknowledge_as_holder(store, ann, begun)
         expect(await store.acknowledged("ann", "inbox") == begun, "another epoch replaces it")
-        expect(await store.acknowledge([]) == [] == await store.hold([]), "nothing is asked, nothing is answered")
+        expect(await store.acknowledge([]) == [] == await store.claim([]), "nothing is asked, nothing is answered")
 
 
 async def what_is_not_used_is_forgotten(open_store: OpenStore) -> None:
@@ -266,22 +266,22 @@ async def what_is_not_used_is_forgotten(open_store: OpenStore) -> None:
         for pause_ms in PAUSES_MS:  # on a busy machine what was used just now is soon too old as well
             if await _forgets(store, head, pause_ms):
                 break
-        again = Holder("ann", "idle", "of old")
+        again = Claim("ann", "idle", "of old")
         expect(await store.acknowledge([Acknowledgement(again, head.at(4))]) == [], "nobody holds what is forgotten")
         expect(await store.acknowledged("ann", "idle") == head.at(4), "and it is kept anew")
 
 
 async def _forgets(store: EventStore, head: Position, pause_ms: int) -> bool:
     """Check what a trim forgets; False where all this took too long to tell."""
-    holders = [Holder("ann", name, name) for name in ("idle", "acknowledging", "held")]
-    await store.hold(holders)
-    await store.acknowledge([Acknowledgement(holder, head.at(2)) for holder in holders])
+    claims = [Claim("ann", name, name) for name in ("idle", "acknowledging", "held")]
+    await store.claim(claims)
+    await store.acknowledge([Acknowledgement(claim, head.at(2)) for claim in claims])
     await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=AGE_S)
     expect(await store.acknowledged("ann", "idle") == head.at(2), "what is used stays")
     await tick(store, 2 * pause_ms)
     used_ms = (await store.bounds()).now_ms
-    await _acknowledge_as_holder(store, holders[1], head.at(1))
-    await store.hold([Holder("ann", "held", "another")])
+    await _acknowledge_as_holder(store, claims[1], head.at(1))
+    await store.claim([Claim("ann", "held", "another")])
     await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=pause_ms / 1000)
     trimmed_ms = (await store.bounds()).now_ms
     expect(await store.acknowledged("ann", "idle") is None, "what was not used for too long is forgotten")
@@ -296,11 +296,11 @@ async def positions_outlive_their_events(open_store: OpenStore) -> None:
     """A trim that deletes all events keeps the positions: a client that returns late can learn that events are gone."""
     async with open_store() as store:
         head = await filled(store, 5)
-        await _acknowledge_as_holder(store, Holder("ann", "inbox", "before"), head.at(2))
+        await _acknowledge_as_holder(store, Claim("ann", "inbox", "before"), head.at(2))
         await tick(store)
         expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == head.offset, "all events are old")
         expect(await store.acknowledged("ann", "inbox") == head.at(2), "their trim leaves positions alone")
-        expect(await store.hold([Holder("ann", "inbox", "after")]) == [head.at(2)], "and the next holder gets them")
+        expect(await store.claim([Claim("ann", "inbox", "after")]) == [head.at(2)], "and the next holder gets them")
         await expect_expired(store, head.at(2))
 
 
@@ -308,22 +308,22 @@ async def the_last_holder_is_the_only_one(open_store: OpenStore) -> None:
     """Whoever takes a durable subscription over gets its position; whoever held it before changes it no more."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 9)
-        first, second = Holder("ann", "inbox", "first"), Holder("ann", "inbox", "second")
-        expect(await store.hold([first]) == [None], "of a new one no position is known")
+        first, second = Claim("ann", "inbox", "first"), Claim("ann", "inbox", "second")
+        expect(await store.claim([first]) == [None], "of a new one no position is known")
         expect(await store.acknowledged("ann", "inbox") is None, "holding acknowledges nothing")
         await _acknowledge_as_holder(store, first, head.at(3))
-        expect(await other.hold([second]) == [head.at(3)], "who takes it over gets its position")
-        beside = Holder("bob", "inbox", "first")
+        expect(await other.claim([second]) == [head.at(3)], "who takes it over gets its position")
+        beside = Claim("bob", "inbox", "first")
         refused = await store.acknowledge([Acknowledgement(first, head.at(7)), Acknowledgement(beside, head.at(5))])
         expect(refused == [first], "who held it before is refused, and nobody else")
         expect(await other.acknowledged("ann", "inbox") == head.at(3), "nothing is kept of who is refused")
         expect(await other.acknowledged("bob", "inbox") == head.at(5), "what came beside it is")
         await _acknowledge_as_holder(other, second, head.at(8))
-        expect(await other.hold([second]) == [head.at(8)], "who asks again holds it still")
+        expect(await other.claim([second]) == [head.at(8)], "who asks again holds it still")
         await store.begin_epoch(head, None)
         begun = (await store.bounds()).head
         expect(await store.acknowledge([Acknowledgement(first, begun)]) == [first], "a new epoch changes nothing in it")
-        expect(await store.hold([first, beside]) == [head.at(8), head.at(5)], "what was held can be taken back")
+        expect(await store.claim([first, beside]) == [head.at(8), head.at(5)], "what was held can be taken back")
         expect(await other.acknowledge([Acknowledgement(second, begun)]) == [second], "from whoever has it")
 
 
@@ -331,21 +331,21 @@ async def many_are_held_at_once(open_store: OpenStore) -> None:
     """Any number at once, answered in order; of several who claim one at the same time one holds it."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 3)
-        holders = [Holder(f"o{number % 7}", f"n{number}", "t") for number in range(MANY)]
-        await store.acknowledge([Acknowledgement(one, head.at(at % 4)) for at, one in enumerate(holders)])
-        found = await other.hold(holders[::-1])
+        held = [Claim(f"o{number % 7}", f"n{number}", "t") for number in range(MANY)]
+        await store.acknowledge([Acknowledgement(one, head.at(at % 4)) for at, one in enumerate(held)])
+        found = await other.claim(held[::-1])
         expect(found == [head.at(at % 4) for at in reversed(range(MANY))], "positions come in the order asked for")
-        claims = [Holder("ann", "inbox", f"claim {number}") for number in range(CLAIMS)]
+        claims = [Claim("ann", "inbox", f"claim {number}") for number in range(CLAIMS)]
         async with trio.open_nursery() as nursery:
             for number, claim in enumerate(claims):
-                nursery.start_soon((store, other)[number % 2].hold, [*holders[:: number + 1], claim])
+                nursery.start_soon((store, other)[number % 2].claim, [*held[:: number + 1], claim])
         left = [one for one in claims if not await store.acknowledge([Acknowledgement(one, head)])]
         expect(len(left) == 1, "of several who claim it at the same time exactly one holds it")
 
 
-async def _acknowledge_as_holder(store: EventStore, holder: Holder, position: Position) -> None:
-    refused: Sequence[Holder] = await store.acknowledge([Acknowledgement(holder, position)])
-    expect(not refused, f"{holder} holds it, and may acknowledge")
+async def _acknowledge_as_holder(store: EventStore, claim: Claim, position: Position) -> None:
+    refused: Sequence[Claim] = await store.acknowledge([Acknowledgement(claim, position)])
+    expect(not refused, f"{claim} holds it, and may acknowledge")
 
 
 DURABLE_PROMISES: Final = (

@@ -29,7 +29,7 @@ PUBLISHED: Final = (
         "airy_trio.stores",
         "log/store.py log/position.py events/destinations.py",
         (
-            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Holder", "Acknowledgement",
+            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Claim", "Acknowledgement",
             "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",
             "stored_after", "up_to_bytes", "newest_of_each", "is_all", "new_epoch",
             "StoreUnavailable", "StoreReplaced", "StaleAppend", "PositionExpired",

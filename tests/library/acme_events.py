@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import trio
 
 from airy_trio import stores
-from airy_trio.stores import Acknowledgement, Bounds, Destination, Holder, NewEvent, Position, StoredEvent
+from airy_trio.stores import Acknowledgement, Bounds, Claim, Destination, NewEvent, Position, StoredEvent
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ SCHEMA = """
 APPEND = """update log set last = last + ?, at_ms = max(at_ms, ?), point = ?
     where epoch = ? and last = ? and point is coalesce(?, point) returning at_ms"""
 BEGIN_EPOCH = "update log set epoch = ?, trimmed = 0, last = 0, point = ? where epoch = ? and last = ? returning epoch"
-HOLD = """insert into durables values (?, ?, ?, null, null, ?) on conflict
+CLAIM = """insert into durables values (?, ?, ?, null, null, ?) on conflict
     do update set token = excluded.token, used_ms = excluded.used_ms returning epoch, id"""
 ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do update set epoch = excluded.epoch,
     id = iif(epoch = excluded.epoch, max(id, excluded.id), excluded.id), used_ms = excluded.used_ms
@@ -135,15 +135,15 @@ class AcmeStore:
         return position(self.row("select epoch, id from durables where owner = ? and name = ?", owner, name))
 
     @transaction
-    def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        return [position(self.row(HOLD, one.owner, one.name, one.token, now_ms())) for one in holders]
+    def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        return [position(self.row(CLAIM, one.owner, one.name, one.token, now_ms())) for one in claims]
 
     @transaction
-    def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        def keep(holder: Holder, at: Position) -> Any:
-            return self.row(ACKNOWLEDGE, holder.owner, holder.name, holder.token, at.epoch, at.offset, now_ms())
+    def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        def keep(claim: Claim, at: Position) -> Any:
+            return self.row(ACKNOWLEDGE, claim.owner, claim.name, claim.token, at.epoch, at.offset, now_ms())
 
-        return [one.holder for one in acknowledgements if not keep(one.holder, one.position)]
+        return [one.claim for one in acknowledgements if not keep(one.claim, one.position)]
 
     async def aclose(self) -> None:
         self.db.close()

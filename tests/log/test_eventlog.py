@@ -11,12 +11,12 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
-from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, EventLog
+from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
-from airy_trio.log.tail import READ_BYTES_MAX, READ_EVENTS_MAX, View
+from airy_trio.log.tail import View
 from tests.log.places import event
 
 MANY = 1 << 30

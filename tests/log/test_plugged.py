@@ -57,13 +57,14 @@ def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
     with pytest.raises(SettingsError) as refused:
         find_store("kafka", OURS)
     assert (
-        str(refused.value) == 'log.store: there is no event store "kafka", there are acme, broken, memory, redis, sql'
+        str(refused.value)
+        == 'log.store: there is no event store "kafka"; available are acme, broken, memory, redis, sql'
     )
 
 
 @pytest.mark.usefixtures("installed")
 def test_what_a_store_needs_and_is_not_there_is_told() -> None:
-    with pytest.raises(SettingsError, match=r'^log.store: "broken" needs what is not installed: .*acme_missing'):
+    with pytest.raises(SettingsError, match=r'^log.store: "broken" needs a package that is not .*acme_missing'):
         find_store("broken", OURS)
 
 

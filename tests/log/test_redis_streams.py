@@ -13,7 +13,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.redis.scripts import FIELDS
 from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, asked, fields_of, open_store, read_entry
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_durables import write_batches
 from tests.log.places import event, redis_places
@@ -92,7 +92,7 @@ async def test_who_waits_hears_of_an_outage(own_redis: RedisServer, nursery: tri
     with trio.fail_after(20):
         async with open_store(own_redis.url) as store:
             nursery.start_soon(wait, store)
-            await store.acknowledge([Acknowledgement(Holder("owner", "name", "token"), Position("k7f3q9", 1))])
+            await store.acknowledge([Acknowledgement(Claim("owner", "name", "token"), Position("k7f3q9", 1))])
             await trio.to_thread.run_sync(own_redis.kill)
             await heard.wait()
 

@@ -8,7 +8,7 @@ from airy_trio.capture.feed import Consumer
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.retention import CHANGES_MAX, EVENTS_MAX, PERIOD_S, Retention
-from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.places import event
 from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, until, warnings_said
@@ -102,7 +102,7 @@ async def test_positions_go_later_than_events(
     nursery.start_soon(retention_of(one, MemoryFeed(changes), retain_s=60, retain_durables_s=600).run)
     changes.write(tag(1))
     await until(lambda: one.log.head.offset == 1)
-    await store.acknowledge([Acknowledgement(Holder("ann", "inbox", "token"), one.log.head)])
+    await store.acknowledge([Acknowledgement(Claim("ann", "inbox", "token"), one.log.head)])
     found = []
     for age_s in (61, 599, 601):
         now_s[0] = 1000 + age_s
@@ -177,6 +177,6 @@ async def test_an_outage_is_said_once_and_trimming_goes_on_after_it(
             await trio.sleep(10 * PERIOD_S)
             store.trims_fail = False
             await trio.sleep(2 * PERIOD_S)
-    assert said == ["trimming put off"] * 2
+    assert said == ["trimming postponed"] * 2
     assert len(await recorded(store)) == 1
     nursery.cancel_scope.cancel()

@@ -20,7 +20,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql.postgres import POLL_WITH_BELL_S, Notifications
 from airy_trio.log.sql.tables import LogTables
-from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 
@@ -212,7 +212,7 @@ async def test_each_unused_position_is_forgotten_in_its_time(options: DatabaseOp
         head = (await store.bounds()).head
         kept = []
         for name, unused_s in (("older", 1000), ("newer", 500)):
-            await store.acknowledge([Acknowledgement(Holder("ann", name, "token"), head)])
+            await store.acknowledge([Acknowledgement(Claim("ann", name, "token"), head)])
             aged = f"update {table} set used_at_ms = used_at_ms - {unused_s * 1000} where name = '{name}'"
             await trio.to_thread.run_sync(execute, options, aged)
         for unused_s in (2000, 700, 600, 400):

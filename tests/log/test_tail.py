@@ -150,10 +150,9 @@ def test_starting_elsewhere_takes_the_past_from_every_view() -> None:
 def test_the_recent_window_is_the_newest_of_each_object() -> None:
     tail = Tail(events_max=100, bytes_max=10_000)
     tail.extend(stored(number, object=name, at_ms=10 * number) for number, name in enumerate("abcab", start=1))
-    view = tail.attach(EVERYTHING, "reader")
 
     def recent(since_ms: int, limit: int) -> list[int]:
-        found = tail.newest_of_each(view, since_ms=since_ms, limit=limit, bytes_max=1 << 30)
+        found = tail.recent(EVERYTHING, since_ms=since_ms, limit=limit, bytes_max=1 << 30)
         assert found is not None
         return offsets(found)
 
@@ -166,10 +165,9 @@ def test_the_recent_window_is_the_newest_of_each_object() -> None:
 def test_the_recent_window_is_bounded_by_bytes_from_the_newest_on() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
-    view = tail.attach(EVERYTHING, "reader")
     size = len(stored(19).body)
     for bytes_max, count in ((1, 1), (size, 1), (size + 1, 2), (3 * size, 3)):
-        found = tail.newest_of_each(view, since_ms=0, limit=100, bytes_max=bytes_max)
+        found = tail.recent(EVERYTHING, since_ms=0, limit=100, bytes_max=bytes_max)
         assert found is not None
         assert offsets(found) == list(range(20 - count, 20))
 
@@ -178,12 +176,11 @@ def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> No
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
     assert tail.evicted == 3
-    view = tail.attach(EVERYTHING, "reader")
-    assert tail.newest_of_each(view, since_ms=30, limit=100, bytes_max=1 << 30) is None
-    found = tail.newest_of_each(view, since_ms=31, limit=100, bytes_max=1 << 30)
+    assert tail.recent(EVERYTHING, since_ms=30, limit=100, bytes_max=1 << 30) is None
+    found = tail.recent(EVERYTHING, since_ms=31, limit=100, bytes_max=1 << 30)
     assert found is not None
     assert offsets(found) == list(range(4, 20))
-    newest = tail.newest_of_each(view, since_ms=0, limit=3, bytes_max=1 << 30)
+    newest = tail.recent(EVERYTHING, since_ms=0, limit=3, bytes_max=1 << 30)
     assert newest is not None
     assert offsets(newest) == [17, 18, 19]
 
@@ -191,8 +188,7 @@ def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> No
 def test_the_recent_window_is_unknown_after_a_start_elsewhere() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.start_after(7)
-    view = tail.attach(EVERYTHING, "reader")
-    assert tail.newest_of_each(view, since_ms=0, limit=10, bytes_max=1 << 30) is None
+    assert tail.recent(EVERYTHING, since_ms=0, limit=10, bytes_max=1 << 30) is None
 
 
 @define
@@ -253,7 +249,7 @@ def test_it_holds_what_a_naive_list_holds(
             assert found == naive.after(destination, cursor, 0)
             few = data.draw(st.integers(1, 4))
             assert tail.after(view, cursor, events_max=few, bytes_max=10_000) == found[:few]
-            newest = tail.newest_of_each(view, since_ms=0, limit=few, bytes_max=10_000)
+            newest = tail.recent(destination, since_ms=0, limit=few, bytes_max=10_000)
             assert newest is None or list(newest) == wanted[-few:]
 
 
@@ -267,7 +263,7 @@ def test_a_narrow_view_is_the_same_however_it_is_found(scanned: int, monkeypatch
     wanted = [offset for offset in range(tail.evicted + 1, 301) if offset * 7 % 20 % 3 == 0]
     assert view.last == wanted[-1]
     assert offsets(tail.after(view, view.evicted, events_max=1000, bytes_max=1_000_000)) == wanted
-    newest = tail.newest_of_each(view, since_ms=0, limit=5, bytes_max=1_000_000)
+    newest = tail.recent(destination, since_ms=0, limit=5, bytes_max=1_000_000)
     assert newest is not None
     assert offsets(newest) == wanted[-5:]
 

@@ -15,7 +15,7 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
-    Holder,
+    Claim,
     NewEvent,
     StaleAppend,
     StoredEvent,
@@ -274,51 +274,50 @@ class MixesOwners(MemoryStore):
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         return await super().acknowledged("", owner + name)
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         mixed = [
-            Acknowledgement(Holder("", one.holder.owner + one.holder.name, ""), one.position)
-            for one in acknowledgements
+            Acknowledgement(Claim("", one.claim.owner + one.claim.name, ""), one.position) for one in acknowledgements
         ]
         return await super().acknowledge(mixed)
 
 
 class AcknowledgesBackwards(MemoryStore):
-    def _acknowledge(self, holder: Holder, position: Position) -> bool:
-        kept = super()._acknowledge(holder, position)
+    def _acknowledge(self, claim: Claim, position: Position) -> bool:
+        kept = super()._acknowledge(claim, position)
         if kept:
-            self._durables[holder.owner, holder.name].position = position
+            self._durables[claim.owner, claim.name].position = position
         return kept
 
 
 class TakesAcknowledgementsOfAnybody(MemoryStore):
-    def _acknowledge(self, holder: Holder, position: Position) -> bool:
-        known = self._durables.get((holder.owner, holder.name))
-        return super()._acknowledge(holder if known is None else evolve(holder, token=known.token), position)
+    def _acknowledge(self, claim: Claim, position: Position) -> bool:
+        known = self._durables.get((claim.owner, claim.name))
+        return super()._acknowledge(claim if known is None else evolve(claim, token=known.token), position)
 
 
 class RefusesAllWhereOneIsRefused(MemoryStore):
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        holders = [one.holder for one in acknowledgements]
-        known = [self._durables.get((holder.owner, holder.name)) for holder in holders]
-        if any(one is not None and one.token != holder.token for one, holder in zip(known, holders, strict=True)):
-            return holders
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        claims = [one.claim for one in acknowledgements]
+        known = [self._durables.get((claim.owner, claim.name)) for claim in claims]
+        if any(one is not None and one.token != claim.token for one, claim in zip(known, claims, strict=True)):
+            return claims
         return await super().acknowledge(acknowledgements)
 
 
 class ForgetsWhoHolds(MemoryStore):
     """Keeps the position of whoever held it before only until somebody else does."""
 
-    def _hold(self, holder: Holder) -> Position | None:
-        self._durables.pop((holder.owner, holder.name), None)
-        return super()._hold(holder)
+    def _claim(self, claim: Claim) -> Position | None:
+        self._durables.pop((claim.owner, claim.name), None)
+        return super()._claim(claim)
 
 
 class HoldingIsNoUse(MemoryStore):
-    def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.get((holder.owner, holder.name))
+    def _claim(self, claim: Claim) -> Position | None:
+        known = self._durables.get((claim.owner, claim.name))
         used_at_ms = 0 if known is None else known.used_at_ms
-        position = super()._hold(holder)
-        self._durables[holder.owner, holder.name].used_at_ms = used_at_ms
+        position = super()._claim(claim)
+        self._durables[claim.owner, claim.name].used_at_ms = used_at_ms
         return position
 
 
@@ -333,14 +332,14 @@ class NeverForgetsPositions(MemoryStore):
 
 
 class AnswersInTheOrderOfKeys(MemoryStore):
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        return await super().hold(sorted(holders, key=lambda holder: (holder.owner, holder.name)))
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        return await super().claim(sorted(claims, key=lambda claim: (claim.owner, claim.name)))
 
 
 class HoldsOnlyWhatNobodyHolds(MemoryStore):
-    def _hold(self, holder: Holder) -> Position | None:
-        known = self._durables.get((holder.owner, holder.name))
-        return super()._hold(holder) if known is None else known.position
+    def _claim(self, claim: Claim) -> Position | None:
+        known = self._durables.get((claim.owner, claim.name))
+        return super()._claim(claim) if known is None else known.position
 
 
 class ForgetsAges(MemoryStore):
@@ -395,11 +394,11 @@ class KeepsTheLockOfACallThatFailed(MemoryStore):
 
 
 class ForgetsWhoHoldsWhereItIsBrokenOff(MemoryStore):
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        known = {(one.owner, one.name): self._durables.pop((one.owner, one.name), None) for one in holders}
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        known = {(one.owner, one.name): self._durables.pop((one.owner, one.name), None) for one in claims}
         await trio.lowlevel.checkpoint()
         self._durables |= {key: durable for key, durable in known.items() if durable is not None}
-        return await super().hold(holders)
+        return await super().claim(claims)
 
 
 class BeginsTwiceWhereItIsBrokenOff(MemoryStore):

@@ -24,7 +24,7 @@ from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
@@ -44,21 +44,21 @@ class Store(MemoryStore):
         self.refused: str | None = None  # the name that the fault is about; None: all
         self.delay_s = 0.0
         self.calls: list[Sequence[Acknowledgement]] = []
-        self.claims: list[Sequence[Holder]] = []
+        self.claims: list[Sequence[Claim]] = []
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        self._fail(holders)
-        self.claims.append(holders)
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        self._fail(claims)
+        self.claims.append(claims)
         await trio.sleep(self.delay_s)
-        return await super().hold(holders)
+        return await super().claim(claims)
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
-        self._fail([one.holder for one in acknowledgements])
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        self._fail([one.claim for one in acknowledgements])
         self.calls.append(acknowledgements)
         return await super().acknowledge(acknowledgements)
 
-    def _fail(self, holders: Sequence[Holder]) -> None:
-        if self.fault is not None and (self.refused is None or self.refused in {holder.name for holder in holders}):
+    def _fail(self, claims: Sequence[Claim]) -> None:
+        if self.fault is not None and (self.refused is None or self.refused in {claim.name for claim in claims}):
             raise self.fault
 
     async def offset(self, name: str = "inbox", owner: str = "ann") -> int | None:
@@ -507,7 +507,7 @@ async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, 
         store.delay_s = 0
         second = await come(there, ("replay", "all"), ack="client")
         await trio.sleep(2 * LOOK_EVERY_S)
-        assert [holders[0].token for holders in store.claims][1] != store.claims[0][0].token
+        assert [claims[0].token for claims in store.claims][1] != store.claims[0][0].token
         await here.append(1, 1)
         (frame,) = await take(second.client, 1)
         await second.client.acknowledge(frame, headers=[("receipt", "written")])
@@ -607,7 +607,7 @@ async def test_claims_of_addresses_take_turns(
     clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")
     await claim_each(clients)
     assert (await clients[-1].receive()).command == "RECEIPT"
-    claimed = [holder.name for claim in store.claims for holder in claim]
+    claimed = [claim.name for claims in store.claims for claim in claims]
     assert claimed[:3] == ["n0", "n1", "n5"]
 
 

@@ -148,7 +148,7 @@ return count
 """Arguments: the age of events in milliseconds, how many events stay, how many are deleted at most, and for how many
 milliseconds a durable subscription may be unused. Returns how many events were deleted."""
 
-HOLD: Final = (
+CLAIM: Final = (
     _BEGINNING
     + """
 local found = {}

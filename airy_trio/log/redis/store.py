@@ -34,8 +34,8 @@ from airy_trio.log.redis import scripts
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
+    Claim,
     EventStore,
-    Holder,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -279,20 +279,20 @@ class RedisStore:
         found = await asked(self._client.hget(self._acknowledged, durable_key(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """See ``EventStore.hold``."""
-        wanted = [text for one in holders for text in (durable_key(one.owner, one.name), one.token)]
-        found = await self._run(scripts.HOLD, *wanted)
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """See ``EventStore.claim``."""
+        wanted = [text for one in claims for text in (durable_key(one.owner, one.name), one.token)]
+        found = await self._run(scripts.CLAIM, *wanted)
         return [Position.parse(position.decode()) for position in found]
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         """See ``EventStore.acknowledge``."""
         known: list[str | int] = []
         for one in acknowledgements:
-            known += (durable_key(one.holder.owner, one.holder.name), one.holder.token)
+            known += (durable_key(one.claim.owner, one.claim.name), one.claim.token)
             known += (one.position.epoch, one.position.offset)
         refused = await self._run(scripts.ACKNOWLEDGE, *known)
-        return [acknowledgements[index].holder for index in refused]
+        return [acknowledgements[index].claim for index in refused]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``: connections are closed by ``open_store``."""

@@ -35,7 +35,7 @@ from airy_trio.log.sql.tables import DurableTable, LogTables
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
-    Holder,
+    Claim,
     NewEvent,
     PositionExpired,
     StaleAppend,
@@ -360,17 +360,17 @@ class SqlStore:
         """See ``EventStore.acknowledged``."""
         return await self._units.read(lambda connection: self._durables.position(connection, owner, name))
 
-    async def hold(self, holders: Sequence[Holder]) -> Sequence[Position | None]:
-        """See ``EventStore.hold``."""
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        """See ``EventStore.claim``."""
 
         def work(connection: sa.Connection) -> dict[tuple[str, str], Position | None]:
             self._tables.make_synchronous(connection)
-            return self._durables.hold(connection, holders, self._tables.bounds(connection).now_ms)
+            return self._durables.claim(connection, claims, self._tables.bounds(connection).now_ms)
 
-        found = await self._units.write(work) if holders else {}
-        return [found[holder.owner, holder.name] for holder in holders]
+        found = await self._units.write(work) if claims else {}
+        return [found[claim.owner, claim.name] for claim in claims]
 
-    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Holder]:
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         """See ``EventStore.acknowledge``."""
 
         def work(connection: sa.Connection) -> set[tuple[str, str]]:
@@ -378,7 +378,7 @@ class SqlStore:
             return self._durables.acknowledge(connection, acknowledgements, self._tables.bounds(connection).now_ms)
 
         kept = await self._units.write(work) if acknowledgements else set()
-        return [one.holder for one in acknowledgements if (one.holder.owner, one.holder.name) not in kept]
+        return [one.claim for one in acknowledgements if (one.claim.owner, one.claim.name) not in kept]
 
     async def _write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit that moves the head: on Postgres behind the fence, and with a synchronous commit."""

@@ -11,7 +11,7 @@ it is. Equal texts stay equal, so that columns can be compared with what ``writt
 
 The rows of durable subscriptions in the ``sql`` event store: who holds each, and up to where all is acknowledged.
 
-One statement compares the holder and writes: nothing has to be locked before it. Rows are written in the order of
+One statement compares the claim and writes: nothing has to be locked before it. Rows are written in the order of
 their keys, so that two nodes never wait for each other. Refuses to know when a transaction begins and ends.
 """
 
@@ -30,7 +30,7 @@ from airy_trio.database import POSTGRES, Names, quote_identifier
 from airy_trio.database.queries import Query
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Bounds, Holder, StoredEvent, up_to_bytes
+from airy_trio.log.store import Acknowledgement, Bounds, Claim, StoredEvent, up_to_bytes
 
 _NUL: Final = "\0"
 _MARK: Final = "\1"
@@ -302,9 +302,9 @@ class DurableTable:
         found = connection.execute(wanted).one_or_none()
         return _position(*found) if found else None
 
-    def hold(self, connection: sa.Connection, holders: Sequence[Holder], now_ms: int) -> dict[Key, Position | None]:
-        """Make each the holder; give the position of each."""
-        new = [{**_row(holder, now_ms), "epoch": _NO_EPOCH, "offset": 0} for holder in holders]
+    def claim(self, connection: sa.Connection, claims: Sequence[Claim], now_ms: int) -> dict[Key, Position | None]:
+        """Store the claims; return the position of each."""
+        new = [{**_row(claim, now_ms), "epoch": _NO_EPOCH, "offset": 0} for claim in claims]
         columns = self._rows.c
         found: dict[Key, Position | None] = {}
         for rows in _chunks(new):
@@ -320,12 +320,12 @@ class DurableTable:
     def acknowledge(
         self, connection: sa.Connection, acknowledgements: Sequence[Acknowledgement], now_ms: int
     ) -> set[Key]:
-        """Write the position of each that is still the holder, unless a later one of the same epoch stands there.
+        """Write the position of each that is still the newest claim, unless a later one of the same epoch stands there.
 
         Gives the keys of those that are.
         """
         new = [
-            {**_row(one.holder, now_ms), "epoch": one.position.epoch, "offset": one.position.offset}
+            {**_row(one.claim, now_ms), "epoch": one.position.epoch, "offset": one.position.offset}
             for one in acknowledgements
         ]
         columns = self._rows.c
@@ -346,8 +346,8 @@ class DurableTable:
         return kept
 
 
-def _row(holder: Holder, now_ms: int) -> dict[str, Any]:
-    return {"owner": holder.owner, "name": holder.name, "holder": holder.token, "used_at_ms": now_ms}
+def _row(claim: Claim, now_ms: int) -> dict[str, Any]:
+    return {"owner": claim.owner, "name": claim.name, "holder": claim.token, "used_at_ms": now_ms}
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
