@@ -128,7 +128,7 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
-async def test_a_worker_records_while_the_process_that_records_is_away_and_leaves_it_to_it_afterwards(
+async def test_worker_records_until_the_killed_recorder_process_is_back(
     database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
@@ -146,17 +146,17 @@ async def test_a_worker_records_while_the_process_that_records_is_away_and_leave
                 await client.next()
             assert [event.offset for event in client.events] == [1, 2, 3, 4, 5]
             records = workers_with(server, "recording")
-            left = workers_with(server, "recording is left to the process that does nothing else")
-            assert len(left) >= 2
-            assert {*left} <= {0, 1}
+            offered = workers_with(server, "lease offered to the recorder process")
+            assert len(offered) >= 2
+            assert {*offered} <= {0, 1}
             assert (records[0], records[-1], records.count(RECORDER)) == (RECORDER, RECORDER, 3)
-            assert [name for name in records if name != RECORDER] == left, "who has begun has left it"
+            assert [name for name in records if name != RECORDER] == offered, "each has offered it"
             assert workers_with(server, "connection closed") == []
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_a_worker_records_while_the_process_that_records_is_frozen(
+async def test_worker_records_while_the_recorder_process_is_frozen(
     postgres_application: Application, tmp_path: Path
 ) -> None:
     with trio.fail_after(TIMEOUT_S):

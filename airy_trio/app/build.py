@@ -49,7 +49,6 @@ from airy_trio.database import (
 )
 from airy_trio.errors import MappingError, StartError, Unavailable, single_error
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions
@@ -455,9 +454,9 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
     authenticator: Authenticator,
     encryption: Encryption | None,
     *,
-    deference: LeaderPreference | None = None,
+    standby: bool = False,
 ) -> Parts:
-    """Make them; nothing is opened or started here."""
+    """Make them; nothing is opened or started here. ``standby``: see ``RecorderOptions``."""
     log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
@@ -465,8 +464,9 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
         events=settings.events,
         store=opened.words,
         shareable=is_shareable(settings),
+        standby=standby,
     )
-    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options, deference=deference)
+    recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
     return Parts(
         log=log,
         recorder=recorder,

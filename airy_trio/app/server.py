@@ -48,7 +48,6 @@ from airy_trio.auth import Authenticator, Key, load_file_keys
 from airy_trio.database import DatabaseError
 from airy_trio.delivery.disconnects import INTERNAL
 from airy_trio.errors import FaultsError, SettingsError, StartError, single_error
-from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import StoreReplaced
 from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket, within_files
@@ -207,13 +206,12 @@ async def run(
     *,
     reread: Callable[[], Settings] | None = None,
     worker: int | None = None,
-    deference: LeaderPreference | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then shut down gracefully; a second signal, or one during the start, ends at once.
 
     ``companion`` starts once the server listens; when it returns, the server shuts down. ``reread`` reads the settings
-    again on SIGHUP (``renewal``); without it SIGHUP, which a closing terminal sends, shuts down too. ``worker``,
-    ``deference``: see ``serve_process``. Raises ``AiryTrioError`` if the server cannot start or cannot go on.
+    again on SIGHUP (``renewal``); without it SIGHUP, which a closing terminal sends, shuts down too. ``worker``:
+    see ``serve_process``. Raises ``AiryTrioError`` if the server cannot start or cannot go on.
     """
     stopping, company = trio.Event(), trio.CancelScope()
     renewal = None if reread is None else Renewal(reread)
@@ -242,7 +240,6 @@ async def run(
                         stopping=stopping,
                         renewal=renewal,
                         worker=worker,
-                        deference=deference,
                     )
                     address = await serving.start(server)
                     listening = True
@@ -273,21 +270,19 @@ async def serve(  # noqa: ASYNC128 - _serve reports that it has started
     await serve_process(settings, stopping=stopping, task_status=task_status)
 
 
-async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all that the command line passes
+async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the command line passes
     settings: Settings,
     *,
     stopping: trio.Event | None = None,
     renewal: Renewal | None = None,
     worker: int | None = None,
-    deference: LeaderPreference | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run one of the server processes of a command; ``stopping``, ``task_status`` and errors: see ``serve``.
 
     ``renewal`` reads credentials and certificate again on request. ``worker`` is the number of this process among
     ``[listener] workers``, from 0; its admin port is ``[admin] port`` + ``worker``. The number after the last worker is
-    the process that records and does not listen. None: there is only this process. ``deference`` decides whether this
-    process leaves recording to another one.
+    the process that records and does not listen. None: there is only this process.
     """
     if worker is None and settings.listener.workers > 1:
         remedy = "set it to 1, or start the workers with the airy-trio command"
@@ -310,8 +305,10 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128, PLR0913 - as above; all th
             try:
                 async with opened_store(settings, starting=starting) as opened:
                     fitting = evolve(settings, listener=within_files(settings.listener))
-                    made = make_parts(fitting, back_ends, opened, authenticator, encryption, deference=deference)
-                    parts = evolve(made, serves=worker != settings.listener.recorder)
+                    recorder = settings.listener.recorder
+                    standby = recorder is not None and worker != recorder
+                    made = make_parts(fitting, back_ends, opened, authenticator, encryption, standby=standby)
+                    parts = evolve(made, serves=worker != recorder)
                     await _serve(
                         settings,
                         parts,

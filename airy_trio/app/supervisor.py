@@ -3,10 +3,10 @@
 The parent serves nobody and opens neither database nor store. Each worker is a whole server that listens on the same
 port (SO_REUSEPORT); Linux spreads connections over them, macOS gives most of them to one. They share the event store.
 One process more records and serves nobody, since recording would cost the clients of its interpreter most of their
-rate; it has the number after the workers'. While it is away a worker has the lease.
+rate; it has the number after the workers'. While it does not record a worker does (``log.recorder``: standby).
 
-Between parent and worker is a socket pair: the worker says on it that it listens, is told on it whether the process
-that records is there, and sees in it that the parent is gone, however that ended; then it ends too.
+Between parent and worker is a socket pair: the worker reports on it that it listens, and sees in it that the parent is
+gone, however that ended; then it ends too.
 
 A worker that ends is started again, after a pause that doubles while it does not come to listen; a process that the
 system refuses to start counts as such a worker. The command ends with a worker's exit code if its first start fails,
@@ -22,7 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,6 @@ from attrs import evolve, frozen
 
 from airy_trio.app.server import Address
 from airy_trio.errors import SettingsError, StartError
-from airy_trio.log.leadership import LeaderPreference
 from airy_trio.sessions.listener import ListenerOptions, open_listening_socket
 from airy_trio.settings import Settings
 
@@ -43,10 +42,6 @@ RECORDER: Final = "recorder"
 """What logs call the process that records, where they have the number of a worker."""
 LISTENING: Final = b"."
 """The worker's word: it listens; of the process that records, that it has started."""
-RECORDED: Final = b"+"
-"""The parent's word: the process that records is there."""
-UNRECORDED: Final = b"-"
-"""The parent's word: it is not."""
 
 
 @frozen(kw_only=True)
@@ -79,24 +74,14 @@ class Worker:
             log=evolve(settings.log, tail_events=1) if records else settings.log,
         )
 
-    def parent(self, deference: LeaderPreference) -> Callable[[Address], Awaitable[None]]:
-        """What runs beside the server: it tells the parent that it listens, and returns when the parent is gone.
-
-        What it hears of the process that records it tells ``deference``.
-        """
-        ours = socket.socket(fileno=self.descriptor)
-
-        async def stay(_address: Address) -> None:
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                try:
-                    await stream.send_all(LISTENING)
-                    while word := await stream.receive_some(1):
-                        (deference.ask if word == RECORDED else deference.withdraw)()
-                except trio.BrokenResourceError:
-                    pass  # it went while this server started
-            logger.warning("the parent process is gone: stopping")
-
-        return stay
+    async def stay_with_parent(self, _address: Address) -> None:
+        """Report to the parent that this server listens; return when the parent is gone."""
+        ours = trio.socket.from_stdlib_socket(socket.socket(fileno=self.descriptor))
+        async with trio.SocketStream(ours) as stream:
+            with suppress(trio.BrokenResourceError):  # the parent ended while this server started
+                await stream.send_all(LISTENING)
+                await stream.receive_some(1)
+        logger.warning("the parent process is gone: stopping")
 
 
 def worker_of(text: str) -> Worker:
@@ -136,7 +121,6 @@ class Workers:
         self._port = port
         self._recorder = settings.listener.workers
         self._processes: dict[int, trio.Process] = {}
-        self._ends: dict[int, socket.socket] = {}
         self._listening: set[int] = set()
         self._reread: set[int] = set()  # of those that do not listen yet: to be told SIGHUP when they do
         self._first = trio.Event()  # the first process has started, or never will
@@ -203,8 +187,7 @@ class Workers:
             return False, 1
         self._refused.pop(number, None)
         async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-            self._processes[number], self._ends[number] = process, ours
-            self._tell_who_records(number)
+            self._processes[number] = process
             try:
                 logger.info("worker started", worker=self._name(number), pid=process.pid)
                 if self._stopping.is_set():
@@ -217,7 +200,7 @@ class Workers:
                 return listened, await process.wait()
             finally:
                 self._went(number)
-                del self._processes[number], self._ends[number]
+                del self._processes[number]
                 if process.returncode is None:
                     process.kill()
 
@@ -227,26 +210,13 @@ class Workers:
         self._first.set()
         if number in self._reread:
             self._processes[number].send_signal(signal.SIGHUP)
-        if number == self._recorder:
-            self._tell_who_records(*self._ends)
         if len(self._listening) == self._listener.processes:
             logger.info("all workers listen", workers=self._listener.workers, port=self._port)
 
     def _went(self, number: int) -> None:
         """Take note that one is ending, or has ended. Idempotent."""
         self._reread.discard(number)
-        if number in self._listening:
-            self._listening.discard(number)
-            if number == self._recorder:
-                self._tell_who_records(*self._ends)
-
-    def _tell_who_records(self, *numbers: int) -> None:
-        """Tell workers whether the process that records is there; one that takes no word any more is not waited for."""
-        word = RECORDED if self._recorder in self._listening else UNRECORDED
-        for number in numbers:
-            if number != self._recorder:
-                with suppress(OSError):
-                    self._ends[number].send(word)
+        self._listening.discard(number)
 
     def _name(self, number: int) -> int | str:
         """How logs call it."""

@@ -62,7 +62,6 @@ def _work(chosen: "Settings", file: Path, words: str) -> None:
     """Serve as one of several workers, or record for them. Which one it is stands in every line of its log."""
     from airy_trio import app, settings
     from airy_trio.app.supervisor import RECORDER, worker_of
-    from airy_trio.log.leadership import LeaderPreference
 
     worker = told(lambda: worker_of(words))
     name = RECORDER if worker.number == chosen.listener.recorder else worker.number
@@ -71,6 +70,5 @@ def _work(chosen: "Settings", file: Path, words: str) -> None:
     def reread() -> settings.Settings:
         return worker.settings(settings.load(file, os.environ))
 
-    deference = LeaderPreference()
-    serve = partial(app.run, worker.settings(chosen), worker.parent(deference), reread=reread)
-    told(lambda: trio.run(partial(serve, worker=worker.number, deference=deference)))
+    serve = partial(app.run, worker.settings(chosen), worker.stay_with_parent, reread=reread, worker=worker.number)
+    told(lambda: trio.run(serve))

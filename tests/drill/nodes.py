@@ -19,7 +19,7 @@ STARTS = {"recording", "recording again"}
 STOPS = {
     "recording interrupted",
     "the lease was lost: another server may record",
-    "recording is left to the process that does nothing else",
+    "lease offered to the recorder process",
 }
 EPOCHS = ("new epoch", "the event store has lost events")
 """What begins the event of a log line that says that positions are given up."""

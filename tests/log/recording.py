@@ -12,7 +12,6 @@ from airy_trio.capture.feed import ChangeFeed, Tag
 from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.leadership import LeaderPreference
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -88,14 +87,18 @@ def node(
     batch_rows_max: int = 10,
     body_bytes_max: int = 1000,
     feed: ChangeFeed | None = None,
-    deference: LeaderPreference | None = None,
+    standby: bool = False,
 ) -> Node:
     log = EventLog(store, LogOptions(store="memory"))
     lease = MemoryLease(changes, unaware)
     options = RecorderOptions(
-        batch_rows_max=batch_rows_max, body_bytes_max=body_bytes_max, events=EventsOptions(), store=words
+        batch_rows_max=batch_rows_max,
+        body_bytes_max=body_bytes_max,
+        events=EventsOptions(),
+        store=words,
+        standby=standby,
     )
-    return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options, deference=deference), lease)
+    return Node(log, Recorder(feed or MemoryFeed(changes), lease, log, options), lease)
 
 
 async def started(nursery: trio.Nursery, one: Node) -> Node:

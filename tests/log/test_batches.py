@@ -11,7 +11,7 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log import recorder
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, meaning_of
+from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, translate_batch
 from airy_trio.log.store import NewEvent, StoredEvent
 from airy_trio.testing.feed import MemoryChanges
 from tests.log.recording import faulty, node, recorded, started, tag, until
@@ -80,9 +80,9 @@ async def test_faults_are_told_once_though_their_batch_was_read_twice(nursery: t
 
 
 async def test_a_batch_that_fits_is_whole() -> None:
-    meaning = await meaning_of(batch(3 * SLICE_OBJECTS + 1), EventsOptions(), body_bytes_max=1000)
-    assert (meaning.share, len(meaning.events)) == (1, 3 * SLICE_OBJECTS + 1)
-    assert meaning.size == sum(len(event.body) for event in meaning.events)
+    translated = await translate_batch(batch(3 * SLICE_OBJECTS + 1), EventsOptions(), body_bytes_max=1000)
+    assert (translated.share, len(translated.events)) == (1, 3 * SLICE_OBJECTS + 1)
+    assert translated.size == sum(len(event.body) for event in translated.events)
 
 
 async def test_clients_are_served_while_a_large_batch_is_translated(nursery: trio.Nursery) -> None:
@@ -95,16 +95,16 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
             await trio.lowlevel.checkpoint()
 
     nursery.start_soon(count_turns)
-    await meaning_of(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
+    await translate_batch(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
     assert turns >= 8  # nine times between ten slices; Trio throws dice who runs first the last time
     nursery.cancel_scope.cancel()
 
 
 async def test_what_is_given_up_is_not_translated_to_its_end() -> None:
     many = batch(100 * SLICE_OBJECTS, name_length=BATCH_BYTES_MAX // SLICE_OBJECTS // 2)
-    meaning = await meaning_of(many, EventsOptions(), body_bytes_max=BATCH_BYTES_MAX)
-    assert meaning.size < 2 * BATCH_BYTES_MAX
-    assert 0.01 < meaning.share < 0.04
+    translated = await translate_batch(many, EventsOptions(), body_bytes_max=BATCH_BYTES_MAX)
+    assert translated.size < 2 * BATCH_BYTES_MAX
+    assert 0.01 < translated.share < 0.04
 
 
 def test_rows_grow_while_batches_are_full_and_small() -> None:

@@ -12,9 +12,10 @@ from trio.testing import MockClock
 from airy_trio.capture.feed import Batch, Consumer
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.events.models import TYPES
+from airy_trio.log.leadership import ForeignConsumerError
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
-from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S, ForeignConsumerError
+from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said

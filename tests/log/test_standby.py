@@ -1,0 +1,111 @@
+"""A standby records only if the recorder process does not, and offers the lease now and then."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.recorder import LEASE_POLL_S, STANDBY_DELAY_S, STANDBY_POLL_S, STANDBY_TERM_S
+from airy_trio.testing.feed import MemoryChanges
+from tests.log.recording import Node, node, recorded, started, tag, until
+
+MARGIN_S = 4 * LEASE_POLL_S
+FEED_WAIT_S = 1.0  # a feed returns from ``wait`` at least this often
+
+
+@pytest.fixture
+def changes() -> MemoryChanges:
+    return MemoryChanges()
+
+
+async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Node, Node]:
+    """A node that holds the lease and does nothing, and a standby that has been waiting for it for a while."""
+    store = MemoryStore()
+    other = node(changes, store)
+    assert await other.lease.try_acquire()
+    standby = node(changes, store, standby=True)
+    await standby.log.open()
+    nursery.start_soon(standby.recorder.run)
+    await trio.sleep(10)
+    return other, standby
+
+
+async def test_standby_hands_the_lease_to_the_recorder_process(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    standby = await started(nursery, node(changes, store, standby=True))
+    changes.write(tag(1))
+    other = await started(nursery, node(changes, store))
+    assert (standby.recorder.recording, other.recorder.recording) == (True, False)
+    await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + FEED_WAIT_S + MARGIN_S)
+    changes.write(tag(2))
+    await trio.sleep(2 * STANDBY_TERM_S)
+    assert (standby.recorder.recording, other.recorder.recording) == (False, True)
+    assert await recorded(store) == ["tag:t1", "tag:t2"]
+    assert standby.recorder.lag_s == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_standby_offers_the_lease_during_a_backlog(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    standby = await started(nursery, node(changes, store, standby=True, batch_rows_max=1))
+    changes.write(*map(tag, range(10_000)))
+    other = await started(nursery, node(changes, store))
+    await trio.sleep(STANDBY_TERM_S)
+    await until(lambda: other.recorder.recording, limit_s=MARGIN_S)
+    assert not standby.recorder.recording
+    nursery.cancel_scope.cancel()
+
+
+async def test_standby_takes_a_free_lease_within_its_poll(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    other, standby = await waiting_standby(changes, nursery)
+    await other.lease.release()
+    await until(lambda: standby.recorder.recording, limit_s=STANDBY_POLL_S + MARGIN_S)
+    nursery.cancel_scope.cancel()
+
+
+async def test_standby_keeps_recording_if_its_offer_is_not_taken(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    other, standby = await waiting_standby(changes, nursery)
+    await other.lease.release()
+    await until(lambda: standby.recorder.recording, limit_s=STANDBY_POLL_S + MARGIN_S)
+    for number in range(1, 100):
+        changes.write(tag(number))
+        await until(lambda at=number: standby.log.head.offset == at, limit_s=STANDBY_DELAY_S + MARGIN_S)  # type: ignore[misc]
+        await trio.sleep(STANDBY_TERM_S / 20)
+    nursery.cancel_scope.cancel()
+
+
+async def test_recorder_process_records_again_after_an_outage(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    other = await started(nursery, node(changes, store))
+    standby = await started(nursery, node(changes, store, standby=True))
+    for outage_s in (1.0, 1.1, 1.23, 1.37, 1.42):
+        await other.lease.release()
+        changes.away = True
+        changes.write(tag(1))
+        await trio.sleep(outage_s)
+        changes.away = False
+        await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + FEED_WAIT_S + 1)
+        assert not standby.recorder.recording
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_of_many_standbys_leaves_the_lease_to_the_recorder_process(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    standbys = [await started(nursery, node(changes, store, standby=True)) for _ in range(5)]
+    other = await started(nursery, node(changes, store))
+    await until(lambda: other.recorder.recording, limit_s=3 * STANDBY_TERM_S)
+    await trio.sleep(2 * STANDBY_TERM_S)
+    assert [one.recorder.recording for one in standbys] == [False] * 5
+    nursery.cancel_scope.cancel()
