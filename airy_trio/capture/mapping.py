@@ -138,6 +138,10 @@ class TablesOptions:
         return ((kind, self.of(kind)) for kind in KINDS)
 
 
+UniqueIndex = tuple[tuple[str, str], ...]
+"""The columns of a unique index, each with its collation."""
+
+
 @frozen(kw_only=True)
 class Column:
     """A column of the application that holds one of our fields.
@@ -176,7 +180,7 @@ class Table:
     time_zone: str
     content_form: ContentForm = "auto"
     row_triggers: bool = False
-    unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    unique: tuple[UniqueIndex, ...] = ()
     watermark: Column | None = None
     by_conversation: bool = False
     definition: str = ""
