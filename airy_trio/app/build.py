@@ -8,7 +8,6 @@ The event store that the settings name, opened: one of ours, or whatever its aut
 import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
@@ -27,7 +26,7 @@ from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
 from airy_trio.capture.feed import CANNOT_SEE, ChangeFeed, Lease
 from airy_trio.capture.inspection import inspect
-from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease
+from airy_trio.capture.lease import SESSION_TIMEOUTS, FileLease, LogLease, OwnLease, PostgresLease, lock_file
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.capture.postgres import PostgresFeed
@@ -207,7 +206,7 @@ def _feed(
             seals=_may_lose_events(settings),
         )
         feed = SqliteFeed(changes)
-        return feed, lambda _epoch: FileLease(_lock_beside(path))
+        return feed, lambda _epoch: FileLease(lock_file(path))
     reading = _recorders_session(options)
     seals = not migrate.log_is_here(settings)  # else one commit of one database has both
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
@@ -258,10 +257,10 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
     if settings.log.store == "sql":
         location = settings.log.location(options.url)
         if sa.make_url(location).get_backend_name() == SQLITE:
-            return feed, lambda _epoch: FileLease(_lock_beside(sqlite_path(location)))
+            return feed, lambda _epoch: FileLease(lock_file(sqlite_path(location)))
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
-    return feed, lambda _epoch: FileLease(_lock_beside(path))
+    return feed, lambda _epoch: FileLease(lock_file(path))
 
 
 def _recorders_session(options: DatabaseOptions) -> DedicatedConnection:
@@ -269,11 +268,6 @@ def _recorders_session(options: DatabaseOptions) -> DedicatedConnection:
         options.direct_url or options.url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
     )
     return DedicatedConnection(engine.execution_options(isolation_level="REPEATABLE READ"))
-
-
-def _lock_beside(path: Path) -> Path:
-    real = path.resolve()  # whoever comes by a symbolic link must meet the same lock
-    return real.with_name(f"{real.name}.airy-trio.lock")
 
 
 def open_database(

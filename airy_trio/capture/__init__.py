@@ -1,1 +1,1 @@
-"""A row changed: which object it belongs to, what the object's rows are now, and where to go on reading."""
+"""From a changed row to a changed object: which object it belongs to, its current rows, and the next resume point."""

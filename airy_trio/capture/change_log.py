@@ -1,24 +1,29 @@
-"""Our tables in the application's database: the change log, and what we remember beside it.
+"""Our tables in the application's database, and the parts that all feeds over them share.
 
-``change_log``: one row for each changed row, keys only. ``change_state``: a single row with the log that consumes these
-changes (``consumer_epoch``, ``consumer_store``) and their history (``points.History``). The tables are made by
-``migrations/changes``.
+- ``change_log`` has one row for each changed row of the application: keys only, plus the values that the event of a
+  deletion needs. Triggers write it; the recorder reads and trims it.
+- ``change_state`` is a single row: the event log that consumes these changes (``consumer_epoch``, ``consumer_store``)
+  and the history of the change log (``resume_points.History``).
 
-What the feeds that read our change log have in common: two ways to the database, and which log consumes the changes.
+``migrations/changes`` creates both.
 
-Sealing: a recorder reads a commit, then appends its events to an event log. If that log is elsewhere, either of the two
-can go back to an older state without the other: after a crash with ``synchronous_commit = off``, or when a copy is put
-back. So before an append a new *mark* is written into the application's database (``seal``) and into the resume point
-that is stored with the events. The mark is committed after everything that was read, and Postgres and SQLite write
-commits to the disk in order: a database without the mark may lack what was read, and one with it does not. A log that
-went back has an older mark. Between the seal and the append the log may hold the new point or the one before, so both
-marks are accepted until the append is known to have happened (``settle``). An append of unknown outcome may happen
-after the next seal: its mark is accepted as long. One case remains: the event log loses an append which the recorder
-has not settled on disk yet, because a power failure stops both machines, or the store stops before it answers.
+Sealing
+=======
 
-What the change log says of one object: when it changed last, and whether that lies before a resume point.
+A recorder reads committed changes, then appends their events to an event log. If that log is in another database, each
+side can return to an older state without the other: after a crash with ``synchronous_commit = off``, or when a backup
+is restored. Going on would then skip changes or repeat them. *Marks* make the difference visible:
 
-For a person who asks, not for a feed: it reads the whole change log, which retention keeps short.
+1. Before an append, ``seal`` writes a new random mark into ``change_state`` and into the resume point that is stored
+   with the events. Postgres and SQLite write commits to disk in order, and the mark is committed after everything that
+   was read. A database that has the mark therefore has all of it; a database that lost some of it has no such mark.
+2. An event log that went back has an older mark, which the database no longer accepts.
+3. Between the seal and the append the log may hold either the new point or the previous one. Both marks are accepted
+   until the append is known to have happened; then ``settle`` removes the older one. An append whose outcome is unknown
+   may even happen after the next seal, so its mark is accepted until then as well.
+
+One case remains undetected: the event log loses an append that the recorder has not yet settled on disk, because a
+power failure stops both machines, or because the store stops before it answers.
 """
 
 import secrets
@@ -41,20 +46,19 @@ from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, c
 from airy_trio.database.queries import Query
 from airy_trio.errors import Unavailable
 
+logger = structlog.get_logger(__name__)
+
 TABLE = "change_log"
 STATE = "change_state"
-MARKS_CHARS_MAX = 500  # of those that were sealed and perhaps never appended: 29 of them
-_ONLY = 1  # the id of the state's single row
+# A mark has 16 characters, so this keeps the marks of the last 29 appends whose outcome is unknown.
+MARKS_CHARS_MAX = 500
+_STATE_ID = 1  # of the only row
+
+_VISIBLE = sa.text("select pg_visible_in_snapshot(cast(:txid as xid8), cast(:snapshot as pg_snapshot))")
 
 
-@frozen(init=False)
 class ChangeLog:
-    """The change log under its names in one database."""
-
-    names: Names
-    rows: sa.Table
-    state: sa.Table
-    _history: Query
+    """The two tables under their names in one database."""
 
     def __init__(self, names: Names) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
@@ -66,7 +70,9 @@ class ChangeLog:
             sa.Column("at"),
             sa.Column("txid" if names.dialect == POSTGRES else "token"),
         ]
-        state = sa.Table(
+        self.names = names
+        self.rows = sa.Table(names.bare(TABLE), metadata, *columns)
+        self.state = sa.Table(
             names.bare(STATE),
             metadata,
             sa.Column("id", sa.Integer, primary_key=True),
@@ -74,47 +80,46 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark")),
         )
         quoted = names.quoted(STATE).replace(":", "\\:")
-        history = Query(sa.text(f"select source, origin, mark, replaced_mark from {quoted}"))  # noqa: S608 - quoted
-        rows = sa.Table(names.bare(TABLE), metadata, *columns)
-        self.__attrs_init__(names=names, rows=rows, state=state, history=history)
+        self._history = Query(sa.text(f"select source, origin, mark, replaced_mark from {quoted}"))  # noqa: S608 - quoted
 
     def count(self, connection: sa.Connection) -> int:
-        """How many changes wait: a stopped server leaves the log growing."""
+        """Return the number of changes in the log, which grows while no server records."""
         return connection.execute(sa.select(sa.func.count()).select_from(self.rows)).scalar_one()
 
     def origin(self, connection: sa.Connection) -> str | None:
-        """Where an empty event log starts; None before the first migration has written it."""
+        """Return the resume point at which an empty event log starts; None before the first migration stored it."""
         found: str | None = connection.execute(sa.select(self.state.c.origin)).scalar_one_or_none()
         return found
 
     def set_origin(self, connection: sa.Connection, origin: str) -> None:
-        """Move the point from which an empty event log starts."""
+        """Set the resume point at which an empty event log starts."""
         updated = connection.execute(sa.update(self.state).values(origin=origin))
         if not updated.rowcount:
-            connection.execute(sa.insert(self.state).values(id=_ONLY, origin=origin))
+            connection.execute(sa.insert(self.state).values(id=_STATE_ID, origin=origin))
 
     def history(self, connection: sa.Connection) -> History | None:
-        """What is kept of the history of these changes; None before the first migration has written it."""
+        """Return the history of these changes; None before the first migration stored it."""
         for source, origin, mark, replaced_mark in self._history.rows(connection, {}):
             return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
         return None
 
     def seal(self, connection: sa.Connection, mark: str, replaced_mark: str) -> None:
-        """Keep the mark of a point that is about to be recorded, and of the one that it replaces.
+        """Store the mark of a point that is about to be recorded, and the mark of the point that it replaces.
 
-        If another one was sealed since that one, its append may still happen: it is kept as well.
+        If the newest mark is not ``replaced_mark``, the append of its point is unsettled and may still happen, so it
+        and the marks before it are retained, up to ``MARKS_CHARS_MAX``.
         """
-        before = self.state.c.mark
-        unsettled = sa.func.substr(before + " " + self.state.c.replaced_mark, 1, MARKS_CHARS_MAX)
-        kept = sa.case((before == replaced_mark, replaced_mark), else_=sa.literal(replaced_mark) + " " + unsettled)
-        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=kept))
+        newest = self.state.c.mark
+        unsettled = sa.func.substr(newest + " " + self.state.c.replaced_mark, 1, MARKS_CHARS_MAX)
+        accepted = sa.case((newest == replaced_mark, replaced_mark), else_=sa.literal(replaced_mark) + " " + unsettled)
+        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=accepted))
 
     def settle(self, connection: sa.Connection, mark: str) -> None:
-        """Forget the marks of the replaced points, unless another point was sealed meanwhile."""
+        """Remove the marks of the replaced points, unless another point has been sealed since."""
         connection.execute(sa.update(self.state).where(self.state.c.mark == mark).values(replaced_mark=mark))
 
     def consumer(self, connection: sa.Connection) -> Consumer | None:
-        """The event log that consumes these changes."""
+        """Return the event log that consumes these changes."""
         columns = self.state.c.consumer_epoch, self.state.c.consumer_store
         row = connection.execute(sa.select(*columns)).one_or_none()
         return None if row is None or row.consumer_epoch is None else Consumer(row.consumer_epoch, row.consumer_store)
@@ -124,16 +129,13 @@ class ChangeLog:
         connection.execute(sa.update(self.state).values(consumer_epoch=consumer.epoch, consumer_store=consumer.store))
 
 
-logger = structlog.get_logger(__name__)
-
-
 @frozen
 class LoggedChanges:
-    """Where a feed finds the changes that our triggers have noted, and the rows: one connection that reads, and a pool.
+    """The parts of a ``LoggedFeed``: the connection that reads, the pool that writes, our tables and the application's.
 
-    ``names``: of our own tables; ``tables``: the mapping of the application's. ``text_chars_max``: see ``Objects``.
-    ``newer_schema``: whether a newer version made our tables; raises ``FaultsError`` if this one cannot work with them.
-    ``seals``: whether the event log can go back without this database, or this database without the event log.
+    ``names`` are those of our tables. ``text_chars_max``: see ``Objects``. ``newer_schema`` returns whether a newer
+    version created our tables, and raises ``FaultsError`` if this version cannot work with them. ``seals``: the event
+    log is in another database, so that either can go back without the other.
     """
 
     reading: DedicatedConnection
@@ -146,7 +148,7 @@ class LoggedChanges:
 
 
 class LoggedFeed(ABC):
-    """One connection that reads, and a pool for the little that is written. Owns both."""
+    """The part of ``ChangeFeed`` that does not depend on the dialect. Owns the connection and the pool."""
 
     consumed = True
 
@@ -171,27 +173,27 @@ class LoggedFeed(ABC):
 
     async def seal(self, after: str, upto: str) -> str:
         """See ``ChangeFeed.seal``."""
-        if not self._seals:  # without a checkpoint: other tasks would run between a commit and its append
+        if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
         return await self._seal(after, upto, secrets.token_hex(8))
 
     async def settle(self, point: str) -> None:
-        """See ``ChangeFeed.settle``. Where the database is busy or away it is left for the next time."""
+        """See ``ChangeFeed.settle``. If the database is busy or unavailable, the next call settles instead."""
         if self._seals and point != self._settled:
             try:
                 await self._settle(point)
             except Unavailable as error:
-                logger.debug("older resume points are accepted longer", reason=str(error))
+                logger.debug("resume point not settled; older ones stay accepted for now", reason=str(error))
             else:
                 self._settled = point
 
     @abstractmethod
     async def _seal(self, after: str, upto: str, mark: str) -> str:
-        """Write a new mark, and that of ``after``; give ``upto`` with the new one."""
+        """Store the new mark and that of ``after``, and return ``upto`` with the new mark."""
 
     @abstractmethod
     async def _settle(self, point: str) -> None:
-        """Forget the mark that was replaced, if the newest one is that of ``point``."""
+        """Remove the replaced marks, if the newest mark is that of ``point``."""
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""
@@ -206,7 +208,7 @@ class LoggedFeed(ABC):
         await close_all(self._reading.aclose, self._writing.aclose)
 
     async def _renew(self) -> bool:
-        """Inspect the tables again; return whether they have changed. Raises ``MappingError``."""
+        """Inspect the tables again and return whether they have changed. Raises ``MappingError``."""
         before = self._tables
         self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
         return self._tables != before
@@ -216,12 +218,9 @@ class LoggedFeed(ABC):
         self._objects = Objects(self._log.names.dialect, tables, self._text_chars_max)
 
 
-_VISIBLE = sa.text("select pg_visible_in_snapshot(cast(:txid as xid8), cast(:snapshot as pg_snapshot))")
-
-
 @frozen(kw_only=True)
-class Logged:
-    """The newest change of an object. ``at``: the trigger's clock; ``recorded``: it lies before the resume point."""
+class NewestChange:
+    """The newest change of an object. ``at``: the trigger's clock. ``recorded``: the resume point includes it."""
 
     operation: str
     at: datetime
@@ -230,24 +229,28 @@ class Logged:
 
 def newest_change(
     connection: sa.Connection, names: Names, kind: Kind, key: Key, resume_point: str | None
-) -> Logged | None:
-    """The newest change of the object with this key that the change log still has; None where it has none."""
+) -> NewestChange | None:
+    """Return the newest change of one object that the change log still has, or None. For diagnosis by an operator.
+
+    There is no index on keys, so this reads the whole change log, which retention keeps short.
+    """
     rows = ChangeLog(names).rows
     matches = [
         sa.cast(column, sa.Text) == str(value)
         for column, value in zip((rows.c.key_1, rows.c.key_2), key, strict=True)
         if value is not None
     ]
-    wanted = sa.select(rows).where(rows.c.kind == kind, *matches).order_by(rows.c.seq.desc()).limit(1)
-    row = connection.execute(wanted).first()
+    newest = sa.select(rows).where(rows.c.kind == kind, *matches).order_by(rows.c.seq.desc()).limit(1)
+    row = connection.execute(newest).first()
     if row is None:
         return None
     at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)
-    recorded = resume_point is not None and _is_before(connection, names, row, resume_point)
-    return Logged(operation=row.operation, at=at, recorded=recorded)
+    recorded = resume_point is not None and _is_read(connection, names, row, resume_point)
+    return NewestChange(operation=row.operation, at=at, recorded=recorded)
 
 
-def _is_before(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str) -> bool:
+def _is_read(connection: sa.Connection, names: Names, row: sa.Row[Any], resume_point: str) -> bool:
+    """Return whether a resume point includes a row of the change log."""
     try:
         if names.dialect != POSTGRES:
             return bool(row.seq <= SqlitePoint.parse(resume_point).seq)

@@ -1,13 +1,12 @@
 """The port of change feeds: what a source of changes promises to the recorder.
 
-A feed is read like a file: after a resume point, a batch and the next resume point. It keeps no position of its
-own; the event store keeps the resume point with the events that it led to.
+The recorder reads a feed like a file: after a resume point it gets a batch and the next resume point. The feed stores
+no position of its own. The event store keeps the resume point in the same transaction as the events made from the
+batch, so the two cannot disagree after a crash.
 
-What a feed reads: changed objects with their rows as the database holds them, under our names.
-
-Values are raw. The mapping of the settings has been applied (names, constants, ``values``), nothing is converted:
-turning text into a time or a flag may fail, and one impossible row must not fail a batch.
-``events.translate`` converts.
+A batch holds changed objects with their rows as the database has them now, under our field names. The mapping of the
+settings has been applied (names, constants, ``values``), but no value is converted: parsing a time or a flag may fail,
+and one bad row must not fail a batch. ``events.translate`` converts values and reports rows that it cannot convert.
 """
 
 from datetime import tzinfo
@@ -21,21 +20,25 @@ from airy_trio.options import between, one_of
 Value = str | bytes | int | float | bool | None
 """One column's raw value. ``bytes`` is text that is not UTF-8, or a BLOB."""
 
-
 ContentForm = Literal["auto", "text", "json"]
-"""How a message's content becomes JSON. "text": a JSON string. "json": the JSON that it is. "auto": the JSON that it is
-if it is an object or an array, else a string."""
+"""How a message's content becomes JSON.
+
+"text" makes a JSON string of it; "json" parses it; "auto" parses it if it is an object or an array, and otherwise makes
+a string of it.
+"""
 
 
 class Message(NamedTuple):
-    """A row of the messages table. ``content_form``: the mapping's, or "json" for a column that is declared JSON.
+    """A row of the messages table.
 
-    Of content that is longer than an event may be, only the beginning is read. It is still longer than an event may
-    be, and its form is "text", because the rest of a JSON value is missing.
-    ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, which is in ``time_zone`` if it names none.
+    ``content_form`` is that of the mapping, or "json" for a column that is declared JSON. If the content is longer than
+    an event may be, only its beginning is read. That beginning is still too long for an event, and its form is "text",
+    because a JSON value without its end cannot be parsed.
 
-    A tuple, for a bulk change makes one for each row: a frozen class takes eight times as long to make. First the
-    fields of ``tables.FIELDS``, in that order.
+    ``sent_at`` is epoch milliseconds (int, float or digits) or ISO text, in ``time_zone`` if the text names no zone.
+
+    A named tuple, because a bulk change makes one per row and a frozen class takes eight times as long to make. It
+    begins with the fields of ``mapping.FIELDS``, in that order.
     """
 
     id: Value
@@ -72,10 +75,10 @@ class MetadataEntry:
 
 @frozen(kw_only=True)
 class Metadata:
-    """All the rows there are now of one (subject, identifier) pair, in no order; none when the last was deleted.
+    """All current rows of one (subject, identifier) pair, unordered; no entries after the last row was deleted.
 
-    ``conversation_id`` and ``channel_id`` are those of the thing that the metadata is about, read in the same
-    snapshot; None where no such row is known.
+    ``conversation_id`` and ``channel_id`` are those of the object that the metadata describes, read in the same
+    snapshot, or None if there is no such row.
     """
 
     subject: Value
@@ -98,7 +101,7 @@ class Channel:
 
 @frozen(kw_only=True)
 class ChannelGone:
-    """A channel that was deleted, with what its last event must carry."""
+    """A channel that was deleted, with the values that its last event carries."""
 
     id: Value
     source: Value
@@ -123,9 +126,9 @@ class TagGone:
 
 @frozen(kw_only=True)
 class Unreadable:
-    """An object that the database refuses to read. ``kind`` is its table's name in the settings.
+    """An object whose row makes the database reject the query. ``kind`` is its table's name in the settings.
 
-    ``key``: its id, or subject and identifier. ``reason`` contains nothing of the row.
+    ``key`` is its id, or subject and identifier. ``reason`` contains no value of the row.
     """
 
     kind: str
@@ -134,63 +137,17 @@ class Unreadable:
 
 
 ChangedObject = Message | MessageGone | Metadata | Channel | ChannelGone | Tag | TagGone | Unreadable
-"""The closed union of what a feed gives."""
-
-
-OVERLAP_S: Final = 5.0
-CANNOT_SEE: Final = (
-    "deleted rows, the old keys of changed ones, rows whose updated_at was not set or is no time, what a transaction "
-    "wrote that was open for longer than overlap_s"
-)
-"""What capture by ``updated_at`` misses."""
-
-
-@frozen(kw_only=True)
-class ChangesOptions:
-    """How changes are captured (settings, ``[changes]``); ``overlap_s`` is of ``updated_at`` only."""
-
-    capture: Literal["triggers", "updated_at"] = field(default="triggers", validator=one_of("triggers", "updated_at"))
-    overlap_s: float = field(default=OVERLAP_S, validator=between(0.1, 86_400))
-    batch_rows_max: int = field(default=5000, validator=between(1, 100_000))
-
-    @property
-    def reads_only(self) -> bool:
-        """Whether nothing of ours is in the application's database."""
-        return self.capture == "updated_at"
-
-
-class ResumePointLost(AiryTrioError):
-    """The resume point belongs to another history of the database: a restored copy, another cluster.
-
-    What changed since cannot be known; the log must start a new epoch from ``ChangeFeed.restart()``.
-    """
-
-
-class TablesChanged(Unavailable):
-    """A table is not as it was inspected, or was rewritten after the snapshot: what was read of it may be wrong."""
-
-    def __init__(self, table: str) -> None:
-        super().__init__(f'table "{table}" was changed while it was read')
-
-
-class ResumePointTooNew(AiryTrioError):
-    """A newer version wrote the resume point: going on from a guess at its meaning could lose changes."""
-
-    def __init__(self, found: int, known: int) -> None:
-        super().__init__(
-            f"a newer airy-trio has written the event log (its resume point has format {found}, this version reads up "
-            f"to {known}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log --config FILE"
-        )
+"""The closed union of the objects that a feed returns."""
 
 
 @frozen(kw_only=True)
 class Batch:
-    """Changed objects in the order of the newest change of each, and the point after them.
+    """Changed objects, ordered by the newest change of each, and the resume point after them.
 
-    ``changes``: how many rows of the change log this covers (0: nothing happened, the point need not be stored).
-    ``more``: the batch was cut at the limit, the next read will find something at once.
+    ``changes``: rows of the change log that this batch covers. If it is 0, the resume point need not be stored.
+    ``more``: the batch was cut at the limit, so the next read finds changes immediately.
     ``age_s``: how long ago, by the database's clock, the oldest of these changes was logged, which is before its
-    commit; None where there is none or it is not known.
+    commit. None if there is no change or the time is not known.
     """
 
     objects: tuple[ChangedObject, ...]
@@ -202,25 +159,49 @@ class Batch:
 
 @frozen
 class Consumer:
-    """The one log that records a change log: its epoch, and its store in words for a person."""
+    """The one event log that records a change log: its epoch, and its store described for the operator."""
 
     epoch: str
     store: str
 
 
+class ResumePointLost(AiryTrioError):
+    """The resume point belongs to another history of the database: a restored copy, another cluster.
+
+    The changes since then cannot be determined. The event log must begin a new epoch at ``ChangeFeed.restart()``.
+    """
+
+
+class ResumePointTooNew(AiryTrioError):
+    """A newer version wrote the resume point; guessing its meaning could lose changes."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            f"a newer airy-trio has written the event log (its resume point has format {found}, this version reads up "
+            f"to {known}); install that version, or begin a new epoch with: airy-trio migrate --adopt-log --config FILE"
+        )
+
+
+class TablesChanged(Unavailable):
+    """A table differs from its inspection, or was rewritten after the snapshot: rows read from it may be wrong."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(f'table "{table}" was changed while it was read')
+
+
 class ChangeFeed(Protocol):
     """Changed objects after a resume point.
 
-    Promises, for every method: it is cancellable, and raises ``database.DatabaseUnavailable`` where waiting heals.
-    A resume point is opaque text that only the feed reads.
+    Every method is cancellable, and raises ``database.DatabaseUnavailable`` for failures that a retry can cure.
+    A resume point is text that only the feed interprets.
 
-    ``consumed``: the changes are kept for one event log, which is named beside them. Where they are not, any number of
-    logs may read them, each from its own resume point: ``consumer`` is always None, ``adopt``, ``seal``, ``settle`` and
-    ``trim`` do nothing, and ``origin`` is now.
+    If ``consumed``, the database keeps its changes for one event log and stores that log's name next to them. If not,
+    any number of event logs may read, each from its own resume point: ``consumer`` always returns None, ``origin``
+    returns the present, and ``adopt``, ``seal``, ``settle`` and ``trim`` do nothing.
 
-    A recorder seals a resume point before it stores it and settles it afterwards. The database then remembers which
-    points an event log can hold, and ``read`` notices if either of the two was put back to an older state. If both are
-    in one database, neither goes back without the other, and both verbs do nothing.
+    The recorder seals a resume point before it stores it, and settles it afterwards. The database then knows which
+    points the event log may hold, so ``read`` notices if either side was restored to an older state. If both are in
+    one database, neither can go back alone, and both methods do nothing.
     """
 
     consumed: bool
@@ -228,77 +209,100 @@ class ChangeFeed(Protocol):
     async def read(self, after: str, limit: int) -> Batch:
         """Read the next changes after a resume point, at most ``limit`` rows of the change log.
 
-        Nothing is skipped and nothing comes twice, whatever the order in which transactions commit. Objects and
-        resume point are of one snapshot of the database. Each object comes once, with its rows as they are in
-        that snapshot. Reading again after the same point is allowed and gives at least the same changes.
+        Nothing is skipped and nothing comes twice, in whatever order transactions commit. Objects and resume point
+        belong to one snapshot of the database; each object comes once, with its rows as of that snapshot. Reading
+        again after the same point is allowed and returns at least the same changes.
 
-        Raises ``ResumePointLost`` if the point is of another history, and ``ResumePointTooNew``.
+        Raises ``ResumePointLost`` if the point belongs to another history, and ``ResumePointTooNew``.
         """
         ...
 
     async def is_foreign(self, point: str) -> bool:
-        """Whether a stored resume point is of another database or way of capture: its event log must not be touched.
+        """Return whether a stored point belongs to another database or capture mode; its event log is off limits.
 
         False if the point does not say. Raises ``ResumePointTooNew``.
         """
         ...
 
     async def identified(self, point: str) -> str:
-        """A stored resume point, not a foreign one, with the identity of its database: an older version wrote none.
+        """Return a stored point of this database with the database's identity, which older versions did not write.
 
         Raises ``ResumePointTooNew``.
         """
         ...
 
     async def seal(self, after: str, upto: str) -> str:
-        """Make everything that was read up to a point durable; give the point to store instead of ``upto``.
+        """Make everything read up to a point durable, and return the point to store instead of ``upto``.
 
-        ``after``: the resume point that the event log holds. From now on ``read`` accepts these two only, and no older
-        one. Sealing again after an append of unknown outcome is allowed: the point of that append, which may still
-        happen, is then accepted as well.
+        ``after`` is the resume point that the event log holds. From now on ``read`` accepts these two points only, and
+        no older one. If the outcome of an append is unknown, sealing again is allowed: that append may still happen,
+        so its point is accepted as well.
         """
         ...
 
     async def settle(self, point: str) -> None:
-        """Note that the event log holds a sealed point: ``read`` no longer accepts those before. Idempotent."""
+        """Record that the event log holds a sealed point: ``read`` accepts no earlier ones. Idempotent."""
         ...
 
     async def wait(self) -> None:
-        """Return when there may be something to read, soon after a commit. It may return for nothing."""
+        """Return soon after a commit, when there may be something to read. It may return without a change."""
         ...
 
     async def origin(self) -> str:
-        """The resume point for an empty store: where ``migrate`` started, or what ``trim`` has reached since."""
+        """Return the resume point for an empty store: where ``migrate`` started, or what ``trim`` has reached since."""
         ...
 
     async def restart(self) -> str:
-        """Forget the changes that are visible now and give the point after them: the start of a new epoch."""
+        """Discard the changes that are visible now and return the point after them, the start of a new epoch."""
         ...
 
     async def trim(self, upto: str, limit: int) -> int:
-        """Delete at most ``limit`` change rows that lie before a stored resume point; give their number.
+        """Delete at most ``limit`` change rows that precede a stored resume point, and return their number.
 
-        What is committed after ``upto`` is never touched. The application is never made to wait for more than
-        one such batch.
+        Changes committed after ``upto`` are never touched. The application never waits for more than one such batch.
         """
         ...
 
     async def consumer(self) -> Consumer | None:
-        """The log that records these changes, as kept beside them; None before the first."""
+        """Return the event log that records these changes, as stored next to them; None before the first."""
         ...
 
     async def adopt(self, consumer: Consumer) -> None:
-        """Name the log that records these changes from now on."""
+        """Name the event log that records these changes from now on."""
         ...
 
 
 class Lease(Protocol):
-    """Who may record. At most one holder at a time; a holder that dies loses it by itself."""
+    """The right to record. At most one process holds it; a process that dies loses it without doing anything."""
 
     async def try_acquire(self) -> bool:
-        """Take the lease if nobody holds it; True also when it is ours already and still held."""
+        """Acquire the lease if it is free, without waiting. True also if this process still holds it."""
         ...
 
     async def release(self) -> None:
-        """Give it back. Idempotent."""
+        """Release the lease. Idempotent."""
         ...
+
+
+OVERLAP_S: Final = 5.0
+"""Default of ``overlap_s``. It must exceed the application's longest transaction."""
+
+CANNOT_SEE: Final = (
+    "deleted rows, the old keys of changed rows, rows whose updated_at was not set or is not a time, and writes of "
+    "transactions that were open for longer than overlap_s"
+)
+"""The changes that capture by ``updated_at`` misses, for logs and reports."""
+
+
+@frozen(kw_only=True)
+class ChangesOptions:
+    """How changes are captured (settings, ``[changes]``). ``overlap_s`` applies to ``updated_at`` only."""
+
+    capture: Literal["triggers", "updated_at"] = field(default="triggers", validator=one_of("triggers", "updated_at"))
+    overlap_s: float = field(default=OVERLAP_S, validator=between(0.1, 86_400))
+    batch_rows_max: int = field(default=5000, validator=between(1, 100_000))
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether airy-trio has no tables or triggers of its own in the application's database."""
+        return self.capture == "updated_at"

@@ -1,8 +1,11 @@
-"""Does the mapping fit the tables that are really there? All faults at once, each naming its setting.
+"""Check the mapping against the tables that really exist, and describe them for the queries and triggers.
 
-What the database has under a name: a table or not, its columns and their types, what makes its rows unique.
+``inspect`` finds every mapped table in the catalogue of the database, compares its columns with the mapping, and runs
+the queries of the feed once with no keys. It reports all faults together, and each fault names its setting, so that an
+operator can correct a settings file in one pass.
 
-Knows the catalogues of both dialects, and nothing of mappings.
+An application may alter its tables while a server runs. ``inspect_again`` describes the same tables as they are now,
+and ``read_current`` repeats a read whose tables have changed.
 """
 
 from collections import defaultdict
@@ -26,11 +29,116 @@ from airy_trio.capture.mapping import (
     TableOptions,
     Tables,
     TablesOptions,
+    UniqueIndex,
+    quoted_name,
 )
 from airy_trio.capture.queries import Queries
 from airy_trio.capture.row_versions import TableScan
 from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
 from airy_trio.errors import MappingError
+
+READS_MAX: Final = 5
+"""Attempts to read one batch while the application keeps altering its tables."""
+
+_STORED_AS_TEXT: Final = frozenset({"conversation_id", "channel_id"})
+"""The fields, other than keys, that the event log stores in a text column."""
+_UNTRANSLATABLE: Final = "22P05"  # SQLSTATE of a character that the server's encoding does not have
+_TEXT = sa.text("select cast(:text as text)")
+_ROW_SECURITY = sa.text("select current_user, row_security_active(to_regclass(:name))")
+
+
+def inspect(
+    connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False, holds_log: bool = False
+) -> Tables:
+    """Describe the mapped tables. Raises ``MappingError`` with every fault.
+
+    ``watermarks``: changes are captured by ``updated_at``, so each table needs a column for it.
+    ``holds_log``: this database stores the events as well, so its encoding must have every character of their ids.
+    """
+    faults: list[str] = []
+    tables: dict[Kind, Table] = {}
+    for kind, mapping in options.items():
+        location = mapping.location(kind)
+        if location is None:
+            continue
+        before = len(faults)
+        table = _table(connection, kind, mapping, location, faults, watermarks=watermarks)
+        if holds_log and connection.dialect.name == POSTGRES:
+            faults += _encoding_faults(connection, kind, mapping)
+        if table is not None and len(faults) == before:
+            faults += _reading_faults(connection, table)
+            tables[kind] = table
+    if not faults and not tables:
+        faults.append("database.tables: every table is mapped to nothing, so there is nothing to watch")
+    if faults:
+        raise MappingError(faults)
+    return tables
+
+
+def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
+    """Describe the same tables as they are now. Raises ``MappingError``, naming the setting of each missing part."""
+    faults: list[str] = []
+    again: dict[Kind, Table] = {}
+    for kind, table in tables.items():
+        shown = f'database.tables.{kind}: the table "{table.name}"'
+        relation = _find(connection, table.schema, table.name)
+        if relation is None or relation.unwatchable:
+            faults.append(f"{shown} {relation.unwatchable if relation else 'is missing'}")
+            continue
+        found = {field: relation.column(column.name) for field, column in table.columns.items()}
+        columns = {field: column for field, column in found.items() if column is not None}
+        gone = sorted(table.columns[field].name for field in found.keys() - columns.keys())
+        watermark = None
+        if table.watermark is not None:
+            watermark = relation.column(table.watermark.name)
+            gone += [table.watermark.name] if watermark is None else []
+        if gone:
+            faults.append(f"{shown} is without its columns {', '.join(gone)}")
+            continue
+        again[kind] = evolve(
+            table,
+            columns=columns,
+            row_triggers=relation.row_triggers,
+            unique=_replacing(relation, columns, kind),
+            watermark=watermark,
+            by_conversation=_by_conversation(relation, columns),
+            definition=relation.definition,
+        )
+    if faults:
+        raise MappingError(faults)
+    return again
+
+
+def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
+    """Return the kinds that are mapped to their default table, if that table does not exist."""
+    return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
+
+
+async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
+    """Read a batch. If the tables differ from their inspection, inspect them again and repeat the read.
+
+    ``renew`` inspects the tables and returns whether they have changed. Raises the errors of ``read``, with two
+    conditions: ``DatabaseRefused`` only if the tables have not changed, and ``TablesChanged`` only after ``READS_MAX``
+    attempts. Raises ``MappingError`` if the database refused the read because a mapped table or column is missing.
+    """
+    for _ in range(READS_MAX - 1):
+        refused: DatabaseRefused | None = None
+        try:
+            return await read()
+        except TablesChanged:
+            pass
+        except DatabaseRefused as error:
+            refused = error
+        try:
+            changed = await renew()
+        except MappingError:
+            if refused is not None:
+                raise
+            continue  # The missing table or column may be one that this read does not need.
+        if refused is not None and not changed:
+            raise refused
+    return await read()
+
 
 _POSTGRES_RELATION = sa.text(
     """
@@ -62,7 +170,9 @@ _SQLITE_UNIQUE = sa.text(
     """
     select i.name, c.name as column, c.coll as collation
     from pragma_index_list(:table) i, pragma_index_xinfo(i.name) c
-    where i."unique" and c.key order by i.name, c.seqno
+    where i."unique" and c.key
+    and not exists (select 1 from pragma_index_xinfo(i.name) x where x.key and x.name is null)
+    order by i.name, c.seqno
     """
 )
 _POSTGRES_LEADING = sa.text(
@@ -100,12 +210,12 @@ _POSTGRES_TYPES: Mapping[str, ColumnType] = {
 
 
 @frozen(kw_only=True)
-class Relation:
-    """What the database has under a name. ``unwatchable``: why it cannot be watched, if it cannot.
+class _Relation:
+    """A table or view as the database's catalogue describes it.
 
-    ``folded``: names of columns are the same in any case. ``unique``: the columns and collations of unique indexes.
-    ``leading``: the columns with which an index over all rows begins. ``definition``: on SQLite the statement that
-    makes it.
+    ``unwatchable`` is the reason why it cannot be watched, or "". ``ignores_case``: names of columns match in any case.
+    ``unique``: its unique indexes (SQLite). ``leading``: the first columns of the indexes over all rows.
+    ``definition``: the statement that creates it (SQLite).
     """
 
     schema: str | None
@@ -113,27 +223,25 @@ class Relation:
     unwatchable: str
     row_triggers: bool
     columns: Mapping[str, Column]
-    folded: bool
-    unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    ignores_case: bool
+    unique: tuple[UniqueIndex, ...] = ()
     leading: frozenset[str] = frozenset()
     definition: str = ""
 
     def column(self, name: str) -> Column | None:
-        """The column of that name."""
-        if not self.folded:
+        if not self.ignores_case:
             return self.columns.get(name)
         return next((column for key, column in self.columns.items() if key.lower() == name.lower()), None)
 
 
-def find(connection: sa.Connection, schema: str | None, name: str) -> Relation | None:
-    """The relation of that name; without a schema, the one that the name alone means. None where there is none."""
-    find_there = _find_postgres if connection.dialect.name == POSTGRES else _find_sqlite
-    return find_there(connection, schema, name)
+def _find(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
+    """Return the relation of that name, or None. A name without schema is resolved by the search path."""
+    find = _find_postgres if connection.dialect.name == POSTGRES else _find_sqlite
+    return find(connection, schema, name)
 
 
-def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> Relation | None:
-    quoted = ".".join(quote_identifier(part) for part in (schema, name) if part is not None)
-    row = connection.execute(_POSTGRES_RELATION, {"name": quoted}).one_or_none()
+def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
+    row = connection.execute(_POSTGRES_RELATION, {"name": quoted_name(schema, name)}).one_or_none()
     if row is None:
         return None
     columns = {
@@ -151,18 +259,18 @@ def _find_postgres(connection: sa.Connection, schema: str | None, name: str) -> 
         unwatchable = "has child tables that inherit from it, whose rows its triggers would not see"
     else:
         unwatchable = ""
-    return Relation(
+    return _Relation(
         schema=row.schema,
         name=row.name,
         unwatchable=unwatchable,
         row_triggers=row.relkind == "p" or row.has_parent,
         columns=columns,
-        folded=False,
+        ignores_case=False,
         leading=frozenset(connection.execute(_POSTGRES_LEADING, {"oid": row.oid}).scalars()),
     )
 
 
-def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> Relation | None:
+def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> _Relation | None:
     if schema is not None and schema.lower() != "main":
         return None
     row = connection.execute(_SQLITE_RELATION, {"name": name}).one_or_none()
@@ -173,131 +281,32 @@ def _find_sqlite(connection: sa.Connection, schema: str | None, name: str) -> Re
         for column in connection.execute(_SQLITE_COLUMNS, {"name": row.name})
     }
     unwatchable = "is not a table; a view cannot be watched" if row.type != "table" else ""
-    return Relation(
+    return _Relation(
         schema=None,
         name=row.name,
         unwatchable="is a virtual table, which has no triggers" if row.virtual else unwatchable,
         row_triggers=False,
         columns=columns,
-        folded=True,
+        ignores_case=True,
         unique=_sqlite_unique(connection, row.name),
         leading=frozenset(connection.execute(_SQLITE_LEADING, {"table": row.name}).scalars()),
         definition=row.sql,
     )
 
 
-def _sqlite_unique(connection: sa.Connection, table: str) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Columns and collations of each unique index, that of an integer primary key included; not those over SQL."""
-    indexes: dict[str, list[tuple[str | None, str]]] = defaultdict(list)
+def _sqlite_unique(connection: sa.Connection, table: str) -> tuple[UniqueIndex, ...]:
+    """Return the unique indexes of a table, except those over SQL expressions."""
+    indexes: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for row in connection.execute(_SQLITE_UNIQUE, {"table": table}):
         indexes[row.name].append((row.column, row.collation))
-    found = [tuple((name, coll) for name, coll in columns if name is not None) for columns in indexes.values()]
-    whole = [some for some, all_ in zip(found, indexes.values(), strict=True) if len(some) == len(all_)]
+    found: list[UniqueIndex] = [tuple(columns) for columns in indexes.values()]
     primary = connection.execute(_SQLITE_PRIMARY_KEY, {"table": table}).all()
-    if len(primary) == 1 and primary[0].type == "integer":  # the row's number itself, which is no index
-        whole.append(((primary[0].name, "BINARY"),))
-    return tuple(whole)
+    if len(primary) == 1 and primary[0].type == "integer":  # This column is the row's number, which has no index.
+        found.append(((primary[0].name, "BINARY"),))
+    return tuple(found)
 
 
-READS_MAX: Final = 5
-"""Reads of one batch while the application changes its tables again and again."""
-_STORED_AS_TEXT: Final = frozenset({"conversation_id", "channel_id"})
-"""Fields beside the keys that have a column of their own in the event log."""
-_UNTRANSLATABLE: Final = "22P05"
-_TEXT = sa.text("select cast(:text as text)")
-_ROW_SECURITY = sa.text("select current_user, row_security_active(to_regclass(:name))")
-
-
-def inspect(
-    connection: sa.Connection, options: TablesOptions, *, watermarks: bool = False, holds_log: bool = False
-) -> Tables:
-    """Find the mapped tables. Raises ``MappingError`` with every fault.
-
-    ``watermarks``: changes are captured by ``updated_at``, so that each table must have a column for it.
-    ``holds_log``: this database stores the events as well, so its encoding must have every character of their ids.
-    """
-    faults: list[str] = []
-    tables: dict[Kind, Table] = {}
-    for kind, mapping in options.items():
-        location = mapping.location(kind)
-        if location is not None:
-            before = len(faults)
-            table = _table(connection, kind, mapping, location, faults, watermarks=watermarks)
-            if holds_log and connection.dialect.name == POSTGRES:
-                faults += _encoding_faults(connection, kind, mapping)
-            if table is not None and len(faults) == before:
-                faults += _reading_faults(connection, table)
-                tables[kind] = table
-    if not faults and not tables:
-        faults.append("database.tables: every table is mapped to nothing, so there is nothing to watch")
-    if faults:
-        raise MappingError(faults)
-    return tables
-
-
-def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
-    """The same tables as they are now. Raises ``MappingError``, which names the setting, where something is gone."""
-    faults: list[str] = []
-    again: dict[Kind, Table] = {}
-    for kind, table in tables.items():
-        relation = find(connection, table.schema, table.name)
-        names = {field: column.name for field, column in table.columns.items()}
-        found = {field: relation.column(name) if relation else None for field, name in names.items()}
-        columns = {field: column for field, column in found.items() if column is not None}
-        watermark = relation.column(table.watermark.name) if relation and table.watermark else None
-        is_complete = columns.keys() == names.keys() and (watermark is None) == (table.watermark is None)
-        if relation is None or relation.unwatchable or not is_complete:
-            gone = sorted(names[field] for field in names.keys() - columns.keys())
-            gone += [table.watermark.name] if table.watermark and watermark is None else []
-            what = f"without its columns {', '.join(gone)}" if relation and gone else "gone, or no table any more"
-            faults.append(f'database.tables.{kind}: the table "{table.name}" is {what}')
-        else:
-            again[kind] = evolve(
-                table,
-                columns=columns,
-                row_triggers=relation.row_triggers,
-                unique=_replacing(relation, columns, kind),
-                watermark=watermark,
-                by_conversation=_by_conversation(relation, columns),
-                definition=relation.definition,
-            )
-    if faults:
-        raise MappingError(faults)
-    return again
-
-
-async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
-    """Read a batch; where the tables are not as inspected any more, inspect them again and read again.
-
-    ``renew`` inspects the tables and returns whether they have changed. Raises what ``read`` raises: a refusal by the
-    database only if the tables have not changed, and ``TablesChanged`` if they change faster than they are read. Raises
-    ``MappingError`` if the database refuses to read what is gone.
-    """
-    for _ in range(READS_MAX - 1):
-        refused: DatabaseRefused | None = None
-        try:
-            return await read()
-        except TablesChanged:
-            pass
-        except DatabaseRefused as error:
-            refused = error
-        try:
-            changed = await renew()
-        except MappingError:
-            if refused is not None:
-                raise
-            continue  # another table is gone, which this read may not need
-        if refused is not None and not changed:
-            raise refused
-    return await read()
-
-
-def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
-    """The kinds whose table has our own name and is not there."""
-    return [kind for kind, mapping in options.items() if mapping.name is None and find(connection, None, kind) is None]
-
-
-def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where faults go
+def _table(  # noqa: PLR0913 - catalogue, mapping, and the list of faults
     connection: sa.Connection,
     kind: Kind,
     options: TableOptions,
@@ -308,7 +317,7 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
 ) -> Table | None:
     setting = f"database.tables.{kind}"
     shown = ".".join(part for part in location if part)
-    relation = find(connection, *location)
+    relation = _find(connection, *location)
     if relation is None:
         faults.append(
             f'{setting}.name: there is no table "{shown}" in the database (name the application\'s table, or "" if it '
@@ -324,7 +333,7 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
     keys = [f for f in FIELDS[kind] if f.key]
     if all(f.name in options.constants or (f.optional and f.name not in columns) for f in keys):
         names = " and ".join(f.name for f in keys)
-        faults.append(f"{setting}.constants: without a column for {names} rows cannot be told apart")
+        faults.append(f"{setting}.constants: without a column for {names} rows cannot be distinguished")
     return Table(
         kind=kind,
         schema=relation.schema,
@@ -343,11 +352,11 @@ def _table(  # noqa: PLR0913 - what there is, what is wanted of it, and where fa
     )
 
 
-def _by_conversation(relation: Relation, columns: Mapping[str, Column]) -> bool:
+def _by_conversation(relation: _Relation, columns: Mapping[str, Column]) -> bool:
     return "conversation_id" in columns and columns["conversation_id"].name in relation.leading
 
 
-def _watermark(kind: Kind, options: TableOptions, relation: Relation, faults: list[str]) -> Column | None:
+def _watermark(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Column | None:
     setting = f"database.tables.{kind}"
     if WATERMARK in options.constants:
         faults.append(f'{setting}.constants.{WATERMARK}: changes.capture = "updated_at" needs a column for it')
@@ -356,21 +365,23 @@ def _watermark(kind: Kind, options: TableOptions, relation: Relation, faults: li
     column = relation.column(name)
     if column is None:
         faults.append(
-            f'{setting}.columns.{WATERMARK}: changes.capture = "updated_at" needs a column that tells when a row of '
-            f'"{relation.name}" was changed, and it has no "{name}" (columns: {", ".join(sorted(relation.columns))})'
+            f'{setting}.columns.{WATERMARK}: changes.capture = "updated_at" needs a column with the time of a row\'s '
+            f'last change, and "{relation.name}" has no "{name}" (columns: {", ".join(sorted(relation.columns))})'
         )
     return column
 
 
-def _replacing(
-    relation: Relation, columns: Mapping[str, Column], kind: Kind
-) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """The unique indexes by which a row may replace one of another key."""
+def _replacing(relation: _Relation, columns: Mapping[str, Column], kind: Kind) -> tuple[UniqueIndex, ...]:
+    """Return the unique indexes by which ``INSERT OR REPLACE`` may delete a row of another key.
+
+    An index that contains the whole key cannot: rows that are equal in it have the same key. That holds only if it
+    compares the key exactly, not for example without case.
+    """
     keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
     return tuple(index for index in relation.unique if not keys <= {name for name, how in index if how == "BINARY"})
 
 
-def _columns(kind: Kind, options: TableOptions, relation: Relation, faults: list[str]) -> Mapping[str, Column]:
+def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Mapping[str, Column]:
     columns: dict[str, Column] = {}
     for field in FIELDS[kind]:
         if field.name in options.constants:
@@ -390,20 +401,20 @@ def _columns(kind: Kind, options: TableOptions, relation: Relation, faults: list
 
 
 def _reading_faults(connection: sa.Connection, table: Table) -> Iterator[str]:
-    """A line where the table cannot be read as it is mapped: a missing right, a ``where`` that is no condition."""
+    """Yield a fault if the table cannot be read as mapped: a missing right, or a ``where`` that is not a condition."""
     setting = f"database.tables.{table.kind}"
     without_where = _refusal(connection, evolve(table, where=""))
     if without_where:
-        reason = _hidden(connection, table) or f"cannot be read: {without_where}"
+        reason = _row_security(connection, table) or f"cannot be read: {without_where}"
         yield f'{setting}.name: "{table.name}" {reason}'
     elif table.where and (refusal := _refusal(connection, table)):
         yield f'{setting}.where: not a condition over the columns of "{table.name}": {refusal}'
 
 
 def _encoding_faults(connection: sa.Connection, kind: Kind, options: TableOptions) -> Iterator[str]:
-    """A line for each text of the mapping that becomes part of an event's ids and that this database cannot store.
+    """Yield a fault for each text of the mapping that becomes an id of an event and that this database cannot store.
 
-    Every other id comes from this database, and all else of an event is stored as octets.
+    All other ids come from this database, and the rest of an event is stored as octets.
     """
     for field in FIELDS[kind]:
         if not (field.key or field.name in _STORED_AS_TEXT):
@@ -415,7 +426,7 @@ def _encoding_faults(connection: sa.Connection, kind: Kind, options: TableOption
                 encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
                 yield (
                     f'database.tables.{kind}.{setting}: "{text}" has a character that the database\'s encoding, '
-                    f"{encoding}, has not; name another text, or keep the event log elsewhere (log.url)"
+                    f"{encoding}, lacks; use another text, or store the event log elsewhere (log.url)"
                 )
 
 
@@ -430,13 +441,15 @@ def _can_store(connection: sa.Connection, text: str) -> bool:
     return True
 
 
-def _hidden(connection: sa.Connection, table: Table) -> str:
-    """Why a table cannot be read of which a policy would hide rows from our role; nothing where that is not so."""
+def _row_security(connection: sa.Connection, table: Table) -> str:
+    """Return how to lift row level security that applies to our role; "" if none does.
+
+    Connections run with ``row_security = off``, so that a query fails instead of omitting rows silently.
+    """
     if connection.dialect.name != POSTGRES:
         return ""
-    name = ".".join(quote_identifier(part) for part in (table.schema, table.name) if part is not None)
-    role, is_hidden = connection.execute(_ROW_SECURITY, {"name": name}).one()
-    if not is_hidden:
+    role, is_active = connection.execute(_ROW_SECURITY, {"name": table.quoted}).one()
+    if not is_active:
         return ""
     return (
         f'is under row level security, which would hide rows from the role "{role}"; as a superuser: '
@@ -446,14 +459,15 @@ def _hidden(connection: sa.Connection, table: Table) -> str:
 
 
 def _refusal(connection: sa.Connection, table: Table) -> str:
+    """Run the feed's queries without keys and return the reason if the database rejects them, otherwise ""."""
     try:
         with connection.begin_nested():
             Queries(connection.dialect.name, table).try_out(connection)
             if table.watermark is not None:
                 TableScan(connection.dialect.name, table).try_out(connection)
     except DBAPIError as error:
-        told = translated(error)
-        if not isinstance(told, DatabaseRefused):
+        refusal = translated(error)
+        if not isinstance(refusal, DatabaseRefused):
             raise
-        return str(told)
+        return str(refusal)
     return ""

@@ -1,6 +1,16 @@
-"""Who may record: one holder at a time, on Postgres by an advisory lock, on SQLite by a lock on a file of ours.
+"""The lease: which process may record. At most one process holds it.
 
-Whether anybody records: asked from outside, without taking the lease for longer than the question.
+- ``PostgresLease``: an advisory lock on the change log, for all servers of one database.
+- ``LogLease``: an advisory lock on the epoch of the event log, if the database has no change log of ours.
+- ``FileLease``: a lock on a file next to an SQLite database.
+- ``OwnLease``: always held, if the event log is in the memory of this process.
+
+Advisory locks are polled, never waited for: a blocked waiter would hold back vacuum for as long as it waits.
+
+The system or the server releases the lock of a process that dies. A process that is frozen or cut off from the network
+is the harder case, because its session stays open and a stopped leader would keep the lock. Therefore every session of
+a recorder sets ``SESSION_TIMEOUTS``, with which Postgres ends a session that is idle for a second. A working recorder
+uses its session more often than that.
 """
 
 import fcntl
@@ -25,6 +35,19 @@ from airy_trio.database import (
     Names,
 )
 
+logger = structlog.get_logger(__name__)
+
+SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_timeout": "1s"}
+"""Settings of every session of a recorder: a frozen holder loses the lease, and an open append, within a second."""
+
+UNLOCK_TIMEOUT_S: Final = 1.0
+LOG_CLASS: Final = LOCK_CLASS + 3  # of ``LogLease``
+
+_WATCH_CLIENT = sa.text(
+    "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
+    "exception when others then null; end $$"  # Servers on some systems do not support it.
+)
+_UNLOCK_ALL = sa.text("select pg_advisory_unlock_all()")
 _HELD = sa.text(
     "select exists (select from pg_locks where locktype = 'advisory' and granted "
     "and cast(classid as int8) = :lock_class and objid = cast(to_regclass(:name) as oid) "
@@ -32,155 +55,92 @@ _HELD = sa.text(
 )
 
 
-def is_held(connection: sa.Connection, names: Names) -> bool:
-    """Whether some server holds the lease of this database."""
-    if names.dialect == POSTGRES:
-        arguments = {"lock_class": LOCK_CLASS, "name": names.quoted(TABLE)}
-        return bool(connection.execute(_HELD, arguments).scalar_one())
-    file = connection.exec_driver_sql("PRAGMA database_list").one()[2]
-    path = Path(file).resolve()
-    return _is_locked(path.with_name(f"{path.name}.airy-trio.lock"))
+class _AdvisoryLease:
+    """``Lease`` by a session's advisory lock on (``lock_class``, ``number``).
 
-
-def _is_locked(path: Path) -> bool:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no server has ever been here, or its lock is nobody else's to look at
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
-
-
-logger = structlog.get_logger(__name__)
-
-SESSION_TIMEOUTS = {"idle_session_timeout": "1s", "idle_in_transaction_session_timeout": "1s"}
-"""What every session of a recorder sets: a frozen holder loses the lease, and an open append, within a second."""
-
-UNLOCK_TIMEOUT_S: Final = 1.0
-LOG_CLASS: Final = LOCK_CLASS + 3
-_TRY_LOG = sa.text("select pg_try_advisory_lock(:lock_class, :epoch)")
-_UNLOCK_LOG = sa.text("select pg_advisory_unlock(:lock_class, :epoch)")
-_TRY = sa.text("select pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))")
-_WATCH_CLIENT = sa.text(
-    "do $$ begin perform set_config('client_connection_check_interval', '1s', false); "
-    "exception when others then null; end $$"  # a server on some systems cannot do it
-)
-_UNLOCK_ALL = sa.text("select pg_advisory_unlock_all()")
-
-
-class PostgresLease:
-    """``Lease`` by a session's advisory lock on (our class, the change log's oid). It is polled, never waited for.
-
-    A blocked waiter would hold back vacuum for as long as it waits.
+    ``number`` is an SQL expression over ``:key``, and ``key`` returns the current key. When the key changes, the lock
+    on the old one is released and the new one tried.
     """
 
-    def __init__(self, session: DedicatedConnection, names: Names) -> None:
+    def __init__(
+        self, session: DedicatedConnection, lock_class: int, number: str, key: Callable[[], str | int]
+    ) -> None:
         self._session = session
-        self._name = names.quoted(TABLE)
-        self._generation = 0
+        self._key = key
+        self._try = sa.text(f"select pg_try_advisory_lock({lock_class}, {number})")
+        self._unlock = sa.text(f"select pg_advisory_unlock({lock_class}, {number})")
+        self._held: tuple[int, str | int] | None = None  # the session's generation, and the key
 
     async def try_acquire(self) -> bool:
         """See ``Lease.try_acquire``. Raises ``DatabaseUnavailable``."""
-        if self._generation and self._generation == self._session.generation:
+        key = self._key()
+        if self._held == (self._session.generation, key):
             return True
-        arguments: dict[str, object] = {"lock_class": LOCK_CLASS, "name": self._name}
-        if await self._session.run(lambda connection: _try(connection, _TRY, arguments)):
-            self._generation = self._session.generation
-            return True
-        return False
+        held, self._held = self._held, None
+        if held is not None and held[0] == self._session.generation:
+            await self._session.run(lambda connection: connection.execute(self._unlock, {"key": held[1]}))
+        if not await self._session.run(lambda connection: self._lock(connection, key)):
+            return False
+        self._held = self._session.generation, key
+        return True
 
     async def release(self) -> None:
-        """See ``Lease.release``: the session is closed."""
-        held, self._generation = self._generation, 0
-        await _let_go(self._session, held)
+        """See ``Lease.release``. Closes the session.
+
+        The lock is released first, because the server may take its time to notice that the session has ended and the
+        next holder should not wait for that. A session that does not answer loses its locks when it is closed.
+        """
+        held, self._held = self._held, None
+        try:
+            if held is not None and held[0] == self._session.generation:
+                with trio.move_on_after(UNLOCK_TIMEOUT_S):
+                    await self._session.run(lambda connection: connection.execute(_UNLOCK_ALL))
+        except DatabaseError as error:
+            logger.debug("lease not released by its session; closing the session", reason=str(error))
+        finally:
+            await self._session.aclose()
+
+    def _lock(self, connection: sa.Connection, key: str | int) -> bool:
+        locked: bool = connection.execute(self._try, {"key": key}).scalar_one()
+        if locked:
+            # The server checks every second whether this process is still connected, even while a statement of the
+            # session waits for a table lock. Otherwise a dead holder would keep the lease until that wait ends.
+            connection.execute(_WATCH_CLIENT)
+        return locked
 
 
-class LogLease:
-    """``Lease`` where nothing of ours stands in the database: an advisory lock on (a class of ours, the log's epoch).
+class PostgresLease(_AdvisoryLease):
+    """``Lease`` by an advisory lock on (our class, the oid of the change log). Not acquired without a change log."""
 
-    So servers with one event log agree on who records, and servers with another log have a lease of their own. When the
-    log begins an epoch, the lease of the old one is given back and the new one tried. A read-only role, and a standby,
-    may lock as well.
+    def __init__(self, session: DedicatedConnection, names: Names) -> None:
+        name = names.quoted(TABLE)
+        super().__init__(session, LOCK_CLASS, "cast(cast(to_regclass(:key) as oid) as int)", lambda: name)
+
+
+class LogLease(_AdvisoryLease):
+    """``Lease`` by an advisory lock on (another class, the epoch of the event log), without tables of ours.
+
+    Servers with the same event log compete for one lease, and servers with another log have a lease of their own.
+    A read-only role may take such a lock, also on a standby.
     """
 
     def __init__(self, session: DedicatedConnection, epoch: Callable[[], str]) -> None:
-        self._session = session
-        self._epoch = epoch
-        self._held: tuple[int, str] | None = None
+        def signed_number() -> int:
+            number = zlib.crc32(epoch().encode())
+            return number - (1 << 32) if number >= 1 << 31 else number
 
-    async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``. Raises ``DatabaseUnavailable``."""
-        epoch = self._epoch()
-        if self._held == (self._session.generation, epoch):
-            return True
-        await self._unlock()
-        if not await self._session.run(lambda connection: _try(connection, _TRY_LOG, _log_key(epoch))):
-            return False
-        self._held = self._session.generation, epoch
-        return True
-
-    async def release(self) -> None:
-        """See ``Lease.release``: the session is closed."""
-        held, self._held = self._held, None
-        await _let_go(self._session, held[0] if held else 0)
-
-    async def _unlock(self) -> None:
-        held, self._held = self._held, None
-        if held is not None and held[0] == self._session.generation:
-            await self._session.run(lambda connection: connection.execute(_UNLOCK_LOG, _log_key(held[1])))
-
-
-def _try(connection: sa.Connection, question: sa.TextClause, arguments: dict[str, object]) -> bool:
-    """Try to take the lock. A session that has it ends soon after its process, even while it waits for a table."""
-    taken: bool = connection.execute(question, arguments).scalar_one()
-    if taken:
-        connection.execute(_WATCH_CLIENT)
-    return taken
-
-
-async def _let_go(session: DedicatedConnection, held: int) -> None:
-    """Close a session, of which generation ``held`` has a lock (0: none).
-
-    It is unlocked first, since the server notices the end of a session in its own time; the next holder waits for
-    neither. A session that does not answer now loses its locks by being closed.
-    """
-    try:
-        if held and held == session.generation:
-            with trio.move_on_after(UNLOCK_TIMEOUT_S):
-                await session.run(lambda connection: connection.execute(_UNLOCK_ALL))
-    except DatabaseError as error:
-        logger.debug("the lease was not given back by its session, which is closed", reason=str(error))
-    finally:
-        await session.aclose()
-
-
-class OwnLease:
-    """``Lease`` where nobody else could record: the event log is this process's own memory."""
-
-    async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``."""
-        await trio.lowlevel.checkpoint()
-        return True
-
-    async def release(self) -> None:
-        """See ``Lease.release``."""
-        await trio.lowlevel.checkpoint()
+        super().__init__(session, LOG_CLASS, "cast(:key as int)", signed_number)
 
 
 class FileLease:
-    """``Lease`` by an exclusive lock on a file, which the system lets go of when its holder dies."""
+    """``Lease`` by an exclusive lock on a file, which the system releases when the process dies."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: int | None = None
 
     async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` where the file cannot be made."""
+        """See ``Lease.try_acquire``. Raises ``DatabaseRefused`` if the file cannot be created."""
         return self._file is not None or await trio.to_thread.run_sync(self._try_lock)
 
     async def release(self) -> None:
@@ -209,7 +169,42 @@ class FileLease:
         return True
 
 
-def _log_key(epoch: str) -> dict[str, object]:
-    """The two halves of the lock: integers of 32 bits, with sign."""
-    number = zlib.crc32(epoch.encode())
-    return {"lock_class": LOG_CLASS, "epoch": number - (1 << 32) if number >= 1 << 31 else number}
+class OwnLease:
+    """``Lease`` that this process always holds, because the event log is in its memory."""
+
+    async def try_acquire(self) -> bool:
+        """See ``Lease.try_acquire``."""
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def release(self) -> None:
+        """See ``Lease.release``."""
+        await trio.lowlevel.checkpoint()
+
+
+def lock_file(database: Path) -> Path:
+    """Return the lock file of an SQLite database. Symbolic links are resolved, so that all paths lead to one lock."""
+    path = database.resolve()
+    return path.with_name(f"{path.name}.airy-trio.lock")
+
+
+def is_held(connection: sa.Connection, names: Names) -> bool:
+    """Return whether any server holds the lease of this database, without acquiring it.
+
+    On SQLite a shared lock is taken for an instant; during that instant a server fails to acquire and tries again.
+    """
+    if names.dialect == POSTGRES:
+        arguments = {"lock_class": LOCK_CLASS, "name": names.quoted(TABLE)}
+        return bool(connection.execute(_HELD, arguments).scalar_one())
+    database = connection.exec_driver_sql("PRAGMA database_list").one()[2]
+    try:
+        file = os.open(lock_file(Path(database)), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # No server has run here, or this user may not read its lock file.
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False

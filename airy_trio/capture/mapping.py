@@ -1,13 +1,11 @@
-"""The application's tables, declared once: which fields each kind has, and how a mapping names them.
+"""The mapping: which fields each kind of object has, and which tables and columns of the application hold them.
 
-Knows names, types and constants; the SQL that reads the tables is ``queries``, what is really there is found by
-``inspection``.
+A *kind* (messages, metadata, channels, tags) has fixed *fields*. Each field is read from a column or is a constant.
+``TablesOptions`` is the mapping as the settings declare it; ``Table`` is one mapped table as ``inspection`` found it in
+the database; ``queries`` writes the SQL that reads it.
 
-Our default tables, for who has none: a database made like this needs no mapping (settings, "default schema").
-
-They are made once, on request, never over existing tables, and belong to the application from then on.
-
-Which keys can be looked up in a column of which type: those that the database casts without fail.
+A database with our default tables needs no mapping. They are created once, on request, never over existing tables, and
+belong to the application from then on.
 """
 
 import math
@@ -20,23 +18,26 @@ import sqlalchemy as sa
 from attrs import field, frozen
 
 from airy_trio.capture.feed import ContentForm, Value
+from airy_trio.database import quote_identifier
 
 Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-ColumnType = Literal["json", "timestamptz", "timestamp", "float", "numeric", "integer", "uuid", "text", "other"]
 WATERMARK: Final = "updated_at"
-"""The field whose column tells when a row was changed, where changes are captured by it; of metadata always a field."""
+"""The field that holds the time of a row's last change, if changes are captured by it. Metadata always has it."""
+
+ColumnType = Literal["json", "timestamptz", "timestamp", "float", "numeric", "integer", "uuid", "text", "other"]
 Scalar = str | int | bool | float
 Key = tuple[Value, Value]
-"""The values of a table's ``key_fields`` as the database has them; None for a second one that there is not."""
+"""The values of a table's ``key_fields`` as stored in the database. The second is None if there is one key field."""
 
 
 @frozen(kw_only=True)
 class Field:
-    """A field of a kind: ``key`` fields identify the object, ``carried`` ones are kept of a deleted row.
+    """A field of a kind.
 
-    An ``optional`` field may have no column at all.
+    ``key`` fields identify the object. The change log carries the values of ``carried`` fields of a deleted row.
+    ``optional`` fields need no column.
     """
 
     name: str
@@ -83,8 +84,8 @@ FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
 class TableOptions:
     """The mapping of one kind (settings, ``[database.tables.KIND]``).
 
-    ``name`` None is our own name for the kind, "" means that the application has none. ``columns`` is ours = theirs;
-    ``values`` is, for a field of ours, their value = ours.
+    ``name``: None is the kind's own name, "" means that the application has no such table. ``columns`` maps our fields
+    to the application's columns. ``values`` maps, for a field, the application's values to ours.
     """
 
     name: str | list[str] | None = None
@@ -95,7 +96,7 @@ class TableOptions:
     time_zone: str = "UTC"
 
     def location(self, kind: Kind) -> tuple[str | None, str] | None:
-        """Schema and table: a text is cut at the first dot, a pair is taken as it is. None: there is no such table."""
+        """Return schema and table: a text is split at the first dot, a pair is used as is. None: there is no table."""
         if self.name == "":
             return None
         if self.name is None:
@@ -109,10 +110,10 @@ class TableOptions:
 
 @frozen(kw_only=True)
 class MessagesOptions(TableOptions):
-    """The mapping of messages. ``content``: how the content becomes JSON (``rows.ContentForm``).
+    """The mapping of messages. ``content``: how the content becomes JSON (``feed.ContentForm``).
 
-    "auto" lets whoever writes the text decide the type of ``content``: text that happens to be a JSON object arrives as
-    an object. "text" prevents that for a text column, "json" turns what is not JSON into a row fault.
+    With "auto" the author of a text decides the type of ``content``: text that happens to be a JSON object arrives as
+    an object. "text" prevents that for a text column; with "json", content that is not JSON is a row fault.
     """
 
     content: ContentForm = "auto"
@@ -128,21 +129,25 @@ class TablesOptions:
     tags: TableOptions = field(factory=TableOptions)
 
     def of(self, kind: Kind) -> TableOptions:
-        """The mapping of one kind."""
+        """Return the mapping of one kind."""
         options: TableOptions = getattr(self, kind)
         return options
 
     def items(self) -> Iterator[tuple[Kind, TableOptions]]:
-        """Kinds and their mappings, in the order of the documentation."""
+        """Return kinds and their mappings, in the order of the documentation."""
         return ((kind, self.of(kind)) for kind in KINDS)
+
+
+UniqueIndex = tuple[tuple[str, str], ...]
+"""The columns of a unique index, each with its collation."""
 
 
 @frozen(kw_only=True)
 class Column:
-    """A column of the application that holds a field of ours.
+    """A column of the application that holds one of our fields.
 
-    ``sql_type``: as Postgres writes it in a cast, without domain, length and precision, so that a cast to it changes
-    no value. ``oid``: the number of the type on Postgres, with its domain.
+    On Postgres, ``sql_type`` is the type as written in a cast, without domain, length and precision, so that a cast to
+    it changes no value, and ``oid`` is the number of the declared type, which may be a domain.
     """
 
     name: str
@@ -153,14 +158,16 @@ class Column:
 
 @frozen(kw_only=True)
 class Table:
-    """A table of the application as found in the database, seen through the mapping.
+    """A table of the application as found in the database, with its mapping.
 
-    ``columns`` has the fields that are read from the table; the others are ``constants`` (None for an optional field
-    without a column). ``row_triggers``: the table is partitioned, so that statement triggers would miss rows.
-    ``unique``: on SQLite, the columns, each with its collation, of each unique index by which a row may replace
-    another object's. ``watermark``: the column that tells when a row was changed, where changes are captured by it.
-    ``by_conversation``: an index begins with the column of ``conversation_id``. ``definition``: on SQLite the statement
-    that makes the table, by which a later change of it is noticed.
+    - ``columns`` has the fields that are read from the table; ``constants`` has the others (None for an optional field
+      without a column).
+    - ``row_triggers``: the table is partitioned or a partition, so statement triggers would miss rows.
+    - ``unique`` (SQLite): for each unique index by which a row may replace another object's row, its columns with their
+      collations.
+    - ``watermark``: the column with the time of a row's last change, if changes are captured by it.
+    - ``by_conversation``: an index begins with the column of ``conversation_id``.
+    - ``definition`` (SQLite): the statement that creates the table; if it differs later, the table was altered.
     """
 
     kind: Kind
@@ -173,7 +180,7 @@ class Table:
     time_zone: str
     content_form: ContentForm = "auto"
     row_triggers: bool = False
-    unique: tuple[tuple[tuple[str, str], ...], ...] = ()
+    unique: tuple[UniqueIndex, ...] = ()
     watermark: Column | None = None
     by_conversation: bool = False
     definition: str = ""
@@ -195,29 +202,34 @@ class Table:
         return tuple(self.columns[name] for name in self.key_fields)
 
     def key_of(self, row: Mapping[str, Value]) -> Key:
-        """The key of a row as it was read: the same that the change log has of it."""
+        """Return the key of a row as read, which equals its key in the change log."""
         names = self.key_fields
         return row[names[0]], row[names[1]] if len(names) > 1 else None
 
     @property
     def carried(self) -> tuple[Column | None, ...]:
-        """The columns kept of a deleted row, in the order of the fields; None where the field is a constant."""
+        """The columns of the ``carried`` fields, in the order of the fields; None for a constant."""
         return tuple(self.columns.get(f.name) for f in FIELDS[self.kind] if f.carried)
 
+    @property
+    def quoted(self) -> str:
+        """The table's name for SQL text."""
+        return quoted_name(self.schema, self.name)
+
     def value(self, name: str, raw: Value) -> Value:
-        """A raw value of a field with the mapping's ``values`` applied."""
+        """Return a raw value of a field with the mapping's ``values`` applied."""
         translations = self.values.get(name)
         if translations is None or raw is None:
             return raw
         return translations.get(_as_written(raw), raw)
 
     def lists(self, name: str, raw: Value) -> bool:
-        """Whether the mapping's ``values`` of a field have a raw value, as theirs or as ours."""
+        """Return whether the mapping's ``values`` of a field list a raw value, on either side."""
         listed = self.values.get(name, {})
         return _as_written(raw) in listed or raw in listed.values()
 
     def fields(self, raw: Mapping[str, Value]) -> dict[str, Any]:
-        """All fields of a row: what was read, with ``values`` applied, and the constants."""
+        """Return all fields of a row: the columns read, with ``values`` applied, and the constants."""
         found = {**self.constants, **raw}
         for name in self.values:
             if name in raw:
@@ -226,16 +238,43 @@ class Table:
 
 
 Tables = Mapping[Kind, Table]
-"""The tables there are; a kind that the application does not have is missing."""
+"""The mapped tables. Kinds that the application does not have are missing."""
+
+
+def quoted_name(schema: str | None, name: str) -> str:
+    """Return a table's name for SQL text, with its schema if one is given."""
+    return quote_identifier(name) if schema is None else f"{quote_identifier(schema)}.{quote_identifier(name)}"
 
 
 def _as_written(raw: Value) -> str:
-    """A value as a key of ``values`` writes it; booleans as Postgres does."""
+    """Return a value as ``values`` spells it in its keys; booleans are spelled as Postgres spells them."""
     if isinstance(raw, bool):
         return "true" if raw else "false"
     if isinstance(raw, bytes):
         return raw.decode(errors="replace")
     return str(raw)
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
+_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
+
+
+def fits(column: Column, key: Value) -> bool:
+    """Return whether the database can cast a key to the column's type. A failing cast would fail the whole batch."""
+    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
+        return False
+    match column.type:
+        case "uuid":
+            return _UUID.fullmatch(str(key)) is not None
+        case "integer":
+            limit = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
+            return _INTEGER.fullmatch(str(key)) is not None and -limit <= int(key) < limit
+        case "numeric":
+            return _NUMERIC.fullmatch(str(key)) is not None
+        case _:
+            return True
 
 
 _METADATA = sa.MetaData()
@@ -253,7 +292,7 @@ MESSAGES = sa.Table(
     sa.Column("sent_at", _TIME, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("sender_id", sa.Text),
-    sa.Index("messages_conversation", "conversation_id", "sent_at"),  # the newest message of a conversation
+    sa.Index("messages_conversation", "conversation_id", "sent_at"),  # to find the newest message of a conversation
 )
 METADATA = sa.Table(
     "metadata",
@@ -283,29 +322,7 @@ TAGS = sa.Table(
 
 
 def create(connection: sa.Connection, kinds: Collection[Kind]) -> list[str]:
-    """Make the default tables of these kinds, which must not be there, and give their names."""
+    """Create the default tables of these kinds, which must not exist, and return their names."""
     tables = [table for table in _METADATA.sorted_tables if table.name in kinds]
     _METADATA.create_all(connection, tables, checkfirst=False)
     return [table.name for table in tables]
-
-
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
-_INTEGER_BITS: Final = {"smallint": 16, "integer": 32, "bigint": 64}
-_NUMERIC = re.compile(r"[+-]?[0-9]{1,1000}(\.[0-9]{1,1000})?")
-
-
-def fits(column: Column, key: Value) -> bool:
-    """Whether a key can be looked up at all: a cast that fails would fail the whole batch."""
-    if key is None or isinstance(key, bytes) or (isinstance(key, float) and not math.isfinite(key)):
-        return False
-    match column.type:
-        case "uuid":
-            return _UUID.fullmatch(str(key)) is not None
-        case "integer":
-            half = 2 ** (_INTEGER_BITS[column.sql_type] - 1)
-            return _INTEGER.fullmatch(str(key)) is not None and -half <= int(key) < half
-        case "numeric":
-            return _NUMERIC.fullmatch(str(key)) is not None
-        case _:
-            return True

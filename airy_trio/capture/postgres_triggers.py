@@ -54,7 +54,7 @@ def statements(
             yield _function(table, names, event, body)
             yield _create(table, names, event)
             if always:
-                yield f"alter table {qualified(table)} enable always trigger {quote_identifier(name)}"
+                yield f"alter table {table.quoted} enable always trigger {quote_identifier(name)}"
 
 
 def bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
@@ -83,11 +83,6 @@ def _bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
     return made
 
 
-def qualified(table: Table) -> str:
-    """The table's name as it stands in SQL text."""
-    return ".".join(quote_identifier(part) for part in (table.schema, table.name) if part is not None)
-
-
 def _function_name(table: Table, names: Names, event: str) -> str:
     return f"{quote_identifier(names.schema)}.{quote_identifier(f'{table.kind}_{event}')}"
 
@@ -100,7 +95,7 @@ def _function(table: Table, names: Names, event: str, body: str) -> str:
 
 
 def _create(table: Table, names: Names, event: str) -> str:
-    name, on = quote_identifier(names.trigger(table.kind, event)), qualified(table)
+    name, on = quote_identifier(names.trigger(table.kind, event)), table.quoted
     execute = f"execute function {_function_name(table, names, event)}()"
     if event == "truncate":
         return f"create or replace trigger {name} before truncate on {on} for each statement {execute}"
@@ -207,7 +202,7 @@ class Partitions:
         known: dict[int, Collection[_Partition]] = {}
         for kind, table in tables.items():
             if table.row_triggers:
-                root = connection.execute(_ROOT, {"name": qualified(table)}).scalar_one()
+                root = connection.execute(_ROOT, {"name": table.quoted}).scalar_one()
                 known[root] = {_Partition(*row) for row in connection.execute(_MEMBERS, {"root": root})}
                 if root in self._known:
                     self._compare(connection, kind, table, self._known[root], known[root])
@@ -252,7 +247,7 @@ def grant_statements(role: str, tables: Tables, names: Names) -> Iterator[str]:
     for schema in sorted({table.schema for table in tables.values() if table.schema is not None}):
         yield f"grant usage on schema {quote_identifier(schema)} to {to}"
     for table in tables.values():
-        yield f"grant select on {qualified(table)} to {to}"
+        yield f"grant select on {table.quoted} to {to}"
     schema = quote_identifier(names.schema)
     yield f"grant usage on schema {schema} to {to}"
     yield f"grant select, insert, update, delete on all tables in schema {schema} to {to}"

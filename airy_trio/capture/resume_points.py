@@ -1,16 +1,23 @@
-"""Resume points: how far a feed has read and in which history, as text that only the feed reads.
+"""Resume points: how far a feed has read, and in which history of the database, as text for the event store.
 
-Every point names the change log that it is of (``source``) and may carry a ``mark``. The database keeps the marks of
-the points that the event log may hold (``History``), so a database or an event log that has been put back to an older
-state shows: their marks do not match. Points are JSON objects. A key that is missing, as in points of older versions,
-means "any".
+A resume point is a JSON object that only the feed interprets. It contains
+
+- the position: on SQLite the number of a row of the change log, on Postgres a snapshot (see ``PostgresPoint``);
+- proof that the position means something in this database. Transaction numbers and row numbers are valid in one
+  history only. After a dump is restored, a file is replaced by a copy, or a standby is promoted, an old position can
+  look valid and lie in the future, and changes would be skipped silently;
+- ``source``, the random identity of the change log, and a ``mark`` (see ``change_log``, "Sealing"). The database keeps
+  the marks of the points that the event log may hold (``History``), so that a database or an event log that was
+  restored to an older state is detected.
+
+A key that is missing, as in points of older versions, matches any value.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
@@ -20,15 +27,8 @@ from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.database import POSTGRES
 
 FORMAT: Final = 1
-"""Of the points that are written here. A point with a higher number is of a newer version, which alone can read it."""
+"""Format of the points written here. Only a newer version can read a point with a higher number."""
 
-_QUOTED: Final = encode_basestring_ascii
-_POSTGRES_FORM: Final = (
-    f'{{{{"format":{FORMAT},"system":{{}},"timeline":{{}},"snapshot":{{}},"place":{{}},"target":{{}},"seq":{{}},'
-    '"source":{},"mark":{}}}'
-)
-"""A point is written after each commit; ``json.dumps`` would take ten times as long while the caches are cold."""
-_SQLITE_FORM: Final = f'{{{{"format":{FORMAT},"seq":{{}},"token":{{}},"source":{{}},"mark":{{}}}}}}'
 _POSTGRES_OPTIONAL: Final[Mapping[str, Any]] = {"place": "", "target": "", "seq": 0, "source": "", "mark": ""}
 _SQLITE_OPTIONAL: Final[Mapping[str, Any]] = {"source": "", "mark": ""}
 _SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?")
@@ -43,9 +43,9 @@ _MOMENT = sa.text(
 
 @frozen
 class SqlitePoint:
-    """Everything up to row ``seq`` of the change log has been read; ``token`` proves that it is still the same row.
+    """Everything up to row ``seq`` of the change log has been read. ``token`` is the random token of that row.
 
-    A file that was replaced by an older copy has no row of that number, or another one.
+    A file that was replaced by an older copy has no row of that number, or one with another token.
     """
 
     seq: int = 0
@@ -55,7 +55,7 @@ class SqlitePoint:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote, or the list that an older version wrote.
+        """Parse the output of ``str``, or the list ``[seq, token]`` of an older version.
 
         Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
         """
@@ -68,12 +68,15 @@ class SqlitePoint:
                 raise _another_kind()
 
     def __str__(self) -> str:
-        return _SQLITE_FORM.format(self.seq, _QUOTED(self.token), _QUOTED(self.source), _QUOTED(self.mark))
+        return (
+            f'{{"format":{FORMAT},"seq":{self.seq},"token":{_quoted(self.token)},"source":{_quoted(self.source)},'
+            f'"mark":{_quoted(self.mark)}}}'
+        )
 
 
 @frozen
 class Cluster:
-    """Which history of which cluster a connection is to, and which database there: none of it can change under it."""
+    """The cluster, its timeline and the database that a connection leads to. They are constant for that connection."""
 
     system: str
     timeline: str
@@ -81,17 +84,25 @@ class Cluster:
 
     @classmethod
     def of(cls, connection: sa.Connection) -> Self:
-        """Ask for it. The role needs ``pg_control_system``."""
+        """Query them. The role needs the right to execute ``pg_control_system``."""
         return cls(*connection.execute(_CLUSTER).one())
 
 
 @frozen(kw_only=True)
 class PostgresPoint:
-    """Everything that ``snapshot`` sees has been read, and of what ``target`` sees beyond it all up to ``seq``.
+    """Every change that ``snapshot`` sees has been read.
 
-    ``system`` and ``timeline`` say in which history of which cluster the transaction numbers mean something. ``place``
-    is the database and the change log by their numbers in it: a dump that is restored gets others. Before the first
-    batch it is "", which stands for any, as it does for ``source`` and ``mark``.
+    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position because transactions do not commit in the
+    order of any number that they draw. Each transaction becomes visible exactly once, so the next batch consists of the
+    changes that are visible now and were not visible in ``snapshot``; nothing is skipped or repeated, and an open
+    transaction delays only its own changes.
+
+    A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
+    changes between ``snapshot`` and ``target`` those up to row ``seq`` have been read. Otherwise ``target`` is "".
+
+    ``system`` and ``timeline`` name the history of the cluster in which the transaction numbers are valid. ``place``
+    holds the oids of the database and of the change log, which are different after a dump is restored. Before the first
+    batch ``place`` is "", which matches any value, as it does for ``source`` and ``mark``.
     """
 
     system: str
@@ -105,20 +116,24 @@ class PostgresPoint:
 
     @classmethod
     def now(cls, connection: sa.Connection, log: str, cluster: Cluster | None = None) -> Self:
-        """The point after everything that the connection's snapshot sees. ``log``: the change log's quoted name."""
-        known = cluster or Cluster.of(connection)
-        return cls.at(known, *connection.execute(_MOMENT, {"log": log}).one())
+        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log."""
+        return cls.at(cluster or Cluster.of(connection), *connection.execute(_MOMENT, {"log": log}).one())
 
     @classmethod
     def at(cls, cluster: Cluster, snapshot: str, log: str, *, source: str = "", mark: str = "") -> Self:
-        """The point after everything that a snapshot sees; ``log`` is the number of the change log."""
-        place = f"{cluster.database}.{log}"
-        system, timeline = cluster.system, cluster.timeline
-        return cls(system=system, timeline=timeline, place=place, snapshot=snapshot, source=source, mark=mark)
+        """Return the point after everything that a snapshot sees. ``log``: the oid of the change log."""
+        return cls(
+            system=cluster.system,
+            timeline=cluster.timeline,
+            place=f"{cluster.database}.{log}",
+            snapshot=snapshot,
+            source=source,
+            mark=mark,
+        )
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote, in this version or an older one.
+        """Parse the output of ``str`` in this version or an older one.
 
         Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
         """
@@ -132,45 +147,49 @@ class PostgresPoint:
                 raise _another_kind()
 
     def __str__(self) -> str:
-        texts = map(_QUOTED, (self.system, self.timeline, self.snapshot, self.place, self.target))
-        return _POSTGRES_FORM.format(*texts, self.seq, _QUOTED(self.source), _QUOTED(self.mark))
+        # A point is written after each commit; with cold caches ``json.dumps`` takes ten times as long as this.
+        return (
+            f'{{"format":{FORMAT},"system":{_quoted(self.system)},"timeline":{_quoted(self.timeline)},'
+            f'"snapshot":{_quoted(self.snapshot)},"place":{_quoted(self.place)},"target":{_quoted(self.target)},'
+            f'"seq":{self.seq},"source":{_quoted(self.source)},"mark":{_quoted(self.mark)}}}'
+        )
 
     @property
     def next_transaction(self) -> int:
-        """From this transaction number on nothing was visible (the snapshot's ``xmax``)."""
+        """The first transaction number of which nothing was visible yet (the snapshot's ``xmax``)."""
         return int(self.snapshot.split(":")[1])
 
     @property
     def in_progress(self) -> list[str]:
-        """The transactions below ``next_transaction`` that were still open."""
+        """The transactions below ``next_transaction`` that were open (the snapshot's ``xip``)."""
         return [txid for txid in self.snapshot.split(":")[2].split(",") if txid]
 
     def has_read(self, other: Self) -> bool:
-        """Whether everything that the other one's snapshot sees has been read, in the same history."""
+        """Return whether this snapshot sees everything that the other point's snapshot sees, in the same history."""
         unread = {txid for txid in self.in_progress if int(txid) < other.next_transaction}
         return self.next_transaction >= other.next_transaction and unread <= set(other.in_progress)
 
     def require_history_of(self, now: Self) -> None:
         """Raise ``ResumePointLost`` unless this point lies in the past of ``now``."""
         if (self.system, self.timeline) != (now.system, now.timeline):
-            message = "the database is another cluster, or a restored one, than the one that was recorded"
+            message = "the database is in another cluster than was recorded, or in a restored one"
             raise ResumePointLost(message)
         if self.place and self.place != now.place:
-            message = "the change log is another one than was recorded, as after a dump was restored"
+            message = "the change log is not the one that was recorded; a dump may have been restored"
             raise ResumePointLost(message)
         if self.next_transaction > now.next_transaction:
-            message = "the database has gone back behind what was recorded"
+            message = "the database is in an older state than was recorded"
             raise ResumePointLost(message)
 
 
 @frozen(kw_only=True)
 class History:
-    """What ``change_state`` keeps of the history of its change log.
+    """The history of the change log as stored in ``change_state``.
 
-    ``source``: the identity of the change log. ``origin``: the resume point for an event log that has none; every
-    change after it is still there. ``mark``: of the newest resume point that was sealed. ``replaced_mark``: of those
-    that the event log may hold instead, with spaces between; the same as ``mark`` once the newest is known to be
-    recorded.
+    ``source`` is the random identity of the change log. ``origin`` is the resume point for an empty event log; every
+    change after it is still in the change log. ``mark`` is that of the newest sealed point. ``replaced_mark`` has the
+    marks of the points that the event log may hold instead, separated by spaces; it equals ``mark`` once the newest
+    point is known to be recorded.
     """
 
     source: str
@@ -179,12 +198,12 @@ class History:
     replaced_mark: str
 
     def require(self, point: PostgresPoint | SqlitePoint) -> None:
-        """Raise ``ResumePointLost`` if a recorded point is not of this history.
+        """Raise ``ResumePointLost`` if a recorded point does not belong to this history.
 
-        A point before the origin is of an older copy of an event log: the changes after it have been trimmed.
+        A point before the origin comes from an older copy of an event log: changes after it have been trimmed.
         """
         if point.source and point.source != self.source:
-            message = "the changes are those of another database than was recorded"
+            message = "the change log belongs to another database than was recorded"
             raise ResumePointLost(message)
         if isinstance(point, PostgresPoint):
             origin = PostgresPoint.parse(self.origin)
@@ -192,17 +211,18 @@ class History:
         else:
             trimmed = point.seq < SqlitePoint.parse(self.origin).seq
         if trimmed:
-            message = "what followed the recorded resume point has been trimmed from the change log"
+            message = "changes after the recorded resume point have been trimmed from the change log"
             raise ResumePointLost(message)
         if point.mark and point.mark not in (self.mark, *self.replaced_mark.split()):
-            message = "the database or the event log has gone back to an older state"
+            message = "the database or the event log has been restored to an older state"
             raise ResumePointLost(message)
 
 
 def first(connection: sa.Connection, log: str) -> str:
-    """The resume point of a change log that was made just now. ``log``: its quoted name.
+    """Return the resume point of a change log that was created just now. ``log``: its quoted name.
 
-    It is of no place: running a preview of the migration by hand makes another change log than the previewed one.
+    It has no ``place``: if an operator runs the previewed SQL of a migration by hand, the change log gets another oid
+    than in the preview.
     """
     if connection.dialect.name != POSTGRES:
         return str(SqlitePoint())
@@ -210,10 +230,7 @@ def first(connection: sa.Connection, log: str) -> str:
 
 
 def source_of(text: str) -> str:
-    """The identity of the change log that a point of either kind is of; "" if it names none.
-
-    Raises ``ResumePointTooNew``.
-    """
+    """Return the identity of a point's change log, or "" if the point has none. Raises ``ResumePointTooNew``."""
     match parsed(text):
         case {"source": str(source)}:
             return source
@@ -222,19 +239,19 @@ def source_of(text: str) -> str:
 
 
 def is_foreign(text: str, source: str) -> bool:
-    """Whether a point is of another change log than ``source``, or of another way of capture.
+    """Return whether a point belongs to another change log than ``source``, or to another capture mode.
 
-    False if it does not say, as a point of an older version. Raises ``ResumePointTooNew``.
+    False if the point does not say, like those of older versions. Raises ``ResumePointTooNew``.
     """
     match parsed(text):
-        case {"identity": _}:  # watermarks, which have no source in older versions
+        case {"identity": _}:  # Capture by ``updated_at``; these points had no source in older versions.
             return True
         case _:
             return source_of(text) not in ("", source)
 
 
 def identified(text: str, source: str) -> str:
-    """A point of either kind with the identity of its change log, if it names none; any other text as it is.
+    """Return a point with ``source`` added, unless it names one already. Any other text is returned unchanged.
 
     Raises ``ResumePointTooNew``.
     """
@@ -247,7 +264,7 @@ def identified(text: str, source: str) -> str:
 
 
 def parsed(text: str) -> object:
-    """The JSON of a point of any kind; None if it is none. Raises ``ResumePointTooNew``."""
+    """Return the JSON value of a point of any kind; None for text that is not JSON. Raises ``ResumePointTooNew``."""
     try:
         found: object = json.loads(text)
     except ValueError:
@@ -260,7 +277,7 @@ def parsed(text: str) -> object:
 
 
 def _optional(found: Mapping[Any, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The optional values of a point, each of its default's type. Raises ``ResumePointLost``."""
+    """Return the optional values of a point, each with the type of its default. Raises ``ResumePointLost``."""
     values = {name: found.get(name, default) for name, default in defaults.items()}
     if not all(isinstance(values[name], type(default)) for name, default in defaults.items()):
         raise _another_kind()
@@ -268,4 +285,4 @@ def _optional(found: Mapping[Any, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def _another_kind() -> ResumePointLost:
-    return ResumePointLost("what was recorded is of another kind of database")
+    return ResumePointLost("the recorded resume point was written for another kind of database")

@@ -186,12 +186,11 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
     if messages is None or "metadata" not in tables or not Queries(dialect, messages).wants_index:
         return
     columns = [messages.columns[name].name for name in ("conversation_id", "sent_at") if name in messages.columns]
-    table = ".".join(quote_identifier(part) for part in (messages.schema, messages.name) if part is not None)
     if dialect == SQLITE:
         index = f" {quote_identifier(f'{messages.name}_by_conversation')}"
     else:  # a partitioned table takes no CONCURRENTLY
         index = "" if messages.row_triggers else " CONCURRENTLY"
-    statement = f"CREATE INDEX{index} ON {table} ({', '.join(map(quote_identifier, columns))})"
+    statement = f"CREATE INDEX{index} ON {messages.quoted} ({', '.join(map(quote_identifier, columns))})"
     yield (
         f'table "{messages.name}" (messages) has no index that begins with "{columns[0]}", so each change of a '
         f"conversation's metadata reads the whole table; run: {statement}; then restart the server"

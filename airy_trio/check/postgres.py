@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
-from airy_trio.capture.postgres_triggers import qualified
 from airy_trio.check.report import Report
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
@@ -63,7 +62,7 @@ def look(connection: sa.Connection, tables: Tables, names: Names, report: Report
 
 def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
     for kind, table in tables.items():
-        for name in connection.execute(_SUBSCRIPTIONS, {"name": qualified(table)}).scalars():
+        for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
             what = f'the subscription "{name}" writes to "{table.name}", and triggers skip its writes'
             yield f"database.tables.{kind}: {what}; {ADVICE}"
 

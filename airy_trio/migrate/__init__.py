@@ -15,6 +15,7 @@ from attrs import frozen
 from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.inspection import absent, inspect
+from airy_trio.capture.lease import lock_file
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
@@ -112,8 +113,7 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
     patiently(lambda: _remove(settings), waiting)
     options = settings.database
     if sa.make_url(options.url).get_backend_name() == SQLITE:
-        path = sqlite_path(options.url)
-        path.with_name(f"{path.name}.airy-trio.lock").unlink(missing_ok=True)
+        lock_file(sqlite_path(options.url)).unlink(missing_ok=True)
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:

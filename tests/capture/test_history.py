@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from airy_trio.capture.change_log import Logged, newest_change
+from airy_trio.capture.change_log import NewestChange, newest_change
 from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint
 from airy_trio.database import SQLITE
 from tests.application import Application
@@ -18,7 +18,7 @@ def point(application: Application) -> str:
     return str(SqlitePoint(*rows[0]) if rows else SqlitePoint())
 
 
-def asked(application: Application, id_: str, after: str | None) -> Logged | None:
+def asked(application: Application, id_: str, after: str | None) -> NewestChange | None:
     with application.engine.begin() as connection:
         return newest_change(connection, application.names, "tags", (id_, None), after)
 

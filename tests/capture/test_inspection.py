@@ -87,7 +87,7 @@ def test_nothing_mapped_is_nothing_to_watch(any_application: Application) -> Non
 def test_rows_without_a_key_are_refused(any_application: Application, kind: str, constants: str, names: str) -> None:
     any_application.execute("create table t (key text, value text, name text)")
     assert faults(any_application, only(kind, f'name = "t"\nconstants = {constants}')) == (
-        f"database.tables.{kind}.constants: without a column for {names} rows cannot be told apart",
+        f"database.tables.{kind}.constants: without a column for {names} rows cannot be distinguished",
     )
 
 
@@ -201,7 +201,7 @@ def test_text_of_the_mapping_that_the_event_log_cannot_store(postgres: Postgres)
                 inspect(connection, tables, holds_log=True)
             assert inspect(connection, tables)
     assert caught.value.faults == tuple(
-        f'database.tables.messages.{setting}: "{text}" has a character that the database\'s encoding, LATIN1, has not; '
-        "name another text, or keep the event log elsewhere (log.url)"
+        f'database.tables.messages.{setting}: "{text}" has a character that the database\'s encoding, LATIN1, lacks; '
+        "use another text, or store the event log elsewhere (log.url)"
         for setting, text in {"constants.conversation_id": "会", "values.channel_id.phone": "☎"}.items()
     )

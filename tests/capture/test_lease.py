@@ -1,4 +1,4 @@
-"""Who may record: at most one, and whoever comes next once it is gone."""
+"""The lease: at most one holder, and the next one once the holder is gone."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def session(application: Application) -> DedicatedConnection:
     return DedicatedConnection(postgres_engine(application.url, connect_timeout_s=5, settings=SESSION_TIMEOUTS))
 
 
-async def test_of_two_sessions_one_holds_it_until_it_is_released(postgres_application: Application) -> None:
+async def test_one_of_two_sessions_holds_the_lease_until_release(postgres_application: Application) -> None:
     postgres_application.migrate()
     first = PostgresLease(session(postgres_application), postgres_application.names)
     second = PostgresLease(session(postgres_application), postgres_application.names)
@@ -39,7 +39,7 @@ async def test_of_two_sessions_one_holds_it_until_it_is_released(postgres_applic
     await first.release()
 
 
-async def test_a_holder_whose_session_ends_has_lost_it(postgres_application: Application) -> None:
+async def test_a_holder_loses_the_lease_with_its_session(postgres_application: Application) -> None:
     postgres_application.migrate()
     sessions = session(postgres_application), session(postgres_application)
     first, second = (PostgresLease(own, postgres_application.names) for own in sessions)
@@ -54,7 +54,7 @@ async def test_a_holder_whose_session_ends_has_lost_it(postgres_application: App
     await second.release()
 
 
-async def test_a_frozen_holder_loses_it_within_a_second(postgres_application: Application) -> None:
+async def test_a_frozen_holder_loses_the_lease_within_a_second(postgres_application: Application) -> None:
     postgres_application.migrate()
     first = PostgresLease(session(postgres_application), postgres_application.names)
     second = PostgresLease(session(postgres_application), postgres_application.names)
@@ -66,7 +66,7 @@ async def test_a_frozen_holder_loses_it_within_a_second(postgres_application: Ap
     await second.release()
 
 
-async def test_holder_that_ends_while_it_waits_for_a_table_loses_it(postgres_application: Application) -> None:
+async def test_a_holder_that_dies_waiting_for_a_table_loses_the_lease(postgres_application: Application) -> None:
     postgres_application.migrate()
     sessions = session(postgres_application), session(postgres_application)
     first, second = (PostgresLease(own, postgres_application.names) for own in sessions)
@@ -85,7 +85,7 @@ async def test_holder_that_ends_while_it_waits_for_a_table_loses_it(postgres_app
     await second.release()
 
 
-async def test_change_logs_in_one_database_have_a_lease_each(postgres_application: Application) -> None:
+async def test_each_change_log_in_a_database_has_its_own_lease(postgres_application: Application) -> None:
     postgres_application.migrate()
     postgres_application.migrate('schema = "other"')
     first = PostgresLease(session(postgres_application), postgres_application.names)
@@ -96,15 +96,13 @@ async def test_change_logs_in_one_database_have_a_lease_each(postgres_applicatio
     await second.release()
 
 
-async def test_a_change_log_that_is_not_there_has_no_lease(postgres_application: Application) -> None:
+async def test_a_missing_change_log_has_no_lease(postgres_application: Application) -> None:
     lease = PostgresLease(session(postgres_application), postgres_application.names)
     assert not await lease.try_acquire()
     await lease.release()
 
 
-async def test_servers_agree_by_the_epoch_of_their_log_where_nothing_of_ours_is_in_the_database(
-    postgres_application: Application,
-) -> None:
+async def test_servers_share_a_lease_by_the_epoch_of_their_log(postgres_application: Application) -> None:
     epoch = "k7f3q9"
     ours = [LogLease(session(postgres_application), lambda: epoch) for _ in range(2)]
     another = LogLease(session(postgres_application), lambda: "other0")
@@ -112,25 +110,25 @@ async def test_servers_agree_by_the_epoch_of_their_log_where_nothing_of_ours_is_
     assert await another.try_acquire()
     assert not await ours[1].try_acquire()
     epoch = "newer0"
-    assert await ours[1].try_acquire()  # whoever comes first in the new epoch
+    assert await ours[1].try_acquire()  # the first server to try in the new epoch
     assert not await ours[0].try_acquire()
     await ours[1].release()
     with trio.fail_after(10):
         while not await ours[0].try_acquire():
-            pass  # the server lets go once it has seen the session end
+            pass  # the server releases the lock once it has noticed the end of the session
     await ours[0].release()
     await ours[0].release()
     await another.release()
 
 
-async def test_a_log_in_memory_is_ours_alone() -> None:
+async def test_the_lease_of_a_log_in_memory_is_always_held() -> None:
     leases = OwnLease(), OwnLease()
     assert [await lease.try_acquire() for lease in leases] == [True, True]
     for lease in leases:
         await lease.release()
 
 
-async def test_of_two_leases_on_a_file_one_holds_it(tmp_path: Path) -> None:
+async def test_one_of_two_leases_on_a_file_holds_it(tmp_path: Path) -> None:
     first, second = FileLease(tmp_path / "lock"), FileLease(tmp_path / "lock")
     assert await first.try_acquire()
     assert await first.try_acquire()
@@ -143,7 +141,7 @@ async def test_of_two_leases_on_a_file_one_holds_it(tmp_path: Path) -> None:
     await second.release()
 
 
-async def test_a_process_that_is_killed_lets_go_of_the_file(tmp_path: Path) -> None:
+async def test_a_killed_process_releases_the_lock_file(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     lease = FileLease(path)
     process = await trio.lowlevel.open_process(
@@ -162,6 +160,6 @@ async def test_a_process_that_is_killed_lets_go_of_the_file(tmp_path: Path) -> N
     await process.stdout.aclose()
 
 
-async def test_a_lock_file_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+async def test_a_lock_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatabaseRefused, match="cannot be opened: No such file or directory"):
         await FileLease(tmp_path / "no" / "lock").try_acquire()
