@@ -33,7 +33,6 @@ from airy_trio.capture.mapping import (
     quoted_name,
 )
 from airy_trio.capture.queries import Queries
-from airy_trio.capture.row_versions import TableScan
 from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
 from airy_trio.errors import MappingError
 
@@ -463,8 +462,6 @@ def _refusal(connection: sa.Connection, table: Table) -> str:
     try:
         with connection.begin_nested():
             Queries(connection.dialect.name, table).try_out(connection)
-            if table.watermark is not None:
-                TableScan(connection.dialect.name, table).try_out(connection)
     except DBAPIError as error:
         refusal = translated(error)
         if not isinstance(refusal, DatabaseRefused):

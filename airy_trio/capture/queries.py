@@ -122,6 +122,9 @@ class Queries:
             bare = f"select 1 from {self.name} t where {_escaped(self._table.where)}\nlimit 0"  # noqa: S608 - quoted
             connection.execute(sa.text(bare))
         connection.execute(self.by_key.statement, _NO_KEYS)
+        if self._table.watermark is not None:
+            read = self.text(self._table.watermark) + (", t.xmin" if self._postgres else "")
+            connection.execute(sa.text(f"select {read} from {self.name} t limit 0"))  # noqa: S608 - quoted
         if self._table.kind == "messages":
             connection.execute(self._owners.statement, _NO_KEYS)
             if "conversation_id" in self._table.columns:
