@@ -17,7 +17,7 @@ from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from airy_trio.websocket.admission import TELL_EVERY_S, Admission, AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import RequestRefusedError
-from tests.websocket.serving import HOST, Server, serving
+from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
 

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from structlog.testing import capture_logs
 
 from airy_trio.sessions.listener import ListenerOptions
-from tests.websocket.serving import HOST, Server, serving
+from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
 FRAME_BYTES_MAX: Final = ListenerOptions().frame_bytes_max

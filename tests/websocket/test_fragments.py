@@ -14,7 +14,7 @@ from wsproto.events import BytesMessage
 
 from airy_trio.testing.client import Closed
 from airy_trio.websocket.stream import CONTROLS_BURST, CONTROLS_PER_S, PIECES_MAX, SMALL_MAX, SMALL_OCTETS, Fragments
-from tests.websocket.serving import serving
+from tests.sessions.serving import serving
 
 KEY = b"\x01\x02\x03\x04"
 CONTINUATION, BINARY, PING = 0, 2, 9

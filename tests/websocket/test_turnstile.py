@@ -15,8 +15,8 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue
-from tests.websocket.rig import Rig, rigged
-from tests.websocket.serving import open_log, serving
+from tests.delivery.rig import Rig, rigged
+from tests.sessions.serving import open_log, serving
 
 
 class Turns(trio.abc.Instrument):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from airy_trio.auth.keys import KEYS_MAX, KeysFault, read_jwks, read_pem, secret_key
 from airy_trio.auth.users import KEY_PAIR_ALGORITHMS
-from tests.websocket.auth.signing import SECRET, jwk, jwks, key_pair, pem, private_pem
+from tests.auth.signing import SECRET, jwk, jwks, key_pair, pem, private_pem
 
 RSA = key_pair("RS256")
 P256 = key_pair("ES256")

@@ -23,8 +23,8 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.stomp.requests import Connect
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
-from tests.websocket.life import PLACE, live
-from tests.websocket.serving import Server, event, open_log, serving
+from tests.sessions.life import PLACE, live
+from tests.sessions.serving import Server, event, open_log, serving
 
 AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 AWAITS_MIN = 20

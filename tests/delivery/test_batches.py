@@ -13,8 +13,8 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
-from tests.websocket.messages import Reader, stomp
-from tests.websocket.serving import event, events, open_log
+from tests.delivery.messages import Reader, stomp
+from tests.sessions.serving import event, events, open_log
 
 
 async def filled(count: int, *, size: int = 0, tail_events: int = 20_000) -> EventLog:

@@ -22,8 +22,8 @@ from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
 from airy_trio.websocket.stream import StalledError
-from tests.websocket.life import PLACE, live
-from tests.websocket.serving import Server, event, serving
+from tests.sessions.life import PLACE, live
+from tests.sessions.serving import Server, event, serving
 
 
 @pytest.mark.parametrize(

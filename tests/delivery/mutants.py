@@ -23,8 +23,9 @@ from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
-from tests.websocket import test_fanout, test_outlet, test_sender, test_subscriptions, test_tasks, test_wire
-from tests.websocket.test_schedules import run_schedule
+from tests.delivery import test_client, test_fanout, test_sender, test_tasks
+from tests.delivery.test_schedules import run_schedule
+from tests.websocket import test_outlet, test_wire
 
 SEEDS = range(120)
 """Trio orders tasks by chance, so that a seed does not tell all: each mutant is caught by one of ten seeds or more."""
@@ -166,14 +167,14 @@ DIRECTED = (
     ),
     (
         Mutant("the last farewell wins", Client, "dismiss", "if self.farewell is None:", "if True:"),
-        lambda _clock: test_subscriptions.test_the_first_farewell_wins(),
+        lambda _clock: test_client.test_the_first_farewell_wins(),
     ),
     (
         Mutant(
             "one client's trouble stops the fan-out",
             FanOut,
             "_serve_slice",
-            "client.dismiss(farewell_after(fault, client.session))",
+            "client.dismiss(reason_after(fault, client.session))",
             "raise",
         ),
         partial(
@@ -188,7 +189,7 @@ DIRECTED = (
             "one task's trouble leaves its session",
             Tasks,
             "_run",
-            "self._client.dismiss(farewell_after(fault, self._client.session))",
+            "self._client.dismiss(reason_after(fault, self._client.session))",
             "raise",
         ),
         test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,

@@ -27,7 +27,7 @@ from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
-from tests.websocket.messages import Reader, stomp
+from tests.delivery.messages import Reader, stomp
 
 SEND_TIMEOUT_S = 10.0
 STUCK_S = 100

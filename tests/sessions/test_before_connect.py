@@ -6,7 +6,7 @@ import trio
 from airy_trio.sessions.session import BYTES_BEFORE_CONNECT_MAX
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed
-from tests.websocket.serving import HOST, serving
+from tests.sessions.serving import HOST, serving
 from tests.websocket.test_battery import BINARY, CONNECT, CONTINUATION, PING, TEXT, Peer, frame
 
 UNSUBSCRIBE = Frame("UNSUBSCRIBE", (("id", "9"), ("receipt", "r")))

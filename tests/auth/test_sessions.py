@@ -10,8 +10,8 @@ from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
 from airy_trio.delivery.disconnects import TOKEN_EXPIRED, UNAUTHORIZED
-from tests.websocket.auth.signing import SECRET, issuer
-from tests.websocket.serving import serving
+from tests.auth.signing import SECRET, issuer
+from tests.sessions.serving import serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"], cookie="airy")
 SIGNER = issuer("HS256")

@@ -8,8 +8,8 @@ from airy_trio.auth import AuthOptions
 from airy_trio.auth.authenticator import ADDRESSES_MAX, COUNTED_MAX, DECAY_S, MOST_S, Delays
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
-from tests.websocket.auth.signing import SECRET, issuer
-from tests.websocket.serving import Server, serving
+from tests.auth.signing import SECRET, issuer
+from tests.sessions.serving import Server, serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"agent": "s3cret"})
 

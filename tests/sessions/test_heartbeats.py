@@ -19,7 +19,7 @@ from airy_trio.stomp.requests import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_TURN, FairQueue, Turn
 from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
-from tests.websocket.serving import open_log
+from tests.sessions.serving import open_log
 
 
 @pytest.fixture

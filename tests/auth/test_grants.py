@@ -27,8 +27,8 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
-from tests.websocket.auth.signing import SECRET, connect_with, issuer
-from tests.websocket.serving import event, open_log, serving
+from tests.auth.signing import SECRET, connect_with, issuer
+from tests.sessions.serving import event, open_log, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
 MESSAGES, CH1, C1 = OfType("message.updated"), OfChannel("ch1"), OfConversation("c1")

@@ -28,7 +28,7 @@ from airy_trio.log.store import Acknowledgement, Holder, StoreUnavailable
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
-from tests.websocket.serving import Plugged, Server, event, open_log, serving
+from tests.sessions.serving import Plugged, Server, event, open_log, serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 WINDOW = ReplayOptions(window_s=3600, events_max=3)

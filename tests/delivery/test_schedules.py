@@ -18,8 +18,8 @@ from airy_trio.log.store import StoredEvent
 from airy_trio.sessions.heartbeats import PING_EVERY_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.transport import MemoryTransport
-from tests.websocket.rig import MoodyStore, Rig, delivering
-from tests.websocket.serving import event, open_log
+from tests.delivery.rig import MoodyStore, Rig, delivering
+from tests.sessions.serving import event, open_log
 
 DESTINATIONS = (
     "/events",

@@ -13,8 +13,8 @@ from airy_trio.log.options import LogOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
-from tests.websocket.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
-from tests.websocket.serving import event, events, open_log
+from tests.delivery.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
+from tests.sessions.serving import event, events, open_log
 
 
 def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:

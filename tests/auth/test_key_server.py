@@ -16,8 +16,8 @@ from airy_trio.auth import AuthOptions, key_sources
 from airy_trio.auth.key_sources import KeyServer, KeyUrl
 from airy_trio.auth.keys import KEYS_BYTES_MAX, KeysFault
 from airy_trio.stomp.frames import Frame
-from tests.websocket.auth.signing import Issuer, issuer, jwk, jwks
-from tests.websocket.serving import Server, serving
+from tests.auth.signing import Issuer, issuer, jwk, jwks
+from tests.sessions.serving import Server, serving
 
 FIRST, SECOND = issuer("ES256", 0, "first"), issuer("ES256", 1, "second")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"

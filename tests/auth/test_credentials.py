@@ -3,7 +3,7 @@
 import pytest
 
 from airy_trio.auth.authenticator import NOBODYS, token_of_connect, token_of_upgrade
-from tests.websocket.auth.signing import connect_with
+from tests.auth.signing import connect_with
 
 Headers = list[tuple[str, str]]
 

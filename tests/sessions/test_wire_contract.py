@@ -19,10 +19,10 @@ from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.stream import close_frame
-from tests.websocket.auth.signing import SECRET, issuer
-from tests.websocket.messages import Reader
-from tests.websocket.rig import rigged
-from tests.websocket.serving import Plugged, Server, event, open_log, serving
+from tests.auth.signing import SECRET, issuer
+from tests.delivery.messages import Reader
+from tests.delivery.rig import rigged
+from tests.sessions.serving import Plugged, Server, event, open_log, serving
 
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, send_timeout_s=10)
 VERSIONS = ["1.0", "1.1", "1.2"]

@@ -1,6 +1,6 @@
 """The twelve invariants of delivery, and what holds each: tests that name it, and mutants that break it once.
 
-A mutant is the source with one fault (``test_mutants``), which the random schedules or a directed test must notice.
+A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must notice.
 What has no mutant is held by its tests alone.
 """
 
@@ -10,22 +10,18 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from tests.log import test_tail
-from tests.websocket import (
-    test_awaits,
+from tests.delivery import (
+    test_batches,
+    test_client,
     test_fanout,
-    test_faults,
-    test_heartbeats,
-    test_outlet,
-    test_runs,
     test_schedules,
     test_sender,
-    test_session,
-    test_subscriptions,
     test_tasks,
-    test_wire,
 )
-from tests.websocket.test_mutants import DIRECTED, MUTANTS
+from tests.delivery.mutants import DIRECTED, MUTANTS
+from tests.log import test_tail
+from tests.sessions import test_awaits, test_faults, test_heartbeats, test_session
+from tests.websocket import test_outlet, test_wire
 
 EVERY_SCHEDULE = (
     test_schedules.test_every_subscription_gets_exactly_what_follows_its_position,
@@ -48,7 +44,7 @@ INVARIANTS = (
         "An outlet takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
         (
             test_outlet.test_a_full_socket_refuses_the_whole,
-            test_runs.test_a_cursor_moves_when_its_run_was_taken,
+            test_batches.test_a_cursor_moves_when_its_run_was_taken,
             *EVERY_SCHEDULE,
         ),
         ("cursor moved on refusal", "cursor moved on refusal of what a neighbour took"),
@@ -143,7 +139,7 @@ INVARIANTS = (
     Invariant(
         "The first farewell wins; only the session closes the socket.",
         (
-            test_subscriptions.test_the_first_farewell_wins,
+            test_client.test_the_first_farewell_wins,
             test_session.test_a_client_that_closes_is_answered,
             test_session.test_a_peer_that_never_answers_the_close_is_cut_in_time,
         ),

@@ -14,8 +14,8 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import close_frame
-from tests.websocket.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
-from tests.websocket.serving import event, events, open_log
+from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
+from tests.sessions.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
 

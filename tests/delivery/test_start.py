@@ -13,7 +13,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from tests.websocket.serving import event, events, open_log
+from tests.sessions.serving import event, events, open_log
 
 OPTIONS = ReplayOptions(window_s=3600, events_max=3)
 

@@ -13,7 +13,7 @@ from airy_trio.sessions.closing import LOG_EARLY_ENDS_EVERY_S
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.requests import Connect, HeartBeat
 from airy_trio.testing.client import Closed
-from tests.websocket.serving import serving
+from tests.sessions.serving import serving
 
 TOKENS = AuthOptions(mode="tokens", tokens={"agent": "s3cret", "app": "t0ken"})
 GOOD = {

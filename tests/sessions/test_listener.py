@@ -23,7 +23,7 @@ from airy_trio.sessions.listener import (
 )
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
-from tests.websocket.serving import HOST, Server, open_log, serving
+from tests.sessions.serving import HOST, Server, open_log, serving
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
-from tests.websocket.auth.signing import SECRET, issuer
-from tests.websocket.serving import Plugged, Server, event, serving
+from tests.auth.signing import SECRET, issuer
+from tests.sessions.serving import Plugged, Server, event, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
 

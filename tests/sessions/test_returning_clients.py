@@ -24,9 +24,9 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.transport import MemoryTransport
-from tests.websocket.peer import PeerStream
-from tests.websocket.rig import MoodyStore
-from tests.websocket.serving import Server, event, open_log, serving
+from tests.delivery.peer import PeerStream
+from tests.delivery.rig import MoodyStore
+from tests.sessions.serving import Server, event, open_log, serving
 
 SEEDS = 8
 SEEDS_MAX = 40
