@@ -16,7 +16,8 @@ OPEN_NURSERIES = {
     "app/serving.py",
     "app/workers.py",
     "database/connecting.py",  # for as long as several connections are closed at the same time
-    "websocket/sessions.py",
+    "sessions/conversation.py",  # `Inbox.unless_gone`, as long as one request waits
+    "sessions/registry.py",
     "testing/store_durables.py",
     "testing/store_changes.py",
     "testing/store_crashes.py",

@@ -198,7 +198,6 @@ class FramedStream(trio.abc.Stream):
 
     # Slots, here and in the outlet: each delivery comes by, and what is not together in memory is slow to find.
     __slots__ = (
-        "_attending",
         "_bytes_left",
         "_closed",
         "_controls_at",
@@ -230,7 +229,6 @@ class FramedStream(trio.abc.Stream):
         self.deserted = False
         self.admitted = False
         self.unheard = False
-        self._attending: trio.CancelScope | None = None
         self.oversized = False
         self.read_at = self.written_at = self.drained_at = trio.current_time()
         self._send_timeout_s = send_timeout_s
@@ -239,20 +237,6 @@ class FramedStream(trio.abc.Stream):
         self._bytes_left: int | None = None
         self._controls_at = 0.0
         self._fragments: Fragments | None = None  # until the upgrade is answered there are no frames
-
-    def attending(self) -> trio.CancelScope:
-        """Give a scope for what is waited for on the peer's behalf: cancelled when nothing more can come from it.
-
-        There is one at a time, up to ``attended``.
-        """
-        self._attending = scope = trio.CancelScope()
-        if self.deserted:
-            scope.cancel()
-        return scope
-
-    def attended(self) -> None:
-        """Forget the scope: an idle connection should hold nothing that it does not need."""
-        self._attending = None
 
     @property
     def ended(self) -> bool:
@@ -349,7 +333,7 @@ class FramedStream(trio.abc.Stream):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             fault = error  # raised when it is its turn: hundreds may be reset at once
         if fault is not None or not data:
-            self._desert()
+            self.deserted = True
         if fault is None and self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
         if self._turn is not None:
@@ -375,7 +359,7 @@ class FramedStream(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Take note that trio-websocket has ended. Only the session closes the outlet."""
-        self._desert()
+        self.deserted = True
         await trio.lowlevel.checkpoint()
 
     async def _pace(self, fragments: Fragments) -> None:
@@ -393,11 +377,6 @@ class FramedStream(trio.abc.Stream):
         self.outlet.push(data)
         self.written_at = trio.current_time()
         return self.outlet.pending
-
-    def _desert(self) -> None:
-        self.deserted = True
-        if self._attending is not None:
-            self._attending.cancel()
 
     def _follow(self, data: bytes) -> None:
         if self._bytes_left is not None:

@@ -74,8 +74,8 @@ async def test_who_waits_is_refused_though_the_time_for_connect_is_over_and_goes
         await waiting.client.upgrade()
         await waiting.client.send(Frame("CONNECT", (("accept-version", "1.2"), ("passcode", "wrong"))))
         await trio.testing.wait_all_tasks_blocked()
-        assert waiting.ending.farewell is None
-        await server.sessions.dismiss_all(0)
+        assert waiting.ending.reason is None
+        await server.sessions.disconnect_all(0)
         assert (await waiting.ending.wait()).token == "503-shutting-down"
 
 

@@ -285,7 +285,7 @@ async def test_a_client_gets_what_its_channels_have_and_nothing_else(
         got = [(await client.receive()).get("message-id") for _ in wanted]
         assert got == [str(first.at(place)) for place in wanted]
         await client.disconnect()
-        assert server.sessions.statistics()["deliveries"] == len(wanted)
+        assert server.sessions.statistics().deliveries == len(wanted)
 
 
 @pytest.mark.parametrize("place", ["tail", "store"])
@@ -309,7 +309,7 @@ async def test_a_conversation_of_another_channel_is_refused(newest: str, place: 
         await log.append(log.head, [event(5, channel="ch2"), event(6, channel="ch3")], "point")
         assert (await plugged.client.receive()).body == event(6).body
         await plugged.client.disconnect()
-        assert server.sessions.statistics()["deliveries"] == 1
+        assert server.sessions.statistics().deliveries == 1
 
 
 async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_clock: MockClock) -> None:

@@ -18,7 +18,6 @@ from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.delivery.fanout import FanOut
 from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.tail import Tail
-from airy_trio.sessions import conversation
 from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
@@ -29,6 +28,14 @@ from tests.websocket import test_outlet, test_wire
 
 SEEDS = range(120)
 """Trio orders tasks by chance, so that a seed does not tell all: each mutant is caught by one of ten seeds or more."""
+
+
+CHECKPOINT_BEFORE_LIVE = """\
+if client.state is BEHIND and not stream.outlet.pending and not any(
+            one.has_work for one in client.subscriptions.values()
+        ):
+            await trio.lowlevel.checkpoint()
+            client.state = LIVE"""
 
 
 @frozen
@@ -51,7 +58,7 @@ class Mutant:
     @property
     def slice(self) -> int:
         """What ``YIELD_EVERY`` is meanwhile: neighbours share a slice, everything else goes wrong between slices."""
-        return 256 if self.name in {"_serve_slice", "owe", "end"} else 1
+        return 256 if self.name in {"_serve_slice", "extend_backlog", "end"} else 1
 
     def function(self) -> Callable[..., Any]:
         original = getattr(self.owner, self.name)
@@ -67,44 +74,44 @@ MUTANTS = (
         "cursor moved on refusal",
         FanOut,
         "serve",
-        "if client.wire.offer(run.data, now):",
-        "if client.wire.offer(run.data, now) or True:",
+        "if client.stream.offer(batch.data, now):",
+        "if client.stream.offer(batch.data, now) or True:",
     ),
     Mutant(
         "cursor moved on refusal of what a neighbour took",
         FanOut,
         "_serve_slice",
-        "if wire.closing or not outlet.offer(data):",
-        "if wire.closing or (not outlet.offer(data) and False):",
+        "if stream.closing or not outlet.offer(data):",
+        "if stream.closing or (not outlet.offer(data) and False):",
         alike=4,
     ),
     Mutant(
         "partial write of what a neighbour took not handed over",
         FanOut,
         "_serve_slice",
-        "if outlet.pending or not to_the_end:",
-        "if not to_the_end:",
+        "if outlet.pending or not reaches_end:",
+        "if not reaches_end:",
         alike=4,
     ),
     Mutant(
         "checkpoint before live",
         fanout,
         "catch_up",
-        "client.state = LIVE",
-        "await trio.lowlevel.checkpoint(); client.state = LIVE",
+        "if client.catch_up():",
+        CHECKPOINT_BEFORE_LIVE,
         alike=2,
     ),
     Mutant(
         "live although somebody is hungry",
-        fanout,
-        "_caught_up",
-        "return not any(subscription.hungry for subscription in client.subscriptions.values())",
-        "return True",
+        Client,
+        "catch_up",
+        "if any(subscription.has_work for subscription in self.subscriptions.values()):",
+        "if False:",
     ),
     Mutant(
         "subscription not asked again under the lock",
         fanout,
-        "_next_run",
+        "_next_batch",
         "client.subscriptions.get(subscription.number) is subscription",
         "True",
     ),
@@ -112,29 +119,29 @@ MUTANTS = (
         "partial write not handed over",
         FanOut,
         "serve",
-        "client.wire.outlet.pending or subscription.hungry",
-        "subscription.hungry",
+        "client.stream.outlet.pending or subscription.has_work",
+        "subscription.has_work",
     ),
     Mutant(
         "refusal not handed over",
         FanOut,
         "serve",
-        "client.wire.outlet.pending or subscription.hungry",
-        "client.wire.outlet.pending",
+        "client.stream.outlet.pending or subscription.has_work",
+        "client.stream.outlet.pending",
     ),
     Mutant("ACK not served", Conversation, "_acknowledge", "for subscription in known:", "for subscription in ():"),
     Mutant(
         "SUBSCRIBE not served",
-        conversation,
-        "subscribe",
-        "fanout.serve(subscription, trio.current_time())",
+        Conversation,
+        "_subscribe",
+        "services.fanout.serve(subscription, trio.current_time())",
         "pass",
     ),
     Mutant(
         "no evicted check in the fan-out",
         FanOut,
         "serve",
-        "subscription.owed or subscription.position.offset >= subscription.view.evicted",
+        "subscription.backlog or subscription.position.offset >= subscription.view.evicted",
         "True",
     ),
     Mutant("a view forgets that it has evicted", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
@@ -166,7 +173,7 @@ DIRECTED = (
         test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
     ),
     (
-        Mutant("the last farewell wins", Client, "dismiss", "if self.farewell is None:", "if True:"),
+        Mutant("the last reason wins", Client, "disconnect", "if self.reason is None:", "if True:"),
         lambda _clock: test_client.test_the_first_farewell_wins(),
     ),
     (
@@ -174,7 +181,7 @@ DIRECTED = (
             "one client's trouble stops the fan-out",
             FanOut,
             "_serve_slice",
-            "client.dismiss(reason_after(fault, client.session))",
+            "client.disconnect(reason_after(fault, client.session))",
             "raise",
         ),
         partial(
@@ -189,7 +196,7 @@ DIRECTED = (
             "one task's trouble leaves its session",
             Tasks,
             "_run",
-            "self._client.dismiss(reason_after(fault, self._client.session))",
+            "self._client.disconnect(reason_after(fault, self._client.session))",
             "raise",
         ),
         test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
@@ -207,7 +214,7 @@ DIRECTED = (
         test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
     ),
     (
-        Mutant("a neighbour's run to who unsubscribed", Subscription, "end", "self.repeats = False", "pass"),
+        Mutant("a neighbour's run to who unsubscribed", Subscription, "end", "self.in_step = False", "pass"),
         test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
     ),
     (
@@ -219,25 +226,25 @@ DIRECTED = (
         test_fanout.test_a_neighbour_that_lacks_more_gets_more,
     ),
     (
-        Mutant("a neighbour's run to who needs acks", FanOut, "_serve_slice", "reader.repeats", "True"),
+        Mutant("a neighbour's run to who needs acks", FanOut, "_serve_slice", "reader.in_step", "True"),
         test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
     ),
     (
-        Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.repeats", "True"),
+        Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.in_step", "True"),
         test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
     ),
     (
         Mutant(
             "served before its RECEIPT is written",
-            conversation,
-            "subscribe",
-            "await write_receipt(client, request.receipt",
-            "subscription.started = True; fanout.serve(subscription, 0); await write_receipt(client, request.receipt",
+            Conversation,
+            "_subscribe",
+            "await self._send_receipt(",
+            "subscription.start(); services.fanout.serve(subscription, 0); await self._send_receipt(",
         ),
         test_fanout.test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed,
     ),
     (
-        Mutant("a neighbour's run beside what is owed", Subscription, "owe", "self.repeats = False", "pass"),
+        Mutant("a batch in step despite a backlog", Subscription, "extend_backlog", "self.in_step = False", "pass"),
         test_fanout.test_a_neighbour_that_is_owed_something_gets_that_first,
     ),
     (
@@ -245,19 +252,19 @@ DIRECTED = (
         test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
     ),
     (
-        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "wire.closing or ", ""),
+        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "stream.closing or ", ""),
         test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
     ),
     (
-        Mutant("a neighbour's run goes to the end", FanOut, "_serve_slice", " or not to_the_end", ""),
+        Mutant("a neighbour's run goes to the end", FanOut, "_serve_slice", " or not reaches_end", ""),
         test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
     ),
     (
-        Mutant("written after a Close frame", fanout, "_next_run", "and not client.wire.closing", ""),
+        Mutant("written after a Close frame", fanout, "_next_batch", "and not client.stream.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
     ),
     (
-        Mutant("not live where nothing is pending", fanout, "_caught_up", "client.wire.outlet.pending", "True"),
+        Mutant("not live where nothing is pending", Client, "catch_up", "self.stream.outlet.pending", "True"),
         test_sender.test_a_full_window_is_not_behind,
     ),
 )

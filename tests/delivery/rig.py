@@ -19,13 +19,13 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
-from airy_trio.sessions.closing import EarlyEnds
-from airy_trio.sessions.conversation import Conversation
-from airy_trio.sessions.heartbeats import Wheel
+from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
+from airy_trio.sessions.heartbeats import TimerWheel
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
 
@@ -76,7 +76,7 @@ class MoodyStore(MemoryStore):
         return await super().bounds()
 
 
-class RecordingOutlet(MemoryTransport):
+class RecordingTransport(MemoryTransport):
     """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
@@ -97,31 +97,32 @@ class RecordingOutlet(MemoryTransport):
 @define(eq=False)
 class Rig:
     log: EventLog
-    outlet: MemoryTransport
+    transport: MemoryTransport
     client: Client
-    wire: FramedStream
+    stream: FramedStream
     conversation: Conversation
     fanout: FanOut
     senders: Senders
     frames: list[Frame] = field(factory=list)
     heart_beats: int = 0
+    turns: int = 0
     reader: Reader = field(factory=Reader)
 
     async def say(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
         """Let the client send a frame, and wait until it was answered."""
-        return await self.conversation.hear(encode(Frame(command, headers), self.client.connection.version))
+        return await self.conversation.handle(encode(Frame(command, headers), self.client.connection.version))
 
     def read(self, bytes_max: int | None = None) -> list[Frame]:
         """Let the client take bytes, and give the frames that they complete. It answers PINGs."""
         new, pings = [], self.reader.pings
-        for message in self.reader.feed(self.outlet.take(bytes_max)):
+        for message in self.reader.feed(self.transport.take(bytes_max)):
             frame = stomp(message)
             if frame is None:
                 self.heart_beats += 1
             else:
                 new.append(frame)
         if self.reader.pings > pings:
-            self.wire.read_at = trio.current_time()
+            self.stream.read_at = trio.current_time()
         self.frames += new
         return new
 
@@ -132,9 +133,9 @@ class Rig:
         while quiet < 3:
             await trio.sleep(1)  # of the autojump clock: whoever can run has run
             more = self.read()
-            stuck = 0 if more or not self.outlet.pending else stuck + 1
+            stuck = 0 if more or not self.transport.pending else stuck + 1
             assert stuck < STUCK_S, "pending, and nobody drains it"
-            quiet = 0 if more or self.outlet.pending else quiet + 1
+            quiet = 0 if more or self.transport.pending else quiet + 1
             new += more
         return new
 
@@ -147,17 +148,17 @@ class Delivery:
     """What all clients of one log share, and its tasks' nursery."""
 
     log: EventLog
-    runs: Batches
+    batches: Batches
     senders: Senders
     fanout: FanOut
-    wheel: Wheel
+    wheel: TimerWheel
     durables: Durables
     nursery: trio.Nursery
     rigs: list[Rig] = field(factory=list)
 
     async def connect(
         self,
-        outlet: MemoryTransport,
+        transport: MemoryTransport,
         *,
         heart_beat: str = "0,0",
         replay: ReplayOptions | None = None,
@@ -165,21 +166,28 @@ class Delivery:
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> Rig:
         """One more client, connected."""
-        client = Client(Connection(ConnectionOptions(server="airy-trio/test", heartbeat_ms=500), "s1"))
-        client.wire = wire = FramedStream(outlet, send_timeout_s=send_timeout_s)
-        options, authenticator = replay or ReplayOptions(), Authenticator(AuthOptions())
-        conversation = Conversation(
-            client,
-            wire,
-            self.log,
-            self.wheel,
-            options,
-            authenticator=authenticator,
+        options = ConnectionOptions(server="airy-trio/test", heartbeat_ms=500)
+        stream = FramedStream(transport, send_timeout_s=send_timeout_s)
+        client = Client(Connection(options, "s1"), stream)
+        services = Services(
+            eventlog=self.log,
+            options=SessionOptions(),
+            connections=options,
+            replay=replay or ReplayOptions(),
+            authenticator=Authenticator(AuthOptions()),
+            senders=self.senders,
             fanout=self.fanout,
+            wheel=self.wheel,
             durables=self.durables,
-            early_ends=EarlyEnds(),
+            fair_queue=FairQueue(),
         )
-        rig = Rig(self.log, outlet, client, wire, conversation, self.fanout, self.senders)
+
+        async def turn() -> None:
+            rig.turns += 1
+            await trio.lowlevel.checkpoint()
+
+        conversation = Conversation(client, services, Inbox(trio.sleep_forever, bytes_max=0), turn=turn)
+        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
         self.senders.register(client, Tasks(self.nursery, client))
         await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
@@ -189,13 +197,13 @@ class Delivery:
 @asynccontextmanager
 async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     """Fan-out, send tasks and wheel over a log, until the block ends."""
-    runs = Batches(log)
-    senders = Senders(log, runs)
-    fanout, wheel, durables = FanOut(log, runs, senders), Wheel(senders), Durables(log)
+    batches = Batches(log)
+    senders = Senders(log, batches)
+    fanout, wheel, durables = FanOut(log, batches, senders), TimerWheel(senders), Durables(log)
     async with trio.open_nursery() as nursery:
-        for task in (fanout.run, senders.run, senders.watch, wheel.turn, durables.run):
+        for task in (fanout.run, senders.run, senders.watch, wheel.run, durables.run):
             nursery.start_soon(task)
-        delivery = Delivery(log, runs, senders, fanout, wheel, durables, nursery)
+        delivery = Delivery(log, batches, senders, fanout, wheel, durables, nursery)
         yield delivery
         for rig in delivery.rigs:
             rig.conversation.end()
@@ -205,7 +213,7 @@ async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
 @asynccontextmanager
 async def rigged(
     log: EventLog,
-    outlet: MemoryTransport,
+    transport: MemoryTransport,
     *,
     heart_beat: str = "0,0",
     replay: ReplayOptions | None = None,
@@ -213,4 +221,4 @@ async def rigged(
 ) -> AsyncGenerator[Rig]:
     """One client that is connected, with its tasks, until the block ends."""
     async with delivering(log) as delivery:
-        yield await delivery.connect(outlet, heart_beat=heart_beat, replay=replay, version=version)
+        yield await delivery.connect(transport, heart_beat=heart_beat, replay=replay, version=version)

@@ -1,18 +1,20 @@
 """Batches of events for one subscription: bounded, shared among equals, with verdicts and acks of its own."""
 
 from collections import deque
+from typing import cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.delivery.batches import RUN_BYTES_MAX, RUN_EVENTS_MAX, SHARED_RUNS_MAX, Batches
+from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches, BatchStatistics
 from airy_trio.delivery.client import Client, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
+from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
 from tests.sessions.serving import event, events, open_log
 
@@ -29,7 +31,7 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
     connection.connected()
     connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
     subscription = Subscription(
-        Client(connection),
+        Client(connection, cast("FramedStream", None)),
         1,
         connection.message_prefix(1),
         log.head.at(offset),
@@ -53,8 +55,8 @@ async def test_a_run_is_bounded_in_bytes_but_never_empty() -> None:
     log = await filled(100, size=1000)
     runs = Batches(log)
     run = runs.after_position(subscribed(log))
-    assert RUN_BYTES_MAX - 2000 < len(run.data) <= RUN_BYTES_MAX
-    large = await filled(2, size=RUN_BYTES_MAX)
+    assert BATCH_BYTES_MAX - 2000 < len(run.data) <= BATCH_BYTES_MAX
+    large = await filled(2, size=BATCH_BYTES_MAX)
     assert Batches(large).after_position(subscribed(large)).offsets == (1,)
 
 
@@ -87,18 +89,18 @@ async def test_a_run_of_an_ended_epoch_is_not_given_again() -> None:
 
 
 async def test_few_runs_are_remembered() -> None:
-    log = await filled(SHARED_RUNS_MAX + 10)
+    log = await filled(SHARED_BATCHES_MAX + 10)
     runs = Batches(log)
-    for offset in range(SHARED_RUNS_MAX + 9):
+    for offset in range(SHARED_BATCHES_MAX + 9):
         runs.after_position(subscribed(log, offset))
-    assert len(runs._shared) == SHARED_RUNS_MAX  # noqa: SLF001 - that it does not grow is told nowhere
+    assert len(runs._shared) == SHARED_BATCHES_MAX  # noqa: SLF001 - that it does not grow is told nowhere
 
 
 async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:
     log = await filled(2)
     runs = Batches(log)
     acking = subscribed(log, ack=AckMode.CLIENT)
-    acking.verdict = b"resume:resumed\n"
+    acking.resume_header = b"resume:resumed\n"
     frames = [stomp(message) for message in Reader().feed(runs.after_position(acking).data)]
     assert [(f.get("ack"), f.get("resume")) for f in frames if f] == [
         (f"1.{log.epoch}-1", "resumed"),
@@ -107,10 +109,10 @@ async def test_acks_and_verdicts_are_the_subscriptions_own() -> None:
 
 
 async def test_what_is_owed_comes_from_where_it_was_read() -> None:
-    log = await filled(RUN_EVENTS_MAX + 1)
-    subscription = subscribed(log, RUN_EVENTS_MAX + 1)
-    subscription.owed = deque(await log.read(log.head.at(0), 2, EVERYTHING, bytes_max=1 << 30))
-    assert Batches(log).owed(subscription).offsets == (1, 2)
+    log = await filled(BATCH_EVENTS_MAX + 1)
+    subscription = subscribed(log, BATCH_EVENTS_MAX + 1)
+    subscription.backlog = deque(await log.read(log.head.at(0), 2, EVERYTHING, bytes_max=1 << 30))
+    assert Batches(log).of_backlog(subscription).offsets == (1, 2)
 
 
 async def test_a_position_before_the_tail_is_refused() -> None:
@@ -135,12 +137,12 @@ async def test_what_was_sent_is_counted_with_its_latency_unless_it_was_there_bef
     subscription.live_after = 3
     run = runs.after_position(subscription)
     await trio.sleep(1)
-    runs.took(subscription, run, trio.current_time())
-    assert runs.statistics() == {"deliveries": 2, "bytes": len(run.data)}
+    runs.commit(subscription, run, trio.current_time())
+    assert runs.statistics() == BatchStatistics(2, len(run.data))
     assert runs.latencies.total_s == pytest.approx(2 * 3)
     subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
-    runs.took(subscription, runs.after_position(subscription), trio.current_time())
-    assert runs.statistics()["deliveries"] == 4
+    runs.commit(subscription, runs.after_position(subscription), trio.current_time())
+    assert runs.statistics().deliveries == 4
     assert sum(runs.latencies.counts) == 2
 
 
@@ -148,19 +150,19 @@ async def test_equal_cursors_are_given_one_run_until_the_view_grows() -> None:
     log = await filled(3)
     runs = Batches(log)
     one, same, acking = subscribed(log, 1), subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
-    run = runs.following(one)
-    assert runs.following(same) is run
-    assert run.to_the_end
-    assert runs.following(subscribed(log, 2)).offsets == (3,)
-    assert b"ack:" in runs.following(acking).data
+    run = runs.next_batch(one)
+    assert runs.next_batch(same) is run
+    assert run.reaches_end
+    assert runs.next_batch(subscribed(log, 2)).offsets == (3,)
+    assert b"ack:" in runs.next_batch(acking).data
     await log.append(log.head, events(4, 4), "point")
-    assert runs.following(same).offsets == (2, 3, 4)
+    assert runs.next_batch(same).offsets == (2, 3, 4)
 
 
 async def test_a_run_says_whether_it_goes_to_the_end() -> None:
-    log = await filled(2, size=RUN_BYTES_MAX)
+    log = await filled(2, size=BATCH_BYTES_MAX)
     runs = Batches(log)
-    assert [runs.after_position(subscribed(log, offset)).to_the_end for offset in (0, 1)] == [False, True]
+    assert [runs.after_position(subscribed(log, offset)).reaches_end for offset in (0, 1)] == [False, True]
 
 
 async def test_what_neighbours_took_is_counted_at_once(autojump_clock: MockClock) -> None:
@@ -168,12 +170,12 @@ async def test_what_neighbours_took_is_counted_at_once(autojump_clock: MockClock
     await log.append(log.head, events(2, 3), "point", changed_at=trio.current_time() - 2)
     runs = Batches(log)
     first = subscribed(log, 1)
-    run = runs.following(first)
-    runs.repeated(None, 0, trio.current_time())
-    runs.took(first, run, trio.current_time())
-    runs.repeated(run, 3, trio.current_time() + 1)
+    run = runs.next_batch(first)
+    runs.count_repeats(None, 0, trio.current_time())
+    runs.commit(first, run, trio.current_time())
+    runs.count_repeats(run, 3, trio.current_time() + 1)
     assert first.prefix is run.prefix
-    assert runs.statistics() == {"deliveries": 8, "bytes": 4 * len(run.data)}
+    assert runs.statistics() == BatchStatistics(8, 4 * len(run.data))
     assert sum(runs.latencies.counts) == 8
     assert runs.latencies.total_s == pytest.approx(2 * 2 + 6 * 3)
 
@@ -190,16 +192,16 @@ async def test_who_took_a_run_gets_what_neighbours_take_unless_something_is_its_
     replayed.live_after = 4  # what it is sent up to there was before it, and counts in no latency
     waiting.started = False
     for subscription in (plain, replayed, acking, waiting):
-        assert not subscription.repeats
-        runs.took(subscription, runs.following(subscription), 0.0)
-    assert [one.repeats for one in (plain, replayed, acking, waiting)] == [True, False, False, False]
+        assert not subscription.in_step
+        runs.commit(subscription, runs.next_batch(subscription), 0.0)
+    assert [one.in_step for one in (plain, replayed, acking, waiting)] == [True, False, False, False]
     found: list[bool] = []
-    plain.owe(await log.store.read(log.head.at(0), 2))
-    found.append(plain.repeats)
-    runs.took(plain, runs.following(plain), 0.0)
-    found.append(plain.repeats)
+    plain.extend_backlog(await log.store.read(log.head.at(0), 2))
+    found.append(plain.in_step)
+    runs.commit(plain, runs.next_batch(plain), 0.0)
+    found.append(plain.in_step)
     plain.end()
-    found.append(plain.repeats)
+    found.append(plain.in_step)
     assert found == [False, True, False]
 
 
@@ -207,14 +209,14 @@ async def test_a_cursor_moves_when_its_run_was_taken() -> None:
     log = await filled(3)
     runs = Batches(log)
     subscription = subscribed(log, 1)
-    subscription.owed = deque(await log.read(log.head.at(0), 1, EVERYTHING, bytes_max=1 << 30))
-    run = runs.following(subscription)
-    assert (run.offsets, subscription.position.offset, len(subscription.owed)) == ((1,), 1, 1)
-    runs.took(subscription, run, 0.0)
-    assert (subscription.position.offset, len(subscription.owed)) == (1, 0)
-    runs.took(subscription, runs.following(subscription), 0.0)
+    subscription.backlog = deque(await log.read(log.head.at(0), 1, EVERYTHING, bytes_max=1 << 30))
+    run = runs.next_batch(subscription)
+    assert (run.offsets, subscription.position.offset, len(subscription.backlog)) == ((1,), 1, 1)
+    runs.commit(subscription, run, 0.0)
+    assert (subscription.position.offset, len(subscription.backlog)) == (1, 0)
+    runs.commit(subscription, runs.next_batch(subscription), 0.0)
     assert subscription.position.offset == 3
-    assert runs.statistics()["deliveries"] == 3
+    assert runs.statistics().deliveries == 3
 
 
 async def test_a_run_is_not_shared_with_who_may_read_less_of_the_same_destination() -> None:

@@ -1,6 +1,7 @@
 """What is in flight in a subscription, when it is hungry, and that a client is dismissed once."""
 
 import tracemalloc
+from typing import cast
 
 import hypothesis.strategies as st
 import pytest
@@ -14,10 +15,11 @@ from airy_trio.log.position import Position
 from airy_trio.log.tail import View
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
+from airy_trio.websocket.stream import FramedStream
 
 
 def client() -> Client:
-    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"))
+    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
 
 
 def subscribed(window: Window | None = None) -> Subscription:
@@ -90,21 +92,21 @@ def test_unknown_and_repeated_acks_change_nothing(mode: AckMode) -> None:
 def test_hungry_is_who_is_before_its_view_and_has_room() -> None:
     window = Window(AckMode.CLIENT, 1)
     subscription = subscribed(window)
-    hungry = [subscription.hungry]
+    hungry = [subscription.has_work]
     subscription.view.last = 6
-    hungry.append(subscription.hungry)
+    hungry.append(subscription.has_work)
     window.sent((3,))
-    hungry.append(subscription.hungry)
+    hungry.append(subscription.has_work)
     window.acknowledge(3)
-    hungry.append(subscription.hungry)
+    hungry.append(subscription.has_work)
     subscription.started = False
-    hungry.append(subscription.hungry)
+    hungry.append(subscription.has_work)
     assert hungry == [False, True, False, True, False]
 
 
 def test_frames_are_shared_only_where_they_are_equal() -> None:
     resuming = subscribed()
-    resuming.verdict = b"resume:resumed\n"
+    resuming.resume_header = b"resume:resumed\n"
     acking = subscribed(Window(AckMode.CLIENT, 1))
     assert [one.shareable for one in (subscribed(), resuming, acking)] == [True, False, False]
 
@@ -112,8 +114,8 @@ def test_frames_are_shared_only_where_they_are_equal() -> None:
 async def test_the_first_farewell_wins() -> None:
     await trio.lowlevel.checkpoint()
     one = client()
-    one.dismiss(disconnects.SILENT)
-    one.dismiss(disconnects.GONE)
-    assert one.farewell is disconnects.SILENT
+    one.disconnect(disconnects.SILENT)
+    one.disconnect(disconnects.GONE)
+    assert one.reason is disconnects.SILENT
     assert one.state is ClientState.CLOSING
     assert one.scope.cancel_called

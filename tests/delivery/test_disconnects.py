@@ -16,7 +16,7 @@ from airy_trio.websocket.stream import CLOSE_REASON_BYTES_MAX
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:
-    told = {(one.token, one.close_code, one.come_back) for one in CATALOGUE}
+    told = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
     assert told == {
         (None, 1000, Reconnect.NO),
         ("400-protocol-error", 1002, Reconnect.NO),

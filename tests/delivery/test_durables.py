@@ -14,10 +14,11 @@ from airy_trio.delivery.client import ReplayOptions, Subscription
 from airy_trio.delivery.durables import (
     CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
     CLAIMS_PERIOD_S,
-    LOOK_EVERY_S,
     NAME_CHARS_MAX,
     RECLAIM_WITHIN_S,
+    SCAN_EVERY_S,
     WRITE_AFTER_S,
+    DurableStatistics,
 )
 from airy_trio.delivery.start import BACKOFF_MAX_S
 from airy_trio.events.destinations import EVERYTHING
@@ -278,7 +279,7 @@ async def test_what_waits_in_a_transaction_counts_at_its_commit(
     await client.send(Frame("BEGIN", (("transaction", "t"),)))
     for frame in frames:
         await client.acknowledge(frame, headers=[("transaction", "t")])
-    await trio.sleep(2 * LOOK_EVERY_S)
+    await trio.sleep(2 * SCAN_EVERY_S)
     assert await store.offset() == 0
     await client.send(Frame("COMMIT", (("transaction", "t"), ("receipt", "committed"))))
     assert (await client.receive()).get("receipt-id") == "committed"
@@ -349,7 +350,7 @@ async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_c
         plugged = await log_in(server)
         await hold(plugged.client, destination="/events/conversation/quiet")
         await server.append(1, 20)
-        await trio.sleep(LOOK_EVERY_S + SOON_S)
+        await trio.sleep(SCAN_EVERY_S + SOON_S)
         assert await store.offset() == 20
         await store.trim(age_s=10_000, keep=0, limit=100, unused_s=10**6)
         await server.append(21, 30)
@@ -409,7 +410,7 @@ async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock
     assert trio.current_time() - begun_at < SOON_S
     await server.append(5, 5)
     assert offsets(await take(second.client, 1)) == [5]
-    assert server.sessions.statistics()["refused 409-durable-taken"] == 1
+    assert server.sessions.statistics().client_faults["409-durable-taken"] == 1
 
 
 async def test_who_takes_it_over_from_itself_goes_too(server: Server, autojump_clock: MockClock) -> None:
@@ -432,7 +433,7 @@ async def test_many_who_come_at_once_leave_one(server: Server, store: Store, aut
     for one in plugged:
         await one.client.send(subscribe)
     await wait_all_tasks_blocked()
-    left = [one for one in plugged if one.ending.farewell is None and server.sessions.statistics()["clients"]]
+    left = [one for one in plugged if one.ending.reason is None and server.sessions.statistics().clients]
     frames = [await told(one) for one in plugged[:-1]]
     assert frames == [("409-durable-taken", 4409)] * 9
     assert plugged[-1] in left
@@ -457,7 +458,7 @@ async def test_a_hold_that_was_taken_over_before_its_start_moves_nothing(
     durables.start(hold)
     await wait_all_tasks_blocked()
     assert await store.offset() == 0
-    assert durables.statistics() == {"held": 1, "unwritten": 0}
+    assert durables.statistics() == DurableStatistics(1, 0)
 
 
 async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
@@ -493,20 +494,20 @@ async def test_on_another_node_a_first_holder_that_says_nothing_is_told_soon(
         begun_at = trio.current_time()
         await come(there)
         assert await told(first) == ("409-durable-taken", 4409)
-        assert trio.current_time() - begun_at <= LOOK_EVERY_S + SOON_S
+        assert trio.current_time() - begun_at <= SCAN_EVERY_S + SOON_S
 
 
 async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, autojump_clock: MockClock) -> None:
     async with node(store) as here, node(store) as there:
         lost = await log_in(here)
-        store.delay_s = 2 * LOOK_EVERY_S
+        store.delay_s = 2 * SCAN_EVERY_S
         headers = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"))
         await lost.client.send(Frame("SUBSCRIBE", headers))
         await trio.sleep(SOON_S)
         await leave(lost)
         store.delay_s = 0
         second = await come(there, ("replay", "all"), ack="client")
-        await trio.sleep(2 * LOOK_EVERY_S)
+        await trio.sleep(2 * SCAN_EVERY_S)
         assert [holders[0].token for holders in store.claims][1] != store.claims[0][0].token
         await here.append(1, 1)
         (frame,) = await take(second.client, 1)
@@ -517,7 +518,7 @@ async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, 
         assert not second.ending.event.is_set()
 
 
-@pytest.mark.parametrize("pause_s", [0, LOOK_EVERY_S, RECLAIM_WITHIN_S - LOOK_EVERY_S])
+@pytest.mark.parametrize("pause_s", [0, SCAN_EVERY_S, RECLAIM_WITHIN_S - SCAN_EVERY_S])
 async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
     store: Store, pause_s: float, autojump_clock: MockClock
 ) -> None:
@@ -527,7 +528,7 @@ async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
         begun_at = trio.current_time()
         second = await come(there)
         assert await told(first) == ("409-durable-taken", 4409)
-        assert trio.current_time() - begun_at <= 3 * LOOK_EVERY_S + SOON_S
+        assert trio.current_time() - begun_at <= 3 * SCAN_EVERY_S + SOON_S
         await trio.sleep(2 * RECLAIM_WITHIN_S)
         assert not second.ending.event.is_set()
 
@@ -636,18 +637,18 @@ async def test_while_the_store_is_away_acknowledgements_wait_and_events_go_on(
         store.fault = StoreUnavailable("away")
         await client.acknowledge(*(await take(client, 1)))
         await client.acknowledge(*(await take(client, 1)))
-        await trio.sleep(3 * LOOK_EVERY_S)
+        await trio.sleep(3 * SCAN_EVERY_S)
         await server.append(3, 3)
         await client.send(Frame("ACK", (("id", (await client.receive()).get("ack") or ""), ("receipt", "written"))))
-        await trio.sleep(LOOK_EVERY_S)
-        assert server.sessions.statistics()["durables_unwritten"] == 1
+        await trio.sleep(SCAN_EVERY_S)
+        assert server.sessions.statistics().durables_unwritten == 1
         store.fault = None
         assert (await client.receive()).get("receipt-id") == "written"
     assert await store.offset() == 3
-    warned = [log["event"] for log in logs if "durable" in log["event"]]
+    warned = [log["event"] for log in logs if "acknowledgements" in log["event"]]
     assert warned == [
-        "acknowledgements of durable subscriptions put off",
-        "acknowledgements of durable subscriptions are written again",
+        "event store unavailable; acknowledgements deferred",
+        "event store available; acknowledgements are written again",
     ]
 
 
@@ -658,7 +659,7 @@ async def test_acknowledgements_are_written_soon_after_an_outage(
     client = (await come(server, ("replay", "all"))).client
     store.fault = StoreUnavailable("away")
     await client.acknowledge(*(await take(client, 1)))
-    await trio.sleep(LOOK_EVERY_S / 4)
+    await trio.sleep(SCAN_EVERY_S / 4)
     store.fault = None
     await trio.sleep(BACKOFF_MAX_S + SOON_S)
     assert await store.offset() == 1
@@ -672,7 +673,7 @@ async def test_who_has_no_durable_subscription_waits_for_no_store(
     await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
     store.fault = StoreUnavailable("away")
     await holder.client.acknowledge(*(await take(holder.client, 1)))
-    await trio.sleep(LOOK_EVERY_S)
+    await trio.sleep(SCAN_EVERY_S)
     message = await other.client.receive()
     begun_at = trio.current_time()
     await other.client.send(Frame("ACK", (("id", message.get("ack") or ""), ("receipt", "r"))))
@@ -690,7 +691,7 @@ async def test_who_left_while_the_store_was_away_has_acknowledged_all_the_same(
     await plugged.client.acknowledge(frames[1])
     await leave(plugged)
     again = await log_in(server)
-    with trio.move_on_after(LOOK_EVERY_S):
+    with trio.move_on_after(SCAN_EVERY_S):
         await hold(again.client)  # waits for the store, and is served when it is back
     store.fault = None
     assert (await again.client.receive()).get("position") == f"{server.log.epoch}-2"
@@ -710,7 +711,7 @@ async def test_at_the_end_what_is_noted_is_written_or_said_to_be_lost(
     begun_at = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(told, plugged)
-        await server.sessions.dismiss_all(0)
+        await server.sessions.disconnect_all(0)
     with capture_logs() as logs:
         await server.sessions.durables.flush(1.0)
     assert trio.current_time() - begun_at < (SOON_S if flushed else 1.0 + SOON_S)
@@ -763,13 +764,13 @@ async def test_what_the_store_refuses_of_one_ends_no_other(
 
 async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
     plugged = await come(server)
-    await trio.sleep(10 * LOOK_EVERY_S)
-    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=LOOK_EVERY_S + SOON_S)
+    await trio.sleep(10 * SCAN_EVERY_S)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
     assert await store.offset() == 0
     await leave(plugged)
-    await trio.sleep(10 * LOOK_EVERY_S)
+    await trio.sleep(10 * SCAN_EVERY_S)
     calls = len(store.calls)
-    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=LOOK_EVERY_S + SOON_S)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
     assert await store.offset() is None
     assert len(store.calls) == calls
 
@@ -794,10 +795,10 @@ async def test_who_leaves_while_it_waits_for_the_store_is_noticed_at_once(
     await plugged.client.send(
         Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client")))
     )
-    await trio.sleep(LOOK_EVERY_S)
+    await trio.sleep(SCAN_EVERY_S)
     begun_at = trio.current_time()
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() is disconnects.GONE
     assert plugged.ending.at - begun_at < SOON_S
-    assert server.sessions.statistics()["durables"] == 0
+    assert server.sessions.statistics().durables == 0
     await server.ended()

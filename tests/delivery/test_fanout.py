@@ -6,14 +6,14 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects, fanout
-from airy_trio.delivery.batches import RUN_BYTES_MAX
+from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState
 from airy_trio.delivery.fanout import YIELD_EVERY
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
-from tests.delivery.rig import Delivery, RecordingOutlet, Rig, delivering, rigged
+from tests.delivery.rig import Delivery, RecordingTransport, Rig, delivering, rigged
 from tests.sessions.serving import event, events, open_log
 
 
@@ -21,7 +21,7 @@ def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:
     return (("id", id_), ("destination", "/events"), ("replay", "none"))
 
 
-async def joined(delivery: Delivery, outlet: RecordingOutlet, destination: str = "/events", id_: str = "0") -> Rig:
+async def joined(delivery: Delivery, outlet: RecordingTransport, destination: str = "/events", id_: str = "0") -> Rig:
     """A client that is subscribed, of whose outlet only what follows is looked at."""
     rig = await delivery.connect(outlet)
     await rig.say("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
@@ -32,7 +32,7 @@ async def joined(delivery: Delivery, outlet: RecordingOutlet, destination: str =
 
 async def test_only_who_reads_what_grew_is_written_to(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingOutlet() for _ in range(3)]
+        outlets = [RecordingTransport() for _ in range(3)]
         for outlet, destination in zip(
             outlets, ("/events", "/events/conversation/mine", "/events/conversation/theirs"), strict=True
         ):
@@ -44,20 +44,20 @@ async def test_only_who_reads_what_grew_is_written_to(autojump_clock: MockClock)
 
 async def test_equal_cursors_are_given_the_same_octets_made_once(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingOutlet() for _ in range(5)]
+        outlets = [RecordingTransport() for _ in range(5)]
         for outlet in outlets:
             await joined(delivery, outlet)
         for number in (1, 2):
             await delivery.log.append(delivery.log.head, events(number, number), "point")
             await wait_all_tasks_blocked()
             assert len({id(outlet.writes[-1]) for outlet in outlets}) == 1
-        assert delivery.runs.statistics()["deliveries"] == 10
+        assert delivery.batches.statistics().deliveries == 10
 
 
 async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
-        one, other = (await joined(delivery, RecordingOutlet(), id_=id_) for id_ in ("a", "b")), RecordingOutlet()
+        one, other = (await joined(delivery, RecordingTransport(), id_=id_) for id_ in ("a", "b")), RecordingTransport()
         rigs = [rig async for rig in one]
         late = await delivery.connect(other)
         await late.say("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
@@ -71,21 +71,21 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
 async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
-        rigs = [await delivery.connect(RecordingOutlet()) for _ in range(2)]
+        rigs = [await delivery.connect(RecordingTransport()) for _ in range(2)]
         for rig, id_ in zip(rigs, "ab", strict=True):
             await rig.say("SUBSCRIBE", *everything(id_)[:2])  # and is owed the first
         one, other = (rig.client.subscriptions[1] for rig in rigs)
         assert one.position is other.position
-        assert one.repeats
-        assert other.repeats
+        assert one.in_step
+        assert other.in_step
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert [[frame.get("subscription") for frame in rig.read()[-2:]] for rig in rigs] == [["a", "a"], ["b", "b"]]
 
 
-async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingOutlet]]:
+async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingTransport]]:
     """Clients whose cursors are one object, since they have taken one run."""
-    outlets = [RecordingOutlet() for _ in range(count)]
+    outlets = [RecordingTransport() for _ in range(count)]
     rigs = [await joined(delivery, outlet) for outlet in outlets]
     await delivery.log.append(delivery.log.head, events(1, 1), "point")
     await wait_all_tasks_blocked()
@@ -99,17 +99,17 @@ async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, Reco
 async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, outlet) = await neighbours(delivery)
-        rig.client.state, rig.client.wakened = ClientState.BEHIND, trio.Event()
+        rig.client.state, wake_up = ClientState.BEHIND, rig.client.expect_wake_up()
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not outlet.writes
-        assert rig.client.wakened.is_set()
+        assert wake_up.is_set()
 
 
 async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
-        acking = await delivery.connect(RecordingOutlet())
+        acking = await delivery.connect(RecordingTransport())
         await acking.say("SUBSCRIBE", *everything(), ("ack", "client"))
         other, known = acking.client.subscriptions[1], one.client.subscriptions[1]
         other.prefix, other.position = known.prefix, known.position
@@ -132,7 +132,7 @@ async def test_a_neighbour_that_lacks_more_gets_more(autojump_clock: MockClock) 
 async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
-        outlet = RecordingOutlet()
+        outlet = RecordingTransport()
         late = (await joined(delivery, outlet)).client.subscriptions[1]
         late.prefix, late.position = one.client.subscriptions[1].prefix, one.client.subscriptions[1].position
         late.started = False
@@ -145,7 +145,7 @@ async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_cl
 async def test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
-        rig = await delivery.connect(RecordingOutlet())
+        rig = await delivery.connect(RecordingTransport())
         rig.read()
         await rig.say("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
         assert [frame.command for frame in rig.read()] == ["RECEIPT", "MESSAGE"]
@@ -154,7 +154,7 @@ async def test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed(autojump_
 async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, _) = await neighbours(delivery)
-        rig.client.subscriptions[1].owe(await delivery.log.store.read(delivery.log.head.at(0), 1))
+        rig.client.subscriptions[1].extend_backlog(await delivery.log.store.read(delivery.log.head.at(0), 1))
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert [frame.body for frame in rig.read()] == [event(1).body, event(2).body]
@@ -163,7 +163,7 @@ async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock
 async def test_a_neighbour_that_was_told_goodbye_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, outlet) = await neighbours(delivery)
-        rig.wire.closing = True
+        rig.stream.closing = True
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert not outlet.writes
@@ -172,17 +172,17 @@ async def test_a_neighbour_that_was_told_goodbye_gets_nothing(autojump_clock: Mo
 async def test_neighbours_get_all_of_what_is_longer_than_a_run(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         both = await neighbours(delivery)
-        await delivery.log.append(delivery.log.head, events(2, 5, size=RUN_BYTES_MAX // 2), "point")
+        await delivery.log.append(delivery.log.head, events(2, 5, size=BATCH_BYTES_MAX // 2), "point")
         await wait_all_tasks_blocked()
         for rig, _ in both:
-            assert [frame.body for frame in rig.read()] == [e.body for e in events(2, 5, size=RUN_BYTES_MAX // 2)]
+            assert [frame.body for frame in rig.read()] == [e.body for e in events(2, 5, size=BATCH_BYTES_MAX // 2)]
 
 
 async def test_what_comes_while_a_round_runs_is_one_write(autojump_clock: MockClock) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout, "YIELD_EVERY", 1)  # a round takes as many turns as there are clients
         async with delivering(await open_log()) as delivery:
-            outlets = [RecordingOutlet() for _ in range(50)]
+            outlets = [RecordingTransport() for _ in range(50)]
             for outlet in outlets:
                 await joined(delivery, outlet)
             for number in range(1, 21):
@@ -195,7 +195,7 @@ async def test_what_comes_while_a_round_runs_is_one_write(autojump_clock: MockCl
 
 async def test_many_readers_do_not_keep_other_tasks_waiting(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingOutlet() for _ in range(3 * YIELD_EVERY)]
+        outlets = [RecordingTransport() for _ in range(3 * YIELD_EVERY)]
         for outlet in outlets:
             await joined(delivery, outlet)
         served: list[int] = []
@@ -212,7 +212,7 @@ async def test_nothing_is_written_to_who_unsubscribed_while_others_ran(autojump_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout, "YIELD_EVERY", 1)
         async with delivering(await open_log()) as delivery:
-            rigs = [await joined(delivery, RecordingOutlet()) for _ in range(50)]
+            rigs = [await joined(delivery, RecordingTransport()) for _ in range(50)]
             await delivery.log.append(delivery.log.head, events(1, 1), "point")
             while not any(rig.client.subscriptions[1].position.offset for rig in rigs):  # noqa: ASYNC110 - a fan-out has no event for this
                 await trio.lowlevel.checkpoint()
@@ -256,13 +256,13 @@ async def test_one_clients_trouble_does_not_stop_the_fan_out(
         raise fault
 
     async with delivering(await open_log()) as delivery:
-        rigs = [await joined(delivery, RecordingOutlet()) for _ in range(3)]
-        monkeypatch.setattr(rigs[1].outlet, "offer", fail)
+        rigs = [await joined(delivery, RecordingTransport()) for _ in range(3)]
+        monkeypatch.setattr(rigs[1].transport, "offer", fail)
         with capture_logs() as logs:
             for number in (1, 2):
                 await delivery.log.append(delivery.log.head, events(number, number), "point")
                 await wait_all_tasks_blocked()
-        assert [rig.client.farewell for rig in rigs] == [None, farewell, None]
+        assert [rig.client.reason for rig in rigs] == [None, farewell, None]
         assert [len(rig.read()) for rig in rigs] == [2, 0, 2]
     assert len(logs) == (farewell is disconnects.INTERNAL)
 
@@ -270,18 +270,18 @@ async def test_one_clients_trouble_does_not_stop_the_fan_out(
 @pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
 async def test_only_who_is_live_is_written_to(state: ClientState, autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlet = RecordingOutlet()
+        outlet = RecordingTransport()
         rig = await joined(delivery, outlet)
-        rig.client.state, rig.client.wakened = state, trio.Event()
+        rig.client.state, wake_up = state, rig.client.expect_wake_up()
         await rig.append(events(1, 1))
         await wait_all_tasks_blocked()
         assert not outlet.writes
-        assert rig.client.wakened.is_set() == (state is ClientState.BEHIND)
+        assert wake_up.is_set() == (state is ClientState.BEHIND)
 
 
 async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: MockClock) -> None:
     log = await open_log(options=LogOptions(store="memory", tail_events=16))
-    outlet = RecordingOutlet()
+    outlet = RecordingTransport()
     async with rigged(log, outlet) as rig:
         await rig.append(events(1, 100))
         await rig.say("SUBSCRIBE", *everything())
@@ -296,11 +296,11 @@ async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: 
 async def test_an_ended_epoch_dismisses_its_readers_live_or_behind(autojump_clock: MockClock) -> None:
     log = await open_log()
     async with delivering(log) as delivery:
-        rigs = [await joined(delivery, RecordingOutlet()) for _ in range(2)]
+        rigs = [await joined(delivery, RecordingTransport()) for _ in range(2)]
         rigs[0].client.state = ClientState.BEHIND
         await log.begin_epoch(log.head, "point")
         await wait_all_tasks_blocked()
-        assert [rig.client.farewell for rig in rigs] == [disconnects.POSITION_EXPIRED] * 2
+        assert [rig.client.reason for rig in rigs] == [disconnects.POSITION_EXPIRED] * 2
 
 
 async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: MockClock) -> None:
@@ -321,6 +321,6 @@ async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: M
         delivery.nursery.start_soon(take_turns)
         await trio.lowlevel.checkpoint()
         before = turns
-        await rig.conversation.hear(acks)
+        await rig.conversation.handle(acks)
         assert turns - before >= 10
         assert rig.conversation.acks_ignored == 1000

@@ -143,7 +143,7 @@ INVARIANTS = (
             test_session.test_a_client_that_closes_is_answered,
             test_session.test_a_peer_that_never_answers_the_close_is_cut_in_time,
         ),
-        ("the last farewell wins",),
+        ("the last reason wins",),
     ),
     Invariant(
         "Whatever fails while one client is served ends in its dismissal: fan-out, wheel, send task, session.",

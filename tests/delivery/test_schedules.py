@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.auth.users import ALL, Grant, User
 from airy_trio.delivery import fanout
 from airy_trio.delivery.client import ClientState, ReplayOptions
+from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.events.destinations import OfConversation, covers, parse
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
@@ -89,8 +90,8 @@ class Schedule:
         await wait_all_tasks_blocked()
         client = self.rig.client
         if client.state is ClientState.LIVE:
-            assert not self.rig.outlet.pending
-            assert not any(subscription.hungry for subscription in client.subscriptions.values())
+            assert not self.rig.transport.pending
+            assert not any(subscription.has_work for subscription in client.subscriptions.values())
 
     async def append(self) -> None:
         new = [
@@ -233,7 +234,7 @@ class Schedule:
         """Let everything that is open run to its end."""
         while True:
             self.look_at(await self.rig.read_all())
-            assert self.rig.client.farewell is None
+            assert self.rig.client.reason is None
             busy = [one for one in self.by_id.values() if one.in_flight and not one.ended]
             if not busy:
                 break
@@ -305,9 +306,9 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
         for schedule in schedules:
             schedule.look_at(schedule.rig.read())
             schedule.check()
-            assert schedule.rig.client.state is ClientState.LIVE, schedule.rig.client.farewell
+            assert schedule.rig.client.state is ClientState.LIVE, schedule.rig.client.reason
             assert not schedule.rig.reader.incomplete
-        assert delivery.senders.statistics() == {"known": clients, "sending": 0, "waiting": 0}
+        assert delivery.senders.statistics() == SenderStatistics(clients, 0, 0)
 
 
 async def finish_and_stay(schedule: Schedule, staying: trio.Nursery) -> None:

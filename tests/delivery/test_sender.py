@@ -8,13 +8,14 @@ import trio.lowlevel
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects
-from airy_trio.delivery.batches import RUN_BYTES_MAX
+from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState, ReplayOptions
+from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import close_frame
-from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingOutlet, rigged
+from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, rigged
 from tests.sessions.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
@@ -28,14 +29,14 @@ SUBSCRIBE = (("id", "0"), ("destination", "/events"))
 
 
 async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> None:
-    outlet = RecordingOutlet()
+    outlet = RecordingTransport()
     async with rigged(await open_log(), outlet) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         outlet.writes.clear()
         await rig.append(events(1, 1000))
         assert len([f for f in await rig.read_all() if f.command == "MESSAGE"]) == 1000
     assert len(outlet.writes) <= 4
-    assert max(len(data) for data in outlet.writes) <= RUN_BYTES_MAX
+    assert max(len(data) for data in outlet.writes) <= BATCH_BYTES_MAX
 
 
 async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
@@ -45,7 +46,7 @@ async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock
             await rig.append(events(number, number))
             await wait_all_tasks_blocked()
             assert rig.client.state is ClientState.LIVE
-            assert rig.senders.statistics() == {"known": 1, "sending": 0, "waiting": 0}
+            assert rig.senders.statistics() == SenderStatistics(1, 0, 0)
 
 
 async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
@@ -55,32 +56,32 @@ async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_cl
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=1000))
         await wait_all_tasks_blocked()
-        rig.senders.take(rig.client)
-        rig.senders.take(rig.client)
+        rig.senders.hand_over(rig.client)
+        rig.senders.hand_over(rig.client)
         await wait_all_tasks_blocked()
         states = [rig.client.state]
-        assert rig.senders.statistics() == {"known": 1, "sending": 1, "waiting": 0}
+        assert rig.senders.statistics() == SenderStatistics(1, 1, 0)
         assert len(await rig.read_all()) == 1
         assert [*states, rig.client.state] == [ClientState.BEHIND, ClientState.LIVE]
-        assert rig.senders.statistics()["sending"] == 0
+        assert rig.senders.statistics().sending == 0
 
 
 @pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
 async def test_only_who_is_live_is_taken(state: ClientState, autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
         rig.client.state = state
-        rig.senders.take(rig.client)
-        assert rig.senders.statistics()["waiting"] == 0
+        rig.senders.hand_over(rig.client)
+        assert rig.senders.statistics().waiting == 0
         assert rig.client.state is state
 
 
 async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        rig.senders.take(rig.client)
+        rig.senders.hand_over(rig.client)
         rig.senders.forget(rig.client)
         rig.senders.forget(rig.client)
         await wait_all_tasks_blocked()
-        assert rig.senders.statistics() == {"known": 0, "sending": 0, "waiting": 0}
+        assert rig.senders.statistics() == SenderStatistics(0, 0, 0)
         assert rig.client.state is ClientState.BEHIND
 
 
@@ -106,12 +107,12 @@ async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(auto
     async with rigged(await open_log(), outlet) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
-        await rig.append(events(1, 5, size=RUN_BYTES_MAX))
+        await rig.append(events(1, 5, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         subscription = rig.client.subscriptions[1]
         assert subscription.position.offset == 1
         assert outlet.pending
-        await rig.append(events(6, 9, size=RUN_BYTES_MAX))
+        await rig.append(events(6, 9, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         assert subscription.position.offset == 1
 
@@ -192,7 +193,7 @@ async def test_a_stalled_client_is_dismissed(autojump_clock: MockClock) -> None:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=5000))
         await trio.sleep(SEND_TIMEOUT_S + 0.1)
-        assert rig.client.farewell is disconnects.TOO_SLOW
+        assert rig.client.reason is disconnects.TOO_SLOW
 
 
 async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockClock) -> None:
@@ -205,14 +206,14 @@ async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockC
         await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await wait_all_tasks_blocked()
-        assert rig.client.farewell is disconnects.POSITION_EXPIRED
+        assert rig.client.reason is disconnects.POSITION_EXPIRED
 
 
 async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more(autojump_clock: MockClock) -> None:
     outlet = MemoryTransport(1000)
     async with rigged(await open_log(), outlet) as rig:
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
-        await rig.append(events(1, 3, size=RUN_BYTES_MAX))
+        await rig.append(events(1, 3, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.say, "UNSUBSCRIBE", ("id", "0"), ("receipt", "end"))
@@ -234,7 +235,7 @@ async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_cl
 
 
 async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) -> None:
-    outlet = RecordingOutlet(100)
+    outlet = RecordingTransport(100)
     async with rigged(await open_log(), outlet) as rig:
         rig.read()
         await rig.say("SUBSCRIBE", *SUBSCRIBE)
@@ -242,7 +243,7 @@ async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) ->
         await wait_all_tasks_blocked()
         await rig.append(events(2, 2))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.wire.close, close_frame(1000, ""))
+            nursery.start_soon(rig.stream.close, close_frame(1000, ""))
             for _ in range(20):
                 outlet.take()
                 await wait_all_tasks_blocked()
@@ -261,12 +262,12 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
         await rig.append(events(1, count))
         await wait_all_tasks_blocked()
         begun_at = trio.current_time()
-        while rig.client.state is ClientState.BEHIND or rig.outlet.pending:
+        while rig.client.state is ClientState.BEHIND or rig.transport.pending:
             await trio.sleep(SEND_TIMEOUT_S / 2)
             rig.read(8000)
-            assert rig.client.farewell is None
+            assert rig.client.reason is None
             (subscription,) = rig.client.subscriptions.values()
-            owed = [event.offset for event in subscription.owed]
+            owed = [event.offset for event in subscription.backlog]
             after = min([*owed, subscription.position.offset + 1]) - 1
             await kept.trim(age_s=3600, keep=count - after, limit=count, unused_s=10**6)
         assert trio.current_time() - begun_at > 10 * SEND_TIMEOUT_S

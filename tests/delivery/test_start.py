@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import BACKOFF_MAX_S, Start, Wish, backoff_s, start
+from airy_trio.delivery.start import BACKOFF_MAX_S, Start, StartRequest, backoff_s, start
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
@@ -28,9 +28,9 @@ async def started(
     log: EventLog, last_event_id: str | None = None, replay: str | None = None, options: ReplayOptions = OPTIONS
 ) -> tuple[int, str, list[int]]:
     view = log.attach(EVERYTHING, log)
-    found: Start = await start(log, view, Wish(last_event_id, replay), options)
+    found: Start = await start(log, view, StartRequest(last_event_id, replay), options)
     assert found.position.epoch == log.epoch
-    return found.position.offset, found.verdict, [event.offset for event in found.owed]
+    return found.position.offset, found.resume, [event.offset for event in found.backlog]
 
 
 async def test_without_a_position_the_recent_window_comes_first() -> None:

@@ -1,5 +1,7 @@
 """Tasks of one client each: what fails in one dismisses its client and goes no further."""
 
+from typing import cast
+
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -9,10 +11,11 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client
 from airy_trio.delivery.tasks import Tasks
 from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.websocket.stream import FramedStream
 
 
 def client() -> Client:
-    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"))
+    return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
 
 
 async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_clock: MockClock) -> None:
@@ -28,8 +31,8 @@ async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_cloc
             tasks = Tasks(nursery, other)
             tasks.start_soon(trio.sleep_forever)
             await wait_all_tasks_blocked()
-            assert one.farewell is disconnects.INTERNAL
-            assert other.farewell is None
+            assert one.reason is disconnects.INTERNAL
+            assert other.reason is None
             await tasks.stop()
     assert [line["event"] for line in logs] == ["session failed"]
 
@@ -62,7 +65,7 @@ async def test_cancellation_from_outside_goes_through(autojump_clock: MockClock)
         tasks.start_soon(trio.sleep_forever)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert one.farewell is None
+    assert one.reason is None
     with trio.fail_after(1):
         await tasks.stop()
 

@@ -216,7 +216,7 @@ def goodbyes() -> str:
     ]
     for row in _rows():
         token = f"`{row.token}`" if row.token else ""
-        lines.append(f"| {row.name} | {token} | {row.close_code or ''} | {row.come_back.value} | {row.prose} |")
+        lines.append(f"| {row.name} | {token} | {row.close_code or ''} | {row.reconnect.value} | {row.prose} |")
     lines += [
         "",
         "Whoever takes nothing for `[listener] send_timeout_s` (*too slow*) cannot be told anything; *gone* left by",

@@ -111,14 +111,14 @@ class Server:
         with trio.fail_after(10):
             while self.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
                 await trio.lowlevel.checkpoint()
-        assert not self.sessions.statistics()["clients"]
-        assert not self.sessions.wheel.statistics()["clients"]
+        assert not self.sessions.statistics().clients
+        assert not self.sessions.wheel.statistics().clients
         view = self.log.attach(EVERYTHING, self)
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
     async def _serve(self, outlet: Transport, ending: "Ending", visitor: Visitor | None) -> None:
-        ending.farewell = await self.sessions.serve(self.connections, outlet, visitor)
+        ending.reason = await self.sessions.serve(self.connections, outlet, visitor)
         ending.at = trio.current_time()
         ending.event.set()
 
@@ -128,14 +128,14 @@ class Ending:
 
     def __init__(self) -> None:
         self.event = trio.Event()
-        self.farewell: DisconnectReason | None = None
+        self.reason: DisconnectReason | None = None
         self.at = 0.0
 
     async def wait(self) -> DisconnectReason:
         with trio.fail_after(1000):
             await self.event.wait()
-        assert self.farewell is not None
-        return self.farewell
+        assert self.reason is not None
+        return self.reason
 
 
 @define
@@ -162,7 +162,7 @@ async def serving(
     async with trio.open_nursery() as connections, trio.open_nursery() as intake:
         intake.start_soon(log.follow)
         intake.start_soon(sessions.fan_out)
-        intake.start_soon(sessions.wheel.turn)
+        intake.start_soon(sessions.wheel.run)
         intake.start_soon(sessions.durables.run)
         intake.start_soon(sessions.follow_keys)
         server = Server(log, sessions, connections)

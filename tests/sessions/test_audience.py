@@ -25,7 +25,7 @@ async def client(
 
 
 def verdicts(server: Server, offset: int, number: int, channel: str | None = "ch1") -> dict[str, object]:
-    told = dict(server.sessions.audience(server.log.head.at(offset), event(number, channel=channel)))
+    told = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
     assert told.pop("position") == str(server.log.head.at(offset))
     sessions = told.pop("sessions")
     assert isinstance(sessions, list)

@@ -59,7 +59,7 @@ async def test_no_more_is_read_before_connect_than_a_connect_needs(flood: str) -
             assert answers[-1] == "ERROR"
             assert int.from_bytes(payload[:2]) == 1009
             await server.ended()
-            assert server.sessions.statistics()["refused 413-frame-too-large"] == 1
+            assert server.sessions.statistics().client_faults["413-frame-too-large"] == 1
 
 
 async def test_what_is_just_allowed_before_connect_is_taken_and_after_it_there_is_no_such_limit() -> None:

@@ -13,7 +13,14 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.fanout import Senders
-from airy_trio.sessions.heartbeats import PING_EVERY_S, SLOT_S, UNANSWERED_MAX_S, Pulse, Wheel
+from airy_trio.sessions.heartbeats import (
+    PING_EVERY_S,
+    SLOT_S,
+    UNANSWERED_MAX_S,
+    ClientTimers,
+    TimerStatistics,
+    TimerWheel,
+)
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
@@ -29,10 +36,10 @@ async def senders() -> Senders:
 
 
 @pytest.fixture
-async def wheel(senders: Senders) -> AsyncGenerator[Wheel]:
-    wheel = Wheel(senders)
+async def wheel(senders: Senders) -> AsyncGenerator[TimerWheel]:
+    wheel = TimerWheel(senders)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(wheel.turn)
+        nursery.start_soon(wheel.run)
         yield wheel
         nursery.cancel_scope.cancel()
 
@@ -43,13 +50,14 @@ def pulse(
     outgoing_s: float | None = None,
     incoming_s: float | None = None,
     turn: Turn | None = None,
-) -> Pulse:
-    client = Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), state=ClientState.LIVE)
-    wire = FramedStream(outlet, send_timeout_s=10, turn=turn)
-    return Pulse(client, wire, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
+) -> ClientTimers:
+    connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
+    stream = FramedStream(outlet, send_timeout_s=10, turn=turn)
+    client = Client(connection, stream, state=ClientState.LIVE)
+    return ClientTimers(client, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
-async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockClock) -> None:
+async def test_each_client_has_its_own_time(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     outlets = [MemoryTransport() for _ in range(3)]
     for outlet, outgoing_s in zip(outlets, (30.0, 2.0, 7.0), strict=True):
         wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
@@ -62,16 +70,16 @@ async def test_each_client_has_its_own_time(wheel: Wheel, autojump_clock: MockCl
 
 @pytest.mark.parametrize("outgoing_s", [0.05, 0.1, 0.30000000000000004, 1, 29.999, 30])
 async def test_never_later_than_the_interval_nor_much_sooner(
-    outgoing_s: float, wheel: Wheel, autojump_clock: MockClock
+    outgoing_s: float, wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     outlet = MemoryTransport()
     one = pulse(outlet, outgoing_s=outgoing_s)
     wheel.watch(one)
-    written_at = [one.wire.written_at]
+    written_at = [one.client.stream.written_at]
     for _ in range(1000):
         await trio.sleep(max(outgoing_s / 100, SLOT_S / 5))
-        if one.wire.written_at != written_at[-1]:
-            written_at.append(one.wire.written_at)
+        if one.client.stream.written_at != written_at[-1]:
+            written_at.append(one.client.stream.written_at)
     pauses = [after - before for before, after in pairwise(written_at)]
     assert len(pauses) > 5
     assert max(pauses) <= max(outgoing_s, SLOT_S) + 1e-9
@@ -79,7 +87,7 @@ async def test_never_later_than_the_interval_nor_much_sooner(
 
 
 async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers(
-    wheel: Wheel, autojump_clock: MockClock
+    wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     outlet = MemoryTransport()
     one = pulse(outlet)
@@ -87,34 +95,34 @@ async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert outlet.take() == PING * pings
-    one.wire.read_at = trio.current_time()
+    one.client.stream.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
-    assert one.client.farewell is None
+    assert one.client.reason is None
     assert outlet.take() == PING * pings
     await trio.sleep(1 + SLOT_S)
-    assert one.client.farewell is disconnects.UNANSWERED
+    assert one.client.reason is disconnects.UNANSWERED
 
 
 async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_waits(
-    wheel: Wheel, autojump_clock: MockClock
+    wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     outlet = MemoryTransport(1)
     one = pulse(outlet)
     wheel.watch(one)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.write, b"x" * 1000)
+        nursery.start_soon(one.client.stream.write, b"x" * 1000)
         for _ in range(999):
             await trio.sleep(5)
             outlet.take(1)
-        found = [one.client.farewell]
+        found = [one.client.reason]
         await trio.sleep(UNANSWERED_MAX_S - 1)
-        found.append(one.client.farewell)
+        found.append(one.client.reason)
         await trio.sleep(1 + SLOT_S)
-        assert [*found, one.client.farewell] == [None, None, disconnects.UNANSWERED]
+        assert [*found, one.client.reason] == [None, None, disconnects.UNANSWERED]
         nursery.cancel_scope.cancel()
 
 
-async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: MockClock) -> None:
+async def test_client_that_sends_is_not_pinged(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     talking, beating = MemoryTransport(), MemoryTransport()
     pulses = [pulse(talking), pulse(beating, incoming_s=PING_EVERY_S)]
     for one in pulses:
@@ -122,13 +130,13 @@ async def test_client_that_sends_is_not_pinged(wheel: Wheel, autojump_clock: Moc
     for _ in range(20):
         await trio.sleep(PING_EVERY_S - 1)
         for one in pulses:
-            one.wire.read_at = trio.current_time()
+            one.client.stream.read_at = trio.current_time()
     assert [talking.take(), beating.take()] == [b"", b""]
 
 
 @pytest.mark.parametrize("outgoing_s, written", [(50, HEART_BEAT * 2 + PING), (1000, HEART_BEAT + PING)])
 async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
-    outgoing_s: float, written: bytes, wheel: Wheel, autojump_clock: MockClock
+    outgoing_s: float, written: bytes, wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     outlet = MemoryTransport()
     wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
@@ -137,21 +145,21 @@ async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
 
 
 async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
-    wheel: Wheel, autojump_clock: MockClock
+    wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     one = pulse(MemoryTransport(), incoming_s=1)
     one.client.occupied = True
     wheel.watch(one)
     await trio.sleep(100)
-    found = [one.client.farewell]
+    found = [one.client.reason]
     one.client.occupied = False
     await trio.sleep(2.5 + 2 * SLOT_S)
-    assert [*found, one.client.farewell] == [None, disconnects.SILENT]
-    assert wheel.statistics() == {"clients": 0, "slots": 0}
+    assert [*found, one.client.reason] == [None, disconnects.SILENT]
+    assert wheel.statistics() == TimerStatistics(0, 0)
 
 
 async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
-    wheel: Wheel, autojump_clock: MockClock
+    wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
     turnstile, outlet = FairQueue(), MemoryTransport()
     one = pulse(outlet, incoming_s=1, turn=turnstile.enter)
@@ -159,21 +167,21 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
         await turnstile.enter()
     outlet.feed(b"x")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(one.wire.receive_some)
+        nursery.start_soon(one.client.stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         wheel.watch(one)
         await trio.sleep(30)
-        found = [one.client.farewell]
+        found = [one.client.reason]
         nursery.start_soon(turnstile.run)
         await trio.testing.wait_all_tasks_blocked()
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
-        found.append(one.client.farewell)
+        found.append(one.client.reason)
         await trio.sleep(3 * SLOT_S)
-        assert [*found, one.client.farewell] == [None, None, disconnects.SILENT]
+        assert [*found, one.client.reason] == [None, None, disconnects.SILENT]
         nursery.cancel_scope.cancel()
 
 
-async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autojump_clock: MockClock) -> None:
+async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     outlet = MemoryTransport(0)
     one = pulse(outlet, outgoing_s=1)
     wheel.watch(one)
@@ -184,7 +192,7 @@ async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: Wheel, autoj
 
 @pytest.mark.parametrize("capacity_bytes", [0, 1])
 async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
-    capacity_bytes: int, wheel: Wheel, senders: Senders, autojump_clock: MockClock
+    capacity_bytes: int, wheel: TimerWheel, senders: Senders, autojump_clock: MockClock
 ) -> None:
     one, well = pulse(MemoryTransport(capacity_bytes), outgoing_s=1), pulse(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
@@ -192,19 +200,19 @@ async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
     await trio.sleep(2)
     assert one.client.state is ClientState.BEHIND
     assert well.client.state is ClientState.LIVE
-    assert senders.statistics()["waiting"] == 1
+    assert senders.statistics().waiting == 1
 
 
-async def test_who_is_behind_is_watched_too(wheel: Wheel, autojump_clock: MockClock) -> None:
+async def test_who_is_behind_is_watched_too(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     one = pulse(MemoryTransport(), incoming_s=1)
     one.client.state = ClientState.BEHIND
     wheel.watch(one)
     await trio.sleep(2.5 + 2 * SLOT_S)
-    assert one.client.farewell is disconnects.SILENT
+    assert one.client.reason is disconnects.SILENT
 
 
 async def test_one_clients_trouble_does_not_stop_the_wheel(
-    wheel: Wheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    wheel: TimerWheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outlet, broken = MemoryTransport(), MemoryTransport()
     monkeypatch.setattr(broken, "offer", lambda _data: 1 / 0)
@@ -215,16 +223,16 @@ async def test_one_clients_trouble_does_not_stop_the_wheel(
         wheel.watch(one)
     with capture_logs() as logs:
         await trio.sleep(1.5)
-    assert [one.client.farewell for one in pulses] == [disconnects.INTERNAL, disconnects.GONE, None]
+    assert [one.client.reason for one in pulses] == [disconnects.INTERNAL, disconnects.GONE, None]
     assert [line["event"] for line in logs] == ["session failed"]
     assert outlet.take() == HEART_BEAT
 
 
-async def test_forgetting_leaves_nothing(wheel: Wheel, autojump_clock: MockClock) -> None:
+async def test_forgetting_leaves_nothing(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     one = pulse(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
-    assert wheel.statistics() == {"clients": 1, "slots": 1}
+    assert wheel.statistics() == TimerStatistics(1, 1)
     wheel.forget(one.client)
     wheel.forget(one.client)
-    assert wheel.statistics() == {"clients": 0, "slots": 0}
+    assert wheel.statistics() == TimerStatistics(0, 0)
     await trio.sleep(5)

@@ -72,11 +72,11 @@ async def test_a_client_that_reads_nothing_is_reset() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive_for_ever, healthy)
             number = 1
-            while server.sessions.statistics()["clients"] == 2:
+            while server.sessions.statistics().clients == 2:
                 await server.append(number, number + 9, size=50_000)
                 number += 10
             nursery.cancel_scope.cancel()
-        assert server.sessions.statistics()["farewell too slow"] == 1
+        assert server.sessions.statistics().disconnects["too slow"] == 1
         with pytest.raises(trio.BrokenResourceError) as broken:
             await read_to_end(client)
         assert isinstance(broken.value.__cause__, ConnectionResetError)
@@ -92,12 +92,12 @@ async def test_a_goodbye_to_a_full_socket_is_a_reset_within_its_bound(server: Se
         await client.subscribe()
         (session,) = server.sessions._clients  # noqa: SLF001 - to see that its way out is full
         number = 1
-        while not session.subscriptions[1].hungry:
+        while not session.subscriptions[1].has_work:
             await server.append(number, number + 9, size=50_000)
             number += 10
             await trio.testing.wait_all_tasks_blocked()
         begun_at = trio.current_time()
-        await server.sessions.dismiss_all(0)
+        await server.sessions.disconnect_all(0)
         assert trio.current_time() - begun_at < 3
         with pytest.raises(trio.BrokenResourceError):
             await read_to_end(client)

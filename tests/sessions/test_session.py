@@ -20,7 +20,7 @@ from airy_trio.delivery.fanout import WATCH_EVERY_S
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.sessions.closing import GOODBYE_S, LINGER_S, LOG_EARLY_ENDS_EVERY_S
+from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, LINGER_S, LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
@@ -190,16 +190,16 @@ async def test_shutdown_tells_everybody_within_the_drain_time(server: Server, au
         for one in plugged:
             nursery.start_soon(hear, one.client)
         begun_at = trio.current_time()
-        await server.sessions.dismiss_all(0.1)
+        await server.sessions.disconnect_all(0.1)
     assert len(told) == 20
     assert told == sorted(told)
     assert told[-1] - begun_at <= 0.1
-    assert trio.current_time() - begun_at <= 0.1 + GOODBYE_S + 0.01
+    assert trio.current_time() - begun_at <= 0.1 + CLOSE_TIMEOUT_S + 0.01
     await server.ended()
 
 
 async def test_who_comes_during_shutdown_is_turned_away(server: Server, autojump_clock: MockClock) -> None:
-    await server.sessions.dismiss_all(0)
+    await server.sessions.disconnect_all(0)
     plugged = server.plug()
     assert await plugged.ending.wait() is disconnects.SHUTTING_DOWN
 
@@ -209,7 +209,7 @@ async def test_a_peer_that_never_answers_the_close_is_cut_in_time(server: Server
     begun_at = trio.current_time()
     await plugged.client.send(Frame("DISCONNECT"))
     assert await plugged.ending.wait() is disconnects.DONE
-    assert plugged.ending.at - begun_at <= GOODBYE_S + LINGER_S
+    assert plugged.ending.at - begun_at <= CLOSE_TIMEOUT_S + LINGER_S
     await server.ended()
 
 
@@ -226,7 +226,7 @@ async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame
     assert closed.value.code == 1000
     await plugged.client.stream.aclose()
     assert await plugged.ending.wait() in (disconnects.DONE, disconnects.GONE)
-    assert plugged.ending.at < GOODBYE_S
+    assert plugged.ending.at < CLOSE_TIMEOUT_S
     await server.ended()
 
 
@@ -375,7 +375,7 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
         refused = server.plug()
         await refused.client.stream.send_all(b"GET /nowhere HTTP/1.1\r\n\r\n")
         await refused.ending.wait()
-        await trio.sleep(LOG_EARLY_ENDS_EVERY_S)
+        await trio.sleep(LOG_SAMPLE_EVERY_S)
         await connect_and_leave(2)
     lines = [line for line in logs if line["log_level"] != "debug"]
     assert [(line["event"], line["farewell"], line["not_logged"]) for line in lines] == [
@@ -393,34 +393,34 @@ async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
     for wrong in plugged[:2]:
         await wrong.client.send(Frame("NONSENSE"))
         await wrong.ending.wait()
-    await server.sessions.dismiss_all(1)
+    await server.sessions.disconnect_all(1)
     found = server.sessions.statistics()
-    assert {name: count for name, count in found.items() if " " in name and count} == {
-        "farewell protocol error": 2, "refused 400-unknown-command": 2, "farewell shutting down": 1
-    }  # fmt: skip
+    ended = {name: count for name, count in found.disconnects.items() if count}
+    assert ended == {"protocol error": 2, "shutting down": 1}
+    assert {token: count for token, count in found.client_faults.items() if count} == {"400-unknown-command": 2}
 
 
 async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics()["behind"] == 0
+    assert server.sessions.statistics().behind == 0
     await server.append(1, 1)
     await trio.testing.wait_all_tasks_blocked()
-    assert server.sessions.statistics()["behind"] == 1  # the cursor has moved on; the bytes have not been taken
+    assert server.sessions.statistics().behind == 1  # the cursor has moved on; the bytes have not been taken
     await client.receive()
     await client.subscribe(subscription="1", headers=[("replay", "all")])
     await client.receive()
     await server.append(2, 400, size=1000)
     await trio.testing.wait_all_tasks_blocked()
     found = server.sessions.statistics()
-    assert (found["clients"], found["subscriptions"], found["behind"]) == (1, 2, 1)
+    assert (found.clients, found.subscriptions, found.behind) == (1, 2, 1)
     for _ in range(2 * 399):
         await client.receive()
     await trio.testing.wait_all_tasks_blocked()
     found = server.sessions.statistics()
-    assert (found["behind"], found["deliveries"]) == (0, 800)
-    assert 800_000 < found["bytes"] < 1_000_000
+    assert (found.behind, found.deliveries) == (0, 800)
+    assert 800_000 < found.bytes < 1_000_000
 
 
 class WatchedOutlet(StreamTransport):
@@ -444,14 +444,14 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
             await server.append(first, max(1, first + 28))
             await trio.testing.wait_all_tasks_blocked()
         await trio.sleep(100)
-        assert ending.farewell is None, "as long as everything is kept it may take its time"
+        assert ending.reason is None, "as long as everything is kept it may take its time"
         begun_at = trio.current_time()
         await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         assert await ending.wait() is disconnects.POSITION_EXPIRED
-        assert ending.at - begun_at <= WATCH_EVERY_S + GOODBYE_S + LINGER_S
+        assert ending.at - begun_at <= WATCH_EVERY_S + CLOSE_TIMEOUT_S + LINGER_S
         assert outlet.aborted
         counted = server.sessions.statistics()
-        assert (counted["farewell position expired"], counted["refused 410-position-expired"]) == (1, 1)
+        assert (counted.disconnects["position expired"], counted.client_faults["410-position-expired"]) == (1, 1)
         await server.ended()
 
 
@@ -486,7 +486,7 @@ async def test_who_leaves_while_its_subscribe_waits_for_the_store_is_noticed_at_
             await trio.sleep(5)
             await plugged.client.send_text("\n")
         await trio.sleep(100)
-        assert plugged.ending.farewell is None
+        assert plugged.ending.reason is None
         begun_at = trio.current_time()
         await plugged.client.stream.aclose()
         assert await plugged.ending.wait() is disconnects.GONE

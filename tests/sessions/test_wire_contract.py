@@ -442,7 +442,7 @@ async def test_line_12_unknown_and_repeated_acks_are_ignored_and_counted(
     await client.disconnect()
     await plugged.ending.wait()
     statistics = server.sessions.statistics()
-    assert (statistics["acks_ignored"], statistics["nacks"]) == (5, 1)
+    assert (statistics.acks_ignored, statistics.nacks) == (5, 1)
 
 
 @pytest.mark.parametrize("command, freed", [("COMMIT", [2]), ("ABORT", [])])
@@ -486,7 +486,7 @@ async def test_line_15_the_receipt_comes_when_the_frame_has_taken_effect(
 ) -> None:
     client = (await server.plug_connected(version=version)).client
     await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1"), ("replay", "none")])
-    assert server.sessions.statistics()["subscriptions"] == 1
+    assert server.sessions.statistics().subscriptions == 1
     await server.append(1, 1)
     message = await client.receive()
     assert offsets([message]) == [1]
@@ -496,7 +496,7 @@ async def test_line_15_the_receipt_comes_when_the_frame_has_taken_effect(
     assert offsets(await arrivals(client)) == [2]
     await client.send(Frame("UNSUBSCRIBE", (("id", "0"), ("receipt", "gone"))))
     assert (await client.receive()).get("receipt-id") == "gone"
-    assert server.sessions.statistics()["subscriptions"] == 0
+    assert server.sessions.statistics().subscriptions == 0
 
 
 async def test_line_15_a_receipt_on_any_frame_in_their_order(server: Server, autojump_clock: MockClock) -> None:
@@ -593,7 +593,7 @@ async def test_line_16_an_error_has_message_content_type_body_and_receipt_id_and
     asked = () if receipt is None else (("receipt", receipt),)
     await plugged.client.send(evolve(frame, headers=(*frame.headers, *asked)))
     await trio.testing.wait_all_tasks_blocked()  # the ERROR is on its way
-    assert server.sessions.statistics()["subscriptions"] == 0
+    assert server.sessions.statistics().subscriptions == 0
     await server.append(2, 2)
     error, closed = await last_words(plugged.client)
     assert (error.get("message"), closed) == (token, code)
