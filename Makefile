@@ -38,7 +38,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: screenshots help newcomer docs reference attacks chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz
+.PHONY: screenshots help newcomer docs reference attacks chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -99,6 +99,9 @@ bench-route: $(VENV)/.tests bench/build/load ## the route from a commit to a cli
 
 bench-stomp: $(VENV)/.tests ## the STOMP codec beside others
 	$(BIN)/python -m bench.stomp_codec
+
+mutants: $(VENV)/.tests ## delivery with one fault each, which its tests must notice
+	$(BIN)/python -m pytest -n $(TESTS_AT_ONCE) tests/delivery/mutants.py
 
 drill: $(VENV)/.tests ## kills, freezes and outages under load, with everything accounted for
 	DRILL_SECONDS=$(DRILL_SECONDS) DRILL_RESUMES=$(DRILL_RESUMES) SOAK_SECONDS=$(DRILL_SECONDS) \

@@ -117,7 +117,7 @@ async def serve(
             await intake.start(app.serve, settings.load(beside, os.environ))
         intake.start_soon(producer.log.follow)
         intake.start_soon(sessions.fan_out)
-        intake.start_soon(sessions.wheel.turn)
+        intake.start_soon(sessions.wheel.run)
         intake.start_soon(accept, listening, sessions, connections, encryption)
         intake.start_soon(producer.listen)
         server.freeze()

@@ -23,9 +23,9 @@ from airy_trio.errors import SettingsError, StartError
 from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
+from tests.auth.signing import SECRET, issuer, jwk, jwks, key_pair
 from tests.certificates import Files, issue, trusting
 from tests.hanging import make_hang, open_writer
-from tests.websocket.auth.signing import SECRET, issuer, jwk, jwks, key_pair
 
 TIMEOUT_S = 20.0
 

@@ -16,6 +16,7 @@ OPEN_NURSERIES = {
     "app/server.py",
     "app/supervisor.py",
     "database/engines.py",  # for as long as several connections are closed at the same time
+    "sessions/conversation.py",  # in `unless_gone`, while one request waits
     "sessions/registry.py",
     "testing/store_durables.py",  # the checks of stores are not part of the server
     "testing/store_changes.py",

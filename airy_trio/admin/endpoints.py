@@ -209,7 +209,7 @@ def routes(sources: Sources, door: ClientEndpoint) -> list[Route]:
         except BadQueryError as error:
             return _stats(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         page = sources.sessions.connections(after=after, limit=limit, behind=behind)
-        return _stats(HTTPStatus.OK, {"total": sources.sessions.statistics()["clients"], **page})
+        return _stats(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
 
     return [Route("/api/figures", figures), Route("/api/connections", connections)]
 
@@ -220,11 +220,11 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
     conditions = sources.conditions()
     return {
         "version": __version__,
-        "connections": found["clients"],
-        "subscriptions": found["subscriptions"],
-        "behind": found["behind"],
-        "deliveries": found["deliveries"],
-        "bytes": found["bytes"],
+        "connections": found.clients,
+        "subscriptions": found.subscriptions,
+        "behind": found.behind,
+        "deliveries": found.deliveries,
+        "bytes": found.bytes,
         "latency": {"bounds_s": BOUNDS_S, "counts": latencies.counts, "total_s": latencies.total_s},
         "recording": recorder.recording,
         "lag_s": recorder.lag_s,

@@ -6,7 +6,7 @@ parts), and each of them has a series from the start.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Final
 
 import trio
 from attrs import frozen
@@ -20,33 +20,17 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import BOUNDS_S, Latencies
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.retention import Retention
+from airy_trio.sessions.registry import Sessions
 from airy_trio.version import __version__
 
 PREFIX: Final = "airy_trio_"
-
-
-class SessionStatistics(Protocol):
-    """What is asked of the sessions of a process, whose own layer is not known here."""
-
-    @property
-    def latencies(self) -> Latencies:
-        """From the change to the socket."""
-        ...
-
-    def statistics(self) -> Mapping[str, int]:
-        """What there is now, and what there was since the start."""
-        ...
-
-    def connections(self, *, after: int, limit: int, behind: bool) -> Mapping[str, Any]:
-        """Who is connected now, numbered above ``after``, at most ``limit``; only those ``behind``, or all."""
-        ...
 
 
 @frozen(kw_only=True)
 class Sources:
     """The objects whose figures are told."""
 
-    sessions: SessionStatistics
+    sessions: Sessions
     log: EventLog
     recorder: Recorder
     retention: Retention
@@ -76,29 +60,32 @@ class _Figures(Collector):
 
     def _clients(self) -> Iterator[Metric]:
         found = self._sources.sessions.statistics()
-        yield _gauge("connections", "Connections that are open.", found["clients"])
+        yield _gauge("connections", "Connections that are open.", found.clients)
         tasks = trio.lowlevel.current_statistics().tasks_living
         yield _gauge("tasks", "Tasks of the server's event loop, a few for each connection.", tasks)
-        yield _gauge("subscriptions", "Subscriptions of all connections.", found["subscriptions"])
-        yield _gauge("connections_behind", "Connections with events still to be sent.", found["behind"])
-        yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found["durables"])
-        unwritten = found["durables_unwritten"]
+        yield _gauge("subscriptions", "Subscriptions of all connections.", found.subscriptions)
+        yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
+        yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found.durables)
+        unwritten = found.durables_unwritten
         yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements still to be kept.", unwritten)
         waited = "Times a client had to wait for its turn, because many asked at once."
-        yield _counter("questions_waited", waited, found["waited"])
-        yield _counter("deliveries", "Events sent, once for each subscription.", found["deliveries"])
-        yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found["bytes"])
-        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found["acks_ignored"])
-        yield _counter("nacks", "Messages that clients refused.", found["nacks"])
-        ended = _after("farewell ", found)
-        yield _labelled(CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", ended)
-        yield _gauge("client_addresses", "Addresses that connections are counted by.", found.get("addresses", 0))
-        away = _after("turned away ", found)
-        yield _labelled(CounterMetricFamily, "connections_turned_away", "Connections beyond a limit.", "limit", away)
-        requests = _after("requests refused ", found)
+        yield _counter("questions_waited", waited, found.waited)
+        yield _counter("deliveries", "Events sent, once for each subscription.", found.deliveries)
+        yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found.bytes)
+        yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.acks_ignored)
+        yield _counter("nacks", "Messages that clients refused.", found.nacks)
+        yield _labelled(
+            CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", found.disconnects
+        )
+        yield _gauge("client_addresses", "Addresses that connections are counted by.", found.addresses)
+        yield _labelled(
+            CounterMetricFamily, "connections_turned_away", "Connections beyond a limit.", "limit", found.turned_away
+        )
+        requests = {str(status): count for status, count in found.requests_refused.items()}
         yield _labelled(CounterMetricFamily, "requests_refused", "Requests answered in HTTP.", "status", requests)
-        refused = _after("refused ", found)
-        yield _labelled(CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", refused)
+        yield _labelled(
+            CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", found.client_faults
+        )
         yield _histogram(
             "delivery_seconds",
             'From the change in the database to the socket; with capture = "updated_at", from its event in the log.',
@@ -154,8 +141,3 @@ def _histogram(name: str, words: str, latencies: Latencies) -> Metric:
     bounds = [*(repr(bound) for bound in BOUNDS_S), "+Inf"]
     buckets = list(zip(bounds, itertools.accumulate(latencies.counts), strict=True))
     return HistogramMetricFamily(f"{PREFIX}{name}", words, buckets=buckets, sum_value=latencies.total_s)
-
-
-def _after(prefix: str, statistics: Mapping[str, int]) -> Mapping[str, int]:
-    """The statistics whose name begins with the prefix, by the rest of it."""
-    return {name.removeprefix(prefix): value for name, value in statistics.items() if name.startswith(prefix)}

@@ -438,7 +438,7 @@ class Parts:
             conditions=self.readiness.conditions,
         )
         pages = [*console.routes(self.door), *endpoints.routes(sources, self.door)]
-        return application(self.readiness.conditions, registry(sources), self.sessions.audience, pages)
+        return application(self.readiness.conditions, registry(sources), self.sessions.recipients, pages)
 
 
 def make_parts(  # noqa: PLR0913 - all that is opened before them

@@ -364,7 +364,7 @@ async def _serve(
                     start.starting.finish()
                     if parts.serves:
                         intake.start_soon(sessions.fan_out)
-                        intake.start_soon(sessions.wheel.turn)
+                        intake.start_soon(sessions.wheel.run)
                         intake.start_soon(sessions.follow_keys)
                         intake.start_soon(sessions.leave_unread_store, settings.listener.drain_s)
                         listening = sockets.enter_context(await open_listening_socket(settings.listener))
@@ -383,10 +383,10 @@ async def _serve(
             sockets.close()  # who comes now is refused at once, and goes to another server
             if broken is not None:  # a server that reads no changes must not look like a quiet one
                 await _disown_what_was_replaced(recorder, broken)
-                await sessions.dismiss_all(0, INTERNAL)
+                await sessions.disconnect_all(0, INTERNAL)
                 await sessions.durables.flush(FLUSH_TIMEOUT_S)
                 raise broken
-            await sessions.dismiss_all(settings.listener.drain_s)
+            await sessions.disconnect_all(settings.listener.drain_s)
             await sessions.durables.flush(FLUSH_TIMEOUT_S)
             connections.cancel_scope.cancel()
     logger.info("stopped", **recorder.statistics())

@@ -1,1 +1,1 @@
-"""Delivery: a client is a cursor into the log; the fan-out and the send tasks move it."""
+"""Delivery: a client is a cursor into the log, which the fan-out and the send tasks move."""

@@ -1,7 +1,7 @@
-"""Runs: complete WebSocket messages, each one MESSAGE frame, joined into one piece to write.
+"""Encoded batches: MESSAGE frames in complete WebSocket messages, joined into one piece to write.
 
-A run is made from events after a position, and shared by all subscriptions that would get the same octets. Nothing
-is sent here; a cursor moves in ``took``, which whoever writes calls when, and only when, the transport has the run.
+A batch holds the events after a position, and all subscriptions that would get the same bytes share it. ``Batches``
+sends nothing: the task that writes calls ``commit`` if, and only if, the transport has taken the batch.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import frozen
 
-from airy_trio.delivery.client import Subscription
+from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.position import Position
@@ -18,147 +18,126 @@ from airy_trio.log.tail import View
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.websocket.stream import text_message
 
-RUN_BYTES_MAX: Final = 64 * 1024
-RUN_EVENTS_MAX: Final = 1024
-SHARED_RUNS_MAX: Final = 64
-"""Batches of distinct subscriptions would otherwise hold 64 KiB for each client."""
+BATCH_BYTES_MAX: Final = 64 * 1024
+BATCH_EVENTS_MAX: Final = 1024
+# Shared batches that are remembered. Without a limit, clients at different positions would hold 64 KiB each.
+SHARED_BATCHES_MAX: Final = 64
 
 
 @frozen
-class EncodedBatch:
-    """Octets to write, and the offsets of the events in them, at least one, in order.
+class BatchStatistics:
+    """Since the start: events times the subscriptions that they were sent to, and the bytes of their messages."""
 
-    ``changed_at``: when what the first of them tells was changed, in Trio's time. ``position``: where the cursor of
-    whoever gets it stands then. ``after``, ``prefix``: whose it is, as long as the view has not grown; ``after`` is
-    None where it is nobody else's. ``to_the_end``: it reached the end of the view.
-    """
-
-    data: bytes
-    offsets: tuple[int, ...]
-    changed_at: float
-    position: Position
-    after: Position | None = None
-    prefix: bytes = b""
-    to_the_end: bool = False
+    deliveries: int
+    bytes: int
 
 
 class Batches:
-    """Makes runs, remembers the newest few, and counts what was sent."""
+    """Encodes batches, remembers the newest shared ones, and counts what was sent."""
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._shared: dict[tuple[View, bytes, str, int, int], EncodedBatch] = {}
-        self._counts = {"deliveries": 0, "bytes": 0}
+        self._deliveries = 0
+        self._bytes = 0
         self._latencies = Latencies()
 
-    def statistics(self) -> dict[str, int]:
-        """Since the start: ``deliveries``, events times subscriptions that had them; ``bytes`` of their messages."""
-        return dict(self._counts)
+    def statistics(self) -> BatchStatistics:
+        """Return the counts since the start."""
+        return BatchStatistics(self._deliveries, self._bytes)
 
     @property
     def latencies(self) -> Latencies:
-        """From the change to the socket, of all that was no replay of what was before a subscription."""
+        """Times from the change of a row to the socket, without replays of events before the subscription."""
         return self._latencies
 
-    def following(self, subscription: Subscription) -> EncodedBatch:
-        """The next run of a subscription, which must be hungry: what it is owed, else what follows its position.
+    def next_batch(self, subscription: Subscription) -> EncodedBatch:
+        """Encode the next batch of a subscription that has work: of its backlog, else after its position.
 
-        Raises ``LookupError`` where nothing is owed and the view has evicted something after the position.
+        Raises ``LookupError`` if there is no backlog and the view has evicted an event after the position.
         """
-        return self.owed(subscription) if subscription.owed else self.after_position(subscription)
+        return self.of_backlog(subscription) if subscription.backlog else self.after_position(subscription)
 
-    def took(self, subscription: Subscription, run: EncodedBatch, now: float) -> None:
-        """Move the cursor over its next run, which the transport has taken, and count it. ``now``: in Trio's time."""
-        offsets = run.offsets
-        if subscription.owed:
-            for _ in offsets:
-                subscription.owed.popleft()
-            subscription.owed = subscription.owed or ()
-        elif run.after is not None:  # one object for all with the same octets: neighbours are told by identity
-            subscription.prefix = run.prefix
-        subscription.position = run.position
-        subscription.verdict = b""
-        subscription.repeats = (
-            subscription.shareable and subscription.started and run.position.offset >= subscription.live_after
-        )
-        if subscription.window is not None:
-            subscription.window.sent(offsets)
-        self._count(run, 1, int(offsets[0] > subscription.live_after), now)
+    def commit(self, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
+        """Move the cursor over a batch that the transport has taken, and count it. ``now``: in Trio's time."""
+        subscription.commit(batch)
+        offsets = batch.offsets
+        self._deliveries += len(offsets)
+        self._bytes += len(batch.data)
+        if offsets[0] > subscription.live_after:
+            self._latencies.observe(now - batch.changed_at, len(offsets))
 
-    def repeated(self, run: EncodedBatch | None, times: int, now: float) -> None:
-        """Count a run that so many more neighbours took, all with ``repeats``; their cursors were moved already."""
-        if run is not None and times:
-            self._count(run, times, times, now)
+    def count_repeats(self, batch: EncodedBatch | None, times: int, now: float) -> None:
+        """Count a batch that was taken ``times`` more, by subscriptions in step; their cursors have moved already."""
+        if batch is not None and times:
+            deliveries = len(batch.offsets) * times
+            self._deliveries += deliveries
+            self._bytes += len(batch.data) * times
+            self._latencies.observe(now - batch.changed_at, deliveries)
 
-    def _count(self, run: EncodedBatch, times: int, live_times: int, now: float) -> None:
-        self._counts["deliveries"] += len(run.offsets) * times
-        self._counts["bytes"] += len(run.data) * times
-        if live_times:
-            self._latencies.observe(now - run.changed_at, len(run.offsets) * live_times)
-
-    def owed(self, subscription: Subscription) -> EncodedBatch:
-        """The next run of what a subscription is owed, whose cursor is beyond it. There must be something."""
-        data, offsets, changed_at = self._join(subscription, subscription.owed)
+    def of_backlog(self, subscription: Subscription) -> EncodedBatch:
+        """Encode the next batch of a backlog, which must not be empty. The cursor is already beyond it."""
+        data, offsets, changed_at = self._join(subscription, subscription.backlog)
         return EncodedBatch(data, offsets, changed_at, subscription.position)
 
     def after_position(self, subscription: Subscription) -> EncodedBatch:
-        """The next run from the tail. The subscription must be hungry.
+        """Encode, or take from the shared batches, the next batch from the tail. The subscription must have work.
 
-        Raises ``LookupError`` where the view has evicted something after the position.
+        Raises ``LookupError`` if the view has evicted an event after the position.
         """
         if not subscription.shareable:
             return self._from_tail(subscription)
         position, view = subscription.position, subscription.view
-        # With its view: of one destination not all may read the same, though they name it alike.
+        # The view is part of the key: two clients may name one destination and be granted different events of it.
+        # The end of the view is part of it too, so an entry never has to be removed when the view grows.
         key = (view, subscription.prefix, position.epoch, position.offset, view.last)
-        run = self._shared.get(key)
-        if run is None:
+        batch = self._shared.get(key)
+        if batch is None:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            run = self._from_tail(subscription, after=position, prefix=subscription.prefix)
-            if len(self._shared) >= SHARED_RUNS_MAX:
+            batch = self._from_tail(subscription, after=position, prefix=subscription.prefix)
+            if len(self._shared) >= SHARED_BATCHES_MAX:
                 del self._shared[next(iter(self._shared))]
-            self._shared[key] = run
-        return run
+            self._shared[key] = batch
+        return batch
 
     def _from_tail(
         self, subscription: Subscription, after: Position | None = None, prefix: bytes = b""
     ) -> EncodedBatch:
         position, view = subscription.position, subscription.view
-        events = self._eventlog.after(view, position.offset, events_max=RUN_EVENTS_MAX, bytes_max=RUN_BYTES_MAX)
+        events = self._eventlog.after(view, position.offset, events_max=BATCH_EVENTS_MAX, bytes_max=BATCH_BYTES_MAX)
         data, offsets, changed_at = self._join(subscription, events)
-        return EncodedBatch(
-            data, offsets, changed_at, position.at(offsets[-1]), after, prefix, offsets[-1] >= view.last
-        )
+        last = offsets[-1]
+        return EncodedBatch(data, offsets, changed_at, position.at(last), after, prefix, last >= view.last)
 
     def _join(self, subscription: Subscription, events: Iterable[StoredEvent]) -> tuple[bytes, tuple[int, ...], float]:
-        """Join the first of these events up to ``RUN_BYTES_MAX`` and the room of the window, but at least one."""
-        room = RUN_EVENTS_MAX if subscription.window is None else subscription.window.room
+        """Encode the first events up to ``BATCH_BYTES_MAX`` and the room of the ack window, but at least one."""
+        room = BATCH_EVENTS_MAX if subscription.window is None else subscription.window.room
         messages: list[bytes] = []
         offsets: list[int] = []
         size = 0
-        verdict = subscription.verdict
+        resume_header = subscription.resume_header
         changed_at = 0.0
         for event in events:
             if len(offsets) >= room:
                 break
-            message = text_message(_frame(subscription, event, verdict))
+            message = text_message(_frame(subscription, event, resume_header))
             size += len(message)
-            if offsets and size > RUN_BYTES_MAX:
+            if offsets and size > BATCH_BYTES_MAX:
                 break
             if not offsets:
                 changed_at = self._eventlog.changed_at(event)
             messages.append(message)
             offsets.append(event.offset)
-            verdict = b""
-        if not offsets:  # a bug in the log or here; going on would turn in circles
+            resume_header = b""
+        if not offsets:  # A bug in the log or here. Without the error the caller would loop without progress.
             fault = f"nothing to send after {subscription.position}, though the view goes to {subscription.view.last}"
             raise RuntimeError(fault)
         return b"".join(messages), tuple(offsets), changed_at
 
 
-def _frame(subscription: Subscription, event: StoredEvent, verdict: bytes) -> bytes:
+def _frame(subscription: Subscription, event: StoredEvent, resume_header: bytes) -> bytes:
     message_id = f"{subscription.position.epoch}-{event.offset}"
     head = message_head(message_id, len(event.body), truncated=event.truncated)
     ack = (
@@ -166,4 +145,4 @@ def _frame(subscription: Subscription, event: StoredEvent, verdict: bytes) -> by
         if subscription.window is None
         else subscription.client.connection.message_ack(subscription.number, message_id)
     )
-    return b"".join((subscription.prefix, head, ack, verdict, EOL, event.body, NUL))
+    return b"".join((subscription.prefix, head, ack, resume_header, EOL, event.body, NUL))

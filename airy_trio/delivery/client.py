@@ -1,6 +1,49 @@
-"""One client and its subscriptions: who may write to it, where each cursor stands, and how much it may have in flight.
+"""The state of one client: a cursor for each subscription, and which task may write events to the connection.
 
-ClientState only: nothing is read, framed or sent here. Where a subscription starts is decided in ``replay``.
+A client is a cursor into the log, not a queue. Each subscription has the position of the last event that was written,
+and the connection as a whole is in one of four states. The state names the only writer of events:
+
+    state        writer of events                     left when
+    ----------   ----------------------------------   ------------------------------------------------------------
+    CONNECTING   none                                 CONNECTED was written: LIVE
+    LIVE         the fan-out, and the session after   the socket does not take a batch at once, something is pending,
+                 SUBSCRIBE and ACK (both through      or a position is older than the tail: BEHIND
+                 ``FanOut.serve``, which never waits)
+    BEHIND       the send task of this client, for    nothing is pending and no subscription has work: LIVE
+                 all of its subscriptions in turn
+    CLOSING      none; the session closes             never
+
+``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
+two writers on one socket would need a flag for each subscription and a lock for each event. The price is that while
+one subscription replays, the send task also serves the others.
+
+A subscription *has work* if it is started, its view or its backlog holds an event that was not sent, and its ack
+window has room. A full window does not make a client BEHIND: the next ACK gives the subscription work again, and
+serves it.
+
+These invariants hold; ``tests/delivery/test_invariants.py`` lists the tests and the mutants for each.
+
+1.  A transport takes a batch whole or not at all, and the cursor advances if, and only if, the batch was taken.
+2.  The part of a batch that the socket did not take at once is *pending*: at most one batch for each client. Nothing
+    else is written before it has left.
+3.  A task that waits while writing holds the stream's lock, and it waits only while something is pending. So the
+    fan-out has to check ``pending``, not the lock.
+4.  A client with something pending, or with work, never stays LIVE: the task that caused it hands the client over to
+    the send tasks (``Senders.hand_over``).
+5.  The fan-out and a send task never both write to one client: there is no checkpoint between the check that a client
+    has caught up and its step back to LIVE.
+6.  A view holds exactly those offsets of its destination that the tail holds. The tail can serve a position if, and
+    only if, it is not before ``view.evicted``. (The beginning of the tail would be the wrong limit: on a quiet
+    destination a cursor stays old although nothing is missing after it.)
+7.  After every wait the send task checks again, under the lock, whether the subscription still exists, so nothing
+    follows the RECEIPT of its UNSUBSCRIBE.
+8.  SUBSCRIBE fixes the position, then writes the RECEIPT, then starts the subscription and serves it. The RECEIPT
+    comes before the first MESSAGE, and no event is lost in between.
+9.  Nothing follows a Close frame: the stream is marked as closing before its lock is waited for.
+10. The first disconnect reason wins, and ``disconnect`` never waits. Only the session closes the transport.
+11. An exception while one client is served disconnects that client and no other: in the fan-out, the timer wheel, the
+    send tasks and the session.
+12. Events of one subscription are sent in order. Between two subscriptions of a connection no order is promised.
 """
 
 from array import array
@@ -15,6 +58,8 @@ from attrs import define, field, frozen
 
 from airy_trio.auth import ANYBODY, User
 from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.events.destinations import Destination
+from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
@@ -27,35 +72,159 @@ from airy_trio.websocket.stream import FramedStream
 
 @frozen(kw_only=True)
 class ReplayOptions:
-    """The recent window, for clients that do not tell their position (settings, ``[replay]``)."""
+    """The recent window, for clients that do not send a position (settings, ``[replay]``)."""
 
     window_s: float = field(default=120, validator=at_least(0))
     events_max: int = field(default=1000, validator=at_least(1))
 
 
 class ClientState(Enum):
-    """Who may write events to a connection (architecture, "Delivery")."""
+    """Which task may write events to a connection (the table at the top of this module)."""
 
     CONNECTING = "connecting"
-    """Nobody: CONNECTED has not been written."""
     LIVE = "live"
-    """The fan-out, and the session in the same way."""
     BEHIND = "behind"
-    """Its send task: it did not take a run at once, or its cursor stands before the tail."""
     CLOSING = "closing"
-    """Nobody: the session says the farewell."""
 
 
+# Module-level aliases for the code that runs at each delivery: looking up an attribute of an enum is slower.
 LIVE: Final = ClientState.LIVE
 BEHIND: Final = ClientState.BEHIND
-"""As names of the module, for who asks at each delivery: an enum's attributes take longer to find."""
+
+
+@define(eq=False)
+class Client:
+    """The state of one connection; owned by its session.
+
+    ``connection``: the STOMP protocol. ``stream``: the way to the socket. ``number``: counts the connections of this
+    process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``visitor``: counts the connection
+    and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT was
+    accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
+    conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request, so it does not read,
+    and that no bytes arrive is not the client's fault.
+    """
+
+    connection: Connection
+    stream: FramedStream
+    number: int = 0
+    begun_at: float = 0.0
+    visitor: Visitor | None = None
+    state: ClientState = ClientState.CONNECTING
+    user: User = ANYBODY
+    connected: bool = False
+    reason: DisconnectReason | None = None
+    subscriptions: "dict[int, Subscription]" = field(factory=dict)
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    occupied: bool = False
+    _wake_up: trio.Event | None = field(default=None, init=False)
+
+    @property
+    def session(self) -> str:
+        """The name of the session, as in CONNECTED."""
+        return self.connection.session
+
+    @property
+    def address(self) -> str | None:
+        """The address for the log: the client's, or that of its proxy until the upgrade request was read."""
+        return None if self.visitor is None else self.visitor.name
+
+    @property
+    def peer(self) -> str | None:
+        """The address, or network, that the connection is counted by."""
+        return None if self.visitor is None else self.visitor.counted_as
+
+    def authenticate(self, user: User) -> None:
+        """Record the user whose credentials CONNECT has shown."""
+        self.user = user
+
+    def go_live(self) -> bool:
+        """Step from CONNECTING to LIVE after CONNECTED was written; False if the client is already being disconnected.
+
+        Lifts the deadline of CONNECT, and the limit on what may be read before it.
+        """
+        self.connected = True
+        if self.state is not ClientState.CONNECTING:
+            return False
+        self.state = LIVE
+        self.scope.deadline = float("inf")
+        self.stream.limit(None)
+        return True
+
+    def fall_behind(self) -> bool:
+        """Step from LIVE to BEHIND; False, and nothing changes, in any other state."""
+        if self.state is not LIVE:
+            return False
+        self.state = BEHIND
+        return True
+
+    def catch_up(self) -> bool:
+        """Step from BEHIND to LIVE if nothing is pending and no subscription has work; False otherwise.
+
+        There is no checkpoint between the check and the step, so the fan-out serves all events that arrive afterwards.
+        """
+        if self.state is not BEHIND or self.stream.transport.pending:
+            return False
+        if any(subscription.has_work for subscription in self.subscriptions.values()):
+            return False
+        self._wake_up = None
+        self.state = LIVE
+        return True
+
+    def expect_wake_up(self) -> trio.Event:
+        """Return a new event that the next ``wake`` sets. For the send task, before it looks for work."""
+        self._wake_up = trio.Event()
+        return self._wake_up
+
+    def wake(self) -> None:
+        """Wake the send task of a client that is BEHIND: a subscription may have work."""
+        if self._wake_up is not None:
+            self._wake_up.set()
+
+    def begin_request(self) -> None:
+        """Note that the session stops reading to handle a request."""
+        self.occupied = True
+
+    def end_request(self) -> None:
+        """Note that the session reads again; the time of the request does not count as the client's silence."""
+        self.occupied = False
+        self.stream.read_at = trio.current_time()
+
+    def disconnect(self, reason: DisconnectReason) -> None:
+        """End the conversation for this reason; the first one wins. Never waits."""
+        if self.reason is None:
+            self.reason = reason
+        self.close()
+        self.scope.cancel()
+
+    def close(self) -> None:
+        """Let no task write events any more. Idempotent."""
+        self.state = ClientState.CLOSING
+
+
+@frozen
+class EncodedBatch:
+    """Complete WebSocket messages to write in one piece, with at least one event.
+
+    ``offsets``: of the events, ascending. ``changed_at``: when the row behind the first event changed, in Trio's time.
+    ``position``: of the cursor once the batch was taken. ``after`` and ``prefix``: every subscription of the view at
+    this position and with this prefix gets the same bytes, as long as the view does not grow; ``after`` is None if
+    the batch cannot be shared. ``reaches_end``: it ends with the newest event of the view.
+    """
+
+    data: bytes
+    offsets: tuple[int, ...]
+    changed_at: float
+    position: Position
+    after: Position | None = None
+    prefix: bytes = b""
+    reaches_end: bool = False
 
 
 class Window:
-    """What is in flight in one subscription with an ack mode, and what may still be sent: flow control, no more.
+    """The events in flight in one subscription with an ack mode, which bound how many more may be sent.
 
-    The offsets in flight rise in the order of sending, with gaps where events are of other destinations. They are kept
-    as plain numbers of eight octets: a client may let thousands wait in each of its subscriptions.
+    Offsets are in the order of sending, ascending, with gaps for events of other destinations. They are stored as
+    eight bytes each: a client may leave thousands unacknowledged in each of its subscriptions.
     """
 
     __slots__ = ("_cumulative", "_in_flight", "_prefetch")
@@ -67,23 +236,20 @@ class Window:
 
     @property
     def room(self) -> int:
-        """How many more events may be sent before the client acknowledges one."""
+        """The number of events that may be sent before the client acknowledges one."""
         return self._prefetch - len(self._in_flight)
 
     @property
     def oldest(self) -> int | None:
-        """The offset of the first event in flight; None where none is."""
+        """The offset of the first event in flight; None if there is none."""
         return self._in_flight[0] if self._in_flight else None
 
     def sent(self, offsets: tuple[int, ...]) -> None:
-        """Note events as in flight."""
+        """Add events that were sent."""
         self._in_flight.extend(offsets)
 
     def acknowledge(self, offset: int) -> bool:
-        """Take an acknowledgement: of this event, or in mode ``client`` of all up to it.
-
-        False where nothing of that offset is in flight: unknown, or acknowledged before.
-        """
+        """Remove one event, or in mode ``client`` all up to it; False if that offset is not in flight."""
         at = bisect_left(self._in_flight, offset)
         if at == len(self._in_flight) or self._in_flight[at] != offset:
             return False
@@ -95,99 +261,94 @@ class Window:
 class Subscription:
     """A cursor of one client into one view.
 
-    ``number``: the client's count, which its ack ids begin with. ``prefix``: the octets that all its MESSAGE frames
-    begin with. ``view``: of the destination, set when it is attached. ``position``: every event up to here was sent,
-    is in ``owed``, or is not wanted. ``owed``: events that are sent before what follows the position. ``verdict``:
-    the header line that the first MESSAGE still has to carry, else empty. ``window``: None where no acks are needed.
-    ``live_after``: the newest offset when it began. ``started``: the RECEIPT was written. ``repeats``: it may be given
-    what a neighbour took from the very same position: since its last run it has no past to be sent, is owed nothing,
-    and needs no acks. ``retry_at``: not before this time (Trio's) is the store asked again; ``retries``: how often it
-    was away, in a row.
+    Every event up to ``position`` was sent, is in the ``backlog``, or is not wanted; the backlog is sent before the
+    events after the position. ``number``: counts the subscriptions of the client; its ack ids begin with it.
+    ``prefix``: the bytes that all MESSAGE frames of this subscription begin with. ``window``: None if the client does
+    not acknowledge. ``live_after``: the newest offset when it began; deliveries up to it are a replay. ``view``: of
+    its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header line for the
+    next MESSAGE, or empty.
+
+    ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
+    true after a batch of live events, while it has no backlog and needs no acks.
+
+    ``retry_at``: the store is not read for this subscription before then (Trio's time), after ``retries`` failures in
+    a row.
     """
 
-    client: "Client"
+    client: Client
     number: int
     prefix: bytes
     position: Position
-    view: View = field(init=False)
     window: Window | None = None
     live_after: int = 0
-    owed: deque[StoredEvent] | tuple[()] = ()
-    verdict: bytes = b""
+    view: View = field(init=False)
+    backlog: deque[StoredEvent] | tuple[()] = ()
+    resume_header: bytes = b""
     started: bool = False
-    repeats: bool = False
+    in_step: bool = False
     retries: int = 0
     retry_at: float = 0.0
 
-    def owe(self, events: Iterable[StoredEvent]) -> None:
-        """Let these be sent before what follows the position, after what is owed already."""
-        owed = deque(self.owed)
-        owed.extend(events)
-        self.repeats = False
-        self.owed = owed or ()  # an empty deque takes 600 bytes, in each of many thousand subscriptions
-
-    def end(self) -> None:
-        """Take nothing more that neighbours take: it is unsubscribed."""
-        self.repeats = False
-
     @property
-    def hungry(self) -> bool:
-        """Whether there is something to send that the client has room for."""
+    def has_work(self) -> bool:
+        """Whether there is an event to send, and the client has room for it."""
         return (
             self.started
-            and (self.view.last > self.position.offset or bool(self.owed))
+            and (self.view.last > self.position.offset or bool(self.backlog))
             and (self.window is None or self.window.room > 0)
         )
 
     @property
     def shareable(self) -> bool:
-        """Whether its frames are those of every subscription with the same prefix and position."""
-        return self.window is None and not self.verdict and not self.owed
+        """Whether its frames are those of every subscription of the view with the same prefix and position."""
+        return self.window is None and not self.resume_header and not self.backlog
 
+    def attach(self, eventlog: EventLog, destination: Destination) -> None:
+        """Become a reader of a destination's view."""
+        self.view = eventlog.attach(destination, self)
 
-@define(eq=False)
-class Client:
-    """One connection's state; owned by its session.
+    def begin_after(self, position: Position, backlog: Iterable[StoredEvent] = (), resume_header: bytes = b"") -> None:
+        """Set where the subscription begins, before it is started."""
+        self.position = position
+        self.resume_header = resume_header
+        self.extend_backlog(backlog)
 
-    ``connection``: the STOMP side of it. ``number``: how many there were in this process when it came, itself
-    included. ``begun_at``: when that was, in Trio's time. ``address``: where it comes from, as far as is known.
-    ``peer``: the address that it is counted by, if any. ``visitor``: counts it and its subscriptions. ``stream``: its
-    way out.
-    ``user``: the name of the user, from CONNECT. ``connected``: CONNECT was accepted. ``scope``: the conversation; its
-    deadline is that of CONNECT.
-    ``occupied``: the session is busy with frames that came, so that the client's silence cannot be told from its own
-    waiting.
-    """
+    def start(self) -> None:
+        """Let events be sent: the RECEIPT was written."""
+        self.started = True
 
-    connection: Connection
-    number: int = 0
-    begun_at: float = 0.0
-    address: str | None = None
-    peer: str | None = None
-    visitor: Visitor | None = None
-    stream: FramedStream = field(init=False)
-    state: ClientState = ClientState.CONNECTING
-    user: User = ANYBODY
-    connected: bool = False
-    farewell: DisconnectReason | None = None
-    subscriptions: dict[int, Subscription] = field(factory=dict)
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    wakened: trio.Event | None = None
-    occupied: bool = False
+    def extend_backlog(self, events: Iterable[StoredEvent]) -> None:
+        """Add events to be sent before those after the position."""
+        backlog = deque(self.backlog)
+        backlog.extend(events)
+        self.in_step = False
+        self.backlog = backlog or ()  # an empty deque takes 600 bytes, in each of many thousand subscriptions
 
-    @property
-    def session(self) -> str:
-        """The name of the session, as in CONNECTED."""
-        return self.connection.session
+    def store_read(self, events: Iterable[StoredEvent], position: Position) -> None:
+        """Add a page of the store to the backlog; ``position``: up to which the page is complete."""
+        self.retries, self.retry_at = 0, 0.0
+        self.extend_backlog(events)
+        self.position = position
 
-    def wake(self) -> None:
-        """Let the send task of a client that is behind look again."""
-        if self.wakened is not None:
-            self.wakened.set()
+    def store_failed(self, retry_at: float) -> None:
+        """Read the store again at this time, not before."""
+        self.retries += 1
+        self.retry_at = retry_at
 
-    def dismiss(self, farewell: DisconnectReason) -> None:
-        """End the conversation with this farewell; the first one wins. Never waits."""
-        if self.farewell is None:
-            self.farewell = farewell
-        self.state = ClientState.CLOSING
-        self.scope.cancel()
+    def commit(self, batch: EncodedBatch) -> None:
+        """Move the cursor over a batch that the transport has taken."""
+        if self.backlog:
+            for _ in batch.offsets:
+                self.backlog.popleft()
+            self.backlog = self.backlog or ()
+        elif batch.after is not None:  # one object for all equal prefixes: the fan-out compares them by identity
+            self.prefix = batch.prefix
+        self.position = batch.position
+        self.resume_header = b""
+        self.in_step = self.shareable and self.started and batch.position.offset >= self.live_after
+        if self.window is not None:
+            self.window.sent(batch.offsets)
+
+    def end(self) -> None:
+        """Take no more batches of other subscriptions: it was unsubscribed."""
+        self.in_step = False

@@ -1,14 +1,16 @@
-"""The fan-out: one task that writes to every live client whose views grew, from its cursor to the head, in one offer.
+"""Write events to the clients: the fan-out serves those that are live, send tasks serve those that are behind.
 
-Neighbours with equal cursors get the same octets, made once. While a round runs new events pile up, and the next
-write takes them all: batching costs no latency. Never waits for a client: one that does not take its run at once, or
-lacks what the tail no longer holds, is handed to the send tasks (``sender``).
+The fan-out is one task. When views have grown it writes to each of their subscriptions, from its cursor to the end of
+the view in one piece, without waiting. Subscriptions at the same position get the same bytes, which are encoded once.
+Events that arrive during a round are written together in the next one, so batching costs no latency.
 
-The send tasks, one for each client that is behind: drain what is pending, replay, catch up, and step back to live.
+A client that does not take a batch at once, or needs events that the tail no longer holds, is handed over to
+``Senders``, which starts a send task for it. The task drains what is pending, reads the missed events from the store,
+sends them in batches, one for each subscription in turn, and ends when the client is live again. Waiting for the
+socket is the backpressure: no events are queued, and a slow client is a cursor that does not move. A live client has
+no task here.
 
-A client comes here when it did not take a run at once, or when its cursor stands before the tail. Its subscriptions
-are served in turn, one run each. Waiting for the socket is the backpressure: nothing is queued, a slow client is a
-cursor that stands still. A client that is live has no task here.
+``delivery.client`` describes the states of a client and the invariants that this module depends on.
 """
 
 import math
@@ -17,9 +19,10 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 import trio
+from attrs import frozen
 
-from airy_trio.delivery.batches import Batches, EncodedBatch
-from airy_trio.delivery.client import BEHIND, LIVE, Client, Subscription
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
 from airy_trio.delivery.start import backoff_s
 from airy_trio.delivery.tasks import Tasks
@@ -28,197 +31,27 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoreUnavailable, is_all
 from airy_trio.log.tail import View
 
+# Subscriptions served between two checkpoints of the fan-out.
+YIELD_EVERY: Final = 256
+# One page of a replay, in events and in bytes of bodies: about two batches. It is held until it was sent.
 STORE_EVENTS_MAX: Final = 512
 STORE_BYTES_MAX: Final = 128 * 1024
-"""One page of a replay, in events and in bytes of bodies, held while it is sent: some two runs."""
+# While a client is behind, the store's floor is read this often, to find positions that have expired.
 WATCH_EVERY_S: Final = 1.0
-"""How often the store is asked what it still keeps, while somebody is behind."""
-
-
-class Senders:
-    """Who is behind. ``run``, the dispatcher, starts their send tasks; each ends with its session at the latest.
-
-    ``watch`` sends away who is too far behind, which a send task cannot know while it waits for the socket.
-
-    ``take`` only queues: whoever meets a slow client is in the middle of serving others, and starts nothing.
-    """
-
-    def __init__(self, eventlog: EventLog, runs: Batches) -> None:
-        self._eventlog = eventlog
-        self._runs = runs
-        self._tasks: dict[Client, Tasks] = {}
-        self._waiting: deque[Client] = deque()
-        self._called = trio.Event()
-        self._sending: dict[Client, None] = {}
-        self._busy = trio.Event()
-
-    def statistics(self) -> dict[str, int]:
-        """Clients now: ``known``; ``sending``, with a send task; ``waiting`` for the dispatcher to start one."""
-        return {"known": len(self._tasks), "sending": len(self._sending), "waiting": len(self._waiting)}
-
-    def register(self, client: Client, tasks: Tasks) -> None:
-        """Let a client be taken. Its send tasks run among its session's, whose guard dismisses it if one fails."""
-        self._tasks[client] = tasks
-
-    def forget(self, client: Client) -> None:
-        """Start nothing for a client any more. Idempotent."""
-        self._tasks.pop(client, None)
-
-    def take(self, client: Client) -> None:
-        """A live client is behind from now on; never waits. In any other state there is nothing to do."""
-        if client.state is LIVE:
-            client.state = BEHIND
-            self._waiting.append(client)
-            self._called.set()
-
-    async def run(self) -> None:
-        """Start a send task for each client that is taken, for ever."""
-        while True:
-            self._called = trio.Event()
-            while self._waiting:
-                client = self._waiting.popleft()
-                tasks = self._tasks.get(client)
-                if tasks is not None:
-                    tasks.start_soon(self._send, client)
-            await self._called.wait()
-
-    async def watch(self) -> None:
-        """Send away whose next events are not kept any more, though it takes nothing just now; for ever."""
-        while True:
-            if not self._sending:
-                self._busy = trio.Event()
-                await self._busy.wait()
-            await trio.sleep(WATCH_EVERY_S)
-            try:
-                floor = await self._eventlog.floor()
-            except StoreUnavailable:
-                continue  # which the send tasks wait for as well, and the log tells
-            for client in self._sending:
-                if any(_is_lost(subscription, floor) for subscription in client.subscriptions.values()):
-                    client.dismiss(POSITION_EXPIRED)
-
-    async def _send(self, client: Client) -> None:
-        self._sending[client] = None
-        self._busy.set()
-        try:
-            await catch_up(client, self._eventlog, self._runs)
-        finally:
-            del self._sending[client]
-
-
-async def catch_up(client: Client, eventlog: EventLog, runs: Batches) -> None:
-    """Send a client that is behind what it lacks; return when it is live, or closing.
-
-    Raises what the stream raises, and ``PositionExpired`` where the client must reload.
-    """
-    stream = client.stream
-    while client.state is BEHIND and not stream.closing:
-        client.wakened = wakened = trio.Event()  # before looking: what grows meanwhile is seen or wakes
-        served = False
-        if stream.transport.pending:
-            async with stream.lock:
-                await stream.drain()
-        for subscription in tuple(client.subscriptions.values()):
-            served |= await _serve(subscription, eventlog, runs)
-        if _caught_up(client):
-            client.wakened = None
-            client.state = LIVE  # no checkpoint since the question: the fan-out sees all that comes after it
-            return
-        if not served:
-            with trio.move_on_at(_retry_at(client)):
-                await wakened.wait()
-
-
-def _is_lost(subscription: Subscription, floor: Position) -> bool:
-    """Whether the next events of a subscription are neither in memory nor kept, as all after ``floor`` is."""
-    position, view = subscription.position, subscription.view
-    if position.epoch != floor.epoch or position.offset >= view.last:
-        return False
-    return position < floor and position.offset < view.evicted
-
-
-def _caught_up(client: Client) -> bool:
-    """Whether the fan-out may have the client back: it is not closing, nothing is pending, nobody is hungry."""
-    if client.state is not BEHIND or client.stream.transport.pending:
-        return False
-    return not any(subscription.hungry for subscription in client.subscriptions.values())
-
-
-def _retry_at(client: Client) -> float:
-    """When the store is to be asked again, for whom it was away."""
-    return min((one.retry_at for one in client.subscriptions.values() if one.retries), default=math.inf)
-
-
-async def _serve(subscription: Subscription, eventlog: EventLog, runs: Batches) -> bool:
-    """Send one run; False where there is nothing to send now."""
-    if subscription.started and subscription.position.epoch != eventlog.epoch:
-        message = f"{subscription.position} is of an epoch that has ended"
-        raise PositionExpired(message)
-    if not subscription.hungry:
-        return False
-    if not subscription.owed and subscription.position.offset < subscription.view.evicted:
-        return await _fetch(subscription, eventlog)
-    stream = subscription.client.stream
-    async with stream.lock:  # one run per turn, so that RECEIPT and pong wait for one run at most
-        await stream.drain()
-        run = _next_run(subscription, eventlog, runs)
-        if run is not None:
-            runs.took(subscription, run, trio.current_time())  # the push takes it whole, before its first wait
-            await stream.push(run.data)
-    return True
-
-
-def _next_run(subscription: Subscription, eventlog: EventLog, runs: Batches) -> EncodedBatch | None:
-    """The next run, if it is still wanted; asked under the lock, after every wait, with none before the push."""
-    client = subscription.client
-    wanted = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
-    if not wanted or client.state is not BEHIND or not subscription.hungry:
-        return None
-    if subscription.position.epoch != eventlog.epoch:
-        return None
-    if not subscription.owed and subscription.position.offset < subscription.view.evicted:
-        return None
-    return runs.following(subscription)
-
-
-async def _fetch(subscription: Subscription, eventlog: EventLog) -> bool:
-    """Read the next page from the store, and owe it; False where the store is away, which is tried again later."""
-    if trio.current_time() < subscription.retry_at:
-        return False
-    head, after = eventlog.head, subscription.position
-    try:
-        destination = subscription.view.destination
-        address = subscription.client.peer or ""
-        events = await eventlog.read(after, STORE_EVENTS_MAX, destination, bytes_max=STORE_BYTES_MAX, address=address)
-    except StoreUnavailable:
-        subscription.retry_at = trio.current_time() + backoff_s(subscription.retries)
-        subscription.retries += 1
-        return False
-    subscription.retries, subscription.retry_at = 0, 0.0
-    subscription.owe(events)
-    last = events[-1].offset if events else after.offset
-    if is_all(events, STORE_EVENTS_MAX, STORE_BYTES_MAX) and head.epoch == after.epoch:
-        last = max(last, head.offset)  # nothing else of this destination was there when the store was asked
-    subscription.position = after.at(last)
-    return True
-
-
-YIELD_EVERY: Final = 256
-"""Readers served between two checkpoints."""
 
 
 class FanOut:
-    """Serves live clients. ``run`` is its task; ``serve`` is also the session's, after SUBSCRIBE and ACK."""
+    """Serves live clients. ``run`` is its task; the session calls ``serve`` as well, after SUBSCRIBE and ACK."""
 
-    def __init__(self, eventlog: EventLog, runs: Batches, senders: Senders) -> None:
+    def __init__(self, eventlog: EventLog, batches: Batches, senders: "Senders") -> None:
         self._eventlog = eventlog
-        self._runs = runs
+        self._batches = batches
         self._senders = senders
         self._served = 0  # since the last checkpoint
         self._now = 0.0
 
     async def run(self) -> None:
-        """Serve whoever reads a view that grew or lost its past, for ever. The log's one consumer of growth."""
+        """Serve the readers of views that grew or lost their past, until cancelled. The only consumer of growth."""
         while True:
             grown = await self._eventlog.wait_grown()
             self._served, self._now = 0, trio.current_time()
@@ -226,35 +59,36 @@ class FanOut:
                 await self._serve_readers(view)
 
     def serve(self, subscription: Subscription, now: float) -> EncodedBatch | None:
-        """Write one run to a live client; synchronous, so that nobody comes between the question and the cursor.
+        """Write one batch to a live client; return the batch if the transport took it.
 
-        Gives the run that was taken. ``now``: in Trio's time, at most one slice of the fan-out old. A client that is
-        behind is woken. One whose position is of an ended epoch is dismissed. Raises what the transport raises.
+        Synchronous, so no other task runs between reading the cursor and moving it. Wakes the send task of a client
+        that is behind, and disconnects a client whose position is of an epoch that has ended. ``now``: in Trio's time,
+        at most one slice of the fan-out old. Raises what the transport raises.
         """
         client = subscription.client
         state = client.state
         if (state is not LIVE and state is not BEHIND) or not subscription.started:
             return None
         if subscription.position.epoch != self._eventlog.epoch:
-            client.dismiss(POSITION_EXPIRED)
+            client.disconnect(POSITION_EXPIRED)
             return None
-        if not subscription.hungry:
+        if not subscription.has_work:
             return None
         if state is BEHIND:
             client.wake()
             return None
         taken: EncodedBatch | None = None
-        if subscription.owed or subscription.position.offset >= subscription.view.evicted:
-            run = self._runs.following(subscription)
-            if client.stream.offer(run.data, now):
-                self._runs.took(subscription, run, now)
-                taken = run
-        if client.stream.transport.pending or subscription.hungry:
-            self._senders.take(client)
+        if subscription.backlog or subscription.position.offset >= subscription.view.evicted:
+            batch = self._batches.next_batch(subscription)
+            if client.stream.offer(batch.data, now):
+                self._batches.commit(subscription, batch, now)
+                taken = batch
+        if client.stream.transport.pending or subscription.has_work:
+            self._senders.hand_over(client)
         return taken
 
     async def _serve_readers(self, view: View) -> None:
-        # Whoever attaches for longer than a moment is a subscription.
+        # All readers that stay attached across a checkpoint are subscriptions.
         readers = cast("list[Subscription]", list(view.readers))
         begun = 0
         while begun < len(readers):
@@ -267,44 +101,213 @@ class FanOut:
             self._serve_slice(one_slice, view)
 
     def _serve_slice(self, readers: Sequence[Subscription], view: View) -> None:
-        """Serve some readers of a view, with nobody else at work meanwhile: no view grows, no cursor moves but here.
+        """Serve some readers of a view without a checkpoint, so no view grows and no cursor moves except here.
 
-        Nearly every delivery is the repetition of what a neighbour has just taken. That is written out here, with no
-        call but the transport's, and nothing is asked twice: a cursor that *is* the one that the run follows has its
-        epoch and stands within the tail.
+        Nearly every delivery repeats the batch that the previous reader has just taken. That case is written out in
+        this loop, with no call except the transport's, and nothing is checked twice: if the position *is* the object
+        that the batch follows, its epoch is current and the tail holds all after it. ``tests/delivery/mutants.py`` has
+        a mutant for each condition.
         """
-        now, runs, take = self._now, self._runs, self._senders.take
-        run: EncodedBatch | None = None
-        data, prefix, to_the_end, repeats = b"", b"", False, 0
-        after: Position | None = None  # what no cursor is, as long as there is no run that others may have
+        now, batches, hand_over = self._now, self._batches, self._senders.hand_over
+        batch: EncodedBatch | None = None
+        data, prefix, reaches_end, repeats = b"", b"", False, 0
+        after: Position | None = None  # no position is None: without a batch to share, the first condition is false
         reached: Position | None = None
         for reader in readers:
             client = reader.client
             try:
                 if (
                     reader.position is after
-                    and reader.repeats
+                    and reader.in_step
                     and reader.prefix is prefix
                     and client.state is LIVE
                     and reached is not None
                 ):
                     stream = client.stream
                     transport = stream.transport
-                    if stream.closing or not transport.offer(data):  # as FramedStream.offer
-                        take(client)
+                    if stream.closing or not transport.offer(data):  # as FramedStream.offer, without the call
+                        hand_over(client)
                         continue
                     stream.written_at = now
                     reader.position = reached
                     repeats += 1
-                    if transport.pending or not to_the_end:
-                        take(client)
-                elif reader in view.readers:  # else unsubscribed while others ran: nothing may follow its RECEIPT
+                    if transport.pending or not reaches_end:
+                        hand_over(client)
+                elif reader in view.readers:  # else it unsubscribed at a checkpoint: nothing may follow its RECEIPT
                     taken = self.serve(reader, now)
-                    if taken is not None and taken is not run:
-                        runs.repeated(run, repeats, now)
-                        run, repeats = taken, 0
-                        data, prefix, to_the_end = run.data, run.prefix, run.to_the_end
-                        after, reached = run.after, run.position
-            except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the fan-out
-                client.dismiss(reason_after(fault, client.session))
-        runs.repeated(run, repeats, now)
+                    if taken is not None and taken is not batch:
+                        batches.count_repeats(batch, repeats, now)
+                        batch, repeats = taken, 0
+                        data, prefix, reaches_end = batch.data, batch.prefix, batch.reaches_end
+                        after, reached = batch.after, batch.position
+            except Exception as fault:  # noqa: BLE001 - one client's fault must not stop the fan-out
+                client.disconnect(reason_after(fault, client.session))
+        batches.count_repeats(batch, repeats, now)
+
+
+@frozen
+class SenderStatistics:
+    """Clients now: registered; with a send task; and handed over, but without a send task yet."""
+
+    known: int
+    sending: int
+    waiting: int
+
+
+class Senders:
+    """The send tasks of clients that are behind. ``run`` starts them; each ends with its session at the latest.
+
+    ``hand_over`` only queues, because its caller is serving other clients and must not wait. ``watch`` finds clients
+    whose position has expired: a send task cannot find that out while it waits for the socket.
+    """
+
+    def __init__(self, eventlog: EventLog, batches: Batches) -> None:
+        self._eventlog = eventlog
+        self._batches = batches
+        self._tasks: dict[Client, Tasks] = {}
+        self._waiting: deque[Client] = deque()
+        self._handed_over = trio.Event()
+        self._sending: dict[Client, None] = {}
+        self._busy = trio.Event()
+
+    def statistics(self) -> SenderStatistics:
+        """Return the current counts."""
+        return SenderStatistics(len(self._tasks), len(self._sending), len(self._waiting))
+
+    def register(self, client: Client, tasks: Tasks) -> None:
+        """Accept a client. Its send tasks run among those of its session, so one that fails disconnects it."""
+        self._tasks[client] = tasks
+
+    def forget(self, client: Client) -> None:
+        """Start no more send tasks for a client. Idempotent."""
+        self._tasks.pop(client, None)
+
+    def hand_over(self, client: Client) -> None:
+        """Make a live client BEHIND and queue it for a send task. Does nothing in any other state. Never waits."""
+        if client.fall_behind():
+            self._waiting.append(client)
+            self._handed_over.set()
+
+    async def run(self) -> None:
+        """Start a send task for each client that was handed over, until cancelled."""
+        while True:
+            self._handed_over = trio.Event()
+            while self._waiting:
+                client = self._waiting.popleft()
+                tasks = self._tasks.get(client)
+                if tasks is not None:
+                    tasks.start_soon(self._send, client)
+            await self._handed_over.wait()
+
+    async def watch(self) -> None:
+        """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
+        while True:
+            if not self._sending:
+                self._busy = trio.Event()
+                await self._busy.wait()
+            await trio.sleep(WATCH_EVERY_S)
+            try:
+                floor = await self._eventlog.floor()
+            except StoreUnavailable:
+                continue  # the send tasks wait for the store as well, and the event log reports the outage
+            for client in self._sending:
+                if any(_has_expired(subscription, floor) for subscription in client.subscriptions.values()):
+                    client.disconnect(POSITION_EXPIRED)
+
+    async def _send(self, client: Client) -> None:
+        self._sending[client] = None
+        self._busy.set()
+        try:
+            await catch_up(client, self._eventlog, self._batches)
+        finally:
+            del self._sending[client]
+
+
+async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None:
+    """Send a client that is behind the events that it lacks; return when it is live, or closing.
+
+    Raises what the stream raises, and ``PositionExpired`` if the client must reload.
+    """
+    stream = client.stream
+    while client.state is BEHIND and not stream.closing:
+        # Made before the search for work: events that arrive during it are either found or set the event.
+        wake_up = client.expect_wake_up()
+        served = False
+        if stream.transport.pending:
+            async with stream.lock:
+                await stream.drain()
+        for subscription in tuple(client.subscriptions.values()):
+            served |= await _serve(subscription, eventlog, batches)
+        if client.catch_up():
+            return
+        if not served:
+            retry_at = min((one.retry_at for one in client.subscriptions.values() if one.retries), default=math.inf)
+            with trio.move_on_at(retry_at):
+                await wake_up.wait()
+
+
+async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
+    """Send one batch, or read one page from the store; False if there is nothing to do now."""
+    if subscription.started and subscription.position.epoch != eventlog.epoch:
+        message = f"{subscription.position} is of an epoch that has ended"
+        raise PositionExpired(message)
+    if not subscription.has_work:
+        return False
+    if not subscription.backlog and subscription.position.offset < subscription.view.evicted:
+        return await _read_store(subscription, eventlog)
+    stream = subscription.client.stream
+    async with stream.lock:  # for one batch, so that a RECEIPT or a PONG waits for one batch at most
+        await stream.drain()
+        batch = _next_batch(subscription, eventlog, batches)
+        if batch is not None:
+            # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
+            batches.commit(subscription, batch, trio.current_time())
+            await stream.push(batch.data)
+    return True
+
+
+def _next_batch(subscription: Subscription, eventlog: EventLog, batches: Batches) -> EncodedBatch | None:
+    """Return the next batch if it may still be sent.
+
+    For the holder of the lock, after every wait: the client may have unsubscribed, or the view may have changed.
+    """
+    client = subscription.client
+    exists = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
+    if not exists or client.state is not BEHIND or not subscription.has_work:
+        return None
+    if subscription.position.epoch != eventlog.epoch:
+        return None
+    if not subscription.backlog and subscription.position.offset < subscription.view.evicted:
+        return None
+    return batches.next_batch(subscription)
+
+
+async def _read_store(subscription: Subscription, eventlog: EventLog) -> bool:
+    """Read the next page from the store into the backlog; False if the store is unavailable, and read again later."""
+    if trio.current_time() < subscription.retry_at:
+        return False
+    head, after = eventlog.head, subscription.position
+    try:
+        events = await eventlog.read(
+            after,
+            STORE_EVENTS_MAX,
+            subscription.view.destination,
+            bytes_max=STORE_BYTES_MAX,
+            address=subscription.client.peer or "",
+        )
+    except StoreUnavailable:
+        subscription.store_failed(trio.current_time() + backoff_s(subscription.retries))
+        return False
+    last = events[-1].offset if events else after.offset
+    if is_all(events, STORE_EVENTS_MAX, STORE_BYTES_MAX) and head.epoch == after.epoch:
+        last = max(last, head.offset)  # up to the head at the time of the read there is nothing else
+    subscription.store_read(events, after.at(last))
+    return True
+
+
+def _has_expired(subscription: Subscription, floor: Position) -> bool:
+    """Whether the next event is neither in the tail nor retained by the store, which has everything after ``floor``."""
+    position, view = subscription.position, subscription.view
+    if position.epoch != floor.epoch or position.offset >= view.last:
+        return False
+    return position < floor and position.offset < view.evicted

@@ -1,6 +1,6 @@
-"""Where a subscription starts: the verdict on the position that a client brings, and the recent window without one.
+"""Where a subscription starts: the verdict on the position that a client sends, or the recent window without one.
 
-Wire contract, "Positions and resuming". Reads the log; sends nothing, and knows nothing of frames and sockets.
+Wire contract, "Positions and resuming". Reads the log; sends nothing.
 """
 
 import math
@@ -22,9 +22,10 @@ T = TypeVar("T")
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
 _BACKOFF_DOUBLINGS_MAX: Final = 10
+# Of bodies in a recent window: a thousand events of 4 KiB. Each subscription holds its window until it was sent.
 RECENT_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Of bodies in a recent window, which is held for each subscription until it is sent: a thousand events of 4 KiB."""
 
+# The values of the header ``resume``.
 LIVE: Final = "live"
 RESUMED: Final = "resumed"
 RESET_EXPIRED: Final = "reset-expired"
@@ -32,19 +33,10 @@ RESET_EPOCH: Final = "reset-epoch"
 
 
 @frozen
-class Start:
-    """Where a subscription starts: everything after ``position`` will be sent, and before it what is ``owed``."""
+class StartRequest:
+    """Where a SUBSCRIBE asks to start: after ``last_event_id``, else according to ``replay`` (none, all, None).
 
-    position: Position
-    verdict: str
-    owed: Sequence[StoredEvent] = ()
-
-
-@frozen
-class Wish:
-    """What SUBSCRIBE asked for: ``last_event_id`` as the client wrote it, which beats ``replay`` (none, all, None).
-
-    ``address``: where the client is counted; the reads of the store are shared out by it.
+    ``last_event_id``: as the client sent it. ``address``: for the fair sharing of reads of the store.
     """
 
     last_event_id: str | None
@@ -52,83 +44,97 @@ class Wish:
     address: str = ""
 
 
-def backoff_s(retries: int) -> float:
-    """How long to wait before the store is asked again, after so many failures in a row."""
-    return min(math.ldexp(BACKOFF_FIRST_S, min(retries, _BACKOFF_DOUBLINGS_MAX)), BACKOFF_MAX_S)
+@frozen
+class Start:
+    """Where a subscription starts: with the ``backlog``, then everything after ``position``.
+
+    ``resume``: the header of the same name.
+    """
+
+    position: Position
+    resume: str
+    backlog: Sequence[StoredEvent] = ()
 
 
-async def start(
-    eventlog: EventLog,
-    view: View,
-    wish: Wish,
-    options: ReplayOptions,
-    pause: Callable[[float], Awaitable[object]] = trio.sleep,
-) -> Start:
-    """Decide where a subscription to a view starts, however long the store is unavailable (``answered``)."""
-    return await answered(partial(_start, eventlog, view, wish, options), pause)
+async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
+    """Decide where a subscription to a view starts. Waits while the store is unavailable."""
+    return await until_available(partial(_start, eventlog, view, request, options))
 
 
-async def answered(ask: Callable[[], Awaitable[T]], pause: Callable[[float], Awaitable[object]]) -> T:
-    """Return the store's answer. While the store is unavailable, ask again after pauses of some seconds."""
+def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start | None:
+    """Decide where a subscription starts if the tail is enough for that; None if the store must be asked."""
+    if request.last_event_id is not None:
+        position = Position.parse(request.last_event_id)
+        if position is None or not _is_known(eventlog, position) or position.offset < view.evicted:
+            return None
+        return Start(position, RESUMED)
+    if request.replay == "none":
+        return Start(eventlog.head, LIVE)
+    if request.replay == "all":
+        return None
+    found = eventlog.recent_in_tail(
+        view.destination, age_s=options.window_s, limit=options.events_max, bytes_max=RECENT_BYTES_MAX
+    )
+    return None if found is None else Start(found[0], LIVE, found[1])
+
+
+async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return the store's answer; retry with backoff while the store is unavailable."""
     retries = 0
     while True:
         try:
             return await ask()
         except StoreUnavailable:
-            await pause(backoff_s(retries))
+            await trio.sleep(backoff_s(retries))
             retries += 1
 
 
-def at_once(eventlog: EventLog, view: View, wish: Wish) -> Start | None:
-    """Where a subscription starts for which nothing has to be read: only what is new, or what the tail still holds."""
-    if wish.last_event_id is None:
-        return Start(eventlog.head, LIVE) if wish.replay == "none" else None
-    position = Position.parse(wish.last_event_id)
-    if position is None or not _known(eventlog, position) or position.offset < view.evicted:
-        return None
-    return Start(position, RESUMED)
+def backoff_s(retries: int) -> float:
+    """Return how long to wait after ``retries + 1`` failures in a row."""
+    return min(math.ldexp(BACKOFF_FIRST_S, min(retries, _BACKOFF_DOUBLINGS_MAX)), BACKOFF_MAX_S)
 
 
-async def _start(eventlog: EventLog, view: View, wish: Wish, options: ReplayOptions) -> Start:
-    found = at_once(eventlog, view, wish)
+async def _start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
+    found = start_at_once(eventlog, view, request, options)
     if found is not None:
         return found
-    verdict = LIVE
-    if wish.last_event_id is not None:
-        position = Position.parse(wish.last_event_id)
-        verdict = await _verdict(eventlog, view, position, wish.address)
-        if position is not None and verdict == RESUMED:
-            return Start(position, verdict)
-    elif wish.replay == "all":
-        async with eventlog.gate.place(wish.address):
-            return Start(await eventlog.floor(), verdict)
-    head, owed = await eventlog.recent(
+    resume = LIVE
+    if request.last_event_id is not None:
+        position = Position.parse(request.last_event_id)
+        resume = await _verdict(eventlog, view, position, request.address)
+        if position is not None and resume == RESUMED:
+            return Start(position, resume)
+    elif request.replay == "all":
+        async with eventlog.gate.place(request.address):
+            return Start(await eventlog.floor(), resume)
+    head, backlog = await eventlog.recent(
         view.destination,
         age_s=options.window_s,
         limit=options.events_max,
         bytes_max=RECENT_BYTES_MAX,
-        address=wish.address,
+        address=request.address,
     )
-    return Start(head, verdict, owed)
+    return Start(head, resume, backlog)
 
 
 async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:
     if position is None:
         return RESET_EPOCH
-    if not _known(eventlog, position):
+    if not _is_known(eventlog, position):
         async with eventlog.gate.place(address):
-            if not _known(eventlog, position):  # another node may have shown the client what this one has not read yet
+            # Another node may have sent the client a position that this node has not read yet.
+            if not _is_known(eventlog, position):
                 await eventlog.catch_up()
-        if not _known(eventlog, position):
+        if not _is_known(eventlog, position):
             return RESET_EPOCH
     if position.offset >= view.evicted:
         return RESUMED
     async with eventlog.gate.place(address):
         floor = await eventlog.floor()
-    if floor.epoch != position.epoch:  # another one began meanwhile
+    if floor.epoch != position.epoch:  # a new epoch began during the read
         return RESET_EPOCH
     return RESUMED if position >= floor else RESET_EXPIRED
 
 
-def _known(eventlog: EventLog, position: Position) -> bool:
+def _is_known(eventlog: EventLog, position: Position) -> bool:
     return position.epoch == eventlog.epoch and position <= eventlog.head

@@ -1,7 +1,7 @@
-"""The tasks of one session in a nursery that all sessions share: what fails in one dismisses its client, no other.
+"""The tasks of one session, in a nursery that all sessions share: a task that fails disconnects its own client only.
 
-trio-websocket takes this for the nursery in which its reader runs. A nursery of its own for each session would cost
-memory and connects per second. Opens no nursery.
+``Tasks`` is given to trio-websocket in place of a nursery, for its reader task. A real nursery for each session would
+cost memory and connects per second.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,30 +16,25 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Tasks:
-    """Starts tasks for a client. The session that made it calls ``stop`` before it ends."""
+    """Starts tasks for a client. The session that owns it calls ``stop`` before it ends."""
 
-    __slots__ = (
-        "_client",
-        "_ended",
-        "_first",
-        "_scopes",
-        "_start_soon",
-    )
+    __slots__ = ("_client", "_ended", "_first", "_scopes", "_start_soon")
 
     def __init__(self, connections: trio.Nursery, client: Client) -> None:
         self._start_soon = connections.start_soon
         self._client = client
         self._scopes: list[trio.CancelScope] = []  # two or three: smaller than a set
         self._first: trio.CancelScope | None = None
-        self._ended: trio.Event | None = None  # set when a task ends, if something waits for it
+        self._ended: trio.Event | None = None  # set when a task ends, if `_wait_ended` waits for it
 
     def start_soon(self, function: Callable[[*Arguments], Awaitable[object]], *arguments: *Arguments) -> None:
-        """Start a task. An exception that leaves it dismisses the client."""
+        """Start a task. If an exception leaves it, the client is disconnected."""
         scope = trio.CancelScope()
         self._scopes.append(scope)
         if self._first is None:
             self._first = scope
-        name = getattr(function, "__qualname__", None)  # made once, where Trio would make one for each task
+        # Given explicitly, because Trio would make a new string for each task.
+        name = getattr(function, "__qualname__", None)
         self._start_soon(self._run, scope, function, arguments, name=name)
 
     async def stop(self) -> None:
@@ -47,16 +42,16 @@ class Tasks:
         for scope in self._scopes:
             scope.cancel()
         while self._scopes:
-            await self._one_ends()
+            await self._wait_ended()
 
     async def stop_first(self) -> None:
         """Cancel the task that was started first and wait until it has ended. Idempotent."""
         if self._first is not None:
             self._first.cancel()
         while self._first in self._scopes:
-            await self._one_ends()
+            await self._wait_ended()
 
-    async def _one_ends(self) -> None:
+    async def _wait_ended(self) -> None:
         if self._ended is None or self._ended.is_set():
             self._ended = trio.Event()
         await self._ended.wait()
@@ -70,8 +65,8 @@ class Tasks:
         try:
             with scope:
                 await function(*arguments)
-        except Exception as fault:  # noqa: BLE001 - beyond this the nursery of all sessions would end
-            self._client.dismiss(reason_after(fault, self._client.session))
+        except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
+            self._client.disconnect(reason_after(fault, self._client.session))
         finally:
             self._scopes.remove(scope)
             if self._ended is not None:

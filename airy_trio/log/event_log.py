@@ -284,16 +284,23 @@ class EventLog:
         ``StoreUnavailable`` if that fails.
         """
         while True:
-            head = self.head
-            since_ms = self._clock.ms_before(age_s)
-            found = self._tail.recent(destination, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
+            found = self.recent_in_tail(destination, age_s=age_s, limit=limit, bytes_max=bytes_max)
             if found is not None:
-                return head, found
+                return found
+            head = self.head
             async with self.gate.place(address):
                 try:
                     return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
                 except PositionExpired:  # an epoch has begun; after this the tail is in it
                     await self.catch_up()
+
+    def recent_in_tail(
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
+    ) -> tuple[Position, Sequence[StoredEvent]] | None:
+        """Return what ``recent`` returns if the tail reaches back far enough; None if the store must be asked."""
+        since_ms = self._clock.ms_before(age_s)
+        found = self._tail.recent(destination, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
+        return None if found is None else (self.head, found)
 
     async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
         """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.

@@ -1,1 +1,1 @@
-"""One session for each connection: from the accepted socket to its disconnect reason."""
+"""Sessions: one for each connection, from the accepted socket to its disconnect reason."""

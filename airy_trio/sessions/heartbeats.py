@@ -1,161 +1,168 @@
-"""Heart-beats of all clients by one task: who has to be written to, who is silent for too long, whose time is over.
+"""Heart-beats and timeouts of all clients, in one task: a timer wheel.
 
-A client that did not promise heart-beats may vanish without a sign and keep its place, one of those that its address
-has. So it gets an empty PING now and then, which every WebSocket library answers, and counts as gone if nothing at all
-comes from it for several of them. One that is slow and takes what waits for it, bit by bit, is not gone.
+A client is filed in the slot of time in which its first timer may expire. When the slot is due the timers are computed
+again, because reads and writes since then have only moved them later; the client is then served, or filed again. With
+one task for each of 5000 clients instead, 5.6 ms of each second went to heart-beats, not 0.3, and 3.4 KiB to each task.
 
-The wheel only ever offers a heart-beat: where the transport refuses, bytes are under way, and any byte counts; a send
-task sees them off. Clients are filed by the slot of time in which they are due at the earliest, and looked at again
-then: what was read and written meanwhile has only moved them on. Intervals are agreed by ``stomp.heartbeats``.
+The wheel only offers a heart-beat to the transport. If the transport refuses, bytes are under way, and any byte counts
+as a heart-beat; a send task writes the rest.
+
+A client that did not promise heart-beats may vanish without a sign and keep its place among the connections of its
+address. So it gets an empty PING every ``PING_EVERY_S``, which every WebSocket library answers, and it is disconnected
+if nothing at all arrives for ``UNANSWERED_MAX_S``. A slow client that keeps taking bytes is not disconnected.
+
+``stomp.requests.negotiate`` determines the intervals.
 """
 
 import math
 from typing import Final
 
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
 from airy_trio.delivery.fanout import Senders
 from airy_trio.stomp.requests import HeartBeat
-from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
+from airy_trio.websocket.stream import HEART_BEAT, PING
 
+# The resolution: a heart-beat is written up to this much early, a silent client is disconnected this much late.
 SLOT_S: Final = 0.1
-"""How exact the wheel is. A heart-beat goes out up to this much early, a silent client is found this much late."""
-
+# No client is filed further ahead than this, so there are few slots however late credentials expire.
 HORIZON_S: Final = 60.0
-"""Nobody is filed later than this from now, so that there are few slots however far apart credentials expire."""
-
+# Between two PINGs to a client that did not promise heart-beats and sends nothing else.
 PING_EVERY_S: Final = 60.0
-"""Between two PINGs to a client that did not promise heart-beats and sends nothing else."""
-
+# How long such a client may send nothing and take nothing of what is pending. A PING is queued behind everything that
+# the systems of both sides buffer, which is some MiB: a slow program takes minutes to reach it.
 UNANSWERED_MAX_S: Final = 900.0
-"""How long such a client may send nothing and take nothing of what waits for it.
-
-A PING lies behind all that the systems of both sides hold, some MiB: a slow program takes minutes to come to it.
-"""
 
 
 @define(eq=False)
-class Pulse:
-    """What the wheel needs of one client. ``expires_at``: when its credentials stop to count, in Trio's time.
+class ClientTimers:
+    """When something has to be done for one client. All times are Trio's.
 
-    ``pinged_at``: when it was sent a PING last, in Trio's time.
+    ``expires_at``: the credentials are valid until then. ``pinged_at``: the last PING was written then.
     """
 
     client: Client
-    stream: FramedStream
     heartbeat: HeartBeat
     expires_at: float = math.inf
     pinged_at: float = -math.inf
 
     @property
     def write_at(self) -> float:
-        """From when on a heart-beat, a PING or both are to be written, in Trio's time."""
+        """From then on a heart-beat, a PING or both have to be written."""
         outgoing_s = self.heartbeat.outgoing_s
         if outgoing_s is None:
             return self.ping_at
-        beat_at = self.stream.written_at + outgoing_s - SLOT_S
+        beat_at = self.client.stream.written_at + outgoing_s - SLOT_S
         return beat_at if outgoing_s <= PING_EVERY_S else min(beat_at, self.ping_at)
 
     @property
     def silent_at(self) -> float:
-        """From when on the client counts as gone, in Trio's time."""
-        silent_after_s = self.heartbeat.silent_after_s
+        """From then on the client has been silent for too long."""
+        stream, silent_after_s = self.client.stream, self.heartbeat.silent_after_s
         if silent_after_s is None:
-            return max(self.stream.read_at, self.stream.drained_at) + UNANSWERED_MAX_S
-        return self.stream.read_at + silent_after_s
+            return max(stream.read_at, stream.drained_at) + UNANSWERED_MAX_S
+        return stream.read_at + silent_after_s
 
     @property
     def ping_at(self) -> float:
-        """From when on a PING is to be written, in Trio's time."""
+        """From then on a PING has to be written."""
         if self.heartbeat.incoming_s is not None:
             return math.inf
-        return max(self.stream.read_at, self.pinged_at) + PING_EVERY_S
+        return max(self.client.stream.read_at, self.pinged_at) + PING_EVERY_S
 
-    def beat(self, now: float) -> bool:
-        """Do what is due: dismiss the client if it is silent or its time is over, write to it if nothing was written.
+    def serve(self, now: float) -> bool:
+        """Do whatever is due: disconnect the client, or write to it.
 
-        False where the transport refused, or took only a part: somebody must see off what is under way.
+        False if the transport refused, or took only a part: a send task has to write the rest.
         """
+        client, stream = self.client, self.client.stream
         if now >= self.expires_at:
-            self.client.dismiss(TOKEN_EXPIRED)
+            client.disconnect(TOKEN_EXPIRED)
             return True
         if now >= self.silent_at:
-            if not (self.client.occupied or self.stream.input_queued):
-                self.client.dismiss(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
+            if not (client.occupied or stream.input_queued):
+                client.disconnect(UNANSWERED if self.heartbeat.incoming_s is None else SILENT)
                 return True
-            self.stream.read_at = now  # it is we who do not listen
+            stream.read_at = now  # the server has not read: that is not the client's silence
         if now < self.write_at:
             return True
-        # A program sees no PING, so one that expects heart-beats gets it together with one.
+        # Programs do not see a PING, so a client that expects heart-beats gets one together with it.
         data = b"" if self.heartbeat.outgoing_s is None else HEART_BEAT
         if now >= self.ping_at:
             self.pinged_at = now
             data += PING
-        if not self.stream.offer(data, now):
-            self.stream.written_at = now  # bytes are under way: look again an interval later
+        if not stream.offer(data, now):
+            stream.written_at = now  # bytes are under way: check again after an interval
             return False
-        return not self.stream.transport.pending
+        return not stream.transport.pending
 
 
-class Wheel:
-    """Slots of time with the clients that are due in each. ``turn`` runs as a task."""
+@frozen
+class TimerStatistics:
+    """Clients with timers now, and the slots that they are filed in."""
+
+    clients: int
+    slots: int
+
+
+class TimerWheel:
+    """Slots of time with the clients to check in each; ``run`` is its task."""
 
     def __init__(self, senders: Senders) -> None:
         self._senders = senders
-        self._slots: dict[int, dict[Client, Pulse]] = {}
+        self._slots: dict[int, dict[Client, ClientTimers]] = {}
         self._slot_of: dict[Client, int] = {}
         self._next: float = math.inf
-        self._past = -1  # the slot that was looked at last
+        self._past = -1  # the newest slot that was checked
         self._sooner = trio.Event()
 
-    def statistics(self) -> dict[str, int]:
-        """How many ``clients`` are watched, in how many ``slots``."""
-        return {"clients": len(self._slot_of), "slots": len(self._slots)}
+    def statistics(self) -> TimerStatistics:
+        """Return the current counts."""
+        return TimerStatistics(len(self._slot_of), len(self._slots))
 
-    def watch(self, pulse: Pulse) -> None:
-        """Keep up the heart-beats of a client until ``forget``."""
-        due_at = min(pulse.write_at, pulse.silent_at, pulse.expires_at)
-        due_at = min(due_at, trio.current_time() + HORIZON_S)
-        slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # never one that has been looked at: that would spin
-        self._slots.setdefault(slot, {})[pulse.client] = pulse
-        self._slot_of[pulse.client] = slot
+    def watch(self, timers: ClientTimers) -> None:
+        """Serve the timers of a client until ``forget``."""
+        due_at = min(timers.write_at, timers.silent_at, timers.expires_at, trio.current_time() + HORIZON_S)
+        slot = max(math.ceil(due_at / SLOT_S), self._past + 1)  # a slot that was checked already would spin
+        self._slots.setdefault(slot, {})[timers.client] = timers
+        self._slot_of[timers.client] = slot
         if slot < self._next:
             self._sooner.set()
 
     def forget(self, client: Client) -> None:
-        """Watch a client no longer. Idempotent."""
+        """Serve the timers of a client no longer. Idempotent."""
         slot = self._slot_of.pop(client, None)
         if slot is None:
             return
-        pulses = self._slots[slot]
-        del pulses[client]
-        if not pulses:
+        clients = self._slots[slot]
+        del clients[client]
+        if not clients:
             del self._slots[slot]
 
-    async def turn(self) -> None:
-        """Keep up the heart-beats of all, for ever."""
+    async def run(self) -> None:
+        """Serve the timers of all clients until cancelled."""
         while True:
             self._sooner = trio.Event()
             self._next = min(self._slots, default=math.inf)
             with trio.move_on_at(self._next * SLOT_S) as sleep:
                 await self._sooner.wait()
             if sleep.cancelled_caught:
-                self._look_at_slot(int(self._next))
+                self._check_slot(int(self._next))
 
-    def _look_at_slot(self, slot: int) -> None:
+    def _check_slot(self, slot: int) -> None:
         now = trio.current_time()
         self._past = slot
-        for client, pulse in list(self._slots.get(slot, {}).items()):
+        for client, timers in list(self._slots.get(slot, {}).items()):
             self.forget(client)
             if client.state is ClientState.CLOSING:
                 continue
             try:
-                if not pulse.beat(now):
-                    self._senders.take(client)
-            except Exception as fault:  # noqa: BLE001 - one client's trouble must not stop the wheel
-                client.dismiss(reason_after(fault, client.session))
+                if not timers.serve(now):
+                    self._senders.hand_over(client)
+            except Exception as fault:  # noqa: BLE001 - one client's fault must not stop the wheel
+                client.disconnect(reason_after(fault, client.session))
             else:
-                self.watch(pulse)
+                self.watch(timers)

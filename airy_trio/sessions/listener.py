@@ -1,9 +1,9 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-A plain socket of the standard library, because ``SocketTransport`` writes to it directly. Clients never get
-the last file descriptors of the process (``within_files``): databases and the admin port need theirs when a crowd of
-clients has come. If descriptors run out all the same, accepting pauses. An error of the listening socket itself ends
-the server: it would never accept again.
+The listener is a plain socket of the standard library, because transports write to their sockets directly
+(``websocket.transport``). Clients never get the last file descriptors of the process (``within_files``): during a
+connection flood the databases and the admin port still need theirs. If descriptors run out all the same, accepting
+pauses. An error of the listening socket itself ends the server, because it would never accept again.
 """
 
 import errno
@@ -22,8 +22,8 @@ from attrs import evolve, field, frozen
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
 from airy_trio.sessions.closing import LINGER_S, read_to_end
+from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
-from airy_trio.sessions.session import SessionOptions
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import RequestRefusedError
@@ -32,32 +32,32 @@ from airy_trio.websocket.transport import SocketTransport, Transport
 
 logger = structlog.get_logger(__name__)
 
+# A session takes about 0.3 ms to begin, and other tasks wait for the same pass of the event loop.
 ACCEPTS_PER_TURN: Final = 8
-"""A session costs some 0.3 ms to begin, and in the same turn of the event loop others wait for theirs."""
 BACKLOG: Final = 1024
 WORKERS_MAX: Final = 256
 EXHAUSTED_PAUSE_S: Final = 0.1
+# The system breaks a connection if its peer shows no sign of life for this long, neither to data nor to a probe.
 VANISHED_AFTER_S: Final = 120
-"""How long the system may get no sign of a peer, to data or to a probe, before the connection is broken."""
+# The longest timeout that the operating system accepts: its milliseconds have 31 bits.
 PATIENCE_S_MAX: Final = 24 * 60 * 60
-"""The longest time-out that the operating system takes: its milliseconds have 31 bits."""
+# Between two probes of a peer that sends nothing, by the system.
 PROBE_EVERY_S: Final = 30
-"""Between two probes of a peer that sends nothing, by the system."""
+# A shortage of descriptors or memory is over when it was not met for this long.
 SHORTAGE_OVER_S: Final = 5.0
-"""Without another one a shortage of descriptors or memory is over."""
-TURNING_AWAY_MAX: Final = 256
-"""Refusals answered at once, each for up to ``LINGER_S``; further connections are closed without an answer."""
+# Rejections answered concurrently, each for up to LINGER_S; further connections are closed without a response.
+REJECTIONS_MAX: Final = 256
+# File descriptors that clients never get: two pools of connections to databases, with SQLite two or three files for
+# each connection (up to 50), the admin port (32), other sockets, and the connections accepted in one turn.
 FILES_RESERVED: Final = 96
-"""File descriptors that clients never get: two pools of connections to databases, with SQLite two or three files for
-each connection (up to 50), the admin port (32), sockets of our own and what is accepted in one turn."""
+# If the limit is hardly above the reserve, clients get one descriptor in four.
 _FILES_SHARE: Final = 4
-"""Of a limit that is hardly above the reserve, clients get one part in so many."""
-_ANSWERS_SHARE: Final = 8
-"""Of the descriptors for clients, one in so many is kept for answers to refused connections."""
-_TURNED_AWAY: Final = "turned away"
-"""Who all of them are at the fair queue: together they get what one address gets."""
+# Of the descriptors for clients, one in eight is reserved for the responses to rejected connections.
+_REJECTIONS_SHARE: Final = 8
+# The address of all rejected connections in the fair queue: together they get the share of one address.
+_REJECTED: Final = "rejected"
+# The name of each session's task, given explicitly because Trio would make a new string for each.
 _SESSION: Final = "session"
-"""The name of its task, made once, where Trio would make one for each."""
 _FILE: Final = matching(r"(?!-----)[^\x00-\x1f\x7f]*", 'the name of a file, or ""')
 _PERMANENT: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EFAULT})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -65,11 +65,11 @@ _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 @frozen(kw_only=True)
 class ListenerOptions(SessionOptions):
-    """Where clients connect and what each may do (settings, ``[listener]``).
+    """Where clients connect, and their limits (settings, ``[listener]``).
 
-    ``port`` 0: any free one. ``message_bytes_max``: the body of one outgoing MESSAGE, for who encodes events.
-    ``tls_certificate``, ``tls_key``: files (``certificate``); both empty: no TLS.
-    ``workers``: above 1 the port can be shared, with as many processes as one starts (``app.workers``).
+    ``port`` 0: any free one. ``message_bytes_max``: bounds the body of a MESSAGE when events are encoded.
+    ``tls_certificate``, ``tls_key``: files; both empty: no TLS. ``workers``: above 1, the port is shared by as many
+    processes (``app.supervisor``).
     """
 
     port: int = field(default=8080, validator=between(0, 65535))
@@ -81,23 +81,23 @@ class ListenerOptions(SessionOptions):
 
     @property
     def recorder(self) -> int | None:
-        """The number of the process that records for several workers and serves nobody; None: there is none."""
+        """The number of the process that only records, for several workers; None: there is none."""
         return self.workers if self.workers > 1 else None
 
     @property
     def processes(self) -> int:
-        """How many there are of workers and recorder together, whose numbers start at 0."""
+        """The number of workers and recorder together; they are numbered from 0."""
         return self.workers if self.recorder is None else self.workers + 1
 
 
 class BrokenListenerError(AiryTrioError):
-    """The listening socket cannot accept any more."""
+    """The listening socket is broken."""
 
 
 def within_files(options: ListenerOptions) -> ListenerOptions:
-    """Lower ``connections_max`` to what the limit of open files leaves room for; log a warning if it is lowered."""
+    """Lower ``connections_max`` to fit the limit of open files; log a warning if it is lowered."""
     room = _descriptors_for_clients()
-    fitting = room - _answers_max(room)
+    fitting = room - _rejections_max(room)
     if options.connections_max <= fitting:
         return options
     logger.warning(
@@ -114,8 +114,8 @@ def _descriptors_for_clients() -> int:
     return sys.maxsize if files == resource.RLIM_INFINITY else max(files - FILES_RESERVED, files // _FILES_SHARE)
 
 
-def _answers_max(room: int) -> int:
-    return min(TURNING_AWAY_MAX, room // _ANSWERS_SHARE)
+def _rejections_max(room: int) -> int:
+    return min(REJECTIONS_MAX, room // _REJECTIONS_SHARE)
 
 
 async def open_listening_socket(options: ListenerOptions) -> socket.socket:
@@ -144,9 +144,9 @@ async def open_listening_socket(options: ListenerOptions) -> socket.socket:
 
 
 def _watch_for_vanished_peers(sock: socket.socket, send_timeout_s: float) -> None:
-    """Let the system break connections whose peer is gone; accepted sockets inherit this from the listening one.
+    """Let the system break connections whose peer has vanished; accepted sockets inherit the options.
 
-    A peer that only reads nothing has ``send_timeout_s``, also where that is longer.
+    A peer that merely does not read is left to ``send_timeout_s``, even if that is longer than ``VANISHED_AFTER_S``.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     patience_s = max(VANISHED_AFTER_S, math.ceil(min(send_timeout_s, PATIENCE_S_MAX)))
@@ -158,32 +158,32 @@ def _watch_for_vanished_peers(sock: socket.socket, send_timeout_s: float) -> Non
     ):
         option = getattr(socket, name, None)
         if option is not None:
-            with suppress(OSError):  # a system that knows the name and not the option has its own times
+            with suppress(OSError):  # a system may know the name but not support the option
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def accept(
     listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None = None
 ) -> None:
-    """Start a session in ``connections`` for each connection, until cancelled; over TLS where there is encryption.
+    """Start a session in ``connections`` for each connection, over TLS if ``encryption`` is given.
 
-    Raises ``BrokenListenerError``.
+    Runs until cancelled. Raises ``BrokenListenerError``.
     """
     loopback = is_loopback(str(listening.getsockname()[0]))
-    reception = _Reception(sessions, connections, encryption, loopback=loopback)
+    acceptor = _Acceptor(sessions, connections, encryption, loopback=loopback)
     shortage = _Shortage()
     while True:
         with trio.move_on_at(shortage.over_at) as over:
             await trio.lowlevel.wait_readable(listening)
-        shortage.look()
-        out_of = None if over.cancelled_caught else _accept_some(listening, reception)
+        shortage.end_if_over()
+        out_of = None if over.cancelled_caught else _accept_some(listening, acceptor)
         if out_of is not None:
-            shortage.met(out_of)
+            shortage.occurred(out_of)
             await trio.sleep(EXHAUSTED_PAUSE_S)
 
 
-def _accept_some(listening: socket.socket, reception: "_Reception") -> str | None:
-    """Accept who is waiting, up to ``ACCEPTS_PER_TURN``; what the process or the machine is out of, if it is."""
+def _accept_some(listening: socket.socket, acceptor: "_Acceptor") -> str | None:
+    """Accept up to ``ACCEPTS_PER_TURN`` connections; return which resource is exhausted, if one is."""
     for _ in range(ACCEPTS_PER_TURN):
         try:
             sock, address = listening.accept()
@@ -199,42 +199,42 @@ def _accept_some(listening: socket.socket, reception: "_Reception") -> str | Non
             continue
         try:
             transport = SocketTransport(sock)
-        except OSError as error:  # reset meanwhile; some systems say so here
+        except OSError as error:  # some systems report here that it was reset
             sock.close()
-            logger.debug("connection lost as it was accepted", reason=error.strerror)
+            logger.debug("connection lost while it was accepted", reason=error.strerror)
             continue
-        reception.receive(transport, str(address[0]))
+        acceptor.accepted(transport, str(address[0]))
     return None
 
 
 class _Shortage:
-    """Tells that connections cannot be accepted once when that begins, and once when it is over.
+    """Logs once that connections cannot be accepted, and once that they are accepted again.
 
-    It is over when it was not met for ``SHORTAGE_OVER_S``: at the limit each client that leaves lets one other in.
-    ``over_at``: in Trio's time, where nothing more is met.
+    At the limit each client that leaves lets one other in. So the shortage is over only when it was not met for
+    ``SHORTAGE_OVER_S``; ``over_at`` is that time, in Trio's time.
     """
 
     def __init__(self) -> None:
         self.over_at = math.inf
         self._began_at = self._met_at = 0.0
 
-    def met(self, out_of: str) -> None:
-        """Take note that nobody could be accepted."""
+    def occurred(self, out_of: str) -> None:
+        """Note that a connection could not be accepted."""
         self._met_at = trio.current_time()
         if math.isinf(self.over_at):
             self._began_at = self._met_at
             logger.warning("cannot accept connections", reason=out_of)
         self.over_at = self._met_at + SHORTAGE_OVER_S
 
-    def look(self) -> None:
-        """Tell where it is over."""
+    def end_if_over(self) -> None:
+        """Log the end of the shortage when its time has come."""
         if trio.current_time() >= self.over_at:
             self.over_at = math.inf
             logger.info("connections are accepted again", lasted_s=round(self._met_at - self._began_at, 1))
 
 
-class _Reception:
-    """Starts a session for who is let in, and tells the others that there are too many."""
+class _Acceptor:
+    """Starts a session for each connection that is admitted, and rejects the others: there are too many."""
 
     def __init__(
         self, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None, *, loopback: bool
@@ -243,19 +243,19 @@ class _Reception:
         self._connections = connections
         self._encryption = encryption
         self._loopback = loopback
-        self._turning_away = 0
-        self._answers_max = _answers_max(_descriptors_for_clients())
+        self._rejecting = 0
+        self._rejections_max = _rejections_max(_descriptors_for_clients())
 
-    def receive(self, transport: SocketTransport, peer: str) -> None:
-        """Take over the transport of somebody who has connected."""
+    def accepted(self, transport: SocketTransport, peer: str) -> None:
+        """Take over the transport of a new connection from the address ``peer``."""
         try:
             visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
-            self._turning_away += 1
-            answer = refused.answer if self._turning_away <= self._answers_max else b""
-            step = partial(self._sessions.admission.handshakes.enter, _TURNED_AWAY)
-            turn = partial(self._sessions.fair_queue.enter, _TURNED_AWAY)
-            self._connections.start_soon(self._turn_away, self._encrypted(transport, step), answer, turn)
+            self._rejecting += 1
+            answer = refused.answer if self._rejecting <= self._rejections_max else b""
+            handshake_turn = partial(self._sessions.admission.handshakes.enter, _REJECTED)
+            turn = partial(self._sessions.fair_queue.enter, _REJECTED)
+            self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)
         else:
             encrypted = self._encrypted(transport, visitor.handshake_turn)
             self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
@@ -263,8 +263,8 @@ class _Reception:
     def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
         return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)
 
-    async def _turn_away(self, transport: Transport, answer: bytes, turn: Turn) -> None:
-        """Write an answer and close, after reading what the peer has sent."""
+    async def _reject(self, transport: Transport, answer: bytes, turn: Turn) -> None:
+        """Write the answer, if there is one, read the peer's input to its end, and close."""
         try:
             if answer:
                 with trio.move_on_after(LINGER_S):
@@ -273,10 +273,10 @@ class _Reception:
                     await transport.send_eof()
                     await read_to_end(transport, turn)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            logger.debug("connection lost as it was turned away")
-        except Exception:  # beyond this the nursery of all sessions would end
-            logger.exception("a connection could not be turned away")
+            logger.debug("connection lost while it was rejected")
+        except Exception:  # it would end the nursery of all sessions
+            logger.exception("a connection could not be rejected")
         finally:
-            self._turning_away -= 1
+            self._rejecting -= 1
             with trio.move_on_after(LINGER_S, shield=True):
                 await transport.abort()

@@ -122,7 +122,6 @@ class FramedStream(trio.abc.Stream):
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
     __slots__ = (
-        "_attending",
         "_bytes_left",
         "_closed",
         "_controls_at",
@@ -156,27 +155,12 @@ class FramedStream(trio.abc.Stream):
         self._lock: trio.StrictFIFOLock | None = None  # half a KiB, and most peers take everything at once
         self._closed = False  # whether the transport has the Close frame
         self._input_ended = False
-        self._attending: trio.CancelScope | None = None
         self._send_timeout_s = send_timeout_s
         self._turn = turn
         self._put_back = b""
         self._bytes_left: int | None = None
         self._controls_at = 0.0  # when the control frames so far would have been read at the permitted rate
         self._fragments: Fragments | None = None  # there are no frames until the upgrade was answered
-
-    def attending(self) -> trio.CancelScope:
-        """Return a scope for work on the client's behalf; it is cancelled when the client's input ends.
-
-        There is one at a time; call ``attended`` after it.
-        """
-        self._attending = scope = trio.CancelScope()
-        if self._input_ended:
-            scope.cancel()
-        return scope
-
-    def attended(self) -> None:
-        """Drop the scope, so that an idle connection does not hold it."""
-        self._attending = None
 
     @property
     def ended(self) -> bool:
@@ -278,7 +262,7 @@ class FramedStream(trio.abc.Stream):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             fault = error  # raised after its turn, because hundreds of connections may be reset together
         if fault is not None or not data:
-            self._end_input()
+            self._input_ended = True
         if fault is None and self._fragments is not None and self._fragments.controls:
             await self._pace(self._fragments)
         if self._turn is not None:
@@ -304,7 +288,7 @@ class FramedStream(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Record that trio-websocket has ended. The session closes the transport."""
-        self._end_input()
+        self._input_ended = True
         await trio.lowlevel.checkpoint()
 
     async def _pace(self, fragments: "Fragments") -> None:
@@ -322,11 +306,6 @@ class FramedStream(trio.abc.Stream):
         self.transport.push(data)
         self.written_at = trio.current_time()
         return self.transport.pending
-
-    def _end_input(self) -> None:
-        self._input_ended = True
-        if self._attending is not None:
-            self._attending.cancel()
 
     def _check_limits(self, data: bytes) -> None:
         if self._bytes_left is not None:

@@ -44,7 +44,7 @@ async def no_faults() -> Sequence[str]:
 async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent_away(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closing, "GOODBYE_S", TIMEOUT_S)  # the client below decides when it goes
+    monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it goes
     settings = any_application.migrate(admin(free_port()))
     port, stopping = Port(settings.admin.port), trio.Event()
     with trio.fail_after(TIMEOUT_S):

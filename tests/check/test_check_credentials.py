@@ -9,7 +9,7 @@ from airy_trio import app
 from airy_trio.check import check
 from airy_trio.errors import SettingsError
 from tests.application import Application
-from tests.websocket.auth.signing import jwk, jwks, key_pair, pem
+from tests.auth.signing import jwk, jwks, key_pair, pem
 
 
 @pytest.mark.parametrize(

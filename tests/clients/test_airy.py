@@ -15,7 +15,7 @@ from tests.clients.running import stompjs
 from tests.clients.test_running import listen
 from tests.e2e.route import configure
 from tests.processes import server
-from tests.websocket.serving import serving
+from tests.sessions.serving import serving
 
 TIMEOUT_S = 30.0
 MINUTE_S = 60.0

@@ -12,7 +12,7 @@ import trio
 import yaml
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.sessions.closing import GOODBYE_S, HANG_UP_S, LINGER_S
+from airy_trio.sessions.closing import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import load, parse
 from airy_trio.websocket.admission import Admission
@@ -24,7 +24,7 @@ from tests.websocket.test_request import head
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 LISTENER, ADMIN = ListenerOptions(), AdminOptions()
-SHUTDOWN_S = LISTENER.drain_s + GOODBYE_S + LINGER_S + HANG_UP_S
+SHUTDOWN_S = LISTENER.drain_s + CLOSE_TIMEOUT_S + LINGER_S + ABORT_TIMEOUT_S
 NO = "no-new-privileges:true"
 
 

@@ -216,7 +216,7 @@ def disconnect_reasons() -> str:
     ]
     for row in _rows():
         token = f"`{row.token}`" if row.token else ""
-        lines.append(f"| {row.name} | {token} | {row.close_code or ''} | {row.come_back.value} | {row.prose} |")
+        lines.append(f"| {row.name} | {token} | {row.close_code or ''} | {row.reconnect.value} | {row.prose} |")
     lines += [
         "",
         "*too slow*: the socket accepted nothing for `[listener] send_timeout_s`, so no message can be delivered.",

@@ -15,9 +15,9 @@ from starlette.routing import Route
 from tests.admin.serving import Port
 from tests.admin.serving import serving as serving_site
 from tests.application import Application
+from tests.auth.signing import SECRET, issuer
 from tests.console.browser import browsing
 from tests.processes import Server, server
-from tests.websocket.auth.signing import SECRET, issuer
 
 TIMEOUT_S = 50.0
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ import trio
 from airy_trio import app
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
-from tests.websocket.auth.signing import SECRET, Issuer, issuer, jwk, jwks
+from tests.auth.signing import SECRET, Issuer, issuer, jwk, jwks
 
 FIRST, SECOND = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
 

@@ -17,7 +17,7 @@ from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from airy_trio.websocket.admission import REPORT_EVERY_S, Admission, AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import RequestRefusedError
-from tests.websocket.serving import HOST, Server, serving
+from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
 
@@ -67,12 +67,12 @@ async def test_beyond_the_total_is_503_and_a_place_comes_back() -> None:
             assert rejected.value.status == 503
             assert b"\r\nRetry-After: 5\r\n" in await answer_to(server, head())
             found = server.sessions.statistics()
-            assert (found["clients"], found["visitors"], found["turned away connections_max"]) == (2, 2, 2)
+            assert (found.clients, found.visitors, found.turned_away["connections_max"]) == (2, 2, 2)
         assert [line["event"] for line in logs] == ["connections turned away"]
         assert logs[0]["setting"] == "listener.connections_max"
         await server.ended()
         async with await server.dial():
-            assert server.sessions.statistics()["visitors"] == 1
+            assert server.sessions.statistics().visitors == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives every machine the addresses 127.0.0.0/8")
@@ -85,7 +85,7 @@ async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
         assert rejected.value.status == 503
         async with await dial_from(server, "127.0.0.3"):
             found = server.sessions.statistics()
-            assert (found["visitors"], found["addresses"], found["turned away connections_per_address_max"]) == (
+            assert (found.visitors, found.addresses, found.turned_away["connections_per_address_max"]) == (
                 3,
                 2,
                 1,
@@ -106,7 +106,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
             assert closed.value.code == 1013
             assert b"subscriptions_per_address_max" not in error.body
             third = await clients.enter_async_context(await server.dial())
-            while server.sessions.statistics()["clients"] > 2:  # noqa: ASYNC110 - its place is free when it has ended
+            while server.sessions.statistics().clients > 2:  # noqa: ASYNC110 - its place is free when it has ended
                 await trio.lowlevel.checkpoint()
             assert (await third.subscribe(subscription="a")).command == "RECEIPT"
             await first.send(Frame("UNSUBSCRIBE", (("id", "b"), ("receipt", "r"))))
@@ -146,18 +146,18 @@ async def test_who_connects_directly_costs_no_session_beyond_the_limit() -> None
         await trio.open_tcp_stream(HOST, server.port) as stream,
     ):
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 503 ")  # nothing was asked
-        assert server.sessions.statistics()["clients"] == 1
+        assert server.sessions.statistics().clients == 1
 
 
 async def test_a_flood_gets_no_more_answers_than_can_be_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "TURNING_AWAY_MAX", 1)
+    monkeypatch.setattr(listener, "REJECTIONS_MAX", 1)
     async with limited(total=1) as server, await server.dial():
         async with await trio.open_tcp_stream(HOST, server.port) as first:
             assert (await first.receive_some()).startswith(b"HTTP/1.1 503 ")
             async with await trio.open_tcp_stream(HOST, server.port) as second:
                 with pytest.raises(trio.BrokenResourceError):
                     await second.receive_some()
-        assert server.sessions.statistics()["turned away connections_max"] == 2
+        assert server.sessions.statistics().turned_away["connections_max"] == 2
 
 
 async def test_who_is_turned_away_and_stays_is_cut() -> None:
@@ -189,7 +189,7 @@ async def test_behind_a_proxy_clients_are_counted_by_their_own_addresses() -> No
             stream = await streams.enter_async_context(await trio.open_tcp_stream(HOST, server.port))
             await stream.send_all(request)
             assert (await stream.receive_some()).split(b" ")[1] == status, request
-        assert server.sessions.statistics()["turned away connections_per_address_max"] == 5
+        assert server.sessions.statistics().turned_away["connections_per_address_max"] == 5
 
 
 async def test_nobody_but_a_trusted_proxy_says_whom_it_speaks_for() -> None:
@@ -233,7 +233,7 @@ async def test_distinct_headers_share_one_line_of_the_log(name: str) -> None:
                 request = head(f"Origin: {value}") if name == "Origin" else head(changed={"Host": value})
                 await answer_to(server, request if name != "no Host" else head(changed={"Host": f"/{value}"}))
             await server.ended()
-        sampled = server.sessions._shared.early_ends._logged_at  # noqa: SLF001 - no counter shows its size
+        sampled = server.sessions._services.sampled_log._logged_at  # noqa: SLF001 - no counter shows its size
         assert len(sampled) == 1
     closed = [line for line in logs if line["event"] == "connection closed"]
     assert len(closed) == len(values)
@@ -256,7 +256,7 @@ async def test_host_and_origin_are_checked_before_the_upgrade(request_: bytes, s
         await stream.send_all(request_)
         assert (await stream.receive_some()).startswith(f"HTTP/1.1 {status} ".encode())
         counted = server.sessions.statistics()
-        assert counted["requests refused 403"] == (status == 403)
+        assert counted.requests_refused[403] == (status == 403)
 
 
 async def test_who_is_refused_leaves_no_place_behind() -> None:
@@ -267,8 +267,8 @@ async def test_who_is_refused_leaves_no_place_behind() -> None:
         async with await connect(HOST, server.port):
             pass
         await server.ended()
-        assert server.sessions.statistics()["visitors"] == 0
-        assert server.sessions.statistics()["addresses"] == 0
+        assert server.sessions.statistics().visitors == 0
+        assert server.sessions.statistics().addresses == 0
 
 
 def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from structlog.testing import capture_logs
 
 from airy_trio.sessions.listener import ListenerOptions
-from tests.websocket.serving import HOST, Server, serving
+from tests.sessions.serving import HOST, Server, serving
 from tests.websocket.test_request import head
 
 FRAME_BYTES_MAX: Final = ListenerOptions().frame_bytes_max
@@ -407,7 +407,7 @@ async def test_every_case_is_answered_as_the_table_says_and_hurts_nobody_else(ch
             await bystander.subscribe()
             await server.append(1, 1)
             assert (await bystander.receive()).command == "MESSAGE"
-            assert server.sessions.statistics()["clients"] == 1
+            assert server.sessions.statistics().clients == 1
     assert wrong == {}
     assert [line for line in logs if line["log_level"] in {"warning", "error"}] == []
 
@@ -490,7 +490,7 @@ async def test_a_request_that_comes_octet_by_octet_is_cut_with_the_connect_timeo
         with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
             await drip(stream, head("X: " + "x" * 5000))
         await server.ended()
-        assert server.sessions.statistics()["farewell silent"] == 1
+        assert server.sessions.statistics().disconnects["silent"] == 1
 
 
 async def drip(stream: trio.SocketStream, data: bytes) -> None:

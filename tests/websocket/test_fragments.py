@@ -14,7 +14,7 @@ from wsproto.events import BytesMessage
 
 from airy_trio.testing.client import Closed
 from airy_trio.websocket.stream import CONTROLS_BURST, CONTROLS_PER_S, PIECES_MAX, SMALL_MAX, SMALL_OCTETS, Fragments
-from tests.websocket.serving import serving
+from tests.sessions.serving import serving
 
 KEY = b"\x01\x02\x03\x04"
 CONTINUATION, BINARY, PING = 0, 2, 9
@@ -121,7 +121,7 @@ async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content:
             await other.subscribe()
             await server.append(1, 1)
             assert (await other.receive()).command == "MESSAGE"
-            assert server.sessions.statistics()["refused 413-too-many-fragments"] == 1
+            assert server.sessions.statistics().client_faults["413-too-many-fragments"] == 1
 
 
 async def test_a_flood_of_pings_is_answered_at_a_rate_that_leaves_time_for_others(autojump_clock: MockClock) -> None:

@@ -9,14 +9,14 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from airy_trio.sessions.closing import GOODBYE_S, read_to_end
+from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, FairQueueStatistics
-from tests.websocket.rig import Rig, rigged
-from tests.websocket.serving import open_log, serving
+from tests.delivery.rig import rigged
+from tests.sessions.serving import open_log, serving
 
 
 class Turns(trio.abc.Instrument):
@@ -197,7 +197,7 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
             for _ in range(asked):
                 assert (await client.receive()).command == "RECEIPT"
         trio.lowlevel.remove_instrument(turns)
-        assert server.sessions.statistics()["waited"] > crowd * asked / 2
+        assert server.sessions.statistics().waited > crowd * asked / 2
     assert sum(turns.answers.values()) == crowd * asked
     assert answered < crowd * asked / 4
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
@@ -252,24 +252,12 @@ async def test_what_was_read_in_its_turn_brings_one_message_and_each_further_one
         assert turns["taken"] == together
 
 
-def counted_turns(rig: Rig) -> Counter[str]:
-    """How often the conversation has ``taken`` a turn, each of which comes at once."""
-    turns = Counter[str]()
-
-    async def turn() -> None:
-        turns["taken"] += 1
-        await trio.lowlevel.checkpoint()
-
-    rig.conversation.turn = turn
-    return turns
-
-
 async def test_a_message_is_looked_at_piece_by_piece() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        turns = counted_turns(rig)
+        before = rig.turns
         message = "ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
-        assert await rig.conversation.hear(message) is None
-        assert turns["taken"] == (len(message) - 1) // PIECE_BYTES
+        assert await rig.conversation.handle(message) is None
+        assert rig.turns - before == 1 + (len(message) - 1) // PIECE_BYTES
         assert rig.conversation.acks_ignored == 3000
         receipt = "\u20ac" * PIECE_BYTES
         await rig.say("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
@@ -278,9 +266,9 @@ async def test_a_message_is_looked_at_piece_by_piece() -> None:
 
 async def test_who_subscribes_without_a_receipt_waits_for_its_turn_as_well() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        turns = counted_turns(rig)
-        await rig.conversation.hear("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
-        assert turns["taken"] == 5  # between it and what comes after it
+        before = rig.turns
+        await rig.conversation.handle("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
+        assert rig.turns - before == 1 + 5  # before the message, and after each SUBSCRIBE
 
 
 async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
@@ -329,7 +317,7 @@ async def test_messages_after_a_fault_are_dropped_without_being_parsed(autojump_
         while await plugged.client.stream.receive_some():
             pass
         trio.lowlevel.remove_instrument(turns)
-        assert trio.current_time() < GOODBYE_S
+        assert trio.current_time() < CLOSE_TIMEOUT_S
         await plugged.client.stream.aclose()
     assert turns.count < more / 100
 

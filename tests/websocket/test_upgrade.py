@@ -6,7 +6,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tests.websocket.serving import HOST, Server, serving
+from tests.sessions.serving import HOST, Server, serving
 
 
 @pytest.fixture

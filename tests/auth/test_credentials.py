@@ -1,0 +1,70 @@
+"""Which of the places where a token can be counts."""
+
+import pytest
+
+from airy_trio.auth.authenticator import NOBODYS, token_of_connect, token_of_upgrade
+from tests.auth.signing import connect_with
+
+Headers = list[tuple[str, str]]
+
+
+def by_name(headers: Headers) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in headers:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    "authorization, passcode, token",
+    [
+        (None, None, None),
+        (None, "", None),
+        (None, "p", "p"),
+        ("Bearer t", None, "t"),
+        ("Bearer t", "p", "t"),
+        ("bearer  t ", "p", "t"),
+        (" BEARER\tt", "p", "t"),
+        ("Bearer", "p", "p"),
+        ("Bearer ", None, None),
+        ("Basic cDpw", "p", "p"),
+        ("Basic cDpw", None, None),
+        ("Bearert", None, None),
+        ("Bearer t u", "p", NOBODYS),
+        ("Bearer t\x00", "p", NOBODYS),
+        ("Bearer té", None, NOBODYS),
+    ],
+)
+def test_in_connect_bearer_counts_before_the_passcode(
+    authorization: str | None, passcode: str | None, token: str | None
+) -> None:
+    assert token_of_connect(connect_with(passcode, authorization=authorization)) == token
+
+
+@pytest.mark.parametrize(
+    "headers, token",
+    [
+        ([], None),
+        ([("authorization", "Bearer t")], "t"),
+        ([("authorization", "Bearer t"), ("cookie", "auth=c")], "t"),
+        ([("authorization", "Basic cDpw"), ("cookie", "auth=c")], "c"),
+        ([("authorization", "Bearer t"), ("authorization", "Bearer u")], NOBODYS),
+        ([("authorization", "Bearer t u"), ("cookie", "auth=c")], NOBODYS),
+        ([("cookie", "auth=c")], "c"),
+        ([("cookie", 'a=1; auth="c"; b=2')], "c"),
+        ([("cookie", "a=1;auth=c==;b=2")], "c=="),
+        ([("cookie", "auth=")], None),
+        ([("cookie", "auth")], None),
+        ([("cookie", "Auth=c; xauth=c; auth2=c")], None),
+        ([("cookie", "auth=c; auth=d")], NOBODYS),
+        ([("cookie", "auth=c"), ("cookie", "auth=d")], NOBODYS),
+        ([("cookie", "auth=ÿþ")], "ÿþ"),
+        ([("x-authorization", "Bearer t")], None),
+    ],
+)
+def test_in_the_upgrade_the_header_counts_before_the_cookie(headers: Headers, token: str | None) -> None:
+    assert token_of_upgrade(by_name(headers), "auth") == token
+
+
+def test_without_a_name_no_cookie_counts() -> None:
+    assert token_of_upgrade({"cookie": ["auth=c; =d"]}, "") is None

@@ -1,0 +1,322 @@
+"""When keys are asked for, how often at most, and what counts meanwhile; sources are real ones where they are told."""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from attrs import define, evolve, field
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.auth.key_sources import WAIT_S, KeyRing, source_of
+from airy_trio.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, read_jwks
+from airy_trio.errors import SettingsError
+from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
+from tests.hanging import make_hang, open_writer
+
+FIRST, SECOND = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
+
+
+def published(*issuers: Issuer) -> bytes:
+    return jwks(*(jwk(one.key, kid=one.kid) for one in issuers if not isinstance(one.key, str)))
+
+
+def keys_of(*issuers: Issuer) -> tuple[Key, ...]:
+    return read_jwks(published(*issuers), ["RS256"])
+
+
+@define
+class Source:
+    """Gives what it has, after a time, and counts."""
+
+    keys: tuple[Key, ...] | None
+    delay_s: float = 0.0
+    pause_s: float = 30.0
+    refresh_s: float = 300.0
+    asked_at: list[float] = field(factory=list)
+
+    async def load(self) -> tuple[Key, ...]:
+        self.asked_at.append(trio.current_time())
+        await trio.sleep(self.delay_s)
+        if self.keys is None:
+            message = "away"
+            raise KeysFault(message)
+        return self.keys
+
+
+@asynccontextmanager
+async def refreshed(ring: KeyRing) -> AsyncGenerator[None]:
+    async def follow() -> None:
+        while True:
+            await ring.refresh()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_keys_are_asked_for_at_once_and_each_refresh_time(autojump_clock: MockClock) -> None:
+    source = Source(keys_of(FIRST))
+    ring = KeyRing(source=source)
+    begun_at = trio.current_time()
+    async with refreshed(ring):
+        assert not ring.loaded
+        await trio.sleep(950)
+    assert [at - begun_at for at in source.asked_at] == [0, 300, 600, 900]
+    assert (ring.loaded, ring.keys) == (True, keys_of(FIRST))
+
+
+async def test_an_error_of_an_unexpected_kind_leaves_the_keys_as_they_are(autojump_clock: MockClock) -> None:
+    class Broken(Source):
+        async def load(self) -> tuple[Key, ...]:
+            await super().load()
+            message = "never-told"
+            raise RuntimeError(message)
+
+    source = Broken(keys_of(FIRST))
+    ring = KeyRing(keys_of(SECOND), source)
+    with capture_logs() as lines:
+        async with refreshed(ring):
+            await trio.sleep(10)
+    assert ring.keys == keys_of(SECOND)
+    assert len(source.asked_at) == 4
+    assert [line["reason"] for line in lines] == ["an error of the program: RuntimeError"]
+
+
+async def test_however_many_ask_the_source_is_asked_once_in_its_pause(autojump_clock: MockClock) -> None:
+    source = Source(keys_of(FIRST), delay_s=0.5)
+    ring = KeyRing(source=source)
+    answers: list[bool] = []
+
+    async def ask(after_s: float) -> None:
+        await trio.sleep(after_s)
+        answers.append(await ring.wait_newer())
+
+    async with refreshed(ring):
+        await trio.sleep(40)
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(ask, number / 400)
+        assert answers == [True] * 200
+        assert len(source.asked_at) == 2
+        for _ in range(10):
+            assert not await ring.wait_newer()
+        await trio.sleep(30)
+        assert await ring.wait_newer()
+        assert len(source.asked_at) == 3
+
+
+async def test_a_source_that_is_away_leaves_the_keys_and_is_asked_less_and_less(autojump_clock: MockClock) -> None:
+    source = Source(keys_of(FIRST))
+    ring = KeyRing(source=source)
+    async with refreshed(ring):
+        await trio.sleep(1)
+        source.keys = None
+        with capture_logs() as logs:
+            await trio.sleep(300 + 110)
+        assert ring.keys == keys_of(FIRST)
+        assert [log["log_level"] for log in logs] == ["warning"]
+        first, *others = source.asked_at[1:]
+        assert [at - first for at in others] == [1, 3, 7, 15, 31, 61, 91]
+        source.keys = keys_of(SECOND)
+        await trio.sleep(31)
+        assert ring.keys == keys_of(SECOND)
+
+
+async def test_who_waits_for_keys_waits_for_a_bounded_time(autojump_clock: MockClock) -> None:
+    ring = KeyRing(source=Source(keys_of(FIRST), delay_s=1000))
+    async with refreshed(ring):
+        begun_at = trio.current_time()
+        assert not await ring.wait_newer()
+        assert trio.current_time() - begun_at == WAIT_S
+
+
+@pytest.mark.parametrize("keys", [keys_of(SECOND), None])
+async def test_a_ring_that_is_retired_while_its_source_answers_fails_nobody(
+    keys: tuple[Key, ...] | None, autojump_clock: MockClock
+) -> None:
+    ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
+    async with refreshed(ring):
+        await trio.sleep(1)  # a second signal while a server of keys takes its time
+        ring.retire()
+        await trio.sleep(4)
+
+
+async def test_keys_without_a_source_stay(autojump_clock: MockClock) -> None:
+    ring = KeyRing(keys_of(FIRST))
+    async with refreshed(ring):
+        assert not await ring.wait_newer()
+        await trio.sleep(10_000)
+    assert ring.keys == keys_of(FIRST)
+
+
+@asynccontextmanager
+async def following(authenticator: Authenticator) -> AsyncGenerator[None]:
+    async def follow() -> None:
+        while True:
+            await authenticator.refresh_keys()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
+    """Connect again and again, in real time: a file is read in a thread, which no other clock waits for."""
+    with trio.fail_after(40):
+        while True:
+            user = await authenticator.authenticate(connect_with(signer.token()))
+            if isinstance(user, User):
+                return user
+            await trio.sleep(0.05)
+
+
+async def test_a_key_that_is_added_to_a_file_counts_for_tokens_that_name_it_and_one_that_is_gone_does_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(published(FIRST))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path)))
+    async with following(authenticator):
+        first = await authenticator.authenticate(connect_with(FIRST.token()))
+        assert isinstance(first, User)
+        assert isinstance(await authenticator.authenticate(connect_with(SECOND.token())), Refusal)
+        path.write_bytes(published(SECOND, FIRST))
+        await accepted(authenticator, SECOND)
+        assert authenticator.accepts(first)
+        path.write_bytes(published(SECOND))
+        await accepted(authenticator, SECOND)
+        authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))  # as SIGHUP does
+        assert not authenticator.accepts(first)
+
+
+async def test_another_key_in_a_pem_file_counts_for_tokens_that_it_signed(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    assert not isinstance(FIRST.key, str)
+    assert not isinstance(SECOND.key, str)
+    path.write_bytes(pem(FIRST.key))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(path)))
+    async with following(authenticator):
+        await accepted(authenticator, FIRST)
+        path.write_bytes(pem(SECOND.key))
+        await accepted(authenticator, SECOND)
+
+
+async def test_a_file_gives_what_stands_in_it_now(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    source = source_of(AuthOptions(mode="jwt", jwt_key=str(path)))
+    for data, words in (
+        (None, "there is no such file"),
+        (b"not yet written", "not JSON"),
+        (b" " * (KEYS_BYTES_MAX + 1), f"larger than {KEYS_BYTES_MAX} bytes"),
+    ):
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(KeysFault, match=words):
+            await source.load()
+    path.write_bytes(published(FIRST) + b" " * (KEYS_BYTES_MAX - len(published(FIRST))))
+    assert await source.load() == keys_of(FIRST)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(KeysFault, match="Is a directory"):
+        await source.load()
+
+
+async def test_load_of_a_hanging_file_can_be_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    make_hang(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source_of(AuthOptions(mode="jwt", jwt_key=str(path))).load)
+        writing = await open_writer(path)
+        nursery.cancel_scope.cancel()
+    os.close(writing)
+
+
+async def test_the_file_is_looked_at_though_nobody_asks(autojump_clock: MockClock) -> None:
+    source = Source(keys_of(FIRST), pause_s=1, refresh_s=10)
+    ring = KeyRing(keys_of(SECOND), source)
+    assert (ring.loaded, ring.keys) == (True, keys_of(SECOND))
+    async with refreshed(ring):
+        await trio.testing.wait_all_tasks_blocked()
+        assert ring.keys == keys_of(FIRST)
+        source.keys = keys_of(SECOND)
+        await trio.sleep(11)
+        assert ring.keys == keys_of(SECOND)
+
+
+async def test_a_faulty_file_is_refused_at_renewal_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(published(FIRST))
+    options = AuthOptions(mode="jwt", jwt_key=str(path))
+    authenticator = Authenticator(options)
+    with pytest.raises(SettingsError, match=r"auth\.jwt_key: .*there is no such file") as caught:
+        authenticator.renew(evolve(options, jwt_key="/hunter2.json"))
+    assert "hunter2" not in str(caught.value)
+    path.write_bytes(b"{}")
+    with pytest.raises(SettingsError, match=r"JWK Set.*no array"):
+        authenticator.renew(options)
+    assert isinstance(await authenticator.authenticate(connect_with(FIRST.token())), User)
+
+
+async def test_renewal_turns_to_other_settings_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(published(FIRST))
+    options = AuthOptions(mode="jwt", jwt_key=str(path))
+    authenticator = Authenticator(options)
+    async with following(authenticator):
+        user = await authenticator.authenticate(connect_with(FIRST.token(iss="i", aud="a")))
+        assert isinstance(user, User)
+        for renewed, still in (
+            (options, True),
+            (evolve(options, jwt_issuer="i", jwt_audience="a"), True),
+            (evolve(options, jwt_issuer="j"), False),
+            (evolve(options, jwt_audience="b"), False),
+            (evolve(options, jwt_algorithms=["RS512"]), False),
+            (AuthOptions(mode="tokens", tokens={"agent": "t"}), False),
+            (AuthOptions(), True),
+        ):
+            authenticator.renew(renewed)
+            assert authenticator.accepts(user) is still
+        authenticator.renew(AuthOptions())
+        await trio.testing.wait_all_tasks_blocked()
+        authenticator.renew(options)
+        path.write_bytes(published(SECOND))
+        await accepted(authenticator, SECOND)
+
+
+async def test_who_waits_for_keys_while_they_are_renewed_is_asked_by_the_new_ones(tmp_path: Path) -> None:
+    past, path = tmp_path / "past.json", tmp_path / "keys.json"
+    past.write_bytes(published(FIRST))
+    path.write_bytes(published(SECOND))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    answers: list[User | Refusal] = []
+
+    async def ask() -> None:
+        answers.append(await authenticator.authenticate(connect_with(SECOND.token())))
+
+    with trio.fail_after(WAIT_S / 2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()  # nobody refreshes: it waits for newer keys
+            authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+    [user] = answers
+    assert isinstance(user, User)
+
+
+async def test_who_came_without_an_end_is_not_accepted_where_one_is_needed_now(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_bytes(published(FIRST))
+    options = AuthOptions(mode="jwt", jwt_key=str(path), jwt_require_exp=False)
+    authenticator = Authenticator(options)
+    user = await authenticator.authenticate(connect_with(FIRST.token(without=["exp"])))
+    assert isinstance(user, User)
+    assert authenticator.accepts(user)
+    authenticator.renew(evolve(options, jwt_require_exp=True))
+    assert not authenticator.accepts(user)

@@ -1,0 +1,231 @@
+"""Keys over HTTPS: a real server with a certificate of its own authority, rotation, and everything it can do wrong."""
+
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+from attrs import define, field
+from structlog.testing import capture_logs
+
+from airy_trio.auth import AuthOptions, key_sources
+from airy_trio.auth.key_sources import KeyServer, KeyUrl
+from airy_trio.auth.keys import KEYS_BYTES_MAX, KeysFault
+from airy_trio.stomp.frames import Frame
+from tests.auth.signing import Issuer, issuer, jwk, jwks
+from tests.sessions.serving import Server, serving
+
+FIRST, SECOND = issuer("ES256", 0, "first"), issuer("ES256", 1, "second")
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+def published(*issuers: Issuer) -> bytes:
+    return jwks(*(jwk(one.key, kid=one.kid) for one in issuers if not isinstance(one.key, str)))
+
+
+def answer(data: bytes, head: bytes = OK) -> bytes:
+    return head + b"Content-Length: %d\r\n\r\n" % len(data) + data
+
+
+@define
+class Publisher:
+    """An HTTPS server that answers everything with ``response``, its stream left open where ``hangs``."""
+
+    url: str
+    response: bytes
+    hangs: bool = False
+    requests: list[bytes] = field(factory=list)
+
+    def publish(self, *issuers: Issuer) -> None:
+        self.response = answer(published(*issuers))
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        try:
+            self.requests.append(bytes(await stream.receive_some(65536)))
+            await stream.send_all(self.response)
+            if self.hangs:
+                await trio.sleep_forever()
+        except trio.BrokenResourceError:
+            pass  # it was not trusted
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await trio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def publishing(
+    *issuers: Issuer, name: str = "localhost", host: str = "127.0.0.1", authority: trustme.CA
+) -> AsyncGenerator[Publisher]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(context)
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host=host, https_compatible=True)
+        transport = listeners[0].transport_listener
+        assert isinstance(transport, trio.SocketListener)
+        port = transport.socket.getsockname()[1]
+        publisher = Publisher(f"https://localhost:{port}/keys?v=1#x", answer(published(*issuers)))
+        nursery.start_soon(trio.serve_listeners, publisher.serve, listeners)  # noqa: ASYNC113 - they listen already
+        yield publisher
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+    """One that this process trusts, in the way that an operator tells it."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return made
+
+
+def source(publisher: Publisher) -> KeyServer:
+    return KeyServer(publisher.url, ("ES256",))
+
+
+async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with publishing(FIRST, name="::1", host="::1", authority=authority) as publisher:
+        at = publisher.url.replace("localhost", "[::1]")
+        assert [key.kid for key in await KeyServer(at, ("ES256",)).load()] == ["first"]
+        assert b"\r\nhost: %s\r\n" % at.split("/")[2].encode() in publisher.requests[0].lower()
+
+
+@pytest.mark.parametrize(
+    "url, place",
+    [
+        ("https://issuer.example", KeyUrl("issuer.example", 443, "issuer.example", "/")),
+        ("https://issuer.example:443/k?v=1#x", KeyUrl("issuer.example", 443, "issuer.example", "/k?v=1")),
+        ("https://Issuer.Example:8443/%7Ek", KeyUrl("issuer.example", 8443, "issuer.example:8443", "/%7Ek")),
+        ("https://[2001:db8::1]:8443/", KeyUrl("2001:db8::1", 8443, "[2001:db8::1]:8443", "/")),
+        ("https://bücher.example/schlüssel?ü=1",
+         KeyUrl("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
+    ],
+)  # fmt: skip
+def test_how_a_url_is_asked_for(url: str, place: KeyUrl) -> None:
+    assert KeyUrl.of(url) == place
+
+
+async def test_keys_of_a_server_whose_certificate_is_trusted(authority: trustme.CA) -> None:
+    async with publishing(FIRST, SECOND, authority=authority) as publisher:
+        assert [key.kid for key in await source(publisher).load()] == ["first", "second"]
+        assert publisher.requests[0].startswith(b"GET /keys?v=1 HTTP/1.1\r\n")
+
+
+async def test_a_certificate_of_somebody_else_is_not_trusted(authority: trustme.CA) -> None:
+    for other, name in ((trustme.CA(), "localhost"), (authority, "elsewhere.example")):
+        async with publishing(FIRST, authority=other, name=name) as publisher:
+            with pytest.raises(KeysFault, match="CERTIFICATE_VERIFY_FAILED"):
+                await source(publisher).load()
+            assert publisher.requests == []
+
+
+@pytest.mark.parametrize(
+    "response, words",
+    [
+        (answer(b"{}"), "no array"),
+        (answer(b"<html>"), "not JSON"),
+        (answer(b"no", b"HTTP/1.1 404 Not Found\r\n"), "status 404"),
+        (answer(b"", b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\n"), "status 302"),
+        (answer(b"", b"HTTP/1.1 500 Oh no\r\n"), "status 500"),
+        (b"220 mail.example ESMTP\r\n", "it did not answer in HTTP"),
+        (OK + b"Content-Length: 1000\r\n\r\n{", "it did not answer in HTTP"),
+        (b"", "it did not answer in HTTP"),
+        (OK + b"X: " + b"x" * 2**20 + b"\r\n\r\n", "it did not answer in HTTP"),
+        (OK + b"\r\n" + published(FIRST) + b" " * KEYS_BYTES_MAX, f"larger than {KEYS_BYTES_MAX} bytes"),
+        (answer(b"\x1f\x8b" + b"\0" * 20, OK + b"Content-Encoding: gzip\r\n"), "not JSON"),
+    ],
+    ids=range(11),  # the keys are others in each process
+)
+async def test_what_is_no_answer_with_keys(response: bytes, words: str, authority: trustme.CA) -> None:
+    async with publishing(authority=authority) as publisher:
+        publisher.response = response
+        with pytest.raises(KeysFault, match=words):
+            await source(publisher).load()
+
+
+async def test_nobody_listens(authority: trustme.CA) -> None:
+    async with publishing(authority=authority) as publisher:
+        pass
+    with pytest.raises(KeysFault, match="cannot be fetched: "):
+        await source(publisher).load()
+
+
+@pytest.mark.parametrize("response", [b"", OK, OK + b"\r\n{"])
+async def test_a_server_that_hangs_is_given_up_while_others_run(
+    response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_sources, "FETCH_TIMEOUT_S", 1.0)
+    turns = 0
+
+    async def run() -> None:
+        nonlocal turns
+        while True:
+            await trio.sleep(0.05)
+            turns += 1
+
+    async with publishing(authority=authority) as publisher, trio.open_nursery() as nursery:
+        publisher.response, publisher.hangs = response, True
+        nursery.start_soon(run)
+        with pytest.raises(KeysFault, match="took more than 1 s"):
+            await source(publisher).load()
+        assert turns > 3
+        nursery.cancel_scope.cancel()
+
+
+async def answer_to(server: Server, signer: Issuer) -> Frame:
+    """The answer to a CONNECT with a token."""
+    plugged = server.plug()
+    await plugged.client.upgrade()
+    return await plugged.client.connect(headers=[("Authorization", f"Bearer {signer.token()}")])
+
+
+async def test_keys_are_rotated_while_sessions_go_on_and_end_with_their_key(authority: trustme.CA) -> None:
+    async with publishing(FIRST, authority=authority) as publisher:
+        auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
+        async with serving(auth=auth, listen=False) as server:
+            first = await server.plug_connected(headers=[("passcode", FIRST.token())])
+            assert len(publisher.requests) == 1
+            publisher.publish(FIRST, SECOND)
+            assert (await answer_to(server, SECOND)).get("message") == "401-unauthorized"
+            assert len(publisher.requests) == 1, "asked again within the pause"
+            server.sessions.renew(auth)  # as SIGHUP does; else the pause would have to go by
+            second = await server.plug_connected(headers=[("passcode", SECOND.token())])
+            assert len(publisher.requests) == 2
+            assert (await first.client.subscribe()).command == "RECEIPT"
+            publisher.publish(SECOND)
+            server.sessions.renew(auth)
+            assert (await first.client.receive()).get("message") == "401-unauthorized"
+            assert (await second.client.subscribe()).command == "RECEIPT"
+
+
+async def test_a_server_that_is_away_leaves_the_old_keys(authority: trustme.CA) -> None:
+    async with publishing(FIRST, authority=authority) as publisher:
+        auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
+        async with serving(auth=auth, listen=False) as server:
+            first = await server.plug_connected(headers=[("passcode", FIRST.token())])
+            publisher.response = answer(b"", b"HTTP/1.1 503 Away\r\n")
+            with capture_logs() as logs:
+                server.sessions.renew(auth)
+                assert (await answer_to(server, SECOND)).get("message") == "401-unauthorized"
+            assert "503" in str([log for log in logs if log["log_level"] == "warning"])
+            assert (await first.client.subscribe()).command == "RECEIPT"
+            assert (await answer_to(server, FIRST)).command == "CONNECTED"
+
+
+async def test_where_no_keys_were_ever_had_a_client_is_told_to_come_back(authority: trustme.CA) -> None:
+    async with publishing(authority=authority) as publisher:
+        publisher.response = answer(b"", b"HTTP/1.1 503 Away\r\n")
+        auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
+        async with serving(auth=auth, listen=False) as server:
+            assert (await answer_to(server, FIRST)).get("message") == "500-internal"
+            publisher.publish(FIRST)
+            with trio.fail_after(30):
+                while (await answer_to(server, FIRST)).command != "CONNECTED":  # noqa: ASYNC110 - as the next line says
+                    await trio.sleep(0.1)  # the server of keys is asked again after a second, in real time

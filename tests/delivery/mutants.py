@@ -1,0 +1,299 @@
+"""Whether the random schedules would notice: fan-out and send tasks with one fault each, which some seed must catch."""
+
+import inspect
+import textwrap
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from attrs import frozen
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.delivery import disconnects, fanout
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ClientState, Subscription
+from airy_trio.delivery.fanout import FanOut
+from airy_trio.delivery.tasks import Tasks
+from airy_trio.log.tail import Tail
+from airy_trio.sessions.conversation import Conversation
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.stream import FramedStream
+from airy_trio.websocket.transport import SocketTransport
+from tests.delivery import test_client, test_fanout, test_sender, test_tasks
+from tests.delivery.test_schedules import run_schedule
+from tests.websocket import test_outlet, test_wire
+
+SEEDS = range(120)
+"""Trio orders tasks by chance, so that a seed does not tell all: each mutant is caught by one of ten seeds or more."""
+
+
+CHECKPOINT_BEFORE_LIVE = """\
+if client.state is BEHIND and not stream.transport.pending and not any(
+            one.has_work for one in client.subscriptions.values()
+        ):
+            await trio.lowlevel.checkpoint()
+            client.state = LIVE"""
+
+
+@frozen
+class Mutant:
+    """A fault: in the source of ``owner.name``, ``sound`` is replaced by ``unsound``.
+
+    ``alike``: what only neighbours meet is looked for with so many clients that are alike; 0: with two of any kind.
+    """
+
+    fault: str
+    owner: Any
+    name: str
+    sound: str
+    unsound: str
+    alike: int = 0
+
+    def __str__(self) -> str:
+        return self.fault
+
+    @property
+    def slice(self) -> int:
+        """What ``YIELD_EVERY`` is meanwhile: neighbours share a slice, everything else goes wrong between slices."""
+        return 256 if self.name in {"_serve_slice", "extend_backlog", "end"} else 1
+
+    def function(self) -> Callable[..., Any]:
+        original = getattr(self.owner, self.name)
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(self.sound) == 1, "the source has changed: the mutant must follow it"
+        made: dict[str, Callable[..., Any]] = {}
+        exec(source.replace(self.sound, self.unsound), original.__globals__, made)  # noqa: S102 - our own source
+        return made[self.name]
+
+
+MUTANTS = (
+    Mutant(
+        "cursor moved on refusal",
+        FanOut,
+        "serve",
+        "if client.stream.offer(batch.data, now):",
+        "if client.stream.offer(batch.data, now) or True:",
+    ),
+    Mutant(
+        "cursor moved on refusal of what a neighbour took",
+        FanOut,
+        "_serve_slice",
+        "if stream.closing or not outlet.offer(data):",
+        "if stream.closing or (not outlet.offer(data) and False):",
+        alike=4,
+    ),
+    Mutant(
+        "partial write of what a neighbour took not handed over",
+        FanOut,
+        "_serve_slice",
+        "if outlet.pending or not reaches_end:",
+        "if not reaches_end:",
+        alike=4,
+    ),
+    Mutant(
+        "checkpoint before live",
+        fanout,
+        "catch_up",
+        "if client.catch_up():",
+        CHECKPOINT_BEFORE_LIVE,
+        alike=2,
+    ),
+    Mutant(
+        "live although somebody is hungry",
+        Client,
+        "catch_up",
+        "if any(subscription.has_work for subscription in self.subscriptions.values()):",
+        "if False:",
+    ),
+    Mutant(
+        "subscription not asked again under the lock",
+        fanout,
+        "_next_batch",
+        "client.subscriptions.get(subscription.number) is subscription",
+        "True",
+    ),
+    Mutant(
+        "partial write not handed over",
+        FanOut,
+        "serve",
+        "client.stream.transport.pending or subscription.has_work",
+        "subscription.has_work",
+    ),
+    Mutant(
+        "refusal not handed over",
+        FanOut,
+        "serve",
+        "client.stream.transport.pending or subscription.has_work",
+        "client.stream.transport.pending",
+    ),
+    Mutant("ACK not served", Conversation, "_acknowledge", "for subscription in known:", "for subscription in ():"),
+    Mutant(
+        "SUBSCRIBE not served",
+        Conversation,
+        "_subscribe",
+        "services.fanout.serve(subscription, trio.current_time())",
+        "pass",
+    ),
+    Mutant(
+        "no evicted check in the fan-out",
+        FanOut,
+        "serve",
+        "subscription.backlog or subscription.position.offset >= subscription.view.evicted",
+        "True",
+    ),
+    Mutant("a view forgets that it has evicted", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
+    Mutant(
+        "events of a run in another order", Batches, "_join", "for event in events:", "for event in [*events][::-1]:"
+    ),
+)
+
+
+DIRECTED = (
+    (
+        Mutant("offer while pending", MemoryTransport, "offer", "self._rest or ", ""),
+        test_wire.test_offer_is_refused_while_something_is_pending,
+    ),
+    (
+        Mutant(
+            "offer to a socket while something is pending", SocketTransport, "offer", "if self.pending:", "if False:"
+        ),
+        lambda _clock: test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending(),
+    ),
+    (
+        Mutant(
+            "closing is said when the lock is had",
+            FramedStream,
+            "close",
+            "self.closing = True",
+            "async with self.lock: self.closing = True",
+        ),
+        test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
+    ),
+    (
+        Mutant("the last reason wins", Client, "disconnect", "if self.reason is None:", "if True:"),
+        lambda _clock: test_client.test_the_first_farewell_wins(),
+    ),
+    (
+        Mutant(
+            "one client's trouble stops the fan-out",
+            FanOut,
+            "_serve_slice",
+            "client.disconnect(reason_after(fault, client.session))",
+            "raise",
+        ),
+        partial(
+            test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
+            trio.BrokenResourceError(),
+            disconnects.GONE,
+            monkeypatch=pytest.MonkeyPatch(),
+        ),
+    ),
+    (
+        Mutant(
+            "one task's trouble leaves its session",
+            Tasks,
+            "_run",
+            "self._client.disconnect(reason_after(fault, self._client.session))",
+            "raise",
+        ),
+        test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
+    ),
+    (
+        Mutant("fan-out writes to who is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
+        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
+    ),
+    (
+        Mutant("who is behind is not woken", FanOut, "serve", "client.wake()", "pass"),
+        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
+    ),
+    (
+        Mutant("unsubscribed while others ran", FanOut, "_serve_slice", "elif reader in view.readers:", "else:"),
+        test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
+    ),
+    (
+        Mutant("a neighbour's run to who unsubscribed", Subscription, "end", "self.in_step = False", "pass"),
+        test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
+    ),
+    (
+        Mutant("a neighbour's run whoever it is", FanOut, "_serve_slice", "reader.prefix is prefix", "True"),
+        test_fanout.test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own,
+    ),
+    (
+        Mutant("a run whatever the cursor", FanOut, "_serve_slice", "reader.position is after", "True"),
+        test_fanout.test_a_neighbour_that_lacks_more_gets_more,
+    ),
+    (
+        Mutant("a neighbour's run to who needs acks", FanOut, "_serve_slice", "reader.in_step", "True"),
+        test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
+    ),
+    (
+        Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.in_step", "True"),
+        test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
+    ),
+    (
+        Mutant(
+            "served before its RECEIPT is written",
+            Conversation,
+            "_subscribe",
+            "await self._send_receipt(",
+            "subscription.start(); services.fanout.serve(subscription, 0); await self._send_receipt(",
+        ),
+        test_fanout.test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed,
+    ),
+    (
+        Mutant("a batch in step despite a backlog", Subscription, "extend_backlog", "self.in_step = False", "pass"),
+        test_fanout.test_a_neighbour_that_is_owed_something_gets_that_first,
+    ),
+    (
+        Mutant("a neighbour's run to who is behind", FanOut, "_serve_slice", "client.state is LIVE", "True"),
+        test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
+    ),
+    (
+        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "stream.closing or ", ""),
+        test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
+    ),
+    (
+        Mutant("a neighbour's run goes to the end", FanOut, "_serve_slice", " or not reaches_end", ""),
+        test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
+    ),
+    (
+        Mutant("written after a Close frame", fanout, "_next_batch", "and not client.stream.closing", ""),
+        test_sender.test_nothing_is_sent_after_a_close_frame,
+    ),
+    (
+        Mutant("not live where nothing is pending", Client, "catch_up", "self.stream.transport.pending", "True"),
+        test_sender.test_a_full_window_is_not_behind,
+    ),
+)
+"""What chance hardly ever meets, or what only delays: each with the test that must notice."""
+
+
+def fails(seed: int, alike: int) -> bool:
+    schedule = partial(run_schedule, seed, alike or 2, alike=alike > 0)
+    try:
+        with capture_logs(processors=()):
+            trio.run(schedule, clock=MockClock(autojump_threshold=0))
+    except Exception:  # noqa: BLE001 - whatever a mutant does is a catch
+        return True
+    return False
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_the_schedules_notice(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
+    assert any(fails(seed, mutant.alike) for seed in SEEDS)
+
+
+@pytest.mark.parametrize("mutant, test", [pytest.param(*pair, id=pair[0].fault) for pair in DIRECTED])
+def test_the_directed_tests_notice(
+    mutant: Mutant, test: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
+    clock = MockClock(autojump_threshold=0)
+    monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever a mutant does is a catch
+        trio.run(test, clock, clock=clock)

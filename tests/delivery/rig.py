@@ -1,0 +1,224 @@
+"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over an outlet in memory."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+import trio
+from attrs import define, field
+
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.client import Client, ReplayOptions
+from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.delivery.durables import Durables
+from airy_trio.delivery.fanout import FanOut, Senders
+from airy_trio.delivery.tasks import Tasks
+from airy_trio.events.destinations import Destination
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.position import Position
+from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
+from airy_trio.sessions.heartbeats import TimerWheel
+from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.encoder import encode
+from airy_trio.stomp.frames import Frame, Version
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.fair_queue import FairQueue
+from airy_trio.websocket.stream import FramedStream
+from tests.delivery.messages import Reader, stomp
+
+SEND_TIMEOUT_S = 10.0
+STUCK_S = 100
+
+
+class MoodyStore(MemoryStore):
+    """A store in memory that takes its time, and is away now and then."""
+
+    def __init__(self, moods: Random, *, delay_s: float = 0.05, away_share: float = 0.2) -> None:
+        super().__init__()
+        self.moods = moods
+        self.delay_s = delay_s
+        self.away_share = away_share
+        self.reads = 0
+
+    async def _mood(self) -> None:
+        await trio.sleep(self.moods.uniform(0, self.delay_s))
+        if self.moods.random() < self.away_share:
+            message = "away"
+            raise StoreUnavailable(message)
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        if destination is not None:
+            self.reads += 1
+            await self._mood()
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        await trio.sleep(self.moods.uniform(0, self.delay_s))
+        return found
+
+    async def recent(
+        self,
+        until: Position,
+        age_s: float,
+        limit: int,
+        destination: Destination | None = None,
+        *,
+        bytes_max: int | None = None,
+    ) -> Sequence[StoredEvent]:
+        await self._mood()
+        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+
+    async def bounds(self) -> Bounds:
+        await trio.sleep(self.moods.uniform(0, self.delay_s))
+        return await super().bounds()
+
+
+class RecordingTransport(MemoryTransport):
+    """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
+        super().__init__(capacity_bytes)
+        self.writes: list[bytes] = []
+
+    def offer(self, data: bytes) -> bool:
+        taken = super().offer(data)
+        if taken:
+            self.writes.append(data)
+        return taken
+
+    def push(self, data: bytes) -> None:
+        super().push(data)
+        self.writes.append(data)
+
+
+@define(eq=False)
+class Rig:
+    log: EventLog
+    transport: MemoryTransport
+    client: Client
+    stream: FramedStream
+    conversation: Conversation
+    fanout: FanOut
+    senders: Senders
+    frames: list[Frame] = field(factory=list)
+    heart_beats: int = 0
+    turns: int = 0
+    reader: Reader = field(factory=Reader)
+
+    async def say(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
+        """Let the client send a frame, and wait until it was answered."""
+        return await self.conversation.handle(encode(Frame(command, headers), self.client.connection.version))
+
+    def read(self, bytes_max: int | None = None) -> list[Frame]:
+        """Let the client take bytes, and give the frames that they complete. It answers PINGs."""
+        new, pings = [], self.reader.pings
+        for message in self.reader.feed(self.transport.take(bytes_max)):
+            frame = stomp(message)
+            if frame is None:
+                self.heart_beats += 1
+            else:
+                new.append(frame)
+        if self.reader.pings > pings:
+            self.stream.read_at = trio.current_time()
+        self.frames += new
+        return new
+
+    async def read_all(self) -> list[Frame]:
+        """Take bytes until none come for a while. Fails where something is pending that nobody sends."""
+        new = self.read()
+        quiet = stuck = 0
+        while quiet < 3:
+            await trio.sleep(1)  # of the autojump clock: whoever can run has run
+            more = self.read()
+            stuck = 0 if more or not self.transport.pending else stuck + 1
+            assert stuck < STUCK_S, "pending, and nobody drains it"
+            quiet = 0 if more or self.transport.pending else quiet + 1
+            new += more
+        return new
+
+    async def append(self, events: Sequence[NewEvent]) -> None:
+        await self.log.append(self.log.head, events, "point")
+
+
+@define(eq=False)
+class Delivery:
+    """What all clients of one log share, and its tasks' nursery."""
+
+    log: EventLog
+    batches: Batches
+    senders: Senders
+    fanout: FanOut
+    wheel: TimerWheel
+    durables: Durables
+    nursery: trio.Nursery
+    rigs: list[Rig] = field(factory=list)
+
+    async def connect(
+        self,
+        transport: MemoryTransport,
+        *,
+        heart_beat: str = "0,0",
+        replay: ReplayOptions | None = None,
+        version: Version = Version.V1_2,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> Rig:
+        """One more client, connected."""
+        options = ConnectionOptions(server="airy-trio/test", heartbeat_ms=500)
+        stream = FramedStream(transport, send_timeout_s=send_timeout_s)
+        client = Client(Connection(options, "s1"), stream)
+        services = Services(
+            eventlog=self.log,
+            options=SessionOptions(),
+            connections=options,
+            replay=replay or ReplayOptions(),
+            authenticator=Authenticator(AuthOptions()),
+            senders=self.senders,
+            fanout=self.fanout,
+            wheel=self.wheel,
+            durables=self.durables,
+            fair_queue=FairQueue(),
+        )
+
+        async def turn() -> None:
+            rig.turns += 1
+            await trio.lowlevel.checkpoint()
+
+        conversation = Conversation(client, services, Inbox(trio.sleep_forever, bytes_max=0), turn=turn)
+        rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
+        self.rigs.append(rig)
+        self.senders.register(client, Tasks(self.nursery, client))
+        await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
+        return rig
+
+
+@asynccontextmanager
+async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
+    """Fan-out, send tasks and wheel over a log, until the block ends."""
+    batches = Batches(log)
+    senders = Senders(log, batches)
+    fanout, wheel, durables = FanOut(log, batches, senders), TimerWheel(senders), Durables(log)
+    async with trio.open_nursery() as nursery:
+        for task in (fanout.run, senders.run, senders.watch, wheel.run, durables.run):
+            nursery.start_soon(task)
+        delivery = Delivery(log, batches, senders, fanout, wheel, durables, nursery)
+        yield delivery
+        for rig in delivery.rigs:
+            rig.conversation.end()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def rigged(
+    log: EventLog,
+    transport: MemoryTransport,
+    *,
+    heart_beat: str = "0,0",
+    replay: ReplayOptions | None = None,
+    version: Version = Version.V1_2,
+) -> AsyncGenerator[Rig]:
+    """One client that is connected, with its tasks, until the block ends."""
+    async with delivering(log) as delivery:
+        yield await delivery.connect(transport, heart_beat=heart_beat, replay=replay, version=version)

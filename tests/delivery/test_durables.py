@@ -1,0 +1,804 @@
+"""Durable subscriptions: what is acknowledged is kept for a user and a name, and the next SUBSCRIBE goes on there."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from airy_trio.auth import AuthOptions
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import ReplayOptions, Subscription
+from airy_trio.delivery.durables import (
+    CLAIMS_PER_ADDRESS_AND_PERIOD_MAX,
+    CLAIMS_PERIOD_S,
+    NAME_CHARS_MAX,
+    RECLAIM_WITHIN_S,
+    SCAN_EVERY_S,
+    WRITE_AFTER_S,
+    DurableStatistics,
+)
+from airy_trio.delivery.start import BACKOFF_MAX_S
+from airy_trio.events.destinations import EVERYTHING
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
+from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, Headers, StompClient
+from tests.sessions.serving import Plugged, Server, event, open_log, serving
+
+TOKENS = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
+WINDOW = ReplayOptions(window_s=3600, events_max=3)
+SOON_S = 0.05
+
+
+class Store(MemoryStore):
+    """A store that counts what it is asked to keep, and that can be away or broken."""
+
+    def __init__(self) -> None:
+        super().__init__(trio.current_time)
+        self.fault: Exception | None = None
+        self.refused: str | None = None  # the name that the fault is about; None: all
+        self.delay_s = 0.0
+        self.calls: list[Sequence[Acknowledgement]] = []
+        self.claims: list[Sequence[Claim]] = []
+
+    async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
+        self._fail(claims)
+        self.claims.append(claims)
+        await trio.sleep(self.delay_s)
+        return await super().claim(claims)
+
+    async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
+        self._fail([one.claim for one in acknowledgements])
+        self.calls.append(acknowledgements)
+        return await super().acknowledge(acknowledgements)
+
+    def _fail(self, claims: Sequence[Claim]) -> None:
+        if self.fault is not None and (self.refused is None or self.refused in {claim.name for claim in claims}):
+            raise self.fault
+
+    async def offset(self, name: str = "inbox", owner: str = "ann") -> int | None:
+        position = await self.acknowledged(owner, name)
+        return None if position is None else position.offset
+
+
+@pytest.fixture
+async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose clock it asks
+    yield Store()  # noqa: PT022 - the same
+
+
+@asynccontextmanager
+async def node(
+    store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400, listener: ListenerOptions | None = None
+) -> AsyncGenerator[Server]:
+    """One of several servers over a store."""
+    log = await open_log(store, LogOptions(store="memory", tail_events=tail_events, retain_s=retain_s))
+    async with serving(log, listener, auth=TOKENS, replay=WINDOW, listen=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def server(store: Store) -> AsyncGenerator[Server]:
+    async with node(store) as server:
+        yield server
+
+
+async def log_in(server: Server, passcode: str = "s3cret") -> Plugged:
+    return await server.plug_connected(headers=[("passcode", passcode)])
+
+
+async def hold(
+    client: StompClient,
+    *headers: tuple[str, str],
+    name: str = "inbox",
+    ack: str = "client-individual",
+    destination: str = "/events",
+    subscription: str = "0",
+) -> Frame:
+    asked: Headers = [("durable", name), ("ack", ack), *headers]
+    return await client.subscribe(destination, subscription=subscription, headers=asked)
+
+
+async def come(
+    server: Server, *headers: tuple[str, str], name: str = "inbox", ack: str = "client-individual"
+) -> Plugged:
+    """A client of ann's that holds a durable subscription."""
+    plugged = await log_in(server)
+    assert (await hold(plugged.client, *headers, name=name, ack=ack)).command == "RECEIPT"
+    return plugged
+
+
+async def take(client: StompClient, count: int) -> list[Frame]:
+    frames: list[Frame] = []
+    with trio.fail_after(100):
+        while len(frames) < count:
+            frames.append(await client.receive())
+    assert {frame.command for frame in frames} <= {"MESSAGE"}
+    return frames
+
+
+def offsets(frames: Sequence[Frame]) -> list[int]:
+    return [int((frame.get("message-id") or "").partition("-")[2]) for frame in frames]
+
+
+async def leave(plugged: Plugged) -> None:
+    """Vanish, and let the server write what it still knows."""
+    await plugged.client.stream.aclose()
+    await plugged.ending.wait()
+    await wait_all_tasks_blocked()
+
+
+async def told(plugged: Plugged) -> tuple[str | None, int | None]:
+    """The ERROR and the close code that a client is sent away with; events may come before."""
+    while (frame := await plugged.client.receive()).command != "ERROR":
+        pass
+    with pytest.raises(Closed) as closed:
+        await plugged.client.receive()
+    await plugged.client.stream.aclose()
+    return frame.get("message"), closed.value.code
+
+
+# Who may have one
+
+
+@pytest.mark.parametrize(
+    "headers, token, code",
+    [
+        ([("durable", "d"), ("ack", "auto")], "400-durable-needs-ack", 1002),
+        ([("durable", "d")], "400-durable-needs-ack", 1002),
+        ([("durable", ""), ("ack", "client")], "400-bad-durable", 1002),
+        ([("durable", "a\tb"), ("ack", "client")], "400-bad-durable", 1002),
+        ([("durable", "d" * (NAME_CHARS_MAX + 1)), ("ack", "client")], "400-bad-durable", 1002),
+    ],
+)
+async def test_what_cannot_be_a_durable_subscription_is_refused(
+    server: Server, headers: Headers, token: str, code: int, autojump_clock: MockClock
+) -> None:
+    plugged = await log_in(server)
+    await plugged.client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("receipt", "r"), *headers)))
+    assert await told(plugged) == (token, code)
+    await server.ended()
+
+
+@pytest.mark.parametrize("ack", ["client", "auto"])
+async def test_who_is_nobody_has_none(ack: str, autojump_clock: MockClock) -> None:
+    async with serving(listen=False) as server:
+        plugged = await server.plug_connected(headers=[("login", "ann")])
+        error = await plugged.client.subscribe(headers=[("durable", "d"), ("ack", ack)])
+        assert (error.get("message"), error.get("receipt-id")) == ("403-durable-needs-auth", "r1")
+        assert (await plugged.ending.wait()).close_code == 4403
+
+
+async def test_a_name_may_be_as_long_as_is_allowed(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    name = "ü" * NAME_CHARS_MAX
+    await come(server, name=name)
+    assert await store.offset(name) == 0
+
+
+# Where it goes on
+
+
+async def test_the_last_name_of_a_user_that_is_allowed_and_one_more(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store, listener=ListenerOptions(durables_per_user_max=2)) as server:
+        for name in ("a", "b", "a"):
+            await leave(await come(server, name=name))
+        other = await log_in(server, "t0ken")
+        assert (await hold(other.client, name="c")).command == "RECEIPT"
+        plugged = await log_in(server)
+        asked = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
+        with capture_logs() as logs:
+            await plugged.client.send(Frame("SUBSCRIBE", asked))
+            assert await told(plugged) == ("429-too-many-subscriptions", 1013)
+            await plugged.ending.wait()
+        assert [line["reason"] for line in logs] == ["listener.durables_per_user_max is reached"]
+        assert await store.acknowledged("ann", "c") is None
+
+
+async def test_the_first_time_is_like_a_subscribe_that_names_no_position(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 5)
+    client = (await log_in(server)).client
+    receipt = await hold(client)
+    assert (receipt.get("resume"), receipt.get("position")) == ("live", f"{server.log.epoch}-5")
+    frames = await take(client, 3)
+    assert offsets(frames) == [3, 4, 5]
+    assert frames[0].get("resume") is None
+
+
+async def test_the_next_time_goes_on_after_what_was_acknowledged(server: Server, autojump_clock: MockClock) -> None:
+    await server.append(1, 2)
+    plugged = await come(server, ("replay", "all"))
+    first, _ = await take(plugged.client, 2)
+    await plugged.client.acknowledge(first)
+    await leave(plugged)
+    await server.append(3, 4)
+    client = (await log_in(server)).client
+    receipt = await hold(client, ("replay", "none"))
+    assert (receipt.get("resume"), receipt.get("position")) == ("resumed", f"{server.log.epoch}-1")
+    frames = await take(client, 3)
+    assert offsets(frames) == [2, 3, 4]
+    assert [frame.get("resume") for frame in frames] == ["resumed", None, None]
+
+
+async def test_what_comes_after_the_first_subscribe_is_not_lost_though_nothing_was_acknowledged(
+    server: Server, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    await leave(await come(server, ("replay", "none")))
+    await server.append(3, 9)
+    plugged = await come(server)
+    assert offsets(await take(plugged.client, 7)) == [3, 4, 5, 6, 7, 8, 9]
+
+
+async def test_of_the_recent_window_nothing_is_lost_either(server: Server, autojump_clock: MockClock) -> None:
+    await server.append(1, 9)
+    plugged = await come(server)
+    assert offsets(await take(plugged.client, 3)) == [7, 8, 9]
+    await leave(plugged)
+    assert offsets(await take((await come(server)).client, 3)) == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "ack, acknowledged, kept",
+    [
+        ("client-individual", [1, 2], 2),
+        ("client-individual", [2, 4, 5], 0),
+        ("client-individual", [1, 3], 1),
+        ("client-individual", [3, 2, 1], 3),
+        ("client", [3], 3),
+        ("client", [2, 5], 5),
+    ],
+)
+async def test_the_position_is_below_the_first_that_is_not_acknowledged(
+    store: Store, ack: str, acknowledged: list[int], kept: int, autojump_clock: MockClock
+) -> None:
+    async with node(store) as server:
+        await server.append(1, 5)
+        for command in ("ACK", "NACK"):
+            plugged = await come(server, ("replay", "all"), ack=ack, name=command)
+            frames = await take(plugged.client, 5)
+            for offset in acknowledged:
+                await plugged.client.acknowledge(frames[offset - 1], command=command)
+        await trio.sleep(WRITE_AFTER_S + SOON_S)
+        assert [await store.offset("ACK"), await store.offset("NACK")] == [kept, kept]
+
+
+async def test_what_waits_in_a_transaction_counts_at_its_commit(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 3)
+    plugged = await come(server, ("replay", "all"))
+    client = plugged.client
+    frames = await take(client, 3)
+    await client.send(Frame("BEGIN", (("transaction", "t"),)))
+    for frame in frames:
+        await client.acknowledge(frame, headers=[("transaction", "t")])
+    await trio.sleep(2 * SCAN_EVERY_S)
+    assert await store.offset() == 0
+    await client.send(Frame("COMMIT", (("transaction", "t"), ("receipt", "committed"))))
+    assert (await client.receive()).get("receipt-id") == "committed"
+    assert await store.offset() == 3
+
+
+async def test_what_waits_in_a_transaction_is_not_acknowledged_by_its_end(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    plugged = await come(server, ("replay", "all"), ack="client")
+    frames = await take(plugged.client, 2)
+    await plugged.client.send(Frame("BEGIN", (("transaction", "t"),)))
+    await plugged.client.acknowledge(frames[1], headers=[("transaction", "t")])
+    await plugged.client.disconnect()
+    assert await store.offset() == 0
+
+
+@pytest.mark.parametrize("trimmed, verdict", [(4, "resumed"), (5, "reset-expired")])
+async def test_what_was_trimmed_is_told(store: Store, trimmed: int, verdict: str, autojump_clock: MockClock) -> None:
+    async with node(store, tail_events=3) as server:
+        await server.append(1, 4)
+        plugged = await come(server, ("replay", "all"), ack="client")
+        await plugged.client.acknowledge((await take(plugged.client, 4))[-1])
+        await leave(plugged)
+        await server.append(5, 20)
+        await store.trim(age_s=10_000, keep=20 - trimmed, limit=100, unused_s=10**6)
+        client = (await log_in(server)).client
+        assert (await hold(client)).get("resume") == verdict
+        frames = await take(client, 3)
+        assert offsets(frames) == ([5, 6, 7] if verdict == "resumed" else [18, 19, 20])
+        assert frames[0].get("resume") == verdict
+
+
+async def test_an_ended_epoch_is_told_and_then_forgotten(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    plugged = await come(server, ("replay", "all"), ack="client")
+    await plugged.client.acknowledge((await take(plugged.client, 2))[-1])
+    await leave(plugged)
+    await server.log.begin_epoch(server.log.head, "point")
+    await server.append(1, 3)
+    plugged = await log_in(server)
+    assert (await hold(plugged.client)).get("resume") == "reset-epoch"
+    await plugged.client.acknowledge((await take(plugged.client, 3))[0])
+    await leave(plugged)
+    assert await store.acknowledged("ann", "inbox") == server.log.head.at(1)
+    client = (await log_in(server)).client
+    assert (await hold(client)).get("resume") == "resumed"
+    assert offsets(await take(client, 2)) == [2, 3]
+
+
+async def test_an_ended_epoch_is_told_though_everything_was_trimmed(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store, tail_events=3) as server:
+        await server.append(1, 9)
+        plugged = await come(server, ("replay", "all"), ack="client")
+        await plugged.client.acknowledge((await take(plugged.client, 9))[3])
+        await leave(plugged)
+        await store.trim(age_s=0, keep=0, limit=100, unused_s=10**6)
+        assert (await hold((await log_in(server)).client)).get("resume") == "reset-expired"
+        await server.log.begin_epoch(server.log.head, "point")
+        assert (await hold((await log_in(server)).client)).get("resume") == "reset-epoch"
+
+
+async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store, tail_events=3) as server:
+        plugged = await log_in(server)
+        await hold(plugged.client, destination="/events/conversation/quiet")
+        await server.append(1, 20)
+        await trio.sleep(SCAN_EVERY_S + SOON_S)
+        assert await store.offset() == 20
+        await store.trim(age_s=10_000, keep=0, limit=100, unused_s=10**6)
+        await server.append(21, 30)
+        await leave(plugged)
+        client = (await log_in(server)).client
+        assert (await hold(client, destination="/events/conversation/quiet")).get("resume") == "resumed"
+        await server.log.append(server.log.head, [event(31, conversation="quiet")], "point")
+        assert offsets(await take(client, 1)) == [31]
+
+
+async def test_what_the_client_names_itself_counts_before_what_it_acknowledged(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 6)
+    plugged = await come(server, ("replay", "all"), ack="client")
+    await plugged.client.acknowledge((await take(plugged.client, 6))[2])
+    await leave(plugged)
+    epoch = server.log.epoch
+    plugged = await come(server, ("last-event-id", f"{epoch}-1"))
+    frames = await take(plugged.client, 5)
+    assert offsets(frames) == [2, 3, 4, 5, 6]
+    await plugged.client.acknowledge(frames[0])
+    await leave(plugged)
+    assert await store.offset() == 3, "it never goes back"
+    plugged = await come(server, ("last-event-id", f"{epoch}-5"))
+    assert await store.offset() == 5, "and it is acknowledged up to what the client names"
+
+
+async def test_each_user_and_each_name_has_its_own(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    await server.append(1, 3)
+    ann, bob = await come(server, ("replay", "all"), ack="client"), await log_in(server, "t0ken")
+    await hold(bob.client, ("replay", "all"), ack="client")
+    await ann.client.acknowledge((await take(ann.client, 3))[-1])
+    await hold(ann.client, ("replay", "all"), ack="client", name="other", subscription="1")
+    await ann.client.acknowledge((await take(ann.client, 3))[0])
+    await take(bob.client, 3)
+    for plugged in (ann, bob):
+        await leave(plugged)
+    assert [await store.offset(), await store.offset("other"), await store.offset(owner="bob")] == [3, 1, 0]
+
+
+# One holder
+
+
+async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock: MockClock) -> None:
+    await server.append(1, 4)
+    first = await come(server, ("replay", "all"))
+    frames = await take(first.client, 4)
+    for frame in frames[:3]:
+        await first.client.acknowledge(frame)
+    await wait_all_tasks_blocked()
+    begun_at = trio.current_time()
+    second = await come(server)  # before what the first one has acknowledged would have been written
+    assert offsets(await take(second.client, 1)) == [4]
+    assert await told(first) == ("409-durable-taken", 4409)
+    assert await first.ending.wait() is disconnects.TAKEN_OVER
+    assert trio.current_time() - begun_at < SOON_S
+    await server.append(5, 5)
+    assert offsets(await take(second.client, 1)) == [5]
+    assert server.sessions.statistics().client_faults["409-durable-taken"] == 1
+
+
+async def test_who_takes_it_over_from_itself_goes_too(server: Server, autojump_clock: MockClock) -> None:
+    plugged = await come(server)
+    await plugged.client.send(
+        Frame("SUBSCRIBE", (("id", "1"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client")))
+    )
+    assert await told(plugged) == ("409-durable-taken", 4409)
+    await server.ended()
+    await come(server)
+
+
+async def test_many_who_come_at_once_leave_one(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    await server.append(1, 2)
+    plugged = [await log_in(server) for _ in range(10)]
+    subscribe = Frame(
+        "SUBSCRIBE",
+        (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"), ("replay", "all")),
+    )
+    for one in plugged:
+        await one.client.send(subscribe)
+    await wait_all_tasks_blocked()
+    left = [one for one in plugged if one.ending.reason is None and server.sessions.statistics().clients]
+    frames = [await told(one) for one in plugged[:-1]]
+    assert frames == [("409-durable-taken", 4409)] * 9
+    assert plugged[-1] in left
+    await plugged[-1].client.acknowledge((await take(plugged[-1].client, 2))[-1])
+    await trio.sleep(WRITE_AFTER_S + SOON_S)
+    assert await store.offset() == 2
+
+
+async def test_a_hold_that_was_taken_over_before_its_start_moves_nothing(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await leave(await come(server))
+    await server.append(1, 3)
+    clients = [(await log_in(server)).client for _ in range(2)]
+    for client in clients:
+        await client.subscribe()
+    former, newer = (one for one in server.log.attach(EVERYTHING, None).readers if isinstance(one, Subscription))
+    durables = server.sessions.durables
+    hold = durables.claim(former, "ann", "inbox")
+    await wait_all_tasks_blocked()
+    durables.claim(newer, "ann", "inbox")
+    durables.start(hold)
+    await wait_all_tasks_blocked()
+    assert await store.offset() == 0
+    assert durables.statistics() == DurableStatistics(1, 0)
+
+
+async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
+    store: Store, autojump_clock: MockClock
+) -> None:
+    async with node(store) as here, node(store) as there:
+        await here.append(1, 3)
+        first = await come(here, ("replay", "all"))
+        frames = await take(first.client, 3)
+        await first.client.acknowledge(frames[0])
+        await trio.sleep(WRITE_AFTER_S + SOON_S)
+        await trio.sleep(RECLAIM_WITHIN_S)
+        second = await come(there)
+        assert offsets(await take(second.client, 2)) == [2, 3]
+        await first.client.acknowledge(frames[1])
+        await first.client.acknowledge(frames[2])
+        begun_at = trio.current_time()
+        assert await told(first) == ("409-durable-taken", 4409)
+        assert trio.current_time() - begun_at <= WRITE_AFTER_S + SOON_S
+        await first.ending.wait()
+        await wait_all_tasks_blocked()
+        assert await store.offset() == 1, "nothing is kept of who does not hold it any more"
+        await here.append(4, 4)
+        assert offsets(await take(second.client, 1)) == [4]
+
+
+async def test_on_another_node_a_first_holder_that_says_nothing_is_told_soon(
+    store: Store, autojump_clock: MockClock
+) -> None:
+    async with node(store) as here, node(store) as there:
+        first = await come(here)
+        await trio.sleep(RECLAIM_WITHIN_S)
+        begun_at = trio.current_time()
+        await come(there)
+        assert await told(first) == ("409-durable-taken", 4409)
+        assert trio.current_time() - begun_at <= SCAN_EVERY_S + SOON_S
+
+
+async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, autojump_clock: MockClock) -> None:
+    async with node(store) as here, node(store) as there:
+        lost = await log_in(here)
+        store.delay_s = 2 * SCAN_EVERY_S
+        headers = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"))
+        await lost.client.send(Frame("SUBSCRIBE", headers))
+        await trio.sleep(SOON_S)
+        await leave(lost)
+        store.delay_s = 0
+        second = await come(there, ("replay", "all"), ack="client")
+        await trio.sleep(2 * SCAN_EVERY_S)
+        assert [claims[0].token for claims in store.claims][1] != store.claims[0][0].token
+        await here.append(1, 1)
+        (frame,) = await take(second.client, 1)
+        await second.client.acknowledge(frame, headers=[("receipt", "written")])
+        assert (await second.client.receive()).get("receipt-id") == "written"
+        assert await store.offset() == 1
+        await trio.sleep(RECLAIM_WITHIN_S)
+        assert not second.ending.event.is_set()
+
+
+@pytest.mark.parametrize("pause_s", [0, SCAN_EVERY_S, RECLAIM_WITHIN_S - SCAN_EVERY_S])
+async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
+    store: Store, pause_s: float, autojump_clock: MockClock
+) -> None:
+    async with node(store) as here, node(store) as there:
+        first = await come(here)
+        await trio.sleep(pause_s)
+        begun_at = trio.current_time()
+        second = await come(there)
+        assert await told(first) == ("409-durable-taken", 4409)
+        assert trio.current_time() - begun_at <= 3 * SCAN_EVERY_S + SOON_S
+        await trio.sleep(2 * RECLAIM_WITHIN_S)
+        assert not second.ending.event.is_set()
+
+
+# When it is written
+
+
+async def test_acknowledgements_are_written_together_and_soon(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 200)
+    plugged = [await come(server, ("replay", "all"), name=f"n{number}") for number in range(5)]
+    frames = [await take(one.client, 200) for one in plugged]
+    store.calls.clear()
+    begun_at = trio.current_time()
+    for one, taken in zip(plugged, frames, strict=True):
+        for frame in taken:
+            await one.client.acknowledge(frame)
+    while await store.offset("n4") != 200:  # noqa: ASYNC110 - the store has no event for this
+        await trio.sleep(SOON_S)
+    assert trio.current_time() - begun_at <= WRITE_AFTER_S + 2 * SOON_S
+    assert [len(call) for call in store.calls] == [5]
+
+
+async def test_many_who_come_back_at_once_are_held_together(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    plugged = [await log_in(server) for _ in range(30)]
+    store.delay_s = 1.0
+    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
+    for number, one in enumerate(plugged):
+        await one.client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
+    for one in plugged:
+        assert (await one.client.receive()).command == "RECEIPT"
+    assert len(store.claims) == 2
+    assert sum(len(claim) for claim in store.claims) == 30
+
+
+async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
+    """Clients of ann's at these addresses."""
+    clients: list[StompClient] = []
+    for address in addresses:
+        visitor = server.sessions.admission.arrive(address, loopback=False)
+        client = server.plug(visitor=visitor).client
+        await client.upgrade()
+        await client.connect(headers=[("passcode", "s3cret")])
+        clients.append(client)
+    return clients
+
+
+async def claim_each(clients: Sequence[StompClient]) -> None:
+    """Let each client ask for a durable subscription of its own: n0, n1 and so on."""
+    headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
+    for number, client in enumerate(clients):
+        await client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
+
+
+async def test_claims_of_one_address_are_paced(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    clients = await from_addresses(server, *["192.0.2.1"] * 25, "192.0.2.2")
+    begun_at = trio.current_time()
+    await claim_each(clients)
+    assert (await clients[-1].receive()).command == "RECEIPT"
+    assert trio.current_time() == begun_at, "another address does not wait"
+    assert sum(map(len, store.claims)) == CLAIMS_PER_ADDRESS_AND_PERIOD_MAX + 1
+    for client in clients[:-1]:
+        assert (await client.receive()).command == "RECEIPT"
+    assert trio.current_time() - begun_at == pytest.approx(2 * CLAIMS_PERIOD_S)
+    assert sum(map(len, store.claims)) == len(clients)
+
+
+async def test_claims_of_addresses_take_turns(
+    server: Server, store: Store, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is slower than the pace, with more addresses than a step has room for."""
+    monkeypatch.setattr("airy_trio.delivery.durables.STEP_MAX", 1)
+    store.delay_s = 2 * CLAIMS_PERIOD_S
+    clients = await from_addresses(server, *["192.0.2.1"] * 5, "192.0.2.2")
+    await claim_each(clients)
+    assert (await clients[-1].receive()).command == "RECEIPT"
+    claimed = [claim.name for claims in store.claims for claim in claims]
+    assert claimed[:3] == ["n0", "n1", "n5"]
+
+
+@pytest.mark.parametrize("command", ["ACK", "UNSUBSCRIBE", "DISCONNECT"])
+async def test_a_receipt_comes_when_it_is_written(
+    server: Server, store: Store, command: str, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    client = (await come(server, ("replay", "all"))).client
+    first, second = await take(client, 2)
+    await client.acknowledge(first)
+    begun_at = trio.current_time()
+    headers = (("id", (second.get("ack") or "") if command == "ACK" else "0"), ("receipt", "r"))
+    await client.send(Frame(command, headers))
+    assert (await client.receive()).get("receipt-id") == "r"
+    assert trio.current_time() - begun_at < SOON_S
+    assert await store.offset() == (2 if command == "ACK" else 1)
+
+
+async def test_while_the_store_is_away_acknowledgements_wait_and_events_go_on(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    client = (await come(server, ("replay", "all"), ("prefetch-count", "1"))).client
+    with capture_logs() as logs:
+        store.fault = StoreUnavailable("away")
+        await client.acknowledge(*(await take(client, 1)))
+        await client.acknowledge(*(await take(client, 1)))
+        await trio.sleep(3 * SCAN_EVERY_S)
+        await server.append(3, 3)
+        await client.send(Frame("ACK", (("id", (await client.receive()).get("ack") or ""), ("receipt", "written"))))
+        await trio.sleep(SCAN_EVERY_S)
+        assert server.sessions.statistics().durables_unwritten == 1
+        store.fault = None
+        assert (await client.receive()).get("receipt-id") == "written"
+    assert await store.offset() == 3
+    warned = [log["event"] for log in logs if "acknowledgements" in log["event"]]
+    assert warned == [
+        "event store unavailable; acknowledgements deferred",
+        "event store available; acknowledgements are written again",
+    ]
+
+
+async def test_acknowledgements_are_written_soon_after_an_outage(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    client = (await come(server, ("replay", "all"))).client
+    store.fault = StoreUnavailable("away")
+    await client.acknowledge(*(await take(client, 1)))
+    await trio.sleep(SCAN_EVERY_S / 4)
+    store.fault = None
+    await trio.sleep(BACKOFF_MAX_S + SOON_S)
+    assert await store.offset() == 1
+
+
+async def test_who_has_no_durable_subscription_waits_for_no_store(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    holder, other = await come(server, ("replay", "all")), await log_in(server, "t0ken")
+    await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
+    store.fault = StoreUnavailable("away")
+    await holder.client.acknowledge(*(await take(holder.client, 1)))
+    await trio.sleep(SCAN_EVERY_S)
+    message = await other.client.receive()
+    begun_at = trio.current_time()
+    await other.client.send(Frame("ACK", (("id", message.get("ack") or ""), ("receipt", "r"))))
+    assert (await other.client.receive()).get("receipt-id") == "r"
+    assert trio.current_time() == begun_at
+
+
+async def test_who_left_while_the_store_was_away_has_acknowledged_all_the_same(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 3)
+    plugged = await come(server, ("replay", "all"), ack="client")
+    frames = await take(plugged.client, 3)
+    store.fault = StoreUnavailable("away")
+    await plugged.client.acknowledge(frames[1])
+    await leave(plugged)
+    again = await log_in(server)
+    with trio.move_on_after(SCAN_EVERY_S):
+        await hold(again.client)  # waits for the store, and is served when it is back
+    store.fault = None
+    assert (await again.client.receive()).get("position") == f"{server.log.epoch}-2"
+    assert offsets(await take(again.client, 1)) == [3]
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+async def test_at_the_end_what_is_noted_is_written_or_said_to_be_lost(
+    server: Server, store: Store, flushed: bool, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    plugged = await come(server, ("replay", "all"))
+    await plugged.client.acknowledge((await take(plugged.client, 2))[0])
+    await wait_all_tasks_blocked()
+    if not flushed:
+        store.fault = StoreUnavailable("away")
+    begun_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told, plugged)
+        await server.sessions.disconnect_all(0)
+    with capture_logs() as logs:
+        await server.sessions.durables.flush(1.0)
+    assert trio.current_time() - begun_at < (SOON_S if flushed else 1.0 + SOON_S)
+    lost = [log["log_level"] for log in logs if "lost" in log["event"]]
+    assert (await store.offset(), lost) == ((1, []) if flushed else (0, ["warning"]))
+
+
+async def test_what_the_store_refuses_ends_the_sessions_that_it_concerns(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    holder, other = await come(server, ("replay", "all")), await log_in(server, "t0ken")
+    await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
+    store.fault = ValueError("broken")
+    await holder.client.acknowledge(*(await take(holder.client, 1)))
+    assert await told(holder) == ("500-internal", 1011)
+    newcomer = await log_in(server)
+    await newcomer.client.send(
+        Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "d"), ("ack", "client")))
+    )
+    assert await told(newcomer) == ("500-internal", 1011)
+    store.fault = None
+    assert offsets(await take(other.client, 1)) == [1]
+    assert offsets(await take((await come(server)).client, 1)) == [1]
+
+
+async def test_what_the_store_refuses_of_one_ends_no_other(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    held = {name: await come(server, ("replay", "all"), name=name) for name in "abcde"}
+    frames = {name: await take(plugged.client, 1) for name, plugged in held.items()}
+    newcomers = {name: await log_in(server, "t0ken") for name in "abcde"}
+    store.fault, store.refused = ValueError("broken"), "c"
+    with capture_logs() as logs:
+        for name, plugged in held.items():
+            await plugged.client.acknowledge(*frames[name])
+        assert await told(held["c"]) == ("500-internal", 1011)
+        await trio.sleep(1)
+        assert [await store.offset(name) for name in "abcde"] == [1, 1, 0, 1, 1]
+        store.delay_s = 1.0  # the first claim is under way when the others come
+        for name, plugged in newcomers.items():
+            asked = (("id", "0"), ("destination", "/events"), ("durable", name), ("ack", "client"), ("receipt", name))
+            await plugged.client.send(Frame("SUBSCRIBE", asked))
+        assert await told(newcomers.pop("c")) == ("500-internal", 1011)
+    assert {log["event"] for log in logs if log["log_level"] == "error"} == {"session failed"}
+    for name, plugged in newcomers.items():
+        assert (await plugged.client.receive()).get("receipt-id") == name
+
+
+async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    plugged = await come(server)
+    await trio.sleep(10 * SCAN_EVERY_S)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
+    assert await store.offset() == 0
+    await leave(plugged)
+    await trio.sleep(10 * SCAN_EVERY_S)
+    calls = len(store.calls)
+    await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
+    assert await store.offset() is None
+    assert len(store.calls) == calls
+
+
+async def test_what_is_held_is_used_however_short_the_retention(store: Store, autojump_clock: MockClock) -> None:
+    retain_s = 2.0
+    async with node(store, retain_s=retain_s) as server:
+        plugged = await come(server)
+        for _ in range(17):
+            await trio.sleep(retain_s / 2)
+            await store.trim(age_s=retain_s, keep=100, limit=100, unused_s=retain_s)
+        await leave(plugged)
+        assert await store.offset() == 0
+        await server.ended()
+
+
+async def test_who_leaves_while_it_waits_for_the_store_is_noticed_at_once(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    store.fault = StoreUnavailable("away")
+    plugged = await log_in(server)
+    await plugged.client.send(
+        Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client")))
+    )
+    await trio.sleep(SCAN_EVERY_S)
+    begun_at = trio.current_time()
+    await plugged.client.stream.aclose()
+    assert await plugged.ending.wait() is disconnects.GONE
+    assert plugged.ending.at - begun_at < SOON_S
+    assert server.sessions.statistics().durables == 0
+    await server.ended()

@@ -1,0 +1,177 @@
+"""The twelve invariants of delivery, and what holds each: tests that name it, and mutants that break it once.
+
+A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must notice.
+What has no mutant is held by its tests alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from tests.delivery import (
+    test_batches,
+    test_client,
+    test_fanout,
+    test_schedules,
+    test_sender,
+    test_tasks,
+)
+from tests.delivery.mutants import DIRECTED, MUTANTS
+from tests.log import test_tail
+from tests.sessions import test_awaits, test_faults, test_heartbeats, test_session
+from tests.websocket import test_outlet, test_wire
+
+EVERY_SCHEDULE = (
+    test_schedules.test_every_subscription_gets_exactly_what_follows_its_position,
+    test_schedules.test_neighbours_get_exactly_what_follows_their_positions,
+    test_schedules.test_a_subscription_gets_exactly_what_is_granted_beside_others_with_other_grants,
+)
+
+
+@frozen
+class Invariant:
+    """One promise, the tests that hold it, and the mutants that break it."""
+
+    promise: str
+    tests: tuple[Callable[..., Any], ...]
+    mutants: tuple[str, ...] = ()
+
+
+INVARIANTS = (
+    Invariant(
+        "A transport takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
+        (
+            test_outlet.test_a_full_socket_refuses_the_whole,
+            test_batches.test_a_cursor_moves_when_its_run_was_taken,
+            *EVERY_SCHEDULE,
+        ),
+        ("cursor moved on refusal", "cursor moved on refusal of what a neighbour took"),
+    ),
+    Invariant(
+        "What was not taken at once is pending, at most one run of a client; nothing enters before it has left.",
+        (
+            test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending,
+            test_outlet.test_an_outlet_takes_nothing_over_what_is_pending,
+            test_wire.test_offer_is_refused_while_something_is_pending,
+            test_wire.test_what_is_pending_leaves_before_a_control_frame,
+        ),
+        ("offer while pending", "offer to a socket while something is pending"),
+    ),
+    Invariant(
+        "Whoever waits while writing holds the stream's lock, and waits only while something is pending.",
+        (
+            test_wire.test_writers_take_turns,
+            test_wire.test_a_cancelled_write_is_finished_by_the_next,
+            test_wire.test_what_is_pending_leaves_before_a_control_frame,
+        ),
+    ),
+    Invariant(
+        "A client with something pending, or hungry, is never left live.",
+        (*EVERY_SCHEDULE, test_heartbeats.test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task),
+        (
+            "partial write not handed over",
+            "partial write of what a neighbour took not handed over",
+            "refusal not handed over",
+            "live although somebody is hungry",
+            "a neighbour's run goes to the end",
+            "ACK not served",
+            "SUBSCRIBE not served",
+        ),
+    ),
+    Invariant(
+        "Fan-out and send task never both write to a client; the step back to live is atomic with its condition.",
+        (test_fanout.test_only_who_is_live_is_written_to, *EVERY_SCHEDULE),
+        (
+            "checkpoint before live",
+            "fan-out writes to who is behind",
+            "a neighbour's run to who is behind",
+            "who is behind is not woken",
+        ),
+    ),
+    Invariant(
+        "A view holds the offsets of its destination that the tail holds; the tail serves what it has not evicted.",
+        (
+            test_tail.test_it_holds_what_a_naive_list_holds,
+            test_tail.test_a_quiet_destination_is_served_however_old_the_cursor_is,
+            test_fanout.test_a_position_before_the_tail_is_not_served_from_it,
+        ),
+        ("no evicted check in the fan-out", "a view forgets that it has evicted"),
+    ),
+    Invariant(
+        "Under the lock the send task asks again: nothing follows the RECEIPT of an UNSUBSCRIBE.",
+        (
+            test_sender.test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more,
+            test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
+            test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
+            *EVERY_SCHEDULE,
+        ),
+        (
+            "subscription not asked again under the lock",
+            "unsubscribed while others ran",
+            "a neighbour's run to who unsubscribed",
+        ),
+    ),
+    Invariant(
+        "The RECEIPT of a SUBSCRIBE comes before its first MESSAGE, and nothing is lost between.",
+        (
+            test_session.test_events_come_after_the_receipt_in_order,
+            test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
+            *EVERY_SCHEDULE,
+        ),
+        ("served before its RECEIPT is written", "a neighbour's run before the RECEIPT"),
+    ),
+    Invariant(
+        "Nothing follows a Close frame: the stream is closing before the lock is waited for.",
+        (
+            test_wire.test_nothing_follows_a_close_frame,
+            test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
+            test_sender.test_nothing_is_sent_after_a_close_frame,
+            test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
+        ),
+        (
+            "closing is said when the lock is had",
+            "written after a Close frame",
+            "a neighbour's run after a Close frame",
+        ),
+    ),
+    Invariant(
+        "The first farewell wins; only the session closes the socket.",
+        (
+            test_client.test_the_first_farewell_wins,
+            test_session.test_a_client_that_closes_is_answered,
+            test_session.test_a_peer_that_never_answers_the_close_is_cut_in_time,
+        ),
+        ("the last reason wins",),
+    ),
+    Invariant(
+        "Whatever fails while one client is served ends in its dismissal: fan-out, wheel, send task, session.",
+        (
+            test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
+            test_heartbeats.test_one_clients_trouble_does_not_stop_the_wheel,
+            test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
+            test_faults.test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else,
+            test_awaits.test_a_fault_at_every_await_of_a_session_ends_at_most_that_session,
+        ),
+        ("one client's trouble stops the fan-out", "one task's trouble leaves its session"),
+    ),
+    Invariant(
+        "Events of one subscription come in order; between two of a connection none is promised.",
+        (*EVERY_SCHEDULE, test_session.test_two_subscriptions_to_one_destination_have_a_cursor_each),
+        ("events of a run in another order",),
+    ),
+)
+
+KNOWN = {mutant.fault for mutant in MUTANTS} | {mutant.fault for mutant, _ in DIRECTED}
+
+
+@pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.promise)
+def test_what_holds_an_invariant_is_there(invariant: Invariant) -> None:
+    assert set(invariant.mutants) <= KNOWN
+    for test in invariant.tests:
+        assert test.__name__.startswith("test_")
+
+
+def test_there_are_twelve() -> None:
+    assert len({invariant.promise for invariant in INVARIANTS}) == 12

@@ -1,0 +1,278 @@
+"""The send tasks: tail and store, the seam between them, what they wait for, when they begin and when they end."""
+
+from random import Random
+
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.batches import BATCH_BYTES_MAX
+from airy_trio.delivery.client import ClientState, ReplayOptions
+from airy_trio.delivery.fanout import SenderStatistics
+from airy_trio.log.options import LogOptions
+from airy_trio.log.store import Bounds, StoreUnavailable
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.stream import close_frame
+from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, rigged
+from tests.sessions.serving import event, events, open_log
+
+NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
+
+
+def store(**moods: float) -> MoodyStore:
+    return MoodyStore(Random(1), **{**NEVER_AWAY, **moods})
+
+
+SUBSCRIBE = (("id", "0"), ("destination", "/events"))
+
+
+async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> None:
+    outlet = RecordingTransport()
+    async with rigged(await open_log(), outlet) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        outlet.writes.clear()
+        await rig.append(events(1, 1000))
+        assert len([f for f in await rig.read_all() if f.command == "MESSAGE"]) == 1000
+    assert len(outlet.writes) <= 4
+    assert max(len(data) for data in outlet.writes) <= BATCH_BYTES_MAX
+
+
+async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        for number in range(1, 50):
+            await rig.append(events(number, number))
+            await wait_all_tasks_blocked()
+            assert rig.client.state is ClientState.LIVE
+            assert rig.senders.statistics() == SenderStatistics(1, 0, 0)
+
+
+async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
+    outlet = MemoryTransport(100)
+    async with rigged(await open_log(), outlet) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        await wait_all_tasks_blocked()
+        rig.senders.hand_over(rig.client)
+        rig.senders.hand_over(rig.client)
+        await wait_all_tasks_blocked()
+        states = [rig.client.state]
+        assert rig.senders.statistics() == SenderStatistics(1, 1, 0)
+        assert len(await rig.read_all()) == 1
+        assert [*states, rig.client.state] == [ClientState.BEHIND, ClientState.LIVE]
+        assert rig.senders.statistics().sending == 0
+
+
+@pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
+async def test_only_who_is_live_is_taken(state: ClientState, autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
+        rig.client.state = state
+        rig.senders.hand_over(rig.client)
+        assert rig.senders.statistics().waiting == 0
+        assert rig.client.state is state
+
+
+async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport()) as rig:
+        rig.senders.hand_over(rig.client)
+        rig.senders.forget(rig.client)
+        rig.senders.forget(rig.client)
+        await wait_all_tasks_blocked()
+        assert rig.senders.statistics() == SenderStatistics(0, 0, 0)
+        assert rig.client.state is ClientState.BEHIND
+
+
+async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport(500)) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("ack", "client"), ("prefetch-count", "1"))
+        await rig.append(events(1, 2, size=1000))
+        await wait_all_tasks_blocked()
+        states = [rig.client.state]
+        (first,) = await rig.read_all()
+        states.append(rig.client.state)
+        await rig.say("ACK", ("id", first.get("ack") or ""))
+        await wait_all_tasks_blocked()
+        states.append(rig.client.state)
+        (second,) = await rig.read_all()
+        assert second.body == event(2, size=1000).body
+    assert states == [ClientState.BEHIND, ClientState.LIVE, ClientState.BEHIND]
+
+
+async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
+    outlet = MemoryTransport(100)
+    async with rigged(await open_log(), outlet) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 5, size=BATCH_BYTES_MAX))
+        await wait_all_tasks_blocked()
+        subscription = rig.client.subscriptions[1]
+        assert subscription.position.offset == 1
+        assert outlet.pending
+        await rig.append(events(6, 9, size=BATCH_BYTES_MAX))
+        await wait_all_tasks_blocked()
+        assert subscription.position.offset == 1
+
+
+async def test_a_position_before_the_tail_is_served_from_the_store_up_to_the_seam(autojump_clock: MockClock) -> None:
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 300))
+        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head.at(7))))
+        bodies = [f.body for f in await rig.read_all() if f.command == "MESSAGE"]
+        assert bodies == [e.body for e in events(8, 300)]
+        reads = kept.reads
+        await rig.append(events(301, 310))
+        assert len(await rig.read_all()) == 10
+    assert 0 < reads == kept.reads, "what the tail has is not read from the store"
+
+
+async def test_a_quiet_destination_reaches_the_tail_although_the_store_has_nothing_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    log = await open_log(store(), LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 100))
+        headers = (("id", "q"), ("destination", "/events/conversation/quiet"), ("last-event-id", str(log.head.at(3))))
+        await rig.say("SUBSCRIBE", *headers)
+        with trio.fail_after(100):
+            await wait_all_tasks_blocked()
+        await rig.append([event(101, conversation="quiet")])
+        assert [f.body for f in await rig.read_all() if f.command == "MESSAGE"] == [event(101).body]
+
+
+async def test_a_store_that_is_away_is_asked_again_and_holds_up_nobody_else(autojump_clock: MockClock) -> None:
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 100))
+        kept.away_share = 1.0
+        await rig.say("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head)))
+        rig.client.subscriptions[1].position = log.head.at(50)
+        rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
+        await trio.sleep(10)
+        assert kept.reads > 5
+        await rig.say("SUBSCRIBE", ("id", "new"), ("destination", "/events"), ("replay", "none"))
+        await rig.append(events(101, 101))
+        assert [f.get("subscription") for f in await rig.read_all() if f.command == "MESSAGE"] == ["new"]
+        kept.away_share = 0.0
+        assert len(await rig.read_all()) == 51
+    assert kept.reads < 40, "it backs off"
+
+
+async def test_subscribe_waits_for_a_store_that_is_away(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = store()
+    log = await open_log(kept)
+
+    async def away() -> Bounds:
+        await trio.lowlevel.checkpoint()
+        message = "away"
+        raise StoreUnavailable(message)
+
+    async with rigged(log, MemoryTransport()) as rig:
+        monkeypatch.setattr(kept, "bounds", away)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.say, "SUBSCRIBE", *SUBSCRIBE, ("replay", "all"), ("receipt", "r"))
+            await trio.sleep(60)
+            assert [f.command for f in rig.read()] == ["CONNECTED"]
+            assert rig.client.occupied
+            monkeypatch.undo()
+        assert rig.read()[0].get("receipt-id") == "r"
+        assert not rig.client.occupied
+
+
+async def test_a_stalled_client_is_dismissed(autojump_clock: MockClock) -> None:
+    outlet = MemoryTransport(1000)
+    async with rigged(await open_log(), outlet) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=5000))
+        await trio.sleep(SEND_TIMEOUT_S + 0.1)
+        assert rig.client.reason is disconnects.TOO_SLOW
+
+
+async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockClock) -> None:
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 100))
+        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
+        rig.client.subscriptions[1].position = log.head.at(10)
+        await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
+        rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
+        await wait_all_tasks_blocked()
+        assert rig.client.reason is disconnects.POSITION_EXPIRED
+
+
+async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more(autojump_clock: MockClock) -> None:
+    outlet = MemoryTransport(1000)
+    async with rigged(await open_log(), outlet) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 3, size=BATCH_BYTES_MAX))
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.say, "UNSUBSCRIBE", ("id", "0"), ("receipt", "end"))
+            frames = await rig.read_all()
+        assert [f.command for f in frames] == ["CONNECTED", "MESSAGE", "RECEIPT"]
+
+
+async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport(200), replay=ReplayOptions(events_max=2)) as rig:
+        rig.read()
+        await rig.append([event(1, obj="a"), event(2, obj="b"), event(3, obj="c"), event(4, obj="a")])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.say, "SUBSCRIBE", *SUBSCRIBE, ("receipt", "r"))
+            nursery.start_soon(rig.append, [event(5, obj="a")])
+            frames = await rig.read_all()
+    assert frames[0].command == "RECEIPT"
+    numbers = [int(f.body.split(b",")[0][6:]) for f in frames[1:]]
+    assert numbers in ([3, 4, 5], [3, 5]), "4 is in the window only where 5 came after its position"
+
+
+async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) -> None:
+    outlet = RecordingTransport(100)
+    async with rigged(await open_log(), outlet) as rig:
+        rig.read()
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        await wait_all_tasks_blocked()
+        await rig.append(events(2, 2))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.stream.close, close_frame(1000, ""))
+            for _ in range(20):
+                outlet.take()
+                await wait_all_tasks_blocked()
+        assert outlet.writes[-1] == close_frame(1000, "")
+        await rig.append(events(3, 3))
+        await wait_all_tasks_blocked()
+        assert outlet.writes[-1] == close_frame(1000, "")
+
+
+async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(autojump_clock: MockClock) -> None:
+    count = 2000
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=50))
+    async with rigged(log, MemoryTransport(2000)) as rig:
+        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, count))
+        await wait_all_tasks_blocked()
+        begun_at = trio.current_time()
+        while rig.client.state is ClientState.BEHIND or rig.transport.pending:
+            await trio.sleep(SEND_TIMEOUT_S / 2)
+            rig.read(8000)
+            assert rig.client.reason is None
+            (subscription,) = rig.client.subscriptions.values()
+            owed = [event.offset for event in subscription.backlog]
+            after = min([*owed, subscription.position.offset + 1]) - 1
+            await kept.trim(age_s=3600, keep=count - after, limit=count, unused_s=10**6)
+        assert trio.current_time() - begun_at > 10 * SEND_TIMEOUT_S
+        await rig.append(events(count + 1, count + 1))
+        await rig.read_all()
+        bodies = [frame.body for frame in rig.frames if frame.command == "MESSAGE"]
+        assert bodies == [one.body for one in events(1, count + 1)]
+        assert rig.client.state is ClientState.LIVE

@@ -1,0 +1,178 @@
+"""A whole listener on loopback, or its sessions over streams in memory, above a log in memory; and events for it."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+import trio.testing
+from attrs import define, field
+
+from airy_trio.auth import Authenticator, AuthOptions
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.disconnects import DisconnectReason
+from airy_trio.events.destinations import EVERYTHING
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.store import EventStore, NewEvent
+from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_socket
+from airy_trio.sessions.registry import Sessions
+from airy_trio.testing.client import Headers, StompClient, connect
+from airy_trio.testing.transport import StreamTransport
+from airy_trio.websocket.admission import Visitor
+from airy_trio.websocket.transport import Transport
+
+HOST = "127.0.0.1"
+
+
+def event(
+    number: int,
+    *,
+    conversation: str | None = "c1",
+    channel: str | None = "ch1",
+    kind: str = "message.updated",
+    obj: str | None = None,
+    size: int = 0,
+) -> NewEvent:
+    return NewEvent(
+        type=kind,
+        object=obj or f"message:{number}",
+        conversation_id=conversation,
+        channel_id=channel,
+        body=b'{"n": %d, "pad": "%s"}' % (number, b"x" * size),
+    )
+
+
+def events(first: int, last: int, *, size: int = 0) -> Sequence[NewEvent]:
+    return [event(number, size=size) for number in range(first, last + 1)]
+
+
+async def open_log(store: EventStore | None = None, options: LogOptions | None = None) -> EventLog:
+    log = EventLog(store or MemoryStore(), options or LogOptions(store="memory"))
+    await log.open()
+    return log
+
+
+@define(eq=False)
+class Server:
+    """What a test holds of running sessions. ``port`` 0: there is no listener."""
+
+    log: EventLog
+    sessions: Sessions
+    connections: trio.Nursery
+    port: int = 0
+    endings: list["Ending"] = field(factory=list)
+
+    async def append(self, first: int, last: int, *, size: int = 0) -> None:
+        await self.log.append(self.log.head, events(first, last, size=size), "point")
+
+    async def dial(self, headers: Headers = (), subprotocols: Sequence[str] = ()) -> StompClient:
+        """A client that is connected over the listener."""
+        return await connect(HOST, self.port, headers=headers, subprotocols=subprotocols)
+
+    async def dial_raw(self) -> StompClient:
+        """A client over the listener that has not said anything yet."""
+        return StompClient(await trio.open_tcp_stream(HOST, self.port))
+
+    def start(self, outlet: Transport, visitor: Visitor | None = None) -> "Ending":
+        """Start a session over an outlet."""
+        ending = Ending()
+        self.endings.append(ending)
+        self.connections.start_soon(self._serve, outlet, ending, visitor)
+        return ending
+
+    def plug(
+        self,
+        pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] | None = None,
+        *,
+        visitor: Visitor | None = None,
+    ) -> "Plugged":
+        """Start a session over streams in memory."""
+        ours, theirs = (pair or trio.testing.memory_stream_pair)()
+        return Plugged(StompClient(theirs), self.start(StreamTransport(ours), visitor))
+
+    async def plug_connected(
+        self,
+        pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] | None = None,
+        *,
+        version: str = "1.2",
+        headers: Headers = (),
+    ) -> "Plugged":
+        """The same, connected."""
+        plugged = self.plug(pair)
+        await plugged.client.upgrade()
+        await plugged.client.connect(accept_version=version, headers=headers)
+        return plugged
+
+    async def ended(self) -> None:
+        """Wait until no session is left, and check that nothing remembers one."""
+        for ending in self.endings:
+            await ending.wait()
+        with trio.fail_after(10):
+            while self.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
+                await trio.lowlevel.checkpoint()
+        assert not self.sessions.statistics().clients
+        assert not self.sessions.wheel.statistics().clients
+        view = self.log.attach(EVERYTHING, self)
+        assert list(view.readers) == [self]
+        self.log.detach(view, self)
+
+    async def _serve(self, outlet: Transport, ending: "Ending", visitor: Visitor | None) -> None:
+        ending.reason = await self.sessions.serve(self.connections, outlet, visitor)
+        ending.at = trio.current_time()
+        ending.event.set()
+
+
+class Ending:
+    """How and when (Trio's time) a session ended."""
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.reason: DisconnectReason | None = None
+        self.at = 0.0
+
+    async def wait(self) -> DisconnectReason:
+        with trio.fail_after(1000):
+            await self.event.wait()
+        assert self.reason is not None
+        return self.reason
+
+
+@define
+class Plugged:
+    client: StompClient
+    ending: Ending
+
+
+@asynccontextmanager
+async def serving(
+    log: EventLog | None = None,
+    options: ListenerOptions | None = None,
+    replay: ReplayOptions | None = None,
+    auth: AuthOptions | None = None,
+    *,
+    listen: bool = True,
+    authenticator: Authenticator | None = None,
+) -> AsyncGenerator[Server]:
+    """Serve until the block ends, then cut everybody. ``authenticator``: instead of one with ``auth``."""
+    log = log or await open_log()
+    options = options or ListenerOptions(port=0)
+    authenticator = authenticator or Authenticator(auth or AuthOptions())
+    sessions = Sessions(log, options, replay or ReplayOptions(), authenticator, server="airy-trio/test")
+    async with trio.open_nursery() as connections, trio.open_nursery() as intake:
+        intake.start_soon(log.follow)
+        intake.start_soon(sessions.fan_out)
+        intake.start_soon(sessions.wheel.run)
+        intake.start_soon(sessions.durables.run)
+        intake.start_soon(sessions.follow_keys)
+        server = Server(log, sessions, connections)
+        if listen:
+            listening = await open_listening_socket(options)
+            server.port = listening.getsockname()[1]
+            intake.start_soon(accept, listening, sessions, connections)
+            with listening:
+                yield server
+        else:
+            yield server
+        intake.cancel_scope.cancel()
+        connections.cancel_scope.cancel()

@@ -1,0 +1,193 @@
+"""A fault at every await of a session: of its own task, and of each task that it starts; and before it has begun.
+
+The coroutine of each is driven from here: where it waits for the n-th time, and would go on, it is thrown a fault.
+"""
+
+import itertools
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
+from airy_trio.delivery import disconnects
+from airy_trio.events.destinations import parse
+from airy_trio.log.store import StoreUnavailable
+from airy_trio.stomp.frames import Frame
+from airy_trio.stomp.requests import Connect
+from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.transport import StreamTransport
+from tests.sessions.life import PLACE, live
+from tests.sessions.serving import Server, event, open_log, serving
+
+AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
+AWAITS_MIN = 20
+"""Fewer would mean that a client did not get far."""
+WAIT_OF_A_NURSERY = "_nested_child_finished"
+"""It never raises; a fault there would break Trio itself."""
+FAULTS: Sequence[Callable[[], Exception]] = (
+    lambda: RuntimeError("bug"),
+    lambda: KeyError("bug"),
+    MemoryError,
+    lambda: OSError(5, "Input/output error"),
+    lambda: trio.BrokenResourceError("gone"),
+    lambda: StoreUnavailable("away"),
+    lambda: StopAsyncIteration("bug"),
+)
+
+
+class Asking(Authenticator):
+    """Has to ask somebody, as for the keys of web tokens."""
+
+    async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
+        await trio.sleep(0.1)
+        return await super().authenticate(request, upgrade_token)
+
+
+class Awaits:
+    """Counts the awaits of some tasks, and throws a fault at one of them."""
+
+    def __init__(self, number: int, fault: Callable[[], Exception]) -> None:
+        self.left = number
+        self._fault = fault
+        self.where = ""
+
+    async def drive(self, function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a function to its end, or to the fault."""
+        await self._driven(cast("Coroutine[Any, Any, object]", function(*arguments)))
+
+    @types.coroutine
+    def _driven(self, coroutine: Coroutine[Any, Any, object]) -> Generator[Any, Any, None]:
+        value: Any = None
+        try:
+            while True:
+                asked = coroutine.send(value)
+                value = yield asked
+                self.left -= 1
+                place = "" if self.left > 0 or self.where else _place(coroutine)
+                if place and WAIT_OF_A_NURSERY not in place:
+                    self.where = place
+                    asked = coroutine.throw(self._fault())
+                    value = yield asked
+        except StopIteration:
+            return
+        finally:
+            coroutine.close()
+
+
+def _place(coroutine: Any) -> str:  # noqa: ANN401 - of any kind
+    """Where a coroutine waits, for who reads of a failure."""
+    at = []
+    while getattr(coroutine, "cr_frame", None) is not None:
+        at.append(f"{coroutine.cr_code.co_name}:{coroutine.cr_frame.f_lineno}")
+        coroutine = coroutine.cr_await
+    return " ".join(at)
+
+
+class Nursery:
+    """Stands for the nursery of all connections, and drives what a session starts in it."""
+
+    def __init__(self, nursery: trio.Nursery, awaits: Awaits) -> None:
+        self._nursery = nursery
+        self._awaits = awaits
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *arguments: object, name: object = None) -> None:
+        self._nursery.start_soon(self._awaits.drive, function, *arguments, name=name)
+
+
+async def behave(client: StompClient) -> None:
+    """See ``live``."""
+    await live(client, credentials=[("passcode", "s3cret")], durable=[("durable", "d")])
+
+
+async def guess(client: StompClient) -> None:
+    """Bring wrong credentials."""
+    await client.upgrade()
+    await client.connect(headers=[("passcode", "wrong")])
+
+
+async def forge(client: StompClient) -> None:
+    """Send what nobody may send, and read to the end."""
+    await client.upgrade()
+    await client.connect(headers=[("passcode", "s3cret")])
+    await client.subscribe(PLACE, headers=[("replay", "all")])
+    await client.send(Frame("SEND", (("destination", PLACE),)))
+    while True:
+        await client.receive()
+
+
+async def serve_faultily(
+    server: Server, awaits: Awaits, ended: trio.Event, life: Callable[[StompClient], Awaitable[None]]
+) -> StompClient:
+    """Serve one client, with a fault at one of the awaits, until it has done what it could."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    nursery = cast("trio.Nursery", Nursery(server.connections, awaits))
+
+    async def serve() -> None:
+        await server.sessions.serve(nursery, StreamTransport(ours))
+        ended.set()
+
+    server.connections.start_soon(awaits.drive, serve)
+    client = StompClient(theirs)
+    with trio.move_on_after(60), suppress(Closed, Rejected, trio.BrokenResourceError, trio.ClosedResourceError):
+        await life(client)
+    return client
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
+@pytest.mark.parametrize("life", [behave, guess, forge], ids=lambda life: life.__name__)
+async def test_a_fault_at_every_await_of_a_session_ends_at_most_that_session(
+    life: Callable[[StompClient], Awaitable[None]], fault: Callable[[], Exception], autojump_clock: MockClock
+) -> None:
+    log = await open_log()
+    async with serving(log, authenticator=Asking(AUTH), listen=False) as server:
+        await log.append(log.head, [event(number, channel="ch9") for number in range(1, 21)], "point")
+        bystander = (await server.plug_connected(headers=[("passcode", "t0ken"), ("heart-beat", "0,1000")])).client
+        await bystander.subscribe(headers=[("replay", "none")])
+        tasks = len(server.connections.child_tasks)
+        for number in itertools.count(1):
+            awaits, ended = Awaits(number, fault), trio.Event()
+            with capture_logs():
+                client = await serve_faultily(server, awaits, ended, life)
+                await client.stream.aclose()
+                with trio.fail_after(100):
+                    while len(server.connections.child_tasks) > tasks:  # noqa: ASYNC110 - a nursery has no event for this
+                        await trio.sleep(0.01)
+            assert ended.is_set(), awaits.where
+            assert server.sessions.statistics().clients == 1, awaits.where
+            assert server.sessions.wheel.statistics().clients == 1, awaits.where
+            assert server.sessions.durables.statistics().claimed == 0, awaits.where
+            view = server.log.attach(parse(PLACE), client)
+            assert list(view.readers) == [client], awaits.where
+            server.log.detach(view, client)
+            await server.append(number, number)
+            assert (await bystander.receive()).body.startswith(b'{"n": %d,' % number), awaits.where
+            if awaits.left > 0:
+                break
+        assert number > AWAITS_MIN
+        async with bystander:
+            await bystander.disconnect()
+
+
+async def test_a_session_that_cannot_begin_ends_nothing_else(autojump_clock: MockClock) -> None:
+    async with serving(listen=False) as server:
+        bystander = (await server.plug_connected()).client
+        await bystander.subscribe()
+        visitor = server.sessions.admission.arrive("192.0.2.1", loopback=False)
+        del visitor.name  # it is asked for before anything else
+        with capture_logs() as logs:
+            plugged = server.plug(visitor=visitor)
+            assert await plugged.ending.wait() is disconnects.INTERNAL
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
+        assert await plugged.client.stream.receive_some() == b""
+        assert server.sessions.statistics().visitors == 0
+        await server.append(1, 1)
+        assert (await bystander.receive()).command == "MESSAGE"
+        await bystander.disconnect()
+        await server.ended()

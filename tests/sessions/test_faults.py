@@ -1,0 +1,233 @@
+"""Faults in the service of one client, at every step: they end that client's session, and nothing of it stays."""
+
+import itertools
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, Final
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.disconnects import DisconnectReason, reason_after
+from airy_trio.events.destinations import Destination, parse
+from airy_trio.log.event_log import EventLog
+from airy_trio.log.memory import MemoryStore
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.store import PositionExpired, StoredEvent
+from airy_trio.log.tail import View
+from airy_trio.testing.client import Closed, Rejected, StompClient
+from airy_trio.testing.transport import StreamTransport
+from airy_trio.websocket.stream import StalledError
+from tests.sessions.life import PLACE, live
+from tests.sessions.serving import Server, event, serving
+
+
+@pytest.mark.parametrize(
+    "fault, farewell, logged",
+    [
+        (StalledError(), disconnects.TOO_SLOW, False),
+        (trio.BrokenResourceError(), disconnects.GONE, False),
+        (trio.ClosedResourceError(), disconnects.GONE, False),
+        (PositionExpired(), disconnects.POSITION_EXPIRED, False),
+        (KeyError("x"), disconnects.INTERNAL, True),
+    ],
+)
+def test_what_an_exception_means(fault: Exception, farewell: DisconnectReason, *, logged: bool) -> None:
+    with capture_logs() as logs:
+        assert reason_after(fault, "s") is farewell
+    assert bool(logs) is logged
+
+
+EXPECTED: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a peer does to its connection is no fault of ours, and nothing is logged of it but its end."""
+
+
+class Fuse:
+    """Counts the uses of what can fail, and fails at one of them."""
+
+    def __init__(self, use: int, fault: Callable[[], Exception]) -> None:
+        self.left = use
+        self._fault = fault
+
+    def use(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise self._fault()
+
+
+class FaultyTransport(StreamTransport):
+    """Fails at its n-th use, counted over all that a session and its tasks do with a transport."""
+
+    def __init__(self, stream: trio.abc.Stream, fuse: Fuse) -> None:
+        super().__init__(stream)
+        self.fuse = fuse
+
+    def offer(self, data: bytes) -> bool:
+        self.fuse.use()
+        return super().offer(data)
+
+    def push(self, data: bytes) -> None:
+        self.fuse.use()
+        super().push(data)
+
+    async def handshake(self) -> None:
+        self.fuse.use()
+        await super().handshake()
+
+    async def drain(self) -> None:
+        self.fuse.use()
+        await super().drain()
+
+    async def receive_some(self, bytes_max: int) -> bytes:
+        self.fuse.use()
+        return await super().receive_some(bytes_max)
+
+    async def send_eof(self) -> None:
+        self.fuse.use()
+        await super().send_eof()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self.fuse.use()
+
+    async def abort(self) -> None:
+        await super().abort()
+        self.fuse.use()
+
+
+class FaultyLog(EventLog):
+    """Fails at its n-th use for one destination, which one client alone asks for."""
+
+    fuse: Fuse | None = None
+
+    def _use(self, destination: Destination) -> None:
+        if self.fuse is not None and destination == parse(PLACE):
+            self.fuse.use()
+
+    def attach(self, destination: Destination, reader: object) -> View:
+        self._use(destination)
+        return super().attach(destination, reader)
+
+    def after(self, view: View, offset: int, *, events_max: int, bytes_max: int) -> Sequence[StoredEvent]:
+        self._use(view.destination)
+        return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination, *, bytes_max: int, address: str = ""
+    ) -> Sequence[StoredEvent]:
+        self._use(destination)
+        return await super().read(after, limit, destination, bytes_max=bytes_max, address=address)
+
+    async def recent(
+        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
+    ) -> tuple[Position, Sequence[StoredEvent]]:
+        self._use(destination)
+        return await super().recent(destination, age_s=age_s, limit=limit, bytes_max=bytes_max, address=address)
+
+
+async def use(client: StompClient) -> None:
+    """All that a client does in its life, as far as it gets."""
+    async with client:
+        try:
+            await live(client)
+        except (Closed, Rejected, trio.BrokenResourceError):
+            return
+
+
+FAULTS: Final = (
+    lambda: RuntimeError("bug"),
+    lambda: ValueError("bug"),
+    MemoryError,
+    lambda: OSError(5, "Input/output error"),
+    lambda: trio.BrokenResourceError("gone"),
+    lambda: trio.ClosedResourceError("closed"),
+    lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bug"),
+    lambda: StalledError("stalled"),
+    lambda: KeyError("bug"),
+)
+
+
+async def assert_nothing_is_left(server: Server, client: StompClient, tasks: int) -> None:
+    """What a session had is gone, and its peer has seen the end of the stream."""
+    assert server.sessions.statistics().clients == server.sessions.wheel.statistics().clients == 1
+    with trio.fail_after(10):
+        while len(server.connections.child_tasks) > tasks:  # noqa: ASYNC110 - a nursery has no event for this
+            await trio.lowlevel.checkpoint()
+    view = server.log.attach(parse(PLACE), client)
+    assert list(view.readers) == [client]
+    server.log.detach(view, client)
+    with pytest.raises(trio.ClosedResourceError):
+        await client.stream.receive_some()  # the client has seen the end, and closed
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
+@pytest.mark.parametrize("where", ["transport", "log"])
+async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
+    where: str, fault: Callable[[], Exception], autojump_clock: MockClock
+) -> None:
+    log = FaultyLog(MemoryStore(), LogOptions(store="memory", tail_events=4))
+    await log.open()
+    async with serving(log, listen=False) as server:
+        await log.append(log.head, [event(number, channel="ch9") for number in range(1, 21)], "point")
+        bystander = (await server.plug_connected(headers=[("heart-beat", "0,1000")])).client
+        await bystander.subscribe(headers=[("replay", "none")])
+        tasks = len(server.connections.child_tasks)
+        for use_number in itertools.count(1):
+            ours, theirs = trio.testing.memory_stream_pair()
+            fuse, spare = Fuse(use_number, fault), Fuse(0, fault)
+            log.fuse = fuse if where == "log" else None
+            with capture_logs() as logs, trio.fail_after(200):
+                ending = server.start(FaultyTransport(ours, fuse if where == "transport" else spare))
+                await use(client := StompClient(theirs))
+                await ending.wait()
+            log.fuse = None
+            assert_logged(logs, fault(), blown=fuse.left <= 0)
+            await server.append(use_number, use_number)
+            assert (await bystander.receive()).body.startswith(b'{"n": %d,' % use_number)
+            await assert_nothing_is_left(server, client, tasks)
+            if fuse.left > 0:
+                break
+        assert use_number > {"transport": 40, "log": 6}[where]
+        async with bystander:
+            await bystander.disconnect()
+        await server.ended()
+
+
+class UnclosableTransport(StreamTransport):
+    """Fails when it is closed at once."""
+
+    async def abort(self) -> None:
+        await super().abort()
+        message = "bug"
+        raise RuntimeError(message)
+
+
+async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock: MockClock) -> None:
+    async with serving(listen=False) as server:
+        bystander = (await server.plug_connected()).client
+        await bystander.subscribe()
+        ours, theirs = trio.testing.memory_stream_pair()
+        with capture_logs() as logs:
+            ending = server.start(UnclosableTransport(ours))
+            assert await ending.wait() is disconnects.CONNECT_TIMEOUT
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
+        await theirs.aclose()
+        await server.append(1, 1)
+        assert (await bystander.receive()).command == "MESSAGE"
+        await bystander.disconnect()
+        await server.ended()
+
+
+def assert_logged(logs: list[MutableMapping[str, Any]], fault: Exception, *, blown: bool) -> None:
+    """One line for the end of the session, one for its begin if it connected, and one for an unexpected fault."""
+    told = [line["event"] for line in logs if line["event"].startswith("connection ")]
+    assert told in (["connection closed"], ["connection opened", "connection closed"])
+    failures = [line["event"] for line in logs if line["log_level"] == "error"]
+    if isinstance(fault, KeyError):  # trio-websocket's reader takes some for its own
+        assert len(failures) <= 1
+    else:
+        assert len(failures) == (blown and not isinstance(fault, EXPECTED))

@@ -1,0 +1,216 @@
+"""Clients that come and go while events are appended and trimmed: all that follows a position, or an explicit expiry.
+
+Whole sessions over transports that refuse, take a part and are read slowly; a store that is away now and then.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from random import Random
+
+import pytest
+import trio
+from attrs import define, field
+from trio.testing import MockClock
+from wsproto.utilities import LocalProtocolError
+
+from airy_trio.delivery import disconnects
+from airy_trio.delivery.client import ReplayOptions
+from airy_trio.events.destinations import covers, parse
+from airy_trio.log.options import LogOptions
+from airy_trio.log.position import Position
+from airy_trio.log.store import NewEvent, StoredEvent, stored_after
+from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.stomp.frames import Frame
+from airy_trio.testing.client import Closed, StompClient
+from airy_trio.testing.transport import MemoryTransport
+from tests.delivery.peer import PeerStream
+from tests.delivery.rig import MoodyStore
+from tests.sessions.serving import Server, event, open_log, serving
+
+SEEDS = 8
+SEEDS_MAX = 40
+"""Chance also has the order of tasks: more are run where a branch has been met too seldom."""
+BATCHES = 100
+OBJECTS = 40
+TRIM_SHARE = 0.15
+HASTY_SHARE = 0.5
+ACKS_SHARE = 0.4
+LEAST = 5
+"""Each branch is taken at least so often, or the schedules prove less than they say."""
+OPTIONS = ListenerOptions(port=0, heartbeat_ms=0, connect_timeout_s=3600, send_timeout_s=3600)
+WINDOW = ReplayOptions(window_s=3600, events_max=25)
+DESTINATIONS = ("/events", "/events/conversation/c1", "/events/channel/ch2", "/events/message.updated")
+BRANCHES = ("live", "resumed", "reset-expired", "410-position-expired", "cut at 410")
+
+
+@define(eq=False)
+class World:
+    """What all know: every event ever appended, and up to where they were trimmed."""
+
+    server: Server
+    store: MoodyStore
+    chance: Random
+    branches: Counter[str]
+    everything: list[StoredEvent] = field(factory=list)
+    trimmed: int = 0
+    ended: bool = False
+
+    def has_grown(self, count: int) -> list[NewEvent]:
+        """Make the next events, and note them as they will be kept."""
+        chance, first = self.chance, len(self.everything) + 1
+        new = [
+            event(
+                number,
+                conversation=f"c{chance.randint(1, 3)}",
+                channel=f"ch{chance.randint(1, 3)}",
+                obj=f"message:{chance.randrange(OBJECTS)}",
+                size=chance.choice((0, 100, 1000)),
+            )
+            for number in range(first, first + count)
+        ]
+        self.everything += stored_after(self.server.log.head, new, 0)
+        return new
+
+    async def grow(self) -> None:
+        """Append, trim and pause by chance; the last event is for all."""
+        chance, log = self.chance, self.server.log
+        for _ in range(BATCHES):
+            await log.append(log.head, self.has_grown(chance.choice((1, 2, 20))), "point")
+            if chance.random() < TRIM_SHARE:
+                keep = chance.choice((5, 40, 200, 1000))
+                self.trimmed += await self.store.trim(age_s=3600, keep=keep, limit=10_000, unused_s=10**6)
+            await trio.sleep(chance.uniform(0, 2))
+        self.ended = True
+        last = [event(len(self.everything) + 1, conversation="c1", channel="ch2", obj="message:last")]
+        self.everything += stored_after(log.head, last, 0)
+        await log.append(log.head, last, "point")
+
+
+@define(eq=False)
+class Visitor:
+    """A client that remembers the last offset that it has had, or was told to begin after: ``position``."""
+
+    world: World
+    destination: str
+    position: int | None = None
+    window: list[int] = field(factory=list)
+
+    async def live(self) -> None:
+        """Come, stay a while, leave, and come back, until all is had."""
+        while not self._has_all():
+            await self._visit()
+
+    def _has_all(self) -> bool:
+        return self.world.ended and self.position == len(self.world.everything)
+
+    async def _visit(self) -> None:
+        world, chance = self.world, self.world.chance
+        transport = MemoryTransport(chance.choice((300, 3000, 20_000)), moods=chance)
+        hasty = world.ended or chance.random() < HASTY_SHARE
+        stream = PeerStream(transport, chance, bytes_max=4000 if hasty else 60, pause_s=0.01 if hasty else 2)
+        ending = world.server.start(transport)
+        count = len(world.everything) + 1 if world.ended else chance.choice((0, 1, 10, 100))
+        async with StompClient(stream) as client:
+            try:
+                await client.upgrade()
+                await client.connect()
+                start = await self._subscribe(client)
+                for _ in range(count):
+                    if self._has_all() or not await self._read(client, start):
+                        break
+            except Closed:  # it was too full to be told
+                assert await ending.wait() is disconnects.POSITION_EXPIRED
+                self._expired("cut at 410")
+        assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}
+
+    async def _subscribe(self, client: StompClient) -> int:
+        asked, world = self.position, self.world
+        headers = [("replay", "all")]
+        if world.chance.random() < ACKS_SHARE:
+            headers += [("ack", "client-individual"), ("prefetch-count", "2")]
+        if asked is not None:
+            headers.append(("last-event-id", str(world.server.log.head.at(asked))))
+        receipt = await client.subscribe(self.destination, headers=headers)
+        verdict, told = receipt.get("resume") or "", Position.parse(receipt.get("position") or "")
+        assert told is not None, receipt
+        world.branches[verdict] += 1
+        self.window = []
+        match verdict:
+            case "resumed":
+                assert told.offset == asked
+            case "reset-expired":
+                assert asked is not None
+                assert asked < world.trimmed, "nothing after its position was trimmed"
+                self.window = self._recent(told.offset)
+            case _:
+                assert (verdict, asked) == ("live", None)
+        self.position = told.offset
+        return told.offset
+
+    async def _read(self, client: StompClient, start: int) -> bool:
+        """Read and acknowledge one frame; False where it was a goodbye."""
+        frame = await client.receive()
+        goes_on = self._look_at(frame, start)
+        if frame.get("ack") is not None:
+            await trio.sleep(0 if self.world.ended else self.world.chance.uniform(0, 10))
+            with suppress(LocalProtocolError, trio.BrokenResourceError):  # a goodbye is on its way; it is read next
+                await client.acknowledge(frame)
+        return goes_on
+
+    def _look_at(self, frame: Frame, start: int) -> bool:
+        """Check the next frame; False where it is a goodbye."""
+        if frame.command == "ERROR":
+            assert frame.get("message") == "410-position-expired"
+            self._expired("410-position-expired")
+            return False
+        told = Position.parse(frame.get("message-id") or "")
+        assert told is not None
+        assert self.position is not None
+        if self.window and self.window[0] < told.offset:  # trimmed before it could be read
+            self.window = [offset for offset in self.window if offset > self.world.trimmed or offset >= told.offset]
+        expected = self.window.pop(0) if self.window else self._next(max(start, self.position))
+        assert (told.offset, frame.body) == (expected, self.world.everything[expected - 1].body)
+        self.position = told.offset
+        return True
+
+    def _expired(self, how: str) -> None:
+        assert self.position is not None
+        assert self.position < self.world.trimmed, "nothing that it lacks was trimmed"
+        self.world.branches[how] += 1
+
+    def _recent(self, upto: int) -> list[int]:
+        """The recent window: the newest event of each object, at most so many."""
+        newest = {one.object: one.offset for one in self._wanted() if one.offset <= upto}
+        return sorted(newest.values())[-WINDOW.events_max :]
+
+    def _next(self, after: int) -> int:
+        return next(one.offset for one in self._wanted(after) if one.offset > after)
+
+    def _wanted(self, after: int = 0) -> Iterator[StoredEvent]:
+        destination = parse(self.destination)
+        return (one for one in self.world.everything[after:] if covers(destination, one))
+
+
+async def run(seed: int, branches: Counter[str]) -> None:
+    """One schedule: everybody gets everything, or is told what is not kept."""
+    chance = Random(seed)
+    store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
+    log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100))))
+    async with serving(log, OPTIONS, WINDOW, listen=False) as server:
+        world = World(server, store, chance, branches)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.grow)
+            for destination in DESTINATIONS:
+                nursery.start_soon(Visitor(world, destination).live)
+        await server.ended()
+
+
+@pytest.mark.slow
+async def test_who_comes_back_gets_all_that_follows_or_is_told_that_it_is_gone(autojump_clock: MockClock) -> None:
+    branches: Counter[str] = Counter()
+    for seed in range(SEEDS_MAX):
+        await run(seed, branches)
+        if seed + 1 >= SEEDS and all(branches[branch] >= LEAST for branch in BRANCHES):
+            break
+    assert {branch: branches[branch] >= LEAST for branch in BRANCHES} == dict.fromkeys(BRANCHES, True), branches
