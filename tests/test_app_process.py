@@ -29,9 +29,9 @@ PROBE_S = 10.0
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
 PREPARED = """
 import gc, json, resource, sys
-from airy_trio.app import process
-process.prepare()
-process.freeze()
+from airy_trio.app import server as process
+process.prepare_process()
+process.freeze_heap()
 print(json.dumps([resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold(), gc.get_freeze_count() > 10_000,
                   sys.getswitchinterval()]))
 """

@@ -106,7 +106,7 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
             assert workers_with(server, "recording") == [RECORDER], "the workers wait for the lease"
             said = len(server.err.all)
             os.kill(await pid_of(server, 0), signal.SIGKILL)
-            await later(server, "a worker has ended: it is started again", said, worker=0, exit_code=-signal.SIGKILL)
+            await later(server, "worker exited; restarting", said, worker=0, exit_code=-signal.SIGKILL)
             application.tag("meanwhile")
             resumed = [await next_or_resumed(client, server, stack) for client in clients]
             assert {True, False} == set(resumed)
@@ -185,7 +185,7 @@ async def test_no_worker_outlives_its_parent(sqlite_application: Application, tm
             await server.wait()  # its pipes end with the last of them
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(HOST, server.port)
-    gone = set(workers_with(server, "the parent process is gone: stopping"))
+    gone = set(workers_with(server, "parent process gone; stopping"))
     assert gone == {0, 1, RECORDER}, "\n".join(server.err.all[-5:])
 
 
@@ -263,7 +263,7 @@ async def test_when_nobody_listens_and_none_can_start_the_command_ends(
             for number in range(2):
                 os.kill(await pid_of(server, number), signal.SIGKILL)
             assert await server.wait() == 2, "what the settings have"
-    ends = workers_with(server, "a worker has ended: it is started again")
+    ends = workers_with(server, "worker exited; restarting")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
 
 

@@ -71,6 +71,6 @@ def _work(chosen: "Settings", file: Path, words: str) -> None:
     def reread() -> settings.Settings:
         return worker.settings(settings.load(file, os.environ))
 
-    deference = LeaderPreference()
-    serve = partial(app.run, worker.settings(chosen), worker.parent(deference), reread=reread)
-    told(lambda: trio.run(partial(serve, worker=worker.number, deference=deference)))
+    preference = LeaderPreference()
+    serve = partial(app.run, worker.settings(chosen), worker.parent(preference), reread=reread)
+    told(lambda: trio.run(partial(serve, worker=worker.number, preference=preference)))
