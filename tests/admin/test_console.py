@@ -15,21 +15,21 @@ from tests.application import Application
 ASSET = re.compile(r'(?:src|href)="(console/[^"]+)"')
 
 
-def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
+def endpoint(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
     return ClientEndpoint(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
 
 
 @pytest.mark.parametrize(
     "made, page, url",
     [
-        (door(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
-        (door(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
-        (door(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
-        (door(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
-        (door(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
-        (door("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
-        (door(port=0), "localhost", None),
-        (door(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
+        (endpoint(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
+        (endpoint(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
+        (endpoint(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
+        (endpoint(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
+        (endpoint(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
+        (endpoint("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
+        (endpoint(port=0), "localhost", None),
+        (endpoint(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
     ],
 )
 def test_where_a_browser_finds_the_port_for_clients(made: ClientEndpoint, page: str, url: str | None) -> None:
@@ -135,12 +135,12 @@ async def test_who_is_behind_and_by_how_much(sqlite_application: Application) ->
 @pytest.mark.parametrize(
     "query, words",
     [
-        ("limit=0", "limit is a whole number, from 1 to 200"),
-        ("limit=201", "limit is a whole number, from 1 to 200"),
-        ("after=-1", "after is a whole number, 0 or more"),
-        ("after=" + "9" * 19, "after is a whole number, 0 or more"),
-        ("behind=yes", "behind is a whole number, from 0 to 1"),
-        ("limit=%D9%A1", "limit is a whole number, from 1 to 200"),
+        ("limit=0", "limit must be a whole number, from 1 to 200"),
+        ("limit=201", "limit must be a whole number, from 1 to 200"),
+        ("after=-1", "after must be a whole number, 0 or more"),
+        ("after=" + "9" * 19, "after must be a whole number, 0 or more"),
+        ("behind=yes", "behind must be a whole number, from 0 to 1"),
+        ("limit=%D9%A1", "limit must be a whole number, from 1 to 200"),
     ],
 )
 async def test_query_that_is_not_understood(query: str, words: str, sqlite_application: Application) -> None:

@@ -122,7 +122,7 @@ async def test_database_that_is_stopped_and_started_again(own_postgres: Postgres
             for part, words in (
                 ("feed", "recording is interrupted: "),
                 ("store", "the event store cannot be read: "),
-                ("triggers", "the database cannot be asked: "),
+                ("triggers", "the database cannot be queried: "),
             ):
                 assert (await port.until_unwell(part, words)).startswith(words)
             assert (await port.get("/livez")).status_code == 200
@@ -202,7 +202,7 @@ async def test_what_becomes_unwell_is_logged_once(autojump_clock: MockClock, nur
         nursery.start_soon(found.run)
         await trio.sleep(TRIGGERS_PERIOD_S * 6)
     assert [(line["event"], line.get("reason")) for line in said] == [
-        ("not ready", "the database cannot be asked: away"),
+        ("not ready", "the database cannot be queried: away"),
         ("ready again", None),
     ]
     nursery.cancel_scope.cancel()

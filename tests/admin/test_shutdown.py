@@ -53,7 +53,7 @@ async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent
             await port.until_ready()
             one = await clients.enter_async_context(await connect(HOST, address.port))
             stopping.set()
-            assert await port.until_unwell("listener", "being stopped")  # the client has not answered its Close yet
+            assert await port.until_unwell("listener", "shutting down")  # the client has not answered its Close yet
             assert (await port.get("/livez")).status_code == 200
             assert 'airy_trio_well{part="listener"} 0.0' in (await port.get("/metrics")).text
             with pytest.raises(OSError, match="connect"):  # refused at once, not left waiting for a server that ends
