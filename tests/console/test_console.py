@@ -169,7 +169,7 @@ async def test_asks_for_a_token_and_keeps_it_nowhere(sqlite_application: Applica
         await tab.until(LIVE)
         sqlite_application.tag()
         await tab.until(rows(1))
-        await tab.until("document.querySelector('#people').innerText.includes('this page')")
+        await tab.until("document.querySelector('#clients').innerText.includes('this page')")
         kept = await tab.evaluate(
             "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
             " + document.documentElement.outerHTML + document.querySelector('#token').value"
@@ -209,7 +209,7 @@ async def test_on_a_phone(sqlite_application: Application, dark: bool) -> None:
 
 async def test_many_events_charts_and_who_is_connected(sqlite_application: Application) -> None:
     async with console(sqlite_application) as (tab, _):
-        await tab.until("document.querySelector('#people').innerText.includes('this page')")
+        await tab.until("document.querySelector('#clients').innerText.includes('this page')")
         await tab.evaluate(
             "window.longest = 0; let last = performance.now(); (function turn() { const now = performance.now();"
             " window.longest = Math.max(window.longest, now - last); last = now; requestAnimationFrame(turn) })()"
@@ -231,7 +231,7 @@ async def test_many_events_charts_and_who_is_connected(sqlite_application: Appli
         await tab.until(f"document.querySelector('#deliveries-chart .line').getAttribute('d') !== {json.dumps(before)}")
         await tab.click("#pause")
         sqlite_application.tag("late", "comes while it is paused")
-        await tab.until("document.querySelector('#pause').textContent === 'Go on (1 new)'")
+        await tab.until("document.querySelector('#pause').textContent === 'Resume (1 new)'")
         assert not await tab.evaluate(shows("comes while it is paused"))
         await tab.click("#pause")
         await tab.until(shows("comes while it is paused"))
