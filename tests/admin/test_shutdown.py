@@ -26,7 +26,7 @@ from tests.processes import server
 CLIENTS = 50
 
 
-def test_it_is_not_ready_before_it_listens() -> None:
+def test_not_ready_before_it_listens() -> None:
     one = node(MemoryChanges(), MemoryStore())
     found = Readiness(one.recorder, one.log, no_faults, lag_max_s=10)
     assert found.conditions()["listener"].reason == "the port for clients is not open yet"
@@ -41,7 +41,7 @@ async def no_faults() -> Sequence[str]:
     return ()
 
 
-async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent_away(
+async def test_readiness_fails_first_and_port_answers_during_drain(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closing, "GOODBYE_S", TIMEOUT_S)  # the client below decides when it goes
