@@ -120,7 +120,7 @@ async def serve(
         intake.start_soon(sessions.wheel.run)
         intake.start_soon(accept, listening, sessions, connections, encryption)
         intake.start_soon(producer.listen)
-        server.freeze()
+        server.freeze_heap()
         print(listening.getsockname()[1], flush=True)
         await producer.produce()
         intake.cancel_scope.cancel()
@@ -165,7 +165,7 @@ def _listener_options(send_timeout_s: float) -> ListenerOptions:
 def _prepare_process() -> None:
     """Give the process what the server gives itself at start."""
     _log_as_deployed()
-    server.prepare()
+    server.prepare_process()
 
 
 def _log_as_deployed() -> None:

@@ -27,7 +27,7 @@ async def client_of(address: app.Address) -> StompClient:
     return client
 
 
-async def test_serves_in_a_nursery_and_ends_in_order(any_application: Application) -> None:
+async def test_serves_in_a_nursery_and_shuts_down_gracefully(any_application: Application) -> None:
     settings = any_application.migrate(LISTENER)
     stopping = trio.Event()
     with trio.fail_after(TIMEOUT_S):
@@ -47,7 +47,7 @@ async def test_serves_in_a_nursery_and_ends_in_order(any_application: Applicatio
             await trio.open_tcp_stream(address.host, address.port)
 
 
-async def test_cancelling_ends_it_at_once_and_lets_go_of_everything(any_application: Application) -> None:
+async def test_cancelling_ends_at_once_and_releases_everything(any_application: Application) -> None:
     settings = any_application.migrate(f'{LISTENER}[log]\nstore = "memory"\n')
     with trio.fail_after(TIMEOUT_S):
         for _ in range(2):  # the second has the lease, and the change log whose consumer is gone
@@ -59,7 +59,7 @@ async def test_cancelling_ends_it_at_once_and_lets_go_of_everything(any_applicat
                         await client.receive()
 
 
-async def test_end_closes_all_connections_though_some_do_not_answer(
+async def test_shutdown_closes_connections_that_do_not_answer(
     postgres_application: Application, postgres_database: str
 ) -> None:
     """The recorder waits for a lock, and the pools have connections that are idle."""
@@ -79,7 +79,7 @@ async def test_end_closes_all_connections_though_some_do_not_answer(
             await trio.sleep(0.01)
 
 
-async def test_two_servers_on_one_database_give_the_same_positions(any_application: Application) -> None:
+async def test_two_servers_on_one_database_send_the_same_positions(any_application: Application) -> None:
     settings = any_application.migrate(LISTENER)
     with trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
@@ -104,7 +104,7 @@ async def test_start_error_is_plain(sqlite_application: Application) -> None:
         await app.run(settings)
 
 
-async def test_workers_are_started_by_the_command_alone(sqlite_application: Application) -> None:
+async def test_only_the_command_starts_workers(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(f"{LISTENER}workers = 2\n")
     for serving in (app.serve, app.run):
         with pytest.raises(SettingsError, match=r"listener\.workers is 2, but serve\(\) is one process"):
@@ -123,7 +123,7 @@ async def test_start_error_once_tasks_run_is_plain(any_application: Application)
                 await serving(settings)
 
 
-async def test_change_log_that_is_gone_ends_the_server(any_application: Application) -> None:
+async def test_dropped_change_log_ends_the_server(any_application: Application) -> None:
     settings = any_application.migrate(LISTENER)
     refused = pytest.RaisesExc(DatabaseRefused, match="change_log")
     with trio.fail_after(TIMEOUT_S), pytest.RaisesGroup(refused):  # the group is of this nursery
@@ -133,7 +133,7 @@ async def test_change_log_that_is_gone_ends_the_server(any_application: Applicat
             await trio.sleep_forever()
 
 
-async def test_migrates_at_start_where_that_is_asked_for(sqlite_application: Application) -> None:
+async def test_migrates_at_start_if_set(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     sqlite_application.execute(
         "drop table tags", "create table tags (id text primary key, name text not null, color text not null)"
@@ -148,9 +148,7 @@ async def test_migrates_at_start_where_that_is_asked_for(sqlite_application: App
             nursery.cancel_scope.cancel()
 
 
-async def test_log_file_beside_the_database_is_made_where_it_is_missing(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_missing_log_file_is_created(sqlite_application: Application, tmp_path: Path) -> None:
     settings = sqlite_application.migrate(LISTENER)
     log = tmp_path / "app.db.airy-trio.db"
     log.unlink()
@@ -174,7 +172,7 @@ async def test_companion_ends_the_server(sqlite_application: Application) -> Non
     assert len(seen) == 1
 
 
-async def test_fault_of_the_companion_is_not_hidden(sqlite_application: Application) -> None:
+async def test_exception_of_the_companion_is_raised(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(LISTENER)
 
     async def fail(address: app.Address) -> NoReturn:

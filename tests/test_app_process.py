@@ -29,9 +29,9 @@ PROBE_S = 10.0
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
 PREPARED = """
 import gc, json, resource, sys
-from airy_trio.app import process
-process.prepare()
-process.freeze()
+from airy_trio.app import server as process
+process.prepare_process()
+process.freeze_heap()
 print(json.dumps([resource.getrlimit(resource.RLIMIT_NOFILE), gc.get_threshold(), gc.get_freeze_count() > 10_000,
                   sys.getswitchinterval()]))
 """
@@ -44,13 +44,13 @@ async def prepared(soft: int, hard: int) -> list[object]:
     return found
 
 
-async def test_all_files_that_it_may_have_a_patient_collector_and_threads_that_need_not_wait() -> None:
+async def test_file_limit_collector_and_switch_interval_are_set() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert await prepared(100, hard) == [[hard, hard], [5_000, 200, 100], True, 0.0005]
     assert await prepared(100, 200) == [[200, 200], [5_000, 200, 100], True, 0.0005]
 
 
-async def test_in_somebody_elses_program_it_leaves_the_process_as_it_is(sqlite_application: Application) -> None:
+async def test_serve_leaves_the_process_unchanged(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate("[listener]\nport = 0\n[admin]\nport = 0\n")
     before = gc.get_threshold(), sys.getswitchinterval(), resource.getrlimit(resource.RLIMIT_NOFILE)
     with trio.fail_after(TIMEOUT_S):
@@ -60,7 +60,7 @@ async def test_in_somebody_elses_program_it_leaves_the_process_as_it_is(sqlite_a
             nursery.cancel_scope.cancel()
 
 
-async def test_the_interpreter_looks_for_no_garbage_as_a_command_ends() -> None:
+async def test_no_garbage_collection_at_the_end_of_a_command() -> None:
     code = (
         "import gc, sys; from airy_trio.__main__ import main; sys.argv[1:] = ['--version']; "
         "gc.callbacks.append(lambda phase, _: print(phase) if ended else None); ended = False\n"
@@ -72,9 +72,7 @@ async def test_the_interpreter_looks_for_no_garbage_as_a_command_ends() -> None:
 
 
 @pytest.mark.slow
-async def test_crowd_beyond_the_file_limit_hinders_neither_recording_nor_probes(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_recording_and_probes_work_at_the_file_limit(sqlite_application: Application, tmp_path: Path) -> None:
     admin_port, fitting = free_ports(1), (FILES - FILES_RESERVED) * 7 // 8
     code = LIMITED.format(soft=FILES // 2, hard=FILES) + "from airy_trio.__main__ import main; main()"
     config = configure(sqlite_application, tmp_path)

@@ -85,7 +85,7 @@ class Running:
         """Change the file, ask for it to be read, and give what was said of that."""
         self.text = text
         before = len(self.said.entries)
-        self.renewal.ask()
+        self.renewal.request()
         return await self.said.line("settings renewed", "settings not renewed", after=before)
 
     async def client(self, token: str | None = None) -> StompClient:
@@ -124,7 +124,7 @@ def serial(client: StompClient) -> object:
     return stream.getpeercert()["serialNumber"]
 
 
-async def test_a_token_that_was_removed_ends_its_sessions_and_no_others(sqlite_application: Application) -> None:
+async def test_removed_token_ends_its_sessions_only(sqlite_application: Application) -> None:
     async with (
         running(sqlite_application, tokens(kept="a1", removed="b2", changed="c3")) as server,
         await server.client("a1") as kept,
@@ -145,11 +145,11 @@ async def test_a_token_that_was_removed_ends_its_sessions_and_no_others(sqlite_a
             assert [(await client.receive()).command for client in (kept, new)] == ["MESSAGE"] * 2
 
 
-async def test_renewal_that_hangs_does_not_hold_up_the_end(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_hanging_renewal_does_not_block_shutdown(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path)
     async with running(sqlite_application, with_tls(files)) as server:
         make_hang(files.certificate)
-        server.renewal.ask()
+        server.renewal.request()
         writing = await open_writer(files.certificate)
     os.close(writing)  # only now does the reader get on
 
@@ -165,14 +165,14 @@ def with_keys(path: Path) -> str:
     return f'[listener]\nport = 0\n[auth]\nmode = "jwt"\njwt_key = "{path}"\njwt_algorithms = ["ES256"]\n'
 
 
-async def test_server_goes_on_and_ends_while_a_renewed_key_file_hangs(
+async def test_server_works_while_a_key_file_hangs(
     sqlite_application: Application, key_file: Path, tmp_path: Path
 ) -> None:
     hanging = tmp_path / "hanging.json"
     make_hang(hanging)
     async with running(sqlite_application, with_keys(key_file)) as server:
         server.text = with_keys(hanging)
-        server.renewal.ask()
+        server.renewal.request()
         writing = await open_writer(hanging)
         async with await server.client(issuer("ES256", 1).token()) as client:
             sqlite_application.tag()
@@ -180,9 +180,7 @@ async def test_server_goes_on_and_ends_while_a_renewed_key_file_hangs(
     os.close(writing)
 
 
-async def test_start_that_waits_for_a_hanging_key_file_can_be_cancelled(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_start_with_hanging_key_file_can_be_cancelled(sqlite_application: Application, tmp_path: Path) -> None:
     hanging = tmp_path / "keys.json"
     make_hang(hanging)
     settings = sqlite_application.migrate(with_keys(hanging))
@@ -194,9 +192,7 @@ async def test_start_that_waits_for_a_hanging_key_file_can_be_cancelled(
     os.close(writing)
 
 
-async def test_new_connections_get_the_new_certificate_and_old_ones_go_on(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_only_new_connections_get_the_new_certificate(sqlite_application: Application, tmp_path: Path) -> None:
     text = with_tls(issue(tmp_path))
     async with running(sqlite_application, text) as server, await server.client() as old:
         issue(tmp_path)
@@ -217,7 +213,7 @@ async def test_the_certificate_may_come_from_other_files(sqlite_application: App
             assert serial(old) != serial(new)
 
 
-async def test_one_that_has_expired_is_said_and_taken(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_expired_certificate_is_logged_and_used(sqlite_application: Application, tmp_path: Path) -> None:
     text = with_tls(issue(tmp_path))
     async with running(sqlite_application, text) as server:
         issue(tmp_path, expires=datetime.now(UTC) - timedelta(days=2))
@@ -231,7 +227,7 @@ async def test_one_that_has_expired_is_said_and_taken(sqlite_application: Applic
         assert isinstance(refused.value.__cause__, ssl.SSLCertVerificationError)
 
 
-async def test_a_faulty_certificate_is_told_in_one_line_and_nothing_changes(
+async def test_faulty_certificate_is_one_line_and_changes_nothing(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     files = issue(tmp_path)
@@ -247,9 +243,7 @@ async def test_a_faulty_certificate_is_told_in_one_line_and_nothing_changes(
             assert serial(old) == serial(new)
 
 
-async def test_a_faulty_file_of_keys_is_told_and_a_good_certificate_beside_it_is_not_taken_either(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_faulty_key_file_also_keeps_the_old_certificate(sqlite_application: Application, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     one, two = issuer("ES256", 1, "one"), issuer("ES256", 2, "two")
     keys.write_bytes(jwks(jwk(key_pair("ES256", 1), kid="one")))
@@ -270,9 +264,7 @@ async def test_a_faulty_file_of_keys_is_told_and_a_good_certificate_beside_it_is
 
 
 @pytest.mark.parametrize("line", ["jwt_require_grants = true", 'jwt_channels_claim = "inboxes"'])
-async def test_grants_are_renewed_and_sessions_with_another_grant_end(
-    sqlite_application: Application, line: str
-) -> None:
+async def test_sessions_with_changed_grants_end(sqlite_application: Application, line: str) -> None:
     text = f'[listener]\nport = 0\n[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\n'
     free, granted = issuer("HS256").token(), issuer("HS256").token(inboxes=["ch1"], airy_destinations=["/events"])
     async with (
@@ -296,7 +288,7 @@ async def test_grants_are_renewed_and_sessions_with_another_grant_end(
                 assert json.loads((await third.receive()).body)["payload"]["channel_id"] == "ch1"
 
 
-async def test_faulty_settings_are_told_in_one_line_and_nothing_changes(sqlite_application: Application) -> None:
+async def test_faulty_settings_are_one_line_and_change_nothing(sqlite_application: Application) -> None:
     async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
         told = await server.renew(tokens(one="never-told").replace("port = 0", "port = -5\nprot = 1"))
         assert (told["event"], len(told["faults"])) == ("settings not renewed", 2)
@@ -319,7 +311,7 @@ async def test_tls_is_not_turned_on_or_off(
             pass
 
 
-async def test_what_counts_only_after_a_restart_is_named(sqlite_application: Application) -> None:
+async def test_settings_that_need_a_restart_are_named(sqlite_application: Application) -> None:
     text = "[listener]\nport = 0\n"
     async with running(sqlite_application, text) as server:
         assert (await server.renew(text))["only_after_a_restart"] == []
@@ -327,7 +319,7 @@ async def test_what_counts_only_after_a_restart_is_named(sqlite_application: App
         assert told["only_after_a_restart"] == ["log", "listener"]
 
 
-async def test_asked_before_it_runs_and_twice_it_is_done_once(sqlite_application: Application) -> None:
+async def test_early_and_repeated_requests_are_one_renewal(sqlite_application: Application) -> None:
     reads = []
 
     def read() -> Settings:
@@ -335,8 +327,8 @@ async def test_asked_before_it_runs_and_twice_it_is_done_once(sqlite_application
         return sqlite_application.settings("[listener]\nport = 0\n")
 
     renewal = Renewal(read)
-    renewal.ask()
-    renewal.ask()
+    renewal.request()
+    renewal.request()
     settings = sqlite_application.migrate("[listener]\nport = 0\n")
     with listening() as said, trio.fail_after(TIMEOUT_S):
         async with trio.open_nursery() as nursery:
@@ -346,9 +338,7 @@ async def test_asked_before_it_runs_and_twice_it_is_done_once(sqlite_application
     assert len(reads) == 1
 
 
-async def test_a_server_does_not_start_with_a_faulty_certificate(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_server_does_not_start_with_a_faulty_certificate(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path)
     files.key.unlink()
     settings = sqlite_application.migrate(with_tls(files))
@@ -360,11 +350,11 @@ async def test_a_server_does_not_start_with_a_faulty_certificate(
     "fault, told",
     [
         (SettingsError(["airy-trio.toml: there is no such file"]), "airy-trio.toml: there is no such file"),
-        (RuntimeError("never-told"), "an error of the program: RuntimeError, at test_app_renewal.py:"),
+        (RuntimeError("never-told"), "unexpected RuntimeError at test_app_renewal.py:"),
     ],
     ids=["expected", "unexpected"],
 )
-async def test_settings_that_cannot_be_read_are_no_reason_to_end(
+async def test_unreadable_settings_do_not_end_the_server(
     sqlite_application: Application, fault: Exception, told: str
 ) -> None:
     async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:

@@ -92,7 +92,7 @@ async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitSta
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
-async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_nothing(
+async def test_client_of_a_killed_worker_resumes_on_another(
     database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
@@ -106,7 +106,7 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
             assert workers_with(server, "recording") == [RECORDER], "the workers wait for the lease"
             said = len(server.err.all)
             os.kill(await pid_of(server, 0), signal.SIGKILL)
-            await later(server, "a worker has ended: it is started again", said, worker=0, exit_code=-signal.SIGKILL)
+            await later(server, "worker exited; restarting", said, worker=0, exit_code=-signal.SIGKILL)
             application.tag("meanwhile")
             resumed = [await next_or_resumed(client, server, stack) for client in clients]
             assert {True, False} == set(resumed)
@@ -128,7 +128,7 @@ async def test_who_is_on_a_worker_that_is_killed_resumes_on_another_and_misses_n
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
-async def test_worker_records_until_the_killed_recorder_process_is_back(
+async def test_worker_records_while_the_recorder_process_is_away(
     database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
@@ -185,14 +185,12 @@ async def test_no_worker_outlives_its_parent(sqlite_application: Application, tm
             await server.wait()  # its pipes end with the last of them
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(HOST, server.port)
-    gone = set(workers_with(server, "the parent process is gone: stopping"))
+    gone = set(workers_with(server, "parent process gone; stopping"))
     assert gone == {0, 1, RECORDER}, "\n".join(server.err.all[-5:])
 
 
 @pytest.mark.slow
-async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second_one_ends_all(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_workers_have_admin_ports_and_get_signals(sqlite_application: Application, tmp_path: Path) -> None:
     port = free_ports(3)
     with trio.fail_after(TIMEOUT_S):
         async with two_workers(config_of(sqlite_application, tmp_path, admin_port=port)) as server:
@@ -215,9 +213,7 @@ async def test_each_worker_has_its_admin_port_and_gets_every_signal_and_a_second
 
 
 @pytest.mark.slow
-async def test_sighup_to_a_worker_that_has_only_just_been_started_ends_nobody_and_counts_once_it_listens(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_early_sighup_is_delivered_once_a_worker_listens(sqlite_application: Application, tmp_path: Path) -> None:
     config = config_of(sqlite_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server:
@@ -232,7 +228,7 @@ async def test_sighup_to_a_worker_that_has_only_just_been_started_ends_nobody_an
 
 
 @pytest.mark.slow
-async def test_a_port_that_is_taken_is_told_once(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_port_in_use_is_reported_once(sqlite_application: Application, tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as taken:
         ended = await run("--config", str(config_of(sqlite_application, tmp_path, port=taken.getsockname()[1])))
     assert ended.code == 1
@@ -242,7 +238,7 @@ async def test_a_port_that_is_taken_is_told_once(sqlite_application: Application
 
 
 @pytest.mark.slow
-async def test_a_first_start_that_fails_ends_all(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_failed_first_start_ends_the_command(sqlite_application: Application, tmp_path: Path) -> None:
     port = free_ports(3)
     with socket.create_server((HOST, port + 1)):
         ended = await run("--config", str(config_of(sqlite_application, tmp_path, admin_port=port)))
@@ -253,9 +249,7 @@ async def test_a_first_start_that_fails_ends_all(sqlite_application: Application
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_when_nobody_listens_and_none_can_start_the_command_ends(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_command_ends_if_no_worker_listens_or_starts(sqlite_application: Application, tmp_path: Path) -> None:
     config = config_of(sqlite_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with two_workers(config) as server:
@@ -263,7 +257,7 @@ async def test_when_nobody_listens_and_none_can_start_the_command_ends(
             for number in range(2):
                 os.kill(await pid_of(server, number), signal.SIGKILL)
             assert await server.wait() == 2, "what the settings have"
-    ends = workers_with(server, "a worker has ended: it is started again")
+    ends = workers_with(server, "worker exited; restarting")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
 
 
@@ -279,9 +273,7 @@ def interpreter(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_refused_restart_of_a_worker_is_tried_again_and_ends_no_other(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_refused_restart_is_retried(sqlite_application: Application, tmp_path: Path) -> None:
     python = interpreter(tmp_path)
     command = [str(python), "-m", "airy_trio", "--config", str(config_of(sqlite_application, tmp_path))]
     with trio.fail_after(TIMEOUT_S):
@@ -330,14 +322,14 @@ class Failing(Workers):
         return self.runs == 1, number
 
 
-async def test_who_cannot_start_again_for_a_day_ends_nobody_while_others_serve(autojump_clock: MockClock) -> None:
+async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock) -> None:
     failing = Failing()
     with trio.move_on_after(24 * 3600):
         await failing._live(2)  # noqa: SLF001 - its life alone, without processes
     assert failing.runs > 2000
 
 
-def test_a_worker_on_a_command_line() -> None:
+def test_worker_option_is_parsed() -> None:
     worker = Worker(number=3, port=8080, descriptor=5)
     assert worker_of(str(worker)) == worker
     for text in ("", "1", "1:2", "a:b:c", "1:2:3:4"):
@@ -345,7 +337,7 @@ def test_a_worker_on_a_command_line() -> None:
             worker_of(text)
 
 
-def test_what_a_worker_has_for_itself() -> None:
+def test_settings_of_a_worker() -> None:
     settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
     worker, recorder = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (3, 4))
     assert (worker.listener.port, recorder.listener.port) == (7000, 7000)
@@ -354,6 +346,6 @@ def test_what_a_worker_has_for_itself() -> None:
     assert (worker.admin, recorder.admin) == (settings.admin, settings.admin), "which says where all of them are"
 
 
-def test_the_admin_port_of_each_worker() -> None:
+def test_admin_port_of_each_worker() -> None:
     assert list(AdminOptions(port=8081).ports(4)) == [8081, 8082, 8083, 8084]
     assert list(AdminOptions(port=0).ports(4)) == []

@@ -17,6 +17,6 @@ def test_errors_with_the_same_lines_are_reported_as_the_first() -> None:
     assert single_error(ExceptionGroup("", [first, StartError(["a: is wrong"])])) is first
 
 
-def test_error_of_the_program_is_not_hidden() -> None:
+def test_unexpected_exception_is_not_hidden() -> None:
     group = ExceptionGroup("", [StartError(["a"]), KeyError(1)])
     assert single_error(group) is group

@@ -30,9 +30,7 @@ def options(validator: Validator) -> type[Any]:
         (satisfying(lambda value: value == 3, "three"), [3], [4, "3"]),
     ],
 )
-def test_a_validator_takes_what_is_allowed_and_refuses_what_lies_one_beyond(
-    validator: Validator, good: list[object], bad: list[object]
-) -> None:
+def test_validators_at_the_limit_and_beyond(validator: Validator, good: list[object], bad: list[object]) -> None:
     for value in good:
         assert options(validator)(value).option == value
     for value in bad:
@@ -51,7 +49,7 @@ def test_a_validator_takes_what_is_allowed_and_refuses_what_lies_one_beyond(
         (satisfying(lambda _: False, "nothing"), "nothing"),
     ],
 )
-def test_the_error_says_what_is_allowed(validator: Validator, allowed: str) -> None:
+def test_error_describes_the_allowed_values(validator: Validator, allowed: str) -> None:
     with pytest.raises(NotAllowedError) as caught:
         options(validator)("wrong")
     assert caught.value.allowed == allowed
@@ -66,7 +64,7 @@ def test_no_validator_repeats_the_value(value: str) -> None:
         assert value not in str(caught.value)
 
 
-def test_words_for_what_was_found_are_part_of_the_message() -> None:
+def test_description_of_the_value_is_in_the_message() -> None:
     assert str(NotAllowedError("url", "another", found="a mysql:// URL")) == (
         "url: found a mysql:// URL, expected another"
     )

@@ -51,12 +51,12 @@ def test_each_event_is_one_line(type_: str, payload: dict[str, Any], shown: str)
     assert told(type_, payload) == f"k7f3q9-1     {type_:<17} {shown}"
 
 
-def test_text_cannot_command_the_terminal() -> None:
+def test_text_cannot_control_the_terminal() -> None:
     shown = told("message.updated", message({"text": "a\nb\x1b[2Jc"}))
     assert shown.endswith("contact: a b [2Jc  (pending)")
 
 
-def test_ids_cannot_either() -> None:
+def test_ids_cannot_control_the_terminal() -> None:
     payload = message("Hello") | {"conversation_id": "c1\x1b[2J\n\x9b2J"}
     assert told("message.updated", payload).endswith(" c1 [2J  2J  contact: Hello  (pending)")
     tag = {"id": "t1", "name": "flag\x1b]0;x\x07", "color": "tag-red"}
@@ -77,7 +77,7 @@ class Terminal(io.StringIO):
         (io.StringIO(), "", "xterm", False),
     ],
 )
-def test_colours_are_for_terminals_that_want_them(
+def test_colours_only_for_terminals_that_want_them(
     stream: io.StringIO, no_color: str, term: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)

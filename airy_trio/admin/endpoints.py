@@ -1,11 +1,8 @@
-"""The pages of the admin port that programs read, from ``/livez`` to ``/api/clients``. None waits or decides.
+"""The pages of the admin port for programs. None of them waits.
 
-Where a browser that has a page of the admin port finds the port for clients, and what it needs to come in.
-
-What the console asks for while it is open, as JSON: ``/api/figures`` and ``/api/connections``.
-
-Counts are told as they stand; whoever asks twice knows the rate. Nothing of events is here: the console gets those as
-a client. Knows no page.
+Probes, ``/metrics`` and ``/api/clients`` are in ``application``. ``routes`` has the statistics that the console polls:
+``/api/figures`` and ``/api/connections``. Counts are cumulative, so two answers give a rate. The console receives
+events as a client. ``ClientEndpoint`` is where a browser finds the port for clients.
 """
 
 import ipaddress
@@ -33,11 +30,13 @@ from airy_trio.log.latency import BOUNDS_S
 from airy_trio.log.position import Position
 from airy_trio.version import __version__
 
-NEVER_STORED = {"Cache-Control": "no-store"}
-
+HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+PAGE_DEFAULT: Final = 50
+PAGE_MAX: Final = 200
+NUMBER_DIGITS_MAX: Final = 18
 
 Audience = Callable[[Position, Addressed], Mapping[str, object]]
-"""Tells who of the clients connected now has been sent an event at a position, fit for JSON."""
+"""Returns, for JSON, which connected clients have been sent an event, by its position."""
 
 
 def application(
@@ -48,24 +47,24 @@ def application(
 ) -> Starlette:
     """Make the ASGI application.
 
-    ``conditions``: each part's, by name, asked anew by every request; the registry's collectors likewise.
+    ``conditions`` returns the condition of each part; it is called for every request, as are the registry's collectors.
     ``others``: further pages.
     """
 
     async def metrics(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type, **NEVER_STORED})
+        return Response(encode(registry), headers={"Content-Type": content_type, **HEADERS})
 
     async def clients(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
         if not is_addressed_by_number(request.headers.get("host", "")):
-            return _json(HTTPStatus.FORBIDDEN, {"error": "ask by an IP address or as localhost"})
-        asked = request.query_params
-        position = Position.parse(asked.get("position", ""))
-        if position is None or asked.get("type") not in TYPES:
+            return _json(HTTPStatus.FORBIDDEN, {"error": "use an IP address or localhost as the host name"})
+        query = request.query_params
+        position = Position.parse(query.get("position", ""))
+        if position is None or query.get("type") not in TYPES:
             return _json(HTTPStatus.BAD_REQUEST, {"error": "position=EPOCH-OFFSET and type=TYPE are needed"})
-        event = _Asked(asked["type"], asked.get("channel"), asked.get("conversation"))
+        event = _QueriedEvent(query["type"], query.get("channel"), query.get("conversation"))
         return _json(HTTPStatus.OK, audience(position, event))
 
     return Starlette(
@@ -79,7 +78,7 @@ def application(
 
 
 def starting_application(conditions: Callable[[], Mapping[str, Condition]]) -> Starlette:
-    """Make the ASGI application of a server that starts: the probes answer, every other page is 503."""
+    """Make the ASGI application of a server that is starting: probes are answered, all other pages are 503."""
 
     async def later(_request: Request) -> Response:
         await trio.lowlevel.checkpoint()
@@ -104,8 +103,8 @@ def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Iterable[Route
 
 
 @frozen
-class _Asked:
-    """An event as a request describes it."""
+class _QueriedEvent:
+    """An event as the query of a request describes it."""
 
     type: str
     channel_id: str | None
@@ -113,9 +112,9 @@ class _Asked:
 
 
 def is_addressed_by_number(host: str) -> bool:
-    """Whether a Host header is an IP address or ``localhost``: a page of elsewhere needs a name of its own for us.
+    """Return whether a Host header is an IP address or ``localhost``.
 
-    Against DNS rebinding, where a page that somebody else wrote would read who is connected.
+    This prevents DNS rebinding, by which a foreign page could read the connections: it needs a host name of its own.
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -127,89 +126,33 @@ def is_addressed_by_number(host: str) -> bool:
 
 
 def _json(status: HTTPStatus, body: Mapping[str, object]) -> Response:
-    return Response(json.dumps(body) + "\n", status, NEVER_STORED, media_type="application/json")
-
-
-_NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")
-_ORIGIN: Final = re.compile(r"wss?://[^/]+")
-WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
-"""What ``[admin] websocket_url`` may be."""
-
-
-class ClientEndpoint:
-    """The port for clients as a browser sees it.
-
-    ``url``: its WebSocket URL, where that is another than the listener's own (a proxy, a certificate for a name); ""
-    otherwise. ``token``: whether CONNECT needs one. ``host``, ``port``: what the listener was told; see ``opened``.
-    """
-
-    def __init__(  # noqa: PLR0913 - what an address is made of
-        self, url: str, *, host: str, port: int, path: str, tls: bool, token: bool
-    ) -> None:
-        self._url = url
-        self._host = host
-        self._port = port
-        self._rest = path
-        self._scheme = "wss" if tls else "ws"
-        self.token = token
-
-    def opened(self, host: str, port: int) -> None:
-        """Take note of where the listener is really bound."""
-        self._host, self._port = host, port
-
-    def url(self, host: str) -> str | None:
-        """The WebSocket URL for a page that was asked for under ``host``, a value of the header Host.
-
-        A listener on one address is found there, one on all addresses under the page's own name. None: there is no
-        port yet, or no such name.
-        """
-        if self._url:
-            return self._url
-        here = _NAME.match(host)
-        if not self._port or here is None:
-            return None
-        name = here[0] if self._host in {"0.0.0.0", "::", ""} else self._host  # noqa: S104 - it is looked at only
-        if ":" in name and not name.startswith("["):
-            name = f"[{name}]"
-        return f"{self._scheme}://{name}:{self._port}{self._rest}"
-
-    def origin(self, host: str) -> str | None:
-        """Scheme, host and port of that URL, for a Content-Security-Policy."""
-        url = self.url(host)
-        found = None if url is None else _ORIGIN.match(url)
-        return None if found is None else found[0]
-
-
-STATS_HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-PAGE_DEFAULT: Final = 50
-PAGE_MAX: Final = 200
-NUMBER_DIGITS_MAX: Final = 18
+    return Response(json.dumps(body) + "\n", status, HEADERS, media_type="application/json")
 
 
 class BadQueryError(ValueError):
-    """A query that is not understood, in plain words."""
+    """A query that cannot be parsed."""
 
 
-def routes(sources: Sources, door: ClientEndpoint) -> list[Route]:
-    """Make the two pages. ``door``: where the console finds the port for clients."""
+def routes(sources: Sources, endpoint: "ClientEndpoint") -> list[Route]:
+    """Make the pages of the statistics, one of which has the URL of the port for clients."""
 
     async def figures(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
-        url = door.url(request.headers.get("host", ""))
-        return _stats(HTTPStatus.OK, {"clients": {"url": url, "token": door.token}, **_figures(sources)})
+        url = endpoint.url(request.headers.get("host", ""))
+        return _json(HTTPStatus.OK, {"clients": {"url": url, "token": endpoint.token}, **_figures(sources)})
 
     async def connections(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
         if not is_addressed_by_number(request.headers.get("host", "")):
-            return _stats(HTTPStatus.FORBIDDEN, {"error": "ask by an IP address or as localhost"})
+            return _json(HTTPStatus.FORBIDDEN, {"error": "use an IP address or localhost as the host name"})
         try:
             after = _number(request, "after", 0, least=0)
             limit = _number(request, "limit", PAGE_DEFAULT, least=1, most=PAGE_MAX)
             behind = bool(_number(request, "behind", 0, least=0, most=1))
         except BadQueryError as error:
-            return _stats(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         page = sources.sessions.connections(after=after, limit=limit, behind=behind)
-        return _stats(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
+        return _json(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
 
     return [Route("/api/figures", figures), Route("/api/connections", connections)]
 
@@ -237,17 +180,63 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
 
 
 def _number(request: Request, name: str, default: int, *, least: int, most: int | None = None) -> int:
-    """Read a whole number of the query. Raises ``BadQueryError``."""
+    """Read a whole number from the query. Raises ``BadQueryError``."""
     text = request.query_params.get(name)
     if text is None:
         return default
     plain = text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
     if not plain or int(text) < least or (most is not None and int(text) > most):
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-        message = f"{name} is a whole number, {allowed}"
+        message = f"{name} must be a whole number, {allowed}"
         raise BadQueryError(message)
     return int(text)
 
 
-def _stats(status: HTTPStatus, body: Mapping[str, object]) -> Response:
-    return Response(json.dumps(body) + "\n", status, STATS_HEADERS, media_type="application/json")
+_NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")
+_ORIGIN: Final = re.compile(r"wss?://[^/]+")
+WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
+"""The allowed values of ``[admin] websocket_url``."""
+
+
+class ClientEndpoint:
+    """The port for clients as a browser reaches it.
+
+    ``url``: its WebSocket URL if it differs from the listener's (a proxy, a certificate for a name), otherwise "".
+    ``token``: whether CONNECT needs one. ``host``, ``port``: as configured, until ``opened``.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of an address
+        self, url: str, *, host: str, port: int, path: str, tls: bool, token: bool
+    ) -> None:
+        self._url = url
+        self._host = host
+        self._port = port
+        self._path = path
+        self._scheme = "wss" if tls else "ws"
+        self.token = token
+
+    def opened(self, host: str, port: int) -> None:
+        """Note where the listener is bound."""
+        self._host, self._port = host, port
+
+    def url(self, host: str) -> str | None:
+        """Return the WebSocket URL for a page that was requested with the Host header ``host``.
+
+        It has the listener's address, or the page's host if the listener is on all addresses. None: there is no port
+        yet, or ``host`` is not a host name.
+        """
+        if self._url:
+            return self._url
+        here = _NAME.match(host)
+        if not self._port or here is None:
+            return None
+        name = here[0] if self._host in {"0.0.0.0", "::", ""} else self._host  # noqa: S104 - only compared
+        if ":" in name and not name.startswith("["):
+            name = f"[{name}]"
+        return f"{self._scheme}://{name}:{self._port}{self._path}"
+
+    def origin(self, host: str) -> str | None:
+        """Return scheme, host and port of that URL, for a Content-Security-Policy."""
+        url = self.url(host)
+        found = None if url is None else _ORIGIN.match(url)
+        return None if found is None else found[0]

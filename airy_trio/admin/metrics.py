@@ -1,7 +1,7 @@
-"""The metrics of one server for Prometheus, taken from the statistics of its long-lived objects at each scrape.
+"""The metrics of one server for Prometheus, read from the statistics of its long-lived objects at each scrape.
 
-Nothing is counted here. Each label has a closed list of values (types of events, goodbyes, limits, statuses, tokens,
-parts), and each of them has a series from the start.
+Each label has a closed list of values (event types, disconnect reasons, limits, statuses, tokens, parts), and each
+value has a series from the start.
 """
 
 import itertools
@@ -28,7 +28,7 @@ PREFIX: Final = "airy_trio_"
 
 @frozen(kw_only=True)
 class Sources:
-    """The objects whose figures are told."""
+    """The objects with statistics."""
 
     sessions: Sessions
     log: EventLog
@@ -38,82 +38,75 @@ class Sources:
 
 
 def registry(sources: Sources) -> CollectorRegistry:
-    """A registry of its own with the server's figures and the process' (memory, descriptors, CPU time)."""
+    """Make a registry with the metrics of the server and of the process (memory, descriptors, CPU time)."""
     made = CollectorRegistry(auto_describe=False)
-    made.register(_Figures(sources))
+    made.register(_ServerCollector(sources))
     ProcessCollector(registry=made)
     return made
 
 
-class _Figures(Collector):
+class _ServerCollector(Collector):
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
 
     def collect(self) -> Iterable[Metric]:
-        yield _labelled(GaugeMetricFamily, "build_info", "The version that runs.", "version", {__version__: 1})
+        yield _gauges("build_info", "The version of the server.", "version", {__version__: 1})
         yield from self._clients()
         yield from self._recording()
         yield from self._store()
         conditions = self._sources.conditions()
         well = {name: int(condition.well) for name, condition in conditions.items()}
-        yield _labelled(GaugeMetricFamily, "well", "Whether each part is well, as /readyz tells.", "part", well)
+        yield _gauges("well", "Whether each part is ready, as in /readyz.", "part", well)
 
     def _clients(self) -> Iterator[Metric]:
         found = self._sources.sessions.statistics()
-        yield _gauge("connections", "Connections that are open.", found.clients)
+        yield _gauge("connections", "Open connections.", found.clients)
         tasks = trio.lowlevel.current_statistics().tasks_living
         yield _gauge("tasks", "Tasks of the server's event loop, a few for each connection.", tasks)
         yield _gauge("subscriptions", "Subscriptions of all connections.", found.subscriptions)
         yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
-        yield _gauge("durable_subscriptions", "Durable subscriptions that are held.", found.durables)
-        unwritten = found.durables_unwritten
-        yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements still to be kept.", unwritten)
-        waited = "Times a client had to wait for its turn, because many asked at once."
+        yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", found.durables)
+        unstored = found.durables_unwritten
+        yield _gauge("durable_subscriptions_unwritten", "Those with acknowledgements not yet stored.", unstored)
+        waited = "Client requests that waited in the fair queue behind others."
         yield _counter("questions_waited", waited, found.waited)
         yield _counter("deliveries", "Events sent, once for each subscription.", found.deliveries)
         yield _counter("delivered_bytes", "Bytes of the messages that carry events.", found.bytes)
         yield _counter("acks_ignored", "Acknowledgements of unknown messages.", found.acks_ignored)
-        yield _counter("nacks", "Messages that clients refused.", found.nacks)
-        yield _labelled(
-            CounterMetricFamily, "connections_ended", "Connections, by goodbye.", "farewell", found.disconnects
-        )
-        yield _gauge("client_addresses", "Addresses that connections are counted by.", found.addresses)
-        yield _labelled(
-            CounterMetricFamily, "connections_turned_away", "Connections beyond a limit.", "limit", found.turned_away
-        )
+        yield _counter("nacks", "Messages that clients answered with NACK.", found.nacks)
+        ended = found.disconnects
+        yield _counters("connections_ended", "Ended connections, by disconnect reason.", "farewell", ended)
+        yield _gauge("client_addresses", "Client addresses with open connections.", found.addresses)
+        limited = found.turned_away
+        yield _counters("connections_turned_away", "Connections refused because of a limit.", "limit", limited)
         requests = {str(status): count for status, count in found.requests_refused.items()}
-        yield _labelled(CounterMetricFamily, "requests_refused", "Requests answered in HTTP.", "status", requests)
-        yield _labelled(
-            CounterMetricFamily, "frames_refused", "Connections ended by a frame.", "token", found.client_faults
-        )
-        yield _histogram(
-            "delivery_seconds",
-            'From the change in the database to the socket; with capture = "updated_at", from its event in the log.',
-            self._sources.sessions.latencies,
-        )
+        yield _counters("requests_refused", "Requests refused in HTTP, by status.", "status", requests)
+        refused = found.client_faults
+        yield _counters("frames_refused", "Connections ended because of a frame, by error token.", "token", refused)
+        words = 'From the change in the database to the socket; with capture = "updated_at", from its event in the log.'
+        yield _histogram("delivery_seconds", words, self._sources.sessions.latencies)
 
     def _recording(self) -> Iterator[Metric]:
         recorder = self._sources.recorder
         found = recorder.statistics()
-        types = recorder.events_by_type()
-        yield _labelled(CounterMetricFamily, "events_recorded", "Events appended by this server.", "type", types)
+        yield _counters("events_recorded", "Events appended by this server.", "type", recorder.events_by_type())
         yield _counter("changes_read", "Rows of the change log that were read.", found["changes"])
         yield _counter("row_faults", "Rows that could not become an event.", found["faults"])
         yield _counter("metadata_misfits", "Metadata values that did not fit their type.", found["misfits"])
-        yield _gauge("recording", "Whether this server is the one that records.", int(recorder.recording))
-        yield _gauge("recorder_lag_seconds", "For how long there have been changes to record.", recorder.lag_s)
+        yield _gauge("recording", "Whether this server is the recorder.", int(recorder.recording))
+        yield _gauge("recorder_lag_seconds", "How long changes have waited to be recorded.", recorder.lag_s)
 
     def _store(self) -> Iterator[Metric]:
         found, trimmed = self._sources.log.statistics(), self._sources.retention.statistics()
-        yield _gauge("log_head_offset", "The newest offset that this server knows.", found["head"])
+        yield _gauge("log_head_offset", "The newest offset that this server has read.", found["head"])
         lag_s = self._sources.log.follow_lag_s
-        yield _gauge("follow_lag_seconds", "For how long the event store has had events that this server lacks.", lag_s)
+        yield _gauge("follow_lag_seconds", "How long events in the store have waited to be read by this server.", lag_s)
         yield _gauge("tail_events", "Events held in memory.", found["events"])
         yield _gauge("tail_bytes", "Bytes of the bodies held in memory.", found["bytes"])
-        yield _gauge("tail_views", "Destinations of the events held in memory.", found["views"])
+        yield _gauge("tail_views", "Destinations with a view of the events held in memory.", found["views"])
         yield _counter("events_trimmed", "Events deleted by retention.", trimmed["events"])
         yield _counter("changes_trimmed", "Rows of the change log deleted by retention.", trimmed["changes"])
-        yield _histogram("store_append_seconds", "How long the event store takes.", self._sources.log.appending)
+        yield _histogram("store_append_seconds", "Time of an append to the event store.", self._sources.log.appending)
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:
@@ -124,14 +117,15 @@ def _counter(name: str, words: str, value: float) -> Metric:
     return CounterMetricFamily(f"{PREFIX}{name}", words, value=value)
 
 
-def _labelled(
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
-    name: str,
-    words: str,
-    label: str,
-    values: Mapping[str, int],
-) -> Metric:
-    family = kind(f"{PREFIX}{name}", words, labels=[label])
+def _gauges(name: str, words: str, label: str, values: Mapping[str, int]) -> Metric:
+    return _labelled(GaugeMetricFamily(f"{PREFIX}{name}", words, labels=[label]), values)
+
+
+def _counters(name: str, words: str, label: str, values: Mapping[str, int]) -> Metric:
+    return _labelled(CounterMetricFamily(f"{PREFIX}{name}", words, labels=[label]), values)
+
+
+def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
     for value, count in sorted(values.items()):
         family.add_metric([value], count)
     return family

@@ -1,7 +1,7 @@
-"""Whether this server can do what it is for: listener, feed, store, triggers and lag, each with its reason in words.
+"""Whether this server is ready: listener, feed, store, triggers and lag, each with a reason.
 
-What the long-lived objects know is asked when somebody wants to know it. Only the triggers need a question to the
-database: a task of its own asks it now and then, so that no probe ever waits for a database. Knows no HTTP.
+Most conditions are read from the long-lived objects on each request. Only the triggers need a query on the database. A
+task runs it every ``TRIGGERS_PERIOD_S``, so that a probe never waits for a database.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -15,28 +15,29 @@ from attrs import frozen
 from airy_trio.errors import AiryTrioError
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.recorder import Recorder
+from airy_trio.retry import Outage
 
 logger = structlog.get_logger(__name__)
 
 TRIGGERS_PERIOD_S: Final = 5.0
-"""Between two looks at the triggers."""
+"""Between two checks of the triggers."""
 TRIGGERS_TIMEOUT_S: Final = 5.0
 CHANGE_PERIOD_S: Final = 1.0
-"""Between two looks at all parts, whose changes are logged."""
+"""Between two checks of all parts, for the log."""
 START_WAIT_S: Final = 1.0
-"""A start that waits for longer logs what it waits for."""
+"""A start that waits longer than this is logged."""
 
 
 @frozen
 class Condition:
-    """How one part is. ``reason``: one line in plain words, also where it is well."""
+    """The state of one part. ``reason``: one line, also if the part is well."""
 
     well: bool
     reason: str
 
 
 class Starting:
-    """What the start of a server waits for: its only condition until it has started. ``run`` is a task."""
+    """The only condition of a server until it has started: what the start waits for. ``run`` is a task."""
 
     def __init__(self) -> None:
         self._what: str | None = None
@@ -44,21 +45,21 @@ class Starting:
         self._finished = False
 
     def conditions(self) -> Mapping[str, Condition]:
-        """The condition now. Never waits."""
+        """Return the condition. Never waits."""
         reason = "this server is starting" if self._what is None else f"waiting for {self._what}: {self._reason}"
         return {"start": Condition(well=False, reason=reason)}
 
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """Note what the start waits for in this block."""
-        self._what, self._reason = what, "no answer yet, as while another transaction holds a lock"
+        """Note that the start waits for ``what`` in this block."""
+        self._what, self._reason = what, "no answer yet; another transaction may hold a lock"
         try:
             yield
         finally:
             self._what = None
 
     def failed(self, reason: str) -> None:
-        """Note why it is tried again."""
+        """Note why the last attempt failed."""
         self._reason = reason
 
     def finish(self) -> None:
@@ -66,7 +67,7 @@ class Starting:
         self._finished = True
 
     async def run(self) -> None:
-        """Log what the start waits for, once for each, if that takes long. Returns when the server has started."""
+        """Log each thing once that the start waits for longer than ``START_WAIT_S``. Returns when it has finished."""
         logged: set[str | None] = {None}
         while not self._finished:
             what = self._what
@@ -79,9 +80,9 @@ class Starting:
 class Readiness:
     """The conditions of one server. ``run`` is a task.
 
-    ``faults``: asks the database what is wrong with the mapped tables and their triggers, a line for each fault; may
-    raise ``AiryTrioError``. ``watched``: what that is called where there are no triggers. ``lag_max_s``: from which
-    lag on the recorder counts as behind, and this server behind the event store.
+    ``faults`` checks the mapped tables and their triggers in the database and returns a line for each fault; it may
+    raise ``AiryTrioError``. ``watched`` is the name of this part, which differs if there are no triggers.
+    ``lag_max_s``: the largest lag of the recorder behind the changes, and of this server behind the event store.
     """
 
     def __init__(
@@ -98,11 +99,12 @@ class Readiness:
         self._faults = faults
         self._watched = watched
         self._lag_max_s = lag_max_s
-        self._triggers = Condition(well=True, reason="in place")  # they were looked at before anything was started
+        self._triggers = Condition(well=True, reason="in place")  # they were checked before the start
         self._listener = Condition(well=False, reason="the port for clients is not open yet")
+        self._outages: dict[str, Outage] = {}
 
     def conditions(self) -> Mapping[str, Condition]:
-        """Each part's condition now. Never waits."""
+        """Return the condition of each part. Never waits."""
         return {
             "listener": self._listener,
             "feed": self._feed(),
@@ -112,29 +114,32 @@ class Readiness:
         }
 
     def listen(self) -> None:
-        """Take note that clients can connect."""
+        """Note that clients can connect."""
         self._listener = Condition(well=True, reason="clients can connect")
 
     def record_only(self) -> None:
-        """Take note that clients do not come here."""
+        """Note that this process does not serve clients."""
         self._listener = Condition(well=True, reason="this process records; the workers listen")
 
     def stop(self) -> None:
-        """Take note that clients are sent away: nobody is to be sent here any more."""
-        self._listener = Condition(well=False, reason="this server is being stopped")
+        """Note the shutdown: load balancers must send no more clients."""
+        self._listener = Condition(well=False, reason="this server is shutting down")
 
     async def run(self) -> None:
-        """Look at the triggers now and then, and log what becomes unwell and well again; for ever."""
-        told: Mapping[str, Condition] = {}
-        look_at = trio.current_time() + TRIGGERS_PERIOD_S
+        """Check the triggers regularly, and log each part that becomes not ready or ready again. Until cancelled."""
+        check_at = trio.current_time() + TRIGGERS_PERIOD_S
         while True:
             await trio.sleep(CHANGE_PERIOD_S)
-            if trio.current_time() >= look_at:
-                self._triggers = await self._look_at_triggers()
-                look_at = trio.current_time() + TRIGGERS_PERIOD_S
-            now = self.conditions()
-            _tell_changes(told, now)
-            told = now
+            if trio.current_time() >= check_at:
+                self._triggers = await self._check_triggers()
+                check_at = trio.current_time() + TRIGGERS_PERIOD_S
+            for part, condition in self.conditions().items():
+                if part not in self._outages:
+                    self._outages[part] = Outage(logger.bind(part=part), "not ready", "ready again")
+                if condition.well:
+                    self._outages[part].end()
+                else:
+                    self._outages[part].begin(condition.reason)
 
     def _feed(self) -> Condition:
         if self._recorder.recording:
@@ -159,20 +164,11 @@ class Readiness:
             return Condition(well=False, reason=f"{behind} ({self._lag_max_s} s are allowed)")
         return Condition(well=True, reason=f"at most {self._lag_max_s} s behind")
 
-    async def _look_at_triggers(self) -> Condition:
+    async def _check_triggers(self) -> Condition:
         with trio.move_on_after(TRIGGERS_TIMEOUT_S):
             try:
                 faults = await self._faults()
             except AiryTrioError as error:
-                return Condition(well=False, reason=f"the database cannot be asked: {error}")
+                return Condition(well=False, reason=f"the database cannot be queried: {error}")
             return Condition(well=not faults, reason="; ".join(faults) or "in place")
         return Condition(well=False, reason=f"the database has not answered for {TRIGGERS_TIMEOUT_S} s")
-
-
-def _tell_changes(before: Mapping[str, Condition], now: Mapping[str, Condition]) -> None:
-    for part, condition in now.items():
-        was_well = before[part].well if part in before else True
-        if was_well and not condition.well:
-            logger.warning("not ready", part=part, reason=condition.reason)
-        elif condition.well and not was_well:
-            logger.info("ready again", part=part)

@@ -1,15 +1,14 @@
-"""The admin port: an ASGI application on HTTP, served by Hypercorn's worker for Trio, one task for each connection.
+"""The admin port: serve an ASGI application over HTTP with Hypercorn's connection class for Trio.
 
-The ports are opened here, once, and the connections counted: Hypercorn is given each as a stream that never waits
-for long. It shields its writes from cancellation, and a peer that takes nothing would keep the server from ending.
+This module opens the ports and limits the connections. Hypercorn gets each connection as a stream whose writes time
+out, because it shields its writes from cancellation: a peer that reads nothing would otherwise keep the server from
+shutting down.
 
-Probes get an answer whatever other peers do: a new connection takes the place of an old one of the address that has
-most, and pages that cost more than a probe wait for each other, not the probe for them.
+Probes are answered whatever other peers do. A new connection replaces the oldest one from the address that has the
+most. Pages other than probes wait for each other, but a probe waits for none of them.
 
-The admin port on a loopback address answers under loopback names only; knows nothing of its pages.
-
-A page of any site can make its own name point to 127.0.0.1 (DNS rebinding), and its scripts may then read whatever a
-server there tells to everybody.
+On a loopback address, requests with another host name are refused. Otherwise a page of any site could make its own host
+name resolve to 127.0.0.1 (DNS rebinding), and its scripts could read the answers.
 """
 
 import sys
@@ -38,59 +37,29 @@ from airy_trio.admin.endpoints import WEBSOCKET_URL
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than
 
-
-class LoopbackNames:
-    """An ASGI application before another one: requests whose Host is no loopback name are answered with 403."""
-
-    def __init__(self, application: ASGIApp) -> None:
-        self._application = application
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or let the other application do so."""
-        if scope["type"] == "http" and not is_loopback(_host_of(Headers(scope=scope).get("host", ""))):
-            refused = PlainTextResponse("This port is for this machine only.\n", HTTPStatus.FORBIDDEN)
-            await refused(scope, receive, send)
-        else:
-            await self._application(scope, receive, send)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address, without brackets and port, is of this machine itself."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def _host_of(value: str) -> str:
-    """The name in the value of Host, in lower case: without its port, and an address of IPv6 without its brackets."""
-    name = value[1:].partition("]")[0] if value.startswith("[") else value.partition(":")[0]
-    return name.lower().removesuffix(".")
-
-
 logger = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 32
-"""At once, so that a broken scraper takes no descriptors from clients; see ``_Connections.serve``."""
+"""Open at the same time, so that a broken scraper takes no descriptors from clients; see ``_Connections.serve``."""
 PROBES: Final = frozenset({"/livez", "/readyz"})
 REPORT_EVERY_S: Final = 10.0
-"""Between two lines of log about connections that had to make room."""
+"""Between two log lines about replaced connections."""
 CONNECTION_S: Final = 60.0
-"""The life of a connection, whatever goes on in it."""
+"""The maximum life of a connection."""
 IDLE_S: Final = 5.0
-"""The time until a request is complete, and between two."""
+"""The maximum time until a request is complete, and between two requests."""
 WRITE_S: Final = 1.0
-"""The time in which a peer must take an answer, which the kernel's buffers hold whole. Delays a shutdown by as much."""
+"""The time in which a peer must accept an answer; the kernel's buffers can hold it. It may delay a shutdown."""
 HEAD_BYTES_MAX: Final = 16 * 1024
 
 
 @frozen(kw_only=True)
 class AdminOptions:
-    """Where the admin port is, and what counts as ready (settings, ``[admin]``).
+    """The admin port, and the lag that still counts as ready (settings, ``[admin]``).
 
     ``port`` 0: there is none. ``lag_max_s``: a server that is further behind the changes, or behind the event store, is
-    not ready. ``websocket_url``: where the console finds the port for clients; "": where the listener is. Worker n has
-    ``port`` + n, and the process that records alongside several workers the next one.
+    not ready. ``websocket_url``: the port for clients as the console reaches it; "": the listener's own address. Worker
+    n has ``port`` + n, and the recorder process the port after the last worker.
     """
 
     host: str = field(default="127.0.0.1", validator=matching(r"[^\s\x00-\x1f\x7f]+", "a host name or an IP address"))
@@ -101,12 +70,12 @@ class AdminOptions:
     )
 
     def ports(self, processes: int) -> range:
-        """The admin port of each process, by its number; empty where there is none."""
+        """Return the admin port of each process, by its number; empty if there is none."""
         return range(self.port, self.port + processes if self.port else 0)
 
 
 async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.SocketListener]:
-    """Bind and listen on every address of the host; none where the port is 0. The caller owns them.
+    """Bind and listen on every address of the host; on none if the port is 0. The caller owns the listeners.
 
     ``worker``: its number, from 0. Raises ``StartError``.
     """
@@ -123,9 +92,9 @@ async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.So
 
 
 async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> None:
-    """Answer requests, for ever; nothing where there are no listeners, which it closes at its end.
+    """Answer requests until cancelled, then close the listeners. Returns at once if there are none.
 
-    A fault in one connection ends that connection.
+    An exception in one connection ends that connection.
     """
     if listeners:
         if all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners):
@@ -134,9 +103,9 @@ async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> N
 
 
 class _PacedPages:
-    """An ASGI application before another one: it makes one page in each turn of the event loop; probes do not wait.
+    """ASGI middleware: at most one page per pass of the event loop. Probes do not wait.
 
-    Making a page does not wait for anything, so a crowd of requests would be one long turn of the event loop.
+    Making a page has no checkpoint, so many requests at once would otherwise be one long pass of the loop.
     """
 
     def __init__(self, application: ASGIApp) -> None:
@@ -144,7 +113,7 @@ class _PacedPages:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Pass the request on when it is its turn."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
             async with self._turn:
                 await trio.lowlevel.checkpoint()
@@ -152,7 +121,7 @@ class _PacedPages:
 
 
 class _Connections:
-    """All connections of the port."""
+    """The connections of the port."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = ASGIWrapper(cast("ASGIFramework", application))  # the same interface, typed more loosely
@@ -171,12 +140,12 @@ class _Connections:
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serve one connection. Owns the stream.
 
-        If there are ``CONNECTIONS_MAX`` it takes the place of the oldest one from the address that has most: a peer
-        that is slow, or keeps many connections, loses them, and a probe, which is done in a moment, does not.
+        If there are ``CONNECTIONS_MAX`` already, it replaces the oldest one of the address with the most connections. A
+        peer that is slow or keeps many connections loses them; a probe, which is short, does not.
         """
         try:
             address = str(stream.socket.getpeername()[0])
-        except OSError:  # reset meanwhile
+        except OSError:  # reset by the peer
             await trio.aclose_forcefully(stream)
             return
         if len(self._addresses) >= CONNECTIONS_MAX:
@@ -184,17 +153,17 @@ class _Connections:
         self._addresses[stream] = address
         try:
             with trio.move_on_after(CONNECTION_S):
-                # Of a stream it uses what _Stream has; its annotation knows only those over TLS.
-                patient = cast("trio.SSLStream[trio.SocketStream]", _Stream(stream))
-                await Http1Server(self._application, self._config, self._context, ConnectionState({}), patient)
-        except Exception:  # beyond this the whole server would end
+                # Hypercorn uses only what _Stream has; its annotation allows only TLS streams.
+                bounded = cast("trio.SSLStream[trio.SocketStream]", _Stream(stream))
+                await Http1Server(self._application, self._config, self._context, ConnectionState({}), bounded)
+        except Exception:  # it must not end the whole server
             logger.exception("admin connection failed")
         finally:
             self._addresses.pop(stream, None)
             await trio.aclose_forcefully(stream)
 
     def _evict(self) -> None:
-        """Close a connection now, so that its descriptor is free; its tasks find that out and end."""
+        """Close a connection at once to free its descriptor; its tasks notice and end."""
         [(most, _)] = Counter(self._addresses.values()).most_common(1)
         oldest = next(stream for stream, address in self._addresses.items() if address == most)
         del self._addresses[oldest]
@@ -212,7 +181,7 @@ class _Connections:
 
 
 class Http1Server(TCPServer):
-    """Hypercorn's server for one connection, without HTTP/2: it would give a peer many requests at a time to reset."""
+    """Hypercorn's server for one connection, without HTTP/2, whose peers can open and reset many requests at once."""
 
     async def run(self) -> None:
         """Serve until the connection ends."""
@@ -231,7 +200,7 @@ class Http1Server(TCPServer):
                     server=server,
                     send=self.protocol_send,
                 )
-                self.protocol = cast("Any", protocol)  # Hypercorn's wrapper around it chooses HTTP/2
+                self.protocol = cast("Any", protocol)  # Hypercorn's usual wrapper would choose HTTP/2
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 await self._read_data()
         except OSError:
@@ -241,11 +210,11 @@ class Http1Server(TCPServer):
 
 class _Http1(H11Protocol):
     async def _check_protocol(self, _request: object) -> None:
-        """Pass over wishes for HTTP/2: they are requests of HTTP/1.1 as well, and answered as such."""
+        """Ignore upgrades to HTTP/2; such a request is answered over HTTP/1.1."""
 
 
 class _Stream(trio.abc.HalfCloseableStream):
-    """A connection whose writes take ``WRITE_S`` at most, also in a shielded scope; then it is broken."""
+    """A stream whose writes time out after ``WRITE_S``, also in a shielded scope; then it is broken."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -254,11 +223,11 @@ class _Stream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if not self._broken:
-            with trio.move_on_after(WRITE_S) as patience:
+            with trio.move_on_after(WRITE_S) as timeout:
                 await self._stream.send_all(data)
-            self._broken = patience.cancelled_caught
+            self._broken = timeout.cancelled_caught
         if self._broken:
-            message = f"the peer has not taken an answer in {WRITE_S} s"
+            message = f"the peer did not accept an answer within {WRITE_S} s"
             raise trio.BrokenResourceError(message)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -275,13 +244,42 @@ class _Stream(trio.abc.HalfCloseableStream):
 
 
 class _Log(Logger):
-    """What Hypercorn has to say, in our log: faults of the application. Requests are not logged."""
+    """Hypercorn's messages in our log. Requests are not logged."""
 
-    async def access(self, *_facts: Any) -> None:  # noqa: ANN401 - not looked at
-        """Say nothing: probes and scrapes come every few seconds."""
+    async def access(self, *_facts: Any) -> None:  # noqa: ANN401 - ignored
+        """Log nothing, because probes and scrapes come every few seconds."""
 
     async def exception(self, message: str, *_arguments: Any, **_options: Any) -> None:  # noqa: ANN401 - Hypercorn's
         logger.error("admin request failed", reason=message, exc_info=sys.exception())
 
     async def warning(self, message: str, *arguments: Any, **_options: Any) -> None:  # noqa: ANN401 - Hypercorn's
         logger.warning("admin request", reason=message % arguments)
+
+
+class LoopbackNames:
+    """ASGI middleware: requests whose Host is not a loopback name are answered with 403."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse the request or pass it on."""
+        if scope["type"] == "http" and not is_loopback(_host_of(Headers(scope=scope).get("host", ""))):
+            refused = PlainTextResponse("This port is for this machine only.\n", HTTPStatus.FORBIDDEN)
+            await refused(scope, receive, send)
+        else:
+            await self._application(scope, receive, send)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address, without brackets and port, is loopback."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _host_of(value: str) -> str:
+    """Return the host of a Host header in lower case, without the port, and IPv6 without brackets."""
+    name = value[1:].partition("]")[0] if value.startswith("[") else value.partition(":")[0]
+    return name.lower().removesuffix(".")

@@ -1,6 +1,6 @@
-"""The server as a whole: ``serve`` in the nursery of another program, ``run`` as a program of its own.
+"""The server as a whole: ``serve`` in the nursery of another program, ``run`` as a program.
 
-The only package that names back ends (``back_ends``, ``stores``); ``serving`` shows the whole nursery tree.
+``build`` makes the parts, ``server`` runs them and has the nursery tree, ``supervisor`` runs several processes.
 """
 
 from airy_trio.app.server import Address, run, serve

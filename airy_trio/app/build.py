@@ -1,8 +1,8 @@
-"""The long-lived objects of one server, made of its settings; who runs them is not known here.
+"""The parts of one server, chosen by its settings. ``server`` runs them.
 
-What captures changes, chosen by the settings and opened: feed and lease, after a look at all that they need.
-
-The event store that the settings name, opened: one of ours, or whatever its author has registered.
+``open_back_ends`` checks the database and opens feed and lease. ``opened_store`` opens the event store, built in or
+from an entry point. ``make_parts`` makes the long-lived objects on top of these. This is the only module that names
+back ends.
 """
 
 import contextlib
@@ -64,18 +64,19 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-MakeLease = Callable[[Callable[[], str]], Lease]
-"""Makes the lease, from what tells the event log's epoch."""
-
 RETRY_PAUSE_S: Final = 0.2
+"""Between two attempts to reach a database or store at start."""
+OWN_STORES: Final = {"redis": "airy_trio.log.redis.store:open_store"}
+"""Built-in stores that need an extra. They are imported on use, so that only their users need the extra."""
+APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
+
+MakeLease = Callable[[Callable[[], str]], Lease]
+"""Makes the lease. The argument returns the event log's epoch."""
 
 
 @frozen(kw_only=True)
 class BackEnds:
-    """What the settings have chosen beside the application's tables, opened.
-
-    ``watched``: what ``faults`` looks at.
-    """
+    """Feed and lease, opened. ``faults`` checks the database again; ``watched`` is the name of what it checks."""
 
     feed: ChangeFeed
     lease: MakeLease
@@ -84,13 +85,13 @@ class BackEnds:
     closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
 
     async def aclose(self) -> None:
-        """Release the lease and close all connections, each within its own budget, also in a cancelled scope."""
+        """Release the lease and close all connections, each with its own deadline, also in a cancelled scope."""
         with trio.CancelScope(shield=True):
             await self.closing.aclose()
 
 
 async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
-    """Choose and open feed and lease, having checked that everything they need is there."""
+    """Check the database, and open the feed and the lease that the settings choose."""
     options = settings.database
     dialect = sa.make_url(options.url).get_backend_name()
     names = Names(dialect, options.schema)
@@ -118,7 +119,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
     except BaseException:
-        with trio.CancelScope(shield=True):  # each of them has its own budget
+        with trio.CancelScope(shield=True):  # each of them has its own deadline
             await closing.aclose()
         raise
 
@@ -146,7 +147,7 @@ def _inspected(connection: sa.Connection, settings: Settings) -> Tables:
 
 
 def _checked(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Tables:
-    """The mapped tables, where mapping, migrations and triggers are right. Raises ``StartError`` with all faults."""
+    """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
     tables = _inspected(connection, settings)
     if settings.changes.reads_only:
         return tables
@@ -161,9 +162,9 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names, partit
 
 
 def _faults(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Sequence[str]:
-    """What is wrong with the mapped tables and our own by now: the application, or a migration, may have made them.
+    """Return the faults of the mapped tables and of ours: the application or a migration may have changed them.
 
-    Partitions that joined or left are logged.
+    Partitions that were attached or detached are logged.
     """
     try:
         tables = _inspected(connection, settings)
@@ -176,7 +177,7 @@ def _faults(connection: sa.Connection, settings: Settings, names: Names, partiti
 
 
 def _faults_of_ours(connection: sa.Connection, settings: Settings, names: Names, tables: Tables) -> list[str]:
-    """What is wrong with our tables, or else with our triggers: those come with the migrations."""
+    """Return the faults of our tables, or else of our triggers, which the migrations create."""
     faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
     if faults:
         return faults
@@ -192,7 +193,7 @@ def _feed(
     settings: Settings, database: Database, names: Names, tables: Tables
 ) -> tuple[SqliteFeed | PostgresFeed, MakeLease]:
     options = settings.database
-    text_chars_max = settings.listener.message_bytes_max  # what is longer does not go into an event either
+    text_chars_max = settings.listener.message_bytes_max  # longer text does not fit into an event either
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = DedicatedConnection(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
@@ -207,14 +208,14 @@ def _feed(
         )
         feed = SqliteFeed(changes)
         return feed, lambda _epoch: FileLease(lock_file(path))
-    reading = _recorders_session(options)
-    seals = not migrate.log_is_here(settings)  # else one commit of one database has both
+    reading = _recorder_connection(options)
+    seals = not migrate.log_is_here(settings)  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
     return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
 
 
 def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
-    """Whether a newer version made the schema. Raises ``StartError`` if this version does not work with it."""
+    """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
     faults = list(migrate.pending(connection, "changes", options))
     if faults:
         raise StartError(faults)
@@ -222,9 +223,9 @@ def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
 
 
 def _may_lose_events(settings: Settings) -> bool:
-    """Whether an event log may lose its end while the server runs or starts again.
+    """Return whether an event log may lose its newest events while the server runs, or between two starts.
 
-    An SQLite file of ours does not: it is synchronous. The memory of a process is not there after its end.
+    Our SQLite file does not, because it is synchronous. A store in memory does not outlive the process.
     """
     match settings.log.store:
         case "memory":
@@ -236,11 +237,11 @@ def _may_lose_events(settings: Settings) -> bool:
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
-    """The lease is of the event log, as nothing stands in the database that could be: beside the log's file, if any."""
+    """Make feed and lease without writing to the database: the lease is at the event log, as a file if possible."""
     options = settings.database
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
     if path is None:
-        reading = _recorders_session(options)
+        reading = _recorder_connection(options)
     else:
         reading = DedicatedConnection(
             sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True)
@@ -263,7 +264,7 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
     return feed, lambda _epoch: FileLease(lock_file(path))
 
 
-def _recorders_session(options: DatabaseOptions) -> DedicatedConnection:
+def _recorder_connection(options: DatabaseOptions) -> DedicatedConnection:
     engine = postgres_engine(
         options.direct_url or options.url, connect_timeout_s=options.connect_timeout_s, settings=SESSION_TIMEOUTS
     )
@@ -273,9 +274,9 @@ def _recorders_session(options: DatabaseOptions) -> DedicatedConnection:
 def open_database(
     url: str, options: DatabaseOptions, *, settings: dict[str, str] | None = None, read_only: bool = False
 ) -> Database:
-    """A database with connections of its own; ``settings`` are Postgres' for each of them. The caller closes it.
+    """Open a database with its own connections; the caller closes it.
 
-    ``read_only``: of an SQLite file that may not be written.
+    ``settings``: Postgres' run-time parameters for each connection. ``read_only``: open an SQLite file read-only.
     """
     if sa.make_url(url).get_backend_name() == POSTGRES:
         pooled = bool(options.direct_url) and url == options.url
@@ -286,37 +287,33 @@ def open_database(
 
 
 async def patiently(
-    what: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
+    attempt: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
 ) -> T:
-    """Try for ``connect_timeout_s``, then raise ``StartError``: a database may start at the same time as we do.
+    """Retry for ``connect_timeout_s``, then raise ``StartError``: the database may be starting too.
 
-    A refusal is raised at once. ``starting`` reports what is waited for; a lock may take longer than those tries.
+    A refusal is raised at once. ``starting`` reports what is waited for. A single attempt is not timed out, because it
+    may wait for a lock.
     """
     starting = Starting() if starting is None else starting
     give_up_at = trio.current_time() + options.connect_timeout_s
     with starting.waiting_for(f"the {'event store' if setting == 'log.url' else 'database'} ({setting})"):
         while True:
             try:
-                return await what()
+                return await attempt()
             except Unavailable as error:
                 starting.failed(str(error))
                 if trio.current_time() >= give_up_at:
                     store = isinstance(error, StoreUnavailable)
-                    what_is_away = "log.url: the event store" if store else f"{setting}: the database"
-                    raise StartError([f"{what_is_away} cannot be used: {error}"]) from None
+                    unavailable = "log.url: the event store" if store else f"{setting}: the database"
+                    raise StartError([f"{unavailable} cannot be used: {error}"]) from None
                 await trio.sleep(RETRY_PAUSE_S)
             except DatabaseRefused as error:
                 raise StartError([f"{setting}: the database cannot be used: {error}"]) from None
 
 
-OWN_STORES: Final = {"redis": "airy_trio.log.redis.store:open_store"}
-"""Stores that need an extra, and where they are: only who names one must have it installed."""
-APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
-
-
 @frozen
 class OpenedStore:
-    """The event store, and where it is in words without a password."""
+    """The event store, and a description of its place without a password."""
 
     store: EventStore
     words: str
@@ -326,10 +323,10 @@ class OpenedStore:
 async def opened_store(
     settings: Settings, *, create: bool = True, starting: Starting | None = None
 ) -> AsyncIterator[OpenedStore]:
-    """The event store that the settings name, for the length of a block: some have tasks of their own.
+    """Open the event store of the settings for the length of a block. Some stores run tasks in it.
 
-    ``create``: whether an SQLite file of our own is made where there is none. ``starting``: see ``patiently``.
-    Raises ``StartError``.
+    ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``patiently``. Raises
+    ``StartError``.
     """
     match settings.log.store:
         case "memory":
@@ -342,16 +339,16 @@ async def opened_store(
                 await opened.store.aclose()
         case name:
             url = settings.log.url
-            # Where the URL of another package's store holds a secret is not known, so none of it is shown.
+            # The URL of another package's store may have a secret anywhere, so it is not shown.
             words = shown(url) if name in OWN_STORES else name
             async with find_store(name, OWN_STORES)(url) as found:
                 yield OpenedStore(found, words)
 
 
 def is_shareable(settings: Settings) -> bool:
-    """Whether the settings of another database could name the same event log by mistake.
+    """Return whether the settings of another database could name the same event log by mistake.
 
-    Not the default place, which is next to the application's tables, and not the memory of a process.
+    Neither the default place, next to the application's tables, nor a store in memory can be shared.
     """
     match settings.log.store:
         case "memory":
@@ -363,9 +360,9 @@ def is_shareable(settings: Settings) -> bool:
 
 
 async def adopt_log(settings: Settings) -> str:
-    """Begin a new epoch in the event store that the settings name, without a resume point; give the store in words.
+    """Begin a new epoch in the event store of the settings, without a resume point; return its description.
 
-    Then the log belongs to no database, and becomes that of the next server which starts on it. Raises ``StartError``,
+    The log then belongs to no database, until the next server starts on it. Raises ``StartError``,
     ``StoreUnavailable`` and ``SettingsError``.
     """
     if settings.log.store == "memory":
@@ -387,8 +384,8 @@ async def _sql_store(settings: Settings, *, create: bool, starting: Starting | N
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
         if not create:
-            raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server makes it)"])
-        try:  # a file of our own: nobody's leave is needed
+            raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server creates it)"])
+        try:  # our own file: it needs no permission of an administrator
             await trio.to_thread.run_sync(migrate.migrate_log, url, options)
         except StartError as error:
             raise StartError(f"log.url: {fault.removeprefix('log.url: ')}" for fault in error.faults) from None
@@ -417,19 +414,19 @@ async def _sql_store(settings: Settings, *, create: bool, starting: Starting | N
 
 @frozen(kw_only=True)
 class Parts:
-    """The long-lived objects of one server. ``serves``: whether clients come to it; else it records only."""
+    """The long-lived objects of one server. ``serves``: whether it serves clients or only records."""
 
     log: EventLog
     recorder: Recorder
     retention: Retention
     sessions: Sessions
     readiness: Readiness
-    door: ClientEndpoint
+    endpoint: ClientEndpoint
     encryption: Encryption | None
     serves: bool = True
 
     def pages(self) -> Starlette:
-        """What the admin port answers with."""
+        """Make the application of the admin port."""
         sources = Sources(
             sessions=self.sessions,
             log=self.log,
@@ -437,11 +434,11 @@ class Parts:
             retention=self.retention,
             conditions=self.readiness.conditions,
         )
-        pages = [*console.routes(self.door), *endpoints.routes(sources, self.door)]
+        pages = [*console.routes(self.endpoint), *endpoints.routes(sources, self.endpoint)]
         return application(self.readiness.conditions, registry(sources), self.sessions.recipients, pages)
 
 
-def make_parts(  # noqa: PLR0913 - all that is opened before them
+def make_parts(  # noqa: PLR0913 - everything that was opened before
     settings: Settings,
     back_ends: BackEnds,
     opened: OpenedStore,
@@ -450,7 +447,7 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
     *,
     standby: bool = False,
 ) -> Parts:
-    """Make them; nothing is opened or started here. ``standby``: see ``RecorderOptions``."""
+    """Make the parts. Nothing is opened or started here. ``standby``: see ``RecorderOptions``."""
     log = EventLog(opened.store, settings.log)
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
@@ -476,13 +473,13 @@ def make_parts(  # noqa: PLR0913 - all that is opened before them
         readiness=Readiness(
             recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
         ),
-        door=ClientEndpoint(
+        endpoint=ClientEndpoint(
             settings.admin.websocket_url,
             host=settings.listener.host,
             port=settings.listener.port,
             path=settings.listener.path,
             tls=encryption is not None,
-            token=settings.auth.mode != "none" and not settings.auth.cookie,  # which a browser sends by itself
+            token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
         encryption=encryption,
     )

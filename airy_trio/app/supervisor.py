@@ -1,21 +1,18 @@
-"""Several server processes on one port, from one command: the parent starts them, passes signals on, ends with them.
+"""Several server processes on one port, from one command.
 
-The parent serves nobody and opens neither database nor store. Each worker is a whole server that listens on the same
-port (SO_REUSEPORT); Linux spreads connections over them, macOS gives most of them to one. They share the event store.
-One process more records and serves nobody, since recording would cost the clients of its interpreter most of their
-rate; it has the number after the workers'. While it does not record a worker does (``log.recorder``: standby).
+The parent process serves no clients and opens neither database nor store. It starts the workers, passes signals on and
+restarts a worker that exits. Each worker is a whole server that listens on the same port (SO_REUSEPORT): Linux spreads
+connections over the workers, macOS gives most of them to one. All share the event store. One more process, the
+recorder, records and serves no clients, because recording would cost the clients of its interpreter most of their rate.
+Its number follows those of the workers. While it does not record, a worker does (``log.recorder``, "Standby").
 
-Between parent and worker is a socket pair: the worker reports on it that it listens, and sees in it that the parent is
-gone, however that ended; then it ends too.
+Parent and worker share a socket pair. The worker sends a byte when it listens. When the parent dies, however it does,
+the worker reads the end of the stream and shuts down.
 
-A worker that ends is started again, after a pause that doubles while it does not come to listen; a process that the
-system refuses to start counts as such a worker. The command ends with a worker's exit code if its first start fails,
-and with 1 if one has failed ``FAILURES_MAX`` times in a row while no other listens: then no client is served, and the
-supervisor of the command must know.
-
-One of the server processes of a command: what its parent tells it, on its command line and on a socket pair.
-
-Refuses to know how the processes are started and started again.
+A worker that exits is started again, after a pause that doubles until it listens. A process that the system does not
+start counts as one that exited. The command ends with a worker's exit code if the first start of
+that worker fails. It ends with 1 if one has failed ``FAILURES_MAX`` times in a row while no other worker listens:
+then no client is served, and the supervisor of the command must notice.
 """
 
 import signal
@@ -33,72 +30,23 @@ from attrs import evolve, frozen
 
 from airy_trio.app.server import Address
 from airy_trio.errors import SettingsError, StartError
+from airy_trio.retry import Backoff
 from airy_trio.sessions.listener import ListenerOptions, open_listening_socket
 from airy_trio.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
 RECORDER: Final = "recorder"
-"""What logs call the process that records, where they have the number of a worker."""
+"""The name of the recorder process in logs, in place of a worker's number."""
 LISTENING: Final = b"."
-"""The worker's word: it listens; of the process that records, that it has started."""
-
-
-@frozen(kw_only=True)
-class Worker:
-    """What one worker is told on its command line, as ``NUMBER:PORT:DESCRIPTOR``.
-
-    ``number``: from 0. ``port``: the shared one. ``descriptor``: of its end of the socket pair.
-    """
-
-    number: int
-    port: int
-    descriptor: int
-
-    def __str__(self) -> str:
-        return f"{self.number}:{self.port}:{self.descriptor}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Worker":
-        """The same, read. Raises ``ValueError``."""
-        number, port, descriptor = map(int, text.split(":"))
-        return cls(number=number, port=port, descriptor=descriptor)
-
-    def settings(self, settings: Settings) -> Settings:
-        """The settings of this worker: the shared port; only who records migrates, and needs no tail for anybody."""
-        records = self.number == settings.listener.recorder
-        return evolve(
-            settings,
-            listener=evolve(settings.listener, port=self.port),
-            database=evolve(settings.database, migrate=settings.database.migrate and records),
-            log=evolve(settings.log, tail_events=1) if records else settings.log,
-        )
-
-    async def stay_with_parent(self, _address: Address) -> None:
-        """Report to the parent that this server listens; return when the parent is gone."""
-        ours = trio.socket.from_stdlib_socket(socket.socket(fileno=self.descriptor))
-        async with trio.SocketStream(ours) as stream:
-            with suppress(trio.BrokenResourceError):  # the parent ended while this server started
-                await stream.send_all(LISTENING)
-                await stream.receive_some(1)
-        logger.warning("the parent process is gone: stopping")
-
-
-def worker_of(text: str) -> Worker:
-    """The worker that a command line tells of. Raises ``SettingsError``: nobody but the parent writes that option."""
-    try:
-        return Worker.parse(text)
-    except ValueError:
-        raise SettingsError(["--worker is for the processes that the server starts by itself"]) from None
-
+"""From a worker: it listens. From the recorder process: it has started."""
 
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PAUSE_S: Final = 0.1
 PAUSE_MAX_S: Final = 10.0
-DOUBLINGS_MAX: Final = 10  # it may fail for days, while others serve
 FAILURES_MAX: Final = 5
 STOP_GRACE_S: Final = 15.0
-"""Beyond ``drain_s``: a worker that has not ended by then is killed."""
+"""Time beyond ``drain_s`` after which a worker that has not exited is killed."""
 
 
 async def supervise(settings: Settings, config: Path) -> int:
@@ -122,21 +70,21 @@ class Workers:
         self._recorder = settings.listener.workers
         self._processes: dict[int, trio.Process] = {}
         self._listening: set[int] = set()
-        self._reread: set[int] = set()  # of those that do not listen yet: to be told SIGHUP when they do
+        self._reread: set[int] = set()  # workers that do not listen yet and get SIGHUP when they do
         self._first = trio.Event()  # the first process has started, or never will
         self._stopping = trio.Event()
         self._code = 0
-        self._refused: dict[int, str] = {}  # why the system has just refused to start a process
+        self._refused: dict[int, str] = {}  # why the system did not start a process the last time
         self._fault = ""
 
     async def run(self, signals: AsyncIterator[int]) -> int:
-        """Start all, the first one alone: it may have tables and files to make. Return when all have ended.
+        """Start all, the recorder first and alone: it may create tables and files. Return when all have exited.
 
-        Raises ``StartError`` if that is because the system does not start a process.
+        Raises ``StartError`` if they exited because the system did not start a process.
         """
         async with trio.open_nursery() as signalled:
             signalled.start_soon(self._pass_on, signals)
-            signalled.start_soon(self._kill_who_does_not_end)
+            signalled.start_soon(self._kill_late_workers)
             async with trio.open_nursery() as living:
                 living.start_soon(self._live, self._recorder)
                 await self._first.wait()
@@ -150,6 +98,7 @@ class Workers:
 
     async def _live(self, number: int) -> None:
         """Start one worker again and again."""
+        backoff = Backoff(PAUSE_S, PAUSE_MAX_S)
         lives = failures = 0
         while not self._stopping.is_set():
             listened, code = await self._run_once(number)
@@ -158,25 +107,25 @@ class Workers:
                 break
             failures = 0 if listened else failures + 1
             if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
-                logger.error("a worker cannot start: stopping", worker=self._name(number), exit_code=code)
+                logger.error("worker cannot start; stopping", worker=self._name(number), exit_code=code)
                 if number in self._refused:
                     self._fault = f"worker {self._name(number)}: cannot start the process: {self._refused[number]}"
                 self._stop(code if code > 0 else 1)
                 break
             lives += 1
-            pause_s = min(PAUSE_S * 2 ** min(failures, DOUBLINGS_MAX), PAUSE_MAX_S)
-            logger.error(
-                "a worker has ended: it is started again", worker=self._name(number), exit_code=code, pause_s=pause_s
-            )
+            if listened:
+                backoff.reset()
+            pause_s = backoff.next_s()
+            logger.error("worker exited; restarting", worker=self._name(number), exit_code=code, pause_s=pause_s)
             with trio.move_on_after(pause_s):
                 await self._stopping.wait()
         self._first.set()
 
     async def _run_once(self, number: int) -> tuple[bool, int]:
-        """Run a worker to its end; return whether it came to listen, and its exit code (negative: the signal).
+        """Run a worker until it exits; return whether it listened, and its exit code (negative: the signal).
 
-        A process that the system refuses to start counts as one that ended at once: memory, processes, descriptors
-        and a program file that is being replaced come back, and the other workers serve meanwhile.
+        A process that the system does not start counts as one that exited at once. A lack of memory, processes or
+        descriptors, and a program file that is being replaced, are temporary, and the other workers serve meanwhile.
         """
         try:
             ours, process = await self._start(number)
@@ -191,21 +140,21 @@ class Workers:
             try:
                 logger.info("worker started", worker=self._name(number), pid=process.pid)
                 if self._stopping.is_set():
-                    process.send_signal(signal.SIGTERM)  # it was told to the others while this one was being started
-                listened = await _heard(stream)
+                    process.send_signal(signal.SIGTERM)  # it was sent to the others while this one started
+                listened = await _received(stream)
                 if listened:
-                    self._came(number)
-                    await _heard(stream)
-                    self._went(number)
+                    self._on_listening(number)
+                    await _received(stream)
+                    self._on_exit(number)
                 return listened, await process.wait()
             finally:
-                self._went(number)
+                self._on_exit(number)
                 del self._processes[number]
                 if process.returncode is None:
                     process.kill()
 
-    def _came(self, number: int) -> None:
-        """Take note that a worker listens, or that the process that records has started."""
+    def _on_listening(self, number: int) -> None:
+        """Note that a worker listens, or that the recorder process has started."""
         self._listening.add(number)
         self._first.set()
         if number in self._reread:
@@ -213,13 +162,13 @@ class Workers:
         if len(self._listening) == self._listener.processes:
             logger.info("all workers listen", workers=self._listener.workers, port=self._port)
 
-    def _went(self, number: int) -> None:
-        """Take note that one is ending, or has ended. Idempotent."""
+    def _on_exit(self, number: int) -> None:
+        """Note that a process is exiting or has exited. Idempotent."""
         self._reread.discard(number)
         self._listening.discard(number)
 
     def _name(self, number: int) -> int | str:
-        """How logs call it."""
+        """Return the name of a process in logs."""
         return RECORDER if number == self._recorder else number
 
     async def _start(self, number: int) -> tuple[socket.socket, trio.Process]:
@@ -239,7 +188,7 @@ class Workers:
         return ours, process
 
     async def _pass_on(self, signals: AsyncIterator[int]) -> None:
-        """Tell every worker what we are told; who has only been started would be ended by SIGHUP, and is told later."""
+        """Pass signals on. A worker that does not listen yet gets SIGHUP later, because it would end it now."""
         async for number in signals:
             logger.info("signal passed on", signal=signal.Signals(number).name)
             if number == signal.SIGHUP:
@@ -250,10 +199,10 @@ class Workers:
                 self._stopping.set()
                 self._send(number)
 
-    async def _kill_who_does_not_end(self) -> None:
+    async def _kill_late_workers(self) -> None:
         await self._stopping.wait()
         await trio.sleep(self._listener.drain_s + STOP_GRACE_S)
-        logger.error("killed, having not ended in time", workers=[*map(self._name, sorted(self._processes))])
+        logger.error("workers killed; they did not stop in time", workers=[*map(self._name, sorted(self._processes))])
         self._code = 1
         self._send(signal.SIGKILL)
 
@@ -267,8 +216,8 @@ class Workers:
             process.send_signal(number)
 
 
-async def _heard(stream: trio.SocketStream) -> bool:
-    """Wait for the next word of a worker; False: it has ended."""
+async def _received(stream: trio.SocketStream) -> bool:
+    """Wait for the next byte of a worker; False: it has exited."""
     try:
         return bool(await stream.receive_some(len(LISTENING)))
     except trio.BrokenResourceError:
@@ -276,16 +225,64 @@ async def _heard(stream: trio.SocketStream) -> bool:
 
 
 async def _reserve_port(options: ListenerOptions, stack: AsyncExitStack) -> int:
-    """Find out whether the port is free, and which one it is where any will do. Raises ``StartError``.
+    """Check that the port is free; choose one if it is 0. Raises ``StartError``.
 
-    On Linux it is kept with a socket that does not listen; elsewhere such a socket would be given connections.
+    On Linux a socket that does not listen reserves it. Elsewhere such a socket would receive connections.
     """
     with await open_listening_socket(evolve(options, workers=1)) as alone:
         family, address = alone.family, alone.getsockname()
     if sys.platform == "linux":
-        kept = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        kept.bind(address)
+        reserved = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(address)
     port: int = address[1]
     return port
+
+
+@frozen(kw_only=True)
+class Worker:
+    """The value of ``--worker``, by which the parent starts a worker: ``NUMBER:PORT:DESCRIPTOR``.
+
+    ``number``: from 0. ``port``: the shared port. ``descriptor``: the worker's end of the socket pair.
+    """
+
+    number: int
+    port: int
+    descriptor: int
+
+    def __str__(self) -> str:
+        return f"{self.number}:{self.port}:{self.descriptor}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Worker":
+        """Read the value. Raises ``ValueError``."""
+        number, port, descriptor = map(int, text.split(":"))
+        return cls(number=number, port=port, descriptor=descriptor)
+
+    def settings(self, settings: Settings) -> Settings:
+        """Return the settings of this worker. Only the recorder migrates, and it needs no tail for clients."""
+        records = self.number == settings.listener.recorder
+        return evolve(
+            settings,
+            listener=evolve(settings.listener, port=self.port),
+            database=evolve(settings.database, migrate=settings.database.migrate and records),
+            log=evolve(settings.log, tail_events=1) if records else settings.log,
+        )
+
+    async def stay_with_parent(self, _address: Address) -> None:
+        """Notify the parent that this server listens; return when the parent has died."""
+        ours = trio.socket.from_stdlib_socket(socket.socket(fileno=self.descriptor))
+        async with trio.SocketStream(ours) as stream:
+            with suppress(trio.BrokenResourceError):  # the parent died while this server started
+                await stream.send_all(LISTENING)
+                await stream.receive_some(1)
+        logger.warning("parent process gone; stopping")
+
+
+def worker_of(text: str) -> Worker:
+    """Read ``--worker``. Raises ``SettingsError``: only the parent sets this option."""
+    try:
+        return Worker.parse(text)
+    except ValueError:
+        raise SettingsError(["--worker is set by the server for the processes that it starts; remove it"]) from None

@@ -14,7 +14,7 @@ from typing import Literal
 import trio
 from attrs import field, frozen
 
-from airy_trio.app.server import certificate_of
+from airy_trio.app.server import load_certificate
 from airy_trio.auth import AuthOptions
 from airy_trio.auth.key_sources import KeyServer, source_of
 from airy_trio.auth.keys import KeysFault
@@ -53,7 +53,7 @@ class Report:
 def look_at_certificate(options: ListenerOptions, report: Report) -> None:
     """Look at both files, where there are any."""
     try:
-        found = certificate_of(options)
+        found = load_certificate(options)
     except StartError as error:
         report.add("problem", error.faults)
         return

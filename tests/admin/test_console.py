@@ -15,30 +15,30 @@ from tests.application import Application
 ASSET = re.compile(r'(?:src|href)="(console/[^"]+)"')
 
 
-def door(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
+def endpoint(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: bool = False) -> ClientEndpoint:
     return ClientEndpoint(url, host=host, port=port, path="/ws.communication", tls=tls, token=False)
 
 
 @pytest.mark.parametrize(
     "made, page, url",
     [
-        (door(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
-        (door(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
-        (door(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
-        (door(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
-        (door(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
-        (door("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
-        (door(port=0), "localhost", None),
-        (door(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
+        (endpoint(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
+        (endpoint(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
+        (endpoint(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
+        (endpoint(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
+        (endpoint(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
+        (endpoint("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
+        (endpoint(port=0), "localhost", None),
+        (endpoint(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
     ],
 )
-def test_where_a_browser_finds_the_port_for_clients(made: ClientEndpoint, page: str, url: str | None) -> None:
+def test_websocket_url_for_a_browser(made: ClientEndpoint, page: str, url: str | None) -> None:
     assert made.url(page) == url
     origin = made.origin(page)
     assert origin == (None if url is None else "/".join(url.split("/")[:3]))
 
 
-async def test_page_and_files_are_all_there_and_held_to_a_policy(sqlite_application: Application) -> None:
+async def test_page_and_files_are_served_with_a_policy(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with serving_all(settings) as (address, port):
         page = await port.get("/")
@@ -62,7 +62,7 @@ async def test_page_and_files_are_all_there_and_held_to_a_policy(sqlite_applicat
             assert (await port.get(away)).status_code == 404
 
 
-async def test_figures(sqlite_application: Application) -> None:
+async def test_statistics(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(
         admin(free_port(), '[auth]\nmode = "tokens"\ntokens = { agent = "secret-1" }\n')
     )
@@ -114,7 +114,7 @@ async def test_long_destinations_are_cut(sqlite_application: Application) -> Non
         assert (len(shown), shown[:22], shown[-1]) == (128, "/events/channel/%24%24", "…")
 
 
-async def test_who_is_behind_and_by_how_much(sqlite_application: Application) -> None:
+async def test_clients_behind_and_by_how_much(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with (
         serving_all(settings) as (address, port),
@@ -135,22 +135,22 @@ async def test_who_is_behind_and_by_how_much(sqlite_application: Application) ->
 @pytest.mark.parametrize(
     "query, words",
     [
-        ("limit=0", "limit is a whole number, from 1 to 200"),
-        ("limit=201", "limit is a whole number, from 1 to 200"),
-        ("after=-1", "after is a whole number, 0 or more"),
-        ("after=" + "9" * 19, "after is a whole number, 0 or more"),
-        ("behind=yes", "behind is a whole number, from 0 to 1"),
-        ("limit=%D9%A1", "limit is a whole number, from 1 to 200"),
+        ("limit=0", "limit must be a whole number, from 1 to 200"),
+        ("limit=201", "limit must be a whole number, from 1 to 200"),
+        ("after=-1", "after must be a whole number, 0 or more"),
+        ("after=" + "9" * 19, "after must be a whole number, 0 or more"),
+        ("behind=yes", "behind must be a whole number, from 0 to 1"),
+        ("limit=%D9%A1", "limit must be a whole number, from 1 to 200"),
     ],
 )
-async def test_query_that_is_not_understood(query: str, words: str, sqlite_application: Application) -> None:
+async def test_invalid_query_is_refused(query: str, words: str, sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with serving_all(settings) as (_, port):
         answer = await port.get(f"/api/connections?{query}")
         assert (answer.status_code, answer.json()) == (400, {"error": words})
 
 
-async def test_connections_are_told_under_addresses_and_loopback_names_only(sqlite_application: Application) -> None:
+async def test_connections_need_an_address_or_loopback_name(sqlite_application: Application) -> None:
     number = free_port()
     settings = sqlite_application.migrate(admin(number, 'host = "0.0.0.0"\n'))
     async with serving_all(settings) as (_, port):
@@ -159,6 +159,6 @@ async def test_connections_are_told_under_addresses_and_loopback_names_only(sqli
 
 
 @pytest.mark.parametrize("url", ["http://x/", "wss://a b/", "wss://x; script-src *", "wss://x"])
-def test_websocket_url_that_is_none(url: str, sqlite_application: Application) -> None:
+def test_invalid_websocket_url_is_refused(url: str, sqlite_application: Application) -> None:
     with pytest.raises(SettingsError, match="websocket_url"):
         sqlite_application.settings(f'[admin]\nport = 0\nwebsocket_url = "{url}"\n')

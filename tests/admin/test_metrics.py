@@ -43,7 +43,7 @@ async def until(port: Port, name: str, expected: float) -> Samples:
     return samples
 
 
-async def test_figures_of_a_server_at_rest(any_application: Application) -> None:
+async def test_metrics_of_an_idle_server(any_application: Application) -> None:
     async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
         samples = await port.samples()
     assert labelled(samples, "airy_trio_build_info") == {__version__: 1}
@@ -75,7 +75,7 @@ async def test_labelled_counters_exist_from_the_start(sqlite_application: Applic
         assert labelled(samples, f"airy_trio_{name}_total") == dict.fromkeys(labels, 0)
 
 
-async def test_figures_follow_what_happens(any_application: Application) -> None:
+async def test_metrics_count_deliveries_and_faults(any_application: Application) -> None:
     async with serving_all(any_application.migrate(admin(free_port()))) as (address, port):
         async with await connect(address.host, address.port) as client:
             await client.subscribe()
@@ -103,7 +103,7 @@ async def test_figures_follow_what_happens(any_application: Application) -> None
     assert counted(samples, "airy_trio_connections_ended_total") == {"gone": 1}
 
 
-async def test_latencies_are_histograms_of_every_delivery_but_replays(any_application: Application) -> None:
+async def test_latency_histograms_exclude_replays(any_application: Application) -> None:
     async with serving_all(any_application.migrate(admin(free_port()))) as (address, port):
         async with await connect(address.host, address.port) as client:
             await client.subscribe()
@@ -146,7 +146,7 @@ async def test_slow_recorder_shows_in_the_latency_of_other_servers(
     assert value(samples, "airy_trio_delivery_seconds_sum") >= STOPPED_S
 
 
-async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_application: Application) -> None:
+async def test_client_faults_are_counted_by_token_and_reason(sqlite_application: Application) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (address, port):
         for frame in (Frame("SEND", (("destination", "/events"),)), Frame("NONSENSE"), Frame("NONSENSE")):
             async with await connect(address.host, address.port) as client:
@@ -159,7 +159,7 @@ async def test_what_clients_do_wrong_is_counted_by_token_and_goodbye(sqlite_appl
     assert counted(samples, "airy_trio_connections_ended_total") == {"forbidden": 1, "protocol error": 2}
 
 
-async def test_who_is_not_let_in_is_counted(sqlite_application: Application) -> None:
+async def test_refused_connections_are_counted(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(f"[listener]\nport = 0\nconnections_max = 2\n[admin]\nport = {free_port()}\n")
     async with serving_all(settings) as (address, port):
         with pytest.raises(Rejected):
@@ -196,14 +196,14 @@ ISSUED = {
 }
 
 
-async def test_what_a_person_on_call_expects_is_there_from_the_start(sqlite_application: Application) -> None:
+async def test_metrics_of_the_alerts_exist_from_the_start(sqlite_application: Application) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         told = (await port.get("/metrics")).text
     for name in ISSUED.values():
         assert f"\n# TYPE {name} " in told, name
 
 
-async def test_what_is_trimmed_is_counted(sqlite_application: Application) -> None:
+async def test_trimmed_rows_are_counted(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port(), "[log]\nretain_events = 1\n"))
     async with serving_all(settings) as (_, port):
         for number in range(3):
@@ -212,7 +212,7 @@ async def test_what_is_trimmed_is_counted(sqlite_application: Application) -> No
     assert value(samples, "airy_trio_changes_trimmed_total") <= 3
 
 
-async def test_both_formats_of_prometheus(sqlite_application: Application) -> None:
+async def test_both_prometheus_formats(sqlite_application: Application) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         plain = await port.get("/metrics")
         modern = await port.get("/metrics", accept="application/openmetrics-text; version=1.0.0")

@@ -39,7 +39,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readiness, "CHANGE_PERIOD_S", QUICKLY_S)
 
 
-async def test_a_server_that_is_well_is_ready(any_application: Application) -> None:
+async def test_healthy_server_is_ready(any_application: Application) -> None:
     async with serving_all(any_application.migrate(admin(free_port()))) as (_, port):
         code, found = await port.ready()
         assert (code, found.pop("ready")) == (200, True)
@@ -52,7 +52,7 @@ async def test_a_server_that_is_well_is_ready(any_application: Application) -> N
         }
 
 
-async def test_one_that_only_serves_is_ready_too(any_application: Application) -> None:
+async def test_server_that_does_not_record_is_ready(any_application: Application) -> None:
     settings = [any_application.migrate(admin(free_port())) for _ in range(2)]
     async with serving_all(settings[0]), serving_all(settings[1]) as (_, port):
         code, found = await port.ready()
@@ -60,7 +60,7 @@ async def test_one_that_only_serves_is_ready_too(any_application: Application) -
 
 
 @pytest.mark.usefixtures("_soon")
-async def test_triggers_that_are_gone_and_put_back(any_application: Application) -> None:
+async def test_missing_triggers_make_the_server_not_ready(any_application: Application) -> None:
     settings = any_application.migrate(admin(free_port()))
     with capture_logs() as said:
         async with serving_all(settings) as (_, port):
@@ -97,7 +97,7 @@ async def test_server_stays_ready_when_schema_moves_ahead(any_application: Appli
 
 
 @pytest.mark.usefixtures("_soon")
-async def test_an_attached_partition_is_logged_and_leaves_the_server_ready(postgres_application: Application) -> None:
+async def test_attached_partition_is_logged_and_server_stays_ready(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text) partition by list (name)",
         "create table tags_b (like tags)",
@@ -115,14 +115,14 @@ async def test_an_attached_partition_is_logged_and_leaves_the_server_ready(postg
 
 
 @pytest.mark.usefixtures("_soon")
-async def test_database_that_is_stopped_and_started_again(own_postgres: Postgres) -> None:
+async def test_stopped_database_makes_the_server_not_ready(own_postgres: Postgres) -> None:
     with application(own_postgres.url(own_postgres.create_database())) as writing:
         async with serving_all(writing.migrate(admin(free_port()))) as (_, port):
             await trio.to_thread.run_sync(own_postgres.stop)
             for part, words in (
                 ("feed", "recording is interrupted: "),
                 ("store", "the event store cannot be read: "),
-                ("triggers", "the database cannot be asked: "),
+                ("triggers", "the database cannot be queried: "),
             ):
                 assert (await port.until_unwell(part, words)).startswith(words)
             assert (await port.get("/livez")).status_code == 200
@@ -131,7 +131,7 @@ async def test_database_that_is_stopped_and_started_again(own_postgres: Postgres
 
 
 @pytest.mark.usefixtures("_soon")
-async def test_store_that_is_away_while_the_database_is_there(
+async def test_unavailable_store_makes_the_server_not_ready(
     postgres_application: Application, own_postgres: Postgres
 ) -> None:
     url = own_postgres.url(own_postgres.create_database())
@@ -144,7 +144,7 @@ async def test_store_that_is_away_while_the_database_is_there(
         await port.until_ready()
 
 
-async def test_change_log_that_cannot_be_read_shows_as_lag(postgres_application: Application) -> None:
+async def test_unreadable_change_log_shows_as_lag(postgres_application: Application) -> None:
     settings = postgres_application.migrate(admin(free_port(), "lag_max_s = 0.5\n"))
     log = postgres_application.log_table("change_log")
     async with serving_all(settings) as (_, port):
@@ -155,7 +155,7 @@ async def test_change_log_that_cannot_be_read_shows_as_lag(postgres_application:
         await port.until_ready()
 
 
-async def test_sqlite_file_that_is_moved_away(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_moved_sqlite_file_makes_the_server_not_ready(sqlite_application: Application, tmp_path: Path) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
         await port.until_unwell("feed", "is not there any more")
@@ -182,9 +182,7 @@ def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readi
     return found
 
 
-async def test_a_look_at_the_triggers_that_takes_for_ever_is_given_up(
-    autojump_clock: MockClock, nursery: trio.Nursery
-) -> None:
+async def test_check_of_the_triggers_times_out(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     one = node(MemoryChanges(), MemoryStore())
     found = watched(one, [1e9, ()])
     nursery.start_soon(found.run)
@@ -195,20 +193,20 @@ async def test_a_look_at_the_triggers_that_takes_for_ever_is_given_up(
     nursery.cancel_scope.cancel()
 
 
-async def test_what_becomes_unwell_is_logged_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_part_that_is_not_ready_is_logged_once(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     one = node(MemoryChanges(), MemoryStore())
     found = watched(one, [DatabaseUnavailable("away"), DatabaseUnavailable("away"), ("a", "b"), ()])
     with capture_logs() as said:
         nursery.start_soon(found.run)
         await trio.sleep(TRIGGERS_PERIOD_S * 6)
     assert [(line["event"], line.get("reason")) for line in said] == [
-        ("not ready", "the database cannot be asked: away"),
+        ("not ready", "the database cannot be queried: away"),
         ("ready again", None),
     ]
     nursery.cancel_scope.cancel()
 
 
-async def test_lag_counts_from_when_there_was_something(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+async def test_lag_counts_from_the_first_unrecorded_change(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     changes = MemoryChanges()
     one = node(changes, MemoryStore())
     await one.log.open()
@@ -249,7 +247,7 @@ async def test_server_behind_the_event_store_is_not_ready(autojump_clock: MockCl
 
 
 @pytest.mark.parametrize("capture", ["triggers", "updated_at"])
-async def test_file_that_stays_locked_interrupts_recording(sqlite_application: Application, capture: str) -> None:
+async def test_locked_file_interrupts_recording(sqlite_application: Application, capture: str) -> None:
     if capture == "triggers":
         settings = sqlite_application.migrate(admin(free_port()))
     else:
@@ -295,7 +293,7 @@ async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None
     assert [line["waits_for"] for line in said if "waits_for" in line] == ["the database (database.url)"]
 
 
-async def test_start_says_that_it_waits_for_a_lock(any_application: Application) -> None:
+async def test_start_reports_that_it_waits_for_a_lock(any_application: Application) -> None:
     settings = any_application.migrate(f"connect_timeout_s = 30\n{admin(free_port())}")
     with any_application.engine.connect() as other:
         driver: Any = other.connection.driver_connection
@@ -307,7 +305,7 @@ async def test_start_says_that_it_waits_for_a_lock(any_application: Application)
             driver.rollback()
 
 
-async def test_start_says_that_it_waits_for_a_database_that_is_away(own_postgres: Postgres) -> None:
+async def test_start_reports_that_it_waits_for_the_database(own_postgres: Postgres) -> None:
     with application(own_postgres.url(own_postgres.create_database())) as writing:
         settings = writing.migrate(f"connect_timeout_s = 30\n{admin(free_port())}")
         own_postgres.stop()

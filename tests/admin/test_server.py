@@ -70,7 +70,7 @@ async def test_answers() -> None:
         assert (await port.ready()) == (200, {"ready": True, "store": {"well": True, "reason": "fine"}})
 
 
-async def test_port_0_is_no_port_at_all(sqlite_application: Application) -> None:
+async def test_port_0_opens_no_port(sqlite_application: Application) -> None:
     assert await open_listeners(AdminOptions(port=0)) == []
     async with (
         serving_all(sqlite_application.migrate(admin(0))) as (address, _),
@@ -96,12 +96,12 @@ async def test_port_0_is_no_port_at_all(sqlite_application: Application) -> None
         ("", 403),
     ],
 )
-async def test_on_a_loopback_address_no_other_name_is_answered(host: str, status: int) -> None:
+async def test_loopback_address_refuses_other_host_names(host: str, status: int) -> None:
     async with serving(pages()) as port:
         assert (await port.get("/metrics", host=host)).status_code == status
 
 
-async def test_on_another_address_any_name_is_answered() -> None:
+async def test_other_address_accepts_any_host_name() -> None:
     port = free_port()
     listeners = await open_listeners(AdminOptions(host="0.0.0.0", port=port))  # noqa: S104 - what this is about
     async with trio.open_nursery() as nursery:
@@ -122,12 +122,12 @@ async def test_port_in_use_is_one_line(host: str, sqlite_application: Applicatio
     assert "\n" not in told.value.faults[0]
 
 
-async def test_host_that_is_none_is_one_line() -> None:
+async def test_invalid_host_is_one_line() -> None:
     with pytest.raises(StartError, match=r"admin: cannot listen on 203\.0\.113\.1:9: \S"):
         await open_listeners(AdminOptions(host="203.0.113.1", port=9))
 
 
-async def test_page_that_fails_is_an_answer_and_a_line_of_log() -> None:
+async def test_failing_page_is_answered_and_logged() -> None:
     with capture_logs() as said:
         async with serving(BROKEN) as port:
             assert (await port.get("/failing")).status_code == 500
@@ -167,7 +167,7 @@ async def end_of(stream: trio.SocketStream) -> bytes:
     return bytes(data)
 
 
-async def test_peer_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "WRITE_S", 0.1)
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
     monkeypatch.setattr(server, "IDLE_S", 0.1)
@@ -177,7 +177,7 @@ async def test_peer_that_takes_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -
         assert len(await end_of(stuck)) < LARGE_BYTES
 
 
-async def test_peer_that_takes_nothing_does_not_keep_the_server_from_ending() -> None:
+async def test_peer_that_reads_nothing_does_not_block_shutdown() -> None:
     with trio.fail_after(10 * server.WRITE_S):
         async with serving(BROKEN) as port:
             stuck = await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -195,7 +195,7 @@ async def test_peer_that_takes_nothing_does_not_keep_the_server_from_ending() ->
     ],
     ids=["nothing", "half a head", "an endless header", "half a preface"],
 )
-async def test_request_that_never_comes_to_its_end(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
@@ -203,7 +203,7 @@ async def test_request_that_never_comes_to_its_end(sent: bytes, monkeypatch: pyt
             await end_of(slow)
 
 
-async def test_connection_does_not_live_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_has_a_maximum_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTION_S", 0.2)
     monkeypatch.setattr(server, "IDLE_S", 1000)
     async with serving(pages()) as port, await open_socket(port, b"") as idle:
@@ -223,7 +223,7 @@ async def test_connection_does_not_live_for_ever(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["garbage", "no request", "a body", "a large head", "broken HTTP/2", "an upgrade"],
 )
-async def test_broken_request_ends_its_own_connection(sent: bytes) -> None:
+async def test_invalid_request_ends_its_own_connection(sent: bytes) -> None:
     async with serving(pages()) as port:
         async with await open_socket(port, sent) as stream:
             await stream.send_eof()
@@ -231,7 +231,7 @@ async def test_broken_request_ends_its_own_connection(sent: bytes) -> None:
         assert (await port.get("/livez")).status_code == 200
 
 
-async def test_fault_of_hypercorn_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_exception_in_hypercorn_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     class Faulty(server.Http1Server):
         async def run(self) -> None:
             await trio.lowlevel.checkpoint()
@@ -249,7 +249,7 @@ async def test_fault_of_hypercorn_ends_one_connection_and_is_logged(monkeypatch:
     assert "admin connection failed" in {line["event"] for line in said}
 
 
-async def test_new_connection_takes_the_place_of_the_oldest(sqlite_application: Application) -> None:
+async def test_new_connection_replaces_the_oldest(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     with trio.fail_after(TIMEOUT_S), capture_logs() as said, ExitStack() as stack:
         async with serving_all(settings) as (address, port):
@@ -268,7 +268,7 @@ async def test_new_connection_takes_the_place_of_the_oldest(sqlite_application: 
     assert (line["address"], line["count"]) == (HOST, 1)
 
 
-async def test_peer_with_most_connections_makes_room() -> None:
+async def test_peer_with_most_connections_loses_one() -> None:
     async with serving(pages()) as port:
         few = await trio.open_tcp_stream(HOST, port.number, local_address="127.0.0.2")
         many = [await open_socket(port, b"") for _ in range(CONNECTIONS_MAX)]  # the last of them evicts the first
@@ -290,12 +290,12 @@ async def test_peer_with_most_connections_makes_room() -> None:
     ],
     ids=["prior knowledge", "an upgrade"],
 )
-async def test_http2_is_not_spoken(sent: bytes, status: bytes) -> None:
+async def test_http2_is_not_supported(sent: bytes, status: bytes) -> None:
     async with serving(pages()) as port, await open_socket(port, sent) as stream:
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 " + status)
 
 
-async def test_probes_pass_by_a_crowd_that_asks_for_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_probes_do_not_wait_for_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "IDLE_S", TIMEOUT_S)
     made = made_before = 0
 

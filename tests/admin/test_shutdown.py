@@ -26,7 +26,7 @@ from tests.processes import server
 CLIENTS = 50
 
 
-def test_it_is_not_ready_before_it_listens() -> None:
+def test_not_ready_before_it_listens() -> None:
     one = node(MemoryChanges(), MemoryStore())
     found = Readiness(one.recorder, one.log, no_faults, lag_max_s=10)
     assert found.conditions()["listener"].reason == "the port for clients is not open yet"
@@ -41,7 +41,7 @@ async def no_faults() -> Sequence[str]:
     return ()
 
 
-async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent_away(
+async def test_readiness_fails_first_and_port_answers_during_drain(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it goes
@@ -53,7 +53,7 @@ async def test_readiness_fails_first_and_the_port_answers_while_clients_are_sent
             await port.until_ready()
             one = await clients.enter_async_context(await connect(HOST, address.port))
             stopping.set()
-            assert await port.until_unwell("listener", "being stopped")  # the client has not answered its Close yet
+            assert await port.until_unwell("listener", "shutting down")  # the client has not answered its Close yet
             assert (await port.get("/livez")).status_code == 200
             assert 'airy_trio_well{part="listener"} 0.0' in (await port.get("/metrics")).text
             with pytest.raises(OSError, match="connect"):  # refused at once, not left waiting for a server that ends

@@ -25,7 +25,7 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
     ],
     ids=["database", "store"],
 )
-async def test_what_stays_away_is_told_with_its_setting(
+async def test_unavailable_system_is_reported_with_its_setting(
     error: Unavailable, told: str, autojump_clock: MockClock
 ) -> None:
     async def away() -> None:
@@ -39,9 +39,7 @@ async def test_what_stays_away_is_told_with_its_setting(
     assert trio.current_time() - start == pytest.approx(5, abs=0.3)
 
 
-async def test_a_recorder_that_cannot_read_at_first_is_started_again(
-    nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_recorder_start_is_retried(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     changes = MemoryChanges(away=True)
     one = node(changes, MemoryStore())
     await one.log.open()

@@ -15,9 +15,7 @@ from tests.postgres import PASSWORD_ROLE, Postgres
 TIMEOUT_S = 20.0
 
 
-async def test_a_store_that_may_not_be_used_leaves_no_connection(
-    postgres: Postgres, postgres_application: Application
-) -> None:
+async def test_refused_store_leaves_no_connection(postgres: Postgres, postgres_application: Application) -> None:
     postgres_application.migrate()
     url = postgres.password_url(postgres_application.url.rpartition("/")[2])
     with pytest.raises(StartError, match="permission denied") as caught:
@@ -30,7 +28,7 @@ async def test_a_store_that_may_not_be_used_leaves_no_connection(
     assert caught.value.faults  # which has kept alive all that was made, so that no collector has closed it
 
 
-async def test_log_database_that_cannot_store_every_text_is_refused(
+async def test_log_database_with_unsuitable_encoding_is_refused(
     sqlite_application: Application, postgres: Postgres
 ) -> None:
     sqlite_application.migrate()
@@ -45,7 +43,7 @@ async def test_log_database_that_cannot_store_every_text_is_refused(
             raise AssertionError
 
 
-async def test_application_database_of_any_encoding_can_hold_its_log(postgres: Postgres) -> None:
+async def test_application_database_of_any_encoding_can_store_its_log(postgres: Postgres) -> None:
     with application(postgres.url(postgres.create_database(encoding="LATIN1"))) as latin:
         async with opened_store(latin.migrate()) as opened:
             head = (await opened.store.bounds()).head

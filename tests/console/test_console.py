@@ -74,7 +74,7 @@ def shows(text: str) -> str:
     return f"document.querySelector('#log').innerText.includes({json.dumps(text)})"
 
 
-async def test_live_events_filters_and_the_keyboard(sqlite_application: Application) -> None:
+async def test_live_events_filters_and_keyboard(sqlite_application: Application) -> None:
     async with console(sqlite_application) as (tab, _):
         sqlite_application.message()
         await tab.until(shows("Hello World"))
@@ -131,7 +131,7 @@ async def test_a_payload_stays_text(sqlite_application: Application) -> None:
         assert refused.startswith(("script-src", "require-trusted-types-for"))
 
 
-async def test_goes_on_after_a_restart_without_gap_or_duplicate(
+async def test_resumes_after_a_restart_without_gap_or_duplicate(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     text = settings_text()
@@ -159,7 +159,7 @@ async def test_goes_on_after_a_restart_without_gap_or_duplicate(
                 assert offsets == list(range(13, 0, -1))
 
 
-async def test_asks_for_a_token_and_keeps_it_nowhere(sqlite_application: Application) -> None:
+async def test_asks_for_a_token_and_does_not_store_it(sqlite_application: Application) -> None:
     auth = '[auth]\nmode = "tokens"\ntokens = { agent = "right-token" }\n'
     async with console(sqlite_application, auth, wait=False) as (tab, _):
         await tab.until("!document.querySelector('#token-form').hidden")
@@ -169,7 +169,7 @@ async def test_asks_for_a_token_and_keeps_it_nowhere(sqlite_application: Applica
         await tab.until(LIVE)
         sqlite_application.tag()
         await tab.until(rows(1))
-        await tab.until("document.querySelector('#people').innerText.includes('this page')")
+        await tab.until("document.querySelector('#clients').innerText.includes('this page')")
         kept = await tab.evaluate(
             "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
             " + document.documentElement.outerHTML + document.querySelector('#token').value"
@@ -207,9 +207,9 @@ async def test_on_a_phone(sqlite_application: Application, dark: bool) -> None:
         )
 
 
-async def test_many_events_charts_and_who_is_connected(sqlite_application: Application) -> None:
+async def test_many_events_charts_and_clients(sqlite_application: Application) -> None:
     async with console(sqlite_application) as (tab, _):
-        await tab.until("document.querySelector('#people').innerText.includes('this page')")
+        await tab.until("document.querySelector('#clients').innerText.includes('this page')")
         await tab.evaluate(
             "window.longest = 0; let last = performance.now(); (function turn() { const now = performance.now();"
             " window.longest = Math.max(window.longest, now - last); last = now; requestAnimationFrame(turn) })()"
@@ -231,13 +231,13 @@ async def test_many_events_charts_and_who_is_connected(sqlite_application: Appli
         await tab.until(f"document.querySelector('#deliveries-chart .line').getAttribute('d') !== {json.dumps(before)}")
         await tab.click("#pause")
         sqlite_application.tag("late", "comes while it is paused")
-        await tab.until("document.querySelector('#pause').textContent === 'Go on (1 new)'")
+        await tab.until("document.querySelector('#pause').textContent === 'Resume (1 new)'")
         assert not await tab.evaluate(shows("comes while it is paused"))
         await tab.click("#pause")
         await tab.until(shows("comes while it is paused"))
 
 
-async def test_suggestions_are_drawn_once_a_frame(sqlite_application: Application) -> None:
+async def test_suggestions_are_drawn_once_per_frame(sqlite_application: Application) -> None:
     async with console(sqlite_application) as (tab, _):
         await tab.evaluate(
             "window.drawn = 0; window.framesSeen = 0;"

@@ -82,7 +82,7 @@ class Node:
         event, worker = said.get("event"), said.get("worker")
         if event == "worker started":
             self._starting[worker] = said["pid"]
-        elif event == "a worker has ended: it is started again":
+        elif event == "worker exited; restarting":
             failed = said["exit_code"] != -signal.SIGKILL
             assert not failed or (said["exit_code"] == 1 and worker not in self.workers), said
             self.failed_starts += failed

@@ -91,7 +91,7 @@ def test_false_flags() -> None:
 @pytest.mark.parametrize(
     "content", [' { "b": 1.50,\n "a": [1e400] } ', "null", '"gr\u00fc\u00df\u2028\U0001f600"', "-0"]
 )
-def test_json_is_embedded_as_it_is(content: str) -> None:
+def test_json_is_embedded_unchanged(content: str) -> None:
     body, _ = encode(altered(MESSAGE, content=Json(content)), BODY_BYTES_MAX)
     assert f'"content":{content},"delivery_state"'.encode() in body
     body, _ = encode(altered(METADATA, metadata=Json(content)), BODY_BYTES_MAX)
@@ -122,7 +122,7 @@ def test_any_text_in_any_column_is_written_exactly(event: Event) -> None:
         assert repr(f"{HARD}{name}")[1:-1] in read
 
 
-def test_content_of_the_limit_is_whole_and_one_byte_more_is_not() -> None:
+def test_content_beyond_the_limit_is_truncated() -> None:
     body, _ = encode(MESSAGE, BODY_BYTES_MAX)
     assert encode(MESSAGE, len(body)) == (body, False)
     larger = altered(MESSAGE, content=Json('{"text":"' + "x" * 1000 + '"}'))
@@ -165,7 +165,7 @@ MONSTROUS = "x" * BODY_BYTES_MAX
     ],
     ids=lambda value: getattr(value, "type", None),
 )
-def test_what_is_too_large_all_the_same_is_a_fault_of_its_row(event: Event, table: str, key: str) -> None:
+def test_event_too_large_without_content_is_a_row_fault(event: Event, table: str, key: str) -> None:
     with pytest.raises(EventTooLargeError) as caught:
         encode(event, BODY_BYTES_MAX)
     reason = "its event is larger than 61440 bytes, even without content and metadata"
@@ -174,7 +174,7 @@ def test_what_is_too_large_all_the_same_is_a_fault_of_its_row(event: Event, tabl
     assert isinstance(caught.value, AiryTrioError)
 
 
-def test_replacing_what_is_small_does_not_help() -> None:
+def test_truncating_small_content_does_not_help() -> None:
     tiny = altered(MESSAGE, content=Json("1"))
     body, _ = encode(tiny, BODY_BYTES_MAX)
     with pytest.raises(EventTooLargeError):

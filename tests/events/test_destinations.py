@@ -88,7 +88,7 @@ def test_every_id_can_be_subscribed_to(id_: str) -> None:
         "x/events",
     ],
 )
-def test_what_names_no_destination(text: str) -> None:
+def test_unknown_destinations(text: str) -> None:
     with pytest.raises(UnknownDestinationError):
         parse(text)
 
@@ -108,7 +108,7 @@ def test_an_event_belongs_to_all_type_channel_and_conversation() -> None:
     assert destinations_of(event) == (EVERYTHING, OfType("message.updated"), OfChannel("ch1"), OfConversation("c1"))
 
 
-def test_what_is_not_known_is_no_destination() -> None:
+def test_unknown_ids_have_no_destination() -> None:
     tag = TagUpdated(id="t1", name="flag", color="tag-red")
     assert destinations_of(tag) == (EVERYTHING, OfType("tag.updated"))
     metadata = MetadataUpdated(
@@ -119,7 +119,7 @@ def test_what_is_not_known_is_no_destination() -> None:
 
 
 @given(st.sampled_from(TYPES), st.none() | st.text(min_size=1), st.none() | st.text(min_size=1))
-def test_a_client_can_ask_for_each_destination_of_an_event(type_: str, channel: str | None, talk: str | None) -> None:
+def test_every_destination_of_an_event_can_be_named(type_: str, channel: str | None, talk: str | None) -> None:
     found = destinations_of(Placed(type_, channel, talk))
     asked = ["/events", f"/events/{type_}"]
     asked += [f"/events/channel/{quote(channel, safe='')}"] if channel is not None else []
@@ -148,7 +148,7 @@ NAMED = st.sampled_from(
     st.sampled_from((None, "ch1", "ch2")),
     st.sampled_from((None, "c1", "c2")),
 )
-def test_what_some_channels_have_of_a_destination(  # noqa: PLR0917 - drawn
+def test_destination_within_channels(  # noqa: PLR0917 - drawn
     destination: Destination,
     channels: frozenset[str],
     others: frozenset[str],
@@ -164,7 +164,7 @@ def test_what_some_channels_have_of_a_destination(  # noqa: PLR0917 - drawn
     assert (allowed and channel in others) == (again is not None and covers(again, event))
 
 
-def test_nothing_is_left_without_a_channel_and_one_channel_is_its_own_destination() -> None:
+def test_within_no_channel_or_one_channel() -> None:
     assert within(EVERYTHING, frozenset()) is None
     assert within(OfChannel("ch1"), frozenset({"ch2", "ch3"})) is None
     assert within(EVERYTHING, frozenset({"ch1"})) == OfChannel("ch1")

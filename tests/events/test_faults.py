@@ -35,7 +35,7 @@ def test_a_long_key_is_cut_with_a_mark(value: Value) -> None:
     assert shown[-1] == "…"
 
 
-def test_a_key_of_just_the_limit_is_whole() -> None:
+def test_key_of_maximum_length_is_not_cut() -> None:
     assert printable("x" * PRINTABLE_CHARACTERS_MAX) == "x" * PRINTABLE_CHARACTERS_MAX
     assert printable("x" * (PRINTABLE_CHARACTERS_MAX + 1)) == "x" * (PRINTABLE_CHARACTERS_MAX - 1) + "…"
 

@@ -129,7 +129,7 @@ def test_a_value_that_does_not_fit_becomes_a_string_and_counts(value: str, value
 
 
 @pytest.mark.parametrize("value,expected", [(math.inf, "inf"), (math.nan, "nan"), (True, "true")])
-def test_a_number_that_is_none_in_json(value: Value, expected: str) -> None:
+def test_invalid_json_number(value: Value, expected: str) -> None:
     result = nested(entry("k", value, "number"))
     assert (strictly_read(result.metadata), result.misfits) == ({"k": expected}, 1)
 
@@ -146,7 +146,7 @@ def test_a_later_object_replaces_an_earlier_scalar() -> None:
     assert written(entry("a.b", "x", updated_at=2), entry("a", "{", "text", 1)) == '{"a":{"b":"x"}}'
 
 
-def test_a_later_key_goes_into_an_earlier_object_and_leaves_its_other_members_verbatim() -> None:
+def test_later_key_is_added_to_an_earlier_object() -> None:
     whole = entry("a", '{ "b" : {"c": 1.50}, "d": [ 1 ], "\\ud800": 0 }', "object", 1)
     assert written(whole, entry("a.b.e", "x", updated_at=2)) == ('{"a":{"b":{"c":1.50,"e":"x"},"d":[ 1 ],"\\ud800":0}}')
 
@@ -170,7 +170,7 @@ def test_rows_apply_in_the_order_of_their_time(earlier: Value, later: Value) -> 
     assert written(entry("a", "new", updated_at=later), entry("a.b", "old", updated_at=earlier)) == '{"a":"new"}'
 
 
-def test_a_time_without_zone_is_in_the_tables() -> None:
+def test_time_without_zone_uses_the_tables_zone() -> None:
     rows = (
         entry("a", "at ten in UTC", updated_at="2020-07-01 12:00:00"),
         entry("a.b", "at eleven in UTC", updated_at="2020-07-01 11:00:00Z"),
@@ -200,7 +200,7 @@ def test_ties_go_by_key(at: Value) -> None:
         (entry("." * 1_000_000, "x"), "." * 79 + "…", "key is nested deeper than 500"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_passed_over_and_told(bad: MetadataEntry, key: str, reason: str) -> None:
+def test_unusable_row_is_skipped_and_reported(bad: MetadataEntry, key: str, reason: str) -> None:
     result = nested(entry("before", "1"), bad, entry("z-after", "2"))
     assert result.metadata == '{"before":"1","z-after":"2"}'
     assert result.faults == (RowFault(table="metadata", key=f"conversation:c1:{key}", reason=reason),)
@@ -230,14 +230,14 @@ SMALL_ENTRIES = st.lists(
 
 
 @given(SMALL_ENTRIES, st.randoms(use_true_random=False))
-def test_the_order_in_which_rows_are_read_does_not_matter(entries: list[MetadataEntry], random: st.DataObject) -> None:
+def test_order_of_reading_does_not_matter(entries: list[MetadataEntry], random: st.DataObject) -> None:
     shuffled = list(entries)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert nested(*shuffled) == nested(*entries)
 
 
 @given(SMALL_ENTRIES)
-def test_the_tree_is_what_assignment_in_order_gives(entries: list[MetadataEntry]) -> None:
+def test_tree_equals_assignment_in_order(entries: list[MetadataEntry]) -> None:
     def model(row: MetadataEntry) -> object:
         match row.value, row.value_type:
             case (None, _):

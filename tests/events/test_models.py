@@ -52,12 +52,12 @@ def test_events_do_not_change() -> None:
         UPDATED.id = "2"  # type: ignore[misc]
 
 
-def test_update_and_delete_of_a_thing_are_about_one_object() -> None:
+def test_update_and_delete_have_the_same_object() -> None:
     assert UPDATED.object == MessageDeleted(id="1", conversation_id="c2", channel_id="ch2").object == "message:1"
     assert TagUpdated(id="1", name="flag", color="tag-red").object == TagDeleted(id="1").object == "tag:1"
 
 
-def test_different_things_with_one_id_are_different_objects() -> None:
+def test_kinds_with_the_same_id_are_different_objects() -> None:
     channel = ChannelUpdated(id="1", source="facebook", source_channel_id="p", connected=True)
     objects = [
         UPDATED.object,
@@ -70,7 +70,7 @@ def test_different_things_with_one_id_are_different_objects() -> None:
     assert len(set(objects)) == len(objects)
 
 
-def test_a_channel_belongs_to_itself_and_a_tag_to_nobody() -> None:
+def test_channel_of_a_channel_and_of_a_tag() -> None:
     channel = ChannelUpdated(id="ch1", source="facebook", source_channel_id="p", connected=True)
     assert (channel.channel_id, channel.conversation_id) == ("ch1", None)
     for tag in (TagUpdated(id="1", name="flag", color="tag-red"), TagDeleted(id="1")):

@@ -27,7 +27,7 @@ from tests.events.rows import ANY_TEXT, JSON_TEXT, strictly_read
         '{"a":1,"a":2}',
     ],
 )
-def test_strict_json_is_given_back_as_it_is(text: str) -> None:
+def test_valid_json_is_returned_unchanged(text: str) -> None:
     assert check(text) == text
 
 
@@ -61,7 +61,7 @@ def test_strict_json_is_given_back_as_it_is(text: str) -> None:
         "// a\n1",
     ],
 )
-def test_what_is_not_strict_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(InvalidJsonError, match=r"^is not valid JSON$"):
         check(text)
 
@@ -85,7 +85,7 @@ def test_wide_is_not_deep() -> None:
     assert is_deeper(text, 2)
 
 
-def test_running_out_of_stack_is_a_fault_and_no_crash() -> None:
+def test_small_recursion_limit_is_a_fault() -> None:
     def from_below(depth: int) -> str:
         return from_below(depth - 1) if depth else check("[" * NESTING_MAX + "]" * NESTING_MAX)
 
@@ -102,12 +102,12 @@ def test_running_out_of_stack_is_a_fault_and_no_crash() -> None:
 
 
 @pytest.mark.parametrize("text", ['"' + '\\"' * 300_000, '["' * 300_000, "\\" * 300_000 + "[" * 600, '"\\'])
-def test_looking_for_depth_is_linear_in_any_text(text: str) -> None:
+def test_depth_check_is_linear(text: str) -> None:
     is_deeper(text, 5)  # a quadratic pattern takes minutes, and the test has a time limit
 
 
 @given(JSON_TEXT, st.integers(0, 6))
-def test_depth_is_that_of_the_value(text: str, limit: int) -> None:
+def test_depth_equals_that_of_the_value(text: str, limit: int) -> None:
     def depth(value: object) -> int:
         match value:
             case list():
@@ -121,7 +121,7 @@ def test_depth_is_that_of_the_value(text: str, limit: int) -> None:
 
 
 @given(ANY_TEXT | JSON_TEXT)
-def test_what_is_accepted_a_strict_parser_reads(text: str) -> None:
+def test_accepted_json_is_read_by_a_strict_parser(text: str) -> None:
     try:
         accepted = check(text)
     except InvalidJsonError:
@@ -131,7 +131,7 @@ def test_what_is_accepted_a_strict_parser_reads(text: str) -> None:
         strictly_read(accepted)
 
 
-def test_members_stand_as_in_the_text() -> None:
+def test_members_are_as_in_the_text() -> None:
     text = Json(' { "a" : 1.50 ,"b":{ "c" : [1, 2] },\n"\\u0064" : "}" , "a" : -0e1 } ')
     assert members(text) == {"a": "-0e1", "b": '{ "c" : [1, 2] }', "d": '"}"'}
     assert members(Json("{ }")) == {}
@@ -155,14 +155,14 @@ def test_a_quoted_text_reads_as_itself(text: str) -> None:
     assert strictly_read(values.quoted(text)) == text
 
 
-def test_quoting_leaves_what_is_not_ascii() -> None:
+def test_quoting_does_not_escape_non_ascii() -> None:
     assert values.quoted('é\u2028😀"\x00\n') == '"é\u2028😀\\"\\u0000\\n"'
 
 
 @pytest.mark.parametrize(
     "text,expected", [("a", True), ("é😀", True), ("", True), ("\ud83d", False), ("a\udc80", False)]
 )
-def test_half_of_a_pair_cannot_be_encoded(text: str, *, expected: bool) -> None:
+def test_lone_surrogate_cannot_be_encoded(text: str, *, expected: bool) -> None:
     assert values.is_encodable(text) is expected
 
 
@@ -170,6 +170,6 @@ def test_half_of_a_pair_cannot_be_encoded(text: str, *, expected: bool) -> None:
     "text,is_object,is_array",
     [("{", True, False), (" \n\r\t[", False, True), ("1", False, False), ("", False, False), ("\xa0{", False, False)],
 )
-def test_structures_are_told_by_their_beginning(text: str, *, is_object: bool, is_array: bool) -> None:
+def test_object_and_array_by_first_character(text: str, *, is_object: bool, is_array: bool) -> None:
     assert values.is_object(text) is is_object
     assert values.is_array(text) is is_array

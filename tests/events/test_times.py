@@ -65,7 +65,7 @@ def test_wire_times(value: Value, expected: str) -> None:
         (0, "1970-01-01T00:00:00.000Z"),
     ],
 )
-def test_the_zone_counts_where_the_text_names_none(value: Value, expected: str) -> None:
+def test_zone_applies_to_text_without_zone(value: Value, expected: str) -> None:
     assert wire_time(value, BERLIN, "sent_at") == expected
 
 
@@ -106,19 +106,19 @@ def test_the_zone_counts_where_the_text_names_none(value: Value, expected: str) 
         b"2020-10-25",
     ],
 )
-def test_what_is_no_time(value: Value) -> None:
+def test_invalid_times(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^sent_at is not a time") as caught:
         wire_time(value, UTC, "sent_at")
     assert len(str(caught.value)) < 80  # the value is not in it
 
 
-def test_a_zone_that_leads_out_of_the_years() -> None:
+def test_zone_that_moves_a_time_out_of_range() -> None:
     with pytest.raises(UnfitValueError, match=r"^sent_at is not a time between the years 1 and 9999$"):
         wire_time("0001-01-01 00:00:00", BERLIN, "sent_at")
 
 
 @pytest.mark.parametrize("of", [wire_time, instant])
-def test_null_is_no_time(of: type) -> None:
+def test_null_is_not_a_time(of: type) -> None:
     with pytest.raises(UnfitValueError, match=r"^sent_at is NULL$"):
         of(None, UTC, "sent_at")
 
@@ -179,7 +179,7 @@ def test_instants_are_ordered_as_the_times_are() -> None:
         ("10000-01-01 00:00:00", 2_932_897),  # the day after 9999-12-31
     ],
 )
-def test_years_beyond_are_counted_exactly(text: str, expected_days: int) -> None:
+def test_years_out_of_range_are_exact(text: str, expected_days: int) -> None:
     assert instant(text, UTC, "updated_at") == expected_days * 86_400 * 1_000_000
 
 
@@ -195,7 +195,7 @@ def test_instants_hold_microseconds() -> None:
 @pytest.mark.parametrize(
     "value", ["", "soon", "BC", "2020-02-30", "2020-13-01 BC", "1e5", math.nan, True, b"1", "\ud800"]
 )
-def test_what_has_no_order(value: Value) -> None:
+def test_values_without_order(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^updated_at is not a time$"):
         instant(value, UTC, "updated_at")
 

@@ -58,7 +58,7 @@ def faults_of(changed: ChangedObject, options: EventsOptions = DELETES) -> tuple
     return translation.faults
 
 
-def test_deletes_are_silent_unless_asked_for() -> None:
+def test_deletes_are_off_by_default() -> None:
     assert EventsOptions().deletes is False
 
 
@@ -76,7 +76,7 @@ def test_a_message() -> None:
     )
 
 
-def test_a_message_as_sqlite_holds_it() -> None:
+def test_message_as_stored_by_sqlite() -> None:
     row = Message(
         id=42,
         conversation_id=7,
@@ -117,7 +117,7 @@ def test_a_tag() -> None:
     assert event_of(altered(TAG, id=5, color="RED")) == TagUpdated(id="5", name="flag", color="tag-red")
 
 
-def test_deleted_messages_and_tags_when_asked_for() -> None:
+def test_deleted_messages_and_tags_with_deletes() -> None:
     assert event_of(MESSAGE_GONE, DELETES) == MessageDeleted(id="m1", conversation_id="c1", channel_id="ch1")
     assert event_of(TAG_GONE, DELETES) == TagDeleted(id="t1")
 
@@ -125,7 +125,7 @@ def test_deleted_messages_and_tags_when_asked_for() -> None:
 @pytest.mark.parametrize(
     "gone", [MESSAGE_GONE, TAG_GONE, altered(MESSAGE_GONE, channel_id=None), altered(TAG_GONE, id=b"")]
 )
-def test_deleted_messages_and_tags_when_not(gone: ChangedObject) -> None:
+def test_deleted_messages_and_tags_without_deletes(gone: ChangedObject) -> None:
     assert translate([gone], SILENT) == Translation(events=(), faults=(), misfits=0)
 
 
@@ -148,7 +148,7 @@ def test_metadata_without_rows_is_empty() -> None:
     )
 
 
-def test_metadata_of_what_is_not_known_belongs_to_nobody() -> None:
+def test_metadata_of_unknown_subject_has_no_owner() -> None:
     event = event_of(altered(METADATA, conversation_id=None, channel_id=None))
     assert (event.conversation_id, event.channel_id) == (None, None)
 
@@ -163,7 +163,7 @@ def test_misfits_are_counted_over_the_batch() -> None:
     assert len(translation.events) == 2
 
 
-def test_a_bad_row_of_metadata_leaves_the_others() -> None:
+def test_bad_metadata_row_does_not_affect_others() -> None:
     translation = translate([altered(METADATA, entries=(entry("a", b"\xff"), entry("b", "1")))], SILENT)
     (event,) = translation.events
     assert isinstance(event, MetadataUpdated)
@@ -191,7 +191,7 @@ REQUIRED: list[tuple[ChangedObject, str, str, str]] = [
 @pytest.mark.parametrize(
     "row,column,table,key", REQUIRED, ids=[f"{type(row).__name__}.{of}" for row, of, *_ in REQUIRED]
 )
-def test_a_null_that_may_not_be_is_a_fault(row: Any, column: str, table: str, key: str) -> None:  # noqa: ANN401 - a row of any kind
+def test_unexpected_null_is_a_fault(row: Any, column: str, table: str, key: str) -> None:  # noqa: ANN401 - a row of any kind
     assert faults_of(altered(row, **{column: None})) == (RowFault(table=table, key=key, reason=f"{column} is NULL"),)
 
 

@@ -36,7 +36,7 @@ def test_text(value: Value, expected: str) -> None:
     assert values.text(value, "id") == expected
 
 
-def test_what_names_an_object_has_no_nul() -> None:
+def test_identity_has_no_nul() -> None:
     assert values.identity("a b", "id") == "a b"
     for read in (values.identity, values.optional_identity):
         with pytest.raises(UnfitValueError, match=r"^id has a NUL$"):
@@ -57,7 +57,7 @@ def test_what_names_an_object_has_no_nul() -> None:
         (HUGE, "id has too many digits"),
     ],
 )
-def test_what_is_no_text(value: Value, problem: str) -> None:
+def test_values_that_are_not_text(value: Value, problem: str) -> None:
     with pytest.raises(UnfitValueError) as caught:
         values.text(value, "id")
     assert str(caught.value) == problem
@@ -90,7 +90,7 @@ def test_flags(value: Value, *, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("value", NO_FLAGS)
-def test_what_is_no_flag(value: Value) -> None:
+def test_invalid_flags(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^from_contact is not a boolean$"):
         values.flag(value, "from_contact")
     with pytest.raises(UnfitValueError, match=r"^connected is not a boolean$"):
@@ -103,7 +103,7 @@ def test_a_flag_that_is_null() -> None:
 
 
 @pytest.mark.parametrize("word,expected", [("CONNECTED", True), ("Connected", True), ("DISCONNECTED", False)])
-def test_airys_words_for_connected(word: str, *, expected: bool) -> None:
+def test_connected_and_disconnected_as_words(word: str, *, expected: bool) -> None:
     assert values.connected(word) is expected
     with pytest.raises(UnfitValueError):
         values.flag(word, "from_contact")
@@ -155,7 +155,7 @@ def test_colors(value: Value, expected: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, b"red", True, 1.5])
-def test_what_is_no_color(value: Value) -> None:
+def test_invalid_colors(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^color "):
         values.color(value)
 
@@ -174,12 +174,12 @@ def test_what_is_no_color(value: Value) -> None:
         (False, "false"),
     ],
 )
-def test_a_json_column_stands_as_it_is(value: Value, expected: str) -> None:
+def test_json_column_is_unchanged(value: Value, expected: str) -> None:
     assert values.content(value, "json") == expected
 
 
 @pytest.mark.parametrize("value", ["NaN", '{"a":NaN}', "{", "", "hello", math.nan, math.inf])
-def test_a_json_column_that_holds_none(value: Value) -> None:
+def test_json_column_with_invalid_json(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^content is not valid JSON$"):
         values.content(value, "json")
 
@@ -194,14 +194,14 @@ def test_a_json_column_that_is_too_deep() -> None:
     "value,problem",
     [(b"{}", "is not UTF-8 text"), ('["\ud800"]', "is not UTF-8 text"), (HUGE, "has too many digits")],
 )
-def test_content_that_is_no_text(value: Value, problem: str, form: ContentForm) -> None:
+def test_content_that_is_not_text(value: Value, problem: str, form: ContentForm) -> None:
     with pytest.raises(UnfitValueError) as caught:
         values.content(value, form)
     assert str(caught.value) == f"content {problem}"
 
 
 @pytest.mark.parametrize("value", ['{"text": "hi"}', ' [1.0, "\\ud800"] ', "\n\t\r {}", '{"a":[' + "9" * 6000 + "]}"])
-def test_text_that_is_an_object_or_array_stands_as_it_is(value: str) -> None:
+def test_text_with_an_object_or_array_is_unchanged(value: str) -> None:
     assert values.content(value, "auto") == value
 
 
@@ -232,7 +232,7 @@ def test_all_other_text_becomes_a_string(value: str) -> None:
 @pytest.mark.parametrize(
     "value,expected", [(123, '"123"'), (-1.5, '"-1.5"'), (True, '"true"'), (math.inf, '"inf"'), (None, "null")]
 )
-def test_a_text_column_that_holds_another_type(value: Value, expected: str) -> None:
+def test_text_column_with_another_type(value: Value, expected: str) -> None:
     assert values.content(value, "auto") == expected
 
 

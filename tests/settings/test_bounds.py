@@ -94,7 +94,7 @@ def test_every_setting_has_a_test_of_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("setting, good, bad", NUMBERS)
-def test_a_number(setting: str, good: list[str], bad: list[str]) -> None:
+def test_bounds_of_a_number(setting: str, good: list[str], bad: list[str]) -> None:
     for value in good:
         assert value_of(read(written(setting, value)), setting) == float(value)
     for value in bad:
@@ -103,7 +103,7 @@ def test_a_number(setting: str, good: list[str], bad: list[str]) -> None:
 
 
 @pytest.mark.parametrize("setting, good, bad", TEXTS)
-def test_a_text(setting: str, good: list[str], bad: list[str]) -> None:
+def test_allowed_strings(setting: str, good: list[str], bad: list[str]) -> None:
     for value in good:
         assert value_of(read(written(setting, f'"{value}"')), setting) == value
     for value in bad:
@@ -125,7 +125,7 @@ def test_a_text(setting: str, good: list[str], bad: list[str]) -> None:
         "postgresql://u:p%40ss@[::1]/d?sslmode=require",
     ],
 )
-def test_a_url_of_a_database_we_know(url: str) -> None:
+def test_supported_database_urls(url: str) -> None:
     assert read(f'[log]\nurl = "{url}"').log.url == url
     (missing,) = faults(f'[database]\nurl = "{url}"\n[x]')
     assert missing.startswith("x: unknown")
@@ -165,14 +165,14 @@ def test_postgres_scheme_is_accepted() -> None:
         ("sqlite:///file:a.db", "an SQLite URL with file: (write the path alone)"),
     ],
 )
-def test_a_url_of_another_kind(url: str, words: str) -> None:
+def test_unsupported_database_urls(url: str, words: str) -> None:
     allowed = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, expected {allowed}",)
     if url:
         assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, expected {allowed}, redis://HOST, or ""'
 
 
-def test_a_direct_url_is_of_postgres() -> None:
+def test_direct_url_must_be_postgres() -> None:
     text = f'[database]\nurl = "{POSTGRES}"\ndirect_url = '
     assert faults(f'{text}"{POSTGRES}"\nx = 1') == faults(f'{text}""\nx = 1')
     assert faults(f'{text}"sqlite:///a.db"') == (
@@ -180,26 +180,26 @@ def test_a_direct_url_is_of_postgres() -> None:
     )
 
 
-def test_a_direct_url_beside_sqlite_would_do_nothing() -> None:
+def test_direct_url_with_sqlite_is_refused() -> None:
     assert faults(f'[database]\nurl = "{URL}"\ndirect_url = "{POSTGRES}"') == (
         "database: direct_url is for PostgreSQL behind a pooler, but url is an SQLite URL",
     )
 
 
-def test_a_url_beside_the_memory_store_would_do_nothing() -> None:
+def test_url_with_the_memory_store_is_refused() -> None:
     assert fault('[log]\nstore = "memory"\nurl = "sqlite:///a.db"') == (
         'log: url is for store = "sql", but store is "memory"'
     )
 
 
 @pytest.mark.parametrize("url", ["redis://h", "redis://u:p@h:6379/1", "rediss://h", "unix:///run/redis.sock"])
-def test_a_redis_goes_with_its_store(url: str) -> None:
+def test_redis_url_needs_the_redis_store(url: str) -> None:
     assert read(f'[log]\nstore = "redis"\nurl = "{url}"').log.url == url
     assert fault(f'[log]\nurl = "{url}"') == 'log: url is a Redis URL, but store is "sql"'
 
 
 @pytest.mark.parametrize("url", ["", "sqlite:///a.db", POSTGRES])
-def test_the_redis_store_needs_a_redis(url: str) -> None:
+def test_redis_store_needs_a_redis_url(url: str) -> None:
     assert fault(f'[log]\nstore = "redis"\nurl = "{url}"') == 'log: store is "redis", which needs url = "redis://HOST"'
 
 
@@ -260,7 +260,7 @@ TOKENS_WORDS = (
         ('["hunter2"]', "an array"),
     ],
 )
-def test_tokens_that_no_client_could_send_or_that_are_nobodys(tokens: str, found: str) -> None:
+def test_unusable_tokens_are_refused(tokens: str, found: str) -> None:
     told = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
     allowed = "expected a table" if found in {"string", "an array"} else TOKENS_WORDS
     assert told == f"auth.tokens: found {found}, {allowed}"
@@ -273,27 +273,27 @@ def test_tokens_at_the_bounds(token: str) -> None:
     assert read(f'[auth]\nmode = "tokens"\ntokens = {{ {name} = "{token}" }}').auth.tokens == {name: token}
 
 
-def test_a_token_comes_from_the_environment_and_may_not_be_missing_there() -> None:
+def test_token_from_the_environment() -> None:
     text = '[auth]\nmode = "tokens"\ntokens = { agent = "${AGENT_TOKEN}" }'
     assert read(text, {"AGENT_TOKEN": "hunter2"}).auth.tokens == {"agent": "hunter2"}
     assert fault(text) == "auth.tokens.agent: not set in the environment: AGENT_TOKEN"
     assert fault(text, {"AGENT_TOKEN": ""}).startswith("auth.tokens: found an empty token of agent, ")
 
 
-def test_a_token_that_is_no_text_does_not_show() -> None:
+def test_token_of_another_type_is_not_shown() -> None:
     assert fault('[auth]\nmode = "tokens"\ntokens = { agent = 20261124 }') == (
         "auth.tokens.agent: found integer, expected a string"
     )
 
 
-def test_a_key_in_the_place_of_its_file_does_not_show() -> None:
+def test_key_instead_of_its_file_is_not_shown() -> None:
     for key in ("-----BEGIN PRIVATE KEY-----", "MIGHAgEA\\nMBMGByqG"):
         told = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
         assert told == 'listener.tls_key: found string, expected the name of a file, or ""'
 
 
 @pytest.mark.parametrize("there", ["tls_certificate", "tls_key"])
-def test_tls_needs_both_its_files(there: str) -> None:
+def test_tls_needs_certificate_and_key(there: str) -> None:
     assert fault(f'[listener]\n{there} = "server.pem"') == f"listener: only {there} is set, but TLS needs both"
 
 
@@ -317,24 +317,24 @@ def test_tokens_and_their_mode_go_together() -> None:
         ('""', None),
     ],
 )
-def test_a_name_of_a_table(name: str, place: tuple[str | None, str] | None) -> None:
+def test_table_names(name: str, place: tuple[str | None, str] | None) -> None:
     assert read(f"[database.tables.tags]\nname = {name}").tables.tags.location("tags") == place
 
 
 @pytest.mark.parametrize("name", ['"."', '".a"', '"a."', "[]", '["a"]', '["a", ""]', '["a", "b", "c"]', '"a\\u0000"'])
-def test_no_name_of_a_table(name: str) -> None:
+def test_invalid_table_names(name: str) -> None:
     assert fault(f"[database.tables.tags]\nname = {name}").endswith(
         'expected "table", "schema.table", ["schema", "table"] or ""'
     )
 
 
-def test_a_time_zone_that_is_no_file_name_either() -> None:
+def test_overlong_time_zone_is_refused() -> None:
     assert fault(f"[database.tables.tags]\ntime_zone = '{'x' * 300}'") == (
         "database.tables.tags.time_zone: found string (not shown), "
         "expected a name of the time zone database, such as Europe/Berlin"
     )
 
 
-def test_what_is_checked_exists() -> None:
+def test_checked_options_exist() -> None:
     for cls, name in (*CHECKS, *REQUIRED, *SECRETS):
         assert name in cls.__annotations__

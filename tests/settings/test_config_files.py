@@ -44,13 +44,13 @@ def test_the_example_shows_the_defaults() -> None:
     assert settings == Settings(database=DatabaseOptions(url=settings.database.url))
 
 
-def test_every_default_that_toml_can_write_stands_in_the_example() -> None:
+def test_example_has_every_default_that_toml_can_write() -> None:
     active = paths_in(tomllib.loads(EXAMPLE))
     shown_only = {path[-1] for path in set(options_of(Document)) - active}
     assert shown_only == {"name", "columns", "constants", "values"}
 
 
-def test_the_examples_of_settings_without_default_are_taken() -> None:
+def test_examples_without_default_are_accepted() -> None:
     tables = parse(WHOLE_EXAMPLE, {}).tables
     for kind in KINDS:
         mapping = tables.of(kind)
@@ -72,7 +72,7 @@ def test_every_setting_of_the_example_is_explained() -> None:
             assert lines[number - 1].startswith("# "), line
 
 
-def test_dev_is_a_file_and_readable_logs() -> None:
+def test_dev_uses_sqlite_and_console_logs() -> None:
     settings = load(CONFIG / "dev.toml", {})
     assert settings.database.url == "sqlite:///airy-trio-dev.db"
     assert settings.logging == LoggingOptions(level="debug", format="console")

@@ -68,7 +68,7 @@ def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN4
         ("bounded", 1, 1),
     ],
 )
-def test_a_value_of_the_right_type_is_taken(key: str, value: object, result: object) -> None:
+def test_value_of_the_right_type_is_accepted(key: str, value: object, result: object) -> None:
     taken = getattr(convert({key: value}), key)
     assert taken == result
     assert type(taken) is type(result)
@@ -117,7 +117,7 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, allowed: st
     assert (refusal.written, refusal.allowed) == (value, allowed)
 
 
-def test_a_refusal_has_what_is_written_not_what_the_environment_holds() -> None:
+def test_error_has_the_value_as_written() -> None:
     with pytest.raises(ClassValidationError) as caught:
         StrictConverter({"NAME": "hunter2"}, {}, lambda _: ()).structure({"choice": "${NAME}"}, Options)
     (refusal,) = caught.value.exceptions
@@ -125,14 +125,14 @@ def test_a_refusal_has_what_is_written_not_what_the_environment_holds() -> None:
     assert refusal.written == "${NAME}"
 
 
-def test_all_refusals_of_a_class_come_together() -> None:
+def test_all_errors_of_a_class_are_raised_together() -> None:
     with pytest.raises(ClassValidationError) as caught:
         convert({"text": 1, "flag": 1, "bounded": 0, "named": "${UNSET}", "either": "${UNSET}", "other": 1})
     assert len(caught.value.exceptions) == 6
     assert any(isinstance(error, EnvironmentFault) for error in caught.value.exceptions)
 
 
-def test_checks_of_a_class_hold_for_the_classes_below_it() -> None:
+def test_checks_apply_to_subclasses() -> None:
     checks: Checks = {(Options, "whole"): at_least(3)}
     converter = StrictConverter({}, checks, lambda _: ())
     assert converter.structure({"whole": 3}, Narrower).whole == 3
@@ -141,7 +141,7 @@ def test_checks_of_a_class_hold_for_the_classes_below_it() -> None:
     assert lineage(Narrower, "whole") == [(Narrower, "whole"), (Options, "whole"), (object, "whole")]
 
 
-def test_contradictions_are_asked_for_when_the_class_is_whole() -> None:
+def test_contradictions_are_checked_for_a_valid_class() -> None:
     converter = StrictConverter({}, {}, lambda options: ["no"] if getattr(options, "whole", 0) == 7 else [])
     assert converter.structure({"whole": 6}, Options).whole == 6
     with pytest.raises(ContradictionError, match="no"):

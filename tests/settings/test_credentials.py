@@ -8,7 +8,7 @@ SECRET = "hunter2-" * 4
 HS = f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = '
 
 
-def test_each_kind_of_key() -> None:
+def test_supported_keys() -> None:
     for key in (
         "https://issuer.example/keys",
         "https://[::1]:8443/",
@@ -27,7 +27,7 @@ def test_each_kind_of_key() -> None:
     "algorithms",
     ["[]", '["none"]', '["HS256", "none"]', '["RS255"]', '["PS256"]', '["EdDSA"]', '["rs256"]', '[""]', '["ES256K"]'],
 )
-def test_an_algorithm_that_is_not_known(algorithms: str) -> None:
+def test_unknown_algorithm_is_refused(algorithms: str) -> None:
     told = fault(HS + algorithms)
     assert told.startswith("auth.jwt_algorithms: found ")
     assert told.endswith("one or more of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512")
@@ -51,7 +51,7 @@ def test_a_claim_may_have_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a;b", "a=b", "ä", "a,b", "a\\tb", '\\"a\\"'])
-def test_what_cannot_name_a_cookie(name: str) -> None:
+def test_invalid_cookie_name_is_refused(name: str) -> None:
     assert fault(f'[auth]\ncookie = "{name}"').startswith("auth.cookie: found ")
 
 
@@ -98,26 +98,26 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
         ('cookie = "a"', 'cookie is set, but mode is "none": every client could connect'),
     ],
 )
-def test_what_does_not_go_together(text: str, words: str) -> None:
+def test_contradictory_auth_options_are_refused(text: str, words: str) -> None:
     told = fault(f"[auth]\n{text}")
     assert told.startswith("auth: ")
     assert words in told
     assert "hunter" not in told
 
 
-def test_a_cookie_needs_a_rule_of_origins() -> None:
+def test_cookie_needs_allowed_origins() -> None:
     auth = '[auth]\nmode = "tokens"\ntokens = { a = "hunter2" }\ncookie = "airy"\n'
     assert read(f'{auth}[listener]\nallowed_origins = ["https://airy.example"]').auth.cookie == "airy"
     told = fault(f'{auth}[listener]\nallowed_origins = ["*"]')
     assert told.startswith("auth.cookie, listener.allowed_origins: browsers send cookies from every page")
 
 
-def test_all_of_it_is_told_at_once() -> None:
+def test_all_contradictions_are_reported_at_once() -> None:
     assert (
         len(faults('[database]\nurl = "sqlite:///a.db"\n[auth]\ntokens = { a = "t" }\ncookie = "a"\njwt_issuer = "i"'))
         == 3
     )
 
 
-def test_a_secret_of_another_type_does_not_show() -> None:
+def test_secret_of_another_type_is_not_shown() -> None:
     assert fault('[auth]\nmode = "jwt"\njwt_key = 20261124') == "auth.jwt_key: found integer, expected a string"

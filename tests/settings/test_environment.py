@@ -42,7 +42,7 @@ def test_all_unset_variables_are_named_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["${", "${}", "${1A}", "${A B}", "${A:default}", "${A:-${B}}", "${NAME", "${ NAME}"])
-def test_what_only_begins_like_a_reference_is_refused(text: str) -> None:
+def test_incomplete_reference_is_refused(text: str) -> None:
     with pytest.raises(EnvironmentFault, match="begins neither") as caught:
         expanded(f"hunter2{text}", ENVIRON)
     assert "hunter2" not in str(caught.value)
@@ -64,6 +64,6 @@ def test_any_text_is_expanded_or_refused(text: str, environ: dict[str, str]) -> 
 
 
 @given(st.text(), st.text())
-def test_text_around_a_reference_stays(before: str, after: str) -> None:
+def test_text_around_a_reference_is_unchanged(before: str, after: str) -> None:
     before, after = before.replace("$", ""), after.replace("$", "")
     assert expanded(f"{before}${{NAME}}{after}", ENVIRON) == f"{before}value{after}"

@@ -27,7 +27,7 @@ def test_a_field_of_another_kind_is_refused(kind: Kind, part: str) -> None:
     )
 
 
-def test_the_nearest_field_is_told() -> None:
+def test_nearest_field_is_suggested() -> None:
     assert fault('[database.tables.messages]\ncolumns = { conversation = "thread" }') == (
         "database.tables.messages.columns.conversation: no such field of messages; "
         "did you mean database.tables.messages.columns.conversation_id?"
@@ -35,7 +35,7 @@ def test_the_nearest_field_is_told() -> None:
 
 
 @pytest.mark.parametrize("part, value", [("columns", '"origin"'), ("values", '{ a = "b" }')])
-def test_a_constant_is_not_mapped_too(part: str, value: str) -> None:
+def test_constant_must_not_be_mapped(part: str, value: str) -> None:
     text = f'[database.tables.messages]\nconstants = {{ source = "chat" }}\n{part} = {{ source = {value} }}'
     assert fault(text) == (f"database.tables.messages.{part}.source: source is in constants too; remove one of the two")
 

@@ -10,7 +10,7 @@ BY_UPDATED_AT = '[changes]\ncapture = "updated_at"\n'
 
 
 @pytest.mark.parametrize("url", ["sqlite:///application.db", "sqlite+pysqlite:///./application.db"])
-def test_the_applications_own_file_is_not_for_events(url: str) -> None:
+def test_events_must_not_be_in_the_application_file(url: str) -> None:
     assert fault(f'[log]\nurl = "{url}"') == (
         'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
     )
@@ -18,7 +18,7 @@ def test_the_applications_own_file_is_not_for_events(url: str) -> None:
 
 
 @pytest.mark.parametrize("log", ["", 'url = "postgresql+psycopg://airy:hunter2@h/d"'])
-def test_by_updated_at_the_events_need_another_place_than_the_application(log: str) -> None:
+def test_updated_at_needs_another_place_for_events(log: str) -> None:
     (line,) = faults(f"{POSTGRES}{BY_UPDATED_AT}[log]\n{log}")
     assert line.startswith('log.url: changes.capture = "updated_at" writes nothing to the database of database.url')
     assert "hunter2" not in line
@@ -27,18 +27,18 @@ def test_by_updated_at_the_events_need_another_place_than_the_application(log: s
 @pytest.mark.parametrize(
     "log", ['url = "postgresql://h/other"', 'url = "sqlite:///events.db"', 'store = "memory"', 'store = "acme"']
 )
-def test_by_updated_at_another_place_will_do(log: str) -> None:
+def test_updated_at_accepts_another_place_for_events(log: str) -> None:
     assert parse(f"{POSTGRES}{BY_UPDATED_AT}[log]\n{log}", {}).changes.reads_only
 
 
-def test_deletes_that_nobody_can_see_are_refused() -> None:
+def test_deletes_need_a_where_with_updated_at() -> None:
     assert fault(f"{BY_UPDATED_AT}[events]\ndeletes = true").startswith("events.deletes: changes.capture")
     for kind in ("messages", "tags"):
         read(f'{BY_UPDATED_AT}[events]\ndeletes = true\n[database.tables.{kind}]\nwhere = "deleted_at is null"')
 
 
 @pytest.mark.parametrize("overlap_s", [0.1, 86_400])
-def test_the_overlap_is_of_updated_at(overlap_s: float) -> None:
+def test_overlap_needs_updated_at(overlap_s: float) -> None:
     assert read(f"{BY_UPDATED_AT}overlap_s = {overlap_s}").changes.overlap_s == overlap_s
     assert fault(f"[changes]\noverlap_s = {overlap_s}") == (
         'changes: overlap_s is for capture = "updated_at", but capture is "triggers"'
@@ -53,11 +53,11 @@ def test_positions_are_retained_at_least_as_long_as_events() -> None:
 
 
 @pytest.mark.parametrize("kind", ["messages", "channels", "tags"])
-def test_a_column_for_updated_at_is_read_only_where_changes_are_captured_by_it(kind: str) -> None:
+def test_updated_at_column_needs_capture_by_updated_at(kind: str) -> None:
     mapped = f'[database.tables.{kind}]\ncolumns = {{ updated_at = "changed" }}\n'
     assert read(mapped + BY_UPDATED_AT).changes.reads_only
     assert fault(mapped) == (f'database.tables.{kind}.columns.updated_at: used only if changes.capture is "updated_at"')
 
 
-def test_metadata_has_the_field_anyway() -> None:
+def test_metadata_always_has_updated_at() -> None:
     read('[database.tables.metadata]\ncolumns = { updated_at = "changed" }\n')

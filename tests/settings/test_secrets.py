@@ -108,14 +108,14 @@ def test_in_the_environment(password: str, scheme: str, place: str, setting: tup
     OTHER_SETTINGS,
     SHAPES,
 )
-def test_in_a_url_that_stands_in_another_setting(password: str, url: str, setting: tuple[str, str], shape: str) -> None:
+def test_in_a_url_in_another_setting(password: str, url: str, setting: tuple[str, str], shape: str) -> None:
     section, key = setting
     value = shape.format(json.dumps(url.format(password)))
     assert password not in lines(f"[{section}]\n{key} = {value}")
 
 
 @given(PASSWORDS)
-def test_in_a_url_that_stands_as_a_key(password: str) -> None:
+def test_in_a_url_as_a_key(password: str) -> None:
     key = json.dumps(f"postgresql://airy:{password}@db/airy")
     for section in ("", "[database]\n", "[listener]\n", "[database.tables.tags.columns]\n"):
         assert password not in lines(f"{section}{key} = 1")
@@ -132,13 +132,13 @@ def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("section, key", [("database", "url"), ("database", "direct_url"), ("log", "url")])
 @pytest.mark.parametrize("value", ["20261124", "2026.1124", "2026-11-24", "{ pin = 20261124 }", "[20261124]"])
-def test_a_password_that_is_no_text(section: str, key: str, value: str) -> None:
+def test_password_that_is_not_a_string(section: str, key: str, value: str) -> None:
     told = lines(f"[{section}]\n{key} = {value}")
     assert f"{section}.{key}: found " in told
     assert "2026" not in told
 
 
 @pytest.mark.parametrize("setting", ["database.url", "database.direct_url", "log.url"])
-def test_the_fault_is_told_all_the_same(setting: str) -> None:
+def test_fault_is_still_reported(setting: str) -> None:
     section, key = setting.split(".")
     assert f"{setting}: found a mysql:// URL, expected" in lines(f'[{section}]\n{key} = "mysql://airy:hunter2@db/airy"')

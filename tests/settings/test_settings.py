@@ -21,7 +21,7 @@ def test_only_the_database_must_be_named() -> None:
     assert read("") == DEFAULTS
 
 
-def test_every_section_reaches_its_stage() -> None:
+def test_every_section_is_read() -> None:
     settings = read(
         """
         schema = "other"
@@ -92,7 +92,7 @@ def test_texts_are_taken_from_the_environment() -> None:
     assert settings.tables.messages.columns == {"content": "body"}
 
 
-def test_an_unset_variable_is_told_with_its_setting() -> None:
+def test_unset_variable_is_reported_with_its_setting() -> None:
     assert faults('[database]\nurl = "${DATABASE_URL}"') == ("database.url: not set in the environment: DATABASE_URL",)
     assert fault('[log]\nurl = "${A}${B}"') == "log.url: not set in the environment: A, B"
     assert fault('[database.tables.tags]\nname = ["a", "${X}"]') == (
@@ -100,7 +100,7 @@ def test_an_unset_variable_is_told_with_its_setting() -> None:
     )
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_faults_are_reported_at_once() -> None:
     assert faults(
         """
         colour = "red"
@@ -165,7 +165,7 @@ def test_an_empty_file_lacks_the_database() -> None:
         ('["database.tables"]', '"database.tables": unknown setting; did you mean database'),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
+def test_nearest_key_is_suggested(text: str, line: str) -> None:
     assert fault(text).startswith(line)
 
 
@@ -180,11 +180,11 @@ def test_an_unknown_key_is_told_with_the_nearest(text: str, line: str) -> None:
         ("replay = false", "replay", "boolean false"),
     ],
 )
-def test_a_section_that_is_no_table(text: str, path: str, kind: str) -> None:
+def test_section_must_be_a_table(text: str, path: str, kind: str) -> None:
     assert faults(f"{text}\n{DATABASE}") == (f"{path}: found {kind}, expected a table",)
 
 
-def test_the_database_that_is_no_table() -> None:
+def test_database_must_be_a_table() -> None:
     assert faults("database = 'sqlite:///x.db'") == ("database: found string (not shown), expected a table",)
 
 
@@ -236,7 +236,7 @@ def test_a_value_of_another_type(text: str, line: str) -> None:
     assert fault(text) == line
 
 
-def test_a_fault_shows_the_reference_not_what_the_environment_holds() -> None:
+def test_fault_shows_the_reference_not_its_value() -> None:
     assert fault("[logging]\nlevel = '${LEVEL}'", {"LEVEL": "hunter2"}) == (
         'logging.level: found string "${LEVEL}", expected "debug" or "info" or "warning" or "error"'
     )
@@ -253,7 +253,7 @@ def test_a_fault_shows_the_reference_not_what_the_environment_holds() -> None:
         ("a = " + "1" * 5000, "a value that cannot be read"),
     ],
 )
-def test_what_is_not_toml_is_told_with_its_place(text: str, why: str) -> None:
+def test_toml_error_has_its_place(text: str, why: str) -> None:
     (only,) = faults(text)
     assert only.startswith("the settings: not TOML: ")
     assert why in only
@@ -265,7 +265,7 @@ def test_a_file_is_loaded(tmp_path: Path) -> None:
     assert load(file, {"HOST": "::1"}).listener.host == "::1"
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_bytes(b"\xef\xbb\xbf" + DATABASE.replace("\n", "\r\n").encode())
     assert load(file, {}) == DEFAULTS
@@ -280,7 +280,7 @@ def refused(path: Path) -> str:
     return only
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.toml") == f"{tmp_path}/no.toml: there is no such file"
     assert refused(Path("no\nfile")) == r"'no\nfile': there is no such file"
 
@@ -298,7 +298,7 @@ def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     assert refused(tmp_path / ("x" * 300)).endswith("x: the file cannot be read: File name too long")
 
 
-def test_what_is_no_file_name() -> None:
+def test_invalid_file_name() -> None:
     assert refused(Path("a\0b")) == r"'a\x00b': not a file name"
 
 

@@ -24,7 +24,7 @@ from airy_trio.settings.messages import NAMES_SHOWN_MAX, dotted, found, listed, 
         (("x" * 61,), "(not shown)"),
     ],
 )
-def test_a_path_reads_as_in_toml(path: tuple[str | int, ...], text: str) -> None:
+def test_path_is_written_as_in_toml(path: tuple[str | int, ...], text: str) -> None:
     assert dotted(path) == text
 
 
@@ -54,13 +54,13 @@ def test_a_path_reads_as_in_toml(path: tuple[str | int, ...], text: str) -> None
         ("1979-05-27T07:32:00Z", "a date and time 1979-05-27 07:32:00+00:00"),
     ],
 )
-def test_every_kind_of_toml_value_has_its_words(toml: str, words: str) -> None:
+def test_every_toml_type_is_described(toml: str, words: str) -> None:
     value: Any = tomllib.loads(f"x = {toml}")["x"]
     assert found(value, secret=False) == words
 
 
 @pytest.mark.parametrize("value", ["hunter2", 20, 1.5, ["hunter2"], {"a": "hunter2"}])
-def test_of_a_secret_only_the_kind_is_told(value: object) -> None:
+def test_only_the_type_of_a_secret_is_shown(value: object) -> None:
     assert found(value, secret=True) in {"string", "integer", "number", "an array", "a table"}
 
 

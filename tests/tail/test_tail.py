@@ -172,7 +172,7 @@ async def test_waits_for_a_database_that_is_away(own_postgres: Postgres, tmp_pat
     "more, message",
     [
         ('[log]\nstore = "memory"\n', 'log.store: "memory" is inside the server, where nobody else can read it'),
-        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server makes it)"),
+        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server creates it)"),
     ],
 )
 def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_path: Path, command_line: CommandLine) -> None:

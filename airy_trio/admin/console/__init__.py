@@ -1,7 +1,7 @@
-"""The console: one page for a browser, with the files that it needs, and the rules that the browser holds it to.
+"""The console: a page for the browser with its files, and the content security policy that is sent with each.
 
-The files lie beside this module and are read once. They ask for nothing from anywhere else; the policy that is sent
-with each says so, and allows no script and no style inside a page.
+The files are in this folder and are read once. They load nothing from elsewhere. The policy enforces that, and allows
+no inline script or style.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ PAGE: Final = "console.html"
 PREFIX: Final = "/console/"
 
 
-def routes(door: ClientEndpoint) -> list[Route]:
-    """Make the page and its files. ``door``: where it finds the port for clients."""
+def routes(endpoint: ClientEndpoint) -> list[Route]:
+    """Make the page and its files. ``endpoint``: the port for clients, which the policy allows."""
     files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES}
 
     def answer(name: str, request: Request) -> Response:
-        origin = door.origin(request.headers.get("host", ""))
+        origin = endpoint.origin(request.headers.get("host", ""))
         return Response(files[name], headers=_headers(origin), media_type=MEDIA_TYPES[Path(name).suffix])
 
     async def page(request: Request) -> Response:

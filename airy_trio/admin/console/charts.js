@@ -1,4 +1,4 @@
-// Small charts of the last two minutes: one or two lines over time, drawn as SVG, told in words to who cannot see them.
+// Small SVG charts of the last two minutes with one or two lines, and a description for screen readers.
 
 export const SAMPLES_MAX = 120;
 const WIDTH = 240;
@@ -11,20 +11,20 @@ export class Chart {
   #lines;
   #least;
   #label;
-  #tell;
+  #format;
   #parts;
   #place;
 
   /**
-   * `place`: an empty element. `lines`: names of the lines, the first one filled. `least`: what the top of the chart
-   * is at least. `label`: what it is. `tell`: a value in words.
+   * `place`: an empty element. `lines`: names of the lines; the area below the first is filled. `least`: the smallest
+   * value of the top of the scale. `label`: the name of the chart. `format`: returns a value as text.
    */
-  constructor(place, { lines, least, label, tell }) {
+  constructor(place, { lines, least, label, format }) {
     this.#place = place;
     this.#lines = lines;
     this.#least = least;
     this.#label = label;
-    this.#tell = tell;
+    this.#format = format;
     const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
     svg.append(drawn("line", { class: "base", x1: 0, x2: WIDTH, y1: HEIGHT - 0.5, y2: HEIGHT - 0.5 }));
     const paths = lines.map((name) => drawn("path", { class: `line ${name}` }));
@@ -42,7 +42,7 @@ export class Chart {
     place.addEventListener("pointerleave", () => this.#leave());
   }
 
-  /** Add the values of one moment, one for each line; null where there is none. */
+  /** Add one sample: a value for each line, or null if there is none. */
   add(values) {
     this.#samples.push(values);
     if (this.#samples.length > SAMPLES_MAX) {
@@ -60,10 +60,10 @@ export class Chart {
       paths[line].setAttribute("d", path(this.#samples.map((values) => values[line]), y));
     });
     area.setAttribute("d", filled(this.#samples.map((values) => values[0]), y));
-    top.textContent = this.#tell(high);
-    const newest = this.#samples.at(-1).map((value) => (value === null ? "none" : this.#tell(value)));
+    top.textContent = this.#format(high);
+    const newest = this.#samples.at(-1).map((value) => (value === null ? "none" : this.#format(value)));
     const words = this.#lines.map((name, line) => `${this.#lines.length > 1 ? `${name} ` : ""}${newest[line]}`).join(", ");
-    svg.setAttribute("aria-label", `${this.#label}: now ${words}; at most ${this.#tell(most)} in the last two minutes`);
+    svg.setAttribute("aria-label", `${this.#label}: now ${words}; at most ${this.#format(most)} in the last two minutes`);
   }
 
   #point({ clientX }) {
@@ -80,8 +80,8 @@ export class Chart {
     marker.setAttribute("x2", x);
     marker.classList.add("shown");
     const words = values.map((value, line) => {
-      const told = value === null ? "none" : this.#tell(value);
-      return this.#lines.length > 1 ? `${this.#lines[line]} ${told}` : told;
+      const words = value === null ? "none" : this.#format(value);
+      return this.#lines.length > 1 ? `${this.#lines[line]} ${words}` : words;
     });
     tip.textContent = `${words.join(" · ")}, ${this.#samples.length - 1 - at} s ago`;
     tip.hidden = false;
@@ -93,7 +93,7 @@ export class Chart {
   }
 }
 
-/** The value that a share of all observations lies below, from counts by bucket; null where there are none. */
+/** Return a quantile from counts by bucket; null if there are no observations. */
 export function quantile(share, counts, bounds) {
   const all = counts.reduce((sum, one) => sum + one, 0);
   if (all === 0) {
@@ -104,7 +104,7 @@ export function quantile(share, counts, bounds) {
   for (const [bucket, held] of counts.entries()) {
     if (held > 0 && before + held >= wanted) {
       const low = bucket === 0 ? 0 : bounds[bucket - 1];
-      const high = bounds[bucket] ?? low; // the last bucket has no end
+      const high = bounds[bucket] ?? low; // the last bucket is unbounded
       return low + ((wanted - before) / held) * (high - low);
     }
     before += held;
@@ -130,7 +130,7 @@ function path(values, y) {
   return made;
 }
 
-/** The same, each stretch without a gap closed down to the base. */
+/** Return the path of the area: each stretch without a gap, closed at the base. */
 function filled(values, y) {
   let made = "";
   let stretch = [];
@@ -151,7 +151,7 @@ function filled(values, y) {
   return made;
 }
 
-/** 1, 2 or 5 times a power of ten, not below the value. */
+/** Return the next 1, 2 or 5 times a power of ten. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((one) => one * power).find((one) => one >= value * 0.9999);

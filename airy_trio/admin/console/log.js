@@ -1,7 +1,7 @@
-// The list of events: the newest first, a bounded number of them, drawn at most once a frame. All that came from a
-// payload is set as text.
+// The list of events: newest first, bounded, drawn at most once per frame. Everything from a payload is set as text, so it
+// cannot become markup.
 
-import { belongs, clock, count, told } from "./words.js";
+import { belongs, clock, count, summary } from "./words.js";
 
 const KEPT_MAX = 2000;
 const ROWS_MAX = 250;
@@ -10,7 +10,7 @@ const SUGGESTED_MAX = 50;
 const STATES = new Set(["pending", "delivered", "failed", "connected", "disconnected", "deleted"]);
 
 export class Log {
-  #kept = []; // the oldest first: events, and notes that stand between them
+  #kept = []; // oldest first: events, and notes between them
   #waiting = [];
   #asked = false;
   #paused = false;
@@ -20,7 +20,7 @@ export class Log {
   #rows;
   #on;
   #suggested = { channel: new Map(), conversation: new Map() };
-  #newlySuggested = new Set(); // of these two, what has changed since the last frame
+  #newlySuggested = new Set(); // which of the two has changed since the last frame
   #seen = new Set();
 
   /** `rows`: the list element. `on`: `changed({received, shown, kept, waiting})`, `narrow(what, id)`, `suggest(what, ids)`. */
@@ -31,7 +31,7 @@ export class Log {
     rows.addEventListener("keydown", (press) => this.#pressed(press));
   }
 
-  /** Take an event. `again`: it may be one that is here already, which is left out then. */
+  /** Add an event. `again`: skip it if it is already in the list. */
   add(id, body, again) {
     if (again && this.#seen.has(id)) {
       return;
@@ -42,19 +42,19 @@ export class Log {
     this.#keep({ id, event, at: new Date(), note: null });
   }
 
-  /** Write something between the events, such as where the connection was lost. `bad`: something may be missing. */
+  /** Add a note between the events, such as a lost connection. `bad`: events may be missing. */
   note(text, bad) {
     this.#keep({ id: null, event: null, at: new Date(), note: { text, bad } });
   }
 
-  /** Forget all. */
+  /** Remove all entries. */
   clear() {
     this.#kept = [];
     this.#seen.clear();
     this.filter(this.#shows);
   }
 
-  /** Show the events that this is true of, as far as they are kept. */
+  /** Show only the events for which `shows` returns true. */
   filter(shows) {
     this.#shows = shows;
     this.#rows.replaceChildren();
@@ -63,7 +63,7 @@ export class Log {
     this.#ask();
   }
 
-  /** Stop drawing, or go on with all that came meanwhile. */
+  /** Stop drawing, or continue with all events that have arrived meanwhile. */
   pause(paused) {
     this.#paused = paused;
     this.#missedWhilePaused = 0;
@@ -124,7 +124,7 @@ export class Log {
     while (this.#rows.childElementCount > ROWS_MAX) {
       const last = this.#rows.lastElementChild;
       if (last.contains(document.activeElement)) {
-        return; // whoever stands there with the keyboard keeps it
+        return; // do not take the focus away from the keyboard user
       }
       last.remove();
     }
@@ -196,20 +196,20 @@ function row(entry) {
     item.append(element("time", "", clock(entry.at)), element("span", "", entry.note.text));
     return item;
   }
-  const { kind, who, text, state } = told(entry.event);
+  const { kind, who, text, state } = summary(entry.event);
   item.className = kind;
   item.dataset.position = entry.id;
   const details = document.createElement("details");
-  const summary = document.createElement("summary");
-  summary.append(element("time", "", clock(entry.at)), element("span", "kind", kind));
+  const head = document.createElement("summary");
+  head.append(element("time", "", clock(entry.at)), element("span", "kind", kind));
   const words = element("span", "words");
   if (who !== "") {
     words.append(element("span", "who", who), " ");
   }
   words.append(element("span", "what", text));
   const about = belongs(entry.event).conversation ?? "";
-  summary.append(words, element("span", "about", about), element("span", STATES.has(state) ? `state ${state}` : "state", state));
-  details.append(summary);
+  head.append(words, element("span", "about", about), element("span", STATES.has(state) ? `state ${state}` : "state", state));
+  details.append(head);
   item.append(details);
   return item;
 }
@@ -221,7 +221,7 @@ function element(name, className, text = "") {
   return made;
 }
 
-/** "1,204 received, 250 of 2,000 kept are shown". */
+/** "1,204 received, 250 of 2,000 shown". */
 export function tally({ received, shown, kept }) {
   return received === 0 ? "" : `${count(received)} received, ${count(shown)} of ${count(kept)} shown`;
 }

@@ -1,23 +1,23 @@
-// The page put together: what the admin port tells goes into tiles and lists, what the port for clients sends into the log.
+// The page: statistics of the admin port go into the tiles and lists, events from the port for clients into the log.
 
-import { PERIOD_MS as FIGURES_MS, Figures } from "./figures.js";
+import { PERIOD_MS as STATS_MS, Stats } from "./stats.js";
 import { Log, tally } from "./log.js";
-import { PERIOD_MS as PEOPLE_MS, People } from "./people.js";
+import { PERIOD_MS as CONNECTIONS_MS, Connections } from "./connections.js";
 import { Subscriber } from "./subscriber.js";
-import { clock, count, verdictTold } from "./words.js";
+import { clock, count, verdictText } from "./words.js";
 
 const ANSWER_MS = 5000;
 const $ = (id) => document.getElementById(id);
-let again = false; // whether what comes may have come before
+let again = false; // whether the next events may be repeated
 let link = { phase: "connecting", text: "Connecting", retryAt: null };
 
 const log = new Log($("log"), {
   changed: (state) => {
     $("count").textContent = tally(state);
     $("empty").hidden = state.shown > 0;
-    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No event that is kept passes the filter.";
+    $("empty").textContent = state.received === 0 ? "Waiting for the first event." : "No stored event passes the filter.";
     const paused = $("pause").getAttribute("aria-pressed") === "true";
-    $("pause").textContent = !paused ? "Pause" : state.waiting === 0 ? "Go on" : `Go on (${count(state.waiting)} new)`;
+    $("pause").textContent = !paused ? "Pause" : state.waiting === 0 ? "Resume" : `Resume (${count(state.waiting)} new)`;
   },
   narrow: (what, id) => {
     $(what).value = id;
@@ -45,39 +45,39 @@ const subscriber = new Subscriber({
   event: (id, body) => log.add(id, body, again),
   verdict: (verdict, position, after) => {
     again = verdict !== "resumed";
-    const told = verdictTold(verdict, after);
-    if (told !== null) {
-      log.note(...told);
+    const text = verdictText(verdict, after);
+    if (text !== null) {
+      log.note(...text);
     }
-    $("verdict").textContent = told?.[0] ?? `Subscribed to ${destination()} from ${position} on.`;
-    $("verdict").classList.toggle("bad", told?.[1] ?? false);
+    $("verdict").textContent = text?.[0] ?? `Subscribed to ${destination()} from ${position}.`;
+    $("verdict").classList.toggle("bad", text?.[1] ?? false);
   },
 });
 
-const figures = new Figures();
-const people = new People(get, () => subscriber.session);
+const stats = new Stats();
+const connections = new Connections(get, () => subscriber.session);
 
-/** What the admin port answers, as JSON. Throws where it does not answer, or with an error. */
+/** Return the answer of the admin port as JSON. Throws if it does not answer, or answers with an error. */
 async function get(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS), cache: "no-store" });
   if (!answer.ok) {
-    throw new Error(`the admin port has answered ${answer.status}`);
+    throw new Error(`the admin port answered ${answer.status}`);
   }
   return answer.json();
 }
 
-/** Do something again and again while the page can be seen, and say where it fails twice in a row. */
-function poll(ms, what) {
+/** Call `work` repeatedly while the page is visible, and report if it fails twice in a row. */
+function poll(ms, work) {
   let failures = 0;
   const turn = async () => {
     if (document.visibilityState === "visible") {
       try {
-        await what();
+        await work();
         failures = 0;
       } catch {
         failures += 1;
         if (failures === 2) {
-          $("trouble").textContent = `The admin port has not answered since ${clock(new Date()).slice(0, 8)}: the figures are those of before.`;
+          $("trouble").textContent = `The admin port has not answered since ${clock(new Date()).slice(0, 8)}; the statistics are out of date.`;
           $("trouble").hidden = false;
         }
       }
@@ -87,21 +87,21 @@ function poll(ms, what) {
   turn();
 }
 
-poll(FIGURES_MS, async () => {
+poll(STATS_MS, async () => {
   const found = await get("api/figures");
-  figures.show(found);
+  stats.show(found);
   $("trouble").hidden = true;
   $("url").textContent = found.clients.url ?? "";
   if (found.clients.url !== null) {
     subscriber.aim(found.clients.url, found.clients.token);
   }
 });
-poll(PEOPLE_MS, () => people.refresh());
+poll(CONNECTIONS_MS, () => connections.refresh());
 
 function showLink() {
   $("link").dataset.phase = link.phase;
   const left = link.retryAt === null ? 0 : Math.ceil((link.retryAt - performance.now()) / 1000);
-  $("link-text").textContent = link.phase === "waiting" ? `${link.text}, trying again` : link.text;
+  $("link-text").textContent = link.phase === "waiting" ? `${link.text}, reconnecting` : link.text;
   $("link").title = left > 0 ? `next attempt in ${left} s` : "";
   $("retry").hidden = link.phase !== "waiting" && link.phase !== "refused";
   const asks = link.phase === "token";
@@ -112,12 +112,12 @@ function showLink() {
   if (link.phase === "live") {
     $("token-form").hidden = true;
   }
-  if (asks && link.text !== "A token is needed") {
-    $("token-reason").textContent = `${link.text}. Another one stays in the memory of this page, and goes with it.`;
+  if (asks && link.text !== "A token is required") {
+    $("token-reason").textContent = `${link.text}. The next one is stored only in the memory of this page, too.`;
   }
 }
 
-/** What is subscribed to: the narrowest that the filter names. */
+/** Return the narrowest destination of the filter. */
 function destination() {
   const [channel, conversation] = ["channel", "conversation"].map((id) => $(id).value.trim());
   if (conversation !== "") {
@@ -148,7 +148,7 @@ $("filters").addEventListener("submit", (event) => {
   narrow();
 });
 $("filters").addEventListener("change", narrow);
-$("filters").addEventListener("reset", () => setTimeout(narrow)); // the fields are emptied after this event
+$("filters").addEventListener("reset", () => setTimeout(narrow)); // the fields are cleared after this event
 $("pause").addEventListener("click", () => {
   const paused = $("pause").getAttribute("aria-pressed") !== "true";
   $("pause").setAttribute("aria-pressed", String(paused));
@@ -168,7 +168,7 @@ addEventListener("online", () => {
 });
 document.addEventListener("securitypolicyviolation", ({ effectiveDirective }) => {
   if (effectiveDirective === "connect-src") {
-    $("trouble").textContent = "The server listens elsewhere now: load this page again.";
+    $("trouble").textContent = "The server now listens at another address; reload this page.";
     $("trouble").hidden = false;
   }
 });

@@ -1,16 +1,16 @@
-// STOMP 1.2 as far as the console needs it: frames to text, text to frames. Knows no socket and no clock.
+// STOMP 1.2 as far as the console needs it: encode and decode frames.
 
 const ESCAPES = { "\\n": "\n", "\\r": "\r", "\\c": ":", "\\\\": "\\" };
 const ESCAPED = { "\n": "\\n", "\r": "\\r", ":": "\\c", "\\": "\\\\" };
 
-/** A frame as one WebSocket message. Headers of CONNECT are not escaped (STOMP 1.2, "Value Encoding"). */
+/** Encode a frame as one WebSocket message. Headers of CONNECT are not escaped (STOMP 1.2, "Value Encoding"). */
 export function encode(command, headers) {
   const escape = command === "CONNECT" ? (text) => text : (text) => text.replace(/[\n\r:\\]/g, (one) => ESCAPED[one]);
   const lines = Object.entries(headers).map(([name, value]) => `${escape(name)}:${escape(value)}\n`);
   return `${command}\n${lines.join("")}\n\0`;
 }
 
-/** The frame in a WebSocket message: command, headers (the first of a name counts), body; null for a heart-beat. */
+/** Decode a WebSocket message: command, headers (the first of a name counts), body; null for a heart-beat. */
 export function decode(message) {
   const text = message.replace(/^[\r\n]+/, "");
   if (text === "") {
@@ -18,7 +18,7 @@ export function decode(message) {
   }
   const end = text.search(/\r?\n\r?\n/);
   if (end < 0 || !text.includes("\0", end)) {
-    throw new Error("the server has sent something that is no STOMP frame");
+    throw new Error("the server sent an invalid STOMP frame");
   }
   const [command, ...lines] = text.slice(0, end).split(/\r?\n/);
   const unescape = command === "CONNECTED" ? (part) => part : (part) => part.replace(/\\[\s\S]/g, (one) => ESCAPES[one]);

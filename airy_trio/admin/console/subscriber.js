@@ -1,15 +1,15 @@
-// One subscription that lives through drops: connects, subscribes, goes on after the last event that it had, and says in
-// plain words how that went. Knows nothing of the page.
+// One subscription that survives lost connections: it connects, subscribes, resumes after the last event and reports its
+// state in plain words.
 
 import { decode, encode } from "./stomp.js";
-import { goodbye } from "./words.js";
+import { disconnectReason } from "./words.js";
 
 const HEARTBEAT_MS = 30000;
-const PATIENCE = 2.5; // intervals, as the server has it too: timers of hidden pages are slow
+const PATIENCE = 2.5; // intervals, as for the server: timers of hidden pages are slow
 const CONNECT_MS = 10000;
 const DELAY_FIRST_MS = 400;
 const DELAY_MAX_MS = 5000;
-const CLOSED_ANYWAY = new Set([4403, 4404, 4409, 1002, 1009]); // coming back would change nothing (wire contract, 6)
+const FINAL_CODES = new Set([4403, 4404, 4409, 1002, 1009]); // reconnecting would fail again
 
 export class Subscriber {
   #on;
@@ -29,29 +29,29 @@ export class Subscriber {
     this.#on = on;
   }
 
-  /** The name that the server has for this connection; null where there is none. */
+  /** The session id of this connection; null if there is none. */
   get session() {
     return this.#session;
   }
 
-  /** Use this URL from the next connection on; the first one given starts. `needsToken`: nothing is tried without. */
+  /** Use this URL from the next connection on. The first call connects, unless `needsToken` and there is no token. */
   aim(url, needsToken) {
     const first = this.#url === null;
     this.#url = url;
     if (first && needsToken && this.#token === null) {
-      this.#say("token", "A token is needed");
+      this.#report("token", "A token is required");
     } else if (first) {
       this.connect();
     }
   }
 
-  /** Connect with this token, which only this object holds. */
+  /** Connect with this token, which only this object stores. */
   authenticate(token) {
     this.#token = token;
     this.connect();
   }
 
-  /** Go on with another destination, from its recent events on. */
+  /** Switch to another destination, starting with its recent events. */
   subscribe(destination) {
     this.#destination = destination;
     this.#lastId = null;
@@ -63,24 +63,24 @@ export class Subscriber {
     this.#begin();
   }
 
-  /** Connect now, whatever was being waited for. */
+  /** Connect now instead of waiting. */
   connect() {
     if (this.#url === null) {
       return;
     }
     this.#drop();
     this.#error = null;
-    this.#say("connecting", "Connecting");
+    this.#report("connecting", "Connecting");
     let socket;
     try {
       socket = new WebSocket(this.#url, ["v12.stomp"]);
     } catch {
-      this.#say("refused", `This browser does not connect to ${this.#url}`);
+      this.#report("refused", `This browser cannot connect to ${this.#url}`);
       return;
     }
     this.#socket = socket;
     socket.onopen = () => this.#greet();
-    socket.onmessage = ({ data }) => this.#hear(socket, data);
+    socket.onmessage = ({ data }) => this.#receive(socket, data);
     socket.onclose = ({ code }) => this.#closed(socket, code);
     this.#after(CONNECT_MS, () => socket.close());
   }
@@ -93,7 +93,7 @@ export class Subscriber {
     this.#send("CONNECT", headers);
   }
 
-  #hear(socket, data) {
+  #receive(socket, data) {
     if (socket !== this.#socket) {
       return;
     }
@@ -132,7 +132,7 @@ export class Subscriber {
       this.#every(interval / 2, () => {
         if (performance.now() - this.#heard > PATIENCE * interval) {
           const silent = this.#socket;
-          this.#closed(silent, 1006); // not its own event: that would wait for the peer, which is silent
+          this.#closed(silent, 1006); // not its close event, which would wait for the silent peer
           silent.close();
         }
       });
@@ -155,7 +155,7 @@ export class Subscriber {
       return;
     }
     this.#failures = 0;
-    this.#say("live", "Live");
+    this.#report("live", "Live");
     this.#on.verdict(headers.get("resume"), headers.get("position"), this.#lastId);
   }
 
@@ -167,14 +167,14 @@ export class Subscriber {
     const { token, prose } = this.#error ?? { token: "", prose: "" };
     if (token.startsWith("401") || code === 4401) {
       this.#token = null;
-      this.#say("token", goodbye(token || "401", prose));
-    } else if (CLOSED_ANYWAY.has(code) && token !== "") {
-      this.#say("refused", goodbye(token, prose));
+      this.#report("token", disconnectReason(token || "401", prose));
+    } else if (FINAL_CODES.has(code) && token !== "") {
+      this.#report("refused", disconnectReason(token, prose));
     } else {
       const spread = 0.75 + Math.random() / 2;
       const delay = Math.min(DELAY_MAX_MS, DELAY_FIRST_MS * 2 ** this.#failures) * spread;
       this.#failures += 1;
-      this.#say("waiting", token === "" ? "Not connected" : goodbye(token, prose), performance.now() + delay);
+      this.#report("waiting", token === "" ? "Not connected" : disconnectReason(token, prose), performance.now() + delay);
       this.#after(delay, () => this.connect());
     }
   }
@@ -191,21 +191,21 @@ export class Subscriber {
     this.#socket.send(encode(command, headers));
   }
 
-  #say(phase, text, retryAt = null) {
+  #report(phase, text, retryAt = null) {
     this.#on.state({ phase, text, retryAt });
   }
 
-  #after(ms, what) {
-    this.#timers.add(setTimeout(what, ms));
+  #after(ms, work) {
+    this.#timers.add(setTimeout(work, ms));
   }
 
-  #every(ms, what) {
-    this.#timers.add(setInterval(what, ms));
+  #every(ms, work) {
+    this.#timers.add(setInterval(work, ms));
   }
 
   #clear() {
     for (const timer of this.#timers) {
-      clearTimeout(timer); // which ends intervals too (HTML, "Timers")
+      clearTimeout(timer); // also clears intervals (HTML, "Timers")
     }
     this.#timers.clear();
   }

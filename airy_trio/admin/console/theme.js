@@ -1,4 +1,4 @@
-// Light, dark, or as the system has it: read before the page is painted, so that it never flashes in the other one.
+// Light, dark or the system's theme, applied before the first paint so that the page does not flash.
 
 (() => {
   const KEY = "airy-trio-theme";
@@ -6,10 +6,10 @@
   let chosen = "auto";
 
   try {
-    const kept = localStorage.getItem(KEY);
-    chosen = CHOICES.includes(kept) ? kept : "auto";
+    const stored = localStorage.getItem(KEY);
+    chosen = CHOICES.includes(stored) ? stored : "auto";
   } catch {
-    // storage is turned off in this browser: the choice lasts as long as the page
+    // storage is disabled in this browser; the choice lasts until the page is closed
   }
 
   const show = () => {
@@ -25,7 +25,7 @@
     try {
       localStorage.setItem(KEY, chosen);
     } catch {
-      // see above
+      // as above
     }
     show();
   };

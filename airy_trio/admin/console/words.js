@@ -1,4 +1,4 @@
-// How things are said: numbers, durations, events and goodbyes, for people.
+// Numbers, durations, events and disconnect reasons as text for people.
 
 const TEXT_MAX = 240;
 const whole = new Intl.NumberFormat("en");
@@ -9,7 +9,7 @@ export const count = (number) => whole.format(number);
 /** "1 event", "2 events". */
 export const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
-/** A rate: three digits where it is small, none after the point where it is large. */
+/** A rate: three significant digits, or a whole number from 100 on. */
 export const rate = (number) => (number >= 100 ? whole.format(Math.round(number)) : short.format(number));
 
 /** Seconds as [text, unit]. */
@@ -28,22 +28,22 @@ export function bandwidth(bytes) {
   return bytes < 1e6 ? `${short.format(bytes / 1000)} kB/s` : `${short.format(bytes / 1e6)} MB/s`;
 }
 
-/** How long ago, coarsely. */
+/** A duration in its largest unit. */
 export function age(seconds) {
   const units = [["d", 86400], ["h", 3600], ["min", 60]];
   const [unit, length] = units.find(([, one]) => seconds >= one) ?? ["s", 1];
   return `${Math.floor(seconds / length)} ${unit}`;
 }
 
-/** The time of the day with milliseconds, as the log of a server writes it. */
+/** The time of day with milliseconds, as in the log of a server. */
 export function clock(date) {
   const two = (number) => String(number).padStart(2, "0");
   const thousandths = String(date.getMilliseconds()).padStart(3, "0");
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${thousandths}`;
 }
 
-/** What an event says, on one line: {kind, who, text, state, gone}. */
-export function told({ type, payload }) {
+/** Summarise an event on one line: {kind, who, text, state, gone}. */
+export function summary({ type, payload }) {
   const [kind, verb] = type.split(".");
   const gone = verb === "deleted";
   switch (type) {
@@ -67,7 +67,7 @@ export function told({ type, payload }) {
   }
 }
 
-/** The channel and the conversation that an event names itself: {channel, conversation}, null where it does not. */
+/** The channel and the conversation that an event names: {channel, conversation}, null if it names none. */
 export function belongs({ type, payload }) {
   if (type.startsWith("message.")) {
     return { channel: payload.channel_id, conversation: payload.conversation_id };
@@ -82,30 +82,30 @@ export function belongs({ type, payload }) {
   };
 }
 
-/** Why a connection has ended: by the token of the ERROR frame, else in the server's own words. */
-export function goodbye(token, prose) {
+/** Describe why a connection ended, by the token of the ERROR frame or else by its text. */
+export function disconnectReason(token, prose) {
   const known = {
     "401-unauthorized": "The token was not accepted",
     "401-token-expired": "The token has expired",
-    "403-destination": "This token does not open what you have asked for: name a channel or a conversation",
-    "404-unknown-destination": "There is no such channel or conversation name",
-    "408-heart-beat-missed": "The server has not heard from this page for a while",
-    "410-position-expired": "This page was too slow: what it lacks is no longer kept",
+    "403-destination": "This token does not allow this destination; enter a channel or a conversation",
+    "404-unknown-destination": "There is no such destination",
+    "408-heart-beat-missed": "The server received nothing from this page for too long",
+    "410-position-expired": "This page was too slow: the events that it missed are no longer stored",
     "503-event-store-unavailable": "The server cannot read the event store",
-    "503-shutting-down": "The server is being stopped",
+    "503-shutting-down": "The server is shutting down",
   };
   return known[token] ?? (prose.trim().replace(/\.$/, "") || token);
 }
 
-/** What the verdict on a position means: [words, whether something may be missing]; null: nothing to say. */
-export function verdictTold(verdict, after) {
+/** Explain the verdict on a position: [text, whether events may be missing]; null if there is nothing to explain. */
+export function verdictText(verdict, after) {
   switch (verdict) {
     case "resumed":
-      return [`Resumed after ${after}: nothing is missing, nothing comes twice.`, false];
+      return [`Resumed after ${after}: no events are missing or repeated.`, false];
     case "reset-expired":
-      return [`Away for too long: what followed ${after} is no longer kept. Here is what is recent.`, true];
+      return [`Disconnected for too long: events after ${after} are no longer stored. Showing recent events.`, true];
     case "reset-epoch":
-      return [`A new history has begun: ${after} is of another one. Here is what is recent.`, true];
+      return [`The event log was reset: ${after} is from the previous one. Showing recent events.`, true];
     default:
       return null;
   }

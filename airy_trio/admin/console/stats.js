@@ -1,28 +1,28 @@
-// The tiles: asks the admin port for its counts once a second, and makes rates and quantiles of what has changed.
+// The tiles: statistics of the admin port once a second, as rates and quantiles of the difference.
 
 import { Chart, quantile } from "./charts.js";
 import { bandwidth, count, counted, duration, rate } from "./words.js";
 
 export const PERIOD_MS = 1000;
-const WINDOW = 10; // samples that quantiles are made from: one second of a quiet server holds too few
+const WINDOW = 10; // samples for the quantiles: one second of a quiet server has too few observations
 const $ = (id) => document.getElementById(id);
 const inWords = (seconds) => duration(seconds).join(" ");
 
-export class Figures {
-  #past = []; // of the last WINDOW seconds, the oldest first
+export class Stats {
+  #past = []; // samples of the last WINDOW seconds, oldest first
   #charts = {
     deliveries: chart("deliveries-chart", ["rate"], 1, "Deliveries a second", (value) => `${rate(value)}/s`),
     latency: chart("latency-chart", ["p50", "p99"], 0.005, "From the commit to the socket", inWords),
-    lag: chart("lag-chart", ["lag"], 0.1, "Lag of the feed", inWords),
+    lag: chart("lag-chart", ["lag"], 0.1, "Recorder lag", inWords),
     connected: chart("connected-chart", ["open"], 4, "Connections", count),
   };
 
-  /** Show the answer of /api/figures. */
+  /** Show an answer of /api/figures. */
   show(found) {
     const now = { at: performance.now(), ...found };
     const before = this.#past.at(-1);
     if (before !== undefined && found.deliveries < before.deliveries) {
-      this.#past = []; // another process answers: its counts begin at 0
+      this.#past = []; // the server was restarted, so its counts begin at 0
     }
     this.#past.push(now);
     if (this.#past.length > WINDOW + 1) {
@@ -55,7 +55,7 @@ export class Figures {
     const [text, unit] = half === null ? ["–", ""] : duration(half);
     $("latency").textContent = text;
     $("latency-unit").textContent = unit;
-    $("latency-detail").textContent = most === null ? "nothing was sent just now" : `p99 ${inWords(most)}`;
+    $("latency-detail").textContent = most === null ? "no deliveries in the last 10 s" : `p99 ${inWords(most)}`;
     this.#charts.latency.add([half, most]);
   }
 
@@ -63,35 +63,35 @@ export class Figures {
     const [text, unit] = duration(lag_s);
     $("lag").textContent = text;
     $("lag-unit").textContent = unit;
-    const who = recording ? "this server records" : "another server records";
-    $("lag-detail").textContent = row_faults > 0 ? `${who}, ${counted(row_faults, "row fault")}` : who;
+    const recorder = recording ? "this server records" : "another server records";
+    $("lag-detail").textContent = row_faults > 0 ? `${recorder}, ${counted(row_faults, "row fault")}` : recorder;
     this.#charts.lag.add([lag_s]);
   }
 
   #showConnections({ connections, behind, subscriptions }) {
     $("connected").textContent = count(connections);
-    const late = behind === 0 ? "nobody is behind" : `${count(behind)} behind`;
+    const late = behind === 0 ? "none behind" : `${count(behind)} behind`;
     $("connected-detail").textContent = `${counted(subscriptions, "subscription")}, ${late}`;
     $("connected-detail").classList.toggle("bad", behind > 0);
     this.#charts.connected.add([connections]);
   }
 }
 
-function chart(id, lines, least, label, tell) {
-  return new Chart($(id), { lines, least, label, tell });
+function chart(id, lines, least, label, format) {
+  return new Chart($(id), { lines, least, label, format });
 }
 
 function showParts({ parts, ready, head, version }) {
   $("version").textContent = version;
   $("ready").textContent = ready ? "ready" : "not ready";
   $("ready").classList.toggle("bad", !ready);
-  const told = [...Object.entries(parts), ["newest event", { well: true, reason: head }]];
-  const rows = told.map(([name, { well, reason }]) => {
+  const all = [...Object.entries(parts), ["newest event", { well: true, reason: head }]];
+  const rows = all.map(([name, { well, reason }]) => {
     const row = document.createElement("div");
     const [term, words] = [document.createElement("dt"), document.createElement("dd")];
     row.className = well ? "well" : "bad";
     term.textContent = name;
-    words.textContent = well ? reason : `not well: ${reason}`;
+    words.textContent = well ? reason : `not ready: ${reason}`;
     row.append(term, words);
     return row;
   });

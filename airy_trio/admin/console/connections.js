@@ -1,4 +1,4 @@
-// Who is connected, and who is behind: the first page of /api/connections, and as many more as were asked for.
+// The connected clients: the first page of /api/connections, and further ones on request.
 
 import { age, count, counted } from "./words.js";
 
@@ -7,12 +7,12 @@ const PAGE = 50;
 const PAGES_MAX = 10;
 const $ = (id) => document.getElementById(id);
 
-export class People {
+export class Connections {
   #pages = 1;
   #mine = () => null;
   #get;
 
-  /** `get`: fetches a path as JSON. `mine`: the session of this page. */
+  /** `get` fetches a path as JSON. `mine` returns the session of this page. */
   constructor(get, mine) {
     this.#get = get;
     this.#mine = mine;
@@ -26,7 +26,7 @@ export class People {
     });
   }
 
-  /** Ask, and show what comes; throws what `get` does. */
+  /** Fetch and show the connections; throws what `get` throws. */
   async refresh() {
     const behind = $("only-behind").checked;
     const found = [];
@@ -39,9 +39,9 @@ export class People {
       total = answer.total;
     }
     const items = found.map((one) => described(one, one.session === this.#mine()));
-    $("people").replaceChildren(...items);
-    $("nobody").hidden = items.length > 0;
-    $("nobody").textContent = behind ? "Nobody is behind." : "Nobody is connected.";
+    $("clients").replaceChildren(...items);
+    $("no-clients").hidden = items.length > 0;
+    $("no-clients").textContent = behind ? "No clients are behind." : "No clients are connected.";
     $("more").hidden = after === null || this.#pages === PAGES_MAX;
     $("more").textContent = `Show more of ${count(total)}`;
   }
@@ -52,7 +52,7 @@ function described(one, mine) {
   item.className = one.behind > 0 ? `${one.state} late` : one.state;
   item.dataset.session = one.session;
   const who = text("span", "name", mine ? "this page" : (one.user ?? "anonymous"));
-  const state = text("span", "standing", standing(one));
+  const state = text("span", "status", status(one));
   const where = text("span", "where", `${one.address ?? "unknown"}  ${one.session.slice(0, 8)}`);
   const since = text("span", "since", age(one.connected_s));
   since.title = "connected for";
@@ -62,7 +62,7 @@ function described(one, mine) {
   return item;
 }
 
-function standing({ state, behind, behind_exactly, subscriptions }) {
+function status({ state, behind, behind_exactly, subscriptions }) {
   if (state === "connecting" || state === "closing") {
     return state;
   }
