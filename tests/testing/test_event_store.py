@@ -30,7 +30,7 @@ from airy_trio.testing.event_store import (
     check_event_store,
     check_whole_batches,
 )
-from airy_trio.testing.store_durables import write_batches
+from airy_trio.testing.store_crashes import write_batches
 from tests.log.places import memory_place, opened
 
 
@@ -449,7 +449,7 @@ async def late_place() -> AsyncIterator[OpenStore]:
 
 
 async def test_a_store_that_writes_later_is_caught(autojump_clock: trio.testing.MockClock) -> None:
-    assert "a_crash_in_an_append_leaves_whole_batches" in await broken_promises(late_place)
+    assert "cancelled_appends_leave_whole_batches" in await broken_promises(late_place)
 
 
 @pytest.mark.parametrize(
@@ -464,48 +464,48 @@ async def test_a_store_that_writes_later_is_caught(autojump_clock: trio.testing.
 async def test_a_call_that_fails_half_done_is_caught(
     store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock
 ) -> None:
-    assert "the_nth_call_that_fails_happens_whole_or_not_at_all" in await broken_promises(places_of(store_class))
+    assert "cancelled_calls_are_atomic" in await broken_promises(places_of(store_class))
 
 
 BROKEN: dict[type[MemoryStore], str] = {
-    IsTornWhereItIsBrokenOff: "a_crash_in_an_append_leaves_whole_batches",
-    Reorders: "reads_keep_to_their_bounds",
+    IsTornWhereItIsBrokenOff: "cancelled_appends_leave_whole_batches",
+    Reorders: "reads_respect_their_limits",
     Forgets: "offsets_are_gapless",
-    Duplicates: "reads_keep_to_their_bounds",
-    ReusesOffsets: "trimming_forgets_from_the_old_end",
-    TearsBatches: "batches_are_seen_whole",
-    CutsTextsAtTheirNul: "events_come_back_as_they_were",
-    ForgetsAges: "ages_come_back",
-    LosesTheResumePoint: "an_append_without_events_moves_nothing",
-    StoresTheResumePointFirst: "batches_are_seen_whole",
-    PutsTheResumePointBack: "a_resume_point_is_replaced_by_who_knows_it",
-    ComparesResumePointsBeforeItLocks: "a_resume_point_is_replaced_by_who_knows_it",
-    TakesStaleWriters: "a_stale_append_is_refused",
+    Duplicates: "reads_respect_their_limits",
+    ReusesOffsets: "trims_delete_the_oldest",
+    TearsBatches: "batches_are_read_whole",
+    CutsTextsAtTheirNul: "events_are_returned_unchanged",
+    ForgetsAges: "ages_are_stored",
+    LosesTheResumePoint: "appends_without_events_keep_the_head",
+    StoresTheResumePointFirst: "batches_are_read_whole",
+    PutsTheResumePointBack: "resume_points_are_compared",
+    ComparesResumePointsBeforeItLocks: "resume_points_are_compared",
+    TakesStaleWriters: "stale_appends_are_rejected",
     ComparesBeforeItLocks: "one_of_many_writers_wins",
-    AddsTheTailOfAStaleBatch: "a_stale_append_is_refused",
-    ServesTrimmedPositions: "trimming_forgets_from_the_old_end",
-    TrimsTooMuch: "trimming_forgets_from_the_old_end",
+    AddsTheTailOfAStaleBatch: "stale_appends_are_rejected",
+    ServesTrimmedPositions: "trims_delete_the_oldest",
+    TrimsTooMuch: "trims_delete_the_oldest",
     IgnoresDestinations: "destinations_filter",
     LimitsBeforeItFilters: "destinations_filter",
     ShowsOldStates: "recent_is_the_newest_of_each",
-    IgnoresBytes: "reads_end_at_their_bytes",
-    StopsBeforeItsBytes: "reads_end_at_their_bytes",
-    CountsBytesOfAll: "reads_end_at_their_bytes",
-    KeepsTheOldestForItsBytes: "recent_ends_at_its_bytes",
-    KeepsEventsOverAnEpoch: "an_epoch_ends_all_positions",
-    KeepsTheEpoch: "an_epoch_ends_all_positions",
-    BeginsEpochsForAnybody: "an_epoch_ends_all_positions",
-    WakesNobody: "waiting_ends_when_the_head_moves",
-    WakesOnlyForEpochs: "waiting_ends_when_the_head_moves",
+    IgnoresBytes: "reads_end_at_bytes_max",
+    StopsBeforeItsBytes: "reads_end_at_bytes_max",
+    CountsBytesOfAll: "reads_end_at_bytes_max",
+    KeepsTheOldestForItsBytes: "recent_ends_at_bytes_max",
+    KeepsEventsOverAnEpoch: "epochs_end_all_positions",
+    KeepsTheEpoch: "epochs_end_all_positions",
+    BeginsEpochsForAnybody: "epochs_end_all_positions",
+    WakesNobody: "wait_returns_when_the_head_moves",
+    WakesOnlyForEpochs: "wait_returns_when_the_head_moves",
     MixesOwners: "acknowledged_positions_go_forward",
-    TakesAcknowledgementsOfAnybody: "the_last_holder_is_the_only_one",
-    RefusesAllWhereOneIsRefused: "the_last_holder_is_the_only_one",
-    ForgetsWhoHolds: "the_last_holder_is_the_only_one",
-    HoldsOnlyWhatNobodyHolds: "the_last_holder_is_the_only_one",
-    HoldingIsNoUse: "what_is_not_used_is_forgotten",
-    NeverForgetsPositions: "what_is_not_used_is_forgotten",
+    TakesAcknowledgementsOfAnybody: "the_newest_claim_wins",
+    RefusesAllWhereOneIsRefused: "the_newest_claim_wins",
+    ForgetsWhoHolds: "the_newest_claim_wins",
+    HoldsOnlyWhatNobodyHolds: "the_newest_claim_wins",
+    HoldingIsNoUse: "unused_subscriptions_are_deleted",
+    NeverForgetsPositions: "unused_subscriptions_are_deleted",
     ForgetsPositionsWithEvents: "positions_outlive_their_events",
-    AnswersInTheOrderOfKeys: "many_are_held_at_once",
+    AnswersInTheOrderOfKeys: "many_claims_at_once",
     TimesFall: "offsets_are_gapless",
     AcknowledgesBackwards: "acknowledged_positions_go_forward",
 }
@@ -532,7 +532,7 @@ async def test_a_broken_store_is_caught(store_class: type[MemoryStore], autojump
 
 
 async def test_a_store_that_outlives_nothing_is_caught(autojump_clock: trio.testing.MockClock) -> None:
-    assert "a_reopened_store_goes_on" in await broken_promises(forgetful_place)
+    assert "reopened_stores_continue" in await broken_promises(forgetful_place)
 
 
 async def test_a_good_store_is_not_accused(autojump_clock: trio.testing.MockClock) -> None:
