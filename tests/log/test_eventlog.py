@@ -10,19 +10,20 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
+from airy_trio.events.destinations import EVERYTHING, OfChannel, OfType
 from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
+from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
-class Outages(MemoryStore):
+class Outages(DelegatingStore):
     """A store that is away when a test says so.
 
     ``held``: the bounds are returned when this is set; ``held_reads``: the same of events. ``asked``: how often bounds
@@ -50,33 +51,21 @@ class Outages(MemoryStore):
             await self.held.wait()
         return bounds
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().append(expected, events, resume_point, replaces=replaces)
+        return await super().on_append(call)
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         self.asked["events"] += 1
         self._reach()
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        found = await super().on_read(call)
         if self.held_reads is not None:
             await self.held_reads.wait()
         return found
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+        return await super().on_recent(call)
 
     async def wait(self, after: Position) -> None:
         self._reach()
@@ -86,7 +75,7 @@ class Outages(MemoryStore):
 
     async def add(self, *events: NewEvent) -> None:
         """Append as another node would."""
-        await super().append(self._bounds().head, events, "point")
+        await super().on_append(Append(self._bounds().head, events, "point"))
 
     def lose(self, count: int) -> None:
         """Go back, as a restored copy does."""
@@ -100,10 +89,8 @@ class Weighing(Outages):
         super().__init__()
         self.given = self.largest = 0
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        found = await super().on_read(call)
         size = sum(len(event.body) for event in found)
         self.given, self.largest = self.given + size, max(self.largest, size)
         return found
@@ -693,12 +680,10 @@ async def test_age_of_each_append_reaches_other_nodes(store: Outages, autojump_c
 
 
 async def test_appends_are_timed(autojump_clock: MockClock) -> None:
-    class Slow(MemoryStore):
-        async def append(
-            self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-        ) -> Sequence[StoredEvent]:
+    class Slow(DelegatingStore):
+        async def on_append(self, call: Append) -> Sequence[StoredEvent]:
             await trio.sleep(2)
-            return await super().append(expected, events, resume_point, replaces=replaces)
+            return await super().on_append(call)
 
     log = await opened(Slow())
     await log.append(log.head, numbered(1, 3), "point")

@@ -14,12 +14,13 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_EVENTS_MAX, REMEMBERED_MAX, Gate
 from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent
+from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
-class Scanned(MemoryStore):
+class Scanned(DelegatingStore):
     """A store that notes the reads of one destination, and finishes none before ``go_on`` is set.
 
     ``backwards``: the scans for the newest events, from where they began.
@@ -31,25 +32,15 @@ class Scanned(MemoryStore):
         self.backwards: list[Position] = []
         self.go_on = trio.Event()
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        if destination is not None:
-            self.scans.append(after)
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        if call.destination is not None:
+            self.scans.append(call.after)
             await self.go_on.wait()
-        return await super().read(after, limit, destination, bytes_max=bytes_max)
+        return await super().on_read(call)
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        self.backwards.append(until)
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+        self.backwards.append(call.until)
+        return await super().on_recent(call)
 
 
 async def opened(store: MemoryStore, count: int = 3, *, tail_events: int = 20_000) -> EventLog:
