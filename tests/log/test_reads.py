@@ -1,4 +1,4 @@
-"""Reads for clients: how many at once, in which order, and which of them the store never sees."""
+"""Reads on behalf of clients: how many at once, in which order, and which are answered from the cache."""
 
 from collections.abc import Sequence
 from random import Random
@@ -21,9 +21,9 @@ MANY = 1 << 30
 
 
 class Scanned(DelegatingStore):
-    """A store that notes the reads of one destination, and finishes none before ``go_on`` is set.
+    """A store that records the starts of reads of one destination in ``scans``, and of recent events in ``backwards``.
 
-    ``backwards``: the scans for the newest events, from where they began.
+    Reads of one destination end only when ``go_on`` is set.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ async def test_a_quiet_destination_is_scanned_once() -> None:
     assert [position.offset for position in store.scans] == [0, 21, 20]
 
 
-async def test_nothing_is_remembered_beyond_its_epoch() -> None:
+async def test_no_event_is_remembered_beyond_its_epoch() -> None:
     store = Scanned()
     store.go_on.set()
     log = await opened(store)
@@ -121,7 +121,7 @@ async def test_nothing_is_remembered_beyond_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_reads_return_what_the_store_does(seed: int) -> None:
+async def test_reads_agree_with_the_store(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
     destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
@@ -135,7 +135,7 @@ async def test_reads_return_what_the_store_does(seed: int) -> None:
             assert read == await store.read(after, limit, destination, bytes_max=bytes_max)
 
 
-async def test_few_reads_of_clients_reach_the_store_at_once(nursery: trio.Nursery) -> None:
+async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
     found: list[int] = []
