@@ -20,6 +20,7 @@ OPEN_NURSERIES = {
     "sessions/registry.py",
     "testing/store_durables.py",  # the checks of stores are not part of the server
     "testing/store_changes.py",
+    "testing/store_crashes.py",
     "testing/store_reads.py",
 }
 NAME_BACK_ENDS = {"app/build.py", "check/__init__.py"}  # the latter asks which database a read-only feed would read

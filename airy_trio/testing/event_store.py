@@ -1,8 +1,8 @@
-"""Checks that an event store keeps the promises of its port, ``airy_trio.stores.EventStore``. Needs no pytest.
+"""A suite that checks the promises of the event store's port, ``airy_trio.stores.EventStore``. Needs no pytest.
 
-For authors of a store. A *place* is where events are kept: a database, a file, a server. ``make_place`` gives, as an
-async context manager, a new and empty place, in the form of a function that opens the store there; each call of
-that function is one more process that uses the place. All of it runs in one Trio loop::
+For authors of a store. A *place* is where events are stored: a database, a file, a server. ``make_place`` returns an
+async context manager that creates a new and empty place, and yields a function that opens the store there. Each call of
+that function simulates one more process that uses the place. Everything runs in one Trio loop::
 
     @asynccontextmanager
     async def make_place():
@@ -20,11 +20,12 @@ that function is one more process that uses the place. All of it runs in one Tri
 
     trio.run(check_event_store, make_place)
 
-A failure in the middle of a call is here a call that is broken off at one of its checkpoints. What it cannot check is
-what happens when the process or the place dies there: end yours, open the place again, and call
-``check_whole_batches`` on what you find.
+The suite simulates failures in the middle of a call by cancelling the call at one of its checkpoints. It cannot check
+what happens when the process or the database server is killed: do that yourself, open the place again, and call
+``check_whole_batches``.
 
-An event store against a list: random schedules of every verb, each answer compared with what a list would say.
+Each check is about one promise, in the modules next to this one. The last, ``random_schedules_agree_with_a_list``,
+calls the verbs in random order and compares every result with that of a list.
 """
 
 from collections.abc import Callable
@@ -39,12 +40,21 @@ from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, Of
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEvent
 from airy_trio.testing.store_changes import CHANGE_PROMISES
-from airy_trio.testing.store_durables import CRASH_PROMISES, DURABLE_PROMISES, check_whole_batches
-from airy_trio.testing.store_reads import BYTES, PROMISES
-from airy_trio.testing.store_words import AGE_S, BrokenStoreError, OpenStore, event, expect
+from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
+from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches
+from airy_trio.testing.store_durables import DURABLE_PROMISES
+from airy_trio.testing.store_reads import READ_PROMISES
 
+__all__ = ["BrokenStoreError", "MakePlace", "OpenStore", "broken_promises", "check_event_store", "check_whole_batches"]
+
+MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
+"""Creates a new, empty place, and deletes it at the end."""
+
+CHECK_TIMEOUT_S: Final = 60.0
+"""Time-out of one check."""
 SCHEDULES: Final = 4
 STEPS: Final = 60
+"""Random schedules, and the calls in each."""
 _DESTINATIONS: Final[tuple[Destination, ...]] = (
     EVERYTHING,
     OfType("message.updated"),
@@ -56,9 +66,30 @@ _DESTINATIONS: Final[tuple[Destination, ...]] = (
 )
 
 
+async def check_event_store(make_place: MakePlace) -> None:
+    """Check every promise, each in a new place. Raises an ``ExceptionGroup`` with all that are broken."""
+    broken = await broken_promises(make_place)
+    if broken:
+        message = f"the event store breaks its promises: {', '.join(broken)}"
+        raise ExceptionGroup(message, list(broken.values()))
+
+
+async def broken_promises(make_place: MakePlace) -> dict[str, Exception]:
+    """Check every promise, each in a new place; return the errors of broken ones, by name of the check."""
+    broken: dict[str, Exception] = {}
+    for check in CHECKS:
+        try:
+            with trio.fail_after(CHECK_TIMEOUT_S):
+                async with make_place() as open_store:
+                    await check(open_store)
+        except Exception as error:  # noqa: BLE001 - an exception that the port does not name is a finding too
+            broken[check.__name__] = error
+    return broken
+
+
 @define
 class _Model:
-    """What the store must hold: ``trimmed`` events are gone, ``events`` follow."""
+    """The expected contents: ``trimmed`` events are gone, ``events`` follow."""
 
     epoch: str
     trimmed: int = 0
@@ -70,8 +101,8 @@ class _Model:
         return Position(self.epoch, self.trimmed + len(self.events))
 
 
-async def agrees_with_a_list_under_random_schedules(open_store: OpenStore) -> None:
-    """Appends, trims, reads and new epochs in any order, through two openings of one place, leave no other trace."""
+async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
+    """Appends, trims, reads and new epochs in any order, by two processes, have the results that a list would have."""
     async with open_store() as one, open_store() as two:
         for seed in range(SCHEDULES):
             random = Random(seed)  # noqa: S311 - the same schedule each time
@@ -104,7 +135,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     bounds = await store.bounds()
     expect((bounds.first, bounds.head) == (model.trimmed + 1, model.head), "the bounds are those of the list")
-    expect(await store.resume_point() == model.resume_point, "the resume point is the last one")
+    expect(await store.resume_point() == model.resume_point, "the resume point is the one stored last")
     destination, limit = random.choice(_DESTINATIONS), random.randint(1, 40)
     after = model.head.at(random.randint(0, model.head.offset + 2))
     wanted = [one for one in model.events if covers(destination, one)]
@@ -131,38 +162,10 @@ def _random_event(random: Random) -> NewEvent:
     )
 
 
-__all__ = ["BrokenStoreError", "MakePlace", "OpenStore", "broken_promises", "check_event_store", "check_whole_batches"]
-
-MakePlace = Callable[[], AbstractAsyncContextManager[OpenStore]]
-"""Makes a new, empty place, and takes it away at the end."""
-
-CHECK_TIMEOUT_S: Final = 60.0
 CHECKS: Final = (
-    *PROMISES,
-    *BYTES,
+    *READ_PROMISES,
     *CHANGE_PROMISES,
     *DURABLE_PROMISES,
     *CRASH_PROMISES,
-    agrees_with_a_list_under_random_schedules,
+    random_schedules_agree_with_a_list,
 )
-
-
-async def check_event_store(make_place: MakePlace) -> None:
-    """Check every promise, each in a new place. Raises an ``ExceptionGroup`` with all that are broken."""
-    broken = await broken_promises(make_place)
-    if broken:
-        message = f"the event store breaks its promises: {', '.join(broken)}"
-        raise ExceptionGroup(message, list(broken.values()))
-
-
-async def broken_promises(make_place: MakePlace) -> dict[str, Exception]:
-    """Check every promise, each in a new place; give what went wrong with each that is broken."""
-    broken: dict[str, Exception] = {}
-    for check in CHECKS:
-        try:
-            with trio.fail_after(CHECK_TIMEOUT_S):
-                async with make_place() as open_store:
-                    await check(open_store)
-        except Exception as error:  # noqa: BLE001 - what a store raises without having promised it is a finding too
-            broken[check.__name__] = error
-    return broken

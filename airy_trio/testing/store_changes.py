@@ -1,7 +1,4 @@
-"""The promises of the event store's port about what moves under a reader: trims, epochs, wake-ups, other processes.
-
-Like ``store_promises``, where the checks begin.
-"""
+"""The promises of the event store's port about changes under a reader: trims, epochs, wake-ups, other processes."""
 # ruff: noqa: PLR2004 - the expected value belongs into the check
 
 from typing import Final
@@ -10,7 +7,7 @@ import trio
 
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend
-from airy_trio.testing.store_words import (
+from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
     TICK_MS,
@@ -26,48 +23,51 @@ from airy_trio.testing.store_words import (
 )
 
 
-async def trimming_forgets_from_the_old_end(open_store: OpenStore) -> None:
-    """Only what is too old or too many goes, oldest first, at most ``limit``; offsets are never used again."""
+async def trims_delete_the_oldest(open_store: OpenStore) -> None:
+    """A trim deletes only events that are too old or too many, the oldest first. Offsets are never used again."""
     async with open_store() as store, open_store() as reader:
         head = await filled(store, 10)
         expect(
             await store.trim(age_s=AGE_S, keep=10, limit=ALL, unused_s=AGE_S) == 0,
-            "what is young and not too many stays",
+            "events that are young and not too many stay",
         )
         expect(await store.trim(age_s=AGE_S, keep=4, limit=3, unused_s=AGE_S) == 3, "trim deletes at most its limit")
         expect((await reader.bounds()).first == 4, "trim moves the first offset")
-        expect(await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S) == 3, "trim gives how many it deleted")
+        expect(await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S) == 3, "trim returns their number")
         bounds = await reader.bounds()
-        expect((bounds.first, bounds.head) == (7, head), "the newest stay, and so does the head")
+        expect((bounds.first, bounds.head) == (7, head), "the newest events stay, and the head does not move")
         expect([one.offset for one in await reader.read(bounds.floor, ALL)] == [7, 8, 9, 10], "the rest can be read")
         await expect_expired(reader, bounds.floor.at(5))
         await tick(store)
         head = await put(store, head, events(11, 12))
-        expect(await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL, unused_s=AGE_S) >= 4, "what is too old goes")
+        expect(
+            await store.trim(age_s=TICK_MS / 2000, keep=ALL, limit=ALL, unused_s=AGE_S) >= 4,
+            "old events go",
+        )
         await tick(store)
         await store.trim(age_s=0, keep=ALL, limit=ALL, unused_s=AGE_S)
         bounds = await reader.bounds()
-        expect((bounds.first, bounds.head) == (13, head), "the head stays after everything is trimmed")
-        expect(not await reader.read(head, ALL), "the head can be read after, also when it was trimmed")
-        expect(await reader.resume_point() == "12", "trim leaves the resume point alone")
+        expect((bounds.first, bounds.head) == (13, head), "the head does not move when all events are trimmed")
+        expect(not await reader.read(head, ALL), "reading after a trimmed head is possible")
+        expect(await reader.resume_point() == "12", "trim does not change the resume point")
         head = await put(store, head, events(13, 13))
-        expect([one.offset for one in await reader.read(head.at(12), ALL)] == [13], "offsets go on after a trim")
+        expect([one.offset for one in await reader.read(head.at(12), ALL)] == [13], "offsets continue after a trim")
 
 
-async def an_epoch_ends_all_positions(open_store: OpenStore) -> None:
-    """A new epoch has another name and begins empty; nobody can write or read on in the old one."""
+async def epochs_end_all_positions(open_store: OpenStore) -> None:
+    """A new epoch has another name and begins empty. Positions of the old one can be neither written nor read after."""
     async with open_store() as store, open_store() as other:
         old = await filled(store, 5)
         for expected in (old.at(4), Position("other0", 5)):
             try:
                 await store.begin_epoch(expected, "stale")
             except StaleAppend:
-                expect((await contents(other))[0] == old, "a refused epoch changes nothing")
+                expect((await contents(other))[0] == old, "a rejected begin_epoch changes nothing")
             else:
-                expect(kept=False, promise=f"an epoch begun after {expected} is refused where the head is {old}")
+                expect(kept=False, promise=f"begin_epoch after {expected} is rejected if the head is {old}")
         begun = await store.begin_epoch(old, "restarted")
         bounds = await other.bounds()
-        expect(begun.head == bounds.head, "beginning an epoch gives its bounds")
+        expect(begun.head == bounds.head, "begin_epoch returns the new bounds")
         expect(bounds.epoch != old.epoch, "a new epoch has a new name")
         expect(bounds.first == bounds.last + 1, "a new epoch is empty")
         expect(await other.resume_point() == "restarted", "a new epoch begins with its resume point")
@@ -75,21 +75,24 @@ async def an_epoch_ends_all_positions(open_store: OpenStore) -> None:
         await expect_stale(other, old, events(6, 6))
         head = await put(other, bounds.head, events(1, 2))
         offsets = [one.offset for one in await store.read(bounds.head, ALL)]
-        expect(offsets == [bounds.first, bounds.first + 1], "offsets go on from the bounds of the new epoch")
+        expect(offsets == [bounds.first, bounds.first + 1], "offsets continue from the bounds of the new epoch")
         recent = [one.offset for one in await store.recent(head, AGE_S, ALL)]
         expect(recent == offsets, "events of the old epoch are not recent")
         begun = await other.begin_epoch(head, None)
-        expect(begun.first == begun.last + 1, "a new epoch may begin without a resume point")
-        expect(await store.resume_point() is None, "and then has none")
+        expect(begun.first == begun.last + 1, "an epoch that begins without a resume point is empty")
+        expect(await store.resume_point() is None, "and has none")
         while await store.trim(age_s=AGE_S, keep=0, limit=1, unused_s=AGE_S):
             pass
         head = await put(store, begun.head, events(1, 2))
-        expect(await store.trim(age_s=AGE_S, keep=1, limit=ALL, unused_s=AGE_S) == 1, "a trim counts no older epoch")
-        expect(len(await other.read(head.at(head.offset - 1), ALL)) == 1, "and spares what is to be kept")
+        expect(
+            await store.trim(age_s=AGE_S, keep=1, limit=ALL, unused_s=AGE_S) == 1,
+            "a trim counts no older epoch",
+        )
+        expect(len(await other.read(head.at(head.offset - 1), ALL)) == 1, "and does not delete events to be kept")
 
 
-async def waiting_ends_when_the_head_moves(open_store: OpenStore) -> None:
-    """Whoever waits after a position is woken by any writer, also by a new epoch; never too late."""
+async def wait_returns_when_the_head_moves(open_store: OpenStore) -> None:
+    """Wait returns after an append or a new epoch of any process, also if it happened before the call."""
     async with open_store() as writer, open_store() as reader:
         start = (await writer.bounds()).head
         head = await put(writer, start, events(1, 1))
@@ -108,11 +111,11 @@ async def waiting_ends_when_the_head_moves(open_store: OpenStore) -> None:
 
 async def _wait_until_moved(store: EventStore, head: Position) -> None:
     while (await store.bounds()).head == head:
-        await store.wait(head)  # it may return for nothing
+        await store.wait(head)  # it may return without a change
 
 
-async def batches_are_seen_whole(open_store: OpenStore) -> None:
-    """A reader sees all of a batch with its resume point, or nothing. A cancelled append may still happen, whole."""
+async def batches_are_read_whole(open_store: OpenStore) -> None:
+    """A reader finds all of a batch with its resume point, or none of it. This includes cancelled appends."""
     async with open_store() as writer, open_store() as reader:
         head = (await writer.bounds()).head
         done = trio.Event()
@@ -129,11 +132,11 @@ async def batches_are_seen_whole(open_store: OpenStore) -> None:
 
 
 async def _put_unless_stale(store: EventStore, head: Position) -> None:
-    """Append ten events, unless an append that was cancelled has happened after all."""
+    """Append ten events, unless the cancelled append has happened."""
     try:
         await put(store, head, events(1, 10))
     except StaleAppend:
-        expect((await store.bounds()).head > head, "an append is refused only where the head has moved")
+        expect((await store.bounds()).head > head, "an append is rejected only if the head has moved")
 
 
 async def _watch_batches(reader: EventStore, done: trio.Event) -> None:
@@ -157,8 +160,8 @@ async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
     scope.cancel()
 
 
-async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
-    """Beside trims that never stop a read is gapless or refused, and the trim of an old epoch spares the new one."""
+async def trims_do_not_disturb_reads_and_epochs(open_store: OpenStore) -> None:
+    """During trims a read has no gaps or is rejected, and trimming an old epoch does not affect the new one."""
     async with open_store() as writer, open_store() as trimmer, open_store() as reader:
         done = trio.Event()
         async with trio.open_nursery() as nursery:
@@ -172,7 +175,7 @@ async def trims_leave_reads_and_epochs_whole(open_store: OpenStore) -> None:
                 head = await put(writer, head, events(1, 5))
                 kept = [one.offset for one in await writer.read((await writer.bounds()).floor, ALL)]
                 newest = list(range(head.offset - 4, head.offset + 1))
-                expect(kept == newest, f"the newest five stay, {newest}, not {kept}")
+                expect(kept == newest, f"the newest five stay: {newest}, not {kept}")
             done.set()
 
 
@@ -188,11 +191,11 @@ async def _expect_gapless(store: EventStore, done: trio.Event) -> None:
             read = [one.offset for one in await store.read(after, ALL)]
         except PositionExpired:
             continue
-        expect(read == list(range(after.offset + 1, after.offset + 1 + len(read))), f"{read} follows {after} gapless")
+        expect(read == list(range(after.offset + 1, after.offset + 1 + len(read))), f"{read} follows {after}, no gap")
 
 
-async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
-    """What was appended, trimmed and acknowledged is the same for whoever opens the place next."""
+async def reopened_stores_continue(open_store: OpenStore) -> None:
+    """Appends, trims and acknowledgements are still there when the place is opened again."""
     async with open_store() as store:
         head = await filled(store, 6)
         await store.trim(age_s=AGE_S, keep=4, limit=ALL, unused_s=AGE_S)
@@ -202,16 +205,16 @@ async def a_reopened_store_goes_on(open_store: OpenStore) -> None:
         expect(
             await contents(store) == before, "events, positions and resume point outlive the process that wrote them"
         )
-        expect((await store.bounds()).first == 3, "so does what was trimmed")
+        expect((await store.bounds()).first == 3, "so do trims")
         expect(await store.acknowledged("owner", "name") == head.at(3), "so do acknowledged positions")
-        expect((await put(store, head, events(7, 7))).offset == 7, "and offsets go on")
+        expect((await put(store, head, events(7, 7))).offset == 7, "and offsets continue")
 
 
 CHANGE_PROMISES: Final = (
-    trimming_forgets_from_the_old_end,
-    an_epoch_ends_all_positions,
-    waiting_ends_when_the_head_moves,
-    batches_are_seen_whole,
-    trims_leave_reads_and_epochs_whole,
-    a_reopened_store_goes_on,
+    trims_delete_the_oldest,
+    epochs_end_all_positions,
+    wait_returns_when_the_head_moves,
+    batches_are_read_whole,
+    trims_do_not_disturb_reads_and_epochs,
+    reopened_stores_continue,
 )

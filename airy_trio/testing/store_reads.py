@@ -1,11 +1,6 @@
 """The promises of the event store's port about appends and reads, in the order in which an author meets them.
 
-Each check takes a function that opens the store in a place of its own, which is new and empty. They know the port and
-nothing of any store.
-
-The promises of the event store's port about bytes: how much of large events one answer holds, one check each.
-
-They know the port and nothing of any store.
+Each check receives a function that opens the store in a new and empty place of its own.
 """
 
 from collections.abc import Sequence
@@ -16,7 +11,7 @@ import trio
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StaleAppend, stored_after
-from airy_trio.testing.store_words import (
+from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
     TICK_MS,
@@ -31,114 +26,50 @@ from airy_trio.testing.store_words import (
     tick,
 )
 
-_SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
-"""Of the bodies of the events 1 to 10; odd ones are of channel ``odd``, even ones of ``even``."""
-
-
-async def reads_end_at_their_bytes(open_store: OpenStore) -> None:
-    """A read ends with the event that brings the bodies to its bytes; what is not asked for does not count."""
-    wanted: dict[tuple[int, int, Destination | None], list[int]] = {
-        (0, 1, None): [1],
-        (0, 10, None): [1],
-        (0, 11, None): [1, 2, 3],
-        (0, 20, None): [1, 2, 3],
-        (0, 21, None): [1, 2, 3, 4],
-        (0, 70_020, None): [1, 2, 3, 4],
-        (0, 70_021, None): [1, 2, 3, 4, 5],
-        (3, 1, None): [4],
-        (4, 100_020, None): [5, 6, 7],
-        (4, 1_000_000, None): [5, 6, 7, 8, 9, 10],
-        (9, 10, None): [10],
-        (10, 1, None): [],
-        (0, 21, OfChannel("odd")): [1, 3, 5],
-        (0, 31, OfChannel("odd")): [1, 3, 5, 7],
-        (0, 70_011, OfChannel("even")): [2, 4, 6, 8],
-        (5, 1, OfChannel("nobody")): [],
-    }
-    async with open_store() as store:
-        head = await _put_sizes(store)
-        for (after, bytes_max, destination), offsets in wanted.items():
-            read = await store.read(head.at(after), ALL, destination, bytes_max=bytes_max)
-            expect([one.offset for one in read] == offsets, f"{bytes_max} bytes after {after}: {offsets}")
-        read = await store.read(head.at(0), 2, bytes_max=100)
-        expect([one.offset for one in read] == [1, 2], "the limit counts as well")
-
-
-async def recent_ends_at_its_bytes(open_store: OpenStore) -> None:
-    """The bytes of the recent window are counted from the newest event on, over the newest of each object alone."""
-    async with open_store() as store:
-        head = await _put_sizes(store)
-        head = await put(store, head, [_sized(11, 5)._replace(object="message:7")])  # the large one is old by this
-        for bytes_max, offsets in (
-            (1, [11]),
-            (5, [11]),
-            (6, [10, 11]),
-            (36, [6, 8, 9, 10, 11]),
-            (50, [5, 6, 8, 9, 10, 11]),
-            (56, [4, 5, 6, 8, 9, 10, 11]),
-            (70_056, [3, 4, 5, 6, 8, 9, 10, 11]),
-            (1_000_000, [1, 2, 3, 4, 5, 6, 8, 9, 10, 11]),
-        ):
-            recent = await store.recent(head, AGE_S, ALL, bytes_max=bytes_max)
-            expect([one.offset for one in recent] == offsets, f"the newest of each object in {bytes_max} bytes")
-        recent = await store.recent(head.at(10), AGE_S, ALL, OfChannel("even"), bytes_max=21)
-        expect([one.offset for one in recent] == [6, 8, 10], "what is not asked for does not count")
-        recent = await store.recent(head, AGE_S, 2, bytes_max=1_000_000)
-        expect([one.offset for one in recent] == [10, 11], "the limit counts as well")
-
-
-async def _put_sizes(store: EventStore) -> Position:
-    new = [_sized(number, size) for number, size in enumerate(_SIZES, start=1)]
-    return await put(store, (await store.bounds()).head, new)
-
-
-def _sized(number: int, size: int) -> NewEvent:
-    return event(number, channel_id="odd" if number % 2 else "even")._replace(body=b"x" * size)
-
-
-BYTES: Final = (reads_end_at_their_bytes, recent_ends_at_its_bytes)
-
-
 WRITERS: Final = 4
+"""Writers that append at the same time."""
+_SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
+"""Sizes of the bodies of the events 1 to 10. Odd events are of channel ``odd``, even ones of ``even``."""
 
 
 async def a_new_store_is_empty(open_store: OpenStore) -> None:
-    """A store that nobody wrote to has an epoch, and nothing else."""
+    """A new store has an epoch, and nothing else."""
     async with open_store() as store:
         bounds = await store.bounds()
-        expect(Position.parse(str(bounds.head)) == bounds.head, "an epoch is six of [a-z0-9]")
-        expect((bounds.first, bounds.last) == (1, 0), "a new store is bounded by first 1, last 0")
+        expect(Position.parse(str(bounds.head)) == bounds.head, "an epoch is six characters of [a-z0-9]")
+        expect((bounds.first, bounds.last) == (1, 0), "the bounds of a new store are first 1, last 0")
         expect(await store.resume_point() is None, "a new store has no resume point")
         expect(not await store.read(bounds.head, ALL), "a new store has nothing to read")
         expect(not await store.recent(bounds.head, AGE_S, ALL), "a new store has nothing recent")
         expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == 0, "a new store has nothing to trim")
-        expect((await store.bounds()).head == bounds.head, "the epoch stays")
+        expect((await store.bounds()).head == bounds.head, "a trim does not change the epoch")
 
 
 async def offsets_are_gapless(open_store: OpenStore) -> None:
-    """Whatever the sizes of the batches, offsets go from 1 on without a gap, in the order of the appends."""
+    """Offsets begin at 1 and have no gaps, in the order of the appends, whatever the sizes of the batches."""
     async with open_store() as store:
         head = (await store.bounds()).head
         for size in (1, 3, 0, 250, 1):
             new = events(head.offset + 1, head.offset + size)
             stored = list(await store.append(head, new, "point"))
             times = stored[0].appended_at_ms if stored else 0
-            expect(stored == stored_after(head, new, times), "an append gives its events with the offsets that follow")
+            expect(stored == stored_after(head, new, times), "an append returns its events with their offsets")
             head = head.at(head.offset + size)
             bounds = await store.bounds()
-            expect((bounds.first, bounds.head) == (1, head), "the bounds are those of what was appended")
+            expect((bounds.first, bounds.head) == (1, head), "the bounds are those of the appended events")
         read = list(await store.read(head.at(0), ALL))
-        expect([one.offset for one in read] == list(range(1, head.offset + 1)), "reading gives every offset, in order")
+        expect([one.offset for one in read] == list(range(1, head.offset + 1)), "a read returns every offset, in order")
         expect(
-            [one.object for one in read] == [f"message:{number}" for number in range(1, head.offset + 1)], "in order"
+            [one.object for one in read] == [f"message:{number}" for number in range(1, head.offset + 1)],
+            "events are in order",
         )
         times_ms = [one.appended_at_ms for one in read]
-        expect(times_ms == sorted(times_ms), "the times of appending never fall")
-        expect(times_ms[-1] <= (await store.bounds()).now_ms, "they are by the clock that the bounds tell")
+        expect(times_ms == sorted(times_ms), "times of appends never decrease")
+        expect(times_ms[-1] <= (await store.bounds()).now_ms, "times of appends are by the clock of the bounds")
 
 
-async def events_come_back_as_they_were(open_store: OpenStore) -> None:
-    """Any text and any octets are kept, and None is not the empty text."""
+async def events_are_returned_unchanged(open_store: OpenStore) -> None:
+    """Any text and any octets are returned unchanged, and None differs from the empty text."""
     new = [
         NewEvent(type="tag.updated", object="tag:", conversation_id=None, channel_id=None, body=b""),
         NewEvent(type="tag.updated", object="tag: '\"%\\:{}", conversation_id=None, channel_id="", body=b"\0\r\n"),
@@ -158,28 +89,28 @@ async def events_come_back_as_they_were(open_store: OpenStore) -> None:
         read = await store.read(head, ALL)
         expect(
             list(read) == list(stored) == stored_after(head, new, read[0].appended_at_ms),
-            "events are kept as they were",
+            "events are returned unchanged",
         )
         for odd in (OfConversation("\0"), OfChannel("\1\0")):
             expect(list(await store.read(head, ALL, odd)) == [stored[2]], "and are found by any text")
-        expect(await store.resume_point() == "résumé 'point' \U0001f600", "the resume point is kept as it was")
+        expect(await store.resume_point() == "résumé 'point' \U0001f600", "the resume point is returned unchanged")
 
 
-async def ages_come_back(open_store: OpenStore) -> None:
-    """The age of a change is kept with its event, whatever the size of the append; an unknown age stays unknown."""
+async def ages_are_stored(open_store: OpenStore) -> None:
+    """The age of a change is stored with its event, whatever the size of the append; an unknown age stays unknown."""
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
         for ages in ([None], [0], [2_500, None, 2**40], [37] * 100):
             new = [event._replace(age_ms=age_ms) for event, age_ms in zip(events(1, len(ages)), ages, strict=True)]
             stored = await store.append(head, new, "point")
             read = await other.read(head, ALL)
-            expect([one.age_ms for one in read] == ages, "the age of a change is kept with its event")
-            expect(list(stored) == list(read), "and is in what an append gives")
+            expect([one.age_ms for one in read] == ages, "the age of a change is stored with its event")
+            expect(list(stored) == list(read), "an append returns the age of a change")
             head = head.at(head.offset + len(ages))
 
 
-async def a_stale_append_is_refused(open_store: OpenStore) -> None:
-    """Who does not know the head writes nothing, neither events nor resume point."""
+async def stale_appends_are_rejected(open_store: OpenStore) -> None:
+    """A writer that does not know the head writes nothing, neither events nor resume point."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 3)
         for expected in (head.at(2), head.at(0), head.at(4), Position("other0", 3)):
@@ -190,7 +121,7 @@ async def a_stale_append_is_refused(open_store: OpenStore) -> None:
 
 
 async def one_of_many_writers_wins(open_store: OpenStore) -> None:
-    """Of several who append after the same head at the same time exactly one does, with its own resume point."""
+    """Of several concurrent appends after the same head exactly one happens, with its own resume point."""
     async with open_store() as one, open_store() as two:
         head = (await one.bounds()).head
         for _ in range(5):
@@ -200,10 +131,10 @@ async def one_of_many_writers_wins(open_store: OpenStore) -> None:
                     nursery.start_soon(_write_pair, (one, two)[writer % 2], writer, head, won)
             expect(len(won) == 1, "exactly one of several concurrent appends takes effect")
             bodies = {read.body for read in await two.read(head, ALL)}
-            expect(bodies == {event(won[0]).body}, "what is there is what the winner wrote")
+            expect(bodies == {event(won[0]).body}, "the stored events are the winner's")
             expect(await two.resume_point() == f"of {won[0]}", "the resume point is the winner's")
             head = head.at(head.offset + 2)
-            expect((await two.bounds()).head == head, "the head is after what the winner wrote")
+            expect((await two.bounds()).head == head, "the head is after the winner's events")
 
 
 async def _write_pair(store: EventStore, writer: int, head: Position, won: list[int]) -> None:
@@ -214,17 +145,17 @@ async def _write_pair(store: EventStore, writer: int, head: Position, won: list[
     won.append(writer)
 
 
-async def an_append_without_events_moves_nothing(open_store: OpenStore) -> None:
-    """It stores the resume point; no offset moves."""
+async def appends_without_events_keep_the_head(open_store: OpenStore) -> None:
+    """An append without events stores the resume point; no offset moves."""
     async with open_store() as store, open_store() as other:
         head = await filled(store, 2)
-        expect(not await store.append(head, [], "further"), "an append without events gives none")
+        expect(not await store.append(head, [], "further"), "an append without events returns none")
         expect((await other.bounds()).head == head, "an append without events moves no offset")
         expect(await other.resume_point() == "further", "an append without events stores the resume point")
 
 
-async def a_resume_point_is_replaced_by_who_knows_it(open_store: OpenStore) -> None:
-    """Of writers who append after the same head, only those go on who know the stored resume point, where they say."""
+async def resume_points_are_compared(open_store: OpenStore) -> None:
+    """With ``replaces``, an append after the head happens only if that resume point is stored."""
     many = 50
     async with open_store() as store, open_store() as other:
         head = (await store.bounds()).head
@@ -238,16 +169,16 @@ async def a_resume_point_is_replaced_by_who_knows_it(open_store: OpenStore) -> N
         for count, known in ((0, "second"), (1, "0"), (many, "1"), (0, str(many))):
             stored = await other.append(head, events(1, count), str(count), replaces=known)
             head = head.at(head.offset + len(stored))
-            expect(await store.resume_point() == str(count), "who knows the resume point replaces it")
-        known = "0"  # what was stored last
+            expect(await store.resume_point() == str(count), "a writer that knows the resume point replaces it")
+        known = "0"  # the resume point that was stored last
         for number in range(5):
             won: list[int] = []
             async with trio.open_nursery() as nursery:
                 for writer in range(WRITERS):
                     nursery.start_soon(_replace, (store, other)[writer % 2], head, known, (number, writer), won)
-            expect(len(won) == 1, "exactly one of several replaces a resume point that all of them know")
+            expect(len(won) == 1, "exactly one of several writers replaces a resume point that all of them know")
             known = f"{number} of {won[0]}"
-            expect(await other.resume_point() == known, "and what is stored then is the winner's")
+            expect(await other.resume_point() == known, "the stored resume point is the winner's")
 
 
 async def _replace(store: EventStore, head: Position, known: str, of: tuple[int, int], won: list[int]) -> None:
@@ -259,8 +190,8 @@ async def _replace(store: EventStore, head: Position, known: str, of: tuple[int,
     won.append(writer)
 
 
-async def reads_keep_to_their_bounds(open_store: OpenStore) -> None:
-    """After every position, up to every limit; nothing at the head and beyond, and nothing of another epoch."""
+async def reads_respect_their_limits(open_store: OpenStore) -> None:
+    """A read starts after its position and ends at its limit. At the head and beyond it is empty."""
     async with open_store() as writer, open_store() as reader:
         head = await filled(writer, 4, 3)
         for after in range(head.offset + 3):
@@ -271,7 +202,7 @@ async def reads_keep_to_their_bounds(open_store: OpenStore) -> None:
 
 
 async def destinations_filter(open_store: OpenStore) -> None:
-    """Read and recent give the events of a destination, or what some channels have of it; limits count those."""
+    """Read and recent return the events of a destination, or those of some of its channels. Limits count these only."""
     new = [event(number, channel_id=f"ch{number % 2}", conversation_id=f"c{number % 3}") for number in range(1, 13)]
     new += [event(13, type="tag.updated", channel_id=None, conversation_id=None), event(14, channel_id=None)]
     wanted: dict[Destination, Sequence[int]] = {
@@ -299,7 +230,7 @@ async def destinations_filter(open_store: OpenStore) -> None:
 
 
 async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
-    """Of each object its newest event up to a position, in order; not older than asked for, by the store's clock."""
+    """Recent returns the newest event of each object up to a position, in order, if not older than ``age_s``."""
     async with open_store() as store:
         start = (await store.bounds()).head
         head = await put(store, start, [event(1, object=name) for name in "abcab"])
@@ -310,11 +241,11 @@ async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
             return [one.offset for one in await store.recent(start.at(until), age_s, limit)]
 
         expect(await recent(7, AGE_S) == [3, 4, 6, 7], "the newest event of each object, in order")
-        expect(await recent(7, AGE_S, 2) == [6, 7], "of more than the limit the newest")
-        expect(await recent(5, AGE_S) == [3, 4, 5], "the newest up to a position, whatever came after it")
-        expect(await recent(9, AGE_S) == [3, 4, 6, 7], "beyond the head is the head")
+        expect(await recent(7, AGE_S, 2) == [6, 7], "of more objects than the limit the newest")
+        expect(await recent(5, AGE_S) == [3, 4, 5], "the newest event up to a position, whatever follows it")
+        expect(await recent(9, AGE_S) == [3, 4, 6, 7], "a position beyond the head means the head")
         await tick(store)
-        expect(await recent(7, TICK_MS / 2000) == [], "nothing older than asked for")
+        expect(await recent(7, TICK_MS / 2000) == [], "no event is older than age_s")
         try:
             await store.recent(Position("other0", 7), AGE_S, ALL)
         except PositionExpired:
@@ -322,16 +253,79 @@ async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
         expect(kept=False, promise="recent of another epoch raises PositionExpired")
 
 
-PROMISES: Final = (
+async def reads_end_at_bytes_max(open_store: OpenStore) -> None:
+    """A read ends with the event that brings the bodies to ``bytes_max``. Other destinations do not count."""
+    wanted: dict[tuple[int, int, Destination | None], list[int]] = {
+        (0, 1, None): [1],
+        (0, 10, None): [1],
+        (0, 11, None): [1, 2, 3],
+        (0, 20, None): [1, 2, 3],
+        (0, 21, None): [1, 2, 3, 4],
+        (0, 70_020, None): [1, 2, 3, 4],
+        (0, 70_021, None): [1, 2, 3, 4, 5],
+        (3, 1, None): [4],
+        (4, 100_020, None): [5, 6, 7],
+        (4, 1_000_000, None): [5, 6, 7, 8, 9, 10],
+        (9, 10, None): [10],
+        (10, 1, None): [],
+        (0, 21, OfChannel("odd")): [1, 3, 5],
+        (0, 31, OfChannel("odd")): [1, 3, 5, 7],
+        (0, 70_011, OfChannel("even")): [2, 4, 6, 8],
+        (5, 1, OfChannel("nobody")): [],
+    }
+    async with open_store() as store:
+        head = await _put_sizes(store)
+        for (after, bytes_max, destination), offsets in wanted.items():
+            read = await store.read(head.at(after), ALL, destination, bytes_max=bytes_max)
+            expect([one.offset for one in read] == offsets, f"{bytes_max} bytes after {after}: {offsets}")
+        read = await store.read(head.at(0), 2, bytes_max=100)
+        expect([one.offset for one in read] == [1, 2], "the limit counts as well")
+
+
+async def recent_ends_at_bytes_max(open_store: OpenStore) -> None:
+    """Recent counts bytes from the newest event backwards, over the newest event of each object alone."""
+    async with open_store() as store:
+        head = await _put_sizes(store)
+        head = await put(store, head, [_sized(11, 5)._replace(object="message:7")])  # hides the large one
+        for bytes_max, offsets in (
+            (1, [11]),
+            (5, [11]),
+            (6, [10, 11]),
+            (36, [6, 8, 9, 10, 11]),
+            (50, [5, 6, 8, 9, 10, 11]),
+            (56, [4, 5, 6, 8, 9, 10, 11]),
+            (70_056, [3, 4, 5, 6, 8, 9, 10, 11]),
+            (1_000_000, [1, 2, 3, 4, 5, 6, 8, 9, 10, 11]),
+        ):
+            recent = await store.recent(head, AGE_S, ALL, bytes_max=bytes_max)
+            expect([one.offset for one in recent] == offsets, f"the newest of each object in {bytes_max} bytes")
+        recent = await store.recent(head.at(10), AGE_S, ALL, OfChannel("even"), bytes_max=21)
+        expect([one.offset for one in recent] == [6, 8, 10], "other destinations do not count")
+        recent = await store.recent(head, AGE_S, 2, bytes_max=1_000_000)
+        expect([one.offset for one in recent] == [10, 11], "the limit counts as well")
+
+
+async def _put_sizes(store: EventStore) -> Position:
+    new = [_sized(number, size) for number, size in enumerate(_SIZES, start=1)]
+    return await put(store, (await store.bounds()).head, new)
+
+
+def _sized(number: int, size: int) -> NewEvent:
+    return event(number, channel_id="odd" if number % 2 else "even")._replace(body=b"x" * size)
+
+
+READ_PROMISES: Final = (
     a_new_store_is_empty,
     offsets_are_gapless,
-    events_come_back_as_they_were,
-    ages_come_back,
-    a_stale_append_is_refused,
+    events_are_returned_unchanged,
+    ages_are_stored,
+    stale_appends_are_rejected,
     one_of_many_writers_wins,
-    an_append_without_events_moves_nothing,
-    a_resume_point_is_replaced_by_who_knows_it,
-    reads_keep_to_their_bounds,
+    appends_without_events_keep_the_head,
+    resume_points_are_compared,
+    reads_respect_their_limits,
     destinations_filter,
     recent_is_the_newest_of_each,
+    reads_end_at_bytes_max,
+    recent_ends_at_bytes_max,
 )

@@ -23,11 +23,10 @@ from airy_trio.events.destinations import (
     Within,
     parse,
 )
-from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
 from tests.auth.signing import SECRET, connect_with, issuer
+from tests.delegating_store import DelegatingStore, Recent
 from tests.sessions.serving import event, open_log, serving
 
 AUTH = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
@@ -48,26 +47,18 @@ OUT_OF_TAIL = [event(1, channel="ch2"), event(2, conversation="c3"), event(3, co
 """So is the event of conversation c1 if the tail holds one event."""
 
 
-class Store(MemoryStore):
+class Store(DelegatingStore):
     """Counts how often it is asked for the newest events, and is unavailable on demand."""
 
     asked = 0
     away = False
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
         self.asked += 1
         if self.away:
             message = "away"
             raise StoreUnavailable(message)
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+        return await super().on_recent(call)
 
 
 def passcode(claims: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -14,10 +14,7 @@ from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.delivery.durables import Durables
 from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.delivery.tasks import Tasks
-from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
 from airy_trio.sessions.heartbeats import TimerWheel
@@ -27,13 +24,14 @@ from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.stream import FramedStream
+from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.delivery.messages import Reader, stomp
 
 SEND_TIMEOUT_S = 10.0
 STUCK_S = 100
 
 
-class MoodyStore(MemoryStore):
+class MoodyStore(DelegatingStore):
     """A store in memory that takes its time, and is away now and then."""
 
     def __init__(self, moods: Random, *, delay_s: float = 0.05, away_share: float = 0.2) -> None:
@@ -49,27 +47,17 @@ class MoodyStore(MemoryStore):
             message = "away"
             raise StoreUnavailable(message)
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        if destination is not None:
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        if call.destination is not None:
             self.reads += 1
             await self._mood()
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        found = await super().on_read(call)
         await trio.sleep(self.moods.uniform(0, self.delay_s))
         return found
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
         await self._mood()
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+        return await super().on_recent(call)
 
     async def bounds(self) -> Bounds:
         await trio.sleep(self.moods.uniform(0, self.delay_s))

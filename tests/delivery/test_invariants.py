@@ -93,8 +93,8 @@ INVARIANTS = (
     Invariant(
         "A view holds the offsets of its destination that the tail holds; the tail serves what it has not evicted.",
         (
-            test_tail.test_it_holds_what_a_naive_list_holds,
-            test_tail.test_a_quiet_destination_is_served_however_old_the_cursor_is,
+            test_tail.test_it_agrees_with_a_list,
+            test_tail.test_a_quiet_destination_serves_old_cursors,
             test_fanout.test_a_position_before_the_tail_is_not_served_from_it,
         ),
         ("no evicted check in the fan-out", "a view forgets that it has evicted"),

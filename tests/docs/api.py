@@ -38,7 +38,7 @@ PUBLISHED: Final = (
     (
         "Check an event store",
         "airy_trio.testing.event_store",
-        "testing/event_store.py testing/store_words.py testing/store_durables.py",
+        "testing/event_store.py testing/store_checks.py testing/store_crashes.py",
         (
             "check_event_store", "broken_promises", "check_whole_batches", "MakePlace", "OpenStore", "BrokenStoreError",
         ),

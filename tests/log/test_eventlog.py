@@ -1,4 +1,4 @@
-"""The log of one node: opening, following, catching up, and what never goes back."""
+"""The event log of one node: opening, following, catching up, and truncated stores."""
 
 import time
 from collections import Counter
@@ -10,23 +10,24 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfType
+from airy_trio.events.destinations import EVERYTHING, OfChannel, OfType
 from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
+from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
-class Outages(MemoryStore):
-    """A store that is away when a test says so.
+class Outages(DelegatingStore):
+    """A store with a clock of its own that is unavailable while ``away`` is true.
 
-    ``held``: the bounds are returned when this is set; ``held_reads``: the same of events. ``asked``: how often bounds
-    were asked for, and how often events.
+    ``held``: if not None, bounds are returned when this event is set; ``held_reads``: the same for reads. ``asked``:
+    counts the reads of ``bounds`` and of ``events``.
     """
 
     def __init__(self) -> None:
@@ -50,33 +51,21 @@ class Outages(MemoryStore):
             await self.held.wait()
         return bounds
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().append(expected, events, resume_point, replaces=replaces)
+        return await super().on_append(call)
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         self.asked["events"] += 1
         self._reach()
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        found = await super().on_read(call)
         if self.held_reads is not None:
             await self.held_reads.wait()
         return found
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
         self._reach()
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+        return await super().on_recent(call)
 
     async def wait(self, after: Position) -> None:
         self._reach()
@@ -86,24 +75,22 @@ class Outages(MemoryStore):
 
     async def add(self, *events: NewEvent) -> None:
         """Append as another node would."""
-        await super().append(self._bounds().head, events, "point")
+        await super().on_append(Append(self._bounds().head, events, "point"))
 
     def lose(self, count: int) -> None:
-        """Go back, as a restored copy does."""
+        """Lose the newest events, like a restored copy."""
         del self._events[-count:]
 
 
 class Weighing(Outages):
-    """A store that weighs what it gives: ``given`` bytes in all, ``largest`` in one answer."""
+    """A store that counts the bytes it returns: ``given`` in total, ``largest`` in one read."""
 
     def __init__(self) -> None:
         super().__init__()
         self.given = self.largest = 0
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        found = await super().on_read(call)
         size = sum(len(event.body) for event in found)
         self.given, self.largest = self.given + size, max(self.largest, size)
         return found
@@ -133,13 +120,13 @@ def numbered(first: int, last: int) -> list[NewEvent]:
     return [event(number) for number in range(first, last + 1)]
 
 
-def test_it_is_opened_first(store: Outages) -> None:
+def test_head_before_open_is_an_error(store: Outages) -> None:
     with pytest.raises(RuntimeError, match=r"open\(\) comes first"):
         _ = log_over(store).head
 
 
 @pytest.mark.parametrize("count", [0, 5, 100, 101, READ_EVENTS_MAX, READ_EVENTS_MAX + 1])
-async def test_opening_reads_the_newest_up_to_the_tail(store: Outages, count: int) -> None:
+async def test_open_fills_the_tail(store: Outages, count: int) -> None:
     await store.add(*numbered(1, count))
     log = await opened(store, tail_events=1001)
     view = log.attach(EVERYTHING, "reader")
@@ -147,7 +134,7 @@ async def test_opening_reads_the_newest_up_to_the_tail(store: Outages, count: in
     assert held(log, view) == list(range(1, count + 1))
 
 
-async def test_opening_leaves_what_is_older_than_the_tail_to_the_store(store: Outages) -> None:
+async def test_older_events_are_read_from_the_store(store: Outages) -> None:
     await store.add(*numbered(1, 250))
     log = await opened(store)
     view = log.attach(EVERYTHING, "reader")
@@ -155,7 +142,7 @@ async def test_opening_leaves_what_is_older_than_the_tail_to_the_store(store: Ou
     assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING, bytes_max=MANY)] == [1, 2, 3]
 
 
-async def test_opening_reads_back_no_more_bytes_than_the_tail_holds() -> None:
+async def test_open_reads_few_more_bytes_than_the_tail_holds() -> None:
     sizes = [60_000] * 300 + [10] * 5 + [200_000] * 3 + [0] * 7
     store = Weighing()
     await store.add(*(event(number)._replace(body=b"x" * size) for number, size in enumerate(sizes, start=1)))
@@ -166,11 +153,11 @@ async def test_opening_reads_back_no_more_bytes_than_the_tail_holds() -> None:
     kept = held(log, view)
     assert kept == list(range(len(sizes) - len(kept) + 1, len(sizes) + 1))
     assert 600_000 < log.statistics()["bytes"] <= 1_000_000
-    assert store.given < 10_000_000  # of the 18 MB that are there; a page is read again where it is larger than 4 MiB
+    assert store.given < 10_000_000  # of 18 MB; a page larger than 4 MiB is read again in smaller parts
     assert store.largest <= READ_BYTES_MAX + 60_000
 
 
-async def test_a_tail_that_one_event_fills_begins_with_it() -> None:
+async def test_one_large_event_fills_the_tail() -> None:
     store = Weighing()
     await store.add(*(event(number)._replace(body=b"x" * 3_000_000) for number in range(1, 6)))
     log = EventLog(store, LogOptions(store="memory", tail_bytes=1000), lambda: 0.0)
@@ -178,14 +165,14 @@ async def test_a_tail_that_one_event_fills_begins_with_it() -> None:
     assert held(log, log.attach(EVERYTHING, "reader")) == [5]
 
 
-async def test_opening_begins_at_the_floor_where_everything_was_trimmed(store: Outages) -> None:
+async def test_open_after_all_events_were_trimmed(store: Outages) -> None:
     await store.add(*numbered(1, 5))
     await store.trim(age_s=10**6, keep=0, limit=10, unused_s=10**6)
     log = await opened(store)
     assert (log.head.offset, await log.floor()) == (5, log.head)
 
 
-async def test_opening_a_store_that_is_away_fails_and_can_be_tried_again(store: Outages) -> None:
+async def test_open_can_be_retried(store: Outages) -> None:
     log = log_over(store)
     store.away = True
     with pytest.raises(StoreUnavailable):
@@ -195,7 +182,7 @@ async def test_opening_a_store_that_is_away_fails_and_can_be_tried_again(store: 
     assert log.head.offset == 0
 
 
-async def test_an_append_is_in_the_tail_at_once_and_reported(store: Outages) -> None:
+async def test_an_append_is_in_the_tail_and_reported(store: Outages) -> None:
     log = await opened(store)
     view = log.attach(OfType("message.updated"), "reader")
     head = await log.append(log.head, numbered(1, 3), "point")
@@ -205,7 +192,7 @@ async def test_an_append_is_in_the_tail_at_once_and_reported(store: Outages) -> 
         assert await log.wait_grown() == {view}
 
 
-async def test_readers_are_served_before_the_writer_goes_on(store: Outages, nursery: trio.Nursery) -> None:
+async def test_readers_run_before_the_writer_continues(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
     log.attach(EVERYTHING, object())
     order: list[str] = []
@@ -216,14 +203,14 @@ async def test_readers_are_served_before_the_writer_goes_on(store: Outages, nurs
             order.append("served")
 
     nursery.start_soon(serve)
-    for _ in range(20):  # Trio throws dice who runs first
+    for _ in range(20):  # Trio runs tasks in random order
         await wait_all_tasks_blocked()
         await log.append(log.head, numbered(1, 1), "point")
-        order.append("went on")
-    assert order == ["served", "went on"] * 20
+        order.append("continued")
+    assert order == ["served", "continued"] * 20
 
 
-async def test_an_append_after_another_head_than_the_writers_is_refused(store: Outages) -> None:
+async def test_a_stale_append_is_rejected_after_catching_up(store: Outages) -> None:
     log = await opened(store)
     mine = log.head
     await store.add(event(1))
@@ -233,7 +220,7 @@ async def test_an_append_after_another_head_than_the_writers_is_refused(store: O
     assert (log.head.offset, await store.resume_point()) == (1, "point")
 
 
-async def test_an_append_beyond_what_this_node_has_read_is_read_in_order(store: Outages) -> None:
+async def test_an_append_after_unread_events_is_read_in_order(store: Outages) -> None:
     log = await opened(store)
     view = log.attach(EVERYTHING, "reader")
     await store.add(*numbered(1, 3))
@@ -243,7 +230,7 @@ async def test_an_append_beyond_what_this_node_has_read_is_read_in_order(store: 
     assert held(log, view) == [1, 2, 3, 4, 5]
 
 
-async def test_following_takes_what_other_nodes_append(
+async def test_follow_reads_appends_of_other_nodes(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
@@ -258,7 +245,7 @@ async def test_following_takes_what_other_nodes_append(
     nursery.cancel_scope.cancel()
 
 
-async def test_lag_counts_while_events_of_the_store_are_not_read(
+async def test_lag_grows_while_events_are_not_read(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
@@ -295,7 +282,7 @@ async def test_a_new_epoch_ends_the_lag(store: Outages, nursery: trio.Nursery, a
     nursery.cancel_scope.cancel()
 
 
-async def test_own_and_others_appends_make_one_order(
+async def test_appends_of_all_nodes_are_in_one_order(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
@@ -308,13 +295,11 @@ async def test_own_and_others_appends_make_one_order(
         except StaleAppend:
             await log.catch_up()
     await wait_all_tasks_blocked()
-    assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001 - what the memory holds, past the store's verbs
+    assert held(log, view) == list(range(1, store._bounds().last + 1))  # noqa: SLF001 - the contents of the memory, without its checkpoint
     nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_read_from_the_store_for_what_this_node_appended_itself(
-    store: Outages, nursery: trio.Nursery
-) -> None:
+async def test_own_appends_are_not_read_from_the_store(store: Outages, nursery: trio.Nursery) -> None:
     log = log_over(store)
     await log.open()
     nursery.start_soon(log.follow)
@@ -330,9 +315,7 @@ async def test_nothing_is_read_from_the_store_for_what_this_node_appended_itself
     assert store.asked > asked
 
 
-async def test_what_another_node_appends_is_one_question_as_long_as_the_bounds_are_fresh(
-    store: Outages, nursery: trio.Nursery
-) -> None:
+async def test_an_append_of_another_node_costs_one_read(store: Outages, nursery: trio.Nursery) -> None:
     log = log_over(store)
     await log.open()
     nursery.start_soon(log.follow)
@@ -350,9 +333,7 @@ async def test_what_another_node_appends_is_one_question_as_long_as_the_bounds_a
     assert log.head.offset == 4
 
 
-async def test_after_an_append_that_failed_what_comes_next_is_not_taken_for_granted(
-    store: Outages, nursery: trio.Nursery
-) -> None:
+async def test_a_failed_append_makes_follow_compare(store: Outages, nursery: trio.Nursery) -> None:
     log = log_over(store)
     await log.open()
     nursery.start_soon(log.follow)
@@ -362,14 +343,14 @@ async def test_after_an_append_that_failed_what_comes_next_is_not_taken_for_gran
     store.away = True
     with pytest.raises(StoreUnavailable):
         await log.append(before, [event(3)], "further")
-    store.lose(1)  # a copy without the newest event has taken its place, in which another node has recorded
+    store.lose(1)  # a copy without the newest event has replaced it, and another node has recorded into the copy
     store.away = False
     await store.add(event(4), event(5))
     await wait_all_tasks_blocked()
     assert log.epoch != before.epoch
 
 
-async def test_a_doubt_raised_during_catch_up_is_not_lost(store: Outages, nursery: trio.Nursery) -> None:
+async def test_a_doubt_raised_during_catch_up_remains(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
     before = await log.append(log.head, numbered(1, 2), "point")
     for outage in (1, 2):
@@ -380,8 +361,8 @@ async def test_a_doubt_raised_during_catch_up_is_not_lost(store: Outages, nurser
         if outage == 1:
             store.held_reads = trio.Event()
             nursery.start_soon(log.catch_up)
-            await wait_all_tasks_blocked()  # it has compared, and found the newest event in its place
-    store.lose(1)  # in the second outage a copy without that event has taken over
+            await wait_all_tasks_blocked()  # it has compared the newest event and found it unchanged
+    store.lose(1)  # during the second outage a copy without that event has replaced the store
     await store.add(event(4), event(5))
     assert store.held_reads is not None
     store.held_reads.set()
@@ -419,7 +400,7 @@ async def test_a_new_epoch_is_followed_while_the_bounds_are_fresh(store: Outages
     assert (log.epoch, log.head.offset) == (bounds.epoch, 1)
 
 
-async def test_a_new_epoch_takes_the_past_of_every_view(store: Outages) -> None:
+async def test_a_new_epoch_empties_every_view(store: Outages) -> None:
     log = await opened(store)
     view = log.attach(OfChannel("ch1"), "reader")
     await log.append(log.head, numbered(1, 3), "point")
@@ -433,7 +414,7 @@ async def test_a_new_epoch_takes_the_past_of_every_view(store: Outages) -> None:
         assert await log.wait_grown() == {view}
 
 
-async def test_beginning_an_epoch_gives_its_head(store: Outages) -> None:
+async def test_begin_epoch_returns_the_head(store: Outages) -> None:
     log = await opened(store)
     head = await log.append(log.head, numbered(1, 3), "point")
     begun = await log.begin_epoch(head, "again")
@@ -443,9 +424,7 @@ async def test_beginning_an_epoch_gives_its_head(store: Outages) -> None:
     assert log.head == begun
 
 
-async def test_bounds_that_were_asked_for_before_an_epoch_ended_are_not_acted_upon(
-    store: Outages, nursery: trio.Nursery
-) -> None:
+async def test_bounds_of_an_ended_epoch_are_not_used(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
     head = await log.append(log.head, numbered(1, 3), "point")
     store.held = trio.Event()
@@ -455,18 +434,18 @@ async def test_bounds_that_were_asked_for_before_an_epoch_ended_are_not_acted_up
         await log.begin_epoch(head, "again")
         epochs.append(log.epoch)
 
-    with capture_logs() as said:
+    with capture_logs() as logged:
         nursery.start_soon(log.catch_up)
-        await wait_all_tasks_blocked()  # it has the bounds of the old epoch in its hands
+        await wait_all_tasks_blocked()  # it has read the bounds of the old epoch
         nursery.start_soon(begin)
         await wait_all_tasks_blocked()
         store.held.set()
         await wait_all_tasks_blocked()
-    assert said == []  # no way back into the old epoch, not even for a moment
-    assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001 - what the memory holds, past the store's verbs
+    assert logged == []  # it never returned to the old epoch
+    assert epochs == [log.epoch] == [store._bounds().epoch]  # noqa: SLF001 - the contents of the memory, without its checkpoint
 
 
-async def test_who_slept_through_the_retention_goes_on_at_what_is_left(store: Outages) -> None:
+async def test_a_node_behind_the_retention_continues_at_the_floor(store: Outages) -> None:
     log = await opened(store)
     view = log.attach(EVERYTHING, "reader")
     await log.append(log.head, numbered(1, 3), "point")
@@ -477,12 +456,12 @@ async def test_who_slept_through_the_retention_goes_on_at_what_is_left(store: Ou
     assert log.head.offset == 20
 
 
-async def test_an_outage_is_said_once_and_so_is_its_end(
+async def test_an_outage_and_its_end_are_logged_once(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
     log.attach(EVERYTHING, "reader")
-    with capture_logs() as said:
+    with capture_logs() as logged:
         nursery.start_soon(log.follow)
         store.away = True
         await trio.sleep(30)
@@ -491,11 +470,11 @@ async def test_an_outage_is_said_once_and_so_is_its_end(
         with trio.fail_after(5):
             await log.wait_grown()
         await trio.sleep(5)
-    assert [line["event"] for line in said] == ["event store unavailable", "event store available again"]
+    assert [line["event"] for line in logged] == ["event store unavailable", "event store available again"]
     nursery.cancel_scope.cancel()
 
 
-async def test_a_store_that_went_back_is_given_a_new_epoch(store: Outages) -> None:
+async def test_a_truncated_store_gets_a_new_epoch(store: Outages) -> None:
     log = await opened(store)
     head = await log.append(log.head, numbered(1, 10), "point")
     store.lose(3)
@@ -504,7 +483,7 @@ async def test_a_store_that_went_back_is_given_a_new_epoch(store: Outages) -> No
     assert (await store.resume_point(), (await store.bounds()).epoch) == ("point", log.epoch)
 
 
-async def test_a_store_that_went_back_and_on_during_an_outage_is_given_a_new_epoch(
+async def test_a_store_replaced_during_an_outage_gets_a_new_epoch(
     store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     log = await opened(store)
@@ -538,9 +517,7 @@ async def test_an_outage_alone_begins_no_epoch(
     nursery.cancel_scope.cancel()
 
 
-async def test_an_append_while_the_bounds_are_asked_for_is_not_taken_for_a_loss(
-    store: Outages, nursery: trio.Nursery
-) -> None:
+async def test_an_append_during_catch_up_is_no_loss(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
     store.held = trio.Event()
     nursery.start_soon(log.catch_up)
@@ -571,7 +548,7 @@ class TestRecent:
         }
         assert len(from_tail[60, 100]) == 7
 
-    async def test_live_goes_on_after_it(self, store: Outages) -> None:
+    async def test_live_events_continue_after_it(self, store: Outages) -> None:
         log = await opened(store)
         await log.append(log.head, numbered(1, 3), "point")
         position, events = await log.recent(EVERYTHING, age_s=60, limit=2, bytes_max=MANY)
@@ -584,11 +561,11 @@ class TestRecent:
         store.now_s += 30
         assert (await self.recent(log, 29), await self.recent(log, 31)) == ([], [1, 2, 3])
 
-    def test_a_wall_clock_that_is_set_does_not_count(self) -> None:
-        """Between two looks at the store's clock nobody sets the one that measures; its beginning does not matter."""
+    def test_the_clock_is_monotonic(self) -> None:
+        """A wall clock that is set between two reads of the store's clock would make ages wrong."""
         assert signature(EventLog).parameters["clock"].default is time.monotonic
 
-    async def test_a_store_that_is_away_is_told(self, store: Outages) -> None:
+    async def test_an_unavailable_store_raises(self, store: Outages) -> None:
         await store.add(*numbered(1, 20))
         log = await opened(store, tail_events=5)
         store.away = True
@@ -596,7 +573,7 @@ class TestRecent:
             await self.recent(log, 60)
         assert await self.recent(log, 60, limit=5) == [16, 17, 18, 19, 20]
 
-    async def test_an_epoch_that_began_meanwhile_is_caught_up_with(self, store: Outages) -> None:
+    async def test_a_new_epoch_is_followed_first(self, store: Outages) -> None:
         await store.add(*numbered(1, 20))
         log = await opened(store, tail_events=5)
         await store.begin_epoch(log.head, "again")
@@ -604,13 +581,13 @@ class TestRecent:
         position, events = await log.recent(EVERYTHING, age_s=60, limit=100, bytes_max=MANY)
         assert (position, [one.offset for one in events]) == ((await store.bounds()).head, [1])
 
-    async def test_asking_leaves_no_view_behind(self, store: Outages) -> None:
+    async def test_no_view_remains(self, store: Outages) -> None:
         log = await opened(store)
         await log.recent(OfChannel("nobody"), age_s=60, limit=100, bytes_max=MANY)
         assert log.statistics()["views"] == 0
 
 
-async def test_no_growth_is_lost_between_two_questions(store: Outages, nursery: trio.Nursery) -> None:
+async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio.Nursery) -> None:
     log = await opened(store)
     views = {name: log.attach(OfChannel(name), "reader") for name in ("ch1", "ch2", "ch3")}
     seen: list[int] = []
@@ -632,7 +609,7 @@ async def test_no_growth_is_lost_between_two_questions(store: Outages, nursery: 
     nursery.cancel_scope.cancel()
 
 
-async def test_growth_that_nobody_waited_for_is_kept(store: Outages) -> None:
+async def test_growth_is_kept_until_the_next_call(store: Outages) -> None:
     log = await opened(store)
     one, two = log.attach(OfChannel("ch1"), "reader"), log.attach(OfChannel("ch2"), "reader")
     await log.append(log.head, [event(1, channel_id="ch1")], "point")
@@ -644,15 +621,15 @@ async def test_growth_that_nobody_waited_for_is_kept(store: Outages) -> None:
         assert await log.wait_grown() == {one, two}
 
 
-async def test_a_store_with_a_gap_ends_loudly(store: Outages) -> None:
+async def test_a_gap_in_the_store_raises(store: Outages) -> None:
     log = await opened(store)
     await store.add(*numbered(1, 3))
-    store._events[2] = store._events[2]._replace(offset=4)  # noqa: SLF001 - what the memory holds, past the store's verbs
+    store._events[2] = store._events[2]._replace(offset=4)  # noqa: SLF001 - the contents of the memory, without its checkpoint
     with pytest.raises(ValueError, match="event 4 does not follow 2"):
         await log.catch_up()
 
 
-async def test_what_is_told_of_when_an_event_was_changed(store: Outages, autojump_clock: MockClock) -> None:
+async def test_changed_at_of_own_and_other_appends(store: Outages, autojump_clock: MockClock) -> None:
     await store.add(event(1))
     log = await opened(store)
     await trio.sleep(7)
@@ -665,12 +642,10 @@ async def test_what_is_told_of_when_an_event_was_changed(store: Outages, autojum
     ages = [
         round(trio.current_time() - log.changed_at(one), 3) for one in await store.read(log.head.at(0), 10, EVERYTHING)
     ]
-    assert ages == [10, 5, 5, 0]  # of the first and the last it is only known when they were appended
+    assert ages == [10, 5, 5, 0]  # for the first and the last only the time of the append is known
 
 
-async def test_an_event_that_is_read_before_its_append_returns_is_as_old_as_its_change(
-    store: Outages, autojump_clock: MockClock
-) -> None:
+async def test_changed_at_of_an_event_read_before_its_append_returns(store: Outages, autojump_clock: MockClock) -> None:
     log = await opened(store)
     head = log.head
     await store.add(event(1))
@@ -680,7 +655,7 @@ async def test_an_event_that_is_read_before_its_append_returns_is_as_old_as_its_
     assert trio.current_time() - log.changed_at(stored) == 4
 
 
-async def test_age_of_each_append_reaches_other_nodes(store: Outages, autojump_clock: MockClock) -> None:
+async def test_ages_reach_other_nodes(store: Outages, autojump_clock: MockClock) -> None:
     recording, following = await opened(store), await opened(store)
     for first, last, age_s in ((1, 2, 5), (3, 3, 0.25), (4, 4, 40)):
         changed_at = trio.current_time() - age_s
@@ -693,27 +668,23 @@ async def test_age_of_each_append_reaches_other_nodes(store: Outages, autojump_c
 
 
 async def test_appends_are_timed(autojump_clock: MockClock) -> None:
-    class Slow(MemoryStore):
-        async def append(
-            self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-        ) -> Sequence[StoredEvent]:
+    class Slow(DelegatingStore):
+        async def on_append(self, call: Append) -> Sequence[StoredEvent]:
             await trio.sleep(2)
-            return await super().append(expected, events, resume_point, replaces=replaces)
+            return await super().on_append(call)
 
     log = await opened(Slow())
     await log.append(log.head, numbered(1, 3), "point")
     assert (log.appending.total_s, sum(log.appending.counts)) == (2, 1)
 
 
-async def test_a_store_that_is_away_is_told_until_it_is_back(
-    store: Outages, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_away_is_set_during_an_outage(store: Outages, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     log = await opened(store)
     nursery.start_soon(log.follow)
-    told = []
+    reasons = []
     for away in (False, True, False):
         store.away = away
         await trio.sleep(5)
-        told.append(log.away)
-    assert told == [None, "away", None]
+        reasons.append(log.away)
+    assert reasons == [None, "away", None]
     nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Positions: written and read as the wire contract says, ordered within an epoch and not across two."""
+"""Positions: the text form of the wire contract, and the order within an epoch."""
 
 import pytest
 from hypothesis import given
@@ -11,12 +11,12 @@ offsets = st.integers(0, 10**18 - 1)
 
 
 @given(epochs, offsets)
-def test_what_is_written_can_be_read(epoch: str, offset: int) -> None:
+def test_text_form_round_trips(epoch: str, offset: int) -> None:
     position = Position(epoch, offset)
     assert Position.parse(str(position)) == position
 
 
-def test_it_is_written_as_the_contract_says() -> None:
+def test_text_form() -> None:
     assert str(Position("k7f3q9", 1042)) == "k7f3q9-1042"
 
 
@@ -40,7 +40,7 @@ def test_it_is_written_as_the_contract_says() -> None:
         f"k7f3q9-{10**18}",
     ],
 )
-def test_what_is_no_position_is_none(text: str) -> None:
+def test_invalid_text_is_none(text: str) -> None:
     assert Position.parse(text) is None
 
 
@@ -51,7 +51,7 @@ def test_the_largest_offset_fits_a_signed_64_bit_column() -> None:
 
 
 @given(epochs, offsets, offsets)
-def test_within_an_epoch_the_offset_orders(epoch: str, one: int, two: int) -> None:
+def test_offsets_order_within_an_epoch(epoch: str, one: int, two: int) -> None:
     first, second = Position(epoch, one), Position(epoch, two)
     assert (first < second, first <= second, first > second, first >= second, first == second) == (
         one < two,
@@ -74,11 +74,11 @@ def test_positions_of_different_epochs_are_not_equal() -> None:
     assert len({Position("k7f3q9", 1), Position("aaaaaa", 1), Position("k7f3q9", 1)}) == 2
 
 
-def test_another_offset_of_the_same_epoch() -> None:
+def test_at_returns_another_offset() -> None:
     assert Position("k7f3q9", 1).at(7) == Position("k7f3q9", 7)
 
 
-def test_epochs_do_not_repeat_and_can_be_read() -> None:
+def test_new_epochs_are_distinct_and_valid() -> None:
     made = {new_epoch() for _ in range(100)}
     assert len(made) == 100
     assert all(Position.parse(f"{epoch}-0") for epoch in made)

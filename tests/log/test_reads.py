@@ -1,4 +1,4 @@
-"""Reads for clients: how many at once, in which order, and which of them the store never sees."""
+"""Reads on behalf of clients: how many at once, in which order, and which are answered from the cache."""
 
 from collections.abc import Sequence
 from random import Random
@@ -14,15 +14,16 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_EVENTS_MAX, REMEMBERED_MAX, Gate
 from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent
+from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.log.places import event
 
 MANY = 1 << 30
 
 
-class Scanned(MemoryStore):
-    """A store that notes the reads of one destination, and finishes none before ``go_on`` is set.
+class Scanned(DelegatingStore):
+    """A store that records the starts of reads of one destination in ``scans``, and of recent events in ``backwards``.
 
-    ``backwards``: the scans for the newest events, from where they began.
+    Reads of one destination end only when ``go_on`` is set.
     """
 
     def __init__(self) -> None:
@@ -31,25 +32,15 @@ class Scanned(MemoryStore):
         self.backwards: list[Position] = []
         self.go_on = trio.Event()
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        if destination is not None:
-            self.scans.append(after)
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        if call.destination is not None:
+            self.scans.append(call.after)
             await self.go_on.wait()
-        return await super().read(after, limit, destination, bytes_max=bytes_max)
+        return await super().on_read(call)
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        self.backwards.append(until)
-        return await super().recent(until, age_s, limit, destination, bytes_max=bytes_max)
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+        self.backwards.append(call.until)
+        return await super().on_recent(call)
 
 
 async def opened(store: MemoryStore, count: int = 3, *, tail_events: int = 20_000) -> EventLog:
@@ -118,7 +109,7 @@ async def test_a_quiet_destination_is_scanned_once() -> None:
     assert [position.offset for position in store.scans] == [0, 21, 20]
 
 
-async def test_nothing_is_remembered_beyond_its_epoch() -> None:
+async def test_no_event_is_remembered_beyond_its_epoch() -> None:
     store = Scanned()
     store.go_on.set()
     log = await opened(store)
@@ -130,7 +121,7 @@ async def test_nothing_is_remembered_beyond_its_epoch() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_reads_return_what_the_store_does(seed: int) -> None:
+async def test_reads_agree_with_the_store(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
     destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
@@ -144,7 +135,7 @@ async def test_reads_return_what_the_store_does(seed: int) -> None:
             assert read == await store.read(after, limit, destination, bytes_max=bytes_max)
 
 
-async def test_few_reads_of_clients_reach_the_store_at_once(nursery: trio.Nursery) -> None:
+async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -> None:
     store = Scanned()
     log = await opened(store)
     found: list[int] = []

@@ -15,7 +15,7 @@ from airy_trio.log.redis.scripts import FIELDS
 from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, asked, fields_of, open_store, read_entry
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
-from airy_trio.testing.store_durables import write_batches
+from airy_trio.testing.store_crashes import write_batches
 from tests.log.places import event, redis_places
 from tests.redis_server import OUTAGES, RedisServer
 

@@ -1,4 +1,4 @@
-"""Retention: small batches, only by the node that records, and nothing that is still needed."""
+"""Retention: in small batches, only by the recording node, and never data that is still needed."""
 
 import pytest
 import trio
@@ -15,7 +15,7 @@ from tests.log.recording import MoodyStore, Node, node, recorded, started, tag, 
 
 
 class Limited(MoodyStore):
-    """Remembers how much each call of ``trim`` deleted."""
+    """Records how many events each call of ``trim`` deleted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def retention_of(
     return Retention(one.log.store, feed, one.recorder, options)
 
 
-async def test_what_is_too_many_goes_in_small_batches(
+async def test_excess_events_are_deleted_in_small_batches(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = Limited()
@@ -77,7 +77,7 @@ async def test_what_is_too_many_goes_in_small_batches(
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_too_old_goes(changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_old_events_are_deleted(changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
     now_s = [1000.0]
     store = MemoryStore(lambda: now_s[0])
     one = await started(nursery, node(changes, store))
@@ -93,7 +93,7 @@ async def test_what_is_too_old_goes(changes: MemoryChanges, nursery: trio.Nurser
     nursery.cancel_scope.cancel()
 
 
-async def test_positions_go_later_than_events(
+async def test_positions_are_retained_longer_than_events(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     now_s = [1000.0]
@@ -112,7 +112,7 @@ async def test_positions_go_later_than_events(
     nursery.cancel_scope.cancel()
 
 
-async def test_changes_that_were_recorded_go_in_smaller_batches(
+async def test_recorded_changes_are_deleted_in_small_batches(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore(), batch_rows_max=5000))
@@ -127,7 +127,7 @@ async def test_changes_that_were_recorded_go_in_smaller_batches(
     nursery.cancel_scope.cancel()
 
 
-async def test_changes_that_were_not_recorded_stay(
+async def test_unrecorded_changes_stay(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MoodyStore()
@@ -146,7 +146,7 @@ async def test_changes_that_were_not_recorded_stay(
     nursery.cancel_scope.cancel()
 
 
-async def test_who_does_not_record_trims_nothing(
+async def test_only_the_recording_node_trims(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = Limited()
@@ -164,7 +164,7 @@ async def test_who_does_not_record_trims_nothing(
     nursery.cancel_scope.cancel()
 
 
-async def test_an_outage_is_said_once_and_trimming_goes_on_after_it(
+async def test_an_outage_is_logged_once(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = Limited()

@@ -1,4 +1,4 @@
-"""The newest events in memory: bounded in events and bytes, and complete for every view, whoever attaches when."""
+"""The newest events in memory: bounded in events and bytes, and complete for every view."""
 
 import sys
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def test_bytes_are_bounded(count: int, evicted: int) -> None:
     assert (tail.evicted, tail.statistics()["bytes"]) == (evicted, 100 * (count - evicted))
 
 
-def test_the_newest_event_stays_however_large_it_is() -> None:
+def test_the_newest_event_is_never_evicted() -> None:
     tail = tail_of(3)
     tail.extend([stored(4, size=20_000)])
     assert (tail.evicted, tail.last, tail.statistics()["bytes"]) == (3, 4, 20_000)
@@ -68,7 +68,7 @@ def test_a_tail_of_one_event() -> None:
     assert (tail.evicted, tail.last) == (4, 5)
 
 
-def test_events_that_are_here_are_left_out_and_a_gap_is_refused() -> None:
+def test_known_events_are_skipped_and_gaps_raise() -> None:
     tail = tail_of(3)
     tail.extend(stored(offset) for offset in (2, 3, 4))
     assert tail.last == 4
@@ -76,7 +76,7 @@ def test_events_that_are_here_are_left_out_and_a_gap_is_refused() -> None:
         tail.extend([stored(6)])
 
 
-def test_only_views_with_readers_are_reported_as_grown() -> None:
+def test_only_views_with_readers_grow() -> None:
     tail = Tail(events_max=100, bytes_max=10_000)
     view = tail.attach(OfChannel("ch1"), "reader")
     assert tail.extend([stored(1), stored(2)]) == {view}
@@ -86,13 +86,13 @@ def test_only_views_with_readers_are_reported_as_grown() -> None:
     assert tail.extend([stored(4)]) == set()
 
 
-def test_a_view_is_complete_for_who_attaches_late() -> None:
+def test_a_late_reader_gets_a_complete_view() -> None:
     tail = tail_of(5)
     view = tail.attach(OfConversation("c1"), "reader")
     assert offsets(tail.after(view, 2, events_max=10, bytes_max=1000)) == [3, 4, 5]
 
 
-def test_a_quiet_destination_is_served_however_old_the_cursor_is() -> None:
+def test_a_quiet_destination_serves_old_cursors() -> None:
     tail = Tail(events_max=10, bytes_max=10_000)
     view = tail.attach(OfChannel("quiet"), "reader")
     tail.extend(stored(offset) for offset in range(1, 50))
@@ -101,7 +101,7 @@ def test_a_quiet_destination_is_served_however_old_the_cursor_is() -> None:
     assert offsets(tail.after(view, 0, events_max=10, bytes_max=1000)) == [50]
 
 
-def test_a_new_view_knows_nothing_of_what_was_evicted() -> None:
+def test_a_new_view_starts_at_the_evicted_events() -> None:
     tail = tail_of(101)
     view = tail.attach(OfChannel("quiet"), "reader")
     assert (view.evicted, view.last) == (6, 6)
@@ -111,13 +111,13 @@ def test_a_new_view_knows_nothing_of_what_was_evicted() -> None:
 
 
 @pytest.mark.parametrize("events_max, bytes_max, found", [(2, 1000, [1, 2]), (9, 25, [1, 2]), (9, 5, [1])])
-def test_a_read_is_bounded_but_gives_at_least_one(events_max: int, bytes_max: int, found: list[int]) -> None:
+def test_a_read_is_bounded_but_returns_one_event(events_max: int, bytes_max: int, found: list[int]) -> None:
     tail = tail_of(5)
     view = tail.attach(EVERYTHING, "reader")
     assert offsets(tail.after(view, 0, events_max=events_max, bytes_max=bytes_max)) == found
 
 
-def test_views_that_nobody_reads_and_nothing_is_in_are_forgotten() -> None:
+def test_empty_views_without_readers_are_forgotten() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(offset, conversation_id=f"c{offset}") for offset in range(1, 500))
     assert tail.statistics()["views"] == 3 + 16
@@ -127,7 +127,7 @@ def test_views_that_nobody_reads_and_nothing_is_in_are_forgotten() -> None:
     assert tail.statistics()["views"] == 3 + 16
 
 
-def test_detaching_twice_leaves_the_view_of_a_later_reader_alone() -> None:
+def test_detaching_twice_does_not_affect_a_later_view() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     first = tail.attach(OfChannel("ch9"), "first")
     tail.detach(first, "first")
@@ -136,7 +136,7 @@ def test_detaching_twice_leaves_the_view_of_a_later_reader_alone() -> None:
     assert tail.extend([stored(1, channel_id="ch9")]) == {second}
 
 
-def test_starting_elsewhere_takes_the_past_from_every_view() -> None:
+def test_start_after_empties_every_view() -> None:
     tail = tail_of(5)
     view = tail.attach(EVERYTHING, "reader")
     assert tail.start_after(20) == {view}
@@ -162,7 +162,7 @@ def test_the_recent_window_is_the_newest_of_each_object() -> None:
     assert recent(0, 2) == [4, 5]
 
 
-def test_the_recent_window_is_bounded_by_bytes_from_the_newest_on() -> None:
+def test_the_recent_window_counts_bytes_from_the_newest() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
     size = len(stored(19).body)
@@ -172,7 +172,7 @@ def test_the_recent_window_is_bounded_by_bytes_from_the_newest_on() -> None:
         assert offsets(found) == list(range(20 - count, 20))
 
 
-def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> None:
+def test_the_recent_window_is_unknown_beyond_the_tail() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.extend(stored(number, at_ms=10 * number) for number in range(1, 20))  # evicted: 1, 2, 3
     assert tail.evicted == 3
@@ -185,7 +185,7 @@ def test_the_recent_window_is_unknown_where_the_tail_does_not_reach_back() -> No
     assert offsets(newest) == [17, 18, 19]
 
 
-def test_the_recent_window_is_unknown_after_a_start_elsewhere() -> None:
+def test_the_recent_window_is_unknown_after_start_after() -> None:
     tail = Tail(events_max=16, bytes_max=10_000)
     tail.start_after(7)
     assert tail.recent(EVERYTHING, since_ms=0, limit=10, bytes_max=1 << 30) is None
@@ -193,7 +193,7 @@ def test_the_recent_window_is_unknown_after_a_start_elsewhere() -> None:
 
 @define
 class NaiveTail:
-    """Every event ever, and how many the tail has evicted; what a view holds is computed."""
+    """All events ever. The contents of a view are computed."""
 
     events: list[StoredEvent] = field(factory=list)
 
@@ -214,7 +214,7 @@ events_of_one_step = st.lists(
 
 @settings(max_examples=200)
 @given(st.integers(1, 20), st.integers(1, 300), st.lists(events_of_one_step, max_size=20), st.data())
-def test_it_holds_what_a_naive_list_holds(
+def test_it_agrees_with_a_list(
     events_max: int, bytes_max: int, steps: list[list[tuple[str, str | None, str | None, int]]], data: st.DataObject
 ) -> None:
     tail, naive = Tail(events_max=events_max, bytes_max=bytes_max), NaiveTail()
@@ -254,7 +254,7 @@ def test_it_holds_what_a_naive_list_holds(
 
 
 @pytest.mark.parametrize("scanned", [0, 4, 10_000], ids=["by channel", "as it is", "one by one"])
-def test_a_narrow_view_is_the_same_however_it_is_found(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_to_read_a_narrow_view_agree(scanned: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airy_trio.log.tail.SCANNED_PER_CHANNEL", scanned)
     tail = Tail(events_max=200, bytes_max=1_000_000)
     destination = Within(OfType("message.updated"), frozenset(f"ch{number}" for number in range(0, 20, 3)))
@@ -268,7 +268,7 @@ def test_a_narrow_view_is_the_same_however_it_is_found(scanned: int, monkeypatch
     assert offsets(newest) == wanted[-5:]
 
 
-def test_readers_with_the_same_rights_share_a_view_and_its_last_reader_takes_it_along() -> None:
+def test_readers_with_the_same_rights_share_a_view() -> None:
     tail = tail_of(5)
     before = tail.statistics()
     destination = Within(EVERYTHING, frozenset({"ch1", "ch2"}))
@@ -282,7 +282,7 @@ def test_readers_with_the_same_rights_share_a_view_and_its_last_reader_takes_it_
     assert tail.statistics()["views"] == before["views"]
 
 
-def test_a_narrow_view_loses_its_past_with_the_others() -> None:
+def test_start_after_empties_narrow_views() -> None:
     tail = tail_of(5)
     view = tail.attach(Within(EVERYTHING, frozenset({"ch1", "ch2"})), "reader")
     assert tail.start_after(20) == {view}
@@ -290,8 +290,8 @@ def test_a_narrow_view_loses_its_past_with_the_others() -> None:
     assert tail.extend([stored(21)]) == {view}
 
 
-def test_an_event_costs_nothing_for_readers_of_other_channels() -> None:
-    """However many there are, each with rights of its own: none of their views is looked at (sys.setprofile counts)."""
+def test_events_cost_nothing_for_readers_of_other_channels() -> None:
+    """The number of calls, counted with ``sys.setprofile``, does not depend on the number of other readers."""
 
     def calls(readers: int) -> int:
         tail = Tail(events_max=1000, bytes_max=1_000_000)
@@ -301,7 +301,7 @@ def test_an_event_costs_nothing_for_readers_of_other_channels() -> None:
 
         def profile(frame: FrameType, _event: str, _argument: object) -> None:
             nonlocal count
-            count += "airy_trio" in frame.f_code.co_filename  # not what collects garbage meanwhile
+            count += "airy_trio" in frame.f_code.co_filename  # ignores calls of the garbage collector
 
         sys.setprofile(profile)
         try:

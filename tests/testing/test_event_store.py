@@ -1,5 +1,5 @@
-"""The suite for event stores catches stores that are broken on purpose, each by the checks that are about it."""
-# ruff: noqa: ARG002, SLF001 - a store that is broken on purpose ignores what it was told, and reaches inside
+"""The suite for event stores finds stores that are broken on purpose, each with the check of that promise."""
+# ruff: noqa: ARG002, SLF001 - a store that is broken on purpose ignores arguments and uses private attributes
 
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -30,38 +30,33 @@ from airy_trio.testing.event_store import (
     check_event_store,
     check_whole_batches,
 )
-from airy_trio.testing.store_durables import write_batches
+from airy_trio.testing.store_crashes import write_batches
+from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import memory_place, opened
 
 
-class Reorders(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        found = list(await super().read(after, limit, destination, bytes_max=bytes_max))
+class ReordersEvents(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        found = list(await super().on_read(call))
         return found if len(found) < 3 else [found[1], found[0], *found[2:]]
 
 
-class Forgets(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
+class LosesAnEvent(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        stored = await super().on_append(call)
         if len(self._events) > 100:
             self._events[50] = self._events[49]
         return stored
 
 
-class Duplicates(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        found = list(await super().read(after, limit, destination, bytes_max=bytes_max))
-        return [*found[:1], *found][:limit]
+class DuplicatesEvents(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        found = list(await super().on_read(call))
+        return [*found[:1], *found][: call.limit]
 
 
 class ReusesOffsets(MemoryStore):
-    """Begins again at 1 once everything is trimmed, as a table does that knows only its rows."""
+    """Begins at 1 again when all events are trimmed, like a table that derives the next number from its rows."""
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         count = await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=unused_s)
@@ -70,91 +65,77 @@ class ReusesOffsets(MemoryStore):
         return count
 
 
-class TearsBatches(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        if len(events) < 2:
-            return await super().append(expected, events, resume_point, replaces=replaces)
-        half = await super().append(expected, events[: len(events) // 2], resume_point, replaces=replaces)
-        rest = await super().append(expected.at(half[-1].offset), events[len(events) // 2 :], resume_point)
+class TearsBatches(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if len(call.events) < 2:
+            return await super().on_append(call)
+        middle = len(call.events) // 2
+        half = await super().on_append(evolve(call, events=call.events[:middle]))
+        rest = await super().on_append(
+            evolve(call, expected=call.expected.at(half[-1].offset), events=call.events[middle:], replaces=None)
+        )
         return [*half, *rest]
 
 
-class CutsTextsAtTheirNul(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        cut = [event._replace(object=event.object.partition("\0")[0]) for event in events]
-        return await super().append(expected, cut, resume_point, replaces=replaces)
+class CutsTextsAtNul(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        cut = [event._replace(object=event.object.partition("\0")[0]) for event in call.events]
+        return await super().on_append(evolve(call, events=cut))
 
 
-class LosesTheResumePoint(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+class LosesTheResumePoint(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         known = self._resume_point
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
-        if not events:
+        stored = await super().on_append(call)
+        if not call.events:
             self._resume_point = known
         return stored
 
 
-class StoresTheResumePointFirst(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        self._check_head(expected)
-        self._resume_point = resume_point
-        return await super().append(expected, events, resume_point, replaces=replaces)
+class StoresTheResumePointFirst(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        self._check_head(call.expected)
+        self._resume_point = call.resume_point
+        return await super().on_append(call)
 
 
-class TakesStaleWriters(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        return await super().append(self._bounds().head, events, resume_point, replaces=replaces)
+class AcceptsStaleWriters(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        return await super().on_append(evolve(call, expected=self._bounds().head))
 
 
-class PutsTheResumePointBack(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        return await super().append(expected, events, resume_point)
+class IgnoresReplaces(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        return await super().on_append(evolve(call, replaces=None))
 
 
-class ComparesResumePointsBeforeItLocks(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        if replaces is not None and replaces != self._resume_point:
+class ComparesResumePointsTooEarly(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        if call.replaces is not None and call.replaces != self._resume_point:
             message = "the resume point is another one"
             raise StaleAppend(message)
         await trio.lowlevel.checkpoint()
-        return await super().append(expected, events, resume_point)
+        return await super().on_append(evolve(call, replaces=None))
 
 
-class ComparesBeforeItLocks(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        self._check_head(expected)
+class ComparesHeadsTooEarly(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        self._check_head(call.expected)
         await trio.lowlevel.checkpoint()
-        stored = stored_after(self._bounds().head, events, self._now_ms())
+        stored = stored_after(self._bounds().head, call.events, self._now_ms())
         self._events += stored
-        self._resume_point = resume_point
+        self._resume_point = call.resume_point
         self._wake()
         return stored
 
 
-class AddsTheTailOfAStaleBatch(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+class AddsTheTailOfAStaleBatch(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         head = self._bounds().head
-        if expected.epoch == head.epoch and expected.offset < head.offset < expected.offset + len(events):
-            await super().append(head, events[head.offset - expected.offset :], resume_point, replaces=replaces)
-        return await super().append(expected, events, resume_point, replaces=replaces)
+        missing = head.offset - call.expected.offset
+        if call.expected.epoch == head.epoch and 0 < missing < len(call.events):
+            await super().on_append(evolve(call, expected=head, events=call.events[missing:]))
+        return await super().on_append(call)
 
 
 class ServesTrimmedPositions(MemoryStore):
@@ -168,78 +149,48 @@ class TrimsTooMuch(MemoryStore):
         return await super().trim(age_s=age_s, keep=max(0, keep - 1), limit=limit, unused_s=unused_s)
 
 
-class IgnoresDestinations(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        return await super().read(after, limit, bytes_max=bytes_max)
+class IgnoresDestinations(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        return await super().on_read(evolve(call, destination=None))
 
 
-class LimitsBeforeItFilters(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        kept = {event.offset for event in await super().read(after, limit, bytes_max=bytes_max)}
-        return [
-            event
-            for event in await super().read(after, limit, destination, bytes_max=bytes_max)
-            if event.offset in kept
-        ]
+class LimitsBeforeFiltering(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        kept = {event.offset for event in await super().on_read(evolve(call, destination=None))}
+        return [event for event in await super().on_read(call) if event.offset in kept]
 
 
-class ShowsOldStates(MemoryStore):
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        return (await super().recent(until, age_s, 10**6, destination))[:limit]
+class ReturnsTheOldestObjects(DelegatingStore):
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+        return (await super().on_recent(evolve(call, limit=10**6, bytes_max=None)))[: call.limit]
 
 
-class IgnoresBytes(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        return await super().read(after, limit, destination)
+class IgnoresBytes(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        return await super().on_read(evolve(call, bytes_max=None))
 
 
-class StopsBeforeItsBytes(MemoryStore):
-    """Leaves out the event that does not fit any more, so that nobody can tell whether there is one."""
+class StopsBeforeBytesMax(DelegatingStore):
+    """Leaves out the event that exceeds ``bytes_max``, so that a reader does not know whether there is one."""
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        found = await super().read(after, limit, destination, bytes_max=bytes_max)
-        fits = bytes_max is None or sum(len(event.body) for event in found) <= bytes_max
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        found = await super().on_read(call)
+        fits = call.bytes_max is None or sum(len(event.body) for event in found) <= call.bytes_max
         return found if fits or len(found) == 1 else found[:-1]
 
 
-class CountsBytesOfAll(MemoryStore):
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        kept = {event.offset for event in await super().read(after, limit, bytes_max=bytes_max)}
-        return [event for event in await super().read(after, limit, destination) if event.offset in kept]
+class CountsBytesOfOtherDestinations(DelegatingStore):
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
+        kept = {event.offset for event in await super().on_read(evolve(call, destination=None))}
+        return [event for event in await super().on_read(evolve(call, bytes_max=None)) if event.offset in kept]
 
 
-class KeepsTheOldestForItsBytes(MemoryStore):
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        return list(up_to_bytes(await super().recent(until, age_s, limit, destination), bytes_max))
+class CountsBytesFromTheOldest(DelegatingStore):
+    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
+        return list(up_to_bytes(await super().on_recent(evolve(call, bytes_max=None)), call.bytes_max))
 
 
-class KeepsEventsOverAnEpoch(MemoryStore):
+class KeepsEventsOfTheOldEpoch(MemoryStore):
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         events = list(self._events)
         bounds = await super().begin_epoch(expected, resume_point)
@@ -254,17 +205,17 @@ class KeepsTheEpoch(MemoryStore):
         return self._bounds()
 
 
-class BeginsEpochsForAnybody(MemoryStore):
+class BeginsEpochsAfterAnyHead(MemoryStore):
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         return await super().begin_epoch(self._bounds().head, resume_point)
 
 
-class WakesNobody(MemoryStore):
+class NeverWakes(MemoryStore):
     def _wake(self) -> None:
         pass
 
 
-class WakesOnlyForEpochs(MemoryStore):
+class WakesForEpochsOnly(MemoryStore):
     def _wake(self) -> None:
         if not self._events:
             super()._wake()
@@ -289,13 +240,13 @@ class AcknowledgesBackwards(MemoryStore):
         return kept
 
 
-class TakesAcknowledgementsOfAnybody(MemoryStore):
+class AcceptsAcknowledgementsOfAnyClaim(MemoryStore):
     def _acknowledge(self, claim: Claim, position: Position) -> bool:
         known = self._durables.get((claim.owner, claim.name))
         return super()._acknowledge(claim if known is None else evolve(claim, token=known.token), position)
 
 
-class RefusesAllWhereOneIsRefused(MemoryStore):
+class RejectsAllIfOneIsRejected(MemoryStore):
     async def acknowledge(self, acknowledgements: Sequence[Acknowledgement]) -> Sequence[Claim]:
         claims = [one.claim for one in acknowledgements]
         known = [self._durables.get((claim.owner, claim.name)) for claim in claims]
@@ -304,15 +255,15 @@ class RefusesAllWhereOneIsRefused(MemoryStore):
         return await super().acknowledge(acknowledgements)
 
 
-class ForgetsWhoHolds(MemoryStore):
-    """Keeps the position of whoever held it before only until somebody else does."""
+class LosesThePositionOnAClaim(MemoryStore):
+    """Deletes the position when another client claims the subscription."""
 
     def _claim(self, claim: Claim) -> Position | None:
         self._durables.pop((claim.owner, claim.name), None)
         return super()._claim(claim)
 
 
-class HoldingIsNoUse(MemoryStore):
+class AClaimIsNoUse(MemoryStore):
     def _claim(self, claim: Claim) -> Position | None:
         known = self._durables.get((claim.owner, claim.name))
         used_at_ms = 0 if known is None else known.used_at_ms
@@ -321,79 +272,71 @@ class HoldingIsNoUse(MemoryStore):
         return position
 
 
-class ForgetsPositionsWithEvents(MemoryStore):
+class DeletesPositionsWithEvents(MemoryStore):
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         return await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=min(age_s, unused_s))
 
 
-class NeverForgetsPositions(MemoryStore):
+class NeverDeletesPositions(MemoryStore):
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
         return await super().trim(age_s=age_s, keep=keep, limit=limit, unused_s=math.inf)
 
 
-class AnswersInTheOrderOfKeys(MemoryStore):
+class AnswersInTheOrderOfNames(MemoryStore):
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
         return await super().claim(sorted(claims, key=lambda claim: (claim.owner, claim.name)))
 
 
-class HoldsOnlyWhatNobodyHolds(MemoryStore):
+class KeepsTheFirstClaim(MemoryStore):
     def _claim(self, claim: Claim) -> Position | None:
         known = self._durables.get((claim.owner, claim.name))
         return super()._claim(claim) if known is None else known.position
 
 
-class ForgetsAges(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        ageless = [event._replace(age_ms=None) for event in events]
-        return await super().append(expected, ageless, resume_point, replaces=replaces)
+class LosesAges(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        ageless = [event._replace(age_ms=None) for event in call.events]
+        return await super().on_append(evolve(call, events=ageless))
 
 
-class TimesFall(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
+class TimesFall(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        stored = await super().on_append(call)
         fallen = [event._replace(appended_at_ms=event.appended_at_ms - 1000 * event.offset) for event in stored]
         if fallen:
             self._events[-len(fallen) :] = fallen
         return fallen
 
 
-class IsTornWhereItIsBrokenOff(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        self._check_head(expected)
-        stored = stored_after(expected, events, self._now_ms())
+class TearsACancelledAppend(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        self._check_head(call.expected)
+        stored = stored_after(call.expected, call.events, self._now_ms())
         self._events += stored[:1]
         await trio.lowlevel.checkpoint()
         self._events += stored[1:]
-        self._resume_point = resume_point
+        self._resume_point = call.resume_point
         self._wake()
         return stored
 
 
-class KeepsTheLockOfACallThatFailed(MemoryStore):
+class KeepsTheLockOfACancelledCall(DelegatingStore):
     locked = False
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        while self.locked:  # noqa: ASYNC110 - it is broken on purpose
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        while self.locked:  # noqa: ASYNC110 - broken on purpose
             await trio.sleep(1)
         self.locked = True
         try:
-            return await super().append(expected, events, resume_point, replaces=replaces)
+            return await super().on_append(call)
         except StaleAppend:
             self.locked = False
             raise
         finally:
-            self.locked = trio.current_effective_deadline() < 0  # that is: cancelled
+            self.locked = trio.current_effective_deadline() < 0  # true if the call was cancelled
 
 
-class ForgetsWhoHoldsWhereItIsBrokenOff(MemoryStore):
+class LosesAClaimThatIsCancelled(MemoryStore):
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
         known = {(one.owner, one.name): self._durables.pop((one.owner, one.name), None) for one in claims}
         await trio.lowlevel.checkpoint()
@@ -401,8 +344,8 @@ class ForgetsWhoHoldsWhereItIsBrokenOff(MemoryStore):
         return await super().claim(claims)
 
 
-class BeginsTwiceWhereItIsBrokenOff(MemoryStore):
-    """Takes the events away, and names the new epoch later."""
+class TearsACancelledEpoch(MemoryStore):
+    """Deletes the events first, and begins the epoch later."""
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         self._check_head(expected)
@@ -412,7 +355,7 @@ class BeginsTwiceWhereItIsBrokenOff(MemoryStore):
 
 
 class WritesLater(MemoryStore):
-    """Says that an event is accepted, and writes it with the next call: a process that ends has not written it."""
+    """Accepts an append, and writes it with the next one: a process that ends has not written it."""
 
     def __init__(self, place: MemoryStore) -> None:
         super().__init__()
@@ -443,77 +386,77 @@ class WritesLater(MemoryStore):
 
 
 @asynccontextmanager
-async def late_place() -> AsyncIterator[OpenStore]:
+async def place_with_late_writes() -> AsyncIterator[OpenStore]:
     place = MemoryStore()
     yield lambda: opened(WritesLater(place))
 
 
-async def test_a_store_that_writes_later_is_caught(autojump_clock: trio.testing.MockClock) -> None:
-    assert "a_crash_in_an_append_leaves_whole_batches" in await broken_promises(late_place)
+async def test_late_writes_are_found(autojump_clock: trio.testing.MockClock) -> None:
+    assert "cancelled_appends_leave_whole_batches" in await broken_promises(place_with_late_writes)
 
 
 @pytest.mark.parametrize(
     "store_class",
     [
-        IsTornWhereItIsBrokenOff,
-        BeginsTwiceWhereItIsBrokenOff,
-        KeepsTheLockOfACallThatFailed,
-        ForgetsWhoHoldsWhereItIsBrokenOff,
+        TearsACancelledAppend,
+        TearsACancelledEpoch,
+        KeepsTheLockOfACancelledCall,
+        LosesAClaimThatIsCancelled,
     ],
 )
-async def test_a_call_that_fails_half_done_is_caught(
+async def test_torn_cancelled_calls_are_found(
     store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock
 ) -> None:
-    assert "the_nth_call_that_fails_happens_whole_or_not_at_all" in await broken_promises(places_of(store_class))
+    assert "cancelled_calls_are_atomic" in await broken_promises(places_of(store_class))
 
 
 BROKEN: dict[type[MemoryStore], str] = {
-    IsTornWhereItIsBrokenOff: "a_crash_in_an_append_leaves_whole_batches",
-    Reorders: "reads_keep_to_their_bounds",
-    Forgets: "offsets_are_gapless",
-    Duplicates: "reads_keep_to_their_bounds",
-    ReusesOffsets: "trimming_forgets_from_the_old_end",
-    TearsBatches: "batches_are_seen_whole",
-    CutsTextsAtTheirNul: "events_come_back_as_they_were",
-    ForgetsAges: "ages_come_back",
-    LosesTheResumePoint: "an_append_without_events_moves_nothing",
-    StoresTheResumePointFirst: "batches_are_seen_whole",
-    PutsTheResumePointBack: "a_resume_point_is_replaced_by_who_knows_it",
-    ComparesResumePointsBeforeItLocks: "a_resume_point_is_replaced_by_who_knows_it",
-    TakesStaleWriters: "a_stale_append_is_refused",
-    ComparesBeforeItLocks: "one_of_many_writers_wins",
-    AddsTheTailOfAStaleBatch: "a_stale_append_is_refused",
-    ServesTrimmedPositions: "trimming_forgets_from_the_old_end",
-    TrimsTooMuch: "trimming_forgets_from_the_old_end",
+    TearsACancelledAppend: "cancelled_appends_leave_whole_batches",
+    ReordersEvents: "reads_respect_their_limits",
+    LosesAnEvent: "offsets_are_gapless",
+    DuplicatesEvents: "reads_respect_their_limits",
+    ReusesOffsets: "trims_delete_the_oldest",
+    TearsBatches: "batches_are_read_whole",
+    CutsTextsAtNul: "events_are_returned_unchanged",
+    LosesAges: "ages_are_stored",
+    LosesTheResumePoint: "appends_without_events_keep_the_head",
+    StoresTheResumePointFirst: "batches_are_read_whole",
+    IgnoresReplaces: "resume_points_are_compared",
+    ComparesResumePointsTooEarly: "resume_points_are_compared",
+    AcceptsStaleWriters: "stale_appends_are_rejected",
+    ComparesHeadsTooEarly: "one_of_many_writers_wins",
+    AddsTheTailOfAStaleBatch: "stale_appends_are_rejected",
+    ServesTrimmedPositions: "trims_delete_the_oldest",
+    TrimsTooMuch: "trims_delete_the_oldest",
     IgnoresDestinations: "destinations_filter",
-    LimitsBeforeItFilters: "destinations_filter",
-    ShowsOldStates: "recent_is_the_newest_of_each",
-    IgnoresBytes: "reads_end_at_their_bytes",
-    StopsBeforeItsBytes: "reads_end_at_their_bytes",
-    CountsBytesOfAll: "reads_end_at_their_bytes",
-    KeepsTheOldestForItsBytes: "recent_ends_at_its_bytes",
-    KeepsEventsOverAnEpoch: "an_epoch_ends_all_positions",
-    KeepsTheEpoch: "an_epoch_ends_all_positions",
-    BeginsEpochsForAnybody: "an_epoch_ends_all_positions",
-    WakesNobody: "waiting_ends_when_the_head_moves",
-    WakesOnlyForEpochs: "waiting_ends_when_the_head_moves",
+    LimitsBeforeFiltering: "destinations_filter",
+    ReturnsTheOldestObjects: "recent_is_the_newest_of_each",
+    IgnoresBytes: "reads_end_at_bytes_max",
+    StopsBeforeBytesMax: "reads_end_at_bytes_max",
+    CountsBytesOfOtherDestinations: "reads_end_at_bytes_max",
+    CountsBytesFromTheOldest: "recent_ends_at_bytes_max",
+    KeepsEventsOfTheOldEpoch: "epochs_end_all_positions",
+    KeepsTheEpoch: "epochs_end_all_positions",
+    BeginsEpochsAfterAnyHead: "epochs_end_all_positions",
+    NeverWakes: "wait_returns_when_the_head_moves",
+    WakesForEpochsOnly: "wait_returns_when_the_head_moves",
     MixesOwners: "acknowledged_positions_go_forward",
-    TakesAcknowledgementsOfAnybody: "the_last_holder_is_the_only_one",
-    RefusesAllWhereOneIsRefused: "the_last_holder_is_the_only_one",
-    ForgetsWhoHolds: "the_last_holder_is_the_only_one",
-    HoldsOnlyWhatNobodyHolds: "the_last_holder_is_the_only_one",
-    HoldingIsNoUse: "what_is_not_used_is_forgotten",
-    NeverForgetsPositions: "what_is_not_used_is_forgotten",
-    ForgetsPositionsWithEvents: "positions_outlive_their_events",
-    AnswersInTheOrderOfKeys: "many_are_held_at_once",
+    AcceptsAcknowledgementsOfAnyClaim: "the_newest_claim_wins",
+    RejectsAllIfOneIsRejected: "the_newest_claim_wins",
+    LosesThePositionOnAClaim: "the_newest_claim_wins",
+    KeepsTheFirstClaim: "the_newest_claim_wins",
+    AClaimIsNoUse: "unused_subscriptions_are_deleted",
+    NeverDeletesPositions: "unused_subscriptions_are_deleted",
+    DeletesPositionsWithEvents: "positions_outlive_their_events",
+    AnswersInTheOrderOfNames: "many_claims_at_once",
     TimesFall: "offsets_are_gapless",
     AcknowledgesBackwards: "acknowledged_positions_go_forward",
 }
 
 
 @asynccontextmanager
-async def forgetful_place() -> AsyncIterator[OpenStore]:
-    """A place where nothing outlives the process."""
+async def place_without_persistence() -> AsyncIterator[OpenStore]:
+    """A place in which nothing outlives the process."""
     yield lambda: opened(MemoryStore())
 
 
@@ -527,19 +470,21 @@ def places_of(store_class: type[MemoryStore]) -> MakePlace:
 
 
 @pytest.mark.parametrize("store_class", BROKEN, ids=lambda store_class: store_class.__name__)
-async def test_a_broken_store_is_caught(store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_broken_promise_is_found(
+    store_class: type[MemoryStore], autojump_clock: trio.testing.MockClock
+) -> None:
     assert BROKEN[store_class] in await broken_promises(places_of(store_class))
 
 
-async def test_a_store_that_outlives_nothing_is_caught(autojump_clock: trio.testing.MockClock) -> None:
-    assert "a_reopened_store_goes_on" in await broken_promises(forgetful_place)
+async def test_a_store_that_does_not_persist_is_found(autojump_clock: trio.testing.MockClock) -> None:
+    assert "reopened_stores_continue" in await broken_promises(place_without_persistence)
 
 
-async def test_a_good_store_is_not_accused(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_correct_store_breaks_no_promise(autojump_clock: trio.testing.MockClock) -> None:
     assert await broken_promises(memory_place) == {}
 
 
-async def test_all_that_is_broken_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_all_broken_promises_are_reported_together(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.RaisesGroup(*[BrokenStoreError] * 5, match=r"offsets_are_gapless.*destinations_filter"):
         await check_event_store(places_of(TimesFallAndDestinationsAreIgnored))
 
@@ -557,15 +502,15 @@ async def written(store: MemoryStore, batches: int, size: int = 3) -> int:
     return accepted
 
 
-async def test_what_a_crash_leaves_is_checked() -> None:
+async def test_whole_batches_pass() -> None:
     store = MemoryStore()
     accepted = await written(store, batches=4)
     assert await check_whole_batches(store, 3, accepted) == 12
-    assert await check_whole_batches(store, 3, accepted - 3) == 12  # the last answer may have been lost
+    assert await check_whole_batches(store, 3, accepted - 3) == 12  # the last answer may be lost
 
 
 @pytest.mark.parametrize("damage", ["torn", "lost", "point", "changed", "more"])
-async def test_what_a_crash_must_not_leave_is_caught(damage: str) -> None:
+async def test_damaged_batches_are_found(damage: str) -> None:
     store = MemoryStore()
     accepted = await written(store, batches=4)
     match damage:

@@ -1,7 +1,4 @@
-"""The words that the checks of event stores are written in: events, appends, clocks, and what is expected.
-
-Nothing here is a promise; those are in ``store_promises``, ``store_changes``, ``store_durables`` and ``store_crashes``.
-"""
+"""What the checks of event stores share: making events, appending them, waiting for the clock, and expectations."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,26 +10,28 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StaleAppend, StoredEvent
 
 OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
-"""Opens the store in one place, as one more process would; the store is closed at the end of the block."""
+"""Opens the store in one place, as one more process would. The store is closed at the end of the block."""
 
 AGE_S: Final = 3600.0
+"""An age that no event of a check reaches."""
 ALL: Final = 1000
+"""A limit that no result of a check reaches."""
 TICK_MS: Final = 20
 TICK_POLL_S: Final = 0.001
 
 
 class BrokenStoreError(AssertionError):
-    """A promise that was not kept, in words."""
+    """A broken promise. The message states the promise."""
 
 
 def expect(kept: object, promise: str) -> None:
-    """Raise ``BrokenStoreError`` where a promise is not kept."""
+    """Raise ``BrokenStoreError`` if a promise is not kept."""
     if not kept:
         raise BrokenStoreError(promise)
 
 
 def event(number: int, **changed: str | None) -> NewEvent:
-    """Make an event that differs from every other ``number``."""
+    """Make an event that differs from those of all other numbers. ``changed``: its fields except the body."""
     facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
     return NewEvent(body=b'{"number": %d}' % number, **{**facts, **changed})  # type: ignore[arg-type]
 
@@ -43,7 +42,7 @@ def events(first: int, last: int) -> list[NewEvent]:
 
 
 async def filled(store: EventStore, *batches: int) -> Position:
-    """Append batches of these sizes, numbered from 1 on in a store that is empty; give the head."""
+    """Append batches of these sizes, numbered from 1 in an empty store; return the head."""
     head = (await store.bounds()).head
     for size in batches:
         head = await put(store, head, events(head.offset + 1, head.offset + size))
@@ -51,13 +50,13 @@ async def filled(store: EventStore, *batches: int) -> Position:
 
 
 async def put(store: EventStore, head: Position, new: Sequence[NewEvent]) -> Position:
-    """Append, with a resume point that tells what the head is after it; give that head."""
+    """Append events, with the offset of the last one as the resume point; return the new head."""
     stored = await store.append(head, new, str(head.offset + len(new)))
     return head.at(head.offset + len(stored))
 
 
 async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
-    """Let the store's clock go on."""
+    """Wait until the store's clock has advanced."""
     start_ms = (await store.bounds()).now_ms
     while True:
         if (await store.bounds()).now_ms - start_ms >= for_ms:
@@ -68,19 +67,19 @@ async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
 async def expect_stale(
     store: EventStore, expected: Position, new: Sequence[NewEvent], *, replaces: str | None = None
 ) -> None:
-    """Check that an append after what is not the head, or in place of another resume point, changes nothing."""
+    """Check that an append after another head, or in place of another resume point, is rejected and changes nothing."""
     before = await contents(store)
     try:
         await store.append(expected, new, "stale", replaces=replaces)
     except StaleAppend:
-        expect(await contents(store) == before, "a refused append changes nothing")
+        expect(await contents(store) == before, "a rejected append changes nothing")
     else:
         stored = f"the head is {before[0]} and the resume point {before[2]!r}"
-        expect(kept=False, promise=f"an append after {expected}, in place of {replaces!r}, is refused where {stored}")
+        expect(kept=False, promise=f"an append after {expected}, in place of {replaces!r}, is rejected if {stored}")
 
 
 async def expect_expired(store: EventStore, after: Position) -> None:
-    """Check that reading after a position is refused."""
+    """Check that reading after a position raises ``PositionExpired``."""
     try:
         await store.read(after, ALL)
     except PositionExpired:
@@ -89,6 +88,6 @@ async def expect_expired(store: EventStore, after: Position) -> None:
 
 
 async def contents(store: EventStore) -> tuple[Position, Sequence[StoredEvent], str | None]:
-    """Give the head, all events and the resume point."""
+    """Return the head, all events and the resume point."""
     bounds = await store.bounds()
     return bounds.head, list(await store.read(bounds.floor, ALL)), await store.resume_point()

@@ -1,4 +1,4 @@
-"""Stores of other packages: found by name, reported in one line if one is missing, used by a real server."""
+"""Event stores of other packages: found by name, reported in one line if missing, used by a real server."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ TIMEOUT_S = 90.0
 
 
 def install(folder: Path, source: str, entry_points: str) -> None:
-    """Leave the package ``acme-events`` in a folder, as pip would."""
+    """Install the package ``acme-events`` into a folder, as pip would."""
     (folder / "acme_events.py").write_text(source)
     info = folder / "acme_events-1.0.dist-info"
     info.mkdir()
@@ -31,19 +31,19 @@ def install(folder: Path, source: str, entry_points: str) -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with a store that works, one that cannot be imported, and one with the name of ours."""
+    """A package with a store that works, one that cannot be imported, and one with the name of our own."""
     names = "acme = acme_events:open_acme\nbroken = acme_missing:x\nredis = acme_events:x\n"
     install(tmp_path, "def open_acme(url):\n    return url\n", names)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "acme_events", raising=False)
 
 
-def test_one_of_ours() -> None:
+def test_our_own_store_is_found() -> None:
     assert find_store("redis", OURS) is open_store
 
 
 @pytest.mark.usefixtures("installed")
-def test_one_of_another_package() -> None:
+def test_a_store_of_a_package_is_found() -> None:
     assert str(find_store("acme", OURS)("acme://host")) == "acme://host"
 
 
@@ -53,7 +53,7 @@ def test_ours_cannot_be_replaced() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
+def test_an_unknown_store_lists_the_available_ones() -> None:
     with pytest.raises(SettingsError) as refused:
         find_store("kafka", OURS)
     assert (
@@ -63,12 +63,12 @@ def test_an_unknown_name_is_told_with_those_that_there_are() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_what_a_store_needs_and_is_not_there_is_told() -> None:
+def test_a_missing_dependency_is_named() -> None:
     with pytest.raises(SettingsError, match=r'^log.store: "broken" needs a package that is not .*acme_missing'):
         find_store("broken", OURS)
 
 
-def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "coredis", None)
     monkeypatch.delitem(sys.modules, "airy_trio.log.redis.store", raising=False)
     with pytest.raises(SettingsError, match=r"coredis.*; pip install airy-trio\[redis\]$"):
@@ -77,9 +77,7 @@ def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)  # four processes start, one after another, on a machine that may be busy
-async def test_server_with_workers_keeps_its_log_under_a_scheme_of_another_package(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_workers_use_a_store_of_a_package(sqlite_application: Application, tmp_path: Path) -> None:
     """With the example of the documentation: an append wakes the other processes, and a restart loses nothing."""
     packages = tmp_path / "packages"
     packages.mkdir()
@@ -106,7 +104,7 @@ async def test_server_with_workers_keeps_its_log_under_a_scheme_of_another_packa
     assert not [line for line in said if "hunter2" in line]
 
 
-async def test_capture_by_updated_at_records_under_a_scheme_of_another_package(
+async def test_polling_uses_a_store_of_a_package(
     sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Watched(sqlite_application)
