@@ -158,7 +158,7 @@ async def test_change_log_that_cannot_be_read_shows_as_lag(postgres_application:
 async def test_sqlite_file_that_is_moved_away(sqlite_application: Application, tmp_path: Path) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
-        await port.until_unwell("feed", "is not there any more")
+        await port.until_unwell("feed", "is gone")
         (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
         await port.until_ready()
 

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import Database, DedicatedConnection, connected, postgres_engine
+from airy_trio.database import Database, DedicatedConnection, open_connection, postgres_engine
 
 CONNECTED = "select count(*) from pg_stat_activity where application_name = 'airy-trio'"
 
@@ -28,7 +28,7 @@ async def test_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
-            await connected(postgres_engine(url, connect_timeout_s=60))
+            await open_connection(postgres_engine(url, connect_timeout_s=60))
     assert given_up.cancelled_caught
 
 
@@ -42,7 +42,7 @@ async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine,
 
     sa.event.listen(engine, "checkout", slow)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connected, engine)
+        nursery.start_soon(open_connection, engine)
         await begun.wait()
         nursery.cancel_scope.cancel()
     looking = sa.create_engine(postgres_database, poolclass=sa.NullPool)
@@ -57,7 +57,7 @@ async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine,
 
 async def test_what_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_database: str) -> None:
     with pytest.raises(sa.exc.ProgrammingError):
-        await connected(engine, lambda connection: connection.exec_driver_sql("not sql"))
+        await open_connection(engine, lambda connection: connection.exec_driver_sql("not sql"))
     with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as looking, trio.fail_after(10):
         while looking.exec_driver_sql(CONNECTED).scalar_one():
             looking.rollback()
@@ -65,7 +65,7 @@ async def test_what_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_dat
 
 
 async def test_what_was_opened_is_used(engine: sa.Engine) -> None:
-    connection = await connected(engine)
+    connection = await open_connection(engine)
     assert connection.exec_driver_sql("select 1").scalar_one() == 1
     connection.close()
 

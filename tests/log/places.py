@@ -11,7 +11,7 @@ import trio
 from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.redis.store import open_store
-from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import MakePlace, OpenStore
@@ -65,7 +65,7 @@ async def open_sql(options: DatabaseOptions) -> AsyncIterator[EventStore]:
             return Database(sqlite_engine(sqlite_path(options.url)))
         return Database(postgres_engine(options.url, connect_timeout_s=options.connect_timeout_s))
 
-    store = SqlStore(database(), database(), names)
+    store = sql_store(database(), database(), names)
     try:
         yield store
     finally:

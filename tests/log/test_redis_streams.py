@@ -12,7 +12,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.redis.scripts import FIELDS
-from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, asked, fields_of, open_store, read_entry
+from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, answered, fields_of, open_store, read_entry
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_durables import write_batches
@@ -225,7 +225,7 @@ async def test_errors_in_scripts_before_redis_7_are_told_apart(reply: str, raise
         raise error
 
     with pytest.raises(raised):
-        await asked(fail())
+        await answered(fail())
 
 
 async def test_opening_a_store_changes_no_logging(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from airy_trio.events.destinations import OfChannel, OfConversation
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.sql.postgres import POLL_WITH_BELL_S, Notifications
-from airy_trio.log.sql.tables import LogTables
+from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
+from airy_trio.log.sql.tables import log_tables
 from airy_trio.log.store import Acknowledgement, EventStore, Holder, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -92,7 +92,7 @@ async def test_on_postgres_who_waits_is_woken_by_the_append(postgres_database: s
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     took_s = await rings_heard(options, 6)
-    assert min(took_s[1:]) < POLL_WITH_BELL_S / 4  # once it was heard nobody looks more often than that
+    assert min(took_s[1:]) < POLL_NOTIFIED_S / 4  # once it was heard nobody looks more often than that
 
 
 async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_database: str) -> None:
@@ -147,7 +147,7 @@ async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_databa
 async def test_a_bell_of_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
-        bell = Notifications(postgres_engine(url, connect_timeout_s=60), "airy_trio")
+        bell = Notifications(postgres_engine(url, connect_timeout_s=60), "airy_trio_log")
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
             await bell.wait()
         assert given_up.cancelled_caught
@@ -266,7 +266,7 @@ async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptio
         await store.append(head, [quiet[0], *new, quiet[1]], "point")
     names = Names.of(options.url, options.schema)
     events = names.quoted("event_log")
-    asked = LogTables.named(names).belongs_to(OfConversation("quiet"))
+    asked = log_tables(names).belongs_to(OfConversation("quiet"))
     dialect = postgresql.dialect() if names.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
     where = str(sa.select(1).where(asked).compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
     where = where.partition("WHERE ")[2].replace("%%", "%")

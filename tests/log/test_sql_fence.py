@@ -73,10 +73,10 @@ def test_patience_grows_with_each_cut_up_to_an_append_that_succeeds(postgres_dat
     engine = sa.create_engine(postgres_database)
     fence = Fence(Names.of(postgres_database, "airy_trio"))
     with engine.begin() as connection:
-        assert fence.cut_off(connection) == 0
+        assert fence.end_session_inside(connection) == 0
         assert fence.patience_s == 2 * PATIENCE_FIRST_S
         for _ in range(20):
-            fence.cut_off(connection)
+            fence.end_session_inside(connection)
         assert fence.patience_s == PATIENCE_MAX_S
     fence.passed()
     assert fence.patience_s == PATIENCE_FIRST_S

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from airy_trio.database.sqlite import SETTLED_S
-from airy_trio.log.sql.sqlite import SELDOM_S, FileNotifications
+from airy_trio.log.sql.sqlite import WRITER_POLL_S, FileNotifications
 
 TIMEOUT_S = 10.0
 
@@ -60,7 +60,7 @@ async def test_it_is_heard_once_for_what_has_been_committed_since(path: Path) ->
             write(path)
             assert await heard(bell, seldom=True)
         nursery.start_soon(partial(heard, bell, seldom=True))
-        await trio.sleep(2 * SELDOM_S)
+        await trio.sleep(2 * WRITER_POLL_S)
         write(path)
     await bell.aclose()
 
