@@ -1,4 +1,4 @@
-"""The event store in an SQLite file of its own: written durably, replaced by nothing, and watched for commits.
+"""The event store in an SQLite file of its own: written durably, checked for replacement, polled for commits.
 
 Identity. A file that is open may be removed, or another file put in its place. SQLite goes on with the file that it has
 open, wherever its name points to: events appended then are in a file that cannot be found again, and a connection that
@@ -11,7 +11,7 @@ is worth it (``database.sqlite``).
 """
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
@@ -25,7 +25,7 @@ from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position
 from airy_trio.log.sql.store import SqlStore, Work
 from airy_trio.log.sql.tables import SqliteTables
-from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, StoreUnavailable, is_all
+from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all
 
 WRITER_POLL_S: Final = 0.05
 """Between two looks at the file by a process that made the last append itself: it mostly makes the next one too."""
@@ -77,23 +77,17 @@ class SqliteStore(SqlStore):
         """See ``EventStore.aclose``."""
         await close_all(self._notifications.aclose, super().aclose)
 
-    async def _run(self, run: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
-        """See ``SqlStore``. If the file is another one, that is raised in place of any result or error."""
-
+    def _checked(self, work: Work[T]) -> Work[T]:
         def unit(connection: sa.Connection) -> T:
             try:
                 return work(connection)
             finally:
-                self._file.check()
+                self._file.check()  # replaces any result or error of the unit
 
-        return await super()._run(run, unit)
+        return unit
 
-    async def _translated(self, answer: Awaitable[T]) -> T:
-        try:
-            return await super()._translated(answer)
-        except (DatabaseError, StoreUnavailable):
-            self._file.check()
-            raise
+    def _check(self) -> None:
+        self._file.check()
 
 
 class SqlFile:

@@ -173,13 +173,21 @@ class SqlStore:
 
     async def _run(self, run: Callable[[Work[T]], Awaitable[T]], work: Work[T]) -> T:
         """Run a unit of work in a pool. Raises ``StoreUnavailable``, ``StoreReplaced`` and ``DatabaseError``."""
-        return await self._translated(run(work))
+        return await self._translated(run(self._checked(work)))
+
+    def _checked(self, work: Work[T]) -> Work[T]:
+        """Return a unit of work that fails with ``StoreReplaced`` if the database is not the one that was opened."""
+        return work
+
+    def _check(self) -> None:
+        """Raise ``StoreReplaced`` if the database is not the one that was opened."""
 
     async def _translated(self, answer: Awaitable[T]) -> T:
         """Await something that raises ``DatabaseError``, and raise ``StoreUnavailable`` if waiting helps."""
         try:
             return await answer
         except DatabaseError as error:
+            self._check()
             if isinstance(error, DatabaseUnavailable):
                 raise StoreUnavailable(str(error)) from None
             raise

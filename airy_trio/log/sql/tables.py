@@ -278,8 +278,8 @@ class PostgresTables(LogTables):
     def _in_conversation(self, id_: str) -> sa.ColumnElement[bool]:
         # An index row of Postgres has room for 2704 bytes, so the index has only the beginning of an id.
         chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
-        begins = sa.func.left(self.events.c.conversation_id, chars) == id_[:INDEXED_CHARS]
-        return sa.and_(begins, super()._in_conversation(id_))
+        column = self.events.c.conversation_id
+        return sa.and_(sa.func.left(column, chars) == id_[:INDEXED_CHARS], column == id_)
 
 
 def log_tables(names: Names) -> PostgresTables | SqliteTables:
