@@ -1,4 +1,4 @@
-"""Places where each event store of ours keeps its events: new, empty, and opened as often as a test likes."""
+"""A new and empty place for each of our event stores, which a test can open several times."""
 
 import itertools
 import tempfile
@@ -20,7 +20,7 @@ _schemas = itertools.count(1)
 
 
 def event(number: int, **changed: str | None) -> NewEvent:
-    """An event about an object of its own; ``changed`` are its fields but the body."""
+    """An event about an object of its own; ``changed`` replaces fields other than the body."""
     facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
     return NewEvent(body=b"%d" % number, **{**facts, **changed})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Every event store of ours keeps the promises of the port."""
+"""Each of our event stores keeps the promises of the port."""
 
 import pytest
 

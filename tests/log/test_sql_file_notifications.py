@@ -1,4 +1,4 @@
-"""The bell of an event log in an SQLite file: it is heard of every commit by others, and never silent for good."""
+"""Notifications of an event log in an SQLite file: every commit by others, and always some answer in the end."""
 
 import sqlite3
 from contextlib import closing
@@ -36,42 +36,42 @@ def spoil(path: Path) -> None:
     path.write_bytes(b"no database" * 1000)
 
 
-async def heard(bell: FileNotifications, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
+async def notified(notifications: FileNotifications, *, within_s: float = TIMEOUT_S, seldom: bool = False) -> bool:
     with trio.move_on_after(within_s) as scope:
-        await bell.wait(seldom=seldom)
+        await notifications.wait(seldom=seldom)
     return not scope.cancelled_caught
 
 
-async def test_it_is_heard_once_for_what_has_been_committed_since(path: Path) -> None:
-    bell = FileNotifications(path)
-    assert await heard(bell), "before anything was asked, all may be new"
-    assert not await heard(bell, within_s=2 * SETTLED_S)
+async def test_wait_returns_once_for_each_commit(path: Path) -> None:
+    notifications = FileNotifications(path)
+    assert await notified(notifications), "everything may be new at first"
+    assert not await notified(notifications, within_s=2 * SETTLED_S)
     write(path)
-    assert await heard(bell)
-    assert not await heard(bell, within_s=2 * SETTLED_S)
+    assert await notified(notifications)
+    assert not await notified(notifications, within_s=2 * SETTLED_S)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(heard, bell)
+        nursery.start_soon(notified, notifications)
         await trio.sleep(2 * SETTLED_S)
         write(path)  # while it is waited for
-    assert not await heard(bell, within_s=2 * SETTLED_S)
+    assert not await notified(notifications, within_s=2 * SETTLED_S)
     write(path)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             write(path)
-            assert await heard(bell, seldom=True)
-        nursery.start_soon(partial(heard, bell, seldom=True))
+            assert await notified(notifications, seldom=True)
+        nursery.start_soon(partial(notified, notifications, seldom=True))
         await trio.sleep(2 * WRITER_POLL_S)
         write(path)
-    await bell.aclose()
+    await notifications.aclose()
 
 
-async def test_all_who_wait_hear_it(path: Path) -> None:
-    bell = FileNotifications(path)
-    assert await heard(bell)
+async def test_every_waiting_task_is_notified(path: Path) -> None:
+    notifications = FileNotifications(path)
+    assert await notified(notifications)
     told: list[bool] = []
 
     async def wait() -> None:
-        told.append(await heard(bell))
+        told.append(await notified(notifications))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
@@ -79,18 +79,18 @@ async def test_all_who_wait_hear_it(path: Path) -> None:
         await trio.sleep(SETTLED_S)
         write(path)
     assert told == [True] * 3
-    await bell.aclose()
+    await notifications.aclose()
 
 
-async def test_a_file_that_is_gone_or_cannot_be_read_is_left_to_who_looks(path: Path) -> None:
-    bell = FileNotifications(path)
-    assert await heard(bell)
+async def test_wait_returns_if_the_file_is_gone_or_unreadable(path: Path) -> None:
+    notifications = FileNotifications(path)
+    assert await notified(notifications)
     remove(path)
     for _ in range(3):
-        assert await heard(bell)
-    await bell.aclose()
-    bell = FileNotifications(path)
+        assert await notified(notifications)
+    await notifications.aclose()
+    notifications = FileNotifications(path)
     spoil(path)
     for _ in range(3):
-        assert await heard(bell)
-    await bell.aclose()
+        assert await notified(notifications)
+    await notifications.aclose()
