@@ -14,7 +14,7 @@ from airy_trio.database import DatabaseOptions, Names, postgres_engine, sqlite_e
 from airy_trio.delivery.fanout import STORE_BYTES_MAX, STORE_EVENTS_MAX
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.redis.store import open_store
-from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore
 from airy_trio.migrate import migrate_log
 from bench.application import Database
@@ -77,7 +77,7 @@ async def _sql(url: str) -> AsyncIterator[EventStore]:
             return Pool(postgres_engine(url, connect_timeout_s=5))
         return Pool(sqlite_engine(sqlite_path(url)))
 
-    store = SqlStore(pool(), pool(), Names.of(url, options.schema))
+    store = sql_store(pool(), pool(), Names.of(url, options.schema))
     try:
         yield store
     finally:

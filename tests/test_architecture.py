@@ -30,7 +30,8 @@ BACK_ENDS = (
     "airy_trio.capture.polling",
     "airy_trio.log.memory",
     "airy_trio.log.redis.store",
-    "airy_trio.log.sql.store",
+    "airy_trio.log.sql.postgres",
+    "airy_trio.log.sql.sqlite",
 )
 SANS_IO_MAY_IMPORT = {
     "attrs",

@@ -19,7 +19,7 @@ from airy_trio import migrate
 from airy_trio.capture.feed import Consumer
 from airy_trio.database import DatabaseOptions, sqlite_path
 from airy_trio.errors import MappingError, StartError
-from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql import sql_store
 from airy_trio.migrate import streams, transactions
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
@@ -558,7 +558,7 @@ async def test_a_role_that_was_granted_to_can_do_all_that_a_server_does(
             await feed.adopt(Consumer("epoch", "store"))
             assert await feed.trim(after, 10) == 1
             await feed.restart()
-        store = SqlStore(server.writing(), server.writing(), server.names)
+        store = sql_store(server.writing(), server.writing(), server.names)
         head = (await store.bounds()).head
         await store.append(head, [], after)
         await store.begin_epoch(head, after)

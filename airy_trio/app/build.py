@@ -52,7 +52,7 @@ from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
-from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
@@ -332,7 +332,7 @@ async def opened_store(
         case "memory":
             yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
         case "sql":
-            opened = await _sql_store(settings, create=create, starting=starting)
+            opened = await _open_sql_store(settings, create=create, starting=starting)
             try:
                 yield opened
             finally:
@@ -379,7 +379,7 @@ async def adopt_log(settings: Settings) -> str:
         raise single_error(group) from None
 
 
-async def _sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:
+async def _open_sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:
     options = settings.database
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
@@ -409,7 +409,7 @@ async def _sql_store(settings: Settings, *, create: bool, starting: Starting | N
         raise
     direct_url = options.direct_url if url == options.url and options.direct_url else url
     appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)
-    return OpenedStore(SqlStore(reading, appending, names), shown(url))
+    return OpenedStore(sql_store(reading, appending, names), shown(url))
 
 
 @frozen(kw_only=True)

@@ -101,11 +101,11 @@ class FastReads:
 
     def _put(self, asked: BoundQuery) -> tuple[Statement, Sequence[Parameter]]:
         """A question as a statement with numbered parameters, which is made once."""
-        known = self._statements.get(asked.question)
+        known = self._statements.get(asked.query)
         if known is None:
-            compiled = asked.question.statement.compile(dialect=_NUMBERED)
+            compiled = asked.query.statement.compile(dialect=_NUMBERED)
             statement = Statement(f"airy_read_{len(self._statements)}", str(compiled))
-            known = self._statements[asked.question] = statement, compiled.positiontup or ()
+            known = self._statements[asked.query] = statement, compiled.positiontup or ()
         statement, names = known
         arguments = asked.arguments
         return statement, [str(arguments[name]).encode() for name in names]

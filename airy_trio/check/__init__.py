@@ -39,7 +39,7 @@ from airy_trio.database import (
 from airy_trio.errors import AiryTrioError, FaultsError, MappingError, StartError
 from airy_trio.log.leadership import ForeignLogError
 from airy_trio.log.options import find_store
-from airy_trio.log.sql.tables import LogTables
+from airy_trio.log.sql.tables import log_tables
 from airy_trio.settings import Settings
 
 __all__ = ["Finding", "Report", "check"]
@@ -287,7 +287,7 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
         return None
     if newer is not None:
         report.add("note", [f"log: {newer}, with which this version works"])
-    log = LogTables.named(names)
+    log = log_tables(names)
     return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
 
 

@@ -24,7 +24,7 @@ from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
 from airy_trio.check.report import Report
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
-from airy_trio.database.errors import ANSWERS
+from airy_trio.database.errors import DRIVER_ERRORS
 from airy_trio.events import values
 from airy_trio.events.translate import translate
 from airy_trio.events.values import RowFault, UnfitValueError, printable
@@ -72,7 +72,7 @@ def look(connection: sa.Connection, settings: Settings, tables: Tables, report: 
                 with connection.begin_nested() as reading, _bounded(connection):
                     seen = _read(connection, settings, tables, table, order)
                     reading.rollback()
-            except ANSWERS as error:
+            except DRIVER_ERRORS as error:
                 if _took_too_long(error):
                     continue
                 refusal = translated(error)

@@ -1,13 +1,14 @@
-"""Databases as the layers above use them: one thread hop per unit of SQL work, and errors told in plain words.
+"""Access to Postgres and SQLite: engines, connections, units of work, and errors without parameters.
 
-A unit of work is a plain synchronous function that takes a connection inside a transaction and returns plain values.
-This package knows the two dialects, and refuses to know which tables there are.
+A unit of work is a synchronous function that takes a connection inside a transaction and returns plain values. It runs
+in a thread, one hop for each unit. On Postgres, statements on the route from a commit to the clients run in Trio's own
+thread instead (``postgres.Pipeline``).
 
 Errors::
 
-    DatabaseError             what the database answered: class, SQLSTATE and primary message, never parameters
-    ├── DatabaseUnavailable   away, busy or cut off: waiting heals it
-    └── DatabaseRefused       a missing table, a missing right: waiting does not heal it
+    DatabaseError             an error of the database: class, SQLSTATE and primary message, never parameters
+    ├── DatabaseUnavailable   away, busy or disconnected: trying again later may help
+    └── DatabaseRefused       a missing table, a missing permission: trying again does not help
 """
 
 from airy_trio.database.connections import Database, DedicatedConnection
@@ -17,8 +18,8 @@ from airy_trio.database.engines import (
     ROW_SECURITY_OFF,
     SQLITE_BUSY_TIMEOUT_S,
     close_all,
-    connected,
-    cut,
+    discard,
+    open_connection,
     postgres_engine,
     sqlite_engine,
 )
@@ -53,9 +54,9 @@ __all__ = [
     "Names",
     "canonical_url",
     "close_all",
-    "connected",
-    "cut",
+    "discard",
     "is_refusal",
+    "open_connection",
     "postgres_engine",
     "quote_identifier",
     "quote_text",

@@ -1,6 +1,11 @@
-"""A pool of connections for units of work that need nothing of the one before.
+"""Units of work in threads: on a pool of connections, or on one connection that stays open.
 
-One connection for what belongs to a connection.
+Cancellation takes effect at once. A unit of work that is running goes on in its thread to its end, which is not
+reported; it may commit. Closing works in a cancelled scope too and never hangs (``engines.close_in_time``).
+
+Connections are never left behind. A unit of work that was abandoned may end after its pool or connection was closed,
+when nothing waits for it any more. Therefore each unit remembers how many closings there had been when it began, and
+if there was another one since, it closes its connection itself.
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,20 +15,20 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database.engines import THREADS_MAX, OpenConnections, close_in_time, cut
-from airy_trio.database.errors import ANSWERS, DatabaseUnavailable, translated
+from airy_trio.database.engines import THREADS_MAX, OpenConnections, close_in_time, discard
+from airy_trio.database.errors import DRIVER_ERRORS, DatabaseUnavailable, translated
 from airy_trio.database.postgres import Pipeline
 
 T = TypeVar("T")
 
 
 class DedicatedConnection:
-    """One connection that stays open, for what belongs to a connection: a lock, a lease, SQLite's data version.
+    """One connection that stays open, for state that belongs to a connection: a lock, a lease, SQLite's data version.
 
-    ``generation`` grows whenever the connection is opened or closed: whoever took something in an older one has lost
-    it. Cancellation takes effect as in ``Database``; the next unit waits for one that is still under way.
+    ``generation`` grows whenever the connection is opened or closed; a lock that was acquired in an older one is lost.
+    The next unit of work waits until an abandoned one has ended.
 
-    An engine may be shared by several, which are then closed together: closing interrupts all of its connections.
+    Several may share an engine. They must be closed together, because closing may interrupt all its connections.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -35,9 +40,9 @@ class DedicatedConnection:
         self.generation = 0
 
     async def run(self, work: Callable[[sa.Connection], T], *, transaction: bool = True) -> T:
-        """Run a unit of work in a transaction of this connection, opening it first if need be.
+        """Run a unit of work in a transaction, opening the connection first if it is closed.
 
-        Without ``transaction`` the unit is meant for a single cheap question to the driver's own connection. Raises
+        Without ``transaction`` the unit is meant for a single cheap query on the driver's own connection. Raises
         ``DatabaseUnavailable`` or ``DatabaseRefused``, after which the connection is closed.
         """
         closings = self._closings
@@ -46,16 +51,16 @@ class DedicatedConnection:
             try:
                 return self._run(work, transaction=transaction)
             finally:
-                if self._closings != closings:  # meanwhile: who closed may have waited no longer
+                if self._closings != closings:
                     self._drop()
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def converse(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
-        """Run a unit of work without a thread, on Postgres: it begins and ends its transaction itself.
+        """Run a unit of work on Postgres without a thread; it begins and ends its transaction itself.
 
-        The connection, which must have been opened by ``run``, is closed where the unit leaves it in the middle of
-        something, for which a cancellation is enough. Raises what ``run`` does.
+        The connection must have been opened by ``run``. It is closed if the unit leaves it with an open transaction or
+        an unread result, for example because it was cancelled. Raises the errors of ``run``.
         """
         async with self._limiter:
             closings = self._closings
@@ -68,7 +73,7 @@ class DedicatedConnection:
             pipeline = self._pipeline
             try:
                 return await work(pipeline)
-            except ANSWERS as error:
+            except DRIVER_ERRORS as error:
                 self._drop()
                 raise translated(error) from None
             finally:
@@ -77,14 +82,11 @@ class DedicatedConnection:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, which may be lost all the same."""
+        """Whether there is a connection. It may have been lost without notice."""
         return self._connection is not None
 
     async def aclose(self) -> None:
-        """Close the connection, which releases what belongs to it, also in a cancelled scope (``close_in_time``).
-
-        Idempotent. A unit that is still under way after that closes the connection at its end.
-        """
+        """Close the connection, which releases the locks that belong to it, also in a cancelled scope. Idempotent."""
         self._closings += 1
         await close_in_time(self._close, OpenConnections.of(self._engine))
 
@@ -98,7 +100,7 @@ class DedicatedConnection:
                 self.generation += 1
             with self._connection.begin() if transaction else nullcontext():
                 return work(self._connection)
-        except ANSWERS as error:
+        except DRIVER_ERRORS as error:
             self._drop()
             raise translated(error) from None
 
@@ -106,20 +108,17 @@ class DedicatedConnection:
         connection, self._connection, self._pipeline = self._connection, None, None
         if connection is not None:
             self.generation += 1
-            cut(connection)
+            discard(connection)
 
 
 class Database:
-    """A pool of connections, worked with from threads. One unit of work: one hop, one transaction.
+    """A pool of connections for units of work that are independent of each other.
 
-    Cancellation takes effect at once. A unit that is under way then goes on in its thread to its end, which is not
-    reported: it may commit.
+    ``threads_max``: units of work that run at once, abandoned ones included. Two may share an engine, whose pool has
+    room for the threads of both; they must be closed together.
 
-    ``threads_max``: units under way at once, abandoned ones included. Two may share an engine, whose pool has room for
-    the threads of both; they are then closed together.
-
-    SQLAlchemy's pool is emptied by a closing and never replaced: a connection given back to a pool that is not the
-    engine's any more would stay open.
+    Closing empties SQLAlchemy's pool and never replaces it: a connection that is returned to a replaced pool would stay
+    open.
     """
 
     def __init__(self, engine: sa.Engine, *, threads_max: int = THREADS_MAX) -> None:
@@ -129,13 +128,13 @@ class Database:
         self._closings = 0
 
     def statistics(self) -> dict[str, int]:
-        """How many threads are ``busy`` with a unit of work."""
+        """Return how many threads are ``busy`` with a unit of work."""
         return {"busy": int(self._limiter.borrowed_tokens)}
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work in a transaction that commits if it returns.
 
-        Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; what the unit itself raises goes through.
+        Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; other exceptions of the unit are not changed.
         """
         return await self._run_in_thread(work, immediate=False)
 
@@ -147,18 +146,15 @@ class Database:
                     connection = connection.execution_options(immediate=True)  # noqa: PLW2901 - the same connection
                 with connection.begin():
                     return work(connection)
-        except ANSWERS as error:
+        except DRIVER_ERRORS as error:
             raise translated(error) from None
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run a unit of work that writes. Raises what ``run`` does."""
+        """Run a unit of work that writes. Raises the errors of ``run``."""
         return await self._run_in_thread(work, immediate=True)
 
     async def aclose(self) -> None:
-        """Close the pool's connections, also in a cancelled scope (``close_in_time``). It can be used again.
-
-        A unit that is still under way after that closes its connection at its end.
-        """
+        """Close the pool's connections, also in a cancelled scope. The pool can be used again."""
         self._closings += 1
         await close_in_time(self._close, OpenConnections.of(self.engine))
 
@@ -169,13 +165,13 @@ class Database:
             try:
                 return self.run_sync(work, immediate=immediate)
             finally:
-                if self._closings != closings:  # meanwhile: the closing may have been over when this was given back
+                if self._closings != closings:
                     self.engine.pool.dispose()
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _close(self) -> None:
-        """Close idle connections, then wait until no unit is under way: each closes what it gives back."""
+        """Close idle connections, then wait until no unit of work is running; each closes its own connection."""
         await trio.to_thread.run_sync(self.engine.pool.dispose, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         held: list[object] = []
         try:

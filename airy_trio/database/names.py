@@ -1,7 +1,4 @@
-"""The two dialects, and how what is ours is called in each; quoting for SQL text.
-
-Where a database is: the settings of the application's, and URLs as paths and as words.
-"""
+"""Where a database is (settings, URLs), and the names of our own objects in it; quoting for SQL text."""
 
 from pathlib import Path
 from typing import Final, Self
@@ -13,7 +10,7 @@ from airy_trio.options import matching, more_than
 
 
 def canonical_url(url: str) -> str:
-    """Write ``postgres://``, which hosting panels hand out, as ``postgresql://``, the one that SQLAlchemy knows."""
+    """Replace ``postgres://``, which hosting providers use, by ``postgresql://``, which SQLAlchemy requires."""
     return url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url
 
 
@@ -32,31 +29,32 @@ class DatabaseOptions:
 
 
 def shown(url: str) -> str:
-    """A database URL for a person: without password, and without options, where libpq takes a password too."""
+    """Return a URL for people: without its password, and without options, in which libpq accepts a password too."""
     return sa.make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 def sqlite_path(url: str) -> Path:
-    """The file of an SQLite URL; a relative path is relative to the working directory."""
+    """Return the file of an SQLite URL; a relative path is relative to the working directory."""
     return Path(sa.make_url(url).database or "").absolute()
 
 
 POSTGRES: Final = "postgresql"
 SQLITE: Final = "sqlite"
 
-LOCK_CLASS: Final = 0x41697279  # "Airy": the first half of every advisory lock that is ours
+LOCK_CLASS: Final = 0x41697279
+"""The first half of all our advisory locks, plus a small number for each kind: "Airy" in ASCII."""
 
 
 @frozen
 class Names:
-    """How our own tables are called: in our schema on Postgres, with a prefix on SQLite."""
+    """Names of our own tables and triggers: in a schema of ours on Postgres, with a prefix on SQLite."""
 
     dialect: str
     schema: str
 
     @classmethod
     def of(cls, url: str, schema: str) -> Self:
-        """The names in the database at a URL."""
+        """Return the names in the database at a URL."""
         return cls(sa.make_url(url).get_backend_name(), schema)
 
     @property
@@ -65,15 +63,15 @@ class Names:
         return self.schema if self.dialect == POSTGRES else None
 
     def bare(self, name: str) -> str:
-        """The table's name without its schema."""
+        """Return a table's name without its schema."""
         return name if self.dialect == POSTGRES else f"{self.schema}_{name}"
 
     def trigger(self, kind: str, event: str) -> str:
-        """The name of a trigger of ours on a table of the application's."""
+        """Return the name of one of our triggers on a table of the application."""
         return f"{self.schema}_{kind}_{event}"
 
     def quoted(self, name: str) -> str:
-        """The name as it stands in SQL text."""
+        """Return a table's name for SQL text."""
         if self.dialect == POSTGRES:
             return f"{quote_identifier(self.schema)}.{quote_identifier(name)}"
         return quote_identifier(self.bare(name))

@@ -1,9 +1,10 @@
-"""Whether an SQLite file has changed since: its data version, its schema version, and whether it is still that file.
+"""Notice commits to an SQLite file by other processes: SQLite sends no notifications, so the file is polled.
 
-When it is worth asking an SQLite file whether it has changed: it tells nobody, but its times and its WAL's do.
-
-Asking for them costs microseconds and no thread. They stand still for some milliseconds, and a commit is seen after
-what it has written; so they are a hint, and whoever waits looks by itself as well.
+``FileVersions`` is exact: the data version of an open connection changes with every commit by others. Reading it takes
+a thread. ``SqliteWatch`` says when that is worth it, from the modification times of the file and its WAL. Reading these
+takes microseconds and no thread, but they are only a hint: their resolution is some milliseconds, a commit becomes
+visible after its data was written, and a file system may not report them. So the version is read now and then in any
+case.
 """
 
 from pathlib import Path
@@ -16,15 +17,17 @@ from attrs import frozen
 from airy_trio.database.connections import DedicatedConnection
 from airy_trio.database.errors import DatabaseUnavailable
 
-SETTLED_S: Final = 0.05  # without anything written
-COMMIT_S: Final = 0.006  # from what is written to where it is seen, mostly: it goes to the disk first
+SETTLED_S: Final = 0.05
+"""Nothing was written for this long: poll less often."""
+COMMIT_S: Final = 0.006
+"""After a write, a commit mostly becomes visible in this time, because it goes to the disk first."""
 
 
 @frozen(kw_only=True)
 class Pace:
-    """How often a file's times are asked for, how often it is looked at whatever they say, and both when settled.
+    """Intervals in seconds: between two checks of the times (``poll_s``), and between two looks whatever they say.
 
-    A file system may keep its times to itself.
+    The ``settled`` ones hold while nothing has been written for ``SETTLED_S``.
     """
 
     poll_s: float
@@ -36,13 +39,13 @@ class Pace:
 EAGER: Final = Pace(poll_s=0.001, look_s=0.004, poll_settled_s=0.002, look_settled_s=0.05)
 """For the one process that reads an application's file."""
 SPARING: Final = Pace(poll_s=0.004, look_s=0.25, poll_settled_s=0.02, look_settled_s=0.25)
-"""For each that serves: what it takes is its clients'."""
+"""For the processes that serve clients, which need the CPU time."""
 
 _Written = tuple[int, int] | None
 
 
 class SqliteWatch:
-    """The pauses between the looks of one task. ``path``: of the file, once that is known; until then each is short."""
+    """The pauses of one task between two looks. ``path``: the file; while it is None, each pause is short."""
 
     def __init__(self, pace: Pace = EAGER) -> None:
         self.path: Path | None = None
@@ -52,12 +55,12 @@ class SqliteWatch:
         self._looked_at = 0.0
 
     def begin(self) -> None:
-        """Take it that something was written just now."""
+        """Assume that something was written just now."""
         self._touched_at = trio.current_time()
         self._looked_at = 0.0
 
     async def pause(self) -> None:
-        """Sleep until it is worth looking: when something has been written, and now and then."""
+        """Sleep until it is worth looking: when something was written, and now and then."""
         while True:
             settled = trio.current_time() - self._touched_at > SETTLED_S
             await trio.sleep(self._pace.poll_settled_s if settled else self._pace.poll_s)
@@ -70,7 +73,7 @@ class SqliteWatch:
             return
 
     def touched(self) -> bool:
-        """Whether the file or its WAL was written since this was last asked, as their times tell."""
+        """Return whether the file or its WAL was written since the last call, according to their times and sizes."""
         if self.path is None:
             return True
         before, self._written = self._written, (_written(self.path), _written(Path(f"{self.path}-wal")))
@@ -87,7 +90,7 @@ def _written(path: Path) -> _Written:
 
 @frozen
 class FileVersion:
-    """SQLite's data version, which means something within one connection only; its schema version; and the file."""
+    """The version and the identity of a file. ``data`` is comparable within one connection (``generation``) only."""
 
     generation: int
     data: int
@@ -96,16 +99,19 @@ class FileVersion:
 
 
 class FileVersions:
-    """Asks for the version of the file that a session has open."""
+    """Reads the version of the file that a connection has open."""
 
-    def __init__(self, session: DedicatedConnection, pace: Pace = EAGER) -> None:
-        self._session = session
+    def __init__(self, connection: DedicatedConnection, pace: Pace = EAGER) -> None:
+        self._connection = connection
         self.watch = SqliteWatch(pace)
-        """When to ask; it knows the file from the first answer on."""
+        """When to ask; it has the path from the first answer on."""
 
     async def ask(self) -> FileVersion:
-        """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
-        return await self._session.run(self._ask, transaction=False)
+        """Return the version, which changes with every commit by others.
+
+        Raises ``DatabaseUnavailable`` if the file is gone.
+        """
+        return await self._connection.run(self._ask, transaction=False)
 
     def _ask(self, connection: sa.Connection) -> FileVersion:
         driver: Any = connection.connection.driver_connection
@@ -114,8 +120,8 @@ class FileVersions:
         try:
             file = self.watch.path.stat()
         except OSError as error:
-            message = f"the SQLite file {self.watch.path} is not there any more: {error.strerror}"
+            message = f"the SQLite file {self.watch.path} is gone: {error.strerror}"
             raise DatabaseUnavailable(message) from None
         (data,) = driver.execute("PRAGMA data_version").fetchone()
         (schema,) = driver.execute("PRAGMA schema_version").fetchone()
-        return FileVersion(self._session.generation, int(data), int(schema), (file.st_dev, file.st_ino))
+        return FileVersion(self._connection.generation, int(data), int(schema), (file.st_dev, file.st_ino))

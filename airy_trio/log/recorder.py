@@ -47,12 +47,10 @@ SLICE_OBJECTS: Final = 250
 LEASE_POLL_S: Final = 0.05
 """Between two attempts to acquire a lease that another recorder holds."""
 STANDBY_POLL_S: Final = 10 * LEASE_POLL_S
-"""The same for a standby."""
-STANDBY_DELAY_S: Final = 3 * LEASE_POLL_S
-"""Before the first attempt of a standby, so that a recorder process that is alive makes several before it."""
-STANDBY_TERM_S: Final = 5.0
-"""How long a standby records before it offers the lease. Each offer that is not taken up delays events by about
-``STANDBY_DELAY_S``, so it should be rare while the recorder process is down or hangs."""
+"""The same for a standby, which also waits as long before its first attempt."""
+STANDBY_TERM_S: Final = 10.0
+"""How long a standby records before it offers the lease by releasing it. If the recorder process is down or hangs, the
+offer delays events by ``STANDBY_POLL_S`` in vain, so it should be rare."""
 CONSUMER_POLL_S: Final = 1.0
 """Between two checks of which event log the holder of the lease writes."""
 FOREIGN_PATIENCE_S: Final = 2.0
@@ -194,8 +192,9 @@ class Recorder:
         Meanwhile the consumer of the changes is checked: if it stays another event log for ``FOREIGN_PATIENCE_S``, a
         start fails with ``ForeignConsumerError``, and a server that has started reports an interruption.
         """
+        poll_s = STANDBY_POLL_S if self._options.standby else LEASE_POLL_S
         if self._options.standby:
-            await trio.sleep(STANDBY_DELAY_S)
+            await trio.sleep(poll_s)  # a recorder process that is alive makes several attempts meanwhile
         check_at = foreign_since = waiting_since = trio.current_time()
         while not await self._lease.try_acquire():
             now = trio.current_time()
@@ -218,7 +217,7 @@ class Recorder:
                         logger.error("recording interrupted", reason=str(error))
                     self.interruption = str(error)
                     self._mark_behind()
-            await trio.sleep(STANDBY_POLL_S if self._options.standby else LEASE_POLL_S)
+            await trio.sleep(poll_s)
 
     async def _record(self, head: Position, point: str, recorded: str) -> tuple[Position, str, bool]:
         """Read the batch after ``point`` and append its events.

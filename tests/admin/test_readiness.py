@@ -158,7 +158,7 @@ async def test_unreadable_change_log_shows_as_lag(postgres_application: Applicat
 async def test_moved_sqlite_file_makes_the_server_not_ready(sqlite_application: Application, tmp_path: Path) -> None:
     async with serving_all(sqlite_application.migrate(admin(free_port()))) as (_, port):
         (tmp_path / "app.db").rename(tmp_path / "elsewhere.db")
-        await port.until_unwell("feed", "is not there any more")
+        await port.until_unwell("feed", "is gone")
         (tmp_path / "elsewhere.db").rename(tmp_path / "app.db")
         await port.until_ready()
 

@@ -110,7 +110,7 @@ async def test_a_file_that_is_gone_is_waited_for(application: Application) -> No
         application.tag("t1")
         application.engine.dispose()
         shutil.move(path, path.with_name("away.db"))
-        with pytest.raises(DatabaseUnavailable, match="is not there any more"):
+        with pytest.raises(DatabaseUnavailable, match="is gone"):
             await feed.wait()
         assert not path.exists()
         shutil.move(path.with_name("away.db"), path)

@@ -1,4 +1,4 @@
-"""A connection that nobody waits for any more is closed, whenever it is there."""
+"""Opening a connection can be cancelled, and closing never hangs."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database import Database, DedicatedConnection, connected, postgres_engine
+from airy_trio.database import Database, DedicatedConnection, open_connection, postgres_engine
 
 CONNECTED = "select count(*) from pg_stat_activity where application_name = 'airy-trio'"
 
@@ -24,15 +24,15 @@ def engine(postgres_database: str) -> Iterator[sa.Engine]:
     made.dispose()
 
 
-async def test_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
+async def test_connecting_to_an_unresponsive_server_can_be_cancelled() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
-            await connected(postgres_engine(url, connect_timeout_s=60))
+            await open_connection(postgres_engine(url, connect_timeout_s=60))
     assert given_up.cancelled_caught
 
 
-async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine, postgres_database: str) -> None:
+async def test_connection_opened_after_the_cancellation_is_closed(engine: sa.Engine, postgres_database: str) -> None:
     begun, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -42,7 +42,7 @@ async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine,
 
     sa.event.listen(engine, "checkout", slow)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connected, engine)
+        nursery.start_soon(open_connection, engine)
         await begun.wait()
         nursery.cancel_scope.cancel()
     looking = sa.create_engine(postgres_database, poolclass=sa.NullPool)
@@ -55,17 +55,17 @@ async def test_what_is_opened_after_it_was_given_up_is_closed(engine: sa.Engine,
                 await trio.lowlevel.checkpoint()
 
 
-async def test_what_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_database: str) -> None:
+async def test_connection_that_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_database: str) -> None:
     with pytest.raises(sa.exc.ProgrammingError):
-        await connected(engine, lambda connection: connection.exec_driver_sql("not sql"))
+        await open_connection(engine, lambda connection: connection.exec_driver_sql("not sql"))
     with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as looking, trio.fail_after(10):
         while looking.exec_driver_sql(CONNECTED).scalar_one():
             looking.rollback()
             await trio.lowlevel.checkpoint()
 
 
-async def test_what_was_opened_is_used(engine: sa.Engine) -> None:
-    connection = await connected(engine)
+async def test_opened_connection_can_be_used(engine: sa.Engine) -> None:
+    connection = await open_connection(engine)
     assert connection.exec_driver_sql("select 1").scalar_one() == 1
     connection.close()
 
@@ -75,13 +75,13 @@ Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
 @pytest.fixture(params=["pool", "session"])
 def closable(request: pytest.FixtureRequest, engine: sa.Engine) -> Database | DedicatedConnection:
-    """Each of the two ways to a database, over Postgres."""
+    """A pool, then a dedicated connection, to Postgres."""
     return Database(engine) if request.param == "pool" else DedicatedConnection(engine)
 
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A backend that does not answer, and whose socket stays open."""
+    """A server process that does not answer while its socket stays open."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -90,7 +90,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 async def hang(run: Run, statement: str) -> tuple[int, threading.Event]:
-    """Abandon a statement that goes on; give the backend that runs it, and what is set when its thread ends."""
+    """Abandon a running statement; return its pid, and an event that is set when its thread ends."""
     begun, ended, pids = trio.Event(), threading.Event(), list[int]()
     token = trio.lowlevel.current_trio_token()
 
@@ -122,7 +122,7 @@ async def test_closing_frees_a_thread_that_waits_for_a_lock(
         assert ended.is_set()
 
 
-async def test_closing_frees_the_thread_of_a_server_that_does_not_answer(
+async def test_closing_frees_the_thread_of_an_unresponsive_server(
     closable: Database | DedicatedConnection,
 ) -> None:
     pid, ended = await hang(closable.run, "select pg_sleep(60)")
@@ -132,7 +132,7 @@ async def test_closing_frees_the_thread_of_a_server_that_does_not_answer(
 
 
 async def test_closing_frees_a_thread_that_hangs_before_its_first_statement(engine: sa.Engine) -> None:
-    """A pool asks a connection that was idle whether it is still there."""
+    """The pool tests a connection that was idle."""
     opened, closed = list[object](), list[object]()
     sa.event.listen(engine, "connect", lambda connection, _record: opened.append(connection))
     sa.event.listen(engine, "close", lambda connection, _record: closed.append(connection))

@@ -1,4 +1,4 @@
-"""What is set on a connection before anybody uses it."""
+"""Settings of a new connection."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_ddl_is_part_of_a_transaction(database: Database) -> None:
         run(database, "select * from t")
 
 
-def test_paths_that_are_special_in_uris(tmp_path: Path) -> None:
+def test_paths_with_special_characters_of_uris(tmp_path: Path) -> None:
     for name in ("a b.db", "a?mode=ro.db", "a#b%20.db", "ä.db"):
         engine = sqlite_engine(tmp_path / name, mode="rwc")
         with engine.begin() as connection:
@@ -39,7 +39,7 @@ def test_sqlite_waits_for_the_disk(sqlite_application: Application) -> None:
     assert sqlite_application.scalar("pragma synchronous") == 2
 
 
-def test_sessions_read_alike_whatever_the_database_prefers(postgres_application: Application) -> None:
+def test_values_read_alike_whatever_the_database_settings(postgres_application: Application) -> None:
     with postgres_application.engine.begin() as connection:
         database = connection.exec_driver_sql("select current_database()").scalar()
         connection.exec_driver_sql(f"alter database {database} set timezone = 'Asia/Tokyo'")
@@ -54,7 +54,7 @@ def test_sessions_read_alike_whatever_the_database_prefers(postgres_application:
     database_.engine.dispose()
 
 
-def test_behind_a_pooler_nothing_is_prepared(postgres_application: Application) -> None:
+def test_nothing_is_prepared_behind_a_pooler(postgres_application: Application) -> None:
     database = Database(postgres_engine(postgres_application.url, connect_timeout_s=5, pooled=True))
     with database.engine.connect() as connection:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""What is ours by its names, and addresses as words."""
+"""Names of our own objects, and URLs for people."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_names_of_our_own_tables() -> None:
 @pytest.mark.parametrize(
     "url", ["postgresql://u:SECRET@h:5432/db", "postgresql://u@h:5432/db?password=SECRET&sslmode=require"]
 )
-def test_a_url_is_shown_without_its_password(url: str) -> None:
+def test_url_is_shown_without_its_password(url: str) -> None:
     told = shown(url)
     assert "SECRET" not in told
     assert "h:5432/db" in told

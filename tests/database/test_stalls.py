@@ -1,4 +1,4 @@
-"""A server that stops answering although its connections stay open, and one that is only slow."""
+"""A server that stops answering while its connections stay open, and one that is only slow."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -29,7 +29,7 @@ async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
 @pytest.fixture(params=["database", "session", "conversation"])
 async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIterator[Ask]:
-    """Runs a statement, which gives one value, in each of the ways that we have."""
+    """Run a statement that returns one value, in each of the ways that we have."""
     engine = postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S)
     database, session = Database(engine), DedicatedConnection(engine)
 
@@ -52,9 +52,7 @@ async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIter
     await database.aclose()
 
 
-async def test_statement_without_an_answer_ends_and_the_next_one_has_a_new_connection(
-    ask: Ask, proxy: StallingProxy
-) -> None:
+async def test_unanswered_statement_fails_and_the_next_one_reconnects(ask: Ask, proxy: StallingProxy) -> None:
     with trio.fail_after(TIMEOUT_S):
         first = await ask("select pg_backend_pid()")
         proxy.stall()
@@ -68,7 +66,7 @@ async def test_slow_statement_is_waited_for(ask: Ask) -> None:
     assert await ask(f"select cast(pg_sleep({SLOW_S}) as text)") == ""
 
 
-async def test_lock_that_another_transaction_holds_is_waited_for(ask: Ask, postgres_database: str) -> None:
+async def test_lock_of_another_transaction_is_waited_for(ask: Ask, postgres_database: str) -> None:
     other = postgres_engine(postgres_database, connect_timeout_s=CONNECT_TIMEOUT_S)
     with trio.fail_after(TIMEOUT_S), other.connect() as holder:
         holder.execute(sa.text("select pg_advisory_lock(1)"))
@@ -99,8 +97,8 @@ async def test_threads_do_not_pile_up(proxy: StallingProxy) -> None:
     await database.aclose()
 
 
-async def test_reason_is_told(proxy: StallingProxy) -> None:
-    """Also where the driver itself was asked, and the transaction then cannot be rolled back."""
+async def test_error_states_the_reason(proxy: StallingProxy) -> None:
+    """Also if the driver itself was used, and the transaction then cannot be rolled back."""
     database = Database(postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S))
     for at_driver in (False, True):
 
@@ -118,10 +116,10 @@ async def test_reason_is_told(proxy: StallingProxy) -> None:
     await database.aclose()
 
 
-async def test_pooler_gives_a_slow_statement_more_time(
+async def test_slow_statement_has_more_time_behind_a_pooler(
     postgres_database: str, pgbouncer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names a process that does not exist, so the server cannot be asked whether it works."""
+    """Its server process id does not exist, so the server cannot be checked."""
     monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", LIMIT_S)
     url = through(postgres_database, pgbouncer)
     database = Database(postgres_engine(url, connect_timeout_s=CONNECT_TIMEOUT_S))

@@ -1,4 +1,4 @@
-"""New, empty places for each of our event stores, which a test can open any number of times."""
+"""A new and empty place for each of our event stores, which a test can open several times."""
 
 import itertools
 import tempfile
@@ -11,7 +11,7 @@ import trio
 from airy_trio.database import SQLITE, Database, DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.redis.store import open_store
-from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore, NewEvent
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import MakePlace, OpenStore
@@ -20,7 +20,7 @@ _schemas = itertools.count(1)
 
 
 def event(number: int, **changed: str | None) -> NewEvent:
-    """Make an event about an object of its own. ``changed``: its fields except the body."""
+    """An event about an object of its own; ``changed`` replaces fields other than the body."""
     facts = {"type": "message.updated", "object": f"message:{number}", "conversation_id": "c1", "channel_id": "ch1"}
     return NewEvent(body=b"%d" % number, **{**facts, **changed})  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ async def open_sql(options: DatabaseOptions) -> AsyncIterator[EventStore]:
             return Database(sqlite_engine(sqlite_path(options.url)))
         return Database(postgres_engine(options.url, connect_timeout_s=options.connect_timeout_s))
 
-    store = SqlStore(database(), database(), names)
+    store = sql_store(database(), database(), names)
     try:
         yield store
     finally:

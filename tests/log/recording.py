@@ -29,7 +29,7 @@ def faulty(number: int) -> Tag:
 
 
 class MoodyStore(MemoryStore):
-    """A store that takes its time, and is away now and then: before an append, or after it, when it has happened."""
+    """A store that is slow and sometimes unavailable: before an append, or after it has taken effect."""
 
     def __init__(self, moods: Random | None = None, *, away_share: float = 0.2) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ async def started(nursery: trio.Nursery, one: Node) -> Node:
 
 
 async def until(true: Callable[[], bool], *, limit_s: float = 600) -> None:
-    """Let the (virtual) clock go on until something is true."""
+    """Let the virtual clock run until something is true."""
     with trio.fail_after(limit_s):
         while True:
             if true():
@@ -120,13 +120,13 @@ async def until(true: Callable[[], bool], *, limit_s: float = 600) -> None:
 
 
 async def recorded(store: EventStore) -> list[str]:
-    """What all retained events are about, in order."""
+    """Return the objects of all retained events, in order."""
     return [one.object for one in await store.read((await store.bounds()).floor, 100_000)]
 
 
 @contextmanager
 def warnings_said() -> Iterator[list[str]]:
-    """The warnings and errors that are logged inside the block, as they are said."""
+    """Collect the warnings and errors that are logged inside the block."""
     said: list[str] = []
     with structlog.testing.capture_logs() as lines:
         yield said

@@ -1,4 +1,4 @@
-"""A batch is as large as its bytes allow: read again with fewer rows where it is larger, with more where it is not."""
+"""The size of a batch adapts: it is read again with fewer rows if it is too large, and grows while it is small."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ LARGE = 1000
 
 
 class Weighed(MemoryStore):
-    """``appends``: how many events and bytes of bodies each had."""
+    """``appends``: the number of events and the bytes of bodies of each append."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,19 +48,19 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_what_is_too_large_to_append_is_read_again_in_parts(nursery: trio.Nursery) -> None:
+async def test_batch_too_large_to_append_is_read_again_in_parts(nursery: trio.Nursery) -> None:
     store, changes = Weighed(), MemoryChanges()
     one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=10 * LARGE))
     changes.write(*(large(number) for number in range(300)))
     await until(lambda: one.log.head.offset == 300, limit_s=10)
     assert await recorded(store) == [f"tag:t{number}" for number in range(300)]
     assert max(size for _, size in store.appends) <= 10 * LARGE
-    assert min(count for count, _ in store.appends[:-1] if count) > 1  # no more appends than it takes, nearly
+    assert min(count for count, _ in store.appends[:-1] if count) > 1  # nearly as few appends as possible
     nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_one_change_is_appended_whatever_its_size(nursery: trio.Nursery) -> None:
+async def test_single_change_is_appended_whatever_its_size(nursery: trio.Nursery) -> None:
     store, changes = Weighed(), MemoryChanges()
     one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=100 * LARGE))
     changes.write(*(evolve(tag(number), name="n" * 50 * LARGE) for number in range(3)))
@@ -70,7 +70,7 @@ async def test_one_change_is_appended_whatever_its_size(nursery: trio.Nursery) -
 
 
 @pytest.mark.usefixtures("small_batches")
-async def test_faults_are_told_once_though_their_batch_was_read_twice(nursery: trio.Nursery) -> None:
+async def test_faults_of_a_batch_read_twice_are_logged_once(nursery: trio.Nursery) -> None:
     store, changes = Weighed(), MemoryChanges()
     one = await started(nursery, node(changes, store, batch_rows_max=10_000, body_bytes_max=10 * LARGE))
     changes.write(faulty(1000), *(large(number) for number in range(300)))
@@ -79,7 +79,7 @@ async def test_faults_are_told_once_though_their_batch_was_read_twice(nursery: t
     nursery.cancel_scope.cancel()
 
 
-async def test_a_batch_that_fits_is_whole() -> None:
+async def test_batch_that_fits_is_translated_completely() -> None:
     translated = await translate_batch(batch(3 * SLICE_OBJECTS + 1), EventsOptions(), body_bytes_max=1000)
     assert (translated.share, len(translated.events)) == (1, 3 * SLICE_OBJECTS + 1)
     assert translated.size == sum(len(event.body) for event in translated.events)
@@ -96,11 +96,11 @@ async def test_clients_are_served_while_a_large_batch_is_translated(nursery: tri
 
     nursery.start_soon(count_turns)
     await translate_batch(batch(10 * SLICE_OBJECTS), EventsOptions(), body_bytes_max=1000)
-    assert turns >= 8  # nine times between ten slices; Trio throws dice who runs first the last time
+    assert turns >= 8  # nine checkpoints between ten slices; after the last one Trio chooses the order at random
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_given_up_is_not_translated_to_its_end() -> None:
+async def test_translation_stops_when_the_batch_is_too_large() -> None:
     many = batch(100 * SLICE_OBJECTS, name_length=BATCH_BYTES_MAX // SLICE_OBJECTS // 2)
     translated = await translate_batch(many, EventsOptions(), body_bytes_max=BATCH_BYTES_MAX)
     assert translated.size < 2 * BATCH_BYTES_MAX

@@ -1,4 +1,4 @@
-"""What was accepted is there after a writer, or the database, has died at any moment."""
+"""Accepted events survive the death of a writer, or of the database, at any moment."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ KILLS = 3
 
 
 def kill_a_writer(url: str, moments: Random) -> int:
-    """Let a process write, SIGKILL it at any moment, and give the last offset that it was told is accepted."""
+    """Let a process write, kill it at a random moment, and return the last offset that it reported as accepted."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.log.writer", url],
         stdout=subprocess.PIPE,
@@ -36,7 +36,7 @@ def kill_a_writer(url: str, moments: Random) -> int:
     with process:
         assert process.stdout is not None
         said = [process.stdout.readline() for _ in range(moments.randint(1, 60))]
-        time.sleep(moments.uniform(0, 0.003))  # somewhere inside an append
+        time.sleep(moments.uniform(0, 0.003))  # during an append
         process.kill()
         said += process.stdout.readlines()
     return int(said[-1])
@@ -55,7 +55,7 @@ async def survives_killed_writers(url: str) -> None:
         reached = found
 
 
-async def test_an_sqlite_file_survives_killed_writers(tmp_path: Path) -> None:
+async def test_sqlite_file_survives_killed_writers(tmp_path: Path) -> None:
     with trio.fail_after(50):
         await survives_killed_writers(f"sqlite:///{tmp_path}/events.db")
 
@@ -78,7 +78,7 @@ async def write_until_away(store: EventStore, end: Callable[[], None]) -> int:
 
 
 @pytest.mark.parametrize("end", [Postgres.crash, Postgres.stop], ids=["crash", "stop"])
-async def test_postgres_is_away_and_comes_back(own_postgres: Postgres, end: Callable[[Postgres], None]) -> None:
+async def test_postgres_loses_nothing_when_it_restarts(own_postgres: Postgres, end: Callable[[Postgres], None]) -> None:
     url = own_postgres.url(own_postgres.create_database())
     options = DatabaseOptions(url=url)
     await trio.to_thread.run_sync(migrate_log, url, options)

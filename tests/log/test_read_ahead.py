@@ -1,4 +1,4 @@
-"""The next batch of a backlog is read while the last one is appended, and counts only where it is still the next."""
+"""The next batch of a backlog is read while the last one is appended, and is used only if it is still the next."""
 
 import gc
 import weakref
@@ -19,7 +19,7 @@ from tests.log.recording import node, recorded, started, tag, until
 
 
 class WatchedFeed(MemoryFeed):
-    """A feed that notes after which points it was read; ``consumed`` can be set."""
+    """A feed that records after which points it was read; ``consumed`` can be set."""
 
     def __init__(self, changes: MemoryChanges) -> None:
         super().__init__(changes)
@@ -31,7 +31,7 @@ class WatchedFeed(MemoryFeed):
 
 
 class Store(MemoryStore):
-    """A store whose appends wait for leave, and the second of them fails as it is told."""
+    """A store whose appends wait until they are allowed, and whose second append fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def changes() -> MemoryChanges:
 ALL = [f"tag:t{number}" for number in range(35)]
 
 
-async def test_the_next_batch_of_a_backlog_is_read_while_the_last_one_is_appended(
+async def test_next_batch_is_read_while_the_last_one_is_appended(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     feed, store = WatchedFeed(changes), Store()
@@ -81,7 +81,7 @@ async def test_the_next_batch_of_a_backlog_is_read_while_the_last_one_is_appende
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_recorded_is_let_go_of(
+async def test_recorded_batches_leave_memory(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     class Feed(MemoryFeed):
@@ -107,7 +107,7 @@ async def test_what_is_recorded_is_let_go_of(
 
 @pytest.mark.parametrize("fails_after", [False, True])
 @pytest.mark.parametrize("failure", [StoreUnavailable("the store is away"), StaleAppend("the head is elsewhere")])
-async def test_what_was_read_ahead_of_an_append_that_failed_is_read_again(
+async def test_batch_read_ahead_is_read_again_after_a_failed_append(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, failure: Exception, fails_after: bool
 ) -> None:
     feed, store = WatchedFeed(changes), Store()
@@ -123,7 +123,7 @@ async def test_what_was_read_ahead_of_an_append_that_failed_is_read_again(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_lease_that_was_lost_throws_away_what_was_read_ahead(
+async def test_batch_read_ahead_is_discarded_when_the_lease_is_lost(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = Store()
@@ -145,7 +145,7 @@ async def test_a_lease_that_was_lost_throws_away_what_was_read_ahead(
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("away"), ResumePointLost("another history")])
-async def test_what_a_read_ahead_raises_is_raised_to_who_takes_it(
+async def test_error_of_a_read_ahead_is_raised_by_take(
     changes: MemoryChanges, nursery: trio.Nursery, error: Exception
 ) -> None:
     class Failing(MemoryFeed):
@@ -163,7 +163,7 @@ async def test_what_a_read_ahead_raises_is_raised_to_who_takes_it(
 
 
 @pytest.mark.parametrize("point, limit", [(10, 10), (0, 5)])
-async def test_another_point_or_limit_than_was_begun_is_read_when_it_is_asked_for(
+async def test_take_reads_now_if_point_or_limit_differ(
     changes: MemoryChanges, nursery: trio.Nursery, point: int, limit: int
 ) -> None:
     feed = WatchedFeed(changes)
@@ -177,7 +177,7 @@ async def test_another_point_or_limit_than_was_begun_is_read_when_it_is_asked_fo
     nursery.cancel_scope.cancel()
 
 
-async def test_without_its_task_a_batch_is_read_when_it_is_asked_for(changes: MemoryChanges) -> None:
+async def test_take_reads_now_if_the_task_is_not_running(changes: MemoryChanges) -> None:
     feed = WatchedFeed(changes)
     ahead = ReadAhead(feed)
     ahead.begin(changes.point(0), 10)
@@ -193,8 +193,8 @@ async def test_without_its_task_a_batch_is_read_when_it_is_asked_for(changes: Me
     assert batch.resume_point == changes.point(20)
 
 
-async def test_a_feed_that_is_not_consumed_is_never_read_ahead(changes: MemoryChanges, nursery: trio.Nursery) -> None:
-    """It remembers what it gave since the recorded point, which it could not take back from two batches."""
+async def test_unconsumed_feed_is_never_read_ahead(changes: MemoryChanges, nursery: trio.Nursery) -> None:
+    """It remembers the objects since the recorded point, and cannot go back by two batches."""
 
     class Unconsumed(WatchedFeed):
         consumed = False
@@ -209,7 +209,7 @@ async def test_a_feed_that_is_not_consumed_is_never_read_ahead(changes: MemoryCh
     nursery.cancel_scope.cancel()
 
 
-async def test_a_batch_read_ahead_is_as_old_as_its_question(
+async def test_age_of_a_batch_read_ahead_counts_from_its_request(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     ahead = ReadAhead(MemoryFeed(changes))

@@ -1,4 +1,4 @@
-"""The recorder: where it goes on, what fences it, what it tells and counts."""
+"""The recorder: where it resumes, how it is fenced, and what it logs and counts."""
 
 from collections.abc import Sequence
 from random import Random
@@ -31,7 +31,7 @@ def tags(first: int, last: int) -> list[str]:
 
 
 async def run_until_idle(changes: MemoryChanges, store: MemoryStore) -> Node:
-    """The life of one process: it records all there is, and ends."""
+    """Run one process until it has recorded everything, and end it."""
     one = node(changes, store)
     async with trio.open_nursery() as nursery:
         await started(nursery, one)
@@ -41,7 +41,7 @@ async def run_until_idle(changes: MemoryChanges, store: MemoryStore) -> Node:
     return one
 
 
-async def test_what_changes_is_recorded_in_order(
+async def test_changes_are_recorded_in_order(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
@@ -54,7 +54,7 @@ async def test_what_changes_is_recorded_in_order(
     nursery.cancel_scope.cancel()
 
 
-async def test_it_has_started_when_the_first_batch_is_recorded(
+async def test_recorder_has_started_when_the_first_batch_is_recorded(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     changes.write(*map(tag, range(1, 6)))
@@ -63,7 +63,7 @@ async def test_it_has_started_when_the_first_batch_is_recorded(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_restart_goes_on_exactly_where_it_ended(changes: MemoryChanges, autojump_clock: MockClock) -> None:
+async def test_restart_continues_where_the_last_run_ended(changes: MemoryChanges, autojump_clock: MockClock) -> None:
     store = MemoryStore()
     changes.write(*map(tag, range(1, 8)))
     first = await run_until_idle(changes, store)
@@ -83,11 +83,11 @@ OURS, ANOTHER = "ours", "another"
         pytest.param(False, OURS, 3, True, id="a log that was adopted"),
         pytest.param(False, ANOTHER, 3, True, id="a new store after another"),
         pytest.param(True, OURS, 6, False, id="a restart"),
-        pytest.param(True, None, 3, True, id="the change log was made anew"),
+        pytest.param(True, None, 3, True, id="the change log was made again"),
         pytest.param(True, ANOTHER, 3, True, id="another store recorded meanwhile"),
     ],
 )
-async def test_where_it_starts(
+async def test_recorder_starts_at(
     changes: MemoryChanges,
     *,
     recorded_before: bool,
@@ -111,7 +111,7 @@ async def test_where_it_starts(
     assert changes.consumer == Consumer((await store.bounds()).epoch, "our store" if new_epoch else "some store")
 
 
-async def test_a_memory_store_that_was_lost_begins_at_what_trimming_has_reached(
+async def test_lost_memory_store_begins_where_trimming_has_reached(
     changes: MemoryChanges, autojump_clock: MockClock
 ) -> None:
     changes.write(*map(tag, range(1, 8)))
@@ -122,7 +122,7 @@ async def test_a_memory_store_that_was_lost_begins_at_what_trimming_has_reached(
     assert await recorded(store) == tags(5, 7)
 
 
-async def test_ending_between_beginning_an_epoch_and_naming_it_is_made_good(
+async def test_epoch_that_was_begun_and_not_named_is_begun_again(
     changes: MemoryChanges, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
@@ -136,7 +136,7 @@ async def test_ending_between_beginning_an_epoch_and_naming_it_is_made_good(
     assert changes.consumer.epoch == (await store.bounds()).epoch
 
 
-async def test_another_history_of_the_database_begins_an_epoch(
+async def test_restored_database_begins_an_epoch(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
@@ -145,7 +145,7 @@ async def test_another_history_of_the_database_begins_an_epoch(
     epoch = one.log.epoch
     changes.restore()
     with warnings_said() as said:
-        changes.write(tag(4))  # forgotten: who is told to reload reads it from the database
+        changes.write(tag(4))  # not recorded: clients reload, and read it from the database
         await until(lambda: one.log.epoch != epoch)
         changes.write(tag(5))
         await until(lambda: one.log.head.offset == 1)
@@ -155,14 +155,14 @@ async def test_another_history_of_the_database_begins_an_epoch(
     nursery.cancel_scope.cancel()
 
 
-async def test_who_is_stale_shows_where_the_other_has_moved_nothing_but_the_resume_point(
+async def test_stale_recorder_is_fenced_by_the_resume_point_alone(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
     changes.write(*map(tag, range(1, 4)))
     stale = await started(nursery, node(changes, store, unaware=True))
     await until(lambda: stale.recorder.recorded == changes.point(3))
-    changes.rows += map(tag, (4, 5))  # they mean nothing to the other one, which is faster
+    changes.rows += map(tag, (4, 5))  # the other recorder makes no events of them
     await store.append(stale.log.head, [], changes.point(5), replaces=changes.point(3))
     changes.write(tag(6))
     await until(lambda: stale.recorder.recorded == changes.point(6))
@@ -170,10 +170,10 @@ async def test_who_is_stale_shows_where_the_other_has_moved_nothing_but_the_resu
     nursery.cancel_scope.cancel()
 
 
-async def test_who_is_stale_forgets_no_changes(
+async def test_stale_recorder_forgets_no_changes(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    """It lost the lease, and its resume point was trimmed: only the store can tell it that it must not restart."""
+    """It has lost the lease, and its resume point was trimmed: only the store can keep it from restarting the feed."""
     store = MemoryStore()
     stale = await started(nursery, node(changes, store, unaware=True))
     changes.write(tag(1))
@@ -210,7 +210,9 @@ async def test_only_the_holder_of_the_lease_records(
     nursery.cancel_scope.cancel()
 
 
-async def test_another_takes_over(changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+async def test_another_node_takes_over_the_lease(
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
     store = MemoryStore()
     one = await started(nursery, node(changes, store))
     two = await started(nursery, node(changes, store))
@@ -228,7 +230,7 @@ async def test_another_takes_over(changes: MemoryChanges, nursery: trio.Nursery,
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_who_lost_the_lease_and_does_not_know_never_appends_twice(
+async def test_recorder_unaware_of_its_lost_lease_never_appends_twice(
     changes: MemoryChanges, seed: int, autojump_clock: MockClock
 ) -> None:
     moods = Random(seed)
@@ -250,7 +252,7 @@ async def test_who_lost_the_lease_and_does_not_know_never_appends_twice(
     assert await recorded(store) == tags(1, number)
 
 
-async def test_rows_that_cannot_become_events_are_counted_and_passed_over(
+async def test_row_faults_are_counted_and_skipped(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
@@ -263,7 +265,7 @@ async def test_rows_that_cannot_become_events_are_counted_and_passed_over(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_batch_of_nothing_but_faults_is_not_read_again(
+async def test_batch_of_faults_only_is_not_read_again(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
@@ -273,7 +275,7 @@ async def test_a_batch_of_nothing_but_faults_is_not_read_again(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_body_that_cannot_be_made_small_enough_is_a_fault(
+async def test_body_that_cannot_be_truncated_enough_is_a_fault(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore(), body_bytes_max=80))
@@ -284,7 +286,7 @@ async def test_a_body_that_cannot_be_made_small_enough_is_a_fault(
     nursery.cancel_scope.cancel()
 
 
-async def test_what_is_read_again_after_an_outage_is_told_once(
+async def test_fault_read_again_after_an_outage_is_logged_once(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MoodyStore()
@@ -301,7 +303,7 @@ async def test_what_is_read_again_after_an_outage_is_told_once(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_a_store_that_is_away_is_waited_for_and_said_once_each_time(
+async def test_store_outage_is_logged_once_and_recording_resumes(
     changes: MemoryChanges, nursery: trio.Nursery, times: int, autojump_clock: MockClock
 ) -> None:
     store = MoodyStore()
@@ -320,7 +322,7 @@ async def test_a_store_that_is_away_is_waited_for_and_said_once_each_time(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_database_that_is_away_is_waited_for(
+async def test_recording_resumes_after_a_database_outage(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     one = await started(nursery, node(changes, MemoryStore()))
@@ -334,7 +336,7 @@ async def test_a_database_that_is_away_is_waited_for(
     nursery.cancel_scope.cancel()
 
 
-async def test_at_the_start_nothing_is_waited_for(changes: MemoryChanges, autojump_clock: MockClock) -> None:
+async def test_outage_during_the_start_is_raised(changes: MemoryChanges, autojump_clock: MockClock) -> None:
     one = node(changes, MemoryStore())
     await one.log.open()
     changes.away = True
@@ -349,7 +351,7 @@ async def test_at_the_start_nothing_is_waited_for(changes: MemoryChanges, autoju
         await one.recorder.run()
 
 
-async def test_an_append_whose_answer_was_lost_is_not_repeated(
+async def test_append_whose_answer_was_lost_is_not_repeated(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = LosesAnswers()
@@ -370,7 +372,7 @@ class LosesAnswers(MemoryStore):
         raise StoreUnavailable(message)
 
 
-async def test_a_server_with_another_store_is_refused(
+async def test_server_with_another_store_fails_to_start(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     await started(nursery, node(changes, MemoryStore(), words="the memory of process 7"))
@@ -383,7 +385,7 @@ async def test_a_server_with_another_store_is_refused(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_server_on_the_same_store_starts_while_an_epoch_is_being_named(
+async def test_server_on_the_same_store_starts_while_an_epoch_is_named(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
@@ -442,7 +444,7 @@ async def test_server_that_has_recorded_stays_while_another_log_is_named(
     nursery.cancel_scope.cancel()
 
 
-async def test_newcomer_with_another_log_leaves_the_lease_to_a_server_that_is_alive(
+async def test_newcomer_with_another_log_returns_the_lease(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """As in an outage of the database: the lease is free for a moment."""
@@ -458,7 +460,7 @@ async def test_newcomer_with_another_log_leaves_the_lease_to_a_server_that_is_al
     nursery.cancel_scope.cancel()
 
 
-async def test_taking_over_from_another_store_begins_where_its_trimming_has_reached(
+async def test_new_store_begins_where_trimming_of_the_old_one_ended(
     changes: MemoryChanges, autojump_clock: MockClock
 ) -> None:
     changes.write(*map(tag, range(1, 4)))
@@ -469,7 +471,7 @@ async def test_taking_over_from_another_store_begins_where_its_trimming_has_reac
     assert await recorded(store) == tags(2, 3)
 
 
-async def test_an_interruption_is_told_until_it_is_over_on_a_node_that_waits_too(
+async def test_waiting_node_reports_an_interruption_until_it_is_over(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
@@ -507,7 +509,7 @@ async def test_lag_grows_while_an_append_hangs(
     nursery.cancel_scope.cancel()
 
 
-async def test_the_age_of_a_change_reaches_the_log(
+async def test_age_of_a_change_reaches_the_log(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     class Aged(MemoryFeed):
@@ -523,7 +525,7 @@ async def test_the_age_of_a_change_reaches_the_log(
     nursery.cancel_scope.cancel()
 
 
-async def test_where_changes_are_kept_for_nobody_a_log_goes_on_from_its_point_or_from_now(
+async def test_log_of_an_unconsumed_feed_continues_or_starts_now(
     changes: MemoryChanges, autojump_clock: MockClock
 ) -> None:
     class Unconsumed(MemoryFeed):
@@ -542,6 +544,6 @@ async def test_where_changes_are_kept_for_nobody_a_log_goes_on_from_its_point_or
         assert changes.consumer is None
         if not count:
             assert await store.resume_point() == changes.point(1)
-            changes.write(tag(2), tag(3))  # while nobody records, and before anything was recorded
+            changes.write(tag(2), tag(3))  # while no node records, and before anything was recorded
             changes.origin = 3
     assert await recorded(store) == tags(2, 3)

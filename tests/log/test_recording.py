@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 async def record(application: Application, settings: Settings, lock: Path, until: int | None, moments: Random) -> None:
-    """The life of one server: until its log has so many events, or until any moment."""
+    """Run one server until its log has ``until`` events, or until a random moment."""
     options = DatabaseOptions(url=settings.log.location(application.url))
     lease = FileLease(lock)
     try:
@@ -39,7 +39,7 @@ async def record(application: Application, settings: Settings, lock: Path, until
                 nursery.start_soon(log.follow)
                 nursery.start_soon(retention.run)
                 if until is None:
-                    await trio.sleep(moments.uniform(0, 0.3))  # the moment of its end is the subject
+                    await trio.sleep(moments.uniform(0, 0.3))  # it must end at a random moment
                 else:
                     await reach(log, until)
                 nursery.cancel_scope.cancel()
@@ -59,9 +59,7 @@ async def change(application: Application) -> None:
         await trio.to_thread.run_sync(application.tag, f"t{number}")
 
 
-async def test_interrupted_at_any_moment_it_records_every_change_once(
-    any_application: Application, tmp_path: Path
-) -> None:
+async def test_interrupted_recorder_records_every_change_once(any_application: Application, tmp_path: Path) -> None:
     settings = any_application.migrate()
     moments = Random(3)
     lock = tmp_path / "lock"

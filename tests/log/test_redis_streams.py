@@ -1,4 +1,4 @@
-"""What only the ``redis`` store does: outages, an emptied or evicting server, waking without polling."""
+"""What only the ``redis`` store does: outages, an emptied or evicting Redis, waking without polling."""
 
 import logging
 from contextlib import aclosing
@@ -12,7 +12,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.redis.scripts import FIELDS
-from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, asked, fields_of, open_store, read_entry
+from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, answered, fields_of, open_store, read_entry
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend, StoreUnavailable
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
@@ -36,7 +36,7 @@ async def reached(store: EventStore, offset: int) -> Position:
 
 
 async def write_through_outages(store: EventStore, said: list[int]) -> None:
-    """Append batches for ever; after an outage go on from what the store has."""
+    """Append batches until cancelled; after an outage continue from the store's head."""
     while True:
         try:
             async with aclosing(write_batches(store, BATCH_SIZE)) as writing:
@@ -46,9 +46,7 @@ async def write_through_outages(store: EventStore, said: list[int]) -> None:
             await trio.sleep(0.01)
 
 
-async def test_killed_and_started_again_under_load_it_has_lost_nothing(
-    own_redis: RedisServer, nursery: trio.Nursery
-) -> None:
+async def test_redis_killed_under_load_loses_nothing(own_redis: RedisServer, nursery: trio.Nursery) -> None:
     said: list[int] = [0]
     with trio.fail_after(50):
         async with open_store(own_redis.url) as writer, open_store(own_redis.url) as reader:
@@ -70,7 +68,7 @@ async def test_killed_and_started_again_under_load_it_has_lost_nothing(
     assert (log.epoch, log.head.offset, log.statistics()["events"]) == (epoch, found, found)
 
 
-async def test_a_server_that_is_away_is_unavailable(own_redis: RedisServer) -> None:
+async def test_stopped_redis_is_unavailable(own_redis: RedisServer) -> None:
     own_redis.kill()
     with trio.fail_after(20):
         async with open_store(own_redis.url) as store:
@@ -81,7 +79,7 @@ async def test_a_server_that_is_away_is_unavailable(own_redis: RedisServer) -> N
             assert (await store.bounds()).last == 0
 
 
-async def test_who_waits_hears_of_an_outage(own_redis: RedisServer, nursery: trio.Nursery) -> None:
+async def test_wait_raises_on_an_outage(own_redis: RedisServer, nursery: trio.Nursery) -> None:
     heard = trio.Event()
 
     async def wait(store: EventStore) -> None:
@@ -97,7 +95,7 @@ async def test_who_waits_hears_of_an_outage(own_redis: RedisServer, nursery: tri
             await heard.wait()
 
 
-async def test_an_emptied_server_begins_a_new_epoch(own_redis: RedisServer) -> None:
+async def test_emptied_redis_begins_a_new_epoch(own_redis: RedisServer) -> None:
     with trio.fail_after(20):
         async with open_store(own_redis.url) as store:
             log = EventLog(store, LogOptions(store="memory"))
@@ -114,7 +112,7 @@ async def test_an_emptied_server_begins_a_new_epoch(own_redis: RedisServer) -> N
 
 
 @pytest.mark.parametrize("lost", ["events", "state"])
-async def test_a_server_that_evicts_keys_begins_a_new_epoch(redis_server: RedisServer, lost: str) -> None:
+async def test_redis_that_evicts_keys_begins_a_new_epoch(redis_server: RedisServer, lost: str) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
         await store.append(head, [event(1)], "point")
@@ -125,7 +123,7 @@ async def test_a_server_that_evicts_keys_begins_a_new_epoch(redis_server: RedisS
             await store.read(head, 10)
 
 
-async def test_a_waiting_reader_is_told_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
+async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, nursery: trio.Nursery) -> None:
     async with (
         redis_places(redis_server.url)() as open_place,
         open_place() as writer,
@@ -141,7 +139,7 @@ async def test_a_waiting_reader_is_told_at_once(redis_server: RedisServer, nurse
                 told.set()
 
             nursery.start_soon(wait, head, told)
-            await trio.sleep(0.05)  # so that it waits inside Redis, which is the subject
+            await trio.sleep(0.05)  # until it waits inside Redis
             start = trio.current_time()
             stored = await writer.append(head, [event(number)], "point")
             head = head.at(stored[-1].offset)
@@ -150,7 +148,7 @@ async def test_a_waiting_reader_is_told_at_once(redis_server: RedisServer, nurse
     assert min(slept_s) < 0.2
 
 
-async def test_reads_go_on_over_many_scans(redis_server: RedisServer) -> None:
+async def test_read_continues_over_many_scans(redis_server: RedisServer) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         head = (await store.bounds()).head
         new = [event(number, channel_id="rare" if number % 997 == 0 else "ch1") for number in range(1, 3 * SCAN_EVENTS)]
@@ -163,14 +161,14 @@ async def test_reads_go_on_over_many_scans(redis_server: RedisServer) -> None:
         assert len(await store.recent(head.at(len(new)), 60, 10_000)) == len(new)
 
 
-async def test_what_waiting_does_not_heal_is_refused(redis_server: RedisServer) -> None:
+async def test_permanent_error_is_refused(redis_server: RedisServer) -> None:
     async with redis_places(redis_server.url)() as open_place, open_place() as store:
         await store._client.set(store._keys[1], b"of another")  # type: ignore[attr-defined] # noqa: SLF001 - what happens to the keys behind its back
         with pytest.raises(RedisRefusedError, match="WrongType"):
             await store.bounds()
 
 
-async def test_a_redis_without_memory_is_unavailable(own_redis: RedisServer) -> None:
+async def test_redis_without_memory_is_unavailable(own_redis: RedisServer) -> None:
     async with open_store(own_redis.url) as store:
         head = (await store.bounds()).head
         await store._client.config_set({"maxmemory": 1})  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
@@ -193,7 +191,7 @@ def test_entries_of_earlier_versions_have_no_age() -> None:
     assert read_entry(b"1-0", fields).age_ms is None
 
 
-async def test_a_replica_is_unavailable_for_appends(own_redis: RedisServer) -> None:
+async def test_replica_is_unavailable_for_appends(own_redis: RedisServer) -> None:
     async with open_store(own_redis.url) as store:
         head = (await store.bounds()).head
         await store._client.replicaof("127.0.0.1", 1)  # type: ignore[attr-defined] # noqa: SLF001 - what a fail-over does
@@ -201,7 +199,7 @@ async def test_a_replica_is_unavailable_for_appends(own_redis: RedisServer) -> N
             await store.append(head, [event(1)], "point")
 
 
-async def test_a_missing_right_is_no_outage_whatever_the_user_is_called(own_redis: RedisServer) -> None:
+async def test_missing_permission_is_refused_whatever_the_user_name(own_redis: RedisServer) -> None:
     async with open_store(own_redis.url) as store:
         await store._client.acl_setuser("ROOM", "on", ">s3cret", "~*", "+info")  # type: ignore[attr-defined] # noqa: SLF001 - what an operator does
     async with open_store(own_redis.url.replace("//", "//ROOM:s3cret@")) as store:
@@ -217,7 +215,7 @@ async def test_a_missing_right_is_no_outage_whatever_the_user_is_called(own_redi
         ("@user_script:3: WRONGTYPE Operation against a key holding the wrong kind of value", RedisRefusedError),
     ],
 )
-async def test_errors_in_scripts_before_redis_7_are_told_apart(reply: str, raised: type[Exception]) -> None:
+async def test_errors_in_scripts_before_redis_7_are_classified(reply: str, raised: type[Exception]) -> None:
     error = Parser().parse_error(f"ERR Error running script (call to f_ab12): {reply}")
 
     async def fail() -> None:
@@ -225,10 +223,12 @@ async def test_errors_in_scripts_before_redis_7_are_told_apart(reply: str, raise
         raise error
 
     with pytest.raises(raised):
-        await asked(fail())
+        await answered(fail())
 
 
-async def test_opening_a_store_changes_no_logging(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_opening_a_store_does_not_change_logging(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger = logging.getLogger("coredis")
     monkeypatch.setattr(logger, "level", logging.INFO)
     before = logger.level, list(logger.filters), list(logger.handlers)

@@ -1,4 +1,4 @@
-"""What only the ``sql`` store does: durability, a clock that was set back, and names that are not ours."""
+"""What only the ``sql`` store does: durability, a clock that was set back, notifications, other names."""
 
 import re
 import socket
@@ -18,8 +18,8 @@ from airy_trio.events.destinations import OfChannel, OfConversation
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.sql.postgres import POLL_WITH_BELL_S, Notifications
-from airy_trio.log.sql.tables import LogTables
+from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
+from airy_trio.log.sql.tables import log_tables
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -34,7 +34,7 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseOptions:
 
 
 def execute(options: DatabaseOptions, statement: str) -> list[tuple[object, ...]]:
-    """One statement of somebody else; ``{}`` is the state's table."""
+    """Execute a statement on a connection of its own; ``{}`` is the state's table."""
     names = Names.of(options.url, options.schema)
     postgres = options.url.startswith("postgres")
     engine = postgres_engine(options.url, connect_timeout_s=5) if postgres else sqlite_engine(sqlite_path(options.url))
@@ -46,7 +46,7 @@ def execute(options: DatabaseOptions, statement: str) -> list[tuple[object, ...]
         engine.dispose()
 
 
-async def test_times_never_fall_though_the_clock_was_set_back(options: DatabaseOptions) -> None:
+async def test_append_times_never_fall_when_the_clock_is_set_back(options: DatabaseOptions) -> None:
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         future_ms = (await store.bounds()).now_ms + 3_600_000
@@ -55,7 +55,7 @@ async def test_times_never_fall_though_the_clock_was_set_back(options: DatabaseO
         assert stored.appended_at_ms == future_ms
 
 
-async def test_a_file_of_ours_is_in_wal_mode(tmp_path: Path) -> None:
+async def test_own_file_is_in_wal_mode(tmp_path: Path) -> None:
     options = DatabaseOptions(url=f"sqlite:///{tmp_path}/e.db")
     migrate_log(options.url, options)
     async with open_sql(options) as store:
@@ -64,8 +64,8 @@ async def test_a_file_of_ours_is_in_wal_mode(tmp_path: Path) -> None:
     assert (tmp_path / "e.db").stat().st_mode & 0o777 == 0o600
 
 
-async def rings_heard(options: DatabaseOptions, count: int) -> list[float]:
-    """How long each of several appends took to wake who waited for it in another process."""
+async def wake_up_times(options: DatabaseOptions, count: int) -> list[float]:
+    """Return how long each of several appends took to wake a task that waits on another node."""
     took_s = []
     async with open_sql(options) as writer, open_sql(options) as reader:
         head = (await writer.bounds()).head
@@ -81,21 +81,21 @@ async def rings_heard(options: DatabaseOptions, count: int) -> list[float]:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait, head, started, woken)
                 await started.wait()
-                await trio.sleep(0.1)  # so that it waits for the bell, which is the subject
+                await trio.sleep(0.1)  # until it waits for a notification
                 begun_at = trio.current_time()
                 head = head.at((await writer.append(head, [event(number)], "point"))[-1].offset)
             took_s.append(woken[0] - begun_at)
     return took_s
 
 
-async def test_on_postgres_who_waits_is_woken_by_the_append(postgres_database: str) -> None:
+async def test_append_on_postgres_wakes_a_waiting_node(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
-    took_s = await rings_heard(options, 6)
-    assert min(took_s[1:]) < POLL_WITH_BELL_S / 4  # once it was heard nobody looks more often than that
+    took_s = await wake_up_times(options, 6)
+    assert min(took_s[1:]) < POLL_NOTIFIED_S / 4  # after the first notification the store is polled no more often
 
 
-async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_database: str) -> None:
+async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     asked: list[str] = []
@@ -108,7 +108,7 @@ async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_da
         for number in range(3):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.wait, head)
-                await trio.sleep(0.1)  # so that it listens, which is the subject
+                await trio.sleep(0.1)  # until it listens
                 head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
         sa.event.listen(sa.Engine, "before_cursor_execute", note)
         try:
@@ -121,13 +121,13 @@ async def test_on_postgres_who_was_told_of_the_head_asks_for_nothing(postgres_da
             sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
-_CUT_BELL = (
+_END_LISTENING = (
     "select pg_terminate_backend(pid) from pg_stat_activity"
     " where query like 'listen %' and datname = current_database()"
 )
 
 
-async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_database: str) -> None:
+async def test_lost_listening_connection_is_reported_and_opened_again(postgres_database: str) -> None:
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     async with open_sql(options) as writer, open_sql(options) as reader:
@@ -141,22 +141,22 @@ async def test_a_bell_that_was_cut_off_is_told_and_hung_up_again(postgres_databa
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(reader.wait, head)
                     await trio.sleep(0.1)
-                    assert await trio.to_thread.run_sync(execute, options, _CUT_BELL) == [(True,)]
+                    assert await trio.to_thread.run_sync(execute, options, _END_LISTENING) == [(True,)]
 
 
-async def test_a_bell_of_a_server_that_does_not_answer_holds_up_no_cancellation() -> None:
+async def test_waiting_on_an_unresponsive_server_can_be_cancelled() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
-        bell = Notifications(postgres_engine(url, connect_timeout_s=60), "airy_trio")
+        notifications = Notifications(postgres_engine(url, connect_timeout_s=60), "airy_trio_log")
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
-            await bell.wait()
+            await notifications.wait()
         assert given_up.cancelled_caught
         with trio.fail_after(3):
-            await bell.aclose()
+            await notifications.aclose()
 
 
-async def test_events_that_were_replaced_behind_a_lost_connection_begin_an_epoch(postgres_database: str) -> None:
-    """A stand-by is promoted without the last commit, and another node appends before this one looks."""
+async def test_events_replaced_during_a_lost_connection_begin_an_epoch(postgres_database: str) -> None:
+    """A standby server is promoted without the last commit, and another node appends before this one looks."""
     options = DatabaseOptions(url=postgres_database)
     await trio.to_thread.run_sync(migrate_log, options.url, options)
     table = Names.of(options.url, options.schema).quoted("event_log")
@@ -168,9 +168,9 @@ async def test_events_that_were_replaced_behind_a_lost_connection_begin_an_epoch
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.follow)
             head = await log.append(log.head, [event(1), event(2)], "point")
-            await trio.sleep(0.1)  # so that it listens, which is the subject
+            await trio.sleep(0.1)  # until it listens
             await trio.to_thread.run_sync(execute, options, replaced)
-            await trio.to_thread.run_sync(execute, options, _CUT_BELL)
+            await trio.to_thread.run_sync(execute, options, _END_LISTENING)
             with trio.fail_after(10):
                 while log.epoch == was:  # noqa: ASYNC110 - an epoch wakes nobody by itself
                     await trio.sleep(0.01)
@@ -252,13 +252,13 @@ async def test_a_new_epoch_waits_for_no_old_event(postgres_database: str) -> Non
     engine.dispose()
 
 
-async def test_tables_that_are_missing_are_no_outage(options: DatabaseOptions) -> None:
+async def test_missing_tables_are_refused(options: DatabaseOptions) -> None:
     async with open_sql(DatabaseOptions(url=options.url, schema="not_there")) as store:
         with pytest.raises(DatabaseRefused):
             await store.bounds()
 
 
-async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptions) -> None:
+async def test_quiet_conversation_is_found_by_its_index(options: DatabaseOptions) -> None:
     async with open_sql(options) as store:
         head = (await store.bounds()).head
         new = [event(number) for number in range(5000)]
@@ -266,7 +266,7 @@ async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptio
         await store.append(head, [quiet[0], *new, quiet[1]], "point")
     names = Names.of(options.url, options.schema)
     events = names.quoted("event_log")
-    asked = LogTables.named(names).belongs_to(OfConversation("quiet"))
+    asked = log_tables(names).belongs_to(OfConversation("quiet"))
     dialect = postgresql.dialect() if names.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
     where = str(sa.select(1).where(asked).compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
     where = where.partition("WHERE ")[2].replace("%%", "%")
@@ -280,7 +280,7 @@ async def test_a_quiet_conversation_is_found_by_its_index(options: DatabaseOptio
     assert "event_log_conversation_id" in str(plan)
 
 
-async def test_a_conversation_with_an_id_longer_than_an_index_row_is_kept_and_found(options: DatabaseOptions) -> None:
+async def test_conversation_id_longer_than_an_index_row_is_found(options: DatabaseOptions) -> None:
     letters = Random(1).choices(string.ascii_letters, k=16_000)
     long, longer = "".join(letters), "".join(letters) + "x"
     async with open_sql(options) as store:
@@ -290,7 +290,7 @@ async def test_a_conversation_with_an_id_longer_than_an_index_row_is_kept_and_fo
             assert [found.offset for found in await store.read(head, 10, OfConversation(id_))] == [offset]
 
 
-async def test_no_other_index_makes_an_append_dearer(options: DatabaseOptions) -> None:
+async def test_events_have_no_index_beyond_the_conversation(options: DatabaseOptions) -> None:
     names = Names.of(options.url, options.schema)
     if names.dialect == "postgresql":
         listed = f"select indexdef from pg_indexes where schemaname = '{options.schema}' and tablename = 'event_log'"

@@ -1,4 +1,4 @@
-"""A writer that hangs in the middle of an append is cut off by the next append; one that is only slow, not for ever."""
+"""The next append ends the session of a writer that hangs in the middle of one, and has patience with a slow one."""
 
 from collections.abc import Iterator
 
@@ -19,13 +19,11 @@ ENTER = f"select pg_advisory_xact_lock({FENCE_CLASS}, '{STATE}'::regclass::oid::
 
 @pytest.fixture
 def hanging(postgres_database: str) -> Iterator[None]:
-    """A session in the middle of an append: it waits for rows that do not come, as for a frozen process."""
+    """A session in the middle of an append, waiting for rows that never arrive, as from a frozen process."""
     migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
     url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as connection:
-        connection.execute(
-            "set idle_in_transaction_session_timeout = '50ms'"
-        )  # it does not run in the middle of a COPY
+        connection.execute("set idle_in_transaction_session_timeout = '50ms'")  # has no effect during a COPY
         connection.execute(ENTER)
         connection.pgconn.exec_(b"copy airy_trio.event_log from stdin")
         yield
@@ -33,7 +31,7 @@ def hanging(postgres_database: str) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hanging")
-async def test_the_next_append_cuts_it_off(postgres_database: str) -> None:
+async def test_next_append_ends_the_session_that_hangs(postgres_database: str) -> None:
     async with open_sql(DatabaseOptions(url=postgres_database)) as store:
         head = (await store.bounds()).head
         with trio.fail_after(10):
@@ -44,7 +42,7 @@ async def test_the_next_append_cuts_it_off(postgres_database: str) -> None:
 
 
 @pytest.mark.usefixtures("hanging")
-async def test_a_new_epoch_cuts_it_off(postgres_database: str) -> None:
+async def test_new_epoch_ends_the_session_that_hangs(postgres_database: str) -> None:
     async with open_sql(DatabaseOptions(url=postgres_database)) as store:
         head = (await store.bounds()).head
         with trio.fail_after(10):
@@ -53,7 +51,7 @@ async def test_a_new_epoch_cuts_it_off(postgres_database: str) -> None:
             assert (await store.begin_epoch(head, "point")).epoch != head.epoch
 
 
-async def test_a_slow_one_that_ends_in_time_is_left_alone(postgres_database: str) -> None:
+async def test_slow_append_that_ends_in_time_is_left_alone(postgres_database: str) -> None:
     await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
     engine = sa.create_engine(postgres_database)
     async with open_sql(DatabaseOptions(url=postgres_database)) as store:
@@ -68,15 +66,15 @@ async def test_a_slow_one_that_ends_in_time_is_left_alone(postgres_database: str
     engine.dispose()
 
 
-def test_patience_grows_with_each_cut_up_to_an_append_that_succeeds(postgres_database: str) -> None:
+def test_patience_doubles_until_an_append_succeeds(postgres_database: str) -> None:
     migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
     engine = sa.create_engine(postgres_database)
     fence = Fence(Names.of(postgres_database, "airy_trio"))
     with engine.begin() as connection:
-        assert fence.cut_off(connection) == 0
+        assert fence.end_session_inside(connection) == 0
         assert fence.patience_s == 2 * PATIENCE_FIRST_S
         for _ in range(20):
-            fence.cut_off(connection)
+            fence.end_session_inside(connection)
         assert fence.patience_s == PATIENCE_MAX_S
     fence.passed()
     assert fence.patience_s == PATIENCE_FIRST_S

@@ -1,4 +1,4 @@
-"""The event log's file is removed, or another is put in its place, under a store that has it open."""
+"""The event log's file is removed or replaced while a store has it open."""
 
 import shutil
 from collections.abc import Awaitable, Callable
@@ -57,7 +57,7 @@ async def look_with_a_new_connection(store: EventStore) -> None:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("use", [wait, append, look_with_a_new_connection], ids=lambda use: use.__name__)
-async def test_a_file_that_is_gone_is_noticed_by_every_use(
+async def test_every_verb_notices_a_replaced_file(
     change: Callable[[Path], None], use: Callable[[EventStore], Awaitable[None]], tmp_path: Path
 ) -> None:
     file = tmp_path / "events.db"
@@ -70,8 +70,8 @@ async def test_a_file_that_is_gone_is_noticed_by_every_use(
             await use(store)
 
 
-async def test_an_append_under_way_is_not_taken_for_done(tmp_path: Path) -> None:
-    """The head that it is told, it was told of the file that is gone."""
+async def test_append_to_a_replaced_file_is_not_reported_as_done(tmp_path: Path) -> None:
+    """Its result would be about the file that is gone."""
     file = tmp_path / "events.db"
     options = DatabaseOptions(url=f"sqlite:///{file}")
     await trio.to_thread.run_sync(migrate_log, options.url, options)

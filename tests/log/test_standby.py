@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.recorder import LEASE_POLL_S, STANDBY_DELAY_S, STANDBY_POLL_S, STANDBY_TERM_S
+from airy_trio.log.recorder import LEASE_POLL_S, STANDBY_POLL_S, STANDBY_TERM_S
 from airy_trio.testing.feed import MemoryChanges
 from tests.log.recording import Node, node, recorded, started, tag, until
 
@@ -77,7 +77,7 @@ async def test_standby_keeps_recording_if_its_offer_is_not_taken(
     await until(lambda: standby.recorder.recording, limit_s=STANDBY_POLL_S + MARGIN_S)
     for number in range(1, 100):
         changes.write(tag(number))
-        await until(lambda at=number: standby.log.head.offset == at, limit_s=STANDBY_DELAY_S + MARGIN_S)  # type: ignore[misc]
+        await until(lambda at=number: standby.log.head.offset == at, limit_s=STANDBY_POLL_S + MARGIN_S)  # type: ignore[misc]
         await trio.sleep(STANDBY_TERM_S / 20)
     nursery.cancel_scope.cancel()
 
@@ -103,9 +103,12 @@ async def test_one_of_many_standbys_leaves_the_lease_to_the_recorder_process(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()
-    standbys = [await started(nursery, node(changes, store, standby=True)) for _ in range(5)]
+    standbys = []
+    for _ in range(5):
+        standbys.append(await started(nursery, node(changes, store, standby=True)))
+        await trio.sleep(0.07)  # they poll at different times
     other = await started(nursery, node(changes, store))
-    await until(lambda: other.recorder.recording, limit_s=3 * STANDBY_TERM_S)
+    await until(lambda: other.recorder.recording, limit_s=5 * STANDBY_TERM_S)
     await trio.sleep(2 * STANDBY_TERM_S)
     assert [one.recorder.recording for one in standbys] == [False] * 5
     nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""A process that appends batches to the store at a URL for ever, and says each offset that was accepted."""
+"""A process that appends batches to the store at a URL until killed, and prints each accepted offset."""
 
 import sys
 from contextlib import aclosing

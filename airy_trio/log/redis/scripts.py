@@ -1,53 +1,61 @@
-"""The Lua scripts of the ``redis`` event store: each one step that Redis takes whole, or not at all.
+"""The Lua scripts of the ``redis`` event store. Redis executes each script completely or not at all.
 
-A transaction (MULTI) is not: a stale batch that overlaps the end would have its tail added. Keys of all, in this
-order: the stream of events (ids ``OFFSET-0``), the hash of the state (``epoch``, ``first``, ``last``,
-``appended_at_ms``, ``resume_point``, ``bell``), the stream that rings when the head moves; of durable subscriptions the
-hash of acknowledged positions, the sorted set of when each was used, and the hash of who holds each. Arguments begin
-with the name for an epoch that may have to begin.
+A transaction (MULTI) would not do: it cannot compare, and of a stale batch that overlaps the end of the stream it would
+add the rest.
 
-Every script first looks whether the state is there and the stream is as long as the state says. Where either is not
-(a Redis that was emptied, or that evicts keys), what is left is dropped and a new epoch begins.
+All scripts take the same keys, in this order:
+
+1. the stream of events, with ids ``OFFSET-0``
+2. the hash of the state: ``epoch``, ``first``, ``last``, ``appended_at_ms``, ``resume_point``, ``bell`` (the id of the
+   newest notification)
+3. the stream of notifications, whose single entry is replaced when the head moves; followers block on it
+4. durable subscriptions: the hash of acknowledged positions
+5. the sorted set of the times of their last use
+6. the hash of the tokens of their holders
+
+The first argument is a name for an epoch that may have to begin. Every script first checks that there is a state and
+that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts keys), the remaining
+events are deleted and a new epoch begins.
 """
 
 from typing import Final
 
 FIELDS: Final = ("at", "type", "object", "conversation", "channel", "truncated", "body")
-"""The fields of an event, always all and in this order: the scripts find their values by place.
+"""The fields of an event, always all and in this order, because the scripts address values by their index.
 
-``truncated`` is 1, or 0, or 0 and after a blank the age of the change in milliseconds. The age has no field of its own
-because servers of earlier versions, which may read the stream during an upgrade, take exactly these fields. For the
-same reason a truncated event has no age here: these servers would take another value than 1 for a whole event.
+``truncated`` is "1", "0", or "0 AGE" with the age of the change in milliseconds. The age has no field of its own,
+because servers of earlier versions, which may read the stream during an upgrade, accept exactly these fields. For the
+same reason a truncated event has no age here: these servers take any value other than "1" for a complete event.
 """
 
 _BEGINNING: Final = """
-local events, state, bell, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local events, state, notifications, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('HMGET', state, 'epoch', 'first', 'last', 'bell')
-local epoch, first, last, rung = known[1], tonumber(known[2]), tonumber(known[3]), known[4]
+local epoch, first, last, notified = known[1], tonumber(known[2]), tonumber(known[3]), known[4]
 
-local function ring()
-  rung = redis.call('XADD', bell, 'MAXLEN', 1, '*', 'rung', '')
-  redis.call('HSET', state, 'bell', rung)
+local function notify()
+  notified = redis.call('XADD', notifications, 'MAXLEN', 1, '*', 'rung', '')
+  redis.call('HSET', state, 'bell', notified)
 end
 
 local function begin(name)
   redis.call('UNLINK', events)
   epoch, first, last = name, 1, 0
   redis.call('HSET', state, 'epoch', epoch, 'first', first, 'last', last)
-  ring()
+  notify()
 end
 
 local function bounds()
-  return {epoch, first, last, now_ms, rung}
+  return {epoch, first, last, now_ms, notified}
 end
 
 if not epoch or redis.call('XLEN', events) ~= last - first + 1 then begin(ARGV[1]) end
 """
 
 BOUNDS: Final = _BEGINNING + "return {bounds(), redis.call('HGET', state, 'resume_point')}"
-"""Gives the bounds (epoch, first, last, now_ms, bell) and the resume point."""
+"""Returns the bounds (epoch, first, last, now_ms, id of the newest notification) and the resume point."""
 
 APPEND: Final = (
     _BEGINNING
@@ -62,12 +70,13 @@ for place = 6, #ARGV, 6 do
     'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5])
 end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
-if #ARGV > 5 then ring() end
+if #ARGV > 5 then notify() end
 return {bounds(), at}
 """
 )
-"""Arguments: the expected epoch and last, the resume point, the one that it replaces after ``=`` (empty: it is not
-compared), six values of each event. Without a time it was stale."""
+"""Arguments: the expected epoch and last; the resume point; ``=`` and the resume point that it replaces, or empty text
+if that is not compared; six values for each event. Returns the bounds, and the time of the append unless it was stale.
+"""
 
 BEGIN_EPOCH: Final = (
     _BEGINNING
@@ -79,7 +88,8 @@ if ARGV[4] then redis.call('HSET', state, 'resume_point', ARGV[4]) end
 return {bounds(), 1}
 """
 )
-"""Arguments: the expected epoch and last, and the resume point if there is one. Gives the bounds, and 1 if it began."""
+"""Arguments: the expected epoch and last, and the resume point if there is one. Returns the bounds and 1 or 0: whether
+the epoch began."""
 
 SCAN: Final = (
     _BEGINNING
@@ -113,11 +123,14 @@ end
 return {bounds(), more, reached, found}
 """.replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
 )
-"""Arguments: the epoch, the offset after which (backwards: from which) and how many to look at, 1 for backwards, the
-place of the value in an entry's fields that is compared (0: none), and what it must be; after how many bytes of bodies
-that were looked at it ends; the channels that alone may be (none: all). Gives whether there may be more (1 or 0),
-the id of the last that was looked at, and those
-that were wanted. Without entries it expired."""
+"""Scans entries from a position and returns those that match.
+
+Arguments: the epoch; the offset after which (backwards: from which) the scan begins; how many entries are scanned at
+most; 1 for backwards; the index of the value in an entry's fields that is compared, 0 for none; the value that it must
+have; the bytes of scanned bodies after which the scan ends; the channels that an event may be of, none for all.
+
+Returns the bounds, whether there may be more (1 or 0), the id of the last scanned entry, and the entries that match;
+only the bounds if the position has expired."""
 
 TRIM: Final = (
     _BEGINNING
@@ -145,8 +158,8 @@ redis.call('HSET', state, 'first', upto + 1)
 return count
 """
 )
-"""Arguments: the age of events in milliseconds, how many events stay, how many are deleted at most, and for how many
-milliseconds a durable subscription may be unused. Returns how many events were deleted."""
+"""Arguments: the age of events in milliseconds, how many events are retained, how many are deleted at most, and for how
+many milliseconds a durable subscription may be unused. Returns how many events were deleted."""
 
 CLAIM: Final = (
     _BEGINNING
@@ -160,17 +173,17 @@ end
 return found
 """
 )
-"""Arguments: of each, owner and name as one text, and the token. Gives the position of each, empty where none is."""
+"""Arguments for each: owner and name as one text, and the token. Returns the position of each, or empty text."""
 
 ACKNOWLEDGE: Final = (
     _BEGINNING
     + """
-local refused = {}
+local lost = {}
 for place = 2, #ARGV, 4 do
   local name, token, of, offset = ARGV[place], ARGV[place + 1], ARGV[place + 2], ARGV[place + 3]
   local holder = redis.call('HGET', holders, name) or token
   if holder ~= token then
-    refused[#refused + 1] = (place - 2) / 4
+    lost[#lost + 1] = (place - 2) / 4
   else
     local kept = redis.call('HGET', acknowledged, name)
     local known = kept and string.match(kept, '^' .. of .. '%-(%d+)$')
@@ -181,7 +194,8 @@ for place = 2, #ARGV, 4 do
     redis.call('ZADD', used, now_ms, name)
   end
 end
-return refused
+return lost
 """
 )
-"""Arguments: of each, owner and name as one text, the token, the epoch, the offset. Gives the places of the refused."""
+"""Arguments for each: owner and name as one text, the token, the epoch, the offset. Returns the indexes, from 0, of
+those that have lost their subscription."""

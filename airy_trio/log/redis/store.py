@@ -1,17 +1,16 @@
-"""The event store in a Redis (6.2 or newer), as one stream: for many nodes that would load the database.
+"""The event store in a Redis (6.2 or newer), as one stream: for so many nodes that they would load the database.
 
-Every step is one Lua script (``redis_scripts``). coredis runs natively on Trio; connections that break are made anew
-by the next call, and no call is repeated by itself. The log goes back where Redis does: after a power loss with
-``appendfsync everysec``, after a fail-over to a replica that lagged, without ``appendonly`` after any restart. The
-event log notices and begins a new epoch.
+Every verb is one or a few Lua scripts (``scripts``), each of which Redis executes as a whole. coredis runs natively on
+Trio. The next call opens a connection again after one was lost, and no call is repeated automatically, because it may
+have taken effect.
 
-Destinations have no index here, which would double what an append writes: who asks for one has all events after its
-position looked at, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. It takes long where the position is old; Redis serves
-everybody else in between.
+The log is truncated when Redis loses its newest writes: after a power failure with ``appendfsync everysec``, after a
+fail-over to a replica that lagged, after any restart without ``appendonly``. The event log notices that and begins a
+new epoch.
 
-Waiting for Redis to answer, with its errors as the port of a store has them.
-
-Events, bounds and destinations as a Redis stream has them, and back. Asks nothing of any Redis.
+Destinations have no index, because that would double the writes of an append. A read for one destination scans all
+events after its position, ``SCAN_EVENTS`` and ``SCAN_BYTES`` at a time. That takes long from an old position, but Redis
+serves other connections between the scripts.
 """
 
 import json
@@ -47,120 +46,22 @@ from airy_trio.log.store import (
 
 T = TypeVar("T")
 
-# coredis has exception classes for some error codes, and strips these from the message. Other codes are its first word.
-_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError)
-_UNAVAILABLE_CODES: Final = frozenset({
-    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
-})  # fmt: skip
-# Before version 7, Redis reports an error inside a script as ERR, with the actual code after the place in the script.
-_CODE: Final = re.compile(r"(?:Error running script .*?(?:@user_script: ?\d+: )+-?)?([A-Z]+)\b")
-
-
-class RedisRefusedError(AiryTrioError):
-    """Redis answers, and what was asked is not possible as things are: a missing right, a version that is too old."""
-
-
-async def asked(answer: Awaitable[T]) -> T:
-    """Wait for an answer. Raises ``StoreUnavailable`` if waiting helps, else ``RedisRefusedError``."""
-    try:
-        return await answer
-    except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
-        # A connection that was given up is told as one that failed.
-        await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
-        words = f"{type(error).__name__}: {error}".splitlines()[0]
-        if _is_outage(error):
-            raise StoreUnavailable(words) from None
-        raise RedisRefusedError(words) from None
-
-
-def _is_outage(error: Exception) -> bool:
-    """Whether the same question may be answered later, without any change of settings or rights."""
-    if isinstance(error, AuthenticationError):
-        return False
-    code = _CODE.match(str(error))
-    return isinstance(error, _UNAVAILABLE) or (code is not None and code[1] in _UNAVAILABLE_CODES)
-
-
-_PLACES: Final[Mapping[str, int]] = {name: 2 * place for place, name in enumerate(scripts.FIELDS, start=1)}
-
-
-def read_bounds(answer: Sequence[Any]) -> Bounds:
-    """What the script ``bounds`` tells."""
-    epoch, first, last, now_ms, _ = answer
-    return Bounds(epoch=epoch.decode(), first=first, last=last, now_ms=now_ms)
-
-
-def fields_of(event: NewEvent) -> Sequence[bytes]:
-    """The fields of an event except its time (``FIELDS``). A text that may be None begins with + or is -."""
-    texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
-    whole = b"0" if event.age_ms is None else b"0 %d" % event.age_ms
-    return [*(text.encode() for text in texts), b"1" if event.truncated else whole, event.body]
-
-
-def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
-    """The event of one entry, whose fields come as names and values in turn."""
-    at, type_, object_, conversation, channel, flag, body = fields[1::2]
-    truncated, _, age_ms = flag.partition(b" ")
-    return StoredEvent(
-        offset=offset_of(id_),
-        appended_at_ms=int(at),
-        type=type_.decode(),
-        object=object_.decode(),
-        conversation_id=conversation[1:].decode() if conversation.startswith(b"+") else None,
-        channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
-        body=body,
-        truncated=truncated == b"1",
-        age_ms=int(age_ms) if age_ms else None,
-    )
-
-
-def _optional(text: str | None) -> str:
-    return "-" if text is None else f"+{text}"
-
-
-def offset_of(id_: bytes) -> int:
-    """The offset that stands in the id of an entry."""
-    return int(id_.partition(b"-")[0])
-
-
-def durable_key(owner: str, name: str) -> str:
-    """The name of a durable subscription in the hash of all."""
-    return json.dumps([owner, name])
-
-
-def wanted_of(destination: Destination | None) -> tuple[int | str, ...]:
-    """Where in an entry's fields the value stands that is compared, what it must be, and which its channel may be."""
-    match destination:
-        case None | Everything():
-            return 0, ""
-        case OfType(type=type_):
-            return _PLACES["type"], type_
-        case OfChannel(id=id_):
-            return _PLACES["channel"], f"+{id_}"
-        case OfConversation(id=id_):
-            return _PLACES["conversation"], f"+{id_}"
-        case Within(destination=wider, channels=channels):
-            return *wanted_of(wider), *(f"+{id_}" for id_ in channels)
-        case _:
-            assert_never(destination)
-
-
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
 WAIT_MS: Final = 1000
-"""How long one blocking read waits: a stream that was emptied rings no more, and is found out by then."""
+"""How long one blocking read waits. A Redis that was emptied sends no notification, and is noticed by then."""
 SCAN_EVENTS: Final = 1000
-"""Looked at in one script: about a millisecond in which Redis serves nobody else."""
+"""Events scanned by one script: about a millisecond in which Redis serves no other connection."""
 SCAN_BYTES: Final = 1024 * 1024
-"""Of bodies that one script looks at, for the same reason; and as much as one answer holds."""
+"""Bytes of bodies scanned by one script, for the same reason; it also limits the size of an answer."""
 
 
 @asynccontextmanager
 async def open_store(url: str, *, name: str = "airy_trio") -> AsyncIterator[EventStore]:
     """Open the store at ``redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]``, or ``rediss://`` or ``unix://``.
 
-    ``name``: what its keys begin with. Redis is not asked anything yet. What is raised inside the block comes out of it
-    in an exception group, for connections have tasks of their own.
+    ``name``: the prefix of its keys. The first verb connects. An exception raised inside the block leaves it in an
+    exception group, because connections have tasks of their own.
     """
     client: coredis.Redis[bytes] = coredis.Redis.from_url(
         url,
@@ -175,14 +76,14 @@ async def open_store(url: str, *, name: str = "airy_trio") -> AsyncIterator[Even
 
 
 class RedisStore:
-    """``EventStore`` over a client that somebody else opens and closes."""
+    """``EventStore`` over a client that the caller opens and closes."""
 
     def __init__(self, client: "coredis.Redis[bytes]", name: str) -> None:
         self._client = client
-        self._bell = f"{{{name}}}:bell"
+        self._notifications = f"{{{name}}}:bell"
         self._acknowledged = f"{{{name}}}:acknowledged"
         others = (f"{{{name}}}:used", f"{{{name}}}:holders")
-        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._bell, self._acknowledged, *others]
+        self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._notifications, self._acknowledged, *others]
         self._scripts: dict[str, Script[bytes]] = {}
 
     async def bounds(self) -> Bounds:
@@ -199,7 +100,11 @@ class RedisStore:
         bounds, *at = await self._run(scripts.APPEND, expected.epoch, expected.offset, resume_point, known, *values)
         if not at:
             head = read_bounds(bounds).head
-            message = f"the head is {head}, not {expected}" if head != expected else "the resume point is another one"
+            message = (
+                f"the head is {head}, not {expected}"
+                if head != expected
+                else "the resume point is not the one that the writer expects"
+            )
             raise StaleAppend(message)
         return stored_after(expected, events, int(at[0]))
 
@@ -210,11 +115,11 @@ class RedisStore:
         found: list[StoredEvent] = []
         size, more = 0, True
         while more and len(found) < limit and (bytes_max is None or size < bytes_max):
-            count, looked_at_max = SCAN_EVENTS, SCAN_BYTES
-            if destination is None or destination == EVERYTHING:  # then all that is looked at is wanted
+            count, scan_bytes = SCAN_EVENTS, SCAN_BYTES
+            if destination is None or destination == EVERYTHING:  # every scanned event matches
                 count = min(limit - len(found), SCAN_EVENTS)
-                looked_at_max = SCAN_BYTES if bytes_max is None else min(bytes_max - size, SCAN_BYTES)
-            _, more, reached, events = await self._scan(after, count, looked_at_max, destination)
+                scan_bytes = SCAN_BYTES if bytes_max is None else min(bytes_max - size, SCAN_BYTES)
+            _, more, reached, events = await self._scan(after, count, scan_bytes, destination)
             found += events
             size += sum(len(event.body) for event in events)
             after = after.at(reached)
@@ -263,20 +168,20 @@ class RedisStore:
         return read_bounds(bounds)
 
     async def wait(self, after: Position) -> None:
-        """See ``EventStore.wait``: told by Redis at once."""
+        """See ``EventStore.wait``: returns at once when another node appends, because it blocks on a stream."""
         while True:
             bounds, *_ = await self._run(scripts.BOUNDS)
             if read_bounds(bounds).head != after:
                 return
-            await asked(self._client.xread({self._bell: bounds[4]}, count=1, block=WAIT_MS))
+            await answered(self._client.xread({self._notifications: bounds[4]}, count=1, block=WAIT_MS))
 
     async def trim(self, *, age_s: float, keep: int, limit: int, unused_s: float) -> int:
-        """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller counts on the number."""
+        """See ``EventStore.trim``. Trims exactly (``=``, not ``~``), because the caller relies on the number."""
         return int(await self._run(scripts.TRIM, int(age_s * 1000), keep, limit, int(unused_s * 1000)))
 
     async def acknowledged(self, owner: str, name: str) -> Position | None:
         """See ``EventStore.acknowledged``."""
-        found = await asked(self._client.hget(self._acknowledged, durable_key(owner, name)))
+        found = await answered(self._client.hget(self._acknowledged, durable_key(owner, name)))
         return None if found is None else Position.parse(found.decode())
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Position | None]:
@@ -291,8 +196,8 @@ class RedisStore:
         for one in acknowledgements:
             known += (durable_key(one.claim.owner, one.claim.name), one.claim.token)
             known += (one.position.epoch, one.position.offset)
-        refused = await self._run(scripts.ACKNOWLEDGE, *known)
-        return [acknowledgements[index].claim for index in refused]
+        lost = await self._run(scripts.ACKNOWLEDGE, *known)
+        return [acknowledgements[index].claim for index in lost]
 
     async def aclose(self) -> None:
         """See ``EventStore.aclose``: connections are closed by ``open_store``."""
@@ -302,20 +207,21 @@ class RedisStore:
         self,
         position: Position,
         count: int,
-        looked_at_max: int,
+        scan_bytes: int,
         destination: Destination | None,
         *,
         backwards: bool = False,
     ) -> tuple[Bounds, bool, int, list[StoredEvent]]:
-        """Look at the next events, up to a count and to bytes of bodies.
+        """Scan the next events, up to a count and to bytes of bodies.
 
-        Gives whether there may be more, the offset of the last, and those that belong to the destination.
+        Returns the bounds, whether there may be more events, the offset of the last scanned one, and the events of the
+        destination.
         """
-        place, wanted, *channels = wanted_of(destination)
-        arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, looked_at_max, *channels)
+        place, wanted, *channels = match_arguments(destination)
+        arguments = (position.epoch, position.offset, count, int(backwards), place, wanted, scan_bytes, *channels)
         bounds, *found = await self._run(scripts.SCAN, *arguments)
         if not found:
-            message = f"what followed {position} is gone"
+            message = f"the events after {position} are gone"
             raise PositionExpired(message)
         more, reached, entries = found
         return (
@@ -325,8 +231,107 @@ class RedisStore:
             [read_entry(*entry) for entry in entries],
         )
 
-    async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script gives
+    async def _run(self, source: str, *arguments: str | bytes | int) -> Any:  # noqa: ANN401 - what the script returns
         script = self._scripts.get(source)
         if script is None:
             script = self._scripts[source] = self._client.register_script(source)
-        return await asked(script(self._keys, [new_epoch(), *arguments]))
+        return await answered(script(self._keys, [new_epoch(), *arguments]))
+
+
+class RedisRefusedError(AiryTrioError):
+    """Redis has answered that the request is not possible: a permission is missing, or the version is too old."""
+
+
+# coredis has exception classes for some error codes and strips these from the message. Any other code is the first word
+# of the message.
+_UNAVAILABLE: Final = (RedisConnectionError, OSError, ClusterDownError, ReadOnlyError, TryAgainError)
+_UNAVAILABLE_CODES: Final = frozenset({
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
+})  # fmt: skip
+# Before version 7, Redis reports an error inside a script as ERR, with the actual code after the place in the script.
+_CODE: Final = re.compile(r"(?:Error running script .*?(?:@user_script: ?\d+: )+-?)?([A-Z]+)\b")
+
+
+async def answered(answer: Awaitable[T]) -> T:
+    """Await the answer of Redis. Raises ``StoreUnavailable`` if waiting helps, else ``RedisRefusedError``."""
+    try:
+        return await answer
+    except (AuthenticationError, RedisError, OSError) as error:  # TimeoutError is an OSError
+        # coredis raises an error of the connection also for a call that was cancelled.
+        await trio.lowlevel.checkpoint_if_cancelled()  # noqa: ASYNC120 - the error is discarded on purpose
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if _is_outage(error):
+            raise StoreUnavailable(reason) from None
+        raise RedisRefusedError(reason) from None
+
+
+def _is_outage(error: Exception) -> bool:
+    """Return whether the same request may succeed later without a change of settings or permissions."""
+    if isinstance(error, AuthenticationError):
+        return False
+    code = _CODE.match(str(error))
+    return isinstance(error, _UNAVAILABLE) or (code is not None and code[1] in _UNAVAILABLE_CODES)
+
+
+_FIELD_INDEXES: Final[Mapping[str, int]] = {name: 2 * number for number, name in enumerate(scripts.FIELDS, start=1)}
+
+
+def read_bounds(answer: Sequence[Any]) -> Bounds:
+    """Return the bounds as every script returns them."""
+    epoch, first, last, now_ms, _ = answer
+    return Bounds(epoch=epoch.decode(), first=first, last=last, now_ms=now_ms)
+
+
+def fields_of(event: NewEvent) -> Sequence[bytes]:
+    """Return the fields of an event except its time (``FIELDS``). Optional text begins with + and is - for None."""
+    texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
+    whole = b"0" if event.age_ms is None else b"0 %d" % event.age_ms
+    return [*(text.encode() for text in texts), b"1" if event.truncated else whole, event.body]
+
+
+def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:
+    """Return the event of one entry, whose fields are names and values in turn."""
+    at, type_, object_, conversation, channel, flag, body = fields[1::2]
+    truncated, _, age_ms = flag.partition(b" ")
+    return StoredEvent(
+        offset=offset_of(id_),
+        appended_at_ms=int(at),
+        type=type_.decode(),
+        object=object_.decode(),
+        conversation_id=conversation[1:].decode() if conversation.startswith(b"+") else None,
+        channel_id=channel[1:].decode() if channel.startswith(b"+") else None,
+        body=body,
+        truncated=truncated == b"1",
+        age_ms=int(age_ms) if age_ms else None,
+    )
+
+
+def _optional(text: str | None) -> str:
+    return "-" if text is None else f"+{text}"
+
+
+def offset_of(id_: bytes) -> int:
+    """Return the offset in the id of an entry."""
+    return int(id_.partition(b"-")[0])
+
+
+def durable_key(owner: str, name: str) -> str:
+    """Return the key of a durable subscription in the hashes and the sorted set."""
+    return json.dumps([owner, name])
+
+
+def match_arguments(destination: Destination | None) -> tuple[int | str, ...]:
+    """Return the arguments of ``SCAN`` for a destination: the index of a field, its value, and the channels."""
+    match destination:
+        case None | Everything():
+            return 0, ""
+        case OfType(type=type_):
+            return _FIELD_INDEXES["type"], type_
+        case OfChannel(id=id_):
+            return _FIELD_INDEXES["channel"], f"+{id_}"
+        case OfConversation(id=id_):
+            return _FIELD_INDEXES["conversation"], f"+{id_}"
+        case Within(destination=wider, channels=channels):
+            return *match_arguments(wider), *(f"+{id_}" for id_ in channels)
+        case _:
+            assert_never(destination)

@@ -1,58 +1,159 @@
-"""The bell of a Postgres event store: who appends rings it, who waits need not ask the database again and again.
+"""The event store in Postgres: ``SqlStore`` with a fence, fast paths for few events, and notifications.
 
-NOTIFY by the one writer of the log costs nothing; the application's transactions never
-notify. A bell only saves time: whoever waits looks by itself as well, often until the bell was heard once (behind a
-pooler it never is), then seldom.
+Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
+writer that is frozen between two statements. They do not run while the server reads the data of a statement (the rows
+of a COPY), nor if the network swallows it, and then such a writer would keep the state's row locked for hours. So each
+append first acquires an advisory lock, and a writer that waits for it in vain ends the session that holds it. That is
+safe because only the holder of the lease appends: the other session belongs to a recorder that has lost it.
 
-The fence of a Postgres event store: a writer that hangs in the middle of an append does not hold up the next one.
+Fast paths. Most commits lead to a few events. These are appended, and read by followers on other nodes, with one
+statement in one round trip and without a thread. The append has the same fence, comparison and notification as any
+append, and a transaction of its own in the middle of which no writer can hang: the server has it whole or not at all.
+If a fast path cannot proceed (another writer is inside the fence, the head is another one, there are more events) it
+has written nothing, and the regular path does the work or raises the reason. One statement sees one snapshot, so the
+fast read decides from the same snapshot whether the position is still known and what follows it.
 
-A session's time-outs end a writer that is frozen between two statements. They do not run while the server reads what
-belongs to a statement (the rows of a COPY), nor where the network swallows it: such a writer would keep the state's row
-locked for hours. So each append first takes an advisory lock, and who waits for it in vain ends the session that holds
-it: whoever appends holds the lease, so the other one has lost it. Refuses to know what is appended.
-
-A short append to a Postgres event store: few events, in one statement, in one round trip.
-
-It is what lies between most commits and the clients. The same fence, comparison and bell as of any append
-(``sql``), and a transaction of its own, in the middle of which no writer can hang: the server has it whole, or not at
-all. What it cannot do, because somebody else is inside the fence or the head is elsewhere, it has not begun: the
-long way tells why.
-
-What comes next in a Postgres event log, read in one round trip and without a thread, where that is few events.
-
-It is what lies between the append of another node and the clients of this one. One statement sees one snapshot, so
-whether the position is still known and what follows it belong together. What it cannot tell it leaves to the long way.
+Notifications. The one writer of the log notifies with each append, which costs it nothing; the application's
+transactions never notify. A notification only saves time. Followers poll as well: often until the first notification
+has arrived (behind a pooler none ever does), rarely after that.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import frozen
 from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio.database import (
     LOCK_CLASS,
+    Database,
     DatabaseUnavailable,
     DedicatedConnection,
     Names,
-    connected,
-    cut,
+    close_all,
+    discard,
+    open_connection,
     quote_identifier,
     quote_text,
+    translated,
 )
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
+from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position
-from airy_trio.log.sql.tables import COLUMNS, EVENTS, NOW_MS, STATE, stored, written
-from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.log.sql.store import SqlStore, Work
+from airy_trio.log.sql.tables import COLUMNS, EVENTS, NOW_MS, STATE, PostgresTables, escaped, stored
+from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable, stored_after
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
 PATIENCE_FIRST_S: Final = 0.15
+"""How long an append waits at the fence before it ends the session that is inside."""
 PATIENCE_MAX_S: Final = 60.0
 LOCK_NOT_AVAILABLE: Final = "55P03"
+
+EVENTS_MAX: Final = 8
+"""How many events the fast paths append or read."""
+BYTES_MAX: Final = 64 * 1024
+"""Bytes of bodies in a fast append: a socket takes as much at once, so the writer waits for the answer only."""
+
+POLL_S: Final = 0.05
+"""Between two looks at the head while no notification has arrived on this connection."""
+POLL_NOTIFIED_S: Final = 1.0
+"""The same once one has."""
+
+logger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class PostgresStore(SqlStore):
+    """``EventStore`` in Postgres. All its own connections are of the engine of ``appending``."""
+
+    def __init__(self, tables: PostgresTables, reading: sa.Engine, appending: Database, names: Names) -> None:
+        snapshots = reading.execution_options(isolation_level="REPEATABLE READ")  # a unit of work sees one snapshot
+        super().__init__(tables, snapshots, appending)
+        self._notifications = Notifications(appending.engine, tables.channel)
+        self._fence = Fence(names)
+        self._fast_appends = FastAppends(appending.engine, names, tables.channel)
+        self._fast_follow = FastFollow(appending.engine, names)
+        self._away = False
+
+    async def bounds(self) -> Bounds:
+        """See ``EventStore.bounds``."""
+        try:
+            bounds = await super().bounds()
+        except StoreUnavailable:
+            self._away = True
+            raise
+        if self._away:
+            self._notifications.reconnect()
+        self._away = False
+        return bounds
+
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
+        if self._fast_appends.takes(events):
+            now_ms = await self._translated(self._fast_appends.append(expected, events, resume_point, replaces))
+            if now_ms is not None:
+                self._fence.passed()
+                return stored_after(expected, events, now_ms)
+        return await super().append(expected, events, resume_point, replaces=replaces)
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.read``."""
+        if destination is not None:
+            return await super().read(after, limit, destination, bytes_max=bytes_max)
+        if self._fast_follow.takes(limit):
+            few = await self._translated(self._fast_follow.read(after, bytes_max=bytes_max))
+            if few is not None:
+                return few
+        found = await super().read(after, limit, bytes_max=bytes_max)
+        self._fast_follow.adapt(len(found))
+        return found
+
+    async def wait(self, after: Position) -> None:
+        """See ``EventStore.wait``."""
+        while True:
+            if self._notifications.head != str(after) and (await self.bounds()).head != after:
+                return
+            head = await self._notifications.wait()
+            if head and head != str(after):
+                return
+
+    async def aclose(self) -> None:
+        """See ``EventStore.aclose``."""
+        parts = self._notifications, self._fast_appends, self._fast_follow
+        await close_all(*(part.aclose for part in parts), super().aclose)
+
+    async def _move_head(self, work: Work[T]) -> T:
+        """Run a unit of work inside the fence.
+
+        If another session stays inside for too long, end that session and raise ``StoreUnavailable``: the caller tries
+        again.
+        """
+
+        def enter(connection: sa.Connection) -> T:
+            self._fence.enter(connection)
+            return work(connection)
+
+        try:
+            done = await self._appending.write(enter)
+        except DatabaseUnavailable as error:
+            shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
+        else:
+            self._fence.passed()
+            return done
+        if shut_out:
+            count = await self._run(self._appending.write, self._fence.end_session_inside)
+            logger.warning("ended the database session of an append that hung", sessions=count)
+        raise StoreUnavailable(reason)
+
 
 _OBJECT: Final = "cast(cast(to_regclass(:name) as oid) as int)"
 _TRY: Final = sa.text(
@@ -61,7 +162,7 @@ _TRY: Final = sa.text(
 _LIMIT: Final = sa.text("select set_config('lock_timeout', :milliseconds, true)")
 _WAIT: Final = sa.text(f"select pg_advisory_xact_lock(:fence_class, {_OBJECT})")
 _NO_LIMIT: Final = sa.text("set local lock_timeout to default")
-_CUT_OFF: Final = sa.text(
+_END_SESSION: Final = sa.text(
     "select count(pg_terminate_backend(pid)) from pg_locks "
     "where locktype = 'advisory' and classid = :fence_class and objid = to_regclass(:name) and granted "
     "and database = (select oid from pg_database where datname = current_database())"
@@ -69,9 +170,10 @@ _CUT_OFF: Final = sa.text(
 
 
 class Fence:
-    """The appends of one node. ``patience_s`` doubles with each cut up to an append that succeeds.
+    """Admits one append at a time.
 
-    So two nodes whose appends are slow, and not frozen, do not cut each other off for ever.
+    ``patience_s`` doubles each time that a session is ended, until an append succeeds. So two nodes whose appends are
+    slow, and not frozen, stop ending each other's sessions.
     """
 
     def __init__(self, names: Names) -> None:
@@ -79,9 +181,9 @@ class Fence:
         self.patience_s = PATIENCE_FIRST_S
 
     def enter(self, connection: sa.Connection) -> None:
-        """Keep others out to the end of this transaction, whose commit is synchronous from now on.
+        """Keep others out until the end of this transaction, whose commit is synchronous from now on.
 
-        SQLSTATE ``LOCK_NOT_AVAILABLE`` where another one stays inside.
+        Raises an error with SQLSTATE ``LOCK_NOT_AVAILABLE`` if another session stays inside for ``patience_s``.
         """
         if connection.execute(_TRY, self._arguments).one()[0]:
             return
@@ -89,21 +191,18 @@ class Fence:
         connection.execute(_WAIT, self._arguments)
         connection.execute(_NO_LIMIT)
 
-    def cut_off(self, connection: sa.Connection) -> int:
-        """End the session that is inside, and give how many there were."""
+    def end_session_inside(self, connection: sa.Connection) -> int:
+        """End the session that is inside; return how many there were."""
         self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
-        count: int = connection.execute(_CUT_OFF, self._arguments).scalar_one()
+        count: int = connection.execute(_END_SESSION, self._arguments).scalar_one()
         return count
 
     def passed(self) -> None:
-        """Note that an append has succeeded."""
+        """Reset the patience, because an append has succeeded."""
         self.patience_s = PATIENCE_FIRST_S
 
 
-EVENTS_MAX: Final = 8
-BYTES_MAX: Final = 64 * 1024
-"""Of bodies: what a socket takes at once, so that whoever sends it waits for the answer only."""
-_COLUMNS: Final = {
+_APPENDED: Final = {
     "offset": "int8",
     "type": "text",
     "object": "text",
@@ -116,45 +215,43 @@ _COLUMNS: Final = {
 _HEAD_PARAMETERS: Final = 7
 
 
-@frozen
-class _Open:
-    """The one connection, and what is asked through it."""
-
-    connection: sa.Connection
-    pipeline: Pipeline
-
-
 class FastAppends:
-    """Appends through one connection of an engine, opened by the first and kept."""
+    """Appends few events over one connection, which the first append opens.
+
+    It has a connection of its own rather than a ``DedicatedConnection``, because that waits for its turn, which costs
+    one pass of Trio's loop; here a second append at the same time takes the regular path.
+    """
 
     def __init__(self, engine: sa.Engine, names: Names, channel: str) -> None:
         self._engine = engine
         self._channel = channel
-        self._statements = [_statement(names, count) for count in range(EVENTS_MAX + 1)]
-        self._open: _Open | None = None
+        self._statements = [_append_statement(names, count) for count in range(EVENTS_MAX + 1)]
+        self._connection: sa.Connection | None = None
+        self._pipeline: Pipeline | None = None
         self._busy = False
 
     def takes(self, events: Sequence[NewEvent]) -> bool:
-        """Whether they are few and small enough, and no other append is under way here."""
+        """Return whether the events are few and small enough, and no other fast append is running."""
         return not self._busy and len(events) <= EVENTS_MAX and sum(len(event.body) for event in events) <= BYTES_MAX
 
     async def append(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None = None
     ) -> int | None:
-        """Append, and give the time of it (``LogTables.move_head``); None, with nothing written, where it cannot.
+        """Append, and return the time (``LogTables.move_head``); None, with nothing written, if it cannot.
 
-        Raises ``psycopg.Error`` or ``sqlalchemy.exc.SQLAlchemyError``; whether it was done is then not known, as after
-        a cancellation.
+        Raises ``DatabaseError``. It is then not known whether the events were appended, as after a cancellation.
         """
         self._busy = True
         try:
-            opened = await self._opened()
-            try:
-                parameters = self._parameters(expected, events, resume_point, replaces)
-                [[(appended_at_ms, *_)]] = await opened.pipeline.run((self._statements[len(events)], parameters))
-            except BaseException:
-                self._drop()
-                raise
+            pipeline = await self._opened()
+            parameters = self._parameters(expected, events, resume_point, replaces)
+            [[(appended_at_ms, *_)]] = await pipeline.run((self._statements[len(events)], parameters))
+        except (SQLAlchemyError, psycopg.Error) as error:
+            self._drop()
+            raise translated(error) from None
+        except BaseException:
+            self._drop()
+            raise
         finally:
             self._busy = False
         return appended_at_ms  # type: ignore[no-any-return]
@@ -164,19 +261,19 @@ class FastAppends:
         self._drop()
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _opened(self) -> _Open:
-        if self._open is not None and self._open.pipeline.lost():  # it was idle, perhaps for long
+    async def _opened(self) -> Pipeline:
+        if self._pipeline is not None and self._pipeline.lost():  # the server has closed it while it was idle
             self._drop()
-        if self._open is None:
-            connection = await connected(self._engine)
-            driver: Any = connection.connection.driver_connection
-            self._open = _Open(connection, Pipeline(driver))
-        return self._open
+        if self._pipeline is None:
+            self._connection = await open_connection(self._engine)
+            driver: Any = self._connection.connection.driver_connection
+            self._pipeline = Pipeline(driver)
+        return self._pipeline
 
     def _drop(self) -> None:
-        opened, self._open = self._open, None
-        if opened is not None:
-            cut(opened.connection)
+        connection, self._connection, self._pipeline = self._connection, None, None
+        if connection is not None:
+            discard(connection)
 
     def _parameters(
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
@@ -185,9 +282,9 @@ class FastAppends:
         texts = expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, self._channel, str(head)
         parameters: list[Parameter] = [None if text is None else text.encode() for text in texts]
         if not events:
-            del parameters[5:]  # nobody is woken
+            del parameters[5:]  # there is nothing to notify followers of
         for offset, event in enumerate(events, start=expected.offset + 1):
-            columns = event.type, written(event.object), written(event.conversation_id), written(event.channel_id)
+            columns = event.type, escaped(event.object), escaped(event.conversation_id), escaped(event.channel_id)
             parameters.append(b"%d" % offset)
             parameters += [None if text is None else text.encode() for text in columns]
             parameters += [event.body, b"t" if event.truncated else b"f"]
@@ -195,8 +292,11 @@ class FastAppends:
         return parameters
 
 
-def _statement(names: Names, count: int) -> Statement:
-    """The append of so many events. Postgres compares again where the state was changed by another transaction."""
+def _append_statement(names: Names, count: int) -> Statement:
+    """Return the statement that appends ``count`` events.
+
+    If another transaction has changed the state meanwhile, Postgres evaluates the comparison again.
+    """
     state, fence = names.quoted(STATE), f"{FENCE_CLASS}, to_regclass({quote_text(names.quoted(STATE))})::oid::int"
     sql = (
         "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
@@ -206,26 +306,26 @@ def _statement(names: Names, count: int) -> Statement:
         "where epoch = $1::text and last = $2::int8 and ($5::text is null or resume_point = $5::text) "
         "and (select entered from fence) returning appended_at_ms)"
     )
-    told = "moved.appended_at_ms, fence.synchronous"
-    firsts = range(_HEAD_PARAMETERS + 1, _HEAD_PARAMETERS + 1 + count * len(_COLUMNS), len(_COLUMNS))
+    results = "moved.appended_at_ms, fence.synchronous"
+    firsts = range(_HEAD_PARAMETERS + 1, _HEAD_PARAMETERS + 1 + count * len(_APPENDED), len(_APPENDED))
     if count:
-        rows = (", ".join(f"${number}::{type_}" for number, type_ in enumerate(_COLUMNS.values(), n)) for n in firsts)
-        columns = ", ".join(map(quote_identifier, _COLUMNS))
+        rows = (", ".join(f"${number}::{type_}" for number, type_ in enumerate(_APPENDED.values(), n)) for n in firsts)
+        columns = ", ".join(map(quote_identifier, _APPENDED))
         sql += (
             f", added as (insert into {names.quoted(EVENTS)} ({columns}, appended_at_ms) "  # noqa: S608 - names quoted
             f"select given.*, moved.appended_at_ms from moved, (values ({'), ('.join(rows)})) as given({columns}))"
         )
-        told += ", case when moved.appended_at_ms is not null then cast(pg_notify($6::text, $7::text) as text) end"
-    sql += f" select {told} from fence left join moved on true"  # noqa: S608 - made here
-    body = list(_COLUMNS).index("body")
+        results += ", case when moved.appended_at_ms is not null then cast(pg_notify($6::text, $7::text) as text) end"
+    sql += f" select {results} from fence left join moved on true"  # noqa: S608 - made here
+    body = list(_APPENDED).index("body")
     return Statement(f"airy_append_{count}", sql, frozenset(n - 1 + body for n in firsts))
 
 
 class FastFollow:
-    """Reads through one connection of an engine, opened by the first and kept."""
+    """Reads the next events of the log, if they are few, over one connection, which the first read opens."""
 
     def __init__(self, engine: sa.Engine, names: Names) -> None:
-        self._session = DedicatedConnection(engine)
+        self._connection = DedicatedConnection(engine)
         columns = ", ".join(map(quote_identifier, COLUMNS))
         self._statement = Statement(
             "airy_next",
@@ -237,24 +337,24 @@ class FastFollow:
         self._few = True
 
     def takes(self, limit: int) -> bool:
-        """Whether so many events may be asked for here now: by one task, and where there were few the last time."""
+        """Return whether a read is worth trying: no other one is running, and the last one found few events."""
         return self._few and not self._busy and limit > EVENTS_MAX
 
-    def found(self, count: int) -> None:
-        """Take note of how many there were the long way."""
+    def adapt(self, count: int) -> None:
+        """Adapt to the number of events that a regular read has found."""
         self._few = count <= EVENTS_MAX
 
     async def read(self, after: Position, *, bytes_max: int | None) -> Sequence[StoredEvent] | None:
-        """All events after a position; None where they are more than few, and where the long way is to tell why not.
+        """Return all events after a position; None if there are more than a few, or if the read failed.
 
-        That is where the position is not known any more, and where the connection is lost, which after a while of
-        idleness need not mean that the database is away. Raises ``DatabaseRefused``.
+        It fails if the position is no longer known, or if the connection is lost. After a while of idleness the latter
+        need not mean that the database is away; the regular read finds out. Raises ``DatabaseRefused``.
         """
         self._busy = True
         try:
-            if not self._session.is_open:
-                await self._session.run(lambda _connection: None)
-            rows = await self._session.converse(lambda pipeline: self._ask(pipeline, after))
+            if not self._connection.is_open:
+                await self._connection.run(lambda _connection: None)
+            rows = await self._connection.converse(lambda pipeline: self._query(pipeline, after))
         except DatabaseUnavailable:
             return None
         finally:
@@ -264,56 +364,41 @@ class FastFollow:
             return None
         events = list(stored(row[2:] for row in rows if row[2] is not None))
         self._few = len(events) <= EVENTS_MAX
-        is_all = self._few and (bytes_max is None or _size(events) < bytes_max)
+        is_all = self._few and (bytes_max is None or sum(len(event.body) for event in events) < bytes_max)
         return events if is_all else None
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
-        await self._session.aclose()
+        await self._connection.aclose()
 
-    async def _ask(self, pipeline: Pipeline, after: Position) -> list[tuple[Any, ...]]:
+    async def _query(self, pipeline: Pipeline, after: Position) -> list[tuple[Any, ...]]:
         [rows] = await pipeline.run((self._statement, [b"%d" % after.offset]))
         return rows
 
 
-def _size(events: Sequence[StoredEvent]) -> int:
-    return sum(len(event.body) for event in events)
-
-
-logger = structlog.get_logger(__name__)
-
-POLL_S: Final = 0.05
-POLL_WITH_BELL_S: Final = 1.0
-_RING: Final = sa.text("select pg_notify(:channel, '')")
-
-
 class Notifications:
-    """One connection that listens, opened by the first who waits. ``name``: of the log, in its database.
+    """Waits for notifications of appends over one connection, which the first waiting task opens.
 
-    ``channel``: where whoever appends notifies, with the position of the new head. ``heard``: the last such position
-    that this connection has been told: what is appended after it, it will be told as well.
+    ``head``: the position in the last notification, empty if there was none or it named none. If the connection is
+    alive, it will be notified of everything that is appended after that position.
     """
 
-    def __init__(self, engine: sa.Engine, name: str) -> None:
+    def __init__(self, engine: sa.Engine, channel: str) -> None:
         self._engine = engine
-        self.channel = f"{name}_log"
-        self.heard = ""
+        self._channel = channel
+        self.head = ""
         self._connection: sa.Connection | None = None
         self._busy = False
-        self._rings = False
+        self._notified = False
         self._stale = False
 
-    def ring(self, connection: sa.Connection) -> None:
-        """Ring when the transaction commits, without saying where the head is then."""
-        connection.execute(_RING, {"channel": self.channel})
-
     async def wait(self) -> str:
-        """Return when it rang, with the head that it told; or empty, when it is time to look.
+        """Wait for a notification and return the head that it names; return empty text when it is time to look.
 
-        Raises ``StoreUnavailable`` where the connection stood and was lost: behind the next one may be a database that
-        was promoted without the last commits.
+        Raises ``StoreUnavailable`` if an open connection was lost: the next one may lead to a database that was
+        promoted without the last commits.
         """
-        if self._busy:  # a connection's socket can be waited for by one task
+        if self._busy:  # only one task can wait for a socket
             await trio.sleep(POLL_S)
             return ""
         self._busy = True
@@ -326,10 +411,11 @@ class Notifications:
         finally:
             self._busy = False
 
-    def outlived(self) -> None:
-        """Say that the database was away and is back, which whoever follows it was told: hang up without telling again.
+    def reconnect(self) -> None:
+        """Replace the connection at the next wait, because the database was away and is back.
 
-        A connection of before would be found to be lost at the next wait, and the one outage told as two.
+        The caller has been informed of this outage. The old connection would be found lost at the next wait, and the
+        same outage would be reported again.
         """
         self._stale = True
 
@@ -341,39 +427,40 @@ class Notifications:
     async def _listen_for_a_while(self) -> str:
         try:
             if self._connection is None:
-                self._connection = await connected(self._engine, self._begin)
-            with trio.move_on_after(POLL_WITH_BELL_S if self._rings else POLL_S):
+                self._connection = await open_connection(self._engine, self._begin)
+            with trio.move_on_after(POLL_NOTIFIED_S if self._notified else POLL_S):
                 return await self._listen(self._connection)
         except (SQLAlchemyError, psycopg.Error) as error:
-            lost = type(error).__name__
+            reason = type(error).__name__
         else:
-            self.heard = ""  # the caller looks by itself
+            self.head = ""  # so that the caller looks
             return ""
-        logger.debug("the bell of the event log is away", reason=lost)
-        stood = self._connection is not None
+        logger.debug("the connection for notifications of the event log was lost", reason=reason)
+        was_open = self._connection is not None
         await trio.to_thread.run_sync(self._drop)
-        if stood:
-            message = f"the connection that listens was lost: {lost}"
+        if was_open:
+            message = f"the connection that listens was lost: {reason}"
             raise StoreUnavailable(message)
-        await trio.sleep(POLL_S)  # the next look at the store tells whether it is away
+        await trio.sleep(POLL_S)  # the caller's next look at the store finds out whether the database is away
         return ""
 
     async def _listen(self, connection: sa.Connection) -> str:
         driver: Any = connection.connection.driver_connection
-        rung = list(driver.notifies(timeout=0))  # asks without waiting
-        if not rung:
+        received = list(driver.notifies(timeout=0))  # does not wait
+        if not received:
             await trio.lowlevel.wait_readable(driver.fileno())
-            rung = list(driver.notifies(timeout=0))
-        if rung:
-            self._rings, self.heard = True, rung[-1].payload
-        return self.heard if rung else ""
+            received = list(driver.notifies(timeout=0))
+        if not received:
+            return ""
+        self._notified, self.head = True, received[-1].payload
+        return self.head
 
     def _begin(self, connection: sa.Connection) -> None:
         connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.exec_driver_sql(f"listen {quote_identifier(self.channel)}")
+        connection.exec_driver_sql(f"listen {quote_identifier(self._channel)}")
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._rings, self.heard = False, ""
+        self._notified, self.head = False, ""
         if connection is not None:
-            cut(connection)  # who got it from the pool would listen too
+            discard(connection)  # in the pool its next user would listen too

@@ -1,17 +1,17 @@
-"""An SQLite file of events: written durably, and still the one that was opened, for it may be removed or replaced.
+"""The event store in an SQLite file of its own: written durably, checked for replacement, polled for commits.
 
-SQLite goes on with the file that it has open, wherever its name points by now: what is appended then is in no file that
-anybody finds again, and a connection opened later reads another history. Both show in the file's identity, which costs
-microseconds to ask for. Refuses to know what is in the file.
+Identity. A file that is open may be removed, or another file put in its place. SQLite goes on with the file that it has
+open, wherever its name points to: events appended then are in a file that cannot be found again, and a connection that
+is opened later reads another history. So every unit of work ends with a comparison of device and inode, which takes
+microseconds, and a difference ends the server (``StoreReplaced``).
 
-The bell of an event log in an SQLite file: nobody rings it, but the file shows that somebody has committed.
-
-Whoever waits asks for the file's data version, which a connection of its own tells in a fraction of what a look at the
-log costs, and when is told by the file's times (``sqlite_watch``).
+Followers. SQLite sends no notifications. A follower asks for the data version of the file instead, which a connection
+of its own returns at a fraction of the cost of reading the bounds. The times of the file and of its WAL say when asking
+is worth it (``database.sqlite``).
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
@@ -19,72 +19,86 @@ import sqlalchemy as sa
 import structlog
 import trio
 
-from airy_trio.database import DatabaseError, DedicatedConnection, sqlite_engine
+from airy_trio.database import Database, DatabaseError, DedicatedConnection, close_all, sqlite_engine
 from airy_trio.database.sqlite import SPARING, FileVersion, FileVersions
-from airy_trio.log.store import StoreReplaced
+from airy_trio.events.destinations import Destination
+from airy_trio.log.position import Position
+from airy_trio.log.sql.store import SqlStore, Work
+from airy_trio.log.sql.tables import SqliteTables
+from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all
 
-SELDOM_S: Final = 0.05
-
-
-class FileNotifications:
-    """One connection that is asked, opened by the first who waits."""
-
-    def __init__(self, path: Path) -> None:
-        self._session = DedicatedConnection(sqlite_engine(path))
-        self._version = FileVersions(self._session, SPARING)
-        self._seen: FileVersion | None = None
-
-    async def wait(self, *, seldom: bool = False) -> None:
-        """Return when somebody has committed since the last call, or where that cannot be told.
-
-        ``seldom``: look each ``SELDOM_S`` only, for who mostly is the one that commits.
-        """
-        before = self._seen
-        while True:
-            try:
-                version = await self._version.ask()
-            except DatabaseError:  # the look at the log tells what it is
-                self._seen = None
-                await self._version.watch.pause()
-                return
-            self._seen = version
-            if version != before:
-                return
-            if seldom:
-                await trio.sleep(SELDOM_S)
-            else:
-                await self._version.watch.pause()
-
-    async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        await self._session.aclose()
-
+WRITER_POLL_S: Final = 0.05
+"""Between two looks at the file by a process that made the last append itself: it mostly makes the next one too."""
 
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 
+class SqliteStore(SqlStore):
+    """``EventStore`` in an SQLite file."""
+
+    def __init__(self, tables: SqliteTables, reading: sa.Engine, appending: Database) -> None:
+        super().__init__(tables, reading, appending)
+        path = Path(reading.url.database or "")
+        self._file = SqlFile(path)
+        self._notifications = FileNotifications(path)
+        self._appended: Position | None = None
+        self._read_upto: Position | None = None
+        sa.event.listen(appending.engine, "connect", make_durable)
+
+    async def append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.append``."""
+        new = await super().append(expected, events, resume_point, replaces=replaces)
+        self._appended = expected.at(expected.offset + len(new))
+        return new
+
+    async def read(
+        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
+    ) -> Sequence[StoredEvent]:
+        """See ``EventStore.read``."""
+        found = await super().read(after, limit, destination, bytes_max=bytes_max)
+        if destination is None and found and bytes_max is not None and is_all(found, limit, bytes_max):
+            self._read_upto = after.at(found[-1].offset)
+        return found
+
+    async def wait(self, after: Position) -> None:
+        """See ``EventStore.wait``.
+
+        The bounds need not be read if the last read has just found everything up to ``after``: the file is compared
+        with its version at the wait before that.
+        """
+        if after == self._read_upto or (await self.bounds()).head == after:
+            await self._notifications.wait(seldom=after == self._appended)
+
+    async def aclose(self) -> None:
+        """See ``EventStore.aclose``."""
+        await close_all(self._notifications.aclose, super().aclose)
+
+    def _checked(self, work: Work[T]) -> Work[T]:
+        def unit(connection: sa.Connection) -> T:
+            try:
+                return work(connection)
+            finally:
+                self._file.check()  # replaces any result or error of the unit
+
+        return unit
+
+    def _check(self) -> None:
+        self._file.check()
+
+
 class SqlFile:
-    """The file of an event store, known by device and inode from the first look on."""
+    """The file of an event store, identified by device and inode from the first check on."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._identity: tuple[int, int] | None = None
 
-    def watched(self, work: Callable[[sa.Connection], T]) -> Callable[[sa.Connection], T]:
-        """Give a unit of work that counts only if the file is still the same at its end."""
-
-        def unit(connection: sa.Connection) -> T:
-            try:
-                return work(connection)
-            finally:
-                self.look()
-
-        return unit
-
-    def look(self) -> None:
-        """Raise ``StoreReplaced`` where the file is gone, or is another than at the first look."""
+    def check(self) -> None:
+        """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check."""
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -98,15 +112,49 @@ class SqlFile:
     def _lost(self, what: str) -> NoReturn:
         message = (
             f"log.url: the event log {self._path} {what} while it was open; "
-            "the next start begins a new epoch, and clients load anew"
+            "the next start begins a new epoch, and clients reload"
         )
         raise StoreReplaced(message)
 
 
+class FileNotifications:
+    """Waits for commits to the file, with one connection, which the first waiting task opens."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = DedicatedConnection(sqlite_engine(path))
+        self._versions = FileVersions(self._connection, SPARING)
+        self._seen: FileVersion | None = None
+
+    async def wait(self, *, seldom: bool = False) -> None:
+        """Return when something was committed since the last call, or if that cannot be found out.
+
+        ``seldom``: look each ``WRITER_POLL_S`` only.
+        """
+        before = self._seen
+        while True:
+            try:
+                version = await self._versions.ask()
+            except DatabaseError:  # the caller's next look at the log finds out what is wrong
+                self._seen = None
+                await self._versions.watch.pause()
+                return
+            self._seen = version
+            if version != before:
+                return
+            if seldom:
+                await trio.sleep(WRITER_POLL_S)
+            else:
+                await self._versions.watch.pause()
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        await self._connection.aclose()
+
+
 def make_durable(connection: sqlite3.Connection, _record: object) -> None:
-    """Let a new connection wait for the disk, and readers never lock the writer out."""
+    """Make a new connection wait for the disk, in WAL mode, in which readers never block the writer."""
     connection.execute("PRAGMA synchronous = full")
     try:
         connection.execute("PRAGMA journal_mode = wal")  # stays with the file
-    except sqlite3.OperationalError as error:  # somebody is reading just now; correct without it, only slower
+    except sqlite3.OperationalError as error:  # there is a reader just now; the mode so far is correct, only slower
         logger.warning("the event log's file is not in WAL mode yet", reason=str(error))

@@ -1,28 +1,21 @@
-"""The tables of the ``sql`` event store as both dialects know them, and how rows go in and come out.
+"""The tables of the ``sql`` event store, and how rows are written and read. The caller owns the transaction.
 
-``event_log`` holds the events by offset; ``log_state`` is a single row with the epoch, the bounds and the resume
-point; ``acknowledged`` holds the durable subscriptions (``sql_durables``). Made by ``migrations/log``. Refuses to know
-when a transaction begins and ends.
+``event_log`` has the events by offset. ``log_state`` is a single row: the epoch, the bounds, the time of the last
+append and the resume point. The low bound is stored there because ``min(offset)`` is slow after a mass delete.
+``acknowledged`` has the durable subscriptions. ``migrations/log`` creates them.
 
-Any text in a column, though Postgres takes no NUL: an id of an SQLite application may hold one, or a destination.
-
-NUL is written as U+0001 and ``0``, U+0001 as itself twice; a text without the two, which nearly every one is, stands as
-it is. Equal texts stay equal, so that columns can be compared with what ``written`` gives.
-
-The rows of durable subscriptions in the ``sql`` event store: who holds each, and up to where all is acknowledged.
-
-One statement compares the claim and writes: nothing has to be locked before it. Rows are written in the order of
-their keys, so that two nodes never wait for each other. Refuses to know when a transaction begins and ends.
+Text that contains NUL. Postgres cannot store it, but an id or a destination of an SQLite application may contain it. So
+NUL is stored as U+0001 followed by ``0``, and U+0001 as itself twice; nearly every text has neither and is stored
+unchanged. Equal texts stay equal, so a column can be compared with an ``escaped`` value.
 """
 
 import contextlib
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Self, TypeVar, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import sqlalchemy as sa
-from attrs import frozen
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -32,54 +25,31 @@ from airy_trio.events.destinations import Destination, Everything, OfChannel, Of
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Bounds, Claim, StoredEvent, up_to_bytes
 
-_NUL: Final = "\0"
-_MARK: Final = "\1"
-_MARKED: Final = re.compile(f"{_MARK}([{_MARK}0])")
-
-Text = TypeVar("Text", str, str | None)
-
-
-def written(text: Text) -> Text:
-    """The text as it stands in the column."""
-    if not text or (_NUL not in text and _MARK not in text):
-        return text
-    return text.replace(_MARK, _MARK * 2).replace(_NUL, f"{_MARK}0")
-
-
-def read(text: Text) -> Text:
-    """The text that ``written`` was given."""
-    if not text or _MARK not in text:
-        return text
-    return _MARKED.sub(lambda found: _MARK if found[1] == _MARK else _NUL, text)
-
-
-EVENTS = "event_log"
-STATE = "log_state"
-ACKNOWLEDGED = "acknowledged"
+EVENTS: Final = "event_log"
+STATE: Final = "log_state"
+ACKNOWLEDGED: Final = "acknowledged"
+COLUMNS: Final = (
+    "offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms",
+)  # fmt: skip
+NOW_MS: Final = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
+"""The clock of a Postgres store, in milliseconds since 1970."""
 INDEXED_CHARS: Final = 200
-"""What the index by conversation holds of an id on Postgres (migration ``log_0004``)."""
-COLUMNS = ("offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms")
-_COPIED_AS = ("int8", "int8", "text", "text", "text", "text", "bytea", "bool", "int8")
-_COPY_FROM = 32  # events: of fewer, a plain insert needs a third of the time that COPY needs to begin and to end
-_SYNCHRONOUS = sa.text("set local synchronous_commit = on")
-NOW_MS = "cast(extract(epoch from clock_timestamp()) * 1000 as bigint)"
+"""How many characters of an id the index by conversation has on Postgres (migration ``log_0004``)."""
+COPY_FROM: Final = 32
+"""Events. To insert fewer takes a third of the time that COPY needs to begin and to end."""
+ROWS_MAX: Final = 1000
+"""In one statement on durable subscriptions: SQLite allows 32,766 parameters, Postgres 65,535."""
 
 
-@frozen(kw_only=True)
 class LogTables:
-    """The three tables under their names in one database."""
+    """The three tables under their names in one database. A dialect adds its clock, its statements and its inserts."""
 
-    postgres: bool
-    events: sa.Table
-    state: sa.Table
-    acknowledged: sa.Table
-    advance: Query
-    copy: str
-    insert_one: str
+    place: str
+    """A parameter in the driver's own SQL."""
+    upsert: Any
+    """The dialect's ``insert``, which has ``on_conflict_do_update``."""
 
-    @classmethod
-    def named(cls, names: Names) -> Self:
-        """The tables as they are called in a database."""
+    def __init__(self, names: Names, advance: str) -> None:
         metadata = sa.MetaData(schema=names.table_schema)
         types: dict[str, Any] = {
             "offset": sa.BigInteger,
@@ -88,102 +58,72 @@ class LogTables:
             "truncated": sa.Boolean,
             "age_ms": sa.BigInteger,
         }
-        columns = ", ".join(quote_identifier(name) for name in COLUMNS)
-        postgres = names.dialect == POSTGRES
-        places = ", ".join(["%b" if postgres else "?"] * len(COLUMNS))
-        return cls(
-            postgres=postgres,
-            advance=_advance(names),
-            insert_one=f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})",  # noqa: S608 - names quoted
-            events=sa.Table(
-                names.bare(EVENTS), metadata, *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS)
-            ),
-            state=sa.Table(
-                names.bare(STATE),
-                metadata,
-                *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point")),
-                *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms")),
-            ),
-            acknowledged=sa.Table(
-                names.bare(ACKNOWLEDGED),
-                metadata,
-                *(sa.Column(name, sa.Text) for name in ("owner", "name", "holder", "epoch")),
-                *(sa.Column(name, sa.BigInteger) for name in ("offset", "used_at_ms")),
-            ),
-            copy=f"copy {names.quoted(EVENTS)} ({columns}) from stdin (format binary)",
+        self.events = sa.Table(
+            names.bare(EVENTS), metadata, *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS)
         )
+        self.state = sa.Table(
+            names.bare(STATE),
+            metadata,
+            *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point")),
+            *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms")),
+        )
+        self.acknowledged = sa.Table(
+            names.bare(ACKNOWLEDGED),
+            metadata,
+            *(sa.Column(name, sa.Text) for name in ("owner", "name", "holder", "epoch")),
+            *(sa.Column(name, sa.BigInteger) for name in ("offset", "used_at_ms")),
+        )
+        columns = ", ".join(map(quote_identifier, COLUMNS))
+        places = ", ".join([self.place] * len(COLUMNS))
+        self._insert_one = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
+        self._advance = Query(sa.text(advance))
+        self._state_now = sa.select(self.state)
 
     def bounds(self, connection: sa.Connection) -> Bounds:
-        """What is retained, with the store's clock: the database's on Postgres, this machine's on SQLite."""
-        clock: list[sa.Label[int]] = [sa.literal_column(NOW_MS, sa.BigInteger).label("now_ms")]
-        row = connection.execute(sa.select(self.state, *clock if self.postgres else ())).one()
-        now_ms = row.now_ms if self.postgres else int(time.time() * 1000)
-        return Bounds(epoch=row.epoch, first=row.first, last=row.last, now_ms=now_ms)
+        """Return the bounds of the retained events, with the store's clock."""
+        row = connection.execute(self._state_now).one()
+        return Bounds(epoch=row.epoch, first=row.first, last=row.last, now_ms=self._now_ms(row))
 
     def move_head(
-        self,
-        connection: sa.Connection,
-        expected: Position,
-        count: int,
-        points: tuple[str | None, str],
-        rings: str | None,
+        self, connection: sa.Connection, expected: Position, count: int, resume_point: str, replaces: str | None
     ) -> int | None:
-        """Move the head by ``count`` events and store the resume point, if the head is where it is expected.
+        """Move the head by ``count`` events and store the resume point, if the head is ``expected``.
 
-        ``points``: what is stored now, where that is to be compared as well, and what is to be.
-        Gives the time of this append, which never falls; None where either is another. Whoever else appends waits
-        until this transaction ends, and then finds the head moved. ``rings``: on Postgres, the channel to notify.
+        ``replaces``: the resume point that must be stored now; None: any. Returns the time of this append, which never
+        falls, or None if the head or the resume point is another one. Other writers wait until this transaction has
+        ended, and then find the head moved.
         """
-        arguments: dict[str, object] = {
+        arguments = {
             "epoch": expected.epoch,
             "expected": expected.offset,
             "last": expected.offset + count,
-            "replaces": points[0],
-            "resume_point": points[1],
+            "replaces": replaces,
+            "resume_point": resume_point,
+            **self._advance_arguments(expected, count),
         }
-        if self.postgres:
-            arguments |= {"channel": rings, "head": str(expected.at(expected.offset + count))}
-        else:
-            arguments["now_ms"] = int(time.time() * 1000)
-        moved = self.advance.rows(connection, arguments)
+        moved = self._advance.rows(connection, arguments)
         return int(moved[0][0]) if moved else None
 
     def insert(self, connection: sa.Connection, events: Sequence[StoredEvent]) -> None:
-        """Write events with the offsets that they have. Through the driver, at a third of the cost."""
+        """Insert events with the offsets that they have; through the driver, which costs a third of SQLAlchemy."""
         driver: Any = connection.connection.driver_connection
-        if len(events) == 1:  # what there is when little happens: executemany begins a pipeline first
-            driver.cursor().execute(self.insert_one, _values(events[0]))
-            return
-        if not self.postgres or len(events) < _COPY_FROM:
-            driver.cursor().executemany(self.insert_one, map(_values, events))
-            return
-        with driver.cursor() as cursor, cursor.copy(self.copy) as copy:
-            copy.set_types(_COPIED_AS)
-            for event in events:
-                copy.write_row(_values(event))
+        if len(events) == 1:  # frequent, and executemany would begin a pipeline first
+            driver.cursor().execute(self._insert_one, _values(events[0]))
+        else:
+            driver.cursor().executemany(self._insert_one, map(_values, events))
 
     def select(
         self, connection: sa.Connection, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any], bytes_max: int | None
     ) -> list[StoredEvent]:
-        """The events of a selection of whole rows, in an order; of their bodies up to ``bytes_max`` (``up_to_bytes``).
-
-        SQLite gives row after row, so that the rest is not read. The driver of Postgres takes all that there is, which
-        is why the database itself counts there.
-        """
+        """Return the selected events in an order, up to ``bytes_max`` bytes of bodies (``up_to_bytes``)."""
         ordered = wanted.order_by(order)
-        if self.postgres and bytes_max is not None:
-            size = sa.func.octet_length(self.events.c.body)
-            before = (sa.func.sum(size).over(order_by=order) - size).label("before")
-            counted = ordered.add_columns(before).subquery()
-            columns = [counted.c[name] for name in COLUMNS]
-            descending = isinstance(order, sa.UnaryExpression)
-            last = counted.c.offset.desc() if descending else counted.c.offset
-            ordered = sa.select(*columns).where(counted.c.before < bytes_max).order_by(last)
+        if bytes_max is not None:
+            ordered = self._limited(ordered, order, bytes_max)
         with contextlib.closing(connection.execute(ordered)) as rows:
             return list(up_to_bytes(stored(rows), bytes_max))
 
     def last_before(self, connection: sa.Connection, bounds: Bounds, before_ms: int) -> int:
-        """The newest offset appended before a time, by bisection: the times never fall as offsets grow."""
+        """Return the newest offset appended before a time, by bisection: times never fall as offsets grow."""
         low, high = bounds.first - 1, bounds.last
         while low < high:
             middle = (low + high + 1) // 2
@@ -195,7 +135,7 @@ class LogTables:
         return low
 
     def newest_of_each(self, before: int, upto: int, limit: int, destination: Destination | None) -> "sa.Select[Any]":
-        """Of the events of a destination between two offsets the newest of each object, at most ``limit`` of them."""
+        """Select the newest event of each object of a destination between two offsets, at most ``limit`` of them."""
         offset = self.events.c.offset
         newest = (
             sa.select(sa.func.max(offset).label("newest"))
@@ -208,14 +148,14 @@ class LogTables:
         return sa.select(self.events).join(newest, offset == newest.c.newest)
 
     def resume_point(self, connection: sa.Connection) -> str | None:
-        """The resume point that the last append has stored."""
+        """Return the resume point that the last append stored."""
         found: str | None = connection.execute(sa.select(self.state.c.resume_point)).scalar_one()
         return found
 
     def begin_epoch(self, connection: sa.Connection, expected: Position, epoch: str, resume_point: str | None) -> bool:
-        """Begin an epoch after ``expected`` and return True; do nothing and return False if that is not the head.
+        """Begin an epoch if the head is ``expected``; return whether it was.
 
-        Offsets go on from there, so that all old rows lie below ``first``, where no read looks and no append writes.
+        Offsets go on from the head, so that all old rows are below ``first``, where nothing reads or appends.
         """
         state = self.state.c
         unmoved = sa.and_(state.epoch == expected.epoch, state.last == expected.offset)
@@ -223,12 +163,10 @@ class LogTables:
         return connection.execute(sa.update(self.state).where(unmoved).values(changed)).rowcount > 0
 
     def make_synchronous(self, connection: sa.Connection) -> None:
-        """On Postgres, let this transaction's commit wait for the disk, whatever the server's default."""
-        if self.postgres:
-            connection.execute(_SYNCHRONOUS)
+        """Make the commit of this transaction wait for the disk. SQLite's always does."""
 
     def belongs_to(self, destination: Destination | None) -> sa.ColumnElement[bool]:
-        """The condition for events of a destination; None is every event."""
+        """Return the condition for events of a destination; None is every event."""
         columns = self.events.c
         match destination:
             case None | Everything():
@@ -236,67 +174,175 @@ class LogTables:
             case OfType(type=type_):
                 return columns.type == type_
             case OfChannel(id=id_):
-                return columns.channel_id == written(id_)
+                return columns.channel_id == escaped(id_)
             case OfConversation(id=id_):
-                same = columns.conversation_id == written(id_)
-                if not self.postgres:
-                    return same
-                # Of a Postgres' index row there is room for 2704 octets: it holds what an id begins with.
-                chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
-                return sa.and_(sa.func.left(columns.conversation_id, chars) == written(id_)[:INDEXED_CHARS], same)
+                return self._in_conversation(escaped(id_))
             case Within(destination=wider, channels=channels):
-                ids = sorted(map(written, channels))
-                return sa.and_(self.belongs_to(wider), columns.channel_id.in_(ids))
+                return sa.and_(self.belongs_to(wider), columns.channel_id.in_(sorted(map(escaped, channels))))
             case _:
                 assert_never(destination)
 
+    def _now_ms(self, row: "sa.Row[Any]") -> int:
+        raise NotImplementedError
+
+    def _advance_arguments(self, expected: Position, count: int) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _limited(self, ordered: "sa.Select[Any]", _order: sa.ColumnElement[Any], _bytes_max: int) -> "sa.Select[Any]":
+        return ordered
+
+    def _in_conversation(self, id_: str) -> sa.ColumnElement[bool]:
+        return self.events.c.conversation_id == id_
+
+
+# Compare and move the head in one statement. If another transaction has changed the row meanwhile, Postgres compares
+# again. {later} and {now_ms} are the dialect's.
+_ADVANCE: Final = (
+    "update {state} set last = :last, resume_point = :resume_point, "
+    "appended_at_ms = {later}(appended_at_ms, {now_ms}) "
+    "where epoch = :epoch and last = :expected and (cast(:replaces as text) is null or resume_point = :replaces) "
+    "returning appended_at_ms"
+)
+
+
+class SqliteTables(LogTables):
+    """SQLite: its clock is this machine's. It returns row after row, so that a rest that is not read costs nothing."""
+
+    place = "?"
+    upsert = staticmethod(sqlite_insert)
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(names, _ADVANCE.format(state=names.quoted(STATE), later="max", now_ms=":now_ms"))
+
+    def _now_ms(self, _row: object) -> int:
+        return int(time.time() * 1000)
+
+    def _advance_arguments(self, _expected: Position, _count: int) -> dict[str, object]:
+        return {"now_ms": int(time.time() * 1000)}
+
+
+class PostgresTables(LogTables):
+    """Postgres: its own clock; a writer notifies ``channel`` with the position of the new head when it commits."""
+
+    place = "%b"
+    upsert = staticmethod(postgres_insert)
+
+    def __init__(self, names: Names) -> None:
+        advance = _ADVANCE.format(state=names.quoted(STATE), later="greatest", now_ms=NOW_MS)
+        notify = "case when cast(:channel as text) is not null then cast(pg_notify(:channel, :head) as text) end"
+        super().__init__(names, f"{advance}, {notify}")
+        self.channel = f"{names.schema}_log"
+        self._state_now = self._state_now.add_columns(sa.literal_column(NOW_MS, sa.BigInteger).label("now_ms"))
+        columns = ", ".join(map(quote_identifier, COLUMNS))
+        self._copy = f"copy {names.quoted(EVENTS)} ({columns}) from stdin (format binary)"
+
+    def insert(self, connection: sa.Connection, events: Sequence[StoredEvent]) -> None:
+        """See ``LogTables.insert``."""
+        if len(events) < COPY_FROM:
+            super().insert(connection, events)
+            return
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(self._copy) as copy:
+            copy.set_types(("int8", "int8", "text", "text", "text", "text", "bytea", "bool", "int8"))
+            for event in events:
+                copy.write_row(_values(event))
+
+    def begin_epoch(self, connection: sa.Connection, expected: Position, epoch: str, resume_point: str | None) -> bool:
+        """See ``LogTables.begin_epoch``. The notification is empty: it names no head."""
+        begun = super().begin_epoch(connection, expected, epoch, resume_point)
+        if begun:
+            connection.execute(sa.text("select pg_notify(:channel, '')"), {"channel": self.channel})
+        return begun
+
+    def make_synchronous(self, connection: sa.Connection) -> None:
+        """See ``LogTables.make_synchronous``: whatever the server's default is."""
+        connection.execute(sa.text("set local synchronous_commit = on"))
+
+    def _now_ms(self, row: "sa.Row[Any]") -> int:
+        now_ms: int = row.now_ms
+        return now_ms
+
+    def _advance_arguments(self, expected: Position, count: int) -> dict[str, object]:
+        # Without events there is nothing to wake a follower for.
+        return {"channel": self.channel if count else None, "head": str(expected.at(expected.offset + count))}
+
+    def _limited(self, ordered: "sa.Select[Any]", order: sa.ColumnElement[Any], bytes_max: int) -> "sa.Select[Any]":
+        """Let the database sum up the sizes: the driver takes all rows of a result into memory."""
+        size = sa.func.octet_length(self.events.c.body)
+        before = (sa.func.sum(size).over(order_by=order) - size).label("before")
+        counted = ordered.add_columns(before).subquery()
+        descending = isinstance(order, sa.UnaryExpression)
+        last = counted.c.offset.desc() if descending else counted.c.offset
+        return sa.select(*(counted.c[name] for name in COLUMNS)).where(counted.c.before < bytes_max).order_by(last)
+
+    def _in_conversation(self, id_: str) -> sa.ColumnElement[bool]:
+        # An index row of Postgres has room for 2704 bytes, so the index has only the beginning of an id.
+        chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
+        column = self.events.c.conversation_id
+        return sa.and_(sa.func.left(column, chars) == id_[:INDEXED_CHARS], column == id_)
+
+
+def log_tables(names: Names) -> PostgresTables | SqliteTables:
+    """Return the tables of one database."""
+    return PostgresTables(names) if names.dialect == POSTGRES else SqliteTables(names)
+
 
 def _values(event: StoredEvent) -> Sequence[Any]:
-    """The row of an event, in the order of ``COLUMNS``, which is that of its own fields."""
-    if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():  # only spares what follows
+    """Return the row of an event, in the order of ``COLUMNS``, which is the order of its own fields."""
+    # Printable text needs no escaping, and nearly all is: one test for three fields.
+    if f"{event.object}{event.conversation_id}{event.channel_id}".isprintable():
         return event
-    texts = written(event.object), written(event.conversation_id), written(event.channel_id)
+    texts = escaped(event.object), escaped(event.conversation_id), escaped(event.channel_id)
     return event.offset, event.appended_at_ms, event.type, *texts, event.body, event.truncated, event.age_ms
 
 
 def stored(rows: Iterable[Any]) -> Iterator[StoredEvent]:
-    """The events of whole rows, in the order of ``COLUMNS``."""
+    """Yield the events of whole rows, in the order of ``COLUMNS``."""
     for offset, appended_at_ms, type_, object_, conversation_id, channel_id, body, truncated, age_ms in rows:
-        texts = read(object_), read(conversation_id), read(channel_id)
+        texts = unescaped(object_), unescaped(conversation_id), unescaped(channel_id)
         yield StoredEvent(offset, appended_at_ms, type_, *texts, bytes(body), bool(truncated), age_ms)
 
 
-def _advance(names: Names) -> Query:
-    """Compare and move in one statement: where the row was changed by another transaction, Postgres compares again."""
-    now_ms, later = (NOW_MS, "greatest") if names.dialect == POSTGRES else (":now_ms", "max")
-    ring = ", case when cast(:channel as text) is not null then cast(pg_notify(:channel, :head) as text) end"
-    statement = sa.text(
-        f"update {names.quoted(STATE)} set last = :last, resume_point = :resume_point, "  # noqa: S608 - names quoted
-        f"appended_at_ms = {later}(appended_at_ms, {now_ms}) "
-        "where epoch = :epoch and last = :expected and (cast(:replaces as text) is null or resume_point = :replaces) "
-        "returning appended_at_ms" + (ring if names.dialect == POSTGRES else "")
-    )
-    return Query(statement)
+_NUL: Final = "\0"
+_MARK: Final = "\1"
+_MARKED: Final = re.compile(f"{_MARK}([{_MARK}0])")
+
+Text = TypeVar("Text", str, str | None)
 
 
-ROWS_MAX: Final = 1000
-"""In one statement: SQLite takes 32 766 parameters, PostgreSQL 65 535."""
-_NO_EPOCH: Final = ""
-"""Of a row that is held, of which nothing was acknowledged yet."""
+def escaped(text: Text) -> Text:
+    """Return a text as it is stored in a column."""
+    if not text or (_NUL not in text and _MARK not in text):
+        return text
+    return text.replace(_MARK, _MARK * 2).replace(_NUL, f"{_MARK}0")
+
+
+def unescaped(text: Text) -> Text:
+    """Return the text that ``escaped`` was given."""
+    if not text or _MARK not in text:
+        return text
+    return _MARKED.sub(lambda found: _MARK if found[1] == _MARK else _NUL, text)
+
+
+_NO_EPOCH: Final = ""  # of a row that was claimed and has no acknowledgement yet
 
 Key = tuple[str, str]
 """Owner and name."""
 
 
 class DurableTable:
-    """Reads and writes ``acknowledged``."""
+    """Reads and writes ``acknowledged``.
+
+    One statement compares the claim and writes, so nothing has to be locked before it. Rows are written in the order
+    of their keys, so that two nodes cannot wait for each other's rows.
+    """
 
     def __init__(self, tables: LogTables) -> None:
         self._rows = tables.acknowledged
-        self._insert: Any = postgres_insert if tables.postgres else sqlite_insert
+        self._upsert = tables.upsert
 
     def position(self, connection: sa.Connection, owner: str, name: str) -> Position | None:
-        """Up to where all is acknowledged; None where nothing is, or nobody has held it."""
+        """Return the position up to which all is acknowledged; None if nothing is, or there is no such row."""
         columns = self._rows.c
         wanted = sa.select(columns.epoch, columns.offset).where(columns.owner == owner, columns.name == name)
         found = connection.execute(wanted).one_or_none()
@@ -308,21 +354,21 @@ class DurableTable:
         columns = self._rows.c
         found: dict[Key, Position | None] = {}
         for rows in _chunks(new):
-            statement = self._insert(self._rows).values(rows)
+            statement = self._upsert(self._rows).values(rows)
             changed = {"holder": statement.excluded.holder, "used_at_ms": statement.excluded.used_at_ms}
-            written = statement.on_conflict_do_update(index_elements=("owner", "name"), set_=changed).returning(
+            upserted = statement.on_conflict_do_update(index_elements=("owner", "name"), set_=changed).returning(
                 columns.owner, columns.name, columns.epoch, columns.offset
             )
-            for owner, name, epoch, offset in connection.execute(written):
+            for owner, name, epoch, offset in connection.execute(upserted):
                 found[owner, name] = _position(epoch, offset)
         return found
 
     def acknowledge(
         self, connection: sa.Connection, acknowledgements: Sequence[Acknowledgement], now_ms: int
     ) -> set[Key]:
-        """Write the position of each that is still the newest claim, unless a later one of the same epoch stands there.
+        """Store the position of each claim that was not replaced, unless a later one of the same epoch is stored.
 
-        Gives the keys of those that are.
+        Returns the keys of these claims.
         """
         new = [
             {**_row(one.claim, now_ms), "epoch": one.position.epoch, "offset": one.position.offset}
@@ -331,7 +377,7 @@ class DurableTable:
         columns = self._rows.c
         kept: set[Key] = set()
         for rows in _chunks(new):
-            statement = self._insert(self._rows).values(rows)
+            statement = self._upsert(self._rows).values(rows)
             given = statement.excluded
             later = sa.and_(columns.epoch == given.epoch, columns.offset > given.offset)
             changed = {
@@ -339,10 +385,10 @@ class DurableTable:
                 "offset": sa.case((later, columns.offset), else_=given.offset),
                 "used_at_ms": given.used_at_ms,
             }
-            written = statement.on_conflict_do_update(
+            upserted = statement.on_conflict_do_update(
                 index_elements=("owner", "name"), set_=changed, where=columns.holder == given.holder
             ).returning(columns.owner, columns.name)
-            kept.update((owner, name) for owner, name in connection.execute(written))
+            kept.update((owner, name) for owner, name in connection.execute(upserted))
         return kept
 
 
@@ -357,5 +403,4 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _position(epoch: str, offset: int) -> Position | None:
-    """The position in a row; None where nothing was acknowledged yet."""
     return None if epoch == _NO_EPOCH else Position(epoch, offset)

@@ -1,4 +1,4 @@
-"""Errors in plain words, and which of them waiting heals."""
+"""Errors are translated without parameters, and classified by whether trying again helps."""
 
 import sqlite3
 from pathlib import Path
@@ -33,7 +33,7 @@ SECRET = "s3cret-value"
     "statement",
     ["select * from nowhere where x = :p", "insert into t values (:p)", "select cast(:p as", "select nope(:p)"],
 )
-def test_an_answer_is_told_without_statement_and_parameters(
+def test_error_contains_no_statement_and_no_parameters(
     application: Application, database: Database, statement: str
 ) -> None:
     application.execute("create table t (x text primary key)", "insert into t values ('x')")
@@ -46,7 +46,7 @@ def test_an_answer_is_told_without_statement_and_parameters(
     assert (caught.value.sqlstate is None) == (application.dialect == "sqlite")
 
 
-def test_a_mistake_of_ours_is_no_answer_of_the_database(database: Database) -> None:
+def test_our_own_bug_is_not_translated(database: Database) -> None:
     with pytest.raises(sa.exc.StatementError):
         run(database, "select :p")
     with pytest.raises(sa.exc.ObjectNotExecutableError):
@@ -69,7 +69,7 @@ def test_a_mistake_of_ours_is_no_answer_of_the_database(database: Database) -> N
         (sqlite3.SQLITE_CONSTRAINT_UNIQUE, DatabaseRefused),
     ],
 )
-def test_what_waiting_heals_on_sqlite(code: int, kind: type[DatabaseError]) -> None:
+def test_sqlite_codes_are_classified(code: int, kind: type[DatabaseError]) -> None:
     error = sqlite3.OperationalError("said")
     error.sqlite_errorcode = code
     assert type(translated(error)) is kind
@@ -90,14 +90,14 @@ def test_what_waiting_heals_on_sqlite(code: int, kind: type[DatabaseError]) -> N
         (psycopg.errors.InvalidTextRepresentation("what"), DatabaseRefused),
     ],
 )
-def test_what_waiting_heals_on_postgres(error: psycopg.Error, kind: type[DatabaseError]) -> None:
+def test_postgres_errors_are_classified(error: psycopg.Error, kind: type[DatabaseError]) -> None:
     told = translated(error)
     assert type(told) is kind
     assert isinstance(told, DatabaseError)
     assert told.sqlstate == error.sqlstate
 
 
-def test_a_database_that_is_away(postgres: Postgres, tmp_path: Path) -> None:
+def test_unreachable_database_is_unavailable(postgres: Postgres, tmp_path: Path) -> None:
     wrong = postgres.password_url("postgres", "wr0ng")
     for url in (wrong, f"postgresql://u:{SECRET}@127.0.0.1:1/x", f"postgresql://u:{SECRET}@/x?host={tmp_path}"):
         with pytest.raises(DatabaseUnavailable) as caught:
@@ -113,7 +113,7 @@ def test_a_database_that_is_away(postgres: Postgres, tmp_path: Path) -> None:
     text.engine.dispose()
 
 
-def test_a_file_that_somebody_writes_to_is_busy(sqlite_application: Application) -> None:
+def test_file_locked_by_a_writer_is_unavailable(sqlite_application: Application) -> None:
     hasty = Database(sqlite_engine(sqlite_path(sqlite_application.url), busy_timeout_s=0))
     with sqlite_application.engine.begin() as connection:
         connection.exec_driver_sql("create table t (x)")
@@ -122,8 +122,8 @@ def test_a_file_that_somebody_writes_to_is_busy(sqlite_application: Application)
     hasty.engine.dispose()
 
 
-def test_a_connection_cut_in_the_middle_of_a_copy(postgres_application: Application) -> None:
-    """The driver itself raises it, not SQLAlchemy."""
+def test_connection_lost_during_a_copy_is_unavailable(postgres_application: Application) -> None:
+    """The driver raises the error, not SQLAlchemy."""
     postgres_application.execute("create table t (x text)")
     database = postgres_application.writing()
 
@@ -141,6 +141,6 @@ def test_a_connection_cut_in_the_middle_of_a_copy(postgres_application: Applicat
     database.engine.dispose()
 
 
-def test_all_connections_in_use_is_a_matter_of_waiting() -> None:
+def test_exhausted_pool_is_unavailable() -> None:
     error = translated(sa.exc.TimeoutError("QueuePool limit of size 5 overflow 10 reached"))
     assert isinstance(error, DatabaseUnavailable)

@@ -1,4 +1,4 @@
-"""What few events come next is read in one statement; whatever that cannot tell goes the long way, and ends alike."""
+"""The next few events are read with one statement; everything else takes the regular path, with the same result."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -27,12 +27,12 @@ async def store(postgres_database: str) -> AsyncIterator[EventStore]:
 
 
 @pytest.fixture
-def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A word for each time that the bounds were asked for, which the long way does first."""
+def regular(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each read of the bounds, with which the regular path begins."""
     asked: list[str] = []
     bounds = LogTables.bounds
 
-    def noted(tables: LogTables, connection: sa.Connection) -> Any:  # noqa: ANN401 - whatever it is
+    def noted(tables: LogTables, connection: sa.Connection) -> Any:  # noqa: ANN401 - passed on
         asked.append("bounds")
         return bounds(tables, connection)
 
@@ -45,48 +45,46 @@ def events(count: int) -> list[NewEvent]:
 
 
 @pytest.mark.parametrize("count", [0, 1, EVENTS_MAX, EVENTS_MAX + 1, 100])
-async def test_both_ways_tell_the_same(store: EventStore, long_ways: list[str], count: int) -> None:
+async def test_both_paths_return_the_same(store: EventStore, regular: list[str], count: int) -> None:
     before = (await store.bounds()).head
     stored = await store.append(before, events(count), "point")
-    long_ways.clear()
+    regular.clear()
     found = await store.read(before, PAGE, bytes_max=10**6)
     assert list(found) == list(stored)
-    assert bool(long_ways) == (count > EVENTS_MAX)
+    assert bool(regular) == (count > EVENTS_MAX)
     again = await store.read(before.at(max(0, count - 1)), PAGE)
     assert list(again) == list(stored)[-1:]
 
 
-async def test_after_a_page_of_many_the_next_goes_the_long_way_until_there_are_few(
-    store: EventStore, long_ways: list[str]
-) -> None:
+async def test_fast_path_pauses_until_there_are_few_events(store: EventStore, regular: list[str]) -> None:
     before = (await store.bounds()).head
     await store.append(before, events(100), "point")
-    long_ways.clear()
+    regular.clear()
     ways = []
     for offset in (0, 50, 95, 96, 97):
         await store.read(before.at(offset), PAGE)
-        ways.append(len(long_ways))
-        long_ways.clear()
+        ways.append(len(regular))
+        regular.clear()
     assert ways == [1, 1, 1, 0, 0]
 
 
-async def test_what_is_too_large_together_goes_the_long_way(store: EventStore, long_ways: list[str]) -> None:
+async def test_events_too_large_together_take_the_regular_path(store: EventStore, regular: list[str]) -> None:
     before = (await store.bounds()).head
     stored = await store.append(before, events(3), "point")
     size = sum(len(one.body) for one in stored)
-    long_ways.clear()
+    regular.clear()
     assert len(await store.read(before, PAGE, bytes_max=size + 1)) == 3
-    assert not long_ways
+    assert not regular
     assert len(await store.read(before, PAGE, bytes_max=size)) == 3
     assert len(await store.read(before, PAGE, bytes_max=size - 1)) == 2
     assert len(await store.read(before, PAGE, bytes_max=1)) == 1
-    assert long_ways
+    assert regular
 
 
 @pytest.mark.parametrize(
     "texts", [("message:m\0", "c\0\1", "ch\1"), ("message:ä", None, None), ("tag:" + "x" * 5000, "", "\1")]
 )
-async def test_any_text_comes_back(store: EventStore, texts: Sequence[str | None]) -> None:
+async def test_any_text_is_returned_unchanged(store: EventStore, texts: Sequence[str | None]) -> None:
     object_, conversation_id, channel_id = texts
     new = NewEvent(
         type="message.updated",
@@ -101,7 +99,7 @@ async def test_any_text_comes_back(store: EventStore, texts: Sequence[str | None
     assert list(await store.read(before, PAGE)) == list(stored)
 
 
-async def test_a_position_that_is_gone_is_told_as_by_the_long_way(store: EventStore) -> None:
+async def test_expired_position_raises_as_on_the_regular_path(store: EventStore) -> None:
     before = (await store.bounds()).head
     await store.append(before, events(5), "point")
     await store.trim(age_s=3600, keep=2, limit=100, unused_s=10**6)
@@ -113,8 +111,8 @@ async def test_a_position_that_is_gone_is_told_as_by_the_long_way(store: EventSt
         await store.read(before.at(5), PAGE)
 
 
-async def test_a_connection_that_was_cut_off_while_idle_is_no_outage(
-    store: EventStore, postgres_database: str, long_ways: list[str]
+async def test_connection_lost_while_idle_is_no_outage(
+    store: EventStore, postgres_database: str, regular: list[str]
 ) -> None:
     before = (await store.bounds()).head
     stored = await store.append(before, events(3), "point")
@@ -122,19 +120,19 @@ async def test_a_connection_that_was_cut_off_while_idle_is_no_outage(
     url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as other:
         assert other.execute(CUT).fetchone() == (1,)
-    long_ways.clear()
+    regular.clear()
     assert list(await store.read(before, PAGE)) == list(stored)
-    assert long_ways
-    long_ways.clear()
+    assert regular
+    regular.clear()
     assert list(await store.read(before, PAGE)) == list(stored)
-    assert not long_ways
+    assert not regular
 
 
-async def test_two_who_read_at_once_do_not_wait_for_each_other(store: EventStore, long_ways: list[str]) -> None:
+async def test_concurrent_reads_do_not_wait_for_each_other(store: EventStore, regular: list[str]) -> None:
     before = (await store.bounds()).head
     stored = await store.append(before, events(3), "point")
     await store.read(before, PAGE)
-    long_ways.clear()
+    regular.clear()
     found: list[Sequence[object]] = []
 
     async def read() -> None:
@@ -144,4 +142,4 @@ async def test_two_who_read_at_once_do_not_wait_for_each_other(store: EventStore
         nursery.start_soon(read)
         nursery.start_soon(read)
     assert [list(each) for each in found] == [list(stored)] * 2
-    assert len(long_ways) == 1
+    assert len(regular) == 1

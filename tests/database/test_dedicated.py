@@ -1,4 +1,4 @@
-"""A session knows when it is another one."""
+"""A dedicated connection: its generation, its errors, its closing, and pipelines on it."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +14,7 @@ from tests.application import Application
 from tests.database.abandoned import Held
 
 
-async def test_a_session_that_lost_its_connection_is_another_one(postgres_application: Application) -> None:
+async def test_lost_connection_changes_the_generation(postgres_application: Application) -> None:
     session = postgres_application.reading()
 
     def pid(connection: sa.Connection) -> int:
@@ -36,7 +36,7 @@ async def test_a_session_that_lost_its_connection_is_another_one(postgres_applic
     await session.aclose()
 
 
-async def test_session_left_idle_blames_this_process(postgres_application: Application) -> None:
+async def test_idle_timeout_error_names_this_process(postgres_application: Application) -> None:
     session = postgres_application.reading()
 
     def be_idle(connection: sa.Connection) -> int:
@@ -53,7 +53,7 @@ async def test_session_left_idle_blames_this_process(postgres_application: Appli
     await session.aclose()
 
 
-async def test_what_a_unit_raises_itself_does_not_end_the_session(application: Application) -> None:
+async def test_exception_of_a_unit_does_not_close_the_connection(application: Application) -> None:
     session = application.reading()
 
     def fail(_connection: sa.Connection) -> None:
@@ -68,7 +68,7 @@ async def test_what_a_unit_raises_itself_does_not_end_the_session(application: A
     await session.aclose()
 
 
-async def test_the_drivers_own_errors_are_told_too(application: Application) -> None:
+async def test_errors_of_the_driver_are_translated(application: Application) -> None:
     session = application.reading()
 
     def ask(connection: sa.Connection) -> None:
@@ -80,10 +80,10 @@ async def test_the_drivers_own_errors_are_told_too(application: Application) -> 
     await session.aclose()
 
 
-async def test_a_unit_that_outlives_the_closing_closes_after_itself(
+async def test_unit_that_outlives_the_closing_closes_the_connection(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a unit computes for long: closing does not wait for it."""
+    """Closing does not wait for a unit that computes for a long time."""
     monkeypatch.setattr(engines, "GRACE_S", 0)
     any_application.execute("select 1")
     session = any_application.reading()
@@ -91,11 +91,11 @@ async def test_a_unit_that_outlives_the_closing_closes_after_itself(
     await held.abandon(session.run)
     await session.aclose()
     assert not held.closed.is_set()
-    held.let_go()
+    held.release()
     assert await trio.to_thread.run_sync(held.closed.wait, 10)
 
 
-def test_session_without_use_closes(any_application: Application) -> None:
+def test_unused_connection_can_be_closed(any_application: Application) -> None:
     session = any_application.reading()
     trio.run(session.aclose)
     assert isinstance(session, DedicatedConnection)
@@ -106,7 +106,7 @@ BEGIN = Statement("begin", "begin")
 DIVIDE = Statement("divide", "select 1 / $1::int8")
 
 
-async def test_a_conversation_needs_an_open_connection(postgres_application: Application) -> None:
+async def test_pipeline_needs_an_open_connection(postgres_application: Application) -> None:
     session = postgres_application.reading()
 
     async def ask(pipeline: Pipeline) -> list[list[tuple[Any, ...]]]:
@@ -123,7 +123,7 @@ async def test_a_conversation_needs_an_open_connection(postgres_application: App
         await session.converse(ask)
 
 
-async def test_a_conversation_that_fails_or_is_left_in_the_middle_closes_the_connection(
+async def test_failed_or_cancelled_pipeline_closes_the_connection(
     postgres_application: Application,
 ) -> None:
     session = postgres_application.reading()
@@ -147,7 +147,7 @@ async def test_a_conversation_that_fails_or_is_left_in_the_middle_closes_the_con
     await session.aclose()
 
 
-async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_application: Application) -> None:
+async def test_pipeline_and_unit_wait_for_each_other(postgres_application: Application) -> None:
     session = postgres_application.reading()
     await session.run(lambda _connection: None)
     order: list[str] = []
@@ -165,7 +165,7 @@ async def test_a_conversation_and_a_unit_wait_for_each_other(postgres_applicatio
     await session.aclose()
 
 
-async def test_a_conversation_that_outlives_the_closing_closes_the_connection(
+async def test_pipeline_that_outlives_the_closing_closes_the_connection(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "GRACE_S", 0)

@@ -1,4 +1,4 @@
-"""Few events are appended in one statement; whatever that cannot do goes the long way, and ends alike."""
+"""Few events are appended with one statement; everything else takes the regular path, with the same result."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -36,12 +36,12 @@ def other(postgres_database: str) -> Iterator["psycopg.Connection[tuple[object, 
 
 
 @pytest.fixture
-def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
-    """The heads that the long way has compared with."""
+def regular(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
+    """The expected heads of all appends on the regular path."""
     compared: list[Position] = []
     compare = LogTables.move_head
 
-    def noted(tables: LogTables, connection: sa.Connection, expected: Position, *rest: Any) -> int | None:  # noqa: ANN401 - whatever is handed on
+    def noted(tables: LogTables, connection: sa.Connection, expected: Position, *rest: Any) -> int | None:  # noqa: ANN401 - passed on
         compared.append(expected)
         return compare(tables, connection, expected, *rest)
 
@@ -51,7 +51,7 @@ def long_ways(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
 
 @pytest.fixture
 def patience() -> Iterator[list[str]]:
-    """For how long each append that had to wait at the fence was to wait there."""
+    """The time limits of all appends that had to wait at the fence."""
     told: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, arguments: dict[str, str], *_: object) -> None:
@@ -73,7 +73,7 @@ def of_size(size: int) -> NewEvent:
 
 
 @pytest.mark.parametrize(
-    "new, is_long",
+    "new, is_regular",
     [
         ([], False),
         ([event(1, object="\0\1ü", channel_id=None)], False),
@@ -82,14 +82,14 @@ def of_size(size: int) -> NewEvent:
         ([of_size(BYTES_MAX - 1), of_size(1)], False),
         ([of_size(BYTES_MAX), of_size(1)], True),
     ],
-    ids=["none", "one", "as many as go", "one more", "as large as goes", "one octet more"],
+    ids=["none", "one", "the most", "one more", "the largest", "one byte more"],
 )
-async def test_what_is_appended_is_read_as_it_was_given(
-    store: EventStore, long_ways: list[Position], new: list[NewEvent], is_long: bool
+async def test_appended_events_are_read_unchanged(
+    store: EventStore, regular: list[Position], new: list[NewEvent], is_regular: bool
 ) -> None:
     head = (await store.bounds()).head
     stored = await store.append(head, new, "point")
-    assert bool(long_ways) is is_long
+    assert bool(regular) is is_regular
     assert list(await store.read(head, 100)) == stored
     assert [one.offset for one in stored] == list(range(1, len(new) + 1))
     assert [(one.object, one.channel_id, one.body) for one in stored] == [
@@ -98,7 +98,7 @@ async def test_what_is_appended_is_read_as_it_was_given(
     assert await store.resume_point() == "point"
 
 
-async def test_who_is_late_has_written_nothing(store: EventStore) -> None:
+async def test_stale_append_writes_nothing(store: EventStore) -> None:
     head = (await store.bounds()).head
     await store.append(head, [event(1)], "first")
     with pytest.raises(StaleAppend):
@@ -107,8 +107,8 @@ async def test_who_is_late_has_written_nothing(store: EventStore) -> None:
     assert await store.resume_point() == "first"
 
 
-async def test_while_another_is_inside_the_fence_it_waits_there_like_any_append(
-    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[Position]
+async def test_append_waits_while_another_session_is_inside_the_fence(
+    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", regular: list[Position]
 ) -> None:
     head = (await store.bounds()).head
     other.execute(f"select pg_advisory_lock({LOCK})")
@@ -116,15 +116,15 @@ async def test_while_another_is_inside_the_fence_it_waits_there_like_any_append(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.append, head, [event(1)], "point")
             await trio.to_thread.run_sync(until_one_waits, other)
-            assert not long_ways  # it waits at the fence, with nothing locked
+            assert not regular  # it waits at the fence and has locked nothing
             other.execute(f"select pg_advisory_unlock({LOCK})")
     assert (await store.bounds()).last == 1
 
 
-async def test_patience_with_who_hangs_inside_ends_with_an_append_that_succeeds(
+async def test_successful_append_resets_the_patience(
     postgres_database: str, store: EventStore, patience: list[str]
 ) -> None:
-    """Else each cut in a server's life would double what the next writer that is frozen may take."""
+    """Otherwise each session that is ended would double the patience with the next frozen writer."""
     url = sa.make_url(postgres_database).set(drivername="postgresql").render_as_string(hide_password=False)
     head = (await store.bounds()).head
     for number in range(2):
@@ -137,10 +137,10 @@ async def test_patience_with_who_hangs_inside_ends_with_an_append_that_succeeds(
     assert len(set(patience)) == 1
 
 
-async def test_it_is_inside_the_fence_itself(
+async def test_fast_append_is_inside_the_fence(
     postgres_database: str, store: EventStore, other: "psycopg.Connection[tuple[object, ...]]"
 ) -> None:
-    """So that the next writer can cut it off, wherever the server keeps it."""
+    """So that the next writer can end its session wherever it hangs."""
     engine = sa.create_engine(postgres_database, poolclass=sa.NullPool)
     head = (await store.bounds()).head
     with trio.fail_after(10):
@@ -156,27 +156,27 @@ async def test_it_is_inside_the_fence_itself(
     assert (await store.bounds()).last == 1
 
 
-async def test_a_connection_that_was_cut_while_idle_is_opened_again_unnoticed(
-    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", long_ways: list[Position]
+async def test_connection_lost_while_idle_is_opened_again(
+    store: EventStore, other: "psycopg.Connection[tuple[object, ...]]", regular: list[Position]
 ) -> None:
     head = (await store.bounds()).head
     head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
     other.execute(CUT)
     assert [one.offset for one in await store.append(head, [event(2)], "point")] == [2]
-    assert not long_ways
+    assert not regular
 
 
-async def test_two_at_once_are_both_compared(store: EventStore, long_ways: list[Position]) -> None:
+async def test_two_concurrent_appends_are_both_compared(store: EventStore, regular: list[Position]) -> None:
     head = (await store.bounds()).head
     with pytest.RaisesGroup(StaleAppend, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             for number in range(2):
                 nursery.start_soon(store.append, head, [event(number)], str(number))
-    assert long_ways
+    assert regular
     assert (await store.bounds()).last == 1
 
 
-async def test_it_is_on_disk_whatever_the_default_of_the_database(
+async def test_append_is_on_disk_whatever_the_server_default(
     postgres_database: str, store: EventStore, other: "psycopg.Connection[tuple[object, ...]]"
 ) -> None:
     name = sa.make_url(postgres_database).database
@@ -188,10 +188,10 @@ async def test_it_is_on_disk_whatever_the_default_of_the_database(
         flushed += other.execute("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone() == (
             True,
         )
-    assert flushed > 10  # the server may write something of its own in between; without it hardly ever
+    assert flushed > 10  # the server may write WAL in between; with an asynchronous commit hardly ever
 
 
-async def test_tables_that_are_missing_are_no_outage(postgres_database: str) -> None:
+async def test_missing_tables_are_refused(postgres_database: str) -> None:
     async with open_sql(DatabaseOptions(url=postgres_database)) as store:
         with pytest.raises(DatabaseRefused):
             await store.append(Position(new_epoch(), 0), [event(1)], "point")
