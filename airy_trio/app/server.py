@@ -92,7 +92,8 @@ class Renewal:
                 logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - as above
 
     async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
-        found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)  # a mount may hang
+        logger.info("reading settings")  # a mount may hang: then this line is the last one about it
+        found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if (new is None) != (encryption is None):
             raise StartError([TLS_STAYS])
         sessions.renew(found.auth, file_keys)

@@ -161,7 +161,7 @@ async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClo
             await plugged.client.connect(headers=[("login", "hush"), ("passcode", "hush")])
             await plugged.ending.wait()
     assert [(log["log_level"], log["reason"]) for log in logs if log["event"] == "credentials refused"] == [
-        ("info", "the token is none of auth.tokens")
+        ("info", "the token is not in auth.tokens")
     ]
     assert "hush" not in str(logs)
 
@@ -184,9 +184,9 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
             await connect(1, ("passcode", "wrong"))
     lines = [line for line in logs if line["event"] == "credentials refused"]
     assert [(line["reason"], line["not_logged"]) for line in lines if line["log_level"] == "info"] == [
-        ("the token is none of auth.tokens", 0),
+        ("the token is not in auth.tokens", 0),
         ("the client sent no token", 0),
-        ("the token is none of auth.tokens", 3),
+        ("the token is not in auth.tokens", 3),
     ]
     assert [line["address"] for line in lines] == ["192.0.2.1"] * 6
 

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
-from airy_trio.auth.authenticator import ADDRESSES_MAX, COUNTED_MAX, DECAY_S, MOST_S, Delays
+from airy_trio.auth.authenticator import ADDRESSES_MAX, DECAY_S, DELAY_MAX_S, REFUSALS_MAX, Delays
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from tests.websocket.auth.signing import SECRET, issuer
@@ -24,9 +24,9 @@ def test_what_is_long_ago_is_forgotten_bit_by_bit() -> None:
     delays = Delays()
     for _ in range(20):
         delays.refused("a", 0)
-    assert delays.refused("a", DECAY_S * 0.9) == MOST_S
+    assert delays.refused("a", DECAY_S * 0.9) == DELAY_MAX_S
     assert delays.refused("a", DECAY_S * 2.9) == 1.6  # two of the six are forgotten: four make 1.6
-    assert delays.refused("a", DECAY_S * (COUNTED_MAX + 3)) == 0.1
+    assert delays.refused("a", DECAY_S * (REFUSALS_MAX + 3)) == 0.1
 
 
 def test_the_memory_is_bounded_and_loses_the_oldest() -> None:

@@ -233,7 +233,7 @@ async def test_a_destination_that_is_not_granted_ends_the_session(
             "/events/conversation/c2",
             "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event",
         ),
-        ({}, "/events", "the token has no claim that grants anything, and auth.jwt_require_grants is set"),
+        ({}, "/events", "the token has neither claim of grants, and auth.jwt_require_grants is set"),
         (
             {"airy_channels": [], "airy_destinations": []},
             "/events",

@@ -1,5 +1,6 @@
 """When keys are asked for, how often at most, and what counts meanwhile; sources are real ones where they are told."""
 
+import math
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -146,6 +147,25 @@ async def test_a_ring_that_is_retired_while_its_source_answers_fails_nobody(
         await trio.sleep(1)  # a second signal while a server of keys takes its time
         ring.retire()
         await trio.sleep(4)
+    assert ring.keys == keys_of(FIRST)
+
+
+async def test_retiring_a_ring_cancels_its_load(autojump_clock: MockClock) -> None:
+    ring = KeyRing(source=Source(keys_of(FIRST), delay_s=math.inf))
+    newer: list[bool] = []
+
+    async def wait_newer() -> None:
+        newer.append(await ring.wait_newer())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.refresh)
+        nursery.start_soon(wait_newer)
+        await trio.testing.wait_all_tasks_blocked()
+        retired_at = trio.current_time()
+        ring.retire()
+    assert trio.current_time() == retired_at
+    assert newer == [True]
+    assert not ring.loaded
 
 
 async def test_keys_without_a_source_stay(autojump_clock: MockClock) -> None:
@@ -236,6 +256,20 @@ async def test_load_of_a_hanging_file_can_be_cancelled(tmp_path: Path) -> None:
         nursery.start_soon(source_of(AuthOptions(mode="jwt", jwt_key=str(path))).load)
         writing = await open_writer(path)
         nursery.cancel_scope.cancel()
+    os.close(writing)
+
+
+async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -> None:
+    past, path = tmp_path / "past.json", tmp_path / "keys.json"
+    past.write_bytes(published(FIRST))
+    path.write_bytes(published(SECOND))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    make_hang(past)
+    async with following(authenticator):
+        writing = await open_writer(past)  # the refresh is reading it now
+        authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+        path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this
+        await accepted(authenticator, FIRST)
     os.close(writing)
 
 

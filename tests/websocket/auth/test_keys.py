@@ -59,9 +59,9 @@ def test_a_curve_is_of_one_algorithm(algorithm: str) -> None:
     [
         (b"", "not one public key"),
         (pem(RSA) + pem(P256), "not one public key"),
-        (private_pem(RSA), "there is a private key in it"),
-        (b"-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----\n", "is no public key"),
-        (of_version_8(certificate()), "is no public key"),
+        (private_pem(RSA), "it contains a private key"),
+        (b"-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----\n", "is not a public key"),
+        (of_version_8(certificate()), "is not a public key"),
         (pem(key_pair("RS256", bits=1024)), "at least 2048 bits"),
         (pem(P256), "no public key for RS256"),
         (ED25519, "neither an RSA key nor"),
@@ -113,7 +113,7 @@ def test_a_key_that_says_its_algorithm_is_for_no_other() -> None:
         (b'{"keys": {}}', "no array"),
         (b'{"keys": []}', "no public key for RS256"),
         (jwks({"kty": "oct", "k": "aHVudGVyMg"}), "no public key for RS256"),
-        (jwks(jwk(RSA), json.loads(json.dumps({**jwk(RSA), "d": "hunter2"}))), "there is a private key"),
+        (jwks(jwk(RSA), json.loads(json.dumps({**jwk(RSA), "d": "hunter2"}))), "it contains a private key"),
         (jwks(*[{}] * (KEYS_MAX + 1)), "more than 64 keys"),
     ],
     ids=range(10),  # the same
