@@ -2,10 +2,10 @@
 
 from airy_trio.auth.authenticator import Authenticator, load_file_keys
 from airy_trio.auth.keys import Key
-from airy_trio.auth.users import ANYBODY, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
 
 __all__ = [
-    "ANYBODY",
+    "ANONYMOUS",
     "TOKEN_BYTES_MAX",
     "AuthOptions",
     "Authenticator",

@@ -22,7 +22,7 @@ import trio
 
 from airy_trio.auth.key_sources import KeyFile, KeyRing, source_of
 from airy_trio.auth.keys import Key, KeysFault, secret_key
-from airy_trio.auth.users import ALL, ANYBODY, AuthOptions, Refusal, RefusalKind, User, Verified
+from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
 from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
@@ -80,7 +80,7 @@ class Authenticator:
         """
         options = self._options
         if options.mode == "none":
-            return ANYBODY
+            return ANONYMOUS
         found = token_of_connect(request)
         token = upgrade_token if found is None else found
         if token is None:

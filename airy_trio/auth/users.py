@@ -200,7 +200,7 @@ class User:
     grant: Grant = ALL
 
 
-ANYBODY: Final = User(None)
+ANONYMOUS: Final = User(None)
 
 
 class RefusalKind(Enum):

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
-from airy_trio.auth import ANYBODY, User
+from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
@@ -167,7 +167,7 @@ class Client:
     visitor: Visitor | None = None
     stream: FramedStream = field(init=False)
     state: ClientState = ClientState.CONNECTING
-    user: User = ANYBODY
+    user: User = ANONYMOUS
     connected: bool = False
     farewell: DisconnectReason | None = None
     subscriptions: dict[int, Subscription] = field(factory=dict)

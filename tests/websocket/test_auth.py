@@ -6,7 +6,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth import ANONYMOUS, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
 from airy_trio.sessions.closing import LOG_EARLY_ENDS_EVERY_S
@@ -65,8 +65,8 @@ async def test_each_token_is_its_users() -> None:
 
 async def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
     authenticator = Authenticator(AuthOptions())
-    assert await authenticator.authenticate(NOBODY) == ANYBODY
-    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANYBODY
+    assert await authenticator.authenticate(NOBODY) == ANONYMOUS
+    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANONYMOUS
 
 
 async def test_a_mode_without_tokens_lets_nobody_in() -> None:
