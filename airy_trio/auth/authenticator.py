@@ -180,9 +180,8 @@ class Delays:
     """The recent refusals of each address."""
 
     def __init__(self) -> None:
-        self._refusals: OrderedDict[str, tuple[int, float]] = (
-            OrderedDict()
-        )  # count and time of the last one, oldest first
+        # Count, and time of the last refusal; the oldest first.
+        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._refusals)

@@ -1,4 +1,4 @@
-"""Which of the places where a token can be counts."""
+"""Which token is used if a client sends several."""
 
 import pytest
 
