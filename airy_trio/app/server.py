@@ -323,7 +323,7 @@ class Renewal:
                 logger.error("settings not renewed", faults=(_unexpected(error),))  # noqa: TRY400 - may show a secret
 
     async def _renew(self, running: Settings, sessions: Sessions, encryption: Encryption | None) -> None:
-        # Abandoned on cancel because a mounted file system may hang.
+        logger.info("reading settings")  # a mounted file system may hang: then this is the last line about them
         found, new, file_keys = await trio.to_thread.run_sync(self._read, abandon_on_cancel=True)
         if (new is None) != (encryption is None):
             raise StartError([TLS_FIXED])

@@ -1,14 +1,11 @@
-"""Who a client is, and what it may read: credentials in, a user or a refusal out.
-
-What a refused client is told, and when, is not here.
-"""
+"""Authentication: credentials in, a user with a grant or a refusal out."""
 
 from airy_trio.auth.authenticator import Authenticator, load_file_keys
 from airy_trio.auth.keys import Key
-from airy_trio.auth.users import ANYBODY, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
 
 __all__ = [
-    "ANYBODY",
+    "ANONYMOUS",
     "TOKEN_BYTES_MAX",
     "AuthOptions",
     "Authenticator",

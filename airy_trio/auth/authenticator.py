@@ -1,17 +1,13 @@
-"""Tells users by their credentials: anybody, one of the tokens of the settings, or a web token.
+"""Authentication of clients: without credentials, by the tokens of the settings, or by web tokens.
 
-Tokens are compared as digests, always with all of them: how long it takes tells nothing about any of them.
+The token of a client is the first of these that is present: ``Authorization: Bearer`` in CONNECT, ``passcode``,
+``Authorization: Bearer`` of the upgrade, the cookie. If it is wrong the client is refused; no other one is tried. Other
+schemes than Bearer are ignored, because a proxy may use them, and an empty value counts as absent.
 
-Where a client's token is found: in CONNECT, in the upgrade's ``Authorization``, in a cookie; the first there counts.
+Tokens of the settings are compared as digests, always with all of them, so the time does not reveal anything about one.
 
-The order: ``Authorization: Bearer`` in CONNECT, ``passcode``, ``Authorization: Bearer`` of the upgrade, the cookie. A
-token that is there and wrong refuses the client: no other is tried. Another scheme than Bearer is not for us (a proxy
-may use it), and what is empty is not there. Whether a token is right is not known here.
-
-How long a refused CONNECT waits for its answer: longer with each that the same address has had refused lately.
-
-Guessing is slowed, and who is let in is never: only refusals are counted and only they wait. The memory is bounded: the
-address that was refused the longest ago is forgotten first. Nothing waits here.
+A refused CONNECT is answered with a delay that grows with the recent refusals of the same address. This slows guessing,
+and never a client with good credentials. The memory is bounded: the address with the oldest refusal is dropped first.
 """
 
 import hashlib
@@ -26,89 +22,34 @@ import trio
 
 from airy_trio.auth.key_sources import KeyFile, KeyRing, source_of
 from airy_trio.auth.keys import Key, KeysFault, secret_key
-from airy_trio.auth.users import ALL, ANYBODY, AuthOptions, Refusal, RefusalKind, User, Verified
+from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
 from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
 from airy_trio.stomp.requests import Connect
 
-NOBODYS: Final = ""
-"""Stands for what is there and cannot be a token, such as two of them: nobody has it."""
+NOT_A_TOKEN: Final = ""
+"""Stands for a value that is present and cannot be a token, such as two of them: it matches no user."""
+
+DELAY_FIRST_S: Final = 0.1
+"""After the first refusal; each further one doubles it."""
+DELAY_MAX_S: Final = 2.0
+DECAY_S: Final = 10.0
+"""An address loses one refusal after each such time without a refusal."""
+REFUSALS_MAX: Final = 6
+"""Refusals counted for one address. More would not change the delay, which has reached its maximum."""
+ADDRESSES_MAX: Final = 10_000
 
 _SCHEME: Final = re.compile(r"[ \t]*bearer(?:[ \t]+(.*))?", re.IGNORECASE | re.DOTALL)
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 Headers = Mapping[str, Sequence[str]]
-"""Of a request: the values of each by its name in lower case."""
-
-
-def token_of_connect(request: Connect) -> str | None:
-    """Give the token that CONNECT carries; None where there is none."""
-    bearer = None if request.authorization is None else _bearer(request.authorization)
-    return (request.passcode or None) if bearer is None else bearer
-
-
-def token_of_upgrade(headers: Headers, cookie: str) -> str | None:
-    """Give the token that an upgrade carries, in the header or the ``cookie`` of this name; None where there is none.
-
-    Two of a kind are nobody's: which of them a proxy or a browser meant is not ours to guess.
-    """
-    bearers = [found for value in headers.get("authorization", ()) if (found := _bearer(value)) is not None]
-    cookies = [found for value in headers.get("cookie", ()) if cookie for found in _cookies_named(cookie, value)]
-    present = bearers or [one for one in cookies if one]
-    return None if not present else present[0] if len(present) == 1 else NOBODYS
-
-
-def _bearer(value: str) -> str | None:
-    scheme = _SCHEME.fullmatch(value)
-    text = "" if scheme is None else (scheme[1] or "").strip(" \t")
-    if not text:
-        return None
-    return text if _TOKEN.fullmatch(text) else NOBODYS
-
-
-def _cookies_named(name: str, header: str) -> list[str]:
-    """The values of all cookies of a name (RFC 6265, section 4.2.1), which may stand in quotes."""
-    values: list[str] = []
-    for pair in header.split(";"):
-        found, separator, value = pair.strip(" \t").partition("=")
-        if separator and found == name:
-            values.append(value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value)
-    return values
-
-
-FIRST_S: Final = 0.1
-"""Each further one doubles it."""
-MOST_S: Final = 2.0
-DECAY_S: Final = 10.0
-"""After this time without a refusal one of an address is forgotten, after twice the time another, and so on."""
-COUNTED_MAX: Final = 6
-"""More change nothing: the delay is at its most before."""
-ADDRESSES_MAX: Final = 10_000
-
-
-class Delays:
-    """Refusals by address."""
-
-    def __init__(self) -> None:
-        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, when the last; that first
-
-    def __len__(self) -> int:
-        return len(self._refusals)
-
-    def refused(self, address: str, now: float) -> float:
-        """Count a refusal, and give how long its answer is to wait, in seconds. ``now``: in Trio's time."""
-        count, at = self._refusals.pop(address, (0, now))
-        count = max(0, count - int((now - at) / DECAY_S))
-        self._refusals[address] = (min(count + 1, COUNTED_MAX), now)
-        if len(self._refusals) > ADDRESSES_MAX:
-            self._refusals.popitem(last=False)
-        return min(math.ldexp(FIRST_S, count), MOST_S)
+"""Of a request: the values of each header by its name in lower case."""
 
 
 class Authenticator:
-    """Tells users by what they send in the upgrade and in CONNECT. Holds digests, no tokens.
+    """Finds the user of the credentials in the upgrade and in CONNECT. Stores digests, no tokens.
 
-    ``file_keys`` and errors: see ``renew``. One task calls ``refresh_keys`` in a loop while sessions run.
+    ``file_keys`` and errors: see ``renew``. One task must call ``refresh_keys`` in a loop while sessions run.
     """
 
     def __init__(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
@@ -117,50 +58,49 @@ class Authenticator:
         self.renew(options, file_keys)
 
     def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
-        """Replace the options.
+        """Replace the options. Sessions are not ended here: the caller then tests each user with ``accepts``.
 
-        The sessions stay: ``Sessions.renew`` calls this, then ends those whose user ``accepts`` refuses.
-        ``file_keys``: what ``load_file_keys`` returned for these options. Without them a key file is read here, which
+        ``file_keys``: the result of ``load_file_keys`` for these options. Without it a key file is read here, which
         blocks. Raises ``SettingsError``, with nothing changed, if a key file cannot be used.
         """
         past, self._ring = self._ring, _key_ring(options, self._ring, file_keys)
         self._options = options
         digests = ((_digest(token), name) for name, token in options.tokens.items())
         self._users = tuple((digest, User(name, digest)) for digest, name in digests)
-        past.retire()  # who refreshes it turns to the new one
+        past.retire()  # `refresh_keys` returns from it, and continues with the new one
 
     def token_of_upgrade(self, headers: Headers) -> str | None:
-        """Give the token that an upgrade's headers carry, for ``authenticate``; None where there is none."""
+        """Return the token in the headers of an upgrade, for ``authenticate``; None if there is none."""
         return None if self._options.mode == "none" else token_of_upgrade(headers, self._options.cookie)
 
     async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
-        """Give the user whose credentials these are, or why there is none. Those of CONNECT count before the others.
+        """Return the user, or the reason for a refusal. A token in CONNECT has precedence; ``login`` is ignored.
 
-        ``login`` is not looked at. Where a web token names a key that is not known, keys are asked for anew.
+        If a web token names an unknown key, waits until the keys were loaded again.
         """
         options = self._options
         if options.mode == "none":
-            return ANYBODY
+            return ANONYMOUS
         found = token_of_connect(request)
         token = upgrade_token if found is None else found
         if token is None:
             return Refusal.unauthorized("the client sent no token")
         if not token:
-            return Refusal.unauthorized("the client sent several tokens, or characters that no token may have")
+            return Refusal.unauthorized("the client sent several tokens, or characters that a token cannot contain")
         if options.mode == "tokens":
-            return self._user_of(_digest(token)) or Refusal.unauthorized("the token is none of auth.tokens")
+            return self._user_of(_digest(token)) or Refusal.unauthorized("the token is not in auth.tokens")
         ring = self._ring
         answer = await _user_of_web_token(token, ring, options)
-        if isinstance(answer, Refusal) and ring is not self._ring:  # renewed while it waited: the new keys are asked
+        if isinstance(answer, Refusal) and ring is not self._ring:  # renewed while it waited
             return await self.authenticate(request, upgrade_token)
         return answer
 
     def delay_s(self, address: str | None) -> float:
-        """Count a refusal, and give how long its answer waits. ``address``: whose it is; None: of whom nobody knows."""
+        """Count a refusal of an address, None if unknown, and return the delay of its answer in seconds."""
         return self._delays.refused(address or "", trio.current_time())
 
     def accepts(self, user: User) -> bool:
-        """Whether a user's credentials still count, for the same name, and still grant what they granted."""
+        """Return whether a user's credentials are still valid, for the same name and with the same grant."""
         options, proof = self._options, user.proof
         match options.mode:
             case "none":
@@ -170,7 +110,7 @@ class Authenticator:
             case "jwt":
                 if not isinstance(proof, Verified) or (options.jwt_require_exp and user.expires_at is None):
                     return False
-                # Only the grant is kept, not the token's claims: under other names they may grant something else.
+                # The claims themselves are not stored, and those of other names might grant something else.
                 if proof.grant_claims != options.grant_claims or (options.jwt_require_grants and user.grant == ALL):
                     return False
                 return not self._ring.loaded or still_accepted(proof, self._ring.keys, options)
@@ -178,7 +118,7 @@ class Authenticator:
                 assert_never(options.mode)
 
     async def refresh_keys(self) -> bool:
-        """Wait until the keys of web tokens are due, and load them; True where ``accepts`` may say otherwise now."""
+        """Wait until the keys of web tokens are due, and load them. True if results of ``accepts`` may have changed."""
         return await self._ring.refresh()
 
     def _user_of(self, digest: bytes) -> User | None:
@@ -206,7 +146,7 @@ async def _user_of_web_token(token: str, ring: KeyRing, options: AuthOptions) ->
 
 
 def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
-    """Read the key file that the options name; None if they name none. Blocks. Raises ``SettingsError``."""
+    """Read the key file that the options name; None if they do not name one. Blocks. Raises ``SettingsError``."""
     if options.mode != "jwt" or options.secret_is_shared:
         return None
     source = source_of(options)
@@ -214,7 +154,7 @@ def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
 
 
 def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | None) -> KeyRing:
-    """Return the keys of the options. Those of a server stay the same until it has answered."""
+    """Return the keys of the options. The keys of the same server are reused until it has answered again."""
     if options.mode != "jwt":
         return KeyRing()
     if options.secret_is_shared:
@@ -234,3 +174,58 @@ def _load(source: KeyFile) -> tuple[Key, ...]:
 
 def _digest(token: str) -> bytes:
     return hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+
+
+class Delays:
+    """The recent refusals of each address."""
+
+    def __init__(self) -> None:
+        # Count, and time of the last refusal; the oldest first.
+        self._refusals: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._refusals)
+
+    def refused(self, address: str, now: float) -> float:
+        """Count a refusal, and return the delay of its answer in seconds. ``now``: in Trio's time."""
+        count, at = self._refusals.pop(address, (0, now))
+        count = max(0, count - int((now - at) / DECAY_S))
+        self._refusals[address] = (min(count + 1, REFUSALS_MAX), now)
+        if len(self._refusals) > ADDRESSES_MAX:
+            self._refusals.popitem(last=False)
+        return min(math.ldexp(DELAY_FIRST_S, count), DELAY_MAX_S)
+
+
+def token_of_connect(request: Connect) -> str | None:
+    """Return the token in CONNECT; None if there is none."""
+    bearer = None if request.authorization is None else _bearer(request.authorization)
+    return (request.passcode or None) if bearer is None else bearer
+
+
+def token_of_upgrade(headers: Headers, cookie: str) -> str | None:
+    """Return the token in the header or the ``cookie`` of an upgrade; None if there is none.
+
+    Two of a kind are ``NOT_A_TOKEN``: the server cannot know which of them was meant.
+    """
+    bearers = [found for value in headers.get("authorization", ()) if (found := _bearer(value)) is not None]
+    cookies = [found for value in headers.get("cookie", ()) if cookie for found in _cookies_named(cookie, value)]
+    present = bearers or [one for one in cookies if one]
+    return None if not present else present[0] if len(present) == 1 else NOT_A_TOKEN
+
+
+def _bearer(value: str) -> str | None:
+    scheme = _SCHEME.fullmatch(value)
+    text = "" if scheme is None else (scheme[1] or "").strip(" \t")
+    if not text:
+        return None
+    return text if _TOKEN.fullmatch(text) else NOT_A_TOKEN
+
+
+def _cookies_named(name: str, header: str) -> list[str]:
+    """Return the values of all cookies with a name (RFC 6265, section 4.2.1). They may be quoted."""
+    values: list[str] = []
+    for pair in header.split(";"):
+        found, separator, value = pair.strip(" \t").partition("=")
+        if separator and found == name:
+            values.append(value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value)
+    return values

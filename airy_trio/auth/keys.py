@@ -1,7 +1,6 @@
-"""The keys that web tokens are verified with: read from a JWK Set or PEM, and each only for algorithms of its kind.
+"""The keys that verify web tokens, read from a JWK Set or from PEM. Each is only for algorithms of its kind.
 
-A public key is never a secret of HS*, and a private one is refused wherever it stands: here is nothing to sign. Where
-the bytes come from is not known here.
+A public key is never used as a secret of HS*. A private key is refused wherever it is found: this server does not sign.
 """
 
 import hashlib
@@ -19,12 +18,12 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from airy_trio.auth.users import SECRET_ALGORITHMS
 
 KEYS_BYTES_MAX: Final = 256 * 1024
-"""Of a file or an answer with keys."""
+"""Size of a file or a response with keys."""
 KEYS_MAX: Final = 64
-"""A token without ``kid`` is tried with each."""
+"""Of a JWK Set. A token without ``kid`` is tried with each."""
 RSA_BITS_MIN: Final = 2048
 SECRET_BYTES_MIN: Final = {name: int(name[2:]) // 8 for name in SECRET_ALGORITHMS}
-"""RFC 7518, section 3.2: as long as the hash."""
+"""As long as the hash (RFC 7518, section 3.2)."""
 _RSA: Final = frozenset({"RS256", "RS384", "RS512"})
 _OF_CURVE: Final = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 _READERS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
@@ -36,12 +35,12 @@ PublicKey = RSAPublicKey | EllipticCurvePublicKey
 
 
 class KeysFault(Exception):
-    """There are no keys in what was read; says why in plain words, with nothing of what was read."""
+    """No usable keys were read. The message gives the reason and quotes nothing of the data."""
 
 
 @frozen
 class Key:
-    """One key. ``kid``: its name; None: it has none. ``algorithms``: for which it may be used, at least one."""
+    """One key. ``kid``: its name, if it has one. ``algorithms``: those that it may verify, at least one."""
 
     kid: str | None
     algorithms: frozenset[str]
@@ -49,12 +48,12 @@ class Key:
     fingerprint: bytes = field(repr=False)
 
     def may_verify(self, kid: str | None, algorithm: str) -> bool:
-        """Whether a token that names this key, or none, and this algorithm may be verified with it."""
+        """Return whether this key may verify a token with this ``kid``, None if it has none, and this algorithm."""
         return algorithm in self.algorithms and (kid is None or self.kid is None or kid == self.kid)
 
 
 def bounded(data: bytes) -> bytes:
-    """Give back what is not larger than ``KEYS_BYTES_MAX``; raises ``KeysFault``."""
+    """Return data of at most ``KEYS_BYTES_MAX``, else raise ``KeysFault``."""
     if len(data) > KEYS_BYTES_MAX:
         message = f"larger than {KEYS_BYTES_MAX} bytes"
         raise KeysFault(message)
@@ -62,7 +61,7 @@ def bounded(data: bytes) -> bytes:
 
 
 def secret_key(secret: str, algorithms: Iterable[str]) -> Key:
-    """Make the key of HS* from the secret."""
+    """Make the key of HS* from its secret."""
     data = secret.encode()
     return Key(None, frozenset(algorithms), data, hashlib.sha256(data).digest())
 
@@ -70,25 +69,25 @@ def secret_key(secret: str, algorithms: Iterable[str]) -> Key:
 def read_pem(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
     """Read the one public key, or certificate, in PEM. Raises ``KeysFault``."""
     if b"PRIVATE KEY-----" in data:
-        message = "there is a private key in it; the public one belongs there"
+        message = "it contains a private key; the public key is required"
         raise KeysFault(message)
     if data.count(b"-----BEGIN ") != 1:
-        message = "not one public key or certificate in PEM (several belong into a JWK Set, a .json file)"
+        message = "not one public key or certificate in PEM (use a JWK Set, a .json file, for several)"
         raise KeysFault(message)
     try:
         certified = b"-----BEGIN CERTIFICATE-----" in data
         public = load_pem_x509_certificate(data).public_key() if certified else load_pem_public_key(data)
-    except Exception:  # noqa: BLE001 - as below; and their messages may quote what they read
-        message = "what is between BEGIN and END is no public key"
+    except Exception:  # noqa: BLE001 - as in _from_jwk; and the messages may quote the data
+        message = "the text between BEGIN and END is not a public key"
         raise KeysFault(message) from None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey):
-        message = "neither an RSA key nor one of an elliptic curve of ES256, ES384 or ES512"
+        message = "neither an RSA key nor a key for ES256, ES384 or ES512"
         raise KeysFault(message)
     return _usable([_key(None, public, algorithms)], algorithms)
 
 
 def read_jwks(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
-    """Read the keys of a JWK Set (RFC 7517, section 5), past those for other uses. Raises ``KeysFault``."""
+    """Read the keys of a JWK Set (RFC 7517, section 5), except those for other uses. Raises ``KeysFault``."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):
@@ -102,13 +101,13 @@ def read_jwks(data: bytes, algorithms: Collection[str]) -> tuple[Key, ...]:
         message = f"more than {KEYS_MAX} keys"
         raise KeysFault(message)
     if any(isinstance(entry, dict) and "d" in entry for entry in entries):
-        message = "there is a private key in it; only public ones belong there"
+        message = "it contains a private key; only public keys are allowed"
         raise KeysFault(message)
     return _usable([_from_jwk(entry, algorithms) for entry in entries if isinstance(entry, dict)], algorithms)
 
 
 def _from_jwk(entry: dict[str, Any], algorithms: Collection[str]) -> Key | None:
-    """One key of a set; None: it is for another use or of an unknown kind, which RFC 7517 wants passed over."""
+    """Read one key of a set. None if it is for another use or of an unknown kind, which RFC 7517 says to ignore."""
     operations = entry.get("key_ops", ["verify"])
     if entry.get("use", "sig") != "sig" or not isinstance(operations, list) or "verify" not in operations:
         return None
@@ -118,7 +117,7 @@ def _from_jwk(entry: dict[str, Any], algorithms: Collection[str]) -> Key | None:
     read = _READERS.get(str(entry.get("kty")))
     try:
         public = None if read is None else read(entry)
-    except Exception:  # noqa: BLE001 - whatever a library trips over in a server's answer, that key is passed over
+    except Exception:  # noqa: BLE001 - a key that the library cannot read is ignored, whatever the error
         return None
     if not isinstance(public, RSAPublicKey | EllipticCurvePublicKey):
         return None
@@ -126,7 +125,7 @@ def _from_jwk(entry: dict[str, Any], algorithms: Collection[str]) -> Key | None:
 
 
 def _key(kid: str | None, public: PublicKey, algorithms: Iterable[str]) -> Key | None:
-    """The key for those of the algorithms that are of its kind; None: there are none, or it is too short."""
+    """Make the key for those of the algorithms that fit its kind. None if none fits, or if it is too short."""
     if isinstance(public, RSAPublicKey):
         kind = _RSA if public.key_size >= RSA_BITS_MIN else frozenset()
     else:

@@ -1,12 +1,8 @@
-"""The user of a client, what it was recognised by, and why credentials are refused.
+"""Options, users and grants: the settings of ``[auth]``, who a client is, what it may read, and why it is refused.
 
-The settings of ``[auth]``, each looked at alone; what contradicts what is told where settings are gathered.
-
-What a user may read, by the claims of its web token (settings, ``[auth]``): which destinations, of which channels.
-
-A claim that is absent grants all, an empty list grants nothing. A token with neither claim reads everything, or nothing
-if ``jwt_require_grants`` is set. A grant only says what is left of a destination; the views of the log keep other
-events from the user.
+A web token may limit what its user reads, by two claims: destinations, and channels. An absent claim grants everything,
+an empty list grants nothing. A token with neither claim reads everything, or nothing if ``jwt_require_grants`` is set.
+``Grant.of`` returns what remains of a destination; the views of the log then filter its events.
 """
 
 import re
@@ -20,13 +16,13 @@ from airy_trio.events.destinations import EVERYTHING, Destination, UnknownDestin
 from airy_trio.options import NotAllowedError, between, matching, satisfying
 
 TOKEN_BYTES_MAX: Final = 2048
-"""More would not fit into a header line of CONNECT, whose limit is smaller than that of later frames."""
+"""A longer one would not fit into a header line of CONNECT, whose limit is smaller than that of later frames."""
 USER_NAME_CHARS_MAX: Final = 64
 LEEWAY_S_MAX: Final = 600
-"""More would make the time of expiry mean little."""
+"""A longer one would make the time of expiry meaningless."""
 
 SECRET_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
-"""Who can verify these can also sign."""
+"""The key that verifies these can also sign."""
 KEY_PAIR_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 ALGORITHMS: Final = (*SECRET_ALGORITHMS, *KEY_PAIR_ALGORITHMS)
 
@@ -40,7 +36,7 @@ _CLAIM: Final = matching(r"[^\x00-\x1f\x7f]+", "the name of a claim")
 
 
 def _check_tokens(_instance: object, option: "Attribute[Any]", tokens: dict[str, str]) -> None:
-    """Refuse what no client could send, and what would leave open who it is. No message has a part of a token."""
+    """Reject tokens that no client could send, and a token of two users. No message contains a part of a token."""
     found = None
     if not all(_USER_NAME.fullmatch(name) for name in tokens):
         found = "another name"
@@ -55,14 +51,13 @@ def _check_tokens(_instance: object, option: "Attribute[Any]", tokens: dict[str,
 
 @frozen(kw_only=True)
 class AuthOptions:
-    """Who may connect (settings, ``[auth]``).
+    """Settings of ``[auth]``. Each is validated alone; contradictions are found in ``settings``.
 
-    ``tokens``: of each user, by name. ``jwt_key``: the secret of HS*, else where the public keys are: an ``https://``
-    URL or a ``.json`` file of a JWK Set, or a PEM file. Neither shows in the ``repr``. ``jwt_audience``,
-    ``jwt_issuer``: what ``aud`` must hold and ``iss`` must be; "": not checked. ``jwt_channels_claim``,
+    ``tokens``: by the name of the user. ``jwt_key``: the secret of HS*, else the place of the public keys: an
+    ``https://`` URL or a ``.json`` file of a JWK Set, or a PEM file. The ``repr`` has neither. ``jwt_audience``,
+    ``jwt_issuer``: required in ``aud`` and ``iss``; "": not checked. ``jwt_channels_claim``,
     ``jwt_destinations_claim``: the names of the claims that limit what a user reads. ``jwt_require_grants``: a token
-    with neither of them reads nothing, instead of everything. ``cookie``: the name of the one that carries the token,
-    or "".
+    with neither of them reads nothing, instead of everything. ``cookie``: the name of the cookie with the token, or "".
     """
 
     mode: Literal["none", "tokens", "jwt"] = "none"
@@ -89,18 +84,18 @@ class AuthOptions:
 
     @property
     def grant_claims(self) -> tuple[str, str]:
-        """The names of the claims that limit what a user reads: of channels, and of destinations."""
+        """The names of the claims of channels and of destinations."""
         return self.jwt_channels_claim, self.jwt_destinations_claim
 
     @property
     def secret_is_shared(self) -> bool:
-        """Whether tokens are signed with a secret that is known here as well (HS*)."""
+        """Whether tokens are signed with a secret that this server has as well (HS*)."""
         return any(name in SECRET_ALGORITHMS for name in self.jwt_algorithms)
 
 
 @frozen
 class Grant:
-    """The destinations that a user may subscribe to, and the channels whose events it reads there; None: all.
+    """The destinations that a user may subscribe to, and the channels whose events it receives there; None: all.
 
     ``/events`` includes all destinations.
     """
@@ -109,15 +104,15 @@ class Grant:
     channels: frozenset[str] | None = None
 
     def of(self, destination: Destination) -> Destination | None:
-        """Return the part of a destination that may be read; None: nothing."""
+        """Return the part of a destination that may be read; None: nothing of it."""
         if not self._lists(destination):
             return None
         return destination if self.channels is None else within(destination, self.channels)
 
     def why_not(self, destination: Destination) -> str:
-        """Say, for the log, which claim keeps a destination from the user: by its setting, without its value."""
-        if self is NOTHING:  # a token with two empty lists has an equal grant, but not this one
-            return "the token has no claim that grants anything, and auth.jwt_require_grants is set"
+        """Return, for the log, which claim denies a destination: the name of its setting, without its value."""
+        if self is NOTHING:  # identity: a token with two empty lists has an equal grant
+            return "the token has neither claim of grants, and auth.jwt_require_grants is set"
         if not self._lists(destination):
             return "the claim of auth.jwt_destinations_claim does not list this destination"
         return "the claim of auth.jwt_channels_claim lists no channel of this destination"
@@ -132,10 +127,10 @@ NOTHING: Final = Grant(frozenset(), frozenset())
 
 
 def grant_in(claims: Mapping[str, Any], options: AuthOptions) -> Grant:
-    """Read the claims that the options name. A text that is no destination grants none.
+    """Read the claims that the options name. A text that is not a destination grants nothing.
 
-    Raises ``ValueError`` if one of the claims is no list of texts. JSON can hold half a surrogate pair, which is no
-    text: no channel has such an id, and it could not be shown.
+    Raises ``GrantError`` if a claim is not a list of texts. JSON can contain half a surrogate pair, which is not a
+    text: no channel has such an id, and it could not be logged.
     """
     destinations = _texts(claims, options.jwt_destinations_claim)
     channels = _texts(claims, options.jwt_channels_claim)
@@ -148,7 +143,7 @@ def grant_in(claims: Mapping[str, Any], options: AuthOptions) -> Grant:
 
 
 class GrantError(ValueError):
-    """A claim is no list of texts. The message names the claim, and quotes nothing of its value."""
+    """A claim is not a list of texts. The message names the claim and does not quote its value."""
 
 
 def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
@@ -156,7 +151,7 @@ def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
         return None
     texts = claims[name]
     if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
-        message = f"the claim {name} is no list of texts"
+        message = f"the claim {name} is not a list of texts"
         raise GrantError(message)
     return texts
 
@@ -178,9 +173,9 @@ def _parsed(text: str) -> Destination | None:
 
 @frozen
 class Verified:
-    """What a web token was accepted by: its key's fingerprint, ``alg``, ``iss`` and ``aud``; nothing secret.
+    """Why a web token was accepted: its key's fingerprint, ``alg``, ``iss`` and ``aud``. Has no secret.
 
-    ``grant_claims``: the names of the claims that its grant was read from.
+    ``grant_claims``: the names of the claims from which its grant was read.
     """
 
     key: bytes
@@ -192,11 +187,11 @@ class Verified:
 
 @frozen
 class User:
-    """Who a client is. ``name`` None: nobody was asked for credentials.
+    """The user of a client. ``name`` None: no credentials are required.
 
-    ``proof``: what it was recognised by, so that it can be told later whether that still counts: the digest of its
-    token, or what its web token was accepted by. ``expires_at``: until when it counts, in seconds since 1970, leeway
-    included; None: without end. ``grant``: what it may read.
+    ``proof``: the digest of its token, or why its web token was accepted; it shows later whether that is still valid.
+    ``expires_at``: the end of its credentials in seconds since 1970, leeway included; None: no end. ``grant``: what it
+    may read.
     """
 
     name: str | None
@@ -205,26 +200,26 @@ class User:
     grant: Grant = ALL
 
 
-ANYBODY: Final = User(None)
+ANONYMOUS: Final = User(None)
 
 
 class RefusalKind(Enum):
-    """What a client learns about credentials that are not accepted."""
+    """The part of a refusal that the client learns."""
 
     UNAUTHORIZED = "unauthorized"
-    """They are missing or wrong."""
+    """The credentials are missing or wrong."""
     EXPIRED = "expired"
-    """They were valid until some time ago."""
+    """The credentials have expired."""
     UNAVAILABLE = "unavailable"
-    """They cannot be verified now: the keys have not been loaded yet."""
+    """The credentials cannot be verified, because no keys have been loaded yet."""
 
 
 @frozen
 class Refusal:
     """Why credentials are not accepted.
 
-    ``reason``: for the log only, in plain words. It names claims and settings, and quotes nothing that the client sent:
-    there are as many reasons as ways to refuse.
+    ``reason`` is for the log only. It names claims and settings and quotes nothing that the client sent, so the number
+    of different reasons is bounded.
     """
 
     kind: RefusalKind
@@ -232,5 +227,5 @@ class Refusal:
 
     @classmethod
     def unauthorized(cls, reason: str) -> "Refusal":
-        """The refusal of credentials that are missing or wrong."""
+        """Return a refusal of credentials that are missing or wrong."""
         return cls(RefusalKind.UNAUTHORIZED, reason)

@@ -1,7 +1,7 @@
-"""Web tokens (RFC 7519): verified with the keys that count, and read as a user. Whatever is odd about one refuses it.
+"""Web tokens (RFC 7519): verified with the valid keys, and read as a user. Any irregularity refuses the token.
 
-The algorithm is never the token's choice: a key verifies what is both of its kind and in the settings, so neither
-``none`` nor a public key taken for a secret can pass (RFC 8725, section 2.1).
+The token does not choose the algorithm: a key verifies only algorithms that fit its kind and are in the settings. So
+neither ``none`` nor a public key used as a secret can pass (RFC 8725, section 2.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,39 +24,39 @@ from airy_trio.auth.keys import Key
 from airy_trio.auth.users import AuthOptions, GrantError, Refusal, RefusalKind, User, Verified, grant_in
 
 WEB_TOKEN_BYTES_MAX: Final = 8192
-"""An upgrade's header may hold that much; CONNECT holds less, by its own limit."""
+"""A header of an upgrade may have that much. The limit of CONNECT is smaller."""
 SUBJECT_CHARS_MAX: Final = 255
 """OpenID Connect Core, section 2."""
-_BAD_HEADER: Final = "the header cannot be read, or holds crit, or a kid that is no text"
-_BAD_SUBJECT: Final = f"the claim sub is missing, or no printable text of 1 to {SUBJECT_CHARS_MAX} characters"
+_BAD_HEADER: Final = "the header cannot be read, or has crit, or a kid that is not a text"
+_BAD_SUBJECT: Final = f"the claim sub is missing, or not a printable text of 1 to {SUBJECT_CHARS_MAX} characters"
 _REASONS: Final[Mapping[type[Exception], str]] = {
-    ImmatureSignatureError: "the time in the claim {} is not reached yet",
-    InvalidIssuedAtError: "the claim {} is no number of seconds",
-    jwt.DecodeError: "the claim {} is no number of seconds",
-    InvalidAudienceError: "the claim aud does not hold auth.jwt_audience",
+    ImmatureSignatureError: "the time in the claim {} is in the future",
+    InvalidIssuedAtError: "the claim {} is not a number of seconds",
+    jwt.DecodeError: "the claim {} is not a number of seconds",
+    InvalidAudienceError: "the claim aud does not contain auth.jwt_audience",
     InvalidIssuerError: "the claim iss is not auth.jwt_issuer",
     InvalidSubjectError: _BAD_SUBJECT,
-    InvalidJTIError: "the claim jti is no text",
+    InvalidJTIError: "the claim jti is not a text",
 }
-"""With the name of a claim of time in place of {}."""
+"""{} is replaced by the name of a claim of time."""
 
 
 class UnknownKeyError(Exception):
-    """No known key verifies this token; another one may. The message says why, for the log."""
+    """No known key verifies this token; a newer one might. The message is the reason, for the log."""
 
 
 def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Refusal:
-    """Verify a token and give its user. Raises ``UnknownKeyError`` where newer keys might accept it."""
+    """Verify a token and return its user. Raises ``UnknownKeyError`` if newer keys might accept it."""
     if len(token) > WEB_TOKEN_BYTES_MAX:
         return Refusal.unauthorized(f"the token is larger than {WEB_TOKEN_BYTES_MAX} bytes")
     try:
         header = jwt.get_unverified_header(token)
         kid, algorithm = header.get("kid"), header.get("alg")
         if algorithm not in options.jwt_algorithms:
-            return Refusal.unauthorized("the header alg is none of auth.jwt_algorithms")
+            return Refusal.unauthorized("the header alg is not in auth.jwt_algorithms")
         if not isinstance(kid, str | None) or "crit" in header:
             return Refusal.unauthorized(_BAD_HEADER)
-    except Exception:  # noqa: BLE001 - whatever a library trips over in a client's token, the token is refused
+    except Exception:  # noqa: BLE001 - a token that the library cannot read is refused, whatever the error
         return Refusal.unauthorized(_BAD_HEADER)
     tried = False
     for key in keys:
@@ -65,11 +65,11 @@ def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Re
             answer = _verified_with(key, token, algorithm, options)
             if answer is not None:
                 return answer
-    raise UnknownKeyError("the signature fits no key of auth.jwt_key" if tried else _without_key(kid))
+    raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if tried else _without_key(kid))
 
 
 def still_accepted(proof: Verified, keys: Sequence[Key], options: AuthOptions) -> bool:
-    """Whether what a token was accepted by would still be, its time aside."""
+    """Return whether the token would still be accepted, apart from its time."""
     return (
         any(proof.key == key.fingerprint and proof.algorithm in key.algorithms for key in keys)
         and options.jwt_issuer in ("", proof.issuer)
@@ -78,7 +78,7 @@ def still_accepted(proof: Verified, keys: Sequence[Key], options: AuthOptions) -
 
 
 def _verified_with(key: Key, token: str, algorithm: str, options: AuthOptions) -> User | Refusal | None:
-    """None: it was not signed with this key."""
+    """Return None if the token was not signed with this key."""
     try:
         claims = jwt.decode(
             token,
@@ -96,14 +96,14 @@ def _verified_with(key: Key, token: str, algorithm: str, options: AuthOptions) -
         return _user(claims, key, algorithm, options)
     except InvalidSignatureError:
         return None
-    except ExpiredSignatureError:  # raised after the signature was verified: only the owner of a good token learns this
-        return Refusal(RefusalKind.EXPIRED, "the time in the claim exp is over")
-    except Exception as error:  # noqa: BLE001 - as above: a token is refused, nothing else ends
+    except ExpiredSignatureError:  # raised after the signature was verified, so only the owner of the token learns it
+        return Refusal(RefusalKind.EXPIRED, "the time in the claim exp has passed")
+    except Exception as error:  # noqa: BLE001 - as in `verified`
         return Refusal.unauthorized(_reason(error))
 
 
 def _reason(error: Exception) -> str:
-    """Say why a token with a good signature is refused. The library's own messages might quote the token some day."""
+    """Return why a token with a good signature is refused. The messages of the library might quote the token."""
     if isinstance(error, GrantError):
         return str(error)
     if isinstance(error, MissingRequiredClaimError):
@@ -114,7 +114,7 @@ def _reason(error: Exception) -> str:
 
 
 def _without_key(kid: str | None) -> str:
-    return "no key of auth.jwt_key is for " + ("its alg" if kid is None else "its kid and alg")
+    return "auth.jwt_key has no key for " + ("its alg" if kid is None else "its kid and alg")
 
 
 def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOptions) -> User | Refusal:

@@ -56,7 +56,7 @@ from typing import Final
 import trio
 from attrs import define, field, frozen
 
-from airy_trio.auth import ANYBODY, User
+from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
@@ -110,7 +110,7 @@ class Client:
     begun_at: float = 0.0
     visitor: Visitor | None = None
     state: ClientState = ClientState.CONNECTING
-    user: User = ANYBODY
+    user: User = ANONYMOUS
     connected: bool = False
     reason: DisconnectReason | None = None
     subscriptions: "dict[int, Subscription]" = field(factory=dict)

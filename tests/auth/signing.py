@@ -1,4 +1,4 @@
-"""Who issues web tokens in the tests: keys of its own, made once for each process, in every form that is read."""
+"""An issuer of web tokens: its keys, made once for each process, in every form that the server reads."""
 
 import json
 import time
@@ -61,7 +61,7 @@ class Issuer:
     def token(
         self, *, headers: Mapping[str, object] | None = None, without: Sequence[str] = (), **claims: object
     ) -> str:
-        """A token for ``agent`` that is good for an hour, but for what is told."""
+        """A token for ``agent`` that is valid for an hour, with the given changes."""
         payload = {"sub": "agent", "exp": int(time.time()) + 3600, **claims}
         named = {} if self.kid is None else {"kid": self.kid}
         return jwt.encode(

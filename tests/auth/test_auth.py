@@ -6,7 +6,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from airy_trio.auth import ANYBODY, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth import ANONYMOUS, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
 from airy_trio.sessions.closing import LOG_SAMPLE_EVERY_S
@@ -65,8 +65,8 @@ async def test_each_token_is_its_users() -> None:
 
 async def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
     authenticator = Authenticator(AuthOptions())
-    assert await authenticator.authenticate(NOBODY) == ANYBODY
-    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANYBODY
+    assert await authenticator.authenticate(NOBODY) == ANONYMOUS
+    assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANONYMOUS
 
 
 async def test_a_mode_without_tokens_lets_nobody_in() -> None:
@@ -162,7 +162,7 @@ async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClo
             await plugged.client.connect(headers=[("login", "hush"), ("passcode", "hush")])
             await plugged.ending.wait()
     assert [(log["log_level"], log["reason"]) for log in logs if log["event"] == "credentials refused"] == [
-        ("info", "the token is none of auth.tokens")
+        ("info", "the token is not in auth.tokens")
     ]
     assert "hush" not in str(logs)
 
@@ -185,9 +185,9 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
             await connect(1, ("passcode", "wrong"))
     lines = [line for line in logs if line["event"] == "credentials refused"]
     assert [(line["reason"], line["not_logged"]) for line in lines if line["log_level"] == "info"] == [
-        ("the token is none of auth.tokens", 0),
+        ("the token is not in auth.tokens", 0),
         ("the client sent no token", 0),
-        ("the token is none of auth.tokens", 3),
+        ("the token is not in auth.tokens", 3),
     ]
     assert [line["address"] for line in lines] == ["192.0.2.1"] * 6
 

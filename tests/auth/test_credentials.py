@@ -1,8 +1,8 @@
-"""Which of the places where a token can be counts."""
+"""Which token is used if a client sends several."""
 
 import pytest
 
-from airy_trio.auth.authenticator import NOBODYS, token_of_connect, token_of_upgrade
+from airy_trio.auth.authenticator import NOT_A_TOKEN, token_of_connect, token_of_upgrade
 from tests.auth.signing import connect_with
 
 Headers = list[tuple[str, str]]
@@ -30,9 +30,9 @@ def by_name(headers: Headers) -> dict[str, list[str]]:
         ("Basic cDpw", "p", "p"),
         ("Basic cDpw", None, None),
         ("Bearert", None, None),
-        ("Bearer t u", "p", NOBODYS),
-        ("Bearer t\x00", "p", NOBODYS),
-        ("Bearer té", None, NOBODYS),
+        ("Bearer t u", "p", NOT_A_TOKEN),
+        ("Bearer t\x00", "p", NOT_A_TOKEN),
+        ("Bearer té", None, NOT_A_TOKEN),
     ],
 )
 def test_in_connect_bearer_counts_before_the_passcode(
@@ -48,16 +48,16 @@ def test_in_connect_bearer_counts_before_the_passcode(
         ([("authorization", "Bearer t")], "t"),
         ([("authorization", "Bearer t"), ("cookie", "auth=c")], "t"),
         ([("authorization", "Basic cDpw"), ("cookie", "auth=c")], "c"),
-        ([("authorization", "Bearer t"), ("authorization", "Bearer u")], NOBODYS),
-        ([("authorization", "Bearer t u"), ("cookie", "auth=c")], NOBODYS),
+        ([("authorization", "Bearer t"), ("authorization", "Bearer u")], NOT_A_TOKEN),
+        ([("authorization", "Bearer t u"), ("cookie", "auth=c")], NOT_A_TOKEN),
         ([("cookie", "auth=c")], "c"),
         ([("cookie", 'a=1; auth="c"; b=2')], "c"),
         ([("cookie", "a=1;auth=c==;b=2")], "c=="),
         ([("cookie", "auth=")], None),
         ([("cookie", "auth")], None),
         ([("cookie", "Auth=c; xauth=c; auth2=c")], None),
-        ([("cookie", "auth=c; auth=d")], NOBODYS),
-        ([("cookie", "auth=c"), ("cookie", "auth=d")], NOBODYS),
+        ([("cookie", "auth=c; auth=d")], NOT_A_TOKEN),
+        ([("cookie", "auth=c"), ("cookie", "auth=d")], NOT_A_TOKEN),
         ([("cookie", "auth=ÿþ")], "ÿþ"),
         ([("x-authorization", "Bearer t")], None),
     ],

@@ -1,11 +1,11 @@
-"""Refused CONNECTs wait, each of an address longer than the one before; nobody else does."""
+"""Refused CONNECTs are delayed, increasingly by address; others are not."""
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from airy_trio.auth import AuthOptions
-from airy_trio.auth.authenticator import ADDRESSES_MAX, COUNTED_MAX, DECAY_S, MOST_S, Delays
+from airy_trio.auth.authenticator import ADDRESSES_MAX, DECAY_S, DELAY_MAX_S, REFUSALS_MAX, Delays
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from tests.auth.signing import SECRET, issuer
@@ -14,22 +14,22 @@ from tests.sessions.serving import Server, serving
 TOKENS = AuthOptions(mode="tokens", tokens={"agent": "s3cret"})
 
 
-def test_each_refusal_of_an_address_doubles_the_delay_up_to_its_most() -> None:
+def test_each_refusal_doubles_the_delay_up_to_a_maximum() -> None:
     delays = Delays()
     assert [delays.refused("a", 0) for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 2, 2, 2]
     assert delays.refused("b", 0) == 0.1
 
 
-def test_what_is_long_ago_is_forgotten_bit_by_bit() -> None:
+def test_refusals_expire_one_by_one() -> None:
     delays = Delays()
     for _ in range(20):
         delays.refused("a", 0)
-    assert delays.refused("a", DECAY_S * 0.9) == MOST_S
+    assert delays.refused("a", DECAY_S * 0.9) == DELAY_MAX_S
     assert delays.refused("a", DECAY_S * 2.9) == 1.6  # two of the six are forgotten: four make 1.6
-    assert delays.refused("a", DECAY_S * (COUNTED_MAX + 3)) == 0.1
+    assert delays.refused("a", DECAY_S * (REFUSALS_MAX + 3)) == 0.1
 
 
-def test_the_memory_is_bounded_and_loses_the_oldest() -> None:
+def test_memory_is_bounded_and_drops_the_oldest() -> None:
     delays = Delays()
     for number in range(ADDRESSES_MAX):
         delays.refused(str(number), 0)
@@ -48,7 +48,7 @@ async def seconds_to_answer(server: Server, token: str) -> tuple[str, float]:
     return answer.get("message") or answer.command, trio.current_time() - begun_at
 
 
-async def test_wrong_credentials_wait_and_good_ones_never_do(autojump_clock: MockClock) -> None:
+async def test_only_wrong_credentials_are_delayed(autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         for expected in (0.1, 0.2, 0.4, 0.8, 1.6, 2, 2):
             answer, waited_s = await seconds_to_answer(server, "wrong")
@@ -64,7 +64,7 @@ async def test_an_expired_web_token_waits_too(autojump_clock: MockClock) -> None
             assert (answer, round(waited_s, 3)) == ("401-token-expired", expected)
 
 
-async def test_who_waits_is_refused_though_the_time_for_connect_is_over_and_goes_at_shutdown(
+async def test_delayed_refusal_outlasts_connect_timeout_but_not_shutdown(
     autojump_clock: MockClock,
 ) -> None:
     options = ListenerOptions(port=0, connect_timeout_s=0.05)

@@ -1,4 +1,4 @@
-"""What the claims grant, and that SUBSCRIBE gives no more."""
+"""What the claims grant, and that SUBSCRIBE delivers no more."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -141,9 +141,7 @@ async def test_renewed_settings_end_sessions_with_another_grant(
 
 @pytest.mark.parametrize("name", ["airy_destinations", "airy_channels"])
 @pytest.mark.parametrize("value", [None, "/events", 7, {}, [7], ["a", None], [["a"]], True, ["a", "\ud800"]])
-async def test_a_claim_that_is_no_list_of_texts_refuses_the_token(
-    name: str, value: object, autojump_clock: MockClock
-) -> None:
+async def test_malformed_claim_refuses_the_token(name: str, value: object, autojump_clock: MockClock) -> None:
     async with serving(auth=AUTH, listen=False) as server:
         plugged = server.plug()
         await plugged.client.upgrade()
@@ -173,11 +171,11 @@ async def test_a_claim_that_is_no_list_of_texts_refuses_the_token(
         (Grant(frozenset({C1}), AB), C1, Within(C1, AB)),
     ],
 )
-def test_what_is_left_of_a_destination(grant: Grant, destination: Destination, left: Destination | None) -> None:
+def test_granted_part_of_a_destination(grant: Grant, destination: Destination, left: Destination | None) -> None:
     assert grant.of(destination) == left
 
 
-def test_what_is_left_over_can_be_named_by_nobody() -> None:
+def test_granted_part_cannot_be_named_by_a_client() -> None:
     for text in ("/events/within/a", "/events/channels/a,b"):
         with pytest.raises(UnknownDestinationError):
             parse(text)
@@ -224,7 +222,7 @@ async def test_a_destination_that_is_not_granted_ends_the_session(
             "/events/conversation/c2",
             "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event",
         ),
-        ({}, "/events", "the token has no claim that grants anything, and auth.jwt_require_grants is set"),
+        ({}, "/events", "the token has neither claim of grants, and auth.jwt_require_grants is set"),
         (
             {"airy_channels": [], "airy_destinations": []},
             "/events",
@@ -233,7 +231,7 @@ async def test_a_destination_that_is_not_granted_ends_the_session(
     ],
     ids=["destinations", "channels", "conversation", "required", "both empty"],
 )
-async def test_log_says_which_claim_refuses_a_destination(
+async def test_log_names_the_claim_that_refuses_a_destination(
     claims: dict[str, object], destination: str, reason: str, autojump_clock: MockClock
 ) -> None:
     answer = b"The credentials of this client do not grant this destination."
@@ -249,9 +247,7 @@ async def test_log_says_which_claim_refuses_a_destination(
 
 @pytest.mark.parametrize("replay", ["live", "all", "recent", "resumed"])
 @pytest.mark.parametrize("destination", ["/events", "/events/message.updated", "/events/conversation/c1"])
-async def test_a_client_gets_what_its_channels_have_and_nothing_else(
-    destination: str, replay: str, autojump_clock: MockClock
-) -> None:
+async def test_client_receives_only_its_channels(destination: str, replay: str, autojump_clock: MockClock) -> None:
     """Deletes, and what has no channel, too; each over the one way by which it could come."""
     channels = ["ch1", "ch2", None, "ch3", "ch1", "ch4", "ch3", "ch1"]
     kinds = ["message.updated", "message.deleted", "metadata.updated", "channel.updated"]
@@ -323,7 +319,7 @@ async def test_a_refused_conversation_reads_like_a_refused_channel(autojump_cloc
         ({"airy_channels": []}, "ERROR"),
     ],
 )
-async def test_no_channel_is_looked_up_for_others(
+async def test_channel_is_looked_up_only_for_limited_users(
     claims: dict[str, object], answer: str, autojump_clock: MockClock
 ) -> None:
     """Only for a user who is limited to channels, and may subscribe to that conversation."""
@@ -369,7 +365,7 @@ async def test_a_refusal_waits_for_an_unavailable_store(autojump_clock: MockCloc
         assert (answer.get("message"), trio.current_time() >= 5) == ("403-destination", True)
 
 
-async def test_a_client_that_leaves_is_noticed_while_its_conversation_is_looked_up(autojump_clock: MockClock) -> None:
+async def test_client_may_leave_during_the_channel_look_up(autojump_clock: MockClock) -> None:
     store = Store()
     store.away = True
     log = await open_log(store, LogOptions(store="memory", tail_events=1))

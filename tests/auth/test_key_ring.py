@@ -1,5 +1,6 @@
-"""When keys are asked for, how often at most, and what counts meanwhile; sources are real ones where they are told."""
+"""When keys are loaded, how often at most, and which are valid meanwhile."""
 
+import math
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ def keys_of(*issuers: Issuer) -> tuple[Key, ...]:
 
 @define
 class Source:
-    """Gives what it has, after a time, and counts."""
+    """Returns its keys after a delay, and records the times."""
 
     keys: tuple[Key, ...] | None
     delay_s: float = 0.0
@@ -61,7 +62,7 @@ async def refreshed(ring: KeyRing) -> AsyncGenerator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def test_keys_are_asked_for_at_once_and_each_refresh_time(autojump_clock: MockClock) -> None:
+async def test_keys_are_loaded_at_once_and_at_each_interval(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST))
     ring = KeyRing(source=source)
     begun_at = trio.current_time()
@@ -72,7 +73,7 @@ async def test_keys_are_asked_for_at_once_and_each_refresh_time(autojump_clock: 
     assert (ring.loaded, ring.keys) == (True, keys_of(FIRST))
 
 
-async def test_an_error_of_an_unexpected_kind_leaves_the_keys_as_they_are(autojump_clock: MockClock) -> None:
+async def test_unexpected_error_leaves_the_keys(autojump_clock: MockClock) -> None:
     class Broken(Source):
         async def load(self) -> tuple[Key, ...]:
             await super().load()
@@ -89,7 +90,7 @@ async def test_an_error_of_an_unexpected_kind_leaves_the_keys_as_they_are(autoju
     assert [line["reason"] for line in lines] == ["an error of the program: RuntimeError"]
 
 
-async def test_however_many_ask_the_source_is_asked_once_in_its_pause(autojump_clock: MockClock) -> None:
+async def test_source_is_loaded_once_in_its_pause(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST), delay_s=0.5)
     ring = KeyRing(source=source)
     answers: list[bool] = []
@@ -112,7 +113,7 @@ async def test_however_many_ask_the_source_is_asked_once_in_its_pause(autojump_c
         assert len(source.asked_at) == 3
 
 
-async def test_a_source_that_is_away_leaves_the_keys_and_is_asked_less_and_less(autojump_clock: MockClock) -> None:
+async def test_unavailable_source_leaves_the_keys_and_backs_off(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST))
     ring = KeyRing(source=source)
     async with refreshed(ring):
@@ -129,7 +130,7 @@ async def test_a_source_that_is_away_leaves_the_keys_and_is_asked_less_and_less(
         assert ring.keys == keys_of(SECOND)
 
 
-async def test_who_waits_for_keys_waits_for_a_bounded_time(autojump_clock: MockClock) -> None:
+async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
     ring = KeyRing(source=Source(keys_of(FIRST), delay_s=1000))
     async with refreshed(ring):
         begun_at = trio.current_time()
@@ -138,7 +139,7 @@ async def test_who_waits_for_keys_waits_for_a_bounded_time(autojump_clock: MockC
 
 
 @pytest.mark.parametrize("keys", [keys_of(SECOND), None])
-async def test_a_ring_that_is_retired_while_its_source_answers_fails_nobody(
+async def test_ring_retired_during_a_load_keeps_its_keys(
     keys: tuple[Key, ...] | None, autojump_clock: MockClock
 ) -> None:
     ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
@@ -146,6 +147,25 @@ async def test_a_ring_that_is_retired_while_its_source_answers_fails_nobody(
         await trio.sleep(1)  # a second signal while a server of keys takes its time
         ring.retire()
         await trio.sleep(4)
+    assert ring.keys == keys_of(FIRST)
+
+
+async def test_retiring_a_ring_cancels_its_load(autojump_clock: MockClock) -> None:
+    ring = KeyRing(source=Source(keys_of(FIRST), delay_s=math.inf))
+    newer: list[bool] = []
+
+    async def wait_newer() -> None:
+        newer.append(await ring.wait_newer())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring.refresh)
+        nursery.start_soon(wait_newer)
+        await trio.testing.wait_all_tasks_blocked()
+        retired_at = trio.current_time()
+        ring.retire()
+    assert trio.current_time() == retired_at
+    assert newer == [True]
+    assert not ring.loaded
 
 
 async def test_keys_without_a_source_stay(autojump_clock: MockClock) -> None:
@@ -169,7 +189,7 @@ async def following(authenticator: Authenticator) -> AsyncGenerator[None]:
 
 
 async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
-    """Connect again and again, in real time: a file is read in a thread, which no other clock waits for."""
+    """Retry until the token is accepted. In real time, because a file is read in a thread."""
     with trio.fail_after(40):
         while True:
             user = await authenticator.authenticate(connect_with(signer.token()))
@@ -178,7 +198,7 @@ async def accepted(authenticator: Authenticator, signer: Issuer) -> User:
             await trio.sleep(0.05)
 
 
-async def test_a_key_that_is_added_to_a_file_counts_for_tokens_that_name_it_and_one_that_is_gone_does_not(
+async def test_keys_added_to_and_removed_from_a_file_take_effect(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "keys.json"
@@ -197,7 +217,7 @@ async def test_a_key_that_is_added_to_a_file_counts_for_tokens_that_name_it_and_
         assert not authenticator.accepts(first)
 
 
-async def test_another_key_in_a_pem_file_counts_for_tokens_that_it_signed(tmp_path: Path) -> None:
+async def test_replaced_pem_file_takes_effect(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     assert not isinstance(FIRST.key, str)
     assert not isinstance(SECOND.key, str)
@@ -209,7 +229,7 @@ async def test_another_key_in_a_pem_file_counts_for_tokens_that_it_signed(tmp_pa
         await accepted(authenticator, SECOND)
 
 
-async def test_a_file_gives_what_stands_in_it_now(tmp_path: Path) -> None:
+async def test_file_is_read_at_each_load(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     source = source_of(AuthOptions(mode="jwt", jwt_key=str(path)))
     for data, words in (
@@ -239,7 +259,21 @@ async def test_load_of_a_hanging_file_can_be_cancelled(tmp_path: Path) -> None:
     os.close(writing)
 
 
-async def test_the_file_is_looked_at_though_nobody_asks(autojump_clock: MockClock) -> None:
+async def test_renewal_does_not_wait_for_a_key_file_that_hangs(tmp_path: Path) -> None:
+    past, path = tmp_path / "past.json", tmp_path / "keys.json"
+    past.write_bytes(published(FIRST))
+    path.write_bytes(published(SECOND))
+    authenticator = Authenticator(AuthOptions(mode="jwt", jwt_key=str(past)))
+    make_hang(past)
+    async with following(authenticator):
+        writing = await open_writer(past)  # the refresh is reading it now
+        authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
+        path.write_bytes(published(FIRST, SECOND))  # only the refresh of the new source reads this
+        await accepted(authenticator, FIRST)
+    os.close(writing)
+
+
+async def test_keys_are_refreshed_without_a_request(autojump_clock: MockClock) -> None:
     source = Source(keys_of(FIRST), pause_s=1, refresh_s=10)
     ring = KeyRing(keys_of(SECOND), source)
     assert (ring.loaded, ring.keys) == (True, keys_of(SECOND))
@@ -251,7 +285,7 @@ async def test_the_file_is_looked_at_though_nobody_asks(autojump_clock: MockCloc
         assert ring.keys == keys_of(SECOND)
 
 
-async def test_a_faulty_file_is_refused_at_renewal_and_nothing_is_changed(tmp_path: Path) -> None:
+async def test_faulty_file_at_renewal_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
     options = AuthOptions(mode="jwt", jwt_key=str(path))
@@ -265,7 +299,7 @@ async def test_a_faulty_file_is_refused_at_renewal_and_nothing_is_changed(tmp_pa
     assert isinstance(await authenticator.authenticate(connect_with(FIRST.token())), User)
 
 
-async def test_renewal_turns_to_other_settings_at_once(tmp_path: Path) -> None:
+async def test_renewed_settings_take_effect_at_once(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
     options = AuthOptions(mode="jwt", jwt_key=str(path))
@@ -291,7 +325,7 @@ async def test_renewal_turns_to_other_settings_at_once(tmp_path: Path) -> None:
         await accepted(authenticator, SECOND)
 
 
-async def test_who_waits_for_keys_while_they_are_renewed_is_asked_by_the_new_ones(tmp_path: Path) -> None:
+async def test_client_that_waits_during_a_renewal_gets_the_new_keys(tmp_path: Path) -> None:
     past, path = tmp_path / "past.json", tmp_path / "keys.json"
     past.write_bytes(published(FIRST))
     path.write_bytes(published(SECOND))
@@ -304,13 +338,13 @@ async def test_who_waits_for_keys_while_they_are_renewed_is_asked_by_the_new_one
     with trio.fail_after(WAIT_S / 2):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await trio.testing.wait_all_tasks_blocked()  # nobody refreshes: it waits for newer keys
+            await trio.testing.wait_all_tasks_blocked()  # no task refreshes, so it waits for newer keys
             authenticator.renew(AuthOptions(mode="jwt", jwt_key=str(path)))
     [user] = answers
     assert isinstance(user, User)
 
 
-async def test_who_came_without_an_end_is_not_accepted_where_one_is_needed_now(tmp_path: Path) -> None:
+async def test_token_without_expiry_is_rejected_once_expiry_is_required(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_bytes(published(FIRST))
     options = AuthOptions(mode="jwt", jwt_key=str(path), jwt_require_exp=False)

@@ -1,4 +1,4 @@
-"""Keys over HTTPS: a real server with a certificate of its own authority, rotation, and everything it can do wrong."""
+"""Keys over HTTPS: a real server with a certificate of its own authority, rotation, and faults of the server."""
 
 import socket
 import ssl
@@ -33,7 +33,7 @@ def answer(data: bytes, head: bytes = OK) -> bytes:
 
 @define
 class Publisher:
-    """An HTTPS server that answers everything with ``response``, its stream left open where ``hangs``."""
+    """An HTTPS server that answers everything with ``response``, and leaves its stream open if it ``hangs``."""
 
     url: str
     response: bytes
@@ -75,7 +75,7 @@ async def publishing(
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """One that this process trusts, in the way that an operator tells it."""
+    """An authority that this process trusts, through ``SSL_CERT_FILE``."""
     made = trustme.CA()
     made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -118,7 +118,7 @@ async def test_keys_of_a_server_whose_certificate_is_trusted(authority: trustme.
         assert publisher.requests[0].startswith(b"GET /keys?v=1 HTTP/1.1\r\n")
 
 
-async def test_a_certificate_of_somebody_else_is_not_trusted(authority: trustme.CA) -> None:
+async def test_certificate_of_another_authority_is_not_trusted(authority: trustme.CA) -> None:
     for other, name in ((trustme.CA(), "localhost"), (authority, "elsewhere.example")):
         async with publishing(FIRST, authority=other, name=name) as publisher:
             with pytest.raises(KeysFault, match="CERTIFICATE_VERIFY_FAILED"):
@@ -134,23 +134,23 @@ async def test_a_certificate_of_somebody_else_is_not_trusted(authority: trustme.
         (answer(b"no", b"HTTP/1.1 404 Not Found\r\n"), "status 404"),
         (answer(b"", b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere.example/\r\n"), "status 302"),
         (answer(b"", b"HTTP/1.1 500 Oh no\r\n"), "status 500"),
-        (b"220 mail.example ESMTP\r\n", "it did not answer in HTTP"),
-        (OK + b"Content-Length: 1000\r\n\r\n{", "it did not answer in HTTP"),
-        (b"", "it did not answer in HTTP"),
-        (OK + b"X: " + b"x" * 2**20 + b"\r\n\r\n", "it did not answer in HTTP"),
+        (b"220 mail.example ESMTP\r\n", "did not answer in HTTP"),
+        (OK + b"Content-Length: 1000\r\n\r\n{", "did not answer in HTTP"),
+        (b"", "did not answer in HTTP"),
+        (OK + b"X: " + b"x" * 2**20 + b"\r\n\r\n", "did not answer in HTTP"),
         (OK + b"\r\n" + published(FIRST) + b" " * KEYS_BYTES_MAX, f"larger than {KEYS_BYTES_MAX} bytes"),
         (answer(b"\x1f\x8b" + b"\0" * 20, OK + b"Content-Encoding: gzip\r\n"), "not JSON"),
     ],
     ids=range(11),  # the keys are others in each process
 )
-async def test_what_is_no_answer_with_keys(response: bytes, words: str, authority: trustme.CA) -> None:
+async def test_response_without_keys_is_a_fault(response: bytes, words: str, authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
         publisher.response = response
         with pytest.raises(KeysFault, match=words):
             await source(publisher).load()
 
 
-async def test_nobody_listens(authority: trustme.CA) -> None:
+async def test_unreachable_server_is_a_fault(authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
         pass
     with pytest.raises(KeysFault, match="cannot be fetched: "):
@@ -158,7 +158,7 @@ async def test_nobody_listens(authority: trustme.CA) -> None:
 
 
 @pytest.mark.parametrize("response", [b"", OK, OK + b"\r\n{"])
-async def test_a_server_that_hangs_is_given_up_while_others_run(
+async def test_hanging_server_times_out_while_others_run(
     response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_sources, "FETCH_TIMEOUT_S", 1.0)
@@ -219,7 +219,7 @@ async def test_a_server_that_is_away_leaves_the_old_keys(authority: trustme.CA) 
             assert (await answer_to(server, FIRST)).command == "CONNECTED"
 
 
-async def test_where_no_keys_were_ever_had_a_client_is_told_to_come_back(authority: trustme.CA) -> None:
+async def test_without_keys_a_client_is_told_to_retry(authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
         publisher.response = answer(b"", b"HTTP/1.1 503 Away\r\n")
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])

@@ -1,4 +1,4 @@
-"""Which keys are read from a JWK Set or PEM, for which algorithms, and what is told where there are none."""
+"""Which keys are read from a JWK Set or PEM, for which algorithms, and the faults."""
 
 import datetime as dt
 import json
@@ -59,22 +59,22 @@ def test_a_curve_is_of_one_algorithm(algorithm: str) -> None:
     [
         (b"", "not one public key"),
         (pem(RSA) + pem(P256), "not one public key"),
-        (private_pem(RSA), "there is a private key in it"),
-        (b"-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----\n", "is no public key"),
-        (of_version_8(certificate()), "is no public key"),
+        (private_pem(RSA), "it contains a private key"),
+        (b"-----BEGIN PUBLIC KEY-----\nhunter2\n-----END PUBLIC KEY-----\n", "is not a public key"),
+        (of_version_8(certificate()), "is not a public key"),
         (pem(key_pair("RS256", bits=1024)), "at least 2048 bits"),
         (pem(P256), "no public key for RS256"),
         (ED25519, "neither an RSA key nor"),
     ],
-    ids=range(8),  # the keys are others in each process, where the suite runs in several
+    ids=range(8),  # the keys differ in each process of the suite
 )
-def test_no_key_in_pem_that_could_be_used(data: bytes, words: str) -> None:
+def test_pem_without_a_usable_key(data: bytes, words: str) -> None:
     with pytest.raises(KeysFault, match=words) as caught:
         read_pem(data, ["RS256"])
     assert "hunter2" not in str(caught.value)
 
 
-def test_keys_of_a_set_that_are_for_something_else_are_passed_over() -> None:
+def test_keys_for_other_uses_are_ignored() -> None:
     good = jwk(RSA, kid="good")
     others = [
         jwk(RSA, use="enc"),
@@ -97,7 +97,7 @@ def test_keys_of_a_set_that_are_for_something_else_are_passed_over() -> None:
     assert key.kid == "good"
 
 
-def test_a_key_that_says_its_algorithm_is_for_no_other() -> None:
+def test_key_with_alg_is_only_for_it() -> None:
     entries = (jwk(RSA, alg="RS384", use="sig", key_ops=["verify"]), jwk(RSA), jwk(P256, alg="ES384"))
     assert algorithms_of(*entries) == [["RS384"], ["RS256", "RS384", "RS512"]]
 
@@ -113,12 +113,12 @@ def test_a_key_that_says_its_algorithm_is_for_no_other() -> None:
         (b'{"keys": {}}', "no array"),
         (b'{"keys": []}', "no public key for RS256"),
         (jwks({"kty": "oct", "k": "aHVudGVyMg"}), "no public key for RS256"),
-        (jwks(jwk(RSA), json.loads(json.dumps({**jwk(RSA), "d": "hunter2"}))), "there is a private key"),
+        (jwks(jwk(RSA), json.loads(json.dumps({**jwk(RSA), "d": "hunter2"}))), "it contains a private key"),
         (jwks(*[{}] * (KEYS_MAX + 1)), "more than 64 keys"),
     ],
     ids=range(10),  # the same
 )
-def test_no_set_of_keys(data: bytes, words: str) -> None:
+def test_data_that_is_not_a_key_set(data: bytes, words: str) -> None:
     with pytest.raises(KeysFault, match=words) as caught:
         read_jwks(data, ["RS256"])
     assert "hunter2" not in str(caught.value)
@@ -132,7 +132,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(list(jwk(RSA, kid="k", alg="RS256", use="sig", crv="P-256", key_ops=[]))), JSON))
-def test_whatever_stands_in_a_set_is_a_key_or_a_fault(changed: dict[str, Any]) -> None:
+def test_any_key_set_is_read_or_a_fault(changed: dict[str, Any]) -> None:
     try:
         keys = read_jwks(json.dumps({"keys": [{**jwk(RSA), **changed}]}).encode(), KEY_PAIR_ALGORITHMS)
     except KeysFault:

@@ -1,4 +1,4 @@
-"""Web tokens over whole sessions: where they are brought, and that a session ends with its token."""
+"""Web tokens over whole sessions: where a client sends them, and that a session ends with its token."""
 
 import time
 from collections.abc import Sequence
@@ -32,9 +32,7 @@ Headers = Sequence[tuple[str, str]]
         ([("Cookie", f"airy={GOOD}")], [("Authorization", "Bearer "), ("passcode", "")]),
     ],
 )
-async def test_the_first_token_that_is_there_counts(
-    upgrade: Headers, connect: Headers, autojump_clock: MockClock
-) -> None:
+async def test_first_token_present_is_used(upgrade: Headers, connect: Headers, autojump_clock: MockClock) -> None:
     async with serving(auth=AUTH, listen=False) as server:
         plugged = server.plug()
         await plugged.client.upgrade(headers=upgrade)
@@ -55,7 +53,7 @@ async def test_the_first_token_that_is_there_counts(
         ([("Cookie", f"airy={'x' * 5000}")], []),
     ],
 )
-async def test_a_token_that_is_there_and_wrong_refuses_after_the_upgrade(
+async def test_wrong_token_of_the_upgrade_refuses_the_client(
     upgrade: Headers, connect: Headers, autojump_clock: MockClock
 ) -> None:
     async with serving(auth=AUTH, listen=False) as server:
@@ -74,7 +72,7 @@ async def test_the_user_is_the_subject(autojump_clock: MockClock) -> None:
     assert [log["user"] for log in logs if log["event"] == "connection closed"] == ["grace"]
 
 
-async def test_an_expired_token_is_told_so(autojump_clock: MockClock) -> None:
+async def test_expired_token_is_reported(autojump_clock: MockClock) -> None:
     async with serving(auth=AUTH, listen=False) as server:
         plugged = server.plug()
         await plugged.client.upgrade()

@@ -31,7 +31,7 @@ def test_a_file_without_a_key(
         path.write_bytes(data)
     settings = sqlite_application.migrate(f'[auth]\nmode = "jwt"\njwt_key = "{path}"')
     (told,) = check(settings).of("problem")
-    assert told.startswith("auth.jwt_key: taken for the name of a ")
+    assert told.startswith("auth.jwt_key: understood as the name of a ")
     assert "hunter2" not in told
     with pytest.raises(SettingsError, match=words) as caught:
         trio.run(app.serve, settings)

@@ -154,13 +154,13 @@ MUTANTS = (
 DIRECTED = (
     (
         Mutant("offer while pending", MemoryTransport, "offer", "self._rest or ", ""),
-        test_wire.test_offer_is_refused_while_something_is_pending,
+        test_wire.test_stream_refuses_an_offer_while_data_is_pending,
     ),
     (
         Mutant(
             "offer to a socket while something is pending", SocketTransport, "offer", "if self.pending:", "if False:"
         ),
-        lambda _clock: test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending(),
+        lambda _clock: test_outlet.test_offer_is_refused_while_data_is_pending(),
     ),
     (
         Mutant(
@@ -170,7 +170,7 @@ DIRECTED = (
             "self.closing = True",
             "async with self.lock: self.closing = True",
         ),
-        test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
+        test_wire.test_waiting_writer_writes_nothing_after_a_close_frame,
     ),
     (
         Mutant("the last reason wins", Client, "disconnect", "if self.reason is None:", "if True:"),

@@ -43,7 +43,7 @@ INVARIANTS = (
     Invariant(
         "A transport takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
         (
-            test_outlet.test_a_full_socket_refuses_the_whole,
+            test_outlet.test_full_socket_refuses_all,
             test_batches.test_a_cursor_moves_when_its_run_was_taken,
             *EVERY_SCHEDULE,
         ),
@@ -52,10 +52,10 @@ INVARIANTS = (
     Invariant(
         "What was not taken at once is pending, at most one run of a client; nothing enters before it has left.",
         (
-            test_outlet.test_an_offer_is_refused_while_a_socket_has_something_pending,
-            test_outlet.test_an_outlet_takes_nothing_over_what_is_pending,
-            test_wire.test_offer_is_refused_while_something_is_pending,
-            test_wire.test_what_is_pending_leaves_before_a_control_frame,
+            test_outlet.test_offer_is_refused_while_data_is_pending,
+            test_outlet.test_push_over_pending_data_is_an_error,
+            test_wire.test_stream_refuses_an_offer_while_data_is_pending,
+            test_wire.test_pending_data_leaves_before_a_control_frame,
         ),
         ("offer while pending", "offer to a socket while something is pending"),
     ),
@@ -63,8 +63,8 @@ INVARIANTS = (
         "Whoever waits while writing holds the stream's lock, and waits only while something is pending.",
         (
             test_wire.test_writers_take_turns,
-            test_wire.test_a_cancelled_write_is_finished_by_the_next,
-            test_wire.test_what_is_pending_leaves_before_a_control_frame,
+            test_wire.test_cancelled_write_is_completed_by_the_next,
+            test_wire.test_pending_data_leaves_before_a_control_frame,
         ),
     ),
     Invariant(
@@ -126,7 +126,7 @@ INVARIANTS = (
         "Nothing follows a Close frame: the stream is closing before the lock is waited for.",
         (
             test_wire.test_nothing_follows_a_close_frame,
-            test_wire.test_who_waits_for_the_lock_when_a_close_comes_writes_nothing,
+            test_wire.test_waiting_writer_writes_nothing_after_a_close_frame,
             test_sender.test_nothing_is_sent_after_a_close_frame,
             test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
         ),

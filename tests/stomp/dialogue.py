@@ -1,4 +1,4 @@
-"""What the tests of stomp/ say and read: frames of a client as octets, connections in a given state, frames of ours."""
+"""Helpers for the tests of stomp/: frames of a client, connections in a given state, frames of the server."""
 
 from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
 from airy_trio.stomp.decoder import Decoder, Limits
@@ -10,8 +10,8 @@ ROOMY = Limits(frame_bytes_max=1 << 20, header_count_max=1000, header_line_bytes
 VERSIONS = list(Version)
 
 
-def said(command: str, *lines: str, body: str = "") -> str:
-    """Give a frame as a client writes it; the header lines are written as they are."""
+def sent(command: str, *lines: str, body: str = "") -> str:
+    """Return a frame as a client sends it. The header lines are not escaped."""
     return "\n".join([command, *lines, "", body]) + "\0"
 
 
@@ -21,11 +21,11 @@ def options(**changes: int) -> ConnectionOptions:
 
 def connect_frame(version: Version, *lines: str) -> str:
     accept = [] if version is Version.V1_0 else [f"accept-version:{version.value}"]
-    return said("CONNECT", *accept, *lines)
+    return sent("CONNECT", *accept, *lines)
 
 
 def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
-    """Give a connection that has said CONNECTED."""
+    """Return a connection that has sent CONNECTED."""
     connection = Connection(options(**changes), "s-1")
     connection.receive(connect_frame(version))
     connection.connected()
@@ -33,13 +33,13 @@ def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
 
 
 def in_state(state: ConnectionState) -> Connection:
-    """Give a connection of version 1.2 in a state."""
+    """Return a connection of version 1.2 in a state."""
     if state is ConnectionState.AWAITING_CONNECT:
         return Connection(options(), "s-1")
     connection = opened()
     match state:
         case ConnectionState.DISCONNECTED:
-            connection.receive(said("DISCONNECT"))
+            connection.receive(sent("DISCONNECT"))
         case ConnectionState.FAILED:
             fault_of(connection, "FOO\n\n\0")
         case ConnectionState.CLOSED:
@@ -51,7 +51,7 @@ def in_state(state: ConnectionState) -> Connection:
 
 
 def fault_of(connection: Connection, data: bytes | str) -> RemoteProtocolError:
-    """Give the fault that this input must be."""
+    """Return the fault that this input must cause."""
     try:
         requests = connection.receive(data)
     except RemoteProtocolError as fault:
@@ -61,18 +61,18 @@ def fault_of(connection: Connection, data: bytes | str) -> RemoteProtocolError:
 
 
 def token_of(connection: Connection, data: bytes | str) -> str:
-    """Give the token of the fault that this input must be."""
+    """Return the token of the fault that this input must cause."""
     return fault_of(connection, data).token
 
 
 def request_of(connection: Connection, data: bytes | str) -> Request:
-    """Give the one request that this input must be."""
+    """Return the one request of this input."""
     (request,) = connection.receive(data)
     return request
 
 
 def read(data: bytes, version: Version | None = Version.V1_2) -> Frame:
-    """Read the one frame that we wrote."""
+    """Decode the one frame that the server encoded."""
     (frame,) = Decoder(ROOMY, version).feed(data)
     return frame
 

@@ -1,4 +1,4 @@
-"""The state machine: every frame in every state, what a fault carries, and what may be written when."""
+"""The state machine: every frame in every state, the content of a fault, and what may be written when."""
 
 from collections.abc import Callable
 from typing import get_args
@@ -21,33 +21,33 @@ from tests.stomp.dialogue import (
     options,
     read,
     request_of,
-    said,
+    sent,
     token_of,
 )
 
-# A frame of each command that is right in itself; COMMIT and ABORT name the transaction that `prepared` opens.
+# A valid frame of each command. COMMIT and ABORT name the transaction that `prepared` opens.
 FRAMES = {
-    "CONNECT": said("CONNECT", "accept-version:1.2"),
-    "STOMP": said("STOMP", "accept-version:1.2"),
-    "SUBSCRIBE": said("SUBSCRIBE", "id:0", "destination:/events"),
-    "UNSUBSCRIBE": said("UNSUBSCRIBE", "id:0"),
-    "ACK": said("ACK", "id:1.k-1"),
-    "NACK": said("NACK", "id:1.k-1"),
-    "BEGIN": said("BEGIN", "transaction:new"),
-    "COMMIT": said("COMMIT", "transaction:open"),
-    "ABORT": said("ABORT", "transaction:open"),
-    "DISCONNECT": said("DISCONNECT"),
-    "SEND": said("SEND", "destination:/events", body="{}"),
-    # commands of servers, and none at all
-    "CONNECTED": said("CONNECTED", "version:1.2"),
-    "MESSAGE": said("MESSAGE", "destination:/events", "message-id:k-1", "subscription:0"),
-    "RECEIPT": said("RECEIPT", "receipt-id:r"),
-    "ERROR": said("ERROR", "message:400-x"),
-    "subscribe": said("subscribe", "id:0", "destination:/events"),
-    "FOO": said("FOO"),
+    "CONNECT": sent("CONNECT", "accept-version:1.2"),
+    "STOMP": sent("STOMP", "accept-version:1.2"),
+    "SUBSCRIBE": sent("SUBSCRIBE", "id:0", "destination:/events"),
+    "UNSUBSCRIBE": sent("UNSUBSCRIBE", "id:0"),
+    "ACK": sent("ACK", "id:1.k-1"),
+    "NACK": sent("NACK", "id:1.k-1"),
+    "BEGIN": sent("BEGIN", "transaction:new"),
+    "COMMIT": sent("COMMIT", "transaction:open"),
+    "ABORT": sent("ABORT", "transaction:open"),
+    "DISCONNECT": sent("DISCONNECT"),
+    "SEND": sent("SEND", "destination:/events", body="{}"),
+    # commands of servers, and unknown ones
+    "CONNECTED": sent("CONNECTED", "version:1.2"),
+    "MESSAGE": sent("MESSAGE", "destination:/events", "message-id:k-1", "subscription:0"),
+    "RECEIPT": sent("RECEIPT", "receipt-id:r"),
+    "ERROR": sent("ERROR", "message:400-x"),
+    "subscribe": sent("subscribe", "id:0", "destination:/events"),
+    "FOO": sent("FOO"),
 }
 
-# The table once more, as the page of theory has it.
+# The table of the module once more, with every cell.
 EXPECTED: dict[ConnectionState, dict[str, tuple[type, ConnectionState] | Fault]] = {
     ConnectionState.AWAITING_CONNECT: {
         "CONNECT": (Connect, ConnectionState.OPEN),
@@ -74,7 +74,7 @@ EXPECTED: dict[ConnectionState, dict[str, tuple[type, ConnectionState] | Fault]]
 def prepared(state: ConnectionState) -> Connection:
     connection = in_state(state)
     if state is ConnectionState.OPEN:
-        connection.receive(said("BEGIN", "transaction:open"))
+        connection.receive(sent("BEGIN", "transaction:open"))
     return connection
 
 
@@ -98,14 +98,14 @@ def test_every_frame_in_every_state(state: ConnectionState, command: str) -> Non
         assert connection.state is then
 
 
-def test_the_table_has_no_cell_that_this_test_does_not_know() -> None:
+def test_every_cell_of_the_table_is_expected() -> None:
     for state, row in TRANSITIONS.items():
         assert row.keys() <= EXPECTED[state].keys()
     assert TRANSITIONS.keys() == OTHERWISE.keys() == EXPECTED.keys()
 
 
 @pytest.mark.parametrize("state", [ConnectionState.DISCONNECTED, ConnectionState.FAILED, ConnectionState.CLOSED])
-def test_what_is_ignored_is_not_even_decoded(state: ConnectionState) -> None:
+def test_ignored_input_is_not_decoded(state: ConnectionState) -> None:
     connection = in_state(state)
     before = connection.statistics()
     assert connection.receive(b"\xff\0\0 no frame" + b"x" * 200_000) == []
@@ -113,17 +113,17 @@ def test_what_is_ignored_is_not_even_decoded(state: ConnectionState) -> None:
     assert before.held_bytes == 0
 
 
-def test_what_follows_disconnect_in_the_same_input_is_ignored() -> None:
+def test_input_after_disconnect_is_ignored() -> None:
     connection = opened()
-    requests = connection.receive(said("DISCONNECT", "receipt:r") + said("UNSUBSCRIBE") + "rubbish\0")
+    requests = connection.receive(sent("DISCONNECT", "receipt:r") + sent("UNSUBSCRIBE") + "rubbish\0")
     assert requests == [Disconnect(receipt="r")]
     assert connection.statistics().held_bytes == 0
 
 
-def test_frames_may_follow_connect_before_connected_was_said() -> None:
+def test_frames_may_follow_connect_before_connected_is_sent() -> None:
     connection = Connection(options(), "s-1")
     first, second = connection.receive(
-        connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:a\\cb", "destination:/events", "filler:" + "x" * 5000)
+        connect_frame(Version.V1_2) + sent("SUBSCRIBE", "id:a\\cb", "destination:/events", "filler:" + "x" * 5000)
     )
     assert isinstance(first, Connect)
     assert isinstance(second, Subscribe)
@@ -133,17 +133,17 @@ def test_frames_may_follow_connect_before_connected_was_said() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_frame_after_connect_is_decoded_by_the_agreed_version(version: Version) -> None:
+def test_frame_after_connect_uses_the_agreed_version(version: Version) -> None:
     connection = Connection(options(), "s-1")
-    _, request = connection.receive(connect_frame(version) + said("SUBSCRIBE", "id: a\\cb", "destination:/events"))
+    _, request = connection.receive(connect_frame(version) + sent("SUBSCRIBE", "id: a\\cb", "destination:/events"))
     expected = {Version.V1_0: "a\\cb", Version.V1_1: " a:b", Version.V1_2: " a:b"}
     assert isinstance(request, Subscribe)
     assert request.id == expected[version]
 
 
-def test_a_fault_carries_the_requests_before_it_and_they_are_answered() -> None:
+def test_requests_before_a_fault_are_answered() -> None:
     connection = Connection(options(), "s-1")
-    fault = fault_of(connection, connect_frame(Version.V1_2) + FRAMES["SUBSCRIBE"] + said("SEND", "receipt:s"))
+    fault = fault_of(connection, connect_frame(Version.V1_2) + FRAMES["SUBSCRIBE"] + sent("SEND", "receipt:s"))
     assert [type(request) for request in fault.fulfilled] == [Connect, Subscribe]
     assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "s")
     assert read(connection.connected()).command == "CONNECTED"
@@ -153,21 +153,21 @@ def test_a_fault_carries_the_requests_before_it_and_they_are_answered() -> None:
     assert connection.state is ConnectionState.CLOSED
 
 
-def test_each_fault_carries_only_what_the_same_input_held() -> None:
+def test_fault_has_only_requests_of_the_same_input() -> None:
     connection = opened()
     connection.receive(FRAMES["SUBSCRIBE"])
     assert fault_of(connection, FRAMES["SEND"]).fulfilled == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_fault_in_a_step_carries_the_receipt(version: Version) -> None:
-    fault = fault_of(opened(version), said("SUBSCRIBE", "receipt:r:1"))
+def test_fault_in_a_header_has_the_receipt(version: Version) -> None:
+    fault = fault_of(opened(version), sent("SUBSCRIBE", "receipt:r:1"))
     assert (fault.token, fault.receipt_id) == ("400-missing-header", "r:1")
 
 
-def test_a_fault_before_connect_carries_the_receipt_as_it_was_written() -> None:
+def test_fault_before_connect_has_the_receipt_unescaped() -> None:
     connection = Connection(options(), "s-1")
-    fault = fault_of(connection, said("SUBSCRIBE", "receipt:a\\cb"))
+    fault = fault_of(connection, sent("SUBSCRIBE", "receipt:a\\cb"))
     assert b"receipt-id:a\\cb\n" in connection.error(fault.token, fault.prose, fault.receipt_id)
 
 
@@ -177,9 +177,9 @@ def test_a_fault_drops_open_transactions() -> None:
     assert connection.statistics().transactions == 0
 
 
-def test_a_subscription_can_be_answered_though_it_was_ended_in_the_same_input() -> None:
+def test_subscription_ended_in_the_same_input_can_be_answered() -> None:
     connection = opened()
-    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", "ack:client") + said("UNSUBSCRIBE", "id:0"))
+    connection.receive(sent("SUBSCRIBE", "id:0", "destination:/events", "ack:client") + sent("UNSUBSCRIBE", "id:0"))
     assert connection.message_prefix(1) == b"MESSAGE\ndestination:/events\nsubscription:0\n"
     assert connection.message_ack(1, "k-1") == b"ack:1.k-1\n"
     connection.receive("\n")
@@ -199,8 +199,8 @@ WRITES: dict[str, Callable[[Connection], bytes]] = {
 ALLOWED = {
     "nothing was read": {"error"},
     "CONNECT was read": {"connected", "error"},
-    "CONNECTED was said": {"receipt", "error", "message_prefix", "message_ack"},
-    "ERROR was said": set[str](),
+    "CONNECTED was sent": {"receipt", "error", "message_prefix", "message_ack"},
+    "ERROR was sent": set[str](),
 }
 
 
@@ -208,18 +208,18 @@ def at_the_time(when: str) -> Connection:
     connection = Connection(options(), "s-1")
     if when == "nothing was read":
         return connection
-    connection.receive(connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:0", "destination:/events", "ack:client"))
+    connection.receive(connect_frame(Version.V1_2) + sent("SUBSCRIBE", "id:0", "destination:/events", "ack:client"))
     if when == "CONNECT was read":
         return connection
     connection.connected()
-    if when == "ERROR was said":
+    if when == "ERROR was sent":
         connection.error("500-internal", "Something broke.")
     return connection
 
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("when", ALLOWED)
-def test_what_may_be_written_when(when: str, write: str) -> None:
+def test_which_frames_may_be_written_when(when: str, write: str) -> None:
     connection = at_the_time(when)
     if write in ALLOWED[when]:
         assert WRITES[write](connection)
@@ -230,59 +230,59 @@ def test_what_may_be_written_when(when: str, write: str) -> None:
 
 def test_the_receipt_of_disconnect_may_be_written() -> None:
     connection = opened()
-    (request,) = connection.receive(said("DISCONNECT", "receipt:r"))
+    (request,) = connection.receive(sent("DISCONNECT", "receipt:r"))
     assert request == Disconnect(receipt="r")
     assert read(connection.receipt("r")).headers == (("receipt-id", "r"),)
 
 
-def test_there_is_no_prefix_of_a_subscription_that_never_was() -> None:
+def test_unknown_subscription_has_no_prefix() -> None:
     with pytest.raises(LocalProtocolError):
         opened().message_prefix(1)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("ack", ["auto", "client", "client-individual"])
-def test_the_ack_header_is_only_where_it_is_needed(version: Version, ack: str) -> None:
+def test_ack_header_is_omitted_if_not_needed(version: Version, ack: str) -> None:
     connection = opened(version)
-    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
+    connection.receive(sent("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
     needed = version is Version.V1_2 and ack != "auto"
     assert connection.message_ack(1, "k7f3q9-12") == (b"ack:1.k7f3q9-12\n" if needed else b"")
 
 
 @pytest.mark.parametrize("ack", ["client", "client-individual"])
-def test_what_the_ack_header_says_can_be_acknowledged(ack: str) -> None:
+def test_value_of_the_ack_header_can_be_acknowledged(ack: str) -> None:
     connection = opened()
-    connection.receive(said("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
+    connection.receive(sent("SUBSCRIBE", "id:0", "destination:/events", f"ack:{ack}"))
     value = connection.message_ack(1, "k7f3q9-12").decode().removeprefix("ack:").rstrip("\n")
-    assert request_of(connection, said("ACK", f"id:{value}")) == Acknowledge(
+    assert request_of(connection, sent("ACK", f"id:{value}")) == Acknowledge(
         acks=(Ack(number=1, message_id="k7f3q9-12", accepted=True),), receipt=None
     )
 
 
 def test_text_and_octets_are_read_alike() -> None:
-    frame = said("SUBSCRIBE", "id:ä", "destination:/events")
+    frame = sent("SUBSCRIBE", "id:ä", "destination:/events")
     assert opened().receive(frame) == opened().receive(frame.encode())
 
 
-def test_text_that_is_no_unicode_is_malformed() -> None:
+def test_half_a_surrogate_pair_is_malformed() -> None:
     assert token_of(opened(), "SUBSCRIBE\nid:\ud800\n\n\0") == "400-malformed-frame"
 
 
-def test_line_ends_alone_ask_for_nothing() -> None:
+def test_line_ends_alone_are_no_requests() -> None:
     connection = opened()
     assert connection.receive("\n") == connection.receive("\r\n") == connection.receive("") == []
     assert connection.state is ConnectionState.OPEN
 
 
-def test_statistics_tell_what_is_open_and_held() -> None:
+def test_statistics_count_open_and_held() -> None:
     connection = prepared(ConnectionState.OPEN)
-    connection.receive(FRAMES["SUBSCRIBE"] + said("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
+    connection.receive(FRAMES["SUBSCRIBE"] + sent("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
     now = connection.statistics()
     assert (now.frames, now.subscriptions, now.transactions, now.transaction_acks) == (4, 1, 1, 1)
     assert now.held_bytes == len("id:")
 
 
-# Any frames in any order: what comes of them is always one of the few things that the theory names.
+# Any frames in any order: the result is always one of those that the page of the module lists.
 HEADERS = st.sampled_from(
     [
         *("id:0", "id:1", "id:1.k-1", "message-id:k-1", "subscription:0", "destination:/events", "destination:"),
@@ -292,7 +292,7 @@ HEADERS = st.sampled_from(
     ]
 )
 ANY_FRAME = st.builds(
-    lambda command, headers, body: said(command, *headers, body=body),
+    lambda command, headers, body: sent(command, *headers, body=body),
     st.sampled_from([*FRAMES, *["SUBSCRIBE", "BEGIN", "ACK", "COMMIT"] * 3]),
     st.lists(HEADERS, max_size=5),
     st.sampled_from(["", "", "{}"]),
@@ -300,7 +300,7 @@ ANY_FRAME = st.builds(
 
 
 def answer(connection: Connection, requests: list[Request]) -> None:
-    """Answer as a server does: everything that was asked for can be written."""
+    """Answer as a server does: every answer can be written."""
     for request in requests:
         assert isinstance(request, get_args(Request))
         match request:
@@ -317,7 +317,7 @@ def answer(connection: Connection, requests: list[Request]) -> None:
 
 
 def end(connection: Connection, fault: RemoteProtocolError) -> None:
-    """Answer a fault as a server does; after that nothing is read."""
+    """Answer a fault as a server does. After that all input is ignored."""
     assert connection.state is ConnectionState.FAILED
     answer(connection, fault.fulfilled)
     error = connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers)
@@ -330,7 +330,7 @@ def end(connection: Connection, fault: RemoteProtocolError) -> None:
     version=st.sampled_from([*VERSIONS, None]),
     inputs=st.lists(st.lists(st.one_of(ANY_FRAME, st.text(max_size=8)), max_size=4).map("".join), max_size=8),
 )
-def test_any_frames_in_any_state_end_in_a_defined_answer(version: Version | None, inputs: list[str]) -> None:
+def test_any_frames_have_a_defined_answer(version: Version | None, inputs: list[str]) -> None:
     limits = {"subscriptions_max": 2, "transactions_max": 1, "transaction_acks_max": 2}
     connection = Connection(options(**limits), "s-1") if version is None else opened(version, **limits)
     for data in inputs:

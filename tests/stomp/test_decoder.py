@@ -1,4 +1,4 @@
-"""The decoder: a stream cut anywhere gives the same frames and the same fault, in linear time, bounded memory."""
+"""The decoder: however input is cut, the same frames and the same fault, in linear time and bounded memory."""
 
 import sys
 from itertools import pairwise
@@ -72,7 +72,7 @@ def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
 @example(stream="äääää\n\n\0".encode(), cuts=[], version=Version.V1_2, limits=TIGHT)
 @example(stream=b"SEND\na:b\na:b\na:b\na:b\n\n\0", cuts=[], version=None, limits=TIGHT)
 @example(stream=b"SEND\nid:\xc3\xa4\\c\r\n\r\n\0", cuts=[9, 11, 12, 13], version=Version.V1_2, limits=ROOMY)
-def test_a_stream_cut_anywhere_gives_the_same_frames_and_the_same_fault(
+def test_cut_positions_do_not_change_frames_or_fault(
     stream: bytes, cuts: list[int], version: Version | None, limits: Limits
 ) -> None:
     whole: Outcome = outcome(Decoder(limits, version), [stream])
@@ -81,9 +81,7 @@ def test_a_stream_cut_anywhere_gives_the_same_frames_and_the_same_fault(
 
 
 @given(stream=STREAMS, size=st.integers(1, 50), version=st.sampled_from(AGREED))
-def test_no_input_raises_anything_else_nor_is_held_beyond_the_limit(
-    stream: bytes, size: int, version: Version | None
-) -> None:
+def test_any_input_is_bounded_and_raises_only_faults(stream: bytes, size: int, version: Version | None) -> None:
     decoder = Decoder(TIGHT, version)
     for at in range(0, len(stream), size):
         try:
@@ -110,7 +108,7 @@ ADVERSARIES = {
 
 
 def lines_run(piece_bytes: int, stream: bytes) -> tuple[int, Decoder]:
-    """Decode a stream in pieces, counting the lines of the decoder that run."""
+    """Decode a stream in pieces and count the executed lines of the decoder."""
     limits = Limits(
         frame_bytes_max=1 << 20, header_count_max=1 << 20, header_line_bytes_max=1 << 20, command_bytes_max=99
     )
@@ -151,7 +149,7 @@ def test_statistics_count_frames() -> None:
     assert done.held_bytes == 0  # the command is kept, its octets are not
 
 
-def test_a_frame_is_decoded_only_when_asked_for() -> None:
+def test_frame_is_decoded_on_demand() -> None:
     decoder = Decoder(TIGHT, None)
     frames = decoder.feed(b"CONNECT\n\n\0SEND\na:\\c\nlong:" + b"x" * 20 + b"\n\n\0")
     assert next(frames).command == "CONNECT"
@@ -159,7 +157,7 @@ def test_a_frame_is_decoded_only_when_asked_for() -> None:
     assert next(frames).headers == (("a", ":"), ("long", "x" * 20))
 
 
-def test_a_frame_not_asked_for_comes_from_the_next_call() -> None:
+def test_frame_not_requested_is_returned_by_the_next_call() -> None:
     decoder = Decoder(ROOMY)
     assert next(decoder.feed(b"A\n\n\0B\n\n\0")).command == "A"
     assert [frame.command for frame in decoder.feed(b"")] == ["B"]
@@ -173,7 +171,7 @@ def test_after_a_fault_nothing_is_decoded() -> None:
     assert decoder.statistics().held_bytes == 0
 
 
-def test_clear_forgets_what_was_fed() -> None:
+def test_clear_drops_fed_octets() -> None:
     decoder = Decoder(ROOMY)
     assert list(decoder.feed(b"SEND\na:b\nc")) == []
     decoder.clear()
@@ -223,23 +221,23 @@ def test_names_are_unescaped_too(version: Version) -> None:
 
 
 @pytest.mark.parametrize("length", [b"5", b"05", b"000000000000000000000000000005"])
-def test_the_body_has_the_length_that_is_told(length: bytes) -> None:
+def test_body_has_the_length_of_content_length(length: bytes) -> None:
     data = b"SEND\ncontent-length:" + length + b"\n\n\0bod\0\0"
     assert decoded(data)[0].body == b"\0bod\0"
 
 
 @pytest.mark.parametrize("length", ["", "-1", "+1", "1.0", "0x1", "a", " 5", "5 ", "٣", "1_0"])
-def test_a_length_that_is_no_number_is_malformed(length: str) -> None:
+def test_length_that_is_not_a_number_is_malformed(length: str) -> None:
     assert "content-length" in fault(f"SEND\ncontent-length:{length}\n\n\0".encode()).prose
 
 
 @pytest.mark.parametrize("length", [b"1048576", b"1" + b"0" * 18, b"1" + b"0" * 19, b"9" * 5000])
-def test_a_length_beyond_the_limit_is_refused_before_the_body_comes(length: bytes) -> None:
+def test_too_large_length_is_refused_before_the_body(length: bytes) -> None:
     assert fault(b"SEND\ncontent-length:" + length + b"\n\n").token == "413-frame-too-large"
 
 
 @pytest.mark.parametrize("body", [b"abcd\0", b"abcx"])
-def test_a_nul_must_follow_that_length(body: bytes) -> None:
+def test_nul_must_follow_the_body(body: bytes) -> None:
     assert "NUL" in fault(b"SEND\ncontent-length:3\n\n" + body).prose
 
 
@@ -255,7 +253,7 @@ def test_a_nul_must_follow_that_length(body: bytes) -> None:
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
-def test_limits_of_octets_at_the_limit_and_one_beyond(name: str, token: str, data: bytes, whole: bool) -> None:
+def test_octets_at_the_limit_and_one_beyond(name: str, token: str, data: bytes, whole: bool) -> None:
     filled = data % (b"x" * 14)
     counted = {
         "command_bytes_max": filled.index(b"\n"),
@@ -275,18 +273,18 @@ def test_limits_of_octets_at_the_limit_and_one_beyond(name: str, token: str, dat
 LIMITS = {"frame_bytes_max": 1000, "header_count_max": 1000, "header_line_bytes_max": 1000, "command_bytes_max": 1000}
 
 
-def test_a_frame_that_cannot_end_within_its_limit_is_refused_at_once() -> None:
+def test_frame_that_cannot_end_within_its_limit_is_refused_at_once() -> None:
     limits = Limits(**{**LIMITS, "frame_bytes_max": 10})
     assert decoded(b"SEND\n\n" + b"x" * 3, limits=limits) == []
     assert fault(b"SEND\n\n" + b"x" * 4, limits=limits).token == "413-frame-too-large"
 
 
-def test_a_line_within_its_own_limit_may_be_too_much_for_the_frame() -> None:
+def test_line_within_its_limit_may_exceed_the_frame() -> None:
     limits = Limits(**{**LIMITS, "frame_bytes_max": 10, "header_line_bytes_max": 5})
     assert fault(b"SEND\na:bcd", limits=limits).token == "413-frame-too-large"
 
 
-def test_the_count_of_headers_at_the_limit_and_one_beyond() -> None:
+def test_header_count_at_the_limit_and_one_beyond() -> None:
     data = b"SEND\na:b\na:b\nc:d\n\n\0"
     assert len(decoded(data, limits=Limits(**{**LIMITS, "header_count_max": 3}))) == 1
     assert fault(data, limits=Limits(**{**LIMITS, "header_count_max": 2})).token == "413-too-many-headers"
@@ -298,7 +296,7 @@ def test_line_ends_between_frames_count_for_no_limit() -> None:
     assert decoder.statistics().held_bytes == 0
 
 
-def test_a_fault_tells_the_receipt_that_was_read_before_it() -> None:
+def test_fault_has_the_receipt_read_before_it() -> None:
     assert fault(b"SEND\nreceipt:r\\c1\nreceipt:r2\nbad\n\n\0").receipt_id == "r:1"
     assert fault(b"SEND\nbad\nreceipt:r1\n\n\0").receipt_id is None
     assert fault(b"SEND\nreceipt:r1\ncontent-length:1\n\nabc").receipt_id == "r1"

@@ -1,4 +1,4 @@
-"""Frames as octets: reading what was written is identity, and what a client could not read is not written."""
+"""Encoded frames decode to the same frames; frames that a client could not read are rejected."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def test_the_opening_frames_are_never_escaped(version: Version, command: str) ->
 
 
 @pytest.mark.parametrize("command", ["", "A B", "A\nB", "A\0", "Ä", "A\r"])
-def test_what_is_no_command_is_not_written(command: str) -> None:
+def test_invalid_command_is_rejected(command: str) -> None:
     with pytest.raises(LocalProtocolError):
         encode(Frame(command), Version.V1_2)
 
@@ -45,12 +45,12 @@ def test_what_is_no_command_is_not_written(command: str) -> None:
     "name, version",
     [("", Version.V1_2), ("", Version.V1_0), ("a:b", Version.V1_0), ("a:b", None), ("a\0", Version.V1_2)],
 )
-def test_what_is_no_header_name_is_not_written(name: str, version: Version | None) -> None:
+def test_invalid_header_name_is_rejected(name: str, version: Version | None) -> None:
     with pytest.raises(LocalProtocolError):
         header(name, "x", version)
 
 
-def test_a_name_is_escaped_where_the_version_can() -> None:
+def test_name_is_escaped_if_the_version_can() -> None:
     assert header("a:b", "c", Version.V1_1) == b"a\\cb:c\n"
 
 
@@ -58,7 +58,7 @@ def test_a_name_is_escaped_where_the_version_can() -> None:
     "headers, body",
     [((), b"a\0b"), ((("content-length", "2"),), b"a"), ((("content-length", "2"), ("content-length", "1")), b"a")],
 )
-def test_a_body_that_would_be_cut_elsewhere_is_not_written(headers: tuple[tuple[str, str], ...], body: bytes) -> None:
+def test_body_of_another_length_is_rejected(headers: tuple[tuple[str, str], ...], body: bytes) -> None:
     with pytest.raises(LocalProtocolError):
         encode(Frame("MESSAGE", headers, body), Version.V1_2)
 
@@ -108,7 +108,7 @@ def test_an_empty_id_is_an_id() -> None:
     assert message_prefix(Version.V1_1, "/events", "") == b"MESSAGE\ndestination:/events\nsubscription:\n"
 
 
-def test_a_truncated_event_says_so_after_its_length() -> None:
+def test_truncated_header_follows_the_length() -> None:
     assert message_head("k7f3q9-1", 5, truncated=True).endswith(b"\ncontent-length:5\ntruncated:true\n")
 
 

@@ -1,15 +1,15 @@
-"""The two kinds of protocol error, the client's and ours, are never taken for one another."""
+"""The two kinds of protocol error."""
 
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 
 
-def test_a_remote_error_carries_all_that_its_error_frame_says() -> None:
+def test_remote_error_has_the_content_of_its_error_frame() -> None:
     fault = RemoteProtocolError("400-x", "It is x.", receipt_id="r", headers=[("version", "1.2")])
     assert (fault.token, fault.prose, fault.receipt_id) == ("400-x", "It is x.", "r")
     assert fault.headers == (("version", "1.2"),)
     assert fault.fulfilled == []
 
 
-def test_the_two_kinds_are_never_caught_as_one_another() -> None:
+def test_neither_kind_of_error_is_the_other() -> None:
     assert not issubclass(RemoteProtocolError, LocalProtocolError)
     assert not issubclass(LocalProtocolError, RemoteProtocolError)

@@ -1,4 +1,4 @@
-"""Escapes of the three versions: what was escaped reads as it was."""
+"""Escapes of the three versions."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ UNWRITABLE = {None: "\0\r\n", Version.V1_0: "\0\r\n", Version.V1_1: "\0\r", Vers
 
 
 @pytest.mark.parametrize("version", RAW)
-def test_without_escapes_text_stays_as_it_is(version: Version | None) -> None:
+def test_version_without_escapes_does_not_change_text(version: Version | None) -> None:
     assert escape("a:\\n\\c", version) == "a:\\n\\c"
     assert unescape("a:\\n\\c\\r\\t\\", version) == "a:\\n\\c\\r\\t\\"
 
@@ -50,13 +50,13 @@ def test_a_backslash_before_a_letter_is_read_from_the_left(version: Version, esc
 
 
 @pytest.mark.parametrize("version, character", [(v, c) for v, cs in UNWRITABLE.items() for c in cs])
-def test_what_a_version_cannot_write_is_our_own_fault(version: Version | None, character: str) -> None:
+def test_unwritable_character_is_a_local_error(version: Version | None, character: str) -> None:
     with pytest.raises(LocalProtocolError):
         escape(f"a{character}b", version)
 
 
 @given(version=st.sampled_from([*RAW, *ESCAPED]), data=st.data())
-def test_what_was_escaped_reads_as_it_was(version: Version | None, data: st.DataObject) -> None:
+def test_unescape_inverts_escape(version: Version | None, data: st.DataObject) -> None:
     characters = st.one_of(st.sampled_from("\\:\n\rncr "), st.characters(exclude_categories=["Cs"]))
     text = data.draw(st.text(characters.filter(lambda c: c not in UNWRITABLE[version])))
     written = escape(text, version)

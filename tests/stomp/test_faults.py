@@ -1,4 +1,4 @@
-"""The faults of a client as they are told: number, name and one plain sentence, no two alike."""
+"""The catalogue of faults: number, name and one sentence, no two equal."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A frame's headers: the first of a repeated one counts, and who can ask for a receipt."""
+"""Headers of a frame: repeated ones, and receipts."""
 
 import pytest
 

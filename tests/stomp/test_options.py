@@ -10,13 +10,13 @@ from tests.stomp.dialogue import options
 LIMITS = [one.name for one in attrs.fields(ConnectionOptions) if one.type is int and one.name != "heartbeat_ms"]
 
 
-def test_before_connect_every_limit_of_a_frame_is_smaller() -> None:
+def test_limits_before_connect_are_smaller() -> None:
     before, after = options().limits_before_connect, options().limits
     for name, value in attrs.asdict(before).items():
         assert value < getattr(after, name)
 
 
-def test_before_connect_no_limit_is_larger_than_after() -> None:
+def test_limits_before_connect_never_exceed_those_after() -> None:
     small = options(frame_bytes_max=5, header_count_max=6, header_line_bytes_max=7, command_bytes_max=8)
     assert small.limits_before_connect == small.limits
 

@@ -1,4 +1,4 @@
-"""Each frame that is allowed as the request that it makes, or the fault in its headers."""
+"""Each allowed frame: its request, or the fault in its headers."""
 
 import re
 
@@ -19,7 +19,7 @@ def session(version: Version | None = Version.V1_2, **changes: int) -> Connectio
 
 
 def frame(command: str, **headers: str) -> Frame:
-    """Give a frame; ``_`` in a name stands for ``-``."""
+    """Return a frame; ``_`` in a name is written as ``-``."""
     return Frame(command, tuple((name.replace("_", "-"), value) for name, value in headers.items()))
 
 
@@ -49,7 +49,7 @@ def test_the_highest_common_version_is_agreed(accepted: dict[str, str], version:
 
 
 @pytest.mark.parametrize("accepted", ["", "2.0", "1", "1.20", "1.1;1.2", "v1.2"])
-def test_no_common_version_is_told_with_ours(accepted: str) -> None:
+def test_no_common_version_lists_ours(accepted: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         connection.connect(session(None), frame("CONNECT", accept_version=accepted))
     assert caught.value.token == "400-no-common-version"
@@ -60,14 +60,14 @@ def test_the_prose_names_the_versions_that_the_header_names() -> None:
     assert re.findall(r"[0-9]\.[0-9]", NO_COMMON_VERSION.prose) == connection.VERSIONS.split(",")
 
 
-def test_a_heart_beat_header_that_is_not_two_numbers_is_the_clients_fault() -> None:
+def test_malformed_heart_beat_header_is_a_fault() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         connection.connect(session(None), frame("CONNECT", accept_version="1.2", heart_beat="soon,often"))
     assert caught.value.token == "400-bad-heart-beat"
 
 
 @pytest.mark.parametrize("name", ["Authorization", "authorization"])
-def test_credentials_are_given_as_they_are(name: str) -> None:
+def test_credentials_are_not_changed(name: str) -> None:
     headers = {"accept_version": "1.2", "login": " a", "passcode": "b\\c", name: "Bearer x"}
     request = connection.connect(session(None), frame("CONNECT", **headers))
     assert (request.login, request.passcode, request.authorization) == (" a", "b\\c", "Bearer x")
@@ -83,13 +83,13 @@ def test_secrets_do_not_show() -> None:
     assert "hush" not in repr(request)
 
 
-def test_1_0_has_no_heart_beats_whatever_its_header_says() -> None:
+def test_1_0_has_no_heart_beats() -> None:
     for header in ("10000,10000", "rubbish"):
         request = connection.connect(session(None), frame("CONNECT", heart_beat=header))
         assert request.heartbeat == HeartBeat.none()
 
 
-def test_subscribe_gives_what_the_headers_say() -> None:
+def test_subscribe_has_all_headers() -> None:
     headers = {"ack": "client", "prefetch-count": "7", "last-event-id": "k7f3q9-1", "replay": "all", "durable": "d"}
     assert subscribed(session(), receipt="r", **headers) == Subscribe(
         number=1,
@@ -201,9 +201,7 @@ ACKS: list[tuple[dict[str, str], int | None, str]] = [
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("headers, number, message_id", ACKS)
-def test_which_message_an_ack_means(
-    version: Version, headers: dict[str, str], number: int | None, message_id: str
-) -> None:
+def test_message_of_an_ack(version: Version, headers: dict[str, str], number: int | None, message_id: str) -> None:
     ours = session(version)
     subscribed(ours, id="mine", ack="client")
     assert acks_of(ours, **headers) == Ack(number=number, message_id=message_id, accepted=True)
@@ -224,7 +222,7 @@ def test_which_message_an_ack_means(
         (connection.abort, {"transaction": "t"}, "400-unknown-transaction"),
     ],
 )
-def test_what_is_missing_is_a_fault(step: connection.Step, given: dict[str, str], token: str) -> None:
+def test_missing_header_is_a_fault(step: connection.Step, given: dict[str, str], token: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         step(session(), frame("ANY", **given))
     assert caught.value.token == token
@@ -244,14 +242,14 @@ def test_acks_count_at_commit() -> None:
     ]
 
 
-def test_an_ack_beside_an_open_transaction_counts_at_once() -> None:
+def test_ack_outside_a_transaction_takes_effect_at_once() -> None:
     ours = session()
     connection.begin(ours, frame("BEGIN", transaction="t"))
     assert acks_of(ours, id="1.a").message_id == "a"
     assert not connection.commit(ours, frame("COMMIT", transaction="t")).acks
 
 
-def test_abort_drops_what_waited() -> None:
+def test_abort_drops_acknowledgements() -> None:
     ours = session()
     connection.begin(ours, frame("BEGIN", transaction="t"))
     connection.acknowledge(ours, frame("ACK", id="1.a", transaction="t"))

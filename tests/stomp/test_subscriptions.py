@@ -1,4 +1,4 @@
-"""The open subscriptions of a connection: numbers, ids, their limit, and what has just ended."""
+"""The open subscriptions of a connection: numbers, ids, limits, and those that have just ended."""
 
 import pytest
 from attrs import evolve
@@ -30,7 +30,7 @@ def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
     assert len(subscriptions) == 2
 
 
-def test_what_may_be_in_flight_is_bounded_over_all_subscriptions() -> None:
+def test_prefetch_is_bounded_over_all_subscriptions() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=10)
     first = evolve(to("/a"), ack=AckMode.CLIENT, prefetch=4)
     for one in (first, evolve(first, prefetch=6), to("/a")):
@@ -50,7 +50,7 @@ def test_an_open_id_cannot_be_used_again() -> None:
     assert caught.value.token == "400-duplicate-subscription"
 
 
-def test_a_destination_finds_all_that_are_open() -> None:
+def test_destination_finds_all_open_subscriptions() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=99)
     for one in (to("/a"), to("/b"), to("/a", "x"), to("/a")):
         subscriptions.open(one)
@@ -59,7 +59,7 @@ def test_a_destination_finds_all_that_are_open() -> None:
     assert subscriptions.numbers_to("/c") == ()
 
 
-def test_what_was_ended_can_be_found_until_it_is_forgotten() -> None:
+def test_ended_subscription_is_found_until_forget_ended() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=99)
     number = subscriptions.open(to("/a", "x"))
     subscriptions.end(number)

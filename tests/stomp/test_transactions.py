@@ -1,4 +1,4 @@
-"""Transactions: their order, their limits, and that none outlives its end."""
+"""Transactions: order, limits, and that nothing remains after the end."""
 
 import tracemalloc
 
@@ -21,7 +21,7 @@ def token_of(caught: pytest.ExceptionInfo[RemoteProtocolError]) -> str:
     return caught.value.token
 
 
-def test_what_waited_comes_in_its_order() -> None:
+def test_acknowledgements_keep_their_order() -> None:
     ours = transactions(acks_max=3)
     ours.begin("t")
     for ack in (SECOND, FIRST, THIRD):
@@ -39,7 +39,7 @@ def test_transactions_do_not_mix() -> None:
     assert tuple(ours.end("t")) == (FIRST,)
 
 
-def test_a_name_is_free_again_after_its_end() -> None:
+def test_name_can_be_reused_after_the_end() -> None:
     ours = transactions()
     ours.begin("t")
     with pytest.raises(RemoteProtocolError) as caught:
@@ -73,7 +73,7 @@ def test_acks_are_bounded_over_all_transactions() -> None:
     assert ours.acks_held == 2
 
 
-def test_an_unknown_one_cannot_be_added_to_nor_ended() -> None:
+def test_unknown_transaction_is_a_fault() -> None:
     ours = transactions()
     with pytest.raises(RemoteProtocolError) as added:
         ours.add("t", FIRST)
@@ -95,7 +95,7 @@ def test_clear_drops_all() -> None:
 @pytest.mark.parametrize("number", [None, NO_SUBSCRIPTION, 1, 2**32 - 2])
 @pytest.mark.parametrize("position", [Position("000000", 0), Position("zzzzzz", 10**18 - 1)], ids=str)
 @pytest.mark.parametrize("accepted", [True, False])
-def test_every_position_of_the_log_can_wait(number: int | None, position: Position, accepted: bool) -> None:
+def test_every_position_fits_into_a_transaction(number: int | None, position: Position, accepted: bool) -> None:
     ack = Ack(number=number, message_id=str(position), accepted=accepted)
     ours = transactions()
     ours.begin("t")
@@ -104,7 +104,7 @@ def test_every_position_of_the_log_can_wait(number: int | None, position: Positi
 
 
 @pytest.mark.parametrize("number, message_id", [(1, "x" * 8000), (None, "k-1"), (1, "k7f3q9-01"), (2**32, "k7f3q9-1")])
-def test_ack_of_no_message_counts_and_names_no_subscription(number: int | None, message_id: str) -> None:
+def test_ack_with_a_foreign_id_is_only_counted(number: int | None, message_id: str) -> None:
     ours = transactions(acks_max=1)
     ours.begin("t")
     ours.add("t", Ack(number=number, message_id=message_id, accepted=True))
@@ -115,7 +115,7 @@ def test_ack_of_no_message_counts_and_names_no_subscription(number: int | None, 
 @pytest.mark.parametrize(
     "message_id", ["k7f3q9-1".ljust(8000, "1"), "zzzzzz-" + "9" * 18], ids=["long", "longest known"]
 )
-def test_all_acks_that_may_wait_fit_into_256_kib(message_id: str) -> None:
+def test_all_waiting_acks_fit_into_256_kib(message_id: str) -> None:
     acks_max = ConnectionOptions(server="test").transaction_acks_max
     ours = transactions(acks_max=acks_max)
     ours.begin("t")

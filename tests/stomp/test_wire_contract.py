@@ -9,13 +9,23 @@ from airy_trio.stomp.connection import Connection, ConnectionState
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.stomp.frames import Version
 from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe
-from tests.stomp.dialogue import VERSIONS, connect_frame, fault_of, opened, options, read, request_of, said, token_of
+from tests.stomp.dialogue import (
+    VERSIONS,
+    connect_frame,
+    fault_of,
+    opened,
+    options,
+    read,
+    request_of,
+    sent,
+    token_of,
+)
 
 LATER = [Version.V1_1, Version.V1_2]
 
 
 def subscription(connection: Connection, *lines: str) -> Subscribe:
-    request = request_of(connection, said("SUBSCRIBE", *lines))
+    request = request_of(connection, sent("SUBSCRIBE", *lines))
     assert isinstance(request, Subscribe)
     return request
 
@@ -27,15 +37,15 @@ def acks(connection: Connection, *frames: str) -> tuple[Ack, ...]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_1_commands_and_header_names_are_case_sensitive(version: Version) -> None:
-    assert token_of(opened(version), said("Subscribe", "destination:/events", "id:0")) == "400-unknown-command"
-    assert token_of(opened(version), said("SUBSCRIBE", "Destination:/events", "id:0")) == "400-missing-header"
+    assert token_of(opened(version), sent("Subscribe", "destination:/events", "id:0")) == "400-unknown-command"
+    assert token_of(opened(version), sent("SUBSCRIBE", "Destination:/events", "id:0")) == "400-missing-header"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("eol", ["\n", "\r\n"])
 def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version, eol: str) -> None:
     connection = opened(version)
-    frame = said("SUBSCRIBE", "destination:/events", "id:0").replace("\n", eol)
+    frame = sent("SUBSCRIBE", "destination:/events", "id:0").replace("\n", eol)
     assert [
         type(request) for request in connection.receive(eol * 3 + frame + eol + frame.replace(":0", ":1") + eol)
     ] == [
@@ -45,7 +55,7 @@ def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version,
 
 
 def test_line_2_a_frame_may_be_cut_anywhere() -> None:
-    data = (connect_frame(Version.V1_2) + said("SUBSCRIBE", "id:ä\\c\\n", "destination:/events", "receipt:r")).encode()
+    data = (connect_frame(Version.V1_2) + sent("SUBSCRIBE", "id:ä\\c\\n", "destination:/events", "receipt:r")).encode()
     whole = Connection(options(), "s-1").receive(data)
     for at in range(len(data)):
         connection = Connection(options(), "s-1")
@@ -53,7 +63,7 @@ def test_line_2_a_frame_may_be_cut_anywhere() -> None:
 
 
 def test_line_2_several_frames_may_share_a_message_of_text_or_octets() -> None:
-    data = connect_frame(Version.V1_1) + said("SUBSCRIBE", "id:0", "destination:/events") + said("DISCONNECT")
+    data = connect_frame(Version.V1_1) + sent("SUBSCRIBE", "id:0", "destination:/events") + sent("DISCONNECT")
     assert len(Connection(options(), "s-1").receive(data)) == 3
     assert Connection(options(), "s-1").receive(data) == Connection(options(), "s-1").receive(data.encode())
 
@@ -70,17 +80,17 @@ def test_line_3_escapes_are_read_and_written_by_the_version(version: Version, ex
 
 def test_line_3_only_1_2_knows_the_escaped_carriage_return() -> None:
     assert subscription(opened(Version.V1_2), "destination:/events", "id:\\r").id == "\r"
-    assert token_of(opened(Version.V1_1), said("ACK", "id:\\r")) == "400-malformed-frame"
+    assert token_of(opened(Version.V1_1), sent("ACK", "id:\\r")) == "400-malformed-frame"
 
 
 @pytest.mark.parametrize("version", LATER)
 def test_line_3_an_undefined_escape_is_fatal(version: Version) -> None:
-    assert token_of(opened(version), said("ACK", "id:\\t")) == "400-malformed-frame"
+    assert token_of(opened(version), sent("ACK", "id:\\t")) == "400-malformed-frame"
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
 def test_line_3_connect_is_never_unescaped(command: str) -> None:
-    request = request_of(Connection(options(), "s-1"), said(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
+    request = request_of(Connection(options(), "s-1"), sent(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
     assert isinstance(request, Connect)
     assert request.passcode == "a\\cb\\t:c"
 
@@ -98,49 +108,49 @@ def test_line_4_values_are_trimmed_in_1_0_only(version: Version, expected: str) 
 def test_line_5_content_length_counts_octets_and_nul_follows() -> None:
     connection = opened()
     body = "ä\0DISCONNECT\n\n\0"
-    frame = said("ACK", "id:1.k-1", f"content-length:{len(body.encode())}", body=body)
+    frame = sent("ACK", "id:1.k-1", f"content-length:{len(body.encode())}", body=body)
     assert len(connection.receive(frame)) == 1
     assert connection.state is ConnectionState.OPEN
-    assert token_of(connection, said("ACK", "id:1.k-1", "content-length:1", body="ab")) == "400-malformed-frame"
+    assert token_of(connection, sent("ACK", "id:1.k-1", "content-length:1", body="ab")) == "400-malformed-frame"
 
 
 def test_line_5_without_it_the_body_ends_at_nul() -> None:
-    assert len(opened().receive(said("ACK", "id:1.k-1", body="ab\n") + said("ACK", "id:1.k-1"))) == 2
+    assert len(opened().receive(sent("ACK", "id:1.k-1", body="ab\n") + sent("ACK", "id:1.k-1"))) == 2
 
 
 def test_line_6_connect_and_stomp_are_the_same() -> None:
     lines = ("accept-version:1.1,1.2", "login:me", "passcode:x", "heart-beat:1000,1000")
-    assert Connection(options(), "s-1").receive(said("CONNECT", *lines)) == Connection(options(), "s-1").receive(
-        said("STOMP", *lines)
+    assert Connection(options(), "s-1").receive(sent("CONNECT", *lines)) == Connection(options(), "s-1").receive(
+        sent("STOMP", *lines)
     )
 
 
 def test_line_6_no_accept_version_means_1_0() -> None:
     connection = Connection(options(), "s-1")
-    connection.receive(said("CONNECT", "login:me"))
+    connection.receive(sent("CONNECT", "login:me"))
     assert connection.version is Version.V1_0
     assert read(connection.connected()).get("version") == "1.0"
 
 
-def test_line_6_no_common_version_is_told_with_ours() -> None:
+def test_line_6_no_common_version_lists_ours() -> None:
     connection = Connection(options(), "s-1")
-    fault = fault_of(connection, said("CONNECT", "accept-version:2.0,3.1", "host:x"))
+    fault = fault_of(connection, sent("CONNECT", "accept-version:2.0,3.1", "host:x"))
     error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), None)
     assert error.get("version") == "1.0,1.1,1.2"
     assert error.get("message") == "400-no-common-version"
 
 
 def test_line_6_host_is_not_required() -> None:
-    assert isinstance(request_of(Connection(options(), "s-1"), said("CONNECT", "accept-version:1.2")), Connect)
+    assert isinstance(request_of(Connection(options(), "s-1"), sent("CONNECT", "accept-version:1.2")), Connect)
 
 
 def test_line_6_a_second_connect_is_a_fault() -> None:
-    assert token_of(opened(), said("CONNECT", "accept-version:1.2")) == "400-already-connected"
+    assert token_of(opened(), sent("CONNECT", "accept-version:1.2")) == "400-already-connected"
 
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED", "GET / HTTP/1.1"])
 def test_line_6_any_frame_before_connect_is_a_fault(command: str) -> None:
-    assert token_of(Connection(options(), "s-1"), said(command)) == "400-not-connected"
+    assert token_of(Connection(options(), "s-1"), sent(command)) == "400-not-connected"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -181,11 +191,11 @@ def test_line_8_ours_is_one_line_feed_and_theirs_asks_for_nothing() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_9_subscribe_needs_a_destination(version: Version) -> None:
-    assert token_of(opened(version), said("SUBSCRIBE", "id:0")) == "400-missing-header"
+    assert token_of(opened(version), sent("SUBSCRIBE", "id:0")) == "400-missing-header"
 
 
 def test_line_9_id_is_required_from_1_1() -> None:
-    frame = said("SUBSCRIBE", "destination:/events")
+    frame = sent("SUBSCRIBE", "destination:/events")
     assert isinstance(request_of(opened(Version.V1_0), frame), Subscribe)
     for version in LATER:
         assert token_of(opened(version), frame) == "400-missing-header"
@@ -195,7 +205,7 @@ def test_line_9_id_is_required_from_1_1() -> None:
 def test_line_9_a_duplicate_id_is_a_fault(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:0", "destination:/events")
-    fault = fault_of(connection, said("SUBSCRIBE", "id:0", "destination:/other", "receipt:r"))
+    fault = fault_of(connection, sent("SUBSCRIBE", "id:0", "destination:/other", "receipt:r"))
     assert (fault.token, fault.receipt_id) == ("400-duplicate-subscription", "r")
 
 
@@ -206,14 +216,14 @@ def test_line_9_the_ack_modes() -> None:
         for number, lines in enumerate([(), ("ack:auto",), ("ack:client",), ("ack:client-individual",)])
     ]
     assert modes == [AckMode.AUTO, AckMode.AUTO, AckMode.CLIENT, AckMode.CLIENT_INDIVIDUAL]
-    assert token_of(connection, said("SUBSCRIBE", "id:9", "destination:/events", "ack:no")) == "400-bad-ack-mode"
+    assert token_of(connection, sent("SUBSCRIBE", "id:9", "destination:/events", "ack:no")) == "400-bad-ack-mode"
 
 
 def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
     connection = opened(subscriptions_max=2)
     subscription(connection, "id:0", "destination:/events")
     subscription(connection, "id:1", "destination:/events")
-    frame = said("SUBSCRIBE", "id:2", "destination:/events")
+    frame = sent("SUBSCRIBE", "id:2", "destination:/events")
     assert token_of(connection, frame) == "429-too-many-subscriptions"
 
 
@@ -221,32 +231,32 @@ def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
 def test_line_9_ids_and_destinations_have_a_largest_size(version: Version) -> None:
     most, more = "ä" * 256, "ä" * 256 + "b"
     assert subscription(opened(version), f"id:{most}", f"destination:{most}").id == most
-    fault = fault_of(opened(version), said("SUBSCRIBE", f"id:{more}", "destination:/events", "receipt:r"))
+    fault = fault_of(opened(version), sent("SUBSCRIBE", f"id:{more}", "destination:/events", "receipt:r"))
     assert (fault.token, fault.receipt_id) == ("413-id-too-large", "r")
-    assert token_of(opened(version), said("SUBSCRIBE", "id:0", f"destination:{more}")) == "413-destination-too-large"
+    assert token_of(opened(version), sent("SUBSCRIBE", "id:0", f"destination:{more}")) == "413-destination-too-large"
 
 
 def test_line_9_an_ended_subscription_makes_room() -> None:
     connection = opened(subscriptions_max=1)
     for _ in range(3):
         subscription(connection, "id:0", "destination:/events")
-        connection.receive(said("UNSUBSCRIBE", "id:0"))
+        connection.receive(sent("UNSUBSCRIBE", "id:0"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_10_unsubscribe_by_id_and_an_unknown_id_is_ignored(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:0", "destination:/events")
-    assert request_of(connection, said("UNSUBSCRIBE", "id:0")) == Unsubscribe(numbers=(1,), receipt=None)
-    assert request_of(connection, said("UNSUBSCRIBE", "id:0", "receipt:r")) == Unsubscribe(numbers=(), receipt="r")
+    assert request_of(connection, sent("UNSUBSCRIBE", "id:0")) == Unsubscribe(numbers=(1,), receipt=None)
+    assert request_of(connection, sent("UNSUBSCRIBE", "id:0", "receipt:r")) == Unsubscribe(numbers=(), receipt="r")
 
 
 def test_line_10_in_1_0_also_by_destination() -> None:
     connection = opened(Version.V1_0)
     connection.receive(
-        said("SUBSCRIBE", "destination:/events") * 2 + said("SUBSCRIBE", "destination:/events/tag.updated")
+        sent("SUBSCRIBE", "destination:/events") * 2 + sent("SUBSCRIBE", "destination:/events/tag.updated")
     )
-    request = request_of(connection, said("UNSUBSCRIBE", "destination: /events"))
+    request = request_of(connection, sent("UNSUBSCRIBE", "destination: /events"))
     assert request == Unsubscribe(numbers=(1, 2), receipt=None)
 
 
@@ -289,7 +299,7 @@ def test_line_12_1_2_by_the_ack_header() -> None:
     connection = opened()
     subscription(connection, "id:a", "destination:/events", "ack:client")
     subscription(connection, "id:b", "destination:/events", "ack:client")
-    assert acks(connection, said("ACK", "id:2.k-1"), said("NACK", "id:1.k-1")) == (
+    assert acks(connection, sent("ACK", "id:2.k-1"), sent("NACK", "id:1.k-1")) == (
         Ack(number=2, message_id="k-1", accepted=True),
         Ack(number=1, message_id="k-1", accepted=False),
     )
@@ -299,7 +309,7 @@ def test_line_12_1_1_by_message_id_and_subscription() -> None:
     connection = opened(Version.V1_1)
     subscription(connection, "id:a", "destination:/events", "ack:client")
     subscription(connection, "id:b", "destination:/events", "ack:client")
-    assert acks(connection, said("ACK", "message-id:k-1", "subscription:b")) == (
+    assert acks(connection, sent("ACK", "message-id:k-1", "subscription:b")) == (
         Ack(number=2, message_id="k-1", accepted=True),
     )
 
@@ -307,7 +317,7 @@ def test_line_12_1_1_by_message_id_and_subscription() -> None:
 def test_line_12_1_0_by_message_id_in_every_subscription() -> None:
     connection = opened(Version.V1_0)
     subscription(connection, "destination:/events", "ack:client")
-    assert acks(connection, said("ACK", "message-id:k-1")) == (Ack(number=None, message_id="k-1", accepted=True),)
+    assert acks(connection, sent("ACK", "message-id:k-1")) == (Ack(number=None, message_id="k-1", accepted=True),)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -315,15 +325,15 @@ def test_line_12_id_then_message_id_in_any_version(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:a", "destination:/events", "ack:client")
     expected = (Ack(number=1, message_id="k-1", accepted=True),)
-    assert acks(connection, said("ACK", "id:1.k-1", "message-id:k-2")) == expected
-    assert acks(connection, said("ACK", "message-id:1.k-1")) == expected
-    assert acks(connection, said("ACK", "message-id:k-1", "subscription:a")) == expected
+    assert acks(connection, sent("ACK", "id:1.k-1", "message-id:k-2")) == expected
+    assert acks(connection, sent("ACK", "message-id:1.k-1")) == expected
+    assert acks(connection, sent("ACK", "message-id:k-1", "subscription:a")) == expected
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_12_an_unknown_one_is_no_fault(version: Version) -> None:
     connection = opened(version)
-    assert acks(connection, said("ACK", "id:99.k-1"), said("ACK", "message-id:k-1", "subscription:none")) == (
+    assert acks(connection, sent("ACK", "id:99.k-1"), sent("ACK", "message-id:k-1", "subscription:none")) == (
         Ack(number=99, message_id="k-1", accepted=True),
         Ack(number=0, message_id="k-1", accepted=True),
     )
@@ -338,7 +348,7 @@ def test_line_12_prefetch_count(count: str | None, prefetch: int) -> None:
 
 @pytest.mark.parametrize("count", ["0", "10001"])
 def test_line_12_a_prefetch_count_out_of_range_is_a_fault_but_with_auto(count: str) -> None:
-    frame = said("SUBSCRIBE", "id:0", "destination:/events", f"prefetch-count:{count}", "ack:client")
+    frame = sent("SUBSCRIBE", "id:0", "destination:/events", f"prefetch-count:{count}", "ack:client")
     assert token_of(opened(), frame) == "400-bad-prefetch-count"
     assert isinstance(request_of(opened(), frame.replace("ack:client", "ack:auto")), Subscribe)
 
@@ -348,7 +358,7 @@ def test_line_12_prefetch_counts_are_bounded_over_the_connection() -> None:
     for number in range(2):
         subscription(connection, f"id:{number}", "destination:/events", "ack:client", "prefetch-count:10000")
     subscription(connection, "id:2", "destination:/events", "prefetch-count:10000")
-    frame = said("SUBSCRIBE", "id:3", "destination:/events", "ack:client", "prefetch-count:1")
+    frame = sent("SUBSCRIBE", "id:3", "destination:/events", "ack:client", "prefetch-count:1")
     assert token_of(connection, frame) == "400-too-much-prefetch"
 
 
@@ -362,12 +372,12 @@ def test_line_12_all_subscriptions_may_have_the_default_prefetch_count() -> None
 def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None:
     connection = opened(version)
     waiting = (
-        said("BEGIN", "transaction:t"),
-        said("ACK", "id:1.k7f3q9-2", "transaction:t"),
-        said("NACK", "id:1.k7f3q9-1", "transaction:t"),
+        sent("BEGIN", "transaction:t"),
+        sent("ACK", "id:1.k7f3q9-2", "transaction:t"),
+        sent("NACK", "id:1.k7f3q9-1", "transaction:t"),
     )
     assert acks(connection, *waiting) == ()
-    assert acks(connection, said("COMMIT", "transaction:t")) == (
+    assert acks(connection, sent("COMMIT", "transaction:t")) == (
         Ack(number=1, message_id="k7f3q9-2", accepted=True),
         Ack(number=1, message_id="k7f3q9-1", accepted=False),
     )
@@ -375,38 +385,38 @@ def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None
 
 def test_line_13_abort_forgets_them() -> None:
     connection = opened()
-    acks(connection, said("BEGIN", "transaction:t"), said("ACK", "id:1.a", "transaction:t"))
-    assert acks(connection, said("ABORT", "transaction:t")) == ()
-    assert acks(connection, said("BEGIN", "transaction:t"), said("COMMIT", "transaction:t")) == ()
+    acks(connection, sent("BEGIN", "transaction:t"), sent("ACK", "id:1.a", "transaction:t"))
+    assert acks(connection, sent("ABORT", "transaction:t")) == ()
+    assert acks(connection, sent("BEGIN", "transaction:t"), sent("COMMIT", "transaction:t")) == ()
 
 
 def test_line_13_transactions_are_bounded_in_number_and_in_size() -> None:
     connection = opened(transactions_max=1)
-    connection.receive(said("BEGIN", "transaction:t"))
-    assert token_of(connection, said("BEGIN", "transaction:u")) == "400-too-many-transactions"
+    connection.receive(sent("BEGIN", "transaction:t"))
+    assert token_of(connection, sent("BEGIN", "transaction:u")) == "400-too-many-transactions"
     connection = opened(transaction_acks_max=1)
-    connection.receive(said("BEGIN", "transaction:t") + said("ACK", "id:1.a", "transaction:t"))
-    assert token_of(connection, said("ACK", "id:1.b", "transaction:t")) == "400-too-many-transaction-acks"
+    connection.receive(sent("BEGIN", "transaction:t") + sent("ACK", "id:1.a", "transaction:t"))
+    assert token_of(connection, sent("ACK", "id:1.b", "transaction:t")) == "400-too-many-transaction-acks"
 
 
 def test_line_13_transaction_names_have_a_largest_size() -> None:
     connection = opened()
-    connection.receive(said("BEGIN", f"transaction:{'t' * 512}"))
-    assert token_of(connection, said("BEGIN", f"transaction:{'t' * 513}")) == "413-id-too-large"
+    connection.receive(sent("BEGIN", f"transaction:{'t' * 512}"))
+    assert token_of(connection, sent("BEGIN", f"transaction:{'t' * 513}")) == "413-id-too-large"
 
 
 @pytest.mark.parametrize("command", ["COMMIT", "ABORT", "ACK", "NACK"])
 def test_line_13_an_unknown_transaction_is_a_fault(command: str) -> None:
-    assert token_of(opened(), said(command, "id:1.a", "transaction:t")) == "400-unknown-transaction"
+    assert token_of(opened(), sent(command, "id:1.a", "transaction:t")) == "400-unknown-transaction"
 
 
 def test_line_13_a_transaction_begun_twice_is_a_fault() -> None:
-    assert token_of(opened(), said("BEGIN", "transaction:t") * 2) == "400-transaction-begun-twice"
+    assert token_of(opened(), sent("BEGIN", "transaction:t") * 2) == "400-transaction-begun-twice"
 
 
 def test_line_13_open_transactions_are_dropped_at_disconnect() -> None:
     connection = opened()
-    connection.receive(said("BEGIN", "transaction:t") + said("ACK", "id:1.a", "transaction:t") + said("DISCONNECT"))
+    connection.receive(sent("BEGIN", "transaction:t") + sent("ACK", "id:1.a", "transaction:t") + sent("DISCONNECT"))
     assert (connection.statistics().transactions, connection.statistics().transaction_acks) == (0, 0)
 
 
@@ -414,8 +424,8 @@ def test_line_13_open_transactions_are_dropped_at_disconnect() -> None:
 @pytest.mark.parametrize("lines", [(), ("transaction:t",), ("transaction:unknown",)])
 def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: tuple[str, ...]) -> None:
     connection = opened(version)
-    connection.receive(said("BEGIN", "transaction:t"))
-    fault = fault_of(connection, said("SEND", "destination:/events", "receipt:r", *lines, body="{}"))
+    connection.receive(sent("BEGIN", "transaction:t"))
+    fault = fault_of(connection, sent("SEND", "destination:/events", "receipt:r", *lines, body="{}"))
     assert (fault.token, fault.receipt_id) == ("403-send-not-allowed", "r")
     assert connection.state is ConnectionState.FAILED
 
@@ -424,20 +434,20 @@ def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: t
 @pytest.mark.parametrize(
     "frame",
     [
-        said("SUBSCRIBE", "id:0", "destination:/events", "receipt:r-1"),
-        said("UNSUBSCRIBE", "id:0", "receipt:r-1"),
-        said("ACK", "id:1.a", "receipt:r-1"),
-        said("ACK", "id:1.a", "transaction:t", "receipt:r-1"),
-        said("NACK", "id:1.a", "receipt:r-1"),
-        said("BEGIN", "transaction:u", "receipt:r-1"),
-        said("COMMIT", "transaction:t", "receipt:r-1"),
-        said("ABORT", "transaction:t", "receipt:r-1"),
-        said("DISCONNECT", "receipt:r-1"),
+        sent("SUBSCRIBE", "id:0", "destination:/events", "receipt:r-1"),
+        sent("UNSUBSCRIBE", "id:0", "receipt:r-1"),
+        sent("ACK", "id:1.a", "receipt:r-1"),
+        sent("ACK", "id:1.a", "transaction:t", "receipt:r-1"),
+        sent("NACK", "id:1.a", "receipt:r-1"),
+        sent("BEGIN", "transaction:u", "receipt:r-1"),
+        sent("COMMIT", "transaction:t", "receipt:r-1"),
+        sent("ABORT", "transaction:t", "receipt:r-1"),
+        sent("DISCONNECT", "receipt:r-1"),
     ],
 )
 def test_line_15_a_receipt_on_any_frame_but_connect(version: Version, frame: str) -> None:
     connection = opened(version)
-    connection.receive(said("BEGIN", "transaction:t"))
+    connection.receive(sent("BEGIN", "transaction:t"))
     request = request_of(connection, frame)
     assert not isinstance(request, Connect)
     assert request.receipt == "r-1"
@@ -447,16 +457,16 @@ def test_line_15_a_receipt_on_any_frame_but_connect(version: Version, frame: str
 def test_line_15_after_disconnect_every_frame_is_ignored() -> None:
     connection = opened()
     subscription(connection, "id:0", "destination:/events")
-    connection.receive(said("DISCONNECT", "receipt:r"))
-    assert connection.receive(said("UNSUBSCRIBE", "id:0")) == []
-    assert connection.receive(said("SEND") + "rubbish") == []
+    connection.receive(sent("DISCONNECT", "receipt:r"))
+    assert connection.receive(sent("UNSUBSCRIBE", "id:0")) == []
+    assert connection.receive(sent("SEND") + "rubbish") == []
     assert connection.state is ConnectionState.DISCONNECTED
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_line_16_an_error_has_a_token_a_type_plain_words_and_the_receipt(version: Version) -> None:
     connection = opened(version)
-    fault = fault_of(connection, said("FOO", "receipt:r-1"))
+    fault = fault_of(connection, sent("FOO", "receipt:r-1"))
     error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), version)
     assert error.command == "ERROR"
     assert error.get("message") == "400-unknown-command"
@@ -471,7 +481,7 @@ def test_line_16_no_receipt_id_where_none_was_asked_for() -> None:
 
 @pytest.mark.parametrize("command", ["FOO", "CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "send"])
 def test_line_17_unknown_commands_and_those_of_servers_are_faults(command: str) -> None:
-    assert token_of(opened(), said(command)) == "400-unknown-command"
+    assert token_of(opened(), sent(command)) == "400-unknown-command"
 
 
 @pytest.mark.parametrize("data", ["ACK\nid\n\n\0", "ACK\n:x\n\n\0", "ACK\0", b"ACK\nid:\xff\n\n\0", "\0"])
@@ -489,8 +499,8 @@ SMALLER = {
 
 
 def padded(command: str, lines: list[str], size: int) -> str:
-    """Give a frame of this many octets."""
-    frame = said(command, *lines)
+    """Return a frame of this many octets."""
+    frame = sent(command, *lines)
     return frame[:-1] + "x" * (size - len(frame)) + "\0"
 
 
@@ -501,9 +511,9 @@ def limited() -> Connection:
 @pytest.mark.parametrize(
     "allowed, refused, token",
     [
-        (said("A" * 9), said("A" * 10), "413-command-too-large"),
-        (said("STOMP", "a:" + "x" * 17), said("STOMP", "a:" + "x" * 18), "413-header-too-large"),
-        (said("STOMP", *["a:b"] * 2), said("STOMP", *["a:b"] * 3), "413-too-many-headers"),
+        (sent("A" * 9), sent("A" * 10), "413-command-too-large"),
+        (sent("STOMP", "a:" + "x" * 17), sent("STOMP", "a:" + "x" * 18), "413-header-too-large"),
+        (sent("STOMP", *["a:b"] * 2), sent("STOMP", *["a:b"] * 3), "413-too-many-headers"),
         (padded("STOMP", [], 60), padded("STOMP", [], 61), "413-frame-too-large"),
     ],
 )
@@ -518,14 +528,14 @@ def test_line_17_the_smaller_limits_hold_before_connect(allowed: str, refused: s
 @pytest.mark.parametrize(
     "allowed, refused, token",
     [
-        (said("A" * 10), said("A" * 11), "413-command-too-large"),
-        (said("ACK", "id:" + "x" * 17), said("ACK", "id:" + "x" * 18), "413-header-too-large"),
-        (said("ACK", "id:1", *["a:b"] * 2), said("ACK", "id:1", *["a:b"] * 3), "413-too-many-headers"),
+        (sent("A" * 10), sent("A" * 11), "413-command-too-large"),
+        (sent("ACK", "id:" + "x" * 17), sent("ACK", "id:" + "x" * 18), "413-header-too-large"),
+        (sent("ACK", "id:1", *["a:b"] * 2), sent("ACK", "id:1", *["a:b"] * 3), "413-too-many-headers"),
         (padded("ACK", ["id:1"], 100), padded("ACK", ["id:1"], 101), "413-frame-too-large"),
     ],
 )
 def test_line_17_the_larger_limits_hold_after_connect(allowed: str, refused: str, token: str) -> None:
-    connect = said("CONNECT", "accept-version:1.2")
+    connect = sent("CONNECT", "accept-version:1.2")
     if allowed.startswith("ACK"):
         assert isinstance(limited().receive(connect + allowed)[1], Acknowledge)
     else:

@@ -1,4 +1,4 @@
-"""TLS records made by hand, for what no client can be made to send: keys come from the key log of a real handshake.
+"""TLS records made by hand, which no client can be made to send. Keys come from the key log of a real handshake.
 
 TLS 1.3 (RFC 8446, sections 5.2 and 7) and 1.2 (RFC 5246 section 6.3, RFC 5288), each with AES-256-GCM and SHA-384.
 """
@@ -28,7 +28,7 @@ HEADER = struct.Struct("!BHH")
 TLS_1_2 = 0x0303
 CIPHER_1_2 = "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
 KEY_UPDATE = b"\x18\x00\x00\x01"
-"""Its head; the octet that follows: 1 where an answer is asked for, else 0."""
+"""Its head. The next octet is 1 if an answer is requested, else 0."""
 CLIENT_HELLO = b"\x01\x00\x00\x00"
 
 
@@ -54,7 +54,7 @@ class Direction:
         self._iv = _expanded(secret, "iv", IV_BYTES)
 
     def next(self) -> "Direction":
-        """What holds after a key update."""
+        """The state after a key update."""
         return Direction(_expanded(self._secret, "traffic upd", SECRET_BYTES))
 
     def seal(self, kind: Kind, content: bytes) -> bytes:
@@ -96,7 +96,7 @@ def split(data: bytes) -> list[bytes]:
 
 
 class Peer:
-    """A client in memory at the other end of a transport; after its handshake a test may go on by hand."""
+    """A client in memory at the other end of a transport; after its handshake a test may continue by hand."""
 
     def __init__(self, below: MemoryTransport, version: ssl.TLSVersion | None = None, keys: Path | None = None) -> None:
         context = trusting(version)
@@ -141,7 +141,7 @@ class Peer:
             self._below.feed(self._out.read())
 
     def hear(self, bytes_max: int | None = None) -> bytes:
-        """Take what has left the transport, and give the data in it so far. Raises ``ssl.SSLError``."""
+        """Decrypt what has left the transport. Raises ``ssl.SSLError``."""
         self._in.write(self._below.take(bytes_max))
         data = b""
         while True:
@@ -154,12 +154,12 @@ class Peer:
             data += more
 
     def by_hand(self) -> tuple[Direction, Direction]:
-        """What the client writes with, and reads with, from now on."""
+        """The keys of both directions from now on."""
         secrets = self._secrets()
         return Direction(secrets["CLIENT_TRAFFIC_SECRET_0"]), Direction(secrets["SERVER_TRAFFIC_SECRET_0"])
 
     def old_by_hand(self) -> OldDirection:
-        """What the client writes with from now on, in TLS 1.2."""
+        """The key of the client from now on, in TLS 1.2."""
         assert self._keys is not None
         line = next(line for line in self._keys.read_text().splitlines() if line.startswith("CLIENT_RANDOM"))
         client_random, master = (bytes.fromhex(word) for word in line.split()[1:])

@@ -1,4 +1,4 @@
-"""Addresses: how they are written, what they are counted by, and which of a chain of proxies is the client's."""
+"""Addresses: their notations, what they are counted by, and the client behind a chain of proxies."""
 
 from ipaddress import ip_address
 
@@ -27,12 +27,12 @@ from airy_trio.websocket.admission import Proxies, address_of, counted
         ("localhost", None),
     ],
 )
-def test_an_address_is_read_as_it_is_written_by_others(text: str, expected: str | None) -> None:
+def test_address_is_parsed_as_proxies_write_it(text: str, expected: str | None) -> None:
     assert address_of(text) == (None if expected is None else ip_address(expected))
 
 
 @given(st.text())
-def test_any_text_is_an_address_or_none(text: str) -> None:
+def test_any_text_can_be_parsed(text: str) -> None:
     address_of(text)
 
 
@@ -84,12 +84,12 @@ def test_nat64_counts_by_the_ipv4_address_within(text: str, expected: str) -> No
         (["::ffff:192.0.2.1"], "192.0.2.1"),
     ],
 )
-def test_the_rightmost_address_that_is_no_proxys_is_the_clients(forwarded: list[str], expected: str) -> None:
+def test_rightmost_address_that_is_not_a_proxy_is_the_client(forwarded: list[str], expected: str) -> None:
     proxies = Proxies(["10.0.0.0/8"])
     assert proxies.client_of(ip_address("10.0.0.1"), forwarded) == ip_address(expected)
 
 
-def test_a_proxy_of_ipv4_is_known_where_the_socket_is_of_ipv6() -> None:
+def test_ipv4_proxy_is_known_on_an_ipv6_socket() -> None:
     peer = address_of("::ffff:10.0.0.1")
     assert peer is not None
     assert Proxies(["10.0.0.0/8"]).has(peer)

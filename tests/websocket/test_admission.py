@@ -1,4 +1,4 @@
-"""Limits of connections over real sockets: who is turned away, who is not, and that places come back."""
+"""Limits of connections over real sockets: which are turned away, and that ended ones are no longer counted."""
 
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -34,7 +34,7 @@ async def limited(
 
 
 async def dial_from(server: Server, address: str) -> StompClient:
-    """A connected client with an address of this machine of its own."""
+    """A connected client with its own address on this machine."""
     stream = await trio.open_tcp_stream(HOST, server.port, local_address=address)
     client = StompClient(stream)
     try:
@@ -59,7 +59,7 @@ def forwarded(*values: str) -> bytes:
     return head(*(f"X-Forwarded-For: {value}" for value in values))
 
 
-async def test_beyond_the_total_is_503_and_a_place_comes_back() -> None:
+async def test_beyond_the_total_is_503_until_a_connection_ends() -> None:
     async with limited(total=2) as server:
         async with await server.dial(), await server.dial():
             with capture_logs() as logs, pytest.raises(Rejected) as rejected:
@@ -76,7 +76,7 @@ async def test_beyond_the_total_is_503_and_a_place_comes_back() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives every machine the addresses 127.0.0.0/8")
-async def test_beyond_one_addresss_share_is_503_for_that_address_only() -> None:
+async def test_beyond_the_limit_of_an_address_is_503_for_it_only() -> None:
     async with limited(per_address=2) as server, AsyncExitStack() as clients:
         for _ in range(2):
             await clients.enter_async_context(await dial_from(server, "127.0.0.2"))
@@ -118,7 +118,7 @@ async def test_subscriptions_are_counted_by_address() -> None:
 
 
 @pytest.mark.parametrize("limit, allowed", [(0, 20), (5, 5)])
-def test_subscriptions_of_an_address_are_ten_for_each_connection_unless_set(limit: int, allowed: int) -> None:
+def test_default_subscriptions_of_an_address_are_ten_per_connection(limit: int, allowed: int) -> None:
     options = AdmissionOptions(connections_per_address_max=2, subscriptions_per_address_max=limit)
     admission = Admission(options, FairQueue())
     one, other = (admission.arrive("192.0.2.1", loopback=False) for _ in range(2))
@@ -128,7 +128,7 @@ def test_subscriptions_of_an_address_are_ten_for_each_connection_unless_set(limi
     assert other.subscribe()
 
 
-async def test_place_of_a_vanished_client_comes_back(autojump_clock: MockClock) -> None:
+async def test_vanished_client_is_no_longer_counted(autojump_clock: MockClock) -> None:
     options = ListenerOptions(port=0, connections_per_address_max=1)
     async with serving(options=options) as server, await server.dial():  # which reads nothing, and answers no PING
         await trio.sleep(UNANSWERED_MAX_S / 2)
@@ -139,7 +139,7 @@ async def test_place_of_a_vanished_client_comes_back(autojump_clock: MockClock) 
             assert (await newcomer.subscribe()).command == "RECEIPT"
 
 
-async def test_who_connects_directly_costs_no_session_beyond_the_limit() -> None:
+async def test_direct_client_beyond_the_limit_costs_no_session() -> None:
     async with (
         limited(per_address=1) as server,
         await server.dial(),
@@ -149,7 +149,7 @@ async def test_who_connects_directly_costs_no_session_beyond_the_limit() -> None
         assert server.sessions.statistics().clients == 1
 
 
-async def test_a_flood_gets_no_more_answers_than_can_be_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejections_at_one_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "REJECTIONS_MAX", 1)
     async with limited(total=1) as server, await server.dial():
         async with await trio.open_tcp_stream(HOST, server.port) as first:
@@ -160,7 +160,7 @@ async def test_a_flood_gets_no_more_answers_than_can_be_given_at_once(monkeypatc
         assert server.sessions.statistics().turned_away["connections_max"] == 2
 
 
-async def test_who_is_turned_away_and_stays_is_cut() -> None:
+async def test_turned_away_client_that_stays_is_cut() -> None:
     async with (
         limited(total=1) as server,
         await server.dial(),
@@ -182,7 +182,7 @@ async def test_behind_a_proxy_clients_are_counted_by_their_own_addresses() -> No
             forwarded("2001:db8::1"): b"101",
             forwarded("2001:db8::2"): b"503",  # of the same 64 bits
             forwarded("::ffff:192.0.2.2"): b"503",
-            head(): b"101",  # the proxy itself, which does not say for whom it asks
+            head(): b"101",  # the proxy itself, without a forwarded address
             forwarded("unknown"): b"503",
         }
         for request, status in expected.items():
@@ -192,7 +192,7 @@ async def test_behind_a_proxy_clients_are_counted_by_their_own_addresses() -> No
         assert server.sessions.statistics().turned_away["connections_per_address_max"] == 5
 
 
-async def test_nobody_but_a_trusted_proxy_says_whom_it_speaks_for() -> None:
+async def test_only_a_trusted_proxy_can_forward_an_address() -> None:
     async with limited(per_address=1) as server, await trio.open_tcp_stream(HOST, server.port) as stream:
         await stream.send_all(forwarded("192.0.2.1"))
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
@@ -259,7 +259,7 @@ async def test_host_and_origin_are_checked_before_the_upgrade(request_: bytes, s
         assert counted.requests_refused[403] == (status == 403)
 
 
-async def test_who_is_refused_leaves_no_place_behind() -> None:
+async def test_refused_client_is_no_longer_counted() -> None:
     async with limited(total=1) as server:
         for _ in range(3):
             assert (await answer_to(server, head(changed={"Host": "attacker.example"}))).startswith(b"HTTP/1.1 403 ")
@@ -271,7 +271,7 @@ async def test_who_is_refused_leaves_no_place_behind() -> None:
         assert server.sessions.statistics().addresses == 0
 
 
-def test_a_flood_does_not_become_one_of_the_log(autojump_clock: MockClock) -> None:
+def test_flood_is_logged_once_per_interval(autojump_clock: MockClock) -> None:
     async def flood() -> None:
         admission = Admission(AdmissionOptions(connections_max=1), FairQueue())
         admission.arrive("192.0.2.1", loopback=False)

@@ -1,4 +1,4 @@
-"""Certificates and keys from real files: what can be served with, and for each thing that is wrong, its words."""
+"""Certificates and keys from real files: valid ones, and the message of each fault."""
 
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ def refused(files: Files) -> tuple[str, ...]:
     return error.value.faults
 
 
-def test_a_certificate_that_is_well(files: Files) -> None:
+def test_valid_certificate(files: Files) -> None:
     found = loaded(files)
     assert found.names == ("localhost", "127.0.0.1")
     assert list(found.warnings(datetime.now(UTC))) == []
@@ -50,7 +50,7 @@ def test_a_certificate_that_is_well(files: Files) -> None:
     assert found.context.options & ssl.OP_NO_RENEGOTIATION
 
 
-def test_its_days_are_counted(tmp_path: Path) -> None:
+def test_days_left_and_warnings(tmp_path: Path) -> None:
     found = loaded(issue(tmp_path, "a.example", expires=NOW + timedelta(days=10, hours=1)))
     assert found.days_left(NOW) == 10
     assert found.days_left(NOW + timedelta(days=10)) == 0
@@ -62,7 +62,7 @@ def test_its_days_are_counted(tmp_path: Path) -> None:
     assert "valid only from" in early
 
 
-def test_files_that_are_not_there(files: Files) -> None:
+def test_missing_files(files: Files) -> None:
     files.certificate.unlink()
     files.key.unlink()
     certificate, key = refused(files)
@@ -73,14 +73,14 @@ def test_files_that_are_not_there(files: Files) -> None:
     assert key == f"listener.tls_key: {files.key}: the file cannot be read: No such file or directory"
 
 
-def test_a_folder_is_no_file(files: Files, tmp_path: Path) -> None:
+def test_folder_instead_of_a_file(files: Files, tmp_path: Path) -> None:
     files.key.unlink()
     files.key.mkdir()
     assert refused(files) == (f"listener.tls_key: {files.key}: the file cannot be read: Is a directory",)
 
 
 @pytest.mark.parametrize("junk", [*JUNK, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
-def test_what_is_no_certificate(files: Files, junk: bytes) -> None:
+def test_file_without_a_certificate(files: Files, junk: bytes) -> None:
     files.certificate.write_bytes(junk)
     [fault] = refused(files)
     assert fault.startswith("listener.tls_certificate: ")
@@ -88,14 +88,14 @@ def test_what_is_no_certificate(files: Files, junk: bytes) -> None:
 
 
 @pytest.mark.parametrize("junk", [*JUNK, b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_what_is_no_key(files: Files, junk: bytes) -> None:
+def test_file_without_a_key(files: Files, junk: bytes) -> None:
     files.key.write_bytes(junk)
     [fault] = refused(files)
     assert fault.startswith("listener.tls_key: ")
     assert fault.endswith("no readable private key in the file; PEM is required")
 
 
-def test_the_two_files_the_other_way_round(files: Files) -> None:
+def test_swapped_files(files: Files) -> None:
     certificate, key = refused(Files(files.key, files.certificate, files.authority))
     assert certificate.startswith("listener.tls_certificate: ")
     assert key.startswith("listener.tls_key: ")
@@ -113,7 +113,7 @@ def test_the_key_of_a_later_certificate_in_the_file(files: Files) -> None:
     assert fault.endswith("it belongs to a later certificate: the server's own must be the first in the file")
 
 
-def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: Files) -> None:
+def test_passphrase_is_not_prompted_for(files: Files) -> None:
     key = load_pem_private_key(files.key.read_bytes(), None)
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2"))
     files.key.write_bytes(locked)
@@ -122,8 +122,8 @@ def test_a_key_with_a_passphrase_is_not_asked_for_on_the_terminal(files: Files) 
     )
 
 
-def test_certificate_and_key_that_tls_does_not_take(files: Files, tmp_path: Path) -> None:
-    """A key that OpenSSL finds too weak: the words are its own."""
+def test_certificate_that_openssl_rejects(files: Files, tmp_path: Path) -> None:
+    """A key that is too weak for OpenSSL, which words the reason."""
     weak = ec.generate_private_key(ec.SECP192R1())
     files.key.write_bytes(weak.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     files.certificate.write_bytes(self_signed(weak))
@@ -165,7 +165,7 @@ def altered(old: str, new: str) -> tuple[bytes, bytes]:
     ],
     ids=["version", "curve"],
 )
-def test_what_no_library_reads_is_one_fault(files: Files, change: tuple[str, str], words: str) -> None:
+def test_unreadable_certificate_is_one_fault(files: Files, change: tuple[str, str], words: str) -> None:
     certificate, key = altered(*change)
     files.certificate.write_bytes(certificate)
     files.key.write_bytes(key)
@@ -174,14 +174,14 @@ def test_what_no_library_reads_is_one_fault(files: Files, change: tuple[str, str
 
 
 @pytest.mark.parametrize("change", [ISSUERS_NAMES_AS_SUBJECTS, X400_ADDRESS], ids=["twice", "kind"])
-def test_names_that_cannot_be_read_are_not_told_and_nothing_else(files: Files, change: tuple[str, str]) -> None:
+def test_unreadable_names_are_omitted(files: Files, change: tuple[str, str]) -> None:
     certificate, key = altered(*change)
     files.certificate.write_bytes(certificate)
     files.key.write_bytes(key)
     assert loaded(files).names == ()
 
 
-def test_a_file_that_is_too_large_is_not_read(files: Files) -> None:
+def test_too_large_file_is_not_read(files: Files) -> None:
     good = files.certificate.read_bytes()
     files.certificate.write_bytes(good + b"\n" * (FILE_BYTES_MAX - len(good)))
     loaded(files)

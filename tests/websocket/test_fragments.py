@@ -1,4 +1,4 @@
-"""Messages in many pieces: counted as wsproto makes them, wherever the stream is cut, and bounded."""
+"""Messages in many pieces: counted as wsproto makes them, however the stream is cut, and bounded."""
 
 import itertools
 import tracemalloc
@@ -35,41 +35,41 @@ def cut(data: bytes, at: Sequence[int]) -> list[bytes]:
 
 
 def begun() -> Fragments:
-    """One that has seen the first frame of a message that does not end."""
+    """Fragments after the first frame of a message that does not end."""
     fragments = Fragments()
     assert fragments.feed(frame(BINARY))
     return fragments
 
 
-def test_the_last_piece_that_is_allowed_and_one_more() -> None:
+def test_pieces_at_the_limit_and_one_beyond() -> None:
     fragments = begun()
     assert fragments.feed(frame(CONTINUATION, PIECE) * (PIECES_MAX - 1))
     assert not fragments.feed(frame(CONTINUATION, PIECE))
 
 
 @pytest.mark.parametrize("content", [b"", PIECE[1:]])
-def test_the_last_small_piece_that_is_allowed_and_one_more(content: bytes) -> None:
+def test_small_pieces_at_the_limit_and_one_beyond(content: bytes) -> None:
     fragments = begun()
     assert fragments.feed(frame(CONTINUATION, PIECE) + frame(CONTINUATION, content) * (SMALL_MAX - 1))
     assert fragments.feed(frame(CONTINUATION, PIECE) * SMALL_MAX)
     assert not fragments.feed(frame(CONTINUATION, content))
 
 
-def test_a_message_that_ends_is_forgotten() -> None:
+def test_end_of_a_message_resets_the_count() -> None:
     fragments = Fragments()
     small = frame(BINARY) + frame(CONTINUATION) * (SMALL_MAX - 1)
     message = small + frame(CONTINUATION, PIECE) * (PIECES_MAX - SMALL_MAX) + frame(CONTINUATION, fin=True)
     assert fragments.feed(message * 3 + frame(BINARY, fin=True) * 2 * PIECES_MAX)
 
 
-def test_control_frames_between_are_no_pieces_and_end_no_message() -> None:
+def test_control_frames_are_not_pieces() -> None:
     fragments = begun()
     assert fragments.feed(frame(PING, b"ping", fin=True) * 2 * PIECES_MAX)
     assert fragments.feed((frame(CONTINUATION) + frame(PING, fin=True)) * (SMALL_MAX - 1))
     assert not fragments.feed(frame(CONTINUATION))
 
 
-def test_a_frame_that_comes_octet_by_octet_is_in_as_many_pieces() -> None:
+def test_frame_octet_by_octet_has_as_many_pieces() -> None:
     fragments = Fragments()
     data = frame(BINARY, b"x" * (PIECES_MAX + 1))
     assert [fragments.feed(data[at : at + 1]) for at in range(len(data))].index(False) == len(data) - 1
@@ -82,7 +82,7 @@ def test_a_frame_that_comes_octet_by_octet_is_in_as_many_pieces() -> None:
     ),
     cuts=st.lists(st.integers(0, 100_000)),
 )
-def test_pieces_are_counted_as_wsproto_makes_them(frames: Sequence[tuple[int, str]], cuts: Sequence[int]) -> None:
+def test_pieces_match_wsproto(frames: Sequence[tuple[int, str]], cuts: Sequence[int]) -> None:
     data, opcode = bytearray(), BINARY
     for size, kind in frames:
         if kind == "ping":
@@ -104,7 +104,7 @@ def test_pieces_are_counted_as_wsproto_makes_them(frames: Sequence[tuple[int, st
 
 
 @pytest.mark.parametrize("content", [b"", b"x", PIECE])
-async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content: bytes) -> None:
+async def test_endless_fragments_are_refused_without_memory(content: bytes) -> None:
     flood = frame(CONTINUATION, content) * (2 * PIECES_MAX)
     with trio.fail_after(30):
         async with serving() as server, await server.dial() as client, await server.dial() as other:
@@ -124,7 +124,7 @@ async def test_who_sends_fragments_for_ever_is_told_and_costs_no_memory(content:
             assert server.sessions.statistics().client_faults["413-too-many-fragments"] == 1
 
 
-async def test_a_flood_of_pings_is_answered_at_a_rate_that_leaves_time_for_others(autojump_clock: MockClock) -> None:
+async def test_flood_of_pings_is_paced(autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         plugged = await server.plug_connected()
         flood = CONTROLS_BURST + 10 * CONTROLS_PER_S
@@ -140,7 +140,7 @@ async def test_a_flood_of_pings_is_answered_at_a_rate_that_leaves_time_for_other
         assert (await plugged.client.subscribe()).command == "RECEIPT"
 
 
-async def test_who_sends_too_many_fragments_and_listens_is_told_so(autojump_clock: MockClock) -> None:
+async def test_client_with_too_many_fragments_receives_error(autojump_clock: MockClock) -> None:
     async with serving() as server:
         plugged = await server.plug_connected()
         await plugged.client.stream.send_all(frame(BINARY) + frame(CONTINUATION) * SMALL_MAX)

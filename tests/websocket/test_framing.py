@@ -29,18 +29,18 @@ def test_a_close_frame_carries_code_and_as_much_reason_as_fits(length: int) -> N
 
 @pytest.mark.parametrize("reason", ["", "going away", "r" * 123])
 @pytest.mark.parametrize("before", ["", "x", "\x88" * 500])
-def test_a_clients_close_frame_is_seen_at_the_end(before: str, reason: str) -> None:
+def test_close_frame_at_the_end_is_recognised(before: str, reason: str) -> None:
     client = Connection(ConnectionType.CLIENT)
     data = client.send(TextMessage(data=before)) + client.send(CloseConnection(code=1000, reason=reason))
     assert ends_with_close(data)
     assert not ends_with_close(data[:-1])
 
 
-def test_a_close_frame_without_a_code_is_seen_at_the_end() -> None:
+def test_close_frame_without_a_code_is_recognised() -> None:
     assert ends_with_close(b"\x88\x80\0\0\0\0")
 
 
-def test_a_message_is_no_close_frame() -> None:
+def test_message_is_not_a_close_frame() -> None:
     client = Connection(ConnectionType.CLIENT)
     assert not ends_with_close(client.send(TextMessage(data="\n")))
     assert not ends_with_close(b"")

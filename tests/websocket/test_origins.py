@@ -1,4 +1,4 @@
-"""Host and Origin: a table of who may come in, and what may stand in the settings."""
+"""Host and Origin: which requests are allowed, and which settings are valid."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_on_a_loopback_address_host_must_be_a_loopback_name(host: str, loopback:
 
 
 @pytest.mark.parametrize("loopback", [False, True])
-def test_hosts_are_names_beside_the_bound_one(*, loopback: bool) -> None:
+def test_hosts_are_allowed_in_addition_to_the_bound_one(*, loopback: bool) -> None:
     rules = OriginRules(host="10.0.0.5", hosts=["Chat.Example.org", "[2001:DB8::1]"], allowed_origins=[])
     for host in ("chat.example.org", "chat.example.org:443", "10.0.0.5:8080", "[2001:db8:0::1]:8080"):
         assert status(rules, host, None, loopback=loopback) == 0
@@ -101,14 +101,14 @@ def test_without_a_list_the_origin_is_that_of_host(origin: str | None, host: str
         ("null", 403),
     ],
 )
-def test_a_list_takes_the_place_of_the_same_host(origin: str | None, expected: int) -> None:
+def test_list_of_origins_replaces_the_same_host(origin: str | None, expected: int) -> None:
     allowed = ["https://Chat.example.org", "capacitor://localhost"]
     rules = OriginRules(host="0.0.0.0", hosts=[], allowed_origins=allowed, console=CONSOLE)  # noqa: S104 - the same
     assert status(rules, "here:8080", origin, loopback=False) == expected
 
 
 @pytest.mark.parametrize("origin, expected", [("https://anything.example", 0), ("null", 403), ("no origin", 403)])
-def test_a_star_is_any_page_but_not_null(origin: str, expected: int) -> None:
+def test_star_allows_any_origin_but_null(origin: str, expected: int) -> None:
     rules = OriginRules(host="127.0.0.1", hosts=[], allowed_origins=["*"])
     assert status(rules, "localhost", origin, loopback=True) == expected
 
@@ -182,13 +182,13 @@ def test_loopback_names(host: str, *, expected: bool) -> None:
         ('trusted_proxies = ["*"]', "'*'"),
     ],
 )
-def test_a_setting_that_cannot_be_is_named(setting: str, found: str) -> None:
+def test_invalid_setting_is_named(setting: str, found: str) -> None:
     told = fault(f"[listener]\n{setting}\n")
     assert told.startswith(f"listener.{setting.partition(' ')[0]}: found ")
     assert found in told
 
 
-def test_settings_that_can_be_are_taken() -> None:
+def test_valid_settings_are_accepted() -> None:
     listener = read(
         '[listener]\nhosts = ["chat.example.org", "10.0.0.5", "[::1]", "::1"]\n'
         'allowed_origins = ["https://chat.example.org:8443", "capacitor://localhost"]\n'

@@ -1,4 +1,4 @@
-"""Transports over real sockets and over streams: whole or refused, what is pending, and the two ways to close.
+"""Transports over real sockets and over streams: all or nothing, pending data, and both ways to close.
 
 What holds for every transport over a socket runs without TLS and over both versions of it.
 """
@@ -41,13 +41,13 @@ def pair() -> Generator[tuple[socket.socket, socket.socket]]:
 
 @frozen
 class Ends:
-    """A transport, and its peer: a blocking socket, with TLS where the transport has it."""
+    """A transport, and its peer: a blocking socket, with TLS if the transport has it."""
 
     transport: Transport
     theirs: socket.socket
 
     def end(self) -> None:
-        """For the peer: say that nothing more comes."""
+        """End the data of the peer."""
         if isinstance(self.theirs, ssl.SSLSocket):
             self.theirs.settimeout(0)
             with suppress(ssl.SSLWantReadError):  # it need not wait for our answer
@@ -60,7 +60,7 @@ class Ends:
 async def ends(
     request: pytest.FixtureRequest, pair: tuple[socket.socket, socket.socket], tmp_path: Path
 ) -> AsyncGenerator[Ends]:
-    """The two ends of a connection that has shaken hands."""
+    """The two ends of a connection after the handshake."""
     ours, theirs = pair
     if request.param is None:
         transport: Transport = SocketTransport(ours)
@@ -91,7 +91,7 @@ async def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def read_to_end(sock: socket.socket) -> None:
-    while socket.socket.recv(sock, 65536):  # below TLS: there, a reset cannot be told from an end
+    while socket.socket.recv(sock, 65536):  # below TLS, where a reset and an end look the same
         pass
 
 
@@ -100,7 +100,7 @@ async def drain_all(transport: Transport) -> None:
         await transport.drain()
 
 
-async def test_what_the_socket_does_not_take_is_pending_and_arrives_in_order(
+async def test_data_the_socket_does_not_take_is_pending(
     ends: Ends,
 ) -> None:
     transport = ends.transport
@@ -115,7 +115,7 @@ async def test_what_the_socket_does_not_take_is_pending_and_arrives_in_order(
     assert not transport.pending
 
 
-async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_full_socket_refuses_all(pair: tuple[socket.socket, socket.socket]) -> None:
     transport = SocketTransport(pair[0])
     taken = 0
     while transport.offer(b"x"):  # one byte is never taken in part
@@ -126,7 +126,7 @@ async def test_a_full_socket_refuses_the_whole(pair: tuple[socket.socket, socket
     assert transport.offer(b"x")
 
 
-async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> None:
+async def test_offer_is_refused_while_data_is_pending() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         transport = SocketTransport(ours)
@@ -140,7 +140,7 @@ async def test_an_offer_is_refused_while_a_socket_has_something_pending() -> Non
         await transport.drain()
 
 
-async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:
+async def test_push_accepts_all_on_a_full_socket(pair: tuple[socket.socket, socket.socket]) -> None:
     await trio.lowlevel.checkpoint()
     transport = SocketTransport(pair[0])
     while transport.offer(b"x"):
@@ -151,7 +151,7 @@ async def test_push_takes_all_even_of_a_full_socket(pair: tuple[socket.socket, s
         transport.push(b"z")
 
 
-async def test_a_cancelled_drain_goes_on_where_it_stopped(ends: Ends) -> None:
+async def test_cancelled_drain_can_be_continued(ends: Ends) -> None:
     transport = ends.transport
     transport.push(LARGE)
     with trio.move_on_after(0.01):
@@ -163,7 +163,7 @@ async def test_a_cancelled_drain_goes_on_where_it_stopped(ends: Ends) -> None:
             assert await read_exactly(ends.theirs, len(LARGE)) == LARGE
 
 
-async def test_closing_lets_what_was_sent_arrive(ends: Ends) -> None:
+async def test_sent_data_arrives_after_closing(ends: Ends) -> None:
     transport = ends.transport
     transport.push(b"last words")
     await transport.send_eof()
@@ -191,7 +191,7 @@ async def test_the_end_of_the_peers_stream_is_empty(ends: Ends) -> None:
     assert await transport.receive_some(100) == b""
 
 
-async def test_a_peer_that_is_gone_breaks_the_outlet(ends: Ends) -> None:
+async def test_gone_peer_breaks_the_transport(ends: Ends) -> None:
     transport = ends.transport
     ends.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     ends.theirs.close()
@@ -205,7 +205,7 @@ async def test_a_peer_that_is_gone_breaks_the_outlet(ends: Ends) -> None:
         transport.push(b"x")
 
 
-async def test_closing_wakes_who_waits(ends: Ends) -> None:
+async def test_closing_wakes_waiting_tasks(ends: Ends) -> None:
     transport = ends.transport
     transport.push(LARGE)
 
@@ -234,7 +234,7 @@ async def test_small_writes_leave_at_once(pair: tuple[socket.socket, socket.sock
     assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-async def test_a_stream_has_all_pending_until_drained() -> None:
+async def test_stream_transport_is_pending_until_drained() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     transport = StreamTransport(ours)
     assert transport.offer(LARGE)
@@ -250,7 +250,7 @@ async def test_a_stream_has_all_pending_until_drained() -> None:
     assert await transport.receive_some(100) == b"hello"
 
 
-async def test_a_stream_whose_write_was_cut_off_is_broken() -> None:
+async def test_stream_transport_with_a_cancelled_write_is_broken() -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
     transport = StreamTransport(ours)
     transport.push(b"x" * 10)
@@ -262,7 +262,7 @@ async def test_a_stream_whose_write_was_cut_off_is_broken() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: StreamTransport(trio.testing.memory_stream_pair()[0]), MemoryTransport])
-async def test_an_outlet_takes_nothing_over_what_is_pending(make: Callable[[], Transport]) -> None:
+async def test_push_over_pending_data_is_an_error(make: Callable[[], Transport]) -> None:
     await trio.lowlevel.checkpoint()
     transport = make()
     if isinstance(transport, MemoryTransport):

@@ -1,4 +1,4 @@
-"""What is TLS's own in a transport: when it encrypts, what it answers, how it ends, and whom it does not understand.
+"""The TLS transport: when it encrypts, what it answers, how it ends, and peers that do not speak TLS.
 
 What it has in common with the others is in ``test_outlet``.
 """
@@ -27,7 +27,7 @@ NAMES = ["TLS 1.2", "TLS 1.3"]
 
 
 class Octets(MemoryTransport):
-    """One whose peer's data come octet by octet."""
+    """A transport whose input arrives octet by octet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def limited() -> Generator[None]:
 
 
 def is_pending(transport: TlsTransport) -> bool:
-    """As a call, whose answer the type checker does not take for lasting."""
+    """As a function, because the type checker would assume that the property does not change."""
     return transport.pending
 
 
@@ -73,7 +73,7 @@ async def test_the_protocol_is_agreed_on(context: ssl.SSLContext, version: ssl.T
     assert peer.tls.version() == {"TLSv1_2": "TLSv1.2", "TLSv1_3": "TLSv1.3"}[version.name]
 
 
-async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLContext) -> None:
+async def test_handshake_steps_wait_for_their_turn(context: ssl.SSLContext) -> None:
     below, room = MemoryTransport(), trio.Event()
     waiting = 0
 
@@ -96,7 +96,7 @@ async def test_each_step_of_the_handshake_waits_for_its_turn(context: ssl.SSLCon
         nursery.cancel_scope.cancel()
 
 
-async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLContext) -> None:
+async def test_nothing_is_encrypted_while_data_is_pending(context: ssl.SSLContext) -> None:
     below = MemoryTransport(capacity_bytes=0)
     below.capacity_bytes = None
     transport, peer = await meet(context, below)
@@ -115,7 +115,7 @@ async def test_nothing_is_encrypted_while_something_is_pending(context: ssl.SSLC
     assert peer.hear() == b"first, second"
 
 
-async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.SSLContext) -> None:
+async def test_large_batch_leaves_in_full_records_and_one_write(context: ssl.SSLContext) -> None:
     class Counting(MemoryTransport):
         pushed = 0
 
@@ -133,7 +133,7 @@ async def test_a_large_run_leaves_in_full_records_and_in_one_write(context: ssl.
     assert peer.hear() == LARGE
 
 
-async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
+async def test_empty_batch_writes_nothing(context: ssl.SSLContext) -> None:
     transport, peer = await meet(context, MemoryTransport())
     peer.hear()
     assert transport.offer(b"")
@@ -143,7 +143,7 @@ async def test_an_empty_run_is_none(context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
-async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
+async def test_peer_is_decrypted_only_on_demand(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, version)
     peer.say(b"x" * RECORD_BYTES_MAX)
@@ -157,9 +157,7 @@ async def test_the_peer_is_read_only_as_fast_as_we_ask(context: ssl.SSLContext, 
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
-async def test_close_notify_of_the_peer_ends_its_stream_and_ours_goes_on(
-    context: ssl.SSLContext, version: ssl.TLSVersion
-) -> None:
+async def test_close_notify_ends_only_the_stream_of_the_peer(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     transport, peer = await meet(context, MemoryTransport(), version)
     peer.hear()
     with pytest.raises(ssl.SSLWantReadError):
@@ -190,7 +188,7 @@ async def test_an_end_without_close_notify_breaks_the_stream(context: ssl.SSLCon
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 @pytest.mark.parametrize("close", [TlsTransport.send_eof, TlsTransport.aclose], ids=["send_eof", "aclose"])
-async def test_we_say_close_notify_once(
+async def test_close_notify_is_sent_once(
     context: ssl.SSLContext, version: ssl.TLSVersion, close: Callable[[TlsTransport], object]
 ) -> None:
     below = MemoryTransport()
@@ -206,7 +204,7 @@ async def test_we_say_close_notify_once(
     assert below.closed
 
 
-async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext) -> None:
+async def test_peer_can_be_read_after_our_end(context: ssl.SSLContext) -> None:
     transport, peer = await meet(context, MemoryTransport())
     peer.hear()
     with limited():
@@ -218,9 +216,7 @@ async def test_after_our_end_the_peer_can_still_be_heard(context: ssl.SSLContext
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
-async def test_data_that_nobody_read_is_passed_over_after_our_end(
-    context: ssl.SSLContext, version: ssl.TLSVersion
-) -> None:
+async def test_unread_data_is_dropped_after_our_end(context: ssl.SSLContext, version: ssl.TLSVersion) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, version)
     peer.say(b"x" * 5000)
@@ -236,7 +232,7 @@ async def test_data_that_nobody_read_is_passed_over_after_our_end(
         assert peer.tls.read(100) == b""
 
 
-async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> None:
+async def test_our_end_waits_for_pending_data(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below)
     peer.hear()
@@ -254,7 +250,7 @@ async def test_our_end_waits_for_what_is_pending(context: ssl.SSLContext) -> Non
     assert peer.tls.read(100) == b""
 
 
-async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
+async def test_abort_sends_no_close_notify(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below)
     peer.hear()
@@ -279,7 +275,7 @@ async def test_abort_says_no_close_notify(context: ssl.SSLContext) -> None:
     ],
     ids=["HTTP", "STOMP", "zeros", "no ClientHello", "too long"],
 )
-async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, said: bytes, words: str) -> None:
+async def test_peer_without_tls_is_a_handshake_error(context: ssl.SSLContext, said: bytes, words: str) -> None:
     below = MemoryTransport()
     transport = TlsTransport(below, context)
     below.feed(said)
@@ -293,7 +289,7 @@ async def test_who_does_not_speak_tls_is_told_apart(context: ssl.SSLContext, sai
         await transport.aclose()
 
 
-async def test_who_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> None:
+async def test_peer_that_leaves_in_the_handshake_is_gone(context: ssl.SSLContext) -> None:
     below = MemoryTransport()
     transport = TlsTransport(below, context)
     below.feed_eof()
@@ -347,7 +343,7 @@ async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLCont
     assert reading.next().open(data) == (Kind.DATA, b"by our new key")
 
 
-async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLContext, tmp_path: Path) -> None:
+async def test_half_a_key_update_delays_accepted_data(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()
@@ -378,7 +374,7 @@ async def test_half_a_key_update_makes_what_was_taken_wait(context: ssl.SSLConte
     assert [reading.open(record) for record in split(below.take())] == [(Kind.DATA, b"taken")]
 
 
-async def test_closing_wakes_who_waits_for_the_other_half(context: ssl.SSLContext, tmp_path: Path) -> None:
+async def test_closing_wakes_a_task_that_waits_for_the_other_half(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, _ = peer.by_hand()
@@ -490,7 +486,7 @@ async def test_records_without_content_are_limited(
                 await transport.receive_some(100)
 
 
-async def test_records_may_come_octet_by_octet(context: ssl.SSLContext) -> None:
+async def test_records_may_arrive_octet_by_octet(context: ssl.SSLContext) -> None:
     transport, peer = await meet(context, Octets())
     with limited():
         for _ in range(3):
@@ -500,7 +496,7 @@ async def test_records_may_come_octet_by_octet(context: ssl.SSLContext) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS, ids=NAMES)
 @pytest.mark.parametrize("seed", range(20))
-async def test_what_was_taken_arrives_whole_and_in_order_whatever_happens(
+async def test_accepted_data_arrives_complete_and_in_order(
     context: ssl.SSLContext, version: ssl.TLSVersion, seed: int, autojump_clock: MockClock
 ) -> None:
     moods = Random(seed)

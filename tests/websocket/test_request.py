@@ -1,4 +1,4 @@
-"""The head of an HTTP request: what is read, what is refused, and that nothing is read in two ways."""
+"""The head of an HTTP request: what is accepted, what is refused, and that nothing is ambiguous."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ HEADERS = {
 def head(
     *more: str, line: str = "GET /ws.communication HTTP/1.1", changed: Mapping[str, str | None] | None = None
 ) -> bytes:
-    """A request for a WebSocket with headers changed (None: left out) and more lines."""
+    """A request for a WebSocket with headers changed (None: omitted) and more lines."""
     headers = {**HEADERS, **(changed or {})}
     lines = [line, *(f"{name}: {value}" for name, value in headers.items() if value is not None), *more, "", ""]
     return "\r\n".join(lines).encode("latin-1")
@@ -80,7 +80,7 @@ def test_a_head_may_be_cut_anywhere() -> None:
     ],
     ids=str,
 )
-def test_what_real_clients_send_is_taken(changed: dict[str, str | None]) -> None:
+def test_requests_of_real_clients_are_accepted(changed: dict[str, str | None]) -> None:
     assert upgrade_in(read(head(changed=changed))).key == KEY
 
 
@@ -93,12 +93,12 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_request_line_that_is_none_is_refused(line: str) -> None:
+def test_malformed_request_line_is_refused(line: str) -> None:
     assert refused(head(line=line)) == 400
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_request_line_that_is_none_is_refused_before_the_head_has_ended(line: str) -> None:
+def test_malformed_request_line_is_refused_before_the_head_ends(line: str) -> None:
     with pytest.raises(RequestRefusedError):
         read_head(line.encode("latin-1") + b"\r\nHost: x\r\n")
 
@@ -162,7 +162,7 @@ def test_headers(more: list[str], status: int) -> None:
     ],
     ids=str,
 )
-def test_what_is_no_request_for_a_websocket_is_refused(changed: dict[str, str | None], status: int) -> None:
+def test_request_that_is_not_for_a_websocket_is_refused(changed: dict[str, str | None], status: int) -> None:
     assert refused(head(changed=changed)) == status
 
 
@@ -206,7 +206,7 @@ def answer(data: bytes, seen: int = 0) -> Request | int | None:
         b"".join
     )
 )
-def test_octet_by_octet_is_read_like_all_at_once(data: bytes) -> None:
+def test_octet_by_octet_reads_the_same(data: bytes) -> None:
     for count in range(1, len(data) + 1):
         found = answer(data[:count], count - 1)
         assert found == answer(data[:count])
@@ -214,7 +214,7 @@ def test_octet_by_octet_is_read_like_all_at_once(data: bytes) -> None:
             break
 
 
-def test_octet_by_octet_costs_in_proportion_to_the_length() -> None:
+def test_octet_by_octet_has_linear_cost() -> None:
     def cost_s(length: int) -> float:
         data = bytearray()
         begun_at = time.thread_time()
@@ -228,12 +228,12 @@ def test_octet_by_octet_costs_in_proportion_to_the_length() -> None:
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\nHost: x\n\n", b"GET / HTTP/1.1\r\nHost: x\n\n", b"\r\n", b"\x00"])
-def test_what_can_never_be_taken_is_not_waited_for(data: bytes) -> None:
+def test_hopeless_request_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(RequestRefusedError):
         read_head(data)
 
 
-def test_an_answer_is_a_whole_response() -> None:
+def test_answer_is_a_complete_response() -> None:
     with pytest.raises(RequestRefusedError) as caught:
         read_head(b"\x00")
     reader = h11.Connection(h11.CLIENT)
@@ -255,7 +255,7 @@ PIECES = st.sampled_from([
 
 
 @given(st.lists(PIECES, max_size=30).map("".join), st.booleans())
-def test_what_is_read_is_read_by_others_in_the_same_way(text: str, begun: bool) -> None:
+def test_accepted_request_reads_the_same_in_h11(text: str, begun: bool) -> None:
     data = (("GET /a HTTP/1.1\r\nHost: x\r\n" if begun else "") + text + "\r\n\r\n").encode("latin-1")
     try:
         request = read_head(data)

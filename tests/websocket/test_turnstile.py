@@ -1,4 +1,4 @@
-"""The fair queue: so many in each turn of the event loop, in their order, and everybody once nobody turns it."""
+"""The fair queue: a bounded number of tasks in each pass of the event loop, in order, fairly by address."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ from tests.sessions.serving import open_log, serving
 
 
 class Turns(trio.abc.Instrument):
-    """Counts the turns of the event loop, and ``answers`` in each."""
+    """Counts the passes of the event loop, and the ``answers`` in each."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -30,7 +30,7 @@ class Turns(trio.abc.Instrument):
         self.count += 1
 
 
-async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
+async def test_bounded_number_enters_in_each_pass() -> None:
     fair_queue, turns = FairQueue(), Turns()
     entered: list[tuple[int, int]] = []
 
@@ -57,7 +57,7 @@ async def test_so_many_enter_in_a_turn_and_the_others_in_their_order() -> None:
     assert sorted(number for _, number in entered) == list(range(count))
 
 
-async def test_who_waits_is_let_through_first_come_first_served() -> None:
+async def test_tasks_of_an_address_are_admitted_in_order() -> None:
     fair_queue = FairQueue()
     entered: list[int] = []
 
@@ -78,7 +78,7 @@ async def test_who_waits_is_let_through_first_come_first_served() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_who_asks_without_a_crowd_has_not_waited() -> None:
+async def test_without_a_crowd_no_task_waits() -> None:
     fair_queue = FairQueue()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fair_queue.run)
@@ -89,7 +89,7 @@ async def test_who_asks_without_a_crowd_has_not_waited() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_who_gives_up_takes_nobodys_place() -> None:
+async def test_cancelled_task_takes_no_place() -> None:
     fair_queue = FairQueue()
     for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
@@ -104,7 +104,7 @@ async def test_who_gives_up_takes_nobodys_place() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_of_them() -> None:
+async def test_addresses_are_served_round_robin() -> None:
     fair_queue = FairQueue()
     crowds, each = 2 * ENTRIES_PER_PASS, 100
     entered: list[str] = []
@@ -127,7 +127,7 @@ async def test_who_comes_from_another_address_waits_for_one_of_each_not_for_all_
         nursery.cancel_scope.cancel()
 
 
-async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no_place() -> None:
+async def test_address_without_tasks_takes_no_place() -> None:
     fair_queue = FairQueue()
     for _ in range(ENTRIES_PER_PASS):
         await fair_queue.enter()
@@ -147,7 +147,7 @@ async def test_an_address_all_of_whose_clients_give_up_is_forgotten_and_takes_no
         nursery.cancel_scope.cancel()
 
 
-async def test_it_stands_open_once_nobody_turns_it() -> None:
+async def test_queue_admits_all_after_run_ended() -> None:
     fair_queue = FairQueue()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fair_queue.run)
@@ -159,7 +159,7 @@ async def test_it_stands_open_once_nobody_turns_it() -> None:
 
 
 class Answering(StreamTransport):
-    """Notes in which turn of the event loop something is written."""
+    """Counts writes by pass of the event loop."""
 
     def __init__(self, stream: trio.abc.Stream, turns: Turns) -> None:
         super().__init__(stream)
@@ -170,7 +170,7 @@ class Answering(StreamTransport):
         super().push(data)
 
 
-async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an_event_does_not_wait(
+async def test_crowd_is_answered_over_many_passes_and_events_do_not_wait(
     autojump_clock: MockClock,
 ) -> None:
     crowd, asked = 100, 20
@@ -203,7 +203,7 @@ async def test_a_crowd_that_asks_much_at_once_is_answered_over_many_turns_and_an
     assert max(turns.answers.values()) <= 2 * ENTRIES_PER_PASS
 
 
-async def test_whose_turn_it_is_counts_by_the_address_that_a_proxy_forwards_once_it_is_known(
+async def test_turns_are_by_forwarded_address_once_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     addresses: list[str] = []
@@ -232,9 +232,7 @@ def text(message: str) -> bytes:
 
 
 @pytest.mark.parametrize("together", [1, 2, 5])
-async def test_what_was_read_in_its_turn_brings_one_message_and_each_further_one_takes_a_turn(
-    together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_each_message_takes_a_turn(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Counter[str]()
     enter = FairQueue.enter
 
@@ -252,7 +250,7 @@ async def test_what_was_read_in_its_turn_brings_one_message_and_each_further_one
         assert turns["taken"] == together
 
 
-async def test_a_message_is_looked_at_piece_by_piece() -> None:
+async def test_large_message_is_handled_in_pieces() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
         before = rig.turns
         message = "ACK\nid:1.k7f3q9-1\n\n\x00" * 3000
@@ -264,14 +262,14 @@ async def test_a_message_is_looked_at_piece_by_piece() -> None:
         assert rig.read()[-1].get("receipt-id") == receipt
 
 
-async def test_who_subscribes_without_a_receipt_waits_for_its_turn_as_well() -> None:
+async def test_subscribe_without_a_receipt_takes_a_turn() -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
         before = rig.turns
         await rig.conversation.handle("SUBSCRIBE\nid:1\ndestination:/events\n\n\x00UNSUBSCRIBE\nid:1\n\n\x00" * 5)
         assert rig.turns - before == 1 + 5  # before the message, and after each SUBSCRIBE
 
 
-async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
+async def test_message_that_waits_for_its_turn_is_not_silence(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delays_s: list[float] = []
@@ -288,7 +286,7 @@ async def test_who_waits_for_its_turn_with_a_message_is_not_silent(
         assert (await client.receive()).command == "RECEIPT"
 
 
-async def test_what_a_disconnected_crowd_still_sends_is_read_over_many_turns() -> None:
+async def test_input_of_a_disconnected_crowd_is_read_over_many_passes() -> None:
     crowd, pieces = 100, 10
     fair_queue, turns = FairQueue(), Turns()
     transports = [MemoryTransport() for _ in range(crowd)]

@@ -1,4 +1,4 @@
-"""The stream: one writer at a time, never after a Close frame, and a peer that takes nothing is noticed."""
+"""The framed stream: one writer at a time, nothing after a Close frame, and peers that take nothing."""
 
 import pytest
 import trio
@@ -17,7 +17,7 @@ def wired(capacity_bytes: int | None = None) -> tuple[FramedStream, MemoryTransp
     return FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S), transport
 
 
-async def test_offer_is_refused_while_something_is_pending(autojump_clock: MockClock) -> None:
+async def test_stream_refuses_an_offer_while_data_is_pending(autojump_clock: MockClock) -> None:
     stream, transport = wired(3)
     assert stream.offer(b"12345", 1.0)
     assert transport.pending
@@ -43,7 +43,7 @@ async def test_writers_take_turns(autojump_clock: MockClock) -> None:
     assert taken == b"a" * 10 + b"b" * 10 + b"c" * 10
 
 
-async def test_what_is_pending_leaves_before_a_control_frame(autojump_clock: MockClock) -> None:
+async def test_pending_data_leaves_before_a_control_frame(autojump_clock: MockClock) -> None:
     stream, transport = wired(3)
     assert stream.offer(b"12345", 0)
     async with trio.open_nursery() as nursery:
@@ -65,7 +65,7 @@ async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
     assert transport.take() == close_frame(1000, "")
 
 
-async def test_a_close_frame_whose_writer_was_cancelled_is_written_by_the_next(autojump_clock: MockClock) -> None:
+async def test_close_frame_of_a_cancelled_writer_is_written_by_the_next(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     async with trio.open_nursery() as nursery, stream.lock:
         nursery.start_soon(stream.close, close_frame(1000, "first"))
@@ -76,7 +76,7 @@ async def test_a_close_frame_whose_writer_was_cancelled_is_written_by_the_next(a
     assert transport.take() == close_frame(1000, "second")
 
 
-async def test_who_waits_for_the_lock_when_a_close_comes_writes_nothing(autojump_clock: MockClock) -> None:
+async def test_waiting_writer_writes_nothing_after_a_close_frame(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     async with trio.open_nursery() as nursery, stream.lock:
         nursery.start_soon(stream.write, b"late")
@@ -88,7 +88,7 @@ async def test_who_waits_for_the_lock_when_a_close_comes_writes_nothing(autojump
     assert transport.take() == close_frame(1000, "")
 
 
-async def test_a_peer_that_takes_nothing_stalls_the_wire(autojump_clock: MockClock) -> None:
+async def test_peer_that_takes_nothing_stalls_the_stream(autojump_clock: MockClock) -> None:
     stream, _transport = wired(3)
     with pytest.raises(StalledError):
         await stream.write(b"12345")
@@ -96,7 +96,7 @@ async def test_a_peer_that_takes_nothing_stalls_the_wire(autojump_clock: MockClo
     assert trio.current_time() == SEND_TIMEOUT_S
 
 
-async def test_a_peer_that_takes_a_little_now_and_then_does_not(autojump_clock: MockClock) -> None:
+async def test_peer_that_takes_a_little_does_not_stall(autojump_clock: MockClock) -> None:
     stream, transport = wired(1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.write, b"12345")
@@ -107,7 +107,7 @@ async def test_a_peer_that_takes_a_little_now_and_then_does_not(autojump_clock: 
     assert stream.written_at == pytest.approx(4 * 0.9 * SEND_TIMEOUT_S)
 
 
-async def test_a_cancelled_write_is_finished_by_the_next(autojump_clock: MockClock) -> None:
+async def test_cancelled_write_is_completed_by_the_next(autojump_clock: MockClock) -> None:
     stream, transport = wired(3)
     with trio.move_on_after(1):
         await stream.write(b"12345")
@@ -116,14 +116,14 @@ async def test_a_cancelled_write_is_finished_by_the_next(autojump_clock: MockClo
     assert transport.take() == b"456"
 
 
-async def test_what_is_put_back_is_read_next(autojump_clock: MockClock) -> None:
+async def test_put_back_data_is_read_next(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     transport.feed(b"from the peer")
     stream.put_back(b"before it")
     assert [await stream.receive_some(), await stream.receive_some()] == [b"before it", b"from the peer"]
 
 
-async def test_reading_is_noted(autojump_clock: MockClock) -> None:
+async def test_read_at_is_the_time_of_the_last_input(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     await trio.sleep(5)
     transport.feed(b"x")
@@ -131,7 +131,7 @@ async def test_reading_is_noted(autojump_clock: MockClock) -> None:
     assert stream.read_at == 5
 
 
-async def test_who_waits_for_its_turn_is_not_silent(autojump_clock: MockClock) -> None:
+async def test_input_that_waits_for_its_turn_is_not_silence(autojump_clock: MockClock) -> None:
     fair_queue, transport = FairQueue(), MemoryTransport()
     stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=fair_queue.enter)
     for _ in range(ENTRIES_PER_PASS):
