@@ -113,7 +113,7 @@ def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
 def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
     """Return a statement that logs a deletion for each key that no row has any more after the update.
 
-    ``if exists`` comes first because updates rarely change keys, and the test alone is cheaper than the insert.
+    It tests with ``if exists`` first, because few updates change a key.
     """
     columns, keys = _columns(table, "D"), _columns(table, "U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
