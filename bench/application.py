@@ -66,7 +66,7 @@ class Database:
         """Make the tables and nothing of ours."""
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
-            mapping.create(connection, ("messages", "metadata", "channels", "tags"))
+            mapping.create_default_tables(connection, ("messages", "metadata", "channels", "tags"))
         engine.dispose()
 
     def insert_messages(self, rows: int) -> float:

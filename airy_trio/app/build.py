@@ -157,7 +157,7 @@ def _checked(connection: sa.Connection, settings: Settings, names: Names, partit
     newer = migrate.ahead(connection, "changes", settings.database)
     if newer is not None:
         logger.info("working with the schema of a newer version", database=newer)
-    partitions.look(connection, tables)
+    partitions.check(connection, tables)
     return tables
 
 
@@ -172,7 +172,7 @@ def _faults(connection: sa.Connection, settings: Settings, names: Names, partiti
         return error.faults
     if settings.changes.reads_only:
         return ()
-    partitions.look(connection, tables)
+    partitions.check(connection, tables)
     return _faults_of_ours(connection, settings, names, tables)
 
 

@@ -135,7 +135,7 @@ class LoggedChanges:
 
     ``names`` are those of our tables. ``text_chars_max``: see ``Objects``. ``newer_schema`` returns whether a newer
     version created our tables, and raises ``FaultsError`` if this version cannot work with them. ``seals``: the event
-    log is in another database, so that either can go back without the other.
+    log and this database can return to an older state independently, so that resume points must be sealed.
     """
 
     reading: DedicatedConnection

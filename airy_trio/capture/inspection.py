@@ -108,7 +108,7 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
     return again
 
 
-def absent(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
+def missing_default_tables(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
     """Return the kinds that are mapped to their default table, if that table does not exist."""
     return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
 

@@ -321,7 +321,7 @@ TAGS = sa.Table(
 )
 
 
-def create(connection: sa.Connection, kinds: Collection[Kind]) -> list[str]:
+def create_default_tables(connection: sa.Connection, kinds: Collection[Kind]) -> list[str]:
     """Create the default tables of these kinds, which must not exist, and return their names."""
     tables = [table for table in _METADATA.sorted_tables if table.name in kinds]
     _METADATA.create_all(connection, tables, checkfirst=False)

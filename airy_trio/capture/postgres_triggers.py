@@ -1,37 +1,30 @@
-"""The triggers of a Postgres database, as SQL.
+"""What a mapped table needs on Postgres: its triggers, a check of its partitions, and the rights of the server's role.
 
-One function and one trigger for each table and event. Statement triggers with transition tables cost least for bulk
-writes; on partitions, and for what a subscription of logical replication applies, only row triggers see every row. The
-functions run with the rights of their owner, so that a role without rights on our schema still writes its own tables.
+There is one function and one trigger for each table and event. Statement triggers with transition tables cost least for
+bulk writes. Only row triggers see every row of a partitioned table and of logical replication: an insert directly into
+a partition, or by a subscription, fires no statement trigger of the parent.
 
-A column that the application renames or drops later must not make its writes fail. So a column is never named where
-it must exist: ``_value`` looks it up in a sub-select over the row, and where the row has no such column the name is
-found one level further out, as NULL.
+A trigger must never make a write of the application fail.
 
-Partitions that join or leave a mapped table of Postgres while a server runs, of which no trigger reports anything.
-
-ATTACH PARTITION makes the rows of a table rows of the mapped table, and DETACH or DROP removes them, without a write to
-any row. So the partitions are compared with those of the last look, and a log line names those whose rows may not have
-been sent. A partition that was created as one and was filled since the last look gets such a line too: the catalogue
-does not say how a partition became one, and a line too many is better than rows that are lost silently.
-
-What a server's role needs on Postgres: to read the mapped tables, and to work in our schema. Nothing else.
+- The functions run with the rights of their owner (``security definer``), so a role without rights on our schema can
+  still write its own tables.
+- The application may rename or drop a column later. So a column is never named where it must exist: ``_value`` looks it
+  up in a subselect over the row, and if the row has no such column, SQL's scoping finds the name one level further out,
+  where it is NULL.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final
 
 import sqlalchemy as sa
 import structlog
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from airy_trio.capture import wakeup
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.mapping import Column, Kind, Table, Tables
 from airy_trio.database import Names, quote_identifier, quote_text
 
-EVENTS_OF_ROWS: Final = ("insert", "update", "delete")
-EVENTS: Final = (*EVENTS_OF_ROWS, "truncate")
+logger = structlog.get_logger(__name__)
 
 _TRANSITIONS = {
     "insert": "referencing new table as airy_new",
@@ -41,37 +34,36 @@ _TRANSITIONS = {
 _TRUNCATED = "airy_truncated"
 
 
-def statements(
-    table: Table, names: Names, wanted: Collection[str], *, deletes: bool, always: bool = False
-) -> Iterator[str]:
-    """What puts the triggers of these names in place, whatever stood there before.
+@frozen
+class Trigger:
+    """A trigger: the text that it runs, and how it fires. A disabled one has an empty body. Equal if they act alike.
 
-    ``always``: they fire for the writes of a replica role too.
+    ``body`` is the text as the database stores it: on Postgres of the function, on SQLite the whole statement.
+    ``statements`` create the trigger, and replace one of the same name on Postgres.
     """
-    for event, body in _bodies(table, names, deletes=deletes).items():
-        name = names.trigger(table.kind, event)
-        if name in wanted:
-            yield _function(table, names, event, body)
-            yield _create(table, names, event)
-            if always:
-                yield f"alter table {table.quoted} enable always trigger {quote_identifier(name)}"
+
+    body: str
+    for_each_row: bool = False
+    always: bool = False
+    statements: tuple[str, ...] = field(default=(), eq=False)
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it exists and does not fire."""
+        return not self.body
 
 
-def bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
-    """The triggers' names and the text of their functions, as Postgres keeps it."""
-    made = _bodies(table, names, deletes=deletes)
-    return {names.trigger(table.kind, event): body for event, body in made.items()}
+def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapping[str, Trigger]:
+    """Return the triggers of one table by name. ``always``: they fire for the writes of a replica role too.
 
-
-def _bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
-    """The functions' text for each event.
-
-    A TRUNCATE logs a delete for each row; of messages only where their deletes are events. The table has the name
-    that it has then: the application may have renamed it.
+    TRUNCATE fires only its own trigger, which logs a deletion for each row; for messages only if their deletions are
+    events (``deletes``). It uses the name that the table has then, because the application may have renamed it.
     """
+    if always:
+        table = evolve(table, row_triggers=True)
     old, new = ("(select old.*)", "(select new.*)") if table.row_triggers else ("airy_old", "airy_new")
     updated = _logged(table, names, "U", new)
-    made = {
+    bodies = {
         "insert": _body(names, updated),
         "update": _body(names, f"{_logged_moved(table, names, old, new)} {updated}"),
         "delete": _body(names, _logged(table, names, "D", old)),
@@ -79,39 +71,37 @@ def _bodies(table: Table, names: Names, *, deletes: bool) -> Mapping[str, str]:
     if deletes or table.kind != "messages":
         logged = quote_text(_logged(table, names, "D", _TRUNCATED))
         truncated = f"execute replace({logged}, {quote_text(_TRUNCATED)}, tg_relid::regclass::text)"
-        made["truncate"] = _body(names, truncated, condition="true")
+        bodies["truncate"] = _body(names, truncated, condition="true")
+    made = {}
+    for event, body in bodies.items():
+        name = names.trigger(table.kind, event)
+        for_each_row = table.row_triggers and event != "truncate"
+        function = f"{quote_identifier(names.schema)}.{quote_identifier(f'{table.kind}_{event}')}()"
+        if event == "truncate":
+            when = f"before truncate on {table.quoted} for each statement"
+        elif for_each_row:
+            when = f"after {event} on {table.quoted} for each row"
+        else:
+            when = f"after {event} on {table.quoted} {_TRANSITIONS[event]} for each statement"
+        create_function = (
+            f"create or replace function {function} returns trigger language plpgsql "
+            f"security definer set search_path = pg_catalog, pg_temp as $airy_trio${body}$airy_trio$"
+        )
+        create_trigger = f"create or replace trigger {quote_identifier(name)} {when} execute function {function}"
+        statements = [create_function, create_trigger]
+        if always:
+            statements.append(f"alter table {table.quoted} enable always trigger {quote_identifier(name)}")
+        made[name] = Trigger(body, for_each_row, always, tuple(statements))
     return made
 
 
-def _function_name(table: Table, names: Names, event: str) -> str:
-    return f"{quote_identifier(names.schema)}.{quote_identifier(f'{table.kind}_{event}')}"
-
-
-def _function(table: Table, names: Names, event: str, body: str) -> str:
-    return (
-        f"create or replace function {_function_name(table, names, event)}() returns trigger language plpgsql "
-        f"security definer set search_path = pg_catalog, pg_temp as $airy_trio${body}$airy_trio$"
-    )
-
-
-def _create(table: Table, names: Names, event: str) -> str:
-    name, on = quote_identifier(names.trigger(table.kind, event)), table.quoted
-    execute = f"execute function {_function_name(table, names, event)}()"
-    if event == "truncate":
-        return f"create or replace trigger {name} before truncate on {on} for each statement {execute}"
-    if table.row_triggers:
-        return f"create or replace trigger {name} after {event} on {on} for each row {execute}"
-    transitions = _TRANSITIONS[event]
-    return f"create or replace trigger {name} after {event} on {on} {transitions} for each statement {execute}"
-
-
 def _body(names: Names, statement: str, condition: str = "found") -> str:
-    """A statement that logs, then the bell: for a statement that touched no row nobody is woken."""
+    """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
     return f" begin {statement}; {wakeup.ring(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
-    """An insert into the change log for each of ``rows``; a deletion also carries what its event needs."""
+    """Return an insert into the change log for each of ``rows``; a deletion also logs what its event needs."""
     columns = _columns(table, operation)
     values = ", ".join(_value("airy_row", column) for column in columns)
     return (
@@ -121,7 +111,10 @@ def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
 
 
 def _logged_moved(table: Table, names: Names, old: str, new: str) -> str:
-    """A statement that logs each row whose key is gone after the update; the question first, as there rarely is one."""
+    """Return a statement that logs a deletion for each key that no row has any more after the update.
+
+    It tests with ``if exists`` first, because few updates change a key.
+    """
     columns, keys = _columns(table, "D"), _columns(table, "U")[:2]
     logged = ("key_1", "key_2", "old_1", "old_2")
     was = ", ".join(f"{_value('airy_row', column)} as {name}" for column, name in zip(columns, logged, strict=True))
@@ -143,25 +136,24 @@ def _insert(names: Names) -> str:
 
 
 def _columns(table: Table, operation: str) -> tuple[Column | None, ...]:
-    """The columns of two keys, then two that are carried; None where there is no such."""
+    """Return the columns of two keys and two carried fields; None for each that does not exist."""
     carried = table.carried if operation == "D" else ()
     return (*(*table.keys, None)[:2], *(*carried, None, None)[:2])
 
 
 def _source(columns: Sequence[Column | None], rows: str, alias: str) -> str:
-    """The rows, beside one row of NULLs under every name that may be asked of them."""
-    asked = dict.fromkeys(column.name for column in columns if column is not None)
-    nulls = ", ".join(f"null::text as {quote_identifier(name)}" for name in asked)
+    """Return ``rows`` joined with one row of NULLs, which has every name that ``_value`` may look up."""
+    wanted = dict.fromkeys(column.name for column in columns if column is not None)
+    nulls = ", ".join(f"null::text as {quote_identifier(name)}" for name in wanted)
     return f"{rows} as {alias} cross join (select {nulls}) as airy_none"
 
 
 def _value(alias: str, column: Column | None) -> str:
+    """Return an expression for a column of a row: NULL if the row has no such column (see the module's docstring)."""
     if column is None:
         return "null::text"
     return f"(select {quote_identifier(column.name)}::text from (select {alias}.*) as airy_found)"  # noqa: S608 - quoted
 
-
-logger = structlog.get_logger(__name__)
 
 _ROOT = sa.text("select cast(to_regclass(:name) as oid)")
 _MEMBERS = sa.text(
@@ -182,7 +174,7 @@ _EMPTY = sa.text("select oid from unnest(cast(:oids as oid[])) oid where pg_rela
 
 @frozen
 class _Partition:
-    """A partition at any depth. ``joined``: the transaction in which it became one."""
+    """A partition at any depth. ``joined``: the transaction that made it a partition."""
 
     oid: int
     joined: str
@@ -191,14 +183,20 @@ class _Partition:
 
 
 class Partitions:
-    """The partitions of the mapped tables at the last look. ``deletes``: whether deleted messages are events."""
+    """The partitions of the mapped tables at the last check. ``deletes``: deleted messages are events.
+
+    ATTACH PARTITION makes the rows of a table rows of the mapped table, and DETACH or DROP removes rows, without a
+    write to any row, so no trigger reports them. Therefore a server compares the partitions regularly and logs those
+    whose rows may not have been sent. The catalogue does not say how a table became a partition. So a partition that
+    was created as one and filled since the last check is logged as well: a needless line is better than silent loss.
+    """
 
     def __init__(self, *, deletes: bool) -> None:
         self._deletes = deletes
         self._known: Mapping[int, Collection[_Partition]] = {}
 
-    def look(self, connection: sa.Connection, tables: Tables) -> None:
-        """Log which partitions joined or left with rows since the last look. The first look at a table logs nothing."""
+    def check(self, connection: sa.Connection, tables: Tables) -> None:
+        """Log the partitions that joined or left with rows since the last check. The first check logs nothing."""
         known: dict[int, Collection[_Partition]] = {}
         for kind, table in tables.items():
             if table.row_triggers:
@@ -217,8 +215,8 @@ class Partitions:
         now: Collection[_Partition],
     ) -> None:
         joined = [partition for partition in now if partition not in before]
-        there = {partition.oid for partition in now}
-        left = [partition for partition in before if partition.oid not in there]
+        present = {partition.oid for partition in now}
+        left = [partition for partition in before if partition.oid not in present]
         if not joined and not left:
             return
         oids = [partition.oid for partition in (*joined, *left)]
@@ -242,7 +240,10 @@ class Partitions:
 
 
 def grant_statements(role: str, tables: Tables, names: Names) -> Iterator[str]:
-    """Grant it to a role. The triggers need no right: they run with those of their owner."""
+    """Yield statements that let a server's role read the mapped tables and work in our schema, and nothing else.
+
+    The role needs no right for the triggers, which run with the rights of their owner.
+    """
     to = quote_identifier(role)
     for schema in sorted({table.schema for table in tables.values() if table.schema is not None}):
         yield f"grant usage on schema {quote_identifier(schema)} to {to}"

@@ -156,7 +156,7 @@ class PostgresPoint:
 
     @property
     def next_transaction(self) -> int:
-        """The first transaction number of which nothing was visible yet (the snapshot's ``xmax``)."""
+        """Transactions from this number on were not visible (the snapshot's ``xmax``)."""
         return int(self.snapshot.split(":")[1])
 
     @property

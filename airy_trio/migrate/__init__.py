@@ -14,7 +14,7 @@ from attrs import frozen
 
 from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog
-from airy_trio.capture.inspection import absent, inspect
+from airy_trio.capture.inspection import inspect, missing_default_tables
 from airy_trio.capture.lease import lock_file
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
@@ -171,7 +171,7 @@ def _migrate(
         newer = _newer(connection, "changes", settings.database)
         made = []
         if with_tables and newer is None:  # the tables would have no triggers
-            made = mapping.create(connection, absent(connection, settings.tables))
+            made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
         if newer is None:
             upgrade(connection, "changes", names)

@@ -1,4 +1,4 @@
-"""What every change feed promises, over real SQLite and real Postgres."""
+"""The promises of every change feed, on real SQLite and real Postgres."""
 
 import pytest
 import trio
@@ -53,7 +53,7 @@ async def test_rows_from_before_the_migration_are_not_sent(any_application: Appl
     assert (batch.objects, batch.changes, batch.more) == ((), 0, False)
 
 
-async def test_several_changes_of_an_object_are_one_at_the_place_of_the_newest(any_application: Application) -> None:
+async def test_an_object_comes_once_in_the_place_of_its_newest_change(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -81,7 +81,7 @@ async def test_deleted_rows_carry_what_their_last_event_needs(any_application: A
     ]
 
 
-async def test_an_object_created_and_deleted_in_one_batch_gives_only_its_deletion(any_application: Application) -> None:
+async def test_an_object_created_and_deleted_comes_only_as_deleted(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -90,7 +90,7 @@ async def test_an_object_created_and_deleted_in_one_batch_gives_only_its_deletio
         assert (await read_all(feed, start))[0] == [TagGone(id="t1")]
 
 
-async def test_a_changed_key_is_a_delete_of_the_old_and_an_update_of_the_new(any_application: Application) -> None:
+async def test_a_changed_key_deletes_the_old_and_updates_the_new(any_application: Application) -> None:
     settings = any_application.migrate()
     any_application.message()
     any_application.metadata("message", "m1", "k", "v")
@@ -154,7 +154,7 @@ async def test_a_metadata_pair_whose_last_row_is_deleted_is_empty(any_applicatio
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
-async def test_a_large_difference_comes_in_pages_none_twice(any_application: Application, limit: int) -> None:
+async def test_a_large_difference_comes_in_pages_without_repetition(any_application: Application, limit: int) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -175,7 +175,7 @@ async def test_reading_again_after_the_same_point_gives_the_same(any_application
         assert (await read_all(feed, start))[0] == (await read_all(feed, start))[0]
 
 
-async def test_a_rolled_back_change_is_none(any_application: Application) -> None:
+async def test_a_rolled_back_change_is_not_sent(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -204,7 +204,7 @@ async def test_waiting_ends_soon_after_a_commit(any_application: Application) ->
     assert len(batch.objects) == 1
 
 
-async def test_trimming_takes_what_was_recorded_and_moves_the_origin(any_application: Application) -> None:
+async def test_trimming_deletes_recorded_changes_and_moves_the_origin(any_application: Application) -> None:
     settings = any_application.migrate()
     log = any_application.log_table("change_log")
     async with feed_of(any_application, settings) as feed:
@@ -213,15 +213,15 @@ async def test_trimming_takes_what_was_recorded_and_moves_the_origin(any_applica
         _, after, _ = await read_all(feed, await feed.origin())
         any_application.tag("later")
         assert await feed.trim(after, 2) == 2
-        assert await feed.trim(after, 100) in {2, 3}  # SQLite keeps the newest recorded row, for its token
+        assert await feed.trim(after, 100) in {2, 3}  # SQLite retains the newest recorded row for its token
         assert await feed.trim(after, 100) == 0
         assert any_application.scalar(f"select count(*) from {log}") in {1, 2}
         assert await feed.origin() == after
         assert [tag.id for tag in (await read_all(feed, await feed.origin()))[0] if isinstance(tag, Tag)] == ["later"]
 
 
-async def test_point_before_what_was_trimmed_is_lost(any_application: Application) -> None:
-    """As in a copy of the event log from before its first event."""
+async def test_a_point_before_trimmed_changes_is_lost(any_application: Application) -> None:
+    """As with a copy of the event log from before its first event."""
     async with feed_of(any_application, any_application.migrate()) as feed:
         first = await feed.origin()
         for number in range(3):
@@ -234,7 +234,7 @@ async def test_point_before_what_was_trimmed_is_lost(any_application: Applicatio
         await feed.read(after, 10)
 
 
-async def test_restarting_forgets_what_is_visible(any_application: Application) -> None:
+async def test_restart_discards_the_visible_changes(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         any_application.tag("before")
@@ -245,7 +245,7 @@ async def test_restarting_forgets_what_is_visible(any_application: Application) 
     assert [tag.id for tag in objects if isinstance(tag, Tag)] == ["after"]
 
 
-async def test_the_consumer_is_kept_beside_the_changes(any_application: Application) -> None:
+async def test_the_consumer_is_stored_next_to_the_changes(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         assert await feed.consumer() is None

@@ -1,4 +1,4 @@
-"""Does the mapping fit: every fault at once, each with its setting; and tables of all sorts that do fit."""
+"""Inspection: all faults of a mapping together, each with its setting, and the tables that do fit."""
 
 import pytest
 import sqlalchemy as sa
@@ -70,7 +70,7 @@ def test_all_faults_of_all_tables_at_once(any_application: Application) -> None:
     assert found[0].endswith("(columns: body, id, sent_at, source)")
 
 
-def test_nothing_mapped_is_nothing_to_watch(any_application: Application) -> None:
+def test_mapping_every_table_to_nothing_is_a_fault(any_application: Application) -> None:
     assert faults(any_application, only("tags", 'name = ""')) == (
         "database.tables: every table is mapped to nothing, so there is nothing to watch",
     )
@@ -84,7 +84,9 @@ def test_nothing_mapped_is_nothing_to_watch(any_application: Application) -> Non
         ("metadata", '{ subject = "message:1" }', "subject and identifier"),
     ],
 )
-def test_rows_without_a_key_are_refused(any_application: Application, kind: str, constants: str, names: str) -> None:
+def test_a_table_without_key_columns_is_a_fault(
+    any_application: Application, kind: str, constants: str, names: str
+) -> None:
     any_application.execute("create table t (key text, value text, name text)")
     assert faults(any_application, only(kind, f'name = "t"\nconstants = {constants}')) == (
         f"database.tables.{kind}.constants: without a column for {names} rows cannot be distinguished",
@@ -92,7 +94,7 @@ def test_rows_without_a_key_are_refused(any_application: Application, kind: str,
 
 
 @pytest.mark.parametrize("where", ["secret = 1", "name ==== 'x'", "name = 'x') or (", "1=1) or (1=1", "1=1 limit 1"])
-def test_a_where_that_is_no_condition_is_refused(any_application: Application, where: str) -> None:
+def test_a_where_that_is_not_a_condition_is_a_fault(any_application: Application, where: str) -> None:
     any_application.migrate()
     (fault,) = faults(any_application, only("tags", f'where = "{where}"'))
     assert fault.startswith('database.tables.tags.where: not a condition over the columns of "tags": ')
@@ -101,7 +103,7 @@ def test_a_where_that_is_no_condition_is_refused(any_application: Application, w
 @pytest.mark.parametrize(
     "where", ["name <> 'x' -- or so", "name not in ('a::b', ':c', '%d')", '\\"name\\" is not null']
 )
-def test_a_where_that_is_one(any_application: Application, where: str) -> None:
+def test_a_where_with_unusual_characters_is_accepted(any_application: Application, where: str) -> None:
     any_application.migrate()
     assert inspected(any_application, only("tags", f'where = "{where}"')).keys() == {"tags"}
 
@@ -121,14 +123,14 @@ def test_names_that_need_quoting(any_application: Application) -> None:
     assert [column.name for column in table.columns.values()] == ["tag id", "Name:x", "50%"]
 
 
-def test_sqlite_knows_names_in_any_case(sqlite_application: Application) -> None:
+def test_sqlite_finds_names_in_any_case(sqlite_application: Application) -> None:
     sqlite_application.execute("create table Tags (ID text, Name text, COLOR text)")
     table = inspected(sqlite_application, only("tags", 'name = "main.tags"\ncolumns = { color = "Color" }'))["tags"]
     assert table.name == "Tags"
     assert [column.name for column in table.columns.values()] == ["ID", "Name", "COLOR"]
 
 
-def test_sqlite_virtual_tables_and_other_schemas_are_refused(sqlite_application: Application) -> None:
+def test_sqlite_virtual_tables_and_other_schemas_are_faults(sqlite_application: Application) -> None:
     sqlite_application.execute("create virtual table tags using fts5(id, name, color)")
     assert faults(sqlite_application, only("tags", "")) == (
         'database.tables.tags.name: "tags" is a virtual table, which has no triggers',
@@ -145,7 +147,7 @@ def test_postgres_names_with_schema_and_case(postgres_application: Application) 
     assert "there is no table" in faults(postgres_application, only("tags", 'name = "chat.A"'))[0]
 
 
-def test_postgres_parents_by_inheritance_are_refused(postgres_application: Application) -> None:
+def test_postgres_parents_by_inheritance_are_faults(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text)", "create table more_tags () inherits (tags)"
     )
@@ -153,7 +155,7 @@ def test_postgres_parents_by_inheritance_are_refused(postgres_application: Appli
     assert fault.startswith('database.tables.tags.name: "tags" has child tables that inherit from it')
 
 
-def test_postgres_types_are_those_below_domains(postgres_application: Application) -> None:
+def test_postgres_domains_are_read_as_their_base_types(postgres_application: Application) -> None:
     postgres_application.execute(
         "create domain short as varchar(4)",
         "create domain shorter as short",
@@ -168,7 +170,7 @@ def test_postgres_types_are_those_below_domains(postgres_application: Applicatio
     ]
 
 
-def test_a_role_that_may_not_read_is_told(postgres_application: Application, postgres: Postgres) -> None:
+def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, postgres: Postgres) -> None:
     postgres_application.migrate()
     database = sa.make_url(postgres_application.url).database
     assert database is not None

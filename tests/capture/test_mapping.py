@@ -1,4 +1,4 @@
-"""Schemas that were not made for us: what the feed gives of them."""
+"""Mappings of existing schemas, and the objects that the feed returns for them."""
 
 import uuid
 from collections.abc import Mapping
@@ -158,7 +158,7 @@ async def test_other_types_of_ids(postgres_application: Application, type_: str)
 
 
 @pytest.mark.parametrize("type_", ["text", "jsonb"])
-async def test_content_form_of_the_mapping_wins(any_application: Application, type_: str) -> None:
+async def test_content_form_of_the_mapping_overrides_the_type(any_application: Application, type_: str) -> None:
     found = await message_of(any_application, {"content": type_}, {"content": '{"a": 1}'}, 'content = "text"')
     assert (found.content, found.content_form) == ('{"a": 1}', "text")
 
@@ -234,7 +234,7 @@ FAILS_ON_SECRET = {
 
 
 @pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
-async def test_a_row_on_which_where_fails_costs_no_other_row(any_application: Application, limit: int) -> None:
+async def test_a_row_on_which_where_fails_affects_no_other_row(any_application: Application, limit: int) -> None:
     where, secret, error = FAILS_ON_SECRET[any_application.dialect]
     any_application.migrate()
     settings = any_application.settings(f'[database.tables.messages]\nwhere = "{where}"\n')
@@ -306,7 +306,7 @@ def entries(found: Metadata) -> list[tuple[Any, ...]]:
     return [(entry.key, entry.value, entry.value_type) for entry in found.entries]
 
 
-async def test_metadata_as_airy_keeps_it(any_application: Application) -> None:
+async def test_metadata_in_the_form_of_airy(any_application: Application) -> None:
     any_application.execute(
         "create table metadata (subject text, key text, value text)",
         MESSAGES.format(id="text", content="text", time="text"),
@@ -347,7 +347,7 @@ async def test_metadata_of_one_subject_only(any_application: Application) -> Non
 
 
 @pytest.mark.parametrize("type_", ["smallint", "uuid", "numeric(4, 1)", "varchar(1)", "inet"])
-async def test_metadata_of_what_can_be_no_id_does_not_fail_the_batch(
+async def test_metadata_of_an_impossible_id_does_not_fail_the_batch(
     postgres_application: Application, type_: str
 ) -> None:
     postgres_application.execute(

@@ -1,4 +1,4 @@
-"""Partitions that join or leave a mapped table: their rows come and go without a write that a trigger sees."""
+"""Partitions that join or leave a mapped table, whose rows appear and disappear without firing a trigger."""
 
 from collections.abc import Callable
 
@@ -18,28 +18,28 @@ PARTITIONED = (
 JOINED = "a partition with rows has joined; rows written before that are not sent, an UPDATE sends them"
 LEFT = "a partition was detached or dropped; its rows are not sent as deleted"
 
-Look = Callable[[], list[tuple[str, str]]]
+Check = Callable[[], list[tuple[str, str]]]
 
 
 @pytest.fixture
-def look(postgres_application: Application) -> Look:
-    """Looks at the partitions of the tags; the first look is done. Gives event and partition of each line."""
+def check(postgres_application: Application) -> Check:
+    """Check the partitions of the tags and return event and partition of each log line. The first check is done."""
     postgres_application.execute(*PARTITIONED)
     settings = postgres_application.migrate()
     partitions = Partitions(deletes=False)
 
-    def look() -> list[tuple[str, str]]:
+    def check() -> list[tuple[str, str]]:
         with capture_logs() as lines, postgres_application.engine.begin() as connection:
-            partitions.look(connection, inspect(connection, settings.tables))
+            partitions.check(connection, inspect(connection, settings.tables))
         return sorted((line["event"], line["partition"]) for line in lines)
 
-    assert look() == []
-    return look
+    assert check() == []
+    return check
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_rows_that_an_attached_partition_brings_are_reported_once(
-    postgres_application: Application, look: Look, *, together: bool
+def test_rows_of_an_attached_partition_are_reported_once(
+    postgres_application: Application, check: Check, *, together: bool
 ) -> None:
     statements = (
         "create table tags_b (like tags)",
@@ -48,8 +48,8 @@ def test_rows_that_an_attached_partition_brings_are_reported_once(
     )
     for some in [statements] if together else [[one] for one in statements]:
         postgres_application.execute(*some)
-    assert look() == [(JOINED, "public.tags_b")]
-    assert look() == []
+    assert check() == [(JOINED, "public.tags_b")]
+    assert check() == []
 
 
 def test_the_statement_of_the_report_sends_the_rows(postgres_application: Application) -> None:
@@ -57,31 +57,31 @@ def test_the_statement_of_the_report_sends_the_rows(postgres_application: Applic
     settings = postgres_application.migrate()
     partitions = Partitions(deletes=False)
     with capture_logs() as lines, postgres_application.engine.begin() as connection:
-        partitions.look(connection, inspect(connection, settings.tables))
+        partitions.check(connection, inspect(connection, settings.tables))
         connection.exec_driver_sql("insert into \"Tags b\" values ('t2', 'b', 'red')")
         connection.exec_driver_sql("alter table tags attach partition \"Tags b\" for values in ('b')")
-        partitions.look(connection, inspect(connection, settings.tables))
+        partitions.check(connection, inspect(connection, settings.tables))
     assert logged(postgres_application) == []
     (line,) = lines
     postgres_application.execute(line["statement"])
     assert logged(postgres_application) == [("U", "t2")]
 
 
-def test_rows_of_a_partition_that_was_created_as_one_are_sent(postgres_application: Application, look: Look) -> None:
+def test_rows_of_a_partition_that_was_created_as_one_are_sent(postgres_application: Application, check: Check) -> None:
     logged(postgres_application)
     postgres_application.execute("create table tags_b partition of tags for values in ('b')")
-    assert look() == []
+    assert check() == []
     postgres_application.execute(
         "insert into tags values ('t2', 'b', 'red')",
         "create table tags_c partition of tags for values in ('c') partition by list (id)",
         "create table tags_c_3 partition of tags_c for values in ('t3')",
         "insert into tags values ('t3', 'c', 'red')",
     )
-    assert look() == [(JOINED, "public.tags_c_3")], "filled since the last look"
+    assert check() == [(JOINED, "public.tags_c_3")], "filled since the last check"
     assert logged(postgres_application) == [("U", "t2"), ("U", "t3")]
 
 
-def test_rows_deep_within_an_attached_partition_are_reported(postgres_application: Application, look: Look) -> None:
+def test_rows_deep_within_an_attached_partition_are_reported(postgres_application: Application, check: Check) -> None:
     postgres_application.execute(
         "create table tags_b (like tags) partition by list (id)",
         "create table tags_b_2 partition of tags_b for values in ('t2')",
@@ -89,35 +89,35 @@ def test_rows_deep_within_an_attached_partition_are_reported(postgres_applicatio
         "insert into tags_b values ('t2', 'b', 'red')",
         "alter table tags attach partition tags_b for values in ('b')",
     )
-    assert look() == [(JOINED, "public.tags_b_2")]
+    assert check() == [(JOINED, "public.tags_b_2")]
 
 
-def test_an_empty_table_that_is_attached_is_not_reported(postgres_application: Application, look: Look) -> None:
+def test_an_empty_table_that_is_attached_is_not_reported(postgres_application: Application, check: Check) -> None:
     postgres_application.execute(
         "create table tags_b (like tags)", "alter table tags attach partition tags_b for values in ('b')"
     )
-    assert look() == []
+    assert check() == []
     postgres_application.execute("insert into tags values ('t2', 'b', 'red')")
-    assert look() == []
+    assert check() == []
 
 
-def test_a_partition_that_left_and_came_back_is_reported(postgres_application: Application, look: Look) -> None:
-    """What was written to it in between was not recorded."""
+def test_a_partition_attached_again_is_reported(postgres_application: Application, check: Check) -> None:
+    """Rows written to it while it was detached were not recorded."""
     postgres_application.execute("alter table tags detach partition tags_a")
     postgres_application.execute("alter table tags attach partition tags_a for values in ('a')")
-    assert look() == [(JOINED, "public.tags_a")]
+    assert check() == [(JOINED, "public.tags_a")]
     postgres_application.execute("alter table tags_a rename to tags_1")
-    assert look() == []
+    assert check() == []
 
 
 @pytest.mark.parametrize("how", ["drop table tags_a", "alter table tags detach partition tags_a"])
-def test_rows_that_a_partition_takes_away_are_reported(postgres_application: Application, look: Look, how: str) -> None:
+def test_rows_of_a_removed_partition_are_reported(postgres_application: Application, check: Check, how: str) -> None:
     postgres_application.execute(how)
-    assert look() == [(LEFT, "public.tags_a")]
-    assert look() == []
+    assert check() == [(LEFT, "public.tags_a")]
+    assert check() == []
 
 
-def test_messages_whose_deletes_are_no_events_may_go(postgres_application: Application) -> None:
+def test_removed_messages_are_reported_only_if_deletes_are_events(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table messages (id text, conversation_id text, channel_id text, content text, delivery_state text, "
         "from_contact boolean, sent_at timestamptz, source text, sender_id text) partition by list (source)",
@@ -128,8 +128,8 @@ def test_messages_whose_deletes_are_no_events_may_go(postgres_application: Appli
     for deletes, reported in ((False, 0), (True, 1)):
         partitions = Partitions(deletes=deletes)
         with capture_logs() as lines, postgres_application.engine.begin() as connection:
-            partitions.look(connection, inspect(connection, settings.tables))
+            partitions.check(connection, inspect(connection, settings.tables))
             connection.exec_driver_sql("drop table messages_a")
-            partitions.look(connection, inspect(connection, settings.tables))
+            partitions.check(connection, inspect(connection, settings.tables))
             connection.rollback()
         assert len(lines) == reported

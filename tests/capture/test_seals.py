@@ -1,4 +1,4 @@
-"""Resume points that are sealed for an event log elsewhere: which of them are accepted, on both databases."""
+"""Sealed resume points, for an event log in another database: which of them are accepted, on both databases."""
 
 import sqlite3
 from collections.abc import AsyncIterator
@@ -41,7 +41,7 @@ def settings(any_application: Application) -> Settings:
 
 @pytest.fixture
 async def feed(any_application: Application, settings: Settings) -> AsyncIterator[AnyFeed]:
-    """A feed whose event log is elsewhere."""
+    """A feed whose event log is in another database."""
     kind = SqliteFeed if any_application.dialect == SQLITE else PostgresFeed
     feed = kind(evolve(changes_of(any_application, settings), seals=True))
     try:
@@ -57,7 +57,7 @@ async def sealed_after(application: Application, feed: AnyFeed, point: str, tag:
 
 
 async def is_accepted(feed: AnyFeed, point: str) -> bool:
-    """Whether a new connection goes on from it."""
+    """Return whether a new connection accepts a point."""
     await feed.aclose()
     try:
         await feed.read(point, 10)
@@ -94,10 +94,8 @@ async def test_the_recorded_point_is_accepted_after_any_number_of_seals(
     assert len(history.replaced_mark) <= 17 + MARKS_CHARS_MAX
 
 
-async def test_restart_that_was_not_followed_by_an_epoch_is_made_again(
-    any_application: Application, feed: AnyFeed
-) -> None:
-    """The store was away: changes are gone from the change log, so going on in the old epoch would lose them."""
+async def test_a_restart_without_a_new_epoch_loses_the_old_point(any_application: Application, feed: AnyFeed) -> None:
+    """If the store fails during a restart, changes have left the change log; the old epoch would go on without them."""
     recorded = await sealed_after(any_application, feed, await feed.origin(), "recorded")
     for number in range(2):
         any_application.tag(f"unrecorded {number}")
@@ -129,7 +127,7 @@ async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_appl
 async def test_point_of_an_older_version_gets_its_identity_at_the_start(
     any_application: Application, feed: AnyFeed
 ) -> None:
-    """Before another database can name the log; a server that has started does not end for a log that was taken."""
+    """So no other database can take the log first. A running server whose log is taken is interrupted, not ended."""
     store = MemoryStore()
     kind = SqlitePoint if any_application.dialect == SQLITE else PostgresPoint
     log = EventLog(store, LogOptions(store="memory"))
@@ -167,7 +165,7 @@ def _is_refused(recorder: Recorder) -> bool:
 
 
 @pytest.mark.parametrize("limit", [10, 1000])
-async def test_column_that_is_gone_is_named_with_its_setting(
+async def test_a_missing_column_is_reported_with_its_setting(
     any_application: Application, feed: AnyFeed, limit: int
 ) -> None:
     after = (await feed.read(await feed.origin(), limit)).resume_point

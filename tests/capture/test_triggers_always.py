@@ -19,7 +19,7 @@ UPDATED_AT = '[changes]\ncapture = "updated_at"\n[log]\nstore = "memory"\n'
 
 
 def states(application: Application) -> set[str]:
-    """When our triggers and their clones on partitions fire, as Postgres notes it."""
+    """Return the firing modes of our triggers and their clones on partitions, in the letters of the catalogue."""
     rows = "select string_agg(distinct tgenabled::text, '') from pg_trigger where not tgisinternal"
     return set(application.scalar(rows))
 
@@ -39,7 +39,7 @@ WRITTEN = [("U", "t1"), ("U", "t2"), ("D", "t1"), ("U", "t3"), ("D", "t2"), ("D"
 
 @pytest.fixture
 def always(postgres_application: Application) -> Settings:
-    """The settings of a database whose triggers were made to fire always, after they did not."""
+    """The settings of a database whose triggers were switched from "origin" to "always"."""
     settings = postgres_application.migrate()
     write_as_replica(postgres_application, *WRITES)
     assert logged(postgres_application) == []
@@ -55,10 +55,10 @@ def test_a_replica_role_is_recorded(postgres_application: Application, always: S
     assert faults(postgres_application, always) == []
 
 
-def test_later_migrations_leave_it(postgres_application: Application, always: Settings) -> None:
+def test_later_migrations_retain_it(postgres_application: Application, always: Settings) -> None:
     migrate.migrate(always)
     postgres_application.execute("drop table tags", "alter table messages disable trigger airy_trio_messages_insert")
-    more = "[events]\ndeletes = true\n"  # another mapping: a trigger more
+    more = "[events]\ndeletes = true\n"  # another mapping, with one more trigger
     postgres_application.migrate(more)
     assert states(postgres_application) == {"A"}
     assert faults(postgres_application, postgres_application.settings(more)) == []
@@ -132,7 +132,7 @@ def test_a_partition_whose_clone_does_not_fire_is_a_fault(postgres_application: 
     assert states(postgres_application) == {"A" if firing == "always" else "O"}
 
 
-def test_it_is_refused_where_there_are_no_such_triggers(
+def test_firing_always_is_rejected_without_such_triggers(
     sqlite_application: Application, postgres_application: Application
 ) -> None:
     with pytest.raises(StartError, match="SQLite has no replica roles"):
@@ -148,8 +148,8 @@ def publisher(own_postgres: Postgres) -> Iterator[Publisher]:
 
 
 @pytest.mark.parametrize("partitioned", [False, True])
-async def test_what_a_subscription_applies_is_recorded(publisher: Publisher, *, partitioned: bool) -> None:
-    """The rows come from another database by logical replication, which fires no trigger for each statement."""
+async def test_rows_applied_by_a_subscription_are_recorded(publisher: Publisher, *, partitioned: bool) -> None:
+    """The rows come from another database by logical replication, which fires no statement triggers."""
     with application(publisher.postgres.url(publisher.postgres.create_database())) as replica:
         if partitioned:
             replica.execute(

@@ -1,4 +1,4 @@
-"""What the triggers of Postgres see, and that they never stand in the application's way."""
+"""The changes that the triggers of Postgres log; and the application's writes never fail because of them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +27,7 @@ def application(postgres_application: Application) -> Application:
 
 
 def logged(application: Application) -> list[tuple[Any, ...]]:
-    """Operation and first key of each change, in order; the log is empty after."""
+    """Return operation and first key of each change, in order, and empty the log."""
     with application.engine.begin() as connection:
         rows = connection.exec_driver_sql("select operation, key_1 from airy_trio.change_log order by seq").all()
         connection.exec_driver_sql("delete from airy_trio.change_log")
@@ -107,7 +107,7 @@ def test_moving_many_keys_does_not_take_quadratic_time(application: Application)
     assert len(logged(application)) == 40_000
 
 
-async def test_truncate_logs_each_row_but_messages_only_where_their_deletes_are_events(
+async def test_truncate_logs_messages_only_if_deletes_are_events(
     postgres_application: Application,
 ) -> None:
     for deletes in (False, True):
@@ -142,12 +142,12 @@ def test_a_renamed_table_is_still_watched_and_truncated(application: Application
         ("drop column id, add column message_id text", "message_id", "channel_id", {None}),
     ],
 )
-def test_a_column_that_changes_later_never_makes_the_applications_writes_fail(
+def test_a_changed_column_never_makes_a_write_fail(
     application: Application, change: str, key: str, channel: str | None, keys: set[str | None]
 ) -> None:
     application.message()
     insert = "insert into messages ({}, {}, conversation_id, delivery_state, from_contact, sent_at, source) "
-    with raw_connection(application) as writer:  # whose plans are made already
+    with raw_connection(application) as writer:  # its plans are cached before the change
         writer.execute("update messages set source = 'a'")
         application.execute(f"alter table messages {change}")
         logged(application)
@@ -163,7 +163,7 @@ def test_a_column_that_changes_later_never_makes_the_applications_writes_fail(
 
 @pytest.fixture
 def plain_role(application: Application) -> Iterator[psycopg.Connection]:
-    """A session of a role that may write the application's tables and knows nothing of ours."""
+    """A session of a role that may write the application's tables and has no rights on ours."""
     role = f'"{PASSWORD_ROLE}"'
     with raw_connection(application) as connection:
         connection.execute(f"grant select, insert, update, delete, truncate on tags, messages to {role}")
@@ -184,7 +184,7 @@ def test_a_role_without_rights_on_our_schema_still_writes_its_tables(
     assert logged(application) == [("U", "t1"), ("D", "t1"), ("U", "t2"), ("D", "t2")]
 
 
-def test_the_applications_search_path_does_not_lead_the_triggers_astray(
+def test_triggers_ignore_the_search_path_of_the_application(
     application: Application, plain_role: psycopg.Connection
 ) -> None:
     plain_role.execute("create temp table change_log (x int)")
@@ -206,7 +206,7 @@ PARTITIONED = (
 )
 
 
-async def test_partitions_are_watched_also_those_made_later(postgres_application: Application) -> None:
+async def test_existing_and_later_partitions_are_watched(postgres_application: Application) -> None:
     postgres_application.execute(*PARTITIONED)
     settings = postgres_application.migrate()
     assert faults(postgres_application, settings) == []
@@ -237,7 +237,7 @@ def test_a_partition_itself_can_be_mapped(postgres_application: Application) -> 
     assert logged(postgres_application) == [("U", "m1")]
 
 
-def test_missing_switched_off_and_outdated_triggers_are_told(postgres_application: Application) -> None:
+def test_missing_disabled_and_outdated_triggers_are_faults(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     assert faults(postgres_application, settings) == []
     mapped = postgres_application.settings("[database.tables.messages]\ncolumns = { channel_id = 'source' }")

@@ -1,4 +1,4 @@
-"""What the triggers of SQLite see."""
+"""The changes that the triggers of SQLite log."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_replacing_the_row_of_the_same_key_is_an_update(application: Application
     assert logged(application) == [("U", "a"), ("U", "a")]
 
 
-def test_the_rows_of_a_key_that_swaps(application: Application) -> None:
+def test_keys_that_swap_log_every_row(application: Application) -> None:
     application.execute("insert into tags values ('a', 'x', 'red'), ('b', 'y', 'red')")
     logged(application)
     application.execute(
@@ -97,7 +97,7 @@ async def test_a_row_that_replaces_another_object_logs_its_deletion(
         assert objects == [TagGone(id="c"), Tag(id="b", name="x", color="red")]
 
 
-async def test_a_row_that_does_not_get_in_leaves_the_other_as_it_is(sqlite_application: Application) -> None:
+async def test_an_ignored_insert_leaves_the_other_row_present(sqlite_application: Application) -> None:
     sqlite_application.execute(UNIQUE[0])
     settings = sqlite_application.migrate()
     async with feed_of(sqlite_application, settings) as feed:
@@ -107,7 +107,7 @@ async def test_a_row_that_does_not_get_in_leaves_the_other_as_it_is(sqlite_appli
         assert (await read_all(feed, after))[0] == [Tag(id="a", name="x", color="tag-red")]
 
 
-async def test_a_replaced_row_by_its_number(sqlite_application: Application) -> None:
+async def test_a_row_replaced_by_its_row_number_is_deleted(sqlite_application: Application) -> None:
     sqlite_application.execute("create table tags (number integer primary key, id text, name text, color text)")
     settings = sqlite_application.migrate()
     async with feed_of(sqlite_application, settings) as feed:
@@ -128,7 +128,7 @@ def test_the_application_need_not_trust_the_schema(application: Application) -> 
     assert logged(application) == [("U", "a")]
 
 
-def test_what_the_driver_tells_the_application_is_undisturbed(sqlite_application: Application) -> None:
+def test_the_results_of_the_applications_driver_are_unchanged(sqlite_application: Application) -> None:
     sqlite_application.execute("create table tags (number integer primary key, id text, name text unique, color text)")
     sqlite_application.migrate()
     with sqlite_application.engine.begin() as connection:
@@ -138,7 +138,7 @@ def test_what_the_driver_tells_the_application_is_undisturbed(sqlite_application
         assert connection.exec_driver_sql("update tags set color = 'blue'").rowcount == 1
 
 
-def test_missing_and_outdated_triggers_are_told(application: Application) -> None:
+def test_missing_and_outdated_triggers_are_faults(application: Application) -> None:
     settings = application.settings()
     assert faults(application, settings) == []
     mapped = application.settings("[database.tables.messages]\ncolumns = { channel_id = 'source' }")
@@ -151,7 +151,7 @@ def test_missing_and_outdated_triggers_are_told(application: Application) -> Non
     assert faults(application, settings) == []
 
 
-def test_triggers_on_a_table_that_was_renamed_are_told(application: Application) -> None:
+def test_triggers_on_a_renamed_table_are_faults(application: Application) -> None:
     application.execute("alter table tags rename to old_tags", "create table tags (id text, name text, color text)")
     (fault,) = faults(application, application.settings())
     assert fault.startswith('table "tags" (tags) has no trigger airy_trio_tags_delete')
@@ -160,21 +160,21 @@ def test_triggers_on_a_table_that_was_renamed_are_told(application: Application)
     assert logged(application) == [("U", "b")]
 
 
-def test_a_kind_that_is_not_mapped_any_more_loses_its_triggers(application: Application) -> None:
+def test_an_unmapped_kind_loses_its_triggers(application: Application) -> None:
     application.migrate('[database.tables.tags]\nname = ""')
     application.tag()
     assert logged(application) == []
 
 
-def test_a_unique_index_that_came_later_makes_triggers_outdated(application: Application) -> None:
+def test_a_later_unique_index_makes_triggers_outdated(application: Application) -> None:
     application.execute("create unique index tag_names on tags (name)")
     (fault,) = faults(application, application.settings())
     assert "airy_trio_tags_before_insert, airy_trio_tags_before_update" in fault
 
 
-@pytest.mark.parametrize("way", ["removed", "mapped anew"])
-def test_a_column_that_a_trigger_names_is_dropped_the_documented_way(application: Application, way: str) -> None:
-    """SQLite refuses, as the trigger would break. A rename it carries into the trigger."""
+@pytest.mark.parametrize("way", ["removed", "mapped again"])
+def test_a_column_used_by_a_trigger_is_dropped_as_documented(application: Application, way: str) -> None:
+    """SQLite applies a rename to the trigger, but rejects dropping a column that the trigger uses."""
     application.execute("alter table messages rename column channel_id to inbox")
     application.execute("insert into messages values ('m1', 'c', 'ch', '', 'failed', true, 0, 's', null)")
     assert logged(application) == [("U", "m1")]

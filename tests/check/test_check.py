@@ -75,7 +75,7 @@ def test_no_index_is_wanted_where_no_conversation_is_looked_up(any_application: 
 
 def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> None:
     with any_application.engine.begin() as connection:
-        mapping.create(connection, FIELDS)
+        mapping.create_default_tables(connection, FIELDS)
     before = sorted(tmp_path.iterdir())
     check(any_application.settings())
     assert sorted(tmp_path.iterdir()) == before
@@ -109,7 +109,7 @@ def test_many_problems_in_one_run(any_application: Application, tmp_path: Path) 
 
 def test_not_migrated(any_application: Application) -> None:
     with any_application.engine.begin() as connection:
-        mapping.create(connection, FIELDS)
+        mapping.create_default_tables(connection, FIELDS)
     report = check(any_application.settings())
     missing = "airy_trio has not been installed here; run: airy-trio migrate --config FILE"
     assert problems(report)[0] == f"database: {missing}"

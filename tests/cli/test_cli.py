@@ -226,7 +226,7 @@ def test_triggers_of_another_mapping(any_application: Application, here: Here, c
 
 def test_not_migrated(any_application: Application, here: Here, command_line: CommandLine) -> None:
     with any_application.engine.begin() as connection:
-        mapping.create(connection, FIELDS)
+        mapping.create_default_tables(connection, FIELDS)
     message = told(command_line("--config", here.on(any_application.url)), 1)
     assert message == "database: airy_trio has not been installed here; run: airy-trio migrate --config FILE"
 

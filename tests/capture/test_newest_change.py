@@ -1,4 +1,4 @@
-"""The newest change of one object, and whether a resume point has it behind itself, on both databases."""
+"""The newest change of one object, and whether a resume point includes it, on both databases."""
 
 import sqlalchemy as sa
 
@@ -9,7 +9,7 @@ from tests.application import Application
 
 
 def point(application: Application) -> str:
-    """The resume point after everything that is committed now."""
+    """Return the resume point after everything that is committed now."""
     with application.engine.begin() as connection:
         log = application.log_table("change_log")
         if application.dialect != SQLITE:
@@ -18,21 +18,21 @@ def point(application: Application) -> str:
     return str(SqlitePoint(*rows[0]) if rows else SqlitePoint())
 
 
-def asked(application: Application, id_: str, after: str | None) -> NewestChange | None:
+def newest(application: Application, id_: str, after: str | None) -> NewestChange | None:
     with application.engine.begin() as connection:
         return newest_change(connection, application.names, "tags", (id_, None), after)
 
 
-def test_a_change_is_recorded_once_the_resume_point_has_it_behind_itself(any_application: Application) -> None:
+def test_a_change_is_recorded_once_the_resume_point_includes_it(any_application: Application) -> None:
     any_application.migrate()
     before = point(any_application)
     any_application.tag("t1")
-    assert asked(any_application, "t2", before) is None
+    assert newest(any_application, "t2", before) is None
     for unrecorded in (before, None, "[", "{}"):
-        found = asked(any_application, "t1", unrecorded)
+        found = newest(any_application, "t1", unrecorded)
         assert found is not None
         assert (found.operation, found.recorded) == ("U", False)
-    recorded = asked(any_application, "t1", point(any_application))
+    recorded = newest(any_application, "t1", point(any_application))
     assert recorded is not None
     assert recorded.recorded
 
@@ -42,6 +42,6 @@ def test_the_newest_change_counts(any_application: Application) -> None:
     any_application.tag("t1")
     between = point(any_application)
     any_application.execute("delete from tags")
-    found = asked(any_application, "t1", between)
+    found = newest(any_application, "t1", between)
     assert found is not None
     assert (found.operation, found.recorded) == ("D", False)
