@@ -111,8 +111,8 @@ def _create(table: Table, names: Names, event: str) -> str:
 
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
-    """A statement that logs, then the bell: for a statement that touched no row nobody is woken."""
-    return f" begin {statement}; {wakeup.ring(names, condition)}; return null; end "
+    """A statement that logs, then the wake-up, unless the statement touched no row."""
+    return f" begin {statement}; {wakeup.notify(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:
