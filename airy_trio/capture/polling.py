@@ -212,9 +212,9 @@ class UpdatedAtFeed:
         return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``: returns after a pause, and for a file once there was a commit.
+        """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
 
-        The pause grows with the time that a read takes. It returns after ``POLL_MAX_S`` even if a file is unchanged.
+        The pause grows with the time that a read takes. An unchanged file delays the return by ``POLL_MAX_S`` at most.
         """
         await trio.sleep(self._pause_s)
         if self._file is None:
@@ -405,7 +405,7 @@ class TableScan:
         self.clock: Clock = clock(dialect, table)
         queries = Queries(dialect, table, text_chars_max)
         keys = [queries.text(column) for column in table.keys]
-        # Rows are told apart by their keys; metadata rows that differ only in ``key`` belong to one object.
+        # Keys distinguish rows. Metadata rows that differ only in ``key`` belong to one object.
         apart = [*keys, queries.text(table.columns["key"])] if "key" in table.columns else keys
         if dialect == POSTGRES:
             order = [f"encode(convert_to(coalesce({text}, ''), getdatabaseencoding()), 'hex')" for text in apart]

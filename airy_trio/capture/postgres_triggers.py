@@ -97,7 +97,7 @@ def triggers(table: Table, names: Names, *, deletes: bool, always: bool) -> Mapp
 
 def _body(names: Names, statement: str, condition: str = "found") -> str:
     """Return a function's body: log, then wake the recorder, but not if the statement touched no row."""
-    return f" begin {statement}; {wakeup.ring(names, condition)}; return null; end "
+    return f" begin {statement}; {wakeup.notify(names, condition)}; return null; end "
 
 
 def _logged(table: Table, names: Names, operation: str, rows: str) -> str:

@@ -1,7 +1,14 @@
-"""The change feed of an SQLite file: its change log in order of ``seq``, which is the order of commits.
+"""The change feed of an SQLite file: its change log in the order of ``seq``, which is the order of commits.
 
-SQLite has one writer at a time, so a row with a higher number is never committed before one with a lower. A commit
-by anybody shows in ``PRAGMA data_version``, which costs microseconds.
+SQLite has one writer at a time, so a row with a higher number is never committed before a row with a lower one, and
+``seq > last`` is enough. ``PRAGMA data_version`` costs microseconds and shows every commit by another connection; that
+is the wake-up.
+
+Three things can happen to a file that cannot happen to a Postgres database. It can be overwritten by an older copy:
+each row of the change log has a random *token*, and the resume point holds the token of its row, which proves that the
+row with this number is still the same one. Another file can be moved to its place: then the inode differs, and all
+connections are opened again. And a migration of the application can create a table again, which silently drops the
+table's triggers: when ``PRAGMA schema_version`` changes, missing triggers are installed again.
 """
 
 import time
@@ -31,12 +38,7 @@ _AT: Final = _SEQ + 2
 
 
 class SqliteFeed(LoggedFeed):
-    """``ChangeFeed`` over one connection that reads, and a pool for the little that it writes.
-
-    The resume point holds the number of a row and its token, which is random: it proves that the row with this number
-    is still the same one, in a file that may have been replaced by an older copy. A copy that was moved to the file's
-    place is another file: then all connections are opened again.
-    """
+    """``ChangeFeed`` over one connection that reads, and a pool for the few writes."""
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
@@ -47,37 +49,37 @@ class SqliteFeed(LoggedFeed):
                 "where seq >= :seq order by seq limit :limit"
             )
         )
-        self._seen: FileVersion | None = None
-        self._woken = False
+        self._version: FileVersion | None = None  # the newest one that was queried
+        self._woken = False  # ``wait`` has just queried it
         self._file = FileVersions(source.reading)
         self._names = source.names
         self._newer_schema = source.newer_schema
-        self._watched_schema: tuple[tuple[int, int], int] | None = None
+        self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
         return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def _read_once(self, after: str, limit: int) -> Batch:
-        if self._seen is None or not self._woken:
-            self._seen = await self._version()
+        if self._version is None or not self._woken:
+            self._version = await self._query_version()
         self._woken = False
-        if self._watched_schema != (self._seen.file, self._seen.schema):
-            await self._watch()
-            self._watched_schema = self._seen.file, self._seen.schema
+        if self._checked_schema != (self._version.file, self._version.schema):
+            await self._restore_triggers()
+            self._checked_schema = self._version.file, self._version.schema
         return await self._reading.run(lambda connection: self._read(connection, after, limit))
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. Looks as soon as something was written, and now and then.
+        """See ``ChangeFeed.wait``. Queries the file's version when the file was written, and from time to time.
 
-        A lock that lasts for longer than the connection's busy time-out is raised (``READER_BUSY_TIMEOUT_S``).
+        Raises ``DatabaseUnavailable`` if the file is locked for longer than ``READER_BUSY_TIMEOUT_S``.
         """
         self._file.watch.begin()
         while True:
             await self._file.watch.pause()
-            version = await self._version()
-            if version != self._seen:
-                self._seen, self._woken = version, True  # the next read sees at least this
+            version = await self._query_version()
+            if version != self._version:
+                self._version, self._woken = version, True  # the next read sees at least this version
                 return
 
     async def origin(self) -> str:
@@ -91,16 +93,16 @@ class SqliteFeed(LoggedFeed):
         return point
 
     async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``. The newest recorded row stays, for its token."""
+        """See ``ChangeFeed.trim``. The newest recorded row remains, for its token."""
         point = SqlitePoint.parse(upto)
         rows = self._log.rows
         old = sa.select(rows.c.seq).where(rows.c.seq < point.seq).order_by(rows.c.seq).limit(limit)
         if not await self._reading.run(lambda connection: connection.execute(old.limit(1)).first()):
-            return 0  # nothing is written, not even a lock taken, where there is nothing to do
+            return 0  # without taking the write lock, which the application may want
 
         def work(connection: sa.Connection) -> int:
             count = connection.execute(sa.delete(rows).where(rows.c.seq.in_(old))).rowcount
-            self._log.set_origin(connection, str(evolve(point, mark="")))  # it is for any event log
+            self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
             return count
 
         return await self._writing.write(work)
@@ -114,40 +116,44 @@ class SqliteFeed(LoggedFeed):
         mark = SqlitePoint.parse(point).mark
         await self._writing.write(lambda connection: self._log.settle(connection, mark))
 
-    async def _version(self) -> FileVersion:
-        """What changes with every commit by others. Raises ``DatabaseUnavailable`` where the file is not there."""
+    async def _query_version(self) -> FileVersion:
+        """The file's version, which changes with every commit by another connection.
+
+        If another file has taken its place, all connections are opened again. Raises ``DatabaseUnavailable`` if there
+        is no file.
+        """
         version = await self._file.ask()
-        if self._seen is not None and version.file != self._seen.file:
+        if self._version is not None and version.file != self._version.file:
             await self._reading.aclose()
             await self._writing.aclose()
             version = await self._file.ask()
         return version
 
-    async def _watch(self) -> None:
-        """Put back triggers that went away with their table, when a migration of the application makes it again.
+    async def _restore_triggers(self) -> None:
+        """Install triggers again that were dropped with their table.
 
-        Changes written between the two are not known, and the log says so. The triggers of a newer version, which
-        migrated the file under this server, stay.
+        Rows that were written between the two are not captured, and a warning is logged. If a newer version has
+        migrated the file meanwhile, its triggers are left as they are.
         """
         try:
             faults = await self._reading.run(self._trigger_faults)
         except FaultsError as error:
-            logger.error("the schema has changed; its triggers stay as they are", reason=str(error))  # noqa: TRY400 - told
+            logger.error("the schema has changed; its triggers are left as they are", reason=str(error))  # noqa: TRY400 - the reason is enough
             return
         if not faults:
             return
         try:
-            self._use(await self._writing.write(self._put_back))
+            self._use(await self._writing.write(self._install_triggers))
         except (DatabaseRefused, FaultsError) as error:
-            logger.error("triggers are gone and cannot be put back", triggers=faults, reason=str(error))  # noqa: TRY400 - told
+            logger.error("triggers are missing and cannot be restored", triggers=faults, reason=str(error))  # noqa: TRY400 - the same
         else:
-            logger.warning("triggers put back; what was written without them is not known", triggers=faults)
+            logger.warning("triggers restored; rows written without them were not captured", triggers=faults)
 
     def _trigger_faults(self, connection: sa.Connection) -> list[str]:
         newer = self._newer_schema(connection)
         return list(triggers.faults(connection, self._tables, self._names, deletes=True, newer_schema=newer))
 
-    def _put_back(self, connection: sa.Connection) -> Tables:
+    def _install_triggers(self, connection: sa.Connection) -> Tables:
         newer = self._newer_schema(connection)
         tables = inspect_again(connection, self._tables)
         triggers.install(connection, tables, self._names, deletes=True, newer_schema=newer)

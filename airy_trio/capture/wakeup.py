@@ -1,13 +1,37 @@
-"""The doorbell: how a sleeping recorder is woken by a commit, at no cost for the application while it is awake.
+"""Wake a sleeping recorder when a Postgres transaction commits, at no cost while the recorder is awake.
 
-An unconditional NOTIFY costs the application most of its throughput. So a trigger
-notifies only while somebody sleeps, which an advisory lock tells: the sleeper holds it alone, and each writing
-transaction tries to share it until its end. Where it cannot, it rings.
+The simplest wake-up is a NOTIFY in each transaction that changes a watched table. But Postgres commits notifying
+transactions one after another, under a lock of the whole database, even if no session listens: measured with eight
+writers, the application kept 21 to 38 % of its throughput. Polling costs the application nothing, but at 5 ms it adds
+2 to 3 ms to each event, and an idle server is never idle.
 
-Nobody is overslept. A transaction that shares the lock did not ring, and while it is open the lock cannot be taken; a
-transaction that ends lets go of its locks after its rows are visible. So whoever has taken the lock looks once more
-and has then seen everything that did not ring. It is taken by *try*: a waiter would hold back vacuum. It may be kept
-over a ring: then the next transaction rings as well.
+Therefore the triggers notify only while the recorder sleeps. An advisory lock tells them whether it does::
+
+    recorder                                      writing transaction, in the trigger
+
+    LISTEN, once for each connection
+    try to take the lock exclusively              try to share the lock until the transaction ends
+        not granted: keep polling, try later          granted: the recorder is awake; do nothing
+        granted: writers notify from now on           not granted: the recorder sleeps; NOTIFY
+    read once more
+    wait for a notification, then read
+    release the lock, or keep it
+
+No commit is missed. A transaction that shares the lock does not notify, and while it is open the recorder cannot take
+the lock. Postgres releases the locks of a transaction after its rows have become visible. So when the recorder has the
+lock, each transaction that did not notify has ended, and the read that follows sees its rows; every other transaction
+that writes will find the lock taken and notify. A notification arrives after the commit, so the read that it causes
+sees the rows too. Measured with 800 commits and no timer: 287 sleeps, no wake-up lost, and the application as fast as
+without.
+
+- The recorder *tries* to take the lock. If it waited for the lock, its snapshot would hold back vacuum meanwhile.
+- The recorder may keep the lock while it reads; then the next transaction notifies again. This suits rare changes: a
+  NOTIFY is cheap for one writer, and taking the lock again costs a round trip. If notifications follow each other
+  within ``FREQUENT_S``, the lock is released together with the read, and the recorder polls.
+- A transaction that has notified cannot be prepared for a two-phase commit. If the server allows prepared transactions,
+  the lock is never taken and the recorder polls.
+- The lock ends with its connection. A recorder that has lost its connection notices it by ``generation``.
+- The lock's key contains the oid of the change log, so several change logs in one database do not disturb each other.
 """
 
 import math
@@ -20,95 +44,90 @@ from airy_trio.capture.change_log import TABLE
 from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, quote_identifier, quote_text
 from airy_trio.database.postgres import Pipeline, Statement
 
-BELL_CLASS: Final = LOCK_CLASS + 1
-_TRY = sa.text(
-    # a transaction that has rung could not be prepared for a two-phase commit
+WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the advisory lock's key
+FREQUENT_S: Final = 0.01  # taking the lock again takes about as long
+
+_TRY_LOCK: Final = sa.text(
     "select current_setting('max_prepared_transactions') = '0' and "
     "pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))"
 )
-_UNLOCK = "select pg_advisory_unlock({lock_class}, cast(cast(to_regclass({name}) as oid) as int))"
-
-
-HURRY_S: Final = 0.01
-"""Between two rings: sooner than this the sleeper is better awake. It takes as long to fall asleep again."""
 
 
 class Wakeup:
-    """The sleeper's side, over the session that it sleeps in. One task at a time."""
+    """The recorder's side, over the connection on which it waits. Used by one task at a time."""
 
-    def __init__(self, session: DedicatedConnection, names: Names) -> None:
-        self._session = session
-        self._arguments = {"lock_class": BELL_CLASS, "name": names.quoted(TABLE)}
-        unlock = _UNLOCK.format(lock_class=BELL_CLASS, name=quote_text(names.quoted(TABLE)))
-        self._unlock = sa.text(unlock.replace(":", r"\:"))
-        self._letting_go = Statement("airy_unlock", unlock)
-        self._listen = f"listen {quote_identifier(channel(names))}"
-        self._listening_in = 0
+    def __init__(self, connection: DedicatedConnection, names: Names) -> None:
+        self._connection = connection
+        self._lock = {"lock_class": WAKEUP_CLASS, "name": names.quoted(TABLE)}
+        oid = f"cast(cast(to_regclass({quote_text(names.quoted(TABLE))}) as oid) as int)"
+        unlock = f"select pg_advisory_unlock({WAKEUP_CLASS}, {oid})"
+        self._unlock = Statement("airy_unlock", unlock)
+        self._unlock_text = sa.text(unlock.replace(":", r"\:"))
+        self._listen = f"listen {quote_identifier(_channel(names))}"
+        self._listening_in = 0  # generation of the connection
         self._armed_in = 0
-        self._rung_at = -math.inf
-        self.rung = False
-        """Whether the last ``wait`` heard it. Who has read what there was takes this back."""
-        self.hurried = False
-        """Whether that was soon after the time before: then writers are better told to ring no longer."""
+        self._notified_at = -math.inf
+        self.notified = False
+        """Whether the last ``wait`` ended with a notification. The reader that answers it sets this to False."""
+        self.frequent = False
+        """Whether that notification followed the one before within ``FREQUENT_S``: release the lock."""
 
     @property
     def armed(self) -> bool:
-        """Whether writers ring now: the session has not been lost since the lock was taken."""
-        return self._armed_in != 0 and self._armed_in == self._session.generation
+        """Whether writers notify now: the lock was taken, and its connection has not been lost since."""
+        return self._armed_in != 0 and self._armed_in == self._connection.generation
 
     async def arm(self) -> bool:
-        """Have writers ring from now on, if no transaction is open that does not. Then look once more, then ``wait``.
+        """Try to make writers notify from now on. If it returns True, read once more, then ``wait``.
 
-        Raises ``DatabaseUnavailable``.
+        False while a transaction is open that has not notified. Raises ``DatabaseUnavailable``.
         """
-        if not await self._session.run(self._arm):
+        if not await self._connection.run(self._try_lock):
             return False
-        self._armed_in = self._session.generation
+        self._armed_in = self._connection.generation
         return True
 
     def disarm(self, connection: sa.Connection) -> None:
-        """Have writers ring no longer. For a unit of work of the session. Idempotent."""
-        if self.armed:
-            connection.execute(self._unlock)
-        self._armed_in, self.rung = 0, False
+        """Make writers stop notifying, in a unit of work of the connection. Idempotent."""
+        if self.disarming():
+            connection.execute(self._unlock_text)
 
-    def letting_go(self) -> list[tuple[Statement, tuple[()]]]:
-        """What a conversation of the session must ask for so that writers ring no longer. They count as told."""
-        was_armed, self._armed_in, self.rung = self.armed, 0, False
-        return [(self._letting_go, ())] if was_armed else []
+    def disarming(self) -> list[tuple[Statement, tuple[()]]]:
+        """The statements that ``disarm``, for a caller that runs them itself, which it must do."""
+        was_armed, self._armed_in, self.notified = self.armed, 0, False
+        return [(self._unlock, ())] if was_armed else []
 
     async def wait(self, timeout_s: float) -> None:
-        """Return when it has been rung since it was armed, or after a time. Raises ``DatabaseUnavailable``."""
-        self.rung = False
+        """Return when a writer has notified since ``arm``, or after a time. Raises ``DatabaseUnavailable``."""
+        self.notified = False
         with trio.move_on_after(timeout_s):
-            socket = await self._session.converse(_take_notifications)
+            socket = await self._connection.converse(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
             now = trio.current_time()
-            self.rung, self.hurried, self._rung_at = True, now - self._rung_at < HURRY_S, now
+            self.notified, self.frequent, self._notified_at = True, now - self._notified_at < FREQUENT_S, now
 
-    def _arm(self, connection: sa.Connection) -> bool:
-        if self._listening_in != self._session.generation:
+    def _try_lock(self, connection: sa.Connection) -> bool:
+        if self._listening_in != self._connection.generation:
             connection.exec_driver_sql(self._listen)
-            self._listening_in = self._session.generation
-        armed: bool = connection.execute(_TRY, self._arguments).scalar_one()
-        return armed
+            self._listening_in = self._connection.generation
+        granted: bool = connection.execute(_TRY_LOCK, self._lock).scalar_one()
+        return granted
 
 
-def channel(names: Names) -> str:
-    """The channel on which it rings."""
-    return f"{names.schema}_changes"
-
-
-def ring(names: Names, condition: str) -> str:
-    """The writer's side, as a statement of a trigger function, under a condition."""
+def notify(names: Names, condition: str) -> str:
+    """The writer's side, as a statement of a trigger function: under a condition, notify a recorder that sleeps."""
     oid = f"{quote_text(names.quoted(TABLE))}::regclass::oid::int"
     return (
-        f"if {condition} and not pg_try_advisory_xact_lock_shared({BELL_CLASS}, {oid}) then "
-        f"perform pg_notify({quote_text(channel(names))}, ''); end if"
+        f"if {condition} and not pg_try_advisory_xact_lock_shared({WAKEUP_CLASS}, {oid}) then "
+        f"perform pg_notify({quote_text(_channel(names))}, ''); end if"
     )
 
 
-async def _take_notifications(pipeline: Pipeline) -> int | None:  # noqa: ASYNC124 - a conversation in which nobody speaks
-    """The socket on which one may come; None if there were some. They may have come along with another answer."""
+def _channel(names: Names) -> str:
+    return f"{names.schema}_changes"
+
+
+async def _take_notifications(pipeline: Pipeline) -> int | None:  # noqa: ASYNC124 - it sends nothing
+    """The socket on which a notification will arrive; None if some have arrived, perhaps along with an answer."""
     return None if pipeline.notified() else pipeline.socket

@@ -41,7 +41,7 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import MessagesOptions, TableOptions, TablesOptions
-from airy_trio.capture.wakeup import BELL_CLASS
+from airy_trio.capture.wakeup import WAKEUP_CLASS
 from airy_trio.check.postgres import missing_identity, refusals
 from airy_trio.check.sqlite import file_refusals, missing_file_rights
 from airy_trio.database import (
@@ -246,7 +246,7 @@ def settings_on(database: DatabaseOptions, table: str | list[str]) -> Settings:
 
 PREFIX: Final = "airy_trio_verify_"
 COMMENT: Final = "airy-trio verify: a scratch place, which may be dropped"
-VERIFY_CLASS: Final = BELL_CLASS + 1
+VERIFY_CLASS: Final = WAKEUP_CLASS + 1
 CLEARING_S: Final = 10
 POSTGRES_LONG_MAX_S: Final = 60.0
 

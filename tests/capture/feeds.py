@@ -1,4 +1,4 @@
-"""A feed over an application's database, and what it reads as plain facts."""
+"""A feed over an application's database, and a reader that reads all of it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ AnyFeed = SqliteFeed | PostgresFeed
 
 
 def source_of(application: Application, settings: Settings) -> LoggedChanges:
-    """The changes of an application whose tables are there, over connections of its own."""
+    """The changes of an application whose tables exist, over new connections."""
     with application.engine.begin() as connection:
         tables = inspect(connection, settings.tables)
     return LoggedChanges(application.reading(), application.writing(), application.names, tables)
@@ -33,7 +33,7 @@ async def feed_of(application: Application, settings: Settings) -> AsyncIterator
 
 
 async def read_all(feed: ChangeFeed, after: str, limit: int = 1000) -> tuple[list[ChangedObject], str, list[Batch]]:
-    """Read until there is no more; objects in order, the point reached, and the batches."""
+    """Read until there is no more; return the objects in order, the point reached, and the batches."""
     batches = [await feed.read(after, limit)]
     while batches[-1].more:
         batches.append(await feed.read(batches[-1].resume_point, limit))

@@ -1,7 +1,7 @@
-"""Random schedules of transactions over several connections, and what a feed must make of them.
+"""Random schedules of transactions over several connections, and a check of what a feed reads of them.
 
-The model knows every committed change. The check: each of them is read exactly once, whatever the order of commits;
-for each object the versions that are read never fall, and the last one is what was committed last.
+The model records every committed change. Each change must be read exactly once, in whatever order transactions commit.
+The versions read of one object must never decrease, and the last one must be the one committed last.
 """
 
 import random
@@ -19,12 +19,12 @@ CONNECTIONS = 5
 OBJECTS = 8
 
 Write = tuple[str, int]
-"""An object, and the version that it got; 0: it was deleted."""
+"""An object and its new version; 0 if it was deleted."""
 
 
 @define
 class Transaction:
-    """An open transaction and what it has written so far, with the number of writes at each savepoint."""
+    """An open transaction, its writes so far, and the number of writes at each savepoint."""
 
     connection: psycopg.Connection
     writes: list[Write] = field(factory=list)
@@ -33,7 +33,7 @@ class Transaction:
 
 @define
 class Model:
-    """What is committed, and what has been read."""
+    """The committed versions, and those that have been read."""
 
     committed: dict[str, int] = Factory(dict)
     changes: int = 0
@@ -84,7 +84,7 @@ class Schedule:
 
     def _write(self, transaction: Transaction) -> None:
         others = {name for other in self._open.values() if other is not transaction for name, _ in other.writes}
-        # a rolled back savepoint has let its locks go, so what is in `writes` is what is locked
+        # rolling back to a savepoint releases its locks, so the objects in `writes` are those that are locked
         free = [name for name in (f"t{number}" for number in range(OBJECTS)) if name not in others]
         if not free:
             return
@@ -109,10 +109,10 @@ class Schedule:
 
 
 async def run(url: str, seed: int, make_feed: Callable[[], PostgresFeed], steps: int = 200) -> None:
-    """Write, commit and roll back at random, read in between. Raises ``AssertionError`` where the feed is wrong.
+    """Write, commit and roll back at random, and read in between. Raises ``AssertionError`` if the feed is wrong.
 
-    Now and then the feed is made anew, as by a restart, and now and then what was read is thrown away, as by a crash
-    before it was stored; then the same point is read again.
+    From time to time the feed is replaced, as by a restart, or a batch is discarded, as by a crash before storing;
+    then the next read is after the same point again.
     """
     chance = random.Random(seed)
     schedule = Schedule(url, seed)
@@ -152,7 +152,7 @@ async def _read(feed: PostgresFeed, point: str, limit: int, model: Model, *, los
     for changed in batch.objects:
         assert isinstance(changed, Tag | TagGone)
         version = int(str(changed.name)) if isinstance(changed, Tag) else 0
-        assert version == model.committed[str(changed.id)], "what is read is what is committed now"
+        assert version == model.committed[str(changed.id)], "the version read is the one committed now"
         assert not version or version >= model.read.get(str(changed.id), 0), "an older version after a newer one"
         model.read[str(changed.id)] = version
     model.changes_read += batch.changes

@@ -1,4 +1,4 @@
-"""The application alters its tables while a server runs: each event shows the row as it is at that time."""
+"""The application alters its tables while a server runs: each event carries the row as it is then."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def insert(column: str, value: str) -> str:
 
 @PATHS
 @pytest.mark.parametrize("altered", ALTERED)
-async def test_a_column_with_a_new_type_is_read_in_that_type(
+async def test_column_of_another_type_is_read_as_that_type(
     postgres_application: Application, limit: int, altered: str
 ) -> None:
     column, before, after, value = ALTERED[altered]
@@ -75,7 +75,7 @@ async def test_a_column_with_a_new_type_is_read_in_that_type(
 
 @pytest.fixture
 def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Application, Sequence[str]], None]:
-    """Execute statements once, after the next read has its snapshot and before it reads the rows."""
+    """Execute statements once, after the next read has its snapshot and before it reads rows."""
 
     def arrange(application: Application, statements: Sequence[str]) -> None:
         left = [statements]
@@ -99,13 +99,13 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Application, Sequence[
 
 @PATHS
 @pytest.mark.parametrize("rewriting", REWRITING)
-async def test_a_table_rewritten_after_the_snapshot_loses_no_row(
+async def test_table_rewritten_after_the_snapshot_loses_no_row(
     postgres_application: Application,
     between: Callable[[Application, Sequence[str]], None],
     limit: int,
     rewriting: str,
 ) -> None:
-    """To the older snapshot the rewritten table is empty."""
+    """The older snapshot sees an empty table."""
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = (await feed.read(await feed.origin(), limit)).resume_point
         postgres_application.tag("t1")
@@ -132,10 +132,10 @@ async def test_partitions_rewritten_after_the_snapshot_lose_no_row(
 
 
 @PATHS
-async def test_a_type_that_changes_after_the_snapshot_gives_no_wrong_event(
+async def test_type_changed_after_the_snapshot_gives_no_wrong_event(
     postgres_application: Application, between: Callable[[Application, Sequence[str]], None], limit: int
 ) -> None:
-    """Postgres does not rewrite a table between these types if the session's time zone is UTC."""
+    """Postgres does not rewrite the table for these types if the session's time zone is UTC."""
     settings = postgres_application.migrate(BERLIN)
     async with feed_of(postgres_application, settings) as feed:
         point = (await feed.read(await feed.origin(), limit)).resume_point
@@ -146,7 +146,7 @@ async def test_a_type_that_changes_after_the_snapshot_gives_no_wrong_event(
         assert (await read_all(restarted, point))[0] == list(batch.objects)
 
 
-async def test_updated_at_reads_a_column_with_a_new_type(postgres_application: Application) -> None:
+async def test_updated_at_reads_a_column_of_another_type(postgres_application: Application) -> None:
     postgres_application.execute("create table tags (id text, name text, color text, updated_at timestamptz)")
     async with watching(postgres_application) as feed:
         after = await feed.origin()
@@ -162,7 +162,7 @@ async def test_updated_at_reads_a_column_with_a_new_type(postgres_application: A
 
 
 async def test_sqlite_reads_a_table_recreated_with_its_triggers(sqlite_application: Application) -> None:
-    """No trigger is missing afterwards; only the definition of the table has changed."""
+    """Then no trigger is missing."""
     settings = sqlite_application.migrate()
     async with feed_of(sqlite_application, settings) as feed:
         _, point, _ = await read_all(feed, await feed.origin())
@@ -181,7 +181,7 @@ async def test_sqlite_reads_a_table_recreated_with_its_triggers(sqlite_applicati
     assert message.content_form == "json"
 
 
-async def test_a_schema_change_of_another_table_changes_nothing(any_application: Application) -> None:
+async def test_schema_change_of_another_table_changes_nothing(any_application: Application) -> None:
     async with feed_of(any_application, any_application.migrate()) as feed:
         _, point, _ = await read_all(feed, await feed.origin())
         any_application.execute("create table other (x int)", "create index more on tags (name)")

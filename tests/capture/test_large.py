@@ -1,4 +1,4 @@
-"""Contents and metadata values of any length: only their beginning is fetched, and it is told from a whole one."""
+"""Contents and metadata values of any length: only the beginning of a long one is fetched, and marked as cut."""
 
 import json
 import tracemalloc
@@ -17,7 +17,7 @@ TRUNCATED = b'"content":{"truncated":true}'
 
 
 def with_content_type(application: Application, type_: str) -> str:
-    """The default tables with another type of content, and SQL for a JSON string of so many characters."""
+    """Make the default tables with another type of content; return SQL for a JSON string of n characters."""
     application.migrate()
     if application.dialect == SQLITE:
         application.execute(
@@ -40,7 +40,7 @@ def insert(content: str) -> str:
 
 @pytest.mark.parametrize("type_", ["text", "json", "jsonb"])
 @pytest.mark.parametrize("length, whole", [(TEXT_CHARS_MAX, True), (TEXT_CHARS_MAX + 2, False)])
-async def test_a_content_is_whole_up_to_the_limit(
+async def test_content_is_whole_up_to_the_limit(
     any_application: Application, type_: str, length: int, *, whole: bool
 ) -> None:
     content = with_content_type(any_application, type_)
@@ -61,7 +61,7 @@ async def test_a_content_is_whole_up_to_the_limit(
 
 
 @pytest.mark.parametrize("content", ["", "a\0b", "\0", "🙂" * TEXT_CHARS_MAX, "\0" + "ä" * (TEXT_CHARS_MAX - 1)])
-async def test_a_text_does_not_end_at_a_nul(sqlite_application: Application, content: str) -> None:
+async def test_text_does_not_end_at_a_nul(sqlite_application: Application, content: str) -> None:
     settings = sqlite_application.migrate()
     async with feed_of(sqlite_application, settings) as feed:
         start = await feed.origin()
@@ -72,7 +72,7 @@ async def test_a_text_does_not_end_at_a_nul(sqlite_application: Application, con
 
 
 @pytest.mark.parametrize("before", ["", "a", "ab", "abc"])
-async def test_a_text_that_is_cut_within_a_character_is_truncated(sqlite_application: Application, before: str) -> None:
+async def test_text_that_is_cut_within_a_character_is_truncated(sqlite_application: Application, before: str) -> None:
     settings = sqlite_application.migrate()
     async with feed_of(sqlite_application, settings) as feed:
         start = await feed.origin()
@@ -85,7 +85,7 @@ async def test_a_text_that_is_cut_within_a_character_is_truncated(sqlite_applica
     assert TRUNCATED in body
 
 
-async def test_a_number_in_a_json_column_stays_one(sqlite_application: Application) -> None:
+async def test_number_in_a_json_column_remains_a_number(sqlite_application: Application) -> None:
     with_content_type(sqlite_application, "json")
     settings = sqlite_application.migrate('[database.tables.messages]\nname = "chats"\n')
     async with feed_of(sqlite_application, settings) as feed:
@@ -97,7 +97,7 @@ async def test_a_number_in_a_json_column_stays_one(sqlite_application: Applicati
 
 
 @pytest.mark.parametrize("value_type", ["text", "object"])
-async def test_a_metadata_value_is_no_misfit_because_it_is_long(any_application: Application, value_type: str) -> None:
+async def test_long_metadata_value_is_no_fault(any_application: Application, value_type: str) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -113,7 +113,7 @@ async def test_a_metadata_value_is_no_misfit_because_it_is_long(any_application:
     assert b'"metadata":{"truncated":true}' in body
 
 
-async def test_a_huge_content_is_not_held_in_memory(any_application: Application) -> None:
+async def test_huge_content_is_not_held_in_memory(any_application: Application) -> None:
     settings = any_application.migrate()
     length = 20_000_000
     huge = f"hex(zeroblob({length // 2}))" if any_application.dialect == SQLITE else f"repeat('0', {length})"

@@ -1,4 +1,4 @@
-"""The conversation's newest message, which owns its metadata: found with an index and without one."""
+"""Owners of metadata, among them the newest message of a conversation, found with and without an index."""
 
 import random
 import time
@@ -97,7 +97,7 @@ def test_owners_are_the_same_with_an_index_and_without(
 
 
 @pytest.mark.parametrize("index", ["(sent_at, conversation_id)", "(conversation_id) where sent_at is null"])
-def test_an_index_that_helps_no_conversation_counts_as_none(any_application: Application, index: str) -> None:
+def test_index_that_helps_no_conversation_is_not_counted(any_application: Application, index: str) -> None:
     any_application.migrate()
     any_application.execute("drop index messages_conversation", f"create index other on messages {index}")
     assert not inspected(any_application)["messages"].by_conversation

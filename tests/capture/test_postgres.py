@@ -1,4 +1,4 @@
-"""What only the Postgres feed has to get right: transactions that overlap, and histories that are not its own."""
+"""The Postgres feed: overlapping transactions, and resume points of other histories."""
 
 import shutil
 import subprocess
@@ -37,10 +37,10 @@ SEEDS = range(6)
 
 
 class NaiveFeed(PostgresFeed):
-    """What everybody tries first: changes with a greater number than the last one. It loses changes."""
+    """The obvious reader: changes with a greater number than the last one. It loses changes."""
 
-    async def _read_few(self, *_: object) -> None:
-        """Everything goes the long way, which is the wrong one."""
+    async def _read_fast(self, *_: object) -> None:
+        """Take the regular path, which is the wrong one."""
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
@@ -57,7 +57,7 @@ def maker(application: Application, kind: type[PostgresFeed]) -> Callable[[], Po
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    subprocess.run(["/bin/cp", "-a", source, target], check=True)  # with owners, which Postgres looks at
+    subprocess.run(["/bin/cp", "-a", source, target], check=True)  # with owners, which Postgres checks
 
 
 def ids(objects: Sequence[ChangedObject]) -> list[object]:
@@ -66,7 +66,7 @@ def ids(objects: Sequence[ChangedObject]) -> list[object]:
 
 @contextmanager
 def transaction(application: Application, *statements: str) -> Iterator[sa.Connection]:
-    """An open transaction that has run these statements; committed at the end."""
+    """An open transaction that has run these statements. Commits at the end."""
     with application.engine.connect() as connection, connection.begin():
         for statement in statements:
             connection.exec_driver_sql(statement)
@@ -74,13 +74,11 @@ def transaction(application: Application, *statements: str) -> Iterator[sa.Conne
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_no_interleaving_of_transactions_makes_it_skip_repeat_or_reorder(
-    postgres_application: Application, seed: int
-) -> None:
+async def test_no_interleaving_loses_repeats_or_reorders_changes(postgres_application: Application, seed: int) -> None:
     await schedules.run(postgres_application.url, seed, maker(postgres_application, PostgresFeed))
 
 
-async def test_the_same_check_catches_a_feed_that_reads_by_number(postgres_application: Application) -> None:
+async def test_check_detects_a_feed_that_reads_by_number(postgres_application: Application) -> None:
     make = maker(postgres_application, NaiveFeed)
     wrong = 0
     for seed in SEEDS:
@@ -92,7 +90,7 @@ async def test_the_same_check_catches_a_feed_that_reads_by_number(postgres_appli
     assert wrong > len(SEEDS) // 2
 
 
-async def test_the_first_to_write_may_be_the_last_to_commit(postgres_application: Application) -> None:
+async def test_first_to_write_may_be_last_to_commit(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         start = await feed.origin()
@@ -106,7 +104,7 @@ async def test_the_first_to_write_may_be_the_last_to_commit(postgres_application
         assert (await feed.read(after, 10)).changes == 0
 
 
-async def test_an_open_transaction_delays_nobody(postgres_application: Application) -> None:
+async def test_open_transaction_delays_no_other(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         after = await feed.origin()
@@ -122,7 +120,7 @@ async def test_an_open_transaction_delays_nobody(postgres_application: Applicati
                 assert ids(objects) == [f"t{number}"]
 
 
-async def test_a_page_boundary_inside_an_open_transaction(postgres_application: Application) -> None:
+async def test_page_boundary_within_an_open_transaction(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         after = await feed.origin()
@@ -139,7 +137,7 @@ async def test_a_page_boundary_inside_an_open_transaction(postgres_application: 
     assert [batch.changes for batch in batches] == [1, 2]
 
 
-async def test_pages_go_on_in_a_new_feed(postgres_application: Application) -> None:
+async def test_pages_continue_in_a_new_feed(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     for number in range(10):
         postgres_application.tag(f"t{number}")
@@ -154,13 +152,13 @@ async def test_pages_go_on_in_a_new_feed(postgres_application: Application) -> N
     assert seen == [f"t{number}" for number in range(10)]
 
 
-async def test_trimming_spares_what_an_open_transaction_wrote(postgres_application: Application) -> None:
+async def test_trim_spares_rows_of_an_open_transaction(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         with transaction(postgres_application, "insert into tags values ('open', 'flag', 'red')"):
             postgres_application.tag("closed")
             _, after, _ = await read_all(feed, await feed.origin())
-            assert await feed.trim(after, 100) == 1, "somebody's open transaction lets the change log grow"
+            assert await feed.trim(after, 100) == 1, "an open transaction must not let the change log grow"
         assert await feed.trim(after, 100) == 0
         assert ids((await read_all(feed, after))[0]) == ["open"]
 
@@ -175,9 +173,7 @@ async def test_trimming_spares_what_an_open_transaction_wrote(postgres_applicati
         {"snapshot": "700:4000000000:"},
     ],
 )
-async def test_a_point_of_another_history_is_refused(
-    postgres_application: Application, changed: dict[str, Any]
-) -> None:
+async def test_point_of_another_history_is_lost(postgres_application: Application, changed: dict[str, Any]) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         point = PostgresPoint.parse(await feed.origin())
@@ -186,7 +182,7 @@ async def test_a_point_of_another_history_is_refused(
         assert (await feed.read(str(point), 10)).changes == 0
 
 
-async def test_trimming_does_not_wait_for_the_disk(postgres_application: Application) -> None:
+async def test_trim_does_not_wait_for_the_disk(postgres_application: Application) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         after = await feed.origin()
         unwritten = 0
@@ -196,23 +192,23 @@ async def test_trimming_does_not_wait_for_the_disk(postgres_application: Applica
             assert await feed.trim(after, 10) == 1
             waiting = "select cast(pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn() as int)"
             unwritten += int(str(postgres_application.scalar(waiting)))
-        assert unwritten  # a server may always write sooner than it must
+        assert unwritten  # the server may write sooner than it must
 
 
-async def test_a_point_from_before_what_was_trimmed_is_refused(postgres_application: Application) -> None:
+async def test_point_before_trimmed_rows_is_lost(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         before = await feed.origin()
         postgres_application.tag("trimmed")
         _, after, _ = await read_all(feed, before)
         assert await feed.trim(after, 10) == 1
-    async with feed_of(postgres_application, settings) as feed:  # as of a store that was put back from a copy
+    async with feed_of(postgres_application, settings) as feed:  # as of a store that was restored from a copy
         with pytest.raises(ResumePointLost, match="trimmed"):
             await feed.read(before, 10)
         assert (await feed.read(after, 10)).changes == 0
 
 
-async def test_so_it_is_where_a_transaction_is_open_all_the_time(postgres_application: Application) -> None:
+async def test_point_before_trimmed_rows_is_lost_despite_an_open_transaction(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         with transaction(postgres_application, "insert into tags values ('open', 'flag', 'red')"):
@@ -229,7 +225,7 @@ async def test_so_it_is_where_a_transaction_is_open_all_the_time(postgres_applic
 
 
 @pytest.mark.slow
-async def test_an_older_copy_of_the_cluster_is_noticed(own_postgres: Postgres) -> None:
+async def test_older_copy_of_the_cluster_is_noticed(own_postgres: Postgres) -> None:
     application = Application(own_postgres.url(own_postgres.create_database()))
     settings = application.migrate()
     application.engine.dispose()
@@ -260,13 +256,13 @@ IMPOSSIBLE = (
 )
 
 
-async def test_change_of_a_transaction_that_has_not_begun_is_refused(postgres_application: Application) -> None:
-    """As after loading a dump of the data of an older cluster: each read would give it again."""
+async def test_change_of_a_future_transaction_is_rejected(postgres_application: Application) -> None:
+    """As after loading a dump of another cluster's data: each read would return it again."""
     settings = postgres_application.migrate()
     async with feed_of(postgres_application, settings) as feed:
         after = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.execute(IMPOSSIBLE)
-        for _ in range(2):  # in the short way that an open connection takes, and in the long one
+        for _ in range(2):  # on the fast path, which an open connection takes, and on the regular one
             with pytest.raises(ResumePointLost, match="have not begun"):
                 await feed.read(after, 1000)
             await feed.aclose()
@@ -293,8 +289,8 @@ def sealing(application: Application, settings: Settings) -> PostgresFeed:
     return PostgresFeed(evolve(source_of(application, settings), seals=True))
 
 
-async def test_seal_is_durable_where_commits_are_not(postgres_application: Application) -> None:
-    """Everything that was committed before it is durable with it: the log of Postgres is written in order."""
+async def test_seal_is_durable_even_if_commits_are_not(postgres_application: Application) -> None:
+    """Everything committed before it is durable too, because Postgres writes its WAL in order."""
     settings = postgres_application.migrate()
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" set synchronous_commit = off')
@@ -322,7 +318,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
         points.append(await feed.seal(points[-1], batch.resume_point))
 
     async def accepted() -> list[bool]:
-        """Which of the sealed points a new connection accepts."""
+        """The sealed points that a new connection accepts."""
         found = []
         for point in points[1:]:
             await feed.aclose()
@@ -341,7 +337,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
 
 
 class FailingStore(MemoryStore):
-    """An event store whose second append is of unknown outcome: it fails before it has happened, or after."""
+    """An event store whose second append has an unknown outcome: it fails before or after it has happened."""
 
     def __init__(self, *, after: bool) -> None:
         super().__init__()
@@ -368,7 +364,7 @@ def _appended(store: FailingStore, before: int, recorder: Recorder, restart: boo
 
 @pytest.mark.parametrize("restart", [False, True])
 @pytest.mark.parametrize("after", [False, True])
-async def test_append_of_unknown_outcome_needs_no_epoch(
+async def test_append_of_unknown_outcome_needs_no_new_epoch(
     postgres_application: Application, *, after: bool, restart: bool
 ) -> None:
     settings, store = postgres_application.migrate(), FailingStore(after=after)

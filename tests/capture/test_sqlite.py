@@ -1,4 +1,4 @@
-"""What only the SQLite feed has to get right: files that are replaced, writers that are not to be disturbed."""
+"""The SQLite feed: replaced files, restored triggers, and writers that must not be disturbed."""
 
 import shutil
 import sqlite3
@@ -19,7 +19,7 @@ from tests.capture.feeds import feed_of, read_all
 
 @pytest.fixture(params=["wal", "delete"])
 def application(request: pytest.FixtureRequest, sqlite_application: Application) -> Application:
-    """In both ways of writing; each connection sees which one the file has."""
+    """An application in either journal mode, which is a property of the file."""
     with sqlite3.connect(sqlite_path(sqlite_application.url)) as connection:
         connection.execute(f"pragma journal_mode = {request.param}")
     connection.close()
@@ -38,7 +38,7 @@ def ids(objects: Sequence[ChangedObject]) -> list[object]:
 
 
 def copy_of(application: Application, name: str) -> Path:
-    """A consistent copy of the file, as SQLite itself makes one."""
+    """Make a consistent copy of the file, with SQLite's own backup."""
     path = sqlite_path(application.url)
     copy = path.with_name(name)
     source, target = sqlite3.connect(path), sqlite3.connect(copy)
@@ -48,8 +48,8 @@ def copy_of(application: Application, name: str) -> Path:
     return copy
 
 
-def put_back(copy: Path, application: Application) -> None:
-    """Write the copy over what is in the file, as SQLite's ``.restore`` does."""
+def restore(copy: Path, application: Application) -> None:
+    """Overwrite the file's content with the copy, as SQLite's ``.restore`` does."""
     source, target = sqlite3.connect(copy), sqlite3.connect(sqlite_path(application.url))
     source.backup(target)
     source.close()
@@ -57,14 +57,14 @@ def put_back(copy: Path, application: Application) -> None:
 
 
 @pytest.mark.parametrize("rows_after", [0, 1, 5])
-async def test_an_older_copy_written_back_is_noticed(application: Application, rows_after: int) -> None:
+async def test_restored_older_copy_is_noticed(application: Application, rows_after: int) -> None:
     async with feed_of(application, application.settings()) as feed:
         application.tag("kept")
         _, after, _ = await read_all(feed, await feed.origin())
         copy = copy_of(application, "copy.db")
         application.tag("lost")
         _, after, _ = await read_all(feed, after)
-        put_back(copy, application)
+        restore(copy, application)
         for number in range(rows_after):
             application.tag(f"t{number}")  # takes the numbers of rows that were read
         with pytest.raises(ResumePointLost):
@@ -74,16 +74,16 @@ async def test_an_older_copy_written_back_is_noticed(application: Application, r
         assert ids((await read_all(feed, after))[0]) == ["new"]
 
 
-async def test_a_copy_of_now_is_no_other_history(application: Application) -> None:
+async def test_restored_present_copy_is_the_same_history(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         application.tag("t1")
         _, after, _ = await read_all(feed, await feed.origin())
-        put_back(copy_of(application, "copy.db"), application)
+        restore(copy_of(application, "copy.db"), application)
         application.tag("t2")
         assert ids((await read_all(feed, after))[0]) == ["t2"]
 
 
-async def test_another_file_in_its_place_is_noticed_while_waiting(application: Application) -> None:
+async def test_file_in_place_of_another_is_noticed_while_waiting(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         copy = copy_of(application, "copy.db")
         application.tag("lost")
@@ -102,7 +102,7 @@ async def test_another_file_in_its_place_is_noticed_while_waiting(application: A
         assert ids((await read_all(feed, after))[0]) == ["new"]
 
 
-async def test_a_file_that_is_gone_is_waited_for(application: Application) -> None:
+async def test_missing_file_is_unavailable_until_it_is_back(application: Application) -> None:
     path = sqlite_path(application.url)
     async with feed_of(application, application.settings()) as feed:
         start = await feed.origin()
@@ -117,10 +117,10 @@ async def test_a_file_that_is_gone_is_waited_for(application: Application) -> No
         assert ids((await read_all(feed, start))[0]) == ["t1"]
 
 
-async def test_an_application_that_waits_for_no_lock_is_not_disturbed_by_reading(
+async def test_reading_does_not_lock_out_an_impatient_application(
     sqlite_application: Application,
 ) -> None:
-    """It would fail at once with "database is locked". In WAL mode readers lock nobody out."""
+    """With a busy time-out of 0 it would fail at once with "database is locked". In WAL mode readers lock nothing."""
     commits = 300
     hasty = sqlite3.connect(
         sqlite_path(sqlite_application.url), timeout=0, isolation_level=None, check_same_thread=False
@@ -147,7 +147,7 @@ async def test_an_application_that_waits_for_no_lock_is_not_disturbed_by_reading
     assert seen == [f"t{number}" for number in range(commits)]
 
 
-async def test_a_writer_in_the_middle_of_its_transaction_is_waited_for(sqlite_application: Application) -> None:
+async def test_large_transaction_of_a_writer_delays_reading(sqlite_application: Application) -> None:
     """In rollback-journal mode a large transaction locks readers out until it commits."""
     settings = sqlite_application.migrate()
     writer = sqlite3.connect(sqlite_path(sqlite_application.url), isolation_level=None)
@@ -166,7 +166,7 @@ async def test_a_writer_in_the_middle_of_its_transaction_is_waited_for(sqlite_ap
     writer.close()
 
 
-async def test_text_that_is_not_utf_8_and_other_odd_keys_do_not_fail_a_batch(application: Application) -> None:
+async def test_odd_keys_do_not_fail_a_batch(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         start = await feed.origin()
         application.execute(
@@ -196,7 +196,7 @@ RECREATED = (
 )
 
 
-async def test_triggers_that_went_with_a_table_made_anew_are_put_back(
+async def test_triggers_of_a_recreated_table_are_restored(
     application: Application, log_output: list[dict[str, Any]]
 ) -> None:
     async with feed_of(application, application.settings()) as feed:
@@ -208,16 +208,16 @@ async def test_triggers_that_went_with_a_table_made_anew_are_put_back(
         application.tag("t2", name="two")
         objects, after, _ = await read_all(feed, after)
         assert ids(objects) == ["t2"]
-        application.execute("replace into tags (id, name) values ('t3', 'two')")  # what is unique now was not before
+        application.execute("replace into tags (id, name) values ('t3', 'two')")  # the name has become unique
         objects, after, _ = await read_all(feed, after)
         assert objects == [TagGone(id="t2"), Tag(id="t3", name="two", color=None)]
     assert [(entry["log_level"], entry["event"]) for entry in log_output] == [
-        ("warning", "triggers put back; what was written without them is not known")
+        ("warning", "triggers restored; rows written without them were not captured")
     ]
     assert "airy_trio_tags_delete, airy_trio_tags_insert, airy_trio_tags_update" in log_output[0]["triggers"][0]
 
 
-async def test_triggers_of_a_table_that_lost_a_column_are_not_put_back(
+async def test_triggers_of_a_table_without_a_mapped_column_are_not_restored(
     application: Application, log_output: list[dict[str, Any]]
 ) -> None:
     """They would make the application's writes fail."""
@@ -231,11 +231,11 @@ async def test_triggers_of_a_table_that_lost_a_column_are_not_put_back(
         application.execute("insert into tags (id) values ('t1')", "update channels set connected = false")
         assert len((await read_all(feed, after))[0]) == 1
     (entry,) = log_output
-    assert (entry["log_level"], entry["event"]) == ("error", "triggers are gone and cannot be put back")
+    assert (entry["log_level"], entry["event"]) == ("error", "triggers are missing and cannot be restored")
     assert entry["reason"] == 'database.tables.tags: the table "tags" is without its columns color'
 
 
-async def test_other_changes_of_the_schema_are_no_matter(
+async def test_other_changes_of_the_schema_are_ignored(
     application: Application, log_output: list[dict[str, Any]]
 ) -> None:
     async with feed_of(application, application.settings()) as feed:
@@ -247,7 +247,7 @@ async def test_other_changes_of_the_schema_are_no_matter(
     assert log_output == []
 
 
-async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
+async def test_commit_is_noticed_on_a_file_system_without_times(
     application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite, "_written", lambda _path: None)
@@ -261,10 +261,10 @@ async def test_a_commit_is_noticed_where_a_file_keeps_its_times_to_itself(
         assert ids((await read_all(feed, after))[0]) == ["t1"]
 
 
-async def test_what_was_written_since_is_told_without_a_thread(application: Application) -> None:
+async def test_write_is_noticed_without_a_thread(application: Application) -> None:
     session = application.reading()
     version = sqlite.FileVersions(session)
-    assert version.watch.touched()  # nobody knows yet where it is
+    assert version.watch.touched()  # its path is not known yet
     await version.ask()
     assert version.watch.touched()
     assert not version.watch.touched()

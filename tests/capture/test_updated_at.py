@@ -1,4 +1,4 @@
-"""Changes captured by ``updated_at``, over real SQLite and real Postgres: what is seen, once, and in which order."""
+"""Capture by ``updated_at`` over SQLite and Postgres: which changes are seen, that each is seen once, and the order."""
 
 import json
 from pathlib import Path
@@ -23,14 +23,12 @@ def watched(any_application: Application) -> Watched:
 
 
 @pytest.mark.parametrize("form", [form for form in TIMES if form not in ON_SQLITE_ONLY])
-async def test_a_new_row_and_a_changed_one_come_once_whatever_the_form_of_time(
-    any_application: Application, form: str
-) -> None:
+async def test_new_and_changed_rows_come_once_in_each_form_of_time(any_application: Application, form: str) -> None:
     await assert_each_comes_once(Watched(any_application, form))
 
 
 @pytest.mark.parametrize("form", ON_SQLITE_ONLY)
-async def test_a_column_without_a_type(sqlite_application: Application, form: str) -> None:
+async def test_column_without_a_type(sqlite_application: Application, form: str) -> None:
     await assert_each_comes_once(Watched(sqlite_application, form))
 
 
@@ -51,7 +49,7 @@ async def assert_each_comes_once(watched: Watched) -> None:
         assert await read_all(feed, after) == ([], after, [await feed.read(after, 10)])
 
 
-async def test_what_is_there_at_the_first_start_is_not_sent_and_what_commits_after_it_is(watched: Watched) -> None:
+async def test_only_rows_committed_after_the_first_start_are_sent(watched: Watched) -> None:
     for number in range(5):
         watched.tag(f"before-{number}", START_US - number * SECOND_US)
     async with watching(watched.application) as feed:
@@ -61,14 +59,14 @@ async def test_what_is_there_at_the_first_start_is_not_sent_and_what_commits_aft
         assert names((await read_all(feed, after))[0]) == [("open at the start", "flag")]
 
 
-async def test_of_a_table_that_was_empty_every_row_is_new(watched: Watched) -> None:
+async def test_every_row_of_a_table_that_was_empty_is_new(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         watched.tag("t1", START_US - 10**6 * SECOND_US)
         assert names((await read_all(feed, after))[0]) == [("t1", "flag")]
 
 
-async def test_a_second_change_of_the_same_moment_is_not_taken_for_the_first(watched: Watched) -> None:
+async def test_second_change_at_the_same_time_is_not_skipped(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         watched.tag("t1", START_US, "one")
@@ -78,11 +76,11 @@ async def test_a_second_change_of_the_same_moment_is_not_taken_for_the_first(wat
         objects, after, _ = await read_all(feed, after)
         assert names(objects) == [("t1", "two")]
         watched.tag("t1", START_US, "one")
-        assert names((await read_all(feed, after))[0]) in ([("t1", "one")], [])  # SQLite cannot tell it from the first
+        assert names((await read_all(feed, after))[0]) in ([("t1", "one")], [])  # on SQLite it equals the first version
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
-async def test_many_of_one_moment_come_in_pages_none_twice_and_none_left_out(
+async def test_rows_of_one_time_come_in_pages_each_once(
     watched: Watched, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airy_trio.capture.polling.PAGE_ROWS", 2)
@@ -96,7 +94,7 @@ async def test_many_of_one_moment_come_in_pages_none_twice_and_none_left_out(
         assert (await feed.read(after, limit)).changes == 0
 
 
-async def test_who_commits_while_a_backlog_is_read_is_not_hidden_by_it(watched: Watched) -> None:
+async def test_commit_while_a_backlog_is_read_is_found(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         watched.tag("t0", START_US)
@@ -105,7 +103,7 @@ async def test_who_commits_while_a_backlog_is_read_is_not_hidden_by_it(watched: 
             watched.tag(f"t{number}", START_US + number * SECOND_US // 10)
         batch = await feed.read(after, 5)
         watched.tag("late", START_US + SECOND_US // 4)
-        for number in range(10, 60):  # the moment goes on far beyond the overlap before the backlog is read
+        for number in range(10, 60):  # times far beyond the overlap, before the backlog is read
             watched.tag(f"t{number}", START_US + number * SECOND_US)
         objects, _, _ = await read_all(feed, batch.resume_point, 1)
         assert sorted(name for name, _ in names([*batch.objects, *objects])) == sorted(
@@ -113,13 +111,13 @@ async def test_who_commits_while_a_backlog_is_read_is_not_hidden_by_it(watched: 
         )
 
 
-async def test_reading_again_after_a_point_gives_the_same_and_what_is_new(watched: Watched) -> None:
+async def test_reading_again_after_a_point_returns_the_same_and_new_rows(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         watched.tag("t1", START_US)
         watched.tag("t3", START_US + 3)
         first = await feed.read(after, 2)
-        watched.tag("t2", START_US + 2)  # comes between, so that the other is pushed to the next batch
+        watched.tag("t2", START_US + 2)  # between them, which moves t3 to the next batch
         again = await feed.read(after, 2)
         following = await feed.read(again.resume_point, 2)
     assert names(first.objects) == [("t1", "flag"), ("t3", "flag")]
@@ -180,7 +178,7 @@ async def test_point_with_digests_of_an_older_version_is_read(watched: Watched) 
         assert "digests" not in json.loads(after)
 
 
-async def test_what_was_given_is_forgotten_once_it_lies_before_the_overlap(watched: Watched) -> None:
+async def test_versions_before_the_overlap_are_forgotten(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         for number in range(20):
@@ -190,7 +188,7 @@ async def test_what_was_given_is_forgotten_once_it_lies_before_the_overlap(watch
         assert sum(map(len, feed._returned.values())) <= OVERLAP_S + 1  # noqa: SLF001 - not visible from outside
 
 
-async def test_a_moment_far_ahead_hides_nothing(watched: Watched) -> None:
+async def test_time_far_ahead_hides_no_changes(watched: Watched) -> None:
     now_us = watched.application.scalar(
         "select cast(strftime('%s', 'now') as integer) * 1000000"
         if watched.application.dialect == SQLITE
@@ -208,7 +206,7 @@ async def test_a_moment_far_ahead_hides_nothing(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("form", ["timestamptz", "timestamp", "float", "numeric", "iso"])
-async def test_what_is_no_moment_is_not_seen_and_harms_nobody(any_application: Application, form: str) -> None:
+async def test_impossible_times_are_skipped_and_hide_no_changes(any_application: Application, form: str) -> None:
     watched = Watched(any_application, form)
     postgres = any_application.dialect != SQLITE
     impossible = {
@@ -219,7 +217,7 @@ async def test_what_is_no_moment_is_not_seen_and_harms_nobody(any_application: A
         "iso": ["null", "'soon'", "''", "'2021-02-29T00:00:00Z'", "'2020-13-01'", "'now'", "'infinity'"],
     }[form]
     if not postgres:
-        impossible = [value for value in impossible if "02-29" not in value]  # which it takes for the first of March
+        impossible = [value for value in impossible if "02-29" not in value]  # SQLite reads it as the first of March
         impossible += ["x'ff'", "cast(x'ff' as text)", "'soon'"]
     async with watching(any_application) as feed:
         after = await feed.origin()
@@ -231,12 +229,12 @@ async def test_what_is_no_moment_is_not_seen_and_harms_nobody(any_application: A
         assert {name for name, _ in names(objects)} <= {
             "t1",
             "no-3",
-        }  # SQLite takes 'NaN' for text and 1e300 for a time
+        }  # for SQLite 'NaN' is text and 1e300 a time
         watched.tag("t2", START_US + 1000)
         assert ("t2", "flag") in names((await read_all(feed, after))[0])
 
 
-async def test_a_clock_that_is_set_back_hides_nothing(any_application: Application) -> None:
+async def test_clock_that_is_set_back_hides_no_changes(any_application: Application) -> None:
     watched = Watched(any_application, "spaced")
     more = 'time_zone = "Europe/Berlin"\n'
     zoned = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
@@ -248,7 +246,7 @@ async def test_a_clock_that_is_set_back_hides_nothing(any_application: Applicati
         assert names((await read_all(feed, after))[0]) == [("winter", "flag")]
 
 
-async def test_waiting_ends_soon_after_a_commit(watched: Watched) -> None:
+async def test_wait_ends_soon_after_a_commit(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         batch = await feed.read(await feed.origin(), 10)
         with trio.fail_after(10):
@@ -260,7 +258,7 @@ async def test_waiting_ends_soon_after_a_commit(watched: Watched) -> None:
     assert names(batch.objects) == [("t1", "flag")]
 
 
-async def test_a_point_of_triggers_is_lost(watched: Watched) -> None:
+async def test_point_of_another_capture_is_lost(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         for point in (
             '[0,""]',
@@ -272,7 +270,7 @@ async def test_a_point_of_triggers_is_lost(watched: Watched) -> None:
                 await feed.read(point, 10)
 
 
-async def test_a_point_of_another_database_is_lost(watched: Watched) -> None:
+async def test_point_of_another_database_is_lost(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = (await feed.origin()).replace('"identity":"', '"identity":"1')
         with pytest.raises(ResumePointLost, match="another one, or another file"):
@@ -354,7 +352,7 @@ async def test_file_is_the_same_source_by_each_of_its_names(tmp_path: Path) -> N
             assert not await other.is_foreign(await feed.origin())
 
 
-async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
+async def test_table_that_is_mapped_later_begins_then(watched: Watched) -> None:
     none = '[database.tables.{}]\nname = ""\n'
     watched.application.execute(
         "create table channels (id text primary key, source text, source_channel_id text, connected boolean, "
@@ -371,7 +369,7 @@ async def test_a_table_that_is_mapped_later_begins_then(watched: Watched) -> Non
         assert getattr(channel, "id", None) == "new"
 
 
-async def test_a_date_beyond_the_range_of_timestamps_hides_no_row(postgres_application: Application) -> None:
+async def test_date_beyond_the_range_of_timestamps_hides_no_row(postgres_application: Application) -> None:
     postgres_application.execute("create table tags (id text, name text, color text, updated_at date)")
     insert = "insert into tags values ('{}', 'flag', 'red', '{}')"
     postgres_application.execute(insert.format("before", "5874897-12-31"))

@@ -1,6 +1,6 @@
-"""An application whose tables have ``updated_at`` in one of its forms, and the feed that reads them by it.
+"""An application whose tables have ``updated_at`` in one of its forms, and the feed that polls them.
 
-The application's clock is the test's: ``TIMES`` makes of microseconds since 1970 what stands in the column.
+The test controls the application's clock: ``TIMES`` converts microseconds since 1970 to a value of the column.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

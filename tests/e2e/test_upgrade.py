@@ -131,7 +131,7 @@ async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
 ) -> None:
     config = configure(sqlite_application, tmp_path)
     rebuilt = "create table channels (id text primary key, source text, source_channel_id text, connected boolean)"
-    put_back = "triggers put back; what was written without them is not known"
+    put_back = "triggers restored; rows written without them were not captured"
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:
             move_ahead(sqlite_application, "changes")
@@ -145,7 +145,7 @@ async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
             sqlite_application.execute(
                 "update airy_trio_change_state set compatible_from = 'changes_9999'", "drop table channels", rebuilt
             )
-            refused = await serving.record("the schema has changed; its triggers stay as they are")
+            refused = await serving.record("the schema has changed; its triggers are left as they are")
             assert "with which this version does not work" in refused["reason"]
             sqlite_application.channel("c2")  # no trigger of an older version may fail the application's writes
         triggers = "select count(*) from sqlite_master where type = 'trigger' and tbl_name = 'channels'"

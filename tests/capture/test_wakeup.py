@@ -1,4 +1,4 @@
-"""Woken by a commit, without a timer: each test here would wait for ever if a wake-up were lost."""
+"""Wake-up by a commit, without a timer: each test here would time out if a wake-up were lost."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ from tests.postgres import Postgres
 
 NEVER_S = 1000.0
 PATIENCE_S = 20.0
-BELL = "select count(*) from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted"
+LOCKS = "select count(*) from pg_locks where locktype = 'advisory' and mode = 'ExclusiveLock' and granted"
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,8 @@ def application(postgres_application: Application) -> Application:
 
 
 @pytest.fixture
-def heard(application: Application) -> Iterator[psycopg.Connection]:
-    """Another session that listens, to know who rings."""
+def listener(application: Application) -> Iterator[psycopg.Connection]:
+    """Another connection that listens, to count notifications."""
     with raw_connection(application) as connection:
         connection.execute("listen airy_trio_changes")
         yield connection
@@ -48,15 +48,15 @@ def raw_connection(application: Application) -> psycopg.Connection:
     return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
 
 
-def rings(listener: psycopg.Connection) -> int:
+def notifications(listener: psycopg.Connection) -> int:
     return len(list(listener.notifies(timeout=0.05)))
 
 
 async def asleep(feed: AnyFeed, after: str) -> str:
-    """Read and wait until the bell is armed, as a recorder does; the point reached."""
+    """Read and wait until writers notify, as a recorder does; return the point reached."""
     assert isinstance(feed, PostgresFeed)
     with trio.fail_after(PATIENCE_S):
-        while not feed.bell.armed:
+        while not feed.wakeup.armed:
             await feed.wait()
             after = (await feed.read(after, 100)).resume_point
     return after
@@ -71,60 +71,62 @@ async def next_batch(feed: AnyFeed, after: str) -> Batch:
                 return batch
 
 
-@pytest.mark.parametrize("seldom", [True, False])
-async def test_only_rings_soon_after_each_other_stop_the_ringing(
-    application: Application, heard: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, seldom: bool
+@pytest.mark.parametrize("rare", [True, False])
+async def test_lock_is_released_only_if_notifications_are_frequent(
+    application: Application, listener: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, *, rare: bool
 ) -> None:
-    monkeypatch.setattr(wakeup, "HURRY_S", 0.0 if seldom else NEVER_S)
+    monkeypatch.setattr(wakeup, "FREQUENT_S", 0.0 if rare else NEVER_S)
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await asleep(feed, await feed.origin())
         for number in (1, 2):
-            assert feed.bell.armed
+            assert feed.wakeup.armed
             application.tag(f"t{number}")
             batch = await next_batch(feed, after)
             assert len(batch.objects) == 1
-            assert rings(heard) == 1
-            await feed.bell.wait(0.01)
-            assert not feed.bell.rung  # the read has answered the ring
+            assert notifications(listener) == 1
+            await feed.wakeup.wait(0.01)
+            assert not feed.wakeup.notified  # the read has answered it
             after = batch.resume_point
         for number in range(10):
             application.tag(f"later-{number}")
-        assert rings(heard) == (10 if seldom else 0)
-        assert feed.bell.armed is seldom
+        assert notifications(listener) == (10 if rare else 0)
+        assert feed.wakeup.armed is rare
         assert (await feed.read(after, 100)).changes == 10
 
 
-async def test_a_ring_for_nothing_keeps_the_bell(application: Application) -> None:
+async def test_notification_without_a_change_keeps_the_lock(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await asleep(feed, await feed.origin())
         application.execute("notify airy_trio_changes")
         await feed.wait()
-        assert feed.bell.rung
+        assert feed.wakeup.notified
         assert (await feed.read(after, 100)).changes == 0
-        assert feed.bell.armed
+        assert feed.wakeup.armed
         application.tag()
         assert (await next_batch(feed, after)).changes == 1
 
 
-def test_nobody_rings_without_a_sleeper(application: Application, heard: psycopg.Connection) -> None:
+def test_writers_do_not_notify_an_awake_recorder(application: Application, listener: psycopg.Connection) -> None:
     application.tag()
     application.execute("update tags set name = 'x'", "truncate tags")
-    assert rings(heard) == 0
+    assert notifications(listener) == 0
 
 
-async def test_what_changes_nothing_wakes_nobody(application: Application, heard: psycopg.Connection) -> None:
+async def test_statement_without_rows_and_rollback_do_not_notify(
+    application: Application, listener: psycopg.Connection
+) -> None:
     async with feed_of(application, application.settings()) as feed:
         await asleep(feed, await feed.origin())
         application.execute("update tags set name = 'x'", "delete from tags")
         with application.engine.connect() as connection, connection.begin() as transaction:
             connection.exec_driver_sql("insert into tags values ('t1', 'flag', 'red')")
             transaction.rollback()
-        assert rings(heard) == 0
+        assert notifications(listener) == 0
 
 
-async def test_nobody_sleeps_while_a_transaction_is_open_that_did_not_ring(application: Application) -> None:
+async def test_recorder_polls_while_a_transaction_is_open_that_will_not_notify(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await feed.origin()
@@ -132,12 +134,12 @@ async def test_nobody_sleeps_while_a_transaction_is_open_that_did_not_ring(appli
             connection.exec_driver_sql("insert into tags values ('open', 'flag', 'red')")
             for _ in range(10):
                 await feed.wait()
-                assert not feed.bell.armed
+                assert not feed.wakeup.armed
                 after = (await feed.read(after, 100)).resume_point
         assert (await next_batch(feed, after)).changes == 1
 
 
-async def test_a_transaction_that_began_to_write_during_the_sleep_rings_when_it_commits(
+async def test_transaction_that_writes_during_the_sleep_notifies_at_its_commit(
     application: Application,
 ) -> None:
     async with feed_of(application, application.settings()) as feed:
@@ -150,7 +152,7 @@ async def test_a_transaction_that_began_to_write_during_the_sleep_rings_when_it_
         assert (await next_batch(feed, after)).changes == 1
 
 
-async def test_a_ring_that_came_along_with_another_answer_is_heard(application: Application) -> None:
+async def test_notification_that_arrives_with_another_answer_is_not_lost(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         after = await asleep(feed, await feed.origin())
         application.tag()
@@ -159,27 +161,29 @@ async def test_a_ring_that_came_along_with_another_answer_is_heard(application: 
         assert (await next_batch(feed, after)).changes == 1
 
 
-async def test_a_session_that_is_cut_off_wakes_too_and_has_no_bell_any_more(application: Application) -> None:
+async def test_lost_connection_ends_the_wait_and_the_lock(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         after = await asleep(feed, await feed.origin())
-        application.execute(  # and waits for its end: the assertion below counts locks
+        application.execute(  # and wait for its end, because the assertion below counts locks
             "select pg_terminate_backend(pid, 20000) from pg_locks "
             "where mode = 'ExclusiveLock' and locktype = 'advisory'"
         )
         with pytest.raises(DatabaseUnavailable):
             await next_batch(feed, after)
         assert isinstance(feed, PostgresFeed)
-        assert not feed.bell.armed
+        assert not feed.wakeup.armed
         application.tag()
         assert (await next_batch(feed, after)).changes == 1
         await asleep(feed, after)
-        assert application.scalar(BELL) == 1
+        assert application.scalar(LOCKS) == 1
     with trio.fail_after(PATIENCE_S):
-        while application.scalar(BELL):  # noqa: ASYNC110 - until the server has seen the session end
+        while application.scalar(LOCKS):  # noqa: ASYNC110 - until the server has noticed the end
             await trio.sleep(0.01)
 
 
-async def test_a_heartbeat_comes_all_the_same(application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_ends_after_the_heartbeat_at_the_latest(
+    application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with feed_of(application, application.settings()) as feed:
         await asleep(feed, await feed.origin())
         monkeypatch.setattr(postgres, "HEARTBEAT_S", 0.05)
@@ -188,7 +192,7 @@ async def test_a_heartbeat_comes_all_the_same(application: Application, monkeypa
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.002, 0.05])
-async def test_of_many_commits_none_is_overslept(application: Application, pause_s: float) -> None:
+async def test_no_commit_of_many_is_missed(application: Application, pause_s: float) -> None:
     writers, commits = 3, 40
 
     def write(writer: int) -> None:
@@ -213,7 +217,7 @@ async def test_of_many_commits_none_is_overslept(application: Application, pause
 
 
 @pytest.mark.slow
-async def test_an_application_that_prepares_transactions_still_can(own_postgres: Postgres) -> None:
+async def test_application_can_still_prepare_transactions(own_postgres: Postgres) -> None:
     own_postgres.execute(sql.SQL("alter system set max_prepared_transactions = 5"))
     own_postgres.stop()
     own_postgres.start()
@@ -225,7 +229,7 @@ async def test_an_application_that_prepares_transactions_still_can(own_postgres:
         for _ in range(10):
             await feed.wait()
             after = (await feed.read(after, 100)).resume_point
-        assert not feed.bell.armed
+        assert not feed.wakeup.armed
         with raw_connection(application) as connection:
             connection.execute("begin")
             connection.execute("insert into tags values ('t1', 'flag', 'red')")

@@ -1,4 +1,4 @@
-"""Few changes are read in two round trips without a thread, and mean what they mean when they are read the long way."""
+"""The fast path reads few changes in two round trips without a thread, and returns what the regular path returns."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ OF_EVERY_KIND = (
 
 @pytest.fixture
 def threads() -> Iterator[list[str]]:
-    """What is asked for through SQLAlchemy, which only threads do."""
+    """An entry for each transaction begun through SQLAlchemy, which only the regular path does, in a thread."""
     asked: list[str] = []
 
     def begin(_connection: object) -> None:
@@ -40,28 +40,30 @@ def threads() -> Iterator[list[str]]:
 
 
 async def opened(feed: AnyFeed) -> str:
-    """A point from which few changes are read the short way: the first read looks where it is."""
+    """A point from which the fast path can read. The first read compares the history, on the regular path."""
     assert isinstance(feed, PostgresFeed)
     return (await feed.read(await feed.origin(), MANY)).resume_point
 
 
-async def test_it_finds_what_the_long_way_finds(postgres_application: Application, threads: list[str]) -> None:
+async def test_fast_path_finds_what_the_regular_path_finds(
+    postgres_application: Application, threads: list[str]
+) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         start = await opened(feed)
         postgres_application.execute(*OF_EVERY_KIND)
         threads.clear()
-        short = await feed.read(start, MANY)
+        fast = await feed.read(start, MANY)
         assert not threads
-        long = await feed.read(start, CHANGES_MAX)
+        regular = await feed.read(start, CHANGES_MAX)
         assert threads
-    assert short.objects == long.objects
-    assert len(short.objects) == 9
-    assert (short.changes, short.more) == (long.changes, long.more)
-    assert PostgresPoint.parse(short.resume_point).place == PostgresPoint.parse(long.resume_point).place
+    assert fast.objects == regular.objects
+    assert len(fast.objects) == 9
+    assert (fast.changes, fast.more) == (regular.changes, regular.more)
+    assert PostgresPoint.parse(fast.resume_point).place == PostgresPoint.parse(regular.resume_point).place
 
 
 @pytest.mark.parametrize("more", [0, 1])
-async def test_more_than_few_go_the_long_way_until_there_are_few_again(
+async def test_many_changes_take_the_regular_path_until_there_are_few(
     postgres_application: Application, threads: list[str], more: int
 ) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
@@ -79,36 +81,38 @@ async def test_more_than_few_go_the_long_way_until_there_are_few_again(
         assert not threads
 
 
-async def test_it_lets_go_of_the_doorbell(postgres_application: Application) -> None:
+async def test_fast_path_releases_the_wake_up_lock(postgres_application: Application) -> None:
     locks = "select count(*) from pg_locks where locktype = 'advisory'"
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = await opened(feed)
         assert isinstance(feed, PostgresFeed)
-        assert await feed.bell.arm()
+        assert await feed.wakeup.arm()
         point = (await feed.read(point, MANY)).resume_point
-        assert postgres_application.scalar(locks) == 1  # nothing was there
+        assert postgres_application.scalar(locks) == 1  # there was no change
         postgres_application.tag("t1")
         await feed.read(point, MANY)
         assert postgres_application.scalar(locks) == 0
-        assert await feed.bell.arm()
+        assert await feed.wakeup.arm()
 
 
-@pytest.mark.parametrize("limit", [CHANGES_MAX, MANY], ids=["the long way", "the short way"])
-async def test_a_ring_that_comes_with_an_answer_is_heard(postgres_application: Application, limit: int) -> None:
+@pytest.mark.parametrize("limit", [CHANGES_MAX, MANY], ids=["regular", "fast"])
+async def test_notification_that_arrives_with_an_answer_is_not_lost(
+    postgres_application: Application, limit: int
+) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = await opened(feed)
         assert isinstance(feed, PostgresFeed)
-        assert await feed.bell.arm()
+        assert await feed.wakeup.arm()
         with transaction(postgres_application, "insert into tags values ('t1', 'flag', 'red')"):
-            pass  # it has rung
+            pass  # it has notified
         postgres_application.execute("truncate airy_trio.change_log")
         assert (await feed.read(point, limit)).changes == 0
-        assert feed.bell.armed
+        assert feed.wakeup.armed
         with trio.fail_after(5):
-            await feed.bell.wait(60)
+            await feed.wakeup.wait(60)
 
 
-async def test_a_point_of_another_history_is_refused_and_the_connection_kept(
+async def test_point_of_another_history_is_rejected_on_the_same_connection(
     postgres_application: Application, threads: list[str]
 ) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
@@ -126,7 +130,7 @@ async def test_a_point_of_another_history_is_refused_and_the_connection_kept(
         assert not threads
 
 
-async def test_one_that_is_broken_off_is_begun_anew(postgres_application: Application) -> None:
+async def test_cancelled_read_can_be_repeated(postgres_application: Application) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = await opened(feed)
         postgres_application.tag("t1")
@@ -140,7 +144,7 @@ async def test_one_that_is_broken_off_is_begun_anew(postgres_application: Applic
                 assert [changed.id for changed in (await feed.read(point, MANY)).objects] == ["t1"]  # type: ignore[union-attr]
 
 
-async def test_a_table_that_is_gone_is_told(postgres_application: Application) -> None:
+async def test_missing_column_is_reported(postgres_application: Application) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         point = await opened(feed)
         postgres_application.tag("t1")
@@ -151,17 +155,17 @@ async def test_a_table_that_is_gone_is_told(postgres_application: Application) -
         assert (await feed.read(point, MANY)).changes == 1
 
 
-async def test_a_locked_table_that_nobody_changes_delays_no_event_of_others(postgres_application: Application) -> None:
+async def test_locked_table_does_not_delay_events_of_other_tables(postgres_application: Application) -> None:
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await opened(feed)
         postgres_application.tag("t1")
         after = (await feed.read(after, MANY)).resume_point
-        while not feed.bell.armed:
+        while not feed.wakeup.armed:
             await feed.wait()
             after = (await feed.read(after, MANY)).resume_point
         with transaction(postgres_application, "lock table tags in access exclusive mode"), trio.fail_after(5):
             postgres_application.channel()
             await feed.wait()
-            assert feed.bell.rung
+            assert feed.wakeup.notified
             assert len((await feed.read(after, MANY)).objects) == 1
