@@ -1,5 +1,5 @@
-"""Published for tests of this project and of others: a STOMP client, an outlet in memory, suites for back ends.
+"""Published test kit, for tests of this project and of others.
 
-``client.connect(host, port)`` gives a ``StompClient`` after CONNECTED: ``subscribe``, ``receive`` the next frame,
-``acknowledge``, ``disconnect``. It speaks over any Trio stream, starts no task and reads only when it is asked.
+``client`` is a STOMP client over WebSocket, ``transport`` has transports in memory and over any Trio stream, ``feed``
+is a change feed in memory, and ``event_store`` checks an event store.
 """

@@ -58,7 +58,7 @@ class Arrangement:
     """An application, settings of servers for it (TOML that follows ``[database] url``), and what may happen.
 
     ``torments``: each with its weight. ``recorded`` reads the log, once no server runs. ``repeats``: whether an event
-    may come again without a change. ``cut``: whether a crash cuts writers off.
+    may come again without a change. ``loses_connections``: whether a crash ends connections of the writers.
     """
 
     application: Application
@@ -69,7 +69,7 @@ class Arrangement:
     nodes: int = 2
     workers: int = 1
     repeats: bool = False
-    cut: bool = True
+    loses_connections: bool = True
     delay_max_s: float = 0.01
     long_max_s: float = 4.0
     rest_max_s: float = 0.0
@@ -194,7 +194,7 @@ def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
             "writer killed": (2, partial(_kill_writer, url)),
         },
         recorded=_reading(LogOptions().location(url)),
-        cut=False,
+        loses_connections=False,
         delay_max_s=0.003,
         long_max_s=1.0,  # others wait for it
         rest_max_s=0.2,  # else they are never done waiting: SQLite lets the boldest in, not the first

@@ -53,7 +53,7 @@ class Outcome:
         found = self.findings
         return (
             f"{found.events} events of {found.objects} objects, {len(found.lost)} lost, {found.repeated} repeated, "
-            f"{len(found.backwards)} out of order, {len(found.holes)} holes, {len(self.nodes.epochs)} epochs begun; "
+            f"{len(found.reordered)} out of order, {len(found.holes)} holes, {len(self.nodes.epochs)} epochs begun; "
             f"clients: {'; '.join(f'{len(one.events)} received, {one.resumes} resumes' for one in self.followers)}; "
             f"durable: {len(self.durable.events)} received, {self.durable.again} again, {self.durable.deaths} deaths; "
             f"{self.load}; {dict(self.torments)}, {sum(node.lives for node in self.nodes.all)} lives"
@@ -160,12 +160,13 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
         sys.stdout.write(f"{name}, seed {seed}, {load_s:g} s: {outcome}\n")
         findings = outcome.findings
         assert outcome.nodes.epochs == []
-        assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
+        assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
         assert_clients_received_the_log(outcome)
         assert findings.repeated == 0 or arrangement.repeats
         assert outcome.load["long"] == 1
-        assert outcome.load["committed"] > arrangement.committed_per_s_min * load_s
-        assert outcome.load["cut"] > 0 or not arrangement.cut, "Postgres did not crash"
+        assert outcome.load["transactions"] > arrangement.committed_per_s_min * load_s
+        # On SQLite a connection is lost only if it has waited too long for a lock.
+        assert (outcome.load["connections lost"] > 0) == arrangement.loses_connections
         assert outcome.torments["killed"] >= load_s / 10
 
 

@@ -81,7 +81,7 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
     )
     assert resumes >= RESUMES
     assert all(node.lives > 1 for node in nodes.all)
-    assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
+    assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
     for client in clients:
         assert len(client.events) > CLIENTS
         assert client.events == log.events[-len(client.events) :]
