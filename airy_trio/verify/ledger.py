@@ -63,7 +63,10 @@ class Ledger:
         self._counts: Counter[str] = Counter()
         self._committing: dict[Change, float] = {}
         self._committed: set[str] = set()
-        self._versions: dict[str, list[int]] = {}
+        self._received: set[Change] = set()
+        self._newest: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        self._events = 0
         self._offsets: set[int] = set()
         self._last_offset = 0
         self._missing = 0
@@ -98,15 +101,18 @@ class Ledger:
         """Record an event and its position."""
         object_, version = change
         with self._lock:
-            seen = self._versions.setdefault(object_, [])
-            if offset not in self._offsets and (offset < self._last_offset or (seen and version < max(seen))):
+            newest = self._newest.get(object_, 0)
+            if offset not in self._offsets and (offset < self._last_offset or version < newest):
                 self._reordered.append(f"{object_}, at offset {offset}")
-            elif offset in self._offsets or version in seen:
+            elif offset in self._offsets or change in self._received:
                 self._duplicated.append(f"{object_}, at offset {offset}")
             self._missing += max(0, offset - self._last_offset - 1)
             self._last_offset = max(self._last_offset, offset)
             self._offsets.add(offset)
-            seen.append(version)
+            self._received.add(change)
+            self._newest[object_] = max(newest, version)
+            self._last[object_] = version
+            self._events += 1
             if change in self._committing:
                 self._latencies_s.append(now - self._committing[change])
 
@@ -117,12 +123,11 @@ class Ledger:
         whether its changes were committed.
         """
         with self._lock:
-            objects = {*rows, *self._committed, *self._versions}
-            last = {object_: versions[-1] for object_, versions in self._versions.items()}
+            objects = {*rows, *self._committed, *self._last}
             return LossCertificate(
                 counts=Counter(self._counts),
-                received=sum(map(len, self._versions.values())),
-                lost=sorted(object_ for object_ in objects if last.get(object_) != rows.get(object_, GONE)),
+                received=self._events,
+                lost=sorted(object_ for object_ in objects if self._last.get(object_) != rows.get(object_, GONE)),
                 missing=self._missing,
                 duplicated=tuple(self._duplicated),
                 reordered=tuple(self._reordered),
