@@ -140,6 +140,7 @@ def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report)
 
 
 def _check_tables(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Application | None:
+    """Check the mapped tables and the server, then the change log. Return as ``_check_application`` does."""
     names = Names.of(settings.database.url, settings.database.schema)
     tables: Tables = {}
     reads_only = settings.changes.reads_only
@@ -153,15 +154,25 @@ def _check_tables(connection: sa.Connection, settings: Settings, place: _Place, 
         report.add(
             "note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"] if tables else []
         )
-        return _check_read_only(connection, names, place, report)
-    if _check_itself(connection, names, place, report):
-        return None
+        if not _check_server(connection, names, place, report, reads_only=True):
+            return None
+        identity = Identity.of(connection)
+        return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
+    if not _check_server(connection, names, place, report, reads_only=False):
+        return None  # our tables are of no interest then
     if names.dialect == POSTGRES:
         postgres.check_triggers(connection, tables, names, report, deletes=settings.events.deletes)
+    return _check_change_log(connection, settings, names, tables, report)
+
+
+def _check_change_log(
+    connection: sa.Connection, settings: Settings, names: Names, tables: Tables, report: Report
+) -> _Application | None:
+    """Check our tables and triggers in the application's database. Return as ``_check_application`` does."""
+    deletes = settings.events.deletes
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
     newer = migrate.ahead(connection, "changes", settings.database)
     if not missing:
-        deletes = settings.events.deletes
         missing += triggers.faults(connection, tables, names, deletes=deletes, newer_schema=newer is not None)
         if newer is not None:
             report.add("note", [f"database: {newer}, with which this version works"])
@@ -198,26 +209,26 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
     )
 
 
-def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> _Application | None:
-    """Check the database itself for capture by ``updated_at``. Nothing is written to it, so it may be a standby."""
+def _check_server(connection: sa.Connection, names: Names, place: _Place, report: Report, *, reads_only: bool) -> bool:
+    """Check the database server or file itself; return whether it can be used.
+
+    If we only read (capture by ``updated_at``), it may be a standby, and we need no tables of ours.
+    """
     if names.dialect == SQLITE:
         report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
-    else:
-        problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
-        report.add("problem", _named(place, problems))
-        report.add("warning", _named(place, postgres.durability(connection, reads_only=True)))
-        report.add("warning", _pooled(connection, place))
-        if problems:
-            return None
-    identity = Identity.of(connection)
-    return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
-
-
-def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:
+        return True
+    problems = [*(postgres.too_old if reads_only else postgres.refusals)(connection)]
+    problems += postgres.missing_identity(connection)
+    if not reads_only:
+        problems += postgres.missing_rights(connection, names, postgres.CHANGES)
+    report.add("problem", _named(place, problems))
+    report.add("warning", _named(place, postgres.durability(connection, reads_only=reads_only)))
     if postgres.is_pooled(connection):
         finding = "this goes through a pooler or another proxy, but the lease needs a session"
-        yield f"{place.setting}: {finding}; name one that reaches PostgreSQL itself in database.direct_url"
-        yield from _shared(connection, place)
+        remedy = "name one that reaches PostgreSQL itself in database.direct_url"
+        report.add("warning", [f"{place.setting}: {finding}; {remedy}"])
+        report.add("warning", _shared(connection, place))
+    return not problems
 
 
 def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
@@ -226,19 +237,6 @@ def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
         role, programs = others
         finding = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
         yield f"{place.setting}: {finding} and share its connections with this server; give this server its own role"
-
-
-def _check_itself(connection: sa.Connection, names: Names, place: _Place, report: Report) -> bool:
-    """Check the database itself; return whether it has problems, so that checking our tables makes no sense."""
-    if names.dialect == SQLITE:
-        report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
-        return False
-    problems = [*postgres.refusals(connection), *postgres.missing_identity(connection)]
-    problems += postgres.missing_rights(connection, names, postgres.CHANGES)
-    report.add("problem", _named(place, problems))
-    report.add("warning", _named(place, postgres.durability(connection)))
-    report.add("warning", _pooled(connection, place))
-    return bool(problems)
 
 
 def _check_store(settings: Settings, report: Report) -> _Log | None:

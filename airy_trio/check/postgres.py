@@ -16,8 +16,52 @@ from airy_trio.capture.postgres_triggers import qualified
 from airy_trio.check.report import Report
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
+VERSION_MIN: Final = 14
+CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "changes_version": ("SELECT",),
+    "change_log": ("SELECT", "DELETE"),
+    "change_state": ("SELECT", "UPDATE"),
+}
+"""The rights that a server needs on our tables in the application's database."""
+LOG: Final[Mapping[str, tuple[str, ...]]] = {
+    "log_version": ("SELECT",),
+    "event_log": ("SELECT", "INSERT", "DELETE"),
+    "log_state": ("SELECT", "UPDATE"),
+    "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""The rights that it needs on the tables of the ``sql`` event store."""
+DURABLE: Final[Mapping[str, str]] = {
+    "fsync": "a crash of the machine may destroy the whole database",
+    "full_page_writes": "a crash of the machine may destroy pages of the database",
+    "synchronous_commit": "a crash may undo commits of the application after clients have received their events",
+}
+"""Settings that durability depends on, and what happens if one is off."""
 ADVICE: Final = "if clients are to receive them: airy-trio migrate --config FILE --triggers always"
-_CATALOGUES = ("pg_subscription_rel", "pg_db_role_setting")
+"""The remedy if writes for which triggers do not fire are to be sent."""
+_CATALOGUES: Final = ("pg_subscription_rel", "pg_db_role_setting")
+
+_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
+_MISSING = sa.text(
+    """
+    select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
+    where not has_table_privilege(
+        (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = :schema and c.relname = :table), privilege)
+    """
+)
+_SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
+_FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
+_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
+_SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
+_OTHERS = sa.text(
+    """
+    select current_user as role,
+        array_agg(distinct coalesce(nullif(other.application_name, ''), 'without a name')) as programs
+    from pg_stat_activity other join pg_stat_activity own on own.pid = pg_backend_pid()
+    where other.usesysid = own.usesysid and other.datid = own.datid
+        and other.client_addr is not distinct from own.client_addr and other.application_name <> :ours
+    """
+)
 _UNREADABLE = sa.text(
     "select name from unnest(cast(:names as text[])) name where not has_table_privilege(name, 'SELECT') order by name"
 )
@@ -44,81 +88,6 @@ _FIRING = sa.text(
 _SERVER = sa.text(
     "select source from pg_settings where name = 'session_replication_role' and reset_val = 'replica' "
     "and source not in ('database', 'user', 'database user')"
-)
-
-
-def check_triggers(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
-    """Report writes for which our triggers do not fire."""
-    always = triggers.firing_always(connection, tables, names, deletes=deletes)
-    skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
-    if skipping:
-        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
-        report.add(
-            "note", [f"database: {name} cannot be read, so replica writes cannot be checked" for name in unreadable]
-        )
-        if "pg_subscription_rel" not in unreadable:
-            report.add("warning", _subscribed(connection, skipping))
-        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
-
-
-def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
-    for kind, table in tables.items():
-        for name in connection.execute(_SUBSCRIPTIONS, {"name": qualified(table)}).scalars():
-            finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
-            yield f"database.tables.{kind}: {finding}; {ADVICE}"
-
-
-def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
-    places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
-    places += connection.execute(_FIRING).scalars() if own else ()
-    for place in places:
-        kinds = ", ".join(tables)
-        finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
-        yield f"database: {finding}; {ADVICE}"
-
-
-VERSION_MIN: Final = 14
-CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "changes_version": ("SELECT",),
-    "change_log": ("SELECT", "DELETE"),
-    "change_state": ("SELECT", "UPDATE"),
-}
-"""The rights that a server needs on our tables in the application's database."""
-LOG: Final[Mapping[str, tuple[str, ...]]] = {
-    "log_version": ("SELECT",),
-    "event_log": ("SELECT", "INSERT", "DELETE"),
-    "log_state": ("SELECT", "UPDATE"),
-    "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-}
-"""The rights that it needs on the tables of the ``sql`` event store."""
-DURABLE: Final[Mapping[str, str]] = {
-    "fsync": "a crash of the machine may destroy the whole database",
-    "full_page_writes": "a crash of the machine may destroy pages of the database",
-    "synchronous_commit": ("a crash may undo commits of the application after clients have received their events"),
-}
-"""Settings that durability depends on, and what happens if one is off."""
-
-_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
-_MISSING = sa.text(
-    """
-    select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
-    where not has_table_privilege(
-        (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where n.nspname = :schema and c.relname = :table), privilege)
-    """
-)
-_SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
-_FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
-_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
-_SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
-_OTHERS = sa.text(
-    """
-    select current_user as role,
-        array_agg(distinct coalesce(nullif(other.application_name, ''), 'without a name')) as programs
-    from pg_stat_activity other join pg_stat_activity own on own.pid = pg_backend_pid()
-    where other.usesysid = own.usesysid and other.datid = own.datid
-        and other.client_addr is not distinct from own.client_addr and other.application_name <> :ours
-    """
 )
 
 
@@ -189,6 +158,36 @@ def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | Non
     """
     row = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()
     return (row.role, list(row.programs)) if row.programs else None
+
+
+def check_triggers(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
+    """Report writes for which our triggers do not fire."""
+    always = triggers.firing_always(connection, tables, names, deletes=deletes)
+    skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
+    if skipping:
+        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
+        report.add(
+            "note", [f"database: {name} cannot be read, so replica writes cannot be checked" for name in unreadable]
+        )
+        if "pg_subscription_rel" not in unreadable:
+            report.add("warning", _subscribed(connection, skipping))
+        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
+
+
+def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
+    for kind, table in tables.items():
+        for name in connection.execute(_SUBSCRIPTIONS, {"name": qualified(table)}).scalars():
+            finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
+            yield f"database.tables.{kind}: {finding}; {ADVICE}"
+
+
+def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
+    places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
+    places += connection.execute(_FIRING).scalars() if own else ()
+    for place in places:
+        kinds = ", ".join(tables)
+        finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
+        yield f"database: {finding}; {ADVICE}"
 
 
 def _right(role: str, right: str) -> str:
