@@ -1,11 +1,8 @@
-"""``airy-trio tail``: events in the terminal as they happen, read from the store, whether a server runs or not.
+"""``airy-trio tail``: print events as they happen, read from the event store, whether or not a server runs here.
 
-A store that is away is waited for, as the server does: at the start for ``connect_timeout_s``, later for ever.
-
-A cursor into an event store for somebody who reads over the servers' shoulders: what comes next, or that it is gone.
-
-It reads the store alone and changes nothing. Where what follows the cursor is gone it says so with the verdict of the
-wire contract ("Positions and resuming"), and goes on with the oldest event that is kept.
+It only reads. If the events after its position are no longer retained, it reports the verdict that a client of the
+server would receive ("Positions and resuming" in the wire contract) and continues with the oldest retained event. If
+the store is unavailable, it retries as a server does: for ``connect_timeout_s`` at the start, and later until it ends.
 """
 
 from collections.abc import Sequence
@@ -23,64 +20,16 @@ from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent
 from airy_trio.settings import Settings
 from airy_trio.terminal import line
 
+__all__ = ["Output", "Reader", "Reset", "TailOptions", "tail"]
+
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
-
-
-@frozen
-class Reset:
-    """What followed the cursor is gone: it stands at ``position`` now."""
-
-    verdict: Literal["reset-expired", "reset-epoch"]
-    position: Position
-
-
-class Reader:
-    """The events of one destination after a position. ``position`` is where it stands."""
-
-    def __init__(self, store: EventStore, destination: Destination, position: Position) -> None:
-        self._store = store
-        self._destination = destination
-        self.position = position
-
-    async def next(self) -> Sequence[StoredEvent] | Reset:
-        """Wait for the next events, at least one, in order; or tell that they are gone.
-
-        Cancellable; where it raises ``StoreUnavailable`` it stands where it stood, and can be asked again.
-        """
-        while True:
-            bounds = await self._store.bounds()
-            if gone := self._gone(bounds):
-                self.position = gone.position
-                return gone
-            if bounds.head == self.position:
-                await self._store.wait(self.position)
-                continue
-            try:
-                found = await self._store.read(
-                    self.position, READ_EVENTS_MAX, self._destination, bytes_max=READ_BYTES_MAX
-                )
-            except PositionExpired:  # just now: the bounds tell how
-                continue
-            self.position = self.position.at(found[-1].offset if found else bounds.last)
-            if found:
-                return found
-
-    def _gone(self, bounds: Bounds) -> Reset | None:
-        if self.position.epoch != bounds.epoch or self.position.offset > bounds.last:
-            return Reset("reset-epoch", bounds.floor)
-        if self.position < bounds.floor:
-            return Reset("reset-expired", bounds.floor)
-        return None
-
-
-__all__ = ["Output", "TailOptions", "tail"]
-
 PAUSE_FIRST_S: Final = 0.05
 PAUSE_MAX_S: Final = 1.0
+"""Pauses between attempts to reach a store double from the first to this."""
 RESETS: Final = {
-    "reset-expired": "what followed the position has been trimmed",
-    "reset-epoch": "the position is of another history of this log: clients of the server must reload",
+    "reset-expired": "the events after the position have been trimmed",
+    "reset-epoch": "the position is of another epoch of this log: clients of the server must reload",
 }
 
 
@@ -88,20 +37,20 @@ class Output(Protocol):
     """Where lines go."""
 
     def write(self, text: str) -> bool:
-        """Write a line; False where nobody reads any more."""
+        """Write a line; return False if nothing reads the output any more."""
         ...
 
     def note(self, text: str) -> None:
-        """Tell a person something that is no event."""
+        """Write a line for the operator that is not an event."""
         ...
 
 
 @frozen(kw_only=True)
 class TailOptions:
-    """What to show, and how.
+    """What to print, and how.
 
-    ``since``: begin after this position; ``everything``: with the oldest event that is kept; neither: with the next.
-    ``as_json``: a JSON object for each event. ``events_max``: end after so many.
+    ``since``: begin after this position; ``everything``: with the oldest retained event; neither: with the next event.
+    ``as_json``: a JSON object for each event. ``events_max``: end after this many events.
     """
 
     destination: Destination = EVERYTHING
@@ -112,12 +61,12 @@ class TailOptions:
 
 
 async def tail(settings: Settings, options: TailOptions, output: Output) -> None:
-    """Write a line for each event, until cancelled, until nobody reads, or until there were enough.
+    """Write a line for each event until cancelled, until ``events_max``, or until nothing reads the output.
 
-    Raises ``StartError`` where there is no store to read.
+    Raises ``StartError`` if there is no event store to read.
     """
     if settings.log.store == "memory":
-        raise StartError(['log.store: "memory" is inside the server, where nobody else can read it'])
+        raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
     try:
         async with opened_store(settings, create=False) as opened:
             bounds = await patiently(opened.store.bounds, settings.database, "log.url")
@@ -125,12 +74,12 @@ async def tail(settings: Settings, options: TailOptions, output: Output) -> None
             reader = Reader(opened.store, options.destination, begin)
             output.note(f"reading {opened.words} after {reader.position}")
             await _Tail(opened.store, reader, output, as_json=options.as_json).run(options.events_max)
-    except BaseExceptionGroup as group:  # some stores have tasks of their own
+    except BaseExceptionGroup as group:  # from stores that run tasks
         raise single_error(group) from None
 
 
 class _Tail:
-    def __init__(self, store: EventStore, reader: Reader, output: Output, *, as_json: bool) -> None:
+    def __init__(self, store: EventStore, reader: "Reader", output: Output, *, as_json: bool) -> None:
         self._store = store
         self._reader = reader
         self._output = output
@@ -142,14 +91,14 @@ class _Tail:
             try:
                 found = await self._reader.next()
             except StoreUnavailable as error:
-                if await self._answers():  # only the connection was lost on which it tells what is new
-                    continue
-                self._output.note(f"the event store is away, and waited for: {error}")
-                await self._wait_for_store()
-                self._output.note("the event store is back")
+                # Often only the connection for notifications was lost, while the store itself answers.
+                if not await self._is_available():
+                    self._output.note(f"event store unavailable; retrying: {error}")
+                    await self._wait_for_store()
+                    self._output.note("event store available again")
                 continue
             if isinstance(found, Reset):
-                if not self._tell_reset(found):
+                if not self._write_reset(found):
                     return
                 continue
             for event in found if events_max is None else found[: events_max - shown]:
@@ -157,25 +106,22 @@ class _Tail:
                     return
                 shown += 1
 
-    async def _answers(self) -> bool:
+    async def _is_available(self) -> bool:
         try:
             await self._store.bounds()
         except StoreUnavailable:
             return False
         return True
 
-    async def _wait_for_store(self) -> Bounds:
+    async def _wait_for_store(self) -> None:
         pause_s = PAUSE_FIRST_S
-        while True:
-            await trio.sleep(pause_s)
+        await trio.sleep(pause_s)
+        while not await self._is_available():
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            try:
-                return await self._store.bounds()
-            except StoreUnavailable:
-                continue
+            await trio.sleep(pause_s)
 
-    def _tell_reset(self, reset: Reset) -> bool:
-        self._output.note(f"{reset.verdict}: {RESETS[reset.verdict]}; goes on after {reset.position}")
+    def _write_reset(self, reset: "Reset") -> bool:
+        self._output.note(f"{reset.verdict}: {RESETS[reset.verdict]}; continuing after {reset.position}")
         if self._as_json:
             return self._output.write(f'{{"position":"{reset.position}","resume":"{reset.verdict}"}}')
         return True
@@ -188,3 +134,50 @@ class _Tail:
         time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         truncated = ',"truncated":true' if event.truncated else ""
         return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
+
+
+@frozen
+class Reset:
+    """The events after the cursor are not retained. The cursor is at ``position`` now."""
+
+    verdict: Literal["reset-expired", "reset-epoch"]
+    position: Position
+
+
+class Reader:
+    """A cursor into an event store: the events of one destination after ``position``."""
+
+    def __init__(self, store: EventStore, destination: Destination, position: Position) -> None:
+        self._store = store
+        self._destination = destination
+        self.position = position
+
+    async def next(self) -> Sequence[StoredEvent] | Reset:
+        """Wait for the next events and return at least one, in order, or a ``Reset`` if they are not retained.
+
+        If it is cancelled or raises ``StoreUnavailable``, the position does not change, and it can be called again.
+        """
+        while True:
+            bounds = await self._store.bounds()
+            if reset := self._reset(bounds):
+                self.position = reset.position
+                return reset
+            if bounds.head == self.position:
+                await self._store.wait(self.position)
+                continue
+            try:
+                found = await self._store.read(
+                    self.position, READ_EVENTS_MAX, self._destination, bytes_max=READ_BYTES_MAX
+                )
+            except PositionExpired:  # trimmed since then: the new bounds show it
+                continue
+            self.position = self.position.at(found[-1].offset if found else bounds.last)
+            if found:
+                return found
+
+    def _reset(self, bounds: Bounds) -> Reset | None:
+        if self.position.epoch != bounds.epoch or self.position.offset > bounds.last:
+            return Reset("reset-epoch", bounds.floor)
+        if self.position < bounds.floor:
+            return Reset("reset-expired", bounds.floor)
+        return None

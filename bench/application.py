@@ -1,4 +1,4 @@
-"""The application of the benchmark: its databases, and the writes that are measured. Knows nothing of the server."""
+"""The application of the benchmark: its databases and the measured writes. Independent of the server."""
 
 import os
 import re
@@ -59,22 +59,22 @@ class Database:
         return sa.make_url(self.url).get_backend_name()
 
     def watch(self) -> None:
-        """Make the tables, with our change log and triggers."""
+        """Create the tables, with our change log and triggers."""
         migrate(parse(f'[database]\nurl = "{self.url}"\n', {}), with_tables=True)
 
     def leave_alone(self) -> None:
-        """Make the tables and nothing of ours."""
+        """Create only the tables of the application."""
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
             mapping.create_default_tables(connection, ("messages", "metadata", "channels", "tags"))
         engine.dispose()
 
     def insert_messages(self, rows: int) -> float:
-        """Insert messages in one transaction; give when it was committed (``time.monotonic``)."""
+        """Insert messages in one transaction; return the time of its commit (``time.monotonic``)."""
         return self._commit(_INSERT_MANY[self.dialect].format(rows=rows))
 
     def update_messages(self) -> float:
-        """Update all messages in one transaction; give when it was committed."""
+        """Update all messages in one transaction; return the time of its commit."""
         return self._commit(_UPDATE_MANY)
 
     @contextmanager
@@ -103,22 +103,22 @@ class Database:
             yield Tagging(connection)
 
     def writes_per_s(self, seconds: int) -> float:
-        """Single-row transactions per second of ``WRITERS`` clients of pgbench. Raises ``FileNotFoundError``."""
+        """Return single-row transactions per second of ``WRITERS`` pgbench clients. Raises ``FileNotFoundError``."""
         with tempfile.TemporaryDirectory(prefix="airy-trio-bench-") as folder:
             scripts = []
             for name, text in (("insert", _SCRIPT_INSERT), ("update", _SCRIPT_UPDATE.format(rows=KNOWN_ROWS))):
                 path = Path(folder) / f"{name}.sql"
                 path.write_text(text, encoding="utf-8")
                 scripts += ["-f", str(path)]
-            told = subprocess.run(
+            finished = subprocess.run(
                 [_pgbench(), "-n", "-c", str(WRITERS), "-j", "1", "-T", str(seconds), *scripts, _conninfo(self.url)],
                 check=True,
                 capture_output=True,
                 text=True,
                 timeout=seconds + 30,
             )
-        found = _TPS.search(told.stdout)
-        assert found is not None, told.stdout
+        found = _TPS.search(finished.stdout)
+        assert found is not None, finished.stdout
         return float(found[1])
 
     def _commit(self, statement: str) -> float:
@@ -135,7 +135,7 @@ class Database:
 
 
 class _Postgres:
-    """As much of a connection as both drivers have."""
+    """The methods that the connections of both drivers have."""
 
     def __init__(self, connection: "psycopg.Connection[tuple[object, ...]]") -> None:
         self._connection = connection
@@ -154,7 +154,7 @@ class Tagging:
         self._connection = connection
 
     def write(self, tag: str) -> float:
-        """Insert a tag; give when COMMIT was sent (``time.monotonic``)."""
+        """Insert a tag; return the time at which COMMIT was sent (``time.monotonic``)."""
         self._connection.execute("begin")
         self._connection.execute(_INSERT_ONE.format(id=tag))
         committing_at = time.monotonic()
@@ -164,7 +164,7 @@ class Tagging:
 
 @contextmanager
 def postgres_databases(url: str) -> Iterator[Callable[[str], Database]]:
-    """Make Postgres databases by name: on the server of a URL, or, where that is empty, on one that is started for it.
+    """Create Postgres databases by name: on the server of a URL or, if that is empty, on a new one.
 
     They are dropped at the end. Raises ``NoPostgresError`` where there is no Postgres to start.
     """
@@ -185,12 +185,12 @@ def postgres_databases(url: str) -> Iterator[Callable[[str], Database]]:
 
 
 def _conninfo(url: str) -> str:
-    """A URL as libpq reads it."""
+    """Return the URL in the form of libpq."""
     return sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def has_pgbench() -> bool:
-    """Whether there is one."""
+    """Return whether pgbench is installed."""
     return bool(shutil.which("pgbench") or _installed())
 
 

@@ -1,4 +1,4 @@
-"""What is measured, and the figures of all rounds. Which figures are good is for ``targets``."""
+"""The measured cases and the figures of all rounds. ``targets`` judges them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -10,7 +10,7 @@ from bench.pace import BURSTS, NATURAL, STRICT, Pace, at_rate
 from bench.processes import AIRY, LIMIT, PEER, Contender, Figures, measure
 
 FEW: Final = 100
-"""Clients of the cases that are about latency and about those who do not read."""
+"""The number of clients in the cases about latency and about clients that do not read."""
 SMALL_TAIL_BYTES: Final = 2 * 1024 * 1024
 SMALL_TAIL_EVENTS: Final = 2000
 SEND_TIMEOUT_S: Final = 2
@@ -20,7 +20,7 @@ _IMPATIENT: Final = ("--send-timeout-s", str(SEND_TIMEOUT_S))
 
 @frozen(kw_only=True)
 class Scale:
-    """How much is measured: clients in the main cases, clients where many are asked for, and for how long."""
+    """The scale: clients in the main cases, clients in the case of many, and the durations."""
 
     clients: int = 1000
     many: int = 5000
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What its figures are kept under: the case, and who was measured."""
+        """The key of its figures: the case and the contender."""
         return self.name, self.contender.name
 
     def run(self) -> Figures:
@@ -60,19 +60,19 @@ class Results:
     rounds: dict[tuple[str, str], list[Figures]] = field(factory=dict)
 
     def add(self, case: Case, figures: Figures) -> None:
-        """Keep what one round gave."""
+        """Add the figures of one round."""
         self.rounds.setdefault(case.key, []).append(figures)
 
     def has(self, name: str, *contenders: Contender) -> bool:
-        """Whether a case was measured for all of these."""
+        """Return whether a case was measured for all these contenders."""
         return all((name, contender.name) in self.rounds for contender in contenders)
 
     def median(self, name: str, contender: Contender, figure: str) -> float:
-        """The median of a figure over the rounds."""
+        """Return the median of a figure over the rounds."""
         return median(figures[figure] for figures in self.rounds[name, contender.name])
 
     def ratio(self, name: str, contender: Contender, other: Contender, figure: str) -> float:
-        """The median of one's figure over another's, each taken within one round: the machine's speed drifts."""
+        """Return the median ratio of two contenders within each round, because the machine's speed drifts."""
         return self.compare((name, contender), (name, other), lambda ours, theirs: ours[figure] / (theirs[figure] or 1))
 
     def compare(
@@ -81,13 +81,13 @@ class Results:
         theirs: tuple[str, Contender],
         how: Callable[[Figures, Figures], float],
     ) -> float:
-        """The median of a comparison of two cases round by round."""
+        """Return the median of a comparison of two cases, round by round."""
         pairs = zip(self.rounds[ours[0], ours[1].name], self.rounds[theirs[0], theirs[1].name], strict=True)
         return median(how(one, other) for one, other in pairs)
 
 
 def main_cases(scale: Scale) -> list[Case]:
-    """The cases of one round, in the order in which they run: what is compared stands together."""
+    """Return the cases of one round, in order. Cases that are compared run one after the other."""
 
     def case(name: str, contender: Contender, pace: Pace, clients: int = scale.clients) -> Case:
         return Case(name=name, contender=contender, pace=pace, clients=clients, measure_ms=scale.measure_ms)
@@ -112,7 +112,7 @@ def _idle_cases(scale: Scale) -> list[Case]:
 
 
 def _slow_cases(scale: Scale) -> list[Case]:
-    """2000 events a second to clients of whom none, or a tenth, never reads; and everything bad at once."""
+    """2000 events a second to clients, if none or a tenth of them never reads; and with all disturbances at once."""
     everything: Mapping[str, int | str] = {
         "dead": FEW // 10,
         "slow": FEW // 10,
@@ -155,7 +155,7 @@ def _bystander_cases(scale: Scale) -> list[Case]:
 
 
 def sweep_cases(counts: Sequence[int], scale: Scale) -> list[Case]:
-    """The cases of the picture: the same load on more and more clients."""
+    """Return the cases of the chart: the same load on more and more clients."""
     return [
         Case(
             name=f"{pace.name}, {clients} clients",

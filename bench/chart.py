@@ -1,4 +1,4 @@
-"""Line charts with logarithmic axes as SVG text. Knows points and labels, and nothing of what they mean."""
+"""Line charts with logarithmic axes, as SVG text."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ HEIGHT: Final = 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 110
 SWATCH: Final = 18
 STEPS: Final = (1, 2, 5, 10)
-"""Where a decade has ticks; its end is the next one's beginning."""
+"""The ticks of a decade; its end is the beginning of the next."""
 DECADE: Final = 10
 FONT: Final = 'font-family="sans-serif"'
 

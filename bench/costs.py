@@ -1,4 +1,4 @@
-"""What recording costs others: the application that writes, and the fan-out, in the same process and in another."""
+"""The cost of recording for the application that writes, and for the fan-out in the same and in another process."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ STEADY: Final = at_rate(100)
 
 
 async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """What the application itself can write: without us, with our triggers, and with a server that records."""
+    """Measure the writes of the application: without us, with our triggers, and with a server that records."""
     if not has_pgbench():
         measured.note("the application's own writes were not measured: there is no pgbench")
         return
@@ -39,18 +39,18 @@ async def measure_writes(make: Callable[[str], Database], folder: Path, sizes: S
         async with serving(config):
             recorded = await trio.to_thread.run_sync(served.writes_per_s, sizes.write_s)
         rounds.append((without, triggers, recorded))
-    what = f"the application's own writes with our triggers, {WRITERS} writers"
+    title = f"the application's own writes with our triggers, {WRITERS} writers"
     ratio = median(triggers / without for without, triggers, _ in rounds)
     note = f"of {median(without for without, _, _ in rounds):,.0f} transactions/s"
-    measured.add(Row(what=what, bound=0.75, value=ratio, unit="×", note=note))
+    measured.add(Row(title=title, bound=0.75, value=ratio, unit="×", note=note))
     ratio = median(recorded / without for without, _, recorded in rounds)
     measured.note(f"the same with a server that records on the same cores: {ratio:.2f}×")
 
 
 async def measure_contention(database: Database, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Fan-out while changes of another log are recorded, in its interpreter or in a process apart, against it alone.
+    """Measure the fan-out while another log is recorded, in its interpreter or in another process, against it alone.
 
-    The application and its Postgres are on the same cores: what they cost is seen where nobody records.
+    The application and its Postgres are on the same cores: their cost shows in the case without recording.
     """
     database.watch()
     database.insert_messages(sizes.changed_per_s)
@@ -72,22 +72,22 @@ async def measure_contention(database: Database, folder: Path, sizes: Sizes, mea
             )
         rounds.append(found)
     for place in PLACES:
-        what = f"fan-out to {sizes.clients} clients beside changes that {place}: rate, of alone"
+        title = f"fan-out to {sizes.clients} clients beside changes that {place}: rate, of alone"
         rate, cpu, p99, speed = (
             median(getattr(found[place], name) for found in rounds) for name in ("rate", "cpu", "p99", "recorded_per_s")
         )
         note = f"p99 at 100 events/s {p99:.2f}×"
         if place == NOBODY:
-            measured.note(f"{what}: {rate:.2f}×; {note}")
+            measured.note(f"{title}: {rate:.2f}×; {note}")
             continue
         note += f"; {speed:,.0f} events/s recorded meanwhile"
         note += f"; CPU of a delivery {cpu:.2f}×" if place == APART else ""
-        measured.add(Row(what=what, bound=0.7, value=rate, unit="×", note=note))
+        measured.add(Row(title=title, bound=0.7, value=rate, unit="×", note=note))
 
 
 @frozen(kw_only=True)
 class _Beside:
-    """Of the figures alone: how many times as much. ``recorded_per_s``: events, meanwhile."""
+    """Ratios to the figures of the fan-out alone. ``recorded_per_s``: events recorded at the same time."""
 
     rate: float
     cpu: float
@@ -98,19 +98,19 @@ class _Beside:
 async def _unrecorded(
     database: Database, _config: Path, pace: Pace, load: Mapping[str, int | str]
 ) -> tuple[Figures, float]:
-    """What the clients saw, and that nothing was recorded."""
+    """Return the figures of the clients, without recording."""
     return await _while_changing(database, partial(measure, AIRY, pace, load))
 
 
 async def _in_the_same_process(
     database: Database, config: Path, pace: Pace, load: Mapping[str, int | str]
 ) -> tuple[Figures, float]:
-    """What the clients saw, and how many events were recorded in a second."""
+    """Return the figures of the clients, and the events recorded per second."""
     return await _while_changing(database, partial(measure, AIRY, pace, load, server=("--beside", str(config))))
 
 
 async def _apart(database: Database, config: Path, pace: Pace, load: Mapping[str, int | str]) -> tuple[Figures, float]:
-    """The same, where a server without clients records."""
+    """Return the same with a server without clients that records."""
     async with serving(config):
         return await _while_changing(database, partial(measure, AIRY, pace, load))
 
@@ -123,6 +123,6 @@ async def _while_changing(database: Database, measuring: Callable[[], Figures]) 
         return figures, recorded / (time.monotonic() - begun_at)
 
 
-NOBODY: Final = "nobody records"
+NOBODY: Final = "no server records"
 APART: Final = "a process of its own records, as with several workers"
 PLACES: Final = {NOBODY: _unrecorded, "the same process records": _in_the_same_process, APART: _apart}

@@ -1,4 +1,4 @@
-"""A server as it is deployed, and how much of it is measured; what was found, said at once and kept."""
+"""A server as it is deployed, the scale of a measurement, and its results."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,24 +54,24 @@ QUICK: Final = Sizes(
 
 @define
 class Measured:
-    """What was found; ``notes`` are figures without a target."""
+    """The results; ``notes`` are figures without a target."""
 
     rows: list[Row] = field(factory=list)
     notes: list[str] = field(factory=list)
 
     def add(self, row: Row) -> None:
-        """Keep a row and say it."""
+        """Add a row and print it."""
         self.rows.append(row)
         print(line(row), flush=True)
 
     def note(self, text: str) -> None:
-        """Keep a figure without target and say it."""
+        """Add a figure without a target and print it."""
         self.notes.append(text)
         print(f"     {text}", flush=True)
 
 
 def configure(database: Database, folder: Path) -> Path:
-    """Write a settings file for a server on this database, on any port and with nothing beside."""
+    """Write a settings file for a server on this database, on any port and without an admin port."""
     path = folder / f"{database.name}.toml"
     ports = "[listener]\nport = 0\ndrain_s = 0\n[admin]\nport = 0\n"
     text = f'[database]\nurl = "{database.url}"\n{ports}[logging]\nformat = "json"\n'
@@ -81,7 +81,7 @@ def configure(database: Database, folder: Path) -> Path:
 
 @asynccontextmanager
 async def serving(config: Path) -> AsyncIterator[tuple[Server, float]]:
-    """Start the server; give it, and how many seconds it took until it listened."""
+    """Start the server; yield it and the seconds until it listened."""
     begun_at = trio.current_time()
     async with server(config, folder=ROOT) as listening:
         yield listening, trio.current_time() - begun_at

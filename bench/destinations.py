@@ -1,6 +1,6 @@
-"""What an event costs while 10 000 clients, over real sockets, are subscribed to conversations where nothing happens.
+"""The cost of an event while 10 000 clients, over real sockets, are subscribed to quiet conversations.
 
-The two cases of ``make bench`` that are about this, alone: ``python -m bench.destinations [--rounds N]``. The limit of
+Runs only these two cases of ``make bench``: ``python -m bench.destinations [--rounds N]``. The limit of
 open files must allow twice 10 000, half of them the load client's. Needs ``make bench/build/load``.
 """
 
@@ -18,7 +18,7 @@ RATIO_MAX: Final = 1.1
 
 
 def main() -> int:
-    """Measure, and print the ratio; 1 where it cannot be measured or something was lost."""
+    """Measure and print the ratio; return 1 if it cannot be measured or something was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds, scale, results = parser.parse_args().rounds, Scale(), Results()

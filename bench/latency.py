@@ -1,7 +1,7 @@
-"""Single commits with nothing else going on: from the sending of COMMIT to the frame at a client.
+"""The latency of single commits on an idle server: from the sending of COMMIT to the frame at a client.
 
-A frame is there when the client has read its octets. What the client then makes of them is its own affair and told
-apart: it is ours, in Python, and after a pause as slow as all that is seldom run.
+A frame has arrived when the client has read its octets. The time for decoding it is reported separately: the client is
+ours, in Python, and after a pause it is slow, like all code that runs seldom.
 """
 
 import time
@@ -23,8 +23,8 @@ SETTLED_PAUSE_S: Final = 1.0
 FRAME_TIMEOUT_S: Final = 10.0
 
 
-class _Noted(trio.abc.Stream):
-    """A stream, and when something was last read of it (``time.monotonic``)."""
+class _TimedStream(trio.abc.Stream):
+    """A stream that records when it was last read (``time.monotonic``)."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -46,13 +46,13 @@ class _Noted(trio.abc.Stream):
 
 
 async def measure(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
-    """Commit after short pauses, and after some that are long enough for whoever polls to have slowed down.
+    """Commit after short pauses, and after some long ones, in which a polling server would have slowed down.
 
-    A disk has slow phases of seconds, so this is done in rounds: figures are medians of them.
+    A disk has slow phases of seconds, so the figures are medians of several rounds.
     """
     rounds, slow = [], []
     async with await connect(HOST, listening.port) as client:
-        client.stream = stream = _Noted(client.stream)
+        client.stream = stream = _TimedStream(client.stream)
         await client.subscribe("/events/tag.updated", headers=[("replay", "none")])
         with database.tagging() as tagging:
             for number in range(sizes.commit_rounds):
@@ -68,10 +68,10 @@ async def measure(database: Database, listening: Server, sizes: Sizes, measured:
     shares = {"p50": [median(taken) for taken in arrived], "p99": [quantiles(taken, n=100)[98] for taken in arrived]}
     notes = f"; {decoded:.2f} ms more until our client has read it", ""
     for (share, values), bound, note in zip(shares.items(), bounds, notes, strict=True):
-        what = f"{database.name}: commit to frame at a client, idle, {share}"
+        title = f"{database.name}: commit to frame at a client, idle, {share}"
         note_of_all = f"{min(values):.2f} to {max(values):.2f}{note}"
         measured.add(
-            Row(what=what, bound=bound, value=median(values), unit=" ms", more_is_worse=True, note=note_of_all)
+            Row(title=title, bound=bound, value=median(values), unit=" ms", more_is_worse=True, note=note_of_all)
         )
     after = median(arrived_ms for arrived_ms, _ in slow)
     measured.note(
@@ -80,9 +80,9 @@ async def measure(database: Database, listening: Server, sizes: Sizes, measured:
 
 
 async def _commit(
-    client: StompClient, stream: _Noted, tagging: Tagging, number: int, pause_s: float
+    client: StompClient, stream: _TimedStream, tagging: Tagging, number: int, pause_s: float
 ) -> tuple[float, float]:
-    """Pause and commit; give the milliseconds until the frame was there, and those that the client took for it."""
+    """Pause and commit; return the milliseconds until the frame arrived and those until the client decoded it."""
     await trio.sleep(pause_s)
     committing_at = tagging.write(f"t{number}")
     with trio.fail_after(FRAME_TIMEOUT_S):

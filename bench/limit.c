@@ -1,10 +1,10 @@
 /* The physical limit: a server that answers the handshake and then only hands prebuilt bytes to the kernel.
  *
- * All its clients get the same bytes, so it has one log of frames and for each client a cursor into it. It reads what
- * clients say only as far as the load client (load.c) says it, and checks nothing. No server that sends the same
+ * All its clients get the same bytes, so it has one log of frames and for each client a cursor into it. It reads
+ * only the frames that the load client (load.c) sends, and checks nothing. No server that sends the same
  * events in the same number of writes can be faster on this machine.
  *
- * Its producer is told by standard input how far all readers are (load.c), and ends with it. The options are those of
+ * Its producer reads progress from standard input (load.c), and ends with it. The options are those of
  * bench/pace.py.
  */
 #define _GNU_SOURCE
@@ -26,7 +26,7 @@ enum phase { UPGRADING, GREETING, SUBSCRIBING, SUBSCRIBED };
 struct client {
     int fd;
     enum phase phase;
-    bool full; /* its socket takes nothing now */
+    bool full; /* its socket accepts nothing now */
     size_t position;
 };
 
@@ -61,7 +61,7 @@ static void on_readable(struct client *client) {
         if (!size || errno != EAGAIN) leave(client);
         return;
     }
-    switch (client->phase) { /* each of these comes whole, after the answer to the one before */
+    switch (client->phase) { /* each of these is received completely, after the answer to the one before */
         case UPGRADING:
             if (send(client->fd, upgraded, sizeof upgraded - 1, MSG_NOSIGNAL) < 0) leave(client);
             break;
@@ -115,7 +115,7 @@ static void append_event(void) {
     head += (size_t)size + 4;
 }
 
-/* Make room by forgetting what all clients have. */
+/* Make room by dropping what all clients have. */
 static void trim_log(void) {
     size_t had_by_all = head;
     for (int i = 0; i < clients_count; i++)

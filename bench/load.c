@@ -1,15 +1,15 @@
 /* The load client: many STOMP-over-WebSocket clients in one thread, which check everything that they receive.
  *
- * Connects (upgrade, CONNECT, SUBSCRIBE up to its RECEIPT), tells the server's producer how far all its readers are,
- * measures for a while, prints one line of JSON and ends. A Python client would be the bottleneck. It knows the wire
- * contract, and nothing of which server it speaks to.
+ * Connects (upgrade, CONNECT, SUBSCRIBE up to its RECEIPT), reports to the server's producer how many events all its
+ * readers have, measures for a while, prints one line of JSON and ends. A Python client would be the bottleneck. It
+ * depends on the wire contract only, so it works with every server of the benchmark.
  *
  * Kinds of clients, in this order of their numbers: dead (never read after their RECEIPT), slow (read a few bytes at
- * a time), coming and going (reconnect all the time, and resume), readers (the rest). Only readers count for
- * deliveries, latency and progress; all but the dead are checked: positions one after the other, each once.
+ * a time), coming and going (reconnect and resume all the time), readers (the rest). Only readers count for
+ * deliveries, latency and progress; all but the dead are checked: each position once, in order.
  *
  * Progress goes to a pipe as records of 8 octets (a number in the machine's order): how many events every reader has
- * received. The first record, 0, says "go"; the end of the pipe says that it is over.
+ * received. The first record, 0, starts the producer; the end of the pipe ends it.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,8 +29,8 @@ enum {
     EVENTS_PER_WAIT = 1024,
     EPOCH_CHARS = 6,
     LATENCY_STEP_NS = 10000,
-    LATENCY_STEPS = 1000000, /* up to 10 s; what is later counts as that */
-    REACHED_RING = 1 << 20,  /* how far the fastest reader may be ahead of the slowest, in events */
+    LATENCY_STEPS = 1000000, /* up to 10 s; higher latencies count as that */
+    REACHED_RING = 1 << 20,  /* how many events the fastest reader may be ahead of the slowest */
     SLOW_TICK_MS = 50,
     SAMPLE_MS = 100,
     COMPLAINTS_MAX = 3,
@@ -44,12 +44,12 @@ struct client {
     unsigned number;
     enum kind kind;
     enum phase phase;
-    char *held; /* the beginning of a frame that the last read cut */
+    char *held; /* the beginning of an incomplete frame */
     size_t held_bytes;
     char epoch[EPOCH_CHARS];
     bool has_position;
     uint64_t offset;      /* of the newest event, or where the subscription started */
-    uint64_t in_sequence; /* the body's own number of it, where each client has its own destination */
+    uint64_t in_sequence; /* the number in its body, if each client has its own destination */
     uint64_t received;
     int64_t leaves_at_ns;
     unsigned lives;
@@ -67,7 +67,7 @@ static int poller;
 static char scratch[SCRATCH_BYTES];
 static uint32_t latencies[LATENCY_STEPS], reached[REACHED_RING];
 static long subscribed, connecting, readers_here;
-static uint64_t done, told; /* events that all readers have; what the producer knows of it */
+static uint64_t done, reported; /* events that all readers have; the last number that the producer received */
 static bool measuring;
 static int64_t went_at_ns, first_ns, last_ns;
 
@@ -109,7 +109,7 @@ static long server_rss_kib(void) {
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* -- how far all readers are -- */
+/* -- progress -- */
 
 static void count_reached(struct client *client) {
     uint64_t number = ++client->received;
@@ -125,11 +125,11 @@ static void forget_reached(struct client *client) {
 }
 
 static void tell_progress(uint64_t least) {
-    if (progress_fd < 0 || done - told < least) return;
+    if (progress_fd < 0 || done - reported < least) return;
     uint64_t events = done * (uint64_t)(own_destinations ? clients_count : 1);
     if (write((int)progress_fd, &events, sizeof events) == sizeof events)
-        told = done;
-    else if (errno != EAGAIN) /* the producer is gone: the sockets will tell */
+        reported = done;
+    else if (errno != EAGAIN) /* the producer has ended: the sockets will show it */
         progress_fd = -1;
 }
 
@@ -138,14 +138,14 @@ static void tell_progress(uint64_t least) {
 static void leave(struct client *client) {
     if (client->phase == SUBSCRIBED) subscribed--;
     if (client->phase > ABSENT && client->phase < SUBSCRIBED) connecting--;
-    close(client->fd); /* which takes it from the poller */
+    close(client->fd); /* which removes it from the poller */
     free(client->held);
     client->held = NULL;
     client->held_bytes = 0;
     client->phase = GONE;
 }
 
-/* The server ended it. */
+/* The server ended the connection. */
 static void lose(struct client *client) {
     if (client->phase == SUBSCRIBED && client->kind == READER) forget_reached(client);
     if (client->kind == DEAD && client->phase == SUBSCRIBED) {
@@ -164,7 +164,7 @@ static void watch(struct client *client, uint32_t events) {
     if (epoll_ctl(poller, EPOLL_CTL_MOD, client->fd, &event)) fail("epoll_ctl");
 }
 
-/* Send a small masked frame; the socket's buffer has room, since so little is ever sent. */
+/* Send a small masked frame; the socket's buffer has room, because little is sent. */
 static void send_message(struct client *client, int opcode, const char *data, size_t size) {
     static const unsigned char mask[4] = {0x5a, 0x17, 0xc3, 0x88};
     unsigned char frame[2048 + 8];
@@ -243,11 +243,11 @@ static void settle_in(struct client *client, const char *data, size_t size) {
     connecting--;
     subscribed++;
     if (client->kind == READER && client->lives == 1) readers_here++;
-    if (client->kind < COMING_AND_GOING) watch(client, 0); /* the end of the connection is told all the same */
+    if (client->kind < COMING_AND_GOING) watch(client, 0); /* the end of the connection is reported anyway */
     client->leaves_at_ns = now_ns() + visit_ms * NS_PER_MS + (long)(client->number % 64) * NS_PER_MS;
 }
 
-/* -- what comes -- */
+/* -- received data -- */
 
 static void check_position(struct client *client, const char *id, size_t size) {
     if (size < EPOCH_CHARS + 2 || id[EPOCH_CHARS] != '-') {
@@ -313,7 +313,7 @@ static void on_event(struct client *client, const char *data, size_t size, int64
         line = next + 1;
     }
     const char *body = line + 1;
-    if (!id || body + length + 1 != end || end[-1]) { /* more than one frame in a message would show here */
+    if (!id || body + length + 1 != end || end[-1]) { /* detects more than one frame in a message */
         seen.malformed++;
         complain("malformed", data, size);
         return;
@@ -344,7 +344,7 @@ static void on_text(struct client *client, const char *data, size_t size, int64_
     } else if (client->phase == SUBSCRIBING && size > 8 && !memcmp(data, "RECEIPT\n", 8)) {
         settle_in(client, data, size);
     } else if (size > 6 && !memcmp(data, "ERROR\n", 6)) {
-        if (client->kind <= SLOW) return; /* who does not read is sent away: it is counted as cut */
+        if (client->kind <= SLOW) return; /* a client that does not read is disconnected, and counted as cut */
         seen.errors++;
         complain("refused", data, size);
     } else {
@@ -353,7 +353,7 @@ static void on_text(struct client *client, const char *data, size_t size, int64_
     }
 }
 
-/* Read the complete WebSocket frames at the beginning of data; give how many octets they take. */
+/* Process the complete WebSocket frames at the beginning of data; return their size in octets. */
 static size_t read_frames(struct client *client, const char *data, size_t size, int64_t now) {
     const unsigned char *octets = (const unsigned char *)data;
     size_t at = 0;
@@ -372,7 +372,7 @@ static size_t read_frames(struct client *client, const char *data, size_t size, 
         if (length > SCRATCH_BYTES / 2) refuse("a frame of the server", "is too long");
         if (size - at < head + length) break;
         const char *payload = data + at + head;
-        switch (octets[at]) { /* FIN and the opcode: a fragment is not among what is promised */
+        switch (octets[at]) { /* FIN and the opcode: the server promises not to send fragments */
             case 0x81: on_text(client, payload, length, now); break;
             case 0x88: lose(client); return size;
             case 0x89: send_message(client, 10, payload, length); break;
@@ -443,7 +443,7 @@ static int poll_clients(int timeout_ms) {
                 upgrade(client);
             }
         } else if (client->kind < COMING_AND_GOING && client->phase == SUBSCRIBED) {
-            lose(client); /* reset, or closed from the other side: nothing else is watched */
+            lose(client); /* reset, or closed by the server: nothing else is watched */
         } else {
             on_readable(client, SCRATCH_BYTES);
         }
@@ -451,14 +451,14 @@ static int poll_clients(int timeout_ms) {
     return count;
 }
 
-/* -- what happens at its time -- */
+/* -- timed actions -- */
 
 static void read_slowly(void) {
     for (long i = dead_count; i < dead_count + slow_count; i++)
         if (clients[i].phase == SUBSCRIBED) on_readable(&clients[i], (size_t)slow_bytes);
 }
 
-/* Those whose time has come leave, each time in another way, and come back at once. */
+/* Disconnect those whose time is over, each time in another way, and reconnect at once. */
 static void come_and_go(int64_t now) {
     static const char goodbye[] = "DISCONNECT\n\n";
     for (long i = dead_count + slow_count; i < dead_count + slow_count + visitors_count; i++) {
@@ -499,13 +499,13 @@ static void idle(long for_ms) {
 
 static int64_t next_time_ns(int64_t due, long every_ms) { return due + every_ms * NS_PER_MS; }
 
-/* Receive for a while; give the highest resident memory of the server that was seen. */
+/* Receive for a while; return the highest resident memory of the server that was sampled. */
 static long receive(long for_ms) {
     static int64_t slow_due, ping_due, sample_due;
     int64_t until = now_ns() + for_ms * NS_PER_MS;
     long rss_max = server_rss_kib();
     for (int64_t now = now_ns(); now < until; now = now_ns()) {
-        int count = poll_clients(done > told || slow_count || visitors_count ? 1 : 10);
+        int count = poll_clients(done > reported || slow_count || visitors_count ? 1 : 10);
         tell_progress(count ? (uint64_t)progress_every : 1);
         if (slow_count && now >= slow_due) slow_due = next_time_ns(now, SLOW_TICK_MS), read_slowly();
         if (visitors_count) come_and_go(now);

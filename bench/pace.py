@@ -1,7 +1,7 @@
-"""When a producer appends how many events: the same for every server that is measured. Knows no clock and no pipe.
+"""When a producer appends how many events: the same rule for every measured server, independent of clock and pipe.
 
-Each producer is told how many events all readers have received (``Progress``), so that none is judged by what it
-believes to have sent, and a server that only fills its own buffers is not faster.
+Each producer gets the number of events that all readers have received (``Progress``). So a server that only fills its
+own buffers is not faster.
 """
 
 import argparse
@@ -18,8 +18,8 @@ READ_BYTES: Final = 512 * _RECORD.size
 class Pace:
     """Closed loop: at least ``least`` and at most ``most`` events at once, up to ``window`` not yet received by all.
 
-    ``rate`` above 0: an open loop instead, so many events a second, whoever keeps up. ``alone``: a batch waits until
-    the one before was written wherever it could be, so that each has a write of its own.
+    ``rate`` above 0: an open loop instead, with so many events a second, even if clients fall behind. ``alone``: a
+    batch waits until the one before was written to all writable sockets, so that each has a write of its own.
     """
 
     name: str
@@ -30,20 +30,20 @@ class Pace:
     alone: bool = False
 
     def due(self, produced: int, reached: int, elapsed_s: float) -> int:
-        """How many events are to be appended now."""
+        """Return how many events to append now."""
         if self.rate:
             return max(0, int(elapsed_s * self.rate) - produced)
         room = self.window - (produced - reached)
         return 0 if room < self.least else min(room, self.most)
 
     def arguments(self) -> list[str]:
-        """The options that say this on a command line, without ``--alone``, which ``limit.c`` always is."""
+        """Return the command-line options without ``--alone``, which always holds for ``limit.c``."""
         named = {"least": self.least, "most": self.most, "window": self.window, "rate": self.rate}
         return [word for name, value in named.items() for word in (f"--{name}", str(value))]
 
     @classmethod
     def parser(cls, description: str | None) -> argparse.ArgumentParser:
-        """Make a parser of these options, to which others can be added."""
+        """Return a parser of these options, to which others can be added."""
         parser = argparse.ArgumentParser(description=description)
         for name, default in (("least", 1), ("most", 1), ("window", 64), ("rate", 0)):
             parser.add_argument(f"--{name}", type=int, default=default)
@@ -52,7 +52,7 @@ class Pace:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Self:
-        """What the options say."""
+        """Return the pace of the options."""
         return cls(
             name="",
             least=arguments.least,
@@ -69,22 +69,22 @@ BURSTS: Final = Pace(name="bursts of 50", least=50, most=50, window=200, alone=T
 
 
 def at_rate(events_per_s: int) -> Pace:
-    """So many events a second."""
+    """Return a pace of so many events a second."""
     return Pace(name=f"{events_per_s} events/s", rate=events_per_s)
 
 
 @define
 class Progress:
-    """What the load client has told: how many events all readers have; that it goes on; that it is over."""
+    """The reports of the load client: how many events all readers have, and whether it has begun and ended."""
 
     reached: int = 0
-    going: bool = False
+    begun: bool = False
     ended: bool = False
 
-    def hear(self, data: bytes) -> None:
-        """Take what was read from the pipe, whole records since they are written whole; nothing is its end."""
+    def update(self, data: bytes) -> None:
+        """Process data from the pipe: complete records, because they are written atomically; empty at its end."""
         if not data:
             self.ended = True
             return
         (self.reached,) = _RECORD.unpack(data[-_RECORD.size :])
-        self.going = True
+        self.begun = True

@@ -1,4 +1,4 @@
-"""The events that every server sends here: a message as in production, 348 octets, with what the load client checks."""
+"""The event that every measured server sends: a message as in production, 348 octets, with what the client checks."""
 
 import time
 from typing import Final

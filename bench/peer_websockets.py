@@ -1,6 +1,6 @@
-"""The peer: what a Python web developer writes with ``websockets`` and its ``broadcast()``, on asyncio.
+"""The peer: a typical server with ``websockets`` and its ``broadcast()``, on asyncio.
 
-As much STOMP as the load client needs, and no more: one group of clients for each subscription id, no positions, no
+It has only as much STOMP as the load client needs: one group of clients for each subscription id, no positions, no
 replay, no acknowledgements. Prints its port; ends when its standard input does.
 """
 
@@ -23,7 +23,7 @@ Groups = dict[str, set[ServerConnection]]
 
 
 class Listening:
-    """What standard input tells of progress."""
+    """The progress reported on standard input."""
 
     def __init__(self) -> None:
         self.progress = Progress()
@@ -32,12 +32,12 @@ class Listening:
         asyncio.get_running_loop().add_reader(0, self._hear)
 
     async def wait(self) -> None:
-        """Return when something new was told."""
+        """Wait for the next report."""
         await self._heard.wait()
         self._heard.clear()
 
     def _hear(self) -> None:
-        self.progress.hear(os.read(0, READ_BYTES))
+        self.progress.update(os.read(0, READ_BYTES))
         self._heard.set()
         if self.progress.ended:
             asyncio.get_running_loop().remove_reader(0)
@@ -55,7 +55,7 @@ def frame(subscription: str, number: int) -> str:
 async def produce(pace: Pace, groups: Groups, listening: Listening) -> None:
     """Broadcast until the end of progress."""
     progress, loop, produced = listening.progress, asyncio.get_running_loop(), 0
-    while not progress.going and not progress.ended:
+    while not progress.begun and not progress.ended:
         await listening.wait()
     start = loop.time()
     while not progress.ended:

@@ -1,7 +1,6 @@
-"""The processes of one measurement: a server, then the load client, which tells the server's producer how far it is.
+"""The processes of one measurement: a server, and the load client, which reports its progress to the producer.
 
-Everything ends by itself: the load client after its time, the server with the pipe from it. What does not is killed,
-and nothing else is.
+Both end by themselves: the load client after its time, the server when the pipe is closed. If not, they are killed.
 """
 
 import json
@@ -27,7 +26,7 @@ LOAD_TIMEOUT_S: Final = 120.0
 FAULTS: Final = ("gaps", "duplicates", "malformed", "foreign_epochs", "errors", "lost")
 
 Figures = Mapping[str, float]
-"""What the load client prints (``load.c``), and ``faults``: the sum of all that must not be."""
+"""The figures that the load client prints (``load.c``), and ``faults``: the sum of all faults."""
 
 
 @frozen
@@ -39,7 +38,7 @@ class Contender:
     python: bool = True
 
     def arguments(self, pace: Pace, more: Sequence[str] = ()) -> list[str]:
-        """The whole command line."""
+        """Return the complete command line."""
         alone = ["--alone"] if self.python and pace.alone else []
         return [*self.command, *pace.arguments(), *alone, *more]
 
@@ -50,7 +49,7 @@ PEER: Final = Contender("websockets", (sys.executable, "-m", "bench.peer_websock
 
 
 class MeasuringFailedError(Exception):
-    """A program of the benchmark did not do its part."""
+    """A program of the benchmark has failed."""
 
 
 def measure(
@@ -61,18 +60,18 @@ def measure(
     server: Sequence[str] = (),
     bystanders: int = 0,
 ) -> Figures:
-    """Start a server, load it, and give what was seen.
+    """Start a server, load it, and return the figures.
 
     ``bystanders``: how many further clients there are, each on a destination where nothing happens. Raises
     ``MeasuringFailedError``.
     """
-    told, tells = os.pipe()
-    with os.fdopen(tells, "wb") as progress, _server(contender.arguments(pace, server), told) as (port, pid):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as progress, _server(contender.arguments(pace, server), reading) as (port, pid):
         address = {"port": port, "server-pid": pid}
         every = max(1, pace.window // 4)
-        options = {**address, "progress-fd": tells, "progress-every": every, **load}
-        with _bystanders(address, bystanders), loading(options, (tells,)) as client:
-            progress.close()  # now the client alone holds it, and the server ends with the client
+        options = {**address, "progress-fd": writing, "progress-every": every, **load}
+        with _bystanders(address, bystanders), loading(options, (writing,)) as client:
+            progress.close()  # now only the client has it open, so the server ends with the client
             return client.figures()
 
 
@@ -83,16 +82,16 @@ class Load:
     _process: "subprocess.Popen[str]"
 
     def figures(self) -> Figures:
-        """Wait for its end and give what it saw. Raises ``MeasuringFailedError``."""
+        """Wait for its end and return its figures. Raises ``MeasuringFailedError``."""
         try:
-            told, _ = self._process.communicate(timeout=LOAD_TIMEOUT_S)
+            printed, _ = self._process.communicate(timeout=LOAD_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             message = "the load client did not end"
             raise MeasuringFailedError(message) from None
         if self._process.returncode:
             message = f"the load client failed ({self._process.returncode})"
             raise MeasuringFailedError(message)
-        figures: dict[str, float] = json.loads(told)
+        figures: dict[str, float] = json.loads(printed)
         return {**figures, "faults": sum(figures[name] for name in FAULTS)}
 
 
@@ -118,10 +117,10 @@ def loading(options: Mapping[str, int | str], pass_fds: Sequence[int] = (), *, q
 
 
 @contextmanager
-def _server(command: Sequence[str], told: int) -> Iterator[tuple[int, int]]:
-    """Start a server whose standard input is ``told``, and give its port and process id."""
-    process = subprocess.Popen(command, stdin=told, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    os.close(told)
+def _server(command: Sequence[str], stdin: int) -> Iterator[tuple[int, int]]:
+    """Start a server with this standard input, which is closed here; yield its port and process id."""
+    process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(stdin)
     try:
         line = _first_line(process, START_TIMEOUT_S)
         if not line.isdigit():
@@ -156,11 +155,11 @@ def _bystanders(address: Mapping[str, int], count: int) -> Iterator[None]:
 
 
 def _first_line(process: "subprocess.Popen[str]", timeout_s: float) -> str:
-    """The first line that a process prints, without its end; empty where none comes in time."""
+    """Return the first line that a process prints, without its end; empty if there is none in time."""
     assert process.stdout is not None
     line = b""
     while select.select([process.stdout], [], [], timeout_s)[0]:
-        octet = os.read(process.stdout.fileno(), 1)  # one at a time: ``communicate`` has only what is left
+        octet = os.read(process.stdout.fileno(), 1)  # one at a time, because ``communicate`` must get the rest
         if octet in (b"\n", b""):
             break
         line += octet

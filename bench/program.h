@@ -1,7 +1,4 @@
-/* What both programs of the benchmark need: options, the clock, the limit of open files, the end in case of a fault.
- *
- * Knows nothing of WebSocket and STOMP.
- */
+/* What both programs of the benchmark share: options, the clock, the limit of open files, exit on errors. */
 #ifndef AIRY_TRIO_BENCH_PROGRAM_H
 #define AIRY_TRIO_BENCH_PROGRAM_H
 
@@ -49,7 +46,7 @@ struct option_of {
     const char **text;
 };
 
-/* Read "--name value" pairs into the places of a table that ends with a row without name. */
+/* Read "--name value" pairs into the places of a table that ends with a row without a name. */
 static void read_options(int count, char **words, const struct option_of *known) {
     for (int i = 1; i < count; i += 2) {
         const struct option_of *option = known;

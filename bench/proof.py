@@ -1,6 +1,6 @@
-"""Proves, before anything is measured, that the load client would see what must not be: it is shown one of each.
+"""Prove, before anything is measured, that the load client detects each kind of fault.
 
-A server of one connection on a thread, which says what it is told; WebSocket and STOMP are written by hand here.
+A server in a thread serves one connection and sends the given messages. WebSocket and STOMP are written by hand.
 """
 
 import socket
@@ -11,7 +11,7 @@ from typing import Final
 from bench.processes import Figures, MeasuringFailedError, loading
 
 GOOD: Final = ("aaaaaa-1", "aaaaaa-2")
-SHOWN: Final[dict[str, tuple[str, ...]]] = {
+FAULTY: Final[dict[str, tuple[str, ...]]] = {
     "gaps": (*GOOD, "aaaaaa-5"),
     "duplicates": (*GOOD, "aaaaaa-2", "aaaaaa-3"),
     "foreign_epochs": (*GOOD, "bbbbbb-3"),
@@ -24,27 +24,27 @@ _UPGRADED: Final = (
 
 
 def prove() -> None:
-    """Raise ``MeasuringFailedError`` where the load client misses a fault, or sees one where there is none."""
+    """Raise ``MeasuringFailedError`` if the load client misses a fault, or reports one without cause."""
     _expect(GOOD, {})
-    for fault, positions in SHOWN.items():
+    for fault, positions in FAULTY.items():
         _expect(positions, {fault: 1})
     _expect([*GOOD, "aaaaaa-3"], {"malformed": 1}, together=True)
 
 
 def _expect(positions: Sequence[str], wanted: dict[str, int], *, together: bool = False) -> None:
-    figures = _show(positions, together=together)
-    found = {fault: figures[fault] for fault in SHOWN if figures[fault]}
+    figures = _figures(positions, together=together)
+    found = {fault: figures[fault] for fault in FAULTY if figures[fault]}
     if found != wanted:
-        message = f"the load client was sent {positions} and told {found} instead of {wanted}"
+        message = f"the load client received {positions} and reported {found} instead of {wanted}"
         raise MeasuringFailedError(message)
 
 
-def _show(positions: Sequence[str], *, together: bool) -> Figures:
+def _figures(positions: Sequence[str], *, together: bool) -> Figures:
     """Send MESSAGE frames with these positions; ``together``: in one WebSocket message, which is not allowed."""
     messages = [f"MESSAGE\nmessage-id:{position}\ncontent-length:2\n\n{{}}\0".encode() for position in positions]
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        said = [b"".join(messages)] if together else messages
-        thread = threading.Thread(target=_say, args=(listening, said))
+        sent = [b"".join(messages)] if together else messages
+        thread = threading.Thread(target=_serve, args=(listening, sent))
         thread.start()
         options = {
             "port": listening.getsockname()[1],
@@ -59,7 +59,7 @@ def _show(positions: Sequence[str], *, together: bool) -> Figures:
     return figures
 
 
-def _say(listening: socket.socket, messages: Sequence[bytes]) -> None:
+def _serve(listening: socket.socket, messages: Sequence[bytes]) -> None:
     connection, _ = listening.accept()
     with connection:
         for answer in (_UPGRADED, _text(b"CONNECTED\nversion:1.2\n\n\0"), _text(b"RECEIPT\nreceipt-id:s\n\n\0")):

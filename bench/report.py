@@ -1,4 +1,4 @@
-"""The results as Markdown: the machine, the targets, every figure; and the picture. Measures nothing."""
+"""The results as Markdown: the machine, the targets and all figures; and the chart."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from bench.cases import Results, Scale
 from bench.chart import Line, Panel, svg
 from bench.pace import NATURAL, STRICT, Pace, at_rate
 from bench.processes import AIRY, LIMIT, PEER, Contender
-from bench.targets import Row, told
+from bench.targets import Row, rounded
 
 _COLUMNS: Final = (
     ("deliveries/s", "deliveries_per_s"),
@@ -31,8 +31,8 @@ DELIVERY: Final = "Delivery: side by side with the limit and a peer"
 HOW: Final = """\
 *delivery*: one MESSAGE (348 octets of body, about 468 on the wire) received and checked by one client. *C limit*:
 `limit.c`, which only hands prebuilt bytes to the kernel. *websockets*: `peer_websockets.py`, asyncio and `broadcast()`.
-All on loopback, where the sender also pays for the receiver's side of TCP. CPU is user and system time of the server's
-process. Each producer is told by the load client how many events all readers have. Connects wait for the RECEIPT of
+All on loopback, so the sender also pays for the receiver's side of TCP. CPU is user and system time of the server's
+process. The load client reports to each producer how many events all readers have. Connects wait for the RECEIPT of
 SUBSCRIBE. Ratios are taken within one round; all figures are medians of the rounds.
 """
 
@@ -40,7 +40,7 @@ SUBSCRIBE. Ratios are taken within one round; all figures are medians of the rou
 def parts(
     results: Results, rows: Sequence[Row], scale: Scale, *, rounds: int, loads: Sequence[float]
 ) -> dict[str, list[str]]:
-    """The parts of the section on delivery. ``loads``: the load averages of the machine before and after."""
+    """Return the parts of the section on delivery. ``loads``: the load averages of the machine before and after."""
     how = f"`make bench`, {datetime.now(UTC):%Y-%m-%d}; {rounds} interleaved rounds of {scale.measure_ms / 1000:g} s."
     picture = "![deliveries per second and p99 against the number of clients](deliveries.svg)"
     return {
@@ -50,13 +50,13 @@ def parts(
 
 
 def write(section: str, parts: Mapping[str, Sequence[str]], results: Path) -> None:
-    """Put parts into their places in a file of results, which is made where there is none."""
+    """Replace parts in a file of results, which is created if it does not exist."""
     before = results.read_text(encoding="utf-8") if results.exists() else "# Results\n\n"
     results.write_text(put_section(before, section, parts), encoding="utf-8")
 
 
 def put_section(document: str, section: str, parts: Mapping[str, Sequence[str]]) -> str:
-    """A document with these parts, by their titles, in one of its sections; what else stands in it stays as it is."""
+    """Return the document with these parts, by title, replaced in one of its sections; the rest is unchanged."""
     sections = _split(document, "## ")
     known = _split(sections.get(section, ""), "### ")
     known |= {title: "\n" + "\n".join(lines).strip("\n") + "\n\n" for title, lines in parts.items()}
@@ -65,7 +65,7 @@ def put_section(document: str, section: str, parts: Mapping[str, Sequence[str]])
 
 
 def _split(text: str, mark: str) -> dict[str, str]:
-    """The parts of a text by their titles, in order; what stands before the first title under the empty one."""
+    """Return the parts of a text by title, in order. The text before the first title has an empty one."""
     head, *parts = re.split(rf"^{mark}", text, flags=re.MULTILINE)
     found = {"": head} if head.strip() else {}
     for part in parts:
@@ -79,7 +79,7 @@ def _joined(parts: Mapping[str, str], mark: str) -> str:
 
 
 def machine(loads: Sequence[float]) -> list[str]:
-    """What it was measured on, without names."""
+    """Describe the machine, without names."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("trio", "trio-websocket", "websockets"))
@@ -136,13 +136,13 @@ def targets(rows: Iterable[Row]) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return row.what, row.target, row.reached, row.verdict, row.note
+    return row.title, row.target, row.reached, row.verdict, row.note
 
 
 def _all_figures(results: Results) -> Iterable[tuple[str, ...]]:
     by_name = {contender.name: contender for contender in (LIMIT, AIRY, PEER)}
     for name, server in results.rounds:
-        values = (told(results.median(name, by_name[server], figure)) for _, figure in _COLUMNS)
+        values = (rounded(results.median(name, by_name[server], figure)) for _, figure in _COLUMNS)
         yield name, server, *values
 
 

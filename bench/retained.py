@@ -1,4 +1,4 @@
-"""The server's event log from outside: its head, and as many events in it as a long life would leave."""
+"""The server's event log, accessed without the server: its head, and a fill with many events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ CONVERSATIONS: Final = 20_000
 
 
 async def fill(database_url: str, upto: int) -> None:
-    """Append to the log of a server on this database, which has run before and does not now, up to this offset."""
+    """Append up to this offset to the log of a server on this database, which must have run and be stopped."""
     async with _store(database_url) as store:
         head, point = (await store.bounds()).head, await store.resume_point()
         assert point is not None
@@ -30,7 +30,7 @@ async def fill(database_url: str, upto: int) -> None:
 
 
 async def seek(database_url: str) -> tuple[float, int]:
-    """Read all events of one conversation from the oldest position on; give how many seconds it took, and how many."""
+    """Read all events of one conversation from the oldest position; return the seconds and their number."""
     async with _store(database_url) as store:
         after, begun_at = (await store.bounds()).floor, trio.current_time()
         found = await store.read(after, 1000, OfConversation("c1"), bytes_max=READ_BYTES_MAX)
@@ -38,7 +38,7 @@ async def seek(database_url: str) -> tuple[float, int]:
 
 
 async def newest(database_url: str) -> int:
-    """The offset of the newest event."""
+    """Return the offset of the newest event."""
     async with _store(database_url) as store:
         return (await store.bounds()).last
 
@@ -55,7 +55,7 @@ async def _store(database_url: str) -> AsyncIterator[SqlStore]:
 
 
 def stored_event(number: int) -> NewEvent:
-    """Make an event as a message in production is, in one of ``CONVERSATIONS``."""
+    """Return an event like a message in production, in one of ``CONVERSATIONS``."""
     return NewEvent(
         type="message.updated",
         object=f"message:m{number}",

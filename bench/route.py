@@ -1,4 +1,4 @@
-"""``make bench-route``: the whole route, from a commit in a real database to a client; writes into ``RESULTS.md``.
+"""``make bench-route``: everything from a commit in a real database to a client; writes into ``RESULTS.md``.
 
 Starts the server as it is deployed, with its event log in SQL. Without ``--database-url`` it starts a Postgres with the
 settings of a new installation, ``fsync`` among them. ``BENCH='--parts bulk,latency'`` measures only these.
@@ -33,12 +33,12 @@ SECTION: Final = "The route: from a commit to a client"
 BULK_TIMEOUT_MS: Final = 60_000
 
 Make = Callable[[str], Database]
-"""Makes a Postgres database by its name."""
+"""Creates a Postgres database by name."""
 Part = Callable[[Make, Path, Sizes, Measured], Awaitable[None]]
 
 
 async def measure_bulk(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """A change of many rows in one transaction, and the replay of what it gave."""
+    """Measure a change of many rows in one transaction, and the replay of its events."""
     for database in _databases("bulk", make, folder):
         database.watch()
         async with serving(configure(database, folder)) as (listening, _):
@@ -48,7 +48,7 @@ async def measure_bulk(make: Make, folder: Path, sizes: Sizes, measured: Measure
 
 
 async def measure_latency(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Single commits with nothing else going on."""
+    """Measure single commits on an idle server."""
     for database in _databases("latency", make, folder):
         database.watch()
         async with serving(configure(database, folder)) as (listening, _):
@@ -56,7 +56,7 @@ async def measure_latency(make: Make, folder: Path, sizes: Sizes, measured: Meas
 
 
 async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """How long a start takes and what it holds, with few and with many retained events; and a quiet conversation."""
+    """Measure the start and its memory, with few and with many retained events; and a quiet conversation."""
     for database in _databases("start", make, folder):
         database.watch()
         config = configure(database, folder)
@@ -66,12 +66,12 @@ async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measur
         few_s, few_kib = await _start(config)
         await fill(database.url, sizes.retained)
         many_s, many_kib = await _start(config)
-        what = f"{database.name}: from the start of the program to ready with {sizes.retained:,} retained events"
+        title = f"{database.name}: from the start of the program to ready with {sizes.retained:,} retained events"
         note = f"{few_s:.2f} s with {sizes.few_retained:,}; the tail holds {LogOptions().tail_events:,}"
-        measured.add(Row(what=what, bound=2, value=many_s, unit=" s", more_is_worse=True, note=note))
-        what = f"{database.name}: resident memory then, of that with {sizes.few_retained:,} and a full tail"
+        measured.add(Row(title=title, bound=2, value=many_s, unit=" s", more_is_worse=True, note=note))
+        title = f"{database.name}: resident memory then, of that with {sizes.few_retained:,} and a full tail"
         note = f"{many_kib / 1024:.0f} MiB; {few_kib / 1024:.0f} MiB with {sizes.few_retained:,} and half a tail"
-        measured.note(f"{what}: {note}")
+        measured.note(f"{title}: {note}")
         took_s, count = await seek(database.url)
         measured.note(
             f"{database.name}: all {count} events of one conversation among {sizes.retained:,}: {took_s * 1000:.1f} ms"
@@ -79,7 +79,7 @@ async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measur
 
 
 async def _start(config: Path) -> tuple[float, int]:
-    """Start the server once to warm the machine up, and once more; give seconds until it listened, and its memory."""
+    """Start the server twice, once to warm up; return the seconds until it listened, and its memory."""
     async with serving(config):
         pass
     async with serving(config) as (listening, start_s):
@@ -100,23 +100,23 @@ def _databases(part: str, make: Make, folder: Path) -> Iterator[Database]:
 async def _measure_bulk(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
     figures, committed_at = await _bulk(listening, sizes.rows, database.update_messages)
     rate = sizes.rows / (figures["last_us"] / 1e6 - committed_at)
-    what = f"{database.name}: {sizes.rows:,} rows changed in bulk, from the commit to the last event at a client"
+    title = f"{database.name}: {sizes.rows:,} rows changed in bulk, from the commit to the last event at a client"
     note = f"the first after {figures['first_us'] / 1e3 - committed_at * 1e3:.0f} ms"
-    measured.add(Row(what=what, bound=30_000, value=rate, unit=" events/s", note=note))
+    measured.add(Row(title=title, bound=30_000, value=rate, unit=" events/s", note=note))
 
 
 async def _measure_replay(database: Database, listening: Server, sizes: Sizes, measured: Measured) -> None:
     figures, _ = await _bulk(listening, sizes.rows, time.monotonic, replay="all")
     events = figures["deliveries_before"] + figures["deliveries"]
     rate = events / ((figures["last_us"] - figures["first_us"]) / 1e6)
-    what = f"{database.name}: replay of {sizes.rows:,} events from the store to one client"
-    measured.add(Row(what=what, bound=50_000, value=rate, unit=" events/s"))
+    title = f"{database.name}: replay of {sizes.rows:,} events from the store to one client"
+    measured.add(Row(title=title, bound=50_000, value=rate, unit=" events/s"))
 
 
 async def _bulk(
     listening: Server, events: int, change: Callable[[], float], *, replay: str = "none"
 ) -> tuple[Figures, float]:
-    """Make a change while a client listens; what that saw up to so many events, and what ``change`` gave."""
+    """Make a change while a client listens; return the client's figures for ``events``, and ``change()``."""
     options: dict[str, int | str] = {
         "port": listening.port,
         "clients": 1,
@@ -185,7 +185,7 @@ def main() -> int:
 
 
 def _write(title: str, name: str, measured: Measured, loads: Sequence[float]) -> None:
-    """Put one part into its place in ``RESULTS.md``."""
+    """Replace one part of ``RESULTS.md``."""
     how = f"`make bench-route BENCH='--parts {name}'`, {datetime.now(UTC):%Y-%m-%d}."
     lines = [how, "", *report.machine(loads), ""]
     if measured.rows:

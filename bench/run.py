@@ -65,7 +65,7 @@ def _run(cases: Sequence[Case], results: Results, title: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which medians are taken")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; the figures are their medians")
     parser.add_argument("--measure-ms", type=int, default=2000, help="how long each case is measured")
     parser.add_argument("--quick", action="store_true", help="one short round with few clients: does it work at all?")
     parser.add_argument(

@@ -40,7 +40,7 @@ _CONNECTION_LIMITS: Final = ("connections_max", "connections_per_address_max")
 
 
 class Producer:
-    """Appends events to a log at a pace, and trims the store to what the tail holds."""
+    """Appends events to a log at a pace, and trims the store to the size of the tail."""
 
     def __init__(self, log: EventLog, pace: Pace, *, conversations: int, keep_events: int) -> None:
         self.log = log
@@ -51,16 +51,16 @@ class Producer:
         self._heard = trio.Event()
 
     async def listen(self) -> None:
-        """Hear of progress from standard input, to its end."""
+        """Read progress from standard input until its end."""
         async with trio.lowlevel.FdStream(os.dup(0)) as pipe:
             while not self._progress.ended:
-                self._progress.hear(bytes(await pipe.receive_some(READ_BYTES)))
+                self._progress.update(bytes(await pipe.receive_some(READ_BYTES)))
                 self._heard.set()
 
     async def produce(self) -> None:
         """Append until the end of progress."""
         produced, trimmed = 0, 0
-        while not self._progress.going and not self._progress.ended:
+        while not self._progress.begun and not self._progress.ended:
             await self._next_word()
         start = trio.current_time()
         while not self._progress.ended:
@@ -156,20 +156,20 @@ async def main() -> None:
 
 
 def _listener_options(send_timeout_s: float) -> ListenerOptions:
-    """Any free port, and as many connections as there are files: all clients come from one address here."""
+    """Return options for any free port, without a limit for one address, which all clients have here."""
     known = attrs.fields_dict(ListenerOptions)
     limits: dict[str, Any] = {name: _MANY for name in _CONNECTION_LIMITS if name in known}
     return ListenerOptions(port=0, send_timeout_s=send_timeout_s, **limits)
 
 
 def _prepare_process() -> None:
-    """Give the process what the server gives itself at start."""
+    """Prepare the process as the server does at its start."""
     _log_as_deployed()
     server.prepare_process()
 
 
 def _log_as_deployed() -> None:
-    """Log at the default level, as JSON, to nowhere: writing a line for each connection is part of the work."""
+    """Log at the default level, as JSON, to /dev/null: writing a line for each connection is part of the work."""
     nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     structlog.configure(
         processors=[

@@ -1,7 +1,7 @@
-"""``make bench-stomp``: how fast frames are read and written, beside the codecs of two clients and a plain copy.
+"""``make bench-stomp``: how fast frames are decoded and encoded, compared with the codecs of two clients and a copy.
 
-All contenders take turns in one run on the same octets, and CPU time is counted, so that what else runs on the machine
-hardly shows. It writes ``STOMP_CODEC.md``.
+All contenders take turns in one run on the same octets, and CPU time is counted, so that other programs on the machine
+hardly matter. It writes ``STOMP_CODEC.md``.
 """
 
 import os
@@ -44,7 +44,7 @@ the parts that are made once for a subscription and an event, as the server does
 
 @frozen
 class Case:
-    """One kind of work: what each contender does for one frame. Who has no such work is left out."""
+    """One kind of work: the function of each contender for one frame. Contenders without it are left out."""
 
     name: str
     work: Mapping[str, Callable[[], object]]
@@ -90,7 +90,7 @@ def writing_receipt() -> Case:
 
 
 def writing_message(name: str, size: int) -> Case:
-    """Put together one MESSAGE."""
+    """Assemble one MESSAGE."""
     body = b"x" * size
     headers = {
         "destination": "/events",
@@ -116,7 +116,7 @@ def writing_message(name: str, size: int) -> Case:
 
 
 def frames_per_s(work: Callable[[], object]) -> float:
-    """Do it for ``ROUND_S`` of CPU time."""
+    """Run the work for ``ROUND_S`` of CPU time."""
     done, batch, begun_at = 0, 1, time.process_time()
     while (spent := time.process_time() - begun_at) < ROUND_S:
         for _ in range(batch):
@@ -127,7 +127,7 @@ def frames_per_s(work: Callable[[], object]) -> float:
 
 
 def measured(case: Case) -> tuple[str, ...]:
-    """The row of a case: the medians of interleaved rounds."""
+    """Return the row of a case: the medians of interleaved rounds."""
     rounds = [{name: frames_per_s(work) for name, work in case.work.items()} for _ in range(ROUNDS)]
     cells = [case.name]
     for name in CONTENDERS:
@@ -138,7 +138,7 @@ def measured(case: Case) -> tuple[str, ...]:
 
 
 def in_words(ratio: float) -> str:
-    """Two digits of a ratio, as few as it has."""
+    """Return a ratio with two digits."""
     return f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"  # noqa: PLR2004 - beyond, .2g writes exponents
 
 

@@ -1,4 +1,4 @@
-"""What each event store of ours can do: appends and replays a second, as the recorder and a replay ask for them."""
+"""The speed of each event store: appends a second as by the recorder, and replays a second."""
 
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +27,7 @@ APPEND_FSYNC: Final = "its own server with appendonly yes, appendfsync everysec"
 
 
 async def measure_stores(make: Callable[[str], Database], folder: Path, sizes: Sizes, measured: Measured) -> None:
-    """Append and replay over each back end."""
+    """Measure appends and replays of each back end."""
     await _measure("memory", _memory, sizes, measured)
     await _measure("sql on SQLite", lambda: _sql(f"sqlite:///{folder}/events.db"), sizes, measured)
     await _measure("sql on Postgres", lambda: _sql(make("events").url), sizes, measured)

@@ -1,4 +1,4 @@
-"""The targets, and how far they were reached: one row each, a miss told with its size."""
+"""The targets and their results: one row each, with the size of a miss."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -10,15 +10,15 @@ from bench.processes import AIRY, LIMIT, PEER, Figures
 
 WHOLE_FROM: Final = 100
 LOAD_CPU_SHARE_MAX: Final = 0.9
-"""Of the load client's core: beyond it the client is what limits."""
+"""The share of its core above which the load client is the limit."""
 RSS_BEYOND_TAIL_KIB: Final = 3 * 1024
 
 
 @frozen(kw_only=True)
 class Row:
-    """One target. ``bound`` is the least that is good, or the most where ``more_is_worse``."""
+    """One target. ``bound`` is the minimum, or the maximum if ``more_is_worse``."""
 
-    what: str
+    title: str
     bound: float
     value: float
     unit: str = ""
@@ -38,7 +38,7 @@ class Row:
     @property
     def reached(self) -> str:
         """The value in words, with the unit of the target."""
-        return f"{told(self.value)}{self.unit}"
+        return f"{rounded(self.value)}{self.unit}"
 
     @property
     def verdict(self) -> str:
@@ -46,25 +46,25 @@ class Row:
         if self.met:
             return "met"
         if self.bound == 0:
-            return f"missed by {told(self.value)}"
+            return f"missed by {rounded(self.value)}"
         return f"**missed by {abs(self.value - self.bound) / self.bound:.0%}**"
 
 
 def line(row: Row) -> str:
-    """A row for the terminal."""
-    words = f"{'ok  ' if row.met else 'MISS'} {row.what}: {row.reached} (target {row.target})"
+    """Return a row for the terminal."""
+    words = f"{'ok  ' if row.met else 'MISS'} {row.title}: {row.reached} (target {row.target})"
     return f"{words}; {row.note}" if row.note else words
 
 
-def told(value: float) -> str:
-    """Give a number with as many digits as it deserves."""
+def rounded(value: float) -> str:
+    """Format a number with a sensible number of digits."""
     if abs(value) >= WHOLE_FROM:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def rows(results: Results, scale: Scale) -> list[Row]:
-    """All targets whose cases were measured."""
+    """Return all targets whose cases were measured."""
     return [*_fan_out(results, scale), *_latency(results, scale), *_connections(results, scale), *_slow(results, scale)]
 
 
@@ -72,39 +72,39 @@ def _fan_out(results: Results, scale: Scale) -> Iterator[Row]:
     clients = f"{scale.clients} clients"
     if results.has("strict", AIRY, LIMIT, PEER):
         rate = results.ratio("strict", AIRY, LIMIT, "deliveries_per_s")
-        yield Row(what=f"{clients}, one event a write: rate against the C limit", bound=0.70, value=rate, unit="×")
+        yield Row(title=f"{clients}, one event a write: rate against the C limit", bound=0.70, value=rate, unit="×")
         cpu = results.ratio("strict", AIRY, LIMIT, "server_cpu_us")
-        what = f"{clients}, one event a write: CPU of a delivery against the C limit"
-        yield Row(what=what, bound=1.5, value=cpu, unit="×", more_is_worse=True)
+        title = f"{clients}, one event a write: CPU of a delivery against the C limit"
+        yield Row(title=title, bound=1.5, value=cpu, unit="×", more_is_worse=True)
         rate = results.ratio("strict", AIRY, PEER, "deliveries_per_s")
-        yield Row(what=f"{clients}, one event a write: rate against websockets", bound=1.5, value=rate, unit="×")
+        yield Row(title=f"{clients}, one event a write: rate against websockets", bound=1.5, value=rate, unit="×")
     if results.has("natural", AIRY, PEER):
         rate = results.ratio("natural", AIRY, PEER, "deliveries_per_s")
-        yield Row(what=f"{clients}, two events in flight: rate against websockets", bound=2.8, value=rate, unit="×")
+        yield Row(title=f"{clients}, two events in flight: rate against websockets", bound=2.8, value=rate, unit="×")
     if results.has("bursts", AIRY, PEER):
         rate = results.ratio("bursts", AIRY, PEER, "deliveries_per_s")
         share = results.median("bursts", AIRY, "load_cpu_share")
         note = f"a lower bound: the load client used {share:.0%} of its core" if share > LOAD_CPU_SHARE_MAX else ""
-        what = f"{clients}, bursts of 50: rate against websockets"
-        yield Row(what=what, bound=20, value=rate, unit="×", note=note)
+        title = f"{clients}, bursts of 50: rate against websockets"
+        yield Row(title=title, bound=20, value=rate, unit="×", note=note)
         cpu = results.median("bursts", AIRY, "server_cpu_us")
-        what = f"{clients}, bursts of 50: CPU of a delivery"
-        yield Row(what=what, bound=0.3, value=cpu, unit=" µs", more_is_worse=True)
+        title = f"{clients}, bursts of 50: CPU of a delivery"
+        yield Row(title=title, bound=0.3, value=cpu, unit=" µs", more_is_worse=True)
 
 
 def _latency(results: Results, scale: Scale) -> Iterator[Row]:
     if results.has("100 events/s", AIRY, PEER):
-        what = f"p99 from log to client, {FEW} clients × 100 events/s"
+        title = f"p99 from log to client, {FEW} clients × 100 events/s"
         p99 = results.median("100 events/s", AIRY, "p99_ms")
-        yield Row(what=what, bound=1, value=p99, unit=" ms", more_is_worse=True)
+        yield Row(title=title, bound=1, value=p99, unit=" ms", more_is_worse=True)
         ratio = results.ratio("100 events/s", AIRY, PEER, "p99_ms")
-        yield Row(what=f"{what}: against websockets", bound=0.5, value=ratio, unit="×", more_is_worse=True)
+        yield Row(title=f"{title}: against websockets", bound=0.5, value=ratio, unit="×", more_is_worse=True)
     if results.has("1000 events/s", AIRY):
         p99 = results.median("1000 events/s", AIRY, "p99_ms")
         rate = results.median("1000 events/s", AIRY, "deliveries_per_s")
-        what = f"p99 from log to client, {scale.clients} clients × 1000 events/s"
-        note = f"{told(rate)} deliveries/s"
-        yield Row(what=what, bound=50, value=p99, unit=" ms", more_is_worse=True, note=note)
+        title = f"p99 from log to client, {scale.clients} clients × 1000 events/s"
+        note = f"{rounded(rate)} deliveries/s"
+        yield Row(title=title, bound=50, value=p99, unit=" ms", more_is_worse=True, note=note)
 
 
 def _connections(results: Results, scale: Scale) -> Iterator[Row]:
@@ -112,15 +112,15 @@ def _connections(results: Results, scale: Scale) -> Iterator[Row]:
         kib = results.median("strict", AIRY, "kib_per_connection")
         note = "stretch 16"
         if results.has("strict", PEER):
-            note += f"; websockets {told(results.median('strict', PEER, 'kib_per_connection'))}"
-        what = f"idle memory of a connection, {scale.clients} clients"
-        yield Row(what=what, bound=20, value=kib, unit=" KiB", more_is_worse=True, note=note)
+            note += f"; websockets {rounded(results.median('strict', PEER, 'kib_per_connection'))}"
+        title = f"idle memory of a connection, {scale.clients} clients"
+        yield Row(title=title, bound=20, value=kib, unit=" KiB", more_is_worse=True, note=note)
     for name, clients in (("strict", scale.clients), ("many", scale.many)):
         if results.has(name, AIRY, PEER):
             rate = results.median(name, AIRY, "connects_per_s")
-            note = f"stretch 3500; websockets {told(results.median(name, PEER, 'connects_per_s'))}"
-            what = f"connects/s (upgrade, CONNECT, SUBSCRIBE, its RECEIPT), {clients} clients"
-            yield Row(what=what, bound=2400, value=rate, note=note)
+            note = f"stretch 3500; websockets {rounded(results.median(name, PEER, 'connects_per_s'))}"
+            title = f"connects/s (upgrade, CONNECT, SUBSCRIBE, its RECEIPT), {clients} clients"
+            yield Row(title=title, bound=2400, value=rate, note=note)
 
 
 def _slow(results: Results, scale: Scale) -> Iterator[Row]:
@@ -129,22 +129,22 @@ def _slow(results: Results, scale: Scale) -> Iterator[Row]:
         usual = results.compare(healthy, healthy, lambda one, _: _growth(one))
         growth = results.compare(healthy, dead, lambda without, with_dead: _growth(with_dead) - _growth(without))
         yield Row(
-            what="10 % never read: growth of memory beyond what it is where all read",
+            title="10 % never read: growth of memory beyond that if all read",
             bound=RSS_BEYOND_TAIL_KIB,
             value=growth,
             unit=" KiB",
             more_is_worse=True,
-            note=f"there by {told(usual)} KiB, with a tail of {SMALL_TAIL_BYTES // 1024} KiB of bodies",
+            note=f"which is {rounded(usual)} KiB, with a tail of {SMALL_TAIL_BYTES // 1024} KiB of bodies",
         )
         p99 = results.compare(healthy, dead, lambda without, with_dead: with_dead["p99_ms"] / (without["p99_ms"] or 1))
-        yield Row(what="10 % never read: p99 of the others", bound=1.2, value=p99, unit="×", more_is_worse=True)
+        yield Row(title="10 % never read: p99 of the others", bound=1.2, value=p99, unit="×", more_is_worse=True)
         cut = results.median("a tenth never reads", AIRY, "dead_cut")
         after = results.median("a tenth never reads", AIRY, "latest_cut_ms") / 1000
         yield Row(
-            what=f"… and are cut, with a send time-out of {SEND_TIMEOUT_S} s",
+            title=f"… and are disconnected, with a send time-out of {SEND_TIMEOUT_S} s",
             bound=FEW // 10,
             value=cut,
-            note=f"the last after {told(after)} s",
+            note=f"the last after {rounded(after)} s",
         )
     if results.has("no bystanders", AIRY) and results.has("bystanders", AIRY):
         cost = results.compare(
@@ -152,25 +152,25 @@ def _slow(results: Results, scale: Scale) -> Iterator[Row]:
             ("no bystanders", AIRY),
             lambda with_them, without: with_them["server_cpu_us"] / (without["server_cpu_us"] or 1),
         )
-        what = f"{scale.bystanders} clients each on its own conversation: CPU of a delivery to the others"
-        yield Row(what=what, bound=1.1, value=cost, unit="×", more_is_worse=True)
+        title = f"{scale.bystanders} clients each on its own conversation: CPU of a delivery to the others"
+        yield Row(title=title, bound=1.1, value=cost, unit="×", more_is_worse=True)
     if results.has("everything at once", AIRY):
         resumes, pongs = (results.median("everything at once", AIRY, figure) for figure in ("resumes", "pongs"))
         yield Row(
-            what="10 % never read, 10 % read slowly, 10 % come and go, all ping, ids of their own: faults",
+            title="10 % never read, 10 % read slowly, 10 % reconnect repeatedly, all ping, ids of their own: faults",
             bound=0,
             value=results.median("everything at once", AIRY, "faults"),
             more_is_worse=True,
-            note=f"{told(resumes)} resumes, {told(pongs)} pongs",
+            note=f"{rounded(resumes)} resumes, {rounded(pongs)} pongs",
         )
     faults = sum(figures["faults"] for rounds in results.rounds.values() for figures in rounds)
     deliveries = sum(figures["deliveries"] for rounds in results.rounds.values() for figures in rounds)
     yield Row(
-        what="gaps, duplicates, malformed frames, lost connections, in all cases together",
+        title="gaps, duplicates, malformed frames, lost connections, in all cases together",
         bound=0,
         value=faults,
         more_is_worse=True,
-        note=f"{told(deliveries)} deliveries checked",
+        note=f"{rounded(deliveries)} deliveries checked",
     )
 
 

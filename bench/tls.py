@@ -1,8 +1,8 @@
-"""What TLS costs: the server's CPU for a delivery to clients with TLS, beside the same without.
+"""The cost of TLS: the server's CPU time of a delivery to clients with TLS, compared with the same without.
 
-``python -m bench.tls``. Events come one at a time (50 a second), so that each is a write and a record of its own: the
-dearest case. What is measured is the server's processor time alone, so that a client in Python does as well as one in
-C, as long as it keeps up: each must have received everything by the end, once and in order.
+``python -m bench.tls``. Events are sent one at a time (50 a second), so that each is a write and a record of its
+own: the most expensive case. Only the server's processor time is measured, so clients in Python are as good as those in
+C if they keep up: each must have received everything by the end, once and in order.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _UPGRADE: Final = (
 
 @frozen
 class Files:
-    """A certificate for this machine in files, and what trusts it."""
+    """A certificate for this machine in files, and a context that trusts it."""
 
     certificate: str
     key: str
@@ -60,7 +60,7 @@ class Files:
 
 @define
 class Reader:
-    """One client: its connection, and how far it has read. ``held``: the beginning of what the last read cut."""
+    """One client: its connection, and how far it has read. ``held``: the beginning of an incomplete frame."""
 
     sock: socket.socket
     held: bytes = b""
@@ -68,7 +68,7 @@ class Reader:
     last: int = 0
 
     def read(self) -> None:
-        """Take all that is there. Raises ``MeasuringFailedError`` for a gap, a duplicate, or the end."""
+        """Read all available data. Raises ``MeasuringFailedError`` for a gap, a duplicate, or the end."""
         while True:
             try:
                 data = self.sock.recv(READ_BYTES)
@@ -149,7 +149,7 @@ def _serving(options: Sequence[str]) -> Iterator[tuple["subprocess.Popen[bytes]"
 
 
 def _connected(port: int, files: Files | None) -> socket.socket:
-    """A client that has its RECEIPT, and blocks no more."""
+    """Connect a client up to its RECEIPT, and make it non-blocking."""
     sock = socket.create_connection(("127.0.0.1", port), CONNECT_TIMEOUT_S)
     if files is not None:
         sock = files.trusting.wrap_socket(sock, server_hostname="localhost")
@@ -189,7 +189,7 @@ def _read_for(readers: Sequence[Reader], seconds: float) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    """What a process has used of processors, the kernel's work for it included."""
+    """Return the processor time of a process, with the kernel's work for it."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
@@ -211,9 +211,9 @@ def _certified(folder: str) -> Files:
 
 
 def main() -> int:
-    """Measure interleaved rounds and print the ratio; 1 where a round could not be measured."""
+    """Measure interleaved rounds and print the ratio; return 1 if a round could not be measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which medians are taken")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; the figures are their medians")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--measure-s", type=float, default=5, help="how long each is measured")
     arguments = parser.parse_args()
@@ -237,7 +237,7 @@ def main() -> int:
                 )
     ratio = median(tls.cpu_us / plain.cpu_us for plain, tls in rounds)
     row = Row(
-        what=f"TLS, {arguments.clients} clients, unbatched: CPU of a delivery against plain",
+        title=f"TLS, {arguments.clients} clients, unbatched: CPU of a delivery against plain",
         bound=TARGET,
         value=ratio,
         unit="×",

@@ -1,8 +1,8 @@
-"""Fuzz one target with atheris, guided by what the code in ``stomp/`` has run through, until the time is over.
+"""Fuzz one target with atheris, guided by the coverage of ``stomp/``, until the time is over.
 
     python -m fuzz.run decoder|connection SECONDS [FILE ...]
 
-With files it runs these inputs only: what an earlier run has found and written down. Exit 0: nothing was found.
+With files it runs only these inputs, as found and stored by an earlier run. Exit code 0: nothing was found.
 """
 
 import sys
@@ -22,7 +22,7 @@ FOUND = Path(__file__).parent / "found"
 
 
 def main(name: str, seconds: str, *files: str) -> None:
-    """Hand everything to libFuzzer, which ends the process."""
+    """Pass everything to libFuzzer, which ends the process."""
     FOUND.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
@@ -46,7 +46,7 @@ def main(name: str, seconds: str, *files: str) -> None:
 
 
 def _quoted(word: bytes) -> str:
-    """A word as libFuzzer's dictionaries write it."""
+    """Return a word in the format of libFuzzer's dictionaries."""
     return '"' + "".join(f"\\x{octet:02x}" for octet in word) + '"'
 
 

@@ -1,6 +1,6 @@
-"""What is fuzzed, and what must hold of any input: a target takes octets and raises where a promise is broken.
+"""The fuzz targets: each takes octets and raises if a promise is broken, which must hold for any input.
 
-Nothing here knows the fuzzer; ``run.py`` hands these to atheris, and the tests call them with a few inputs.
+They are independent of the fuzzer: ``run.py`` passes them to atheris, and the tests call them with a few inputs.
 """
 
 import random
@@ -51,7 +51,7 @@ DICTIONARY = (
     *(b"destination:/events", b"ack:client", b"ack:client-individual", b"prefetch-count:1", b"transaction:t"),
     *(b"message-id:k7f3q9-1", b"id:1.k7f3q9-1", b"subscription:0", b"replay:all", b"durable:d", b"passcode:p"),
 )
-"""Pieces that the fuzzer may put together."""
+"""Pieces from which the fuzzer may assemble inputs."""
 
 _CONNECT = b"CONNECT\naccept-version:1.2\nheart-beat:500,500\n\n\0"
 SEEDS = (
@@ -64,13 +64,16 @@ SEEDS = (
     b"\3\5" + _CONNECT + b"SEND\ndestination:/events\nreceipt:s\n\n\0SUBSCRIBE\n\n\0",
     b"\0\4" + b"NACK\nid:0\ncontent-length:35\n\n" + b"x" * 35 + b"\0",  # one more than TIGHT allows
 )
-"""Inputs to begin with: one octet for the version, one for the cuts, then the stream."""
+"""The first inputs: one octet for the version, one for the cuts, then the stream."""
 
 Outcome = tuple[list[Frame], tuple[str, str, str | None] | None]
 
 
 def check_decoder(data: bytes) -> None:
-    """Any stream, cut anywhere: the same frames and fault, in linear work and bounded memory; writing reads back."""
+    """Any stream, cut anywhere, gives the same frames and fault, in linear time and bounded memory.
+
+    Each frame is the same after encoding and decoding.
+    """
     version, seed, stream = _parted(data)
     for limits in (ROOMY, TIGHT):
         whole = _decoded(Decoder(limits, version), [stream])
@@ -80,7 +83,7 @@ def check_decoder(data: bytes) -> None:
 
 
 def check_connection(data: bytes) -> None:
-    """Any stream, cut anywhere: the same requests; each is answered with one frame; a fault ends it for good."""
+    """Any stream, cut anywhere, gives the same requests; each is answered with one frame; a fault is final."""
     _, seed, stream = _parted(data)
     assert conversed(list(_cut(stream, seed))) == conversed([stream])
 
@@ -94,7 +97,7 @@ def _parted(data: bytes) -> tuple[Version | None, int, bytes]:
 
 
 def _cut(stream: bytes, seed: int) -> Iterator[bytes]:
-    """Cut a stream into pieces: seed 0 into octets, another at places that it decides."""
+    """Cut a stream into pieces: seed 0 into single octets, another seed at places that it decides."""
     if seed == 0:
         yield from (stream[at : at + 1] for at in range(len(stream)))
         return
@@ -120,13 +123,13 @@ def _decoded(decoder: Decoder, pieces: list[bytes]) -> Outcome:
 
 
 def _told(fault: RemoteProtocolError) -> tuple[str, str, str | None]:
-    """What a client is told of a fault, which must be one of the catalogue."""
+    """Return the ERROR for a fault, which must be in the catalogue."""
     assert (fault.token, fault.prose) in FAULTS
     return fault.token, fault.prose, fault.receipt_id
 
 
 def _check_size(frame: Frame, limits: Limits) -> None:
-    """At least so much stood on the wire: line ends may have been longer, and escapes, and space around a value."""
+    """Return the least size of a frame on the wire: line ends, escapes and space around values may have been longer."""
     lines = [len(f"{name}:{value}".encode()) for name, value in frame.headers]
     assert len(frame.command) <= limits.command_bytes_max
     assert len(lines) <= limits.header_count_max
@@ -139,12 +142,12 @@ def _check_identity(frame: Frame, version: Version | None) -> None:
     try:
         written = encode(frame, version)
     except LocalProtocolError:
-        return  # read liberally: a command or header that we would not write
+        return  # the decoder accepts a command or header that we would not write
     assert list(Decoder(ROOMY, version).feed(written)) == [frame]
 
 
 def conversed(pieces: list[bytes]) -> list[object]:
-    """All that a connection makes of a stream: its requests, and the fault if there is one."""
+    """Return the requests that a connection reads from a stream, and the fault if there is one."""
     connection = Connection(OPTIONS, "s-1")
     said: list[object] = []
     for piece in pieces:
@@ -187,7 +190,7 @@ def _answer(connection: Connection, request: Request) -> None:
 
 
 def _end(connection: Connection, fault: RemoteProtocolError) -> None:
-    """Say the fault; after that nothing is read."""
+    """Report the fault, and assert that nothing is read afterwards."""
     assert connection.state is ConnectionState.FAILED
     assert connection.receive(b"CONNECT\n\n\0") == []
     error = _read(connection, connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers))
@@ -208,7 +211,7 @@ def _check_bounds(connection: Connection) -> None:
 
 
 def _read(connection: Connection, octets: bytes) -> Frame:
-    """Read what was written, as its client does: one frame, and nothing beside it."""
+    """Decode the written octets as a client does, and assert that they are exactly one frame."""
     decoder = Decoder(ROOMY, connection.version)
     [frame] = decoder.feed(octets)
     assert decoder.statistics().held_bytes == 0

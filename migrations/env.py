@@ -1,7 +1,7 @@
-"""Runs one stream of migrations on the connection that ``airy_trio.migrate`` hands over, in its transaction.
+"""Run one stream of migrations on the connection that ``airy_trio.migrate`` passes, in its transaction.
 
-There are two streams, each with a version table of its own: ``changes`` beside the application's tables, ``log``
-where the event store keeps its events, which may be another database.
+There are two streams, each with a version table: ``changes`` in the application's database, and ``log`` in the database
+of the event store, which may be another one.
 """
 
 from alembic import context

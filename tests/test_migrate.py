@@ -1,4 +1,4 @@
-"""Our tables beside the application's: all or nothing, twice as once, never in the application's way."""
+"""Migrations: completely or not at all, safe to repeat, and never in the application's way."""
 
 import hashlib
 import shutil
@@ -39,7 +39,7 @@ def upgrade():
 
 
 def contents(application: Application) -> list[tuple[Any, ...]]:
-    """Everything that there is: tables, columns, triggers, functions, schemas, and the rows of our own tables."""
+    """Return everything in a database: tables, columns, triggers, functions, schemas, and the rows of our tables."""
     with application.engine.connect() as connection:
         if application.dialect == "sqlite":
             rows = connection.exec_driver_sql("select type, name, sql from sqlite_master order by 1, 2").all()
@@ -66,7 +66,7 @@ def event_file(application: Application) -> Path:
     return path.with_name(f"{path.name}.airy-trio.db")
 
 
-def test_twice_is_as_once(any_application: Application) -> None:
+def test_repeated_migration_changes_nothing(any_application: Application) -> None:
     settings = any_application.settings()
     first = migrate.migrate(settings, with_tables=True)
     assert first.made == ("channels", "messages", "metadata", "tags")
@@ -77,7 +77,7 @@ def test_twice_is_as_once(any_application: Application) -> None:
     assert contents(any_application) == before
 
 
-def test_the_default_tables_are_made_only_where_there_are_none(any_application: Application) -> None:
+def test_default_tables_are_created_only_if_absent(any_application: Application) -> None:
     any_application.execute(
         "create table tags (id text primary key, name text, color text, mine text)",
         "create table labels (id text primary key, name text, color text)",
@@ -90,13 +90,13 @@ def test_the_default_tables_are_made_only_where_there_are_none(any_application: 
     assert any_application.scalar("select count(mine) from tags") == 0
 
 
-def test_a_view_of_that_name_is_not_made_a_table(any_application: Application) -> None:
+def test_view_of_the_same_name_is_not_replaced(any_application: Application) -> None:
     any_application.execute("create view tags as select 'a' as id")
     with pytest.raises(MappingError, match="a view cannot be watched"):
         any_application.migrate(with_tables=True)
 
 
-def test_a_faulty_mapping_leaves_nothing(any_application: Application) -> None:
+def test_faulty_mapping_leaves_nothing_behind(any_application: Application) -> None:
     any_application.execute("create table own (x text)")
     before = contents(any_application)
     with pytest.raises(MappingError):
@@ -106,7 +106,7 @@ def test_a_faulty_mapping_leaves_nothing(any_application: Application) -> None:
 
 @pytest.fixture(params=["changes", "log"])
 def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The migrations of this version, and one more in a stream that does something and then fails."""
+    """Add a migration to a stream that does something and then fails."""
     folder = tmp_path / "migrations"
     shutil.copytree(streams.migrations_folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     newest = max((folder / request.param).glob("0*.py")).read_text()
@@ -117,7 +117,7 @@ def failing_migrations(request: pytest.FixtureRequest, tmp_path: Path, monkeypat
 
 @pytest.mark.usefixtures("failing_migrations")
 @pytest.mark.parametrize("with_tables", [False, True])
-def test_a_failing_migration_leaves_nothing(any_application: Application, *, with_tables: bool) -> None:
+def test_failed_migration_leaves_nothing_behind(any_application: Application, *, with_tables: bool) -> None:
     if not with_tables:
         any_application.execute("create table tags (id text, name text, color text)")
     before = contents(any_application)
@@ -128,8 +128,8 @@ def test_a_failing_migration_leaves_nothing(any_application: Application, *, wit
         assert not event_file(any_application).exists()
 
 
-def test_a_failing_trigger_leaves_nothing(any_application: Application) -> None:
-    """The change log is made before the triggers; a table of that name but for the schema's prefix is in the way."""
+def test_failed_trigger_leaves_nothing_behind(any_application: Application) -> None:
+    """The change log is created before the triggers, and a name that we need is in use."""
     any_application.execute("create table tags (id text, name text, color text)")
     if any_application.dialect == "sqlite":
         any_application.execute(
@@ -147,7 +147,7 @@ def test_a_failing_trigger_leaves_nothing(any_application: Application) -> None:
 
 
 @pytest.mark.parametrize("stream", ["changes", "log"])
-def test_the_newest_revision_is_the_one_that_alembic_finds(stream: streams.Stream) -> None:
+def test_newest_revision_is_that_of_alembic(stream: streams.Stream) -> None:
     config = Config()
     config.set_main_option("script_location", str(streams.migrations_folder()))
     config.set_main_option("version_locations", str(streams.migrations_folder() / stream))
@@ -155,7 +155,7 @@ def test_the_newest_revision_is_the_one_that_alembic_finds(stream: streams.Strea
     assert streams.head(stream) == ScriptDirectory.from_config(config).get_current_head()
 
 
-def test_each_migration_of_the_change_log_goes_back(any_application: Application) -> None:
+def test_migrations_of_the_change_log_can_be_downgraded(any_application: Application) -> None:
     any_application.migrate()
     source = any_application.scalar(f"select source from {any_application.log_table('change_state')}")
     with any_application.engine.connect() as connection, connection.begin():
@@ -175,7 +175,7 @@ def test_each_migration_of_the_change_log_goes_back(any_application: Application
     assert any_application.scalar(row) == f"{again} changes_0002"
 
 
-def test_the_applications_own_alembic_is_left_alone(any_application: Application) -> None:
+def test_alembic_of_the_application_is_unaffected(any_application: Application) -> None:
     any_application.execute(
         "create table alembic_version (version_num text)", "insert into alembic_version values ('theirs')"
     )
@@ -186,7 +186,7 @@ def test_the_applications_own_alembic_is_left_alone(any_application: Application
     ) == streams.head("changes")
 
 
-def test_the_applications_alembic_does_not_want_to_remove_our_tables(any_application: Application) -> None:
+def test_alembic_of_the_application_ignores_our_tables(any_application: Application) -> None:
     """As its ``env.py`` compares: the default schema of Postgres; on SQLite with the documented filter."""
     any_application.migrate()
     found = sa.MetaData()
@@ -200,13 +200,13 @@ def test_the_applications_alembic_does_not_want_to_remove_our_tables(any_applica
         assert compare_metadata(MigrationContext.configure(connection, opts=filtered), found) == []
         removed = compare_metadata(MigrationContext.configure(connection), sa.MetaData())
     tables = {change[1].name for change in removed if change[0] == "remove_table"}
-    if any_application.dialect == "sqlite":  # which is why there is a filter
+    if any_application.dialect == "sqlite":  # therefore the filter
         assert tables > THEIRS
     else:
         assert tables == THEIRS
 
 
-def test_a_file_is_made_only_with_tables_and_is_private(tmp_path: Path) -> None:
+def test_file_is_created_only_with_tables_and_private(tmp_path: Path) -> None:
     application = Application(f"sqlite:///{tmp_path}/new.db")
     path = sqlite_path(application.url)
     with pytest.raises(StartError, match="does not exist"):
@@ -221,7 +221,7 @@ def test_a_file_is_made_only_with_tables_and_is_private(tmp_path: Path) -> None:
     application.engine.dispose()
 
 
-def test_a_folder_or_a_folder_that_is_missing_is_no_file(tmp_path: Path) -> None:
+def test_folder_or_missing_folder_is_rejected(tmp_path: Path) -> None:
     for url, words in ((f"sqlite:///{tmp_path}", "is not a file"), (f"sqlite:///{tmp_path}/no/x.db", "does not exist")):
         with pytest.raises(StartError, match=words):
             Application(url).migrate(with_tables=False)
@@ -229,7 +229,7 @@ def test_a_folder_or_a_folder_that_is_missing_is_no_file(tmp_path: Path) -> None
         Application(f"sqlite:///{tmp_path}/no/x.db").migrate(with_tables=True)
 
 
-def test_an_event_file_that_is_there_is_kept(sqlite_application: Application) -> None:
+def test_existing_event_file_is_retained(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     epoch = "select epoch from airy_trio_log_state"
     events = Application(f"sqlite:///{event_file(sqlite_application)}")
@@ -239,7 +239,7 @@ def test_an_event_file_that_is_there_is_kept(sqlite_application: Application) ->
     events.engine.dispose()
 
 
-def test_the_memory_store_has_no_tables(any_application: Application) -> None:
+def test_memory_store_has_no_tables(any_application: Application) -> None:
     any_application.migrate('[log]\nstore = "memory"')
     assert not any("event_log" in str(item) for item in contents(any_application))
     if any_application.dialect == "sqlite":
@@ -247,13 +247,13 @@ def test_the_memory_store_has_no_tables(any_application: Application) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["postgresql://", "postgresql+psycopg://"])
-def test_the_store_in_the_same_database_by_another_spelling(postgres_application: Application, prefix: str) -> None:
+def test_same_database_by_another_spelling_is_recognised(postgres_application: Application, prefix: str) -> None:
     url = prefix + postgres_application.url.partition("://")[2]
     postgres_application.migrate(f'[log]\nurl = "{url}"')
     assert postgres_application.scalar("select count(*) from airy_trio.event_log") == 0
 
 
-def test_the_store_in_an_sqlite_file_of_a_postgres(postgres_application: Application, tmp_path: Path) -> None:
+def test_sqlite_event_log_of_a_postgres_application(postgres_application: Application, tmp_path: Path) -> None:
     path = tmp_path / "events.db"
     more = f'[log]\nurl = "sqlite:///{path}"\n'
     with pytest.raises(MappingError):
@@ -264,7 +264,7 @@ def test_the_store_in_an_sqlite_file_of_a_postgres(postgres_application: Applica
     assert not any("event_log" in str(item) for item in contents(postgres_application))
 
 
-def test_the_first_resume_point_stays(any_application: Application) -> None:
+def test_first_resume_point_is_not_overwritten(any_application: Application) -> None:
     any_application.migrate()
     origin = f"select origin from {any_application.log_table('change_state')}"
     before = any_application.scalar(origin)
@@ -273,14 +273,14 @@ def test_the_first_resume_point_stays(any_application: Application) -> None:
     assert any_application.scalar(origin) == before
 
 
-def test_two_at_once(any_application: Application) -> None:
+def test_concurrent_migrations_all_succeed(any_application: Application) -> None:
     any_application.execute("select 1")
     failures: list[Exception] = []
 
     def run() -> None:
         try:
             migrate.migrate(any_application.settings(), with_tables=True)
-        except Exception as error:  # noqa: BLE001 - told below
+        except Exception as error:  # noqa: BLE001 - reported below
             failures.append(error)
 
     threads = [threading.Thread(target=run) for _ in range(3)]
@@ -294,7 +294,7 @@ def test_two_at_once(any_application: Application) -> None:
 
 
 @pytest.mark.slow
-def test_behind_an_open_transaction_the_applications_writers_wait_half_a_second_at_most(
+def test_writers_wait_half_a_second_behind_a_waiting_migration(
     postgres_application: Application,
 ) -> None:
     postgres_application.execute(
@@ -323,25 +323,27 @@ def test_behind_an_open_transaction_the_applications_writers_wait_half_a_second_
     migrating.join()
     done.set()
     writing.join()
-    assert max(waits) < 0.5 + 0.4  # and the time that the machine takes
+    assert max(waits) < 0.5 + 0.4  # plus the time of the machine
     assert len(waits) > 20
     postgres_application.tag("after")
     assert postgres_application.scalar("select count(*) from airy_trio.change_log where key_1 = 'after'") == 1
 
 
-def test_a_lock_that_is_never_had_is_told(postgres_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_is_never_free_is_reported(
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
     postgres_application.execute("create table tags (id text, name text, color text)")
     monkeypatch.setattr(transactions, "LOCK_TRIES_MAX", 1)
     monkeypatch.setattr(transactions, "LOCK_PAUSE_S", 0)
     before = contents(postgres_application)
     with postgres_application.engine.connect() as connection, connection.begin():
         connection.exec_driver_sql("insert into tags values ('open', 'x', 'y')")
-        with pytest.raises(StartError, match="some transaction has had a table of the mapping locked"):
+        with pytest.raises(StartError, match="a transaction had a mapped table locked"):
             postgres_application.migrate(ONLY_TAGS, with_tables=False)
     assert contents(postgres_application) == before
 
 
-def test_pending_migrations_are_told(any_application: Application) -> None:
+def test_pending_migrations_are_reported(any_application: Application) -> None:
     any_application.execute("select 1")
     options = DatabaseOptions(url=any_application.url)
 
@@ -366,7 +368,9 @@ def test_unknown_older_schema_is_one_line(any_application: Application) -> None:
 
 
 @pytest.mark.parametrize("stream", ["changes", "log"])
-def test_fresh_and_upgraded_schema_name_the_same_programs(any_application: Application, stream: streams.Stream) -> None:
+def test_fresh_and_upgraded_schema_work_with_the_same_versions(
+    any_application: Application, stream: streams.Stream
+) -> None:
     settings = any_application.migrate()
     home = home_of(any_application, stream)
     compatible_from = f"select compatible_from from {home.log_table(STATES[stream])}"
@@ -387,7 +391,7 @@ the new triggers for those of another mapping. If this revision has been release
 ``migrations/changes``, be it an empty one; then put its name and the digest here."""
 
 
-def test_triggers_of_another_text_come_with_a_migration(any_application: Application) -> None:
+def test_changed_triggers_come_with_a_migration(any_application: Application) -> None:
     any_application.migrate("[events]\ndeletes = true\n")
     texts = (
         "select sql from sqlite_master where type = 'trigger' order by name"
@@ -400,7 +404,7 @@ def test_triggers_of_another_text_come_with_a_migration(any_application: Applica
     assert TRIGGER_TEXTS[streams.head("changes"), any_application.dialect] == digest
 
 
-def test_the_migrations_are_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migrations_are_next_to_the_package_or_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (streams.migrations_folder() / "env.py").is_file()
     package = tmp_path / "airy_trio"
     (package / "migrations").mkdir(parents=True)
@@ -408,7 +412,7 @@ def test_the_migrations_are_beside_the_package_or_inside_it(tmp_path: Path, monk
     assert streams.migrations_folder() == package / "migrations"
 
 
-def test_a_path_that_is_special_to_alembic(
+def test_path_with_special_characters_for_alembic(
     sqlite_application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "50% of: all, %(here)s"
@@ -428,7 +432,7 @@ def test_names_that_need_quoting(any_application: Application) -> None:
     any_application.execute("""insert into "50%s a:b ""t" (id) values ('t2')""")
 
 
-def test_a_preview_changes_nothing_and_can_be_run_by_hand(any_application: Application) -> None:
+def test_preview_changes_nothing_and_can_be_run_by_hand(any_application: Application) -> None:
     any_application.execute(*(f"create table {name} (id text, name text, color text)" for name in ("tags", "own")))
     before = contents(any_application)
     settings = any_application.settings(ONLY_TAGS)
@@ -458,7 +462,7 @@ def test_a_preview_changes_nothing_and_can_be_run_by_hand(any_application: Appli
     assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
 
 
-def test_a_preview_makes_no_file_and_tells_no_password(tmp_path: Path, postgres: Postgres) -> None:
+def test_preview_creates_no_file_and_shows_no_password(tmp_path: Path, postgres: Postgres) -> None:
     application = Application(f"sqlite:///{tmp_path}/new.db")
     assert any("CREATE TABLE messages" in line for line in migrate.preview(application.settings(), with_tables=True))
     assert list(tmp_path.iterdir()) == []
@@ -468,14 +472,14 @@ def test_a_preview_makes_no_file_and_tells_no_password(tmp_path: Path, postgres:
     assert postgres.password not in str(caught.value)
 
 
-def test_a_preview_fails_as_the_migration_would(any_application: Application) -> None:
+def test_preview_fails_as_the_migration_would(any_application: Application) -> None:
     any_application.execute("select 1")
     with pytest.raises(MappingError):
         migrate.preview(any_application.settings())
 
 
 @pytest.mark.parametrize("store", ["sql", "memory"])
-def test_removing_leaves_the_applications_own_as_it_was(any_application: Application, store: str) -> None:
+def test_removing_restores_the_previous_state(any_application: Application, store: str) -> None:
     any_application.execute(
         "create table tags (id text primary key, name text unique, color text)",
         "create table alembic_version (version_num text)",
@@ -496,7 +500,7 @@ def test_removing_leaves_the_applications_own_as_it_was(any_application: Applica
     migrate.migrate(settings)
 
 
-def test_removing_takes_triggers_of_an_older_mapping_too(any_application: Application) -> None:
+def test_removing_includes_triggers_of_an_older_mapping(any_application: Application) -> None:
     any_application.execute(*(f"create table {name} (id text, name text, color text)" for name in ("tags", "labels")))
     before = contents(any_application)
     settings = any_application.settings(ONLY_TAGS)
@@ -505,7 +509,7 @@ def test_removing_takes_triggers_of_an_older_mapping_too(any_application: Applic
     assert [item for item in contents(any_application) if item[1] != "sqlite_sequence"] == before
 
 
-def test_removing_spares_what_others_have_put_into_our_schema(postgres_application: Application) -> None:
+def test_removing_retains_foreign_objects_in_our_schema(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     postgres_application.execute("create table airy_trio.theirs (x int)")
     migrate.remove(settings)
@@ -515,7 +519,7 @@ def test_removing_spares_what_others_have_put_into_our_schema(postgres_applicati
     )
 
 
-def test_removing_spares_a_store_file_that_holds_more(sqlite_application: Application) -> None:
+def test_removing_retains_an_event_file_with_foreign_tables(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate()
     events = Application(f"sqlite:///{event_file(sqlite_application)}")
     events.execute("create table theirs (x)")
@@ -525,12 +529,12 @@ def test_removing_spares_a_store_file_that_holds_more(sqlite_application: Applic
     events.engine.dispose()
 
 
-def test_removing_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_removing_from_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="does not exist"):
         migrate.remove(Application(f"sqlite:///{tmp_path}/x.db").settings())
 
 
-def test_the_events_in_another_postgres_database_go_too(postgres_application: Application, postgres: Postgres) -> None:
+def test_removing_includes_events_in_another_postgres(postgres_application: Application, postgres: Postgres) -> None:
     other = Application(postgres.url(postgres.create_database()))
     more = f'[log]\nurl = "{other.url}"'
     before = contents(other)
@@ -541,7 +545,7 @@ def test_the_events_in_another_postgres_database_go_too(postgres_application: Ap
     other.engine.dispose()
 
 
-async def test_a_role_that_was_granted_to_can_do_all_that_a_server_does(
+async def test_granted_role_can_do_all_that_a_server_does(
     postgres_application: Application, postgres: Postgres
 ) -> None:
     postgres_application.execute("create schema chat", "create table chat.tags (id text, name text, color text)")
@@ -574,7 +578,7 @@ async def test_a_role_that_was_granted_to_can_do_all_that_a_server_does(
         postgres_application.execute(f"drop owned by {PASSWORD_ROLE}")
 
 
-def test_grants_to_nobody_and_on_sqlite_are_refused(any_application: Application) -> None:
+def test_grant_to_missing_role_or_on_sqlite_is_an_error(any_application: Application) -> None:
     any_application.execute("select 1")
     before = contents(any_application)
     with pytest.raises(StartError, match=r"SQLite has no roles|does not exist"):

@@ -1,4 +1,4 @@
-"""What ``migrate`` and ``migrate --remove`` leave of a schema that was not made for us, compared by dump."""
+"""A foreign schema before ``migrate`` and after ``migrate --remove``, compared by dump."""
 
 import sqlite3
 import subprocess
@@ -97,7 +97,7 @@ delete from sqlite_sequence where name = 'Messages "of" 1';
 
 
 def dump_of(postgres: Postgres, application: Application, *options: str) -> Sequence[str]:
-    """A database as ``pg_dump`` writes it. Skips the test where there is none."""
+    """Return the dump of a database. Skips the test if there is no ``pg_dump``."""
     program = postgres.binaries.folder / "pg_dump"
     if not program.exists():
         pytest.skip("no pg_dump beside this Postgres")
@@ -108,12 +108,12 @@ def dump_of(postgres: Postgres, application: Application, *options: str) -> Sequ
 
 
 def assert_watched(application: Application) -> None:
-    """A row of each kind was a change: else there would be nothing to remove."""
+    """Assert that a row of each kind was recorded as a change, so that there is something to remove."""
     log = application.log_table("change_log")
     assert application.scalar(f"select count(distinct kind) from {log}") == 3
 
 
-def test_a_schema_in_postgres_is_as_it_was(postgres: Postgres, postgres_application: Application) -> None:
+def test_schema_in_postgres_is_restored(postgres: Postgres, postgres_application: Application) -> None:
     url = postgres_application.url.replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         connection.execute(POSTGRES_SCHEMA)
@@ -129,7 +129,7 @@ def test_a_schema_in_postgres_is_as_it_was(postgres: Postgres, postgres_applicat
     assert dump_of(postgres, postgres_application, "--data-only") == rows
 
 
-def test_a_schema_in_sqlite_is_as_it_was(sqlite_application: Application) -> None:
+def test_schema_in_sqlite_is_restored(sqlite_application: Application) -> None:
     path = sqlite_path(sqlite_application.url)
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(SQLITE_SCHEMA)

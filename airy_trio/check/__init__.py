@@ -1,8 +1,8 @@
-"""``airy-trio check``: everything that would keep the server from starting or working, in one run; changes nothing.
+"""``airy-trio check``: report all problems that would keep the server from starting or working, and change nothing.
 
-What the server looks at when it starts is looked at here with the same functions, but to its end instead of to the
-first fault. Beyond that: rights, durability, poolers, the newest rows, writes that triggers skip, and files that would
-be made.
+It checks what the server checks when it starts, with the same functions, but does not stop at the first fault. In
+addition it checks rights, durability, poolers, the newest rows, and writes for which triggers do not fire, and reports
+files that the server would create.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +22,7 @@ from airy_trio.capture.mapping import Tables
 from airy_trio.capture.polling import Identity
 from airy_trio.capture.queries import Queries
 from airy_trio.check import postgres, rows, sqlite
-from airy_trio.check.report import Finding, Report, look_at_certificate, look_at_grants, look_at_keys
+from airy_trio.check.report import Finding, Report, check_certificate, check_grants, check_keys
 from airy_trio.database import (
     POSTGRES,
     ROW_SECURITY_OFF,
@@ -51,7 +51,7 @@ STORE_TIMEOUT_S: Final = 10.0
 
 @frozen
 class _Place:
-    """A database, and the setting that names it."""
+    """A database and the setting that names it."""
 
     url: str
     setting: str
@@ -63,7 +63,7 @@ class _Place:
 
 @frozen
 class _Log:
-    """What an event store holds, and where it is in words."""
+    """The state of an event store, and its place in words."""
 
     epoch: str
     resume_point: str | None
@@ -72,18 +72,18 @@ class _Log:
 
 @frozen
 class _Application:
-    """The log that records its changes, and the rule by which the server refuses the resume points of others."""
+    """The event log that the changes are recorded into, and whether a resume point is of another database."""
 
     consumer: Consumer | None
     is_foreign: Callable[[str], bool]
 
 
 def check(settings: Settings) -> Report:
-    """Look at everything that the settings name. Synchronous; raises nothing for what it finds."""
+    """Check everything that the settings name. Synchronous; findings are not raised."""
     report = Report()
-    look_at_certificate(settings.listener, report)
-    look_at_grants(settings.auth, report)
-    look_at_keys(settings.auth, report)
+    check_certificate(settings.listener, report)
+    check_grants(settings.auth, report)
+    check_keys(settings.auth, report)
     found = _check_application(settings, report)
     log = _check_store(settings, report)
     if found is None or log is None:
@@ -92,13 +92,13 @@ def check(settings: Settings) -> Report:
         return report
     consumer = found.consumer
     if consumer is not None and consumer.epoch != log.epoch:
-        what = f"the changes are recorded into another event log ({consumer.store}); with these settings a new epoch"
-        report.add("warning", [f"log: {what} begins, and clients must reload"])
+        finding = f"the changes are recorded into another event log ({consumer.store})"
+        report.add("warning", [f"log: {finding}; with these settings a new epoch begins, and clients must reload"])
     return report
 
 
 def _is_foreign(log: _Log, application: _Application, report: Report) -> bool:
-    """Report an event log that the server refuses, by the same rule; return whether it is one."""
+    """Report and return whether the server would refuse this event log, because it is of another database."""
     try:
         if log.resume_point is None or not application.is_foreign(log.resume_point):
             return False
@@ -110,7 +110,7 @@ def _is_foreign(log: _Log, application: _Application, report: Report) -> bool:
 
 
 def _check_application(settings: Settings, report: Report) -> _Application | None:
-    """Look at the application's database; give what decides which event log it can use, if that is known."""
+    """Check the application's database. Return what decides which event log it can use, or None if not known."""
     options = settings.database
     place = _Place(options.url, "database.url")
     if place.dialect == SQLITE:
@@ -127,19 +127,20 @@ def _check_application(settings: Settings, report: Report) -> _Application | Non
     elif options.direct_url:
         pooled, place = place, _Place(options.direct_url, "database.direct_url")
         _compare(settings, pooled, place, report)
-    return _connected(settings, place, report, lambda connection: _look(connection, settings, place, report))
+    return _connected(settings, place, report, lambda connection: _check_tables(connection, settings, place, report))
 
 
 def _compare(settings: Settings, pooled: _Place, direct: _Place, report: Report) -> None:
-    """Whether both URLs lead to the same database; that of ``direct`` is told where it is looked at."""
+    """Report if the two URLs lead to different databases. Faults of ``direct`` are reported by its own check."""
     found = _connected(settings, pooled, report, postgres.identity)
     expected = _connected(settings, direct, Report(), postgres.identity)
     if None not in (found, expected) and found != expected:
-        report.add("problem", [f"{direct.setting}: this is another database than that of {pooled.setting}"])
+        report.add("problem", [f"{direct.setting}: this is another database than the one of {pooled.setting}"])
     _connected(settings, pooled, report, lambda connection: report.add("warning", _shared(connection, pooled)))
 
 
-def _look(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Application | None:
+def _check_tables(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Application | None:
+    """Check the mapped tables and the server, then the change log. Return as ``_check_application`` does."""
     names = Names.of(settings.database.url, settings.database.schema)
     tables: Tables = {}
     reads_only = settings.changes.reads_only
@@ -147,21 +148,31 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
         tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=migrate.log_is_here(settings))
     except MappingError as error:
         report.add("problem", error.faults)
-    rows.look(connection, settings, tables, report)
+    rows.check_rows(connection, settings, tables, report)
     report.add("warning", _missing_index(names.dialect, tables))
     if reads_only:
         report.add(
             "note", [f"watching {', '.join(tables)} by updated_at; it cannot see {CANNOT_SEE}"] if tables else []
         )
-        return _check_read_only(connection, names, place, report)
-    if _check_itself(connection, names, place, report):
-        return None
+        if not _check_server(connection, names, place, report, reads_only=True):
+            return None
+        identity = Identity.of(connection)
+        return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
+    if not _check_server(connection, names, place, report, reads_only=False):
+        return None  # our tables are of no interest then
     if names.dialect == POSTGRES:
-        postgres.look(connection, tables, names, report, deletes=settings.events.deletes)
+        postgres.check_triggers(connection, tables, names, report, deletes=settings.events.deletes)
+    return _check_change_log(connection, settings, names, tables, report)
+
+
+def _check_change_log(
+    connection: sa.Connection, settings: Settings, names: Names, tables: Tables, report: Report
+) -> _Application | None:
+    """Check our tables and triggers in the application's database. Return as ``_check_application`` does."""
+    deletes = settings.events.deletes
     missing = [f"database: {line}" for line in migrate.pending(connection, "changes", settings.database)]
     newer = migrate.ahead(connection, "changes", settings.database)
     if not missing:
-        deletes = settings.events.deletes
         missing += triggers.faults(connection, tables, names, deletes=deletes, newer_schema=newer is not None)
         if newer is not None:
             report.add("note", [f"database: {newer}, with which this version works"])
@@ -181,14 +192,14 @@ def _look(connection: sa.Connection, settings: Settings, place: _Place, report: 
 
 
 def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
-    """A line where finding the owners of metadata reads the whole table of messages."""
+    """Yield a line if finding the owners of metadata needs a scan of the whole table of messages."""
     messages = tables.get("messages")
     if messages is None or "metadata" not in tables or not Queries(dialect, messages).wants_index:
         return
     columns = [messages.columns[name].name for name in ("conversation_id", "sent_at") if name in messages.columns]
     if dialect == SQLITE:
         index = f" {quote_identifier(f'{messages.name}_by_conversation')}"
-    else:  # a partitioned table takes no CONCURRENTLY
+    else:  # CONCURRENTLY is not possible on a partitioned table
         index = "" if messages.row_triggers else " CONCURRENTLY"
     statement = f"CREATE INDEX{index} ON {messages.quoted} ({', '.join(map(quote_identifier, columns))})"
     yield (
@@ -197,59 +208,46 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
     )
 
 
-def _check_read_only(connection: sa.Connection, names: Names, place: _Place, report: Report) -> _Application | None:
-    """Check the database as such if nothing is written to it: it may be a standby."""
+def _check_server(connection: sa.Connection, names: Names, place: _Place, report: Report, *, reads_only: bool) -> bool:
+    """Check the database server or file itself; return whether it can be used.
+
+    If we only read (capture by ``updated_at``), it may be a standby, and we need no tables of ours.
+    """
     if names.dialect == SQLITE:
         report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
-    else:
-        problems = [*postgres.too_old(connection), *postgres.missing_identity(connection)]
-        report.add("problem", _named(place, problems))
-        report.add("warning", _named(place, postgres.durability(connection, reads_only=True)))
-        report.add("warning", _pooled(connection, place))
-        if problems:
-            return None
-    identity = Identity.of(connection)
-    return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
-
-
-def _pooled(connection: sa.Connection, place: _Place) -> Iterator[str]:
+        return True
+    problems = [*(postgres.too_old if reads_only else postgres.refusals)(connection)]
+    problems += postgres.missing_identity(connection)
+    if not reads_only:
+        problems += postgres.missing_rights(connection, names, postgres.CHANGES)
+    report.add("problem", _named(place, problems))
+    report.add("warning", _named(place, postgres.durability(connection, reads_only=reads_only)))
     if postgres.is_pooled(connection):
-        what = "a pooler, or another proxy, stands between, but the lease needs a session"
-        yield f"{place.setting}: {what}: name one that reaches PostgreSQL itself in database.direct_url"
-        yield from _shared(connection, place)
+        finding = "this goes through a pooler or another proxy, but the lease needs a session"
+        remedy = "name one that reaches PostgreSQL itself in database.direct_url"
+        report.add("warning", [f"{place.setting}: {finding}; {remedy}"])
+        report.add("warning", _shared(connection, place))
+    return not problems
 
 
 def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
-    """A line where other programs come through the same pooler as the same role, which makes their pool ours."""
+    """Yield a line if other programs use the same pooler as the same role, because then they share one pool."""
     if postgres.is_pooled(connection) and (others := postgres.others_of_our_role(connection)):
         role, programs = others
-        what = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
-        yield f"{place.setting}: {what}, so they share its connections with this server: give this server its own role"
+        finding = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
+        yield f"{place.setting}: {finding} and share its connections with this server; give this server its own role"
 
 
-def _check_itself(connection: sa.Connection, names: Names, place: _Place, report: Report) -> bool:
-    """Whether the database as such is at fault, so that there is no use in looking at our tables."""
-    if names.dialect == SQLITE:
-        report.add("warning", _named(place, sqlite.durability(sqlite_path(place.url))))
-        return False
-    problems = [*postgres.refusals(connection), *postgres.missing_identity(connection)]
-    problems += postgres.missing_rights(connection, names, postgres.CHANGES)
-    report.add("problem", _named(place, problems))
-    report.add("warning", _named(place, postgres.durability(connection)))
-    report.add("warning", _pooled(connection, place))
-    return bool(problems)
-
-
-def _check_store(settings: Settings, report: Report) -> "_Log | None":
-    """Look at the event store; give what it holds, if that is known."""
+def _check_store(settings: Settings, report: Report) -> _Log | None:
+    """Check the event store. Return its state, or None if not known."""
     match settings.log.store:
         case "memory":
-            report.add("note", ['log.store: "memory" ends with the process: after each start clients must reload'])
+            report.add("note", ['log.store: "memory" ends with the process; after each start clients must reload'])
             return None
         case "sql":
             return _check_sql_store(settings, report)
         case name:
-            return _check_plugged_store(name, settings.log.url, report)
+            return _check_plugin_store(name, settings.log.url, report)
 
 
 def _check_sql_store(settings: Settings, report: Report) -> _Log | None:
@@ -258,23 +256,23 @@ def _check_sql_store(settings: Settings, report: Report) -> _Log | None:
         path = sqlite_path(place.url)
         report.add("problem", _named(place, sqlite.missing_file_rights(path)))
         if not path.exists():
-            report.add("note", [f"{place.setting}: the SQLite file {path} does not exist; the server makes it"])
+            report.add("note", [f"{place.setting}: the SQLite file {path} does not exist; the server creates it"])
             return None
         _connected(settings, place, report, sqlite.try_to_write)
-    return _connected(settings, place, report, lambda connection: _look_at_log(connection, settings, place, report))
+    return _connected(settings, place, report, lambda connection: _check_log(connection, settings, place, report))
 
 
-def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Log | None:
+def _check_log(connection: sa.Connection, settings: Settings, place: _Place, report: Report) -> _Log | None:
     names = Names(connection.dialect.name, settings.database.schema)
     problems: list[str] = []
     if names.dialect == POSTGRES:
         problems += postgres.missing_rights(connection, names, postgres.LOG)
-        if place.url != settings.database.url:  # that one was looked at before
+        if place.url != settings.database.url:  # else checked already
             problems += postgres.refusals(connection)
             report.add("warning", _named(place, postgres.durability(connection)))
             if postgres.is_pooled(connection):
-                what = "a pooler, or another proxy, stands between, but appends and LISTEN need a session"
-                report.add("warning", [f"{place.setting}: {what}: name PostgreSQL itself here"])
+                finding = "this goes through a pooler or another proxy, but appends and LISTEN need a session"
+                report.add("warning", [f"{place.setting}: {finding}; name PostgreSQL itself here"])
     encoding = list(migrate.encoding_faults(connection, settings))
     report.add("problem", encoding)
     report.add("problem", _named(place, problems))
@@ -291,15 +289,15 @@ def _look_at_log(connection: sa.Connection, settings: Settings, place: _Place, r
     return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
 
 
-def _check_plugged_store(name: str, url: str, report: Report) -> _Log | None:
-    async def look() -> _Log:
+def _check_plugin_store(name: str, url: str, report: Report) -> _Log | None:
+    async def read() -> _Log:
         with trio.fail_after(STORE_TIMEOUT_S):
             async with find_store(name, OWN_STORES)(url) as store:
                 words = shown(url) if name in OWN_STORES else name
                 return _Log((await store.bounds()).epoch, await store.resume_point(), words)
 
     try:
-        return trio.run(look)
+        return trio.run(read)
     except (AiryTrioError, ExceptionGroup, trio.TooSlowError) as error:
         report.add("problem", _faults_of(error, "log.store"))
     return None
@@ -313,13 +311,13 @@ def _faults_of(error: Exception, setting: str) -> Iterator[str]:
             for one in error.exceptions:
                 yield from _faults_of(one, setting)
         case trio.TooSlowError():
-            yield f"{setting}: the event store has not answered for {STORE_TIMEOUT_S} s"
+            yield f"{setting}: the event store has not answered within {STORE_TIMEOUT_S} s"
         case _:
             yield f"{setting}: the event store cannot be used: {error}"
 
 
 def _connected(settings: Settings, place: _Place, report: Report, work: Callable[[sa.Connection], T]) -> T | None:
-    """Do the work with a connection; a problem where there is none, or it is refused."""
+    """Do the work with a connection; if the database is unavailable or refuses it, report a problem."""
     if place.dialect == POSTGRES:
         timeout_s = settings.database.connect_timeout_s
         engine = postgres_engine(place.url, connect_timeout_s=timeout_s, settings=ROW_SECURITY_OFF, pooled=True)

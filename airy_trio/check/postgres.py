@@ -1,8 +1,8 @@
-"""What can be wrong with a Postgres itself, as the server's role finds it: version, rights, durability, a pooler.
+"""Checks of a Postgres server, made as the server's role: version, rights, durability, poolers, skipped triggers.
 
-Reads catalogues and settings only. Refuses to know the mapping and what the tables hold.
-
-Writes of a replica role to the mapped tables of Postgres, for which only triggers fire that fire always.
+They read catalogues and settings only. Most are independent of the mapping. ``check_triggers`` reports writes to mapped
+tables for which our triggers do not fire: under ``session_replication_role = replica``, as in logical replication, only
+triggers that fire always do.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,56 @@ from airy_trio.capture.mapping import Tables
 from airy_trio.check.report import Report
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
-ADVICE = "if clients are to receive them: airy-trio migrate --config FILE --triggers always"
-_CATALOGUES = ("pg_subscription_rel", "pg_db_role_setting")
+VERSION_MIN: Final = 14
+CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "changes_version": ("SELECT",),
+    "change_log": ("SELECT", "DELETE"),
+    "change_state": ("SELECT", "UPDATE"),
+}
+"""The rights that a server needs on our tables in the application's database."""
+LOG: Final[Mapping[str, tuple[str, ...]]] = {
+    "log_version": ("SELECT",),
+    "event_log": ("SELECT", "INSERT", "DELETE"),
+    "log_state": ("SELECT", "UPDATE"),
+    "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+}
+"""The rights that it needs on the tables of the ``sql`` event store."""
+DURABLE: Final[Mapping[str, str]] = {
+    "fsync": "a crash of the machine may destroy the whole database",
+    "full_page_writes": "a crash of the machine may destroy pages of the database",
+    "synchronous_commit": "a crash may undo commits of the application after clients have received their events",
+}
+"""Settings that durability depends on, and what happens if one is off."""
+ADVICE: Final = "if clients are to receive them: airy-trio migrate --config FILE --triggers always"
+"""The remedy if writes for which triggers do not fire are to be sent."""
+_CATALOGUES: Final = ("pg_subscription_rel", "pg_db_role_setting")
+
+_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
+_MISSING = sa.text(
+    """
+    select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
+    where not has_table_privilege(
+        (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         where n.nspname = :schema and c.relname = :table), privilege)
+    """
+)
+_SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
+_FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
+_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
+_SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
+_OTHERS = sa.text(
+    """
+    select current_user as role,
+        array_agg(distinct coalesce(nullif(other.application_name, ''), 'without a name')) as programs
+    from pg_stat_activity other join pg_stat_activity own on own.pid = pg_backend_pid()
+    where other.usesysid = own.usesysid and other.datid = own.datid
+        and other.client_addr is not distinct from own.client_addr and other.application_name <> :ours
+    """
+)
 _UNREADABLE = sa.text(
     "select name from unnest(cast(:names as text[])) name where not has_table_privilege(name, 'SELECT') order by name"
 )
-# The target may be the table itself, a partition of it, or the partitioned table that it is a part of.
+# The target may be the table itself, one of its partitions, or the partitioned table that it belongs to.
 _SUBSCRIPTIONS = sa.text(
     """
     select distinct s.subname from pg_subscription_rel r join pg_subscription s on s.oid = r.srsubid
@@ -46,99 +90,23 @@ _SERVER = sa.text(
 )
 
 
-def look(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
-    """Report which writes our triggers skip."""
-    always = triggers.firing_always(connection, tables, names, deletes=deletes)
-    skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
-    if skipping:
-        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
-        report.add(
-            "note", [f"database: {name} cannot be read, so its replica writes are not known" for name in unreadable]
-        )
-        if "pg_subscription_rel" not in unreadable:
-            report.add("warning", _subscribed(connection, skipping))
-        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
-
-
-def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
-    for kind, table in tables.items():
-        for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
-            what = f'the subscription "{name}" writes to "{table.name}", and triggers skip its writes'
-            yield f"database.tables.{kind}: {what}; {ADVICE}"
-
-
-def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
-    places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
-    places += connection.execute(_FIRING).scalars() if own else ()
-    for place in places:
-        what = f"session_replication_role is replica for {place}, and triggers on {', '.join(tables)} skip its writes"
-        yield f"database: {what}; {ADVICE}"
-
-
-VERSION_MIN: Final = 14
-CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "changes_version": ("SELECT",),
-    "change_log": ("SELECT", "DELETE"),
-    "change_state": ("SELECT", "UPDATE"),
-}
-"""What a server needs on our tables beside the application's."""
-LOG: Final[Mapping[str, tuple[str, ...]]] = {
-    "log_version": ("SELECT",),
-    "event_log": ("SELECT", "INSERT", "DELETE"),
-    "log_state": ("SELECT", "UPDATE"),
-    "acknowledged": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-}
-"""What it needs on those of the ``sql`` event store."""
-DURABLE: Final[Mapping[str, str]] = {
-    "fsync": "a crash of the machine may destroy the whole database",
-    "full_page_writes": "a crash of the machine may destroy pages of the database",
-    "synchronous_commit": (
-        "a crash may undo commits of the application whose events clients have seen, since nothing is written there"
-    ),
-}
-"""Settings that durability rests on, and what happens where one is off."""
-
-_VERSION = sa.text("select current_setting('server_version_num')::int / 10000, pg_is_in_recovery()")
-_MISSING = sa.text(
-    """
-    select current_user as role, privilege from unnest(cast(:wanted as text[])) privilege
-    where not has_table_privilege(
-        (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where n.nspname = :schema and c.relname = :table), privilege)
-    """
-)
-_SCHEMA = sa.text("select current_user, has_schema_privilege(oid, 'USAGE') from pg_namespace where nspname = :schema")
-_FUNCTION = sa.text("select current_user, has_function_privilege('pg_control_system()', 'EXECUTE')")
-_IDENTITY = sa.text("select cast(system_identifier as text), current_database() from pg_control_system()")
-_SETTINGS = sa.text("select name, setting from pg_settings where name = any(cast(:names as text[])) order by name")
-_OTHERS = sa.text(
-    """
-    select current_user as role,
-        array_agg(distinct coalesce(nullif(other.application_name, ''), 'without a name')) as programs
-    from pg_stat_activity other join pg_stat_activity own on own.pid = pg_backend_pid()
-    where other.usesysid = own.usesysid and other.datid = own.datid
-        and other.client_addr is not distinct from own.client_addr and other.application_name <> :ours
-    """
-)
-
-
 def too_old(connection: sa.Connection) -> Iterator[str]:
-    """A line where this server's version is not supported."""
+    """Yield a line if this version of Postgres is not supported."""
     version, _ = connection.execute(_VERSION).one()
     if version < VERSION_MIN:
-        yield f"this is PostgreSQL {version}, {VERSION_MIN} or newer is needed"
+        yield f"this is PostgreSQL {version}; {VERSION_MIN} or newer is needed"
 
 
 def refusals(connection: sa.Connection) -> Iterator[str]:
-    """A line where this server cannot be used at all: too old, or a standby, which takes no writes."""
+    """Yield a line if this server cannot be used at all: it is too old, or a standby, which accepts no writes."""
     yield from too_old(connection)
     _, standby = connection.execute(_VERSION).one()
     if standby:
-        yield "this is a standby, which takes no writes; name its primary"
+        yield "this is a standby, which accepts no writes; name its primary"
 
 
 def missing_rights(connection: sa.Connection, names: Names, wanted: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
-    """A line for each right that our role lacks on tables of ours that are there, with the statement that gives it."""
+    """Yield a line for each of our existing tables on which our role lacks rights, with the GRANT that helps."""
     found = connection.execute(_SCHEMA, {"schema": names.schema}).one_or_none()
     if found is None:
         return
@@ -153,17 +121,17 @@ def missing_rights(connection: sa.Connection, names: Names, wanted: Mapping[str,
 
 
 def missing_identity(connection: sa.Connection) -> Iterator[str]:
-    """A line where our role may not ask which cluster this is, by which a restored copy is noticed."""
+    """Yield a line if our role may not read the identity of the cluster, by which a restored copy is recognised."""
     role, may_ask = connection.execute(_FUNCTION).one()
     if not may_ask:
         yield _right(role, "EXECUTE ON FUNCTION pg_control_system()")
 
 
 def durability(connection: sa.Connection, *, reads_only: bool = False) -> Iterator[str]:
-    """A line for each setting by which a crash loses what was committed.
+    """Yield a line for each setting with which a crash may lose committed changes.
 
-    ``synchronous_commit`` only matters if we write nothing here (``reads_only``): otherwise the recorder flushes what
-    it has read before a client sees it.
+    ``synchronous_commit`` matters only if we write nothing here (``reads_only``): otherwise the recorder flushes the
+    changes that it has read before a client receives their events.
     """
     for name, setting in connection.execute(_SETTINGS, {"names": list(DURABLE)}):
         if setting == "off" and (reads_only or name != "synchronous_commit"):
@@ -171,25 +139,55 @@ def durability(connection: sa.Connection, *, reads_only: bool = False) -> Iterat
 
 
 def identity(connection: sa.Connection) -> tuple[str, str]:
-    """Which database of which cluster this is."""
+    """Return the identity of the cluster and the name of the database."""
     cluster, name = connection.execute(_IDENTITY).one()
     return cluster, name
 
 
 def is_pooled(connection: sa.Connection) -> bool:
-    """Ask whether a pooler is in between."""
+    """Return whether the connection goes through a pooler."""
     driver: Any = connection.connection.driver_connection
     return bool(driver.is_pooled())
 
 
 def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | None:
-    """Our role, and the programs other than this one that use this database as it from the same host as we do.
+    """Return our role and the other programs that use this database as the same role from the same host, or None.
 
-    Behind a pooler that host is the pooler's. None where there are none.
+    Behind a pooler the host is the pooler's.
     """
     row = connection.execute(_OTHERS, {"ours": APPLICATION_NAME}).one()
     return (row.role, list(row.programs)) if row.programs else None
 
 
-def _right(role: str, what: str) -> str:
-    return f'role "{role}" lacks a right; as the owner: GRANT {what} TO {quote_identifier(role)}'
+def check_triggers(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
+    """Report writes for which our triggers do not fire."""
+    always = triggers.firing_always(connection, tables, names, deletes=deletes)
+    skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
+    if skipping:
+        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
+        report.add(
+            "note", [f"database: {name} cannot be read, so replica writes cannot be checked" for name in unreadable]
+        )
+        if "pg_subscription_rel" not in unreadable:
+            report.add("warning", _subscribed(connection, skipping))
+        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
+
+
+def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
+    for kind, table in tables.items():
+        for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
+            finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
+            yield f"database.tables.{kind}: {finding}; {ADVICE}"
+
+
+def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
+    places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
+    places += connection.execute(_FIRING).scalars() if own else ()
+    for place in places:
+        kinds = ", ".join(tables)
+        finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
+        yield f"database: {finding}; {ADVICE}"
+
+
+def _right(role: str, right: str) -> str:
+    return f'role "{role}" lacks a right; as the owner: GRANT {right} TO {quote_identifier(role)}'

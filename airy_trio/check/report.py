@@ -1,8 +1,6 @@
-"""What a check has found, in words: problems, with which the server does not start or work, warnings, and notes.
+"""The report of a check, and the checks that need no database: the certificate and ``[auth]``.
 
-What a check looks at in the certificate and its key: whether they can be served with, and for how long still.
-
-Checks of ``[auth]``: the keys of web tokens, loaded once as the server would, and tokens without a grant.
+A report has problems, with which the server would not start or not work, warnings and notes.
 """
 
 import stat
@@ -27,7 +25,7 @@ Weight = Literal["problem", "warning", "note"]
 
 @frozen
 class Finding:
-    """One line for a person, free of secrets."""
+    """One line for the operator, without secrets."""
 
     weight: Weight
     text: str
@@ -35,23 +33,23 @@ class Finding:
 
 @frozen
 class Report:
-    """All findings, in the order in which they were made."""
+    """All findings, in order."""
 
     findings: list[Finding] = field(factory=list)
 
     def add(self, weight: Weight, texts: Iterable[str]) -> None:
-        """Add a finding for each text; one that was found before, by another look, is told once."""
+        """Add a finding for each text, except those that the report has already."""
         for finding in (Finding(weight, text) for text in texts):
             if finding not in self.findings:
                 self.findings.append(finding)
 
     def of(self, weight: Weight) -> tuple[str, ...]:
-        """The texts of one weight."""
+        """Return the texts of one weight."""
         return tuple(finding.text for finding in self.findings if finding.weight == weight)
 
 
-def look_at_certificate(options: ListenerOptions, report: Report) -> None:
-    """Look at both files, where there are any."""
+def check_certificate(options: ListenerOptions, report: Report) -> None:
+    """Check the certificate and its key, if TLS is configured: whether they are usable, and for how long."""
     try:
         found = load_certificate(options)
     except StartError as error:
@@ -66,19 +64,19 @@ def look_at_certificate(options: ListenerOptions, report: Report) -> None:
         names = ", ".join(found.names) or "no host"
         report.add("note", [f"{CERTIFICATE}: valid for {names}, for {found.days_left(now)} more days"])
     if Path(options.tls_key).stat().st_mode & stat.S_IROTH:
-        report.add("warning", [f"{KEY}: {options.tls_key}: everybody on this machine can read the key"])
+        report.add("warning", [f"{KEY}: {options.tls_key}: every user of this machine can read the key"])
 
 
-def look_at_grants(options: AuthOptions, report: Report) -> None:
-    """Warn if a web token without a grant reads everything."""
+def check_grants(options: AuthOptions, report: Report) -> None:
+    """Warn if a web token without a grant may read all events."""
     if options.mode == "jwt" and not options.jwt_require_grants:
         channels, destinations = options.grant_claims
-        what = f"a token without {channels} reads everything, unless {destinations} limits it"
-        report.add("warning", [f"auth.jwt_require_grants: {what}; set it to true if every token carries a grant"])
+        finding = f"a token without {channels} may read all events, unless {destinations} limits it"
+        report.add("warning", [f"auth.jwt_require_grants: {finding}; set it to true if every token carries a grant"])
 
 
-def look_at_keys(options: AuthOptions, report: Report) -> None:
-    """Tell what keeps web tokens from being verified; a server of keys may come back, a file does not by itself."""
+def check_keys(options: AuthOptions, report: Report) -> None:
+    """Load the keys of web tokens as the server would. A key server may recover, so its failure is only a warning."""
     if options.mode != "jwt" or options.secret_is_shared:
         return
     source = source_of(options)
@@ -86,6 +84,6 @@ def look_at_keys(options: AuthOptions, report: Report) -> None:
         trio.run(source.load)
     except KeysFault as fault:
         if isinstance(source, KeyServer):
-            report.add("warning", [f"auth.jwt_key: {fault}; as long as that is so nobody can connect"])
+            report.add("warning", [f"auth.jwt_key: {fault}; until this is resolved no client can connect"])
         else:
             report.add("problem", [f"auth.jwt_key: {source.words}: {fault}"])

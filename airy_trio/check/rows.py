@@ -1,8 +1,8 @@
-"""The newest rows of each mapped table, read and converted as the server does, to name those that it would not send.
+"""Check the newest rows of each mapped table: read and convert them as the server does, and report failures.
 
-The newest rows show what the application writes now. They are ordered by the column that holds a time, if the kind has
-one and the order can be had soon, else by the key: a primary key has an index, and often grows. A table without such an
-index is not worth a long scan for a check, so each attempt is bounded.
+The newest rows show what the application writes now. They are ordered by the time column of the kind, if it has one
+and the query is fast enough, else by the key, because a primary key has an index and often grows. A table without such
+an index is not worth a long scan, so the time of each attempt is limited.
 """
 
 import sqlite3
@@ -32,13 +32,17 @@ from airy_trio.settings import Settings
 
 ROWS_MAX: Final = 1000
 """How many rows of each table are read."""
-BATCH_ROWS: Final = 100  # a row may have megabytes
+BATCH_ROWS: Final = 100
+"""How many rows are in memory at once: a row may have megabytes."""
 TIMEOUT_S: Final = 5.0
 """For each statement on Postgres, and for each table on SQLite."""
 SHOWN_MAX: Final = 5
+"""How many unlisted values of a field are shown, each with at most the following number of characters."""
 SHOWN_CHARACTERS_MAX: Final = 40
-_STEPS: Final = 10_000  # of SQLite's virtual machine, between two looks at the clock
-_BAD_VALUE: Final = "22"  # class of SQLSTATE whose messages quote the value
+_STEPS: Final = 10_000
+"""How many instructions SQLite's virtual machine runs between two checks of the clock."""
+_BAD_VALUE: Final = "22"
+"""The class of SQLSTATEs whose messages quote the value."""
 
 _CLOSED: Final[Mapping[str, Callable[[Value], object]]] = {
     "delivery_state": values.delivery_state,
@@ -46,24 +50,24 @@ _CLOSED: Final[Mapping[str, Callable[[Value], object]]] = {
     "connected": values.connected,
     "subject": values.subject,
 }
-"""The fields that take few values, with what converts them: a row with any other value is not sent."""
+"""Fields with a closed set of values, and their converters. A row with any other value is not sent."""
 _OPEN: Final = ("source", "color")
-"""The fields that have few values of the application's choice: one that the mapping does not list is sent as it is."""
+"""Fields with an open set of values. A value that the mapping does not list is sent unchanged."""
 
 
 @define
 class _Seen:
-    """What was found in the newest rows of one table."""
+    """Findings in the newest rows of one table, by reason and by field."""
 
     rows: int = 0
     faults: dict[str, list[RowFault]] = field(factory=lambda: defaultdict(list))
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
 
 
-def look(connection: sa.Connection, settings: Settings, tables: Tables, report: Report) -> None:
-    """Report rows that cannot be converted and values that the mapping does not list. Changes nothing.
+def check_rows(connection: sa.Connection, settings: Settings, tables: Tables, report: Report) -> None:
+    """Report rows that cannot be converted and values that the mapping does not list.
 
-    Raises the driver's error if the database is away.
+    Raises the driver's error if the database is unavailable.
     """
     for kind, table in tables.items():
         setting = f"database.tables.{kind}"
@@ -83,13 +87,13 @@ def look(connection: sa.Connection, settings: Settings, tables: Tables, report: 
                 report.add("warning", _warnings(table, seen, f"the newest {seen.rows} by {order}"))
             break
         else:
-            took = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
-            report.add("note", [f"{setting}: its newest rows were not looked at: {took}"])
+            reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
+            report.add("note", [f"{setting}: its newest rows were not checked: {reason}"])
 
 
 @frozen
 class _Order:
-    """What makes a row the newest. ``nulls``: first if NULL is a fault, and then an index of Postgres serves, too."""
+    """An order with the newest rows first. ``nulls``: first if NULL is a fault; then Postgres can use an index too."""
 
     columns: Sequence[Column]
     nulls: Literal["first", "last"]
@@ -99,7 +103,7 @@ class _Order:
 
 
 def _orders(table: Table) -> Iterator[_Order]:
-    """The orders to try, best first."""
+    """Yield the orders to try, best first."""
     sent_at = table.columns.get("sent_at")
     updated_at = table.watermark or table.columns.get(WATERMARK)
     if updated_at is not None:
@@ -111,7 +115,7 @@ def _orders(table: Table) -> Iterator[_Order]:
 
 @contextmanager
 def _bounded(connection: sa.Connection) -> Iterator[None]:
-    """Let no statement write, nor read for long. On Postgres until the savepoint is rolled back."""
+    """Limit the time of statements; on Postgres forbid writes too, both until the savepoint is rolled back."""
     if connection.dialect.name == POSTGRES:
         connection.exec_driver_sql("set transaction read only")
         connection.exec_driver_sql(f"set local statement_timeout = {round(TIMEOUT_S * 1000)}")
@@ -144,8 +148,8 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
         changed = objects.read(connection, (Change(table.kind, "U", key, (None, None)) for key in batch))
         for fault in translate(changed, settings.events).faults:
             seen.faults[fault.reason].append(fault)
-        asked = queries.rows(batch)
-        for *row, included in asked.answer(connection).rows if asked is not None else ():
+        query = queries.rows(batch)
+        for *row, included in query.answer(connection).rows if query is not None else ():
             for name, raw in named(table, tuple(row)).items() if included else ():
                 if not _is_listed(table, name, raw):
                     seen.unlisted[name][_shown(raw)] = None
@@ -153,8 +157,8 @@ def _read(connection: sa.Connection, settings: Settings, tables: Tables, table: 
 
 
 def _is_listed(table: Table, name: str, raw: Value) -> bool:
-    """Whether the mapping knows a value of a field with few values; NULL is no value."""
-    if raw is None or (name == "subject" and "identifier" not in table.columns):  # which then holds both
+    """Return whether the mapping lists a value, if the field has a set of values. NULL is not a value."""
+    if raw is None or (name == "subject" and "identifier" not in table.columns):  # one column with both
         return True
     if name in _CLOSED:
         try:
@@ -173,20 +177,20 @@ def _shown(raw: Value) -> str:
 def _warnings(table: Table, seen: _Seen, where: str) -> Iterator[str]:
     setting = f"database.tables.{table.kind}"
     for reason, faults in seen.faults.items():
-        what = f"{len(faults)} of {where} cannot be converted and would not be sent"
-        yield f"{setting}: {what}: {reason}; one is {faults[0].key}"
+        finding = f"{len(faults)} of {where} cannot be converted and would not be sent"
+        yield f"{setting}: {finding}: {reason}; one is {faults[0].key}"
     for name, found in seen.unlisted.items():
         shown = ", ".join(f'"{text}"' for text in islice(found, SHOWN_MAX))
         more = f" and {len(found) - SHOWN_MAX} more" if len(found) > SHOWN_MAX else ""
-        what = "would not be sent" if name in _CLOSED else "is sent as it is"
+        effect = "would not be sent" if name in _CLOSED else "is sent unchanged"
         yield (
-            f"{setting}.values.{name}: does not list {shown}{more}, found in {where}; a row with such a value {what}; "
-            f'list each: {name} = {{ "THEIRS" = "OURS" }}'
+            f"{setting}.values.{name}: does not list {shown}{more}, found in {where}; a row with such a value "
+            f'{effect}; list each: {name} = {{ "THEIRS" = "OURS" }}'
         )
 
 
 def _without_values(refusal: DatabaseRefused) -> str:
-    """What the database says, unless it may quote a row."""
+    """Return the message of the database, unless it may quote a value of the row."""
     if (refusal.sqlstate or "").startswith(_BAD_VALUE):
         return f"a value cannot be cast (SQLSTATE {refusal.sqlstate})"
     return str(refusal)

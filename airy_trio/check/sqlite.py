@@ -1,4 +1,4 @@
-"""What can be wrong with an SQLite file itself: the library, rights, durability. Writes nothing."""
+"""Checks of an SQLite file: the library, rights, durability. Nothing is written."""
 
 import os
 import sqlite3
@@ -13,26 +13,26 @@ SYNCHRONOUS_FULL: Final = 2
 
 
 def file_refusals() -> Iterator[str]:
-    """A line where this Python's SQLite is too old."""
+    """Yield a line if the SQLite library of this Python is too old."""
     if sqlite3.sqlite_version_info < VERSION_MIN:
         needed = ".".join(map(str, VERSION_MIN))
         yield f"this Python has SQLite {sqlite3.sqlite_version}, {needed} or newer is needed"
 
 
 def missing_file_rights(path: Path) -> Iterator[str]:
-    """A line where the file, or its folder, in which other files come to lie, cannot be written."""
+    """Yield a line if the file cannot be written, or its folder, where SQLite and the lease create further files."""
     if path.exists() and not os.access(path, os.W_OK):
         yield f"the file {path} cannot be written by this user"
     if not path.parent.is_dir():
         yield f"the folder {path.parent} does not exist"
     elif not os.access(path.parent, os.W_OK | os.X_OK):
-        yield f"no files can be made in {path.parent} by this user"
+        yield f"this user cannot create files in {path.parent}"
 
 
 def try_to_write(connection: sa.Connection) -> None:
-    """Begin to write, and take it back. Raises the driver's error where that is not possible.
+    """Write something and roll it back. Raises the driver's error if that is not possible.
 
-    ``BEGIN IMMEDIATE`` does not tell: of a file that can only be read it makes a transaction that only reads.
+    ``BEGIN IMMEDIATE`` is not enough: on a read-only file it succeeds, with a transaction that only reads.
     """
     version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
     connection.exec_driver_sql(f"PRAGMA user_version = {version}")
@@ -40,7 +40,7 @@ def try_to_write(connection: sa.Connection) -> None:
 
 
 def durability(path: Path) -> Iterator[str]:
-    """A line where connections that set nothing themselves, as the application's may be, commit without waiting."""
+    """Yield a line if a connection that sets nothing, as the application's may be, commits without waiting for disk."""
     with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as plain:
         (synchronous,) = plain.execute("PRAGMA synchronous").fetchone()
     plain.close()
@@ -48,9 +48,9 @@ def durability(path: Path) -> Iterator[str]:
 
 
 def undurable(synchronous: int) -> Iterator[str]:
-    """The line for a value of ``PRAGMA synchronous``, where it is less than FULL."""
+    """Yield a line if this value of ``PRAGMA synchronous`` is less than FULL."""
     if synchronous < SYNCHRONOUS_FULL:
         yield (
-            f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a loss of power "
-            "may undo commits of its own whose events clients have seen"
+            f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a power failure "
+            "may undo its commits after clients have received their events"
         )

@@ -1,22 +1,94 @@
-"""The command line: ``airy-trio --config FILE`` serves; the other commands have a module each.
+"""The command line: ``airy-trio --config FILE`` serves; the other commands are in ``commands``.
 
-Everything that can go wrong is told on stderr in plain words, never as a traceback: exit 2 for the command line and
-the settings, 1 for the database, the mapping, the triggers, the store or the port. A command imports what it runs when
-it runs, so that ``--help`` and the completion of a shell answer at once.
+Errors are reported on stderr in plain words, without a traceback: exit code 2 for the command line and the settings, 1
+for the database, the mapping, the triggers, the store or the port. A command imports its implementation when it runs,
+so that ``--help`` and shell completion answer quickly.
 """
 
-from typing import NoReturn
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import click
+import structlog
+import trio
 
 from airy_trio.cli.commands import check, completion, demo, explain, migrate, tail, verify
-from airy_trio.cli.serve import airy_trio
+from airy_trio.cli.output import CONFIG, exit_on_error, load_settings
+from airy_trio.version import __version__
+
+if TYPE_CHECKING:
+    from airy_trio.settings import Settings
 
 __all__ = ["airy_trio", "main"]
-
-for command in (check, completion, demo, explain, migrate, tail, verify):
-    airy_trio.add_command(command)
 
 
 def main() -> NoReturn:
     """Run the command line."""
     airy_trio(prog_name="airy-trio")
-    raise AssertionError  # click has ended the program
+    raise AssertionError  # click has exited
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="See also `airy-trio COMMAND --help`. Exit code 1: database, mapping, triggers, store or port; 2: command "
+    "line or settings.",
+)
+@CONFIG
+@click.option("--worker", "worker", hidden=True, help="Which worker this process is; added by the server itself.")
+@click.version_option(__version__, prog_name="airy-trio")
+@click.pass_context
+def airy_trio(context: click.Context, config: Path | None, worker: str | None) -> None:
+    """Send the changes of a Postgres or SQLite database to every connected client.
+
+    Without a command it serves until SIGINT or SIGTERM. On SIGHUP it reads credentials and certificate again.
+
+    \b
+    Examples:
+      airy-trio demo                                try it, with nothing but Python
+      airy-trio migrate --config config/prod.toml   once, and after an update
+      airy-trio check --config config/prod.toml     look for problems
+      airy-trio --config config/prod.toml           serve
+    """  # noqa: D301 - click's mark for lines that it must not wrap
+    if context.invoked_subcommand is not None:
+        if config is not None:
+            message = f"--config belongs after the command: airy-trio {context.invoked_subcommand} --config FILE"
+            raise click.UsageError(message)
+        return
+    settings = load_settings(config)
+    file = cast("Path", config)
+    if worker is not None:
+        _serve_as_worker(settings, file, worker)
+    elif settings.listener.workers > 1:
+        from airy_trio.app import supervisor
+
+        sys.exit(exit_on_error(lambda: trio.run(supervisor.supervise, settings, file)))
+    else:
+        from airy_trio import app
+        from airy_trio.settings import load
+
+        exit_on_error(lambda: trio.run(partial(app.run, settings, reread=lambda: load(file, os.environ))))
+
+
+def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
+    """Serve as one of several workers, or as their recorder. Every log line names the worker."""
+    from airy_trio import app
+    from airy_trio.app.supervisor import RECORDER, worker_of
+    from airy_trio.settings import load
+
+    worker = exit_on_error(lambda: worker_of(arguments))
+    name = RECORDER if worker.number == settings.listener.recorder else worker.number
+    structlog.contextvars.bind_contextvars(worker=name)
+
+    def reread() -> "Settings":
+        return worker.settings(load(file, os.environ))
+
+    serve = partial(app.run, worker.settings(settings), worker.stay_with_parent, reread=reread, worker=worker.number)
+    exit_on_error(lambda: trio.run(serve))
+
+
+for command in (check, completion, demo, explain, migrate, tail, verify):
+    airy_trio.add_command(command)

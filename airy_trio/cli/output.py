@@ -1,11 +1,4 @@
-"""Lines for whoever reads our output, who may leave: then we end as quietly.
-
-What every command begins with, and how it ends where it cannot do its work: one message, one exit code.
-
-Bars on stderr for what takes long, where that is a terminal; where it is none, nothing is written.
-
-Commands that run until Ctrl-C, which is no failure of theirs.
-"""
+"""What the commands share: settings and errors, progress bars, Ctrl-C, and stdout."""
 
 import contextlib
 import os
@@ -29,25 +22,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONFIG = click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="The settings file.")
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def loaded(config: Path | None) -> "Settings":
-    """The settings of the file that was named, with the log set up as they say. Ends the program where they are wrong.
+def load_settings(config: Path | None) -> "Settings":
+    """Load the settings file and configure logging as it says. Exits if the settings are wrong.
 
-    Raises ``click.UsageError`` where no file was named.
+    Raises ``click.UsageError`` if no file was given.
     """
     if config is None:
         message = "Missing option '--config FILE'."
         raise click.UsageError(message)
     from airy_trio import settings
 
-    found = told(lambda: settings.load(config, os.environ))
-    configure_logging(found.logging.level, found.logging.format)
-    return found
+    loaded = exit_on_error(lambda: settings.load(config, os.environ))
+    configure_logging(loaded.logging.level, loaded.logging.format)
+    return loaded
 
 
-def told(work: Callable[[], T]) -> T:
-    """Do the work; end the program with one clear message if it cannot be done."""
+def exit_on_error(work: Callable[[], T]) -> T:
+    """Do the work. If it raises ``AiryTrioError``, print the message, a line for each fault, and exit."""
     try:
         return work()
     except AiryTrioError as error:
@@ -58,27 +52,26 @@ def told(work: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
-    """A bar until the block ends; it is told how far things are, from 0 to ``length``. It shows with the first word."""
-    with contextlib.ExitStack() as shown:
-        made: list[Any] = []
+def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
+    """Return a function that takes the progress, from 0 to ``length``, and shows it as a bar on stderr.
 
-        def go_on(reached: float) -> None:
-            if not made and sys.stderr.isatty():
-                made.append(
-                    shown.enter_context(click.progressbar(length=length, label=label, file=sys.stderr, show_eta=False))
-                )
-            for one in made:
-                one.update(max(0, min(length, int(reached)) - one.pos))
+    The bar appears with the first call and disappears with the block. Nothing is written if stderr is not a terminal.
+    """
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
 
-        yield go_on
+        def show(reached: float) -> None:
+            if not bars and sys.stderr.isatty():
+                made = click.progressbar(length=length, label=label, file=sys.stderr, show_eta=False)
+                bars.append(stack.enter_context(made))
+            for bar in bars:
+                bar.update(max(0, min(length, int(reached)) - bar.pos))
 
-
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+        yield show
 
 
 def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
-    """Run a task to its end, or cancel it at SIGINT or SIGTERM. Raises what it raises."""
+    """Run an async function; SIGINT or SIGTERM cancels it, and is then not an error. Raises what it raises."""
     trio.run(_until_signalled, work)
 
 
@@ -98,20 +91,21 @@ async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
 
 
 class Stdout:
-    """Events go to stdout, each at once; notes to stderr."""
+    """Writes results to stdout, flushed line by line, and notes to stderr."""
 
     def __init__(self) -> None:
         self._coloured = coloured(sys.stdout)
 
     def write(self, text: str) -> bool:
-        """Write a line; False where nobody reads any more."""
+        """Write a line; return False if the reader of a pipe has closed it."""
         try:
-            click.echo(text, color=self._coloured)  # which flushes
+            click.echo(text, color=self._coloured)
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for what Python flushes at its end
+            # Python flushes stdout when it exits, which would fail again and print a traceback.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the program exits
             return False
         return True
 
     def note(self, text: str) -> None:
-        """Tell a person something that is no event."""
+        """Write a line for the operator."""
         click.echo(f"airy-trio: {text}", err=True)

@@ -1,7 +1,7 @@
-"""``airy-trio demo``: the whole route in one command, on a database that lives as long as the command.
+"""``airy-trio demo``: everything from the application to a client, in one command, on a temporary SQLite file.
 
-A temporary SQLite file, an application in a process of its own that writes to it, the server with its console, and a
-client over a real WebSocket that prints a line for each event.
+An application in a process of its own writes to the file. The server runs in this process, with its console, and a
+client over a real WebSocket prints a line for each event.
 """
 
 import json
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import click
 import trio
@@ -25,16 +26,16 @@ from airy_trio.errors import StartError
 from airy_trio.terminal import coloured, line
 from airy_trio.testing.client import Closed, StompClient, connect
 
-APPLICATION_END_S = 5.0
-SILENCE_MAX_S = 15.0  # the application writes every second or so
-
-
-HOST = "127.0.0.1"
-CONSOLE_PORT = 8081  # where it is without a demo, too
+HOST: Final = "127.0.0.1"
+CONSOLE_PORT: Final = 8081
+"""The default of ``[admin] port``; if it is in use, the demo takes any free port."""
+APPLICATION_END_S: Final = 5.0
+SILENCE_MAX_S: Final = 15.0
+"""Without an event for so long the demo has failed: the application writes about once a second."""
 
 
 def run(*, events_max: int | None = None, browse: bool = False) -> None:
-    """Run the demo until Ctrl-C, or until ``events_max`` events were shown. Leaves nothing behind.
+    """Run the demo until Ctrl-C, or until it has printed ``events_max`` events, and remove all its files.
 
     ``browse``: open the console in a browser.
     """
@@ -44,22 +45,22 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
         url = json.dumps(f"sqlite:///{database}")
         listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
         toml = f"[database]\nurl = {url}\n{listener}[admin]\nport = {console_port}\n"
-        chosen = settings.parse(toml, {})
-        migrate.migrate(chosen, with_tables=True)
+        parsed = settings.parse(toml, {})
+        migrate.migrate(parsed, with_tables=True)
 
         async def show(address: app.Address) -> None:
             console = f"http://{HOST}:{console_port}/"
             click.echo(f"console   {console}")
             if browse and not await trio.to_thread.run_sync(webbrowser.open, console):
-                click.echo("airy-trio: there is no browser to open the console with", err=True)
+                click.echo("airy-trio: no browser found; open the console by hand", err=True)
             await _show(address, database, events_max)
 
-        trio.run(app.run, chosen, show)
+        trio.run(app.run, parsed, show)
 
 
 @contextmanager
 def _folder() -> Iterator[str]:
-    """A folder for the length of a block. A signal waits until whoever made it also knows of it."""
+    """Create a temporary folder for a block. Signals are blocked until the block begins, so it is always removed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         folder = tempfile.TemporaryDirectory(prefix="airy-trio-demo-")
@@ -80,12 +81,13 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
         application = await trio.lowlevel.open_process(
             [sys.executable, "-m", "airy_trio.demo.application", str(database)],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends the application
+            start_new_session=True,  # Ctrl-C must not reach it: the demo terminates it
         )
         try:
             await _print(client, events_max)
-        except BrokenPipeError:  # whoever read the lines has seen enough
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, ASYNC230 - for what Python flushes at its end
+        except BrokenPipeError:
+            # The reader of our output has closed the pipe. Python flushes stdout again when it exits.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, ASYNC230 - open until the program exits
         finally:
             application.terminate()
             with trio.move_on_after(APPLICATION_END_S, shield=True):
@@ -93,7 +95,7 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
 
 
 def _free_port(wanted: int) -> int:
-    """The wanted port, or any other where somebody has that."""
+    """Return the wanted port if it is free, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -103,11 +105,11 @@ def _free_port(wanted: int) -> int:
                 continue
             free: int = probe.getsockname()[1]
             return free
-    raise StartError([f"the demo's console finds no free port on {HOST}"])
+    raise StartError([f"there is no free port for the demo's console on {HOST}"])
 
 
 async def _print(client: StompClient, events_max: int | None) -> None:
-    """Print a line for each event. Raises ``StartError`` where nothing more will come."""
+    """Print a line for each event. Raises ``StartError`` if the server or the application has failed."""
     shown = 0
     while events_max is None or shown < events_max:
         try:

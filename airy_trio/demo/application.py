@@ -1,6 +1,6 @@
-"""The demo's application: an inbox that knows nothing of airy-trio and writes its conversations into its database.
+"""The demo's application: an inbox that writes conversations into its database, independent of airy-trio.
 
-It ends when it is told to, or when the process that started it is gone.
+It ends on a signal, or when the process that started it has ended.
 """
 
 import json
@@ -24,6 +24,7 @@ TAGS: Final = (("urgent", "red"), ("order", "blue"), ("praise", "green"), ("refu
 CONTACTS: Final = ("Grace", "Amara", "Jonas", "Mei", "Tomás", "Ines")
 LOCALES: Final = ("en-GB", "de-DE", "pt-PT", "zh-CN")
 AT_ONCE: Final = 4
+"""How many conversations take place at the same time."""
 DIALOGUES: Final = (
     (
         "Hello! Is the blue rain jacket back in stock?",
@@ -54,27 +55,27 @@ DIALOGUES: Final = (
 
 
 class Inbox:
-    """Conversations, each write committed at once. ``pause`` takes seconds, between two writes."""
+    """Writes conversations; each write is a transaction. ``pause`` waits for so many seconds between two writes."""
 
     def __init__(self, path: str, pause: Callable[[float], None]) -> None:
         self._wait = pause
         self._connection = sqlite3.connect(path, isolation_level=None, timeout=10)
-        self._random = random.Random()  # noqa: S311 - who writes next is no secret
+        self._random = random.Random()  # noqa: S311 - not a secret
 
     def open(self) -> None:
-        """Connect the channels and make the tags."""
+        """Create the channels and the tags."""
         for id_, source in CHANNELS:
             self._execute("insert into channels values (?, ?, ?, true)", id_, source, f"{source}-account-1")
         for name, color in TAGS:
             self._execute("insert into tags values (?, ?, ?)", str(uuid.uuid4()), name, color)
 
     def talk(self) -> None:
-        """One conversation from its first message to its end."""
+        """Write one conversation from its first message to its last."""
         for least_s, most_s in self._conversation():
             self._pause(least_s, most_s)
 
     def chat(self, at_once: int) -> NoReturn:
-        """Some conversations at a time, for ever: a new one begins when one has ended."""
+        """Write several conversations at the same time, forever; a new one begins when one has ended."""
         talking = [self._conversation() for _ in range(at_once)]
         while True:
             number = self._random.randrange(at_once)
@@ -85,7 +86,7 @@ class Inbox:
                 self._pause(*pause)
 
     def _conversation(self) -> Iterator[tuple[float, float]]:
-        """Write one conversation; what is given is how long to wait, in seconds, at least and at most."""
+        """Write one conversation; yield the minimum and maximum pause, in seconds, before the next write."""
         conversation = f"conversation-{uuid.uuid4().hex[:6]}"
         channel, source = self._random.choice(CHANNELS)
         for key, value in (("displayName", self._random.choice(CONTACTS)), ("locale", self._random.choice(LOCALES))):
@@ -103,15 +104,15 @@ class Inbox:
             yield 0.2, 0.7
         tag = self._connection.execute("select id from tags order by random() limit 1").fetchone()[0]
         self._describe("conversation", conversation, f"tags.{tag}", "")
-        if self._random.random() < 0.3:  # noqa: PLR2004 - now and then
+        if self._random.random() < 0.3:  # noqa: PLR2004 - a probability
             self._execute("update channels set connected = false where id = ?", channel)
             yield 0.5, 1.0
             self._execute("update channels set connected = true where id = ?", channel)
 
     def _deliver(self, id_: str) -> Iterator[tuple[float, float]]:
-        """A message goes out at once, or fails and goes out when it is sent again."""
+        """Deliver a message, at the first attempt or at the second."""
         yield 0.1, 0.3
-        if self._random.random() < 0.15:  # noqa: PLR2004 - now and then
+        if self._random.random() < 0.15:  # noqa: PLR2004 - a probability
             self._execute("update messages set delivery_state = 'failed' where id = ?", id_)
             yield 0.6, 1.0
             self._execute("update messages set delivery_state = 'pending' where id = ?", id_)
@@ -144,7 +145,7 @@ class Inbox:
 
 
 def main(path: str) -> NoReturn:
-    """Talk until the process that started this one is gone."""
+    """Write until the process that started this one has ended."""
     parent = os.getppid()
 
     def pause(seconds: float) -> None:

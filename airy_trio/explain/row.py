@@ -1,8 +1,6 @@
-"""What the database says of an object: its row, its triggers, its last change, and whether anybody records.
+"""Read one object from the database: its row, its triggers, its last change, and whether a server records.
 
-Everything is read in one transaction, with the functions of the server itself.
-
-The object that somebody asks about, by the names that a person uses.
+Everything is read in one transaction, with the functions that the server uses.
 """
 
 from typing import Final, Literal, Self
@@ -30,12 +28,12 @@ KINDS: Final[dict[str, Kind]] = {
     "channel": "channels",
     "tag": "tags",
 }
-"""How a person calls each kind."""
+"""The names of the command line for the kinds of object."""
 
 
 @frozen(kw_only=True)
 class Subject:
-    """``id``: as on the wire; of metadata the identifier, with its ``subject``."""
+    """An object, as named on the command line. ``id`` is as in events; metadata has its identifier there."""
 
     type: str
     id: str
@@ -43,7 +41,7 @@ class Subject:
 
     @classmethod
     def parse(cls, type_: str, id_: str) -> Self | None:
-        """Read what was asked for; None where metadata lacks its ``SUBJECT:``."""
+        """Return the subject, or None if the id of metadata lacks its ``SUBJECT:``."""
         if type_ != "metadata":
             return cls(type=type_, id=id_)
         subject, colon, identifier = id_.partition(":")
@@ -51,12 +49,12 @@ class Subject:
 
     @property
     def kind(self) -> Kind:
-        """The kind, as the settings name its table."""
+        """The kind, as the settings call its table."""
         return KINDS[self.type]
 
     @property
     def object(self) -> str:
-        """The identity that its events carry."""
+        """The object of its events, as the event store has it."""
         return f"{self.type}:{self.id}" if self.subject is None else f"metadata:{self.subject}:{self.id}"
 
 
@@ -72,13 +70,13 @@ RowState = Literal["unmapped", "absent", "excluded", "faulty", "fit"]
 
 @define
 class RowReport:
-    """What the database knows of one object.
+    """What the database has of one object.
 
-    ``row``: "excluded" by the mapping's ``where``, "faulty" if it cannot become an event. ``body``: the body of the
-    event that the row would be now, None if there is no such event or no row to make it from. ``recordable``: these
-    settings record the row as it is, or that it is gone. ``captured``: triggers of this mapping are in place, or none
-    are needed. ``change``: the state of the newest entry in the change log, None if there is none. ``recording``: a
-    server holds the lease; None if that is not known. ``lines``: the same in words.
+    ``row``: "excluded" by the mapping's ``where``, "faulty" if it cannot be converted. ``body``: of the event that the
+    row would become now, or None. ``recordable``: with these settings the current state is recorded, also if it is a
+    deletion. ``captured``: the triggers of this mapping are installed, or none are needed. ``change``: the state of the
+    newest entry in the change log, or None. ``recording``: a server holds the lease; None if not known. ``lines``: the
+    same in words.
     """
 
     row: RowState = "unmapped"
@@ -90,12 +88,13 @@ class RowReport:
     lines: list[str] = field(factory=list)
 
 
-def look(
+def read(
     connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None, *, store_known: bool
 ) -> RowReport:
-    """Read everything in one transaction. Raises ``MappingError``, ``DatabaseError``.
+    """Read everything in the transaction of the connection. Raises ``MappingError``, ``DatabaseError``.
 
-    ``resume_point``: None if the store has none, as before the first start, or if the store is not known.
+    ``resume_point``: of the event store; None before the first start, or if the store cannot be read
+    (``store_known``).
     """
     report = RowReport()
     names = Names(connection.dialect.name, settings.database.schema)
@@ -104,9 +103,7 @@ def look(
     tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
     table = tables.get(subject.kind)
     if table is None:
-        report.lines = [
-            f'row       none: database.tables.{subject.kind}.name is "", this application has no such table'
-        ]
+        report.lines = [f'row       none: database.tables.{subject.kind}.name is "", so no table is mapped']
         return report
     key = _key(table, subject)
     report.row, report.body, words = _row(connection, settings, table, key)
@@ -128,26 +125,24 @@ def look(
     report.lines += (f"triggers  {fault}" for fault in faults)
     change = newest_change(connection, names, subject.kind, key, resume_point)
     if change is None:
-        report.lines.append(
-            "change    none in the change log: recorded and trimmed, or from before the triggers were there"
-        )
+        report.lines.append("change    none in the change log: recorded and trimmed, or older than the triggers")
     else:
         report.change = ("recorded" if change.recorded else "waiting") if store_known else "unknown"
-        what = "deleted" if change.operation == DELETED else "written"
+        operation = "deleted" if change.operation == DELETED else "written"
         at = change.at.isoformat(timespec="milliseconds")
-        report.lines.append(f"change    {what} {at} by the trigger's clock, {_STATES[report.change]}")
+        report.lines.append(f"change    {operation} {at} by the trigger's clock, {_STATES[report.change]}")
     report.recording = is_held(connection, names)
     report.lines.append(f"recorder  {_recorder(connection, names, held=report.recording)}")
     return report
 
 
 def _key(table: Table, subject: Subject) -> Key:
-    """The key as the application's table has it."""
+    """Return the key as the application's table has it."""
     if subject.subject is None:
         return _theirs(table, "id", subject.id), None
     if "identifier" in table.key_fields:
         return _theirs(table, "subject", subject.subject), _theirs(table, "identifier", subject.id)
-    return f"{subject.subject}:{subject.id}", None  # Airy's own form
+    return f"{subject.subject}:{subject.id}", None  # both in one column, as in Airy
 
 
 def _theirs(table: Table, field: str, ours: str) -> str:
@@ -156,13 +151,13 @@ def _theirs(table: Table, field: str, ours: str) -> str:
 
 
 def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[RowState, bytes | None, str]:
-    """The state of the row, the body of the event that it would be now, and the state in words."""
+    """Return the state of the row, the body of the event that it would become now, and the state in words."""
     where = f'in table "{table.name}"'
     none = f"there is none {where}"
-    excluded = f"there is one {where}, outside of database.tables.{table.kind}.where: it counts as deleted"
-    if not Queries(connection.dialect.name, table).can_find(key):  # no value of the key's column is written like this
+    excluded = f"there is one {where}, excluded by database.tables.{table.kind}.where: it counts as deleted"
+    if not Queries(connection.dialect.name, table).can_find(key):  # not a value of the type of the key's column
         return "absent", None, none
-    found = _read(connection, settings, table, key)
+    found = _objects(connection, settings, table, key)
     meaning = translate(found, settings.events)
     faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
     body = None
@@ -172,19 +167,19 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
         except EventTooLargeError as error:
             faults.append(str(error))
     if not found or _is_empty(found):
-        # Metadata is read as a pair: an empty one either has no rows, or none that the mapping includes.
-        if found and table.where and not _is_empty(_read(connection, settings, evolve(table, where=""), key)):
+        # Empty metadata has either no rows, or only rows that the mapping excludes: read again without `where`.
+        if found and table.where and not _is_empty(_objects(connection, settings, evolve(table, where=""), key)):
             return "excluded", body, excluded
         return "absent", body, none
     if faults:
-        return "faulty", None, f"there is one {where}, which cannot become an event (row fault): {'; '.join(faults)}"
+        return "faulty", None, f"there is one {where}, which cannot be converted (row fault): {'; '.join(faults)}"
     if isinstance(found[0], MessageGone | ChannelGone | TagGone):
         return "excluded", body, excluded
-    return "fit", body, f"there is one {where}, fit to be an event"
+    return "fit", body, f"there is one {where}, which can become an event"
 
 
-def _read(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:
-    """The object as the server reads it: up to the same length."""
+def _objects(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:
+    """Read the object as the server does: values up to the same length."""
     objects = Objects(connection.dialect.name, {table.kind: table}, settings.listener.message_bytes_max)
     return objects.read(connection, [Change(table.kind, "U", key, (None, None))])
 
@@ -194,9 +189,9 @@ def _is_empty(found: tuple[ChangedObject, ...]) -> bool:
 
 
 def _is_recordable(row: RowState, kind: Kind, settings: Settings) -> bool:
-    """Whether these settings record that an object is gone, if it is: always for channels and metadata."""
+    """Return whether the state is recorded. Deletions are recorded with ``deletes``, and for channels and metadata."""
     recorded = settings.events.deletes or kind in ("channels", "metadata")
-    if row == "absent":  # without triggers only a row that is still there is seen
+    if row == "absent":  # without triggers an absent row is not noticed
         return recorded and not settings.changes.reads_only
     return recorded if row == "excluded" else True
 

@@ -1,7 +1,10 @@
-"""``airy-trio migrate``: our tables and triggers, and on request the default tables, all or nothing.
+"""``airy-trio migrate``: install our tables and triggers, and on request the default tables, completely or not at all.
 
-One transaction for each database, on SQLite too; nothing is left behind by one that fails. What the tables are stands
-in ``migrations/``, what the triggers are in ``changes/``; here is the order in which they come and go.
+There is one transaction for each database, also on SQLite, so a failed migration leaves nothing behind. The tables are
+defined in ``migrations/``, the triggers in ``capture/``. This module decides the order. Installing the triggers comes
+last, because the application's writers wait for it; removing them comes first, because a transaction of the application
+that has fired one holds locks on our tables, and waiting for those while we hold a lock on one of its tables would be a
+deadlock.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,12 +18,11 @@ from attrs import frozen
 from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.inspection import inspect, missing_default_tables
-from airy_trio.capture.lease import lock_file
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
-from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, alone, patiently, read_only, transaction
+from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, read_only, retry_while_locked, transaction
 from airy_trio.settings import Settings
 
 __all__ = [
@@ -38,16 +40,16 @@ __all__ = [
 ]
 
 _SETTINGS: Final[Mapping[Stream, str]] = {"changes": "database", "log": "log"}
-"""The table of the settings that a line about a stream begins with, as those of ``check`` do."""
+"""The table of the settings with which a line about a stream begins, as in ``check``."""
 ANY_TEXT: Final = frozenset({"UTF8", "SQL_ASCII"})
 """The encodings of a Postgres database that can store any text."""
 
 
 @frozen(kw_only=True)
 class Migrated:
-    """What a migration did: the default tables that it made, and the kinds of object that are watched now.
+    """The result of a migration: the default tables that it created, and the kinds of object that are watched now.
 
-    ``left``: a line for each schema of a newer version, which stays as it is.
+    ``left``: a line for each schema of a newer version, which was not changed.
     """
 
     made: tuple[str, ...]
@@ -56,7 +58,7 @@ class Migrated:
 
 
 class _OnlyPreviewedError(Exception):
-    """Ends a transaction of which nothing is to stay."""
+    """Rolls back the transaction of a preview."""
 
 
 def migrate(
@@ -67,17 +69,15 @@ def migrate(
     firing: Firing | None = None,
     waiting: Waiting | None = None,
 ) -> Migrated:
-    """Bring both databases up to date; again is without effect. Synchronous: it may wait for locks for a minute.
+    """Bring both databases up to date. Safe to repeat. Synchronous; it may wait for locks for a minute.
 
-    A schema of a newer version stays as it is, with its triggers: nothing here takes an upgrade back.
+    A schema of a newer version, with its triggers, is not changed: there is no downgrade.
 
-    ``grant``: a role of Postgres that gets what a server needs. ``firing``: when the triggers of Postgres fire; None
-    leaves that as it is. ``waiting``: called with the number of the attempt each time that a lock is not free, at most
-    ``LOCK_TRIES_MAX`` times. Raises ``StartError``; nothing is left behind then.
+    ``grant``: a Postgres role that is granted the rights that a server needs. ``firing``: when the Postgres triggers
+    fire; None does not change it. ``waiting``: called with the number of the attempt each time that a lock is not free,
+    at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
     """
-    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
-    work = _migrate_log_alone if settings.changes.reads_only else _migrate
-    return patiently(lambda: work(settings, None, with_tables=with_tables, grant=grant, firing=firing), waiting)
+    return _perform(settings, None, waiting, with_tables=with_tables, grant=grant, firing=firing)
 
 
 def preview(
@@ -88,46 +88,40 @@ def preview(
     firing: Firing | None = None,
     waiting: Waiting | None = None,
 ) -> list[str]:
-    """What ``migrate`` would do now, as statements of SQL. They are run and rolled back. Raises what it raises."""
-    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
-
-    def attempt() -> list[str]:
-        record: list[str] = []
-        work = _migrate_log_alone if settings.changes.reads_only else _migrate
-        with suppress(_OnlyPreviewedError):
-            work(settings, record, with_tables=with_tables, grant=grant, firing=firing)
-        return record
-
-    return patiently(attempt, waiting)
+    """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
+    record: list[str] = []
+    with suppress(_OnlyPreviewedError):
+        _perform(settings, record, waiting, with_tables=with_tables, grant=grant, firing=firing)
+    return record
 
 
 def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
-    """Take everything of ours away: triggers, tables, schema, files. The default tables are the application's and stay.
+    """Remove everything of ours: triggers, tables, schema, files. The default tables are the application's and stay.
 
-    Raises ``StartError``; nothing is changed then.
+    Raises ``StartError``; then nothing was changed.
     """
     _require_possible(settings, with_tables=False, grant=None, firing=None)
     if settings.changes.reads_only:
-        patiently(lambda: _remove_log_alone(settings), waiting)
+        retry_while_locked(lambda: _remove_only_log(settings), waiting)
         return
-    patiently(lambda: _remove(settings), waiting)
+    retry_while_locked(lambda: _remove(settings), waiting)
     options = settings.database
     if sa.make_url(options.url).get_backend_name() == SQLITE:
-        lock_file(sqlite_path(options.url)).unlink(missing_ok=True)
+        path = sqlite_path(options.url)
+        path.with_name(f"{path.name}.airy-trio.lock").unlink(missing_ok=True)
 
 
 def migrate_log(url: str, options: DatabaseOptions) -> None:
-    """Bring the ``sql`` store's database alone up to date. Raises ``StartError``."""
+    """Bring only the database of an ``sql`` store up to date. Raises ``StartError``."""
     with transaction(url, options) as connection:
-        alone(connection)
         upgrade(connection, "log", _names(connection, options))
 
 
 def require_file(path: Path) -> None:
-    """Refuse an SQLite file that is not there: only ``migrate --with-tables`` makes one. Raises ``StartError``."""
+    """Raise ``StartError`` if an SQLite file does not exist: only ``migrate --with-tables`` creates one."""
     if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise StartError([f"database.url: the SQLite file {path} {what} (and is not created)"])
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise StartError([f"database.url: the SQLite file {path} {fault} (and is not created)"])
 
 
 def log_is_here(settings: Settings) -> bool:
@@ -140,7 +134,7 @@ def log_is_here(settings: Settings) -> bool:
 
 
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
-    """A line where a Postgres that stores the events of another database cannot store every id from there."""
+    """Yield a line if the Postgres database of the event log cannot store every id of the application's database."""
     if connection.dialect.name == POSTGRES and not log_is_here(settings):
         encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
         if encoding not in ANY_TEXT:
@@ -150,13 +144,34 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
             )
 
 
+def _perform(  # noqa: PLR0913 - the options of a migration
+    settings: Settings,
+    record: list[str] | None,
+    waiting: Waiting | None,
+    *,
+    with_tables: bool,
+    grant: str | None,
+    firing: Firing | None,
+) -> Migrated:
+    """Migrate; or with ``record`` add the statements to it, roll back, and raise ``_OnlyPreviewedError``."""
+    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
+    migrate_once = _migrate_only_log if settings.changes.reads_only else _migrate
+
+    def attempt() -> Migrated:
+        if record is not None:
+            record.clear()
+        return migrate_once(settings, record, with_tables=with_tables, grant=grant, firing=firing)
+
+    return retry_while_locked(attempt, waiting)
+
+
 def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None, firing: Firing | None) -> None:
     url = _address(settings)
     if sa.make_url(url).get_backend_name() == SQLITE:
         if firing is not None:
             raise StartError([f"--triggers {firing}: SQLite has no replica roles; its triggers always fire"])
         if grant is not None:
-            raise StartError([f"--grant {grant}: SQLite has no roles; who may use the file is the system's matter"])
+            raise StartError([f"--grant {grant}: SQLite has no roles; the permissions of the file decide"])
         if not with_tables:
             require_file(sqlite_path(url))
 
@@ -164,13 +179,12 @@ def _require_possible(settings: Settings, *, with_tables: bool, grant: str | Non
 def _migrate(
     settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
 ) -> Migrated:
-    """Everything in one order: what takes long first, then the triggers, for which the application waits."""
+    """Make one attempt. Slow steps come first, the triggers last, because the application's writers wait for them."""
     with transaction(_address(settings), settings.database, record=record) as connection:
         names = _names(connection, settings.database)
-        alone(connection)
         newer = _newer(connection, "changes", settings.database)
         made = []
-        if with_tables and newer is None:  # the tables would have no triggers
+        if with_tables and newer is None:  # else the tables would have no triggers
             made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
         tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
         if newer is None:
@@ -194,15 +208,15 @@ def _migrate(
     return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(line for line in left if line is not None))
 
 
-def _migrate_log_alone(
+def _migrate_only_log(
     settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
 ) -> Migrated:
-    """What ``updated_at`` capture needs: a place for the events. The application's database is only looked at."""
+    """Make one attempt for ``updated_at`` capture: only the event log is changed."""
     if with_tables:
         raise StartError(['--with-tables: changes.capture is "updated_at", which writes nothing into the database'])
     if grant is not None:
         raise StartError(
-            [f'--grant {grant}: changes.capture is "updated_at", which needs no right but SELECT on the mapped tables']
+            [f'--grant {grant}: changes.capture is "updated_at", which needs only SELECT on the mapped tables']
         )
     if firing is not None:
         raise StartError([f'--triggers {firing}: changes.capture is "updated_at", which needs no triggers'])
@@ -211,7 +225,6 @@ def _migrate_log_alone(
     left = None
     if settings.log.store == "sql":
         with transaction(settings.log.location(settings.database.url), settings.database, record=record) as store:
-            alone(store)
             _require_encoding(store, settings)
             left = _upgrade_log(store, settings.database)
             if record is not None:
@@ -221,7 +234,7 @@ def _migrate_log_alone(
 
 
 def _upgrade_log(store: sa.Connection, options: DatabaseOptions) -> str | None:
-    """Bring the ``log`` stream up to date, or give the line that says why its schema stays. Raises ``StartError``."""
+    """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
     newer = _newer(store, "log", options)
     if newer is None:
         upgrade(store, "log", _names(store, options))
@@ -229,7 +242,7 @@ def _upgrade_log(store: sa.Connection, options: DatabaseOptions) -> str | None:
 
 
 def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
-    """A line if a newer version made a stream's schema. Raises ``StartError`` if this one does not work with it."""
+    """Return a line if the schema is of a newer version, or raise ``StartError`` if we do not work with it."""
     newer = ahead(connection, stream, options)
     if newer is None:
         return None
@@ -239,18 +252,17 @@ def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) 
 
 
 def _require_removable(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> None:
-    """Refuse to remove a schema that may have more than this version knows of. Raises ``StartError``."""
+    """Raise ``StartError`` if the schema is of a newer version, because it may have more than we would remove."""
     newer = ahead(connection, stream, options)
     if newer is not None:
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
 
 
-def _remove_log_alone(settings: Settings) -> None:
+def _remove_only_log(settings: Settings) -> None:
     store_file = _store_file(settings)
     if settings.log.store != "sql" or (store_file is not None and not store_file.is_file()):
         return
     with transaction(settings.log.location(settings.database.url), settings.database) as store:
-        alone(store)
         _require_removable(store, "log", settings.database)
         downgrade(store, "log", _names(store, settings.database))
         _drop_schema(store, _names(store, settings.database))
@@ -260,7 +272,7 @@ def _remove_log_alone(settings: Settings) -> None:
 
 
 def _unlink(file: Path) -> None:
-    """Remove an SQLite file with what SQLite and the lease have put beside it."""
+    """Remove an SQLite file, with the files of SQLite and of the lease next to it."""
     for ending in ("", "-wal", "-shm", ".airy-trio.lock"):
         file.with_name(file.name + ending).unlink(missing_ok=True)
 
@@ -271,12 +283,11 @@ def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
 
 
 def _remove(settings: Settings) -> None:
-    """The triggers first: who waits for one of our tables while it holds one of its own would wait for ever."""
+    """Make one attempt, with the triggers first (see above)."""
     options = settings.database
     store_file, emptied = _store_file(settings), False
     with transaction(_address(settings), options) as connection:
         names = _names(connection, options)
-        alone(connection)
         _require_removable(connection, "changes", options)
         triggers.remove(connection, names)
         downgrade(connection, "changes", names)
@@ -293,7 +304,7 @@ def _remove(settings: Settings) -> None:
 
 
 def _drop_schema(connection: sa.Connection, names: Names) -> None:
-    """Drop our schema unless somebody else has put something into it."""
+    """Drop our schema unless it has tables or functions of others."""
     if names.dialect == POSTGRES:
         used = sa.text(
             "select exists (select from pg_class where relnamespace = to_regnamespace(:schema)) "
@@ -308,7 +319,7 @@ def _drop_schema(connection: sa.Connection, names: Names) -> None:
 def _store(
     connection: sa.Connection, settings: Settings, record: list[str] | None = None
 ) -> Iterator[sa.Connection | None]:
-    """A transaction where the ``sql`` store is, the same one if that is here. It ends before the one given does."""
+    """Yield a transaction on the database of an ``sql`` store: the given one if it is the same, else a nested one."""
     options = settings.database
     if settings.log.store != "sql":
         yield None
@@ -316,7 +327,6 @@ def _store(
         yield connection
     else:
         with transaction(settings.log.location(options.url), options, record=record) as store:
-            alone(store)
             yield store
 
 
@@ -326,7 +336,7 @@ def _require_encoding(store: sa.Connection, settings: Settings) -> None:
 
 
 def _store_file(settings: Settings) -> Path | None:
-    """Return the file of an ``sql`` store that has one of its own."""
+    """Return the SQLite file of an ``sql`` store, if it has one of its own."""
     if settings.log.store != "sql":
         return None
     location = settings.log.location(settings.database.url)
@@ -343,5 +353,5 @@ def _names(connection: sa.Connection, options: DatabaseOptions) -> Names:
 
 
 def _without_driver(url: str) -> sa.URL:
-    """A URL to compare: the driver may be left out."""
+    """Return the URL for comparison: the name of the driver may be omitted."""
     return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())

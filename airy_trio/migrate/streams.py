@@ -1,13 +1,13 @@
-"""The two streams of migrations, run by Alembic on a connection of ours: ``changes`` and ``log``.
+"""The two streams of migrations, ``changes`` and ``log``, run by Alembic on a connection of ours.
 
-Each has a version table next to the tables that it makes. Whether a database is at the newest revision is read without
-Alembic, whose import is a tenth of a server's start.
+Each has a version table next to its tables. The revision of a database is read without Alembic, because importing
+Alembic takes a tenth of a server's start.
 
-A schema may be ahead of the program: during a rolling upgrade, when a server of the version before restarts, and after
-a rollback. The schema itself says which programs it works with: the column ``compatible_from`` in the state table of a
-stream (``change_state``, ``log_state``) holds the oldest revision whose programs work with the schema as it is, with
-its triggers and with their own. A migration that only adds (it expands) leaves the value; one that takes away what
-older programs need (it contracts) raises it, in the row and in the column's default.
+A schema may be ahead of the program: during a rolling upgrade, if a server of the previous version restarts, and after
+a rollback. The schema itself says which programs work with it: the column ``compatible_from`` in the state table of a
+stream (``change_state``, ``log_state``) has the oldest revision whose programs work with the current schema, with its
+triggers and with their own. A migration that only adds something (expands) does not change the value. A migration that
+removes something that older programs need (contracts) raises it, in the row and in the column's default.
 """
 
 import re
@@ -32,13 +32,13 @@ _COMPATIBLE: Final = "compatible_from"
 
 
 def upgrade(connection: sa.Connection, stream: Stream, names: Names) -> None:
-    """Bring a stream up to date, in the connection's transaction. Not for a schema that is ``ahead``.
+    """Bring a stream up to date, in the connection's transaction. The schema must not be ``ahead``.
 
-    Raises ``StartError`` where the schema is of a revision that this version does not know.
+    Raises ``StartError`` if this version does not know the revision of the schema.
     """
     if names.dialect == POSTGRES and names.schema not in sa.inspect(connection).get_schema_names():
         connection.exec_driver_sql(f"create schema {quote_identifier(names.schema)}")
-    from alembic import command, util  # noqa: PLC0415 - see above
+    from alembic import command, util  # noqa: PLC0415 - slow to import, see above
 
     try:
         command.upgrade(_config(connection, stream, names), "head")
@@ -47,9 +47,9 @@ def upgrade(connection: sa.Connection, stream: Stream, names: Names) -> None:
 
 
 def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str = "base") -> None:
-    """Take a stream back to a revision, in the connection's transaction; by default its tables and version table go."""
+    """Downgrade a stream to a revision, in the connection's transaction; by default remove its tables and version."""
     if _revision(connection, stream, names) is not None:
-        from alembic import command  # noqa: PLC0415 - see above
+        from alembic import command  # noqa: PLC0415 - slow to import, see above
 
         command.downgrade(_config(connection, stream, names), to)
         if to == "base":
@@ -57,7 +57,7 @@ def downgrade(connection: sa.Connection, stream: Stream, names: Names, to: str =
 
 
 def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> Iterator[str]:
-    """A line if this version cannot work with a stream's schema: there is none, it is older, or it is too new."""
+    """Yield a line if this version cannot work with a stream's schema: it is missing, older, or too new."""
     names = Names(connection.dialect.name, options.schema)
     current, newest = _revision(connection, stream, names), head(stream)
     newer = ahead(connection, stream, options)
@@ -72,23 +72,23 @@ def pending(connection: sa.Connection, stream: Stream, options: DatabaseOptions)
 
 
 def ahead(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
-    """How a line begins if a newer version made a stream's schema; ``pending`` says whether this one works with it."""
+    """Return the beginning of a line if the schema is of a newer version. ``pending`` decides if we work with it."""
     names = Names(connection.dialect.name, options.schema)
     current = _revision(connection, stream, names)
-    if current is None or current <= head(stream):  # they end in their number, of four digits
+    if current is None or current <= head(stream):  # revisions end in a number of four digits
         return None
     return f"{names.schema} is at {current}, of a newer version of airy-trio"
 
 
 def head(stream: Stream) -> str:
-    """The newest revision of a stream: that of its last file, for their names begin with their number."""
+    """Return the newest revision of a stream, which is in its last file: the names of the files begin with numbers."""
     last = max((migrations_folder() / stream).glob("[0-9]*.py"))
     [revision] = _REVISION.findall(last.read_text(encoding="utf-8"))
     return str(revision)
 
 
 def migrations_folder() -> Path:
-    """Where the migrations are: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the migrations: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "migrations"
     return inside if inside.is_dir() else package.with_name("migrations")
@@ -108,7 +108,7 @@ def _revision(connection: sa.Connection, stream: Stream, names: Names) -> str | 
 
 
 def _compatible_from(connection: sa.Connection, stream: Stream, names: Names) -> str | None:
-    """The oldest revision whose programs work with the schema; None if the schema does not say."""
+    """Return the oldest revision whose programs work with the schema, or None if the schema does not have it."""
     inspector, table = sa.inspect(connection), names.bare(_STATES[stream])
     if not inspector.has_table(table, schema=names.table_schema):
         return None
@@ -120,7 +120,7 @@ def _compatible_from(connection: sa.Connection, stream: Stream, names: Names) ->
 
 
 def _config(connection: sa.Connection, stream: Stream, names: Names) -> "Config":
-    from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - slow to import, see above
 
     folder = migrations_folder()
     config = Config()

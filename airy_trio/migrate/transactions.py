@@ -1,7 +1,7 @@
-"""Transactions of a migration: all or nothing, the file that one has made included, and patient where it must wait.
+"""The transactions of a migration. If one fails, nothing is left behind, not even a file that it created.
 
-On Postgres who writes to a table that gets a trigger waits behind us, so we must not wait long behind an open
-transaction: we give up soon and try again.
+To create a trigger, Postgres needs a lock that conflicts with writers. While we wait for it behind an open transaction,
+all later writers of the application wait behind us. So we wait for ``LOCK_TIMEOUT`` only, let them pass, and try again.
 """
 
 import os
@@ -35,19 +35,21 @@ logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-LOCK_TIMEOUT = "500ms"
+LOCK_TIMEOUT: Final = "500ms"
 LOCK_TRIES_MAX = 60
 LOCK_PAUSE_S = 0.5
 Waiting = Callable[[int], None]
+"""Receives the number of the attempt that found no lock."""
 LOCK_NOT_AVAILABLE: Final = "55P03"
-FILE_MODE = 0o600
-_CHANGING = ("create", "alter", "drop", "insert", "update", "delete", "grant")
+"""The SQLSTATE of a lock time-out."""
+FILE_MODE: Final = 0o600
+_CHANGING: Final = ("create", "alter", "drop", "insert", "update", "delete", "grant")
 
 
-def patiently(work: Callable[[], T], waiting: Waiting | None) -> T:
-    """Do a piece of work again where it could not have a lock. Raises ``StartError`` where it never can.
+def retry_while_locked(work: Callable[[], T], waiting: Waiting | None) -> T:
+    """Do the work; repeat it as long as a lock is not available. Raises ``StartError`` after ``LOCK_TRIES_MAX`` tries.
 
-    ``waiting``: is told how often it could not, before each pause, in place of the log.
+    ``waiting``: called before each pause; without it, a line is logged.
     """
     for attempt in range(1, LOCK_TRIES_MAX + 1):
         try:
@@ -56,26 +58,21 @@ def patiently(work: Callable[[], T], waiting: Waiting | None) -> T:
             if error.sqlstate != LOCK_NOT_AVAILABLE:
                 raise
             if waiting is None:
-                logger.info("an open transaction is in the way; trying again", attempt=attempt, of=LOCK_TRIES_MAX)
+                logger.info("table locked by an open transaction; trying again", attempt=attempt, of=LOCK_TRIES_MAX)
             else:
                 waiting(attempt)
             time.sleep(LOCK_PAUSE_S)
     raise StartError(
-        [f"database: some transaction has had a table of the mapping locked in each of {LOCK_TRIES_MAX} tries"]
+        [f"database: a transaction had a mapped table locked in each of {LOCK_TRIES_MAX} tries; end it and try again"]
     )
-
-
-def alone(connection: sa.Connection) -> None:
-    """Wait until no other migration runs in this database; on SQLite the transaction itself sees to that."""
-    if connection.dialect.name == POSTGRES:
-        connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
 
 
 @contextmanager
 def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None = None) -> Iterator[sa.Connection]:
-    """A transaction in a database, which on SQLite may be made by it; then it goes again if the transaction fails.
+    """Begin a transaction, once no other migration runs in this database.
 
-    ``record``: takes what it changes, as SQL. Raises ``StartError``.
+    An SQLite file is created if it does not exist, and removed if the transaction fails. ``record`` gets all changes,
+    as SQL. Raises ``StartError``.
     """
     created = None
     if sa.make_url(url).get_backend_name() == POSTGRES:
@@ -91,10 +88,12 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
     committed = False
     try:
         with engine.connect() as connection, connection.execution_options(immediate=True).begin():
+            if connection.dialect.name == POSTGRES:  # on SQLite BEGIN IMMEDIATE excludes other migrations
+                connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
             yield connection
         committed = True
     except SQLAlchemyError as error:
-        raise _told(translated(error), url, options) from None
+        raise _start_error(translated(error), url, options) from None
     finally:
         engine.dispose()
         if created is not None and not committed:
@@ -103,7 +102,7 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
 
 @contextmanager
 def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
-    """A look into a database that must not be written to. Raises ``DatabaseError``."""
+    """Begin a transaction that only reads. Raises ``StartError``."""
     if sa.make_url(url).get_backend_name() == POSTGRES:
         engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s)
     else:
@@ -112,13 +111,13 @@ def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
         with engine.connect() as connection, connection.begin():
             yield connection
     except SQLAlchemyError as error:
-        raise _told(translated(error), url, options) from None
+        raise _start_error(translated(error), url, options) from None
     finally:
         engine.dispose()
 
 
-def _told(error: Exception, url: str, options: DatabaseOptions) -> Exception:
-    """A database that cannot be used, with the setting that names it; what is tried again stays as it is."""
+def _start_error(error: Exception, url: str, options: DatabaseOptions) -> Exception:
+    """Name the setting of a database that cannot be used. A lock time-out is returned unchanged, for the retry."""
     if not isinstance(error, DatabaseError) or error.sqlstate == LOCK_NOT_AVAILABLE:
         return error
     settings = {options.url: "database.url", options.direct_url: "database.direct_url"}
@@ -126,7 +125,7 @@ def _told(error: Exception, url: str, options: DatabaseOptions) -> Exception:
 
 
 def _create_file(path: Path) -> Path | None:
-    """Make an empty file that only its owner reads; None where there is one already. Raises ``StartError``."""
+    """Create an empty file that only its owner may read, or return None if it exists. Raises ``StartError``."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE))
     except FileExistsError:
@@ -137,16 +136,16 @@ def _create_file(path: Path) -> Path | None:
 
 
 def _record(engine: sa.Engine, heading: str, record: list[str]) -> None:
-    """Record what is changed by this engine, below its heading where another one's came last."""
+    """Record the changes made through this engine, after its heading if the last one was of another engine."""
 
     @event.listens_for(engine, "before_cursor_execute")
-    def take(  # SQLAlchemy's signature
+    def record_statement(
         connection: sa.Connection,
         _cursor: object,
         statement: str,
         parameters: Any,  # noqa: ANN401 - a row, or many
         _context: object,
-        many: bool,  # noqa: FBT001 - SQLAlchemy's
+        many: bool,  # noqa: FBT001 - SQLAlchemy's signature
     ) -> None:
         if statement.split(None, 1)[0].lower() in _CHANGING:
             if heading != next((line for line in reversed(record) if line.startswith("-- ")), None):
@@ -155,8 +154,8 @@ def _record(engine: sa.Engine, heading: str, record: list[str]) -> None:
             record.extend(f"{_filled(connection, statement, row).strip()};" for row in rows)
 
 
-def _filled(connection: sa.Connection, statement: str, parameters: Any) -> str:  # noqa: ANN401 - the driver's
-    """A statement with its parameters, as it could be run by hand."""
+def _filled(connection: sa.Connection, statement: str, parameters: Any) -> str:  # noqa: ANN401 - of the driver
+    """Return a statement with its parameters filled in, which can be run by hand."""
     if connection.dialect.name == POSTGRES:
         if not parameters:
             return statement.replace("%%", "%")

@@ -1,5 +1,5 @@
-"""Published for tests of this project and of others: a STOMP client, a transport in memory, suites for back ends.
+"""Published test kit, for tests of this project and of others.
 
-``client.connect(host, port)`` returns a ``StompClient`` after CONNECTED, with ``subscribe``, ``receive``,
-``acknowledge`` and ``disconnect``. It works over any Trio stream, starts no task, and reads only in ``receive``.
+``client`` is a STOMP client over WebSocket, ``transport`` has transports in memory and over any Trio stream, ``feed``
+is a change feed in memory, and ``event_store`` checks an event store.
 """

@@ -1,11 +1,9 @@
-"""A STOMP client over WebSocket for tests: it reads only when asked, so that a test decides how slow it is.
+"""A STOMP client over WebSocket, for tests.
 
-It speaks over any Trio stream, starts no task, answers nothing by itself but WebSocket's PING and Close, and checks
-what the server promises of its messages: text, unfragmented, one STOMP frame or one LF in each.
-
-A WebSocket client for tests, over any Trio stream: it reads only when asked, and answers only PING and Close.
-
-Refuses to know what the messages say.
+``connect(host, port)`` returns a ``StompClient`` after CONNECTED: ``subscribe``, ``receive`` the next frame,
+``acknowledge``, ``disconnect``. It works over any Trio stream and starts no task. It reads only in ``receive``, so a
+test decides how slow the client is, and answers only the PING and Close of WebSocket. It checks that the server keeps
+its promises about messages: each is text, unfragmented, and has one STOMP frame or one LF.
 """
 
 import ssl
@@ -33,15 +31,31 @@ from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 
+__all__ = [
+    "PATH",
+    "SUBPROTOCOLS",
+    "BrokenPromiseError",
+    "Closed",
+    "Headers",
+    "Rejected",
+    "StompClient",
+    "WebSocketClient",
+    "connect",
+]
+
 PATH: Final = "/ws.communication"
 SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 RECEIVE_BYTES_MAX: Final = 65_536
+_LIMITS: Final = Limits(
+    frame_bytes_max=2**24, header_count_max=1000, header_line_bytes_max=2**20, command_bytes_max=1000
+)
+"""Larger than anything that a server sends."""
 
 Headers = Iterable[tuple[str, str]]
 
 
 class Rejected(Exception):
-    """The server did not upgrade. ``status``: of HTTP."""
+    """The server did not upgrade the connection. ``status`` is that of its HTTP response."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"{status}: {body!r}")
@@ -50,7 +64,7 @@ class Rejected(Exception):
 
 
 class Closed(Exception):
-    """The connection has ended. ``code``: of the server's Close frame; None where the stream ended without one."""
+    """The connection has ended. ``code`` is that of the server's Close frame; None if there was none."""
 
     def __init__(self, code: int | None, reason: str | None = None) -> None:
         super().__init__(code, reason)
@@ -59,11 +73,11 @@ class Closed(Exception):
 
 
 class BrokenPromiseError(AssertionError):
-    """The server wrote something that it promises never to write."""
+    """The server sent something that it promises not to send."""
 
 
 class WebSocketClient:
-    """A client over a stream that it owns. ``subprotocol``: the one that the server has chosen, if any."""
+    """A WebSocket client. It owns the stream. ``subprotocol``: the one that the server has chosen, or None."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -88,7 +102,7 @@ class WebSocketClient:
         subprotocols: Iterable[str] = SUBPROTOCOLS,
         headers: Headers = (),
     ) -> None:
-        """Do the upgrade. Raises ``Rejected``, or ``Closed`` where the stream ends instead."""
+        """Upgrade the connection. Raises ``Rejected``, or ``Closed`` if the stream ends instead."""
         more = [(name.encode(), value.encode()) for name, value in headers]
         request = UpgradeRequest(host=host, target=path, subprotocols=list(subprotocols), extra_headers=more)
         await self.stream.send_all(self._websocket.send(request))
@@ -101,28 +115,28 @@ class WebSocketClient:
                 raise BrokenPromiseError(event)
 
     async def send_text(self, text: str) -> None:
-        """Send any text message."""
+        """Send a text message."""
         await self.stream.send_all(self._websocket.send(TextMessage(data=text)))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send any binary message."""
+        """Send a binary message."""
         await self.stream.send_all(self._websocket.send(BytesMessage(data=data)))
 
     async def ping(self) -> None:
-        """Send a WebSocket PING; the answer is passed over when it comes."""
+        """Send a WebSocket PING. The answer is ignored."""
         await self.stream.send_all(self._websocket.send(Ping()))
 
     async def close(self, code: int = 1000) -> None:
-        """Send a Close frame. The server's answer comes as ``Closed`` from ``receive``."""
+        """Send a Close frame. When the server answers, ``receive`` raises ``Closed``."""
         await self.stream.send_all(self._websocket.send(CloseConnection(code=code)))
 
     async def receive_text(self) -> str:
-        """Give the next message, heart-beats too. Raises ``Closed``, ``BrokenPromiseError``."""
+        """Return the next message, which may be a heart-beat. Raises ``Closed``, ``BrokenPromiseError``."""
         parts: list[str] = []
         while True:
             event = await self._next_event()
             match event:
-                case TextMessage():  # wsproto cuts a message where the stream cut it
+                case TextMessage():  # wsproto returns the parts of a message as the stream delivers them
                     parts.append(event.data)
                     if event.message_finished:
                         return "".join(parts)
@@ -175,24 +189,8 @@ class WebSocketClient:
                 return body
 
 
-__all__ = [
-    "PATH",
-    "SUBPROTOCOLS",
-    "BrokenPromiseError",
-    "Closed",
-    "Headers",
-    "Rejected",
-    "StompClient",
-    "connect",
-]
-
-_LIMITS: Final = Limits(
-    frame_bytes_max=2**24, header_count_max=1000, header_line_bytes_max=2**20, command_bytes_max=1000
-)
-
-
 class StompClient(WebSocketClient):
-    """A client over a stream that it owns. ``version`` holds from CONNECTED on; ``heart_beats`` counts those read."""
+    """A STOMP client. ``version`` is set after CONNECTED; ``heart_beats`` counts received heart-beats."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__(stream)
@@ -202,7 +200,7 @@ class StompClient(WebSocketClient):
         self._receipts = 0
 
     async def connect(self, *, accept_version: str = "1.0,1.1,1.2", headers: Headers = ()) -> Frame:
-        """Send CONNECT and give the answer, CONNECTED or ERROR. An empty ``accept_version`` is left out."""
+        """Send CONNECT and return the answer, CONNECTED or ERROR. An empty ``accept_version`` is not sent."""
         versions = (("accept-version", accept_version),) if accept_version else ()
         await self.send(Frame("CONNECT", (*versions, *headers)))
         answer = await self.receive()
@@ -211,23 +209,23 @@ class StompClient(WebSocketClient):
         return answer
 
     async def subscribe(self, destination: str = "/events", *, subscription: str = "0", headers: Headers = ()) -> Frame:
-        """Subscribe and give the RECEIPT (or an ERROR); frames of other subscriptions may not come meanwhile."""
+        """Subscribe and return the next frame: RECEIPT or ERROR, unless other subscriptions receive something first."""
         own = (("id", subscription), ("destination", destination), ("receipt", self._receipt_id()))
         await self.send(Frame("SUBSCRIBE", (*own, *headers)))
         return await self.receive()
 
     async def acknowledge(self, message: Frame, *, command: str = "ACK", headers: Headers = ()) -> None:
-        """Send ACK (or NACK) of a MESSAGE in the way of the version."""
+        """Send ACK (or NACK) for a MESSAGE, with the headers of the negotiated version."""
         ack = message.get("ack")
         if ack is not None:
             await self.send(Frame(command, (("id", ack), *headers)))
         else:
             names = ("message-id", "subscription")
-            told = tuple((name, value) for name in names if (value := message.get(name)) is not None)
-            await self.send(Frame(command, (*told, *headers)))
+            own = tuple((name, value) for name in names if (value := message.get(name)) is not None)
+            await self.send(Frame(command, (*own, *headers)))
 
     async def disconnect(self) -> Closed:
-        """Send DISCONNECT, read up to the server's Close, and give that."""
+        """Send DISCONNECT, read until the server's Close, and return it."""
         await self.send(Frame("DISCONNECT", (("receipt", self._receipt_id()),)))
         try:
             while True:
@@ -240,7 +238,7 @@ class StompClient(WebSocketClient):
         await self.send_text(encode(frame, self.version).decode())
 
     async def receive(self) -> Frame:
-        """Give the next frame, past heart-beats. Raises ``Closed``, ``BrokenPromiseError``."""
+        """Return the next frame; heart-beats are counted and skipped. Raises ``Closed``, ``BrokenPromiseError``."""
         while True:
             text = await self.receive_text()
             if text == "\n":
@@ -256,7 +254,7 @@ class StompClient(WebSocketClient):
         return f"r{self._receipts}"
 
 
-async def connect(  # noqa: PLR0913 - what a client may bring along
+async def connect(  # noqa: PLR0913 - all that a client may set
     host: str,
     port: int,
     path: str = PATH,
@@ -265,10 +263,10 @@ async def connect(  # noqa: PLR0913 - what a client may bring along
     headers: Headers = (),
     tls: ssl.SSLContext | None = None,
 ) -> StompClient:
-    """Open a connection up to CONNECTED; the client is a context manager, which closes the stream.
+    """Open a connection, up to CONNECTED. The client is a context manager that closes the stream.
 
-    ``tls``: whom to trust, where the server speaks TLS.
-    Raises ``OSError``, ``Rejected``, and ``Closed`` where CONNECT is refused.
+    ``tls``: the certificates to trust, if the server uses TLS. Raises ``OSError``, ``Rejected``, and ``Closed`` if
+    CONNECT is refused.
     """
     if tls is None:
         client = StompClient(await trio.open_tcp_stream(host, port))

@@ -1,7 +1,7 @@
-"""A change feed and a lease in memory: what a recorder is tested with where no database is the subject.
+"""A change feed and a lease in memory, for tests of recorders without a database.
 
-``MemoryChanges`` is the database's side, shared by the feeds and leases of several recorders. A test writes to it,
-takes it away, gives it another history, and takes the lease from a holder that does not notice.
+``MemoryChanges`` is the database, shared by the feeds and leases of several recorders. A test can write to it, make it
+unavailable, give it another history, and take the lease from a holder that does not notice.
 """
 
 import trio
@@ -13,10 +13,10 @@ from airy_trio.database import DatabaseUnavailable
 
 @define(eq=False)
 class MemoryChanges:
-    """A change log. ``away``: nobody reaches it. ``history``: resume points of another one are lost.
+    """A change log. ``away``: it is unavailable. ``history``: resume points of another history are lost.
 
-    ``origin``: the number of the change that an empty event store starts after; ``trimmed``: up to which number they
-    were deleted; ``holder``: who has the lease.
+    ``origin``: the number of the change after which an empty event store starts; ``trimmed``: the number up to which
+    changes were deleted; ``holder``: of the lease.
     """
 
     rows: list[ChangedObject] = field(factory=list)
@@ -35,12 +35,12 @@ class MemoryChanges:
         self.written = trio.Event()
 
     def restore(self, origin: int | None = None) -> None:
-        """Become another history of the database: no resume point that was given so far is known."""
+        """Begin another history, as a database restored from a backup does: earlier resume points are lost."""
         self.history += 1
         self.origin = len(self.rows) if origin is None else origin
 
     def point(self, number: int) -> str:
-        """The resume point after a change; the first change has number 1."""
+        """Return the resume point after a change; the first change has number 1."""
         return f"{self.history}:{number}"
 
 
@@ -69,7 +69,7 @@ class MemoryFeed:
         )
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. It returns each second also for nothing, as the lease has to be looked after."""
+        """See ``ChangeFeed.wait``. It also returns after a second without changes, so that the lease is renewed."""
         with trio.move_on_after(1):
             await self._changes.written.wait()
 
@@ -84,7 +84,7 @@ class MemoryFeed:
         self._changes.origin = self._changes.trimmed = len(self._changes.rows)
         return self._changes.point(self._changes.origin)
 
-    async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is one
+    async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is only one database
         """See ``ChangeFeed.is_foreign``."""
         await self._reach()
         return False
@@ -93,7 +93,7 @@ class MemoryFeed:
         """See ``ChangeFeed.identified``: the point as given."""
         return point
 
-    async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes never go back without their history
+    async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes are never lost within a history
         """See ``ChangeFeed.seal``: the point as given."""
         return upto
 
@@ -121,20 +121,20 @@ class MemoryFeed:
     async def _reach(self) -> None:
         await trio.lowlevel.checkpoint()
         if self._changes.away:
-            message = "the database is away"
+            message = "the database is unavailable"
             raise DatabaseUnavailable(message)
 
     def _number(self, point: str) -> int:
         history, number = map(int, point.split(":"))
         if history != self._changes.history or number < self._changes.trimmed:
-            message = f"{point} is of another history, or what followed it was trimmed"
+            message = f"{point} is of another history, or the changes after it were trimmed"
             raise ResumePointLost(message)
         return number
 
 
 @define(eq=False)
 class MemoryLease:
-    """``Lease`` on ``MemoryChanges``. ``unaware``: its loss is never noticed, as in a frozen process."""
+    """``Lease`` on ``MemoryChanges``. ``unaware``: it never notices its loss, as a suspended process would not."""
 
     changes: MemoryChanges
     unaware: bool = False
@@ -144,7 +144,7 @@ class MemoryLease:
         """See ``Lease.try_acquire``."""
         await trio.lowlevel.checkpoint()
         if self.changes.away:
-            message = "the database is away"
+            message = "the database is unavailable"
             raise DatabaseUnavailable(message)
         if self.changes.holder is None:
             self.changes.holder = self

@@ -1,6 +1,6 @@
-"""A transport in memory, whose peer takes only what a test lets it take. It fits ``websocket.transport.Transport``.
+"""Transports for tests, which implement ``airy_trio.websocket.transport.Transport``.
 
-A transport over any Trio stream, such as those in memory. It fits ``websocket.transport.Transport``.
+``MemoryTransport`` is in memory; a test decides how much its peer reads. ``StreamTransport`` wraps any Trio stream.
 """
 
 from random import Random
@@ -9,13 +9,14 @@ from typing import Final
 import trio
 
 CHUNK_BYTES: Final = 16 * 1024
-"""What is written at once, and waited for."""
+"""The most that one ``drain`` writes."""
 
 
 class StreamTransport:
-    """Any Trio stream. It can only be written to by waiting, so whatever is offered is pending first.
+    """A transport over any Trio stream, which it owns.
 
-    A stream whose ``send_all`` was cancelled may have sent any part: it is broken from then on. Owns the stream.
+    A Trio stream cannot be written to without waiting, so offered data is always pending first. If ``send_all`` was
+    cancelled, any part may have been sent, so the transport is broken from then on.
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -24,7 +25,7 @@ class StreamTransport:
         self._broken = False
 
     async def handshake(self) -> None:
-        """See ``Transport.handshake``: there is nothing to agree on."""
+        """See ``Transport.handshake``: there is none."""
         await trio.lowlevel.checkpoint()
 
     @property
@@ -42,7 +43,7 @@ class StreamTransport:
     def push(self, data: bytes) -> None:
         """See ``Transport.push``."""
         if self._rest is not None:
-            message = "something is pending"
+            message = "data is pending"
             raise RuntimeError(message)
         if data:
             self._rest = memoryview(data)
@@ -52,7 +53,7 @@ class StreamTransport:
         if self._rest is None:
             return
         if self._broken:
-            message = "a write was cut off in its middle"
+            message = "an earlier write was cancelled"
             raise trio.BrokenResourceError(message)
         self._broken = True
         await self._stream.send_all(self._rest[:CHUNK_BYTES])
@@ -80,10 +81,10 @@ class StreamTransport:
 
 
 class MemoryTransport:
-    """Bytes that left, for a test to take.
+    """A transport in memory. Written bytes are buffered until the peer, which is the test, takes them.
 
-    ``capacity_bytes``: how many may stand between the two, as in a kernel's buffers; None: any number. ``moods``: a
-    source of chance that makes ``offer`` refuse, or the buffer take only a part, every now and then.
+    ``capacity_bytes``: the size of the buffer, as of a kernel's; None: unlimited. With ``moods``, a source of chance,
+    ``offer`` sometimes refuses, or the buffer accepts only a part, each with probability ``moody_share``.
     """
 
     def __init__(
@@ -100,16 +101,16 @@ class MemoryTransport:
         self._to_read, self._from_peer = trio.open_memory_channel[bytes](1000)
 
     async def handshake(self) -> None:
-        """There is nothing to agree on."""
+        """See ``Transport.handshake``: there is none."""
         await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:
-        """Whether something that was taken has not left yet."""
+        """See ``Transport.pending``."""
         return bool(self._rest)
 
     def offer(self, data: bytes) -> bool:
-        """Take all of ``data``, or nothing and say False."""
+        """See ``Transport.offer``."""
         self._check()
         if self._rest or self._moody() or (data and not self._free()):
             self.offers_refused += 1
@@ -118,15 +119,15 @@ class MemoryTransport:
         return True
 
     def push(self, data: bytes) -> None:
-        """Take all of ``data`` in any case."""
+        """See ``Transport.push``."""
         self._check()
         if self._rest:
-            message = "something is pending"
+            message = "data is pending"
             raise RuntimeError(message)
         self._take(data)
 
     async def drain(self) -> None:
-        """Return when some more of what is pending has left."""
+        """See ``Transport.drain``."""
         while self._rest:
             self._check()
             if self._free():
@@ -137,7 +138,7 @@ class MemoryTransport:
             await self._room.wait()
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """Give what the peer sent; nothing at its end. ``bytes_max`` is not looked at."""
+        """See ``Transport.receive_some``. It returns what one ``feed`` sent; ``bytes_max`` is ignored."""
         del bytes_max
         try:
             return await self._from_peer.receive()
@@ -145,24 +146,24 @@ class MemoryTransport:
             return b""
 
     async def send_eof(self) -> None:
-        """Note that nothing more comes."""
+        """See ``Transport.send_eof``."""
         self.ended = True
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """Close in order."""
+        """See ``Transport.aclose``."""
         self.closed = True
         self._from_peer.close()
         self._room.set()
         await trio.lowlevel.checkpoint()
 
     async def abort(self) -> None:
-        """Close at once."""
+        """See ``Transport.abort``."""
         self.aborted = True
         await self.aclose()
 
     def take(self, bytes_max: int | None = None) -> bytes:
-        """For the peer: take what has left, at most so many bytes, and make room for more."""
+        """For the peer: read at most ``bytes_max`` bytes, by default all."""
         size = len(self._left) if bytes_max is None else bytes_max
         taken = bytes(self._left[:size])
         del self._left[:size]
@@ -170,11 +171,11 @@ class MemoryTransport:
         return taken
 
     def feed(self, data: bytes) -> None:
-        """For the peer: send."""
+        """For the peer: send data."""
         self._to_read.send_nowait(data)
 
     def feed_eof(self) -> None:
-        """For the peer: end its stream."""
+        """For the peer: end the stream."""
         self._to_read.close()
 
     def _take(self, data: bytes) -> None:

@@ -1,19 +1,12 @@
-"""Where a verification happens: tables, change log and event log of its own, which go when it ends.
+"""Scratch tables for a verification, in the operator's database, removed when it ends.
 
-A run that was killed leaves its place behind; the next one finds it by its name, sees by a lock that nobody is in it,
-and clears it away. A running server's tables and change log are never touched.
+On Postgres they are in a schema of their own, which needs the right to create one. On SQLite they are in a file of
+their own, in a folder next to the operator's file and therefore on the same file system. The change log and the events
+of the verification are there too, so the tables of a running server are never touched.
 
-A connection of the scratch application, which knows nothing of us, to either database: plain SQL, no transaction.
-
-Errors are the drivers' own: ``DRIVER_ERRORS``.
-
-The scratch place in a Postgres: a schema of a recognisable name, with a comment and a lock that say that it is ours.
-
-It needs the right to make a schema. The lock belongs to a session, so it goes with a run that is killed.
-
-The scratch place beside an SQLite file: a folder of a recognisable name on the same file system, with a lock in it.
-
-The file of the application is not opened for more than the question which journal it keeps.
+A verification that is killed leaves its schema or folder behind, and the next one removes it. It recognises them by
+their name (and the schema's comment), and sees by a lock whether they are in use: an advisory lock of a session, or a
+lock on a file in the folder. Both are released when the process dies.
 """
 
 import contextlib
@@ -24,16 +17,14 @@ import secrets
 import shutil
 import signal
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import psycopg
 import sqlalchemy as sa
-from attrs import evolve
+from attrs import evolve, frozen
 from sqlalchemy.exc import SQLAlchemyError
 
 from airy_trio import migrate
@@ -41,7 +32,6 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import MessagesOptions, TableOptions, TablesOptions
-from airy_trio.capture.wakeup import WAKEUP_CLASS
 from airy_trio.check.postgres import missing_identity, refusals
 from airy_trio.check.sqlite import file_refusals, missing_file_rights
 from airy_trio.database import (
@@ -56,7 +46,6 @@ from airy_trio.database import (
     postgres_engine,
     quote_identifier,
     quote_text,
-    shown,
     sqlite_path,
     translated,
 )
@@ -65,192 +54,28 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import Settings
-
-DRIVER_ERRORS: Final = (psycopg.Error, sqlite3.Error, sa.exc.SQLAlchemyError)
-
-
-class ScratchConnection(Protocol):
-    """One session."""
-
-    begin: str
-    """The statement that begins a transaction that will write."""
-
-    def execute(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
-        """Run a statement, whose parameters are written ``?``, and give its rows."""
-        ...
-
-    def close(self) -> None:
-        """Hang up, whatever is open. Idempotent."""
-        ...
-
-
-class PostgresConnection:
-    """Of an engine of ours in AUTOCOMMIT, so that its URL, TLS and time-outs are the server's."""
-
-    begin = "begin"
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._connection = engine.connect()
-        driver: Any = self._connection.connection.driver_connection
-        self._driver: psycopg.Connection = driver
-        self.backend = self._driver.info.backend_pid
-
-    def execute(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
-        """See ``ScratchConnection``."""
-        cursor = self._driver.execute(statement.replace("?", "%s").encode(), parameters)
-        return cursor.fetchall() if cursor.description else []
-
-    def close(self) -> None:
-        """See ``ScratchConnection``."""
-        self._connection.invalidate()
-        self._connection.close()
-
-
-class SqliteConnection:
-    """To a file that is there."""
-
-    begin = "begin immediate"
-
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(
-            path, isolation_level=None, timeout=4 * SQLITE_BUSY_TIMEOUT_S, check_same_thread=False
-        )
-
-    def execute(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
-        """See ``ScratchConnection``."""
-        return self._connection.execute(statement, parameters).fetchall()
-
-    def close(self) -> None:
-        """See ``ScratchConnection``."""
-        self._connection.close()
-
+from airy_trio.verify.writers import Table
 
 HEX_DIGITS: Final = 8
-EVENTS: Final = EventsOptions(deletes=True)
+"""Of the random end of a name."""
+COLUMNS: Final = "(id text primary key, name text, color text)"
 
-
-class Scratch(Protocol):
-    """One place, once it is made. ``connect`` and ``cut`` are called from several threads."""
-
-    settings: Settings
-    """Of a server on it."""
-    words: str
-    """Where it is, for a person."""
-    change: str
-    """The statement that makes an object, or its version one greater, and gives the version."""
-    delete: str
-    """The statement that deletes an object."""
-    everything: str
-    """The statement that gives every object with its version."""
-    long_max_s: float
-    """How long a transaction may stay open without holding up all others."""
-
-    def connect(self, *, spared: bool = False) -> ScratchConnection:
-        """Open a connection of the application. ``spared``: one that ``cut`` leaves alone."""
-        ...
-
-    def forget(self, connection: ScratchConnection) -> None:
-        """Close it."""
-        ...
-
-    def cut(self, *, recorder: bool) -> Iterator[str]:
-        """Cut a connection: of whoever records, or of a writer. Tells what was cut."""
-        ...
-
-
-class Writers:
-    """The connections that may be cut."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: list[ScratchConnection] = []
-
-    def add(self, connection: ScratchConnection) -> None:
-        """Take one in."""
-        with self._lock:
-            self._open.append(connection)
-
-    def remove(self, connection: ScratchConnection) -> None:
-        """Let one go. Idempotent."""
-        with self._lock, contextlib.suppress(ValueError):
-            self._open.remove(connection)
-
-    def pick(self) -> ScratchConnection | None:
-        """One of them at random; None where there is none."""
-        with self._lock:
-            return secrets.choice(self._open) if self._open else None
-
-
-class ScratchPlace:
-    """The statements for a table, and the connections of the application. What is left of ``Scratch`` is to cut them.
-
-    ``opened`` opens a connection.
-    """
-
-    def __init__(self, settings: Settings, table: str, words: str, opened: Callable[[], ScratchConnection]) -> None:
-        self._opened = opened
-        self._writers = Writers()
-        self.settings = settings
-        self.words = words
-        self.change = (
-            f"insert into {table} (id, name, color) values (?, '1', 'red') "  # noqa: S608 - a name of ours
-            "on conflict (id) do update set name = cast(cast(tags.name as integer) + 1 as text) returning name"
-        )
-        self.delete = f"delete from {table} where id = ?"  # noqa: S608 - names quoted
-        self.everything = f"select id, name from {table}"  # noqa: S608 - names quoted
-
-    def connect(self, *, spared: bool = False) -> ScratchConnection:
-        """See ``Scratch.connect``."""
-        connection = self._opened()
-        if not spared:
-            self._writers.add(connection)
-        return connection
-
-    def forget(self, connection: ScratchConnection) -> None:
-        """See ``Scratch.forget``."""
-        self._writers.remove(connection)
-        connection.close()
-
-
-@contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Hear no Ctrl-C for as long as it takes to clear away, which is not long: half of it would stay."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def name() -> str:
-    """The part of a place's name that tells it from others."""
-    return secrets.token_hex(HEX_DIGITS // 2)
-
-
-def settings_on(database: DatabaseOptions, table: str | list[str]) -> Settings:
-    """Settings of a server on a place: everything of its own, on a port of its own, with our defaults."""
-    unmapped = TableOptions(name="")
-    return Settings(
-        database=database,
-        tables=TablesOptions(
-            messages=MessagesOptions(name=""), metadata=unmapped, channels=unmapped, tags=TableOptions(name=table)
-        ),
-        changes=ChangesOptions(),
-        events=EVENTS,
-        log=LogOptions(),
-        listener=ListenerOptions(port=0, drain_s=0),
-        admin=AdminOptions(port=0),
-    )
-
-
-PREFIX: Final = "airy_trio_verify_"
-COMMENT: Final = "airy-trio verify: a scratch place, which may be dropped"
-VERIFY_CLASS: Final = WAKEUP_CLASS + 1
-CLEARING_S: Final = 10
+SCHEMA_PREFIX: Final = "airy_trio_verify_"
+SCHEMA_COMMENT: Final = "airy-trio verify: a scratch place, which may be dropped"
+VERIFY_CLASS: Final = LOCK_CLASS + 2
+"""The class of the advisory locks on scratch schemas; ``LOCK_CLASS`` + 1 is in use for wake-ups."""
+DROP_LOCK_TIMEOUT_S: Final = 10
 POSTGRES_LONG_MAX_S: Final = 60.0
+"""The long transaction keeps VACUUM from removing rows in the whole database, so it is limited."""
 
-_RIGHT = sa.text(
+FOLDER_INFIX: Final = ".airy-trio-verify-"
+LOCK_FILE: Final = "lock"
+FRESH_S: Final = 60.0
+"""A folder without a lock file that is younger than this belongs to a verification that is just starting."""
+SQLITE_LONG_MAX_S: Final = 1.0
+"""The long transaction blocks all other writers, so it must stay below their busy time-out."""
+
+_RIGHTS = sa.text(
     "select current_user, current_database(), has_database_privilege(current_database(), 'CREATE'), "
     "current_setting('default_transaction_read_only') = 'on'"
 )
@@ -259,42 +84,39 @@ _STALE = sa.text(
     "and obj_description(oid, 'pg_namespace') = :comment and pg_has_role(nspowner, 'USAGE')"
 )
 _LOCK = sa.text("select pg_try_advisory_lock(:lock_class, cast(oid as int)) from pg_namespace where nspname = :name")
-_TRY = sa.text("select pg_try_advisory_lock(:lock_class, :oid)")
+_TRY_LOCK = sa.text("select pg_try_advisory_lock(:lock_class, :oid)")
 _UNLOCK = sa.text("select pg_advisory_unlock(:lock_class, :oid)")
-_CUT_RECORDER = (
+_TERMINATE_WRITER = sa.text(
+    "select pg_terminate_backend(pid) from "
+    "(select pid from pg_stat_activity where application_name = :name order by random() limit 1) as writer"
+)
+_TERMINATE_RECORDER = sa.text(
     "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted "
-    "and classid = ?::int and objid = to_regclass(?)::oid "
+    "and classid = cast(:lock_class as int) and objid = cast(to_regclass(:change_log) as oid) "
     "and database = (select oid from pg_database where datname = current_database())"
 )
 
 
-class PostgresScratch(ScratchPlace):
-    """See ``Scratch``."""
+@frozen(kw_only=True)
+class Scratch:
+    """The scratch table and ``settings`` of a server on it.
 
-    long_max_s = POSTGRES_LONG_MAX_S
+    ``terminate_writer`` and ``terminate_recorder`` end a connection in the middle of its work, and return whether there
+    was one; they are called in threads. ``long_max_s``: how long a transaction may stay open.
+    """
 
-    def __init__(self, settings: Settings, schema: str, engine: sa.Engine) -> None:
-        self.table = f"{quote_identifier(schema)}.tags"
-        self._own = partial(PostgresConnection, engine)
-        self._log = Names(POSTGRES, schema).quoted(TABLE)
-        words = f"the schema {schema} in {shown(settings.database.url)}"
-        super().__init__(settings, self.table, words, self._own)
-
-    def cut(self, *, recorder: bool) -> Iterator[str]:
-        """See ``Scratch.cut``."""
-        with contextlib.closing(self._own()) as own:
-            if recorder:
-                yield from ("recorders cut" for _ in own.execute(_CUT_RECORDER, str(LOCK_CLASS), self._log))
-            elif isinstance(victim := self._writers.pick(), PostgresConnection):
-                own.execute("select pg_terminate_backend(?::int)", str(victim.backend))
-                yield "writers cut"
+    settings: Settings
+    table: Table
+    terminate_writer: Callable[[], bool]
+    terminate_recorder: Callable[[], bool]
+    long_max_s: float
 
 
 @contextlib.contextmanager
-def postgres_scratch(settings: Settings) -> Iterator[PostgresScratch]:
-    """Make a place in the database of the settings, having cleared away what killed runs left; clear it at the end.
+def postgres_scratch(settings: Settings) -> Iterator[Scratch]:
+    """Create a scratch schema in the database of the settings, and drop it at the end. Drop stale ones first.
 
-    Raises ``StartError`` where that is not allowed, or the database does not answer.
+    Raises ``StartError`` if that is not allowed, or the database is not available.
     """
     options = settings.database
     url = options.direct_url or options.url
@@ -308,132 +130,155 @@ def postgres_scratch(settings: Settings) -> Iterator[PostgresScratch]:
             database.run_sync(_drop_stale_schemas)
         except DatabaseError as error:
             raise StartError([f"database.url: the database cannot be used: {error}"]) from None
-        schema = PREFIX + name()
-        with contextlib.closing(engine.connect()) as holder:  # of the lock
-            database_options = evolve(options, url=url, direct_url="", schema=schema, migrate=False)
-            scratch = PostgresScratch(settings_on(database_options, [schema, "tags"]), schema, engine)
+        schema = SCHEMA_PREFIX + secrets.token_hex(HEX_DIGITS // 2)
+        table = f"{quote_identifier(schema)}.tags"
+        change_log = Names(POSTGRES, schema).quoted(TABLE)
+        with contextlib.closing(engine.connect()) as owner:  # holds the lock
+            scratch = Scratch(
+                settings=_server_settings(
+                    evolve(options, url=url, direct_url="", schema=schema, migrate=False), [schema, "tags"]
+                ),
+                table=Table(engine, table, application_name=schema),
+                terminate_writer=partial(_terminate, engine, _TERMINATE_WRITER, name=schema),
+                terminate_recorder=partial(
+                    _terminate, engine, _TERMINATE_RECORDER, lock_class=LOCK_CLASS, change_log=change_log
+                ),
+                long_max_s=POSTGRES_LONG_MAX_S,
+            )
             try:
-                _make(holder, schema, scratch.table)
+                _create_schema(owner, schema, table)
                 yield scratch
             finally:
-                with deaf():
-                    _drop(database, schema)
+                with _signals_ignored():
+                    database.run_sync(partial(_drop_schema, schema=schema))
     finally:
         engine.dispose()
 
 
-def _require_possible(connection: sa.Connection) -> None:
-    faults = [*refusals(connection), *missing_identity(connection)]
-    role, database, may_create, read_only = connection.execute(_RIGHT).one()
-    if not may_create:
-        grant = f"GRANT CREATE ON DATABASE {quote_identifier(database)} TO {quote_identifier(role)}"
-        faults.append(f'role "{role}" may not make the scratch schema that verify works in; as the owner: {grant}')
-    elif read_only:
-        faults.append(f'role "{role}" only reads (default_transaction_read_only), and verify must write')
-    if faults:
-        raise StartError(f"database.url: {fault}" for fault in faults)
-
-
-def _drop_stale_schemas(connection: sa.Connection) -> None:
-    """Drop the places of runs that are dead: nobody holds their lock."""
-    asked = {"pattern": f"^{PREFIX}[0-9a-f]{{{HEX_DIGITS}}}$", "comment": COMMENT}
-    for schema, oid in connection.execute(_STALE, asked).all():
-        lock = {"lock_class": VERIFY_CLASS, "oid": oid}
-        if connection.execute(_TRY, lock).scalar_one():
-            connection.exec_driver_sql(f"drop schema {quote_identifier(schema)} cascade")
-            connection.execute(_UNLOCK, lock)
-
-
-def _make(holder: sa.Connection, schema: str, table: str) -> None:
-    """Nobody sees the schema before its lock is taken."""
-    try:
-        holder.exec_driver_sql("begin")
-        holder.exec_driver_sql(f"create schema {quote_identifier(schema)}")
-        holder.exec_driver_sql(f"comment on schema {quote_identifier(schema)} is {quote_text(COMMENT)}")
-        holder.execute(_LOCK, {"lock_class": VERIFY_CLASS, "name": schema})
-        holder.exec_driver_sql(f"create table {table} (id text primary key, name text, color text)")
-        holder.exec_driver_sql("commit")
-    except SQLAlchemyError as error:
-        raise translated(error) from None
-
-
-def _drop(database: Database, schema: str) -> None:
-    """Raises ``DatabaseError`` where it cannot be dropped now: the next run does it then."""
-
-    def work(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"set lock_timeout = '{CLEARING_S}s'")
-        connection.exec_driver_sql(f"drop schema if exists {quote_identifier(schema)} cascade")
-
-    database.run_sync(work)
-
-
-INFIX: Final = ".airy-trio-verify-"
-LOCK: Final = "lock"
-FRESH_S: Final = 60.0
-"""A folder without a lock is one that is being made, if it is no older than this."""
-SQLITE_LONG_MAX_S: Final = 1.0
-
-
-class SqliteScratch(ScratchPlace):
-    """See ``Scratch``."""
-
-    long_max_s = SQLITE_LONG_MAX_S
-
-    def __init__(self, settings: Settings, path: Path) -> None:
-        self._path = path
-        super().__init__(settings, "tags", f"the folder {path.parent}", partial(SqliteConnection, path))
-
-    def cut(self, *, recorder: bool) -> Iterator[str]:
-        """See ``Scratch.cut``: a connection that dies in the middle of a transaction; no server to cut one."""
-        if recorder:
-            return
-        connection = SqliteConnection(self._path)
-        try:
-            connection.execute(connection.begin)
-            connection.execute(self.change, "cut off")
-        finally:
-            connection.close()
-        yield "writers cut"
-
-
 @contextlib.contextmanager
-def sqlite_scratch(settings: Settings) -> Iterator[SqliteScratch]:
-    """Make a place beside the file of the settings, having cleared away what killed runs left; clear it at the end.
+def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
+    """Create a scratch folder next to the file of the settings, and remove it at the end. Remove stale ones first.
 
-    Raises ``StartError``.
+    The operator's file is only opened to read its journal mode, which the scratch file gets too. Raises ``StartError``.
     """
     path = sqlite_path(settings.database.url)
     migrate.require_file(path)
     if faults := [*file_refusals(), *(fault for fault in missing_file_rights(path) if str(path.parent) in fault)]:
         raise StartError(f"database.url: {fault}" for fault in faults)
-    journal = _journal_of(path)
+    journal_mode = _journal_mode(path)
     _remove_stale_folders(path)
-    folder, lock = path.with_name(f"{path.name}{INFIX}{name()}"), None
+    folder = path.with_name(f"{path.name}{FOLDER_INFIX}{secrets.token_hex(HEX_DIGITS // 2)}")
+    url = f"{SQLITE}:///{folder}/app.db"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"timeout": 4 * SQLITE_BUSY_TIMEOUT_S})
+    lock = None
     try:
-        lock = _made(folder)
-        made = folder / "app.db"
-        with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as connection:
-            connection.execute(f"pragma journal_mode = {journal}")
-            connection.execute("create table tags (id text primary key, name text, color text)")
-        options = evolve(settings.database, url=f"{SQLITE}:///{made}", direct_url="", schema="airy_trio", migrate=False)
-        yield SqliteScratch(settings_on(options, "tags"), made)
+        try:
+            folder.mkdir(mode=0o700)
+            lock = _try_lock(folder / LOCK_FILE)
+        except OSError as error:
+            raise StartError([f"database.url: the folder {folder} cannot be created: {error.strerror}"]) from None
+        table = Table(engine)
+        with table.session() as connection:
+            connection.exec_driver_sql(f"pragma journal_mode = {journal_mode}")
+            connection.exec_driver_sql(f"create table tags {COLUMNS}")
+        options = evolve(settings.database, url=url, direct_url="", schema="airy_trio", migrate=False)
+        yield Scratch(
+            settings=_server_settings(options, "tags"),
+            table=table,
+            terminate_writer=partial(_write_and_disconnect, table),
+            terminate_recorder=lambda: False,  # the recorder is in this process
+            long_max_s=SQLITE_LONG_MAX_S,
+        )
     finally:
-        with deaf():
+        with _signals_ignored():
+            engine.dispose()
             shutil.rmtree(folder, ignore_errors=True)
             if lock is not None:
                 os.close(lock)
 
 
-def _made(folder: Path) -> int | None:
-    """Make the folder and lock it. Raises ``StartError``."""
+def _server_settings(database: DatabaseOptions, table: str | list[str]) -> Settings:
+    """Return settings of a server that watches only the scratch table, on any free port."""
+    unmapped = TableOptions(name="")
+    return Settings(
+        database=database,
+        tables=TablesOptions(
+            messages=MessagesOptions(name=""), metadata=unmapped, channels=unmapped, tags=TableOptions(name=table)
+        ),
+        changes=ChangesOptions(),
+        events=EventsOptions(deletes=True),
+        log=LogOptions(),
+        listener=ListenerOptions(port=0, drain_s=0),
+        admin=AdminOptions(port=0),
+    )
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM, so that removal is not interrupted half-way; it takes a moment only."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        folder.mkdir(mode=0o700)
-        return _locked(folder / LOCK)
-    except OSError as error:
-        raise StartError([f"database.url: the folder {folder} cannot be made: {error.strerror}"]) from None
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _journal_of(path: Path) -> str:
+def _require_possible(connection: sa.Connection) -> None:
+    faults = [*refusals(connection), *missing_identity(connection)]
+    role, database, may_create, read_only = connection.execute(_RIGHTS).one()
+    if not may_create:
+        grant = f"GRANT CREATE ON DATABASE {quote_identifier(database)} TO {quote_identifier(role)}"
+        faults.append(f'role "{role}" may not create the scratch schema of verify; as the owner: {grant}')
+    elif read_only:
+        faults.append(f'role "{role}" only reads (default_transaction_read_only), but verify must write')
+    if faults:
+        raise StartError(f"database.url: {fault}" for fault in faults)
+
+
+def _drop_stale_schemas(connection: sa.Connection) -> None:
+    """Drop the schemas of dead verifications: those whose lock is free."""
+    parameters = {"pattern": f"^{SCHEMA_PREFIX}[0-9a-f]{{{HEX_DIGITS}}}$", "comment": SCHEMA_COMMENT}
+    for schema, oid in connection.execute(_STALE, parameters).all():
+        lock = {"lock_class": VERIFY_CLASS, "oid": oid}
+        if connection.execute(_TRY_LOCK, lock).scalar_one():
+            connection.exec_driver_sql(f"drop schema {quote_identifier(schema)} cascade")
+            connection.execute(_UNLOCK, lock)
+
+
+def _create_schema(owner: sa.Connection, schema: str, table: str) -> None:
+    """Create the schema and lock it in one transaction, so that no other verification sees it without its lock."""
+    try:
+        owner.exec_driver_sql("begin")
+        owner.exec_driver_sql(f"create schema {quote_identifier(schema)}")
+        owner.exec_driver_sql(f"comment on schema {quote_identifier(schema)} is {quote_text(SCHEMA_COMMENT)}")
+        owner.execute(_LOCK, {"lock_class": VERIFY_CLASS, "name": schema})
+        owner.exec_driver_sql(f"create table {table} {COLUMNS}")
+        owner.exec_driver_sql("commit")
+    except SQLAlchemyError as error:
+        raise translated(error) from None
+
+
+def _drop_schema(connection: sa.Connection, schema: str) -> None:
+    """Raises ``DatabaseError`` if the schema cannot be dropped now; then the next verification drops it."""
+    connection.exec_driver_sql(f"set lock_timeout = '{DROP_LOCK_TIMEOUT_S}s'")
+    connection.exec_driver_sql(f"drop schema if exists {quote_identifier(schema)} cascade")
+
+
+def _terminate(engine: sa.Engine, statement: sa.TextClause, **parameters: Any) -> bool:  # noqa: ANN401 - of SQL
+    with engine.connect() as connection:
+        return bool(connection.execute(statement, parameters).all())
+
+
+def _write_and_disconnect(table: Table) -> bool:
+    """Do on SQLite what a writer does that dies in the middle of a transaction: no server can terminate it."""
+    with table.session() as connection:
+        table.begin(connection)
+        table.change(connection, "cut off")
+    return True
+
+
+def _journal_mode(path: Path) -> str:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             (mode,) = connection.execute("pragma journal_mode").fetchone()
@@ -443,8 +288,8 @@ def _journal_of(path: Path) -> str:
 
 
 def _remove_stale_folders(path: Path) -> None:
-    """Remove the places of runs that are dead: nobody holds their lock."""
-    form = re.compile(re.escape(path.name + INFIX) + f"[0-9a-f]{{{HEX_DIGITS}}}")
+    """Remove the folders of dead verifications: those whose lock is free."""
+    form = re.compile(re.escape(path.name + FOLDER_INFIX) + f"[0-9a-f]{{{HEX_DIGITS}}}")
     for folder in path.parent.iterdir():
         if form.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink() and _is_stale(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -452,9 +297,9 @@ def _remove_stale_folders(path: Path) -> None:
 
 def _is_stale(folder: Path) -> bool:
     try:
-        if not (folder / LOCK).exists():
+        if not (folder / LOCK_FILE).exists():
             return time.time() - folder.stat().st_mtime > FRESH_S
-        lock = _locked(folder / LOCK)
+        lock = _try_lock(folder / LOCK_FILE)
     except OSError:
         return False
     if lock is None:
@@ -463,8 +308,8 @@ def _is_stale(folder: Path) -> bool:
     return True
 
 
-def _locked(path: Path) -> int | None:
-    """The open file, locked; None where somebody else has locked it. The system unlocks it when the process dies."""
+def _try_lock(path: Path) -> int | None:
+    """Open and lock a file; return its descriptor, or None if another process has locked it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The change log and the state beside it, in the application's database."""
+"""The change log and its state, in the application's database."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -10,10 +10,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make ``change_log`` and ``change_state``.
+    """Create ``change_log`` and ``change_state``.
 
-    On Postgres the sequence must not cache: within one object ``seq`` has to grow in the order in which its row was
-    locked. On SQLite keys keep the type that they have in the application's table.
+    On Postgres the sequence must not cache values: for each object, ``seq`` must grow in the order in which its row was
+    locked. On SQLite the key columns have no type, so keys keep the type of the application's table.
     """
     names = context.config.attributes["names"]
     schema = names.table_schema
@@ -48,7 +48,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take both away."""
+    """Drop both."""
     names = context.config.attributes["names"]
     op.drop_table(names.bare("change_state"), schema=names.table_schema)
     op.drop_table(names.bare("change_log"), schema=names.table_schema)

@@ -1,4 +1,4 @@
-"""Which change log this is, and the newest resume points that were read from it, in ``change_state``."""
+"""The identity of the change log and the newest resume points that were read from it, in ``change_state``."""
 
 import secrets
 
@@ -14,10 +14,10 @@ COLUMNS = ("source", "mark", "replaced_mark", "compatible_from")
 
 
 def upgrade() -> None:
-    """Add the columns, with defaults, because the only row is written after the migrations.
+    """Add the columns. They have defaults, because the only row is written after the migrations.
 
-    ``source`` is drawn here and never changes. ``compatible_from`` names the oldest migration whose programs work with
-    these tables.
+    ``source`` is a random identity, drawn here; it never changes. ``compatible_from`` is the oldest migration whose
+    programs work with these tables.
     """
     names = context.config.attributes["names"]
     defaults = (secrets.token_hex(8), "", "", revision)

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make ``event_log`` and ``log_state``, the latter with a first epoch in which nothing has happened."""
+    """Create ``event_log``, and ``log_state`` with a first, empty epoch."""
     names = context.config.attributes["names"]
     schema = names.table_schema
     op.create_table(
@@ -43,7 +43,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take both away."""
+    """Drop both."""
     names = context.config.attributes["names"]
     op.drop_table(names.bare("log_state"), schema=names.table_schema)
     op.drop_table(names.bare("event_log"), schema=names.table_schema)

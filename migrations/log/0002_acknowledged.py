@@ -1,4 +1,4 @@
-"""The positions up to which durable subscriptions have acknowledged, beside the event log."""
+"""The positions up to which durable subscriptions have acknowledged events."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make ``acknowledged``."""
+    """Create ``acknowledged``."""
     names = context.config.attributes["names"]
     op.create_table(
         names.bare("acknowledged"),
@@ -24,6 +24,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Drop it."""
     names = context.config.attributes["names"]
     op.drop_table(names.bare("acknowledged"), schema=names.table_schema)

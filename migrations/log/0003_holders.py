@@ -1,4 +1,4 @@
-"""Who holds each durable subscription, beside its position."""
+"""The connection that has claimed each durable subscription."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -17,6 +17,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Drop it."""
     names = context.config.attributes["names"]
     op.drop_column(names.bare("acknowledged"), "holder", schema=names.table_schema)

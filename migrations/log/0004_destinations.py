@@ -1,9 +1,10 @@
-"""An index by conversation: who resumes on a quiet one brings an old position, and would read all that followed.
+"""An index of events by conversation.
 
-Partial, so that an event without a conversation costs nothing. Channels and types have none: each index more costs
-every append, and of these there are few, with much in each. To look through a million events for one that has little
-takes a third of a second on Postgres and a second on SQLite. Of its beginning on Postgres, whose indexes refuse rows
-of more than 2704 octets, and with them the events.
+A client that resumes on a quiet conversation has an old position, and without the index the store would read all later
+events of all conversations. The index is partial, so events without a conversation cost nothing. Channels and types
+have no index: each index slows down every append, and there are few channels and types, each with many events. To scan
+a million events for one that has few takes a third of a second on Postgres and a second on SQLite. On Postgres only the
+beginning of the id is indexed, because an index cannot store rows of more than 2704 octets, and the append would fail.
 """
 
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Drop it."""
     names = context.config.attributes["names"]
     table = names.bare("event_log")
     op.drop_index(f"{table}_{COLUMN}", table, schema=names.table_schema)

@@ -1,4 +1,4 @@
-"""Which programs work with this schema: ``compatible_from`` in ``log_state``."""
+"""The oldest migration whose programs work with this schema: ``compatible_from`` in ``log_state``."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -10,13 +10,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add ``compatible_from``: programs of this revision or newer work with the schema."""
+    """Add ``compatible_from``. Programs of that revision or newer work with the schema."""
     names = context.config.attributes["names"]
     column = sa.Column("compatible_from", sa.Text, nullable=False, server_default=revision)
     op.add_column(names.bare("log_state"), column, schema=names.table_schema)
 
 
 def downgrade() -> None:
-    """Take it away."""
+    """Drop it."""
     names = context.config.attributes["names"]
     op.drop_column(names.bare("log_state"), "compatible_from", schema=names.table_schema)

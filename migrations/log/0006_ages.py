@@ -1,4 +1,4 @@
-"""How old the change behind each event was when it was appended."""
+"""The age of the change behind each event when the event was appended."""
 
 import sqlalchemy as sa
 from alembic import context, op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add ``age_ms`` to ``event_log``; NULL is not known, as in the rows of earlier versions."""
+    """Add ``age_ms`` to ``event_log``. NULL means not known, as in rows of earlier versions."""
     names = context.config.attributes["names"]
     op.add_column(names.bare("event_log"), sa.Column("age_ms", sa.BigInteger), schema=names.table_schema)
 

@@ -46,9 +46,9 @@ def test_a_pace_survives_the_command_line(pace: Pace) -> None:
 
 def test_progress_goes_on_at_the_first_record_and_ends_with_the_pipe() -> None:
     progress = Progress()
-    progress.hear(struct.pack("=Q", 0))
-    assert (progress.going, progress.ended, progress.reached) == (True, False, 0)
-    progress.hear(struct.pack("=3Q", 4, 5, 9))
+    progress.update(struct.pack("=Q", 0))
+    assert (progress.begun, progress.ended, progress.reached) == (True, False, 0)
+    progress.update(struct.pack("=3Q", 4, 5, 9))
     assert progress.reached == 9
-    progress.hear(b"")
+    progress.update(b"")
     assert progress.ended

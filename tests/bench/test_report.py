@@ -35,11 +35,11 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 @pytest.mark.parametrize(
     "row, verdict",
     [
-        (Row(what="", bound=2.0, value=2.0), "met"),
-        (Row(what="", bound=2.0, value=1.5), "**missed by 25%**"),
-        (Row(what="", bound=2.0, value=2.0, more_is_worse=True), "met"),
-        (Row(what="", bound=2.0, value=3.0, more_is_worse=True), "**missed by 50%**"),
-        (Row(what="", bound=0, value=3, more_is_worse=True), "missed by 3"),
+        (Row(title="", bound=2.0, value=2.0), "met"),
+        (Row(title="", bound=2.0, value=1.5), "**missed by 25%**"),
+        (Row(title="", bound=2.0, value=2.0, more_is_worse=True), "met"),
+        (Row(title="", bound=2.0, value=3.0, more_is_worse=True), "**missed by 50%**"),
+        (Row(title="", bound=0, value=3, more_is_worse=True), "missed by 3"),
     ],
 )
 def test_a_target_is_met_or_missed_by_so_much(row: Row, verdict: str) -> None:
@@ -57,11 +57,11 @@ def test_every_case_has_its_targets_and_a_fault_is_among_them() -> None:
     )
     for one in main_cases(scale):
         results.add(one, {**figures, "faults": 0.0})
-    assert [row for row in rows(results, scale) if row.what.startswith("gaps") and not row.met] == []
+    assert [row for row in rows(results, scale) if row.title.startswith("gaps") and not row.met] == []
     results.add(case(AIRY), {**figures, "faults": 1.0})
     results.add(case(LIMIT), {**figures, "faults": 0.0})
     results.add(case(PEER), {**figures, "faults": 0.0})
-    assert [row.value for row in rows(results, scale) if row.what.startswith("gaps")] == [1.0]
+    assert [row.value for row in rows(results, scale) if row.title.startswith("gaps")] == [1.0]
 
 
 def test_a_table_is_markdown() -> None:

@@ -1,4 +1,4 @@
-"""What a pooler looks like to a client of Postgres: a proxy that tells of another process than the one that answers."""
+"""A proxy that looks like a pooler: it names another server process than the one that answers."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +9,11 @@ import trio
 
 HOST = "127.0.0.1"
 KEY_DATA = b"K\x00\x00\x00\x0c"
-"""The message that tells a client of its server process: type, length; the process' number and a secret follow."""
+"""The beginning of the message BackendKeyData: its type and length. The process id and a secret follow."""
 
 
 def disguised(data: bytes | bytearray) -> bytes | bytearray:
-    """The server's bytes, with another number of its process."""
+    """Return the server's bytes with another process id."""
     before, found, after = data.partition(KEY_DATA)
     return before + found + (b"\x00\x00\x00\x01" + after[4:] if found else b"")
 
@@ -29,7 +29,7 @@ async def _pass_on(source: trio.SocketStream, target: trio.SocketStream, *, disg
 
 @asynccontextmanager
 async def pooled(url: str) -> AsyncIterator[str]:
-    """A proxy before a Postgres until the block ends; gives its URL."""
+    """Run a proxy in front of a Postgres; yield its URL."""
     parsed = sa.make_url(url)
     assert parsed.port is not None
 

@@ -1,4 +1,4 @@
-"""What a check says of the certificate."""
+"""Checks of the certificate."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,7 +8,7 @@ from tests.application import Application
 from tests.certificates import issue
 
 
-def test_a_certificate_that_is_well(sqlite_application: Application, tmp_path: Path) -> None:
+def test_valid_certificate_is_a_note(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path, "a.example", expires=datetime.now(UTC) + timedelta(days=83, hours=1))
     files.key.chmod(0o640)
     report = check(sqlite_application.migrate(f"[listener]\n{files.listener}"))
@@ -16,7 +16,7 @@ def test_a_certificate_that_is_well(sqlite_application: Application, tmp_path: P
     assert "listener.tls_certificate: valid for a.example, for 83 more days" in report.of("note")
 
 
-def test_one_that_has_expired_is_only_a_warning(sqlite_application: Application, tmp_path: Path) -> None:
+def test_expired_certificate_is_a_warning(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path, expires=datetime.now(UTC) - timedelta(days=2))
     files.key.chmod(0o600)
     report = check(sqlite_application.migrate(f"[listener]\n{files.listener}"))
@@ -26,7 +26,7 @@ def test_one_that_has_expired_is_only_a_warning(sqlite_application: Application,
     assert not any("listener" in note for note in report.of("note"))
 
 
-def test_files_that_cannot_be_served_with_are_problems(sqlite_application: Application, tmp_path: Path) -> None:
+def test_unusable_files_are_problems(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path)
     files.certificate.unlink()
     files.key.write_text("junk")
@@ -36,8 +36,8 @@ def test_files_that_cannot_be_served_with_are_problems(sqlite_application: Appli
     assert key.startswith("listener.tls_key: ")
 
 
-def test_a_key_that_everybody_can_read(sqlite_application: Application, tmp_path: Path) -> None:
+def test_key_readable_by_all_users_is_a_warning(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path)
     files.key.chmod(0o644)
     report = check(sqlite_application.migrate(f"[listener]\n{files.listener}"))
-    assert report.of("warning") == (f"listener.tls_key: {files.key}: everybody on this machine can read the key",)
+    assert report.of("warning") == (f"listener.tls_key: {files.key}: every user of this machine can read the key",)

@@ -1,4 +1,4 @@
-"""Everything that can be wrong, and each finding made true on a real database."""
+"""Each finding of ``check``, produced on a real database."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,18 +32,18 @@ def problems(report: Report) -> tuple[str, ...]:
 
 
 def warned(report: Report) -> set[str]:
-    """The warnings but those of the test's own Postgres, which need not outlive anything."""
+    """Return the warnings without those about durability, which the Postgres of the tests does not need."""
     return {line for line in report.of("warning") if "fsync" not in line and "full_page_writes" not in line}
 
 
-def test_a_database_that_is_well(any_application: Application) -> None:
+def test_correct_database_has_no_findings(any_application: Application) -> None:
     report = check(any_application.migrate())
     assert (problems(report), warned(report)) == ((), set())
     assert report.of("note") == ("watching messages, metadata, channels, tags",)
 
 
 @pytest.mark.parametrize("partitioned", [False, True])
-def test_a_missing_index_for_owners_of_metadata_is_named(any_application: Application, *, partitioned: bool) -> None:
+def test_missing_index_for_owners_of_metadata_is_reported(any_application: Application, *, partitioned: bool) -> None:
     any_application.migrate()
     any_application.execute("drop index messages_conversation")
     if partitioned and any_application.dialect == POSTGRES:
@@ -54,8 +54,8 @@ def test_a_missing_index_for_owners_of_metadata_is_named(any_application: Applic
         )
     settings = any_application.settings()
     (warning,) = warned(check(settings))
-    told, _, rest = warning.partition("; run: ")
-    assert told == (
+    finding, _, rest = warning.partition("; run: ")
+    assert finding == (
         'table "messages" (messages) has no index that begins with "conversation_id", so each change of a '
         "conversation's metadata reads the whole table"
     )
@@ -67,7 +67,7 @@ def test_a_missing_index_for_owners_of_metadata_is_named(any_application: Applic
 
 
 @pytest.mark.parametrize("more", ['[database.tables.metadata]\nname = ""\n', CONSTANT_CONVERSATION])
-def test_no_index_is_wanted_where_no_conversation_is_looked_up(any_application: Application, more: str) -> None:
+def test_no_index_is_needed_without_owners_of_metadata(any_application: Application, more: str) -> None:
     any_application.migrate(more)
     any_application.execute("drop index messages_conversation")
     assert warned(check(any_application.settings(more))) == set()
@@ -84,7 +84,7 @@ def test_nothing_is_changed(any_application: Application, tmp_path: Path) -> Non
         assert not sa.inspect(connection).has_table("change_log", schema=any_application.names.table_schema)
 
 
-def test_a_file_that_is_well_is_not_written_to(sqlite_application: Application, tmp_path: Path) -> None:
+def test_correct_file_is_not_written(sqlite_application: Application, tmp_path: Path) -> None:
     settings = sqlite_application.migrate()
     before = (tmp_path / "app.db").read_bytes()
     assert problems(check(settings)) == ()
@@ -125,35 +125,37 @@ def test_missing_triggers(any_application: Application) -> None:
     assert missing.startswith('table "tags" (tags) has no trigger')
 
 
-def test_sqlite_file_that_is_not_there_and_is_not_made(tmp_path: Path) -> None:
+def test_missing_sqlite_file_is_not_created(tmp_path: Path) -> None:
     path = tmp_path / "absent.db"
     report = check(parse(f'[database]\nurl = "sqlite:///{path}"\n', {}))
     assert problems(report) == (f"database.url: the SQLite file {path} does not exist (and is not created)",)
-    assert report.of("note") == (f"log.url: the SQLite file {path}.airy-trio.db does not exist; the server makes it",)
+    assert report.of("note") == (f"log.url: the SQLite file {path}.airy-trio.db does not exist; the server creates it",)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sqlite_log_file_that_would_be_made(sqlite_application: Application, tmp_path: Path) -> None:
+def test_missing_sqlite_log_file_is_a_note(sqlite_application: Application, tmp_path: Path) -> None:
     settings = sqlite_application.migrate()
     log = tmp_path / "app.db.airy-trio.db"
     log.unlink()
     report = check(settings)
     assert problems(report) == ()
-    assert f"log.url: the SQLite file {log} does not exist; the server makes it" in report.of("note")
+    assert f"log.url: the SQLite file {log} does not exist; the server creates it" in report.of("note")
     assert not log.exists()
 
 
-def test_sqlite_file_that_cannot_be_written(sqlite_application: Application, tmp_path: Path) -> None:
+def test_sqlite_file_without_write_permission(sqlite_application: Application, tmp_path: Path) -> None:
     settings = sqlite_application.migrate()
     sqlite_application.engine.dispose()
     with (tmp_path / "app.db").open("r+b") as file:
         file.seek(18)
         file.write(b"\x7f")  # a format for which every SQLite may read but not write
-    (told,) = problems(check(settings))
-    assert told == ("database.url: the database cannot be used: OperationalError: attempt to write a readonly database")
+    (finding,) = problems(check(settings))
+    assert finding == (
+        "database.url: the database cannot be used: OperationalError: attempt to write a readonly database"
+    )
 
 
-def test_postgres_that_cannot_be_reached_tells_no_password(postgres: Postgres) -> None:
+def test_unreachable_postgres_shows_no_password(postgres: Postgres) -> None:
     url = postgres.password_url("postgres", PASSWORD)
     report = check(parse(f'[database]\nurl = "{url}"\nconnect_timeout_s = 0.1\n', {}))
     assert [line.partition(":")[0] for line in problems(report)] == ["database.url", "log.url"]
@@ -162,7 +164,7 @@ def test_postgres_that_cannot_be_reached_tells_no_password(postgres: Postgres) -
 
 @pytest.fixture
 def stranger(postgres_application: Application) -> Iterator[str]:
-    """The database, migrated by its owner, as a role sees it that may read the application's tables, no more."""
+    """Return the URL of a migrated database for a role that may only read the application's tables."""
     postgres_application.migrate()
     postgres_application.execute(
         f"create role {ROLE} login",
@@ -172,14 +174,14 @@ def stranger(postgres_application: Application) -> Iterator[str]:
     postgres_application.execute(f"drop owned by {ROLE}", f"drop role {ROLE}")
 
 
-def test_rights_that_are_missing_are_told_with_what_gives_them(stranger: str) -> None:
+def test_missing_rights_are_reported_with_the_grants(stranger: str) -> None:
     usage = f'role "{ROLE}" lacks a right; as the owner: GRANT USAGE ON SCHEMA "airy_trio" TO "{ROLE}"'
     found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
     assert {f"database.url: {usage}", f"log.url: {usage}"} <= set(found)
     assert all("; as the owner: GRANT " in line for line in found)
 
 
-async def test_server_needs_the_rights_that_check_asks_for_and_no_others(
+async def test_server_needs_exactly_the_rights_that_check_demands(
     stranger: str, postgres_application: Application
 ) -> None:
     text = f'[database]\nurl = "{stranger}"\n[log]\nretain_events = 1\n[listener]\nport = 0\n[admin]\nport = 0\n'
@@ -202,13 +204,13 @@ async def test_server_needs_the_rights_that_check_asks_for_and_no_others(
             nursery.cancel_scope.cancel()
 
 
-def test_a_mapped_table_that_may_not_be_read(stranger: str, postgres_application: Application) -> None:
+def test_mapped_table_without_the_right_to_read(stranger: str, postgres_application: Application) -> None:
     postgres_application.execute(f"revoke select on tags from {ROLE}")
     found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
     assert any(line.startswith('database.tables.tags.name: "tags" cannot be read: ') for line in found)
 
 
-def test_durability_that_is_switched_off(postgres_application: Application, tmp_path: Path) -> None:
+def test_disabled_durability_is_a_warning(postgres_application: Application, tmp_path: Path) -> None:
     settings = postgres_application.migrate()
     warnings = check(settings).of("warning")
     assert f"database.url: fsync is off: {DURABLE['fsync']}" in warnings  # of a Postgres for tests
@@ -221,7 +223,7 @@ def test_durability_that_is_switched_off(postgres_application: Application, tmp_
     assert f"database.url: synchronous_commit is off: {DURABLE['synchronous_commit']}" in reading
 
 
-async def test_a_pooler_is_noticed_unless_there_is_a_way_around_it(postgres_application: Application) -> None:
+async def test_pooler_is_reported_unless_direct_url_avoids_it(postgres_application: Application) -> None:
     postgres_application.migrate()
     with trio.fail_after(TIMEOUT_S):
         async with pooled(postgres_application.url) as url:
@@ -229,44 +231,48 @@ async def test_a_pooler_is_noticed_unless_there_is_a_way_around_it(postgres_appl
             around = parse(f'[database]\nurl = "{url}"\ndirect_url = "{postgres_application.url}"\n', {})
             found = await trio.to_thread.run_sync(check, through)
             assert problems(found) == ()
-            (told,) = warned(found)
-            assert told.startswith("database.url: a pooler, or another proxy, stands between")
+            (finding,) = warned(found)
+            assert finding.startswith("database.url: this goes through a pooler or another proxy")
             found = await trio.to_thread.run_sync(check, around)
             assert (problems(found), warned(found)) == ((), set())
 
 
-def test_pooler_without_direct_url_is_named(postgres_application: Application, pgbouncer: int) -> None:
+def test_pooler_without_direct_url_is_reported(postgres_application: Application, pgbouncer: int) -> None:
     postgres_application.migrate()
     url = through(postgres_application.url, pgbouncer)
     found = check(parse(f'[database]\nurl = "{url}"\n', {}))
     assert problems(found) == ()
-    (told,) = warned(found)
-    assert told.startswith("database.url: a pooler, or another proxy, stands between, but the lease needs a session")
+    (finding,) = warned(found)
+    assert finding.startswith(
+        "database.url: this goes through a pooler or another proxy, but the lease needs a session"
+    )
 
 
-def test_application_on_the_same_pool_is_named(postgres_application: Application, pgbouncer: int) -> None:
+def test_application_on_the_same_pool_is_reported(postgres_application: Application, pgbouncer: int) -> None:
     direct, url = postgres_application.migrate().database.url, through(postgres_application.url, pgbouncer)
     settings = parse(f'[database]\nurl = "{url}"\ndirect_url = "{direct}"\n', {})
     assert warned(check(settings)) == set()
     pooled = url.replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(pooled, application_name="shop") as shop:
         shop.execute("select 1")
-        (told,) = warned(check(settings))
-    assert told == (
-        'database.url: other programs use the pooler as the same role "postgres" (shop), so they share its connections '
-        "with this server: give this server its own role"
+        (finding,) = warned(check(settings))
+    assert finding == (
+        'database.url: other programs use the pooler as the same role "postgres" (shop) and share its connections '
+        "with this server; give this server its own role"
     )
 
 
-def test_pooler_before_the_event_log_is_named(
+def test_pooler_before_the_event_log_is_reported(
     sqlite_application: Application, postgres_database: str, pgbouncer: int
 ) -> None:
     url = through(postgres_database, pgbouncer)
     sqlite_application.migrate(f'[log]\nurl = "{postgres_database}"\n')
     found = check(sqlite_application.settings(f'[log]\nurl = "{url}"\n'))
     assert problems(found) == ()
-    (told,) = warned(found)
-    assert told.startswith("log.url: a pooler, or another proxy, stands between, but appends and LISTEN need a session")
+    (finding,) = warned(found)
+    assert finding.startswith(
+        "log.url: this goes through a pooler or another proxy, but appends and LISTEN need a session"
+    )
 
 
 def test_check_leaves_nothing_behind_in_a_pooler(postgres_application: Application, pgbouncer: int) -> None:
@@ -277,7 +283,7 @@ def test_check_leaves_nothing_behind_in_a_pooler(postgres_application: Applicati
         assert application_.execute("show row_security").fetchall() == [("on",)]
 
 
-def test_row_level_security_is_named(stranger: str, postgres_application: Application) -> None:
+def test_row_level_security_is_reported(stranger: str, postgres_application: Application) -> None:
     postgres_application.execute("alter table tags enable row level security")
     found = problems(check(parse(f'[database]\nurl = "{stranger}"\n', {})))
     assert found[0] == (
@@ -287,44 +293,46 @@ def test_row_level_security_is_named(stranger: str, postgres_application: Applic
     )
 
 
-def test_log_database_that_cannot_store_every_text(sqlite_application: Application, postgres: Postgres) -> None:
+def test_log_database_with_a_limited_encoding_is_a_problem(sqlite_application: Application, postgres: Postgres) -> None:
     sqlite_application.migrate()
     url = postgres.url(postgres.create_database(encoding="LATIN1"))
-    (told,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
-    assert told == (
+    (finding,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
+    assert finding == (
         "log.url: the encoding of this database is LATIN1, which cannot store every id; name a database that was "
         "created with ENCODING 'UTF8'"
     )
 
 
-def test_a_direct_url_to_another_database(postgres_application: Application, postgres: Postgres) -> None:
+def test_direct_url_to_another_database_is_a_problem(postgres_application: Application, postgres: Postgres) -> None:
     postgres_application.migrate()
     with application(postgres.url(postgres.create_database())) as other:
         other.migrate()
         settings = postgres_application.settings(f'direct_url = "{other.url}"\n')
-        assert problems(check(settings)) == ("database.direct_url: this is another database than that of database.url",)
+        assert problems(check(settings)) == (
+            "database.direct_url: this is another database than the one of database.url",
+        )
 
 
-def test_changes_that_another_log_records(any_application: Application, tmp_path: Path) -> None:
+def test_changes_recorded_into_another_log_are_a_warning(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     state = any_application.log_table("change_state")
     any_application.execute(f"update {state} set consumer_epoch = 'abcdef', consumer_store = 'the other one'")
-    (told,) = warned(check(any_application.settings()))
-    assert told.startswith("log: the changes are recorded into another event log (the other one)")
+    (finding,) = warned(check(any_application.settings()))
+    assert finding.startswith("log: the changes are recorded into another event log (the other one)")
 
 
 def test_stores_that_are_not_sql(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     memory = check(sqlite_application.settings('[log]\nstore = "memory"\n'))
     assert problems(memory) == ()
-    assert 'log.store: "memory" ends with the process: after each start clients must reload' in memory.of("note")
-    (told,) = problems(check(sqlite_application.settings('[log]\nstore = "absent"\n')))
-    assert told.startswith('log.store: there is no event store "absent"')
+    assert 'log.store: "memory" ends with the process; after each start clients must reload' in memory.of("note")
+    (finding,) = problems(check(sqlite_application.settings('[log]\nstore = "absent"\n')))
+    assert finding.startswith('log.store: there is no event store "absent"')
 
 
-def test_a_store_that_cannot_be_reached(sqlite_application: Application, postgres: Postgres) -> None:
+def test_unreachable_store_is_a_problem(sqlite_application: Application, postgres: Postgres) -> None:
     sqlite_application.migrate()
     url = postgres.url("absent")
-    (told,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
-    assert told.startswith("log.url: the database cannot be used: ")
-    assert 'database "absent" does not exist' in told
+    (finding,) = problems(check(sqlite_application.settings(f'[log]\nurl = "{url}"\n')))
+    assert finding.startswith("log.url: the database cannot be used: ")
+    assert 'database "absent" does not exist' in finding

@@ -1,4 +1,4 @@
-"""Writes of a replica role that ``check`` finds possible while our triggers skip them."""
+"""Checks for writes of a replica role, for which our triggers do not fire."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ def warned(settings: Settings) -> list[str]:
 
 @pytest.fixture
 def subscriber(postgres_application: Application) -> Iterator[Application]:
-    """A database that may subscribe; its subscriptions, which are never enabled, end with the test."""
+    """A database that may subscribe. Its subscriptions are never enabled and end with the test."""
     yield postgres_application
     with postgres_application.engine.begin() as connection:
         database = connection.exec_driver_sql("select current_database()").scalar_one()
@@ -33,7 +33,7 @@ def subscriber(postgres_application: Application) -> Iterator[Application]:
 
 
 def subscribe(application: Application, table: str) -> None:
-    """Make a table the target of a subscription, as it is once its publisher has been asked."""
+    """Make a table the target of a subscription, as if its publisher had been asked."""
     application.execute(
         "create subscription theirs connection 'dbname=nowhere' publication p with (connect = false)",
         "insert into pg_subscription_rel (srsubid, srrelid, srsubstate) "
@@ -42,31 +42,31 @@ def subscribe(application: Application, table: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["messages", "messages_a"])
-def test_a_subscription_to_a_mapped_table(subscriber: Application, target: str) -> None:
+def test_subscription_to_a_mapped_table_is_a_warning(subscriber: Application, target: str) -> None:
     subscriber.execute(*PARTITIONED)
     settings = subscriber.migrate()
     assert warned(settings) == []
     subscribe(subscriber, target)
-    what = 'the subscription "theirs" writes to "messages", and triggers skip its writes'
+    what = 'the subscription "theirs" writes to "messages", and our triggers do not fire for it'
     assert warned(settings) == [f"database.tables.messages: {what}; {ADVICE}"]
     assert check(settings).of("problem") == ()
     migrate.migrate(settings, firing="always")
     assert warned(settings) == []
 
 
-def test_a_partition_of_the_target_that_is_mapped(subscriber: Application) -> None:
+def test_mapped_partition_of_the_target_is_a_warning(subscriber: Application) -> None:
     subscriber.execute(*PARTITIONED)
     settings = subscriber.migrate('[database.tables.messages]\nname = "messages_a"')
     subscribe(subscriber, "messages")
     assert len(warned(settings)) == 1
 
 
-def test_a_database_or_role_that_writes_as_a_replica(postgres_application: Application) -> None:
+def test_database_or_role_in_replica_mode_is_a_warning(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     name = sa.make_url(postgres_application.url).database
     postgres_application.execute(f'alter database "{name}" {REPLICA}')
     postgres_application.execute(f'alter role "{PASSWORD_ROLE}" in database "{name}" {REPLICA}')
-    writes = "and triggers on messages, metadata, channels, tags skip its writes"
+    writes = "and our triggers on messages, metadata, channels, tags do not fire for it"
     assert warned(settings) == [
         f'database: session_replication_role is replica for role "{PASSWORD_ROLE}", {writes}; {ADVICE}',
         f"database: session_replication_role is replica for this database, {writes}; {ADVICE}",
@@ -75,7 +75,7 @@ def test_a_database_or_role_that_writes_as_a_replica(postgres_application: Appli
     assert warned(settings) == []
 
 
-def test_a_server_that_writes_as_a_replica(own_postgres: Postgres) -> None:
+def test_server_in_replica_mode_is_a_warning(own_postgres: Postgres) -> None:
     with application(own_postgres.url(own_postgres.create_database())) as made:
         settings = made.migrate()
         with made.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -83,11 +83,11 @@ def test_a_server_that_writes_as_a_replica(own_postgres: Postgres) -> None:
         made.engine.dispose()
         own_postgres.stop()
         own_postgres.start()
-        (told,) = warned(settings)
-        assert told.startswith("database: session_replication_role is replica for the server's configuration file, ")
+        (finding,) = warned(settings)
+        assert finding.startswith("database: session_replication_role is replica for the server's configuration file, ")
 
 
-def test_a_catalogue_that_cannot_be_read_is_a_note(postgres_application: Application) -> None:
+def test_unreadable_catalogue_is_a_note(postgres_application: Application) -> None:
     settings = postgres_application.migrate()
     role = "replication_role"
     postgres_application.execute(f"create role {role} login")
@@ -99,7 +99,7 @@ def test_a_catalogue_that_cannot_be_read_is_a_note(postgres_application: Applica
         )
         url = sa.make_url(postgres_application.url).set(username=role)
         report = check(Application(url.render_as_string(hide_password=False)).settings())
-        assert "database: pg_subscription_rel cannot be read, so its replica writes are not known" in report.of("note")
+        assert "database: pg_subscription_rel cannot be read, so replica writes cannot be checked" in report.of("note")
         assert report.of("problem") == ()
     finally:
         postgres_application.execute(f"drop owned by {role}", f"drop role {role}")

@@ -1,4 +1,4 @@
-"""What ``check`` says of the newest rows: those that cannot be converted, and values that the mapping does not list."""
+"""Checks of the newest rows: rows that cannot be converted, and values that the mapping does not list."""
 
 import pytest
 
@@ -15,7 +15,7 @@ SECRET = "a secret that no report may hold"
 
 @pytest.fixture
 def lenient(any_application: Application) -> Application:
-    """A database with messages whose columns take anything."""
+    """A database with messages whose columns accept any value."""
     return with_lenient_messages(any_application)
 
 
@@ -48,7 +48,7 @@ def test_rows_that_cannot_be_converted_are_counted_by_reason(lenient: Applicatio
     assert SECRET not in str(report)
 
 
-def test_rows_of_the_other_kinds_too(any_application: Application) -> None:
+def test_rows_of_other_kinds_are_checked_too(any_application: Application) -> None:
     settings = any_application.migrate()
     any_application.metadata("contact", "m1", "k", "v")
     any_application.metadata("message", "m1", ".".join("k" * 600), "v")
@@ -63,11 +63,11 @@ def test_rows_of_the_other_kinds_too(any_application: Application) -> None:
     assert tag.endswith(": color is NULL; one is t1")
 
 
-def test_text_that_is_not_utf8(sqlite_application: Application) -> None:
+def test_text_that_is_not_utf8_is_reported(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate()
     sqlite_application.execute("insert into tags values ('t1', cast(x'ff41' as text), 'red')")
-    (told,) = of_tables(check(settings))
-    assert told.endswith("name is not UTF-8 text; one is t1")
+    (finding,) = of_tables(check(settings))
+    assert finding.endswith("name is not UTF-8 text; one is t1")
 
 
 def test_only_the_newest_rows_are_read(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,28 +77,26 @@ def test_only_the_newest_rows_are_read(lenient: Application, monkeypatch: pytest
     lenient.message(id="a", sent_at="2022-01-01T00:00:00Z")
     assert of_tables(check(lenient.migrate())) == []
     lenient.message(id="0", sent_at="2023-01-01T00:00:00Z", source=None)
-    (told,) = of_tables(check(lenient.migrate()))
-    assert told.startswith(f"{MESSAGES}: 1 of the newest 2 by sent_at ")
+    (finding,) = of_tables(check(lenient.migrate()))
+    assert finding.startswith(f"{MESSAGES}: 1 of the newest 2 by sent_at ")
 
 
-def test_metadata_without_a_time_is_not_the_newest(
-    any_application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metadata_without_a_time_comes_last(any_application: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "ROWS_MAX", 1)
     settings = any_application.migrate()
     any_application.metadata("message", "m1", "k", "v")
     any_application.metadata("contact", "m2", "k", "v")
     any_application.execute("update metadata set updated_at = '2020-01-01T00:00:00Z' where identifier = 'm2'")
-    told, _ = of_tables(check(settings))
-    assert told.endswith("one is contact:m2")
+    finding, _ = of_tables(check(settings))
+    assert finding.endswith("one is contact:m2")
 
 
-def test_rows_that_the_mapping_leaves_out_are_not_read(lenient: Application) -> None:
+def test_rows_excluded_by_the_mapping_are_not_read(lenient: Application) -> None:
     lenient.message(id="draft", sent_at=None)
     assert of_tables(mapped(lenient, 'where = "sent_at is not null"')) == []
 
 
-def test_values_that_the_mapping_does_not_list(lenient: Application) -> None:
+def test_unlisted_values_are_reported(lenient: Application) -> None:
     for number, source in enumerate(("theirs", "ours", "x" * 50, "b", "c", "d", "e", "f")):
         lenient.message(id=f"m{number}", source=source, delivery_state="sent")
     first, states, sources = of_tables(mapped(lenient, 'values = { source = { "theirs" = "ours" } }'))
@@ -110,10 +108,10 @@ def test_values_that_the_mapping_does_not_list(lenient: Application) -> None:
     assert sources.startswith(f"{MESSAGES}.values.source: does not list ")
     assert f'"{"x" * 39}…"' in sources
     assert sources.count('"') == 2 * rows.SHOWN_MAX + 4
-    assert " and 1 more, found in the newest 8 by sent_at; a row with such a value is sent as it is" in sources
+    assert " and 1 more, found in the newest 8 by sent_at; a row with such a value is sent unchanged" in sources
 
 
-def test_values_that_are_listed_or_need_no_list(lenient: Application) -> None:
+def test_listed_values_have_no_findings(lenient: Application) -> None:
     lenient.message(id="m1", source="theirs", delivery_state="sent")
     lenient.message(id="m2", source="ours", delivery_state="PENDING")
     values = 'values = { source = { "theirs" = "ours" }, delivery_state = { "sent" = "delivered" } }'
@@ -129,15 +127,15 @@ SLOW = {
 }
 
 
-def test_a_reading_that_takes_long_is_given_up(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_query_is_given_up(lenient: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "TIMEOUT_S", 0.2)
     lenient.message()
     report = mapped(lenient, f'where = "{SLOW[lenient.dialect]}"')
     assert (report.of("problem"), of_tables(report)) == ((), [])
-    assert f"{MESSAGES}: its newest rows were not looked at: reading them takes longer than 0.2 s" in str(report)
+    assert f"{MESSAGES}: its newest rows were not checked: reading them takes longer than 0.2 s" in str(report)
 
 
-def test_a_slow_order_by_time_gives_way_to_the_key(
+def test_slow_order_by_time_falls_back_to_the_key(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "TIMEOUT_S", 0.5)
@@ -145,11 +143,11 @@ def test_a_slow_order_by_time_gives_way_to_the_key(
     with_lenient_messages(postgres_application)
     for number in range(8):  # all are read for the order by time, one for that by key
         postgres_application.message(id=f"m{number}", source=None)
-    (told,) = of_tables(mapped(postgres_application, 'where = "pg_sleep(0.1) is not null"'))
-    assert told.startswith(f"{MESSAGES}: 1 of the newest 1 by id cannot be converted")
+    (finding,) = of_tables(mapped(postgres_application, 'where = "pg_sleep(0.1) is not null"'))
+    assert finding.startswith(f"{MESSAGES}: 1 of the newest 1 by id cannot be converted")
 
 
-def test_a_reading_that_fails_is_a_problem_without_the_value(postgres_application: Application) -> None:
+def test_failed_query_is_reported_without_the_value(postgres_application: Application) -> None:
     settings = postgres_application.migrate('[database.tables.tags]\nwhere = "name::int > 0"')
     postgres_application.tag(name=SECRET)
     report = check(settings)
@@ -158,12 +156,12 @@ def test_a_reading_that_fails_is_a_problem_without_the_value(postgres_applicatio
     assert SECRET not in str(report)
 
 
-def test_a_reading_writes_nothing(postgres_application: Application) -> None:
+def test_query_cannot_write(postgres_application: Application) -> None:
     with_lenient_messages(postgres_application).message()
     postgres_application.execute(
         "create table calls (x int)",
         "create function included() returns boolean language sql as 'insert into calls values (1); select true'",
     )
-    (told,) = mapped(postgres_application, 'where = "included()"').of("problem")
-    assert "cannot execute INSERT in a read-only transaction" in told
+    (finding,) = mapped(postgres_application, 'where = "included()"').of("problem")
+    assert "cannot execute INSERT in a read-only transaction" in finding
     assert postgres_application.scalar("select count(*) from calls") == 0

@@ -1,4 +1,4 @@
-"""Every way in which the program can be started wrongly: one clear message on stderr, the right exit code, no more."""
+"""Every way to start the program wrongly: one clear message on stderr, the right exit code, nothing else."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ class Here:
         return str(path)
 
     def on(self, url: str, more: str = "") -> str:
-        """Settings for a server on a database, which gives up quickly."""
+        """Settings of a server on a database, with a short time-out."""
         return self.config(f'[database]\nurl = "{url}"\n{QUICK}{more}{JSON_LOGS}')
 
 
@@ -50,8 +50,8 @@ def here(tmp_path: Path) -> Here:
     return Here(tmp_path)
 
 
-def told(finished: Finished, code: int) -> str:
-    """The one message of a program that has ended as it should where something is wrong."""
+def message_of(finished: Finished, code: int) -> str:
+    """Return the only message of a program that has failed as it should."""
     messages = [line for line in finished.err.splitlines() if not json_object(line)]
     assert finished.code == code, finished.err
     assert finished.out == ""
@@ -68,18 +68,18 @@ def told(finished: Finished, code: int) -> str:
 @pytest.mark.parametrize(
     "text, message",
     [
-        (f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n', "listner: unknown setting; did you mean listener"),
+        (f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n', "listner: unknown setting, nearest is listener"),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = "8080"\n',
-            'listener.port: found string "8080", expected an integer',
+            'listener.port: found text "8080", allowed is an integer',
         ),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = 65536\n',
-            "listener.port: found integer 65536, expected a number from 0 to 65535",
+            "listener.port: found integer 65536, allowed is a number from 0 to 65535",
         ),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[logging]\nlevel = "loud"\n',
-            'logging.level: found string "loud", expected',
+            'logging.level: found text "loud", allowed is',
         ),
         ('[database]\nurl = "${AIRY_TEST_UNSET}"\n', "database.url: "),
         ("[listener]\n", "database.url: missing"),
@@ -95,12 +95,12 @@ def test_wrong_settings(
     here: Here,
     command_line: CommandLine,
 ) -> None:
-    assert message in told(command_line(*command, "--config", here.config(text)), 2)
+    assert message in message_of(command_line(*command, "--config", here.config(text)), 2)
 
 
 def test_missing_settings_file(here: Here, command_line: CommandLine) -> None:
     path = str(here.folder / "absent.toml")
-    assert told(command_line("--config", path), 2) == f"{path}: there is no such file"
+    assert message_of(command_line("--config", path), 2) == f"{path}: there is no such file"
 
 
 def test_all_faults_of_the_settings_at_once(here: Here, command_line: CommandLine) -> None:
@@ -139,32 +139,32 @@ def test_version_and_help(command_line: CommandLine) -> None:
 
 async def test_unset_variable_as_a_process(here: Here) -> None:
     config = here.config('[database]\nurl = "${AIRY_TEST_UNSET}"\n')
-    assert "AIRY_TEST_UNSET" in told(await run("--config", config), 2)
+    assert "AIRY_TEST_UNSET" in message_of(await run("--config", config), 2)
 
 
 # The database: exit 1
 
 
 @pytest.mark.parametrize("command", [(), ("migrate",)], ids=["serve", "migrate"])
-def test_missing_sqlite_file_is_told_and_not_made(
+def test_missing_sqlite_file_is_reported_and_not_created(
     command: tuple[str, ...], here: Here, command_line: CommandLine
 ) -> None:
     path = here.folder / "absent.db"
     before = sorted(here.folder.iterdir())
-    message = told(command_line(*command, "--config", here.on(f"sqlite:///{path}")), 1)
+    message = message_of(command_line(*command, "--config", here.on(f"sqlite:///{path}")), 1)
     assert message == f"database.url: the SQLite file {path} does not exist (and is not created)"
     assert [file.name for file in here.folder.iterdir() if file not in before] == ["airy-trio.toml"]
 
 
 def test_file_that_is_no_database(here: Here, command_line: CommandLine) -> None:
     (here.folder / "notes.db").write_text("this is a text, and it is long enough to be taken for a header" * 10)
-    message = told(command_line("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
+    message = message_of(command_line("--config", here.on(f"sqlite:///{here.folder}/notes.db")), 1)
     assert "file is not a database" in message
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is ours and on which nobody listens."""
+    """A port of ours on which no program listens."""
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -176,19 +176,19 @@ def test_unreachable_database(
     command: tuple[str, ...], here: Here, closed_port: int, command_line: CommandLine
 ) -> None:
     url = f"postgresql://airy:{PASSWORD}@127.0.0.1:{closed_port}/airy"
-    message = told(command_line(*command, "--config", here.on(url)), 1)
+    message = message_of(command_line(*command, "--config", here.on(url)), 1)
     assert "refused" in message
     assert message.startswith("database.url: the database cannot be used: ")
 
 
 async def test_wrong_password_as_a_process(here: Here, postgres: Postgres) -> None:
     url = postgres.password_url("postgres", PASSWORD)
-    message = told(await run("--config", here.on(url)), 1)
+    message = message_of(await run("--config", here.on(url)), 1)
     assert f'password authentication failed for user "{PASSWORD_ROLE}"' in message
 
 
 def test_missing_database(here: Here, postgres: Postgres, command_line: CommandLine) -> None:
-    message = told(command_line("--config", here.on(postgres.url("absent"))), 1)
+    message = message_of(command_line("--config", here.on(postgres.url("absent"))), 1)
     assert 'database "absent" does not exist' in message
 
 
@@ -196,14 +196,14 @@ def test_missing_table(any_application: Application, here: Here, command_line: C
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\nname = "chats"\n')
     for command in ((), ("migrate",)):
-        message = told(command_line(*command, "--config", config), 1)
+        message = message_of(command_line(*command, "--config", config), 1)
         assert 'database.tables.messages.name: there is no table "chats" in the database' in message
 
 
 def test_missing_column(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { sent_at = "sent" }\n')
-    message = told(command_line("--config", config), 1)
+    message = message_of(command_line("--config", config), 1)
     assert (
         'database.tables.messages.columns.sent_at: table "messages" has no column "sent", perhaps "sent_at"' in message
     )
@@ -212,14 +212,14 @@ def test_missing_column(any_application: Application, here: Here, command_line: 
 def test_missing_triggers(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
-    message = told(command_line("--config", here.on(any_application.url)), 1)
+    message = message_of(command_line("--config", here.on(any_application.url)), 1)
     assert re.search(r'table "tags" \(tags\) has no trigger .*; run: airy-trio migrate --config FILE', message)
 
 
 def test_triggers_of_another_mapping(any_application: Application, here: Here, command_line: CommandLine) -> None:
     any_application.migrate()
     config = here.on(any_application.url, '[database.tables.messages]\ncolumns = { channel_id = "source" }\n')
-    message = told(command_line("--config", config), 1)
+    message = message_of(command_line("--config", config), 1)
     assert message.startswith('table "messages" (messages) has triggers of another ')
     assert message.endswith("; run: airy-trio migrate --config FILE")
 
@@ -227,7 +227,7 @@ def test_triggers_of_another_mapping(any_application: Application, here: Here, c
 def test_not_migrated(any_application: Application, here: Here, command_line: CommandLine) -> None:
     with any_application.engine.begin() as connection:
         mapping.create_default_tables(connection, FIELDS)
-    message = told(command_line("--config", here.on(any_application.url)), 1)
+    message = message_of(command_line("--config", here.on(any_application.url)), 1)
     assert message == "database: airy_trio has not been installed here; run: airy-trio migrate --config FILE"
 
 
@@ -239,7 +239,7 @@ async def test_port_in_use(sqlite_application: Application, here: Here) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         config = here.config(f'[database]\nurl = "{sqlite_application.url}"\n[listener]\nport = {port}\n')
-        message = told(await run("--config", config), 1)
+        message = message_of(await run("--config", config), 1)
     assert message == f"listener: cannot listen on 127.0.0.1:{port}: Address already in use"
 
 
@@ -248,14 +248,14 @@ async def test_memory_store_beside_another_server(any_application: Application, 
     with trio.fail_after(40):
         async with server(Path(here.on(any_application.url))):
             config = here.on(any_application.url, '[log]\nstore = "memory"\n')
-            message = told(await run("--config", config), 1)
+            message = message_of(await run("--config", config), 1)
     assert message.startswith("another server records the changes of this database into another event log (")
 
 
 # Migrate
 
 
-async def test_migrate_makes_what_the_server_needs(here: Here) -> None:
+async def test_migrate_installs_what_the_server_needs(here: Here) -> None:
     config = here.on(f"sqlite:///{here.folder}/new.db")
     made = await run("migrate", "--with-tables", "--config", config)
     assert (made.code, made.err) == (0, "")
@@ -271,13 +271,13 @@ async def test_migrate_makes_what_the_server_needs(here: Here) -> None:
 # Check
 
 
-def test_check_of_what_is_well(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
+def test_check_of_a_correct_database(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
     sqlite_application.migrate()
     finished = command_line("check", "--config", here.on(sqlite_application.url))
     assert finished == Finished(0, "watching messages, metadata, channels, tags\n", "")
 
 
-def test_check_tells_every_problem_on_a_line(
+def test_check_reports_each_problem_on_a_line(
     sqlite_application: Application, here: Here, command_line: CommandLine
 ) -> None:
     sqlite_application.migrate()
@@ -308,13 +308,13 @@ def test_check_with_a_row_that_cannot_be_sent(
 
 
 def test_check_of_wrong_settings(here: Here, command_line: CommandLine) -> None:
-    assert "listner: unknown setting" in told(
+    assert "listner: unknown setting" in message_of(
         command_line("check", "--config", here.config(f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n')), 2
     )
     assert command_line("check").code == 2
 
 
-def test_migrate_prints_what_it_would_do_and_takes_it_away_again(
+def test_migrate_previews_installs_and_removes(
     any_application: Application, here: Here, command_line: CommandLine
 ) -> None:
     any_application.execute("select 1")
@@ -323,29 +323,29 @@ def test_migrate_prints_what_it_would_do_and_takes_it_away_again(
     assert shown.code == 0
     assert shown.out.startswith("-- ")
     assert "CREATE TABLE messages" in shown.out
-    assert command_line("migrate", "--config", config).code == 1  # nothing was made
+    assert command_line("migrate", "--config", config).code == 1  # nothing was changed
     assert command_line("migrate", "--with-tables", "--config", config).code == 0
     assert command_line("migrate", "--remove", "--config", config) == Finished(0, "removed\n", "")
-    assert "has not been installed here" in told(command_line("--config", config), 1)
+    assert "has not been installed here" in message_of(command_line("--config", config), 1)
 
 
 def test_migrate_cannot_grant_on_sqlite(sqlite_application: Application, here: Here, command_line: CommandLine) -> None:
     sqlite_application.migrate()
-    message = told(command_line("migrate", "--grant", "server", "--config", here.on(sqlite_application.url)), 1)
-    assert message == "--grant server: SQLite has no roles; who may use the file is the system's matter"
+    message = message_of(command_line("migrate", "--grant", "server", "--config", here.on(sqlite_application.url)), 1)
+    assert message == "--grant server: SQLite has no roles; the permissions of the file decide"
 
 
 @pytest.mark.parametrize("alone", ["--remove", "--adopt-log"])
 @pytest.mark.parametrize("other", [("--sql",), ("--with-tables",), ("--grant", "server"), ("--triggers", "always")])
-def test_migrate_refuses_other_options_with(
+def test_option_cannot_be_combined_with_others(
     alone: str, other: tuple[str, ...], here: Here, command_line: CommandLine
 ) -> None:
     finished = command_line("migrate", alone, *other, "--config", here.on("sqlite:///x.db"))
     assert finished.code == 2
-    assert f"{alone} stands alone" in finished.err
+    assert f"{alone} cannot be combined with other options" in finished.err
 
 
-def test_log_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_stderr_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, written = os.pipe()
     os.close(reading)
     stderr = os.fdopen(written, "w", buffering=1)
@@ -353,6 +353,6 @@ def test_log_lines_that_nobody_reads_are_no_error(monkeypatch: pytest.MonkeyPatc
     configure_logging("info", "json")
     structlog.get_logger().warning("row fault")
     with pytest.raises(BrokenPipeError):
-        stderr.write("told to nobody\n")
+        stderr.write("not read\n")
     with contextlib.suppress(BrokenPipeError):
         stderr.close()

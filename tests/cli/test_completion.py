@@ -1,4 +1,4 @@
-"""The completion of shells, by a real bash; of the others what click makes of them."""
+"""Shell completion: run by a real bash; for other shells only the script."""
 
 import os
 import shutil
@@ -49,14 +49,14 @@ def test_bash_completes(words: list[str], completed: list[str], installed: dict[
 
 
 @pytest.mark.parametrize("shell, word", [("zsh", "compdef _airy_trio_completion airy-trio"), ("fish", "complete ")])
-async def test_other_shells_have_their_own(shell: str, word: str) -> None:
+async def test_other_shells_get_their_script(shell: str, word: str) -> None:
     ended = await run("completion", shell)
     assert (ended.code, ended.err) == (0, "")
     assert word in ended.out
     assert "_AIRY_TRIO_COMPLETE" in ended.out
 
 
-async def test_an_unknown_shell_is_told_with_those_there_are() -> None:
+async def test_unknown_shell_is_rejected_with_the_known_ones() -> None:
     ended = await run("completion", "tcsh")
     assert (ended.code, ended.out) == (2, "")
     assert "'bash', 'zsh', 'fish'" in ended.err

@@ -1,4 +1,4 @@
-"""Every command and every way in which it can fail: one clear line, the right exit code, no traceback, no secret."""
+"""Every command with every way to fail: one clear line, the right exit code, no traceback, no secret."""
 
 import re
 import socket
@@ -26,13 +26,13 @@ ARGUMENTS: dict[str, Sequence[str]] = {
     "tail": (),
     "verify": ("--seconds", "2"),
 }
-"""Every command that has settings, with what else it needs; "" serves."""
+"""Every command that has settings, with its other arguments; "" serves."""
 WITHOUT_SETTINGS = {"completion", "demo"}
 
 
 @frozen
 class World:
-    """What a case may break. ``taken_port``: somebody else listens there."""
+    """What a case may break. ``closed_port``: no program listens there; ``taken_port``: another program does."""
 
     folder: Path
     postgres: Postgres
@@ -84,7 +84,7 @@ def not_a_database(world: World) -> Path:
 
 
 def without_grants(world: World) -> Path:
-    """Somebody else has migrated, and nothing was granted to the role that comes now."""
+    """Another role has migrated, and nothing was granted to the one in the settings."""
     url = world.make_database()
     with application(url) as made:
         made.migrate()
@@ -142,11 +142,10 @@ def unreachable_store(world: World) -> Path:
 
 @frozen(kw_only=True)
 class Case:
-    """What is wrong, the exit code and words of the line. ``without``: commands that it does not concern.
+    """A fault, the exit code, and words of the line. ``without``: commands that it does not affect.
 
-    ``here``: whether it can be run in this process; else something is left to the collector, which complains.
-
-    The reference shows them as a table.
+    ``here``: whether it can be run in this process; if not, a library leaves something to the garbage collector, which
+    warns. The reference shows the cases as a table.
     """
 
     name: str
@@ -158,7 +157,7 @@ class Case:
 
     @property
     def commands(self) -> list[str]:
-        """Those that it concerns; "" serves."""
+        """The commands that it affects; "" serves."""
         return [command for command in ARGUMENTS if command not in self.without]
 
 
@@ -168,12 +167,14 @@ def wrong_password(world: World) -> Path:
 
 CASES = (
     Case(
-        name="the settings file is not there",
+        name="the settings file does not exist",
         make=lambda world: world.folder / "absent.toml",
         code=2,
         words="there is no such file",
     ),
-    Case(name="the settings file is no TOML", make=lambda world: world.config("[database\n"), code=2, words="not TOML"),
+    Case(
+        name="the settings file is not TOML", make=lambda world: world.config("[database\n"), code=2, words="not TOML"
+    ),
     Case(
         name="the settings name a variable that is not set",
         make=lambda world: world.config('[database]\nurl = "${AIRY_TEST_UNSET}"\n'),
@@ -206,14 +207,14 @@ CASES = (
     ),
     Case(name="the password is wrong", make=wrong_password, code=1, words="password authentication failed for user "),
     Case(
-        name="the SQLite file is not there",
+        name="the SQLite file does not exist",
         make=no_database_file,
         code=1,
         words="absent.db does not exist",
-        without=frozenset({"tail"}),  # which does not look at it
+        without=frozenset({"tail"}),  # does not read it
     ),
     Case(
-        name="the SQLite file is something else",
+        name="the SQLite file is not a database",
         make=not_a_database,
         code=1,
         words="database.url: the database cannot be used: DatabaseError: file is not a database",
@@ -234,18 +235,18 @@ CASES = (
         without=frozenset({*ARGUMENTS} - {""}),
     ),
     Case(
-        name="the certificate is not there",
+        name="the certificate does not exist",
         make=no_certificate,
         code=1,
         words="listener.tls_certificate: ",
         without=frozenset({*ARGUMENTS} - {"", "check"}),
     ),
     Case(
-        name="the event store is in the memory of a server",
+        name="the event store is in the memory of the server",
         make=store_in_memory,
         code=1,
         words='log.store: "memory" is inside the server',
-        without=frozenset({*ARGUMENTS} - {"tail"}),  # explain tells it, verify has its own
+        without=frozenset({*ARGUMENTS} - {"tail"}),  # explain reports it, verify has its own
     ),
     Case(
         name="no Redis answers at that address",
@@ -253,7 +254,7 @@ CASES = (
         code=1,
         words=": the event store cannot be used: ConnectionError",
         here=False,
-        without=frozenset({"explain", "migrate", "verify"}),  # one tells it, one needs none, one has its own
+        without=frozenset({"explain", "migrate", "verify"}),  # one reports it, one needs none, one has its own
     ),
     Case(
         name="nothing was granted to the role",
@@ -263,25 +264,25 @@ CASES = (
         without=frozenset({"verify"}),
     ),
     Case(
-        name="the role may not make a schema",
+        name="the role may not create a schema",
         make=without_schema_rights,
         code=1,
-        words=" may not make the scratch schema that verify works in",
-        without=frozenset({*ARGUMENTS} - {"verify"}),  # of the others no table is there, which is told first
+        words=" may not create the scratch schema of verify",
+        without=frozenset({*ARGUMENTS} - {"verify"}),  # the others report missing tables first
     ),
     Case(
-        name="a table of the mapping is not there",
+        name="a mapped table does not exist",
         make=missing_table,
         code=1,
         words='there is no table "labels"',
-        without=frozenset({"tail", "verify"}),  # which do not look at it
+        without=frozenset({"tail", "verify"}),  # do not read it
     ),
     Case(
         name="`migrate` has not been run",
         make=missing_migrations,
         code=1,
         words="has not been installed here",
-        without=frozenset({"explain", "migrate", "verify"}),  # one tells it, one does it, one has its own
+        without=frozenset({"explain", "migrate", "verify"}),  # one reports it, one does it, one has its own
     ),
     Case(
         name="the schema is of a newer version that dropped support for this one",
@@ -291,11 +292,11 @@ CASES = (
         without=frozenset({"explain", "verify"}),  # one reports it, one has its own schema
     ),
     Case(
-        name="nobody answers at the address of the event log",
+        name="no database answers at the address of the event log",
         make=unreachable_store,
         code=1,
         words="log.url: the database cannot be used: OperationalError: connection failed",
-        without=frozenset({"explain", "verify"}),  # one tells it, one has its own
+        without=frozenset({"explain", "verify"}),  # one reports it, one has its own
     ),
 )
 
@@ -318,10 +319,10 @@ def test_one_clear_line_and_the_right_exit_code(
     assert case.words in ended.err
     assert "Traceback" not in ended.err
     assert PASSWORD not in ended.err + ended.out
-    told = [line for line in ended.err.splitlines() if not line.startswith("{")]  # what is logged before is JSON
-    assert told
-    assert len(told) == len(set(told))
-    assert [line for line in told if not re.match(r"airy-trio: \S", line)] == []
+    lines = [line for line in ended.err.splitlines() if not line.startswith("{")]  # log lines are JSON
+    assert lines
+    assert len(lines) == len(set(lines))
+    assert [line for line in lines if not re.match(r"airy-trio: \S", line)] == []
 
 
 @pytest.mark.parametrize("command", [*ARGUMENTS, *sorted(WITHOUT_SETTINGS)])

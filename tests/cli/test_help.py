@@ -1,4 +1,4 @@
-"""What the command line says of itself: every command has examples, and every example is one that it takes."""
+"""The help of the command line: every command has examples, and accepts them."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ def examples(command: click.Command) -> list[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_examples_that_it_takes(name: str) -> None:
+def test_every_command_accepts_its_examples(name: str) -> None:
     found = examples(COMMANDS[name])
     assert found
     for example in found:
@@ -30,20 +30,20 @@ def test_every_command_has_examples_that_it_takes(name: str) -> None:
         if first in GROUP.commands:
             GROUP.commands[first].make_context(
                 first, rest, parent=click.Context(GROUP, **GROUP.context_settings)
-            )  # raises for what it does not know
+            )  # raises for unknown arguments
         else:
             GROUP.make_context("airy-trio", [first, *rest])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_and_option_says_what_it_is(name: str) -> None:
+def test_every_command_and_option_has_help(name: str) -> None:
     command = COMMANDS[name]
     assert command.get_short_help_str(limit=100)
     assert command is GROUP or not command.get_short_help_str().endswith("...")
     assert [option.name for option in command.params if isinstance(option, click.Option) and not option.help] == []
 
 
-def test_nothing_heavy_is_imported_to_say_it() -> None:
+def test_help_imports_nothing_heavy() -> None:
     say = "import sys, airy_trio.cli; print(*sorted(set(sys.modules) & set(sys.argv[1:])))"
     ended = subprocess.run([sys.executable, "-c", say, *HEAVY], check=True, capture_output=True, text=True)
     assert ended.stdout.split() == []

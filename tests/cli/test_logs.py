@@ -68,11 +68,11 @@ def test_dropped_lines_are_counted() -> None:
     count = 2 * LOG_LINES_MAX
     code, lines = logged(count)
     assert code == 1
-    said = [json.loads(line) for line in lines if line.startswith("{")]
-    numbers = [record["number"] for record in said if record["event"] == "line"]
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    numbers = [record["number"] for record in records if record["event"] == "line"]
     assert numbers == [*range(len(numbers))]
     assert len(numbers) >= LOG_LINES_MAX
-    (note,) = [record for record in said if record["event"].startswith("log lines dropped")]
+    (note,) = [record for record in records if record["event"].startswith("log lines dropped")]
     assert note["level"] == "warning"
     assert note["count"] >= count - len(numbers), "the traceback may be among them"
 
@@ -115,7 +115,7 @@ async def test_failed_start_ends_while_stderr_is_not_read(
 
 
 async def connected(port: int) -> StompClient:
-    """A client of a server that may not listen yet."""
+    """Connect to a server that may not listen yet."""
     while True:
         try:
             return await connect(HOST, port)
@@ -124,7 +124,7 @@ async def connected(port: int) -> StompClient:
 
 
 class Pieces(io.StringIO):
-    """What came in each write."""
+    """A stream that keeps each write separate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Pieces(io.StringIO):
 
 
 def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the lines of workers would stand within each other."""
+    """Otherwise the lines of several workers would mix."""
     pieces = Pieces()
     monkeypatch.setattr(sys, "stderr", pieces)
     before = structlog.get_config()

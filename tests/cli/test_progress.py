@@ -1,4 +1,4 @@
-"""The bars of what takes long, as a terminal gets them."""
+"""Progress bars, as written to a terminal."""
 
 import os
 import pty
@@ -17,14 +17,14 @@ END_S = 50
 
 
 class Terminal:
-    """What a command writes to stderr, which is a terminal; it may be waited for."""
+    """The terminal that is the stderr of a command."""
 
     def __init__(self, file: int) -> None:
         self._file = file
         self.text = ""
 
     def until(self, words: str) -> None:
-        """Read until these words have come."""
+        """Read until these words have been written."""
         while words not in self.text:
             read = self._read()
             assert read, self.text
@@ -38,7 +38,7 @@ class Terminal:
     def _read(self) -> bool:
         try:
             read = os.read(self._file, 4096)
-        except OSError:  # what Linux says at the end of a terminal
+        except OSError:  # raised by Linux at the end of a terminal
             return False
         self.text += read.decode()
         return bool(read)
@@ -65,9 +65,7 @@ def config_of(application: Application, folder: Path) -> str:
     return str(config)
 
 
-def test_a_migration_that_waits_for_a_lock_says_so_and_goes_on(
-    postgres_application: Application, tmp_path: Path
-) -> None:
+def test_migration_shows_that_it_waits_for_a_lock(postgres_application: Application, tmp_path: Path) -> None:
     postgres_application.migrate()
     arguments = ("migrate", "--config", config_of(postgres_application, tmp_path), "--remove")
     with postgres_application.engine.connect() as other, ExitStack() as stack:
@@ -81,7 +79,7 @@ def test_a_migration_that_waits_for_a_lock_says_so_and_goes_on(
         assert process.wait() == 0
 
 
-def test_verify_says_how_far_it_is(sqlite_application: Application, tmp_path: Path) -> None:
+def test_verify_shows_its_progress(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.migrate()
     config = config_of(sqlite_application, tmp_path)
     with running("verify", "--config", config, "--seconds", "3") as (terminal, process):

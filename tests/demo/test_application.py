@@ -1,4 +1,4 @@
-"""The demo's application: what it writes, and that it does not outlive the process that started it."""
+"""The demo's application: its writes, and its end with the process that started it."""
 
 import json
 import sys
@@ -47,5 +47,5 @@ async def test_ends_with_the_process_that_started_it(sqlite_application: Applica
     path = str(sqlite_path(sqlite_application.url))
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [sys.executable, "-c", STARTS_IT_AND_WAITS_FOR_ITS_FIRST_WRITE, path]) as starting:
-            assert await starting.wait() == 0  # the application has the pipes too: they end with it
+            assert await starting.wait() == 0  # waits for the pipes too, which the application holds
     assert starting.err.all == []

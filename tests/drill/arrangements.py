@@ -1,8 +1,8 @@
-"""Where the application of a capture drill writes and where its events are kept, and what happens to all of these.
+"""The arrangements of the capture drill: where the application writes, where events are stored, and what disturbs them.
 
-In none of these arrangements is anything lost that was committed, or appended to the log: the crash of a Postgres with
-``synchronous_commit``, of a Redis whose writes have reached the system, and of any process leave all of it. So no new
-epoch is legitimate in any of them.
+No disturbance loses anything that was committed or appended to the log: a Postgres with ``synchronous_commit``, a Redis
+whose writes have reached the operating system, and all other processes may crash without a loss. Therefore a new epoch
+is a failure in every arrangement.
 """
 
 import signal
@@ -31,12 +31,12 @@ from tests.postgres import NoPostgresError, Postgres, running_postgres
 from tests.redis_server import RedisServer, running_redis
 
 PAGE = 200
-"""Rows in a batch that make a backlog come in pages; with the default it fits into one batch."""
+"""A batch size with which a backlog is read in pages; with the default it fits into one batch."""
 FROZEN_S = 1.6
 RECORDING_S = 0.2
-"""About as long as a burst takes to be read, translated and appended."""
-AWAY_MAX_S = 1.0
-"""How long a Postgres or a Redis that has died stays away."""
+"""About the time in which a burst is read, translated and appended."""
+DOWN_MAX_S = 1.0
+"""How long a Postgres or a Redis stays down after a crash."""
 BUSY_MAX_S = 10.0
 
 _TERMINATE_RECORDER = sql.SQL(
@@ -49,27 +49,27 @@ with recursive numbers (number) as (select 1 union all select number + 1 from nu
 insert into tags (id, name, color) select :burst || number, '1', 'red' from numbers
 """
 
-Torment = Callable[[Node, Random], Awaitable[None]]
-"""Does something to the recording node, or to what it needs, and returns when it is over; chance has the details."""
+Disturbance = Callable[[Node, Random], Awaitable[None]]
+"""Does something to the recording node or to what it needs, and returns when that is over. Chance decides details."""
 
 
 @frozen(kw_only=True)
 class Arrangement:
     """An application, settings of servers for it (TOML that follows ``[database] url``), and what may happen.
 
-    ``torments``: each with its weight. ``recorded`` reads the log, once no server runs. ``repeats``: whether an event
-    may come again without a change. ``cut``: whether a crash cuts writers off.
+    ``disturbances``: each with its weight. ``recorded`` reads the log, once no server runs. ``repeats``: whether an
+    event may be sent again without a change. ``loses_connections``: whether a crash ends connections of the writers.
     """
 
     application: Application
-    torments: Mapping[str, tuple[int, Torment]]
+    disturbances: Mapping[str, tuple[int, Disturbance]]
     recorded: Callable[[], Awaitable[Log]]
     settings: str = ""
     batch_rows_max: int = 5000
     nodes: int = 2
     workers: int = 1
     repeats: bool = False
-    cut: bool = True
+    loses_connections: bool = True
     delay_max_s: float = 0.01
     long_max_s: float = 4.0
     rest_max_s: float = 0.0
@@ -83,7 +83,7 @@ class Arrangement:
 
 
 Made = Callable[[ExitStack, Path], Arrangement]
-"""Makes an arrangement in a folder; what it starts ends with the stack."""
+"""Makes an arrangement in a folder; the stack ends what it starts."""
 
 
 async def kill(node: Node, chance: Random) -> None:
@@ -92,7 +92,7 @@ async def kill(node: Node, chance: Random) -> None:
     node.send(signal.SIGKILL, node.victim(chance))
 
 
-def freezing(writing: Application) -> Torment:
+def freezing(writing: Application) -> Disturbance:
     """Stop the recording process while it records a burst, until it has lost the lease, and let it go on.
 
     Without a burst it is mostly idle at that moment, and has nothing to append when it wakes up as a stale recorder.
@@ -111,8 +111,8 @@ def freezing(writing: Application) -> Torment:
     return freeze
 
 
-def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Torment:
-    """End sessions of a Postgres."""
+def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Disturbance:
+    """Terminate sessions of a Postgres."""
 
     async def terminate(_node: Node, _chance: Random) -> None:
         await trio.to_thread.run_sync(postgres.execute, which)
@@ -120,49 +120,49 @@ def terminating(postgres: Postgres, which: sql.Composed | sql.SQL) -> Torment:
     return terminate
 
 
-def leaving(crash: Callable[[], None], start: Callable[[], None]) -> Torment:
-    """Let a server die, and start it some time later. Both happen even if the torment is cancelled."""
+def crashing(crash: Callable[[], None], start: Callable[[], None]) -> Disturbance:
+    """Crash a server, and start it some time later. Both happen even if the disturbance is cancelled."""
 
-    def leave(away_s: float) -> None:
+    def crash_and_start(down_s: float) -> None:
         crash()
-        time.sleep(away_s)
+        time.sleep(down_s)
         start()
 
-    async def torment(_node: Node, chance: Random) -> None:
-        await trio.to_thread.run_sync(leave, chance.uniform(0, AWAY_MAX_S))
+    async def disturb(_node: Node, chance: Random) -> None:
+        await trio.to_thread.run_sync(crash_and_start, chance.uniform(0, DOWN_MAX_S))
 
-    return torment
+    return disturb
 
 
 def beside(
     stack: ExitStack, _folder: Path, *, batch_rows_max: int = 5000, nodes: int = 2, workers: int = 1
 ) -> Arrangement:
-    """The log in the application's Postgres."""
+    """Put the log into the application's Postgres."""
     postgres = _postgres(stack)
     url = postgres.url(postgres.create_database())
     writing = stack.enter_context(application(url))
     return Arrangement(
         application=writing,
-        torments=_on(postgres, writing),
+        disturbances=_on(postgres, writing),
         recorded=_reading(url),
         batch_rows_max=batch_rows_max,
         nodes=nodes,
         workers=workers,
-        repeats=batch_rows_max == PAGE,  # rows are read as they are by then: what changes between two pages comes again
+        repeats=batch_rows_max == PAGE,  # a row that changes between two pages is in both
     )
 
 
 def in_another_postgres(stack: ExitStack, _folder: Path) -> Arrangement:
-    """The log in a Postgres of its own, which crashes too."""
+    """Put the log into a Postgres of its own, which crashes too."""
     postgres, logging = _postgres(stack), _postgres(stack)
     url = logging.url(logging.create_database())
     writing = stack.enter_context(application(postgres.url(postgres.create_database())))
     return Arrangement(
         application=writing,
-        torments={
+        disturbances={
             **_on(postgres, writing),
             "log terminated": (2, terminating(logging, _TERMINATE_ALL)),
-            "log crashed": (2, leaving(logging.crash, logging.start)),
+            "log crashed": (2, crashing(logging.crash, logging.start)),
         },
         recorded=_reading(url),
         settings=f'[log]\nurl = "{url}"\n',
@@ -170,34 +170,34 @@ def in_another_postgres(stack: ExitStack, _folder: Path) -> Arrangement:
 
 
 def in_redis(stack: ExitStack, _folder: Path, *, fsync: str) -> Arrangement:
-    """The log in a Redis with ``appendonly yes`` and this ``appendfsync``, which is killed too."""
+    """Put the log into a Redis with ``appendonly yes`` and this ``appendfsync``, which is killed too."""
     redis, postgres = stack.enter_context(running_redis(fsync)), _postgres(stack)
     end = redis.kill if fsync == "always" else partial(_kill_when_written, redis)
     writing = stack.enter_context(application(postgres.url(postgres.create_database())))
     return Arrangement(
         application=writing,
-        torments={**_on(postgres, writing), "log killed": (4, leaving(end, redis.start))},
+        disturbances={**_on(postgres, writing), "log killed": (4, crashing(end, redis.start))},
         recorded=partial(redis_log, redis.url),
         settings=f'[log]\nstore = "redis"\nurl = "{redis.url}"\n',
     )
 
 
 def on_sqlite(stack: ExitStack, folder: Path) -> Arrangement:
-    """The application in an SQLite file, the log in its own file."""
+    """Put the application into an SQLite file, and the log into a file of its own."""
     url = f"sqlite:///{folder}/app.db"
     writing = stack.enter_context(application(url, create=True))
     return Arrangement(
         application=writing,
-        torments={
+        disturbances={
             "killed": (5, kill),
             "frozen": (3, freezing(writing)),
             "writer killed": (2, partial(_kill_writer, url)),
         },
         recorded=_reading(LogOptions().location(url)),
-        cut=False,
+        loses_connections=False,
         delay_max_s=0.003,
-        long_max_s=1.0,  # others wait for it
-        rest_max_s=0.2,  # else they are never done waiting: SQLite lets the boldest in, not the first
+        long_max_s=1.0,  # other writers wait for it
+        rest_max_s=0.2,  # without rests some writers wait too long, because locks of SQLite are not fair
         committed_per_s_min=3.0,
     )
 
@@ -220,12 +220,12 @@ def _postgres(stack: ExitStack) -> Postgres:
         pytest.skip(str(missing))
 
 
-def _on(postgres: Postgres, writing: Application) -> dict[str, tuple[int, Torment]]:
+def _on(postgres: Postgres, writing: Application) -> dict[str, tuple[int, Disturbance]]:
     return {
         "killed": (5, kill),
         "terminated": (3, terminating(postgres, _TERMINATE_RECORDER)),
         "frozen": (3, freezing(writing)),
-        "crashed": (1, leaving(postgres.crash, postgres.start)),
+        "crashed": (1, crashing(postgres.crash, postgres.start)),
     }
 
 
@@ -234,10 +234,10 @@ def _reading(url: str) -> Callable[[], Awaitable[Log]]:
 
 
 def _kill_when_written(redis: RedisServer) -> None:
-    """Kill it once it has written all that it has accepted, though the disk may not have it yet.
+    """Kill Redis once it has written everything that it has accepted to the operating system, if not to the disk.
 
-    While an fsync of ``everysec`` is under way Redis puts off writing, for two seconds at most, and answers all the
-    same: a kill in that time loses events as a power loss does.
+    While an fsync of ``everysec`` is in progress, Redis defers writing for up to two seconds, but answers already. A
+    kill in that time loses events, as a power failure does.
     """
     give_up_at = time.monotonic() + BUSY_MAX_S
     with (
@@ -249,14 +249,14 @@ def _kill_when_written(redis: RedisServer) -> None:
         while time.monotonic() < give_up_at:
             connection.sendall(b"INFO persistence\r\n")
             size = int(answers.readline()[1:])
-            said = answers.read(size + 2).split()
-            if b"aof_buffer_length:0" in said and b"aof_pending_bio_fsync:0" in said:
+            fields = answers.read(size + 2).split()
+            if b"aof_buffer_length:0" in fields and b"aof_pending_bio_fsync:0" in fields:
                 break
         redis.kill()
 
 
 async def _kill_writer(url: str, _node: Node, _chance: Random) -> None:
-    """Kill an application in the middle of a transaction that has reached the file already."""
+    """Kill an application in the middle of a transaction that has already written to the file."""
     await trio.to_thread.run_sync(_write_and_die, sqlite_path(url))
 
 

@@ -1,4 +1,4 @@
-"""Clients that lose their connection again and again, and go on where they were on whichever node listens."""
+"""Clients that lose their connection again and again, and resume on any node that listens."""
 
 import random
 
@@ -17,14 +17,14 @@ CONFIRMED_SHARE = 0.3
 TOKEN = "s3cret"
 CREDENTIALS = (("passcode", TOKEN),)
 AUTH = f'[auth]\nmode = "tokens"\ntokens = {{ ann = "{TOKEN}" }}\n'
-"""Settings of servers that take durable subscriptions, which belong to a user."""
+"""Settings of servers with users, because durable subscriptions belong to a user."""
 
-_CUT = (OSError, Closed, Rejected, trio.BrokenResourceError)
+_DISCONNECTED = (OSError, Closed, Rejected, trio.BrokenResourceError)
 
 
 @define
 class Resuming:
-    """What one client has received, in the order in which it came. ``position``: of the last, or where it started."""
+    """A client, and the events that it has received, in order. ``position``: of the last event, or where it started."""
 
     nodes: Nodes
     random: random.Random
@@ -36,16 +36,16 @@ class Resuming:
     ended: bool = False
 
     async def receive(self, at_most: int | None = None) -> None:
-        """Connect, subscribe after what it has, and read: to the end of the drill, so many events, or until cut off.
+        """Connect, resume, and read ``at_most`` events, or until the end of the drill, or until disconnected.
 
-        AssertionError if the server does not go on exactly where it stopped.
+        AssertionError if the server does not resume exactly after the last event.
         """
         node = self.random.choice(await self.nodes.wait(listens))
         try:
             async with await connect(HOST, node.port, headers=self.headers) as client:
-                # The first time it may come late: it does not wait for what has been recorded by then.
-                asked = ("last-event-id", self.position) if self.position else ("replay", "none")
-                receipt = await client.subscribe(headers=[asked])
+                # The first time it receives only events from now on.
+                start = ("last-event-id", self.position) if self.position else ("replay", "none")
+                receipt = await client.subscribe(headers=[start])
                 assert receipt.command == "RECEIPT", receipt
                 position = receipt.get("position")
                 if self.position:
@@ -56,12 +56,12 @@ class Resuming:
                 while not self.ended and (at_most is None or at_most > 0):
                     self._take(event_of(await client.receive()))
                     at_most = None if at_most is None else at_most - 1
-        except _CUT:
+        except _DISCONNECTED:
             self.refused += 1
             await trio.sleep(RETRY_S)
 
     async def follow(self) -> None:
-        """Receive to the end of the drill."""
+        """Receive until the end of the drill."""
         while not self.ended:
             await self.receive()
 
@@ -74,11 +74,11 @@ class Resuming:
 
 @define
 class Durable:
-    """A client that keeps no position: it acknowledges now and then, dies without a word, and comes back.
+    """A client that keeps no position: it acknowledges now and then, drops its connection, and returns.
 
-    ``events``: what it has received, by offset, whether once or again. ``acknowledged``: up to where it has
-    acknowledged, or where it started. ``confirmed``: up to where the server has said that the acknowledgement is
-    stored. The server may go on anywhere between the two.
+    ``events``: the received events by offset. ``acknowledged``: the offset up to which it has acknowledged, or where it
+    started. ``confirmed``: the offset up to which the server has confirmed that the acknowledgement is stored. The
+    server may resume anywhere between the two.
     """
 
     nodes: Nodes
@@ -93,14 +93,14 @@ class Durable:
     ended: bool = False
 
     async def follow(self) -> None:
-        """Receive to the end of the drill, over connections of some length each."""
+        """Receive until the end of the drill, over connections of random length."""
         while not self.ended:
             with trio.move_on_after(self.random.uniform(0, STAY_MAX_S)) as life:
                 await self._receive()
             self.deaths += life.cancelled_caught
 
     async def _receive(self) -> None:
-        """AssertionError if the server leaves out anything, or goes back before what it has confirmed."""
+        """AssertionError if the server skips an event, or resumes before a confirmed acknowledgement."""
         node = self.random.choice(await self.nodes.wait(listens))
         try:
             async with await connect(HOST, node.port, headers=CREDENTIALS) as client:
@@ -112,12 +112,12 @@ class Durable:
                 self._start(int(position.rpartition("-")[2]), receipt)
                 while not self.ended:
                     position = await self._take(client, await client.receive(), position)
-        except _CUT:
+        except _DISCONNECTED:
             self.refused += 1
             await trio.sleep(RETRY_S)
 
     def _start(self, offset: int, receipt: Frame) -> None:
-        """Compare where the server goes on with what was acknowledged."""
+        """Compare where the server resumes with what was acknowledged."""
         if not self.events:
             self.first, self.acknowledged = offset + 1, offset
         else:
@@ -126,7 +126,7 @@ class Durable:
             assert self.confirmed <= offset <= self.acknowledged, f"{receipt}, {acknowledged}"
 
     async def _take(self, client: StompClient, frame: Frame, position: str) -> str:
-        """Take in a frame, and acknowledge up to it now and then; the position after it."""
+        """Check a frame, acknowledge it now and then, and return the position after it."""
         if frame.command == "RECEIPT":
             self.confirmed = max(self.confirmed, int(frame.get("receipt-id") or ""))
             return position
@@ -143,6 +143,6 @@ class Durable:
 
 
 def assert_next(event: Event, position: str) -> None:
-    """Assert that an event is the one after a position."""
+    """Assert that an event is the next one after a position."""
     epoch, _, offset = position.rpartition("-")
     assert (event.epoch, event.offset) == (epoch, int(offset) + 1), f"{event} after {position}"

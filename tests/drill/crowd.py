@@ -1,7 +1,7 @@
-"""A crowd of clients on one server: most read, some read slowly, some never, some come and go all the time.
+"""A crowd of clients on one server: most read, some read slowly, some never, and some reconnect all the time.
 
-Every subscription notes which offsets it was sent. What it should have been sent is told by the log at the end
-(``astray``): everything of its destination after where it started, once each, in order.
+Every subscription records the offsets that it receives. At the end ``astray`` compares them with the log: it must have
+received every event of its destination after its start, once, in order.
 """
 
 import json
@@ -38,7 +38,7 @@ DESTINATIONS = (
 
 @define
 class Taken:
-    """What one subscription was sent. ``start``: everything after this position; empty until its first RECEIPT."""
+    """The events of one subscription. ``start``: the position before the first; empty until its first RECEIPT."""
 
     destination: str
     start: str = ""
@@ -47,7 +47,7 @@ class Taken:
 
     @property
     def position(self) -> str:
-        """After which it goes on."""
+        """The position after which it resumes."""
         epoch, _, _ = self.start.rpartition("-")
         return f"{epoch}-{self.offsets[-1]}" if self.offsets else self.start
 
@@ -60,21 +60,21 @@ class Taken:
 
 @define
 class Member:
-    """One client with some subscriptions, whose ids are its own or those of others too."""
+    """One client with several subscriptions, whose ids other clients may use too."""
 
     port: int
     chance: random.Random
     subscriptions: Mapping[str, Taken]
     connections: int = 0
-    cut: int = 0
+    disconnected: int = 0
 
     @property
     def ended(self) -> bool:
-        """Whether each subscription has its last event."""
+        """Whether each subscription has received its last event."""
         return all(taken.ended for taken in self.subscriptions.values())
 
     async def stay(self, *, slow: trio.Event | None = None) -> None:
-        """Read in one connection to the end; slowly until ``slow`` is set. AssertionError where it is cut."""
+        """Read over one connection to the end; slowly until ``slow`` is set. Raises if it is disconnected."""
         async with await self._connect(small=slow is not None) as client:
             frames = 0
             while not self.ended:
@@ -87,7 +87,7 @@ class Member:
             await client.disconnect()
 
     async def come_and_go(self) -> None:
-        """Read for a while, leave in one way or another, and go on where it stopped, to the end."""
+        """Read for a while, disconnect in one of several ways, and resume, until the end."""
         while not self.ended:
             try:
                 async with await self._connect() as client:
@@ -96,16 +96,16 @@ class Member:
                             await self._read(client)
                     await self._leave(client)
             except (OSError, Closed, Rejected, trio.BrokenResourceError):
-                self.cut += 1
+                self.disconnected += 1
 
     async def never_read(self) -> None:
-        """Subscribe, and take nothing any more, again and again, until cancelled."""
+        """Subscribe and then read nothing, again and again, until cancelled."""
         while True:
             try:
                 async with await self._connect(small=True):
                     await trio.sleep(DEAD_STAY_S)
             except (OSError, Closed, Rejected, trio.BrokenResourceError):
-                self.cut += 1
+                self.disconnected += 1
 
     async def _connect(self, *, small: bool = False) -> StompClient:
         self.connections += 1
@@ -118,8 +118,8 @@ class Member:
             await client.upgrade()
             await client.connect()
             for id_, taken in self.subscriptions.items():
-                asked = ("last-event-id", taken.position) if taken.start else ("replay", "none")
-                headers = (("id", id_), ("destination", taken.destination), ("receipt", id_), asked)
+                start = ("last-event-id", taken.position) if taken.start else ("replay", "none")
+                headers = (("id", id_), ("destination", taken.destination), ("receipt", id_), start)
                 await client.send(Frame("SUBSCRIBE", headers))
         except BaseException:
             sock.close()
@@ -140,7 +140,7 @@ class Member:
     async def _leave(self, client: StompClient) -> None:
         match self.chance.randrange(3):
             case 0:
-                await client.send(Frame("DISCONNECT", (("receipt", "bye"),)))  # and does not wait for the answer
+                await client.send(Frame("DISCONNECT", (("receipt", "bye"),)))  # without waiting for the answer
             case 1:
                 await client.close()
             case _:
@@ -150,7 +150,7 @@ class Member:
 
 
 def members(port: int, count: int, seed: int) -> list[Member]:
-    """Clients with one to three subscriptions each, every other one with ids that no other has."""
+    """Return clients with one to three subscriptions each; half of them use ids that no other client uses."""
     made = []
     for number in range(count):
         chance = random.Random(f"{seed} {number}")
@@ -160,18 +160,18 @@ def members(port: int, count: int, seed: int) -> list[Member]:
     return made
 
 
-def is_last(destination: str, told: Mapping[str, Any]) -> bool:
-    """Whether a destination has nothing after this event: the writer ends every conversation, then writes ``END``."""
-    if told["type"] == "tag.updated":
-        return bool(told["payload"]["id"] == END)
-    id_ = told["payload"]["message"]["id"] if told["type"] == "message.updated" else ""
+def is_last(destination: str, event: Mapping[str, Any]) -> bool:
+    """Return whether an event is the last of a destination: the writer ends every conversation, then writes ``END``."""
+    if event["type"] == "tag.updated":
+        return bool(event["payload"]["id"] == END)
+    id_ = event["payload"]["message"]["id"] if event["type"] == "message.updated" else ""
     if destination.startswith(CONVERSATION):
         return bool(id_.startswith(END_OF))
     return destination not in ("/events", DESTINATIONS[2]) and bool(id_ == f"{END_OF}{CONVERSATIONS - 1}")
 
 
 def belongs(destination: str, event: Event) -> bool:
-    """Whether an event goes to a destination."""
+    """Return whether an event belongs to a destination."""
     if destination == "/events":
         return True
     if destination.startswith(CONVERSATION):
@@ -182,7 +182,7 @@ def belongs(destination: str, event: Event) -> bool:
 
 
 def astray(log: Sequence[Event], crowd: Iterable[Member]) -> list[str]:
-    """What was lost, came twice, or came in another order: a line for each subscription."""
+    """Return a line for each subscription with lost, repeated or reordered events."""
     offsets = {at: [event.offset for event in log if belongs(at, event)] for at in DESTINATIONS}
     found = []
     for number, member in enumerate(crowd):

@@ -1,9 +1,9 @@
-"""An application that changes all tags of an SQLite file in one transaction, and waits to be killed in it.
+"""An application that changes all tags of an SQLite file in one transaction, and then waits to be killed.
 
     python -m tests.drill.doomed FILE
 
-Its cache has room for one page, so that most of what it changes is in the file by then: whoever opens the file next has
-to put the old pages back.
+Its cache holds one page, so that most changes are already in the file: the next process that opens the file must
+restore the old pages.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ TIMEOUT_S = 20.0
 
 
 def main(path: str) -> None:
-    """Return only if stdin ends."""
+    """Change the tags, and wait until stdin ends."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=TIMEOUT_S)
     connection.execute("pragma cache_size = 1")
     connection.execute("begin immediate")

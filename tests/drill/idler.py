@@ -1,9 +1,9 @@
-"""A process that only wakes up, and now and then writes to the disk: how late tells what others take of this machine.
+"""An idle process that measures how busy the machine is: it wakes up regularly, and sometimes writes to the disk.
 
     python -m tests.drill.idler FILE
 
-At SIGTERM it says on stdout, as JSON, how long it took in 99 of 100 times, in milliseconds: to wake up (``late_ms``),
-and until a few octets were on the disk (``disk_ms``).
+At SIGTERM it prints as JSON the 99th percentiles, in milliseconds, of the delay of waking up (``late_ms``) and of the
+time to write a few octets to the disk (``disk_ms``).
 """
 
 import json
@@ -19,12 +19,12 @@ WRITE_EVERY = 20
 
 
 def percentile_ms(durations_s: Sequence[float]) -> float:
-    """The 99th, in milliseconds."""
+    """Return the 99th percentile in milliseconds."""
     return round(sorted(durations_s)[int(len(durations_s) * 0.99)] * 1000, 1)
 
 
 def main(file: str) -> None:
-    """Wake up again and again until SIGTERM."""
+    """Measure until SIGTERM."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     late_s, disk_s = [0.0], [0.0]

@@ -1,4 +1,4 @@
-"""Whether this machine is ours while something is measured: what else runs on it makes figures mean nothing."""
+"""Whether the machine is idle enough during a measurement: other programs make the figures meaningless."""
 
 import json
 import sys
@@ -12,28 +12,28 @@ from tests.drill.nodes import ROOT
 from tests.processes import Program, running
 
 LATE_MS_MAX, DISK_MS_MAX = 5, 20
-"""Where a process that does nothing wakes up later, or waits longer for the disk, the machine is not ours."""
+"""If an idle process wakes up later, or waits longer for the disk, the machine is busy."""
 
 
 @define
 class Machine:
-    """What an idle process has found, once it has ended: ``late_ms`` and ``disk_ms``, see ``idler``."""
+    """The measurements of ``idler``, once it has ended."""
 
     late_ms: float = 0
     disk_ms: float = 0
 
     def calm(self, times: float = 1) -> bool:
-        """Whether targets are to be met. ``times``: how much more is allowed, where seconds are the subject."""
+        """Return whether targets must be met. ``times``: a factor for the limits, if the targets are in seconds."""
         return self.late_ms <= LATE_MS_MAX * times and self.disk_ms <= DISK_MS_MAX * times
 
     def __str__(self) -> str:
-        """For who reads what a drill has found."""
+        """Return a phrase for the report of a drill."""
         return f"an idle process woke up {self.late_ms} ms late, and waited {self.disk_ms} ms for the disk (p99)"
 
 
 @asynccontextmanager
 async def watched(folder: Path) -> AsyncGenerator[Machine]:
-    """An idle process beside the block, which ends with it."""
+    """Measure during the block."""
     machine = Machine()
     async with running(
         Program, [sys.executable, "-m", "tests.drill.idler", str(folder / "idler")], folder=ROOT

@@ -1,4 +1,4 @@
-"""Servers that are started again after each death, and which of them listens or records at the moment."""
+"""Servers that are restarted after each death, and which of them listen or record at the moment."""
 
 import itertools
 import os
@@ -19,21 +19,21 @@ STARTS = {"recording", "recording again"}
 STOPS = {
     "recording interrupted",
     "the lease was lost: another server may record",
-    "lease offered to the recorder process",
+    "recording is left to the process that does nothing else",
 }
 EPOCHS = ("new epoch", "the event store has lost events")
-"""What begins the event of a log line that says that positions are given up."""
+"""Log events begin with one of these if a new epoch begins."""
 
 Name = int | str | None
-"""Of a process of a server: None for the one that was started, else what logs call a worker."""
+"""A process of a server: None for the one that was started, else the name of a worker in the log."""
 
 
 @define
 class Node:
-    """One server's lives. ``port``, ``recording`` and the workers are of this life; ``port`` is 0 until it listens.
+    """A server that is restarted. ``port``, ``recording`` and workers are of the current process.
 
-    ``workers``: the process ids of those that have come up, where ``[listener] workers`` exceeds 1. ``recorder``: the
-    process that records, or did last.
+    ``port`` is 0 until it listens. ``workers``: the process ids of workers that have started, if ``[listener] workers``
+    exceeds 1. ``recorder``: the process that records or was the last to record.
     """
 
     name: str
@@ -47,20 +47,20 @@ class Node:
     _starting: dict[Name, int] = field(factory=dict)
 
     def send(self, number: signal.Signals, worker: Name = None) -> None:
-        """Send a signal to the server, or to one of its workers. What SIGKILL ends counts as dead at once."""
+        """Send a signal to the server, or to one of its workers. After SIGKILL it counts as dead at once."""
         assert self.server is not None
         if worker is None:
             self.server.process.send_signal(number)
         else:
-            with suppress(ProcessLookupError):  # it died by itself just now, which ``note`` judges
+            with suppress(ProcessLookupError):  # it has just died by itself, which ``note`` judges
                 os.kill(self.workers[worker], number)
         if number is signal.SIGKILL:
             self.ended(worker)
 
     def freeze(self) -> None:
-        """Stop it where it is, and return once it stands still: it must be running.
+        """Stop the server, which must be running, and return once it has stopped.
 
-        Its threads stop only when the one that takes the signal is given a processor: until then they go on.
+        Its threads stop only when the thread that receives the signal gets a processor; until then they go on.
         """
         assert self.server is not None
         self.send(signal.SIGSTOP)
@@ -69,26 +69,26 @@ class Node:
         assert stopped.si_status == signal.SIGSTOP
 
     def victim(self, chance: Random) -> Name:
-        """One of its processes: the recording one, or, in a server of several, any of those that have come up."""
+        """Return one of its processes: the recording one or, if there are workers, any of them."""
         if not self.workers:
             return None
         return chance.choice([self.recorder, chance.choice(sorted(self.workers, key=str))])
 
-    def note(self, said: dict[str, Any]) -> bool:
-        """Take in a line of its log; whether that changed anything.
+    def note(self, record: dict[str, Any]) -> bool:
+        """Update the state from a line of its log; return whether that changed anything.
 
-        AssertionError for a worker that ended by itself, unless it had not come up.
+        AssertionError for a worker that ended by itself, unless it had not started completely.
         """
-        event, worker = said.get("event"), said.get("worker")
+        event, worker = record.get("event"), record.get("worker")
         if event == "worker started":
-            self._starting[worker] = said["pid"]
-        elif event == "worker exited; restarting":
-            failed = said["exit_code"] != -signal.SIGKILL
-            assert not failed or (said["exit_code"] == 1 and worker not in self.workers), said
+            self._starting[worker] = record["pid"]
+        elif event == "a worker has ended: it is started again":
+            failed = record["exit_code"] != -signal.SIGKILL
+            assert not failed or (record["exit_code"] == 1 and worker not in self.workers), record
             self.failed_starts += failed
             self.ended(worker)
         elif event == "listening":
-            self.port = said["port"]
+            self.port = record["port"]
             self._came_up(worker)
         elif event in STARTS:
             self.recording, self.recorder = True, worker
@@ -100,7 +100,7 @@ class Node:
         return True
 
     def ended(self, worker: Name = None) -> None:
-        """Take note that the server, or one of its workers, is dead. Idempotent."""
+        """Mark the server, or one of its workers, as dead. Idempotent."""
         if worker is None:
             self.port = 0
             self.workers.clear()
@@ -112,20 +112,20 @@ class Node:
             self.recording = False
 
     def _came_up(self, worker: Name) -> None:
-        if worker in self._starting:  # else a line that it logged just before it was killed
+        if worker in self._starting:  # if not, it logged this just before it was killed
             self.workers[worker] = self._starting[worker]
 
 
 def pair() -> list[Node]:
-    """Two servers."""
+    """Return two servers."""
     return [Node("one"), Node("two")]
 
 
 @define
 class Nodes:
-    """Some nodes on one database, with the same settings.
+    """Several nodes on one database, with the same settings.
 
-    ``epochs``: the lines of their logs that say that an epoch began. What they log goes into files next to ``config``.
+    ``epochs``: the lines of their logs about new epochs. Their logs are written to files next to ``config``.
     """
 
     config: Path
@@ -135,7 +135,7 @@ class Nodes:
     _changed: trio.Event = field(factory=trio.Event)
 
     async def live(self, node: Node) -> None:
-        """Start one, again and again. AssertionError if it ends by itself, unless it has not come to listen."""
+        """Start a node again and again. AssertionError if it ends by itself, unless it never listened."""
         while True:
             async with running(Server, [*self.command, "--config", str(self.config)], folder=ROOT) as server:
                 node.server = server
@@ -150,48 +150,48 @@ class Nodes:
                 assert code == 1, "\n".join(server.err.all[-50:])
                 assert not listened, "\n".join(server.err.all[-50:])
                 node.failed_starts += 1
-            self._tell()
+            self._notify()
 
-    async def wait(self, is_so: Callable[[Node], object]) -> list[Node]:
-        """The nodes of which something is true, once there are any."""
-        while not (found := [node for node in self.all if is_so(node)]):
+    async def wait(self, condition: Callable[[Node], object]) -> list[Node]:
+        """Wait until a condition holds for any node, and return those for which it does."""
+        while not (found := [node for node in self.all if condition(node)]):
             await self._changed.wait()
         return found
 
-    async def wait_all(self, is_so: Callable[[Node], object]) -> None:
-        """Return once something is true of all."""
-        while not all(map(is_so, self.all)):
+    async def wait_all(self, condition: Callable[[Node], object]) -> None:
+        """Wait until a condition holds for all nodes."""
+        while not all(map(condition, self.all)):
             await self._changed.wait()
 
     async def _follow(self, node: Node, server: Server) -> bool:
-        """Note what it logs, to its end; whether it came to listen."""
+        """Read its log to the end; return whether it listened."""
         listened = False
         for number in itertools.count():
             line = await server.err.line(number)
             if line is None:
                 break
-            said = json_object(line)
-            if str(said.get("event")).startswith(EPOCHS):
-                self.epochs.append(said)
-            listened |= said.get("event") == "listening"
-            if node.note(said):
-                self._tell()
+            record = json_object(line)
+            if str(record.get("event")).startswith(EPOCHS):
+                self.epochs.append(record)
+            listened |= record.get("event") == "listening"
+            if node.note(record):
+                self._notify()
         return listened
 
     def _keep(self, node: Node, server: Server) -> None:
         with self.config.with_name(f"{node.name}.log").open("a") as file:
             file.writelines(f"{line}\n" for line in server.err.all)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
 
 def listens(node: Node) -> bool:
-    """Whether it takes connections."""
+    """Return whether a node accepts connections."""
     return node.port != 0
 
 
 def records(node: Node) -> bool:
-    """Whether it says that it records."""
+    """Return whether a node has logged that it records."""
     return node.recording

@@ -1,4 +1,4 @@
-"""How far a drill is, as a bar on the terminal; nothing where nobody looks."""
+"""The progress of a drill, as a bar on the terminal."""
 
 import sys
 import threading
@@ -11,8 +11,8 @@ TICK_S = 1
 
 
 @contextmanager
-def going_on(label: str, seconds: float) -> Iterator[None]:
-    """A bar for as long as the block takes, which is about so many seconds."""
+def progress_bar(label: str, seconds: float) -> Iterator[None]:
+    """Show a bar during the block, which takes about ``seconds``. Nothing is written if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -23,7 +23,7 @@ def going_on(label: str, seconds: float) -> Iterator[None]:
             while not ended.wait(TICK_S):
                 bar.update(TICK_S)
 
-        turning = threading.Thread(target=turn)  # of its own: the drill's loop is what is tormented
+        turning = threading.Thread(target=turn)  # a thread, so that it does not add to the load of the event loop
         turning.start()
         try:
             yield

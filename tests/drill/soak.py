@@ -1,4 +1,4 @@
-"""A server under a crowd for a while: the writer, what is sampled from the server meanwhile, and what was found."""
+"""A server with a crowd of clients for a while: the writer, samples of the server, and the outcome."""
 
 import os
 import threading
@@ -52,7 +52,7 @@ class Roles:
 
 @frozen(kw_only=True)
 class Sample:
-    """The server's process at a time."""
+    """The server's process at one moment."""
 
     rss_bytes: int
     files: int
@@ -60,7 +60,7 @@ class Sample:
 
 @define
 class Outcome:
-    """What was seen. ``before`` and ``after``: the figures of the admin port without any client."""
+    """The result of a soak. ``before`` and ``after``: the metrics without any client."""
 
     crowd: list[Member]
     dead: list[Member]
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def growth_bytes(self) -> float:
-        """From the mean of the second quarter to that of the last."""
+        """The growth of memory from the mean of the second quarter to that of the last."""
         quarter = max(1, len(self.samples) // 4)
         second, last = self.samples[quarter : 2 * quarter], self.samples[-quarter:]
         return mean(one.rss_bytes for one in last) - mean(one.rss_bytes for one in second)
@@ -118,14 +118,14 @@ def _content(number: int) -> str:
 
 
 async def soak(server: Server, admin_port: int, application: Application, roles: Roles, seconds: float) -> Outcome:
-    """Let the crowd come, write for a while, and wait until everybody has everything and nobody is left."""
+    """Write for a while with the crowd connected, and wait until all clients have all events and are disconnected."""
     async with listening(server):
-        pass  # what the first client makes once is no leak
+        pass  # allocations for the first client are not a leak
     before = await settled(admin_port)
     crowd = members(server.port, roles.reading + roles.slow + roles.passing, seed=7)
     dead = members(server.port, roles.dead, seed=8)
     outcome = Outcome(crowd, dead, before, before)
-    writing, hurry = Writing(application), trio.Event()
+    writing, fast = Writing(application), trio.Event()
     async with trio.open_nursery() as watching:
         watching.start_soon(_sample, server.process.pid, outcome.samples)
         for member in dead:
@@ -135,13 +135,13 @@ async def soak(server: Server, admin_port: int, application: Application, roles:
                 if number < roles.reading:
                     reading.start_soon(member.stay)
                 elif number < roles.reading + roles.slow:
-                    reading.start_soon(partial(member.stay, slow=hurry))
+                    reading.start_soon(partial(member.stay, slow=fast))
                 else:
                     reading.start_soon(member.come_and_go)
             reading.start_soon(writing.run)
             await trio.sleep(seconds)
             writing.stop()
-            hurry.set()
+            fast.set()
         watching.cancel_scope.cancel()
     outcome.after = await settled(admin_port)
     return outcome
@@ -149,19 +149,19 @@ async def soak(server: Server, admin_port: int, application: Application, roles:
 
 async def _sample(pid: int, samples: list[Sample]) -> None:
     while True:
-        samples.append(_looked_at(pid))
+        samples.append(_sample_of(pid))
         await trio.sleep(SAMPLE_S)
 
 
-def _looked_at(pid: int) -> Sample:
-    """The process as the kernel tells it (Linux)."""
+def _sample_of(pid: int) -> Sample:
+    """Read a sample of the process from the kernel (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     return Sample(rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"), files=files)
 
 
 async def settled(admin_port: int) -> dict[str, float]:
-    """The figures of the admin port, once they tell of no connection."""
+    """Return the metrics, once they show no connection."""
     with trio.fail_after(SETTLE_S):
         while (found := await scrape(admin_port))["airy_trio_connections"]:  # noqa: ASYNC110 - of another process
             await trio.sleep(SAMPLE_S)
@@ -169,7 +169,7 @@ async def settled(admin_port: int) -> dict[str, float]:
 
 
 async def scrape(admin_port: int) -> dict[str, float]:
-    """What ``/metrics`` tells, by name with labels."""
+    """Return the values of ``/metrics``, by name with labels."""
     async with await trio.open_tcp_stream(HOST, admin_port) as stream:
         await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = b"".join([data async for data in stream]).decode()

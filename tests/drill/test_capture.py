@@ -18,7 +18,7 @@ from tests.drill.clients import CREDENTIALS, Durable, Resuming
 from tests.drill.findings import Findings, Log, examine, has_long
 from tests.drill.load import BEGUN
 from tests.drill.nodes import ROOT, Node, Nodes, listens, pair, records
-from tests.drill.progress import going_on
+from tests.drill.progress import progress_bar
 from tests.e2e.route import END, configure
 from tests.processes import AIRY_TRIO, Program, json_object, running
 
@@ -28,11 +28,11 @@ SEEDS = range(SEED, SEED + int(os.environ.get("DRILL_SEEDS", "1")))
 LONG_FORM_S = 20.0
 """With a load of this length each arrangement gets all of it."""
 SHORT_SHARE = 1 / 3
-"""Of a shorter load, for all but the first two."""
+"""The share of a shorter load for all but the first two."""
 ONLY_LONG = {"in Redis, everysec"}
-"""For the long form: while it is killed with care, this differs little from its neighbour."""
+"""Arrangements for the long form only: since it is killed with care, this one differs little from its neighbour."""
 WRONG_LOAD_S = 10.0
-END_S = 90.0  # for starting, and for what comes after the load
+END_S = 90.0  # for the start, and after the load
 CALM_MAX_S = 0.8
 FOLLOWERS = 2
 WRONG = (sys.executable, "-m", "tests.drill.wrong_server")
@@ -45,36 +45,36 @@ class Outcome:
     followers: list[Resuming]
     durable: Durable
     load: dict[str, int]
-    torments: Counter[str]
+    disturbances: Counter[str]
     nodes: Nodes
 
     def __str__(self) -> str:
-        """The figures, in one line."""
+        """Return the figures in one line."""
         found = self.findings
         return (
             f"{found.events} events of {found.objects} objects, {len(found.lost)} lost, {found.repeated} repeated, "
-            f"{len(found.backwards)} out of order, {len(found.holes)} holes, {len(self.nodes.epochs)} epochs begun; "
+            f"{len(found.reordered)} out of order, {len(found.holes)} holes, {len(self.nodes.epochs)} epochs begun; "
             f"clients: {'; '.join(f'{len(one.events)} received, {one.resumes} resumes' for one in self.followers)}; "
             f"durable: {len(self.durable.events)} received, {self.durable.again} again, {self.durable.deaths} deaths; "
-            f"{self.load}; {dict(self.torments)}, {sum(node.lives for node in self.nodes.all)} lives"
+            f"{self.load}; {dict(self.disturbances)}, {sum(node.lives for node in self.nodes.all)} lives"
         )
 
 
-async def torment(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
-    """Do one thing after another to the recording node or to what it needs, for the length of the load.
+async def disturb(nodes: Nodes, arrangement: Arrangement, seed: int, load_s: float) -> Counter[str]:
+    """Disturb the recording node, or what it needs, again and again for the length of the load.
 
-    Each kind comes once at first; on a busy machine that alone takes longer than the load.
+    Each disturbance happens once at first; on a busy machine that alone takes longer than the load.
     """
     chance, counts = Random(seed), Counter[str]()
-    names = [*arrangement.torments]
-    weights = [weight for weight, _ in arrangement.torments.values()]
+    names = [*arrangement.disturbances]
+    weights = [weight for weight, _ in arrangement.disturbances.values()]
 
     async def one(name: str) -> None:
         await nodes.wait(records)
         await trio.sleep(chance.uniform(0, CALM_MAX_S))
         node = (await nodes.wait(records))[0]
         counts[name] += 1
-        await arrangement.torments[name][1](node, chance)
+        await arrangement.disturbances[name][1](node, chance)
 
     until = trio.current_time() + load_s
     for name in chance.sample(names, len(names)):
@@ -108,8 +108,8 @@ async def drill(
                     following.start_soon(client.follow)
                 async with running(Program, load, folder=ROOT) as writers:
                     assert await writers.out.line(0) == BEGUN, writers.err.all
-                    with going_on("killing", load_s):
-                        counts = await torment(nodes, arrangement, seed, load_s)
+                    with progress_bar("killing", load_s):
+                        counts = await disturb(nodes, arrangement, seed, load_s)
                     assert await writers.terminate() == 0, writers.err.all
                 writing.engine.dispose()
                 await trio.to_thread.run_sync(partial(writing.tag, END))
@@ -122,23 +122,25 @@ async def drill(
         followers=followers,
         durable=durable,
         load=json_object(writers.out.all[-1]),
-        torments=counts,
+        disturbances=counts,
         nodes=nodes,
     )
 
 
 @contextmanager
 def repeatable(seed: int, folder: Path) -> Iterator[None]:
-    """Name the seed of what fails, and where the servers' logs are."""
+    """Add the seed and the folder of the servers' logs to a failure."""
     try:
         yield
     except Exception as failure:
-        failure.add_note(f"again: make drill DRILL_SEED={seed} DRILL_SECONDS={LOAD_S:g}; the servers' logs: {folder}")
+        failure.add_note(
+            f"to repeat: make drill DRILL_SEED={seed} DRILL_SECONDS={LOAD_S:g}; the servers' logs: {folder}"
+        )
         raise
 
 
 def assert_clients_received_the_log(outcome: Outcome) -> None:
-    """Each follower all of it from where it started, in order and once; the durable client each event of it."""
+    """Assert that each follower has received the log from its start, in order and once, and the durable client too."""
     events = outcome.log.events
     for client in outcome.followers:
         assert client.events
@@ -160,18 +162,19 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
         sys.stdout.write(f"{name}, seed {seed}, {load_s:g} s: {outcome}\n")
         findings = outcome.findings
         assert outcome.nodes.epochs == []
-        assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
+        assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
         assert_clients_received_the_log(outcome)
         assert findings.repeated == 0 or arrangement.repeats
         assert outcome.load["long"] == 1
-        assert outcome.load["committed"] > arrangement.committed_per_s_min * load_s
-        assert outcome.load["cut"] > 0 or not arrangement.cut, "Postgres did not crash"
-        assert outcome.torments["killed"] >= load_s / 10
+        assert outcome.load["transactions"] > arrangement.committed_per_s_min * load_s
+        # On SQLite a connection is lost only if it has waited too long for a lock.
+        assert (outcome.load["connections lost"] > 0) == arrangement.loses_connections
+        assert outcome.disturbances["killed"] >= load_s / 10
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(WRONG_LOAD_S + 2 * END_S)
-async def test_a_feed_that_goes_by_seq_is_found_out(tmp_path: Path) -> None:
+async def test_loss_by_a_feed_ordered_by_seq_is_detected(tmp_path: Path) -> None:
     with ExitStack() as stack:
         arrangement = beside(stack, tmp_path)
         outcome = await drill(arrangement, folder=tmp_path, seed=SEED, load_s=WRONG_LOAD_S, command=WRONG)

@@ -24,7 +24,7 @@ from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up
 from tests.drill.attackers import CRUDE, PER_ADDRESS
 from tests.drill.machine import Machine, watched
 from tests.drill.nodes import ROOT
-from tests.drill.progress import going_on
+from tests.drill.progress import progress_bar
 from tests.e2e.route import HOST, event_of
 from tests.processes import Program, Server, free_ports, json_object, running
 
@@ -159,7 +159,7 @@ async def test_honest_clients_receive_everything_while_others_do_their_worst(
                 await trio.sleep(CALM_S)
                 calm = chaos.written
                 nursery.start_soon(chaos.newcomers, until)
-                with going_on("chaos", SECONDS):
+                with progress_bar("chaos", SECONDS):
                     found = await attack(chosen, serving, port, until, tmp_path)
             for one in honest:
                 assert one.numbers == list(range(1, chaos.written + 1))

@@ -1,4 +1,4 @@
-"""The resume drill: clients that are cut off all the time, on two nodes that are killed in turn, miss nothing."""
+"""The resume drill: clients that disconnect all the time, on two nodes that are killed in turn, miss nothing."""
 
 import os
 import random
@@ -21,22 +21,22 @@ RESUMES = int(os.environ.get("DRILL_RESUMES", "2000"))
 RESUMES_PER_S_MIN = 15
 END_S = 60.0
 CLIENTS = 8
-EVENTS_MAX = 20  # that a client reads before it goes away
+EVENTS_MAX = 20  # that a client reads before it disconnects
 CALM_S = 1.0  # between two kills
 STAY_MAX_S = 0.15
 SEED = 5
 MORE = "connect_timeout_s = 20\n[events]\ndeletes = true\n"
 
 
-async def go_away_and_come_back(client: Resuming, clients: list[Resuming]) -> None:
-    """Read a little, again and again, until all clients together have resumed often enough."""
+async def resume_repeatedly(client: Resuming, clients: list[Resuming]) -> None:
+    """Connect and read a little, again and again, until all clients together have resumed often enough."""
     while sum(each.resumes for each in clients) < RESUMES:
-        with trio.move_on_after(client.random.uniform(0, STAY_MAX_S)):  # also in the middle of whatever it does
+        with trio.move_on_after(client.random.uniform(0, STAY_MAX_S)):  # in the middle of anything
             await client.receive(client.random.randrange(EVENTS_MAX))
 
 
 async def kill_in_turn(nodes: Nodes) -> None:
-    """Kill one node after the other, each once the one before listens again."""
+    """Kill one node after the other, each once all listen again."""
     while True:
         for node in nodes.all:
             await nodes.wait_all(listens)
@@ -46,9 +46,7 @@ async def kill_in_turn(nodes: Nodes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(RESUMES / RESUMES_PER_S_MIN + 2 * END_S)
-async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
-    postgres_application: Application, tmp_path: Path
-) -> None:
+async def test_resuming_clients_receive_everything_once(postgres_application: Application, tmp_path: Path) -> None:
     nodes = Nodes(configure(postgres_application, tmp_path, MORE))
     clients = [Resuming(nodes, random.Random(SEED + number)) for number in range(CLIENTS)]
     load = [sys.executable, "-m", "tests.drill.load", postgres_application.url, str(SEED), "1", "0.05"]
@@ -61,9 +59,9 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
             async with running(Program, load, folder=ROOT) as writers:
                 async with trio.open_nursery() as killing:
                     killing.start_soon(kill_in_turn, nodes)
-                    async with trio.open_nursery() as coming_and_going:
+                    async with trio.open_nursery() as resuming:
                         for client in clients:
-                            coming_and_going.start_soon(go_away_and_come_back, client, clients)
+                            resuming.start_soon(resume_repeatedly, client, clients)
                     killing.cancel_scope.cancel()
                 assert await writers.terminate() == 0, writers.err.all
             await trio.to_thread.run_sync(partial(postgres_application.tag, END))
@@ -75,13 +73,13 @@ async def test_who_resumes_by_id_misses_nothing_and_gets_nothing_twice(
     findings = examine(postgres_application, log)
     resumes = sum(client.resumes for client in clients)
     sys.stdout.write(
-        f"{resumes} resumes, {sum(c.refused for c in clients)} connections cut or refused, "
-        f"{sum(node.lives for node in nodes.all)} lives of nodes, {len(log.events)} events, "
+        f"{resumes} resumes, {sum(c.refused for c in clients)} connections lost or refused, "
+        f"{sum(node.lives for node in nodes.all)} starts of nodes, {len(log.events)} events, "
         f"{sum(len(c.events) for c in clients)} received in {trio.current_time() - begun_at:.0f} s\n"
     )
     assert resumes >= RESUMES
     assert all(node.lives > 1 for node in nodes.all)
-    assert (findings.lost, findings.backwards, findings.holes) == ([], [], [])
+    assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
     for client in clients:
         assert len(client.events) > CLIENTS
         assert client.events == log.events[-len(client.events) :]

@@ -1,4 +1,4 @@
-"""The soak: everybody gets everything, and what a server holds afterwards is what it held before."""
+"""The soak: all clients receive everything, and the server leaks nothing."""
 
 import os
 import sys
@@ -11,17 +11,17 @@ from tests.application import Application
 from tests.drill.crowd import astray
 from tests.drill.findings import log_of
 from tests.drill.nodes import ROOT
-from tests.drill.progress import going_on
+from tests.drill.progress import progress_bar
 from tests.drill.soak import SETTINGS, Outcome, Roles, soak
 from tests.processes import AIRY_TRIO, Server, free_ports, running
 
 SOAK_S = float(os.environ.get("SOAK_SECONDS", "15"))
-END_S = 90.0  # for the start, and for what comes after the last write
+END_S = 90.0  # for the start, and after the last write
 GROWTH_BYTES_MAX = 6 * 1024 * 1024
 POOL_CONNECTIONS = 8
-"""That the server's pools keep once they were needed. Clients come by the hundred."""
+"""Connections that the server's pools keep open after use; clients are counted by the hundred."""
 FILES = {"postgres_application": 1, "sqlite_application": 2}
-"""Of a connection: a socket; or the file and its WAL."""
+"""Descriptors of a connection: a socket, or the file and its WAL."""
 ROLES = Roles(reading=14, slow=3, dead=3, passing=10)
 
 
@@ -33,17 +33,17 @@ async def soaked(application: Application, folder: Path, roles: Roles, seconds: 
     with trio.fail_after(seconds + END_S):
         async with running(Server, [*AIRY_TRIO, "--config", str(config)], folder=ROOT) as server:
             server.port = (await server.record("listening"))["port"]
-            with going_on("soaking", seconds):
+            with progress_bar("soaking", seconds):
                 outcome = await soak(server, admin_port, application, roles, seconds)
             assert await server.terminate() == 0
     assert [line for line in server.err.all if '"level": "error"' in line] == []
     return outcome
 
 
-def told(outcome: Outcome) -> str:
-    """A line for who looks on."""
+def summary(outcome: Outcome) -> str:
+    """Return a line for the terminal."""
     ended = 'airy_trio_connections_ended_total{farewell="too slow"}'
-    taken = sum(len(one.offsets) for member in outcome.crowd for one in member.subscriptions.values())
+    deliveries = sum(len(one.offsets) for member in outcome.crowd for one in member.subscriptions.values())
     first, last = outcome.samples[len(outcome.samples) // 4], outcome.samples[-1]
     most = next(
         (name.partition('le="')[2].partition('"')[0] for name, value in outcome.after.items()
@@ -52,8 +52,8 @@ def told(outcome: Outcome) -> str:
         "?",
     )  # fmt: skip
     return (
-        f"{taken} deliveries checked, {sum(one.connections for one in outcome.crowd)} connections, "
-        f"{outcome.after.get(ended, 0):.0f} cut as too slow, {outcome.growth_bytes / 2**20:+.1f} MiB "
+        f"{deliveries} deliveries checked, {sum(one.connections for one in outcome.crowd)} connections, "
+        f"{outcome.after.get(ended, 0):.0f} disconnected as too slow, {outcome.growth_bytes / 2**20:+.1f} MiB "
         f"({first.rss_bytes / 2**20:.0f} to {last.rss_bytes / 2**20:.0f}), at most "
         f"{max(one.files for one in outcome.samples)} files; 80 % of deliveries within {most} s\n"
     )
@@ -62,12 +62,12 @@ def told(outcome: Outcome) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(SOAK_S + 2 * END_S)
 @pytest.mark.parametrize("database", ["postgres_application", "sqlite_application"])
-async def test_everybody_gets_everything_and_nothing_is_leaked(
+async def test_all_clients_receive_everything_without_leaks(
     database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
     outcome = await soaked(application, tmp_path, ROLES, SOAK_S)
-    sys.stdout.write(told(outcome))
+    sys.stdout.write(summary(outcome))
     log = log_of(application)
     assert astray(log, outcome.crowd) == []
     assert len(log) > 20 * SOAK_S

@@ -1,7 +1,7 @@
-"""A server whose feed is wrong on purpose: it reads what has a higher ``seq`` than the last that it read.
+"""A server whose feed is deliberately wrong: it reads the changes whose ``seq`` is higher than the last one.
 
-``seq`` is drawn when a row is written, not when it is committed: who draws early and commits late is skipped
-(findings on the data layer, 1). A drill that finds nothing lost here would find nothing anywhere.
+``seq`` is assigned when a change is written, not when it is committed, so a change that is written early and committed
+late is skipped. A drill that detects no loss here cannot detect any.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ _NEXT = (
 
 
 class SeqFeed(PostgresFeed):
-    """``PostgresFeed`` that goes by ``seq`` alone."""
+    """``PostgresFeed`` that reads by ``seq`` alone."""
 
-    async def _read_fast(self, *_: object) -> None:
-        """Take the regular path, which is the wrong one."""
+    async def _read_few(self, *_: object) -> None:
+        """Disable the fast path, so that ``_rows`` is always used."""
 
     def _rows(
         self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int

@@ -1,4 +1,4 @@
-"""What every end-to-end test needs: a server as a process, an application as another, and what a client receives."""
+"""What the end-to-end tests share: a server and an application as processes, and the events that a client receives."""
 
 import json
 import subprocess
@@ -24,16 +24,16 @@ END = "the end"
 
 @define
 class Writer:
-    """An application in a process of its own. Not for several tasks at once."""
+    """An application in a process of its own. Only one task may use it."""
 
     _stdin: trio.abc.SendStream
     _answers: Lines
-    _asked: int = 0
+    _requests: int = 0
 
     async def apply(self, *statements: str, session: str = "main") -> None:
-        """Do the statements one after the other and return when they are done."""
+        """Run the statements one after the other, and return when they are done."""
         line = json.dumps({"session": session, "statements": statements}) + "\n"
-        number, self._asked = self._asked, self._asked + 1
+        number, self._requests = self._requests, self._requests + 1
         await self._stdin.send_all(line.encode())
         answer = await self._answers.line(number)
         assert answer == "done", answer
@@ -45,7 +45,7 @@ class Writer:
 
 @frozen
 class Event:
-    """One MESSAGE as any client understands it: its position and its body, exactly."""
+    """One MESSAGE: its position and its exact body."""
 
     position: str
     body: str
@@ -70,7 +70,7 @@ class Event:
 
     @property
     def object(self) -> tuple[str, ...]:
-        """What it is the state of."""
+        """The object whose state it has."""
         kind, payload = self.type.partition(".")[0], self.payload
         match kind:
             case "message":
@@ -87,38 +87,38 @@ class Event:
 
 @define
 class Listening:
-    """Our client, subscribed to ``/events``. ``receipt``: of its SUBSCRIBE."""
+    """Our client, subscribed to ``/events``. ``receipt``: the answer to its SUBSCRIBE."""
 
     client: StompClient
     receipt: Frame
     events: list[Event] = field(factory=list)
 
     async def next(self) -> Event:
-        """The next event; AssertionError for any other frame."""
+        """Return the next event; AssertionError for any other frame."""
         frame = await self.client.receive()
         assert frame.command == "MESSAGE", frame
         self.events.append(event_of(frame))
         return self.events[-1]
 
     async def take(self, count: int) -> list[Event]:
-        """The next ``count`` events."""
+        """Return the next ``count`` events."""
         return [await self.next() for _ in range(count)]
 
     async def upto(self, is_last: Callable[[Event], bool]) -> list[Event]:
-        """The next events, up to the first that ``is_last``."""
+        """Return the next events, up to the first that ``is_last``."""
         taken = [await self.next()]
         while not is_last(taken[-1]):
             taken.append(await self.next())
         return taken
 
     async def upto_end(self) -> list[Event]:
-        """The next events without the row that ``Writer.end`` writes, which must be the last."""
+        """Return the next events up to that of the row that ``Writer.end`` writes, without it."""
         return (await self.upto(lambda event: event.is_end))[:-1]
 
 
 @asynccontextmanager
 async def writing(application: Application) -> AsyncIterator[Writer]:
-    """Start the application's process; it ends with this."""
+    """Run the application's process during the block."""
     process = await trio.lowlevel.open_process(
         [sys.executable, str(WRITER), application.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -139,16 +139,16 @@ async def writing(application: Application) -> AsyncIterator[Writer]:
 
 @asynccontextmanager
 async def listening(server: Server, *, after: str = "", headers: Headers = ()) -> AsyncIterator[Listening]:
-    """Our client, connected and subscribed. ``after``: a position to go on after."""
-    asked = (("last-event-id", after), *headers) if after else tuple(headers)
+    """Connect and subscribe our client. ``after``: a position to resume from."""
+    start = (("last-event-id", after), *headers) if after else tuple(headers)
     async with await connect(HOST, server.port) as client:
-        receipt = await client.subscribe(headers=asked)
+        receipt = await client.subscribe(headers=start)
         assert receipt.command == "RECEIPT", receipt
         yield Listening(client, receipt)
 
 
 def configure(application: Application, folder: Path, more: str = "", *, port: int = 0, workers: int = 1) -> Path:
-    """Write a settings file for a server on this database, which has the default tables and our triggers then.
+    """Write a settings file for a server on this database, and migrate the database with the default tables.
 
     ``port`` 0: any. The server logs JSON, which ``tests.processes`` reads.
     """
@@ -166,17 +166,17 @@ def event_of(message: Frame) -> Event:
 
 
 def events_of(received: Iterable[Received]) -> list[Event]:
-    """The same of what a client of others has printed."""
+    """Return the events that another STOMP client has printed."""
     return [Event(one.headers["message-id"], one.body) for one in received]
 
 
 def last_of_each(events: Iterable[Event]) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The payload of the newest event of each object."""
+    """Return the payload of the newest event of each object."""
     return {event.object: event.payload for event in events}
 
 
 def assert_in_order(events: list[Event]) -> None:
-    """One epoch, each position once, in order."""
+    """Assert that there is one epoch, and each position occurs once, in order."""
     offsets = [event.offset for event in events]
     assert offsets == sorted(set(offsets))
     assert len({event.epoch for event in events}) <= 1

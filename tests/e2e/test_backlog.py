@@ -1,4 +1,4 @@
-"""A server that is killed in the middle of a backlog, again and again: it goes on at the page where it was."""
+"""A server that is killed in the middle of a backlog, again and again, continues at the same page."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from tests.processes import server
 TIMEOUT_S = 50.0
 ROWS = 2000
 KILLED_AFTER = (1, 2, 300)
-"""Events that a client has received when it happens."""
+"""The numbers of received events at which the server is killed."""
 PAGES = "[changes]\nbatch_rows_max = 8\n"
 
 
 @pytest.mark.slow
-async def test_killed_in_the_middle_of_a_backlog(any_application: Application, tmp_path: Path) -> None:
-    """One transaction wrote it while no server ran, so that it is one difference, read in pages up to a fixed end."""
+async def test_server_killed_in_a_backlog_continues(any_application: Application, tmp_path: Path) -> None:
+    """The backlog is of one transaction, so it is one snapshot difference, read in pages up to a fixed end."""
     config = configure(any_application, tmp_path, PAGES)
     rows = [f"n{number}" for number in range(ROWS)]
     any_application.execute("insert into tags values " + ", ".join(f"('{id_}', 'x', 'red')" for id_ in rows))

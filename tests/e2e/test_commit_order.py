@@ -1,4 +1,4 @@
-"""Transactions that commit in another order than they wrote: an open one keeps nobody waiting, and is not skipped."""
+"""Transactions that commit in another order than they wrote: an open one delays no other, and is not skipped."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ def tag(id_: str) -> str:
     return f"insert into tags values ('{id_}', 'name', 'red')"
 
 
-async def test_first_to_write_is_last_to_commit(postgres_application: Application, tmp_path: Path) -> None:
+async def test_early_write_with_late_commit_is_delivered(postgres_application: Application, tmp_path: Path) -> None:
     config = configure(postgres_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, writing(postgres_application) as application, listening(serving) as ours:
             await application.apply("begin", tag("of the first"), session="first")
             await application.apply("begin", tag("of the second"), "commit", session="second")
-            second = await ours.next()  # and the first is still open
+            second = await ours.next()  # while the first is still open
             await application.apply("commit", session="first")
             first = await ours.next()
             await application.end()

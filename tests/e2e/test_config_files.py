@@ -1,4 +1,4 @@
-"""The settings files that we ship, run as the documentation says: migrate, then serve."""
+"""The published settings files, used as documented: migrate, then serve."""
 
 import itertools
 import re
@@ -21,7 +21,7 @@ BODY = '{"type":"tag.updated","payload":{"id":"t1","name":"flag","color":"tag-re
 
 
 def copied(name: str, folder: Path) -> Path:
-    """The file as it is but for the ports, which somebody else may have here."""
+    """Copy a file with other ports, because its own may be in use here."""
     text = (CONFIG / name).read_text()
     section = "[listener]\n"
     assert "port" not in text
@@ -32,7 +32,7 @@ def copied(name: str, folder: Path) -> Path:
 
 
 async def port_on_console(serving: Server) -> int:
-    """The port, from lines that are made for people."""
+    """Return the port from the console log."""
     for number in itertools.count():
         line = await serving.err.line(number)
         assert line is not None, serving.err.all
@@ -41,7 +41,7 @@ async def port_on_console(serving: Server) -> int:
     raise AssertionError
 
 
-async def test_dev(tmp_path: Path) -> None:
+async def test_dev_settings(tmp_path: Path) -> None:
     config = str(copied("dev.toml", tmp_path))
     with trio.fail_after(TIMEOUT_S):
         done = await run("migrate", "--with-tables", "--config", config, folder=tmp_path)
@@ -55,7 +55,7 @@ async def test_dev(tmp_path: Path) -> None:
             assert await serving.terminate() == 0
 
 
-async def test_prod(postgres_application: Application, tmp_path: Path) -> None:
+async def test_prod_settings(postgres_application: Application, tmp_path: Path) -> None:
     config = copied("prod.toml", tmp_path)
     url = postgres_application.url.replace("postgres@", f"postgres:{PASSWORD}@")
     environ = {"DATABASE_URL": url.replace("+psycopg", "")}
@@ -74,7 +74,7 @@ async def test_prod(postgres_application: Application, tmp_path: Path) -> None:
 async def assert_events(
     writing: Application, config: Path, statements: Sequence[str], expected: Sequence[tuple[str, dict[str, Any]]]
 ) -> None:
-    """Migrate and serve with an example; a client receives of these statements these events."""
+    """Migrate and serve with an example, and assert the events of these statements."""
     environ = {"DATABASE_URL": writing.url}
     with trio.fail_after(TIMEOUT_S):
         done = await run("migrate", "--config", str(config), environ=environ)
@@ -86,7 +86,7 @@ async def assert_events(
 
 
 @pytest.mark.slow
-async def test_airy(any_application: Application, tmp_path: Path) -> None:
+async def test_airy_settings(any_application: Application, tmp_path: Path) -> None:
     any_application.execute(*AIRY)
     await assert_events(
         any_application,
@@ -120,7 +120,7 @@ async def test_airy(any_application: Application, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_chatwoot(postgres_application: Application, tmp_path: Path) -> None:
+async def test_chatwoot_settings(postgres_application: Application, tmp_path: Path) -> None:
     """A private note counts as deleted, and text that looks like JSON stays text."""
     postgres_application.execute(*CHATWOOT)
     await assert_events(
@@ -162,7 +162,7 @@ def message(
     sender: str,
     content: str = "Hi",
 ) -> dict[str, Any]:
-    """The payload of the one message that both have, in other columns."""
+    """Return the payload of the message that both examples have, in different columns."""
     told = {
         "id": id,
         "content": content,

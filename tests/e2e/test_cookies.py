@@ -1,4 +1,4 @@
-"""Cookies as a real browser sends them: a page sets one, and the upgrade of its WebSocket brings the token along."""
+"""Cookies of a real browser: a page sets one, and the upgrade request of its WebSocket has the token."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -45,7 +45,7 @@ How = Literal["header", "script", "not at all"]
 
 
 def site(urls: Sequence[str], token: str, how: How) -> Starlette:
-    """A page that connects to the one of ``urls``, and how its browser comes by the token."""
+    """A page that connects to one of ``urls``, and how its browser gets the token."""
 
     async def page(request: Request) -> Response:
         await trio.lowlevel.checkpoint()
@@ -64,7 +64,7 @@ def site(urls: Sequence[str], token: str, how: How) -> Starlette:
 async def serving_page(
     application: Application, folder: Path, mode: str, how: How
 ) -> AsyncIterator[tuple[Server, str]]:
-    """A server that takes a cookie from one page, and the address of that."""
+    """Run a server that accepts a cookie from one origin; yield it and the origin."""
     auth, token = MODES[mode]
     urls: list[str] = []
     async with serving_site(site(urls, token, how)) as page, serving_origin(application, folder, auth, page) as serving:
@@ -74,7 +74,7 @@ async def serving_page(
 
 @asynccontextmanager
 async def serving_origin(application: Application, folder: Path, auth: str, page: Port) -> AsyncIterator[Server]:
-    """A server for the pages of one origin."""
+    """Run a server for the pages of one origin."""
     application.migrate()
     config = folder / "airy-trio.toml"
     config.write_text(
@@ -87,7 +87,7 @@ async def serving_origin(application: Application, folder: Path, auth: str, page
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", ["header", "script"])
-async def test_the_cookie_of_a_page_lets_its_websocket_in(
+async def test_cookie_of_a_page_authenticates_its_websocket(
     sqlite_application: Application, tmp_path: Path, mode: str, how: How
 ) -> None:
     with trio.fail_after(TIMEOUT_S):
@@ -101,9 +101,7 @@ async def test_the_cookie_of_a_page_lets_its_websocket_in(
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_without_a_cookie_the_page_is_told_that_it_has_no_credentials(
-    sqlite_application: Application, tmp_path: Path, mode: str
-) -> None:
+async def test_page_without_a_cookie_is_rejected(sqlite_application: Application, tmp_path: Path, mode: str) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with (
             serving_page(sqlite_application, tmp_path, mode, "not at all") as (_, page),
@@ -115,7 +113,7 @@ async def test_without_a_cookie_the_page_is_told_that_it_has_no_credentials(
             assert "message:401-unauthorized" in "\n".join(await tab.evaluate("window.said"))
 
 
-async def test_a_page_of_another_origin_does_not_get_in_though_its_browser_sends_the_cookie(
+async def test_page_of_another_origin_is_rejected_despite_the_cookie(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     with trio.fail_after(TIMEOUT_S):
@@ -126,7 +124,7 @@ async def test_a_page_of_another_origin_does_not_get_in_though_its_browser_sends
         ):
             await tab.open(page)
             await tab.until("window.said.length > 0")
-            await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies know no ports: its requests have it too
+            await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies ignore ports, so its requests have it too
             await tab.until("window.code !== undefined")
             assert await tab.evaluate("[window.code, window.said.length, window.cookies]") == [1006, 0, 1]
             refused = await serving.record("connection closed", farewell="refused")

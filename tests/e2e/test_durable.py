@@ -1,4 +1,4 @@
-"""A durable subscription outlives the server: ended in order, and killed; and it goes over to another one."""
+"""A durable subscription survives a shutdown and a kill of the server, and continues on another one."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ async def take(client: StompClient, *wanted: str) -> list[Frame]:
 
 
 @pytest.mark.slow
-async def test_what_was_acknowledged_outlives_the_server(any_application: Application, tmp_path: Path) -> None:
+async def test_acknowledgements_survive_the_server(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path, AUTH)
     with trio.fail_after(TIMEOUT_S):
         async with writing(any_application) as application:
@@ -47,7 +47,7 @@ async def test_what_was_acknowledged_outlives_the_server(any_application: Applic
                 first, *_ = await take(client, "t1", "t2", "t3")
                 await client.acknowledge(first)
                 heard = await client.subscribe(subscription="1", headers=[("replay", "none")])
-                assert heard.command == "RECEIPT"  # and nothing waited until the acknowledgement was written
+                assert heard.command == "RECEIPT"  # sent without waiting until the acknowledgement is stored
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serving.terminate)
                     assert (await client.receive()).get("message") == "503-shutting-down"
@@ -82,7 +82,7 @@ async def test_what_was_acknowledged_outlives_the_server(any_application: Applic
 
 
 def late_config(application: Application, folder: Path, store: str = "") -> Path:
-    """Settings under which events are gone after a second, from memory too once another one follows."""
+    """Return settings that expire events after a second, in memory too once another one follows."""
     return configure(application, folder, f"[log]\nretain_s = 1\ntail_events = 1\n{store}{AUTH}")
 
 
@@ -123,7 +123,7 @@ async def returns_late(config: Path, application: Application, trimmed: Callable
 
 
 @pytest.mark.slow
-async def test_return_after_the_events_expired_gets_reset(any_application: Application, tmp_path: Path) -> None:
+async def test_return_after_expiry_gets_reset(any_application: Application, tmp_path: Path) -> None:
     config = late_config(any_application, tmp_path)
 
     async def trimmed() -> bool:
@@ -133,7 +133,7 @@ async def test_return_after_the_events_expired_gets_reset(any_application: Appli
 
 
 @pytest.mark.slow
-async def test_return_after_the_events_expired_in_redis_gets_reset(
+async def test_return_after_expiry_in_redis_gets_reset(
     sqlite_application: Application, own_redis: RedisServer, tmp_path: Path
 ) -> None:
     config = late_config(sqlite_application, tmp_path, f'store = "redis"\nurl = "{own_redis.url}"\n')

@@ -1,4 +1,4 @@
-"""How the server ends: on a signal, in order and with exit 0, whatever it was doing."""
+"""How the server ends on a signal: gracefully and with exit code 0, whatever it was doing."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def unlogged(program: Program) -> Sequence[str]:
-    """What was said on stderr outside the log: messages for a person, or a traceback."""
+    """Return what is on stderr besides the log: messages, or a traceback."""
     return [line for line in program.err.all if not json_object(line)]
 
 
@@ -32,7 +32,7 @@ def logged(program: Program, event: str) -> bool:
     [(signal.SIGINT, "sqlite_application"), (signal.SIGTERM, "postgres_application")],
     ids=["SIGINT", "SIGTERM"],
 )
-async def test_signal_sends_clients_away_and_exits_with_0(
+async def test_signal_disconnects_clients_and_exits_with_0(
     number: signal.Signals, database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
@@ -41,7 +41,7 @@ async def test_signal_sends_clients_away_and_exits_with_0(
             server(configure(application, tmp_path)) as serving,
             listening(serving) as one,
             listening(serving) as other,
-            await trio.open_tcp_stream(HOST, serving.port),  # and somebody who says nothing
+            await trio.open_tcp_stream(HOST, serving.port),  # a connection that sends nothing
         ):
             application.tag()
             assert [(await client.next()).offset for client in (one, other)] == [1, 1]
@@ -58,10 +58,10 @@ async def test_signal_sends_clients_away_and_exits_with_0(
     assert (await serving.record("stopped"))["events"] == 1
 
 
-async def test_second_signal_waits_for_nobody(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_second_signal_ends_at_once(sqlite_application: Application, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with server(configure(sqlite_application, tmp_path)) as serving, listening(serving):
-            serving.process.terminate()  # the client does not read, hence does not answer either
+            serving.process.terminate()  # the client does not read, so it does not answer either
             await serving.record("stopping")
             serving.process.terminate()
             assert await serving.wait() == 0
@@ -99,7 +99,7 @@ async def test_signal_during_the_start_ends_it(number: signal.Signals, tmp_path:
 async def test_signal_while_the_program_is_imported(
     number: signal.Signals, arguments: Sequence[str], code: int, tmp_path: Path
 ) -> None:
-    """Its first import is a module of ours that sends the signal."""
+    """The first import is a module of the test that sends the signal."""
     (tmp_path / "click.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nraise AssertionError\n")
     environ = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
     with trio.fail_after(TIMEOUT_S):

@@ -1,4 +1,4 @@
-"""Two applications whose settings name one event log: the second server is refused, and the first one goes on."""
+"""Two applications whose settings name one event log: the second server does not start, the first continues."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -40,13 +40,13 @@ PAIRS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {
 
 @frozen
 class Watched:
-    """An application, and how its changes are captured."""
+    """An application and its way of capture."""
 
     application: Application
     capture: str
 
     def prepare(self, log: str) -> Settings:
-        """Make its tables and what a server needs; give the settings of a server."""
+        """Create its tables and what a server needs; return settings of a server."""
         more = f'{log}[listener]\nport = 0\n[changes]\ncapture = "{self.capture}"\n'
         if self.capture == "triggers":
             return self.application.migrate(more)
@@ -56,7 +56,7 @@ class Watched:
 
 @pytest.fixture(params=["redis", "sql"])
 def log(request: pytest.FixtureRequest) -> str:
-    """The settings of an event log that any application could name."""
+    """Settings of an event log that any application could name."""
     if request.param == "redis":
         return f'[log]\nstore = "redis"\nurl = "{request.getfixturevalue("own_redis").url}"\n'
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -65,7 +65,7 @@ def log(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Watched, Watched]]:
-    """Two applications with empty databases, and how the changes of each are captured."""
+    """Two applications with empty databases and their ways of capture."""
     with ExitStack() as stack:
         first, second = (
             Watched(stack.enter_context(application(_url(request, dialect, tmp_path / name), create=True)), capture)
@@ -117,7 +117,7 @@ async def test_read_only_application_keeps_its_log_over_a_restart(pair: tuple[Wa
 
 
 @pytest.mark.parametrize("pair", ["two files by updated_at"], indirect=True)
-async def test_file_that_takes_the_place_of_another_begins_an_epoch(pair: tuple[Watched, Watched], log: str) -> None:
+async def test_file_replaced_by_another_begins_an_epoch(pair: tuple[Watched, Watched], log: str) -> None:
     one, other = pair
     settings = one.prepare(log)
     other.prepare(log)
@@ -130,7 +130,7 @@ async def test_file_that_takes_the_place_of_another_begins_an_epoch(pair: tuple[
 
 
 async def epoch_of(application: Application, settings: Settings, name: str) -> str:
-    """Serve until an event of a new tag has come; give its epoch."""
+    """Serve until the event of a new tag is received; return its epoch."""
     async with serving(settings) as client:
         application.tag(name)
         message = await client.receive()
@@ -140,7 +140,7 @@ async def epoch_of(application: Application, settings: Settings, name: str) -> s
 
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[StompClient]:
-    """Run a server in this process, and give a client that is subscribed to all events."""
+    """Run a server in this process; yield a client that is subscribed to all events."""
     async with trio.open_nursery() as nursery:
         stopping = trio.Event()
         address: app.Address = await nursery.start(partial(app.serve, settings, stopping=stopping))

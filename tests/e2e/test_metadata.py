@@ -1,4 +1,4 @@
-"""Metadata through the whole server: the full object of one pair, whatever was written, and never that of another."""
+"""Metadata through the whole server: always the full object of one pair, and never that of another."""
 
 from pathlib import Path
 
@@ -40,9 +40,9 @@ EVERY_TYPE_SHOWN = (
 )
 
 
-ONE_BY_ONE = (  # what is told after each transaction
+ONE_BY_ONE = (  # the events after each transaction
     (EVERY_TYPE, [body("conversation", EVERY_TYPE_SHOWN)]),
-    (  # the same identifier of other subjects, and one that reads alike where the two are joined
+    (  # the same identifier of other subjects, and a pair that looks the same when joined
         (
             row("message", "labels", "of the message"),
             row("channel", "unread", "0", "number"),
@@ -56,7 +56,7 @@ ONE_BY_ONE = (  # what is told after each transaction
     ),
     (["delete from metadata where subject = 'conversation' and identifier = '1'"], [body("conversation", "{}")]),
     ([row("message", "seen", "false", "bool")], [body("message", '{"labels":"of the message","seen":false}')]),
-    # a later row replaces what is in its way
+    # a later row replaces a conflicting value
     ([row("channel", "a.b", "deep", at_s=1)], [body("channel", '{"unread":0,"a":{"b":"deep"}}')]),
     ([row("channel", "a", "scalar", at_s=2)], [body("channel", '{"unread":0,"a":"scalar"}')]),
     ([row("channel", "a.c", "again", at_s=3)], [body("channel", '{"unread":0,"a":{"c":"again"}}')]),
@@ -74,7 +74,7 @@ ONE_BY_ONE = (  # what is told after each transaction
 )
 
 
-async def test_each_pair_is_told_as_it_is(any_application: Application, tmp_path: Path) -> None:
+async def test_each_event_has_the_state_of_its_pair(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, writing(any_application) as application, listening(serving) as ours:

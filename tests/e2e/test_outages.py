@@ -1,4 +1,4 @@
-"""The database goes away while the server runs: what heals by waiting is waited for, anything else ends the server."""
+"""Failures of the database while the server runs: it retries temporary ones, and ends on all others."""
 
 import itertools
 import sqlite3
@@ -18,11 +18,11 @@ from tests.processes import Program, json_object, run, server
 TIMEOUT_S = 50.0
 TAGS = 50
 OUTAGE_S = 30.0
-"""More than any pause between two tries, and than a time-out of the database's: what heals goes on healing."""
+"""Longer than any pause between two attempts, and than a time-out of the database: retries continue."""
 
 
 async def said(program: Program, event: str, times: int) -> None:
-    """Return once it has logged this event so many times."""
+    """Wait until the server has logged this event ``count`` times."""
     for number in itertools.count():
         line = await program.err.line(number)
         assert line is not None, program.err.all
@@ -36,7 +36,7 @@ def count(program: Program, event: str) -> int:
 
 
 @pytest.mark.slow
-async def test_postgres_is_away(own_postgres: Postgres, tmp_path: Path) -> None:
+async def test_server_survives_an_outage_of_postgres(own_postgres: Postgres, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S), application(own_postgres.url(own_postgres.create_database())) as writing:
         async with (
             server(configure(writing, tmp_path)) as serving,
@@ -66,8 +66,8 @@ async def test_postgres_is_away(own_postgres: Postgres, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-async def test_postgres_is_away_for_30_s(own_postgres: Postgres, tmp_path: Path) -> None:
-    """Clients stay connected and hear heart-beats all the while; each side of the outage is said once."""
+async def test_clients_stay_connected_during_a_long_outage(own_postgres: Postgres, tmp_path: Path) -> None:
+    """Clients receive heart-beats all the time; the beginning and the end of the outage are each logged once."""
     beats = [("heart-beat", "0,1000")]
     with trio.fail_after(140), application(own_postgres.url(own_postgres.create_database())) as writing:
         async with (
@@ -92,7 +92,7 @@ async def test_postgres_is_away_for_30_s(own_postgres: Postgres, tmp_path: Path)
         assert count(serving, event) == 1, event
 
 
-async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_dropped_change_log_ends_the_server(sqlite_application: Application, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with server(configure(sqlite_application, tmp_path)) as serving, listening(serving) as ours:
             sqlite_application.execute(f"drop table {sqlite_application.log_table('change_log')}")
@@ -106,10 +106,10 @@ async def test_change_log_is_dropped(sqlite_application: Application, tmp_path: 
     assert "change_log" in message
 
 
-async def test_row_level_security_ends_a_running_server_and_is_named_at_the_next_start(
+async def test_row_level_security_ends_the_server_and_is_reported(
     postgres: Postgres, postgres_application: Application, tmp_path: Path
 ) -> None:
-    """A policy would hide changed rows, which would then count as deleted."""
+    """A policy would hide changed rows, which would count as deleted."""
     config = configure(postgres_application, tmp_path)
     migrate(postgres_application.settings(), grant=PASSWORD_ROLE)
     url = postgres.password_url(postgres_application.url.rpartition("/")[2])
@@ -135,10 +135,10 @@ async def test_row_level_security_ends_a_running_server_and_is_named_at_the_next
 
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
 @pytest.mark.parametrize("put_back", [False, True], ids=["removed", "an older copy"])
-async def test_event_logs_file_is_gone(
+async def test_missing_event_file_ends_the_server(
     database: str, put_back: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """The server ends and names it; the next one begins an epoch and skips nothing that was not recorded."""
+    """The server reports the file and ends; the next one begins an epoch and records all remaining changes."""
     writing: Application = request.getfixturevalue(database)
     file, copy = tmp_path / "events.db", tmp_path / "copy.db"
     config = configure(writing, tmp_path, f'[log]\nurl = "sqlite:///{file}"\n')

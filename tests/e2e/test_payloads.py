@@ -1,4 +1,4 @@
-"""Another process writes; three clients of different make receive exactly what the wire contract says, all the same."""
+"""Another process writes; three different clients receive exactly what the wire contract says, and all the same."""
 
 import itertools
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ VERSIONS = 15
 
 
 def churn() -> list[str]:
-    """Writes to a few objects of each table, over and over, in transactions that differ; some are rolled back."""
+    """Write to a few objects of each table, in various transactions; some are rolled back."""
     statements = [
         statement
         for number in range(OBJECTS)
@@ -150,7 +150,7 @@ async def test_three_clients_receive_what_another_process_writes(any_application
             for others in (javascript, python):
                 await others.record("connected")
             await assert_each_exactly(INSERTS, application, ours)
-            for others in (javascript, python):  # from here on they are subscribed for certain
+            for others in (javascript, python):  # now they are certainly subscribed
                 await others.messages(1)
             await assert_each_exactly(UPDATES, application, ours)
             await application.apply(*SILENT_DELETES)
@@ -175,7 +175,7 @@ async def test_three_clients_receive_what_another_process_writes(any_application
         assert versions == sorted(versions)
 
 
-async def test_deletes_are_told_where_that_is_asked_for(any_application: Application, tmp_path: Path) -> None:
+async def test_deletes_are_sent_if_configured(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path, "[events]\ndeletes = true\n")
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, writing(any_application) as application, listening(serving) as ours:
@@ -191,16 +191,14 @@ async def test_deletes_are_told_where_that_is_asked_for(any_application: Applica
 
 
 async def assert_each_exactly(step: Mapping[str, str], application: Writer, ours: Listening) -> None:
-    """Each statement gives one event, with exactly this body."""
+    """Assert that each statement gives one event with exactly this body."""
     for statement, body in step.items():
         await application.apply(statement)
         assert (await ours.next()).body == body
 
 
 @pytest.mark.parametrize("json", [False, True], ids=["text", "json"])
-async def test_a_content_of_20_mb_arrives_truncated(
-    any_application: Application, tmp_path: Path, *, json: bool
-) -> None:
+async def test_content_of_20_mb_is_truncated(any_application: Application, tmp_path: Path, *, json: bool) -> None:
     any_application.migrate()
     if any_application.dialect != SQLITE:
         huge = f"'[\"' || repeat('x', {HUGE}) || '\"]'"

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, whose server connections an application of the same role uses as well."""
+"""A real PgBouncer in transaction mode, whose server connections an application of the same role uses too."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +28,7 @@ def conninfo(url: str) -> str:
 
 
 def state_of_each(pooled: list[psycopg.Connection[Any]]) -> list[tuple[Any, ...]]:
-    """What the application finds set in each server connection of the pool, in transactions that then stay open."""
+    """Return the session settings that the application finds in each server connection, in open transactions."""
     return [connection.execute(SESSION).fetchall()[0] for connection in pooled]
 
 
@@ -55,7 +55,7 @@ async def test_application_on_the_same_pool_is_not_disturbed(
                 pooled[0].execute("insert into tags values (%s, 'flag', 'red')", [f"t{number}"])
                 pooled[0].commit()
                 assert (await ours.next()).object == ("tag", f"t{number}")
-            async with await connect(HOST, serving.port) as late:  # which is given events from the store
+            async with await connect(HOST, serving.port) as late:  # receives events from the store
                 again = Listening(late, await late.subscribe(headers=[("last-event-id", f"{ours.events[0].epoch}-0")]))
                 assert await again.take(3) == ours.events
             assert state_of_each(pooled) == [unchanged] * SERVER_CONNECTIONS

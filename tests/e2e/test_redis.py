@@ -1,4 +1,4 @@
-"""Two servers on one Redis that is SIGKILLed and started again under load: clients stay connected, nothing is lost."""
+"""Two servers on a Redis that is killed and restarted under load: clients stay connected, nothing is lost."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ async def client_of(address: app.Address, *headers: tuple[str, str]) -> StompCli
 
 
 async def positions(client: StompClient, count: int) -> list[tuple[str | None, bytes]]:
-    """Where each event stands, and which tag it is about."""
+    """Return the offset and the tag of each event."""
     frames = [await client.receive() for _ in range(count)]
     assert {frame.command for frame in frames} == {"MESSAGE"}
     return [(frame.get("message-id"), frame.body.split(b'"id":"')[1].partition(b'"')[0]) for frame in frames]
@@ -64,7 +64,7 @@ async def test_clients_stay_connected_and_miss_nothing(any_application: Applicat
     assert [position for position, _ in got[0]] == [f"{epoch}-{offset}" for offset in range(1, CHANGES + 1)]
 
 
-async def test_a_redis_that_is_away_at_the_start_is_told(
+async def test_unavailable_redis_at_the_start_is_reported(
     sqlite_application: Application, own_redis: RedisServer
 ) -> None:
     own_redis.kill()

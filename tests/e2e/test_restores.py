@@ -1,4 +1,4 @@
-"""A database that went back to an older state: a new epoch, so that no position ever names two events."""
+"""A database that was restored to an older state begins a new epoch, so that no position ever names two events."""
 
 import itertools
 import shutil
@@ -28,7 +28,7 @@ MANY = 40
 
 
 class Dump:
-    """A database of the tests' Postgres as ``pg_dump`` writes it. Skips the test where the programs are missing."""
+    """A dump of a database of the tests' Postgres. Skips the test if the programs are missing."""
 
     def __init__(self, postgres: Postgres, application: Application, path: Path) -> None:
         self._postgres = postgres
@@ -41,7 +41,7 @@ class Dump:
         self._run("pg_dump", "--file", path)
 
     def restore(self, *, anew: bool) -> None:
-        """Put it back: into a database made ``anew``, or in one transaction into the one that is there, emptied."""
+        """Restore it into a new database (``anew``), or in one transaction into the existing one, after emptying it."""
         if anew:
             self._application.engine.dispose()
             self._postgres.drop_database(self._name)
@@ -62,7 +62,7 @@ class Dump:
 
 
 async def assert_another_epoch(serving: Server, application: Application, seen: list[Event]) -> None:
-    """Who comes with a position of before is told so, and what is written now is told under new ones."""
+    """Assert that a client with an earlier position gets ``reset-epoch``, and that new events have new positions."""
     await said_of_a_new_epoch(serving)
     for event in seen:
         async with await connect(HOST, serving.port) as returning:
@@ -76,7 +76,7 @@ async def assert_another_epoch(serving: Server, application: Application, seen: 
 
 
 async def said_of_a_new_epoch(serving: Server) -> None:
-    """Return once the server says that it began one; who notices first, the recorder or the log, is chance."""
+    """Wait until the server logs a new epoch. Either the recorder or the log may notice the restore first."""
     for number in itertools.count():
         line = await serving.err.line(number)
         assert line is not None, serving.err.all
@@ -87,10 +87,10 @@ async def said_of_a_new_epoch(serving: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("anew", [True, False], ids=["a new database", "the same database"])
 @pytest.mark.parametrize("log", ["beside", "elsewhere"])
-async def test_a_dump_is_restored(
+async def test_restored_dump_begins_an_epoch(
     log: str, postgres: Postgres, postgres_application: Application, tmp_path: Path, *, anew: bool
 ) -> None:
-    """In the cluster that it is from, where transactions are numbered on: nothing but its place tells it apart."""
+    """In the same cluster, where transaction numbers continue, only the database's identity shows the restore."""
     more = f'[log]\nurl = "sqlite:///{tmp_path}/events.db"\n' if log == "elsewhere" else ""
     config = configure(postgres_application, tmp_path, more)
     with trio.fail_after(TIMEOUT_S):
@@ -110,10 +110,10 @@ async def test_a_dump_is_restored(
 
 
 @pytest.mark.slow
-async def test_a_dump_is_restored_under_a_server(
+async def test_dump_restored_under_a_running_server_begins_an_epoch(
     postgres: Postgres, postgres_application: Application, tmp_path: Path
 ) -> None:
-    """In one transaction, so that the server never sees a database without our tables."""
+    """In one transaction, so that the server never finds a database without our tables."""
     config = configure(postgres_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:
@@ -128,8 +128,10 @@ async def test_a_dump_is_restored_under_a_server(
             assert await serving.terminate() == 0
 
 
-async def test_a_copy_of_everything_is_put_back_by_hand(postgres_application: Application, tmp_path: Path) -> None:
-    """Nothing in it tells that there was anything later; the statement of docs/how-to/operate.md does."""
+async def test_restored_copy_of_everything_needs_the_documented_statement(
+    postgres_application: Application, tmp_path: Path
+) -> None:
+    """Nothing in the copy shows that it is older; the statement of docs/how-to/operate.md does."""
     statement = "update airy_trio.change_state set consumer_epoch = 'restored'"
     assert statement in (ROOT / "docs/how-to/operate.md").read_text()
     config = configure(postgres_application, tmp_path)
@@ -145,7 +147,7 @@ async def test_a_copy_of_everything_is_put_back_by_hand(postgres_application: Ap
 
 
 @pytest.mark.parametrize("running", [False, True])
-async def test_an_older_copy_of_the_file_is_put_back(
+async def test_restored_sqlite_file_begins_an_epoch(
     sqlite_application: Application, tmp_path: Path, *, running: bool
 ) -> None:
     config, path = configure(sqlite_application, tmp_path), sqlite_path(sqlite_application.url)
@@ -176,17 +178,17 @@ def copy(source: Path, target: Path) -> None:
 
 @pytest.fixture
 def own_application(own_postgres: Postgres) -> Iterator[Application]:
-    """An application in a cluster that the test may stop, crash and put back."""
+    """An application in a cluster that the test may stop, crash and restore."""
     with application(own_postgres.url(own_postgres.create_database())) as made:
         yield made
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log", ["a file", "another Postgres"])
-async def test_older_data_folder_with_the_log_elsewhere_begins_an_epoch(
+async def test_restored_data_folder_with_a_separate_log_begins_an_epoch(
     own_application: Application, own_postgres: Postgres, tmp_path: Path, request: pytest.FixtureRequest, log: str
 ) -> None:
-    """The application writes on, so that its transaction numbers do not tell."""
+    """The application continues to write, so that its transaction numbers do not show the restore."""
     url = f"sqlite:///{tmp_path}/events.db" if log == "a file" else request.getfixturevalue("postgres_database")
     config = configure(own_application, tmp_path, f'[log]\nurl = "{url}"\n')
     data, saved = own_postgres.folder / "data", own_postgres.folder / "saved"
@@ -209,10 +211,10 @@ async def test_older_data_folder_with_the_log_elsewhere_begins_an_epoch(
 
 
 @pytest.mark.slow
-async def test_crash_keeps_every_commit_that_clients_have_seen(
+async def test_crash_loses_no_commit_that_clients_received(
     own_application: Application, own_postgres: Postgres, tmp_path: Path
 ) -> None:
-    """Although the application does not wait for its commits to be written; so the log can go on in its epoch."""
+    """Although the application commits asynchronously; therefore the epoch continues."""
     own_postgres.execute(sql.SQL("alter system set synchronous_commit = off"))
     own_postgres.execute(sql.SQL("alter system set wal_writer_delay = '10s'"))
     await restarted(own_application, own_postgres, lambda: None)
@@ -242,7 +244,7 @@ async def test_crash_keeps_every_commit_that_clients_have_seen(
 async def test_redis_that_lost_its_end_begins_an_epoch(
     any_application: Application, own_redis: RedisServer, tmp_path: Path, lost: int
 ) -> None:
-    """Also if it lost no more than the last append, once that is settled, and all servers have ended with it."""
+    """Even if it lost only the last append, once that is settled, and all servers have ended too."""
     config = configure(any_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as ours:
@@ -267,7 +269,7 @@ async def test_redis_that_lost_its_end_begins_an_epoch(
 async def test_power_failure_of_postgres_and_redis_begins_an_epoch(
     own_application: Application, own_postgres: Postgres, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """Redis loses the last append; Postgres keeps that it happened, although the WAL writer has not run since."""
+    """Redis loses the last append; Postgres still knows of it, although the WAL writer has not run since."""
     own_postgres.execute(sql.SQL("alter system set wal_writer_delay = '10s'"))
     await restarted(own_application, own_postgres, lambda: None)
     config = configure(own_application, tmp_path, f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n')
@@ -299,7 +301,7 @@ def put_back(saved: Path, data: Path) -> None:
 
 
 async def settled(application: Application) -> None:
-    """Return once the database knows that the last append has happened."""
+    """Wait until the database knows that the last append has happened."""
     state = application.log_table("change_state")
     while application.scalar(f"select count(*) from {state} where mark = replaced_mark and mark <> ''") != 1:  # noqa: ASYNC110 - the server does not say; a name of ours
         await trio.sleep(0.01)
@@ -321,7 +323,7 @@ async def restarted(application: Application, postgres: Postgres, meanwhile: Cal
 async def test_dump_of_data_from_an_older_cluster_is_sent_once(
     postgres: Postgres, postgres_application: Application, own_application: Application, tmp_path: Path
 ) -> None:
-    """With changes that no server has read, whose transactions have not begun in the cluster that it is loaded into."""
+    """It has unread changes, whose transaction numbers are in the future of the cluster into which it is loaded."""
     name, older = sa.make_url(own_application.url).database, sa.make_url(postgres_application.url).database
     postgres_application.migrate()
     burn = "do $$ begin for i in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$"

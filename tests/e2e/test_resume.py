@@ -1,4 +1,4 @@
-"""A client goes away, the server is killed while hundreds of rows change, both come back: nothing is lost."""
+"""A client disconnects, the server is killed while hundreds of rows change, both return: nothing is lost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def objects(events: Sequence[Event]) -> list[str]:
 
 
 async def change_five_hundred(application: Writer) -> None:
-    """A transaction for each, most of them asked for one by one, so that the kill falls among them."""
+    """Write one transaction for each; most are requested one by one, so that the kill happens among them."""
     batch = OBJECTS // 5
     for number in range(OBJECTS - batch):
         await application.apply(channel(number))
@@ -33,7 +33,7 @@ async def change_five_hundred(application: Writer) -> None:
 
 
 @pytest.mark.slow
-async def test_client_resumes_across_a_kill_of_the_server(any_application: Application, tmp_path: Path) -> None:
+async def test_client_resumes_after_a_kill_of_the_server(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     changed = [f"n{number}" for number in range(OBJECTS)]
     with trio.fail_after(TIMEOUT_S):
@@ -70,13 +70,13 @@ async def test_client_resumes_across_a_kill_of_the_server(any_application: Appli
                 async with listening(serving) as ours:  # an unmodified client
                     assert ours.receipt.get("resume") == "live"
                     window = await ours.take(OBJECTS + 1)
-                    assert window == [*missed, live]  # the newest of each, hence not "before"
+                    assert window == [*missed, live]  # the newest event of each object, therefore not "before"
                     await application.end()
                     assert await ours.upto_end() == []
 
 
 @pytest.mark.slow
-async def test_stock_client_comes_back_by_itself(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_stock_client_reconnects_by_itself(sqlite_application: Application, tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with (
             writing(sqlite_application) as application,

@@ -1,4 +1,4 @@
-"""Rows that cannot be told, each beside good ones in one transaction: named, counted, passed over."""
+"""Rows that cannot be converted, each among good ones in one transaction: reported, counted and skipped."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ NAMELESS = {
     "insert into channels values ('ch1', null, 'x', true)": ("channels", "source is NULL"),
     "insert into metadata (subject, identifier, key) values ('message', null, 'k')": ("metadata", "identifier is NULL"),
 }
-LENIENT_TABLES = (  # the default ones without what they refuse
+LENIENT_TABLES = (  # the default tables without their constraints
     "create table tags (id text, name text, color text)",
     "create table channels (id text, source text, source_channel_id text, connected boolean)",
     "create table metadata (subject text, identifier text, key text, value text, value_type text, updated_at {moment})",
@@ -38,7 +38,7 @@ LENIENT_TABLES = (  # the default ones without what they refuse
 
 
 def message(*, content: str = "null", sent_at: str = "'2024-01-01'", conversation: str = "'c1'") -> str:
-    """A message with its values as SQL; the id is taken from what is special about it."""
+    """A message with its values as SQL; its id names the special value."""
     id_ = (content + sent_at + conversation).replace("'", "")[-30:]
     return (
         f"insert into messages values ('{id_}', {conversation}, 'ch1', {content}, 'failed', true, {sent_at}, 's', '')"
@@ -100,14 +100,14 @@ Faults = Mapping[str, tuple[str, str]]
 
 
 def prepare(writing: Application, *, json: str = "json", time: str = "timestamptz", moment: str = "float8") -> None:
-    """Tables that let through what the default ones refuse. ``moment``: the type of ``metadata.updated_at``."""
+    """Create tables that accept what the default ones reject. ``moment``: the type of ``metadata.updated_at``."""
     if writing.dialect == SQLITE:
         time = moment = "any"
     writing.execute(*(table.format(json=json, time=time, moment=moment) for table in LENIENT_TABLES))
 
 
 async def assert_passed_over(writing: Application, faults: Faults, folder: Path, more: str = "") -> None:
-    """Write all in one transaction, each between two good rows, and see who hears of what."""
+    """Write all in one transaction, each between two good rows, and check events, log and metrics."""
     config = configure(writing, folder, more)
     port = Port(free_port())
     config.write_text(config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {port.number}"))
@@ -122,7 +122,7 @@ async def assert_passed_over(writing: Application, faults: Faults, folder: Path,
             received = await ours.upto(lambda event: event.object == ("tag", good[-1]))
             assert [event.object[1] for event in received if event.type == "tag.updated"] == good
             rest = [event.payload for event in received if event.type != "tag.updated"]
-            assert [pair["metadata"] for pair in rest] == [{} for _ in rest]  # a bad row of it counts as none
+            assert [pair["metadata"] for pair in rest] == [{} for _ in rest]  # bad rows of metadata are left out
             assert events_of(await theirs.messages(len(received))) == received
             assert (await port.samples())["airy_trio_row_faults_total", ()] == len(faults)
             assert await serving.terminate() == 0
@@ -137,33 +137,33 @@ def named(program: Program) -> Sequence[Mapping[str, Any]]:
 
 
 @pytest.mark.parametrize("log", ["sqlite", "postgres"])
-async def test_of_sqlite(
+async def test_row_faults_of_sqlite(
     log: str, request: pytest.FixtureRequest, sqlite_application: Application, tmp_path: Path
 ) -> None:
-    """Postgres, which can be the place of the log, holds less than a file of SQLite can."""
+    """With the log in Postgres, which can store less than an SQLite file."""
     sqlite_application.execute("select 1")
     prepare(sqlite_application)
     url = f"sqlite:///{tmp_path}/e.db" if log == "sqlite" else request.getfixturevalue("postgres_database")
     await assert_passed_over(sqlite_application, ON_SQLITE, tmp_path, f'[log]\nurl = "{url}"\n')
 
 
-async def test_of_postgres(postgres_application: Application, tmp_path: Path) -> None:
+async def test_row_faults_of_postgres(postgres_application: Application, tmp_path: Path) -> None:
     database = postgres_application.url.rpartition("/")[2]
-    postgres_application.execute(f"alter database {database} set max_stack_depth = '7MB'")  # or it parses no such JSON
+    postgres_application.execute(f"alter database {database} set max_stack_depth = '7MB'")  # needed to parse such JSON
     postgres_application.engine.dispose()
     prepare(postgres_application, json="jsonb")
     await assert_passed_over(postgres_application, ON_POSTGRES, tmp_path)
 
 
 @pytest.mark.parametrize("type_", ["numeric", "double precision", "real"])
-async def test_of_numbers_that_are_none(postgres_application: Application, tmp_path: Path, type_: str) -> None:
+async def test_row_faults_of_invalid_numbers(postgres_application: Application, tmp_path: Path, type_: str) -> None:
     prepare(postgres_application, time=type_, moment=type_)
     timeless = {statement.replace("'2024-01-01'", "0"): fault for statement, fault in NOT_A_NUMBER.items()}
     await assert_passed_over(postgres_application, timeless, tmp_path)
 
 
 @pytest.mark.parametrize("type_, time", [("date", "5874897-12-31"), ("timestamp", "294276-12-31 23:59:59")])
-async def test_of_times_beyond_the_range_of_a_cast(
+async def test_row_faults_of_times_beyond_the_range_of_a_cast(
     postgres_application: Application, tmp_path: Path, type_: str, time: str
 ) -> None:
     prepare(postgres_application, time=type_)
@@ -171,7 +171,7 @@ async def test_of_times_beyond_the_range_of_a_cast(
     await assert_passed_over(postgres_application, {message(sent_at=f"'{time}'"): OUT_OF_RANGE}, tmp_path, zone)
 
 
-async def test_of_a_database_without_encoding(postgres: Postgres, tmp_path: Path) -> None:
+async def test_row_faults_of_a_database_without_encoding(postgres: Postgres, tmp_path: Path) -> None:
     """Its log is in the same database."""
     name = postgres.create_database(encoding="SQL_ASCII")
     with application(postgres.url(name)) as writing:

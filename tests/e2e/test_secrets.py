@@ -1,6 +1,6 @@
-"""A server that goes through a hard day says none of its secrets, nor of what it sends, to anybody who reads of it.
+"""A server with many failures reveals neither its secrets nor payloads in logs, pages and messages.
 
-Logged is everything, the admin port is asked for all that it tells, and the commands are run on the same settings.
+Everything is logged, all pages of the admin port are read, and the commands are run on the same settings.
 """
 
 import os
@@ -51,21 +51,21 @@ async def be_refused(serving: Server, token: str) -> None:
             await connect("localhost", serving.port, headers=headers, tls=trusting())
 
 
-async def asked(admin: int) -> str:
+async def admin_pages(admin: int) -> str:
     answers = [await Port(admin).get(page) for page in PAGES]
     return "\n".join(f"{answer.headers}\n{answer.text}" for answer in answers)
 
 
 @pytest.mark.timeout(120)
-async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_path: Path) -> None:
+async def test_no_secret_is_revealed(any_application: Application, tmp_path: Path) -> None:
     url = sa.make_url(any_application.url)
-    if url.get_backend_name() != "sqlite":  # the server of the tests trusts whoever comes, and takes any password
+    if url.get_backend_name() != "sqlite":  # the Postgres of the tests trusts all clients and accepts any password
         url = url.set(password=PASSWORD)
     text = url.render_as_string(hide_password=False)
     files, config, admin = issue(tmp_path), tmp_path / "airy-trio.toml", free_port()
     any_application.migrate()
     config.write_text(settings(text, files.listener, admin))
-    environ, told = {"BOB": BOB}, []
+    environ, texts = {"BOB": BOB}, []
     with trio.fail_after(TIMEOUT_S):
         async with server(config, environ=environ) as serving:
             clients = [
@@ -78,11 +78,9 @@ async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_
             any_application.message(content=f'{{"text": "{PAYLOAD}"}}')
             for client in clients:
                 assert PAYLOAD.encode() in (await client.receive()).body
-            any_application.message(
-                id="fault", content=PAYLOAD, delivery_state="lost"
-            )  # a row that cannot become an event
+            any_application.message(id="fault", content=PAYLOAD, delivery_state="lost")  # a row fault
             await serving.record("row fault")
-            told.append(await asked(admin))
+            texts.append(await admin_pages(admin))
             config.write_text(settings(text, files.listener, admin, f'[auth.more]\n"{LATER}" = "{LATER}"\n'))
             os.kill(serving.process.pid, signal.SIGHUP)
             await serving.record("settings not renewed")
@@ -91,19 +89,19 @@ async def test_nothing_that_is_secret_is_told(any_application: Application, tmp_
             await serving.record("connection closed", error="401-unauthorized", user="ann")
             await clients[1].send(Frame("SEND", (("destination", "/events"), ("x", WRONG)), PAYLOAD.encode()))
             await serving.record("connection closed", error="403-send-not-allowed")
-            told.append(await asked(admin))
+            texts.append(await admin_pages(admin))
             for client in clients:
                 await trio.aclose_forcefully(client.stream)
             assert await serving.terminate() == 0
-        told += [*serving.out.all, *serving.err.all]
-        for command in COMMANDS if url.get_backend_name() == "sqlite" else ():  # which are not told of any database
+        texts += [*serving.out.all, *serving.err.all]
+        for command in COMMANDS if url.get_backend_name() == "sqlite" else ():  # the same for each database
             helped = await run(*command, "--help", environ=environ)
-            told += [helped.out, helped.err]
+            texts += [helped.out, helped.err]
         for command in (["check"], ["explain"]):
             subject = ["message", "fault"] if command == ["explain"] else []
             ran = await run(*command, "--config", str(config), *subject, environ=environ)
-            assert ran.code != 2, ran.err  # it was not even begun
-            told += [ran.out, ran.err]
-    everything = "\n".join(told)
+            assert ran.code != 2, ran.err  # its arguments were accepted
+            texts += [ran.out, ran.err]
+    everything = "\n".join(texts)
     assert "credentials refused" in everything
     assert [secret for secret in SECRETS if secret in everything] == []

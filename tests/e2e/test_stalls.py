@@ -1,4 +1,4 @@
-"""A database that stops answering one of two servers, whose connections to it stay open."""
+"""A database that stops answering one of two servers while its connections stay open."""
 
 import pytest
 import trio
@@ -16,7 +16,7 @@ RETRY_S = 0.1
 
 
 async def connected(address: app.Address) -> StompClient:
-    """A client of a server, once that lets one in."""
+    """Connect a client once the server accepts it."""
     while True:
         try:
             return await connect(address.host, address.port, address.path)
@@ -33,7 +33,7 @@ async def answer_to_upgrade(address: app.Address) -> bytes:
         return b"".join([part async for part in stream])
 
 
-async def test_clients_of_a_server_whose_database_stalls_resume_on_another(
+async def test_clients_of_a_stalled_server_resume_on_another(
     postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", 0.5)
@@ -45,7 +45,7 @@ async def test_clients_of_a_server_whose_database_stalls_resume_on_another(
             stalled: app.Address = await nursery.start(app.serve, behind.settings(f"{LISTENER}away_max_s = 0.5\n"))
             async with await connected(stalled) as client:
                 ours = Listening(client, await client.subscribe())
-                for number in range(2):  # by then this server listens to the other one, which records
+                for number in range(2):  # now this server follows the other one, which records
                     postgres_application.tag(f"before {number}")
                     assert (await ours.next()).object == ("tag", f"before {number}")
                 proxy.stall()

@@ -1,4 +1,4 @@
-"""TLS through the whole server: clients of others, a renewed certificate, and those who do not speak TLS."""
+"""TLS through the whole server: other clients, a renewed certificate, and connections without TLS."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ EVENTS = 20
 
 
 def configure(application: Application, folder: Path, files: Files, more: str = "") -> Path:
-    """Write settings with TLS; ``more``: what follows in ``[listener]``."""
+    """Write settings with TLS; ``more``: further lines of ``[listener]``."""
     application.migrate()
     config = folder / "airy-trio.toml"
     config.write_text(
@@ -57,7 +57,7 @@ def serial(found: StompClient) -> object:
 
 
 @pytest.mark.parametrize("real", CLIENTS, ids=lambda real: real.package)
-async def test_clients_of_others(real: RealClient, sqlite_application: Application, tmp_path: Path) -> None:
+async def test_other_clients_connect(real: RealClient, sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, files, _):
         assert serving.url.startswith("wss://127.0.0.1:")
         async with client(real.program, serving.url, count=EVENTS, authority=files.authority) as running:
@@ -73,7 +73,7 @@ async def test_clients_of_others(real: RealClient, sqlite_application: Applicati
         assert "Traceback" not in "\n".join(serving.err.all)
 
 
-async def test_a_client_that_does_not_trust_the_authority_does_not_connect(
+async def test_client_that_does_not_trust_the_certificate_fails(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     async with (
@@ -84,8 +84,8 @@ async def test_a_client_that_does_not_trust_the_authority_does_not_connect(
         assert not running.told("connected")
 
 
-async def test_the_protocol_is_http_1(sqlite_application: Application, tmp_path: Path) -> None:
-    """What a browser offers with it; and the library of many Python clients."""
+async def test_alpn_selects_http_1(sqlite_application: Application, tmp_path: Path) -> None:
+    """Browsers offer HTTP/2 too, and so does a library of many Python clients."""
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
 
         def talk() -> tuple[str | None, str]:
@@ -102,7 +102,7 @@ async def test_the_protocol_is_http_1(sqlite_application: Application, tmp_path:
         assert answer.startswith("CONNECTED\n")
 
 
-async def test_sighup_renews_the_certificate_and_keeps_who_is_connected(
+async def test_sighup_renews_the_certificate_without_disconnects(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     async with (
@@ -119,9 +119,7 @@ async def test_sighup_renews_the_certificate_and_keeps_who_is_connected(
         assert await serving.terminate() == 0
 
 
-async def test_sighup_with_a_faulty_file_is_one_line_and_ends_nobody(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_sighup_with_a_faulty_file_only_logs_a_line(sqlite_application: Application, tmp_path: Path) -> None:
     async with (
         speaking_tls(sqlite_application, tmp_path) as (serving, files, config),
         await our_client(serving) as old,
@@ -144,9 +142,7 @@ def missing(files: Files) -> str:
     return f"listener.tls_key: {files.key}: the file cannot be read: No such file or directory"
 
 
-async def test_sighup_without_anything_to_renew_does_not_end_the_server(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_sighup_with_nothing_to_renew_has_no_effect(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.migrate()
     config = tmp_path / "airy-trio.toml"
     config.write_text(
@@ -172,7 +168,7 @@ async def test_sighup_without_anything_to_renew_does_not_end_the_server(
     ],
     ids=["HTTP", "garbage", "no ClientHello"],
 )
-async def test_who_does_not_speak_tls_is_one_line_of_the_log(
+async def test_connection_without_tls_is_logged_in_one_line(
     sqlite_application: Application, tmp_path: Path, said: bytes, reason: str | None
 ) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
@@ -199,18 +195,14 @@ async def read_to_end(stream: trio.SocketStream) -> None:
         pass
 
 
-async def test_a_look_whether_the_port_is_open_is_no_failed_handshake(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_port_probe_is_not_a_failed_handshake(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
         await (await trio.open_tcp_stream("127.0.0.1", serving.port)).aclose()
         assert (await serving.record("connection closed"))["farewell"] == "gone"
         assert not any("TLS handshake failed" in line for line in serving.err.all)
 
 
-async def test_a_handshake_may_take_no_longer_than_connect_timeout_s_and_holds_up_nobody(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_slow_handshake_times_out_and_delays_no_other(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path, "connect_timeout_s = 2") as (serving, _, _):
         silent = await trio.open_tcp_stream("127.0.0.1", serving.port)
         slow = await trio.open_tcp_stream("127.0.0.1", serving.port)
@@ -224,7 +216,7 @@ async def test_a_handshake_may_take_no_longer_than_connect_timeout_s_and_holds_u
                 assert isinstance(reset.value.__cause__, ConnectionResetError)
 
 
-async def test_who_is_too_many_is_told_so_over_tls(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_excess_connection_is_rejected_over_tls(sqlite_application: Application, tmp_path: Path) -> None:
     async with (
         speaking_tls(sqlite_application, tmp_path, "connections_max = 1") as (serving, _, _),
         await our_client(serving),
@@ -235,9 +227,7 @@ async def test_who_is_too_many_is_told_so_over_tls(sqlite_application: Applicati
         assert answer.startswith(b"HTTP/1.1 503 ")
 
 
-async def test_a_stream_that_is_cut_off_is_a_client_that_is_gone(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_truncated_stream_is_a_disconnected_client(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
         found = await our_client(serving)
         assert isinstance(found.stream, trio.SSLStream)
@@ -246,7 +236,7 @@ async def test_a_stream_that_is_cut_off_is_a_client_that_is_gone(
         await trio.aclose_forcefully(found.stream)
 
 
-async def test_a_shutdown_ends_with_close_notify(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_shutdown_ends_with_close_notify(sqlite_application: Application, tmp_path: Path) -> None:
     async with (
         speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
         await our_client(serving) as found,
@@ -256,12 +246,12 @@ async def test_a_shutdown_ends_with_close_notify(sqlite_application: Application
         with pytest.raises(Closed) as closed:
             await found.receive()
         assert closed.value.code == 1012
-        assert await found.stream.receive_some() == b""  # SSLStream raises where close_notify is missing
+        assert await found.stream.receive_some() == b""  # SSLStream raises if close_notify is missing
         await found.stream.aclose()
         assert await serving.wait() == 0
 
 
-async def test_check_and_start_tell_the_same_faults(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_check_and_start_report_the_same_faults(sqlite_application: Application, tmp_path: Path) -> None:
     files = issue(tmp_path)
     config = configure(sqlite_application, tmp_path, files)
     files.key.unlink()

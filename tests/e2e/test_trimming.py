@@ -1,4 +1,4 @@
-"""While a server runs neither the change log nor the event log grows, whatever is written; and nothing goes missing."""
+"""While a server runs, neither the change log nor the event log grows without bound, and nothing is lost."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from tests.e2e.route import Event, assert_in_order, configure, listening
 from tests.processes import server
 
 TIMEOUT_S = 40.0
-ROWS = 2 * CHANGES_MAX + 10  # more than two transactions delete
+ROWS = 2 * CHANGES_MAX + 10  # more than two trimming transactions delete
 RETAINED = 20
 
 
 async def until_trimmed(application: Application) -> None:
-    """Return once both logs hold no more than they should. On SQLite the newest row of the change log stays."""
+    """Wait until both logs are trimmed. On SQLite the newest row of the change log stays."""
     rows = f"select count(*) from {application.log_table('change_log')}"
     most = 1 if application.dialect == SQLITE else 0
-    while (  # noqa: ASYNC110 - nothing of the server's tells of it
+    while (  # noqa: ASYNC110 - the server does not report it
         await trio.to_thread.run_sync(application.scalar, rows) > most
         or len(await trio.to_thread.run_sync(log_of, application)) > RETAINED
     ):
         await trio.sleep(0.05)
 
 
-async def test_what_a_server_has_told_is_trimmed_while_it_runs(any_application: Application, tmp_path: Path) -> None:
-    """Twice, and by two servers: the second one goes on where the first one has trimmed."""
+async def test_delivered_changes_are_trimmed_meanwhile(any_application: Application, tmp_path: Path) -> None:
+    """Twice, by two servers: the second one continues where the first one has trimmed."""
     config = configure(any_application, tmp_path, f"[log]\nretain_events = {RETAINED}\n")
     received: list[Event] = []
     with trio.fail_after(TIMEOUT_S):

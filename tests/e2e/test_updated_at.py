@@ -1,4 +1,4 @@
-"""Databases that the server may not write to, through the whole server: changes are captured by ``updated_at``."""
+"""Read-only databases through the whole server: changes are captured by ``updated_at``."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def config_for(url: str, log_url: str, folder: Path, *, more: str = "") -> Path:
 
 @pytest.fixture
 def reader(postgres_application: Application) -> Iterator[str]:
-    """The URL of a role that may read the tables and nothing else, in transactions that may not write."""
+    """The URL of a role that may only read the tables, in read-only transactions."""
     Watched(postgres_application)
     postgres_application.execute(
         f"create role {ROLE} login",
@@ -48,7 +48,7 @@ def reader(postgres_application: Application) -> Iterator[str]:
 
 
 def objects(application: Application) -> list[str]:
-    """All that stands in the database beside the system's own."""
+    """Return all objects in the database except the system's own."""
     with application.engine.begin() as connection:
         found = connection.exec_driver_sql(
             "select relname from pg_class where relnamespace not in "
@@ -58,7 +58,7 @@ def objects(application: Application) -> list[str]:
         return [row[0] for row in found]
 
 
-async def test_a_role_that_may_only_read(postgres_application: Application, reader: str, tmp_path: Path) -> None:
+async def test_role_with_select_only_is_enough(postgres_application: Application, reader: str, tmp_path: Path) -> None:
     writing = postgres_application
     insert = "insert into tags values ('{}', 'flag', 'red', clock_timestamp())"
     writing.execute(insert.format("from before"))
@@ -87,7 +87,7 @@ async def test_a_role_that_may_only_read(postgres_application: Application, read
                 writing.execute(insert.format("t3"))
                 last = await ours.upto(lambda event: event.object == ("tag", "t3"))
             assert await serving.terminate() == 0
-            async with listening(other, after=last[-1].position) as ours:  # the other one records now
+            async with listening(other, after=last[-1].position) as ours:  # this server records now
                 writing.execute(insert.format("t4"))
                 last += await ours.upto(lambda event: event.object == ("tag", "t4"))
             assert await other.terminate() == 0
@@ -98,13 +98,13 @@ async def test_a_role_that_may_only_read(postgres_application: Application, read
     assert objects(writing) == before
 
 
-def test_a_store_in_the_same_database_is_refused(reader: str, tmp_path: Path, command_line: CommandLine) -> None:
+def test_event_log_in_the_same_database_is_an_error(reader: str, tmp_path: Path, command_line: CommandLine) -> None:
     done = command_line("--config", str(config_for(reader, "", tmp_path)))
     assert done.code == 2
     assert "log.url: changes.capture" in done.err
 
 
-def test_a_table_without_updated_at_is_a_fault(
+def test_table_without_updated_at_is_an_error(
     postgres_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:
     postgres_application.execute("create table tags (id text primary key, name text, color text, changed timestamp)")
@@ -117,7 +117,7 @@ def test_a_table_without_updated_at_is_a_fault(
 
 
 @pytest.mark.parametrize("command", [("--with-tables",), ("--grant", ROLE)])
-def test_migrate_makes_nothing_for_it(
+def test_migrate_installs_nothing_in_the_database(
     postgres_application: Application, tmp_path: Path, command: tuple[str, ...], command_line: CommandLine
 ) -> None:
     Watched(postgres_application)
@@ -127,7 +127,7 @@ def test_migrate_makes_nothing_for_it(
     assert done.err.startswith(f'airy-trio: {" ".join(command)}: changes.capture is "updated_at", which ')
 
 
-def test_migrate_and_its_removal_touch_the_log_alone(
+def test_migrate_and_removal_change_only_the_log(
     sqlite_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:
     Watched(sqlite_application)
@@ -147,7 +147,7 @@ def test_migrate_and_its_removal_touch_the_log_alone(
     assert application.read_bytes() == before
 
 
-def test_log_of_a_newer_version_is_left_alone(
+def test_log_of_a_newer_version_is_not_changed(
     sqlite_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:
     Watched(sqlite_application)
@@ -175,14 +175,14 @@ async def unprivileged(config: Path) -> AsyncIterator[Server]:
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root passes over modes")
 @pytest.mark.parametrize("journal_mode", ["delete", "wal"])
-async def test_a_file_that_may_only_be_read(tmp_path: Path, journal_mode: str) -> None:
+async def test_read_only_file_is_enough(tmp_path: Path, journal_mode: str) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     file = folder / "app.db"
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute(f"pragma journal_mode = {journal_mode}")
     writing = Application(f"sqlite:///{file}", create=True)
-    with writing.engine.connect():  # stays open, as an application that runs: in WAL mode it must
+    with writing.engine.connect():  # stays open, as in a running application; WAL mode needs that
         watched = Watched(writing, "iso")
         watched.tag("from before", START_US)
         file.chmod(0o444)
@@ -210,7 +210,7 @@ async def test_a_file_that_may_only_be_read(tmp_path: Path, journal_mode: str) -
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root passes over modes")
-async def test_a_place_for_events_that_cannot_be_written_is_told_with_its_setting(tmp_path: Path) -> None:
+async def test_unwritable_event_log_is_reported_with_its_setting(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     writing = Application(f"sqlite:///{folder}/app.db", create=True)

@@ -1,4 +1,4 @@
-"""Upgrade and rollback: servers go on where they were, and a schema that is too new is named in one line."""
+"""Upgrade and rollback: servers resume, and a schema that is too new is reported in one line."""
 
 import json
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ NEWER_SCHEMA = "working with the schema of a newer version"
 
 
 def ahead(stream: Stream) -> str:
-    """How each line about a schema begins that ``move_ahead`` left."""
+    """Return the beginning of a line about a schema after ``move_ahead``."""
     return f"airy_trio is at {newer(stream)}, of a newer version of airy-trio"
 
 
 def refusals(finished: Finished) -> list[str]:
-    """What a command ended with, without the warnings of the tests' own Postgres."""
+    """Return the result of a command, without the warnings about the tests' Postgres."""
     assert "Traceback" not in finished.err
     lines = finished.err.splitlines()
     return [line for line in lines if line.startswith("airy-trio: ") and not line.startswith("airy-trio: warning")]
@@ -45,7 +45,7 @@ def assert_same_epoch(serving: Server) -> None:
 
 
 @pytest.mark.slow
-async def test_server_runs_and_restarts_on_schema_ahead_of_it(any_application: Application, tmp_path: Path) -> None:
+async def test_server_runs_and_restarts_on_a_newer_schema(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as before:
@@ -70,7 +70,7 @@ async def test_server_runs_and_restarts_on_schema_ahead_of_it(any_application: A
             assert_same_epoch(serving)
 
 
-def test_commands_leave_compatible_newer_schema_alone(
+def test_commands_do_not_change_a_compatible_newer_schema(
     any_application: Application, tmp_path: Path, command_line: CommandLine
 ) -> None:
     config = str(configure(any_application, tmp_path))
@@ -116,7 +116,7 @@ def test_schema_that_is_too_new_is_one_line(
 
 
 @pytest.mark.slow
-async def test_schema_that_migrates_at_start_is_left_alone(any_application: Application, tmp_path: Path) -> None:
+async def test_migrate_at_start_does_not_change_a_newer_schema(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path, "migrate = true\n")
     move_ahead(any_application, "changes")
     with trio.fail_after(TIMEOUT_S):
@@ -126,9 +126,7 @@ async def test_schema_that_migrates_at_start_is_left_alone(any_application: Appl
 
 
 @pytest.mark.slow
-async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_sqlite_server_restores_only_missing_triggers(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     rebuilt = "create table channels (id text primary key, source text, source_channel_id text, connected boolean)"
     put_back = "triggers restored; rows written without them were not captured"
@@ -153,14 +151,14 @@ async def test_sqlite_server_puts_back_only_missing_triggers_of_newer_schema(
 
 
 def older_revisions() -> list[str]:
-    """Every revision but the newest of each stream."""
+    """Return every revision of each stream except the newest."""
     files = (path for stream in STREAMS for path in (streams.migrations_folder() / stream).glob("[0-9]*.py"))
     found = [f"{path.parent.name}_{path.name[:4]}" for path in sorted(files)]
     return [revision for revision in found if revision not in map(streams.head, STREAMS)]
 
 
 async def go_back(application: Application, settings: Settings, revision: str) -> None:
-    """Leave the schema, with the data in it, and the resume point as programs of an older revision did."""
+    """Bring the schema, with its data, and the resume point into the state of an older revision."""
     stream: Stream = "log" if revision.startswith("log") else "changes"
     if revision == "changes_0001":
         async with opened_store(settings) as opened:
@@ -176,7 +174,7 @@ async def go_back(application: Application, settings: Settings, revision: str) -
 
 
 def point_of_0001(point: str) -> str:
-    """A resume point as text in the form of programs of ``changes_0001``."""
+    """Return a resume point in the format of ``changes_0001``."""
     found = json.loads(point)
     if "token" in found:  # of SQLite
         return json.dumps([found["seq"], found["token"]])
@@ -224,13 +222,13 @@ async def assert_goes_on_after_upgrade(application: Application, folder: Path, r
 
 @pytest.mark.slow
 @pytest.mark.parametrize("revision", older_revisions())
-async def test_upgrade_from_each_older_revision_goes_on(
+async def test_upgrade_from_each_older_revision_resumes(
     any_application: Application, tmp_path: Path, revision: str
 ) -> None:
     await assert_goes_on_after_upgrade(any_application, tmp_path, revision)
 
 
 @pytest.mark.slow
-async def test_upgrade_with_redis_goes_on(any_application: Application, tmp_path: Path, own_redis: RedisServer) -> None:
+async def test_upgrade_with_redis_resumes(any_application: Application, tmp_path: Path, own_redis: RedisServer) -> None:
     more = f'[log]\nstore = "redis"\nurl = "{own_redis.url}"\n'
     await assert_goes_on_after_upgrade(any_application, tmp_path, "changes_0001", more)

@@ -1,4 +1,4 @@
-"""Web tokens through a whole server: keys in a file that is rotated while it runs, claims that limit what comes."""
+"""Web tokens through the whole server: a key file that is rotated, and claims that limit the events."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def published(*issuers: Issuer) -> bytes:
 
 
 async def let_in(address: app.Address, signer: Issuer) -> StompClient:
-    """Connect until it is accepted, in real time: the file of keys is read again at most once a second."""
+    """Connect until accepted, in real time: the key file is read at most once a second."""
     while True:
         try:
             return await connect(address.host, address.port, headers=[("passcode", signer.token())])
@@ -28,9 +28,7 @@ async def let_in(address: app.Address, signer: Issuer) -> StompClient:
             await trio.sleep(0.1)
 
 
-async def test_a_rotated_key_lets_in_and_sends_away_and_a_client_sees_its_channels_only(
-    any_application: Application, tmp_path: Path
-) -> None:
+async def test_rotated_key_decides_and_claims_limit_the_channels(any_application: Application, tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_bytes(published(FIRST))
     settings = any_application.migrate(
@@ -52,7 +50,7 @@ async def test_a_rotated_key_lets_in_and_sends_away_and_a_client_sees_its_channe
                 while ("message.updated", "m4") not in seen:
                     body = json.loads((await first.receive()).body)
                     seen.append((body["type"], body["payload"]["message"]["id"]))
-                assert {id_ for _, id_ in seen} <= {"m2", "m3", "m4"}  # m2 may be gone before it was read
+                assert {id_ for _, id_ in seen} <= {"m2", "m3", "m4"}  # m2 may be deleted before it was read
                 assert ("message.updated", "m3") in seen
                 assert seen[-2:] == [("message.deleted", "m2"), ("message.updated", "m4")]
 
@@ -64,8 +62,8 @@ async def test_a_rotated_key_lets_in_and_sends_away_and_a_client_sees_its_channe
 
 
 @pytest.mark.parametrize("tail_events", [20_000, 1], ids=["in the tail", "in the store"])
-async def test_a_conversation_of_another_channel_is_refused(any_application: Application, tail_events: int) -> None:
-    """Known from its deleted message too, and after a restart; a conversation without an event is accepted."""
+async def test_conversation_of_another_channel_is_refused(any_application: Application, tail_events: int) -> None:
+    """Also if its message was deleted, and after a restart. A conversation without an event is accepted."""
     settings = any_application.migrate(
         f"[events]\ndeletes = true\n[log]\ntail_events = {tail_events}\n[listener]\nport = 0\n"
         f'[auth]\nmode = "jwt"\njwt_key = "{SECRET}"\njwt_algorithms = ["HS256"]\njwt_channels_claim = "inboxes"'
@@ -97,5 +95,5 @@ async def test_a_conversation_of_another_channel_is_refused(any_application: App
                 assert await answer(address, "c3", inboxes=["ch1"]) == "403-destination"
                 assert await answer(address, "c4", inboxes=["ch1"]) == "live"
                 assert await answer(address, "c2", inboxes=["ch1", "ch2"]) == "live"
-                assert await answer(address, "c2", airy_channels=["ch1"]) == "live"  # no claim of this server
+                assert await answer(address, "c2", airy_channels=["ch1"]) == "live"  # this server has no event of it
                 nursery.cancel_scope.cancel()

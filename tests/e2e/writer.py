@@ -1,9 +1,10 @@
-"""An application: a process with connections of its own, which does as it is told and knows nothing of airy-trio.
+"""An application: a process with connections of its own that runs given statements, independent of airy-trio.
 
     python writer.py sqlite:///FILE | postgresql://…
 
-stdin, a line each: {"session": "a", "statements": ["insert …", …]}, done one after the other in the connection of that
-session, each committed at once unless ``begin`` stands among them. stdout, a line for each line: "done", or the fault.
+Each line of stdin is {"session": "a", "statements": ["insert …", …]}. The statements run one after the other in the
+connection of that session; each commits unless ``begin`` is among them. stdout has a line for each: "done" or the
+error.
 """
 
 import json
@@ -15,32 +16,32 @@ BUSY_TIMEOUT_S = 20
 
 
 def connect(url: str) -> Callable[[str], object]:
-    """What executes a statement in a new connection that commits by itself."""
+    """Return the function that executes a statement in a new connection in autocommit mode."""
     if url.startswith("sqlite:///"):
         connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=BUSY_TIMEOUT_S)
-        connection.execute("pragma synchronous = off")  # faster; nobody pulls the plug of a test
+        connection.execute("pragma synchronous = off")  # faster; tests need no durability
         return connection.execute
-    import psycopg  # noqa: PLC0415 - takes long, and who writes into SQLite does without
+    import psycopg  # noqa: PLC0415 - slow to import, and not needed for SQLite
 
     execute = psycopg.connect(url.replace("+psycopg", ""), autocommit=True).execute
     return lambda statement: execute(statement.encode())
 
 
 def main(url: str) -> None:
-    """Do what comes on stdin, to its end."""
+    """Run the lines of stdin until its end."""
     sessions: dict[str, Callable[[str], object]] = {}
     for line in sys.stdin:
-        told = json.loads(line)
-        session = told["session"]
+        request = json.loads(line)
+        session = request["session"]
         try:
             if session not in sessions:
                 sessions[session] = connect(url)
-            for statement in told["statements"]:
+            for statement in request["statements"]:
                 sessions[session](statement)
-        except Exception as fault:  # noqa: BLE001 - for the test to show
-            print(json.dumps(repr(fault)), flush=True)  # noqa: T201 - this is the answer
+        except Exception as fault:  # noqa: BLE001 - reported by the test
+            print(json.dumps(repr(fault)), flush=True)  # noqa: T201 - the caller reads it
         else:
-            print("done", flush=True)  # noqa: T201 - this is the answer
+            print("done", flush=True)  # noqa: T201 - the caller reads it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``airy-trio explain`` on both databases: each thing that can become of a row, and each that can stand in the way."""
+"""``airy-trio explain`` on both databases: each outcome for a row, and each reason that prevents an event."""
 
 import re
 from collections.abc import AsyncIterator
@@ -26,14 +26,14 @@ CLIENTS = 16
 INSERT_TAG = "insert into tags (id, name, color) values ('t1', 'flag', 'tag-red')"
 INSERT_ANOTHER = "insert into tags (id, name, color) values ('t2', 'flag', 'tag-red')"
 INSERT_CHANNEL = "insert into channels values ('ch1', 'facebook', 'page', true)"
-CHANGE_RECORDED = re.compile(  # retention may have come by already
+CHANGE_RECORDED = re.compile(  # retention may have trimmed it already
     r"written 20\S+ by the trigger's clock, recorded$|none in the change log: recorded and trimmed"
 )
 
 
 @frozen
 class Explained:
-    """The lines by what they are about."""
+    """The lines by their first word."""
 
     lines: dict[str, str]
     recorded: bool
@@ -43,17 +43,17 @@ class Explained:
 
 
 async def explain(config: Path, type_: str, id_: str) -> Explained:
-    """What the command prints, without a process of its own."""
+    """Return what the command prints, without starting a process."""
     subject = Subject.parse(type_, id_)
     assert subject is not None
     settings = load(config, {})
-    explained = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
-    assert explained.lines[0].startswith("verdict   ")
-    told: dict[str, str] = {}
-    for line in explained.lines:
+    found = await trio.to_thread.run_sync(lambda: explanation(settings, subject))
+    assert found.lines[0].startswith("verdict   ")
+    lines: dict[str, str] = {}
+    for line in found.lines:
         about = line[:10].strip()
-        told[about] = f"{told[about]}\n{line[10:]}" if about in told else line[10:]
-    return Explained(told, explained.recorded)
+        lines[about] = f"{lines[about]}\n{line[10:]}" if about in lines else line[10:]
+    return Explained(lines, found.recorded)
 
 
 def configure(application: Application, folder: Path, more: str = "", *, port: int = 1) -> Path:
@@ -92,7 +92,7 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     config = configure(any_application, tmp_path, port=port)
     async with (
         serving(any_application, port) as (address, _),
-        await client(address, "/events") as all_of_it,
+        await client(address, "/events") as receiving,
         await client(address, "/events/conversation/c1"),
         await client(address, "/events/conversation/other"),
         await connect(address.host, address.port, address.path),
@@ -101,43 +101,43 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
         any_application.message()
         any_application.message(id="m2")
         for _ in range(3):
-            event = await all_of_it.receive()
+            event = await receiving.receive()
         any_application.execute("update messages set delivery_state = 'failed' where id = 'm1'")
-        event = await all_of_it.receive()
-        told = await explain(config, "message", "m1")
+        event = await receiving.receive()
+        found = await explain(config, "message", "m1")
         command = await run("explain", "--config", str(config), "message", "m1")
-    assert told["row"] == 'there is one in table "messages", fit to be an event'
-    assert CHANGE_RECORDED.match(told["change"]), told["change"]
-    assert told["recorder"].startswith("a server holds the lease and records into ")
-    assert told["event"].startswith(f"message.updated at {event.get('message-id')}, recorded 20")
-    assert told["event"].endswith(", the newest of 2 that are kept")
+    assert found["row"] == 'there is one in table "messages", which can become an event'
+    assert CHANGE_RECORDED.match(found["change"]), found["change"]
+    assert found["recorder"].startswith("a server holds the lease and records into ")
+    assert found["event"].startswith(f"message.updated at {event.get('message-id')}, recorded 20")
+    assert found["event"].endswith(", the newest of 2 that are retained")
     summary = (
-        "4 connected: 2 have passed it, 0 have not yet, 1 subscribe to other destinations, 1 to none, 0 may not read it"
+        "4 connected: 2 are past it, 0 are not yet, 1 subscribe to other destinations, 1 to none, 0 may not read it"
     )
-    assert told["clients"] == summary
-    assert told[""].count("session ") == 4
-    assert (told["verdict"], told.recorded) == ("recorded: message.updated is in the event log", True)
-    assert told["server"] == ""
+    assert found["clients"] == summary
+    assert found[""].count("session ") == 4
+    assert (found["verdict"], found.recorded) == ("recorded: message.updated is in the event log", True)
+    assert found["server"] == ""
     assert (command.code, command.err) == (0, "")
-    assert f"row       {told['row']}\n" in command.out
+    assert f"row       {found['row']}\n" in command.out
     assert f"clients   {summary}\n" in command.out
 
 
-async def test_without_a_server_it_says_that_nobody_records(any_application: Application, tmp_path: Path) -> None:
+async def test_without_a_server_no_recorder_is_reported(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.tag()
-    told = await explain(configure(any_application, tmp_path), "tag", "t1")
-    assert told["row"] == 'there is one in table "tags", fit to be an event'
-    assert told["change"].startswith("written ")
-    assert told["change"].endswith(", not recorded yet")
-    assert told["recorder"] == "no server holds the lease: nothing is recorded until one runs"
-    assert told["event"].startswith("none of it is kept (kept is nothing)")
-    assert told["verdict"] == "not yet: the change waits for a server; none records now"
-    assert not told.recorded
-    assert told["server"] == "no server answers at the admin port 127.0.0.1:1; it does not run here"
+    found = await explain(configure(any_application, tmp_path), "tag", "t1")
+    assert found["row"] == 'there is one in table "tags", which can become an event'
+    assert found["change"].startswith("written ")
+    assert found["change"].endswith(", not recorded yet")
+    assert found["recorder"] == "no server holds the lease: nothing is recorded until one runs"
+    assert found["event"].startswith("none is retained (the log has nothing)")
+    assert found["verdict"] == "not yet: the change is waiting for a server; no server is recording"
+    assert not found.recorded
+    assert found["server"] == "no server answers at the admin port 127.0.0.1:1; it is not running here"
 
 
-async def test_no_such_row_and_one_that_was_deleted(any_application: Application, tmp_path: Path) -> None:
+async def test_absent_row_and_deleted_row_are_distinguished(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.channel()
     any_application.execute("delete from channels")
@@ -146,40 +146,40 @@ async def test_no_such_row_and_one_that_was_deleted(any_application: Application
     assert gone["row"] == 'there is none in table "channels"'
     assert gone["change"].startswith("deleted ")
     never = await explain(config, "channel", "ch2")
-    assert never["change"] == "none in the change log: recorded and trimmed, or from before the triggers were there"
+    assert never["change"] == "none in the change log: recorded and trimmed, or older than the triggers"
 
 
 @pytest.mark.parametrize("id_", ["abc", "1", "99999999999999999999"])
-async def test_object_without_a_row_is_not_invented(
+async def test_unknown_object_is_reported_as_unknown(
     postgres_application: Application, tmp_path: Path, id_: str
 ) -> None:
     postgres_application.execute("create table tags (id integer primary key, name text, color text)")
     others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
     postgres_application.migrate(others, with_tables=False)
     config = configure(postgres_application, tmp_path, others)
-    told = await explain(config, "tag", id_)
-    assert told["row"] == 'there is none in table "tags"'
-    assert told["verdict"] == "nothing is known of this object: no row, no change, no event"
+    found = await explain(config, "tag", id_)
+    assert found["row"] == 'there is none in table "tags"'
+    assert found["verdict"] == "this object is unknown: no row, no change, no event"
     assert (await run("explain", "--config", str(config), "tag", id_)).code == 1
 
 
-async def test_a_row_fault_is_named(any_application: Application, tmp_path: Path) -> None:
+async def test_row_fault_is_reported(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.message(delivery_state="lost")
-    told = await explain(configure(any_application, tmp_path), "message", "m1")
-    assert told["row"].startswith('there is one in table "messages", which cannot become an event (row fault): ')
-    assert "messages m1: delivery_state " in told["row"]
-    assert (told["verdict"], told.recorded) == ("no event: the row cannot become one", False)
+    found = await explain(configure(any_application, tmp_path), "message", "m1")
+    assert found["row"].startswith('there is one in table "messages", which cannot be converted (row fault): ')
+    assert "messages m1: delivery_state " in found["row"]
+    assert (found["verdict"], found.recorded) == ("no event: the row cannot be converted", False)
 
 
-async def test_a_row_outside_where_counts_as_deleted(any_application: Application, tmp_path: Path) -> None:
+async def test_row_excluded_by_where_counts_as_deleted(any_application: Application, tmp_path: Path) -> None:
     more = "[database.tables.tags]\nwhere = \"name <> 'flag'\"\n"
     any_application.migrate()
     any_application.tag()
-    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
-    assert "outside of database.tables.tags.where: it counts as deleted" in told["row"]
-    assert told["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
-    assert not told.recorded
+    found = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert "excluded by database.tables.tags.where: it counts as deleted" in found["row"]
+    assert found["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
+    assert not found.recorded
 
 
 async def test_metadata_outside_where_is_excluded(any_application: Application, tmp_path: Path) -> None:
@@ -188,11 +188,11 @@ async def test_metadata_outside_where_is_excluded(any_application: Application, 
     any_application.metadata("conversation", "c1", "note", "hidden")
     any_application.execute(f"delete from {any_application.log_table('change_log')}")
     config = configure(any_application, tmp_path, more)
-    told = await explain(config, "metadata", "conversation:c1")
-    assert "outside of database.tables.metadata.where: it counts as deleted" in told["row"]
-    assert (told["verdict"], told.recorded) == ("no event is kept: the row is excluded by `where`", False)
+    found = await explain(config, "metadata", "conversation:c1")
+    assert "excluded by database.tables.metadata.where: it counts as deleted" in found["row"]
+    assert (found["verdict"], found.recorded) == ("no event is retained: the row is excluded by `where`", False)
     never = await explain(config, "metadata", "conversation:c2")
-    assert never["verdict"] == "nothing is known of this object: no row, no change, no event"
+    assert never["verdict"] == "this object is unknown: no row, no change, no event"
 
 
 async def test_row_that_leaves_where_is_excluded(any_application: Application, tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ async def test_row_that_leaves_where_is_excluded(any_application: Application, t
     await record(any_application, more, INSERT_TAG)
     any_application.execute("update tags set name = 'hidden'")
     await record(any_application, more, INSERT_ANOTHER)
-    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
-    assert told["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
-    assert not told.recorded
+    found = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert found["verdict"] == "no event: the row is excluded by `where`, and deletes are not recorded"
+    assert not found.recorded
 
 
 async def test_deleted_row_without_deletes_is_not_recorded(any_application: Application, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ async def test_deleted_row_without_deletes_is_not_recorded(any_application: Appl
     any_application.execute("delete from tags")
     await record(any_application, "", INSERT_ANOTHER)
     config = configure(any_application, tmp_path)
-    told = await explain(config, "tag", "t1")
-    assert told["verdict"] == "no event: the row is absent, and deletes are not recorded"
+    found = await explain(config, "tag", "t1")
+    assert found["verdict"] == "no event: the row is absent, and deletes are not recorded"
     assert (await run("explain", "--config", str(config), "tag", "t1")).code == 1
 
 
@@ -223,41 +223,41 @@ async def test_recorded_delete_is_the_current_state(any_application: Application
     deletions = "delete from tags", "delete from channels"
     await record(any_application, more, INSERT_TAG, INSERT_CHANNEL, *deletions)
     config = configure(any_application, tmp_path, more)
-    told = await explain(config, "tag", "t1")
-    assert (told["verdict"], told.recorded) == ("recorded: tag.deleted is in the event log", True)
-    told = await explain(config, "channel", "ch1")
-    assert (told["verdict"], told.recorded) == ("recorded: channel.updated is in the event log", True)
+    found = await explain(config, "tag", "t1")
+    assert (found["verdict"], found.recorded) == ("recorded: tag.deleted is in the event log", True)
+    found = await explain(config, "channel", "ch1")
+    assert (found["verdict"], found.recorded) == ("recorded: channel.updated is in the event log", True)
 
 
 async def test_write_that_fires_no_trigger_is_not_recorded(postgres_application: Application, tmp_path: Path) -> None:
     postgres_application.migrate()
     await record(postgres_application, "", INSERT_TAG)
     postgres_application.execute("set local session_replication_role = replica", "update tags set name = 'other'")
-    told = await explain(configure(postgres_application, tmp_path), "tag", "t1")
-    assert told["verdict"] == "not recorded: tag.updated is in the event log, but is not the current state"
-    assert not told.recorded
+    found = await explain(configure(postgres_application, tmp_path), "tag", "t1")
+    assert found["verdict"] == "not recorded: tag.updated is in the event log, but is not the current state"
+    assert not found.recorded
 
 
-async def test_missing_triggers_are_told(any_application: Application, tmp_path: Path) -> None:
+async def test_missing_triggers_are_reported(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.execute("drop table tags", "create table tags (id text primary key, name text, color text)")
     any_application.tag()
-    told = await explain(configure(any_application, tmp_path), "tag", "t1")
-    assert 'table "tags" (tags) has no trigger ' in told["triggers"]
-    assert told["verdict"].startswith("no event: changes of this table are not captured; run: airy-trio migrate")
+    found = await explain(configure(any_application, tmp_path), "tag", "t1")
+    assert 'table "tags" (tags) has no trigger ' in found["triggers"]
+    assert found["verdict"].startswith("no event: changes of this table are not captured; run: airy-trio migrate")
 
 
-async def test_metadata_by_its_pair(any_application: Application, tmp_path: Path) -> None:
+async def test_metadata_is_found_by_subject_and_identifier(any_application: Application, tmp_path: Path) -> None:
     any_application.migrate()
     any_application.metadata("conversation", "a:b", "contact.displayName", "Grace")
     config = configure(any_application, tmp_path)
-    told = await explain(config, "metadata", "conversation:a:b")
-    assert told["row"] == 'there is one in table "metadata", fit to be an event'
-    assert told["change"].startswith("written ")
+    found = await explain(config, "metadata", "conversation:a:b")
+    assert found["row"] == 'there is one in table "metadata", which can become an event'
+    assert found["change"].startswith("written ")
     assert (await explain(config, "metadata", "message:a:b"))["row"] == 'there is none in table "metadata"'
 
 
-async def test_what_has_not_been_installed_and_what_is_not_mapped(
+async def test_missing_installation_and_unmapped_table_are_reported(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     sqlite_application.execute("create table tags (id text, name text, color text)")
@@ -267,15 +267,15 @@ async def test_what_has_not_been_installed_and_what_is_not_mapped(
     assert 'database.tables.messages.name is ""' in (await explain(config, "message", "m1"))["row"]
 
 
-async def test_without_triggers_there_is_no_change_log_to_ask(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_without_triggers_the_change_is_not_known(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.execute("create table tags (id text, name text, color text, updated_at text)")
     sqlite_application.execute("insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
     others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
     more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
-    told = await explain(configure(sqlite_application, tmp_path, more), "tag", "t1")
-    assert told["row"] == 'there is one in table "tags", fit to be an event'
-    assert told["change"] == 'not known: changes.capture is "updated_at", which keeps no change log'
-    assert told["recorder"] == ""
+    found = await explain(configure(sqlite_application, tmp_path, more), "tag", "t1")
+    assert found["row"] == 'there is one in table "tags", which can become an event'
+    assert found["change"] == 'not known: changes.capture is "updated_at", which keeps no change log'
+    assert found["recorder"] == ""
 
 
 @pytest.mark.parametrize(
@@ -298,18 +298,18 @@ async def test_without_triggers_the_event_is_compared_with_the_row(
     any_application.migrate(more, with_tables=False)
     await record(any_application, more, "insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
     any_application.execute(change)
-    told = await explain(configure(any_application, tmp_path, more), "tag", "t1")
-    assert (told["verdict"], told.recorded) == (verdict, verdict.startswith("recorded"))
+    found = await explain(configure(any_application, tmp_path, more), "tag", "t1")
+    assert (found["verdict"], found.recorded) == (verdict, verdict.startswith("recorded"))
 
 
-async def test_with_the_store_in_memory_the_rest_is_told(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_memory_store_leaves_only_the_event_unknown(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.migrate()
     sqlite_application.tag()
-    told = await explain(configure(sqlite_application, tmp_path, '[log]\nstore = "memory"\n'), "tag", "t1")
-    assert told["event"] == 'not known: the event store "memory" is inside the server'
-    assert told["row"].startswith("there is one")
-    assert told["change"].endswith(" by the trigger's clock, not known whether it is recorded")
-    assert (told["verdict"], told.recorded) == ("not known: the event log cannot be asked", False)
+    found = await explain(configure(sqlite_application, tmp_path, '[log]\nstore = "memory"\n'), "tag", "t1")
+    assert found["event"] == 'not known: the event store "memory" is inside the server process'
+    assert found["row"].startswith("there is one")
+    assert found["change"].endswith(" by the trigger's clock, not known whether it is recorded")
+    assert (found["verdict"], found.recorded) == ("not known: the event log cannot be read", False)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ async def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_the_clients_of_every_worker_are_counted_and_one_that_does_not_answer_is_named(
+async def test_clients_of_all_workers_are_counted_and_missing_workers_named(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     sqlite_application.migrate()
@@ -346,28 +346,28 @@ async def test_the_clients_of_every_worker_are_counted_and_one_that_does_not_ans
             sqlite_application.tag()
             for one in clients:
                 await one.receive()
-            told = await explain(config, "tag", "t1")
-            assert told["clients"].startswith(f"{CLIENTS} connected: {CLIENTS} have passed it, 0 have not yet, ")
-            assert told[""].count("session ") == CLIENTS
-            assert told["server"] == ""
-            assert 0 < len(await sessions_at(port)) < CLIENTS, "they are spread over both"
+            found = await explain(config, "tag", "t1")
+            assert found["clients"].startswith(f"{CLIENTS} connected: {CLIENTS} are past it, 0 are not yet, ")
+            assert found[""].count("session ") == CLIENTS
+            assert found["server"] == ""
+            assert 0 < len(await sessions_at(port)) < CLIENTS, "the clients are spread over both workers"
 
             config.write_text(config.read_text().replace("workers = 2\n", "workers = 4\n"))
-            told = await explain(config, "tag", "t1")
-    assert told["clients"].startswith(f"{CLIENTS} connected to the 3 of 4 workers that answer: {CLIENTS} have passed")
+            found = await explain(config, "tag", "t1")
+    assert found["clients"].startswith(f"{CLIENTS} connected to the 3 of 4 workers that answer: {CLIENTS} are past")
     for name, number in (("worker 3", port + 3), ("recorder", port + 4)):
-        assert f"{name}: no server answers at the admin port {HOST}:{number}; it does not run here" in told["server"]
-    assert "worker 2" not in told["server"], "where the recorder is, of the server that runs"
+        assert f"{name}: no server answers at the admin port {HOST}:{number}; it is not running here" in found["server"]
+    assert "worker 2" not in found["server"], "its port is that of the running server's recorder"
 
 
 async def sessions_at(port: int) -> list[object]:
-    """Who is connected to the worker that has this admin port."""
+    """Return the sessions of the worker with this admin port."""
     answer = await Port(port).get("/api/clients?position=aaaaaa-1&type=tag.updated")
     found: list[object] = answer.json()["sessions"]
     return found
 
 
-async def test_what_is_no_server_of_ours_is_told(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_another_program_at_the_admin_port_is_reported(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.migrate()
     sqlite_application.tag()
     async with serving(sqlite_application, free_port()) as (address, _), await client(address, "/events") as one:
@@ -377,16 +377,16 @@ async def test_what_is_no_server_of_ours_is_told(sqlite_application: Application
         await JSONResponse({"error": "no such page"}, 404)(scope, receive, send)
 
     async with serving_alone(answer) as other:
-        told = await explain(configure(sqlite_application, tmp_path, port=other.number), "tag", "t1")
-    assert told["clients"] == "not known"
-    assert told["server"] == f"something else answers at the admin port {HOST}:{other.number}"
+        found = await explain(configure(sqlite_application, tmp_path, port=other.number), "tag", "t1")
+    assert found["clients"] == "not known"
+    assert found["server"] == f"another program answers at the admin port {HOST}:{other.number}"
 
 
-async def test_clients_are_told_to_nobody_who_comes_by_a_name(any_application: Application) -> None:
+async def test_clients_page_rejects_a_foreign_host_name(any_application: Application) -> None:
     any_application.migrate()
     async with serving(any_application, free_port()) as (_, port):
-        question = "/api/clients?position=aaaaaa-1&type=tag.updated"
-        assert (await port.get(question)).json()["clients"] == 0
-        assert (await port.get(question, host="evil.example:8081")).status_code == 403
-        assert (await port.get(question, host="localhost:8081")).status_code == 200
+        path = "/api/clients?position=aaaaaa-1&type=tag.updated"
+        assert (await port.get(path)).json()["clients"] == 0
+        assert (await port.get(path, host="evil.example:8081")).status_code == 403
+        assert (await port.get(path, host="localhost:8081")).status_code == 200
         assert (await port.get("/api/clients?position=x")).status_code == 400

@@ -480,7 +480,7 @@ async def test_waiting_node_reports_an_interruption_until_it_is_over(
     assert [one.recorder.interruption for one in nodes] == [None, None]
     changes.away = True
     await trio.sleep(5)
-    assert [one.recorder.interruption for one in nodes] == ["the database is away"] * 2
+    assert [one.recorder.interruption for one in nodes] == ["the database is unavailable"] * 2
     assert all(3 < one.recorder.lag_s <= 5 for one in nodes)
     changes.away = False
     await trio.sleep(5)

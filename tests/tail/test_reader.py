@@ -1,4 +1,4 @@
-"""The cursor over the servers' shoulders, on the store in memory: nothing skipped, and what is gone is said."""
+"""The cursor of ``tail`` on the memory store: no event is skipped, and resets are reported."""
 
 import pytest
 import trio
@@ -51,7 +51,7 @@ async def test_everything_after_the_position_once_and_in_order(monkeypatch: pyte
     assert [await offsets(reading) for _ in range(2)] == [[4, 5, 6, 7], [8, 9, 10]]
 
 
-async def test_waits_at_the_head_for_what_comes(autojump_clock: trio.testing.MockClock) -> None:
+async def test_waits_at_the_head_for_new_events(autojump_clock: trio.testing.MockClock) -> None:
     log = Log()
     await log.append(1)
     reading = await log.reader(1)
@@ -68,7 +68,7 @@ async def test_waits_at_the_head_for_what_comes(autojump_clock: trio.testing.Moc
     assert found == [2]
 
 
-async def test_events_of_others_are_passed_over(autojump_clock: trio.testing.MockClock) -> None:
+async def test_events_of_other_destinations_are_skipped(autojump_clock: trio.testing.MockClock) -> None:
     log = Log()
     await log.append(3, "c2")
     await log.append(1, "c1")
@@ -77,11 +77,11 @@ async def test_events_of_others_are_passed_over(autojump_clock: trio.testing.Moc
     assert await offsets(reading) == [4]
     with trio.move_on_after(1) as waiting:
         await reading.next()
-    assert waiting.cancelled_caught  # not even once more for what was looked at
+    assert waiting.cancelled_caught  # the events of others do not end the wait
     assert reading.position.offset == 6
 
 
-async def test_what_was_trimmed_is_said_and_the_rest_is_read() -> None:
+async def test_trimmed_events_give_a_reset_then_the_rest() -> None:
     log = Log()
     await log.append(5)
     await log.store.trim(age_s=3600, keep=2, limit=100, unused_s=10**6)
@@ -90,7 +90,7 @@ async def test_what_was_trimmed_is_said_and_the_rest_is_read() -> None:
     assert await offsets(reading) == [4, 5]
 
 
-async def test_a_new_epoch_is_said_and_read_from_its_beginning() -> None:
+async def test_new_epoch_gives_a_reset_then_its_events() -> None:
     log = Log()
     head = await log.append(2)
     reading = await log.reader(2)
@@ -101,7 +101,7 @@ async def test_a_new_epoch_is_said_and_read_from_its_beginning() -> None:
     assert await offsets(reading) == [1]
 
 
-async def test_a_position_beyond_the_head_is_of_another_history(autojump_clock: trio.testing.MockClock) -> None:
+async def test_position_beyond_the_head_is_of_another_epoch(autojump_clock: trio.testing.MockClock) -> None:
     log = Log()
     await log.append(2)
     reading = await log.reader(7)

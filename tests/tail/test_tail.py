@@ -1,4 +1,4 @@
-"""``airy-trio tail`` as a process, beside a real server: what it shows, where it begins, and how it ends."""
+"""``airy-trio tail`` as a process, next to a real server: what it prints, where it begins, and how it ends."""
 
 import json
 import os
@@ -23,7 +23,7 @@ EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  ([a-z0-9]{6}-\d+) +(\S+\.updated) +(
 
 @asynccontextmanager
 async def tailing(config: Path, *arguments: str, environ: dict[str, str] | None = None) -> AsyncIterator[Program]:
-    """``airy-trio tail`` once it has found its place in the store."""
+    """Run ``airy-trio tail``, and yield once it reads the store."""
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [*AIRY_TRIO, "tail", "--config", str(config), *arguments], environ=environ) as tail:
             first = await tail.err.line(0)
@@ -48,7 +48,7 @@ async def shown(tail: Program, number: int) -> tuple[str, str, str]:
 
 
 async def recorded(config: Path, count: int) -> list[dict[str, object]]:
-    """The first events of the log, once they are there."""
+    """Return the first events of the log, once they are recorded."""
     ended = await run("tail", "--config", str(config), "--json", "--all", "--events", str(count))
     assert ended.code == 0, ended.err
     return [json.loads(line) for line in ended.out.splitlines()]
@@ -60,14 +60,14 @@ async def test_shows_each_event_as_it_happens(any_application: Application, tmp_
         any_application.tag(name="first")
         assert (await shown(tail, 0))[1:] == ("tag.updated", "first  tag-red")
         any_application.message()
-        position, type_, told = await shown(tail, 1)
+        position, type_, text = await shown(tail, 1)
         assert (position[-2:], type_) == ("-2", "message.updated")
-        assert told == "c1  contact: Hello World  (pending)"
+        assert text == "c1  contact: Hello World  (pending)"
         assert await tail.terminate() == 0
     assert "\x1b" not in "".join(tail.out.all)  # no colours in a pipe
 
 
-async def test_ctrl_c_ends_it_without_a_word(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_ctrl_c_ends_it_without_output(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config), tailing(config) as tail:
         tail.process.send_signal(signal.SIGINT)
@@ -75,7 +75,7 @@ async def test_ctrl_c_ends_it_without_a_word(sqlite_application: Application, tm
     assert len(tail.err.all) == 1
 
 
-async def test_json_has_the_event_exactly_and_its_position(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_json_has_the_exact_event_and_its_position(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config):
         sqlite_application.message(content='{"text": "a\\u2028b\\n"}')
@@ -87,7 +87,7 @@ async def test_json_has_the_event_exactly_and_its_position(sqlite_application: A
     assert list(event) == ["type", "payload"]
 
 
-async def test_a_cut_event_says_so(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_truncated_event_is_marked(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config):
         sqlite_application.message(content=json.dumps({"text": "x" * 70_000}))
@@ -95,7 +95,7 @@ async def test_a_cut_event_says_so(sqlite_application: Application, tmp_path: Pa
     assert event["truncated"] is True
 
 
-async def test_resumes_after_a_position_and_of_one_destination(any_application: Application, tmp_path: Path) -> None:
+async def test_resumes_after_a_position_on_one_destination(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     async with serving(config):
         for number in range(4):
@@ -110,7 +110,7 @@ async def test_resumes_after_a_position_and_of_one_destination(any_application: 
     ]
 
 
-async def test_positions_that_are_gone_are_told_as_to_a_client(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_expired_positions_are_reported_as_to_a_client(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config):
         sqlite_application.tag()
@@ -121,7 +121,7 @@ async def test_positions_that_are_gone_are_told_as_to_a_client(sqlite_applicatio
     epoch = str(event["position"]).partition("-")[0]
     assert reset == {"position": f"{epoch}-0", "resume": "reset-epoch"}
     assert again == event
-    assert "reset-epoch: the position is of another history of this log" in ended.err
+    assert "reset-epoch: the position is of another epoch of this log" in ended.err
     with application(f"sqlite:///{tmp_path}/app.db.airy-trio.db") as log:
         log.execute(
             "insert into airy_trio_event_log select 9, appended_at_ms, type, object, conversation_id, channel_id, "
@@ -131,10 +131,10 @@ async def test_positions_that_are_gone_are_told_as_to_a_client(sqlite_applicatio
         )
     ended = await run(*arguments, f"{epoch}-3")
     assert json.loads(ended.out.splitlines()[0]) == {"position": f"{epoch}-8", "resume": "reset-expired"}
-    assert "reset-expired: what followed the position has been trimmed" in ended.err
+    assert "reset-expired: the events after the position have been trimmed" in ended.err
 
 
-async def test_a_reader_who_leaves_ends_it_quietly(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_closed_pipe_ends_it_quietly(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path)
     async with serving(config):
         sqlite_application.tag()
@@ -149,7 +149,7 @@ async def test_a_reader_who_leaves_ends_it_quietly(sqlite_application: Applicati
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
-async def test_waits_for_a_database_that_is_away(own_postgres: Postgres, tmp_path: Path) -> None:
+async def test_waits_for_an_unavailable_database(own_postgres: Postgres, tmp_path: Path) -> None:
     with application(own_postgres.url(own_postgres.create_database())) as writing:
         config = configure(writing, tmp_path)
         async with serving(config), tailing(config) as tail:
@@ -159,9 +159,9 @@ async def test_waits_for_a_database_that_is_away(own_postgres: Postgres, tmp_pat
             await trio.to_thread.run_sync(own_postgres.stop)
             away = await tail.err.line(1)
             assert away is not None
-            assert away.startswith("airy-trio: the event store is away, and waited for: ")
+            assert away.startswith("airy-trio: event store unavailable; retrying: ")
             await trio.to_thread.run_sync(own_postgres.start)
-            assert await tail.err.line(2) == "airy-trio: the event store is back"
+            assert await tail.err.line(2) == "airy-trio: event store available again"
             writing.tag("after")
             assert (await shown(tail, 1))[0].endswith("-2")
             assert await tail.terminate() == 0
@@ -171,11 +171,14 @@ async def test_waits_for_a_database_that_is_away(own_postgres: Postgres, tmp_pat
 @pytest.mark.parametrize(
     "more, message",
     [
-        ('[log]\nstore = "memory"\n', 'log.store: "memory" is inside the server, where nobody else can read it'),
-        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server creates it)"),
+        (
+            '[log]\nstore = "memory"\n',
+            'log.store: "memory" is inside the server process and cannot be read from outside',
+        ),
+        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server makes it)"),
     ],
 )
-def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_path: Path, command_line: CommandLine) -> None:
+def test_missing_store_is_reported(more: str, message: str, tmp_path: Path, command_line: CommandLine) -> None:
     with application(f"sqlite:///{tmp_path}/app.db", create=True) as made:
         config = configure(made, tmp_path, more)
     (tmp_path / "app.db.airy-trio.db").unlink(missing_ok=True)
@@ -188,8 +191,8 @@ def test_without_a_store_to_read_it_says_so(more: str, message: str, tmp_path: P
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["/events/nothing"], "'/events/nothing' is no destination"),
-        (["--since", "7"], "'7' is no position, which looks like k7f3q9-1042"),
+        (["/events/nothing"], "'/events/nothing' is not a destination"),
+        (["--since", "7"], "'7' is not a position, which looks like k7f3q9-1042"),
         (["--since", "aaaaaa-1", "--all"], "--since and --all exclude each other"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the certificate says of histories that are right and wrong, each by hand."""
+"""The certificate for correct and faulty histories, each written by hand."""
 
 import pytest
 
@@ -27,11 +27,11 @@ def test_everything_once_and_in_order_is_clean() -> None:
     assert (found.latency_s(0.5), found.latency_s(0.99)) == (2.5, 3.5)
 
 
-def test_a_version_may_be_passed_over_when_a_newer_one_comes() -> None:
+def test_version_may_be_skipped_if_a_newer_one_follows() -> None:
     assert certificate([("a", 1), ("a", 2)], [(1, ("a", 2))], {"a": 2}).clean
 
 
-def test_what_nobody_heard_of_the_commit_of_is_known_by_its_row() -> None:
+def test_unconfirmed_commit_is_known_by_its_row() -> None:
     assert certificate([("b", 1)], [(1, ("a", 1)), (2, ("b", 1))], {"a": 1, "b": 1}).clean
     assert certificate([("b", 1)], [(1, ("b", 1))], {"a": 1, "b": 1}).lost == ["a"]
 
@@ -53,7 +53,7 @@ def test_lost(received: list[tuple[int, Change]], rows: dict[str, int], lost: li
     assert not found.clean
 
 
-def test_positions_that_never_came() -> None:
+def test_skipped_positions_are_missing() -> None:
     found = certificate([("a", 1)], [(2, ("a", 1)), (5, ("b", 1))], {"a": 1, "b": 1})
     assert found.missing == 3
     assert not found.clean

@@ -1,4 +1,4 @@
-"""``airy-trio verify`` as somebody runs it: beside a server, with wrong feeds, killed, interrupted."""
+"""``airy-trio verify`` as a process: next to a server, with wrong feeds, killed, interrupted."""
 
 import os
 import re
@@ -32,24 +32,24 @@ CERTIFICATE = re.compile(
 
 
 def left(application: Application) -> list[str]:
-    """The scratch places that there are."""
+    """Return the scratch schemas or folders that exist."""
     if application.dialect == SQLITE:
         return [path.name for path in sqlite_path(application.url).parent.glob("*.airy-trio-verify-*")]
     return str(application.scalar(SCHEMAS) or "").split()
 
 
 def recording(application: Application) -> bool:
-    """Whether a scratch place has a server that records."""
+    """Return whether a server is recording in the scratch schema or folder."""
     if application.dialect == SQLITE:
         folder = sqlite_path(application.url).parent
         return any(folder.glob("*.airy-trio-verify-*/app.db.airy-trio.lock"))
-    (place,) = left(application)
-    there = application.scalar(f"select to_regclass('{place}.event_log') is not null")
-    return bool(there and application.scalar(f"select count(*) from {place}.event_log"))
+    (schema,) = left(application)
+    exists = application.scalar(f"select to_regclass('{schema}.event_log') is not null")
+    return bool(exists and application.scalar(f"select count(*) from {schema}.event_log"))
 
 
-async def until(what: Callable[[Application], object], application: Application) -> None:
-    while not await trio.to_thread.run_sync(what, application):
+async def until(condition: Callable[[Application], object], application: Application) -> None:
+    while not await trio.to_thread.run_sync(condition, application):
         pass
 
 
@@ -65,9 +65,7 @@ async def verified(config: Path, seconds: int = SECONDS, command: Sequence[str] 
     return Finished(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
-async def test_nothing_is_lost_and_a_running_server_sees_nothing_of_it(
-    any_application: Application, tmp_path: Path
-) -> None:
+async def test_nothing_is_lost_and_a_running_server_is_unaffected(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with server(config) as serving, listening(serving) as client:
@@ -76,34 +74,34 @@ async def test_nothing_is_lost_and_a_running_server_sees_nothing_of_it(
             any_application.tag()
             assert (await client.next()).offset == 1
             assert any_application.scalar(f"select count(*) from {any_application.log_table('change_log')}") == 1
-    told = CERTIFICATE.fullmatch(ended.out)
-    assert told is not None, ended.out
-    changes, transactions, _, received, *faults = told.groups()
+    shown = CERTIFICATE.fullmatch(ended.out)
+    assert shown is not None, ended.out
+    changes, transactions, _, received, *faults = shown.groups()
     assert int(changes) >= int(transactions) > 10
     assert int(received) > 10
     assert faults == ["0", "0", "0"]
-    torments = ["rolled back", "savepoints rolled back", "connections cut", "left open for long"]
-    assert [word for word in torments if word not in told[3]] == []
+    disturbances = ["rolled back", "savepoints rolled back", "connections terminated", "left open for long"]
+    assert [word for word in disturbances if word not in shown[3]] == []
     assert left(any_application) == []
 
 
 @pytest.mark.slow
-async def test_who_records_is_cut_off_as_well(postgres_application: Application, tmp_path: Path) -> None:
+async def test_recorder_is_terminated_too(postgres_application: Application, tmp_path: Path) -> None:
     ended = await verified(configure(postgres_application, tmp_path), seconds=4)
     assert (ended.code, ended.err) == (0, "")
-    assert "recorders cut" in ended.out
+    assert "recorders terminated" in ended.out
 
 
-async def test_a_feed_that_goes_by_seq_is_found_out(postgres_application: Application, tmp_path: Path) -> None:
+async def test_loss_by_a_feed_ordered_by_seq_is_detected(postgres_application: Application, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "tests.drill.wrong_server")
     ended = await verified(configure(postgres_application, tmp_path), command=command)
     assert ended.code == 1
-    assert int(re.findall(r"lost +(\d+)", ended.out)[0]) >= 20  # of the transaction that stayed open alone
+    assert int(re.findall(r"lost +(\d+)", ended.out)[0]) >= 20  # of the long transaction alone
     assert "airy-trio: lost: " in ended.err
     assert left(postgres_application) == []
 
 
-async def test_a_feed_that_forgets_is_found_out(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_loss_by_a_feed_that_drops_changes_is_detected(sqlite_application: Application, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "tests.verify.wrong_feed")
     ended = await verified(configure(sqlite_application, tmp_path), command=command)
     assert ended.code == 1
@@ -112,7 +110,9 @@ async def test_a_feed_that_forgets_is_found_out(sqlite_application: Application,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-async def test_a_signal_leaves_nothing(number: signal.Signals, any_application: Application, tmp_path: Path) -> None:
+async def test_signal_leaves_nothing_behind(
+    number: signal.Signals, any_application: Application, tmp_path: Path
+) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, verifying(config, 30)) as program:
@@ -125,7 +125,7 @@ async def test_a_signal_leaves_nothing(number: signal.Signals, any_application: 
     assert left(any_application) == []
 
 
-async def test_a_signal_while_it_prepares_leaves_nothing(any_application: Application, tmp_path: Path) -> None:
+async def test_signal_during_preparation_leaves_nothing_behind(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, verifying(config, 30)) as program:
@@ -136,13 +136,13 @@ async def test_a_signal_while_it_prepares_leaves_nothing(any_application: Applic
     assert left(any_application) == []
 
 
-async def test_what_a_killed_run_leaves_the_next_one_removes(any_application: Application, tmp_path: Path) -> None:
+async def test_next_run_removes_what_a_killed_run_left(any_application: Application, tmp_path: Path) -> None:
     config = configure(any_application, tmp_path)
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, verifying(config, 30)) as program:
             await until(left, any_application)
-            beside = await verified(config)  # which leaves alone what is in use
-            assert (beside.code, beside.err) == (0, "")
+            concurrent = await verified(config)  # must not remove what is in use
+            assert (concurrent.code, concurrent.err) == (0, "")
             killed = left(any_application)
             await program.kill()
         assert left(any_application) == killed
@@ -152,7 +152,7 @@ async def test_what_a_killed_run_leaves_the_next_one_removes(any_application: Ap
     assert left(any_application) == []
 
 
-def test_without_the_right_to_make_a_schema_it_says_which(
+def test_missing_right_is_reported_with_the_grant(
     postgres: Postgres, tmp_path: Path, command_line: CommandLine
 ) -> None:
     config = tmp_path / "airy-trio.toml"
@@ -160,12 +160,12 @@ def test_without_the_right_to_make_a_schema_it_says_which(
     ended = command_line("verify", "--config", str(config))
     assert (ended.code, ended.out) == (1, "")
     assert ended.err == (
-        f'airy-trio: database.url: role "{PASSWORD_ROLE}" may not make the scratch schema that verify works in; '
+        f'airy-trio: database.url: role "{PASSWORD_ROLE}" may not create the scratch schema of verify; '
         f'as the owner: GRANT CREATE ON DATABASE "postgres" TO "{PASSWORD_ROLE}"\n'
     )
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path, command_line: CommandLine) -> None:
+def test_missing_file_is_reported(tmp_path: Path, command_line: CommandLine) -> None:
     config = tmp_path / "airy-trio.toml"
     config.write_text(f'[database]\nurl = "sqlite:///{tmp_path}/absent.db"\n')
     ended = command_line("verify", "--config", str(config))

@@ -1,4 +1,4 @@
-"""``airy-trio`` with an SQLite feed that is wrong on purpose: now and then it loses a change."""
+"""``airy-trio`` with an SQLite feed that is deliberately wrong: it drops one in ten changes."""
 
 import pytest
 import sqlalchemy as sa

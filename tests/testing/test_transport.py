@@ -22,7 +22,7 @@ async def test_what_is_over_the_capacity_is_pending_until_the_peer_takes() -> No
     assert not transport.pending
 
 
-async def test_a_full_outlet_refuses_an_offer_and_keeps_a_push() -> None:
+async def test_full_transport_refuses_an_offer_and_accepts_a_push() -> None:
     await trio.lowlevel.checkpoint()
     transport = MemoryTransport(0)
     assert not transport.offer(b"1")
