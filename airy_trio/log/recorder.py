@@ -175,7 +175,8 @@ class Recorder:
             if not more:
                 self._behind_since = None
                 await self._feed.settle(self.recorded)
-                await self._feed.wait()
+                with trio.move_on_at(offer_at):  # a cancelled wait may have closed the session: the lease must go then
+                    await self._feed.wait()
             if trio.current_time() >= offer_at:
                 logger.info("lease offered to the recorder process")
                 self.recording, self._behind_since = False, None
