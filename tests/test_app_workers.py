@@ -126,13 +126,13 @@ async def test_client_of_a_killed_worker_resumes_on_another(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.timeout(3 * TIMEOUT_S)
 @pytest.mark.parametrize("database", ["sqlite_application", "postgres_application"])
 async def test_worker_records_while_the_recorder_process_is_away(
     database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     application: Application = request.getfixturevalue(database)
-    with trio.fail_after(TIMEOUT_S):
+    with trio.fail_after(2 * TIMEOUT_S):  # a standby records for ten seconds each time
         async with two_workers(config_of(application, tmp_path)) as server, listening(server) as client:
             application.tag("first")
             await client.next()

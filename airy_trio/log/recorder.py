@@ -52,7 +52,7 @@ STANDBY_TERM_S: Final = 10.0
 """How long a standby records before it offers the lease by releasing it. If the recorder process is down or hangs, the
 offer delays events by ``STANDBY_POLL_S`` in vain, so it should be rare."""
 CONSUMER_POLL_S: Final = 1.0
-"""Between two checks of which event log the holder of the lease writes."""
+"""Between two checks that the holder of the lease writes the same event log."""
 FOREIGN_PATIENCE_S: Final = 2.0
 """How long another log may be named: a recorder begins an epoch in the store first, and names it just after."""
 BEGINNING_PATIENCE_S: Final = 2.0
@@ -175,7 +175,8 @@ class Recorder:
             if not more:
                 self._behind_since = None
                 await self._feed.settle(self.recorded)
-                await self._feed.wait()
+                with trio.move_on_at(offer_at):  # a cancelled wait may have closed the session: the lease must go then
+                    await self._feed.wait()
             if trio.current_time() >= offer_at:
                 logger.info("lease offered to the recorder process")
                 self.recording, self._behind_since = False, None
@@ -226,7 +227,7 @@ class Recorder:
         there is more to read.
         """
         try:
-            batch, translated, asked_at = await self._read(point)
+            batch, translated, requested_at = await self._read(point)
         except ResumePointLost as error:
             return await self._restart(head, point, error)
         reached = batch.resume_point
@@ -235,7 +236,7 @@ class Recorder:
         if batch.more:  # begins after the seal, which needs the same connection
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
-            changed_at = None if batch.age_s is None else asked_at - batch.age_s
+            changed_at = None if batch.age_s is None else requested_at - batch.age_s
             head = await self._log.append(head, translated.events, reached, replaces=recorded, changed_at=changed_at)
             self.recorded = reached
             self._count(batch, translated)
@@ -244,11 +245,11 @@ class Recorder:
     async def _read(self, point: str) -> tuple[Batch, "TranslatedBatch", float]:
         """Read a batch that is small enough to append, and translate it; return also when it was requested."""
         while True:
-            batch, asked_at = await self.ahead.take(point, self._rows.limit)
+            batch, requested_at = await self.ahead.take(point, self._rows.limit)
             translated = await translate_batch(batch, self._options.events, body_bytes_max=self._options.body_bytes_max)
             if translated.share == 1:
                 self._rows.fitted(batch, translated.size)
-                return batch, translated, asked_at
+                return batch, translated, requested_at
             self._rows.exceeded(batch, translated.share)
 
     async def _restart(self, head: Position, point: str, reason: ResumePointLost) -> tuple[Position, str, bool]:
@@ -346,7 +347,7 @@ class BatchRows:
             self.limit = min(2 * self.limit, self._rows_max)
 
     def exceeded(self, batch: Batch, share: float) -> None:
-        """Adapt to a batch of which only about ``share`` would have fitted: read fewer rows, at least one."""
+        """Adapt to a batch that was too large: read fewer rows, at least one. About ``share`` of it would have fitted."""
         self.limit = max(1, int(batch.changes * share * 0.9))
 
 
@@ -356,7 +357,7 @@ class _Read:
 
     point: str
     limit: int
-    asked_at: float = field(factory=trio.current_time)
+    requested_at: float = field(factory=trio.current_time)
     ended: trio.Event = field(factory=trio.Event)
     batch: Batch | None = None
     error: Exception | None = None
@@ -410,9 +411,9 @@ class ReadAhead:
                 if begun.error is not None:
                     raise begun.error
                 if begun.batch is not None:
-                    return begun.batch, begun.asked_at
-        asked_at = trio.current_time()
-        return await self._feed.read(point, limit), asked_at
+                    return begun.batch, begun.requested_at
+        requested_at = trio.current_time()
+        return await self._feed.read(point, limit), requested_at
 
     async def discard(self) -> None:
         """Wait until the read that was begun has ended, and drop it: only one task may read a feed at a time."""

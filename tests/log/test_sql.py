@@ -172,7 +172,7 @@ async def test_events_replaced_during_a_lost_connection_begin_an_epoch(postgres_
             await trio.to_thread.run_sync(execute, options, replaced)
             await trio.to_thread.run_sync(execute, options, _END_LISTENING)
             with trio.fail_after(10):
-                while log.epoch == was:  # noqa: ASYNC110 - an epoch wakes nobody by itself
+                while log.epoch == was:  # noqa: ASYNC110 - beginning an epoch does not wake this task
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert (await other.bounds()).head.epoch == log.epoch

@@ -6,16 +6,22 @@ from trio.testing import MockClock
 
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.recorder import LEASE_POLL_S, STANDBY_POLL_S, STANDBY_TERM_S
-from airy_trio.testing.feed import MemoryChanges
+from airy_trio.testing.feed import MemoryChanges, MemoryFeed
 from tests.log.recording import Node, node, recorded, started, tag, until
 
 MARGIN_S = 4 * LEASE_POLL_S
-FEED_WAIT_S = 1.0  # a feed returns from ``wait`` at least this often
 
 
 @pytest.fixture
 def changes() -> MemoryChanges:
     return MemoryChanges()
+
+
+class SilentFeed(MemoryFeed):
+    """A feed that returns from ``wait`` for a change only."""
+
+    async def wait(self) -> None:
+        await self._changes.written.wait()
 
 
 async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tuple[Node, Node]:
@@ -30,15 +36,16 @@ async def waiting_standby(changes: MemoryChanges, nursery: trio.Nursery) -> tupl
     return other, standby
 
 
+@pytest.mark.parametrize("feed", [MemoryFeed, SilentFeed])
 async def test_standby_hands_the_lease_to_the_recorder_process(
-    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
+    changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock, feed: type[MemoryFeed]
 ) -> None:
     store = MemoryStore()
-    standby = await started(nursery, node(changes, store, standby=True))
+    standby = await started(nursery, node(changes, store, standby=True, feed=feed(changes)))
     changes.write(tag(1))
     other = await started(nursery, node(changes, store))
     assert (standby.recorder.recording, other.recorder.recording) == (True, False)
-    await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + FEED_WAIT_S + MARGIN_S)
+    await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + MARGIN_S)
     changes.write(tag(2))
     await trio.sleep(2 * STANDBY_TERM_S)
     assert (standby.recorder.recording, other.recorder.recording) == (False, True)
@@ -94,7 +101,7 @@ async def test_recorder_process_records_again_after_an_outage(
         changes.write(tag(1))
         await trio.sleep(outage_s)
         changes.away = False
-        await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + FEED_WAIT_S + 1)
+        await until(lambda: other.recorder.recording, limit_s=STANDBY_TERM_S + 1)
         assert not standby.recorder.recording
     nursery.cancel_scope.cancel()
 

@@ -1,6 +1,6 @@
 """The event store in a Redis (6.2 or newer), as one stream: for so many nodes that they would load the database.
 
-Every verb is one or a few Lua scripts (``scripts``), each of which Redis executes as a whole. coredis runs natively on
+Every verb is one or a few Lua scripts (``scripts``); Redis executes each script as a whole. coredis runs natively on
 Trio. The next call opens a connection again after one was lost, and no call is repeated automatically, because it may
 have taken effect.
 

@@ -8,7 +8,7 @@ safe because only the holder of the lease appends: the other session belongs to 
 
 Fast paths. Most commits lead to a few events. These are appended, and read by followers on other nodes, with one
 statement in one round trip and without a thread. The append has the same fence, comparison and notification as any
-append, and a transaction of its own in the middle of which no writer can hang: the server has it whole or not at all.
+append. It is a transaction of its own, and no writer can hang in the middle: the server has it whole or not at all.
 If a fast path cannot proceed (another writer is inside the fence, the head is another one, there are more events) it
 has written nothing, and the regular path does the work or raises the reason. One statement sees one snapshot, so the
 fast read decides from the same snapshot whether the position is still known and what follows it.

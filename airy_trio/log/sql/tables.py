@@ -155,7 +155,7 @@ class LogTables:
     def begin_epoch(self, connection: sa.Connection, expected: Position, epoch: str, resume_point: str | None) -> bool:
         """Begin an epoch if the head is ``expected``; return whether it was.
 
-        Offsets go on from the head, so that all old rows are below ``first``, where nothing reads or appends.
+        Offsets go on from the head, so that all old rows are below ``first``, and nothing reads or appends there.
         """
         state = self.state.c
         unmoved = sa.and_(state.epoch == expected.epoch, state.last == expected.offset)
