@@ -21,15 +21,14 @@ from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.capture.resume_points import PostgresPoint
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.recorder import Recorder, RecorderOptions
-from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.log.store import StoredEvent, StoreUnavailable
 from airy_trio.settings import Settings
 from tests.application import Application
 from tests.capture import schedules
 from tests.capture.feeds import feed_of, read_all, source_of
+from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import until
 from tests.postgres import Postgres
 
@@ -336,7 +335,7 @@ async def test_only_the_two_newest_sealed_points_are_accepted(postgres_applicati
     await feed.aclose()
 
 
-class FailingStore(MemoryStore):
+class FailingStore(DelegatingStore):
     """An event store whose second append has an unknown outcome: it fails before or after it has happened."""
 
     def __init__(self, *, after: bool) -> None:
@@ -344,14 +343,12 @@ class FailingStore(MemoryStore):
         self.appends = 0
         self._after = after
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         self.appends += 1
         if self.appends == 2 and not self._after:
             message = "away before"
             raise StoreUnavailable(message)
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
+        stored = await super().on_append(call)
         if self.appends == 2:
             message = "away after"
             raise StoreUnavailable(message)

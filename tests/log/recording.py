@@ -9,15 +9,13 @@ import trio
 from attrs import define
 
 from airy_trio.capture.feed import ChangeFeed, Tag
-from airy_trio.events.destinations import Destination
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.recorder import Recorder, RecorderOptions
-from airy_trio.log.store import Bounds, EventStore, NewEvent, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Bounds, EventStore, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed, MemoryLease
+from tests.delegating_store import Append, DelegatingStore, Read
 
 
 def tag(number: int) -> Tag:
@@ -28,7 +26,7 @@ def faulty(number: int) -> Tag:
     return Tag(id=f"t{number}", name=None, color="red")
 
 
-class MoodyStore(MemoryStore):
+class MoodyStore(DelegatingStore):
     """A store that is slow and sometimes unavailable: before an append, or after it has taken effect."""
 
     def __init__(self, moods: Random | None = None, *, away_share: float = 0.2) -> None:
@@ -48,19 +46,15 @@ class MoodyStore(MemoryStore):
         await self._mood(moody=False)
         return await super().bounds()
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         await self._mood()
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
+        stored = await super().on_append(call)
         await self._mood()
         return stored
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         await self._mood(moody=False)
-        return await super().read(after, limit, destination, bytes_max=bytes_max)
+        return await super().on_read(call)
 
     async def resume_point(self) -> str | None:
         await self._mood(moody=False)

@@ -9,28 +9,25 @@ from attrs import evolve
 from airy_trio.capture.feed import Batch, Tag
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log import recorder
-from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
 from airy_trio.log.recorder import BATCH_BYTES_MAX, SLICE_OBJECTS, BatchRows, translate_batch
-from airy_trio.log.store import NewEvent, StoredEvent
+from airy_trio.log.store import StoredEvent
 from airy_trio.testing.feed import MemoryChanges
+from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import faulty, node, recorded, started, tag, until
 
 LARGE = 1000
 
 
-class Weighed(MemoryStore):
+class Weighed(DelegatingStore):
     """``appends``: the number of events and the bytes of bodies of each append."""
 
     def __init__(self) -> None:
         super().__init__()
         self.appends: list[tuple[int, int]] = []
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        self.appends.append((len(events), sum(len(event.body) for event in events)))
-        return await super().append(expected, events, resume_point, replaces=replaces)
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        self.appends.append((len(call.events), sum(len(event.body) for event in call.events)))
+        return await super().on_append(call)
 
 
 def batch(changes: int, *, name_length: int = 4) -> Batch:

@@ -11,10 +11,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.database import DatabaseUnavailable
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
 from airy_trio.log.recorder import ReadAhead
-from airy_trio.log.store import NewEvent, StaleAppend, StoredEvent, StoreUnavailable
+from airy_trio.log.store import StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
+from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import node, recorded, started, tag, until
 
 
@@ -30,7 +30,7 @@ class WatchedFeed(MemoryFeed):
         return await super().read(after, limit)
 
 
-class Store(MemoryStore):
+class Store(DelegatingStore):
     """A store whose appends wait until they are allowed, and whose second append fails."""
 
     def __init__(self) -> None:
@@ -40,15 +40,13 @@ class Store(MemoryStore):
         self.failure: Exception | None = None
         self.fails_after = False
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         await self.leave.wait()
         self.appends += 1
         failure = self.failure if self.appends == 2 else None
         if failure is not None and not self.fails_after:
             raise failure
-        stored = await super().append(expected, events, resume_point, replaces=replaces)
+        stored = await super().on_append(call)
         if failure is not None:
             raise failure
         return stored

@@ -18,6 +18,7 @@ from airy_trio.log.position import Position
 from airy_trio.log.recorder import BEGINNING_PATIENCE_S, CONSUMER_POLL_S, FOREIGN_PATIENCE_S
 from airy_trio.log.store import NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.testing.feed import MemoryChanges, MemoryFeed
+from tests.delegating_store import Append, DelegatingStore
 from tests.log.recording import MoodyStore, Node, faulty, node, recorded, started, tag, until, warnings_said
 
 
@@ -363,11 +364,9 @@ async def test_append_whose_answer_was_lost_is_not_repeated(
     nursery.cancel_scope.cancel()
 
 
-class LosesAnswers(MemoryStore):
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        await super().append(expected, events, resume_point, replaces=replaces)
+class LosesAnswers(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        await super().on_append(call)
         message = "the answer was lost"
         raise StoreUnavailable(message)
 
@@ -491,12 +490,10 @@ async def test_waiting_node_reports_an_interruption_until_it_is_over(
 async def test_lag_grows_while_an_append_hangs(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    class Hanging(MemoryStore):
-        async def append(
-            self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-        ) -> Sequence[StoredEvent]:
+    class Hanging(DelegatingStore):
+        async def on_append(self, call: Append) -> Sequence[StoredEvent]:
             await trio.sleep(30)
-            return await super().append(expected, events, resume_point, replaces=replaces)
+            return await super().on_append(call)
 
     one = await started(nursery, node(changes, Hanging()))
     await trio.sleep(100)
