@@ -1,4 +1,4 @@
-"""At the start: what is away is tried for a while, then told with its setting."""
+"""At the start an unavailable database or store is retried for a while, then reported with its setting."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, message",
     [
         (DatabaseUnavailable("gone"), "database.url: the database cannot be used: gone"),
         (StoreUnavailable("gone"), "log.url: the event store cannot be used: gone"),
@@ -26,7 +26,7 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
     ids=["database", "store"],
 )
 async def test_unavailable_system_is_reported_with_its_setting(
-    error: Unavailable, told: str, autojump_clock: MockClock
+    error: Unavailable, message: str, autojump_clock: MockClock
 ) -> None:
     async def away() -> None:
         await trio.lowlevel.checkpoint()
@@ -35,7 +35,7 @@ async def test_unavailable_system_is_reported_with_its_setting(
     start = trio.current_time()
     with pytest.raises(StartError) as caught:
         await patiently(away, OPTIONS, "database.url")
-    assert caught.value.faults == (told,)
+    assert caught.value.faults == (message,)
     assert trio.current_time() - start == pytest.approx(5, abs=0.3)
 
 

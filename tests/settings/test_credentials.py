@@ -1,4 +1,4 @@
-"""What in ``[auth]`` is refused, each fault by its setting and without a secret."""
+"""Faults in ``[auth]``: each names its setting and shows no secret."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A password in the file or in the environment is in no fault, wherever it stands and whatever is wrong with it."""
+"""No fault shows a password from the file or the environment, whatever its place and whatever is wrong."""
 
 import json
 import traceback
@@ -67,7 +67,7 @@ SHAPES = st.sampled_from(["{}", "[{}]", "{{ url = {} }}", "[[{}]]"])
 
 
 def lines(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """All that a person, or a traceback, could see of the faults of a text."""
+    """Return everything that the faults of a text show, also in a traceback."""
     try:
         parse(text, environ or {})
     except SettingsError as error:

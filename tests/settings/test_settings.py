@@ -1,4 +1,4 @@
-"""From a text, or a file, to settings or faults: what a person sees."""
+"""From a text or file to settings, or to the faults that the operator reads."""
 
 from pathlib import Path
 
