@@ -261,10 +261,10 @@ TOKENS_WORDS = (
     ],
 )
 def test_unusable_tokens_are_refused(tokens: str, found: str) -> None:
-    told = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
+    reported = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
     allowed = "expected a table" if found in {"string", "an array"} else TOKENS_WORDS
-    assert told == f"auth.tokens: found {found}, {allowed}"
-    assert "hunter" not in told
+    assert reported == f"auth.tokens: found {found}, {allowed}"
+    assert "hunter" not in reported
 
 
 @pytest.mark.parametrize("token", ["x", "x" * 2048, "!#$%&'()*+,-./:;<=>?@[]^_`{|}~"])
@@ -288,8 +288,8 @@ def test_token_of_another_type_is_not_shown() -> None:
 
 def test_key_instead_of_its_file_is_not_shown() -> None:
     for key in ("-----BEGIN PRIVATE KEY-----", "MIGHAgEA\\nMBMGByqG"):
-        told = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
-        assert told == 'listener.tls_key: found string, expected the name of a file, or ""'
+        reported = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
+        assert reported == 'listener.tls_key: found string, expected the name of a file, or ""'
 
 
 @pytest.mark.parametrize("there", ["tls_certificate", "tls_key"])

@@ -133,9 +133,9 @@ def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("section, key", [("database", "url"), ("database", "direct_url"), ("log", "url")])
 @pytest.mark.parametrize("value", ["20261124", "2026.1124", "2026-11-24", "{ pin = 20261124 }", "[20261124]"])
 def test_password_that_is_not_a_string(section: str, key: str, value: str) -> None:
-    told = lines(f"[{section}]\n{key} = {value}")
-    assert f"{section}.{key}: found " in told
-    assert "2026" not in told
+    reported = lines(f"[{section}]\n{key} = {value}")
+    assert f"{section}.{key}: found " in reported
+    assert "2026" not in reported
 
 
 @pytest.mark.parametrize("setting", ["database.url", "database.direct_url", "log.url"])
