@@ -104,7 +104,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
             migrate.require_file(sqlite_path(options.url))
         database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
         closing.push_async_callback(database.aclose)
-        tables = await patiently(
+        tables = await wait_until_available(
             lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
             options,
             "database.url",
@@ -293,7 +293,7 @@ def open_database(
     return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw"))
 
 
-async def patiently(
+async def wait_until_available(
     attempt: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
 ) -> T:
     """Retry for ``connect_timeout_s``, then raise ``StartError``: the database may be starting too.
@@ -332,7 +332,7 @@ async def opened_store(
 ) -> AsyncIterator[OpenedStore]:
     """Open the event store of the settings for the length of a block. Some stores run tasks in it.
 
-    ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``patiently``. Raises
+    ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``wait_until_available``. Raises
     ``StartError``.
     """
     match settings.log.store:
@@ -410,7 +410,7 @@ async def _sql_store(settings: Settings, *, create: bool, starting: Starting | N
             logger.info("working with the schema of a newer version", log=newer)
 
     try:
-        await patiently(lambda: reading.run(check), options, "log.url", starting)
+        await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
     except BaseException:
         await reading.aclose()
         raise

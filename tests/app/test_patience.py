@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.app.build import patiently
+from airy_trio.app.build import wait_until_available
 from airy_trio.database import DatabaseOptions, DatabaseUnavailable
 from airy_trio.errors import StartError, Unavailable
 from airy_trio.log.memory import MemoryStore
@@ -34,7 +34,7 @@ async def test_unavailable_system_is_reported_with_its_setting(
 
     start = trio.current_time()
     with pytest.raises(StartError) as caught:
-        await patiently(away, OPTIONS, "database.url")
+        await wait_until_available(away, OPTIONS, "database.url")
     assert caught.value.faults == (message,)
     assert trio.current_time() - start == pytest.approx(5, abs=0.3)
 
@@ -49,6 +49,6 @@ async def test_recorder_start_is_retried(nursery: trio.Nursery, autojump_clock: 
         changes.away = False
 
     nursery.start_soon(come_back)
-    await patiently(partial(nursery.start, one.recorder.run), OPTIONS, "database.url")
+    await wait_until_available(partial(nursery.start, one.recorder.run), OPTIONS, "database.url")
     assert one.recorder.recording
     nursery.cancel_scope.cancel()
