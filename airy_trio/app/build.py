@@ -239,7 +239,7 @@ def _may_lose_events(settings: Settings) -> bool:
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
-    """Make feed and lease without writing to the database: the lease is at the event log, as a file if possible."""
+    """Make feed and lease without writing to the database. The lease belongs to the log, next to its file if any."""
     options = settings.database
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
     if path is None:
