@@ -12,7 +12,7 @@ from typing import Final, Literal, Protocol
 import trio
 from attrs import frozen
 
-from airy_trio.app.build import opened_store, patiently
+from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError, single_error
 from airy_trio.events.destinations import EVERYTHING, Destination
 from airy_trio.log.position import Position
@@ -69,7 +69,7 @@ async def tail(settings: Settings, options: TailOptions, output: Output) -> None
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
     try:
         async with opened_store(settings, create=False) as opened:
-            bounds = await patiently(opened.store.bounds, settings.database, "log.url")
+            bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
             begin = options.since or (bounds.floor if options.everything else bounds.head)
             reader = Reader(opened.store, options.destination, begin)
             output.note(f"reading {opened.words} after {reader.position}")

@@ -1,3 +1,3 @@
-"""The version, where the build looks for it and every layer may."""
+"""The version, for the build and for every package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``serve`` as a task in somebody's own nursery: how it starts, how it ends, and what it says when it cannot go on."""
+"""``serve`` as a task in the nursery of a program: start, shutdown and errors."""
 
 import socket
 from contextlib import closing
@@ -50,7 +50,7 @@ async def test_serves_in_a_nursery_and_shuts_down_gracefully(any_application: Ap
 async def test_cancelling_ends_at_once_and_releases_everything(any_application: Application) -> None:
     settings = any_application.migrate(f'{LISTENER}[log]\nstore = "memory"\n')
     with trio.fail_after(TIMEOUT_S):
-        for _ in range(2):  # the second has the lease, and the change log whose consumer is gone
+        for _ in range(2):  # the second one takes over the lease and the change log
             async with trio.open_nursery() as nursery:
                 address: app.Address = await nursery.start(app.serve, settings)
                 async with await client_of(address) as client:

@@ -1,4 +1,4 @@
-"""What the program does to its own process at the start, and a real server that has run out of files."""
+"""The process limits that the program sets at its start, and a real server at the limit of open files."""
 
 import gc
 import json
@@ -89,7 +89,7 @@ async def test_recording_and_probes_work_at_the_file_limit(sqlite_application: A
             assert facts["fitting"] == fitting
             crowd = stack.enter_context(ExitStack())
             for _ in range(CROWD):
-                with suppress(ConnectionResetError):  # it may be closed before we have seen that it was open
+                with suppress(ConnectionResetError):  # it may be closed before the client notices that it was open
                     crowd.enter_context(socket.create_connection((HOST, server.port)))
             await server.record("connections turned away")
             for number in range(3):
@@ -109,7 +109,7 @@ async def test_recording_and_probes_work_at_the_file_limit(sqlite_application: A
 
 @asynccontextmanager
 async def late_client(server: Server) -> AsyncIterator[Listening]:
-    """A client that comes again for as long as it is refused."""
+    """A client that reconnects until it is accepted."""
     async with AsyncExitStack() as stack:
         while True:
             try:

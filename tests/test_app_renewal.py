@@ -1,4 +1,4 @@
-"""What SIGHUP renews in a server that runs, and what it leaves as it is; the signal itself is in ``e2e``."""
+"""What SIGHUP renews in a running server, and what stays unchanged. ``e2e`` tests the signal itself."""
 
 import json
 import os
@@ -31,7 +31,7 @@ TIMEOUT_S = 20.0
 
 
 class Said(LogCapture):
-    """The lines of the log, which can be waited for."""
+    """The log lines, with a way to wait for one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Said(LogCapture):
         super().__call__(logger, method_name, event_dict)
 
     async def line(self, *events: str, after: int = 0) -> EventDict:
-        """The first line with one of these events, of those after the first so many."""
+        """Wait for the first line with one of these events after the first ``after`` lines."""
         while True:
             for line in self.entries[after:]:
                 if line["event"] in events:
@@ -53,7 +53,7 @@ class Said(LogCapture):
 
 @contextmanager
 def listening() -> Generator[Said]:
-    """All that is logged, instead of where it would go."""
+    """Capture all log lines."""
     said, usual = Said(), structlog.get_config()["processors"]
     structlog.configure(processors=[said])
     try:
@@ -64,7 +64,7 @@ def listening() -> Generator[Said]:
 
 @define
 class Running:
-    """A server that a test renews. ``text``: of ``[listener]`` and what follows, as it stands in the file by now.
+    """A server that a test renews. ``text``: the settings from ``[listener]`` on, as in the file now.
 
     ``fault``: why that cannot be read.
     """
@@ -82,7 +82,7 @@ class Running:
         return self.application.settings(self.text)
 
     async def renew(self, text: str) -> EventDict:
-        """Change the file, ask for it to be read, and give what was said of that."""
+        """Change the file, request a renewal, and return the log line of the result."""
         self.text = text
         before = len(self.said.entries)
         self.renewal.request()
@@ -118,7 +118,7 @@ def with_tls(files: Files) -> str:
 
 
 def serial(client: StompClient) -> object:
-    """Of the certificate that a client was shown."""
+    """Return the serial number of the certificate that the client received."""
     stream = client.stream
     assert isinstance(stream, trio.SSLStream)
     return stream.getpeercert()["serialNumber"]
@@ -151,7 +151,7 @@ async def test_hanging_renewal_does_not_block_shutdown(sqlite_application: Appli
         make_hang(files.certificate)
         server.renewal.request()
         writing = await open_writer(files.certificate)
-    os.close(writing)  # only now does the reader get on
+    os.close(writing)  # the blocked reader continues only now
 
 
 @pytest.fixture
@@ -290,9 +290,9 @@ async def test_sessions_with_changed_grants_end(sqlite_application: Application,
 
 async def test_faulty_settings_are_one_line_and_change_nothing(sqlite_application: Application) -> None:
     async with running(sqlite_application, tokens(one="a1")) as server, await server.client("a1") as old:
-        told = await server.renew(tokens(one="never-told").replace("port = 0", "port = -5\nprot = 1"))
+        told = await server.renew(tokens(one="never-shown").replace("port = 0", "port = -5\nprot = 1"))
         assert (told["event"], len(told["faults"])) == ("settings not renewed", 2)
-        assert "never-told" not in str(server.said.entries)
+        assert "never-shown" not in str(server.said.entries)
         async with await server.client("a1") as new:
             sqlite_application.tag()
             assert [(await client.receive()).command for client in (old, new)] == ["MESSAGE"] * 2
@@ -350,7 +350,7 @@ async def test_server_does_not_start_with_a_faulty_certificate(sqlite_applicatio
     "fault, told",
     [
         (SettingsError(["airy-trio.toml: there is no such file"]), "airy-trio.toml: there is no such file"),
-        (RuntimeError("never-told"), "unexpected RuntimeError at test_app_renewal.py:"),
+        (RuntimeError("never-shown"), "unexpected RuntimeError at test_app_renewal.py:"),
     ],
     ids=["expected", "unexpected"],
 )
@@ -363,7 +363,7 @@ async def test_unreadable_settings_do_not_end_the_server(
         assert (line["event"], line["log_level"]) == ("settings not renewed", "error")
         [only] = line["faults"]
         assert only.startswith(told)
-        assert "never-told" not in str(server.said.entries)
+        assert "never-shown" not in str(server.said.entries)
         server.fault = None
         async with await server.client("a1") as new:
             sqlite_application.tag()

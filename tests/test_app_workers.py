@@ -1,4 +1,4 @@
-"""Several workers on one port and who records for them, real processes: one is killed or hangs, or cannot start."""
+"""Several workers on one port and their recorder process, as real processes that are killed, hang or cannot start."""
 
 import itertools
 import os
@@ -44,7 +44,7 @@ async def two_workers(config: Path) -> AsyncIterator[Server]:
 
 
 async def later(server: Server, event: str, after: int, **facts: object) -> dict[str, Any]:
-    """The first record of this kind from line ``after`` on."""
+    """Return the first record of this kind from line ``after`` on."""
     for number in itertools.count(after):
         line = await server.err.line(number)
         assert line is not None, server.err.all
@@ -69,15 +69,15 @@ def newest_start(server: Server, name: int | str) -> dict[str, Any]:
     return [start for start in starts if (start.get("event"), start.get("worker")) == ("worker started", name)][-1]
 
 
-async def come_from(server: Server, origin: str) -> None:
-    """Connect as a browser does from a page of this origin, up to CONNECTED."""
+async def connect_from(server: Server, origin: str) -> None:
+    """Connect as a browser does from a page of this origin, until CONNECTED."""
     async with StompClient(await trio.open_tcp_stream(HOST, server.port)) as client:
         await client.upgrade(HOST, headers=[("Origin", origin)])
         assert (await client.connect()).command == "CONNECTED"
 
 
 async def next_or_resumed(client: Listening, server: Server, stack: AsyncExitStack) -> bool:
-    """Take the next event, on another worker where the client's own was killed; whether it was."""
+    """Receive the next event, on another worker if the client's own was killed; return whether it was."""
     try:
         await client.next()
     except (Closed, trio.BrokenResourceError):
@@ -182,7 +182,7 @@ async def test_no_worker_outlives_its_parent(sqlite_application: Application, tm
         async with two_workers(config_of(sqlite_application, tmp_path)) as server, listening(server) as client:
             server.process.kill()
             assert (await client.client.receive()).get("message") == "503-shutting-down"
-            await server.wait()  # its pipes end with the last of them
+            await server.wait()  # its pipes close with the last process
         with pytest.raises(OSError, match="connect"):
             await trio.open_tcp_stream(HOST, server.port)
     gone = set(workers_with(server, "parent process gone; stopping"))
@@ -197,10 +197,10 @@ async def test_workers_have_admin_ports_and_get_signals(sqlite_application: Appl
             for number, name in enumerate((0, 1, RECORDER)):
                 assert (await server.record("admin port open", worker=name))["port"] == port + number
                 assert (await Port(port + number).ready())[0] == HTTPStatus.OK
-                for _ in range(CLIENTS):  # whichever worker the kernel gives them to, the page of each is known
-                    await come_from(server, f"http://localhost:{port + number}")
+                for _ in range(CLIENTS):  # every worker accepts the console of every process
+                    await connect_from(server, f"http://localhost:{port + number}")
             with pytest.raises(Rejected) as refused:
-                await come_from(server, f"http://localhost:{port + 3}")
+                await connect_from(server, f"http://localhost:{port + 3}")
             assert refused.value.status == HTTPStatus.FORBIDDEN
             assert set(workers_with(server, "connection opened")) == {0, 1}
             server.process.send_signal(signal.SIGHUP)
@@ -218,7 +218,7 @@ async def test_early_sighup_is_delivered_once_a_worker_listens(sqlite_applicatio
     with trio.fail_after(TIMEOUT_S):
         async with running(Server, [*AIRY_TRIO, "--config", str(config)]) as server:
             for name in (RECORDER, 0, 1):
-                await pid_of(server, name)  # its interpreter has yet to learn what to do with a signal
+                await pid_of(server, name)  # its interpreter does not handle signals yet
                 server.process.send_signal(signal.SIGHUP)
             for number in range(2):
                 await server.record("settings renewed", worker=number)
@@ -256,13 +256,13 @@ async def test_command_ends_if_no_worker_listens_or_starts(sqlite_application: A
             config.unlink()
             for number in range(2):
                 os.kill(await pid_of(server, number), signal.SIGKILL)
-            assert await server.wait() == 2, "what the settings have"
+            assert await server.wait() == 2, "the exit code of a settings error"
     ends = workers_with(server, "worker exited; restarting")
     assert max(ends.count(0), ends.count(1)) == FAILURES_MAX
 
 
 def interpreter(folder: Path) -> Path:
-    """An interpreter with our packages whose program file can be taken away."""
+    """Return an interpreter with our packages whose program file can be removed."""
     (folder / "bin").mkdir()
     own = folder / "bin" / "python"
     own.symlink_to(PROGRAM)
@@ -308,7 +308,7 @@ async def test_refused_first_start_is_one_line(sqlite_application: Application, 
 
 
 class Failing(Workers):
-    """The process that records came once, and cannot start any more; both workers serve."""
+    """The recorder process started once and cannot start again; both workers serve."""
 
     def __init__(self) -> None:
         settings = '[database]\nurl = "sqlite:///a.db"\n[listener]\nport = 0\nworkers = 2\n'
@@ -325,7 +325,7 @@ class Failing(Workers):
 async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock) -> None:
     failing = Failing()
     with trio.move_on_after(24 * 3600):
-        await failing._live(2)  # noqa: SLF001 - its life alone, without processes
+        await failing._live(2)  # noqa: SLF001 - only its loop, without processes
     assert failing.runs > 2000
 
 
@@ -341,9 +341,9 @@ def test_settings_of_a_worker() -> None:
     settings = parse('[database]\nurl = "sqlite:///a.db"\nmigrate = true\n[listener]\nport = 0\nworkers = 4\n', {})
     worker, recorder = (Worker(number=number, port=7000, descriptor=5).settings(settings) for number in (3, 4))
     assert (worker.listener.port, recorder.listener.port) == (7000, 7000)
-    assert (worker.database.migrate, recorder.database.migrate) == (False, True), "who records is the first to start"
+    assert (worker.database.migrate, recorder.database.migrate) == (False, True), "the recorder starts first"
     assert (worker.log, recorder.log.tail_events) == (settings.log, 1)
-    assert (worker.admin, recorder.admin) == (settings.admin, settings.admin), "which says where all of them are"
+    assert (worker.admin, recorder.admin) == (settings.admin, settings.admin), "it has the ports of all processes"
 
 
 def test_admin_port_of_each_worker() -> None:

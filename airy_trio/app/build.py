@@ -102,7 +102,7 @@ async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
             migrate.require_file(sqlite_path(options.url))
         database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
         closing.push_async_callback(database.aclose)
-        tables = await patiently(
+        tables = await wait_until_available(
             lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
             options,
             "database.url",
@@ -237,7 +237,7 @@ def _may_lose_events(settings: Settings) -> bool:
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
-    """Make feed and lease without writing to the database: the lease is at the event log, as a file if possible."""
+    """Make feed and lease without writing to the database. The lease belongs to the log, next to its file if any."""
     options = settings.database
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
     if path is None:
@@ -286,7 +286,7 @@ def open_database(
     return Database(sqlite_engine(sqlite_path(url), mode="ro" if read_only else "rw"))
 
 
-async def patiently(
+async def wait_until_available(
     attempt: Callable[[], Awaitable[T]], options: DatabaseOptions, setting: str, starting: Starting | None = None
 ) -> T:
     """Retry for ``connect_timeout_s``, then raise ``StartError``: the database may be starting too.
@@ -325,7 +325,7 @@ async def opened_store(
 ) -> AsyncIterator[OpenedStore]:
     """Open the event store of the settings for the length of a block. Some stores run tasks in it.
 
-    ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``patiently``. Raises
+    ``create``: whether to create our SQLite file if it is missing. ``starting``: see ``wait_until_available``. Raises
     ``StartError``.
     """
     match settings.log.store:
@@ -403,7 +403,7 @@ async def _open_sql_store(settings: Settings, *, create: bool, starting: Startin
             logger.info("working with the schema of a newer version", log=newer)
 
     try:
-        await patiently(lambda: reading.run(check), options, "log.url", starting)
+        await wait_until_available(lambda: reading.run(check), options, "log.url", starting)
     except BaseException:
         await reading.aclose()
         raise

@@ -35,7 +35,7 @@ from airy_trio import migrate
 from airy_trio.admin import server as admin
 from airy_trio.admin.endpoints import starting_application
 from airy_trio.admin.readiness import Starting
-from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, patiently
+from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
 from airy_trio.auth import Authenticator, Key, load_file_keys
 from airy_trio.database import DatabaseError
 from airy_trio.delivery.disconnects import INTERNAL
@@ -217,7 +217,7 @@ async def _serve(
     settings: Settings, parts: Parts, renewal: "Renewal | None", stopping: trio.Event, start: _Start
 ) -> None:
     log, recorder, sessions, readiness = parts.log, parts.recorder, parts.sessions, parts.readiness
-    await patiently(log.open, settings.database, "log.url", start.starting)
+    await wait_until_available(log.open, settings.database, "log.url", start.starting)
     with contextlib.ExitStack() as sockets:
         broken: ExceptionGroup[Exception] | None = None
         async with trio.open_nursery() as connections:
@@ -226,7 +226,7 @@ async def _serve(
                 async with trio.open_nursery() as intake:
                     intake.start_soon(recorder.ahead.run)
                     recording = partial(intake.start, recorder.run)
-                    await patiently(recording, settings.database, "database.url", start.starting)
+                    await wait_until_available(recording, settings.database, "database.url", start.starting)
                     intake.start_soon(log.follow)
                     intake.start_soon(log.watch_lag)
                     intake.start_soon(parts.retention.run)

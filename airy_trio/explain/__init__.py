@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import trio
 from attrs import frozen
 
-from airy_trio.app.build import open_database, opened_store, patiently
+from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError, single_error
 from airy_trio.events.models import ChannelUpdated, MessageDeleted, TagDeleted
@@ -136,7 +136,7 @@ def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str
 
     async def ask() -> _Found:
         async with opened_store(settings, create=False) as opened:
-            return await patiently(lambda: _search(opened.store, subject), settings.database, "log.url")
+            return await wait_until_available(lambda: _search(opened.store, subject), settings.database, "log.url")
 
     try:
         return trio.run(ask), ""

@@ -347,7 +347,7 @@ class BatchRows:
             self.limit = min(2 * self.limit, self._rows_max)
 
     def exceeded(self, batch: Batch, share: float) -> None:
-        """Adapt to a batch that was too large: read fewer rows, at least one. About ``share`` of it would have fitted."""
+        """Read fewer rows after a batch that was too large; about ``share`` of it would have fitted."""
         self.limit = max(1, int(batch.changes * share * 0.9))
 
 

@@ -116,27 +116,21 @@ def _text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) <= FILE_BYTES_MAX:
+            return data.decode("utf-8-sig")  # some editors write a byte order mark
+        fault = f"larger than {FILE_BYTES_MAX} bytes, not a settings file"
     except FileNotFoundError:
         fault = "there is no such file"
     except IsADirectoryError:
         fault = "this is a directory, not a settings file"
     except OSError as error:
         fault = f"the file cannot be read: {error.strerror or type(error).__name__}"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        fault = f"not UTF-8 (at line {line})"
     except ValueError:
         fault = "not a file name"
-    else:
-        return _decoded(data, path)
     raise SettingsError([f"{_printable(str(path))}: {fault}"])
-
-
-def _decoded(data: bytes, path: Path) -> str:
-    if len(data) > FILE_BYTES_MAX:
-        raise SettingsError([f"{_printable(str(path))}: larger than {FILE_BYTES_MAX} bytes, not a settings file"])
-    try:
-        return data.decode("utf-8-sig")  # some editors write a byte order mark
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-    raise SettingsError([f"{_printable(str(path))}: not UTF-8 (at line {line})"])
 
 
 def _toml(text: str, name: str) -> dict[str, Any]:

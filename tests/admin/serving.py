@@ -1,4 +1,4 @@
-"""The admin port of a whole server in this process, and of an application alone, asked over real HTTP."""
+"""The admin port of a whole server in this process, or of an application alone, over real HTTP."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -22,20 +22,20 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def free_port() -> int:
-    """A port that nobody has: 0 means that there is no admin port at all."""
+    """Return a free port. Port 0 would disable the admin port."""
     with socket.create_server((HOST, 0)) as taken:
         port: int = taken.getsockname()[1]
         return port
 
 
 def admin(port: int, more: str = "") -> str:
-    """Settings for a server with an admin port."""
+    """Return settings for a server with an admin port."""
     return f"[listener]\nport = 0\n[admin]\nport = {port}\n{more}"
 
 
 @define
 class Port:
-    """An admin port that somebody serves."""
+    """A client of an admin port."""
 
     number: int
 
@@ -44,7 +44,7 @@ class Port:
             return await client.get(path, headers=headers)
 
     async def is_open(self) -> bool:
-        """Whether it can be asked."""
+        """Return whether it accepts connections."""
         try:
             await self.get("/livez")
         except httpx2.ConnectError:
@@ -56,13 +56,13 @@ class Port:
         return answer.status_code, answer.json()
 
     async def until_ready(self) -> None:
-        """Ask until the server is ready."""
+        """Poll until the server is ready."""
         with trio.fail_after(TIMEOUT_S):
             while (await self.ready())[0] != OK:
                 pass
 
     async def until_unwell(self, part: str, words: str) -> str:
-        """Ask until a part is not well, for a reason that has these words; give it."""
+        """Poll until a part is not ready for a reason that contains ``words``; return the reason."""
         with trio.fail_after(TIMEOUT_S):
             while True:
                 code, found = await self.ready()
@@ -71,7 +71,7 @@ class Port:
                     return str(found[part]["reason"])
 
     async def samples(self) -> Samples:
-        """What /metrics tells, parsed: the value by name and labels."""
+        """Return the values of /metrics by name and labels."""
         answer = await self.get("/metrics")
         assert answer.status_code == 200
         families = text_string_to_metric_families(answer.text)
@@ -84,7 +84,7 @@ class Port:
 
 @asynccontextmanager
 async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Port]]:
-    """A whole server until the block ends."""
+    """Run a whole server until the block ends."""
     async with trio.open_nursery() as nursery:
         address: app.Address = await nursery.start(app.serve, settings)
         yield address, Port(settings.admin.port)
@@ -93,7 +93,7 @@ async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Po
 
 @asynccontextmanager
 async def serving(application: ASGIApp) -> AsyncIterator[Port]:
-    """An application alone until the block ends, which must not take long then."""
+    """Serve an application alone until the block ends."""
     port = free_port()
     listeners = await open_listeners(AdminOptions(port=port))
     async with trio.open_nursery() as nursery:

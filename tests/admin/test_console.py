@@ -1,4 +1,4 @@
-"""The console's page and what it asks for, over real HTTP; the page in a browser is in ``tests/console``."""
+"""The files and statistics of the console over real HTTP. ``tests/console`` has it in a browser."""
 
 import re
 
@@ -23,13 +23,13 @@ def endpoint(url: str = "", *, host: str = "127.0.0.1", port: int = 8080, tls: b
     "made, page, url",
     [
         (endpoint(), "localhost:8081", "ws://127.0.0.1:8080/ws.communication"),
-        (endpoint(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - what it is about
+        (endpoint(host="0.0.0.0"), "10.1.2.3:8081", "ws://10.1.2.3:8080/ws.communication"),  # noqa: S104 - the subject of the test
         (endpoint(host="::"), "[::1]:8081", "ws://[::1]:8080/ws.communication"),
         (endpoint(host="::1"), "localhost", "ws://[::1]:8080/ws.communication"),
         (endpoint(tls=True), "localhost", "wss://127.0.0.1:8080/ws.communication"),
         (endpoint("wss://chat.example.com/ws"), "localhost", "wss://chat.example.com/ws"),
         (endpoint(port=0), "localhost", None),
-        (endpoint(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - what it is about
+        (endpoint(host="0.0.0.0"), "; script-src *", None),  # noqa: S104 - the subject of the test
     ],
 )
 def test_websocket_url_for_a_browser(made: ClientEndpoint, page: str, url: str | None) -> None:
@@ -51,9 +51,7 @@ async def test_page_and_files_are_served_with_a_policy(sqlite_application: Appli
             file = await port.get(f"/{name}")
             assert (file.status_code, file.headers["x-content-type-options"]) == (200, "nosniff")
             assert file.headers["content-type"] == MEDIA_TYPES["." + name.rpartition(".")[2]]
-            assert "//" not in re.sub(
-                r"(?m)^\s*//.*| // .*|http://www\.w3\.org/\S*", "", file.text
-            )  # nothing elsewhere
+            assert "//" not in re.sub(r"(?m)^\s*//.*| // .*|http://www\.w3\.org/\S*", "", file.text)  # no URL elsewhere
         policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'"
         assert (policy["script-src"], policy["style-src"]) == ("'self'", "'self'")

@@ -1,4 +1,4 @@
-"""The figures of a real server after something has happened, parsed as Prometheus does."""
+"""The metrics of a real server, parsed as Prometheus does."""
 
 import signal
 from pathlib import Path
@@ -19,16 +19,16 @@ from tests.e2e.route import configure
 from tests.processes import server
 
 STOPPED_S = 0.5
-"""Less than a stopped recorder keeps its lease."""
+"""Shorter than a stopped recorder holds its lease."""
 
 
 def labelled(samples: Samples, name: str) -> dict[str, float]:
-    """The values of one family by its only label."""
+    """Return the values of one family by its only label."""
     return {labels[0][1]: value for (found, labels), value in samples.items() if found == name}
 
 
 def counted(samples: Samples, name: str) -> dict[str, float]:
-    """Those of them that have counted something."""
+    """Return the values that are not zero."""
     return {label: number for label, number in labelled(samples, name).items() if number}
 
 
@@ -37,7 +37,7 @@ def value(samples: Samples, name: str) -> float:
 
 
 async def until(port: Port, name: str, expected: float) -> Samples:
-    """Scrape until a figure is as expected."""
+    """Scrape until a value is as expected."""
     while value(samples := await port.samples(), name) != expected:
         pass
     return samples
@@ -111,7 +111,7 @@ async def test_latency_histograms_exclude_replays(any_application: Application) 
                 any_application.tag(f"t{number}")
                 await client.receive()
         async with await connect(address.host, address.port) as later:
-            await later.subscribe()  # is sent the five again
+            await later.subscribe()  # receives the five events again
             for _ in range(5):
                 await later.receive()
         samples = await until(port, "airy_trio_deliveries_total", 10)

@@ -1,4 +1,4 @@
-"""Each reason for which a server is not ready, made true on a real one; and what is logged of it."""
+"""Each reason for which a server is not ready, on a real server, and what is logged."""
 
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -164,7 +164,7 @@ async def test_moved_sqlite_file_makes_the_server_not_ready(sqlite_application: 
 
 
 def watched(one: Node, faults: list[Sequence[str] | float | Exception]) -> Readiness:
-    """What the database answers in turn: faults, after how many seconds, or that it cannot be asked."""
+    """The answers of the database in turn: faults after a delay in seconds, or an error."""
 
     async def trigger_faults() -> Sequence[str]:
         match faults.pop(0) if len(faults) > 1 else faults[0]:
@@ -273,7 +273,7 @@ async def test_locked_file_interrupts_recording(sqlite_application: Application,
 
 @asynccontextmanager
 async def start_that_waits(settings: Settings, words: str) -> AsyncIterator[None]:
-    """Start a server, whose admin port says in the block what it waits for; after the block it becomes ready."""
+    """Start a server whose start waits during the block; after the block it becomes ready."""
     port = Port(settings.admin.port)
     with capture_logs() as said:
         async with trio.open_nursery() as nursery:

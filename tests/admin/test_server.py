@@ -1,4 +1,4 @@
-"""The admin port as a server: real sockets, and peers that are slow, broken or too many."""
+"""The admin port with real sockets, and peers that are slow, broken or too many."""
 
 import socket
 import time
@@ -25,11 +25,11 @@ from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port, serving
 from tests.application import Application
 
 LARGE_BYTES = 32 * 1024 * 1024
-"""More than the buffers of both sides hold."""
+"""More than the socket buffers of both sides."""
 
 
 def pages(**unwell: str) -> Starlette:
-    """The admin pages of a server some of whose parts are not well."""
+    """The admin pages of a server with some parts that are not ready."""
     conditions = {"store": Condition(well=True, reason="fine")}
     conditions |= {name: Condition(well=False, reason=reason) for name, reason in unwell.items()}
     return application(lambda: conditions, CollectorRegistry(), lambda _position, _event: {})
@@ -103,7 +103,7 @@ async def test_loopback_address_refuses_other_host_names(host: str, status: int)
 
 async def test_other_address_accepts_any_host_name() -> None:
     port = free_port()
-    listeners = await open_listeners(AdminOptions(host="0.0.0.0", port=port))  # noqa: S104 - what this is about
+    listeners = await open_listeners(AdminOptions(host="0.0.0.0", port=port))  # noqa: S104 - the subject of the test
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, listeners, pages())
         assert (await Port(port).get("/livez", host="probe.example")).status_code == 200
@@ -132,7 +132,7 @@ async def test_failing_page_is_answered_and_logged() -> None:
         async with serving(BROKEN) as port:
             assert (await port.get("/failing")).status_code == 500
             while not (faults := [line for line in said if line["log_level"] == "error"]):
-                assert (await port.get("/nothing")).status_code == 404  # the log comes after the answer
+                assert (await port.get("/nothing")).status_code == 404  # the log line follows the answer
     (fault,) = faults
     assert fault["event"] == "admin request failed"
     assert isinstance(fault["exc_info"], LookupError)
@@ -145,7 +145,7 @@ async def open_socket(port: Port, sent: bytes) -> trio.SocketStream:
 
 
 async def until_served(port: Port) -> None:
-    """Ask until there is room for one more connection."""
+    """Poll until one more connection is accepted."""
     with trio.fail_after(TIMEOUT_S):
         while True:
             try:
@@ -156,7 +156,7 @@ async def until_served(port: Port) -> None:
 
 
 async def end_of(stream: trio.SocketStream) -> bytes:
-    """All that comes until the server ends the connection, in order or hard."""
+    """Receive until the server closes or resets the connection."""
     data = bytearray()
     with trio.fail_after(TIMEOUT_S):
         try:
@@ -199,7 +199,7 @@ async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.Mon
     default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
-        with trio.fail_after(default_s - 1):  # which is also Hypercorn's: it must be ours that counts
+        with trio.fail_after(default_s - 1):  # Hypercorn's own default; ours must be shorter
             await end_of(slow)
 
 

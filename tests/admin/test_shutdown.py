@@ -1,4 +1,4 @@
-"""The admin port while a server is being stopped: not ready from the first moment, alive to the last."""
+"""The admin port during a shutdown: not ready at once, alive until the end."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ async def no_faults() -> Sequence[str]:
 async def test_readiness_fails_first_and_port_answers_during_drain(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it goes
+    monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it closes
     settings = any_application.migrate(admin(free_port()))
     port, stopping = Port(settings.admin.port), trio.Event()
     with trio.fail_after(TIMEOUT_S):
@@ -56,7 +56,7 @@ async def test_readiness_fails_first_and_port_answers_during_drain(
             assert await port.until_unwell("listener", "shutting down")  # the client has not answered its Close yet
             assert (await port.get("/livez")).status_code == 200
             assert 'airy_trio_well{part="listener"} 0.0' in (await port.get("/metrics")).text
-            with pytest.raises(OSError, match="connect"):  # refused at once, not left waiting for a server that ends
+            with pytest.raises(OSError, match="connect"):  # refused at once instead of waiting for a server that ends
                 await trio.open_tcp_stream(HOST, address.port)
             assert (await one.receive()).get("message") == "503-shutting-down"
         with pytest.raises(httpx2.ConnectError):

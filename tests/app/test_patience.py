@@ -1,4 +1,4 @@
-"""At the start: what is away is tried for a while, then told with its setting."""
+"""At the start an unavailable database or store is retried for a while, then reported with its setting."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.app.build import patiently
+from airy_trio.app.build import wait_until_available
 from airy_trio.database import DatabaseOptions, DatabaseUnavailable
 from airy_trio.errors import StartError, Unavailable
 from airy_trio.log.memory import MemoryStore
@@ -18,7 +18,7 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, message",
     [
         (DatabaseUnavailable("gone"), "database.url: the database cannot be used: gone"),
         (StoreUnavailable("gone"), "log.url: the event store cannot be used: gone"),
@@ -26,7 +26,7 @@ OPTIONS = DatabaseOptions(url="sqlite:///a.db", connect_timeout_s=5)
     ids=["database", "store"],
 )
 async def test_unavailable_system_is_reported_with_its_setting(
-    error: Unavailable, told: str, autojump_clock: MockClock
+    error: Unavailable, message: str, autojump_clock: MockClock
 ) -> None:
     async def away() -> None:
         await trio.lowlevel.checkpoint()
@@ -34,8 +34,8 @@ async def test_unavailable_system_is_reported_with_its_setting(
 
     start = trio.current_time()
     with pytest.raises(StartError) as caught:
-        await patiently(away, OPTIONS, "database.url")
-    assert caught.value.faults == (told,)
+        await wait_until_available(away, OPTIONS, "database.url")
+    assert caught.value.faults == (message,)
     assert trio.current_time() - start == pytest.approx(5, abs=0.3)
 
 
@@ -49,6 +49,6 @@ async def test_recorder_start_is_retried(nursery: trio.Nursery, autojump_clock: 
         changes.away = False
 
     nursery.start_soon(come_back)
-    await patiently(partial(nursery.start, one.recorder.run), OPTIONS, "database.url")
+    await wait_until_available(partial(nursery.start, one.recorder.run), OPTIONS, "database.url")
     assert one.recorder.recording
     nursery.cancel_scope.cancel()

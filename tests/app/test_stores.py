@@ -1,4 +1,4 @@
-"""The event store that the settings name, opened, and what is left of it where that fails."""
+"""Opening the event store of the settings, and the cleanup if that fails."""
 
 import pytest
 import trio
@@ -25,7 +25,7 @@ async def test_refused_store_leaves_no_connection(postgres: Postgres, postgres_a
     with trio.fail_after(TIMEOUT_S):
         while postgres_application.scalar(count):  # noqa: ASYNC110 - its process ends after the connection
             await trio.sleep(0.01)
-    assert caught.value.faults  # which has kept alive all that was made, so that no collector has closed it
+    assert caught.value.faults  # the error refers to all objects, so the garbage collector has not closed anything
 
 
 async def test_log_database_with_unsuitable_encoding_is_refused(

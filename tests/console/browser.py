@@ -1,4 +1,4 @@
-"""A real Chromium that the machine has, driven from a thread: Playwright's blocking interface knows nothing of Trio."""
+"""A real Chromium, driven from a thread, because Playwright's blocking interface does not support Trio."""
 
 import queue
 import shutil
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def executable() -> str:
-    """The browser; where there is none the test is skipped."""
+    """Return the path of the browser, or skip the test if there is none."""
     found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium: what a page does in a browser cannot be tested (Debian: apt-get install chromium)")
@@ -28,7 +28,7 @@ def executable() -> str:
 
 
 class Thread:
-    """Runs calls one after the other in one thread: Playwright's objects belong to the thread that made them."""
+    """Runs calls one by one in one thread, because Playwright's objects belong to the thread that made them."""
 
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -36,7 +36,7 @@ class Thread:
         self._thread.start()
 
     async def call(self, work: Callable[[], Result]) -> Result:
-        """Run a function there, and give or raise what it does."""
+        """Run a function in the thread; return or raise its outcome."""
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
         outcome: list[Any] = []
@@ -49,7 +49,7 @@ class Thread:
             token.run_sync_soon(done.set)
 
         self._calls.put(run)
-        with trio.CancelScope(shield=True):  # it ends by its own time limit
+        with trio.CancelScope(shield=True):  # it has its own time limit
             await done.wait()
         result, error = outcome[0]
         if error is not None:
@@ -66,10 +66,10 @@ class Thread:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser, to be used in one thread."""
+    """Start a browser, for one thread."""
     path = executable()
     with sync_playwright() as playwright:
-        # As root, in a container, there is no sandbox to be had; the only pages it sees are ours.
+        # As root in a container no sandbox is available. The browser opens only our own pages.
         made = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         try:
             yield made
@@ -79,7 +79,7 @@ def chromium() -> Iterator[Browser]:
 
 @asynccontextmanager
 async def browsing(**options: Any) -> AsyncIterator["Tab"]:  # noqa: ANN401 - Playwright's
-    """One page in a browser of its own, which must say nothing of errors. ``options``: of Playwright's context."""
+    """Open one page in its own browser; it must report no errors. ``options``: of Playwright's context."""
     executable()
     thread = Thread()
     faults: list[str] = []
@@ -103,7 +103,7 @@ async def browsing(**options: Any) -> AsyncIterator["Tab"]:  # noqa: ANN401 - Pl
 
 
 class Tab:
-    """A page, for tests that run in Trio. ``faults``: exceptions that nobody in the page has caught."""
+    """A page, for tests that run in Trio. ``faults``: uncaught exceptions of the page."""
 
     def __init__(self, thread: Thread, page: Page, faults: list[str]) -> None:
         self._thread = thread
@@ -111,13 +111,13 @@ class Tab:
         self.faults = faults
 
     async def do(self, work: Callable[[Page], Result]) -> Result:
-        """Let a function have the page."""
+        """Run a function with the page."""
         return await self._thread.call(lambda: work(self._page))
 
     async def open(self, url: str) -> None:
         await self.do(lambda page: page.goto(url))
 
-    async def evaluate(self, script: str) -> Any:  # noqa: ANN401 - whatever the script gives
+    async def evaluate(self, script: str) -> Any:  # noqa: ANN401 - the result of the script
         return await self.do(lambda page: page.evaluate(script))
 
     async def until(self, script: str) -> None:

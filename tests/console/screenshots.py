@@ -12,7 +12,7 @@ from tests.processes import AIRY_TRIO
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
 SETTLED_S: Final = 45
-"""Until the charts and the lists have something to show."""
+"""Time until the charts and lists have data."""
 PICTURES: Final[dict[str, dict[str, Any]]] = {
     "console-light": {"viewport": {"width": 1280, "height": 820}, "color_scheme": "light"},
     "console-dark": {"viewport": {"width": 1280, "height": 820}, "color_scheme": "dark"},
@@ -21,7 +21,7 @@ PICTURES: Final[dict[str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run the demo, let its console be open in three sizes and colours for a while, and take the pictures."""
+    """Run the demo, open its console in three sizes and colours, and take the pictures after a while."""
     with subprocess.Popen([*AIRY_TRIO, "demo"], stdout=subprocess.PIPE, text=True) as demo:
         try:
             assert demo.stdout is not None
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def _read(lines: Any, seconds: float) -> None:  # noqa: ANN401 - a pipe
-    """Read what the demo prints, so that it can go on."""
+    """Read the output of the demo, so that it does not block."""
     ends_at = time.monotonic() + seconds
     for _line in lines:
         if time.monotonic() > ends_at:

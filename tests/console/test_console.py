@@ -40,7 +40,7 @@ TOO_FAINT = """(() => {
       return ratio < 4.5 ? [`${one.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`] : [];
     });
 })()"""
-"""Texts whose contrast to what is below them is less than WCAG 2.2 asks for (AA, 1.4.3)."""
+"""Texts whose contrast to the background is below WCAG 2.2 AA (1.4.3)."""
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -56,7 +56,7 @@ async def console(
     wait: bool = True,
     **options: Any,  # noqa: ANN401 - Playwright's
 ) -> AsyncIterator[tuple[Tab, app.Address]]:
-    """A page with the console of a server in this process; it is live unless ``wait`` says otherwise."""
+    """Open the console of a server in this process. ``wait``: until it is live."""
     settings = application.migrate(settings_text(more))
     with trio.fail_after(TIMEOUT_S):
         async with serving_all(settings) as (address, _), browsing(**options) as tab:
@@ -89,7 +89,7 @@ async def test_live_events_filters_and_keyboard(sqlite_application: Application)
         await tab.until(rows(3))
         await tab.click(".types label:nth-of-type(1)")
         await tab.fill("#conversation", "c1")
-        await tab.until(rows(2))  # its message and its metadata: what the server has at that destination
+        await tab.until(rows(2))  # its message and its metadata, from the event log
         assert not await tab.evaluate(shows("Elsewhere"))
         sqlite_application.message(id="m3", conversation_id="c1", content='{"text": "And here"}')
         await tab.until(shows("And here"))
@@ -122,7 +122,7 @@ async def test_a_payload_stays_text(sqlite_application: Application) -> None:
         assert EVIL in await tab.evaluate(
             "document.querySelector('#log .what').textContent + document.querySelector('#log').textContent"
         )
-        refused = await tab.evaluate(  # and the policy would not have let it run
+        refused = await tab.evaluate(  # the policy would also have blocked it
             "new Promise((done) => { document.addEventListener('securitypolicyviolation',"
             " ({effectiveDirective}) => done(effectiveDirective)); const one = document.createElement('script');"
             " try { one.textContent = 'document.title = 1' } catch { done('script-src-elem') }"

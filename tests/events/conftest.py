@@ -1,4 +1,4 @@
-"""Names of test cases: short and printable, whatever the value."""
+"""Short and printable names of test cases."""
 
 import pytest
 

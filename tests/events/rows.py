@@ -1,4 +1,4 @@
-"""Rows for the tests: whole ones, to change a column of, and any at all."""
+"""Rows for the tests: valid ones to alter, and strategies for arbitrary ones."""
 
 import json
 from datetime import UTC, tzinfo
@@ -50,7 +50,7 @@ TAG_GONE = TagGone(id="t1")
 
 
 def altered(whole: T, **fields: Any) -> T:  # noqa: ANN401 - any value is a column's
-    """A row or an event with other values in some of its fields."""
+    """Return a row or an event with other values in some fields."""
     unchecked: Any = whole
     altered_one: T = unchecked._replace(**fields) if isinstance(whole, tuple) else evolve(unchecked, **fields)
     return altered_one
@@ -59,12 +59,12 @@ def altered(whole: T, **fields: Any) -> T:  # noqa: ANN401 - any value is a colu
 def entry(
     key: Value, value: Value, value_type: Value = "text", updated_at: Value = "2020-10-25T21:24:54Z"
 ) -> MetadataEntry:
-    """A row of metadata; all at the same time unless said otherwise."""
+    """Make a row of metadata, by default with a fixed time."""
     return MetadataEntry(key=key, value=value, value_type=value_type, updated_at=updated_at)
 
 
 def strictly_read(text: str | bytes) -> Any:  # noqa: ANN401 - what JSON holds
-    """What a strict parser makes of it; of a number its text. Raises where Python alone is lenient."""
+    """Parse strictly, numbers as text. Raises where Python's parser is lenient."""
 
     def refuse(name: str) -> None:
         raise AssertionError(name)
@@ -143,7 +143,7 @@ _ENTRIES = st.lists(
 
 
 def any_message() -> st.SearchStrategy[Message]:
-    """A message with any one column bad, or all of them."""
+    """A message with one bad column, or with all bad."""
     column = st.sampled_from(sorted(set(_columns(MESSAGE)) - {"content_form", "time_zone"}))
     one_bad = st.builds(
         lambda name, value, form: Message(**{**_columns(MESSAGE), "content_form": form, name: value}),
@@ -169,7 +169,7 @@ def any_message() -> st.SearchStrategy[Message]:
 
 
 def any_object() -> st.SearchStrategy[ChangedObject]:
-    """Any value in any column of any kind of row."""
+    """A row of any kind with any value in any column."""
     return st.one_of(
         any_message(),
         st.builds(MessageGone, id=ANY_VALUE, conversation_id=ANY_VALUE, channel_id=ANY_VALUE),

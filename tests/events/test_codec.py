@@ -1,4 +1,4 @@
-"""Events as octets, byte for byte, at the limit of their size and one beyond."""
+"""Events byte for byte, at the size limit and one byte beyond."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Destinations: which texts name one, and which events belong to it."""
+"""Destinations: their names and their events."""
 
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from tests.events.rows import ANY_TEXT
 
 @frozen
 class Placed:
-    """What has destinations, and nothing else."""
+    """The attributes that determine destinations."""
 
     type: str
     channel_id: str | None

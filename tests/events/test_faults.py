@@ -1,4 +1,4 @@
-"""How a fault of a row is told: on one line, a long key cut with a mark."""
+"""Row faults on one line; a long key is cut with a mark."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Rows of metadata as one nested object: order, conflicts, and rows that cannot be used."""
+"""Rows of metadata as one nested object: order, conflicts, unusable rows."""
 
 import math
 from datetime import UTC

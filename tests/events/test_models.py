@@ -1,4 +1,4 @@
-"""The events themselves: their wire names, and which object each is about."""
+"""The events: their type names, and the identity of their objects."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""JSON that every client can parse: what is accepted a strict parser reads, and depth ends in a fault, no crash."""
+"""JSON that every client can parse: accepted text is strictly valid, and deep nesting is a fault, not a crash."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def test_small_recursion_limit_is_a_fault() -> None:
 
     limit = sys.getrecursionlimit()
     frames = 0
-    frame = sys._getframe()  # noqa: SLF001 - the only way to know how much stack is left
+    frame = sys._getframe()  # noqa: SLF001 - the only way to measure the stack that is left
     while frame.f_back:
         frame = frame.f_back
         frames += 1

@@ -1,4 +1,4 @@
-"""Times of rows as the wire has them: text and epoch agree, zones count, and what has no order is a fault."""
+"""Times of rows in the wire format: text and epoch agree, zones apply, values without order are faults."""
 
 import math
 import re
@@ -60,7 +60,7 @@ def test_wire_times(value: Value, expected: str) -> None:
     [
         ("2020-07-01 12:00:00", "2020-07-01T10:00:00.000Z"),
         ("2020-12-01 12:00:00.25", "2020-12-01T11:00:00.250Z"),
-        ("2020-10-25 02:30:00", "2020-10-25T00:30:00.000Z"),  # comes twice: the earlier
+        ("2020-10-25 02:30:00", "2020-10-25T00:30:00.000Z"),  # occurs twice: the earlier
         ("2020-07-01 12:00:00Z", "2020-07-01T12:00:00.000Z"),
         (0, "1970-01-01T00:00:00.000Z"),
     ],
@@ -109,7 +109,7 @@ def test_zone_applies_to_text_without_zone(value: Value, expected: str) -> None:
 def test_invalid_times(value: Value) -> None:
     with pytest.raises(UnfitValueError, match=r"^sent_at is not a time") as caught:
         wire_time(value, UTC, "sent_at")
-    assert len(str(caught.value)) < 80  # the value is not in it
+    assert len(str(caught.value)) < 80  # it does not contain the value
 
 
 def test_zone_that_moves_a_time_out_of_range() -> None:

@@ -1,4 +1,4 @@
-"""Whole changed objects to events, with what is silent, what is counted, and what is a fault of its row."""
+"""From changed objects to events: deletes, counted misfits, row faults."""
 
 import math
 from typing import Any

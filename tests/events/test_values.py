@@ -1,4 +1,4 @@
-"""One value of a row at a time: what it means on the wire, or the fault that it is."""
+"""Single column values: their form in the event, or their fault."""
 
 import math
 from typing import get_args

@@ -1,4 +1,4 @@
-"""Every bound: what lies on it is taken, what lies one beyond is refused."""
+"""Every bound: the value at the bound is accepted, the next one beyond is refused."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.settings.reading import URL, fault, faults, read
 POSTGRES = "postgresql://airy:hunter2@db:5432/airy"
 
 NUMBERS = [
-    # setting, on the bound, beyond it
+    # setting, values at the bound, values beyond it
     ("database.connect_timeout_s", ["0.001", "1"], ["0", "-1", "0.0"]),
     ("changes.batch_rows_max", ["1", "100000"], ["0", "100001"]),
     ("log.retain_s", ["1", "1.5"], ["0", "0.99"]),
@@ -34,7 +34,7 @@ NUMBERS = [
     ("listener.subscriptions_per_address_max", ["0", "1"], ["-1"]),
     ("listener.drain_s", ["0", "0.5"], ["-1", "-0.5"]),
     ("listener.workers", ["1", "256"], ["0", "257"]),
-    ("changes.overlap_s", ["5"], ["0", "0.09", "86401"]),  # others go with another capture: test_places
+    ("changes.overlap_s", ["5"], ["0", "0.09", "86401"]),  # other values need another capture: test_places
     ("admin.port", ["0", "65535"], ["-1", "65536"]),
     ("admin.lag_max_s", ["0.001", "1"], ["0", "-1"]),
 ]
@@ -71,7 +71,7 @@ ANY = {
         for option in ("name", "columns", "constants", "values", "where")
     ),
 }  # fmt: skip
-"""Settings whose values have tests of their own, or no bound."""
+"""Settings that have their own tests, or no bound."""
 
 
 def written(setting: str, value: str) -> str:
@@ -261,10 +261,10 @@ TOKENS_WORDS = (
     ],
 )
 def test_unusable_tokens_are_refused(tokens: str, found: str) -> None:
-    told = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
+    reported = fault(f'[auth]\nmode = "tokens"\ntokens = {tokens}')
     allowed = "expected a table" if found in {"string", "an array"} else TOKENS_WORDS
-    assert told == f"auth.tokens: found {found}, {allowed}"
-    assert "hunter" not in told
+    assert reported == f"auth.tokens: found {found}, {allowed}"
+    assert "hunter" not in reported
 
 
 @pytest.mark.parametrize("token", ["x", "x" * 2048, "!#$%&'()*+,-./:;<=>?@[]^_`{|}~"])
@@ -288,8 +288,8 @@ def test_token_of_another_type_is_not_shown() -> None:
 
 def test_key_instead_of_its_file_is_not_shown() -> None:
     for key in ("-----BEGIN PRIVATE KEY-----", "MIGHAgEA\\nMBMGByqG"):
-        told = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
-        assert told == 'listener.tls_key: found string, expected the name of a file, or ""'
+        reported = fault(f'[listener]\ntls_certificate = "server.pem"\ntls_key = "{key}"')
+        assert reported == 'listener.tls_key: found string, expected the name of a file, or ""'
 
 
 @pytest.mark.parametrize("there", ["tls_certificate", "tls_key"])

@@ -1,4 +1,4 @@
-"""The files in config/: what they say is what the server does."""
+"""The files in config/ agree with the settings of the server."""
 
 import re
 import tomllib
@@ -16,11 +16,11 @@ from airy_trio.settings.messages import options_of
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLE = (CONFIG / "example.toml").read_text()
 WHOLE_EXAMPLE = re.sub(r"^#(?=\w+ = )", "", EXAMPLE, flags=re.MULTILINE)
-"""The example with what it only shows put to use."""
+"""The example with all commented settings enabled."""
 
 
 def paths_in(document: dict[str, Any]) -> set[tuple[str, ...]]:
-    """The paths of the settings in a file: sections, and keys down to where the user's own keys begin."""
+    """Return the paths of the settings in a file: sections and keys, without the keys that users choose."""
     sections = set(options_of(Document))
     found: set[tuple[str, ...]] = set()
 
@@ -83,7 +83,7 @@ def test_prod_takes_its_database_from_the_environment() -> None:
     url = "postgresql://airy:hunter2@db/airy"
     settings = load(CONFIG / "prod.toml", {"DATABASE_URL": url})
     assert settings.database.url == url
-    assert settings.listener.host == "0.0.0.0"  # noqa: S104 - what the file is for
+    assert settings.listener.host == "0.0.0.0"  # noqa: S104 - the purpose of the file
     assert settings.logging.format == "json"
 
 

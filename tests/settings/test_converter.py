@@ -1,4 +1,4 @@
-"""The converter by itself, over options classes of these tests."""
+"""The converter alone, with the options classes of these tests."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class Narrower(Options):
     more: int = 0
 
 
-def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - whatever class is asked for
+def convert(document: dict[str, Any], cls: type = Options) -> Any:  # noqa: ANN401 - an instance of cls
     return StrictConverter({"NAME": "a"}, {}, lambda _: ()).structure(document, cls)
 
 

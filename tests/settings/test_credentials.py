@@ -1,4 +1,4 @@
-"""What in ``[auth]`` is refused, each fault by its setting and without a secret."""
+"""Faults in ``[auth]``: each names its setting and shows no secret."""
 
 import pytest
 
@@ -28,9 +28,9 @@ def test_supported_keys() -> None:
     ["[]", '["none"]', '["HS256", "none"]', '["RS255"]', '["PS256"]', '["EdDSA"]', '["rs256"]', '[""]', '["ES256K"]'],
 )
 def test_unknown_algorithm_is_refused(algorithms: str) -> None:
-    told = fault(HS + algorithms)
-    assert told.startswith("auth.jwt_algorithms: found ")
-    assert told.endswith("one or more of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512")
+    reported = fault(HS + algorithms)
+    assert reported.startswith("auth.jwt_algorithms: found ")
+    assert reported.endswith("one or more of HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512")
 
 
 @pytest.mark.parametrize("leeway", ["-1", "600.1", "inf", "true"])
@@ -99,17 +99,17 @@ def test_a_cookie_may_carry_the_token_of_each_mode() -> None:
     ],
 )
 def test_contradictory_auth_options_are_refused(text: str, words: str) -> None:
-    told = fault(f"[auth]\n{text}")
-    assert told.startswith("auth: ")
-    assert words in told
-    assert "hunter" not in told
+    reported = fault(f"[auth]\n{text}")
+    assert reported.startswith("auth: ")
+    assert words in reported
+    assert "hunter" not in reported
 
 
 def test_cookie_needs_allowed_origins() -> None:
     auth = '[auth]\nmode = "tokens"\ntokens = { a = "hunter2" }\ncookie = "airy"\n'
     assert read(f'{auth}[listener]\nallowed_origins = ["https://airy.example"]').auth.cookie == "airy"
-    told = fault(f'{auth}[listener]\nallowed_origins = ["*"]')
-    assert told.startswith("auth.cookie, listener.allowed_origins: browsers send cookies from every page")
+    reported = fault(f'{auth}[listener]\nallowed_origins = ["*"]')
+    assert reported.startswith("auth.cookie, listener.allowed_origins: browsers send cookies from every page")
 
 
 def test_all_contradictions_are_reported_at_once() -> None:

@@ -1,4 +1,4 @@
-"""References to environment variables in the settings: replaced once, or every fault named."""
+"""References to environment variables: replaced once, or all faults are named."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The mapping of tables in the settings: which fields each kind has, with the nearest one told."""
+"""The fields of each kind in the mapping of the settings."""
 
 from typing import get_args
 

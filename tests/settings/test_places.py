@@ -1,4 +1,4 @@
-"""Where we may write and where events are kept: what does not go together."""
+"""Contradictions between capture, mapping and the place of the events."""
 
 import pytest
 

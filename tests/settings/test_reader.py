@@ -1,4 +1,4 @@
-"""The reader over any document: options or faults, each fault below the key that is wrong."""
+"""The reader with any document: it returns options, or faults with the path of the wrong key."""
 
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -37,7 +37,7 @@ class Outer:
 
 
 def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
-    """A document with these values at these paths; a value that stands in the way of a deeper one is replaced."""
+    """Make a document with these values at these paths; a value on the path of a deeper one is replaced."""
     document: dict[str, Any] = {"database": {"url": "sqlite:///a.db"}}
     for path, value in items.items():
         table = document

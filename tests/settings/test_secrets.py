@@ -1,4 +1,4 @@
-"""A password in the file or in the environment is in no fault, wherever it stands and whatever is wrong with it."""
+"""No fault shows a password from the file or the environment, whatever its place and whatever is wrong."""
 
 import json
 import traceback
@@ -67,7 +67,7 @@ SHAPES = st.sampled_from(["{}", "[{}]", "{{ url = {} }}", "[[{}]]"])
 
 
 def lines(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """All that a person, or a traceback, could see of the faults of a text."""
+    """Return everything that the faults of a text show, also in a traceback."""
     try:
         parse(text, environ or {})
     except SettingsError as error:
@@ -133,9 +133,9 @@ def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("section, key", [("database", "url"), ("database", "direct_url"), ("log", "url")])
 @pytest.mark.parametrize("value", ["20261124", "2026.1124", "2026-11-24", "{ pin = 20261124 }", "[20261124]"])
 def test_password_that_is_not_a_string(section: str, key: str, value: str) -> None:
-    told = lines(f"[{section}]\n{key} = {value}")
-    assert f"{section}.{key}: found " in told
-    assert "2026" not in told
+    reported = lines(f"[{section}]\n{key} = {value}")
+    assert f"{section}.{key}: found " in reported
+    assert "2026" not in reported
 
 
 @pytest.mark.parametrize("setting", ["database.url", "database.direct_url", "log.url"])

@@ -31,12 +31,12 @@ def test_every_worker_has_an_admin_port() -> None:
 
 @pytest.mark.parametrize("port", [8081, 8082, 8083, 8084])
 def test_admin_ports_must_differ_from_the_client_port(port: int) -> None:
-    (told,) = faults(f"[listener]\nport = {port}\nworkers = 3")
-    assert told.startswith(f"listener.port is {port}, but admin.port to admin.port + 3 are the admin ports")
+    (reported,) = faults(f"[listener]\nport = {port}\nworkers = 3")
+    assert reported.startswith(f"listener.port is {port}, but admin.port to admin.port + 3 are the admin ports")
     assert parse(f"{URL}[listener]\nport = 8085\nworkers = 3", {}).listener.port == 8085
 
 
 @pytest.mark.parametrize("workers", [0, -1, 257, "2.5", "'2'"])
 def test_invalid_number_of_workers(workers: object) -> None:
-    (told,) = faults(f"[listener]\nworkers = {workers}")
-    assert told.startswith("listener.workers: found ")
+    (reported,) = faults(f"[listener]\nworkers = {workers}")
+    assert reported.startswith("listener.workers: found ")

@@ -1,4 +1,4 @@
-"""From a text, or a file, to settings or faults: what a person sees."""
+"""From a text or file to settings, or to the faults that the operator reads."""
 
 from pathlib import Path
 
@@ -329,8 +329,8 @@ def test_any_text_is_settings_or_faults(text: str) -> None:
     try:
         parse(text, {})
     except SettingsError as error:
-        told = error.faults
+        reported = error.faults
     else:
-        told = ("none",)
-    assert told
-    assert all(line.isprintable() for line in told)
+        reported = ("none",)
+    assert reported
+    assert all(line.isprintable() for line in reported)

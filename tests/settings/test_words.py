@@ -1,4 +1,4 @@
-"""Values and paths in the words of a message about the settings; of a secret only its kind."""
+"""Values and paths in messages about the settings; only the type of a secret."""
 
 import tomllib
 from typing import Any
