@@ -129,5 +129,5 @@ async def test_a_page_of_another_origin_does_not_get_in_though_its_browser_sends
             await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies know no ports: its requests have it too
             await tab.until("window.code !== undefined")
             assert await tab.evaluate("[window.code, window.said.length, window.cookies]") == [1006, 0, 1]
-            refused = await serving.record("connection closed", farewell="refused")
+            refused = await serving.record("connection closed", disconnect="refused")
             assert str(refused["refused"]).startswith("403")

@@ -69,7 +69,7 @@ async def test_clients_of_others(real: RealClient, sqlite_application: Applicati
             assert await running.wait() == 0
         ended = await serving.record("connection closed")
         leaves_in_order = real.verdict(Capability.DISCONNECT).works
-        assert ended["farewell"] == "done" if leaves_in_order else ended["farewell"] in {"done", "gone"}
+        assert ended["disconnect"] == "done" if leaves_in_order else ended["disconnect"] in {"done", "gone"}
         assert "Traceback" not in "\n".join(serving.err.all)
 
 
@@ -80,7 +80,7 @@ async def test_a_client_that_does_not_trust_the_authority_does_not_connect(
         speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
         client("stompjs.mjs", serving.url) as running,
     ):
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         assert not running.told("connected")
 
 
@@ -184,7 +184,7 @@ async def test_who_does_not_speak_tls_is_one_line_of_the_log(
             assert (record["level"], record["address"]) == ("info", "127.0.0.1")
             await read_to_end(stream)
             closed = await serving.record("connection closed", session=record["session"])
-            assert closed["farewell"] == "gone"
+            assert closed["disconnect"] == "gone"
         async with await our_client(serving):
             pass
         assert len([line for line in serving.err.all if "TLS handshake failed" in line]) == 1
@@ -204,7 +204,7 @@ async def test_a_look_whether_the_port_is_open_is_no_failed_handshake(
 ) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
         await (await trio.open_tcp_stream("127.0.0.1", serving.port)).aclose()
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         assert not any("TLS handshake failed" in line for line in serving.err.all)
 
 
@@ -242,7 +242,7 @@ async def test_a_stream_that_is_cut_off_is_a_client_that_is_gone(
         found = await our_client(serving)
         assert isinstance(found.stream, trio.SSLStream)
         found.stream.transport_stream.socket.shutdown(socket.SHUT_WR)  # no close_notify
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         await trio.aclose_forcefully(found.stream)
 
 

@@ -227,7 +227,7 @@ async def test_the_log_names_the_address_of_who_connects(server: Server) -> None
         with trio.fail_after(10):
             while len(said) < 2:  # noqa: ASYNC110 - a log has no event for this
                 await trio.lowlevel.checkpoint()
-    assert [(line["event"], line.get("address"), line.get("farewell")) for line in said] == [
+    assert [(line["event"], line.get("address"), line.get("disconnect")) for line in said] == [
         ("connection opened", "127.0.0.1", None),
         ("connection closed", "127.0.0.1", "done"),
     ]

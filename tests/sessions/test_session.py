@@ -340,7 +340,7 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
             "connection closed",
             "info",
             {
-                "session": session, "address": None, "user": None, "farewell": "forbidden",
+                "session": session, "address": None, "user": None, "disconnect": "forbidden",
                 "error": "403-send-not-allowed", "refused": None, "reason": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
@@ -378,7 +378,7 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
         await trio.sleep(LOG_SAMPLE_EVERY_S)
         await connect_and_leave(2)
     lines = [line for line in logs if line["log_level"] != "debug"]
-    assert [(line["event"], line["farewell"], line["not_logged"]) for line in lines] == [
+    assert [(line["event"], line["disconnect"], line["not_logged"]) for line in lines] == [
         ("connection closed", "gone", 0),
         ("connection closed", "refused", 0),
         ("connection closed", "gone", 99),
