@@ -124,14 +124,14 @@ class FanOut:
                     and reached is not None
                 ):
                     stream = client.stream
-                    outlet = stream.outlet
-                    if stream.closing or not outlet.offer(data):  # as FramedStream.offer, without the call
+                    transport = stream.outlet
+                    if stream.closing or not transport.offer(data):  # as FramedStream.offer, without the call
                         hand_over(client)
                         continue
                     stream.written_at = now
                     reader.position = reached
                     repeats += 1
-                    if outlet.pending or not reaches_end:
+                    if transport.pending or not reaches_end:
                         hand_over(client)
                 elif reader in view.readers:  # else it unsubscribed at a checkpoint: nothing may follow its RECEIPT
                     taken = self.serve(reader, now)

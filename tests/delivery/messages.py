@@ -1,4 +1,4 @@
-"""What a server wrote, read back: WebSocket messages out of octets that come in any pieces."""
+"""What a server wrote, read back: WebSocket messages out of bytes that come in any pieces."""
 
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version

@@ -1,4 +1,4 @@
-"""The far end of an outlet in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
+"""The far end of a transport in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
 
 from random import Random
 
@@ -12,8 +12,8 @@ POLL_S = 0.01
 class PeerStream(trio.abc.Stream):
     """Takes a few bytes at a time, after a while: ``bytes_max`` each ``pause_s`` seconds, at most."""
 
-    def __init__(self, outlet: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
-        self._outlet = outlet
+    def __init__(self, transport: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
+        self._outlet = transport
         self._chance = chance
         self._bytes_max = bytes_max
         self._pause_s = pause_s

@@ -1,4 +1,4 @@
-"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over an outlet in memory."""
+"""Clients without a WebSocket: the conversation, stream, fan-out and send tasks over a transport in memory."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -77,7 +77,7 @@ class MoodyStore(MemoryStore):
 
 
 class RecordingTransport(MemoryTransport):
-    """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
+    """An transport that remembers each piece that it was given to write and did not refuse, the very object."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         super().__init__(capacity_bytes)

@@ -1,4 +1,4 @@
-"""Random schedules of a few clients against the whole way from log to outlet: no gap, no duplicate, nothing late."""
+"""Random schedules of a few clients against the whole way from log to transport: no gap, no duplicate, nothing late."""
 
 from collections.abc import Sequence
 from random import Random
@@ -191,10 +191,10 @@ class Schedule:
                 meanwhile.start_soon(self.append)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.keep_reading)
-                farewell = await self.rig.say(command, *headers)
+                reason = await self.rig.say(command, *headers)
                 nursery.cancel_scope.cancel()
-        assert farewell is None or (farewell.token, command) == ("403-destination", "SUBSCRIBE")
-        return farewell is not None
+        assert reason is None or (reason.token, command) == ("403-destination", "SUBSCRIBE")
+        return reason is not None
 
     async def keep_reading(self) -> None:
         while True:
@@ -285,8 +285,8 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
-            outlet = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
-            rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
+            transport = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
+            rig = await delivery.connect(transport, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
             schedules.append(Schedule(rig, chance, everything, habits, alike))
@@ -340,7 +340,7 @@ async def test_neighbours_get_exactly_what_follows_their_positions(
 
 
 @pytest.mark.parametrize("seed", range(24))
-async def test_a_subscription_gets_exactly_what_is_granted_beside_others_with_other_grants(
+async def test_each_subscription_gets_exactly_what_it_is_granted(
     seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Live, replayed, resumed, from the tail and from the store, with the destinations and ids of the others."""

@@ -74,11 +74,11 @@ class Server:
         """A client over the listener that has not said anything yet."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
-    def start(self, outlet: Transport, visitor: Visitor | None = None) -> "Ending":
-        """Start a session over an outlet."""
+    def start(self, transport: Transport, visitor: Visitor | None = None) -> "Ending":
+        """Start a session over a transport."""
         ending = Ending()
         self.endings.append(ending)
-        self.connections.start_soon(self._serve, outlet, ending, visitor)
+        self.connections.start_soon(self._serve, transport, ending, visitor)
         return ending
 
     def plug(
@@ -117,8 +117,8 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, outlet: Transport, ending: "Ending", visitor: Visitor | None) -> None:
-        ending.reason = await self.sessions.serve(self.connections, outlet, visitor)
+    async def _serve(self, transport: Transport, ending: "Ending", visitor: Visitor | None) -> None:
+        ending.reason = await self.sessions.serve(self.connections, transport, visitor)
         ending.at = trio.current_time()
         ending.event.set()
 

@@ -27,7 +27,7 @@ from tests.sessions.serving import Server, event, serving
 
 
 @pytest.mark.parametrize(
-    "fault, farewell, logged",
+    "fault, reason, logged",
     [
         (StalledError(), disconnects.TOO_SLOW, False),
         (trio.BrokenResourceError(), disconnects.GONE, False),
@@ -36,9 +36,9 @@ from tests.sessions.serving import Server, event, serving
         (KeyError("x"), disconnects.INTERNAL, True),
     ],
 )
-def test_what_an_exception_means(fault: Exception, farewell: DisconnectReason, *, logged: bool) -> None:
+def test_exceptions_map_to_disconnect_reasons(fault: Exception, reason: DisconnectReason, *, logged: bool) -> None:
     with capture_logs() as logs:
-        assert reason_after(fault, "s") is farewell
+        assert reason_after(fault, "s") is reason
     assert bool(logs) is logged
 
 
@@ -59,8 +59,8 @@ class Fuse:
             raise self._fault()
 
 
-class FaultyOutlet(StreamTransport):
-    """Fails at its n-th use, counted over all that a session and its tasks do with an outlet."""
+class FaultyTransport(StreamTransport):
+    """Fails at its n-th use, counted over all that a session and its tasks do with a transport."""
 
     def __init__(self, stream: trio.abc.Stream, fuse: Fuse) -> None:
         super().__init__(stream)
@@ -165,7 +165,7 @@ async def assert_nothing_is_left(server: Server, client: StompClient, tasks: int
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
-@pytest.mark.parametrize("where", ["outlet", "log"])
+@pytest.mark.parametrize("where", ["transport", "log"])
 async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
     where: str, fault: Callable[[], Exception], autojump_clock: MockClock
 ) -> None:
@@ -181,7 +181,7 @@ async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
             fuse, spare = Fuse(use_number, fault), Fuse(0, fault)
             log.fuse = fuse if where == "log" else None
             with capture_logs() as logs, trio.fail_after(200):
-                ending = server.start(FaultyOutlet(ours, fuse if where == "outlet" else spare))
+                ending = server.start(FaultyTransport(ours, fuse if where == "transport" else spare))
                 await use(client := StompClient(theirs))
                 await ending.wait()
             log.fuse = None
@@ -191,13 +191,13 @@ async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
             await assert_nothing_is_left(server, client, tasks)
             if fuse.left > 0:
                 break
-        assert use_number > {"outlet": 40, "log": 6}[where]
+        assert use_number > {"transport": 40, "log": 6}[where]
         async with bystander:
             await bystander.disconnect()
         await server.ended()
 
 
-class UnclosableOutlet(StreamTransport):
+class UnclosableTransport(StreamTransport):
     """Fails when it is closed at once."""
 
     async def abort(self) -> None:
@@ -206,13 +206,13 @@ class UnclosableOutlet(StreamTransport):
         raise RuntimeError(message)
 
 
-async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock: MockClock) -> None:
+async def test_a_fault_while_aborting_affects_no_other_session(autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         bystander = (await server.plug_connected()).client
         await bystander.subscribe()
         ours, theirs = trio.testing.memory_stream_pair()
         with capture_logs() as logs:
-            ending = server.start(UnclosableOutlet(ours))
+            ending = server.start(UnclosableTransport(ours))
             assert await ending.wait() is disconnects.CONNECT_TIMEOUT
         assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
         await theirs.aclose()

@@ -1,6 +1,6 @@
 """Clients that come and go while events are appended and trimmed: all that follows a position, or an explicit expiry.
 
-Whole sessions over outlets that refuse, take a part and are read slowly; a store that is away now and then.
+Whole sessions over transports that refuse, take a part and are read slowly; a store that is away now and then.
 """
 
 from collections import Counter
@@ -106,10 +106,10 @@ class Visitor:
 
     async def _visit(self) -> None:
         world, chance = self.world, self.world.chance
-        outlet = MemoryTransport(chance.choice((300, 3000, 20_000)), moods=chance)
+        transport = MemoryTransport(chance.choice((300, 3000, 20_000)), moods=chance)
         hasty = world.ended or chance.random() < HASTY_SHARE
-        stream = PeerStream(outlet, chance, bytes_max=4000 if hasty else 60, pause_s=0.01 if hasty else 2)
-        ending = world.server.start(outlet)
+        stream = PeerStream(transport, chance, bytes_max=4000 if hasty else 60, pause_s=0.01 if hasty else 2)
+        ending = world.server.start(transport)
         count = len(world.everything) + 1 if world.ended else chance.choice((0, 1, 10, 100))
         async with StompClient(stream) as client:
             try:
@@ -207,7 +207,7 @@ async def run(seed: int, branches: Counter[str]) -> None:
 
 
 @pytest.mark.slow
-async def test_who_comes_back_gets_all_that_follows_or_is_told_that_it_is_gone(autojump_clock: MockClock) -> None:
+async def test_returning_clients_get_everything_or_an_explicit_expiry(autojump_clock: MockClock) -> None:
     branches: Counter[str] = Counter()
     for seed in range(SEEDS_MAX):
         await run(seed, branches)
