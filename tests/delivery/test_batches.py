@@ -1,4 +1,4 @@
-"""Batches of events for one subscription: bounded, shared among equals, with verdicts and acks of its own."""
+"""Batches: bounded, shared between equal subscriptions, with acks and resume headers that are not shared."""
 
 from collections import deque
 from typing import cast
@@ -93,7 +93,7 @@ async def test_shared_batches_are_bounded() -> None:
     batches = Batches(log)
     for offset in range(SHARED_BATCHES_MAX + 9):
         batches.after_position(subscribed(log, offset))
-    assert len(batches._shared) == SHARED_BATCHES_MAX  # noqa: SLF001 - that it does not grow is told nowhere
+    assert len(batches._shared) == SHARED_BATCHES_MAX  # noqa: SLF001 - no statistic shows its size
 
 
 async def test_acks_and_resume_headers_are_not_shared() -> None:
@@ -189,7 +189,7 @@ async def test_plain_live_subscriptions_are_in_step() -> None:
         subscribed(log, 1, ack=AckMode.CLIENT),
         subscribed(log, 1),
     )
-    replayed.live_after = 4  # what it is sent up to there was before it, and counts in no latency
+    replayed.live_after = 4  # events up to there are a replay, without latency
     waiting.started = False
     for subscription in (plain, replayed, acking, waiting):
         assert not subscription.in_step

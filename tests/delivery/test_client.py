@@ -1,4 +1,4 @@
-"""What is in flight in a subscription, when it is hungry, and that a client is dismissed once."""
+"""The ack window, when a subscription has work, and the first disconnect reason of a client."""
 
 import tracemalloc
 from typing import cast
@@ -92,16 +92,16 @@ def test_unknown_and_repeated_acks_change_nothing(mode: AckMode) -> None:
 def test_a_subscription_has_work_if_events_and_room_exist() -> None:
     window = Window(AckMode.CLIENT, 1)
     subscription = subscribed(window)
-    hungry = [subscription.has_work]
+    found = [subscription.has_work]
     subscription.view.last = 6
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     window.sent((3,))
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     window.acknowledge(3)
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     subscription.started = False
-    hungry.append(subscription.has_work)
-    assert hungry == [False, True, False, True, False]
+    found.append(subscription.has_work)
+    assert found == [False, True, False, True, False]
 
 
 def test_only_equal_frames_are_shared() -> None:

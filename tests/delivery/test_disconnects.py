@@ -1,4 +1,4 @@
-"""The catalogue of goodbyes beside the table of the wire contract."""
+"""The catalogue of disconnect reasons against the table of the wire contract."""
 
 import re
 from http import HTTPStatus
@@ -16,8 +16,8 @@ from airy_trio.websocket.stream import CLOSE_REASON_BYTES_MAX
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:
-    told = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
-    assert told == {
+    received = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
+    assert received == {
         (None, 1000, Reconnect.NO),
         ("400-protocol-error", 1002, Reconnect.NO),
         ("401-unauthorized", 4401, Reconnect.WITH_CREDENTIALS),

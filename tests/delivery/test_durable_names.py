@@ -1,4 +1,4 @@
-"""How many names of durable subscriptions a user may use: counted, forgotten, and bounded in all."""
+"""The limit on names of durable subscriptions: by user, in time, and in total."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Durable subscriptions: what is acknowledged is kept for a user and a name, and the next SUBSCRIBE goes on there."""
+"""Durable subscriptions: the acknowledged position is stored by user and name, and the next SUBSCRIBE resumes there."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -37,7 +37,7 @@ SOON_S = 0.05
 
 
 class Store(MemoryStore):
-    """A store that counts what it is asked to keep, and that can be away or broken."""
+    """A store that counts acknowledgements, and that can be unavailable or broken."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
@@ -76,7 +76,7 @@ async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose c
 async def node(
     store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400, listener: ListenerOptions | None = None
 ) -> AsyncGenerator[Server]:
-    """One of several servers over a store."""
+    """Run one of several servers over a store."""
     log = await open_log(store, LogOptions(store="memory", tail_events=tail_events, retain_s=retain_s))
     async with serving(log, listener, auth=TOKENS, replay=WINDOW, listen=False) as server:
         yield server
@@ -107,7 +107,7 @@ async def claim(
 async def come(
     server: Server, *headers: tuple[str, str], name: str = "inbox", ack: str = "client-individual"
 ) -> Plugged:
-    """A client of ann's that holds a durable subscription."""
+    """Connect a client of ann's and claim a durable subscription."""
     plugged = await log_in(server)
     assert (await claim(plugged.client, *headers, name=name, ack=ack)).command == "RECEIPT"
     return plugged
@@ -127,14 +127,14 @@ def offsets(frames: Sequence[Frame]) -> list[int]:
 
 
 async def leave(plugged: Plugged) -> None:
-    """Vanish, and let the server write what it still knows."""
+    """Close the socket, and wait until the server has written the acknowledgements."""
     await plugged.client.stream.aclose()
     await plugged.ending.wait()
     await wait_all_tasks_blocked()
 
 
 async def error_and_code(plugged: Plugged) -> tuple[str | None, int | None]:
-    """The ERROR and the close code that a client is sent away with; events may come before."""
+    """Return the token of the ERROR and the close code; events may come before them."""
     while (frame := await plugged.client.receive()).command != "ERROR":
         pass
     with pytest.raises(Closed) as closed:
@@ -478,7 +478,7 @@ async def test_a_holder_on_another_node_is_disconnected_when_it_acknowledges(
         assert trio.current_time() - begun_at <= WRITE_AFTER_S + SOON_S
         await first.ending.wait()
         await wait_all_tasks_blocked()
-        assert await store.offset() == 1, "nothing is kept of who does not hold it any more"
+        assert await store.offset() == 1, "nothing is stored for a former holder"
         await here.append(4, 4)
         assert offsets(await take(second.client, 1)) == [4]
 
@@ -564,7 +564,7 @@ async def test_many_returning_clients_are_claimed_together(
 
 
 async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
-    """Clients of ann's at these addresses."""
+    """Connect a client of ann's at each of these addresses."""
     clients: list[StompClient] = []
     for address in addresses:
         visitor = server.sessions.admission.arrive(address, loopback=False)
@@ -576,7 +576,7 @@ async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
 
 
 async def claim_each(clients: Sequence[StompClient]) -> None:
-    """Let each client ask for a durable subscription of its own: n0, n1 and so on."""
+    """Claim a durable subscription for each client: n0, n1 and so on."""
     headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
     for number, client in enumerate(clients):
         await client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))

@@ -1,4 +1,4 @@
-"""The fan-out over transports in memory: who is served, what neighbours share, when others run, whose trouble it is."""
+"""The fan-out over transports in memory: which clients it serves, shared batches, fairness, faults of one client."""
 
 import pytest
 import trio
@@ -24,9 +24,9 @@ def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:
 async def joined(
     delivery: Delivery, transport: RecordingTransport, destination: str = "/events", id_: str = "0"
 ) -> Rig:
-    """A client that is subscribed, of whose transport only what follows is looked at."""
+    """Connect and subscribe a client, and forget what was written so far."""
     rig = await delivery.connect(transport)
-    await rig.say("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
+    await rig.request("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
     rig.read()
     transport.writes.clear()
     return rig
@@ -62,7 +62,7 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
         one, other = (await joined(delivery, RecordingTransport(), id_=id_) for id_ in ("a", "b")), RecordingTransport()
         rigs = [rig async for rig in one]
         late = await delivery.connect(other)
-        await late.say("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
+        await late.request("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         found = [[(f.get("subscription"), f.body) for f in rig.read()] for rig in rigs]
@@ -75,7 +75,7 @@ async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(auto
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         rigs = [await delivery.connect(RecordingTransport()) for _ in range(2)]
         for rig, id_ in zip(rigs, "ab", strict=True):
-            await rig.say("SUBSCRIBE", *everything(id_)[:2])  # and is owed the first
+            await rig.request("SUBSCRIBE", *everything(id_)[:2])  # and is backlog the first
         one, other = (rig.client.subscriptions[1] for rig in rigs)
         assert one.position is other.position
         assert one.in_step
@@ -86,7 +86,7 @@ async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(auto
 
 
 async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingTransport]]:
-    """Clients whose cursors are one object, since they have taken one run."""
+    """Connect clients whose positions are one object, because they have taken one batch."""
     transports = [RecordingTransport() for _ in range(count)]
     rigs = [await joined(delivery, transport) for transport in transports]
     await delivery.log.append(delivery.log.head, events(1, 1), "point")
@@ -112,7 +112,7 @@ async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockCloc
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
         acking = await delivery.connect(RecordingTransport())
-        await acking.say("SUBSCRIBE", *everything(), ("ack", "client"))
+        await acking.request("SUBSCRIBE", *everything(), ("ack", "client"))
         other, known = acking.client.subscriptions[1], one.client.subscriptions[1]
         other.prefix, other.position = known.prefix, known.position
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
@@ -149,7 +149,7 @@ async def test_the_receipt_of_a_subscribe_precedes_its_backlog(autojump_clock: M
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         rig = await delivery.connect(RecordingTransport())
         rig.read()
-        await rig.say("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
+        await rig.request("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
         assert [frame.command for frame in rig.read()] == ["RECEIPT", "MESSAGE"]
 
 
@@ -286,7 +286,7 @@ async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: 
     transport = RecordingTransport()
     async with rigged(log, transport) as rig:
         await rig.append(events(1, 100))
-        await rig.say("SUBSCRIBE", *everything())
+        await rig.request("SUBSCRIBE", *everything())
         transport.writes.clear()
         subscription = rig.client.subscriptions[1]
         subscription.position = log.head.at(10)
@@ -316,7 +316,7 @@ async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: M
                 turns += 1
                 await trio.lowlevel.checkpoint()
 
-        await rig.say("SUBSCRIBE", *everything("a")[:2], ("ack", "client"), ("prefetch-count", "10000"))
+        await rig.request("SUBSCRIBE", *everything("a")[:2], ("ack", "client"), ("prefetch-count", "10000"))
         acks = b"".join(
             encode(Frame("ACK", (("id", f"1.{delivery.log.head.at(n)}"),)), Version.V1_2) for n in range(1000)
         )

@@ -60,14 +60,14 @@ async def test_a_retained_position_is_resumed(offset: int) -> None:
 async def test_a_position_before_trimmed_events_is_reset(offset: int, verdict: str) -> None:
     log = await filled(tail_events=3)
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
-    position, found, owed = await started(log, str(log.head.at(offset)))
+    position, found, backlog = await started(log, str(log.head.at(offset)))
     assert found == verdict
-    assert (position, owed) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))
+    assert (position, backlog) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))
 
 
-@pytest.mark.parametrize("told", ["", "nonsense", "abcdef-3", "zzzzzz-00", "ABCDEF-1"])
-async def test_a_foreign_or_malformed_position_is_reset(told: str) -> None:
-    assert await started(await filled(), told) == (10, "reset-epoch", [8, 9, 10])
+@pytest.mark.parametrize("received", ["", "nonsense", "abcdef-3", "zzzzzz-00", "ABCDEF-1"])
+async def test_a_foreign_or_malformed_position_is_reset(received: str) -> None:
+    assert await started(await filled(), received) == (10, "reset-epoch", [8, 9, 10])
 
 
 async def test_a_position_beyond_the_head_is_reset() -> None:
@@ -88,7 +88,7 @@ async def test_an_epoch_that_begins_during_the_read_is_reported(
     asked: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = await filled(tail_events=3)
-    told = None if asked is None else str(log.head.at(asked))
+    received = None if asked is None else str(log.head.at(asked))
     bounds = log.store.bounds
 
     async def another_node_began_one() -> Bounds:
@@ -99,7 +99,7 @@ async def test_an_epoch_that_begins_during_the_read_is_reported(
 
     monkeypatch.setattr(log.store, "bounds", another_node_began_one)
     expected = (0, "live", []) if asked is None else (4, "reset-epoch", [2, 3, 4])
-    assert await started(log, told, "all") == expected
+    assert await started(log, received, "all") == expected
 
 
 async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Tasks of one client each: what fails in one dismisses its client and goes no further."""
+"""Tasks of sessions: one that fails disconnects its own client only."""
 
 from typing import cast
 

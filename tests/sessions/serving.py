@@ -1,4 +1,4 @@
-"""A whole listener on loopback, or its sessions over streams in memory, above a log in memory; and events for it."""
+"""Run a listener on loopback, or sessions over streams in memory, over a log in memory; make events for it."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -55,7 +55,7 @@ async def open_log(store: EventStore | None = None, options: LogOptions | None =
 
 @define(eq=False)
 class Server:
-    """What a test holds of running sessions. ``port`` 0: there is no listener."""
+    """Running sessions. ``port`` 0: there is no listener."""
 
     log: EventLog
     sessions: Sessions
@@ -67,11 +67,11 @@ class Server:
         await self.log.append(self.log.head, events(first, last, size=size), "point")
 
     async def dial(self, headers: Headers = (), subprotocols: Sequence[str] = ()) -> StompClient:
-        """A client that is connected over the listener."""
+        """Connect a client through the listener."""
         return await connect(HOST, self.port, headers=headers, subprotocols=subprotocols)
 
     async def dial_raw(self) -> StompClient:
-        """A client over the listener that has not said anything yet."""
+        """Open a socket to the listener, without an upgrade."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
     def start(self, transport: Transport, visitor: Visitor | None = None) -> "Ending":
@@ -98,14 +98,14 @@ class Server:
         version: str = "1.2",
         headers: Headers = (),
     ) -> "Plugged":
-        """The same, connected."""
+        """Start a session over streams in memory, upgrade and connect."""
         plugged = self.plug(pair)
         await plugged.client.upgrade()
         await plugged.client.connect(accept_version=version, headers=headers)
         return plugged
 
     async def ended(self) -> None:
-        """Wait until no session is left, and check that nothing remembers one."""
+        """Wait until no session is left, and check that nothing refers to one."""
         for ending in self.endings:
             await ending.wait()
         with trio.fail_after(10):
@@ -154,7 +154,7 @@ async def serving(
     listen: bool = True,
     authenticator: Authenticator | None = None,
 ) -> AsyncGenerator[Server]:
-    """Serve until the block ends, then cut everybody. ``authenticator``: instead of one with ``auth``."""
+    """Serve until the block ends, then cancel everything. ``authenticator``: instead of one made from ``auth``."""
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
     authenticator = authenticator or Authenticator(auth or AuthOptions())

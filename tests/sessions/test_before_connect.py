@@ -1,4 +1,4 @@
-"""What a client may do before CONNECT was accepted: less than after it, in each respect."""
+"""The limits before CONNECT is accepted are lower than those after it."""
 
 import pytest
 import trio

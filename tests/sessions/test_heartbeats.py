@@ -1,4 +1,4 @@
-"""The wheel over transports in memory; what clients see of it is in ``test_wire_contract``."""
+"""The timer wheel over transports in memory; ``test_wire_contract`` tests what clients receive."""
 
 from collections.abc import AsyncGenerator
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""The listener over real sockets: what is accepted, what is refused before the upgrade, and how connections end."""
+"""The listener over real sockets: accepted and rejected connections, and how they end."""
 
 import errno
 import socket
@@ -146,7 +146,7 @@ async def test_a_foreign_host_is_reported_clearly() -> None:
 
 
 class Exhausted(socket.socket):
-    """A listening socket of a process that is out of descriptors for a while."""
+    """A listening socket of a process that runs out of descriptors for a while."""
 
     failures = 3
 
@@ -201,13 +201,13 @@ async def test_a_descriptor_shortage_is_logged_at_start_and_end(autojump_clock: 
             await trio.sleep(SHORTAGE_OVER_S)
             await shortage(listening, 1)
             server.connections.cancel_scope.cancel()
-    told = [line for line in logs if "accept" in line["event"]]
-    assert [(line["event"], line["log_level"]) for line in told] == [
+    received = [line for line in logs if "accept" in line["event"]]
+    assert [(line["event"], line["log_level"]) for line in received] == [
         ("cannot accept connections", "warning"),
         ("connections are accepted again", "info"),
         ("cannot accept connections", "warning"),
     ]
-    assert 9 * SHORTAGE_OVER_S / 2 < told[1]["lasted_s"] < 10 * SHORTAGE_OVER_S / 2 + 5
+    assert 9 * SHORTAGE_OVER_S / 2 < received[1]["lasted_s"] < 10 * SHORTAGE_OVER_S / 2 + 5
 
 
 async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: Server) -> None:
@@ -221,13 +221,13 @@ async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: 
 
 
 async def test_the_log_has_the_client_address(server: Server) -> None:
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with await server.dial() as client:
             await client.disconnect()
         with trio.fail_after(10):
-            while len(said) < 2:  # noqa: ASYNC110 - a log has no event for this
+            while len(logs) < 2:  # noqa: ASYNC110 - a log has no event for this
                 await trio.lowlevel.checkpoint()
-    assert [(line["event"], line.get("address"), line.get("disconnect")) for line in said] == [
+    assert [(line["event"], line.get("address"), line.get("disconnect")) for line in logs] == [
         ("connection opened", "127.0.0.1", None),
         ("connection closed", "127.0.0.1", "done"),
     ]

@@ -1,4 +1,4 @@
-"""Sessions over streams in memory, on a clock of their own: what is answered, and how each one ends.
+"""Sessions over streams in memory, on an autojump clock: their answers, and how each of them ends.
 
 The checklist of the wire contract is ``test_wire_contract``'s.
 """
@@ -174,12 +174,12 @@ async def test_a_client_that_takes_nothing_is_aborted(server: Server, autojump_c
 async def test_shutdown_disconnects_all_clients_in_the_drain_time(server: Server, autojump_clock: MockClock) -> None:
     plugged = [await server.plug_connected() for _ in range(20)]
     await server.plug_connected(trio.testing.lockstep_stream_pair)  # this one never reads again
-    told: list[float] = []
+    received: list[float] = []
 
     async def hear(client: StompClient) -> None:
         error, code = await error_and_close(client)
         assert (error.get("message"), code) == ("503-shutting-down", 1012)
-        told.append(trio.current_time())
+        received.append(trio.current_time())
         await client.stream.aclose()
 
     async with trio.open_nursery() as nursery:
@@ -187,9 +187,9 @@ async def test_shutdown_disconnects_all_clients_in_the_drain_time(server: Server
             nursery.start_soon(hear, one.client)
         begun_at = trio.current_time()
         await server.sessions.disconnect_all(0.1)
-    assert len(told) == 20
-    assert told == sorted(told)
-    assert told[-1] - begun_at <= 0.1
+    assert len(received) == 20
+    assert received == sorted(received)
+    assert received[-1] - begun_at <= 0.1
     assert trio.current_time() - begun_at <= 0.1 + CLOSE_TIMEOUT_S + 0.01
     await server.ended()
 
@@ -215,8 +215,8 @@ async def test_disconnect_and_immediate_close_get_a_close_frame(
 ) -> None:
     plugged = await server.plug_connected()
     websocket = Connection(ConnectionType.CLIENT)
-    said = b"".join(websocket.send(TextMessage(data=text)) for text in ["\n"] * before + ["DISCONNECT\n\n\0"])
-    await plugged.client.stream.send_all(said + websocket.send(CloseConnection(code=1000)))
+    sent = b"".join(websocket.send(TextMessage(data=text)) for text in ["\n"] * before + ["DISCONNECT\n\n\0"])
+    await plugged.client.stream.send_all(sent + websocket.send(CloseConnection(code=1000)))
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1000
@@ -288,7 +288,7 @@ async def test_a_client_behind_the_retention_is_disconnected(autojump_clock: Moc
 
 
 class BrokenStore(MemoryStore):
-    """A store with a bug in what ``replay:all`` needs."""
+    """A store whose ``bounds``, which ``replay:all`` needs, has a bug."""
 
     async def bounds(self) -> NoReturn:
         message = "bug"
@@ -315,7 +315,7 @@ async def test_a_failure_in_one_session_ends_only_that_session(
 
 
 async def test_a_connection_is_logged_without_its_input(server: Server, autojump_clock: MockClock) -> None:
-    with capture_logs() as said:
+    with capture_logs() as logs:
         plugged = server.plug()
         await plugged.client.upgrade()
         connected = await plugged.client.connect(headers=[("login", "hunter1"), ("passcode", "hunter2")])
@@ -326,7 +326,7 @@ async def test_a_connection_is_logged_without_its_input(server: Server, autojump
         await plugged.client.send(Frame("SEND", (("destination", "secret"),), b"secret"))
         await plugged.ending.wait()
     session = connected.get("session")
-    assert [(line.pop("event"), line.pop("log_level"), line) for line in said] == [
+    assert [(line.pop("event"), line.pop("log_level"), line) for line in logs] == [
         ("connection opened", "info", {"session": session, "address": None, "user": None}),
         (
             "connection closed",
@@ -341,12 +341,12 @@ async def test_a_connection_is_logged_without_its_input(server: Server, autojump
 
 async def test_a_connection_aborted_at_shutdown_is_logged_as_closed(server: Server, autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with trio.open_nursery() as connections:
             connections.start_soon(server.sessions.serve, connections, StreamTransport(ours))
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
-    assert [line["event"] for line in said] == ["connection closed"]
+    assert [line["event"] for line in logs] == ["connection closed"]
     await theirs.aclose()
 
 
@@ -428,7 +428,7 @@ async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(auto
         await client.upgrade()
         await client.connect()
         await client.subscribe()
-        for first in (1, 2, 32):  # the first is on its way, and nobody takes it
+        for first in (1, 2, 32):  # the first is on its way, and the client does not take it
             await server.append(first, max(1, first + 28))
             await trio.testing.wait_all_tasks_blocked()
         await trio.sleep(100)
@@ -444,7 +444,7 @@ async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(auto
 
 
 class AwayStore(MemoryStore):
-    """A store that cannot be read for now: it says so, or does not answer at all."""
+    """A store that is unavailable: it raises, or does not answer."""
 
     def __init__(self) -> None:
         super().__init__()

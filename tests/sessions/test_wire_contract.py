@@ -28,7 +28,7 @@ OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, sen
 VERSIONS = ["1.0", "1.1", "1.2"]
 ACK_MODES = ["auto", "client", "client-individual"]
 QUIET_S = OPTIONS.send_timeout_s * 5
-"""Nothing that is sent at all comes so late; and whoever counts as stalled is cut before."""
+"""Nothing arrives this late; a stalled client is disconnected earlier."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def server() -> AsyncGenerator[Server]:
 
 
 async def last_words(client: StompClient) -> tuple[Frame, int | None]:
-    """The ERROR that must come next, and the code of the Close frame that must follow it."""
+    """Return the ERROR that must come next, and the code of the Close frame that must follow it."""
     error = await client.receive()
     assert error.command == "ERROR"
     with pytest.raises(Closed) as closed:
@@ -47,7 +47,7 @@ async def last_words(client: StompClient) -> tuple[Frame, int | None]:
 
 
 async def arrivals(client: StompClient) -> list[Frame]:
-    """What comes until nothing does for a while."""
+    """Return the frames that arrive until none does for a while."""
     found = []
     while True:
         with trio.move_on_after(QUIET_S) as quiet:
@@ -182,7 +182,7 @@ async def test_line_08_a_pong_counts_as_written(server: Server, autojump_clock: 
 async def test_line_08_a_receipt_counts_as_written(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport(), heart_beat="0,30000") as rig:
         await trio.sleep(20)
-        await rig.say("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
+        await rig.request("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
         await trio.sleep(29)
         assert [frame.command for frame in rig.read()] == ["CONNECTED", "RECEIPT"]
         assert rig.heart_beats == 0
@@ -505,9 +505,9 @@ async def test_line_15_a_receipt_on_any_frame_in_their_order(server: Server, aut
     commands = ["SUBSCRIBE", "BEGIN", "ACK", "NACK", "COMMIT", "BEGIN", "ABORT", "UNSUBSCRIBE", "DISCONNECT"]
     for number, command in enumerate(commands):
         await client.send_text("\n".join([command, *lines, f"receipt:{number}", "", "\0"]))
-    told = [await client.receive() for _ in commands]
-    assert {frame.command for frame in told} == {"RECEIPT"}
-    assert [frame.get("receipt-id") for frame in told] == [str(number) for number in range(len(commands))]
+    received = [await client.receive() for _ in commands]
+    assert {frame.command for frame in received} == {"RECEIPT"}
+    assert [frame.get("receipt-id") for frame in received] == [str(number) for number in range(len(commands))]
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
@@ -611,7 +611,7 @@ async def test_line_16_frames_before_the_fault_take_effect(server: Server, autoj
 
 
 class FullTransport(StreamTransport):
-    """Over a stream that is full, as a socket whose peer does not read, from ``fill`` until ``make_room``."""
+    """A transport that is full, like a socket whose peer does not read, from ``fill`` until ``make_room``."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__(stream)
@@ -640,7 +640,7 @@ class FullTransport(StreamTransport):
 
 
 async def filled(server: Server) -> tuple[Plugged, FullTransport]:
-    """A client that has taken nothing of what it was sent last, and then said nonsense."""
+    """Connect a client that takes nothing of the last event and then sends an unknown command."""
     ours, theirs = trio.testing.memory_stream_pair()
     transport = FullTransport(ours)
     plugged = Plugged(StompClient(theirs), server.start(transport))
@@ -688,7 +688,7 @@ async def test_line_16_an_error_is_flushed_once_there_is_room(server: Server, au
 
 
 def padded(command: str, size: int) -> str:
-    """A frame of this many bytes."""
+    """Return a frame of this many bytes."""
     head = f"{command}\nid:0\naccept-version:1.2\nreceipt:r\n\n"
     return head + "x" * (size - len(head) - 1) + "\0"
 

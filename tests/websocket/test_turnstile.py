@@ -260,7 +260,7 @@ async def test_a_message_is_looked_at_piece_by_piece() -> None:
         assert rig.turns - before == 1 + (len(message) - 1) // PIECE_BYTES
         assert rig.conversation.acks_ignored == 3000
         receipt = "\u20ac" * PIECE_BYTES
-        await rig.say("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
+        await rig.request("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
         assert rig.read()[-1].get("receipt-id") == receipt
 
 

@@ -1,4 +1,4 @@
-"""Whom an event has reached, who waits for it, and who never gets it: told of running sessions."""
+"""The recipients of an event: the verdict on each connected client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +25,12 @@ async def client(
 
 
 def verdicts(server: Server, offset: int, number: int, channel: str | None = "ch1") -> dict[str, object]:
-    told = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
-    assert told.pop("position") == str(server.log.head.at(offset))
-    sessions = told.pop("sessions")
+    received = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
+    assert received.pop("position") == str(server.log.head.at(offset))
+    sessions = received.pop("sessions")
     assert isinstance(sessions, list)
-    assert len(sessions) == told["clients"]
-    return {name: count for name, count in told.items() if count}
+    assert len(sessions) == received["clients"]
+    return {name: count for name, count in received.items() if count}
 
 
 @pytest.mark.parametrize(
