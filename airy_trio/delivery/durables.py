@@ -203,7 +203,7 @@ class Durables:
         if scope.cancelled_caught:
             found = self.statistics()
             logger.warning(
-                "acknowledgements of durable subscriptions are lost", held=found.claimed, unwritten=found.unwritten
+                "acknowledgements of durable subscriptions are lost", claimed=found.claimed, unwritten=found.unwritten
             )
 
     async def run(self) -> None:

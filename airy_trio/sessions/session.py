@@ -114,7 +114,7 @@ class Session:
             "session": client.session,
             "address": client.address,
             "user": client.user.name,
-            "farewell": ended.name,
+            "disconnect": ended.name,
             "error": ended.token,
             "refused": refused,
             "reason": ended.details or None,

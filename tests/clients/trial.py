@@ -187,7 +187,7 @@ async def disconnects(attempt: Attempt, listening: Server) -> None:
     if attempt.client.verdict(Capability.DISCONNECT).works:
         assert len(attempt.running.told("disconnected")) == 1
     assert ended["user"] == "tests"
-    assert ended["farewell"] == ("gone" if attempt.client.package == "webstompy" else "done")
+    assert ended["disconnect"] == ("gone" if attempt.client.package == "webstompy" else "done")
 
 
 async def resumes(attempt: Attempt, listening: Server) -> None:

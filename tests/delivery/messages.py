@@ -1,4 +1,4 @@
-"""What a server wrote, read back: WebSocket messages out of octets that come in any pieces."""
+"""Read back the output of a server: WebSocket messages from bytes that arrive in any pieces."""
 
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version
@@ -8,7 +8,7 @@ LIMITS = Limits(frame_bytes_max=2**24, header_count_max=100, header_line_bytes_m
 
 
 class Reader:
-    """Gives the text messages that are complete so far, and counts empty ``pings``.
+    """Returns the text messages that are complete, and counts empty ``pings``.
 
     Anything but an unfragmented, unmasked text is an error.
     """
@@ -49,7 +49,7 @@ class Reader:
 
 
 def stomp(message: bytes, version: Version | None = Version.V1_2) -> Frame | None:
-    """The one frame in a message; None for a heart-beat."""
+    """Return the one frame in a message; None for a heart-beat."""
     if message == b"\n":
         return None
     (frame,) = Decoder(LIMITS, version).feed(message)

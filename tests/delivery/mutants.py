@@ -1,4 +1,7 @@
-"""Whether the random schedules would notice: fan-out and send tasks with one fault each, which some seed must catch."""
+"""Mutants of delivery: its source with one fault each, which the random schedules or a directed test must notice.
+
+Not part of the default run: `make mutants`.
+"""
 
 import inspect
 import textwrap
@@ -27,7 +30,7 @@ from tests.delivery.test_schedules import run_schedule
 from tests.websocket import test_outlet, test_wire
 
 SEEDS = range(120)
-"""Trio orders tasks by chance, so that a seed does not tell all: each mutant is caught by one of ten seeds or more."""
+"""Trio schedules tasks in random order, so one seed proves nothing. At least one seed in ten catches each mutant."""
 
 
 CHECKPOINT_BEFORE_LIVE = """\
@@ -42,7 +45,7 @@ if client.state is BEHIND and not stream.transport.pending and not any(
 class Mutant:
     """A fault: in the source of ``owner.name``, ``sound`` is replaced by ``unsound``.
 
-    ``alike``: what only neighbours meet is looked for with so many clients that are alike; 0: with two of any kind.
+    ``alike``: the number of identical clients in a schedule, for faults that only neighbours meet; 0: two of any kind.
     """
 
     fault: str
@@ -57,13 +60,13 @@ class Mutant:
 
     @property
     def slice(self) -> int:
-        """What ``YIELD_EVERY`` is meanwhile: neighbours share a slice, everything else goes wrong between slices."""
+        """The value of ``YIELD_EVERY``: neighbours must share a slice; all other faults show between slices."""
         return 256 if self.name in {"_serve_slice", "extend_backlog", "end"} else 1
 
     def function(self) -> Callable[..., Any]:
         original = getattr(self.owner, self.name)
         source = textwrap.dedent(inspect.getsource(original))
-        assert source.count(self.sound) == 1, "the source has changed: the mutant must follow it"
+        assert source.count(self.sound) == 1, "the source has changed: change the mutant too"
         made: dict[str, Callable[..., Any]] = {}
         exec(source.replace(self.sound, self.unsound), original.__globals__, made)  # noqa: S102 - our own source
         return made[self.name]
@@ -78,18 +81,18 @@ MUTANTS = (
         "if client.stream.offer(batch.data, now) or True:",
     ),
     Mutant(
-        "cursor moved on refusal of what a neighbour took",
+        "cursor moved on refusal of a neighbour's batch",
         FanOut,
         "_serve_slice",
-        "if stream.closing or not outlet.offer(data):",
-        "if stream.closing or (not outlet.offer(data) and False):",
+        "if stream.closing or not transport.offer(data):",
+        "if stream.closing or (not transport.offer(data) and False):",
         alike=4,
     ),
     Mutant(
-        "partial write of what a neighbour took not handed over",
+        "partial write of a neighbour's batch not handed over",
         FanOut,
         "_serve_slice",
-        "if outlet.pending or not reaches_end:",
+        "if transport.pending or not reaches_end:",
         "if not reaches_end:",
         alike=4,
     ),
@@ -102,14 +105,14 @@ MUTANTS = (
         alike=2,
     ),
     Mutant(
-        "live although somebody is hungry",
+        "live although a subscription has work",
         Client,
         "catch_up",
         "if any(subscription.has_work for subscription in self.subscriptions.values()):",
         "if False:",
     ),
     Mutant(
-        "subscription not asked again under the lock",
+        "subscription not checked again under the lock",
         fanout,
         "_next_batch",
         "client.subscriptions.get(subscription.number) is subscription",
@@ -144,9 +147,9 @@ MUTANTS = (
         "subscription.backlog or subscription.position.offset >= subscription.view.evicted",
         "True",
     ),
-    Mutant("a view forgets that it has evicted", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
+    Mutant("a view forgets its evictions", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
     Mutant(
-        "events of a run in another order", Batches, "_join", "for event in events:", "for event in [*events][::-1]:"
+        "events of a batch in another order", Batches, "_join", "for event in events:", "for event in [*events][::-1]:"
     ),
 )
 
@@ -164,7 +167,7 @@ DIRECTED = (
     ),
     (
         Mutant(
-            "closing is said when the lock is had",
+            "closing is set only with the lock",
             FramedStream,
             "close",
             "self.closing = True",
@@ -174,18 +177,18 @@ DIRECTED = (
     ),
     (
         Mutant("the last reason wins", Client, "disconnect", "if self.reason is None:", "if True:"),
-        lambda _clock: test_client.test_the_first_farewell_wins(),
+        lambda _clock: test_client.test_the_first_disconnect_reason_wins(),
     ),
     (
         Mutant(
-            "one client's trouble stops the fan-out",
+            "a fault of one client stops the fan-out",
             FanOut,
             "_serve_slice",
             "client.disconnect(reason_after(fault, client.session))",
             "raise",
         ),
         partial(
-            test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
+            test_fanout.test_a_fault_of_one_client_does_not_stop_the_fan_out,
             trio.BrokenResourceError(),
             disconnects.GONE,
             monkeypatch=pytest.MonkeyPatch(),
@@ -193,44 +196,44 @@ DIRECTED = (
     ),
     (
         Mutant(
-            "one task's trouble leaves its session",
+            "a fault of a task leaves its session",
             Tasks,
             "_run",
             "self._client.disconnect(reason_after(fault, self._client.session))",
             "raise",
         ),
-        test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
+        test_tasks.test_a_failing_task_disconnects_only_its_client,
     ),
     (
-        Mutant("fan-out writes to who is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
-        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
+        Mutant("fan-out writes to a client that is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),
+        partial(test_fanout.test_only_live_clients_are_written_to, ClientState.BEHIND),
     ),
     (
-        Mutant("who is behind is not woken", FanOut, "serve", "client.wake()", "pass"),
-        partial(test_fanout.test_only_who_is_live_is_written_to, ClientState.BEHIND),
+        Mutant("a client that is behind is not woken", FanOut, "serve", "client.wake()", "pass"),
+        partial(test_fanout.test_only_live_clients_are_written_to, ClientState.BEHIND),
     ),
     (
-        Mutant("unsubscribed while others ran", FanOut, "_serve_slice", "elif reader in view.readers:", "else:"),
-        test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
+        Mutant("unsubscribed at a checkpoint", FanOut, "_serve_slice", "elif reader in view.readers:", "else:"),
+        test_fanout.test_nothing_is_written_after_unsubscribe,
     ),
     (
-        Mutant("a neighbour's run to who unsubscribed", Subscription, "end", "self.in_step = False", "pass"),
-        test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
+        Mutant("a neighbour's batch after unsubscribe", Subscription, "end", "self.in_step = False", "pass"),
+        test_fanout.test_no_batch_is_repeated_after_unsubscribe,
     ),
     (
-        Mutant("a neighbour's run whoever it is", FanOut, "_serve_slice", "reader.prefix is prefix", "True"),
+        Mutant("a neighbour's batch with another prefix", FanOut, "_serve_slice", "reader.prefix is prefix", "True"),
         test_fanout.test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own,
     ),
     (
-        Mutant("a run whatever the cursor", FanOut, "_serve_slice", "reader.position is after", "True"),
+        Mutant("a neighbour's batch at another position", FanOut, "_serve_slice", "reader.position is after", "True"),
         test_fanout.test_a_neighbour_that_lacks_more_gets_more,
     ),
     (
-        Mutant("a neighbour's run to who needs acks", FanOut, "_serve_slice", "reader.in_step", "True"),
+        Mutant("a neighbour's batch without acks", FanOut, "_serve_slice", "reader.in_step", "True"),
         test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
     ),
     (
-        Mutant("a neighbour's run before the RECEIPT", FanOut, "_serve_slice", "reader.in_step", "True"),
+        Mutant("a neighbour's batch before the RECEIPT", FanOut, "_serve_slice", "reader.in_step", "True"),
         test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
     ),
     (
@@ -241,34 +244,36 @@ DIRECTED = (
             "await self._send_receipt(",
             "subscription.start(); services.fanout.serve(subscription, 0); await self._send_receipt(",
         ),
-        test_fanout.test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed,
+        test_fanout.test_the_receipt_of_a_subscribe_precedes_its_backlog,
     ),
     (
-        Mutant("a batch in step despite a backlog", Subscription, "extend_backlog", "self.in_step = False", "pass"),
-        test_fanout.test_a_neighbour_that_is_owed_something_gets_that_first,
+        Mutant("a neighbour's batch despite a backlog", Subscription, "extend_backlog", "self.in_step = False", "pass"),
+        test_fanout.test_a_neighbour_with_a_backlog_gets_that_first,
     ),
     (
-        Mutant("a neighbour's run to who is behind", FanOut, "_serve_slice", "client.state is LIVE", "True"),
+        Mutant(
+            "a neighbour's batch to a client that is behind", FanOut, "_serve_slice", "client.state is LIVE", "True"
+        ),
         test_fanout.test_a_neighbour_that_is_behind_is_only_woken,
     ),
     (
-        Mutant("a neighbour's run after a Close frame", FanOut, "_serve_slice", "stream.closing or ", ""),
-        test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
+        Mutant("a neighbour's batch after a Close frame", FanOut, "_serve_slice", "stream.closing or ", ""),
+        test_fanout.test_a_closing_neighbour_gets_nothing,
     ),
     (
-        Mutant("a neighbour's run goes to the end", FanOut, "_serve_slice", " or not reaches_end", ""),
-        test_fanout.test_neighbours_get_all_of_what_is_longer_than_a_run,
+        Mutant("a neighbour's batch always reaches the end", FanOut, "_serve_slice", " or not reaches_end", ""),
+        test_fanout.test_neighbours_get_more_than_one_batch_completely,
     ),
     (
         Mutant("written after a Close frame", fanout, "_next_batch", "and not client.stream.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
     ),
     (
-        Mutant("not live where nothing is pending", Client, "catch_up", "self.stream.transport.pending", "True"),
+        Mutant("never live again", Client, "catch_up", "self.stream.transport.pending", "True"),
         test_sender.test_a_full_window_is_not_behind,
     ),
 )
-"""What chance hardly ever meets, or what only delays: each with the test that must notice."""
+"""Faults that random schedules hardly ever meet, or that only delay: each with the test that must notice it."""
 
 
 def fails(seed: int, alike: int) -> bool:
@@ -276,7 +281,7 @@ def fails(seed: int, alike: int) -> bool:
     try:
         with capture_logs(processors=()):
             trio.run(schedule, clock=MockClock(autojump_threshold=0))
-    except Exception:  # noqa: BLE001 - whatever a mutant does is a catch
+    except Exception:  # noqa: BLE001 - any failure is a catch
         return True
     return False
 
@@ -295,5 +300,5 @@ def test_the_directed_tests_notice(
     monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
     clock = MockClock(autojump_threshold=0)
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever a mutant does is a catch
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any failure is a catch
         trio.run(test, clock, clock=clock)

@@ -1,4 +1,4 @@
-"""The far end of a transport in memory as a stream, so that a client can stand there: it takes bytes as it likes."""
+"""The peer's end of a transport in memory, as a stream for a client that reads slowly."""
 
 from random import Random
 
@@ -10,7 +10,7 @@ POLL_S = 0.01
 
 
 class PeerStream(trio.abc.Stream):
-    """Takes a few bytes at a time, after a while: ``bytes_max`` each ``pause_s`` seconds, at most."""
+    """Takes at most ``bytes_max`` bytes every ``pause_s`` seconds."""
 
     def __init__(self, transport: MemoryTransport, chance: Random, *, bytes_max: int, pause_s: float) -> None:
         self._transport = transport

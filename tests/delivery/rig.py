@@ -1,4 +1,4 @@
-"""Clients without a WebSocket: the conversation, wire, fan-out and send tasks over an outlet in memory."""
+"""Clients without a WebSocket: conversation, stream, fan-out and send tasks over transports in memory."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ STUCK_S = 100
 
 
 class MoodyStore(DelegatingStore):
-    """A store in memory that takes its time, and is away now and then."""
+    """A store in memory with random delays and random outages."""
 
     def __init__(self, moods: Random, *, delay_s: float = 0.05, away_share: float = 0.2) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class MoodyStore(DelegatingStore):
 
 
 class RecordingTransport(MemoryTransport):
-    """An outlet that remembers each piece that it was given to write and did not refuse, the very object."""
+    """An transport that remembers each piece that it was given to write and did not refuse, the very object."""
 
     def __init__(self, capacity_bytes: int | None = None) -> None:
         super().__init__(capacity_bytes)
@@ -96,12 +96,12 @@ class Rig:
     turns: int = 0
     reader: Reader = field(factory=Reader)
 
-    async def say(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
-        """Let the client send a frame, and wait until it was answered."""
+    async def request(self, command: str, *headers: tuple[str, str]) -> DisconnectReason | None:
+        """Send a frame from the client and wait for its answer; return the disconnect reason, if any."""
         return await self.conversation.handle(encode(Frame(command, headers), self.client.connection.version))
 
     def read(self, bytes_max: int | None = None) -> list[Frame]:
-        """Let the client take bytes, and give the frames that they complete. It answers PINGs."""
+        """Take bytes at the client and return the frames that they complete. PINGs are answered."""
         new, pings = [], self.reader.pings
         for message in self.reader.feed(self.transport.take(bytes_max)):
             frame = stomp(message)
@@ -115,14 +115,14 @@ class Rig:
         return new
 
     async def read_all(self) -> list[Frame]:
-        """Take bytes until none come for a while. Fails where something is pending that nobody sends."""
+        """Take bytes until none arrive for a while. Fails if something stays pending."""
         new = self.read()
         quiet = stuck = 0
         while quiet < 3:
-            await trio.sleep(1)  # of the autojump clock: whoever can run has run
+            await trio.sleep(1)  # of the autojump clock: every task that can run has run
             more = self.read()
             stuck = 0 if more or not self.transport.pending else stuck + 1
-            assert stuck < STUCK_S, "pending, and nobody drains it"
+            assert stuck < STUCK_S, "pending, and no task drains it"
             quiet = 0 if more or self.transport.pending else quiet + 1
             new += more
         return new
@@ -133,7 +133,7 @@ class Rig:
 
 @define(eq=False)
 class Delivery:
-    """What all clients of one log share, and its tasks' nursery."""
+    """The parts that all clients of one log share, and the nursery of their tasks."""
 
     log: EventLog
     batches: Batches
@@ -153,7 +153,7 @@ class Delivery:
         version: Version = Version.V1_2,
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> Rig:
-        """One more client, connected."""
+        """Connect one more client."""
         options = ConnectionOptions(server="airy-trio/test", heartbeat_ms=500)
         stream = FramedStream(transport, send_timeout_s=send_timeout_s)
         client = Client(Connection(options, "s1"), stream)
@@ -178,13 +178,13 @@ class Delivery:
         rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
         self.senders.register(client, Tasks(self.nursery, client))
-        await rig.say("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
+        await rig.request("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
         return rig
 
 
 @asynccontextmanager
 async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
-    """Fan-out, send tasks and wheel over a log, until the block ends."""
+    """Run fan-out, send tasks and timer wheel over a log until the block ends."""
     batches = Batches(log)
     senders = Senders(log, batches)
     fanout, wheel, durables = FanOut(log, batches, senders), TimerWheel(senders), Durables(log)
@@ -207,6 +207,6 @@ async def rigged(
     replay: ReplayOptions | None = None,
     version: Version = Version.V1_2,
 ) -> AsyncGenerator[Rig]:
-    """One client that is connected, with its tasks, until the block ends."""
+    """Run one connected client and its tasks until the block ends."""
     async with delivering(log) as delivery:
         yield await delivery.connect(transport, heart_beat=heart_beat, replay=replay, version=version)

@@ -1,4 +1,4 @@
-"""What is in flight in a subscription, when it is hungry, and that a client is dismissed once."""
+"""The ack window, when a subscription has work, and the first disconnect reason of a client."""
 
 import tracemalloc
 from typing import cast
@@ -40,7 +40,7 @@ def test_an_ack_makes_room_for_what_it_covers(mode: AckMode, left: int) -> None:
     assert window.room == left
 
 
-def test_cumulative_leaves_what_came_later() -> None:
+def test_a_cumulative_ack_leaves_later_events() -> None:
     window = Window(AckMode.CLIENT, 3)
     window.sent((4, 7, 9))
     assert window.acknowledge(7)
@@ -65,7 +65,7 @@ def test_window_agrees_with_a_set_of_offsets(mode: AckMode, steps: list[tuple[bo
         assert (window.room, window.oldest) == (100 - len(model), min(model, default=None))
 
 
-def test_all_that_may_be_in_flight_fits_into_256_kib() -> None:
+def test_the_largest_windows_fit_into_256_kib() -> None:
     in_flight_max = ConnectionOptions(server="airy-trio/test").in_flight_max
     offsets = range(10**17, 10**17 + 2 * in_flight_max, 2)  # every second event is of another destination
     tracemalloc.start()
@@ -89,29 +89,29 @@ def test_unknown_and_repeated_acks_change_nothing(mode: AckMode) -> None:
     assert not window.acknowledge(7)
 
 
-def test_hungry_is_who_is_before_its_view_and_has_room() -> None:
+def test_a_subscription_has_work_if_events_and_room_exist() -> None:
     window = Window(AckMode.CLIENT, 1)
     subscription = subscribed(window)
-    hungry = [subscription.has_work]
+    found = [subscription.has_work]
     subscription.view.last = 6
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     window.sent((3,))
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     window.acknowledge(3)
-    hungry.append(subscription.has_work)
+    found.append(subscription.has_work)
     subscription.started = False
-    hungry.append(subscription.has_work)
-    assert hungry == [False, True, False, True, False]
+    found.append(subscription.has_work)
+    assert found == [False, True, False, True, False]
 
 
-def test_frames_are_shared_only_where_they_are_equal() -> None:
+def test_only_equal_frames_are_shared() -> None:
     resuming = subscribed()
     resuming.resume_header = b"resume:resumed\n"
     acking = subscribed(Window(AckMode.CLIENT, 1))
     assert [one.shareable for one in (subscribed(), resuming, acking)] == [True, False, False]
 
 
-async def test_the_first_farewell_wins() -> None:
+async def test_the_first_disconnect_reason_wins() -> None:
     await trio.lowlevel.checkpoint()
     one = client()
     one.disconnect(disconnects.SILENT)

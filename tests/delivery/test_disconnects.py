@@ -1,4 +1,4 @@
-"""The catalogue of goodbyes beside the table of the wire contract."""
+"""The catalogue of disconnect reasons against the table of the wire contract."""
 
 import re
 from http import HTTPStatus
@@ -16,8 +16,8 @@ from airy_trio.websocket.stream import CLOSE_REASON_BYTES_MAX
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:
-    told = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
-    assert told == {
+    received = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
+    assert received == {
         (None, 1000, Reconnect.NO),
         ("400-protocol-error", 1002, Reconnect.NO),
         ("401-unauthorized", 4401, Reconnect.WITH_CREDENTIALS),
@@ -38,17 +38,17 @@ def test_the_catalogue_is_the_wire_contracts() -> None:
     }
 
 
-@pytest.mark.parametrize("farewell", [one for one in CATALOGUE if one.token], ids=lambda one: one.token)
-def test_every_error_can_be_read_by_every_client(farewell: DisconnectReason) -> None:
-    assert farewell.token is not None
-    assert re.fullmatch(r"[0-9]{3}-[a-z-]+", plain(farewell.token))
-    assert farewell.prose
-    assert len(farewell.token) <= CLOSE_REASON_BYTES_MAX
+@pytest.mark.parametrize("reason", [one for one in CATALOGUE if one.token], ids=lambda one: one.token)
+def test_every_error_can_be_read_by_every_client(reason: DisconnectReason) -> None:
+    assert reason.token is not None
+    assert re.fullmatch(r"[0-9]{3}-[a-z-]+", plain(reason.token))
+    assert reason.prose
+    assert len(reason.token) <= CLOSE_REASON_BYTES_MAX
 
 
-def test_a_token_finds_its_row_by_its_number() -> None:
-    farewell = with_token("401-token-expired", "Too old.", receipt_id="r", headers=(("a", "b"),))
-    assert farewell == DisconnectReason(
+def test_a_token_selects_its_row_by_status_number() -> None:
+    reason = with_token("401-token-expired", "Too old.", receipt_id="r", headers=(("a", "b"),))
+    assert reason == DisconnectReason(
         "unauthorized", "401-token-expired", 4401, Reconnect.WITH_CREDENTIALS, "Too old.", "r", (("a", "b"),)
     )
 

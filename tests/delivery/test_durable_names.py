@@ -1,4 +1,4 @@
-"""How many names of durable subscriptions a user may use: counted, forgotten, and bounded in all."""
+"""The limit on names of durable subscriptions: by user, in time, and in total."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from airy_trio.delivery import durables
 from airy_trio.delivery.durables import DurableNames
 
 
-def test_the_last_name_that_is_allowed_and_one_more() -> None:
+def test_names_at_the_limit_and_one_beyond() -> None:
     names = DurableNames(2, retain_s=10)
     assert [names.take("ann", name, 0) for name in ("a", "b", "c", "a", "b")] == [True, True, False, True, True]
     assert names.take("bob", "c", 0)
 
 
-def test_what_was_not_used_for_the_retention_is_forgotten() -> None:
+def test_names_unused_for_the_retention_are_forgotten() -> None:
     names = DurableNames(2, retain_s=10)
     assert names.take("ann", "a", 0)
     assert names.take("ann", "b", 5)
@@ -23,7 +23,7 @@ def test_what_was_not_used_for_the_retention_is_forgotten() -> None:
     assert len(names) == 2
 
 
-def test_the_memory_is_bounded_and_loses_the_user_who_came_the_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_forgetting_the_oldest_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durables, "NAMES_MAX", 4)
     names = DurableNames(2, retain_s=10)
     for owner in ("ann", "bob", "ann", "eve"):

@@ -1,4 +1,4 @@
-"""Durable subscriptions: what is acknowledged is kept for a user and a name, and the next SUBSCRIBE goes on there."""
+"""Durable subscriptions: the acknowledged position is stored by user and name, and the next SUBSCRIBE resumes there."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -37,7 +37,7 @@ SOON_S = 0.05
 
 
 class Store(MemoryStore):
-    """A store that counts what it is asked to keep, and that can be away or broken."""
+    """A store that counts acknowledgements, and that can be unavailable or broken."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
@@ -76,7 +76,7 @@ async def store() -> AsyncGenerator[Store]:  # noqa: ASYNC124 - in Trio, whose c
 async def node(
     store: Store, *, tail_events: int = 20_000, retain_s: float = 86_400, listener: ListenerOptions | None = None
 ) -> AsyncGenerator[Server]:
-    """One of several servers over a store."""
+    """Run one of several servers over a store."""
     log = await open_log(store, LogOptions(store="memory", tail_events=tail_events, retain_s=retain_s))
     async with serving(log, listener, auth=TOKENS, replay=WINDOW, listen=False) as server:
         yield server
@@ -92,7 +92,7 @@ async def log_in(server: Server, passcode: str = "s3cret") -> Plugged:
     return await server.plug_connected(headers=[("passcode", passcode)])
 
 
-async def hold(
+async def claim(
     client: StompClient,
     *headers: tuple[str, str],
     name: str = "inbox",
@@ -107,9 +107,9 @@ async def hold(
 async def come(
     server: Server, *headers: tuple[str, str], name: str = "inbox", ack: str = "client-individual"
 ) -> Plugged:
-    """A client of ann's that holds a durable subscription."""
+    """Connect a client of ann's and claim a durable subscription."""
     plugged = await log_in(server)
-    assert (await hold(plugged.client, *headers, name=name, ack=ack)).command == "RECEIPT"
+    assert (await claim(plugged.client, *headers, name=name, ack=ack)).command == "RECEIPT"
     return plugged
 
 
@@ -127,14 +127,14 @@ def offsets(frames: Sequence[Frame]) -> list[int]:
 
 
 async def leave(plugged: Plugged) -> None:
-    """Vanish, and let the server write what it still knows."""
+    """Close the socket, and wait until the server has written the acknowledgements."""
     await plugged.client.stream.aclose()
     await plugged.ending.wait()
     await wait_all_tasks_blocked()
 
 
-async def told(plugged: Plugged) -> tuple[str | None, int | None]:
-    """The ERROR and the close code that a client is sent away with; events may come before."""
+async def error_and_code(plugged: Plugged) -> tuple[str | None, int | None]:
+    """Return the token of the ERROR and the close code; events may come before them."""
     while (frame := await plugged.client.receive()).command != "ERROR":
         pass
     with pytest.raises(Closed) as closed:
@@ -156,17 +156,17 @@ async def told(plugged: Plugged) -> tuple[str | None, int | None]:
         ([("durable", "d" * (NAME_CHARS_MAX + 1)), ("ack", "client")], "400-bad-durable", 1002),
     ],
 )
-async def test_what_cannot_be_a_durable_subscription_is_refused(
+async def test_an_invalid_durable_subscribe_is_refused(
     server: Server, headers: Headers, token: str, code: int, autojump_clock: MockClock
 ) -> None:
     plugged = await log_in(server)
     await plugged.client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("receipt", "r"), *headers)))
-    assert await told(plugged) == (token, code)
+    assert await error_and_code(plugged) == (token, code)
     await server.ended()
 
 
 @pytest.mark.parametrize("ack", ["client", "auto"])
-async def test_who_is_nobody_has_none(ack: str, autojump_clock: MockClock) -> None:
+async def test_a_client_without_a_user_has_no_durable_subscription(ack: str, autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         plugged = await server.plug_connected(headers=[("login", "ann")])
         error = await plugged.client.subscribe(headers=[("durable", "d"), ("ack", ack)])
@@ -174,7 +174,7 @@ async def test_who_is_nobody_has_none(ack: str, autojump_clock: MockClock) -> No
         assert (await plugged.ending.wait()).close_code == 4403
 
 
-async def test_a_name_may_be_as_long_as_is_allowed(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def test_a_name_may_have_the_maximum_length(server: Server, store: Store, autojump_clock: MockClock) -> None:
     name = "ü" * NAME_CHARS_MAX
     await come(server, name=name)
     assert await store.offset(name) == 0
@@ -183,35 +183,33 @@ async def test_a_name_may_be_as_long_as_is_allowed(server: Server, store: Store,
 # Where it goes on
 
 
-async def test_the_last_name_of_a_user_that_is_allowed_and_one_more(store: Store, autojump_clock: MockClock) -> None:
+async def test_names_of_a_user_at_the_limit_and_one_beyond(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, listener=ListenerOptions(durables_per_user_max=2)) as server:
         for name in ("a", "b", "a"):
             await leave(await come(server, name=name))
         other = await log_in(server, "t0ken")
-        assert (await hold(other.client, name="c")).command == "RECEIPT"
+        assert (await claim(other.client, name="c")).command == "RECEIPT"
         plugged = await log_in(server)
         asked = (("id", "0"), ("destination", "/events"), ("durable", "c"), ("ack", "client"), ("receipt", "r"))
         with capture_logs() as logs:
             await plugged.client.send(Frame("SUBSCRIBE", asked))
-            assert await told(plugged) == ("429-too-many-subscriptions", 1013)
+            assert await error_and_code(plugged) == ("429-too-many-subscriptions", 1013)
             await plugged.ending.wait()
         assert [line["reason"] for line in logs] == ["listener.durables_per_user_max is reached"]
         assert await store.acknowledged("ann", "c") is None
 
 
-async def test_the_first_time_is_like_a_subscribe_that_names_no_position(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_the_first_claim_starts_like_a_plain_subscribe(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 5)
     client = (await log_in(server)).client
-    receipt = await hold(client)
+    receipt = await claim(client)
     assert (receipt.get("resume"), receipt.get("position")) == ("live", f"{server.log.epoch}-5")
     frames = await take(client, 3)
     assert offsets(frames) == [3, 4, 5]
     assert frames[0].get("resume") is None
 
 
-async def test_the_next_time_goes_on_after_what_was_acknowledged(server: Server, autojump_clock: MockClock) -> None:
+async def test_the_next_claim_resumes_after_acknowledged_events(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     plugged = await come(server, ("replay", "all"))
     first, _ = await take(plugged.client, 2)
@@ -219,16 +217,14 @@ async def test_the_next_time_goes_on_after_what_was_acknowledged(server: Server,
     await leave(plugged)
     await server.append(3, 4)
     client = (await log_in(server)).client
-    receipt = await hold(client, ("replay", "none"))
+    receipt = await claim(client, ("replay", "none"))
     assert (receipt.get("resume"), receipt.get("position")) == ("resumed", f"{server.log.epoch}-1")
     frames = await take(client, 3)
     assert offsets(frames) == [2, 3, 4]
     assert [frame.get("resume") for frame in frames] == ["resumed", None, None]
 
 
-async def test_what_comes_after_the_first_subscribe_is_not_lost_though_nothing_was_acknowledged(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_nothing_is_lost_before_the_first_ack(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     await leave(await come(server, ("replay", "none")))
     await server.append(3, 9)
@@ -236,7 +232,7 @@ async def test_what_comes_after_the_first_subscribe_is_not_lost_though_nothing_w
     assert offsets(await take(plugged.client, 7)) == [3, 4, 5, 6, 7, 8, 9]
 
 
-async def test_of_the_recent_window_nothing_is_lost_either(server: Server, autojump_clock: MockClock) -> None:
+async def test_unacknowledged_events_of_the_recent_window_return(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 9)
     plugged = await come(server)
     assert offsets(await take(plugged.client, 3)) == [7, 8, 9]
@@ -255,7 +251,7 @@ async def test_of_the_recent_window_nothing_is_lost_either(server: Server, autoj
         ("client", [2, 5], 5),
     ],
 )
-async def test_the_position_is_below_the_first_that_is_not_acknowledged(
+async def test_the_position_is_before_the_first_unacknowledged_event(
     store: Store, ack: str, acknowledged: list[int], kept: int, autojump_clock: MockClock
 ) -> None:
     async with node(store) as server:
@@ -269,7 +265,7 @@ async def test_the_position_is_below_the_first_that_is_not_acknowledged(
         assert [await store.offset("ACK"), await store.offset("NACK")] == [kept, kept]
 
 
-async def test_what_waits_in_a_transaction_counts_at_its_commit(
+async def test_acks_in_a_transaction_count_at_its_commit(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)
@@ -286,7 +282,7 @@ async def test_what_waits_in_a_transaction_counts_at_its_commit(
     assert await store.offset() == 3
 
 
-async def test_what_waits_in_a_transaction_is_not_acknowledged_by_its_end(
+async def test_an_open_transaction_acknowledges_nothing_at_the_end(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
@@ -299,7 +295,9 @@ async def test_what_waits_in_a_transaction_is_not_acknowledged_by_its_end(
 
 
 @pytest.mark.parametrize("trimmed, verdict", [(4, "resumed"), (5, "reset-expired")])
-async def test_what_was_trimmed_is_told(store: Store, trimmed: int, verdict: str, autojump_clock: MockClock) -> None:
+async def test_trimmed_events_reset_a_durable_subscription(
+    store: Store, trimmed: int, verdict: str, autojump_clock: MockClock
+) -> None:
     async with node(store, tail_events=3) as server:
         await server.append(1, 4)
         plugged = await come(server, ("replay", "all"), ack="client")
@@ -308,15 +306,13 @@ async def test_what_was_trimmed_is_told(store: Store, trimmed: int, verdict: str
         await server.append(5, 20)
         await store.trim(age_s=10_000, keep=20 - trimmed, limit=100, unused_s=10**6)
         client = (await log_in(server)).client
-        assert (await hold(client)).get("resume") == verdict
+        assert (await claim(client)).get("resume") == verdict
         frames = await take(client, 3)
         assert offsets(frames) == ([5, 6, 7] if verdict == "resumed" else [18, 19, 20])
         assert frames[0].get("resume") == verdict
 
 
-async def test_an_ended_epoch_is_told_and_then_forgotten(
-    server: Server, store: Store, autojump_clock: MockClock
-) -> None:
+async def test_an_ended_epoch_is_reported_once(server: Server, store: Store, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     plugged = await come(server, ("replay", "all"), ack="client")
     await plugged.client.acknowledge((await take(plugged.client, 2))[-1])
@@ -324,31 +320,31 @@ async def test_an_ended_epoch_is_told_and_then_forgotten(
     await server.log.begin_epoch(server.log.head, "point")
     await server.append(1, 3)
     plugged = await log_in(server)
-    assert (await hold(plugged.client)).get("resume") == "reset-epoch"
+    assert (await claim(plugged.client)).get("resume") == "reset-epoch"
     await plugged.client.acknowledge((await take(plugged.client, 3))[0])
     await leave(plugged)
     assert await store.acknowledged("ann", "inbox") == server.log.head.at(1)
     client = (await log_in(server)).client
-    assert (await hold(client)).get("resume") == "resumed"
+    assert (await claim(client)).get("resume") == "resumed"
     assert offsets(await take(client, 2)) == [2, 3]
 
 
-async def test_an_ended_epoch_is_told_though_everything_was_trimmed(store: Store, autojump_clock: MockClock) -> None:
+async def test_an_ended_epoch_is_reported_after_a_full_trim(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, tail_events=3) as server:
         await server.append(1, 9)
         plugged = await come(server, ("replay", "all"), ack="client")
         await plugged.client.acknowledge((await take(plugged.client, 9))[3])
         await leave(plugged)
         await store.trim(age_s=0, keep=0, limit=100, unused_s=10**6)
-        assert (await hold((await log_in(server)).client)).get("resume") == "reset-expired"
+        assert (await claim((await log_in(server)).client)).get("resume") == "reset-expired"
         await server.log.begin_epoch(server.log.head, "point")
-        assert (await hold((await log_in(server)).client)).get("resume") == "reset-epoch"
+        assert (await claim((await log_in(server)).client)).get("resume") == "reset-epoch"
 
 
-async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_clock: MockClock) -> None:
+async def test_a_quiet_destination_follows_the_log(store: Store, autojump_clock: MockClock) -> None:
     async with node(store, tail_events=3) as server:
         plugged = await log_in(server)
-        await hold(plugged.client, destination="/events/conversation/quiet")
+        await claim(plugged.client, destination="/events/conversation/quiet")
         await server.append(1, 20)
         await trio.sleep(SCAN_EVERY_S + SOON_S)
         assert await store.offset() == 20
@@ -356,12 +352,12 @@ async def test_a_quiet_destination_goes_on_with_the_log(store: Store, autojump_c
         await server.append(21, 30)
         await leave(plugged)
         client = (await log_in(server)).client
-        assert (await hold(client, destination="/events/conversation/quiet")).get("resume") == "resumed"
+        assert (await claim(client, destination="/events/conversation/quiet")).get("resume") == "resumed"
         await server.log.append(server.log.head, [event(31, conversation="quiet")], "point")
         assert offsets(await take(client, 1)) == [31]
 
 
-async def test_what_the_client_names_itself_counts_before_what_it_acknowledged(
+async def test_last_event_id_overrides_the_acknowledged_position(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 6)
@@ -382,9 +378,9 @@ async def test_what_the_client_names_itself_counts_before_what_it_acknowledged(
 async def test_each_user_and_each_name_has_its_own(server: Server, store: Store, autojump_clock: MockClock) -> None:
     await server.append(1, 3)
     ann, bob = await come(server, ("replay", "all"), ack="client"), await log_in(server, "t0ken")
-    await hold(bob.client, ("replay", "all"), ack="client")
+    await claim(bob.client, ("replay", "all"), ack="client")
     await ann.client.acknowledge((await take(ann.client, 3))[-1])
-    await hold(ann.client, ("replay", "all"), ack="client", name="other", subscription="1")
+    await claim(ann.client, ("replay", "all"), ack="client", name="other", subscription="1")
     await ann.client.acknowledge((await take(ann.client, 3))[0])
     await take(bob.client, 3)
     for plugged in (ann, bob):
@@ -395,7 +391,7 @@ async def test_each_user_and_each_name_has_its_own(server: Server, store: Store,
 # One holder
 
 
-async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_second_claim_takes_over_at_once(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 4)
     first = await come(server, ("replay", "all"))
     frames = await take(first.client, 4)
@@ -405,7 +401,7 @@ async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock
     begun_at = trio.current_time()
     second = await come(server)  # before what the first one has acknowledged would have been written
     assert offsets(await take(second.client, 1)) == [4]
-    assert await told(first) == ("409-durable-taken", 4409)
+    assert await error_and_code(first) == ("409-durable-taken", 4409)
     assert await first.ending.wait() is disconnects.TAKEN_OVER
     assert trio.current_time() - begun_at < SOON_S
     await server.append(5, 5)
@@ -413,17 +409,19 @@ async def test_a_second_holder_takes_over_at_once(server: Server, autojump_clock
     assert server.sessions.statistics().client_faults["409-durable-taken"] == 1
 
 
-async def test_who_takes_it_over_from_itself_goes_too(server: Server, autojump_clock: MockClock) -> None:
+async def test_claiming_a_name_twice_in_one_connection_disconnects_it(
+    server: Server, autojump_clock: MockClock
+) -> None:
     plugged = await come(server)
     await plugged.client.send(
         Frame("SUBSCRIBE", (("id", "1"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client")))
     )
-    assert await told(plugged) == ("409-durable-taken", 4409)
+    assert await error_and_code(plugged) == ("409-durable-taken", 4409)
     await server.ended()
     await come(server)
 
 
-async def test_many_who_come_at_once_leave_one(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def test_of_many_simultaneous_claims_one_remains(server: Server, store: Store, autojump_clock: MockClock) -> None:
     await server.append(1, 2)
     plugged = [await log_in(server) for _ in range(10)]
     subscribe = Frame(
@@ -434,7 +432,7 @@ async def test_many_who_come_at_once_leave_one(server: Server, store: Store, aut
         await one.client.send(subscribe)
     await wait_all_tasks_blocked()
     left = [one for one in plugged if one.ending.reason is None and server.sessions.statistics().clients]
-    frames = [await told(one) for one in plugged[:-1]]
+    frames = [await error_and_code(one) for one in plugged[:-1]]
     assert frames == [("409-durable-taken", 4409)] * 9
     assert plugged[-1] in left
     await plugged[-1].client.acknowledge((await take(plugged[-1].client, 2))[-1])
@@ -442,7 +440,7 @@ async def test_many_who_come_at_once_leave_one(server: Server, store: Store, aut
     assert await store.offset() == 2
 
 
-async def test_a_hold_that_was_taken_over_before_its_start_moves_nothing(
+async def test_a_claim_replaced_before_its_start_moves_nothing(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await leave(await come(server))
@@ -452,16 +450,16 @@ async def test_a_hold_that_was_taken_over_before_its_start_moves_nothing(
         await client.subscribe()
     former, newer = (one for one in server.log.attach(EVERYTHING, None).readers if isinstance(one, Subscription))
     durables = server.sessions.durables
-    hold = durables.claim(former, "ann", "inbox")
+    first = durables.claim(former, "ann", "inbox")
     await wait_all_tasks_blocked()
     durables.claim(newer, "ann", "inbox")
-    durables.start(hold)
+    durables.start(first)
     await wait_all_tasks_blocked()
     assert await store.offset() == 0
     assert durables.statistics() == DurableStatistics(1, 0)
 
 
-async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
+async def test_a_holder_on_another_node_is_disconnected_when_it_acknowledges(
     store: Store, autojump_clock: MockClock
 ) -> None:
     async with node(store) as here, node(store) as there:
@@ -476,28 +474,26 @@ async def test_on_another_node_the_first_holder_is_told_when_it_acknowledges(
         await first.client.acknowledge(frames[1])
         await first.client.acknowledge(frames[2])
         begun_at = trio.current_time()
-        assert await told(first) == ("409-durable-taken", 4409)
+        assert await error_and_code(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= WRITE_AFTER_S + SOON_S
         await first.ending.wait()
         await wait_all_tasks_blocked()
-        assert await store.offset() == 1, "nothing is kept of who does not hold it any more"
+        assert await store.offset() == 1, "nothing is stored for a former holder"
         await here.append(4, 4)
         assert offsets(await take(second.client, 1)) == [4]
 
 
-async def test_on_another_node_a_first_holder_that_says_nothing_is_told_soon(
-    store: Store, autojump_clock: MockClock
-) -> None:
+async def test_a_silent_holder_on_another_node_is_disconnected_soon(store: Store, autojump_clock: MockClock) -> None:
     async with node(store) as here, node(store) as there:
         first = await come(here)
         await trio.sleep(RECLAIM_WITHIN_S)
         begun_at = trio.current_time()
         await come(there)
-        assert await told(first) == ("409-durable-taken", 4409)
+        assert await error_and_code(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= SCAN_EVERY_S + SOON_S
 
 
-async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, autojump_clock: MockClock) -> None:
+async def test_a_delayed_claim_of_a_lost_client_disconnects_no_client(store: Store, autojump_clock: MockClock) -> None:
     async with node(store) as here, node(store) as there:
         lost = await log_in(here)
         store.delay_s = 2 * SCAN_EVERY_S
@@ -519,7 +515,7 @@ async def test_delayed_claim_of_a_lost_connection_costs_no_client(store: Store, 
 
 
 @pytest.mark.parametrize("pause_s", [0, SCAN_EVERY_S, RECLAIM_WITHIN_S - SCAN_EVERY_S])
-async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
+async def test_of_two_live_clients_the_last_one_keeps_the_claim(
     store: Store, pause_s: float, autojump_clock: MockClock
 ) -> None:
     async with node(store) as here, node(store) as there:
@@ -527,7 +523,7 @@ async def test_of_two_live_clients_on_two_servers_the_last_one_keeps_it(
         await trio.sleep(pause_s)
         begun_at = trio.current_time()
         second = await come(there)
-        assert await told(first) == ("409-durable-taken", 4409)
+        assert await error_and_code(first) == ("409-durable-taken", 4409)
         assert trio.current_time() - begun_at <= 3 * SCAN_EVERY_S + SOON_S
         await trio.sleep(2 * RECLAIM_WITHIN_S)
         assert not second.ending.event.is_set()
@@ -553,7 +549,7 @@ async def test_acknowledgements_are_written_together_and_soon(
     assert [len(call) for call in store.calls] == [5]
 
 
-async def test_many_who_come_back_at_once_are_held_together(
+async def test_many_returning_clients_are_claimed_together(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     plugged = [await log_in(server) for _ in range(30)]
@@ -568,7 +564,7 @@ async def test_many_who_come_back_at_once_are_held_together(
 
 
 async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
-    """Clients of ann's at these addresses."""
+    """Connect a client of ann's at each of these addresses."""
     clients: list[StompClient] = []
     for address in addresses:
         visitor = server.sessions.admission.arrive(address, loopback=False)
@@ -580,7 +576,7 @@ async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
 
 
 async def claim_each(clients: Sequence[StompClient]) -> None:
-    """Let each client ask for a durable subscription of its own: n0, n1 and so on."""
+    """Claim a durable subscription for each client: n0, n1 and so on."""
     headers = (("id", "0"), ("destination", "/events"), ("ack", "client"), ("receipt", "r"))
     for number, client in enumerate(clients):
         await client.send(Frame("SUBSCRIBE", (*headers, ("durable", f"n{number}"))))
@@ -613,7 +609,7 @@ async def test_claims_of_addresses_take_turns(
 
 
 @pytest.mark.parametrize("command", ["ACK", "UNSUBSCRIBE", "DISCONNECT"])
-async def test_a_receipt_comes_when_it_is_written(
+async def test_a_receipt_follows_the_write(
     server: Server, store: Store, command: str, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
@@ -628,7 +624,7 @@ async def test_a_receipt_comes_when_it_is_written(
     assert await store.offset() == (2 if command == "ACK" else 1)
 
 
-async def test_while_the_store_is_away_acknowledgements_wait_and_events_go_on(
+async def test_acknowledgements_wait_for_an_unavailable_store(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
@@ -665,7 +661,7 @@ async def test_acknowledgements_are_written_soon_after_an_outage(
     assert await store.offset() == 1
 
 
-async def test_who_has_no_durable_subscription_waits_for_no_store(
+async def test_without_durable_subscriptions_no_request_waits_for_the_store(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
@@ -681,7 +677,7 @@ async def test_who_has_no_durable_subscription_waits_for_no_store(
     assert trio.current_time() == begun_at
 
 
-async def test_who_left_while_the_store_was_away_has_acknowledged_all_the_same(
+async def test_acks_of_a_client_that_left_during_an_outage_are_written(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)
@@ -692,14 +688,14 @@ async def test_who_left_while_the_store_was_away_has_acknowledged_all_the_same(
     await leave(plugged)
     again = await log_in(server)
     with trio.move_on_after(SCAN_EVERY_S):
-        await hold(again.client)  # waits for the store, and is served when it is back
+        await claim(again.client)  # waits for the store, and is served when it is back
     store.fault = None
     assert (await again.client.receive()).get("position") == f"{server.log.epoch}-2"
     assert offsets(await take(again.client, 1)) == [3]
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-async def test_at_the_end_what_is_noted_is_written_or_said_to_be_lost(
+async def test_flush_writes_or_reports_the_loss(
     server: Server, store: Store, flushed: bool, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 2)
@@ -710,7 +706,7 @@ async def test_at_the_end_what_is_noted_is_written_or_said_to_be_lost(
         store.fault = StoreUnavailable("away")
     begun_at = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(told, plugged)
+        nursery.start_soon(error_and_code, plugged)
         await server.sessions.disconnect_all(0)
     with capture_logs() as logs:
         await server.sessions.durables.flush(1.0)
@@ -719,7 +715,7 @@ async def test_at_the_end_what_is_noted_is_written_or_said_to_be_lost(
     assert (await store.offset(), lost) == ((1, []) if flushed else (0, ["warning"]))
 
 
-async def test_what_the_store_refuses_ends_the_sessions_that_it_concerns(
+async def test_a_rejected_acknowledgement_ends_its_session(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
@@ -727,18 +723,18 @@ async def test_what_the_store_refuses_ends_the_sessions_that_it_concerns(
     await other.client.subscribe(headers=[("ack", "client"), ("replay", "all")])
     store.fault = ValueError("broken")
     await holder.client.acknowledge(*(await take(holder.client, 1)))
-    assert await told(holder) == ("500-internal", 1011)
+    assert await error_and_code(holder) == ("500-internal", 1011)
     newcomer = await log_in(server)
     await newcomer.client.send(
         Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("durable", "d"), ("ack", "client")))
     )
-    assert await told(newcomer) == ("500-internal", 1011)
+    assert await error_and_code(newcomer) == ("500-internal", 1011)
     store.fault = None
     assert offsets(await take(other.client, 1)) == [1]
     assert offsets(await take((await come(server)).client, 1)) == [1]
 
 
-async def test_what_the_store_refuses_of_one_ends_no_other(
+async def test_a_rejection_for_one_ends_no_other_session(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
@@ -749,20 +745,20 @@ async def test_what_the_store_refuses_of_one_ends_no_other(
     with capture_logs() as logs:
         for name, plugged in held.items():
             await plugged.client.acknowledge(*frames[name])
-        assert await told(held["c"]) == ("500-internal", 1011)
+        assert await error_and_code(held["c"]) == ("500-internal", 1011)
         await trio.sleep(1)
         assert [await store.offset(name) for name in "abcde"] == [1, 1, 0, 1, 1]
         store.delay_s = 1.0  # the first claim is under way when the others come
         for name, plugged in newcomers.items():
             asked = (("id", "0"), ("destination", "/events"), ("durable", name), ("ack", "client"), ("receipt", name))
             await plugged.client.send(Frame("SUBSCRIBE", asked))
-        assert await told(newcomers.pop("c")) == ("500-internal", 1011)
+        assert await error_and_code(newcomers.pop("c")) == ("500-internal", 1011)
     assert {log["event"] for log in logs if log["log_level"] == "error"} == {"session failed"}
     for name, plugged in newcomers.items():
         assert (await plugged.client.receive()).get("receipt-id") == name
 
 
-async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def test_a_claimed_subscription_counts_as_used(server: Server, store: Store, autojump_clock: MockClock) -> None:
     plugged = await come(server)
     await trio.sleep(10 * SCAN_EVERY_S)
     await store.trim(age_s=10**6, keep=100, limit=100, unused_s=SCAN_EVERY_S + SOON_S)
@@ -775,7 +771,7 @@ async def test_what_is_held_is_used(server: Server, store: Store, autojump_clock
     assert len(store.calls) == calls
 
 
-async def test_what_is_held_is_used_however_short_the_retention(store: Store, autojump_clock: MockClock) -> None:
+async def test_claims_count_as_used_with_a_short_retention(store: Store, autojump_clock: MockClock) -> None:
     retain_s = 2.0
     async with node(store, retain_s=retain_s) as server:
         plugged = await come(server)
@@ -787,7 +783,7 @@ async def test_what_is_held_is_used_however_short_the_retention(store: Store, au
         await server.ended()
 
 
-async def test_who_leaves_while_it_waits_for_the_store_is_noticed_at_once(
+async def test_leaving_during_a_wait_for_the_store_is_noticed(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     store.fault = StoreUnavailable("away")

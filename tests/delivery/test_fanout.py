@@ -1,4 +1,4 @@
-"""The fan-out over outlets in memory: who is served, what neighbours share, when others run, whose trouble it is."""
+"""The fan-out over transports in memory: which clients it serves, shared batches, fairness, faults of one client."""
 
 import pytest
 import trio
@@ -21,36 +21,38 @@ def everything(id_: str = "0") -> tuple[tuple[str, str], ...]:
     return (("id", id_), ("destination", "/events"), ("replay", "none"))
 
 
-async def joined(delivery: Delivery, outlet: RecordingTransport, destination: str = "/events", id_: str = "0") -> Rig:
-    """A client that is subscribed, of whose outlet only what follows is looked at."""
-    rig = await delivery.connect(outlet)
-    await rig.say("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
+async def joined(
+    delivery: Delivery, transport: RecordingTransport, destination: str = "/events", id_: str = "0"
+) -> Rig:
+    """Connect and subscribe a client, and forget what was written so far."""
+    rig = await delivery.connect(transport)
+    await rig.request("SUBSCRIBE", ("id", id_), ("destination", destination), ("replay", "none"))
     rig.read()
-    outlet.writes.clear()
+    transport.writes.clear()
     return rig
 
 
-async def test_only_who_reads_what_grew_is_written_to(autojump_clock: MockClock) -> None:
+async def test_only_readers_of_a_grown_view_are_written_to(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingTransport() for _ in range(3)]
-        for outlet, destination in zip(
-            outlets, ("/events", "/events/conversation/mine", "/events/conversation/theirs"), strict=True
+        transports = [RecordingTransport() for _ in range(3)]
+        for transport, destination in zip(
+            transports, ("/events", "/events/conversation/mine", "/events/conversation/theirs"), strict=True
         ):
-            await joined(delivery, outlet, destination)
+            await joined(delivery, transport, destination)
         await delivery.log.append(delivery.log.head, [event(1, conversation="mine")], "point")
         await wait_all_tasks_blocked()
-    assert [len(outlet.writes) for outlet in outlets] == [1, 1, 0]
+    assert [len(transport.writes) for transport in transports] == [1, 1, 0]
 
 
-async def test_equal_cursors_are_given_the_same_octets_made_once(autojump_clock: MockClock) -> None:
+async def test_equal_cursors_get_the_same_bytes(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingTransport() for _ in range(5)]
-        for outlet in outlets:
-            await joined(delivery, outlet)
+        transports = [RecordingTransport() for _ in range(5)]
+        for transport in transports:
+            await joined(delivery, transport)
         for number in (1, 2):
             await delivery.log.append(delivery.log.head, events(number, number), "point")
             await wait_all_tasks_blocked()
-            assert len({id(outlet.writes[-1]) for outlet in outlets}) == 1
+            assert len({id(transport.writes[-1]) for transport in transports}) == 1
         assert delivery.batches.statistics().deliveries == 10
 
 
@@ -60,7 +62,7 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
         one, other = (await joined(delivery, RecordingTransport(), id_=id_) for id_ in ("a", "b")), RecordingTransport()
         rigs = [rig async for rig in one]
         late = await delivery.connect(other)
-        await late.say("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
+        await late.request("SUBSCRIBE", *everything("a")[:2], ("last-event-id", str(delivery.log.head.at(0))))
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         found = [[(f.get("subscription"), f.body) for f in rig.read()] for rig in rigs]
@@ -73,7 +75,7 @@ async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(auto
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         rigs = [await delivery.connect(RecordingTransport()) for _ in range(2)]
         for rig, id_ in zip(rigs, "ab", strict=True):
-            await rig.say("SUBSCRIBE", *everything(id_)[:2])  # and is owed the first
+            await rig.request("SUBSCRIBE", *everything(id_)[:2])  # and is backlog the first
         one, other = (rig.client.subscriptions[1] for rig in rigs)
         assert one.position is other.position
         assert one.in_step
@@ -84,25 +86,25 @@ async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(auto
 
 
 async def neighbours(delivery: Delivery, count: int = 2) -> list[tuple[Rig, RecordingTransport]]:
-    """Clients whose cursors are one object, since they have taken one run."""
-    outlets = [RecordingTransport() for _ in range(count)]
-    rigs = [await joined(delivery, outlet) for outlet in outlets]
+    """Connect clients whose positions are one object, because they have taken one batch."""
+    transports = [RecordingTransport() for _ in range(count)]
+    rigs = [await joined(delivery, transport) for transport in transports]
     await delivery.log.append(delivery.log.head, events(1, 1), "point")
     await wait_all_tasks_blocked()
     assert len({id(rig.client.subscriptions[1].position) for rig in rigs}) == 1
-    for rig, outlet in zip(rigs, outlets, strict=True):
+    for rig, transport in zip(rigs, transports, strict=True):
         rig.read()
-        outlet.writes.clear()
-    return list(zip(rigs, outlets, strict=True))
+        transport.writes.clear()
+    return list(zip(rigs, transports, strict=True))
 
 
 async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        _, (rig, outlet) = await neighbours(delivery)
+        _, (rig, transport) = await neighbours(delivery)
         rig.client.state, wake_up = ClientState.BEHIND, rig.client.expect_wake_up()
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
-        assert not outlet.writes
+        assert not transport.writes
         assert wake_up.is_set()
 
 
@@ -110,7 +112,7 @@ async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockCloc
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
         acking = await delivery.connect(RecordingTransport())
-        await acking.say("SUBSCRIBE", *everything(), ("ack", "client"))
+        await acking.request("SUBSCRIBE", *everything(), ("ack", "client"))
         other, known = acking.client.subscriptions[1], one.client.subscriptions[1]
         other.prefix, other.position = known.prefix, known.position
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
@@ -132,26 +134,26 @@ async def test_a_neighbour_that_lacks_more_gets_more(autojump_clock: MockClock) 
 async def test_a_neighbour_whose_receipt_is_not_written_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
-        outlet = RecordingTransport()
-        late = (await joined(delivery, outlet)).client.subscriptions[1]
+        transport = RecordingTransport()
+        late = (await joined(delivery, transport)).client.subscriptions[1]
         late.prefix, late.position = one.client.subscriptions[1].prefix, one.client.subscriptions[1].position
         late.started = False
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
         assert len(one.read()) == 1
-        assert not outlet.writes
+        assert not transport.writes
 
 
-async def test_the_receipt_of_a_subscribe_comes_before_what_it_is_owed(autojump_clock: MockClock) -> None:
+async def test_the_receipt_of_a_subscribe_precedes_its_backlog(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         rig = await delivery.connect(RecordingTransport())
         rig.read()
-        await rig.say("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
+        await rig.request("SUBSCRIBE", *everything()[:2], ("receipt", "r"))
         assert [frame.command for frame in rig.read()] == ["RECEIPT", "MESSAGE"]
 
 
-async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock: MockClock) -> None:
+async def test_a_neighbour_with_a_backlog_gets_that_first(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         _, (rig, _) = await neighbours(delivery)
         rig.client.subscriptions[1].extend_backlog(await delivery.log.store.read(delivery.log.head.at(0), 1))
@@ -160,16 +162,16 @@ async def test_a_neighbour_that_is_owed_something_gets_that_first(autojump_clock
         assert [frame.body for frame in rig.read()] == [event(1).body, event(2).body]
 
 
-async def test_a_neighbour_that_was_told_goodbye_gets_nothing(autojump_clock: MockClock) -> None:
+async def test_a_closing_neighbour_gets_nothing(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        _, (rig, outlet) = await neighbours(delivery)
+        _, (rig, transport) = await neighbours(delivery)
         rig.stream.closing = True
         await delivery.log.append(delivery.log.head, events(2, 2), "point")
         await wait_all_tasks_blocked()
-        assert not outlet.writes
+        assert not transport.writes
 
 
-async def test_neighbours_get_all_of_what_is_longer_than_a_run(autojump_clock: MockClock) -> None:
+async def test_neighbours_get_more_than_one_batch_completely(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         both = await neighbours(delivery)
         await delivery.log.append(delivery.log.head, events(2, 5, size=BATCH_BYTES_MAX // 2), "point")
@@ -178,37 +180,37 @@ async def test_neighbours_get_all_of_what_is_longer_than_a_run(autojump_clock: M
             assert [frame.body for frame in rig.read()] == [e.body for e in events(2, 5, size=BATCH_BYTES_MAX // 2)]
 
 
-async def test_what_comes_while_a_round_runs_is_one_write(autojump_clock: MockClock) -> None:
+async def test_events_during_a_round_are_one_write(autojump_clock: MockClock) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout, "YIELD_EVERY", 1)  # a round takes as many turns as there are clients
         async with delivering(await open_log()) as delivery:
-            outlets = [RecordingTransport() for _ in range(50)]
-            for outlet in outlets:
-                await joined(delivery, outlet)
+            transports = [RecordingTransport() for _ in range(50)]
+            for transport in transports:
+                await joined(delivery, transport)
             for number in range(1, 21):
                 await delivery.log.append(delivery.log.head, events(number, number), "point")
             await wait_all_tasks_blocked()
-            assert max(len(outlet.writes) for outlet in outlets) < 10
+            assert max(len(transport.writes) for transport in transports) < 10
             for rig in delivery.rigs:
                 assert [f.body for f in rig.read()] == [e.body for e in events(1, 20)]
 
 
 async def test_many_readers_do_not_keep_other_tasks_waiting(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlets = [RecordingTransport() for _ in range(3 * YIELD_EVERY)]
-        for outlet in outlets:
-            await joined(delivery, outlet)
+        transports = [RecordingTransport() for _ in range(3 * YIELD_EVERY)]
+        for transport in transports:
+            await joined(delivery, transport)
         served: list[int] = []
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
-        while not served or served[-1] < len(outlets):
-            served.append(sum(len(outlet.writes) for outlet in outlets))
+        while not served or served[-1] < len(transports):
+            served.append(sum(len(transport.writes) for transport in transports))
             await trio.lowlevel.checkpoint()
     seen = {count for count in served if count}
     assert len(seen) >= 2
     assert all(count % YIELD_EVERY == 0 for count in seen)
 
 
-async def test_nothing_is_written_to_who_unsubscribed_while_others_ran(autojump_clock: MockClock) -> None:
+async def test_nothing_is_written_after_unsubscribe(autojump_clock: MockClock) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout, "YIELD_EVERY", 1)
         async with delivering(await open_log()) as delivery:
@@ -224,24 +226,24 @@ async def test_nothing_is_written_to_who_unsubscribed_while_others_ran(autojump_
             assert not any(rig.read() for rig in waiting)
 
 
-async def test_nothing_is_repeated_to_who_unsubscribed_while_others_ran(autojump_clock: MockClock) -> None:
+async def test_no_batch_is_repeated_after_unsubscribe(autojump_clock: MockClock) -> None:
     with pytest.MonkeyPatch.context() as patch:
         async with delivering(await open_log()) as delivery:
             both = await neighbours(delivery, 50)
             patch.setattr(fanout, "YIELD_EVERY", 2)  # a slice: one that is served, one that gets the same
             await delivery.log.append(delivery.log.head, events(2, 2), "point")
-            while not any(outlet.writes for _, outlet in both):  # noqa: ASYNC110 - a fan-out has no event for this
+            while not any(transport.writes for _, transport in both):  # noqa: ASYNC110 - a fan-out has no event for this
                 await trio.lowlevel.checkpoint()
-            waiting = [(rig, outlet) for rig, outlet in both if not outlet.writes][1::2]
+            waiting = [(rig, transport) for rig, transport in both if not transport.writes][1::2]
             for rig, _ in waiting:
                 rig.conversation.end()
             await wait_all_tasks_blocked()
             assert waiting
-            assert not any(outlet.writes for _, outlet in waiting)
+            assert not any(transport.writes for _, transport in waiting)
 
 
 @pytest.mark.parametrize(
-    "fault, farewell",
+    "fault, reason",
     [
         (RuntimeError("bug"), disconnects.INTERNAL),
         (KeyError("bug"), disconnects.INTERNAL),
@@ -249,8 +251,8 @@ async def test_nothing_is_repeated_to_who_unsubscribed_while_others_ran(autojump
         (trio.ClosedResourceError(), disconnects.GONE),
     ],
 )
-async def test_one_clients_trouble_does_not_stop_the_fan_out(
-    fault: Exception, farewell: disconnects.DisconnectReason, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_a_fault_of_one_client_does_not_stop_the_fan_out(
+    fault: Exception, reason: disconnects.DisconnectReason, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_data: bytes) -> bool:
         raise fault
@@ -262,38 +264,38 @@ async def test_one_clients_trouble_does_not_stop_the_fan_out(
             for number in (1, 2):
                 await delivery.log.append(delivery.log.head, events(number, number), "point")
                 await wait_all_tasks_blocked()
-        assert [rig.client.reason for rig in rigs] == [None, farewell, None]
+        assert [rig.client.reason for rig in rigs] == [None, reason, None]
         assert [len(rig.read()) for rig in rigs] == [2, 0, 2]
-    assert len(logs) == (farewell is disconnects.INTERNAL)
+    assert len(logs) == (reason is disconnects.INTERNAL)
 
 
 @pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
-async def test_only_who_is_live_is_written_to(state: ClientState, autojump_clock: MockClock) -> None:
+async def test_only_live_clients_are_written_to(state: ClientState, autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
-        outlet = RecordingTransport()
-        rig = await joined(delivery, outlet)
+        transport = RecordingTransport()
+        rig = await joined(delivery, transport)
         rig.client.state, wake_up = state, rig.client.expect_wake_up()
         await rig.append(events(1, 1))
         await wait_all_tasks_blocked()
-        assert not outlet.writes
+        assert not transport.writes
         assert wake_up.is_set() == (state is ClientState.BEHIND)
 
 
 async def test_a_position_before_the_tail_is_not_served_from_it(autojump_clock: MockClock) -> None:
     log = await open_log(options=LogOptions(store="memory", tail_events=16))
-    outlet = RecordingTransport()
-    async with rigged(log, outlet) as rig:
+    transport = RecordingTransport()
+    async with rigged(log, transport) as rig:
         await rig.append(events(1, 100))
-        await rig.say("SUBSCRIBE", *everything())
-        outlet.writes.clear()
+        await rig.request("SUBSCRIBE", *everything())
+        transport.writes.clear()
         subscription = rig.client.subscriptions[1]
         subscription.position = log.head.at(10)
         rig.fanout.serve(subscription, trio.current_time())
-        assert not outlet.writes
+        assert not transport.writes
         assert rig.client.state is ClientState.BEHIND
 
 
-async def test_an_ended_epoch_dismisses_its_readers_live_or_behind(autojump_clock: MockClock) -> None:
+async def test_an_ended_epoch_disconnects_live_and_behind_clients(autojump_clock: MockClock) -> None:
     log = await open_log()
     async with delivering(log) as delivery:
         rigs = [await joined(delivery, RecordingTransport()) for _ in range(2)]
@@ -314,7 +316,7 @@ async def test_thousands_of_acks_in_one_message_let_others_run(autojump_clock: M
                 turns += 1
                 await trio.lowlevel.checkpoint()
 
-        await rig.say("SUBSCRIBE", *everything("a")[:2], ("ack", "client"), ("prefetch-count", "10000"))
+        await rig.request("SUBSCRIBE", *everything("a")[:2], ("ack", "client"), ("prefetch-count", "10000"))
         acks = b"".join(
             encode(Frame("ACK", (("id", f"1.{delivery.log.head.at(n)}"),)), Version.V1_2) for n in range(1000)
         )

@@ -1,7 +1,7 @@
-"""The twelve invariants of delivery, and what holds each: tests that name it, and mutants that break it once.
+"""The twelve invariants of delivery (``airy_trio.delivery.client``), with the tests and the mutants for each.
 
-A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must notice.
-What has no mutant is held by its tests alone.
+A mutant is the source with one fault (``mutants``), which the random schedules or a directed test must notice. An
+invariant without mutants is held by its tests alone.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from tests.websocket import test_outlet, test_wire
 EVERY_SCHEDULE = (
     test_schedules.test_every_subscription_gets_exactly_what_follows_its_position,
     test_schedules.test_neighbours_get_exactly_what_follows_their_positions,
-    test_schedules.test_a_subscription_gets_exactly_what_is_granted_beside_others_with_other_grants,
+    test_schedules.test_each_subscription_gets_exactly_what_it_is_granted,
 )
 
 
@@ -41,16 +41,16 @@ class Invariant:
 
 INVARIANTS = (
     Invariant(
-        "A transport takes a run whole or not at all; the cursor advances when, and only when, it was taken.",
+        "A transport takes a batch whole or not at all; the cursor advances if, and only if, it was taken.",
         (
             test_outlet.test_full_socket_refuses_all,
-            test_batches.test_a_cursor_moves_when_its_run_was_taken,
+            test_batches.test_a_cursor_moves_when_its_batch_is_committed,
             *EVERY_SCHEDULE,
         ),
-        ("cursor moved on refusal", "cursor moved on refusal of what a neighbour took"),
+        ("cursor moved on refusal", "cursor moved on refusal of a neighbour's batch"),
     ),
     Invariant(
-        "What was not taken at once is pending, at most one run of a client; nothing enters before it has left.",
+        "The rest of a batch is pending, at most one for each client; nothing is written before it has left.",
         (
             test_outlet.test_offer_is_refused_while_data_is_pending,
             test_outlet.test_push_over_pending_data_is_an_error,
@@ -60,7 +60,7 @@ INVARIANTS = (
         ("offer while pending", "offer to a socket while something is pending"),
     ),
     Invariant(
-        "Whoever waits while writing holds the stream's lock, and waits only while something is pending.",
+        "A task that waits while writing holds the stream's lock, and waits only while something is pending.",
         (
             test_wire.test_writers_take_turns,
             test_wire.test_cancelled_write_is_completed_by_the_next,
@@ -68,26 +68,26 @@ INVARIANTS = (
         ),
     ),
     Invariant(
-        "A client with something pending, or hungry, is never left live.",
-        (*EVERY_SCHEDULE, test_heartbeats.test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task),
+        "A client with something pending, or with work, never stays live.",
+        (*EVERY_SCHEDULE, test_heartbeats.test_refused_or_partial_heart_beats_need_a_send_task),
         (
             "partial write not handed over",
-            "partial write of what a neighbour took not handed over",
+            "partial write of a neighbour's batch not handed over",
             "refusal not handed over",
-            "live although somebody is hungry",
-            "a neighbour's run goes to the end",
+            "live although a subscription has work",
+            "a neighbour's batch always reaches the end",
             "ACK not served",
             "SUBSCRIBE not served",
         ),
     ),
     Invariant(
         "Fan-out and send task never both write to a client; the step back to live is atomic with its condition.",
-        (test_fanout.test_only_who_is_live_is_written_to, *EVERY_SCHEDULE),
+        (test_fanout.test_only_live_clients_are_written_to, *EVERY_SCHEDULE),
         (
             "checkpoint before live",
-            "fan-out writes to who is behind",
-            "a neighbour's run to who is behind",
-            "who is behind is not woken",
+            "fan-out writes to a client that is behind",
+            "a neighbour's batch to a client that is behind",
+            "a client that is behind is not woken",
         ),
     ),
     Invariant(
@@ -97,20 +97,20 @@ INVARIANTS = (
             test_tail.test_a_quiet_destination_serves_old_cursors,
             test_fanout.test_a_position_before_the_tail_is_not_served_from_it,
         ),
-        ("no evicted check in the fan-out", "a view forgets that it has evicted"),
+        ("no evicted check in the fan-out", "a view forgets its evictions"),
     ),
     Invariant(
-        "Under the lock the send task asks again: nothing follows the RECEIPT of an UNSUBSCRIBE.",
+        "Under the lock the send task checks again: nothing follows the RECEIPT of an UNSUBSCRIBE.",
         (
-            test_sender.test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more,
-            test_fanout.test_nothing_is_written_to_who_unsubscribed_while_others_ran,
-            test_fanout.test_nothing_is_repeated_to_who_unsubscribed_while_others_ran,
+            test_sender.test_unsubscribing_with_a_full_socket_ends_delivery,
+            test_fanout.test_nothing_is_written_after_unsubscribe,
+            test_fanout.test_no_batch_is_repeated_after_unsubscribe,
             *EVERY_SCHEDULE,
         ),
         (
-            "subscription not asked again under the lock",
-            "unsubscribed while others ran",
-            "a neighbour's run to who unsubscribed",
+            "subscription not checked again under the lock",
+            "unsubscribed at a checkpoint",
+            "a neighbour's batch after unsubscribe",
         ),
     ),
     Invariant(
@@ -120,7 +120,7 @@ INVARIANTS = (
             test_fanout.test_a_neighbour_whose_receipt_is_not_written_gets_nothing,
             *EVERY_SCHEDULE,
         ),
-        ("served before its RECEIPT is written", "a neighbour's run before the RECEIPT"),
+        ("served before its RECEIPT is written", "a neighbour's batch before the RECEIPT"),
     ),
     Invariant(
         "Nothing follows a Close frame: the stream is closing before the lock is waited for.",
@@ -128,38 +128,38 @@ INVARIANTS = (
             test_wire.test_nothing_follows_a_close_frame,
             test_wire.test_waiting_writer_writes_nothing_after_a_close_frame,
             test_sender.test_nothing_is_sent_after_a_close_frame,
-            test_fanout.test_a_neighbour_that_was_told_goodbye_gets_nothing,
+            test_fanout.test_a_closing_neighbour_gets_nothing,
         ),
         (
-            "closing is said when the lock is had",
+            "closing is set only with the lock",
             "written after a Close frame",
-            "a neighbour's run after a Close frame",
+            "a neighbour's batch after a Close frame",
         ),
     ),
     Invariant(
-        "The first farewell wins; only the session closes the socket.",
+        "The first disconnect reason wins; only the session closes the transport.",
         (
-            test_client.test_the_first_farewell_wins,
+            test_client.test_the_first_disconnect_reason_wins,
             test_session.test_a_client_that_closes_is_answered,
-            test_session.test_a_peer_that_never_answers_the_close_is_cut_in_time,
+            test_session.test_an_unanswered_close_is_aborted_in_time,
         ),
         ("the last reason wins",),
     ),
     Invariant(
-        "Whatever fails while one client is served ends in its dismissal: fan-out, wheel, send task, session.",
+        "A fault while one client is served disconnects only that client: fan-out, wheel, send task, session.",
         (
-            test_fanout.test_one_clients_trouble_does_not_stop_the_fan_out,
-            test_heartbeats.test_one_clients_trouble_does_not_stop_the_wheel,
-            test_tasks.test_what_fails_dismisses_its_client_and_goes_no_further,
+            test_fanout.test_a_fault_of_one_client_does_not_stop_the_fan_out,
+            test_heartbeats.test_a_fault_of_one_client_does_not_stop_the_wheel,
+            test_tasks.test_a_failing_task_disconnects_only_its_client,
             test_faults.test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else,
             test_awaits.test_a_fault_at_every_await_of_a_session_ends_at_most_that_session,
         ),
-        ("one client's trouble stops the fan-out", "one task's trouble leaves its session"),
+        ("a fault of one client stops the fan-out", "a fault of a task leaves its session"),
     ),
     Invariant(
         "Events of one subscription come in order; between two of a connection none is promised.",
         (*EVERY_SCHEDULE, test_session.test_two_subscriptions_to_one_destination_have_a_cursor_each),
-        ("events of a run in another order",),
+        ("events of a batch in another order",),
     ),
 )
 
@@ -167,7 +167,7 @@ KNOWN = {mutant.fault for mutant in MUTANTS} | {mutant.fault for mutant, _ in DI
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.promise)
-def test_what_holds_an_invariant_is_there(invariant: Invariant) -> None:
+def test_each_invariant_has_its_tests_and_mutants(invariant: Invariant) -> None:
     assert set(invariant.mutants) <= KNOWN
     for test in invariant.tests:
         assert test.__name__.startswith("test_")

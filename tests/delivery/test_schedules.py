@@ -1,4 +1,4 @@
-"""Random schedules of a few clients against the whole way from log to outlet: no gap, no duplicate, nothing late."""
+"""Random schedules of a few clients from the log to the transport: no gap, no duplicate, nothing after its end."""
 
 from collections.abc import Sequence
 from random import Random
@@ -34,12 +34,12 @@ OBJECTS = 40
 STEPS = 60
 REST_SHARE = 0.3
 PATIENCE_S = 1e6
-"""A client that is not looked at for a while, until the one with the slowest socket is done, must not be cut for it."""
+"""Long enough for a client that does not read until the client with the slowest socket is done."""
 
 
 @define
 class Expected:
-    """What a subscription was told, and what it then got."""
+    """The RECEIPT of a subscription, and the events that it received."""
 
     id: str
     destination: str
@@ -57,15 +57,15 @@ class Expected:
 
 @define(eq=False)
 class Schedule:
-    """A client that does things by chance, and checks each frame as it comes."""
+    """A client with random actions that checks each frame when it arrives."""
 
     rig: Rig
     chance: Random
     everything: list[StoredEvent]
     habits: dict[int, tuple[str, str]]
-    """Destination and ack mode of everybody's n-th subscription: those that are alike share runs."""
+    """Destination and ack mode of every client's n-th subscription: equal ones share batches."""
     alike: bool = False
-    """Subscribe to everything, from now on, without acks: then neighbours share nearly every run."""
+    """Subscribe to everything, from now on, without acks, so that nearly every batch is shared."""
     by_id: dict[str, Expected] = field(factory=dict)
     waiting: dict[str, Expected] = field(factory=dict)
     ending: dict[str, Expected] = field(factory=dict)
@@ -86,7 +86,7 @@ class Schedule:
         await self.chance.choice(actions if self.chance.random() < 0.8 else rare)()
 
     async def rest(self) -> None:
-        """Let all run who can: then nobody who is live may lack anything (invariant 4)."""
+        """Let all tasks run that can: then no live client may lack anything (invariant 4)."""
         await wait_all_tasks_blocked()
         client = self.rig.client
         if client.state is ClientState.LIVE:
@@ -191,10 +191,10 @@ class Schedule:
                 meanwhile.start_soon(self.append)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.keep_reading)
-                farewell = await self.rig.say(command, *headers)
+                reason = await self.rig.request(command, *headers)
                 nursery.cancel_scope.cancel()
-        assert farewell is None or (farewell.token, command) == ("403-destination", "SUBSCRIBE")
-        return farewell is not None
+        assert reason is None or (reason.token, command) == ("403-destination", "SUBSCRIBE")
+        return reason is not None
 
     async def keep_reading(self) -> None:
         while True:
@@ -240,7 +240,7 @@ class Schedule:
                 break
             for one in busy:
                 for frame in one.in_flight:
-                    await self.rig.say(self.chance.choice(("ACK", "NACK")), ("id", _ack(frame)))
+                    await self.rig.request(self.chance.choice(("ACK", "NACK")), ("id", _ack(frame)))
                 one.in_flight.clear()
         assert not self.waiting
         assert not self.ending
@@ -272,7 +272,7 @@ def _ack(frame: Frame) -> str:
 
 
 async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = (), *, alike: bool = False) -> None:
-    """Several clients of one log, one step of one of them after another; then each is checked.
+    """Run several clients of one log, one step after another, then check each of them.
 
     ``grants``: of each. ``alike``: all of them subscribe to the same, and their sockets are never full for long.
     """
@@ -285,8 +285,8 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
     async with delivering(log) as delivery:
         schedules: list[Schedule] = []
         for _ in range(clients):
-            outlet = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
-            rig = await delivery.connect(outlet, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
+            transport = MemoryTransport(None if alike else chance.choice((300, 5000, 100_000, None)), moods=chance)
+            rig = await delivery.connect(transport, replay=WINDOW, heart_beat=heart_beat, send_timeout_s=PATIENCE_S)
             if grants:
                 rig.client.user = User("somebody", grant=grants[len(schedules)])
             schedules.append(Schedule(rig, chance, everything, habits, alike))
@@ -312,7 +312,7 @@ async def run_schedule(seed: int, clients: int = 2, grants: Sequence[Grant] = ()
 
 
 async def finish_and_stay(schedule: Schedule, staying: trio.Nursery) -> None:
-    """Finish, and read on in a task of ``staying``, so that PINGs are answered while others are not done."""
+    """Finish, then read in a task of ``staying``, so that PINGs are answered until the other clients are done."""
 
     async def read_on() -> None:
         while True:
@@ -340,7 +340,7 @@ async def test_neighbours_get_exactly_what_follows_their_positions(
 
 
 @pytest.mark.parametrize("seed", range(24))
-async def test_a_subscription_gets_exactly_what_is_granted_beside_others_with_other_grants(
+async def test_each_subscription_gets_exactly_what_it_is_granted(
     seed: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Live, replayed, resumed, from the tail and from the store, with the destinations and ids of the others."""

@@ -1,4 +1,4 @@
-"""The send tasks: tail and store, the seam between them, what they wait for, when they begin and when they end."""
+"""The send tasks: events from store and tail, what they wait for, when they begin and when they end."""
 
 from random import Random
 
@@ -29,19 +29,19 @@ SUBSCRIBE = (("id", "0"), ("destination", "/events"))
 
 
 async def test_many_events_leave_in_few_writes(autojump_clock: MockClock) -> None:
-    outlet = RecordingTransport()
-    async with rigged(await open_log(), outlet) as rig:
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
-        outlet.writes.clear()
+    transport = RecordingTransport()
+    async with rigged(await open_log(), transport) as rig:
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
+        transport.writes.clear()
         await rig.append(events(1, 1000))
         assert len([f for f in await rig.read_all() if f.command == "MESSAGE"]) == 1000
-    assert len(outlet.writes) <= 4
-    assert max(len(data) for data in outlet.writes) <= BATCH_BYTES_MAX
+    assert len(transport.writes) <= 4
+    assert max(len(data) for data in transport.writes) <= BATCH_BYTES_MAX
 
 
 async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         for number in range(1, 50):
             await rig.append(events(number, number))
             await wait_all_tasks_blocked()
@@ -49,11 +49,11 @@ async def test_a_client_that_keeps_up_has_no_send_task(autojump_clock: MockClock
             assert rig.senders.statistics() == SenderStatistics(1, 0, 0)
 
 
-async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(100)
-    async with rigged(await open_log(), outlet) as rig:
+async def test_a_client_handed_over_twice_gets_one_send_task(autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=1000))
         await wait_all_tasks_blocked()
         rig.senders.hand_over(rig.client)
@@ -67,7 +67,7 @@ async def test_who_is_taken_twice_gets_one_send_task_and_lives_again(autojump_cl
 
 
 @pytest.mark.parametrize("state", [ClientState.CONNECTING, ClientState.BEHIND, ClientState.CLOSING])
-async def test_only_who_is_live_is_taken(state: ClientState, autojump_clock: MockClock) -> None:
+async def test_only_live_clients_are_handed_over(state: ClientState, autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
         rig.client.state = state
         rig.senders.hand_over(rig.client)
@@ -75,7 +75,7 @@ async def test_only_who_is_live_is_taken(state: ClientState, autojump_clock: Moc
         assert rig.client.state is state
 
 
-async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockClock) -> None:
+async def test_no_send_task_starts_for_a_forgotten_client(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport()) as rig:
         rig.senders.hand_over(rig.client)
         rig.senders.forget(rig.client)
@@ -88,13 +88,13 @@ async def test_for_who_was_forgotten_nothing_is_started(autojump_clock: MockCloc
 async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport(500)) as rig:
         rig.read()
-        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("ack", "client"), ("prefetch-count", "1"))
+        await rig.request("SUBSCRIBE", *SUBSCRIBE, ("ack", "client"), ("prefetch-count", "1"))
         await rig.append(events(1, 2, size=1000))
         await wait_all_tasks_blocked()
         states = [rig.client.state]
         (first,) = await rig.read_all()
         states.append(rig.client.state)
-        await rig.say("ACK", ("id", first.get("ack") or ""))
+        await rig.request("ACK", ("id", first.get("ack") or ""))
         await wait_all_tasks_blocked()
         states.append(rig.client.state)
         (second,) = await rig.read_all()
@@ -102,27 +102,27 @@ async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:
     assert states == [ClientState.BEHIND, ClientState.LIVE, ClientState.BEHIND]
 
 
-async def test_nothing_is_taken_from_the_log_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(100)
-    async with rigged(await open_log(), outlet) as rig:
+async def test_the_log_is_not_read_while_the_client_takes_nothing(autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 5, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         subscription = rig.client.subscriptions[1]
         assert subscription.position.offset == 1
-        assert outlet.pending
+        assert transport.pending
         await rig.append(events(6, 9, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         assert subscription.position.offset == 1
 
 
-async def test_a_position_before_the_tail_is_served_from_the_store_up_to_the_seam(autojump_clock: MockClock) -> None:
+async def test_the_store_serves_a_position_up_to_the_tail(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
     async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 300))
-        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head.at(7))))
+        await rig.request("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head.at(7))))
         bodies = [f.body for f in await rig.read_all() if f.command == "MESSAGE"]
         assert bodies == [e.body for e in events(8, 300)]
         reads = kept.reads
@@ -131,32 +131,32 @@ async def test_a_position_before_the_tail_is_served_from_the_store_up_to_the_sea
     assert 0 < reads == kept.reads, "what the tail has is not read from the store"
 
 
-async def test_a_quiet_destination_reaches_the_tail_although_the_store_has_nothing_of_it(
+async def test_a_quiet_destination_reaches_the_tail(
     autojump_clock: MockClock,
 ) -> None:
     log = await open_log(store(), LogOptions(store="memory", tail_events=16))
     async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
         headers = (("id", "q"), ("destination", "/events/conversation/quiet"), ("last-event-id", str(log.head.at(3))))
-        await rig.say("SUBSCRIBE", *headers)
+        await rig.request("SUBSCRIBE", *headers)
         with trio.fail_after(100):
             await wait_all_tasks_blocked()
         await rig.append([event(101, conversation="quiet")])
         assert [f.body for f in await rig.read_all() if f.command == "MESSAGE"] == [event(101).body]
 
 
-async def test_a_store_that_is_away_is_asked_again_and_holds_up_nobody_else(autojump_clock: MockClock) -> None:
+async def test_an_unavailable_store_is_retried_without_delaying_others(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
     async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
         kept.away_share = 1.0
-        await rig.say("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head)))
+        await rig.request("SUBSCRIBE", ("id", "old"), ("destination", "/events"), ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(50)
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
         await trio.sleep(10)
         assert kept.reads > 5
-        await rig.say("SUBSCRIBE", ("id", "new"), ("destination", "/events"), ("replay", "none"))
+        await rig.request("SUBSCRIBE", ("id", "new"), ("destination", "/events"), ("replay", "none"))
         await rig.append(events(101, 101))
         assert [f.get("subscription") for f in await rig.read_all() if f.command == "MESSAGE"] == ["new"]
         kept.away_share = 0.0
@@ -164,7 +164,7 @@ async def test_a_store_that_is_away_is_asked_again_and_holds_up_nobody_else(auto
     assert kept.reads < 40, "it backs off"
 
 
-async def test_subscribe_waits_for_a_store_that_is_away(
+async def test_subscribe_waits_for_an_unavailable_store(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = store()
@@ -178,7 +178,7 @@ async def test_subscribe_waits_for_a_store_that_is_away(
     async with rigged(log, MemoryTransport()) as rig:
         monkeypatch.setattr(kept, "bounds", away)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.say, "SUBSCRIBE", *SUBSCRIBE, ("replay", "all"), ("receipt", "r"))
+            nursery.start_soon(rig.request, "SUBSCRIBE", *SUBSCRIBE, ("replay", "all"), ("receipt", "r"))
             await trio.sleep(60)
             assert [f.command for f in rig.read()] == ["CONNECTED"]
             assert rig.client.occupied
@@ -187,21 +187,21 @@ async def test_subscribe_waits_for_a_store_that_is_away(
         assert not rig.client.occupied
 
 
-async def test_a_stalled_client_is_dismissed(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(1000)
-    async with rigged(await open_log(), outlet) as rig:
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+async def test_a_stalled_client_is_disconnected(autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(1000)
+    async with rigged(await open_log(), transport) as rig:
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=5000))
         await trio.sleep(SEND_TIMEOUT_S + 0.1)
         assert rig.client.reason is disconnects.TOO_SLOW
 
 
-async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockClock) -> None:
+async def test_a_trimmed_position_disconnects_the_client(autojump_clock: MockClock) -> None:
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=16))
     async with rigged(log, MemoryTransport()) as rig:
         await rig.append(events(1, 100))
-        await rig.say("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
+        await rig.request("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head)))
         rig.client.subscriptions[1].position = log.head.at(10)
         await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
         rig.fanout.serve(rig.client.subscriptions[1], trio.current_time())
@@ -209,24 +209,24 @@ async def test_what_is_no_longer_kept_dismisses_the_client(autojump_clock: MockC
         assert rig.client.reason is disconnects.POSITION_EXPIRED
 
 
-async def test_a_subscription_that_ends_while_the_socket_is_full_gets_nothing_more(autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(1000)
-    async with rigged(await open_log(), outlet) as rig:
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+async def test_unsubscribing_with_a_full_socket_ends_delivery(autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(1000)
+    async with rigged(await open_log(), transport) as rig:
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 3, size=BATCH_BYTES_MAX))
         await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.say, "UNSUBSCRIBE", ("id", "0"), ("receipt", "end"))
+            nursery.start_soon(rig.request, "UNSUBSCRIBE", ("id", "0"), ("receipt", "end"))
             frames = await rig.read_all()
         assert [f.command for f in frames] == ["CONNECTED", "MESSAGE", "RECEIPT"]
 
 
-async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_clock: MockClock) -> None:
+async def test_the_recent_window_precedes_new_events(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport(200), replay=ReplayOptions(events_max=2)) as rig:
         rig.read()
         await rig.append([event(1, obj="a"), event(2, obj="b"), event(3, obj="c"), event(4, obj="a")])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.say, "SUBSCRIBE", *SUBSCRIBE, ("receipt", "r"))
+            nursery.start_soon(rig.request, "SUBSCRIBE", *SUBSCRIBE, ("receipt", "r"))
             nursery.start_soon(rig.append, [event(5, obj="a")])
             frames = await rig.read_all()
     assert frames[0].command == "RECEIPT"
@@ -235,30 +235,30 @@ async def test_the_recent_window_is_sent_before_what_comes_meanwhile(autojump_cl
 
 
 async def test_nothing_is_sent_after_a_close_frame(autojump_clock: MockClock) -> None:
-    outlet = RecordingTransport(100)
-    async with rigged(await open_log(), outlet) as rig:
+    transport = RecordingTransport(100)
+    async with rigged(await open_log(), transport) as rig:
         rig.read()
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, 1, size=1000))
         await wait_all_tasks_blocked()
         await rig.append(events(2, 2))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.stream.close, close_frame(1000, ""))
             for _ in range(20):
-                outlet.take()
+                transport.take()
                 await wait_all_tasks_blocked()
-        assert outlet.writes[-1] == close_frame(1000, "")
+        assert transport.writes[-1] == close_frame(1000, "")
         await rig.append(events(3, 3))
         await wait_all_tasks_blocked()
-        assert outlet.writes[-1] == close_frame(1000, "")
+        assert transport.writes[-1] == close_frame(1000, "")
 
 
-async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(autojump_clock: MockClock) -> None:
+async def test_a_slow_steady_client_stays_connected_within_the_retention(autojump_clock: MockClock) -> None:
     count = 2000
     kept = store()
     log = await open_log(kept, LogOptions(store="memory", tail_events=50))
     async with rigged(log, MemoryTransport(2000)) as rig:
-        await rig.say("SUBSCRIBE", *SUBSCRIBE)
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
         await rig.append(events(1, count))
         await wait_all_tasks_blocked()
         begun_at = trio.current_time()
@@ -267,8 +267,8 @@ async def test_who_reads_slowly_but_steadily_is_never_cut_within_the_retention(a
             rig.read(8000)
             assert rig.client.reason is None
             (subscription,) = rig.client.subscriptions.values()
-            owed = [event.offset for event in subscription.backlog]
-            after = min([*owed, subscription.position.offset + 1]) - 1
+            backlog = [event.offset for event in subscription.backlog]
+            after = min([*backlog, subscription.position.offset + 1]) - 1
             await kept.trim(age_s=3600, keep=count - after, limit=count, unused_s=10**6)
         assert trio.current_time() - begun_at > 10 * SEND_TIMEOUT_S
         await rig.append(events(count + 1, count + 1))

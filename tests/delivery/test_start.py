@@ -51,23 +51,23 @@ async def test_none_turns_the_window_off_and_all_gives_everything() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 4, 10])
-async def test_a_position_that_is_still_kept_is_resumed(offset: int) -> None:
+async def test_a_retained_position_is_resumed(offset: int) -> None:
     log = await filled()
     assert await started(log, str(log.head.at(offset)), "none") == (offset, "resumed", [])
 
 
 @pytest.mark.parametrize("offset, verdict", [(5, "reset-expired"), (6, "resumed")])
-async def test_a_position_after_which_something_was_trimmed_is_reset(offset: int, verdict: str) -> None:
+async def test_a_position_before_trimmed_events_is_reset(offset: int, verdict: str) -> None:
     log = await filled(tail_events=3)
     await log.store.trim(age_s=3600, keep=4, limit=100, unused_s=10**6)
-    position, found, owed = await started(log, str(log.head.at(offset)))
+    position, found, backlog = await started(log, str(log.head.at(offset)))
     assert found == verdict
-    assert (position, owed) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))
+    assert (position, backlog) == ((6, []) if verdict == "resumed" else (10, [8, 9, 10]))
 
 
-@pytest.mark.parametrize("told", ["", "nonsense", "abcdef-3", "zzzzzz-00", "ABCDEF-1"])
-async def test_another_epoch_or_what_cannot_be_read_is_reset(told: str) -> None:
-    assert await started(await filled(), told) == (10, "reset-epoch", [8, 9, 10])
+@pytest.mark.parametrize("received", ["", "nonsense", "abcdef-3", "zzzzzz-00", "ABCDEF-1"])
+async def test_a_foreign_or_malformed_position_is_reset(received: str) -> None:
+    assert await started(await filled(), received) == (10, "reset-epoch", [8, 9, 10])
 
 
 async def test_a_position_beyond_the_head_is_reset() -> None:
@@ -75,7 +75,7 @@ async def test_a_position_beyond_the_head_is_reset() -> None:
     assert await started(log, str(log.head.at(11))) == (10, "reset-epoch", [8, 9, 10])
 
 
-async def test_a_position_that_another_node_has_shown_is_read_up_to() -> None:
+async def test_a_position_from_another_node_is_caught_up_to() -> None:
     store = MemoryStore()
     log, other = await open_log(store), await open_log(store)
     await other.append(other.head, events(1, 5), "point")
@@ -84,11 +84,11 @@ async def test_a_position_that_another_node_has_shown_is_read_up_to() -> None:
 
 
 @pytest.mark.parametrize("asked", [None, 2])
-async def test_an_epoch_that_begins_while_the_bounds_are_asked_for_is_told(
+async def test_an_epoch_that_begins_during_the_read_is_reported(
     asked: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = await filled(tail_events=3)
-    told = None if asked is None else str(log.head.at(asked))
+    received = None if asked is None else str(log.head.at(asked))
     bounds = log.store.bounds
 
     async def another_node_began_one() -> Bounds:
@@ -99,10 +99,10 @@ async def test_an_epoch_that_begins_while_the_bounds_are_asked_for_is_told(
 
     monkeypatch.setattr(log.store, "bounds", another_node_began_one)
     expected = (0, "live", []) if asked is None else (4, "reset-epoch", [2, 3, 4])
-    assert await started(log, told, "all") == expected
+    assert await started(log, received, "all") == expected
 
 
-async def test_a_store_that_is_away_is_waited_for(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     log = await filled()
     asked: list[float] = []
     bounds = log.store.bounds
@@ -120,5 +120,5 @@ async def test_a_store_that_is_away_is_waited_for(autojump_clock: MockClock, mon
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
 
 
-def test_the_pause_is_bounded_however_long_the_store_is_away() -> None:
+def test_the_backoff_is_bounded() -> None:
     assert backoff_s(10**9) == BACKOFF_MAX_S

@@ -1,4 +1,4 @@
-"""Tasks of one client each: what fails in one dismisses its client and goes no further."""
+"""Tasks of sessions: one that fails disconnects its own client only."""
 
 from typing import cast
 
@@ -18,7 +18,7 @@ def client() -> Client:
     return Client(Connection(ConnectionOptions(server="airy-trio/test"), "s1"), cast("FramedStream", None))
 
 
-async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_clock: MockClock) -> None:
+async def test_a_failing_task_disconnects_only_its_client(autojump_clock: MockClock) -> None:
     async def fail() -> None:
         await trio.lowlevel.checkpoint()
         message = "bug"
@@ -37,7 +37,7 @@ async def test_what_fails_dismisses_its_client_and_goes_no_further(autojump_cloc
     assert [line["event"] for line in logs] == ["session failed"]
 
 
-async def test_stop_returns_when_all_have_ended_also_those_not_begun(autojump_clock: MockClock) -> None:
+async def test_stop_waits_for_all_tasks_even_those_not_started(autojump_clock: MockClock) -> None:
     ended: list[str] = []
 
     async def linger(name: str) -> None:
@@ -70,7 +70,7 @@ async def test_cancellation_from_outside_goes_through(autojump_clock: MockClock)
         await tasks.stop()
 
 
-async def test_a_system_exit_is_not_held_back() -> None:
+async def test_a_system_exit_passes_through() -> None:
     async def leave() -> None:
         await trio.lowlevel.checkpoint()
         raise SystemExit(3)

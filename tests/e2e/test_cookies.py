@@ -127,5 +127,5 @@ async def test_page_of_another_origin_is_rejected_despite_the_cookie(
             await tab.open(f"http://{HOST}:{elsewhere.number}/")  # cookies ignore ports, so its requests have it too
             await tab.until("window.code !== undefined")
             assert await tab.evaluate("[window.code, window.said.length, window.cookies]") == [1006, 0, 1]
-            refused = await serving.record("connection closed", farewell="refused")
+            refused = await serving.record("connection closed", disconnect="refused")
             assert str(refused["refused"]).startswith("403")

@@ -69,7 +69,7 @@ async def test_other_clients_connect(real: RealClient, sqlite_application: Appli
             assert await running.wait() == 0
         ended = await serving.record("connection closed")
         leaves_in_order = real.verdict(Capability.DISCONNECT).works
-        assert ended["farewell"] == "done" if leaves_in_order else ended["farewell"] in {"done", "gone"}
+        assert ended["disconnect"] == "done" if leaves_in_order else ended["disconnect"] in {"done", "gone"}
         assert "Traceback" not in "\n".join(serving.err.all)
 
 
@@ -80,7 +80,7 @@ async def test_client_that_does_not_trust_the_certificate_fails(
         speaking_tls(sqlite_application, tmp_path) as (serving, _, _),
         client("stompjs.mjs", serving.url) as running,
     ):
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         assert not running.told("connected")
 
 
@@ -180,7 +180,7 @@ async def test_connection_without_tls_is_logged_in_one_line(
             assert (record["level"], record["address"]) == ("info", "127.0.0.1")
             await read_to_end(stream)
             closed = await serving.record("connection closed", session=record["session"])
-            assert closed["farewell"] == "gone"
+            assert closed["disconnect"] == "gone"
         async with await our_client(serving):
             pass
         assert len([line for line in serving.err.all if "TLS handshake failed" in line]) == 1
@@ -198,7 +198,7 @@ async def read_to_end(stream: trio.SocketStream) -> None:
 async def test_port_probe_is_not_a_failed_handshake(sqlite_application: Application, tmp_path: Path) -> None:
     async with speaking_tls(sqlite_application, tmp_path) as (serving, _, _):
         await (await trio.open_tcp_stream("127.0.0.1", serving.port)).aclose()
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         assert not any("TLS handshake failed" in line for line in serving.err.all)
 
 
@@ -232,7 +232,7 @@ async def test_truncated_stream_is_a_disconnected_client(sqlite_application: App
         found = await our_client(serving)
         assert isinstance(found.stream, trio.SSLStream)
         found.stream.transport_stream.socket.shutdown(socket.SHUT_WR)  # no close_notify
-        assert (await serving.record("connection closed"))["farewell"] == "gone"
+        assert (await serving.record("connection closed"))["disconnect"] == "gone"
         await trio.aclose_forcefully(found.stream)
 
 

@@ -1,4 +1,4 @@
-"""What a client does from its upgrade to its end, in which a session goes through everything that it can."""
+"""The life of a client from upgrade to disconnect, in which its session uses every feature."""
 
 from typing import Final
 
@@ -11,7 +11,7 @@ PLACE: Final = "/events/channel/ch9"
 
 
 async def live(client: StompClient, *, credentials: Headers = (), durable: Headers = ()) -> None:
-    """All that a client does in its life. ``durable``: headers of its first subscription, beside the others."""
+    """Run the life of a client. ``durable``: additional headers of its first subscription."""
     await client.upgrade()
     await client.connect(headers=[("heart-beat", "1000,1000"), *credentials])
     headers = [("replay", "all"), ("ack", "client"), ("prefetch-count", "2"), *durable]

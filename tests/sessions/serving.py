@@ -1,4 +1,4 @@
-"""A whole listener on loopback, or its sessions over streams in memory, above a log in memory; and events for it."""
+"""Run a listener on loopback, or sessions over streams in memory, over a log in memory; make events for it."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -55,7 +55,7 @@ async def open_log(store: EventStore | None = None, options: LogOptions | None =
 
 @define(eq=False)
 class Server:
-    """What a test holds of running sessions. ``port`` 0: there is no listener."""
+    """Running sessions. ``port`` 0: there is no listener."""
 
     log: EventLog
     sessions: Sessions
@@ -67,18 +67,18 @@ class Server:
         await self.log.append(self.log.head, events(first, last, size=size), "point")
 
     async def dial(self, headers: Headers = (), subprotocols: Sequence[str] = ()) -> StompClient:
-        """A client that is connected over the listener."""
+        """Connect a client through the listener."""
         return await connect(HOST, self.port, headers=headers, subprotocols=subprotocols)
 
     async def dial_raw(self) -> StompClient:
-        """A client over the listener that has not said anything yet."""
+        """Open a socket to the listener, without an upgrade."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
-    def start(self, outlet: Transport, visitor: Visitor | None = None) -> "Ending":
-        """Start a session over an outlet."""
+    def start(self, transport: Transport, visitor: Visitor | None = None) -> "Ending":
+        """Start a session over a transport."""
         ending = Ending()
         self.endings.append(ending)
-        self.connections.start_soon(self._serve, outlet, ending, visitor)
+        self.connections.start_soon(self._serve, transport, ending, visitor)
         return ending
 
     def plug(
@@ -98,14 +98,14 @@ class Server:
         version: str = "1.2",
         headers: Headers = (),
     ) -> "Plugged":
-        """The same, connected."""
+        """Start a session over streams in memory, upgrade and connect."""
         plugged = self.plug(pair)
         await plugged.client.upgrade()
         await plugged.client.connect(accept_version=version, headers=headers)
         return plugged
 
     async def ended(self) -> None:
-        """Wait until no session is left, and check that nothing remembers one."""
+        """Wait until no session is left, and check that nothing refers to one."""
         for ending in self.endings:
             await ending.wait()
         with trio.fail_after(10):
@@ -117,8 +117,8 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, outlet: Transport, ending: "Ending", visitor: Visitor | None) -> None:
-        ending.reason = await self.sessions.serve(self.connections, outlet, visitor)
+    async def _serve(self, transport: Transport, ending: "Ending", visitor: Visitor | None) -> None:
+        ending.reason = await self.sessions.serve(self.connections, transport, visitor)
         ending.at = trio.current_time()
         ending.event.set()
 
@@ -154,7 +154,7 @@ async def serving(
     listen: bool = True,
     authenticator: Authenticator | None = None,
 ) -> AsyncGenerator[Server]:
-    """Serve until the block ends, then cut everybody. ``authenticator``: instead of one with ``auth``."""
+    """Serve until the block ends, then cancel everything. ``authenticator``: instead of one made from ``auth``."""
     log = log or await open_log()
     options = options or ListenerOptions(port=0)
     authenticator = authenticator or Authenticator(auth or AuthOptions())

@@ -1,6 +1,6 @@
-"""A fault at every await of a session: of its own task, and of each task that it starts; and before it has begun.
+"""A fault at every await of a session: in its own task, in each task that it starts, and before it begins.
 
-The coroutine of each is driven from here: where it waits for the n-th time, and would go on, it is thrown a fault.
+The test drives each coroutine itself and throws a fault into it when it resumes from its n-th await.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from tests.sessions.serving import Server, event, open_log, serving
 
 AUTH = AuthOptions(mode="tokens", tokens={"ann": "s3cret", "bob": "t0ken"})
 AWAITS_MIN = 20
-"""Fewer would mean that a client did not get far."""
+"""Fewer would mean that the client's life ended early."""
 WAIT_OF_A_NURSERY = "_nested_child_finished"
 """It never raises; a fault there would break Trio itself."""
 FAULTS: Sequence[Callable[[], Exception]] = (
@@ -43,7 +43,7 @@ FAULTS: Sequence[Callable[[], Exception]] = (
 
 
 class Asking(Authenticator):
-    """Has to ask somebody, as for the keys of web tokens."""
+    """Waits, as for the keys of web tokens."""
 
     async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
         await trio.sleep(0.1)
@@ -82,7 +82,7 @@ class Awaits:
 
 
 def _place(coroutine: Any) -> str:  # noqa: ANN401 - of any kind
-    """Where a coroutine waits, for who reads of a failure."""
+    """Return where a coroutine waits, for the message of a failure."""
     at = []
     while getattr(coroutine, "cr_frame", None) is not None:
         at.append(f"{coroutine.cr_code.co_name}:{coroutine.cr_frame.f_lineno}")
@@ -91,7 +91,7 @@ def _place(coroutine: Any) -> str:  # noqa: ANN401 - of any kind
 
 
 class Nursery:
-    """Stands for the nursery of all connections, and drives what a session starts in it."""
+    """Takes the place of the nursery of all connections, and drives the tasks that a session starts in it."""
 
     def __init__(self, nursery: trio.Nursery, awaits: Awaits) -> None:
         self._nursery = nursery
@@ -107,13 +107,13 @@ async def behave(client: StompClient) -> None:
 
 
 async def guess(client: StompClient) -> None:
-    """Bring wrong credentials."""
+    """Connect with wrong credentials."""
     await client.upgrade()
     await client.connect(headers=[("passcode", "wrong")])
 
 
 async def forge(client: StompClient) -> None:
-    """Send what nobody may send, and read to the end."""
+    """Send a SEND, which is forbidden, and read to the end."""
     await client.upgrade()
     await client.connect(headers=[("passcode", "s3cret")])
     await client.subscribe(PLACE, headers=[("replay", "all")])
@@ -125,7 +125,7 @@ async def forge(client: StompClient) -> None:
 async def serve_faultily(
     server: Server, awaits: Awaits, ended: trio.Event, life: Callable[[StompClient], Awaitable[None]]
 ) -> StompClient:
-    """Serve one client, with a fault at one of the awaits, until it has done what it could."""
+    """Serve one client, with a fault at one of the awaits, until its life ends."""
     ours, theirs = trio.testing.memory_stream_pair()
     nursery = cast("trio.Nursery", Nursery(server.connections, awaits))
 

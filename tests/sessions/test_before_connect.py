@@ -1,4 +1,4 @@
-"""What a client may do before CONNECT was accepted: less than after it, in each respect."""
+"""The limits before CONNECT is accepted are lower than those after it."""
 
 import pytest
 import trio
@@ -21,7 +21,7 @@ UNSUBSCRIBE = Frame("UNSUBSCRIBE", (("id", "9"), ("receipt", "r")))
     ],
     ids=["frame", "line", "headers"],
 )
-async def test_a_frame_is_refused_before_connect_that_is_taken_after_it(more: tuple[tuple[str, str], ...]) -> None:
+async def test_frame_limits_are_larger_after_connect(more: tuple[tuple[str, str], ...]) -> None:
     with trio.fail_after(20):
         async with serving() as server:
             async with await server.dial_raw() as early:
@@ -48,7 +48,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-async def test_no_more_is_read_before_connect_than_a_connect_needs(flood: str) -> None:
+async def test_reads_before_connect_are_limited(flood: str) -> None:
     with trio.fail_after(20):
         async with serving() as server, await trio.open_tcp_stream(HOST, server.port) as stream:
             peer = Peer(stream)
@@ -62,7 +62,7 @@ async def test_no_more_is_read_before_connect_than_a_connect_needs(flood: str) -
             assert server.sessions.statistics().client_faults["413-frame-too-large"] == 1
 
 
-async def test_what_is_just_allowed_before_connect_is_taken_and_after_it_there_is_no_such_limit() -> None:
+async def test_the_read_limit_ends_with_connect() -> None:
     with trio.fail_after(20):
         async with serving() as server, await trio.open_tcp_stream(HOST, server.port) as stream:
             peer = Peer(stream)

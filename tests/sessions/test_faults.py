@@ -1,4 +1,4 @@
-"""Faults in the service of one client, at every step: they end that client's session, and nothing of it stays."""
+"""A fault at every step of serving one client ends that client's session and leaves nothing of it behind."""
 
 import itertools
 from collections.abc import Callable, MutableMapping, Sequence
@@ -27,7 +27,7 @@ from tests.sessions.serving import Server, event, serving
 
 
 @pytest.mark.parametrize(
-    "fault, farewell, logged",
+    "fault, reason, logged",
     [
         (StalledError(), disconnects.TOO_SLOW, False),
         (trio.BrokenResourceError(), disconnects.GONE, False),
@@ -36,18 +36,18 @@ from tests.sessions.serving import Server, event, serving
         (KeyError("x"), disconnects.INTERNAL, True),
     ],
 )
-def test_what_an_exception_means(fault: Exception, farewell: DisconnectReason, *, logged: bool) -> None:
+def test_exceptions_map_to_disconnect_reasons(fault: Exception, reason: DisconnectReason, *, logged: bool) -> None:
     with capture_logs() as logs:
-        assert reason_after(fault, "s") is farewell
+        assert reason_after(fault, "s") is reason
     assert bool(logs) is logged
 
 
 EXPECTED: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
-"""What a peer does to its connection is no fault of ours, and nothing is logged of it but its end."""
+"""A peer that breaks its connection is not an error: only the end of the session is logged."""
 
 
 class Fuse:
-    """Counts the uses of what can fail, and fails at one of them."""
+    """Counts uses, and fails at one of them."""
 
     def __init__(self, use: int, fault: Callable[[], Exception]) -> None:
         self.left = use
@@ -60,7 +60,7 @@ class Fuse:
 
 
 class FaultyTransport(StreamTransport):
-    """Fails at its n-th use, counted over all that a session and its tasks do with a transport."""
+    """Fails at the n-th use by a session and its tasks together."""
 
     def __init__(self, stream: trio.abc.Stream, fuse: Fuse) -> None:
         super().__init__(stream)
@@ -100,7 +100,7 @@ class FaultyTransport(StreamTransport):
 
 
 class FaultyLog(EventLog):
-    """Fails at its n-th use for one destination, which one client alone asks for."""
+    """Fails at the n-th use for a destination that only one client subscribes to."""
 
     fuse: Fuse | None = None
 
@@ -130,7 +130,7 @@ class FaultyLog(EventLog):
 
 
 async def use(client: StompClient) -> None:
-    """All that a client does in its life, as far as it gets."""
+    """Run the life of a client until its session ends."""
     async with client:
         try:
             await live(client)
@@ -152,7 +152,7 @@ FAULTS: Final = (
 
 
 async def assert_nothing_is_left(server: Server, client: StompClient, tasks: int) -> None:
-    """What a session had is gone, and its peer has seen the end of the stream."""
+    """Check that nothing of a session is left, and that its peer has read the end of the stream."""
     assert server.sessions.statistics().clients == server.sessions.wheel.statistics().clients == 1
     with trio.fail_after(10):
         while len(server.connections.child_tasks) > tasks:  # noqa: ASYNC110 - a nursery has no event for this
@@ -198,7 +198,7 @@ async def test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else(
 
 
 class UnclosableTransport(StreamTransport):
-    """Fails when it is closed at once."""
+    """Fails when it is aborted."""
 
     async def abort(self) -> None:
         await super().abort()
@@ -206,7 +206,7 @@ class UnclosableTransport(StreamTransport):
         raise RuntimeError(message)
 
 
-async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock: MockClock) -> None:
+async def test_a_fault_while_aborting_affects_no_other_session(autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         bystander = (await server.plug_connected()).client
         await bystander.subscribe()
@@ -223,9 +223,9 @@ async def test_a_fault_in_cutting_a_connection_hurts_nobody_else(autojump_clock:
 
 
 def assert_logged(logs: list[MutableMapping[str, Any]], fault: Exception, *, blown: bool) -> None:
-    """One line for the end of the session, one for its begin if it connected, and one for an unexpected fault."""
-    told = [line["event"] for line in logs if line["event"].startswith("connection ")]
-    assert told in (["connection closed"], ["connection opened", "connection closed"])
+    """Check the lines: the end of the session, its begin if it connected, and an unexpected fault."""
+    received = [line["event"] for line in logs if line["event"].startswith("connection ")]
+    assert received in (["connection closed"], ["connection opened", "connection closed"])
     failures = [line["event"] for line in logs if line["log_level"] == "error"]
     if isinstance(fault, KeyError):  # trio-websocket's reader takes some for its own
         assert len(failures) <= 1

@@ -1,4 +1,4 @@
-"""The wheel over outlets in memory; what clients see of it is in ``test_wire_contract``."""
+"""The timer wheel over transports in memory; ``test_wire_contract`` tests what clients receive."""
 
 from collections.abc import AsyncGenerator
 from itertools import pairwise
@@ -44,36 +44,36 @@ async def wheel(senders: Senders) -> AsyncGenerator[TimerWheel]:
         nursery.cancel_scope.cancel()
 
 
-def pulse(
-    outlet: MemoryTransport,
+def timers_of(
+    transport: MemoryTransport,
     *,
     outgoing_s: float | None = None,
     incoming_s: float | None = None,
     turn: Turn | None = None,
 ) -> ClientTimers:
     connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
-    stream = FramedStream(outlet, send_timeout_s=10, turn=turn)
+    stream = FramedStream(transport, send_timeout_s=10, turn=turn)
     client = Client(connection, stream, state=ClientState.LIVE)
     return ClientTimers(client, HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s))
 
 
-async def test_each_client_has_its_own_time(wheel: TimerWheel, autojump_clock: MockClock) -> None:
-    outlets = [MemoryTransport() for _ in range(3)]
-    for outlet, outgoing_s in zip(outlets, (30.0, 2.0, 7.0), strict=True):
-        wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+async def test_each_client_has_its_own_interval(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    transports = [MemoryTransport() for _ in range(3)]
+    for transport, outgoing_s in zip(transports, (30.0, 2.0, 7.0), strict=True):
+        wheel.watch(timers_of(transport, outgoing_s=outgoing_s))
     await trio.sleep(60)
-    beats = [len(outlet.take()) // len(HEART_BEAT) for outlet in outlets]
+    beats = [len(transport.take()) // len(HEART_BEAT) for transport in transports]
     assert beats[0] == 2
     assert beats[1] in {30, 31}
     assert beats[2] == 8
 
 
 @pytest.mark.parametrize("outgoing_s", [0.05, 0.1, 0.30000000000000004, 1, 29.999, 30])
-async def test_never_later_than_the_interval_nor_much_sooner(
+async def test_heart_beats_are_never_late_nor_much_early(
     outgoing_s: float, wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    one = pulse(outlet, outgoing_s=outgoing_s)
+    transport = MemoryTransport()
+    one = timers_of(transport, outgoing_s=outgoing_s)
     wheel.watch(one)
     written_at = [one.client.stream.written_at]
     for _ in range(1000):
@@ -86,34 +86,32 @@ async def test_never_later_than_the_interval_nor_much_sooner(
     assert min(pauses) >= outgoing_s - 2 * SLOT_S
 
 
-async def test_client_without_heart_beats_is_pinged_and_gone_if_it_never_answers(
+async def test_a_client_without_heart_beats_is_pinged_and_times_out(
     wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    one = pulse(outlet)
+    transport = MemoryTransport()
+    one = timers_of(transport)
     wheel.watch(one)
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
-    assert outlet.take() == PING * pings
+    assert transport.take() == PING * pings
     one.client.stream.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert one.client.reason is None
-    assert outlet.take() == PING * pings
+    assert transport.take() == PING * pings
     await trio.sleep(1 + SLOT_S)
     assert one.client.reason is disconnects.UNANSWERED
 
 
-async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_waits(
-    wheel: TimerWheel, autojump_clock: MockClock
-) -> None:
-    outlet = MemoryTransport(1)
-    one = pulse(outlet)
+async def test_a_slow_client_that_takes_bytes_stays_connected(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(1)
+    one = timers_of(transport)
     wheel.watch(one)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.client.stream.write, b"x" * 1000)
         for _ in range(999):
             await trio.sleep(5)
-            outlet.take(1)
+            transport.take(1)
         found = [one.client.reason]
         await trio.sleep(UNANSWERED_MAX_S - 1)
         found.append(one.client.reason)
@@ -124,30 +122,28 @@ async def test_slow_client_without_heart_beats_is_not_gone_while_it_takes_what_w
 
 async def test_client_that_sends_is_not_pinged(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     talking, beating = MemoryTransport(), MemoryTransport()
-    pulses = [pulse(talking), pulse(beating, incoming_s=PING_EVERY_S)]
-    for one in pulses:
+    all_timers = [timers_of(talking), timers_of(beating, incoming_s=PING_EVERY_S)]
+    for one in all_timers:
         wheel.watch(one)
     for _ in range(20):
         await trio.sleep(PING_EVERY_S - 1)
-        for one in pulses:
+        for one in all_timers:
             one.client.stream.read_at = trio.current_time()
     assert [talking.take(), beating.take()] == [b"", b""]
 
 
 @pytest.mark.parametrize("outgoing_s, written", [(50, HEART_BEAT * 2 + PING), (1000, HEART_BEAT + PING)])
-async def test_ping_goes_with_a_heart_beat_if_those_are_expected(
+async def test_a_ping_is_written_with_an_expected_heart_beat(
     outgoing_s: float, written: bytes, wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:
-    outlet = MemoryTransport()
-    wheel.watch(pulse(outlet, outgoing_s=outgoing_s))
+    transport = MemoryTransport()
+    wheel.watch(timers_of(transport, outgoing_s=outgoing_s))
     await trio.sleep(101)
-    assert outlet.take() == written
+    assert transport.take() == written
 
 
-async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
-    wheel: TimerWheel, autojump_clock: MockClock
-) -> None:
-    one = pulse(MemoryTransport(), incoming_s=1)
+async def test_a_client_being_served_is_not_silent(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    one = timers_of(MemoryTransport(), incoming_s=1)
     one.client.occupied = True
     wheel.watch(one)
     await trio.sleep(100)
@@ -158,21 +154,19 @@ async def test_the_silence_of_a_client_that_is_being_served_is_not_its_own(
     assert wheel.statistics() == TimerStatistics(0, 0)
 
 
-async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_due(
-    wheel: TimerWheel, autojump_clock: MockClock
-) -> None:
-    turnstile, outlet = FairQueue(), MemoryTransport()
-    one = pulse(outlet, incoming_s=1, turn=turnstile.enter)
+async def test_silence_after_waiting_for_a_turn_times_out(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    fair_queue, transport = FairQueue(), MemoryTransport()
+    one = timers_of(transport, incoming_s=1, turn=fair_queue.enter)
     for _ in range(ENTRIES_PER_PASS):
-        await turnstile.enter()
-    outlet.feed(b"x")
+        await fair_queue.enter()
+    transport.feed(b"x")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.client.stream.receive_some)
         await trio.testing.wait_all_tasks_blocked()
         wheel.watch(one)
         await trio.sleep(30)
         found = [one.client.reason]
-        nursery.start_soon(turnstile.run)
+        nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         await trio.sleep((one.heartbeat.silent_after_s or 0) - SLOT_S)
         found.append(one.client.reason)
@@ -181,20 +175,20 @@ async def test_who_is_silent_after_it_waited_for_its_turn_is_found_when_that_is_
         nursery.cancel_scope.cancel()
 
 
-async def test_a_beat_that_a_full_outlet_refuses_is_not_owed(wheel: TimerWheel, autojump_clock: MockClock) -> None:
-    outlet = MemoryTransport(0)
-    one = pulse(outlet, outgoing_s=1)
+async def test_a_refused_heart_beat_is_not_repeated(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    transport = MemoryTransport(0)
+    one = timers_of(transport, outgoing_s=1)
     wheel.watch(one)
     await trio.sleep(10)
-    assert outlet.offers_refused in {10, 11}
-    assert not outlet.pending
+    assert transport.offers_refused in {10, 11}
+    assert not transport.pending
 
 
 @pytest.mark.parametrize("capacity_bytes", [0, 1])
-async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
+async def test_refused_or_partial_heart_beats_need_a_send_task(
     capacity_bytes: int, wheel: TimerWheel, senders: Senders, autojump_clock: MockClock
 ) -> None:
-    one, well = pulse(MemoryTransport(capacity_bytes), outgoing_s=1), pulse(MemoryTransport(), outgoing_s=1)
+    one, well = timers_of(MemoryTransport(capacity_bytes), outgoing_s=1), timers_of(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
     wheel.watch(well)
     await trio.sleep(2)
@@ -203,33 +197,33 @@ async def test_a_beat_that_was_refused_or_left_in_part_is_handed_to_a_send_task(
     assert senders.statistics().waiting == 1
 
 
-async def test_who_is_behind_is_watched_too(wheel: TimerWheel, autojump_clock: MockClock) -> None:
-    one = pulse(MemoryTransport(), incoming_s=1)
+async def test_timers_of_clients_behind_are_served(wheel: TimerWheel, autojump_clock: MockClock) -> None:
+    one = timers_of(MemoryTransport(), incoming_s=1)
     one.client.state = ClientState.BEHIND
     wheel.watch(one)
     await trio.sleep(2.5 + 2 * SLOT_S)
     assert one.client.reason is disconnects.SILENT
 
 
-async def test_one_clients_trouble_does_not_stop_the_wheel(
+async def test_a_fault_of_one_client_does_not_stop_the_wheel(
     wheel: TimerWheel, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outlet, broken = MemoryTransport(), MemoryTransport()
+    transport, broken = MemoryTransport(), MemoryTransport()
     monkeypatch.setattr(broken, "offer", lambda _data: 1 / 0)
     gone = MemoryTransport()
     await gone.aclose()
-    pulses = [pulse(one, outgoing_s=1) for one in (broken, gone, outlet)]
-    for one in pulses:
+    all_timers = [timers_of(one, outgoing_s=1) for one in (broken, gone, transport)]
+    for one in all_timers:
         wheel.watch(one)
     with capture_logs() as logs:
         await trio.sleep(1.5)
-    assert [one.client.reason for one in pulses] == [disconnects.INTERNAL, disconnects.GONE, None]
+    assert [one.client.reason for one in all_timers] == [disconnects.INTERNAL, disconnects.GONE, None]
     assert [line["event"] for line in logs] == ["session failed"]
-    assert outlet.take() == HEART_BEAT
+    assert transport.take() == HEART_BEAT
 
 
 async def test_forgetting_leaves_nothing(wheel: TimerWheel, autojump_clock: MockClock) -> None:
-    one = pulse(MemoryTransport(), outgoing_s=1)
+    one = timers_of(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
     assert wheel.statistics() == TimerStatistics(1, 1)
     wheel.forget(one.client)

@@ -1,4 +1,4 @@
-"""The listener over real sockets: what is accepted, what is refused before the upgrade, and how connections end."""
+"""The listener over real sockets: accepted and rejected connections, and how they end."""
 
 import errno
 import socket
@@ -42,7 +42,7 @@ async def test_a_client_gets_events(server: Server) -> None:
     await server.ended()
 
 
-async def test_an_error_arrives_although_more_came_than_was_read(server: Server) -> None:
+async def test_an_error_arrives_despite_unread_input(server: Server) -> None:
     async with await server.dial() as client:
         await client.send(Frame("SEND", (("destination", "/x"),)))
         for _ in range(200):
@@ -53,7 +53,7 @@ async def test_an_error_arrives_although_more_came_than_was_read(server: Server)
         assert closed.value.code == 4403
 
 
-async def test_an_error_arrives_where_the_websocket_message_is_too_large(server: Server) -> None:
+async def test_an_error_arrives_after_a_too_large_message(server: Server) -> None:
     async with await server.dial() as client:
         await client.send_text("x" * 500_000)
         with pytest.raises(Closed) as closed:
@@ -87,7 +87,7 @@ async def receive_for_ever(client: StompClient) -> None:
         await client.receive()
 
 
-async def test_a_goodbye_to_a_full_socket_is_a_reset_within_its_bound(server: Server) -> None:
+async def test_a_full_socket_is_reset_within_the_time_limit(server: Server) -> None:
     async with await server.dial() as client:
         await client.subscribe()
         (session,) = server.sessions._clients  # noqa: SLF001 - to see that its way out is full
@@ -133,20 +133,20 @@ async def test_the_port_is_free_again_after_the_listener() -> None:
         assert (await client.subscribe()).command == "RECEIPT"
 
 
-async def test_a_port_in_use_is_said_in_plain_words(server: Server) -> None:
+async def test_a_port_in_use_is_reported_clearly(server: Server) -> None:
     with pytest.raises(StartError) as error:
         await open_listening_socket(ListenerOptions(port=server.port))
     assert f"{HOST}:{server.port}" in str(error.value)
     assert "in use" in str(error.value)
 
 
-async def test_a_host_that_is_not_ours_is_said_in_plain_words() -> None:
+async def test_a_foreign_host_is_reported_clearly() -> None:
     with pytest.raises(StartError):
         await open_listening_socket(ListenerOptions(host="192.0.2.1", port=0))
 
 
 class Exhausted(socket.socket):
-    """A listening socket of a process that is out of descriptors for a while."""
+    """A listening socket of a process that runs out of descriptors for a while."""
 
     failures = 3
 
@@ -181,7 +181,7 @@ async def test_broken_listening_socket_ends_the_accept_loop() -> None:
         server.connections.cancel_scope.cancel()
 
 
-async def test_a_shortage_of_descriptors_is_told_when_it_begins_and_when_it_is_over(autojump_clock: MockClock) -> None:
+async def test_a_descriptor_shortage_is_logged_at_start_and_end(autojump_clock: MockClock) -> None:
     async def shortage(listening: Exhausted, failures: int) -> None:
         listening.failures = failures
         caller = socket.create_connection(listening.getsockname())
@@ -201,13 +201,13 @@ async def test_a_shortage_of_descriptors_is_told_when_it_begins_and_when_it_is_o
             await trio.sleep(SHORTAGE_OVER_S)
             await shortage(listening, 1)
             server.connections.cancel_scope.cancel()
-    told = [line for line in logs if "accept" in line["event"]]
-    assert [(line["event"], line["log_level"]) for line in told] == [
+    received = [line for line in logs if "accept" in line["event"]]
+    assert [(line["event"], line["log_level"]) for line in received] == [
         ("cannot accept connections", "warning"),
         ("connections are accepted again", "info"),
         ("cannot accept connections", "warning"),
     ]
-    assert 9 * SHORTAGE_OVER_S / 2 < told[1]["lasted_s"] < 10 * SHORTAGE_OVER_S / 2 + 5
+    assert 9 * SHORTAGE_OVER_S / 2 < received[1]["lasted_s"] < 10 * SHORTAGE_OVER_S / 2 + 5
 
 
 async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: Server) -> None:
@@ -220,14 +220,14 @@ async def test_connections_that_vanish_before_the_upgrade_leave_nothing(server: 
     await server.ended()
 
 
-async def test_the_log_names_the_address_of_who_connects(server: Server) -> None:
-    with capture_logs() as said:
+async def test_the_log_has_the_client_address(server: Server) -> None:
+    with capture_logs() as logs:
         async with await server.dial() as client:
             await client.disconnect()
         with trio.fail_after(10):
-            while len(said) < 2:  # noqa: ASYNC110 - a log has no event for this
+            while len(logs) < 2:  # noqa: ASYNC110 - a log has no event for this
                 await trio.lowlevel.checkpoint()
-    assert [(line["event"], line.get("address"), line.get("farewell")) for line in said] == [
+    assert [(line["event"], line.get("address"), line.get("disconnect")) for line in logs] == [
         ("connection opened", "127.0.0.1", None),
         ("connection closed", "127.0.0.1", "done"),
     ]

@@ -1,4 +1,4 @@
-"""Clients that come and go while events are appended and trimmed: all that follows a position, or an explicit expiry.
+"""Clients that reconnect while events are appended and trimmed get everything after a position, or an explicit expiry.
 
 Whole sessions over transports that refuse, take a part and are read slowly; a store that is away now and then.
 """
@@ -30,14 +30,14 @@ from tests.sessions.serving import Server, event, open_log, serving
 
 SEEDS = 8
 SEEDS_MAX = 40
-"""Chance also has the order of tasks: more are run where a branch has been met too seldom."""
+"""The order of tasks is random too, so more schedules are run if a branch was taken too seldom."""
 BATCHES = 100
 OBJECTS = 40
 TRIM_SHARE = 0.15
 HASTY_SHARE = 0.5
 ACKS_SHARE = 0.4
 LEAST = 5
-"""Each branch is taken at least so often, or the schedules prove less than they say."""
+"""Each branch must be taken at least this often for the schedules to mean anything."""
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=0, connect_timeout_s=3600, send_timeout_s=3600)
 WINDOW = ReplayOptions(window_s=3600, events_max=25)
 DESTINATIONS = ("/events", "/events/conversation/c1", "/events/channel/ch2", "/events/message.updated")
@@ -46,7 +46,7 @@ BRANCHES = ("live", "resumed", "reset-expired", "410-position-expired", "cut at 
 
 @define(eq=False)
 class World:
-    """What all know: every event ever appended, and up to where they were trimmed."""
+    """Every event that was appended, and the position up to which they were trimmed."""
 
     server: Server
     store: MoodyStore
@@ -89,7 +89,7 @@ class World:
 
 @define(eq=False)
 class Visitor:
-    """A client that remembers the last offset that it has had, or was told to begin after: ``position``."""
+    """A client that remembers ``position``: the last offset that it received, or was given to start after."""
 
     world: World
     destination: str
@@ -119,7 +119,7 @@ class Visitor:
                 for _ in range(count):
                     if self._has_all() or not await self._read(client, start):
                         break
-            except Closed:  # it was too full to be told
+            except Closed:  # it was too full to be received
                 assert await ending.wait() is disconnects.POSITION_EXPIRED
                 self._expired("cut at 410")
         assert await ending.wait() in {disconnects.GONE, disconnects.POSITION_EXPIRED}
@@ -132,46 +132,46 @@ class Visitor:
         if asked is not None:
             headers.append(("last-event-id", str(world.server.log.head.at(asked))))
         receipt = await client.subscribe(self.destination, headers=headers)
-        verdict, told = receipt.get("resume") or "", Position.parse(receipt.get("position") or "")
-        assert told is not None, receipt
+        verdict, received = receipt.get("resume") or "", Position.parse(receipt.get("position") or "")
+        assert received is not None, receipt
         world.branches[verdict] += 1
         self.window = []
         match verdict:
             case "resumed":
-                assert told.offset == asked
+                assert received.offset == asked
             case "reset-expired":
                 assert asked is not None
                 assert asked < world.trimmed, "nothing after its position was trimmed"
-                self.window = self._recent(told.offset)
+                self.window = self._recent(received.offset)
             case _:
                 assert (verdict, asked) == ("live", None)
-        self.position = told.offset
-        return told.offset
+        self.position = received.offset
+        return received.offset
 
     async def _read(self, client: StompClient, start: int) -> bool:
-        """Read and acknowledge one frame; False where it was a goodbye."""
+        """Read and acknowledge one frame; False if it was an ERROR."""
         frame = await client.receive()
         goes_on = self._look_at(frame, start)
         if frame.get("ack") is not None:
             await trio.sleep(0 if self.world.ended else self.world.chance.uniform(0, 10))
-            with suppress(LocalProtocolError, trio.BrokenResourceError):  # a goodbye is on its way; it is read next
+            with suppress(LocalProtocolError, trio.BrokenResourceError):  # an ERROR is on its way; it is read next
                 await client.acknowledge(frame)
         return goes_on
 
     def _look_at(self, frame: Frame, start: int) -> bool:
-        """Check the next frame; False where it is a goodbye."""
+        """Check the next frame; False if it is an ERROR."""
         if frame.command == "ERROR":
             assert frame.get("message") == "410-position-expired"
             self._expired("410-position-expired")
             return False
-        told = Position.parse(frame.get("message-id") or "")
-        assert told is not None
+        received = Position.parse(frame.get("message-id") or "")
+        assert received is not None
         assert self.position is not None
-        if self.window and self.window[0] < told.offset:  # trimmed before it could be read
-            self.window = [offset for offset in self.window if offset > self.world.trimmed or offset >= told.offset]
+        if self.window and self.window[0] < received.offset:  # trimmed before it could be read
+            self.window = [offset for offset in self.window if offset > self.world.trimmed or offset >= received.offset]
         expected = self.window.pop(0) if self.window else self._next(max(start, self.position))
-        assert (told.offset, frame.body) == (expected, self.world.everything[expected - 1].body)
-        self.position = told.offset
+        assert (received.offset, frame.body) == (expected, self.world.everything[expected - 1].body)
+        self.position = received.offset
         return True
 
     def _expired(self, how: str) -> None:
@@ -193,7 +193,7 @@ class Visitor:
 
 
 async def run(seed: int, branches: Counter[str]) -> None:
-    """One schedule: everybody gets everything, or is told what is not kept."""
+    """Run one schedule: every client gets everything, or is told that it has expired."""
     chance = Random(seed)
     store = MoodyStore(chance, away_share=chance.choice((0, 0.3)))
     log = await open_log(store, LogOptions(store="memory", tail_events=chance.choice((20, 100))))
@@ -207,7 +207,7 @@ async def run(seed: int, branches: Counter[str]) -> None:
 
 
 @pytest.mark.slow
-async def test_who_comes_back_gets_all_that_follows_or_is_told_that_it_is_gone(autojump_clock: MockClock) -> None:
+async def test_returning_clients_get_everything_or_an_explicit_expiry(autojump_clock: MockClock) -> None:
     branches: Counter[str] = Counter()
     for seed in range(SEEDS_MAX):
         await run(seed, branches)

@@ -1,4 +1,4 @@
-"""Sessions over streams in memory, on a clock of their own: what is answered, and how each one ends.
+"""Sessions over streams in memory, on an autojump clock: their answers, and how each of them ends.
 
 The checklist of the wire contract is ``test_wire_contract``'s.
 """
@@ -69,9 +69,7 @@ async def test_two_subscriptions_to_one_destination_have_a_cursor_each(
     assert got == {("a", f"{epoch}-2"), ("b", f"{epoch}-1"), ("b", f"{epoch}-2")}
 
 
-async def test_a_breach_of_the_websocket_protocol_is_closed_with_its_code(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_a_websocket_violation_is_closed_with_its_code(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.stream.send_all(b"\x83\x80abcd")  # opcode 3 does not exist
     with pytest.raises(Closed) as closed:
@@ -91,7 +89,7 @@ async def test_a_client_that_closes_is_answered(server: Server, autojump_clock: 
     await server.ended()
 
 
-async def test_a_client_that_vanishes_leaves_nothing_behind(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.subscribe()
     await plugged.client.stream.aclose()
@@ -108,29 +106,27 @@ async def test_the_deadline_of_connect_does_not_end_a_session_that_connected(
 
 
 @pytest.mark.parametrize(
-    "what, answered, farewell",
+    "what, answered, reason",
     [
         (b"", b"", "gone"),
         (b"\x16\x03\x01junk", b"HTTP/1.1 400 ", "refused"),
         (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 404 ", "refused"),
     ],
 )
-async def test_what_never_becomes_an_upgrade_ends_at_once(
-    server: Server, what: bytes, answered: bytes, farewell: str, autojump_clock: MockClock
+async def test_input_that_is_no_upgrade_ends_at_once(
+    server: Server, what: bytes, answered: bytes, reason: str, autojump_clock: MockClock
 ) -> None:
     plugged = server.plug()
     if what:
         await plugged.client.stream.send_all(what)
         assert (await plugged.client.stream.receive_some()).startswith(answered)
     await plugged.client.stream.aclose()
-    assert (await plugged.ending.wait()).name == farewell
+    assert (await plugged.ending.wait()).name == reason
     assert plugged.ending.at < 1
     await server.ended()
 
 
-async def test_an_upgrade_that_never_comes_ends_with_the_connect_timeout(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_a_missing_upgrade_ends_with_the_connect_timeout(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.stream.send_all(b"GET /ws.communication HTTP/1.1\r\n")
     await plugged.ending.wait()
@@ -165,7 +161,7 @@ async def test_the_highest_subprotocol_that_is_known_is_echoed(
     assert (await client.connect()).command == "CONNECTED"
 
 
-async def test_a_client_that_takes_nothing_is_cut(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_client_that_takes_nothing_is_aborted(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected(trio.testing.lockstep_stream_pair)
     await plugged.client.subscribe()
     begun_at = trio.current_time()
@@ -175,15 +171,15 @@ async def test_a_client_that_takes_nothing_is_cut(server: Server, autojump_clock
     await server.ended()
 
 
-async def test_shutdown_tells_everybody_within_the_drain_time(server: Server, autojump_clock: MockClock) -> None:
+async def test_shutdown_disconnects_all_clients_in_the_drain_time(server: Server, autojump_clock: MockClock) -> None:
     plugged = [await server.plug_connected() for _ in range(20)]
     await server.plug_connected(trio.testing.lockstep_stream_pair)  # this one never reads again
-    told: list[float] = []
+    received: list[float] = []
 
     async def hear(client: StompClient) -> None:
         error, code = await error_and_close(client)
         assert (error.get("message"), code) == ("503-shutting-down", 1012)
-        told.append(trio.current_time())
+        received.append(trio.current_time())
         await client.stream.aclose()
 
     async with trio.open_nursery() as nursery:
@@ -191,20 +187,20 @@ async def test_shutdown_tells_everybody_within_the_drain_time(server: Server, au
             nursery.start_soon(hear, one.client)
         begun_at = trio.current_time()
         await server.sessions.disconnect_all(0.1)
-    assert len(told) == 20
-    assert told == sorted(told)
-    assert told[-1] - begun_at <= 0.1
+    assert len(received) == 20
+    assert received == sorted(received)
+    assert received[-1] - begun_at <= 0.1
     assert trio.current_time() - begun_at <= 0.1 + CLOSE_TIMEOUT_S + 0.01
     await server.ended()
 
 
-async def test_who_comes_during_shutdown_is_turned_away(server: Server, autojump_clock: MockClock) -> None:
+async def test_new_clients_are_disconnected_during_shutdown(server: Server, autojump_clock: MockClock) -> None:
     await server.sessions.disconnect_all(0)
     plugged = server.plug()
     assert await plugged.ending.wait() is disconnects.SHUTTING_DOWN
 
 
-async def test_a_peer_that_never_answers_the_close_is_cut_in_time(server: Server, autojump_clock: MockClock) -> None:
+async def test_an_unanswered_close_is_aborted_in_time(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     begun_at = trio.current_time()
     await plugged.client.send(Frame("DISCONNECT"))
@@ -214,13 +210,13 @@ async def test_a_peer_that_never_answers_the_close_is_cut_in_time(server: Server
 
 
 @pytest.mark.parametrize("before", [0, 1, 100])
-async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame(
+async def test_disconnect_and_immediate_close_get_a_close_frame(
     before: int, server: Server, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected()
     websocket = Connection(ConnectionType.CLIENT)
-    said = b"".join(websocket.send(TextMessage(data=text)) for text in ["\n"] * before + ["DISCONNECT\n\n\0"])
-    await plugged.client.stream.send_all(said + websocket.send(CloseConnection(code=1000)))
+    sent = b"".join(websocket.send(TextMessage(data=text)) for text in ["\n"] * before + ["DISCONNECT\n\n\0"])
+    await plugged.client.stream.send_all(sent + websocket.send(CloseConnection(code=1000)))
     with pytest.raises(Closed) as closed:
         await plugged.client.receive()
     assert closed.value.code == 1000
@@ -230,7 +226,7 @@ async def test_a_client_that_disconnects_and_closes_at_once_gets_its_close_frame
     await server.ended()
 
 
-async def test_a_close_frame_in_two_pieces_ends_the_goodbye(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_close_frame_in_two_pieces_ends_the_close_handshake(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.send_text("NONSENSE\n\n\0")
     await trio.testing.wait_all_tasks_blocked()
@@ -245,7 +241,7 @@ async def test_a_close_frame_in_two_pieces_ends_the_goodbye(server: Server, auto
     await server.ended()
 
 
-async def test_a_ping_during_the_goodbye_does_not_spoil_it(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_ping_during_the_close_handshake_is_harmless(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     await plugged.client.send_text("NONSENSE\n\n\0")
     await trio.testing.wait_all_tasks_blocked()  # the Close frame is on its way, not read
@@ -258,9 +254,7 @@ async def test_a_ping_during_the_goodbye_does_not_spoil_it(server: Server, autoj
     assert plugged.ending.at < 0.5
 
 
-async def test_a_new_epoch_sends_the_connected_away_and_resets_who_comes_back(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_a_new_epoch_disconnects_and_resets_clients(server: Server, autojump_clock: MockClock) -> None:
     await server.append(1, 3)
     client = (await server.plug_connected()).client
     receipt = await client.subscribe(headers=[("replay", "none")])
@@ -275,7 +269,7 @@ async def test_a_new_epoch_sends_the_connected_away_and_resets_who_comes_back(
     assert (await again.receive()).get("resume") == "reset-epoch"
 
 
-async def test_a_client_that_falls_behind_what_is_retained_is_told(autojump_clock: MockClock) -> None:
+async def test_a_client_behind_the_retention_is_disconnected(autojump_clock: MockClock) -> None:
     log = await open_log(options=LogOptions(store="memory", tail_events=10))
     async with serving(log, OPTIONS, listen=False) as server:
         client = (await server.plug_connected()).client
@@ -294,14 +288,14 @@ async def test_a_client_that_falls_behind_what_is_retained_is_told(autojump_cloc
 
 
 class BrokenStore(MemoryStore):
-    """A store with a bug in what ``replay:all`` needs."""
+    """A store whose ``bounds``, which ``replay:all`` needs, has a bug."""
 
     async def bounds(self) -> NoReturn:
         message = "bug"
         raise RuntimeError(message)
 
 
-async def test_a_failure_in_one_session_ends_that_session_only(
+async def test_a_failure_in_one_session_ends_only_that_session(
     server: Server, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     healthy = (await server.plug_connected()).client
@@ -320,10 +314,8 @@ async def test_a_failure_in_one_session_ends_that_session_only(
     assert (await healthy.receive()).command == "MESSAGE"
 
 
-async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what_it_said(
-    server: Server, autojump_clock: MockClock
-) -> None:
-    with capture_logs() as said:
+async def test_a_connection_is_logged_without_its_input(server: Server, autojump_clock: MockClock) -> None:
+    with capture_logs() as logs:
         plugged = server.plug()
         await plugged.client.upgrade()
         connected = await plugged.client.connect(headers=[("login", "hunter1"), ("passcode", "hunter2")])
@@ -334,29 +326,27 @@ async def test_a_connection_is_logged_as_it_opens_and_closes_and_nothing_of_what
         await plugged.client.send(Frame("SEND", (("destination", "secret"),), b"secret"))
         await plugged.ending.wait()
     session = connected.get("session")
-    assert [(line.pop("event"), line.pop("log_level"), line) for line in said] == [
+    assert [(line.pop("event"), line.pop("log_level"), line) for line in logs] == [
         ("connection opened", "info", {"session": session, "address": None, "user": None}),
         (
             "connection closed",
             "info",
             {
-                "session": session, "address": None, "user": None, "farewell": "forbidden",
+                "session": session, "address": None, "user": None, "disconnect": "forbidden",
                 "error": "403-send-not-allowed", "refused": None, "reason": None, "lasted_s": pytest.approx(5, abs=2),
             },
         ),
     ]  # fmt: skip
 
 
-async def test_a_connection_that_is_cut_off_as_the_server_ends_is_logged_as_closed(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_a_connection_aborted_at_shutdown_is_logged_as_closed(server: Server, autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
-    with capture_logs() as said:
+    with capture_logs() as logs:
         async with trio.open_nursery() as connections:
             connections.start_soon(server.sessions.serve, connections, StreamTransport(ours))
             await trio.testing.wait_all_tasks_blocked()
             connections.cancel_scope.cancel()
-    assert [line["event"] for line in said] == ["connection closed"]
+    assert [line["event"] for line in logs] == ["connection closed"]
     await theirs.aclose()
 
 
@@ -378,7 +368,7 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
         await trio.sleep(LOG_SAMPLE_EVERY_S)
         await connect_and_leave(2)
     lines = [line for line in logs if line["log_level"] != "debug"]
-    assert [(line["event"], line["farewell"], line["not_logged"]) for line in lines] == [
+    assert [(line["event"], line["disconnect"], line["not_logged"]) for line in lines] == [
         ("connection closed", "gone", 0),
         ("connection closed", "refused", 0),
         ("connection closed", "gone", 99),
@@ -386,9 +376,7 @@ async def test_connections_that_end_before_connect_do_not_flood_the_log(
     assert len(logs) == 103
 
 
-async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_only_client_faults_are_counted_by_token(server: Server, autojump_clock: MockClock) -> None:
     plugged = [await server.plug_connected() for _ in range(3)]
     for wrong in plugged[:2]:
         await wrong.client.send(Frame("NONSENSE"))
@@ -400,7 +388,7 @@ async def test_who_is_refused_is_counted_by_token_and_who_is_sent_away_is_not(
     assert {token: count for token, count in found.client_faults.items() if count} == {"400-unknown-command": 2}
 
 
-async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojump_clock: MockClock) -> None:
+async def test_a_client_with_unsent_events_is_behind(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
     await trio.testing.wait_all_tasks_blocked()
@@ -423,7 +411,7 @@ async def test_who_has_events_still_to_be_sent_is_behind(server: Server, autojum
     assert 800_000 < found.bytes < 1_000_000
 
 
-class WatchedOutlet(StreamTransport):
+class WatchedTransport(StreamTransport):
     aborted = False
 
     async def abort(self) -> None:
@@ -431,16 +419,16 @@ class WatchedOutlet(StreamTransport):
         await super().abort()
 
 
-async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(autojump_clock: MockClock) -> None:
+async def test_a_blocked_client_is_disconnected_when_its_events_are_trimmed(autojump_clock: MockClock) -> None:
     log = await open_log(options=LogOptions(store="memory", tail_events=10))
     async with serving(log, evolve(OPTIONS, send_timeout_s=1000), listen=False) as server:
         ours, theirs = trio.testing.lockstep_stream_pair()
-        outlet, client = WatchedOutlet(ours), StompClient(theirs)
-        ending = server.start(outlet)
+        transport, client = WatchedTransport(ours), StompClient(theirs)
+        ending = server.start(transport)
         await client.upgrade()
         await client.connect()
         await client.subscribe()
-        for first in (1, 2, 32):  # the first is on its way, and nobody takes it
+        for first in (1, 2, 32):  # the first is on its way, and the client does not take it
             await server.append(first, max(1, first + 28))
             await trio.testing.wait_all_tasks_blocked()
         await trio.sleep(100)
@@ -449,14 +437,14 @@ async def test_who_takes_nothing_is_cut_when_what_it_lacks_is_not_kept_any_more(
         await log.store.trim(age_s=3600, keep=5, limit=1000, unused_s=10**6)
         assert await ending.wait() is disconnects.POSITION_EXPIRED
         assert ending.at - begun_at <= WATCH_EVERY_S + CLOSE_TIMEOUT_S + LINGER_S
-        assert outlet.aborted
+        assert transport.aborted
         counted = server.sessions.statistics()
         assert (counted.disconnects["position expired"], counted.client_faults["410-position-expired"]) == (1, 1)
         await server.ended()
 
 
 class AwayStore(MemoryStore):
-    """A store that cannot be read for now: it says so, or does not answer at all."""
+    """A store that is unavailable: it raises, or does not answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -473,7 +461,7 @@ class AwayStore(MemoryStore):
 
 @pytest.mark.parametrize("heart_beats", [0, 5])
 @pytest.mark.parametrize("mood", ["away", "silent"])
-async def test_who_leaves_while_its_subscribe_waits_for_the_store_is_noticed_at_once(
+async def test_leaving_during_a_waiting_subscribe_is_noticed_at_once(
     mood: str, heart_beats: int, autojump_clock: MockClock
 ) -> None:
     store = AwayStore()
@@ -494,7 +482,7 @@ async def test_who_leaves_while_its_subscribe_waits_for_the_store_is_noticed_at_
         await server.ended()
 
 
-async def test_what_a_client_says_while_its_subscribe_waits_is_heard_after_it(autojump_clock: MockClock) -> None:
+async def test_messages_during_a_waiting_subscribe_are_handled_after_it(autojump_clock: MockClock) -> None:
     store = AwayStore()
     log = await open_log(store)
     async with serving(log, OPTIONS, listen=False) as server:

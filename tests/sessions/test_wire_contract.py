@@ -1,6 +1,6 @@
 """The wire contract, "STOMP, line by line", as far as it needs a socket, a clock or the log.
 
-Lines 1, 3, 4 and 5 are octets alone, and are tested where the octets are read, in ``tests/stomp``.
+Lines 1, 3, 4 and 5 are bytes alone, and are tested where the bytes are read, in ``tests/stomp``.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -28,7 +28,7 @@ OPTIONS = ListenerOptions(port=0, heartbeat_ms=30_000, connect_timeout_s=10, sen
 VERSIONS = ["1.0", "1.1", "1.2"]
 ACK_MODES = ["auto", "client", "client-individual"]
 QUIET_S = OPTIONS.send_timeout_s * 5
-"""Nothing that is sent at all comes so late; and whoever counts as stalled is cut before."""
+"""Nothing arrives this late; a stalled client is disconnected earlier."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def server() -> AsyncGenerator[Server]:
 
 
 async def last_words(client: StompClient) -> tuple[Frame, int | None]:
-    """The ERROR that must come next, and the code of the Close frame that must follow it."""
+    """Return the ERROR that must come next, and the code of the Close frame that must follow it."""
     error = await client.receive()
     assert error.command == "ERROR"
     with pytest.raises(Closed) as closed:
@@ -47,7 +47,7 @@ async def last_words(client: StompClient) -> tuple[Frame, int | None]:
 
 
 async def arrivals(client: StompClient) -> list[Frame]:
-    """What comes until nothing does for a while."""
+    """Return the frames that arrive until none does for a while."""
     found = []
     while True:
         with trio.move_on_after(QUIET_S) as quiet:
@@ -171,7 +171,7 @@ async def test_line_08_a_heart_beat_is_one_lf_and_only_if_nothing_else_was_writt
     assert heard_at == pytest.approx([50, 80], abs=0.2)
 
 
-async def test_line_08_a_pong_counts_too_as_written(server: Server, autojump_clock: MockClock) -> None:
+async def test_line_08_a_pong_counts_as_written(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", "0,30000")])).client
     await trio.sleep(20)
     await client.ping()
@@ -179,10 +179,10 @@ async def test_line_08_a_pong_counts_too_as_written(server: Server, autojump_clo
     assert trio.current_time() == pytest.approx(50, abs=0.2)
 
 
-async def test_line_08_a_receipt_that_leaves_at_once_counts_too_as_written(autojump_clock: MockClock) -> None:
+async def test_line_08_a_receipt_counts_as_written(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport(), heart_beat="0,30000") as rig:
         await trio.sleep(20)
-        await rig.say("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
+        await rig.request("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
         await trio.sleep(29)
         assert [frame.command for frame in rig.read()] == ["CONNECTED", "RECEIPT"]
         assert rig.heart_beats == 0
@@ -204,7 +204,7 @@ async def test_line_08_ours_come_at_the_longer_of_both_intervals(
 
 
 @pytest.mark.parametrize("version, wish", [("1.2", "0,0"), ("1.2", None), ("1.0", "30000,30000")])
-async def test_line_08_who_asked_for_no_heart_beats_gets_none_and_may_be_silent(
+async def test_line_08_without_heart_beats_a_client_may_be_silent(
     server: Server, version: str, wish: str | None, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(version=version, headers=[("heart-beat", wish)] if wish else ())).client
@@ -252,7 +252,7 @@ async def test_line_09_subscriptions_are_limited_for_each_connection(server: Ser
 
 
 @pytest.mark.parametrize("header, token", [("id", "413-id-too-large"), ("destination", "413-destination-too-large")])
-async def test_line_09_what_is_too_long_to_keep_ends_the_session(
+async def test_line_09_too_long_headers_end_the_session(
     server: Server, header: str, token: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -277,7 +277,7 @@ async def test_line_10_nothing_of_a_subscription_comes_after_the_receipt_of_unsu
 
 @pytest.mark.parametrize("taken", [0, 30, 90, 150, 210])
 @pytest.mark.parametrize("subscriptions", [("ended", "kept"), ("kept", "ended")])
-async def test_line_10_nor_what_was_owed_while_the_other_subscription_gets_all(
+async def test_line_10_unsubscribing_drops_the_backlog_of_that_subscription_only(
     server: Server, subscriptions: tuple[str, str], taken: int, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
@@ -464,7 +464,7 @@ async def test_line_13_acks_of_a_transaction_count_at_commit(
 
 @pytest.mark.parametrize("transaction", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_line_14_send_is_refused_and_reaches_nobody(
+async def test_line_14_send_is_refused_and_reaches_no_client(
     server: Server, version: str, *, transaction: bool, autojump_clock: MockClock
 ) -> None:
     other = (await server.plug_connected()).client
@@ -505,9 +505,9 @@ async def test_line_15_a_receipt_on_any_frame_in_their_order(server: Server, aut
     commands = ["SUBSCRIBE", "BEGIN", "ACK", "NACK", "COMMIT", "BEGIN", "ABORT", "UNSUBSCRIBE", "DISCONNECT"]
     for number, command in enumerate(commands):
         await client.send_text("\n".join([command, *lines, f"receipt:{number}", "", "\0"]))
-    told = [await client.receive() for _ in commands]
-    assert {frame.command for frame in told} == {"RECEIPT"}
-    assert [frame.get("receipt-id") for frame in told] == [str(number) for number in range(len(commands))]
+    received = [await client.receive() for _ in commands]
+    assert {frame.command for frame in received} == {"RECEIPT"}
+    assert [frame.get("receipt-id") for frame in received] == [str(number) for number in range(len(commands))]
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
@@ -543,9 +543,7 @@ async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_
     await server.ended()
 
 
-async def test_line_15_nothing_that_was_owed_comes_after_the_receipt_of_disconnect(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_line_15_no_backlog_follows_the_receipt_of_disconnect(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
     await server.append(1, 400, size=1000)
@@ -604,9 +602,7 @@ async def test_line_16_an_error_has_message_content_type_body_and_receipt_id_and
     await server.ended()
 
 
-async def test_line_16_what_came_before_the_fault_in_the_same_message_takes_effect(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_line_16_frames_before_the_fault_take_effect(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send_text("SUBSCRIBE\nid:0\ndestination:/events\nreceipt:first\n\n\0SEND\ndestination:/x\n\n\0")
     assert (await client.receive()).get("receipt-id") == "first"
@@ -615,7 +611,7 @@ async def test_line_16_what_came_before_the_fault_in_the_same_message_takes_effe
 
 
 class FullTransport(StreamTransport):
-    """Over a stream that is full, as a socket whose peer does not read, from ``fill`` until ``make_room``."""
+    """A transport that is full, like a socket whose peer does not read, from ``fill`` until ``make_room``."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         super().__init__(stream)
@@ -644,7 +640,7 @@ class FullTransport(StreamTransport):
 
 
 async def filled(server: Server) -> tuple[Plugged, FullTransport]:
-    """A client that has taken nothing of what it was sent last, and then said nonsense."""
+    """Connect a client that takes nothing of the last event and then sends an unknown command."""
     ours, theirs = trio.testing.memory_stream_pair()
     transport = FullTransport(ours)
     plugged = Plugged(StompClient(theirs), server.start(transport))
@@ -659,9 +655,7 @@ async def filled(server: Server) -> tuple[Plugged, FullTransport]:
     return plugged, transport
 
 
-async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without_the_error(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_line_16_a_socket_full_for_a_second_is_reset(server: Server, autojump_clock: MockClock) -> None:
     plugged, transport = await filled(server)
     begun_at = trio.current_time()
     assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
@@ -673,9 +667,7 @@ async def test_line_16_a_socket_that_is_full_for_a_second_is_closed_hard_without
     await server.ended()
 
 
-async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_before_the_close(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_line_16_an_error_is_flushed_once_there_is_room(server: Server, autojump_clock: MockClock) -> None:
     plugged, transport = await filled(server)
     await trio.sleep(0.9)
     transport.make_room()
@@ -696,7 +688,7 @@ async def test_line_16_where_there_is_room_again_in_time_the_error_is_flushed_be
 
 
 def padded(command: str, size: int) -> str:
-    """A frame of this many octets."""
+    """Return a frame of this many bytes."""
     head = f"{command}\nid:0\naccept-version:1.2\nreceipt:r\n\n"
     return head + "x" * (size - len(head) - 1) + "\0"
 
@@ -803,7 +795,7 @@ async def test_line_18_what_is_not_granted_is_refused(autojump_clock: MockClock)
             assert (error.get("message"), code) == ("403-destination", 4403)
 
 
-async def test_line_18_a_conversation_without_events_is_accepted_and_nothing_else_arrives(
+async def test_line_18_an_empty_conversation_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])

@@ -258,7 +258,7 @@ async def test_large_message_is_handled_in_pieces() -> None:
         assert rig.turns - before == 1 + (len(message) - 1) // PIECE_BYTES
         assert rig.conversation.acks_ignored == 3000
         receipt = "\u20ac" * PIECE_BYTES
-        await rig.say("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
+        await rig.request("UNSUBSCRIBE", ("id", "9"), ("receipt", receipt))
         assert rig.read()[-1].get("receipt-id") == receipt
 
 

@@ -1,4 +1,4 @@
-"""Whom an event has reached, who waits for it, and who never gets it: told of running sessions."""
+"""The recipients of an event: the verdict on each connected client."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,12 +25,12 @@ async def client(
 
 
 def verdicts(server: Server, offset: int, number: int, channel: str | None = "ch1") -> dict[str, object]:
-    told = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
-    assert told.pop("position") == str(server.log.head.at(offset))
-    sessions = told.pop("sessions")
+    received = dict(server.sessions.recipients(server.log.head.at(offset), event(number, channel=channel)))
+    assert received.pop("position") == str(server.log.head.at(offset))
+    sessions = received.pop("sessions")
     assert isinstance(sessions, list)
-    assert len(sessions) == told["clients"]
-    return {name: count for name, count in told.items() if count}
+    assert len(sessions) == received["clients"]
+    return {name: count for name, count in received.items() if count}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_each_client_has_one_verdict(
         assert verdicts(server, 1, 1) == {"clients": 1, verdict: 1}
 
 
-async def test_who_has_not_got_so_far_waits(autojump_clock: MockClock) -> None:
+async def test_a_client_before_the_event_is_waiting(autojump_clock: MockClock) -> None:
     async with serving(auth=AUTH, listen=False) as server:
         plugged = await client(server, "/events", ack="client-individual")
         await server.append(1, 2)
@@ -67,7 +67,7 @@ async def test_who_has_not_got_so_far_waits(autojump_clock: MockClock) -> None:
         assert verdicts(server, 2, 2) == {"clients": 1, "waiting": 1}
 
 
-async def test_what_has_no_channel_is_kept_from_who_is_restricted_to_some(autojump_clock: MockClock) -> None:
+async def test_events_without_a_channel_need_an_unrestricted_grant(autojump_clock: MockClock) -> None:
     async with serving(auth=AUTH, listen=False) as server:
         await client(server, "/events", claims={"airy_channels": ["ch1"]})
         await server.log.append(server.log.head, [event(1, channel=None)], "point")
