@@ -15,8 +15,8 @@ as an object of its own, and answers each PING: a frame without content costs a 
 entry in a list or an answer. ``Fragments`` therefore follows the headers of the client's frames and counts both.
 
 One text message carries exactly one STOMP frame, because most STOMP clients read one frame per message and drop or
-garble a second one. Many complete messages go into one write instead, which no client can notice (wire contract, "How
-it is written"). Frames of a server are neither masked nor fragmented here (RFC 6455, section 5.2).
+garble a second one. Many complete messages go into one write instead, which no client can notice (wire contract,
+"How it is written"). Frames of a server are neither masked nor fragmented here (RFC 6455, section 5.2).
 """
 
 import re
