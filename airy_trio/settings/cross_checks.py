@@ -207,7 +207,7 @@ def _auth_contradictions(options: AuthOptions) -> Iterator[str]:
 def _jwt_contradictions(options: AuthOptions) -> Iterator[str]:
     channels, destinations = options.grant_claims
     if channels == destinations:
-        yield f'jwt_channels_claim and jwt_destinations_claim are both "{channels}": they must differ'
+        yield f'jwt_channels_claim and jwt_destinations_claim are both "{channels}": neither could be granted alone'
     shared = [name for name in options.jwt_algorithms if name in SECRET_ALGORITHMS]
     if shared and len(shared) < len(options.jwt_algorithms):
         yield (
