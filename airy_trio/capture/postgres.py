@@ -78,7 +78,7 @@ class FastReads:
         asked = [text.encode() for text in texts]
         rung, self._bell.rung = self._bell.rung, False
         if rung:
-            pipeline.disregard_notifications()  # this read answers them, and no later one
+            pipeline.discard_notifications()  # this read answers them, and no later one
         _, found = await pipeline.run((_BEGIN, ()), (self._difference, asked))
         rows, now = _told(found, cluster, after)
         if len(rows) > CHANGES_MAX:
@@ -201,7 +201,7 @@ class PostgresFeed(LoggedFeed):
         cluster = self._known_cluster()
         batch = None
         if cluster is not None and self._few and limit > CHANGES_MAX and not point.target:
-            batch = await self._reading.converse(lambda pipeline: self._read_few(pipeline, point, cluster))
+            batch = await self._reading.run_pipeline(lambda pipeline: self._read_few(pipeline, point, cluster))
         if batch is None:
             batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
         self._few = batch.changes <= CHANGES_MAX
@@ -284,7 +284,7 @@ class PostgresFeed(LoggedFeed):
         async def write(pipeline: Pipeline) -> None:
             await pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), (statement, parameters), (_COMMIT, ()))
 
-        await self._reading.converse(write)
+        await self._reading.run_pipeline(write)
 
     def _origin(self, connection: sa.Connection) -> str:
         history = self._log.history(connection)

@@ -81,7 +81,7 @@ class Wakeup:
         """Return when it has been rung since it was armed, or after a time. Raises ``DatabaseUnavailable``."""
         self.rung = False
         with trio.move_on_after(timeout_s):
-            socket = await self._session.converse(_take_notifications)
+            socket = await self._session.run_pipeline(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
             now = trio.current_time()
@@ -111,4 +111,4 @@ def ring(names: Names, condition: str) -> str:
 
 async def _take_notifications(pipeline: Pipeline) -> int | None:  # noqa: ASYNC124 - a conversation in which nobody speaks
     """The socket on which one may come; None if there were some. They may have come along with another answer."""
-    return None if pipeline.notified() else pipeline.socket
+    return None if pipeline.notifications() else pipeline.socket
