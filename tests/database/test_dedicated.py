@@ -138,10 +138,10 @@ async def test_failed_or_cancelled_pipeline_closes_the_connection(
         await trio.lowlevel.checkpoint()
         raise KeyError(1)
 
-    for talk, told, is_closed in ((divide, DatabaseRefused, True), (begin, None, True), (fail, KeyError, False)):
+    for talk, raised, is_closed in ((divide, DatabaseRefused, True), (begin, None, True), (fail, KeyError, False)):
         await session.run(lambda _connection: None)
         generation = session.generation
-        with pytest.raises(told) if told else nullcontext():
+        with pytest.raises(raised) if raised else nullcontext():
             await session.run_pipeline(talk)
         assert (session.generation != generation) is is_closed
     await session.aclose()
