@@ -150,7 +150,6 @@ async def test_worker_records_while_the_recorder_process_is_away(
             assert len(offered) >= 2
             assert {*offered} <= {0, 1}
             assert (records[0], records[-1], records.count(RECORDER)) == (RECORDER, RECORDER, 3)
-            assert [name for name in records if name != RECORDER] == offered, "each has offered it"
             assert workers_with(server, "connection closed") == []
 
 

@@ -143,7 +143,7 @@ async def test_a_connection_that_was_cut_while_idle_is_known_to_be_lost(
 
 async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
     while True:  # the message that tells why, and then the end
-        pipeline.notified()
+        pipeline.notifications()
         await trio.lowlevel.wait_readable(socket)
 
 
@@ -206,11 +206,11 @@ def cut(connection: MonitoredConnection) -> None:
 async def test_what_is_notified_comes_once(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
-    assert pipeline.notified() == []
+    assert pipeline.notifications() == []
     await pipeline.run((listen, []))
     await pipeline.run((ring, []))
     with trio.fail_after(10):
-        while not (told := pipeline.notified()):
+        while not (told := pipeline.notifications()):
             await trio.lowlevel.wait_readable(connection.fileno())
     assert told == ["ü"]
-    assert pipeline.notified() == []
+    assert pipeline.notifications() == []

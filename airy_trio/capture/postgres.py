@@ -197,7 +197,7 @@ class PostgresFeed(LoggedFeed):
         async def write(pipeline: Pipeline) -> None:
             await pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), (statement, parameters), (_COMMIT, ()))
 
-        await self._reading.converse(write)
+        await self._reading.run_pipeline(write)
 
     def _origin(self, connection: sa.Connection) -> str:
         history = self._log.history(connection)
@@ -210,7 +210,7 @@ class PostgresFeed(LoggedFeed):
         cluster = self._known_cluster()
         batch = None
         if cluster is not None and self._found_few and limit > CHANGES_MAX and not point.target:
-            batch = await self._reading.converse(lambda pipeline: self._read_fast(pipeline, point, cluster))
+            batch = await self._reading.run_pipeline(lambda pipeline: self._read_fast(pipeline, point, cluster))
         if batch is None:
             batch = await self._reading.run(lambda connection: self._read(connection, point, limit))
         self._found_few = batch.changes <= CHANGES_MAX
@@ -238,7 +238,7 @@ class PostgresFeed(LoggedFeed):
         """
         notified, self.wakeup.notified = self.wakeup.notified, False
         if notified:
-            pipeline.disregard_notifications()  # this read answers them
+            pipeline.discard_notifications()  # this read answers them
         in_progress = f"{{{','.join(point.in_progress)}}}"
         arguments = [text.encode() for text in (str(point.next_transaction), in_progress, str(CHANGES_MAX + 1))]
         _, found = await pipeline.run((_BEGIN, ()), (self._fast_difference, arguments))

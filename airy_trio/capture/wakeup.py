@@ -101,7 +101,7 @@ class Wakeup:
         """Return when a writer has notified since ``arm``, or after a time. Raises ``DatabaseUnavailable``."""
         self.notified = False
         with trio.move_on_after(timeout_s):
-            socket = await self._connection.converse(_take_notifications)
+            socket = await self._connection.run_pipeline(_take_notifications)
             if socket is not None:
                 await trio.lowlevel.wait_readable(socket)
             now = trio.current_time()
@@ -130,4 +130,4 @@ def _channel(names: Names) -> str:
 
 async def _take_notifications(pipeline: Pipeline) -> int | None:  # noqa: ASYNC124 - it sends nothing
     """The socket on which a notification will arrive; None if some have arrived, perhaps along with an answer."""
-    return None if pipeline.notified() else pipeline.socket
+    return None if pipeline.notifications() else pipeline.socket

@@ -56,7 +56,7 @@ class DedicatedConnection:
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def converse(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+    async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
         """Run a unit of work on Postgres without a thread; it begins and ends its transaction itself.
 
         The connection must have been opened by ``run``. It is closed if the unit leaves it with an open transaction or

@@ -182,7 +182,7 @@ class Pipeline:
         poll.register(self._libpq.socket, select.POLLIN)
         return bool(poll.poll(0))
 
-    def notified(self) -> list[str]:
+    def notifications(self) -> list[str]:
         """Return the payloads of the notifications that have arrived since the last call, without waiting.
 
         Raises ``psycopg.OperationalError`` if the connection is lost.
@@ -192,7 +192,7 @@ class Pipeline:
             payloads.append(early.extra.decode(errors="replace"))
         return payloads
 
-    def disregard_notifications(self) -> None:
+    def discard_notifications(self) -> None:
         """Discard the notifications that have arrived, for a task that waited until the ``socket`` was readable.
 
         Raises ``psycopg.OperationalError`` if the connection is lost.

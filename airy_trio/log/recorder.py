@@ -347,7 +347,7 @@ class BatchRows:
             self.limit = min(2 * self.limit, self._rows_max)
 
     def exceeded(self, batch: Batch, share: float) -> None:
-        """Read fewer rows after a batch that was too large; about ``share`` of it would have fitted."""
+        """Adapt to a batch that was too large and of which about ``share`` fits: read fewer rows, at least one."""
         self.limit = max(1, int(batch.changes * share * 0.9))
 
 

@@ -113,14 +113,14 @@ async def test_pipeline_needs_an_open_connection(postgres_application: Applicati
         return await pipeline.run((ONE, ()))
 
     with pytest.raises(DatabaseUnavailable):
-        await session.converse(ask)
+        await session.run_pipeline(ask)
     await session.run(lambda _connection: None)
     generation = session.generation
-    assert await session.converse(ask) == [[(1,)]]
+    assert await session.run_pipeline(ask) == [[(1,)]]
     assert session.generation == generation
     await session.aclose()
     with pytest.raises(DatabaseUnavailable):
-        await session.converse(ask)
+        await session.run_pipeline(ask)
 
 
 async def test_failed_or_cancelled_pipeline_closes_the_connection(
@@ -138,11 +138,11 @@ async def test_failed_or_cancelled_pipeline_closes_the_connection(
         await trio.lowlevel.checkpoint()
         raise KeyError(1)
 
-    for talk, told, is_closed in ((divide, DatabaseRefused, True), (begin, None, True), (fail, KeyError, False)):
+    for talk, raised, is_closed in ((divide, DatabaseRefused, True), (begin, None, True), (fail, KeyError, False)):
         await session.run(lambda _connection: None)
         generation = session.generation
-        with pytest.raises(told) if told else nullcontext():
-            await session.converse(talk)
+        with pytest.raises(raised) if raised else nullcontext():
+            await session.run_pipeline(talk)
         assert (session.generation != generation) is is_closed
     await session.aclose()
 
@@ -152,13 +152,13 @@ async def test_pipeline_and_unit_wait_for_each_other(postgres_application: Appli
     await session.run(lambda _connection: None)
     order: list[str] = []
 
-    async def converse(pipeline: Pipeline) -> None:
+    async def sleep(pipeline: Pipeline) -> None:
         order.append("asked")
         await pipeline.run((Statement("sleep", "select pg_sleep(0.1)"), ()))
         order.append("answered")
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.converse, converse)
+        nursery.start_soon(session.run_pipeline, sleep)
         await trio.testing.wait_all_tasks_blocked()
         await session.run(lambda _connection: order.append("unit"))
     assert order == ["asked", "answered", "unit"]
@@ -177,7 +177,7 @@ async def test_pipeline_that_outlives_the_closing_closes_the_connection(
         await held.wait()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.converse, hold)
+        nursery.start_soon(session.run_pipeline, hold)
         await trio.testing.wait_all_tasks_blocked()
         await session.aclose()
         assert session.generation == generation

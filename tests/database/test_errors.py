@@ -91,10 +91,10 @@ def test_sqlite_codes_are_classified(code: int, kind: type[DatabaseError]) -> No
     ],
 )
 def test_postgres_errors_are_classified(error: psycopg.Error, kind: type[DatabaseError]) -> None:
-    told = translated(error)
-    assert type(told) is kind
-    assert isinstance(told, DatabaseError)
-    assert told.sqlstate == error.sqlstate
+    found = translated(error)
+    assert type(found) is kind
+    assert isinstance(found, DatabaseError)
+    assert found.sqlstate == error.sqlstate
 
 
 def test_unreachable_database_is_unavailable(postgres: Postgres, tmp_path: Path) -> None:

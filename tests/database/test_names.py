@@ -25,6 +25,6 @@ def test_names_of_our_own_tables() -> None:
     "url", ["postgresql://u:SECRET@h:5432/db", "postgresql://u@h:5432/db?password=SECRET&sslmode=require"]
 )
 def test_url_is_shown_without_its_password(url: str) -> None:
-    told = shown(url)
-    assert "SECRET" not in told
-    assert "h:5432/db" in told
+    text = shown(url)
+    assert "SECRET" not in text
+    assert "h:5432/db" in text

@@ -36,16 +36,16 @@ async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIter
     def value(connection: sa.Connection, sql: str) -> object:
         return connection.execute(sa.text(sql)).scalar()
 
-    async def converse(sql: str) -> object:
+    async def in_pipeline(sql: str) -> object:
         if not session.is_open:
             await session.run(lambda _connection: None)
-        [[(found,)]] = await session.converse(lambda pipeline: pipeline.run((Statement(sql, sql), [])))
+        [[(found,)]] = await session.run_pipeline(lambda pipeline: pipeline.run((Statement(sql, sql), [])))
         return found
 
     ways: dict[str, Ask] = {
         "database": lambda sql: database.run(lambda connection: value(connection, sql)),
         "session": lambda sql: session.run(lambda connection: value(connection, sql)),
-        "conversation": converse,
+        "pipeline": in_pipeline,
     }
     yield ways[request.param]
     await session.aclose()

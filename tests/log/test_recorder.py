@@ -318,8 +318,8 @@ async def test_store_outage_is_logged_once_and_recording_resumes(
             store.away = False
             await until(lambda: one.recorder.recording, limit_s=5)
     assert await recorded(store) == tags(1, times)
-    told = [line["event"] for line in said if "recording" in line["event"]]
-    assert told == ["recording interrupted", "recording again"] * times
+    events = [line["event"] for line in said if "recording" in line["event"]]
+    assert events == ["recording interrupted", "recording again"] * times
     nursery.cancel_scope.cancel()
 
 

@@ -132,18 +132,18 @@ async def test_append_wakes_waiting_readers_at_once(redis_server: RedisServer, n
         head = (await writer.bounds()).head
         slept_s = []
         for number in range(5):
-            told = trio.Event()
+            woken = trio.Event()
 
-            async def wait(head: Position, told: trio.Event) -> None:
+            async def wait(head: Position, woken: trio.Event) -> None:
                 await reader.wait(head)
-                told.set()
+                woken.set()
 
-            nursery.start_soon(wait, head, told)
+            nursery.start_soon(wait, head, woken)
             await trio.sleep(0.05)  # until it waits inside Redis
             start = trio.current_time()
             stored = await writer.append(head, [event(number)], "point")
             head = head.at(stored[-1].offset)
-            await told.wait()
+            await woken.wait()
             slept_s.append(trio.current_time() - start)
     assert min(slept_s) < 0.2
 

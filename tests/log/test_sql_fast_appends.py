@@ -52,14 +52,14 @@ def regular(monkeypatch: pytest.MonkeyPatch) -> list[Position]:
 @pytest.fixture
 def patience() -> Iterator[list[str]]:
     """The time limits of all appends that had to wait at the fence."""
-    told: list[str] = []
+    limits: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, arguments: dict[str, str], *_: object) -> None:
         if "lock_timeout" in statement and arguments:
-            told.append(arguments["milliseconds"])
+            limits.append(arguments["milliseconds"])
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    yield told
+    yield limits
     sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 

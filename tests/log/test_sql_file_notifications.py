@@ -68,17 +68,17 @@ async def test_wait_returns_once_for_each_commit(path: Path) -> None:
 async def test_every_waiting_task_is_notified(path: Path) -> None:
     notifications = FileNotifications(path)
     assert await notified(notifications)
-    told: list[bool] = []
+    results: list[bool] = []
 
     async def wait() -> None:
-        told.append(await notified(notifications))
+        results.append(await notified(notifications))
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(wait)
         await trio.sleep(SETTLED_S)
         write(path)
-    assert told == [True] * 3
+    assert results == [True] * 3
     await notifications.aclose()
 
 

@@ -354,7 +354,7 @@ class FastFollow:
         try:
             if not self._connection.is_open:
                 await self._connection.run(lambda _connection: None)
-            rows = await self._connection.converse(lambda pipeline: self._query(pipeline, after))
+            rows = await self._connection.run_pipeline(lambda pipeline: self._query(pipeline, after))
         except DatabaseUnavailable:
             return None
         finally:
