@@ -195,11 +195,13 @@ async def upgrade(
         if request is None:
             return None
         wanted = _check(request, visitor, path)
-    except RequestRefusedError as refused:
-        await stream.write(refused.answer)
-        raise
-    ws = await _accept(tasks, stream, wanted, message_bytes_max)
-    return None if ws is None else Upgraded(ws, request)
+    except RequestRefusedError as error:
+        refused = error
+    else:
+        ws = await _accept(tasks, stream, wanted, message_bytes_max)
+        return None if ws is None else Upgraded(ws, request)
+    await stream.write(refused.answer)
+    raise refused
 
 
 async def _read_request(stream: FramedStream) -> Request | None:
