@@ -309,7 +309,7 @@ class Admission:
         away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}
         return {"visitors": self._visitors, "addresses": len(self._by_address), **away}
 
-    def arrive(self, peer: str, *, loopback: bool) -> "Visitor":
+    def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
         """Count somebody who has connected; who gets the visitor calls its ``leave``.
 
         ``peer``: the address of the socket. ``loopback``: whether the listening socket is bound to this machine only.
@@ -318,13 +318,13 @@ class Admission:
         if self._visitors >= self._options.connections_max:
             raise self._beyond(_TOTAL, peer)
         address = address_of(peer)
-        visitor = Visitor(self, peer, loopback, address)
+        visitor = ConnectionSlot(self, peer, loopback, address)
         if address is not None and not self._proxies.has(address):
             self._take(visitor, address)
         self._visitors += 1
         return visitor
 
-    def examine(self, visitor: "Visitor", request: Request, upgrade: Upgrade) -> None:
+    def examine(self, visitor: "ConnectionSlot", request: Request, upgrade: Upgrade) -> None:
         """Let a visitor's request in. Raises ``RequestRefusedError`` where its Host, its Origin or a limit forbids it.
 
         So it does while admission is ``suspended``.
@@ -340,14 +340,14 @@ class Admission:
             visitor.address = client
             visitor.name = str(client)
 
-    def leave(self, visitor: "Visitor") -> None:
+    def leave(self, visitor: "ConnectionSlot") -> None:
         """Count a visitor and its subscriptions no more."""
         self._visitors -= 1
         if visitor.counted_as is not None:
             self.unsubscribe(visitor, visitor.subscriptions)
             _subtract(self._by_address, visitor.counted_as, 1)
 
-    def subscribe(self, visitor: "Visitor") -> bool:
+    def subscribe(self, visitor: "ConnectionSlot") -> bool:
         """Count one more subscription of a visitor; False if its address has as many as it may."""
         key = visitor.counted_as
         if key is not None:
@@ -357,13 +357,13 @@ class Admission:
             visitor.subscriptions += 1
         return True
 
-    def unsubscribe(self, visitor: "Visitor", count: int = 1) -> None:
+    def unsubscribe(self, visitor: "ConnectionSlot", count: int = 1) -> None:
         """Count so many subscriptions of a visitor no more."""
         if visitor.counted_as is not None:
             visitor.subscriptions -= count
             _subtract(self._subscriptions, visitor.counted_as, count)
 
-    def _take(self, visitor: "Visitor", address: Address) -> None:
+    def _take(self, visitor: "ConnectionSlot", address: Address) -> None:
         key = counted(address)
         if self._by_address[key] >= self._options.connections_per_address_max:
             raise self._beyond(_PER_ADDRESS, key)
@@ -384,7 +384,7 @@ class Admission:
 
 
 @define(eq=False)
-class Visitor:
+class ConnectionSlot:
     """One connection. ``peer``: the socket's address. ``address``: the client's, once the request has told it.
 
     ``name``: the client's address for the log. ``counted_as``: what it is counted by; None: not yet.
