@@ -66,7 +66,7 @@ from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.requests import AckMode
-from airy_trio.websocket.admission import Visitor
+from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.stream import FramedStream
 
 
@@ -97,7 +97,7 @@ class Client:
     """The state of one connection; owned by its session.
 
     ``connection``: the STOMP protocol. ``stream``: the way to the socket. ``number``: counts the connections of this
-    process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``visitor``: counts the connection
+    process, in the order in which they were accepted. ``begun_at``: in Trio's time. ``slot``: counts the connection
     and its subscriptions against the limits; None: no limits. ``user``: from CONNECT. ``connected``: CONNECT was
     accepted, at any time. ``reason``: why the connection ends, once that is decided. ``scope``: cancelled to end the
     conversation; its deadline is that of CONNECT. ``occupied``: the session is handling a request, so it does not read,
@@ -108,7 +108,7 @@ class Client:
     stream: FramedStream
     number: int = 0
     begun_at: float = 0.0
-    visitor: Visitor | None = None
+    slot: ConnectionSlot | None = None
     state: ClientState = ClientState.CONNECTING
     user: User = ANONYMOUS
     connected: bool = False
@@ -126,15 +126,15 @@ class Client:
     @property
     def address(self) -> str | None:
         """The address for the log: the client's, or that of its proxy until the upgrade request was read."""
-        return None if self.visitor is None else self.visitor.name
+        return None if self.slot is None else self.slot.name
 
     @property
     def peer(self) -> str | None:
         """The address, or network, that the connection is counted by."""
-        return None if self.visitor is None else self.visitor.counted_as
+        return None if self.slot is None else self.slot.counted_as
 
-    def authenticate(self, user: User) -> None:
-        """Record the user whose credentials CONNECT has shown."""
+    def identify(self, user: User) -> None:
+        """Record the user whose credentials CONNECT contained."""
         self.user = user
 
     def go_live(self) -> bool:

@@ -288,7 +288,7 @@ class Conversation:
         user = await authenticator.authenticate(request, token)
         if isinstance(user, Refusal):
             return await self._refuse(user)
-        client.authenticate(user)
+        client.identify(user)
         await client.stream.write(text_message(client.connection.connected()))
         if not authenticator.accepts(user):
             # They were revoked during the write, when only clients that were connected already were disconnected.
@@ -329,7 +329,7 @@ class Conversation:
             refused = self._refuse_durable(request, request.durable)
         if refused is not None:
             return refused
-        if client.visitor is not None and not client.visitor.subscribe():
+        if client.slot is not None and not client.slot.subscribe():
             return evolve(
                 TOO_MANY,
                 prose="The clients of this address have as many subscriptions as are allowed.",
@@ -414,8 +414,8 @@ class Conversation:
         subscription = client.subscriptions.pop(number, None)
         if subscription is not None:
             subscription.end()
-            if client.visitor is not None:
-                client.visitor.unsubscribe()
+            if client.slot is not None:
+                client.slot.unsubscribe()
             services.eventlog.detach(subscription.view, subscription)
             self._unwritten |= services.durables.release(subscription)
 

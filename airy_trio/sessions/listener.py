@@ -249,7 +249,7 @@ class _Acceptor:
     def accepted(self, transport: SocketTransport, peer: str) -> None:
         """Take over the transport of a new connection from the address ``peer``."""
         try:
-            visitor = self._sessions.admission.arrive(peer, loopback=self._loopback)
+            slot = self._sessions.admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._rejecting += 1
             answer = refused.answer if self._rejecting <= self._rejections_max else b""
@@ -257,8 +257,8 @@ class _Acceptor:
             turn = partial(self._sessions.fair_queue.enter, _REJECTED)
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)
         else:
-            encrypted = self._encrypted(transport, visitor.handshake_turn)
-            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, visitor, name=_SESSION)
+            encrypted = self._encrypted(transport, slot.handshake_turn)
+            self._connections.start_soon(self._sessions.serve, self._connections, encrypted, slot, name=_SESSION)
 
     def _encrypted(self, transport: SocketTransport, turn: Turn) -> Transport:
         return transport if self._encryption is None else TlsTransport(transport, self._encryption.context, turn)

@@ -34,7 +34,7 @@ from airy_trio.sessions.conversation import Services, SessionOptions
 from airy_trio.sessions.heartbeats import TimerWheel
 from airy_trio.sessions.session import Session
 from airy_trio.stomp.connection import ConnectionOptions
-from airy_trio.websocket.admission import Admission, Console, Visitor
+from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
 from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.transport import Transport
@@ -54,7 +54,7 @@ class SessionStatistics:
 
     Now: ``clients``; their ``subscriptions``; clients ``behind``, which have a send task; ``durables`` that clients
     have claimed; those with acknowledgements that the store does not have yet (``durables_unwritten``); ``visitors``,
-    the connections that are counted, from so many ``addresses``.
+    the connections that have a slot, and the ``addresses`` that they are counted by.
 
     Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
     (``BatchStatistics``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
@@ -188,17 +188,17 @@ class Sessions:
             nursery.start_soon(self.admission.handshakes.run)
 
     async def serve(
-        self, connections: trio.Nursery, transport: Transport, visitor: Visitor | None = None
+        self, connections: trio.Nursery, transport: Transport, slot: ConnectionSlot | None = None
     ) -> DisconnectReason:
         """Serve one connection until it is closed; return why it ended.
 
-        The session's tasks run in ``connections`` and end before this returns. Owns the transport, and the visitor,
-        which leaves at the end; without a visitor no limit applies. Raises nothing but cancellation, which aborts the
+        The session's tasks run in ``connections`` and end before this returns. Owns the transport and the slot,
+        which is released at the end; without a slot no limit applies. Raises nothing but cancellation, which aborts the
         connection.
         """
         try:
             self._accepted += 1
-            session = Session(self._services, connections, transport, visitor, self._accepted)
+            session = Session(self._services, connections, transport, slot, self._accepted)
             self._clients[session.client] = None
             if self._disconnecting:
                 session.client.disconnect(SHUTTING_DOWN)
@@ -214,8 +214,8 @@ class Sessions:
         else:
             return session.client.reason or GONE
         finally:
-            if visitor is not None:
-                visitor.leave()
+            if slot is not None:
+                slot.leave()
 
     def renew(self, options: AuthOptions, file_keys: tuple[Key, ...] | None = None) -> None:
         """Replace the credentials; disconnect clients whose own are no longer accepted, with ``401-unauthorized``.

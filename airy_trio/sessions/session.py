@@ -23,7 +23,7 @@ from airy_trio.delivery.tasks import Tasks
 from airy_trio.sessions.closing import ABORT_TIMEOUT_S, close, close_handshake, closed_by_protocol
 from airy_trio.sessions.conversation import Conversation, Inbox, Services
 from airy_trio.stomp.connection import Connection
-from airy_trio.websocket.admission import Visitor
+from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, read_head, upgrade_in
 from airy_trio.websocket.stream import RECEIVE_BYTES_MAX, FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
@@ -45,21 +45,25 @@ class Session:
     """One connection; ``run``, called once, does everything.
 
     ``client``: its state, with the disconnect reason at the end. Owns the transport; its tasks run in ``connections``.
-    ``visitor``: counts the connection against the limits; None: no limits.
+    ``slot``: counts the connection against the limits; None: no limits.
     """
 
-    __slots__ = ("_services", "_tasks", "_transport", "_turn", "_visitor", "client", "conversation")
+    __slots__ = ("_services", "_tasks", "_transport", "_turn", "client", "conversation")
 
     def __init__(
-        self, services: Services, connections: trio.Nursery, transport: Transport, visitor: Visitor | None, number: int
+        self,
+        services: Services,
+        connections: trio.Nursery,
+        transport: Transport,
+        slot: ConnectionSlot | None,
+        number: int,
     ) -> None:
         self._services = services
         self._transport = transport
-        self._visitor = visitor
-        self._turn = services.fair_queue.enter if visitor is None else visitor.turn
+        self._turn = services.fair_queue.enter if slot is None else slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
         connection = Connection(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
-        self.client = Client(connection, stream, number=number, begun_at=trio.current_time(), visitor=visitor)
+        self.client = Client(connection, stream, number=number, begun_at=trio.current_time(), slot=slot)
         self.conversation: Conversation | None = None  # from the upgrade on
         self._tasks = Tasks(connections, self.client)
 
@@ -136,7 +140,7 @@ class Session:
             upgraded = await upgrade(
                 self._tasks,
                 client.stream,
-                self._visitor,
+                client.slot,
                 path=services.options.path,
                 message_bytes_max=services.options.frame_bytes_max,
             )
@@ -183,23 +187,25 @@ class Upgraded:
 
 
 async def upgrade(
-    tasks: Tasks, stream: FramedStream, visitor: Visitor | None, *, path: str, message_bytes_max: int
+    tasks: Tasks, stream: FramedStream, slot: ConnectionSlot | None, *, path: str, message_bytes_max: int
 ) -> Upgraded | None:
     """Read the upgrade request and answer it; None if the peer left before the request was complete.
 
-    ``visitor`` decides whether the request is admitted; None admits all. Raises ``RequestRefusedError`` if the request
+    ``slot`` decides whether the request is admitted; None admits all. Raises ``RequestRefusedError`` if the request
     did not become a WebSocket; it has been answered then.
     """
     try:
         request = await _read_request(stream)
         if request is None:
             return None
-        wanted = _check(request, visitor, path)
-    except RequestRefusedError as refused:
-        await stream.write(refused.answer)
-        raise
-    ws = await _accept(tasks, stream, wanted, message_bytes_max)
-    return None if ws is None else Upgraded(ws, request)
+        wanted = _check(request, slot, path)
+    except RequestRefusedError as error:
+        refused = error
+    else:
+        ws = await _accept(tasks, stream, wanted, message_bytes_max)
+        return None if ws is None else Upgraded(ws, request)
+    await stream.write(refused.answer)
+    raise refused
 
 
 async def _read_request(stream: FramedStream) -> Request | None:
@@ -214,12 +220,12 @@ async def _read_request(stream: FramedStream) -> Request | None:
     return None
 
 
-def _check(request: Request, visitor: Visitor | None, path: str) -> Upgrade:
+def _check(request: Request, slot: ConnectionSlot | None, path: str) -> Upgrade:
     if request.path != path:
         raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
     wanted = upgrade_in(request)
-    if visitor is not None:
-        visitor.examine(request, wanted)
+    if slot is not None:
+        slot.examine(request, wanted)
     return wanted
 
 

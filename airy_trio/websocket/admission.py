@@ -153,7 +153,7 @@ class Admission:
         away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}
         return {"visitors": self._connections, "addresses": len(self._by_address), **away}
 
-    def arrive(self, peer: str, *, loopback: bool) -> "Visitor":
+    def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
         """Count a new connection; the caller must call ``leave`` of the visitor when it ends.
 
         ``peer`` is the address of the socket. ``loopback``: whether the listening socket is bound to this machine only.
@@ -161,7 +161,7 @@ class Admission:
         """
         if self._connections >= self._options.connections_max:
             raise self._beyond(_TOTAL, peer)
-        visitor = Visitor(self, peer, loopback, address_of(peer))
+        visitor = ConnectionSlot(self, peer, loopback, address_of(peer))
         if visitor.address is not None and not self.proxies.has(visitor.address):
             visitor.counted_as = self.take_place(visitor.address)
         self._connections += 1
@@ -197,7 +197,7 @@ class Admission:
 
 
 @define(eq=False)
-class Visitor:
+class ConnectionSlot:
     """One connection, from the accept loop until its session has ended.
 
     ``peer``: the address of the socket. ``address``: the client's, or a proxy's until the request was read; None: the

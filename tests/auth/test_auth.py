@@ -172,8 +172,8 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
 
         async def connect(times: int, *headers: tuple[str, str]) -> None:
             for _ in range(times):
-                visitor = server.sessions.admission.arrive("192.0.2.1", loopback=True)
-                plugged = server.plug(visitor=visitor)
+                slot = server.sessions.admission.arrive("192.0.2.1", loopback=True)
+                plugged = server.plug(slot=slot)
                 await plugged.client.upgrade()
                 await plugged.client.connect(headers=headers)
                 await plugged.ending.wait()

@@ -87,7 +87,7 @@ async def test_each_client_behind_a_proxy_has_its_own_delay(
     async with serving(auth=TOKENS, options=options, listen=False) as server:
 
         async def refused(address: str) -> float:
-            plugged = server.plug(visitor=server.sessions.admission.arrive("10.0.0.1", loopback=False))
+            plugged = server.plug(slot=server.sessions.admission.arrive("10.0.0.1", loopback=False))
             await plugged.client.upgrade(headers=[("X-Forwarded-For", address)])
             begun_at = trio.current_time()
             await plugged.client.connect(headers=[("passcode", "wrong")])

@@ -567,8 +567,8 @@ async def from_addresses(server: Server, *addresses: str) -> list[StompClient]:
     """Connect a client of ann's at each of these addresses."""
     clients: list[StompClient] = []
     for address in addresses:
-        visitor = server.sessions.admission.arrive(address, loopback=False)
-        client = server.plug(visitor=visitor).client
+        slot = server.sessions.admission.arrive(address, loopback=False)
+        client = server.plug(slot=slot).client
         await client.upgrade()
         await client.connect(headers=[("passcode", "s3cret")])
         clients.append(client)

@@ -156,9 +156,9 @@ def test_settings_that_a_proxys_file_names_let_its_clients_in(name: str) -> None
 
     async def come() -> str:
         await trio.lowlevel.checkpoint()
-        visitor = admission.arrive("127.0.0.1", loopback=True)
-        visitor.examine(request, upgrade_in(request))
-        return visitor.name
+        slot = admission.arrive("127.0.0.1", loopback=True)
+        slot.examine(request, upgrade_in(request))
+        return slot.name
 
     assert trio.run(come) == "192.0.2.1"
 

@@ -19,7 +19,7 @@ from airy_trio.sessions.listener import ListenerOptions, accept, open_listening_
 from airy_trio.sessions.registry import Sessions
 from airy_trio.testing.client import Headers, StompClient, connect
 from airy_trio.testing.transport import StreamTransport
-from airy_trio.websocket.admission import Visitor
+from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.transport import Transport
 
 HOST = "127.0.0.1"
@@ -74,22 +74,22 @@ class Server:
         """Open a socket to the listener, without an upgrade."""
         return StompClient(await trio.open_tcp_stream(HOST, self.port))
 
-    def start(self, transport: Transport, visitor: Visitor | None = None) -> "Ending":
+    def start(self, transport: Transport, slot: ConnectionSlot | None = None) -> "Ending":
         """Start a session over a transport."""
         ending = Ending()
         self.endings.append(ending)
-        self.connections.start_soon(self._serve, transport, ending, visitor)
+        self.connections.start_soon(self._serve, transport, ending, slot)
         return ending
 
     def plug(
         self,
         pair: Callable[[], tuple[trio.abc.Stream, trio.abc.Stream]] | None = None,
         *,
-        visitor: Visitor | None = None,
+        slot: ConnectionSlot | None = None,
     ) -> "Plugged":
         """Start a session over streams in memory."""
         ours, theirs = (pair or trio.testing.memory_stream_pair)()
-        return Plugged(StompClient(theirs), self.start(StreamTransport(ours), visitor))
+        return Plugged(StompClient(theirs), self.start(StreamTransport(ours), slot))
 
     async def plug_connected(
         self,
@@ -117,8 +117,8 @@ class Server:
         assert list(view.readers) == [self]
         self.log.detach(view, self)
 
-    async def _serve(self, transport: Transport, ending: "Ending", visitor: Visitor | None) -> None:
-        ending.reason = await self.sessions.serve(self.connections, transport, visitor)
+    async def _serve(self, transport: Transport, ending: "Ending", slot: ConnectionSlot | None) -> None:
+        ending.reason = await self.sessions.serve(self.connections, transport, slot)
         ending.at = trio.current_time()
         ending.event.set()
 

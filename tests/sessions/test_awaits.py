@@ -179,10 +179,10 @@ async def test_a_session_that_cannot_begin_ends_nothing_else(autojump_clock: Moc
     async with serving(listen=False) as server:
         bystander = (await server.plug_connected()).client
         await bystander.subscribe()
-        visitor = server.sessions.admission.arrive("192.0.2.1", loopback=False)
-        del visitor.name  # it is asked for before anything else
+        slot = server.sessions.admission.arrive("192.0.2.1", loopback=False)
+        del slot.name  # it is asked for before anything else
         with capture_logs() as logs:
-            plugged = server.plug(visitor=visitor)
+            plugged = server.plug(slot=slot)
             assert await plugged.ending.wait() is disconnects.INTERNAL
         assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
         assert await plugged.client.stream.receive_some() == b""

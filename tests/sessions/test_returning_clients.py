@@ -88,7 +88,7 @@ class World:
 
 
 @define(eq=False)
-class Visitor:
+class ReturningClient:
     """A client that remembers ``position``: the last offset that it received, or was given to start after."""
 
     world: World
@@ -202,7 +202,7 @@ async def run(seed: int, branches: Counter[str]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.grow)
             for destination in DESTINATIONS:
-                nursery.start_soon(Visitor(world, destination).live)
+                nursery.start_soon(ReturningClient(world, destination).live)
         await server.ended()
 
 
