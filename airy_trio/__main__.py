@@ -1,4 +1,4 @@
-"""``airy-trio``, also as ``python -m airy_trio``: what answers a signal before anything else has been imported."""
+"""``airy-trio``, also as ``python -m airy_trio``: handles signals before anything else is imported."""
 
 import gc
 import signal
@@ -11,26 +11,25 @@ _INTERRUPTED: Final = 128
 
 
 def main() -> NoReturn:
-    """Run the command line. A signal that comes before the server listens for it ends the program without a word.
+    """Run the command line. SIGINT or SIGTERM before the command handles it itself ends the program without output.
 
-    But SIGHUP, which a server takes for a wish to read its settings again: they have not been read yet.
-
-    The server then ends with 0, as later; a command that did not finish ends with 128 and the signal's number.
+    A server then exits with 0, as it does later; another command with 128 plus the signal's number. A server ignores
+    SIGHUP until then, because it has not read the settings yet that SIGHUP would have it read again.
     """
     for number in SIGNALS:
         signal.signal(number, _end)
     if _serving():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, in which signals come
+    from airy_trio.cli import main as run  # noqa: PLC0415 - takes a second or two, during which signals may arrive
 
     if _serving():
-        from airy_trio.cli.logs import queue_stderr  # noqa: PLC0415 - the same
+        from airy_trio.cli.logs import queue_stderr  # noqa: PLC0415 - only for servers
 
         queue_stderr()
     try:
         run()
     finally:
-        gc.disable()  # else the interpreter looks for garbage before it ends: a tenth of a second, for nothing
+        gc.disable()  # a last collection would take a tenth of a second and be of no use
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

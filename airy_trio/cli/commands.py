@@ -98,10 +98,10 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
     """Explain what happened to a message, a channel, a tag or metadata.
 
     Prints a verdict, then the row, its last change by the trigger's clock, the recorded event, and how many of the
-    clients connected now have received it. These are the clients of all workers of the server whose admin port the
-    settings name; other servers are not asked. TYPE is message, metadata, channel or tag; the ID of metadata is
-    SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, 1 if it was not or if that is
-    not known.
+    connected clients are past it: it was sent to them, or they subscribed later. These are the clients of all workers
+    of the server whose admin port the settings name; other servers are not asked. TYPE is message, metadata, channel
+    or tag; the ID of metadata is SUBJECT:IDENTIFIER. The exit code is 0 if the object's current state was recorded, 1
+    if it was not or if that is not known.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The log of a command: lines for a terminal, or JSON, on stderr; a server never waits for the reader of its stderr."""
+"""The log of a command: lines for a terminal, or JSON, on stderr. A server never waits for the reader of its stderr."""
 
 import atexit
 import contextlib
@@ -19,17 +19,17 @@ from airy_trio.terminal import coloured
 logger = structlog.get_logger(__name__)
 
 LOG_LINES_MAX: Final = 10_000
-"""Written by a server and not yet taken by the reader of its stderr; further lines are dropped and counted."""
+"""The most lines that a server queues for the reader of its stderr; further lines are dropped and counted."""
 LOG_BYTES_MAX: Final = 4 * 1024 * 1024
-"""The size of those lines."""
+"""The most bytes that it queues."""
 LOG_FLUSH_S: Final = 2.0
-"""How long the end of a server waits for lines to leave."""
+"""How long a server waits at its end until the queue is written."""
 _WRITE_BYTES: Final = select.PIPE_BUF
-"""Lines are joined up to this size: it goes into a pipe whole, so lines of several processes do not mix."""
+"""Lines are written together up to this size: a pipe takes it atomically, so lines of several processes do not mix."""
 
 
 class _Stderr:
-    """Where log lines go. If its reader leaves, the command goes on without a log."""
+    """The stream of the log. If stderr cannot be written any more, the command continues without a log."""
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -43,9 +43,9 @@ class _Stderr:
 class LineQueue(io.RawIOBase):
     """A file descriptor to which a thread writes, so that no caller ever waits for its reader.
 
-    A pipe that nobody reads is full after 64 KiB, and a terminal stops at Ctrl-S: without the thread, the whole server
-    would stop with it. Lines leave in order. Once the queue is full, lines are dropped until half of it has left, and
-    a log line then reports how many. Lines that the system refuses (a full disk) count as dropped as well.
+    A pipe that is not read is full after 64 KiB, and a terminal stops at Ctrl-S: without the thread, the whole server
+    would stop too. Lines are written in order. Once the queue is full, lines are dropped until half of it is written;
+    then a log line reports how many. Lines that the system refuses (a full disk) count as dropped as well.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -84,7 +84,7 @@ class LineQueue(io.RawIOBase):
         return len(line)
 
     def drain(self, timeout_s: float) -> None:
-        """Wait until all lines have left, or the time is over."""
+        """Wait until all lines are written, at most ``timeout_s`` seconds."""
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while self._lines or self._writing:
@@ -118,14 +118,14 @@ class LineQueue(io.RawIOBase):
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another process that has this pipe made it non-blocking
+            except BlockingIOError:  # another process that shares this pipe has made it non-blocking
                 select.select([], [self._descriptor], [])
             except OSError:
                 return False
         return True
 
     def _report(self, refused: int) -> None:
-        """Accept lines again once half of the queue has left; report dropped lines if the reader takes any."""
+        """Accept lines again once half of the queue is written; report dropped lines if the reader accepts lines."""
         with self._changed:
             self._dropped += refused
             if len(self._lines) > LOG_LINES_MAX // 2 or self._bytes > LOG_BYTES_MAX // 2:
@@ -141,12 +141,12 @@ class LineQueue(io.RawIOBase):
 def queue_stderr() -> None:
     """Put a queue in front of stderr for the rest of this process, which waits ``LOG_FLUSH_S`` for it at its end.
 
-    In front of all of stderr, not of the log alone: the line with the reason of a failed start, a warning or
-    a traceback would stop the server just as well, and keep their place among the lines of the log.
+    It is for all of stderr, not only for the log: the reason of a failed start, a warning or a traceback could block
+    the server too, and keep their place among the lines of the log.
     """
     try:
         queue = LineQueue(sys.stderr.fileno())
-    except (AttributeError, OSError):  # closed, or replaced by the program around us
+    except (AttributeError, OSError):  # closed, or replaced by an embedding program
         return
     sys.stderr.flush()
     sys.stderr = io.TextIOWrapper(
@@ -156,7 +156,7 @@ def queue_stderr() -> None:
 
 
 def configure_logging(level: str, how: Literal["auto", "console", "json"]) -> None:
-    """Log to stderr from ``level`` on. ``auto``: lines for a person on a terminal, else JSON."""
+    """Log to stderr from ``level`` on. ``auto``: readable lines on a terminal, else JSON."""
     on_terminal = how == "console" or (how == "auto" and sys.stderr.isatty())
     renderer: Any = structlog.processors.JSONRenderer()
     if on_terminal:

@@ -1,4 +1,4 @@
-"""Ask the running server, at the admin port of each worker, which clients have received an event, and its readiness."""
+"""Ask the running server, at the admin port of each worker, which clients are past an event, and its readiness."""
 
 import http.client
 import json
@@ -50,7 +50,10 @@ class Servers:
 
 
 def lines(servers: Servers, position: Position, event: StoredEvent) -> Iterator[str]:
-    """Yield how many of the clients connected now have received the event, and how many never will and why."""
+    """Yield how many connected clients are past the event: it was sent to them, or they subscribed later.
+
+    The others will receive it, or never will, for the reasons that are counted.
+    """
     if not servers.workers:
         yield "clients   not known: [admin] port is 0, so the server has no admin port"
         return
@@ -66,7 +69,7 @@ def lines(servers: Servers, position: Position, event: StoredEvent) -> Iterator[
     where = "" if len(answers) == len(found) else f" to the {len(answers)} of {len(found)} workers that answer"
     yield (
         f"clients   {counts['clients']} connected{where}: "
-        f"{counts['passed']} have received it, {counts['waiting']} have not yet, "
+        f"{counts['passed']} are past it, {counts['waiting']} are not yet, "
         f"{counts['filtered']} subscribe to other destinations, {counts['no_subscription']} to none, "
         f"{counts['not_granted']} may not read it"
     )

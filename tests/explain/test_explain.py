@@ -112,8 +112,7 @@ async def test_from_the_row_to_the_clients(any_application: Application, tmp_pat
     assert found["event"].startswith(f"message.updated at {event.get('message-id')}, recorded 20")
     assert found["event"].endswith(", the newest of 2 that are retained")
     summary = (
-        "4 connected: 2 have received it, 0 have not yet, 1 subscribe to other destinations, 1 to none, "
-        "0 may not read it"
+        "4 connected: 2 are past it, 0 are not yet, 1 subscribe to other destinations, 1 to none, 0 may not read it"
     )
     assert found["clients"] == summary
     assert found[""].count("session ") == 4
@@ -348,16 +347,14 @@ async def test_clients_of_all_workers_are_counted_and_missing_workers_named(
             for one in clients:
                 await one.receive()
             found = await explain(config, "tag", "t1")
-            assert found["clients"].startswith(f"{CLIENTS} connected: {CLIENTS} have received it, 0 have not yet, ")
+            assert found["clients"].startswith(f"{CLIENTS} connected: {CLIENTS} are past it, 0 are not yet, ")
             assert found[""].count("session ") == CLIENTS
             assert found["server"] == ""
             assert 0 < len(await sessions_at(port)) < CLIENTS, "the clients are spread over both workers"
 
             config.write_text(config.read_text().replace("workers = 2\n", "workers = 4\n"))
             found = await explain(config, "tag", "t1")
-    assert found["clients"].startswith(
-        f"{CLIENTS} connected to the 3 of 4 workers that answer: {CLIENTS} have received"
-    )
+    assert found["clients"].startswith(f"{CLIENTS} connected to the 3 of 4 workers that answer: {CLIENTS} are past")
     for name, number in (("worker 3", port + 3), ("recorder", port + 4)):
         assert f"{name}: no server answers at the admin port {HOST}:{number}; it is not running here" in found["server"]
     assert "worker 2" not in found["server"], "its port is that of the running server's recorder"
