@@ -27,7 +27,7 @@ from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
 from tests.delivery import test_client, test_fanout, test_sender, test_tasks
 from tests.delivery.test_schedules import run_schedule
-from tests.websocket import test_outlet, test_wire
+from tests.websocket import test_stream, test_transport
 
 SEEDS = range(120)
 """Trio schedules tasks in random order, so one seed proves nothing. At least one seed in ten catches each mutant."""
@@ -157,13 +157,13 @@ MUTANTS = (
 DIRECTED = (
     (
         Mutant("offer while pending", MemoryTransport, "offer", "self._rest or ", ""),
-        test_wire.test_stream_refuses_an_offer_while_data_is_pending,
+        test_stream.test_stream_refuses_an_offer_while_data_is_pending,
     ),
     (
         Mutant(
             "offer to a socket while something is pending", SocketTransport, "offer", "if self.pending:", "if False:"
         ),
-        lambda _clock: test_outlet.test_offer_is_refused_while_data_is_pending(),
+        lambda _clock: test_transport.test_offer_is_refused_while_data_is_pending(),
     ),
     (
         Mutant(
@@ -173,7 +173,7 @@ DIRECTED = (
             "self.closing = True",
             "async with self.lock: self.closing = True",
         ),
-        test_wire.test_waiting_writer_writes_nothing_after_a_close_frame,
+        test_stream.test_waiting_writer_writes_nothing_after_a_close_frame,
     ),
     (
         Mutant("the last reason wins", Client, "disconnect", "if self.reason is None:", "if True:"),

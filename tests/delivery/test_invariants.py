@@ -21,7 +21,7 @@ from tests.delivery import (
 from tests.delivery.mutants import DIRECTED, MUTANTS
 from tests.log import test_tail
 from tests.sessions import test_awaits, test_faults, test_heartbeats, test_session
-from tests.websocket import test_outlet, test_wire
+from tests.websocket import test_stream, test_transport
 
 EVERY_SCHEDULE = (
     test_schedules.test_every_subscription_gets_exactly_what_follows_its_position,
@@ -43,7 +43,7 @@ INVARIANTS = (
     Invariant(
         "A transport takes a batch whole or not at all; the cursor advances if, and only if, it was taken.",
         (
-            test_outlet.test_full_socket_refuses_all,
+            test_transport.test_full_socket_refuses_all,
             test_batches.test_a_cursor_moves_when_its_batch_is_committed,
             *EVERY_SCHEDULE,
         ),
@@ -52,19 +52,19 @@ INVARIANTS = (
     Invariant(
         "The rest of a batch is pending, at most one for each client; nothing is written before it has left.",
         (
-            test_outlet.test_offer_is_refused_while_data_is_pending,
-            test_outlet.test_push_over_pending_data_is_an_error,
-            test_wire.test_stream_refuses_an_offer_while_data_is_pending,
-            test_wire.test_pending_data_leaves_before_a_control_frame,
+            test_transport.test_offer_is_refused_while_data_is_pending,
+            test_transport.test_push_over_pending_data_is_an_error,
+            test_stream.test_stream_refuses_an_offer_while_data_is_pending,
+            test_stream.test_pending_data_leaves_before_a_control_frame,
         ),
         ("offer while pending", "offer to a socket while something is pending"),
     ),
     Invariant(
         "A task that waits while writing holds the stream's lock, and waits only while something is pending.",
         (
-            test_wire.test_writers_take_turns,
-            test_wire.test_cancelled_write_is_completed_by_the_next,
-            test_wire.test_pending_data_leaves_before_a_control_frame,
+            test_stream.test_writers_take_turns,
+            test_stream.test_cancelled_write_is_completed_by_the_next,
+            test_stream.test_pending_data_leaves_before_a_control_frame,
         ),
     ),
     Invariant(
@@ -125,8 +125,8 @@ INVARIANTS = (
     Invariant(
         "Nothing follows a Close frame: the stream is closing before the lock is waited for.",
         (
-            test_wire.test_nothing_follows_a_close_frame,
-            test_wire.test_waiting_writer_writes_nothing_after_a_close_frame,
+            test_stream.test_nothing_follows_a_close_frame,
+            test_stream.test_waiting_writer_writes_nothing_after_a_close_frame,
             test_sender.test_nothing_is_sent_after_a_close_frame,
             test_fanout.test_a_closing_neighbour_gets_nothing,
         ),

@@ -1,6 +1,6 @@
 """The TLS transport: when it encrypts, what it answers, how it ends, and peers that do not speak TLS.
 
-What it has in common with the others is in ``test_outlet``.
+What it has in common with the others is in ``test_transport``.
 """
 
 import ssl
