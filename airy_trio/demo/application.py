@@ -54,7 +54,7 @@ DIALOGUES: Final = (
 )
 
 
-class Inbox:
+class InboxApplication:
     """Writes conversations; each write is a transaction. ``pause`` waits for so many seconds between two writes."""
 
     def __init__(self, path: str, pause: Callable[[float], None]) -> None:
@@ -153,7 +153,7 @@ def main(path: str) -> NoReturn:
         if os.getppid() != parent:
             sys.exit()
 
-    inbox = Inbox(path, pause)
+    inbox = InboxApplication(path, pause)
     inbox.open()
     inbox.chat(AT_ONCE)
 

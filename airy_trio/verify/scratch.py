@@ -54,7 +54,7 @@ from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.settings import Settings
-from airy_trio.verify.writers import Table
+from airy_trio.verify.writers import ApplicationTable
 
 HEX_DIGITS: Final = 8
 """Of the random end of a name."""
@@ -106,7 +106,7 @@ class Scratch:
     """
 
     settings: Settings
-    table: Table
+    table: ApplicationTable
     terminate_writer: Callable[[], bool]
     terminate_recorder: Callable[[], bool]
     long_max_s: float
@@ -138,7 +138,7 @@ def postgres_scratch(settings: Settings) -> Iterator[Scratch]:
                 settings=_server_settings(
                     evolve(options, url=url, direct_url="", schema=schema, migrate=False), [schema, "tags"]
                 ),
-                table=Table(engine, table, application_name=schema),
+                table=ApplicationTable(engine, table, application_name=schema),
                 terminate_writer=partial(_terminate, engine, _TERMINATE_WRITER, name=schema),
                 terminate_recorder=partial(
                     _terminate, engine, _TERMINATE_RECORDER, lock_class=LOCK_CLASS, change_log=change_log
@@ -177,7 +177,7 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
             lock = _try_lock(folder / LOCK_FILE)
         except OSError as error:
             raise StartError([f"database.url: the folder {folder} cannot be created: {error.strerror}"]) from None
-        table = Table(engine)
+        table = ApplicationTable(engine)
         with table.session() as connection:
             connection.exec_driver_sql(f"pragma journal_mode = {journal_mode}")
             connection.exec_driver_sql(f"create table tags {COLUMNS}")
@@ -270,7 +270,7 @@ def _terminate(engine: sa.Engine, statement: sa.TextClause, **parameters: Any) -
         return bool(connection.execute(statement, parameters).all())
 
 
-def _write_and_disconnect(table: Table) -> bool:
+def _write_and_disconnect(table: ApplicationTable) -> bool:
     """Do on SQLite what a writer does that dies in the middle of a transaction: no server can terminate it."""
     with table.session() as connection:
         table.begin(connection)

@@ -31,7 +31,7 @@ ROLLBACK_CHANCE: Final = 0.15
 SAVEPOINT_CHANCE: Final = 0.15
 
 
-class Table:
+class ApplicationTable:
     """A table with columns ``id``, ``name`` and ``color``, whose ``name`` holds the version of each object.
 
     ``engine`` must be in AUTOCOMMIT, because the writers send BEGIN and COMMIT themselves. ``application_name``: of the
@@ -95,7 +95,7 @@ class Writer:
     """One writer, with ``number`` in the names of its objects. ``chance`` decides what it does, ``over`` ends it."""
 
     number: int
-    table: Table
+    table: ApplicationTable
     ledger: Ledger
     rhythm: Rhythm
     over: threading.Event
@@ -152,7 +152,7 @@ class Writer:
         return self.table.delete(connection, self._own.pop(self.chance.randrange(len(self._own))))
 
 
-def transact_long(table: Table, ledger: Ledger, over: threading.Event, seconds: float) -> None:
+def transact_long(table: ApplicationTable, ledger: Ledger, over: threading.Event, seconds: float) -> None:
     """Run the transaction that writes early and commits late, and count it as "long". Raises ``SQLAlchemyError``."""
     with table.session(named=False) as connection:
         table.begin(connection)

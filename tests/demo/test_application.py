@@ -7,7 +7,7 @@ import sqlalchemy as sa
 import trio
 
 from airy_trio.database import sqlite_path
-from airy_trio.demo.application import CHANNELS, TAGS, Inbox
+from airy_trio.demo.application import CHANNELS, TAGS, InboxApplication
 from tests.application import Application
 from tests.processes import Program, running
 
@@ -25,7 +25,7 @@ while not connection.execute("select count(*) from tags").fetchone()[0]:
 def test_writes_conversations_into_all_four_tables(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     pauses: list[float] = []
-    inbox = Inbox(str(sqlite_path(sqlite_application.url)), pauses.append)
+    inbox = InboxApplication(str(sqlite_path(sqlite_application.url)), pauses.append)
     inbox.open()
     for _ in range(CONVERSATIONS):
         inbox.talk()

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from airy_trio.database import SQLITE, SQLITE_BUSY_TIMEOUT_S
 from airy_trio.verify.ledger import Ledger
-from airy_trio.verify.writers import RECONNECT_S, Rhythm, Table, Writer, transact_long
+from airy_trio.verify.writers import RECONNECT_S, ApplicationTable, Rhythm, Writer, transact_long
 
 WRITERS = 6
 LONG_S = 4.0
@@ -25,12 +25,12 @@ BEGUN = "begun"
 COUNTS = ("transactions", "rolled back", "connections lost", "long")
 
 
-def table_at(url: str) -> Table:
+def table_at(url: str) -> ApplicationTable:
     """Return the tags in the database of this URL."""
     if sa.make_url(url).get_backend_name() == SQLITE:
         more = {"connect_args": {"timeout": 4 * SQLITE_BUSY_TIMEOUT_S}}
-        return Table(sa.create_engine(url, isolation_level="AUTOCOMMIT", **more))
-    return Table(sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_size=WRITERS + 1))
+        return ApplicationTable(sa.create_engine(url, isolation_level="AUTOCOMMIT", **more))
+    return ApplicationTable(sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_size=WRITERS + 1))
 
 
 def main(url: str, seed: str, long_after_s: float, rhythm: Rhythm, long_s: float) -> None:
