@@ -27,7 +27,7 @@ async def proxy(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
         yield proxy
 
 
-@pytest.fixture(params=["database", "session", "conversation"])
+@pytest.fixture(params=["database", "session", "pipeline"])
 async def ask(request: pytest.FixtureRequest, proxy: StallingProxy) -> AsyncIterator[Ask]:
     """Run a statement that returns one value, in each of the ways that we have."""
     engine = postgres_engine(proxy.url, connect_timeout_s=CONNECT_TIMEOUT_S)
