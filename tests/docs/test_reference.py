@@ -52,6 +52,6 @@ def test_what_the_source_cites_of_the_wire_is_there() -> None:
 
 def test_each_line_of_the_wire_has_its_test() -> None:
     lines = re.findall(r"^(\d+)\. ", (FOLDER / "wire.md").read_text(), flags=re.MULTILINE)
-    tests = [(ROOT / "tests" / folder / "test_wire_contract.py").read_text() for folder in ("stomp", "websocket")]
+    tests = [(ROOT / "tests" / folder / "test_wire_contract.py").read_text() for folder in ("stomp", "sessions")]
     tested = {int(number) for text in tests for number in re.findall(r"def test_line_(\d+)_", text)}
     assert [int(number) for number in lines] == sorted(tested)
