@@ -1,0 +1,60 @@
+"""``Inbox.unless_gone``: waiting on a client's behalf while its messages are read ahead."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+from trio_websocket import ConnectionClosed
+
+from airy_trio.sessions.conversation import Inbox
+
+
+class Client:
+    """Sends one message a second, then leaves if ``leaves``."""
+
+    def __init__(self, count: int, *, leaves: bool = False) -> None:
+        self.received = 0
+        self._count = count
+        self._leaves = leaves
+
+    async def receive(self) -> str:
+        if self.received == self._count and not self._leaves:
+            await trio.sleep_forever()
+        await trio.sleep(1)
+        if self.received == self._count:
+            raise ConnectionClosed(None)
+        self.received += 1
+        return str(self.received)
+
+
+async def answer_after(seconds: float) -> str:
+    await trio.sleep(seconds)
+    return "answer"
+
+
+async def test_messages_during_the_wait_come_next_in_order(autojump_clock: MockClock) -> None:
+    inbox = Inbox(Client(4).receive, bytes_max=10_000)
+    assert await inbox.unless_gone(answer_after(2.5)) == "answer"
+    assert [await inbox.next() for _ in range(4)] == ["1", "2", "3", "4"]
+
+
+async def test_leaving_cancels_the_work(autojump_clock: MockClock) -> None:
+    inbox = Inbox(Client(2, leaves=True).receive, bytes_max=10_000)
+    with pytest.raises(ConnectionClosed):
+        await inbox.unless_gone(answer_after(1000))
+    assert trio.current_time() < 5
+
+
+async def test_reading_ahead_is_bounded(autojump_clock: MockClock) -> None:
+    client = Client(100)
+    await Inbox(client.receive, bytes_max=200).unless_gone(answer_after(50))
+    assert client.received < 5
+
+
+async def test_an_exception_of_the_work_is_not_wrapped(autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        await trio.sleep(1)
+        message = "away"
+        raise LookupError(message)
+
+    with pytest.raises(LookupError, match="away"):
+        await Inbox(Client(0).receive, bytes_max=200).unless_gone(fail())
