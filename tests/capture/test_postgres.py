@@ -241,7 +241,7 @@ async def test_older_copy_of_the_cluster_is_noticed(own_postgres: Postgres) -> N
     copy.rename(data)
     own_postgres.start()
     async with feed_of(application, settings) as feed:
-        with pytest.raises(ResumePointLost, match="gone back"):
+        with pytest.raises(ResumePointLost, match="older state"):
             await feed.read(after, 10)
         after = await feed.restart()
         application.tag("new")
