@@ -11,7 +11,6 @@ TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill
 DEMO ?=
 
 BIN := $(VENV)/bin
-LINES_MAX := 500
 
 CFLAGS ?= -O2
 # What `make bench` hands on, for example: make bench BENCH=--quick
@@ -55,8 +54,6 @@ screenshots: $(VENV)/.tests ## the pictures of the console, in docs/images; need
 
 check: $(VENV)/.checks ## every linter, the type checker, the layers
 	@$(MAKE) --no-print-directory -j 2 check-async check-types check-style check-layers
-	@find airy_trio -name '*.py' -exec wc -l {} + | awk '$$1 > $(LINES_MAX) && $$2 != "total" \
-	  {print "note: " $$2 " has " $$1 " lines, over $(LINES_MAX): is there a second subject inside?"}'
 
 check-style: $(VENV)/.checks ## ruff alone
 	$(BIN)/ruff check
