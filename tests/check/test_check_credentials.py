@@ -31,7 +31,7 @@ def test_file_without_a_key_is_a_problem(
         path.write_bytes(data)
     settings = sqlite_application.migrate(f'[auth]\nmode = "jwt"\njwt_key = "{path}"')
     (finding,) = check(settings).of("problem")
-    assert finding.startswith("auth.jwt_key: taken for the name of a ")
+    assert finding.startswith("auth.jwt_key: understood as the name of a ")
     assert "hunter2" not in finding
     with pytest.raises(SettingsError, match=words) as caught:
         trio.run(app.serve, settings)

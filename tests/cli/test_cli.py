@@ -68,18 +68,18 @@ def message_of(finished: Finished, code: int) -> str:
 @pytest.mark.parametrize(
     "text, message",
     [
-        (f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n', "listner: unknown setting, nearest is listener"),
+        (f'[database]\nurl = "{POSTGRES_URL}"\n[listner]\n', "listner: unknown setting; did you mean listener?"),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = "8080"\n',
-            'listener.port: found text "8080", allowed is an integer',
+            'listener.port: found string "8080", expected an integer',
         ),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[listener]\nport = 65536\n',
-            "listener.port: found integer 65536, allowed is a number from 0 to 65535",
+            "listener.port: found integer 65536, expected a number from 0 to 65535",
         ),
         (
             f'[database]\nurl = "{POSTGRES_URL}"\n[logging]\nlevel = "loud"\n',
-            'logging.level: found text "loud", allowed is',
+            'logging.level: found string "loud", expected',
         ),
         ('[database]\nurl = "${AIRY_TEST_UNSET}"\n', "database.url: "),
         ("[listener]\n", "database.url: missing"),

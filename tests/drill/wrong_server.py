@@ -26,7 +26,7 @@ _NEXT = (
 class SeqFeed(PostgresFeed):
     """``PostgresFeed`` that reads by ``seq`` alone."""
 
-    async def _read_few(self, *_: object) -> None:
+    async def _read_fast(self, *_: object) -> None:
         """Disable the fast path, so that ``_rows`` is always used."""
 
     def _rows(

@@ -20,9 +20,9 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 32
+ROW_MAX = 31
 SUBSCRIBE_MAX = 18
-START_MAX = 51
+START_MAX = 52
 TIMEOUT_S = 20.0
 IDLE_S = 2.0
 

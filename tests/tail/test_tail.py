@@ -175,7 +175,7 @@ async def test_waits_for_an_unavailable_database(own_postgres: Postgres, tmp_pat
             '[log]\nstore = "memory"\n',
             'log.store: "memory" is inside the server process and cannot be read',
         ),
-        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server makes it)"),
+        ("", "log.url: the event log {folder}/app.db.airy-trio.db does not exist (the server creates it)"),
     ],
 )
 def test_missing_store_is_reported(more: str, message: str, tmp_path: Path, command_line: CommandLine) -> None:
