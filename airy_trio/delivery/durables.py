@@ -80,7 +80,7 @@ class DurableClaim:
 
     subscription: Subscription
     stored: Claim
-    reclaim_until: float
+    reclaim_until: float = -math.inf
     claimed: trio.Event = field(factory=trio.Event)
     position: Position | None = None
     started: bool = False
@@ -140,7 +140,7 @@ class Durables:
         Acknowledgements of that client are written first, so they are part of ``position`` once it is ``claimed``.
         """
         now = trio.current_time()
-        claim = DurableClaim(subscription, Claim(owner, name, secrets.token_hex(TOKEN_BYTES)), now + RECLAIM_WITHIN_S)
+        claim = DurableClaim(subscription, Claim(owner, name, secrets.token_hex(TOKEN_BYTES)))
         former = self._by_key.get(claim.key)
         if former is not None:
             self.release(former.subscription)
@@ -190,7 +190,7 @@ class Durables:
 
     async def wait_written(self) -> None:
         """Write all that is recorded now without delay; return when the store has it."""
-        if self._unwritten or self._released or self._writing:
+        if self._unwritten or self._released or self._writing or self._reclaiming:
             written = trio.Event()
             self._waiting.append(written)
             self._changed.set()
@@ -275,7 +275,8 @@ class Durables:
         finally:
             self._writing = False
         for claim, position in positions.items():
-            claim.position = position
+            if claim not in self._reclaiming:  # its position was rejected, and is written after the second claim
+                claim.position = position
 
     def _replaced(self, replaced: Sequence[Claim]) -> None:
         """Claim again, or disconnect, for each holder that the store has replaced by another one."""
@@ -287,7 +288,6 @@ class Durables:
                 logger.info("durable subscription claimed again", user=stored.owner, durable=stored.name)
                 claim.reclaim_until = -math.inf
                 self._reclaiming.add(claim)
-                self._unclaimed.setdefault(claim.address, {})[claim] = None
             else:
                 logger.info("durable subscription taken over by another server", user=stored.owner, durable=stored.name)
                 claim.subscription.client.disconnect(TAKEN_OVER)
@@ -295,13 +295,14 @@ class Durables:
     def _claimable(self) -> list[DurableClaim]:
         """Return the oldest unclaimed ones of each address, as many as it has left in this period.
 
+        Second claims come first and do not count: the receipts of all clients wait for them, and each was paced before.
         A name whose former claim still has acknowledgements to write has to wait: the new claim starts after them.
         """
         now = trio.current_time()
         if now >= self._period_ends:
             self._period_ends = now + CLAIMS_PERIOD_S
             self._claimed_in_period.clear()
-        found: list[DurableClaim] = []
+        found = list(islice(self._reclaiming, STEP_MAX))
         for address, claims in self._unclaimed.items():
             left = STEP_MAX - len(found)
             if address is not None:
@@ -316,7 +317,7 @@ class Durables:
         claims = self._claimable()
         if not claims:
             return
-        addresses = Counter(claim.address for claim in claims)
+        addresses = Counter(claim.address for claim in claims if claim not in self._reclaiming)
         self._claimed_in_period.update(addresses)
         for address in addresses:
             self._unclaimed.move_to_end(address)  # if a step has no room for all addresses, the others are next
@@ -324,7 +325,9 @@ class Durables:
         for claim, position in zip(claims, positions, strict=True):
             claim.position = position
             self._remove_unclaimed(claim)
-            claim.claimed.set()
+            if not claim.claimed.is_set():
+                claim.reclaim_until = trio.current_time() + RECLAIM_WITHIN_S
+                claim.claimed.set()
             if claim in self._reclaiming:
                 self._reclaiming.remove(claim)
                 self._unwritten[claim] = None

@@ -529,6 +529,75 @@ async def test_of_two_live_clients_the_last_one_keeps_the_claim(
         assert not second.ending.event.is_set()
 
 
+OF_A_LOST_CONNECTION = Claim("ann", "inbox", "delayed")
+
+
+@pytest.mark.parametrize("command", ["ACK", "UNSUBSCRIBE", "DISCONNECT"])
+async def test_receipt_waits_for_a_second_claim(
+    server: Server, store: Store, command: str, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    client = (await come(server, ("replay", "all"))).client
+    (frame,) = await take(client, 1)
+    await store.claim([OF_A_LOST_CONNECTION])
+    store.delay_s = 3.0
+    await client.acknowledge(frame)
+    await trio.sleep(WRITE_AFTER_S + 1)
+    assert len(store.claims) == 3, "the second claim is on its way"
+    id_ = (frame.get("ack") or "") if command == "ACK" else "0"
+    await client.send(Frame(command, (("id", id_), ("receipt", "r"))))
+    assert (await client.receive()).get("receipt-id") == "r"
+    assert await store.offset() == 1
+
+
+async def test_acknowledgement_of_a_client_that_leaves_during_a_second_claim_is_stored(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 1)
+    plugged = await come(server, ("replay", "all"))
+    (frame,) = await take(plugged.client, 1)
+    await store.claim([OF_A_LOST_CONNECTION])
+    store.delay_s = 3.0
+    await plugged.client.acknowledge(frame)
+    await trio.sleep(WRITE_AFTER_S + 1)
+    await leave(plugged)
+    await trio.sleep(10)
+    assert await store.offset() == 1
+
+
+async def test_second_claims_do_not_wait_behind_first_claims(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
+    await server.append(1, 2)
+    (other,) = await from_addresses(server, "192.0.2.2")
+    await claim(other, ("replay", "all"), name="mine")
+    first, _ = await take(other, 2)
+    young, *crowd = await from_addresses(server, *["192.0.2.1"] * 191)
+    await claim(young, ("replay", "all"))
+    frame, _ = await take(young, 2)
+    await store.claim([OF_A_LOST_CONNECTION])
+    await claim_each(crowd)
+    await young.acknowledge(frame)
+    await trio.sleep(CLAIMS_PERIOD_S + 0.01)
+    begun_at = trio.current_time()
+    await other.acknowledge(first, headers=[("receipt", "r")])
+    assert (await other.receive()).get("receipt-id") == "r"
+    assert trio.current_time() - begun_at < SOON_S
+
+
+async def test_claim_is_young_after_an_outage(server: Server, store: Store, autojump_clock: MockClock) -> None:
+    plugged = await log_in(server)
+    store.fault = StoreUnavailable("away")
+    headers = (("id", "0"), ("destination", "/events"), ("durable", "inbox"), ("ack", "client"), ("receipt", "r"))
+    await plugged.client.send(Frame("SUBSCRIBE", headers))
+    await trio.sleep(RECLAIM_WITHIN_S + 10)
+    store.fault = None
+    assert (await plugged.client.receive()).command == "RECEIPT"
+    await store.claim([OF_A_LOST_CONNECTION])
+    await trio.sleep(2 * SCAN_EVERY_S)
+    assert not plugged.ending.event.is_set()
+
+
 # When it is written
 
 
