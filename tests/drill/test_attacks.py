@@ -2,7 +2,8 @@
 
 `make attacks` runs all of them and writes ``bench/ATTACKS.md``; `make attacks ATTACKS=C2,C8` runs some and prints the
 table. Without ``ATTACKS`` only a few cheap ones run. Whether honest clients receive everything is always asserted; how
-soon, only if nothing else takes much of this machine meanwhile.
+soon, only if nothing else takes much of this machine meanwhile. The p99 of a round is that of one event in a hundred,
+which one pause of the machine can delay. So a round that misses it is run twice more, and the median counts.
 """
 
 import json
@@ -22,6 +23,7 @@ from attrs import define, evolve, field, frozen
 from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from bench import report
 from tests.application import Application
+from tests.application import application as new_application
 from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, page, resident_kib
 from tests.drill.attacks import JWT_SECRET
 from tests.drill.machine import Machine, watched
@@ -39,6 +41,8 @@ ATTACKED_S: Final = 4.0
 SEEN_EVERY_S: Final = 0.25
 PROBE_TIMEOUT_S: Final = 1.0
 END_S: Final = 8.0
+ROUNDS: Final = 3
+"""If the first misses its p99."""
 START_S: Final = 20.0
 SLOW_MS_MAX, SLOW_TIMES_MAX = 100, 5
 ANSWERED_MIN: Final = 0.9
@@ -194,18 +198,30 @@ class Row:
     seen: Seen
     machine: Machine
 
-    def failures(self) -> list[str]:
-        """What does not hold; what depends on speed only on a calm machine."""
-        p99_max = max(SLOW_MS_MAX, SLOW_TIMES_MAX * self.calm_ms[1])
-        late = self.attacked_ms[1] > p99_max and self.machine.calm()
-        silent = self.seen.answers < ANSWERED_MIN * self.seen.probes and self.machine.calm()
-        large = self.hostile_kib > HOSTILE_KIB_MAX
+    def late_ms_max(self) -> float:
+        return max(SLOW_MS_MAX, SLOW_TIMES_MAX * self.calm_ms[1])
+
+    def late(self) -> bool:
+        """Whether events came too late; only on a calm machine."""
+        return self.attacked_ms[1] > self.late_ms_max() and self.machine.calm()
+
+    def faults(self) -> list[str]:
+        """Return what must never be missing, however busy the machine is."""
         return [
             *([f"{HONEST - self.received} of {HONEST} honest clients missed events"] if self.received < HONEST else []),
-            *([f"p99 {self.attacked_ms[1]:.0f} ms, more than {p99_max:.0f} ms"] if late else []),
+            *([self.seen.ended] if not self.seen.ended.startswith("ended with 0 ") else []),
+        ]
+
+    def failures(self) -> list[str]:
+        """Return what does not hold; what depends on speed only on a calm machine."""
+        silent = self.seen.answers < ANSWERED_MIN * self.seen.probes and self.machine.calm()
+        late = f"p99 {self.attacked_ms[1]:.0f} ms, more than {self.late_ms_max():.0f} ms"
+        large = self.hostile_kib > HOSTILE_KIB_MAX
+        return [
+            *self.faults(),
+            *([late] if self.late() else []),
             *([f"{self.hostile_kib:.0f} KiB a hostile connection"] if large else []),
             *([f"{self.seen.answers} of {self.seen.probes} answers of /livez"] if silent else []),
-            *([self.seen.ended] if not self.seen.ended.startswith("ended with 0 ") else []),
         ]
 
     def cells(self) -> tuple[str, ...]:
@@ -250,7 +266,8 @@ ABOUT: Final = f"""\
 `make attacks`. Each attack runs for {ATTACKED_S:g} s against a fresh server on SQLite, after {CALM_S:g} s of calm.
 
 - {HONEST} honest clients receive some {1 / PAUSE_S:.0f} events a second. Times are from the commit to the client.
-  An event that never came counts until the end.
+  An event that never came counts until the end. If the p99 misses its target, two more rounds are run, and the
+  median round is shown.
 - Memory is the most that the server grew under attack beyond {SLACK_KIB // 1024} MiB for all, divided by the number
   of hostile connections.
 - An attack counts as cut if the server closes its connection while it sends.
@@ -264,36 +281,46 @@ ABOUT: Final = f"""\
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", chosen(), ids=lambda case: f"{case.id}-{case.attack}")
-async def test_honest_clients_are_served_under_a_costly_attack(
-    case: Case, rows: list[Row], sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_honest_clients_are_served_under_a_costly_attack(case: Case, rows: list[Row], tmp_path: Path) -> None:
+    rounds = [await measured(case, tmp_path / "1")]
+    if rounds[0].late():
+        rounds += [await measured(case, tmp_path / str(number)) for number in range(2, ROUNDS + 1)]
+    rows.append(sorted(rounds, key=lambda row: row.attacked_ms[1])[len(rounds) // 2])
+    assert [failure for row in rounds for failure in row.faults()] + rows[-1].failures() == []
+
+
+async def measured(case: Case, folder: Path) -> Row:
+    """Run one round against a fresh server and database."""
+    await trio.Path(folder).mkdir()
     port = free_ports(5)
-    config, tls = case.arranged.prepare(sqlite_application, tmp_path, port)
-    seen, honest = Seen(), list[Honest]()
-    with trio.fail_after(START_S + CALM_S + ATTACKED_S + 3 * END_S):
+    with (
+        trio.fail_after(START_S + CALM_S + ATTACKED_S + 3 * END_S),
+        new_application(f"sqlite:///{folder}/app.db", create=True) as application,
+    ):
+        config, tls = case.arranged.prepare(application, folder, port)
+        seen, honest = Seen(), list[Honest]()
         async with (
             case.arranged.started(config, port) as serving,
             AsyncExitStack() as stack,
             trio.open_nursery() as nursery,
         ):
-            await caught_up(sqlite_application, port, tls)
+            await caught_up(application, port, tls)
             for _ in range(HONEST):
                 client = await connect(HOST, port, headers=CREDENTIALS, tls=tls)
                 honest.append(Honest(await stack.enter_async_context(client)))
                 await client.subscribe(headers=[("replay", "none")])
                 nursery.start_soon(honest[-1].read, seen.last)
-            async with watched(tmp_path) as machine, trio.open_nursery() as measuring:
-                measuring.start_soon(seen.write, sqlite_application, case.pause_s)
+            async with watched(folder) as machine, trio.open_nursery() as measuring:
+                measuring.start_soon(seen.write, application, case.pause_s)
                 await trio.sleep(CALM_S)
                 seen.calm_until, seen.calm_kib = seen.written, await resident_kib(serving)
                 await attack(case, seen, serving, port, tls)
                 measuring.cancel_scope.cancel()
-            await end(seen, honest, sqlite_application)
+            await end(seen, honest, application)
             seen.log_lines = len(serving.err.all)
             seen.ended = await ended(serving)
             nursery.cancel_scope.cancel()
-    rows.append(row_of(case, seen, honest, machine))
-    assert rows[-1].failures() == []
+    return row_of(case, seen, honest, machine)
 
 
 async def attack(case: Case, seen: Seen, serving: Server, port: int, tls: ssl.SSLContext | None) -> None:
