@@ -113,9 +113,10 @@ chaos: $(VENV)/.tests ## hostile connections beside honest ones
 attacks: $(VENV)/.tests ## what each costly attack costs honest clients, one after another
 	ATTACKS=$(ATTACKS) $(BIN)/python -m pytest -s tests/drill/test_attacks.py
 
-fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/; Linux on x86-64
+fuzz: $(VENV)/.fuzzes ## coverage-guided fuzzing of stomp/ and WebSocket frames; Linux on x86-64
 	$(BIN)/python -m fuzz.run decoder $(FUZZ_SECONDS)
 	$(BIN)/python -m fuzz.run connection $(FUZZ_SECONDS)
+	$(BIN)/python -m fuzz.run frames $(FUZZ_SECONDS)
 
 bench/build/%: bench/%.c bench/program.h
 	@command -v $(CC) >/dev/null || { echo "the benchmark needs a C compiler: install one, or name it with CC=…"; exit 1; }

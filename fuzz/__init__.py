@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of ``airy_trio/stomp/``: `make fuzz`."""
+"""Coverage-guided fuzzing of ``airy_trio/stomp/`` and of the reader of WebSocket frames: `make fuzz`."""

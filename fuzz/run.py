@@ -1,6 +1,6 @@
-"""Fuzz one target with atheris, guided by the coverage of ``stomp/``, until the time is over.
+"""Fuzz one target with atheris, guided by the coverage of the code under test, until the time is over.
 
-    python -m fuzz.run decoder|connection SECONDS [FILE ...]
+    python -m fuzz.run decoder|connection|frames SECONDS [FILE ...]
 
 With files it runs only these inputs, as found and stored by an earlier run. Exit code 0: nothing was found.
 """
@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("the fuzzer, atheris, is not installed: it has wheels for Linux on x86-64 only")
 
-with atheris.instrument_imports(include=["airy_trio.stomp", "fuzz.targets"]):
+with atheris.instrument_imports(include=["airy_trio.stomp", "airy_trio.websocket.frames", "fuzz.targets"]):
     from fuzz import targets
 
 INPUT_BYTES_MAX = 512

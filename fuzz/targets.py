@@ -15,6 +15,7 @@ from airy_trio.stomp.encoder import EOL, NUL, encode, message_head
 from airy_trio.stomp.errors import LocalProtocolError, RemoteProtocolError
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.stomp.requests import Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.websocket.frames import CLOSE, MESSAGES, FrameError, FrameReader
 
 ROOMY = Limits(frame_bytes_max=1 << 24, header_count_max=10_000, header_line_bytes_max=1 << 20, command_bytes_max=1000)
 TIGHT = Limits(frame_bytes_max=64, header_count_max=3, header_line_bytes_max=24, command_bytes_max=12)
@@ -30,6 +31,7 @@ OPTIONS = ConnectionOptions(
 )
 VERSIONS = (None, *Version)
 PIECES_MAX = 8
+MESSAGE_BYTES_MAX = 64
 FAULTS = frozenset(fault for fault in vars(errors).values() if isinstance(fault, errors.Fault))
 
 DICTIONARY = (
@@ -62,6 +64,7 @@ SEEDS = (
     b"\3\2" + _CONNECT + b"BEGIN\ntransaction:t\n\n\0ACK\nid:1.x-1\ntransaction:t\n\n\0COMMIT\ntransaction:t\n\n\0",
     b"\3\3" + _CONNECT + b"NACK\nid:0\ncontent-length:3\n\na\0b\0DISCONNECT\nreceipt:d\n\n\0SEND\n\n\0",
     b"\3\5" + _CONNECT + b"SEND\ndestination:/events\nreceipt:s\n\n\0SUBSCRIBE\n\n\0",
+    b"\0\4" + b"\x01\x82\1\2\3\4\xcb\xb8\x89\x80\1\2\3\4\x80\x81\1\2\3\4x\x88\x82\1\2\3\4\2\xea",  # frames
     b"\0\4" + b"NACK\nid:0\ncontent-length:35\n\n" + b"x" * 35 + b"\0",  # one more than TIGHT allows
 )
 """The first inputs: one octet for the version, one for the cuts, then the stream."""
@@ -88,7 +91,34 @@ def check_connection(data: bytes) -> None:
     assert conversed(list(_cut(stream, seed))) == conversed([stream])
 
 
-TARGETS: Mapping[str, Callable[[bytes], None]] = {"decoder": check_decoder, "connection": check_connection}
+def check_frames(data: bytes) -> None:
+    """Any stream, cut anywhere, gives the same WebSocket frames and fault. The first octets only choose the cuts."""
+    _, seed, stream = _parted(data)
+    whole = _frames_of([stream])
+    assert _frames_of(list(_cut(stream, seed))) == whole
+    frames, _ = whole
+    assert all(len(content) <= (MESSAGE_BYTES_MAX if opcode in MESSAGES else 125) for opcode, content in frames)
+    assert all(opcode != CLOSE for opcode, _ in frames[:-1]), "nothing follows a Close frame"
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "decoder": check_decoder,
+    "connection": check_connection,
+    "frames": check_frames,
+}
+
+
+def _frames_of(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], int | None]:
+    """Read the frames of a client; the second value is the code of the Close frame after a fault."""
+    reader, frames = FrameReader(MESSAGE_BYTES_MAX), list[tuple[int, bytes]]()
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (found := reader.next()) is not None:
+                frames.append(found)
+    except FrameError as fault:
+        return frames, fault.code
+    return frames, None
 
 
 def _parted(data: bytes) -> tuple[Version | None, int, bytes]:

@@ -32,7 +32,8 @@ PROGRAM = Path(sys.executable).resolve()
 
 def config_of(application: Application, folder: Path, *, port: int = 0, admin_port: int = 0) -> Path:
     config = configure(application, folder, port=port, workers=2)
-    config.write_text(config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}"))
+    text = config.read_text().replace("[admin]\nport = 0", f"[admin]\nport = {admin_port}")
+    config.write_text(text.replace("[logging]\n", '[logging]\nlevel = "debug"\n'))
     return config
 
 

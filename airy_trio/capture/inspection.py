@@ -4,12 +4,11 @@
 the queries of the feed once with no keys. It reports all faults together, and each fault names its setting, so that an
 operator can correct a settings file in one pass.
 
-An application may alter its tables while a server runs. ``inspect_again`` describes the same tables as they are now,
-and ``read_current`` repeats a read whose tables have changed.
+An application may alter its tables while a server runs. ``inspect_again`` describes the same tables as they are now.
 """
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Final
 
@@ -17,7 +16,7 @@ import sqlalchemy as sa
 from attrs import evolve, frozen
 from sqlalchemy.exc import DBAPIError
 
-from airy_trio.capture.feed import Batch, TablesChanged, Value
+from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import (
     FIELDS,
     WATERMARK,
@@ -35,9 +34,6 @@ from airy_trio.capture.mapping import (
 from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
 from airy_trio.errors import MappingError
-
-READS_MAX: Final = 5
-"""Attempts to read one batch while the application keeps altering its tables."""
 
 _STORED_AS_TEXT: Final = frozenset({"conversation_id", "channel_id"})
 """The fields, other than keys, that the event log stores in a text column."""
@@ -111,32 +107,6 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
 def missing_default_tables(connection: sa.Connection, options: TablesOptions) -> list[Kind]:
     """Return the kinds that are mapped to their default table, if that table does not exist."""
     return [kind for kind, mapping in options.items() if mapping.name is None and _find(connection, None, kind) is None]
-
-
-async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
-    """Read a batch. If the tables differ from their inspection, inspect them again and repeat the read.
-
-    ``renew`` inspects the tables and returns whether they have changed. Raises the errors of ``read``, with two
-    conditions: ``DatabaseRefused`` only if the tables have not changed, and ``TablesChanged`` only after ``READS_MAX``
-    attempts. Raises ``MappingError`` if the database refused the read because a mapped table or column is missing.
-    """
-    for _ in range(READS_MAX - 1):
-        refused: DatabaseRefused | None = None
-        try:
-            return await read()
-        except TablesChanged:
-            pass
-        except DatabaseRefused as error:
-            refused = error
-        try:
-            changed = await renew()
-        except MappingError:
-            if refused is not None:
-                raise
-            continue  # The missing table or column may be one that this read does not need.
-        if refused is not None and not changed:
-            raise refused
-    return await read()
 
 
 _POSTGRES_RELATION = sa.text(

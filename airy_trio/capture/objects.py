@@ -7,11 +7,12 @@ deleted; its event can carry only the fields that the change log holds of delete
 All queries of one batch must run in one transaction and see one snapshot, the one in which the change log was read.
 Otherwise a row might already show a later change, and the same state would be sent twice. The caller opens the
 transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; the fast path on
-Postgres does the latter, to send all of them in one round trip.
+Postgres does the latter, to send all of them in one round trip. ``read_current`` repeats a read whose tables have
+changed.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, assert_never
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 from attrs import frozen
 
 from airy_trio.capture.feed import (
+    Batch,
     ChangedObject,
     Channel,
     ChannelGone,
@@ -36,11 +38,16 @@ from airy_trio.capture.feed import (
 )
 from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
+from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import BoundQuery, Row, Rows
+from airy_trio.errors import MappingError
 
 DELETED: Final = "D"
 COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 """The columns of the change log that make a ``Change``."""
+
+READS_MAX: Final = 5
+"""Attempts to read one batch while the application keeps altering its tables."""
 
 Answers = Sequence[Rows]
 """The answers to the queries of a ``Reading``, in their order."""
@@ -351,3 +358,29 @@ def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
             raise AssertionError(kind)
         case _:
             assert_never(kind)
+
+
+async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
+    """Read a batch. If the tables differ from their inspection, inspect them again and repeat the read.
+
+    ``renew`` inspects the tables and returns whether they have changed. Raises the errors of ``read``, with two
+    conditions: ``DatabaseRefused`` only if the tables have not changed, and ``TablesChanged`` only after ``READS_MAX``
+    attempts. Raises ``MappingError`` if the database refused the read because a mapped table or column is missing.
+    """
+    for _ in range(READS_MAX - 1):
+        refused: DatabaseRefused | None = None
+        try:
+            return await read()
+        except TablesChanged:
+            pass
+        except DatabaseRefused as error:
+            refused = error
+        try:
+            changed = await renew()
+        except MappingError:
+            if refused is not None:
+                raise
+            continue  # The missing table or column may be one that this read does not need.
+        if refused is not None and not changed:
+            raise refused
+    return await read()

@@ -39,9 +39,9 @@ import trio
 from attrs import evolve, field, frozen
 
 from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
-from airy_trio.capture.inspection import inspect_again, read_current
+from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import KINDS, Key, Kind, Table, Tables
-from airy_trio.capture.objects import Change, Objects
+from airy_trio.capture.objects import Change, Objects, read_current
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.capture.resume_points import parsed
 from airy_trio.database import POSTGRES, DedicatedConnection, quote_identifier

@@ -34,8 +34,7 @@ from sqlalchemy.dialects import postgresql
 
 from airy_trio.capture.change_log import MARKS_CHARS_MAX, STATE, TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.inspection import read_current
-from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.objects import COLUMNS, changes_of, read_current
 from airy_trio.capture.resume_points import Cluster, PostgresPoint
 from airy_trio.capture.wakeup import Wakeup
 from airy_trio.database import is_refusal, quote_text

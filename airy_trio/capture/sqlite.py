@@ -21,9 +21,9 @@ from attrs import evolve
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.inspection import inspect_again, read_current
+from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
-from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.objects import COLUMNS, changes_of, read_current
 from airy_trio.capture.resume_points import SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import Query

@@ -16,7 +16,7 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.stomp.encoder import EOL, NUL, message_head
-from airy_trio.websocket.stream import text_message
+from airy_trio.websocket.frames import text_message
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024

@@ -2,7 +2,7 @@
 
 Wire contract, "What is refused". Every task that serves a client disconnects it with a reason from this catalogue;
 only the session sends it. ``reason_after`` maps an exception to the reason for the client that was being served: the
-fan-out, the send tasks, the timer wheel, the session and the reader of trio-websocket all use it.
+fan-out, the send tasks, the timer wheel and the session all use it.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,9 @@ from attrs import evolve, field, frozen
 
 from airy_trio.log.store import PositionExpired
 from airy_trio.stomp import errors
-from airy_trio.websocket.stream import StalledError
+from airy_trio.websocket.frames import TOO_LARGE as TOO_LARGE_CODE
+from airy_trio.websocket.frames import FrameError, TooManyFragmentsError
+from airy_trio.websocket.stream import StalledError, TooMuchInputError
 
 
 class Reconnect(Enum):
@@ -186,6 +188,19 @@ def reason_after(fault: Exception, session: str) -> DisconnectReason:
             return GONE
         case PositionExpired():
             return POSITION_EXPIRED
+        case FrameError():
+            return _after_frame_error(fault)
         case _:
             logger.error("session failed", session=session, exc_info=fault)
             return INTERNAL
+
+
+def _after_frame_error(fault: FrameError) -> DisconnectReason:
+    match fault:
+        case TooMuchInputError():
+            return TOO_LARGE
+        case TooManyFragmentsError():
+            return with_token("413-too-many-fragments", f"The client sent too much: {fault}.")
+        case _:  # without an ERROR: a peer that breaks the framing would not find it
+            reason = TOO_LARGE if fault.code == TOO_LARGE_CODE else PROTOCOL_ERROR
+            return evolve(reason, token=None, close_code=fault.code, details=str(fault))

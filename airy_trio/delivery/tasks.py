@@ -1,7 +1,6 @@
 """The tasks of one session, in a nursery that all sessions share: a task that fails disconnects its own client only.
 
-``Tasks`` is given to trio-websocket in place of a nursery, for its reader task. A real nursery for each session would
-cost memory and connects per second.
+A real nursery for each session would cost memory and connects per second.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,21 +17,18 @@ Arguments = TypeVarTuple("Arguments")
 class Tasks:
     """Starts tasks for a client. The session that owns it calls ``stop`` before it ends."""
 
-    __slots__ = ("_client", "_ended", "_first", "_scopes", "_start_soon")
+    __slots__ = ("_client", "_ended", "_scopes", "_start_soon")
 
     def __init__(self, connections: trio.Nursery, client: Client) -> None:
         self._start_soon = connections.start_soon
         self._client = client
-        self._scopes: list[trio.CancelScope] = []  # two or three: smaller than a set
-        self._first: trio.CancelScope | None = None
-        self._ended: trio.Event | None = None  # set when a task ends, if `_wait_ended` waits for it
+        self._scopes: list[trio.CancelScope] = []  # few: smaller than a set
+        self._ended: trio.Event | None = None  # set when a task ends, if `stop` waits for it
 
     def start_soon(self, function: Callable[[*Arguments], Awaitable[object]], *arguments: *Arguments) -> None:
         """Start a task. If an exception leaves it, the client is disconnected."""
         scope = trio.CancelScope()
         self._scopes.append(scope)
-        if self._first is None:
-            self._first = scope
         # Given explicitly, because Trio would make a new string for each task.
         name = getattr(function, "__qualname__", None)
         self._start_soon(self._run, scope, function, arguments, name=name)
@@ -42,19 +38,8 @@ class Tasks:
         for scope in self._scopes:
             scope.cancel()
         while self._scopes:
-            await self._wait_ended()
-
-    async def stop_first(self) -> None:
-        """Cancel the task that was started first and wait until it has ended. Idempotent."""
-        if self._first is not None:
-            self._first.cancel()
-        while self._first in self._scopes:
-            await self._wait_ended()
-
-    async def _wait_ended(self) -> None:
-        if self._ended is None or self._ended.is_set():
             self._ended = trio.Event()
-        await self._ended.wait()
+            await self._ended.wait()
 
     async def _run(
         self,

@@ -10,32 +10,12 @@ from typing import Final
 
 import structlog
 import trio
-from attrs import evolve
-from trio_websocket import CloseReason
-from wsproto.frame_protocol import CloseReason as CloseCode
 
 from airy_trio.delivery.client import Client
-from airy_trio.delivery.disconnects import (
-    GONE,
-    INTERNAL,
-    PROTOCOL_ERROR,
-    TOO_LARGE,
-    TOO_SLOW,
-    DisconnectReason,
-    reason_after,
-    with_token,
-)
+from airy_trio.delivery.disconnects import TOO_SLOW, reason_after
 from airy_trio.delivery.tasks import Tasks
 from airy_trio.websocket.fair_queue import Turn
-from airy_trio.websocket.stream import (
-    CLOSE_BYTES_MAX,
-    PIECES_MAX,
-    SMALL_MAX,
-    FramedStream,
-    close_frame,
-    ends_with_close,
-    text_message,
-)
+from airy_trio.websocket.frames import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
 from airy_trio.websocket.transport import Transport
 
 logger = structlog.get_logger(__name__)
@@ -53,53 +33,38 @@ DROPPED_BYTES_MAX: Final = 65_536
 LOG_SAMPLE_EVERY_S: Final = 10.0
 
 
-def closed_by_protocol(stream: FramedStream, reason: CloseReason | None) -> DisconnectReason:
-    """Return why trio-websocket has ended: the client left, or it violated the WebSocket protocol."""
-    if stream.oversized or stream.flooded:
-        pieces = f"A message was sent in more than {PIECES_MAX} pieces, or in more than {SMALL_MAX} small ones."
-        return TOO_LARGE if stream.oversized else with_token("413-too-many-fragments", pieces)
-    if reason is None:
-        return INTERNAL  # its reader failed; `Tasks` logs the exception, perhaps later than this
-    if reason.code == CloseCode.ABNORMAL_CLOSURE:
-        return GONE
-    if reason.code == CloseCode.MESSAGE_TOO_BIG:
-        return evolve(TOO_LARGE, token=None)  # trio-websocket has written the Close frame
-    if stream.closing:
-        return GONE  # the client's Close frame has been answered
-    return evolve(PROTOCOL_ERROR, token=None, close_code=reason.code)
-
-
-async def close_handshake(client: Client, turn: Turn, *, reader: Tasks | None) -> bool:
+async def close_handshake(client: Client, turn: Turn) -> bool:
     """Send ERROR and Close frame and wait for the client's Close frame; False if the connection must be aborted.
 
-    ``reader``: the tasks of the session, the first of which is trio-websocket's reader; None if that is failing. It is
-    stopped before anything is written. Further input is dropped without being parsed: 100,000 small messages of ten
-    clients each would otherwise use all of the processor.
+    Further input is dropped without being parsed: 100,000 small messages of ten clients each would otherwise use all of
+    the processor.
     """
     reason, stream = client.reason, client.stream
     if reason is None or reason is TOO_SLOW or stream.stalled:
         return False
     with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
         try:
-            if reader is not None:
-                async with stream.lock:  # so that the reader is not cancelled in the middle of a write
-                    await reader.stop_first()
             if reason.token is not None:
                 error = client.connection.error(reason.token, reason.prose, reason.receipt_id, reason.headers)
                 await stream.write(text_message(error))
             if reason.close_code is not None:
                 await stream.close(close_frame(reason.close_code, reason.token or reason.name))
             if not stream.ended:
-                await read_to_end(stream.transport, turn, or_close=True)
+                await read_to_end(stream.transport, turn, after=stream.unread, or_close=True)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
     return False
 
 
-async def read_to_end(transport: Transport, turn: Turn, *, or_close: bool = False) -> None:
-    """Read and drop input to its end, or to a Close frame. Each read takes a turn in the fair queue."""
-    tail = b""
+async def read_to_end(transport: Transport, turn: Turn, *, after: bytes = b"", or_close: bool = False) -> None:
+    """Read and drop input to its end, or to a Close frame. Each read takes a turn in the fair queue.
+
+    ``after``: the input that came before.
+    """
+    tail = after[-CLOSE_BYTES_MAX:]
+    if or_close and ends_with_close(tail):
+        return
     while data := await transport.receive_some(DROPPED_BYTES_MAX):
         tail = (tail + data)[-CLOSE_BYTES_MAX:]
         if or_close and ends_with_close(tail):

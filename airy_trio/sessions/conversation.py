@@ -14,12 +14,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, TypeVar, assert_never
+from typing import Final, NoReturn, TypeVar, assert_never
 
 import structlog
 import trio
 from attrs import evolve, field, frozen
-from trio_websocket import ConnectionClosed
 
 from airy_trio.auth import Authenticator, Refusal, RefusalKind, User
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
@@ -48,12 +47,12 @@ from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
 from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue, Turn
-from airy_trio.websocket.stream import text_message
+from airy_trio.websocket.frames import text_message
+from airy_trio.websocket.stream import InputEnded
 
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Message = bytes | str
 
 # A message may hold thousands of frames. It is parsed in pieces, and other clients get a turn between two of them.
 PIECE_BYTES: Final = 512
@@ -114,18 +113,21 @@ class Services:
 class Inbox:
     """The messages of one client, in order. For one task.
 
-    ``receive``: returns the next message, and raises ``ConnectionClosed`` once the client has left; so do the methods.
+    ``receive``: returns the next message and can be cancelled without loss (``FramedStream.receive``); the methods
+    raise what it raises. ``turn``: awaited before a message that was read ahead.
     """
 
-    __slots__ = ("_ahead", "_bytes", "_bytes_max", "_receive")
+    __slots__ = ("_ahead", "_bytes", "_bytes_max", "_fault", "_receive", "_turn")
 
-    def __init__(self, receive: Callable[[], Awaitable[Message]], *, bytes_max: int) -> None:
+    def __init__(self, receive: Callable[[], Awaitable[bytes]], turn: Turn, *, bytes_max: int) -> None:
         self._receive = receive
+        self._turn = turn
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._ahead: deque[Message] | None = None  # an empty deque takes 600 bytes, in each of many thousand sessions
+        self._ahead: deque[bytes] | None = None  # an empty deque takes 600 bytes, in each of many thousand sessions
+        self._fault: Exception | None = None  # of reading ahead; comes after the messages
 
-    def next(self) -> Awaitable[Message]:
+    def next(self) -> Awaitable[bytes]:
         """Return the next message, to be awaited.
 
         Not a coroutine, because every idle session waits here and would keep the coroutine's frame in memory.
@@ -133,52 +135,53 @@ class Inbox:
         if self._ahead:
             return self._read_before(self._ahead)
         self._ahead = None
-        return self._receive()
+        return self._receive() if self._fault is None else self._fail()
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
-        """Await work on the client's behalf; cancel it and raise ``ConnectionClosed`` if the client leaves first.
+        """Await work on the client's behalf; if the client leaves first, cancel it and raise what ``receive`` raises.
 
         Messages that arrive meanwhile are read ahead for ``next``, up to about ``bytes_max``; then the client has to
         wait, and its leaving is noticed only after the work.
         """
         results: list[T] = []
-        faults: list[Exception] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read_ahead, nursery.cancel_scope, faults)
+            nursery.start_soon(self._read_ahead, nursery.cancel_scope)
             # Nothing is raised inside the nursery, because it would wrap the exception in a group.
             try:
                 results.append(await work)
             except Exception as fault:  # noqa: BLE001 - raised below
-                faults.append(fault)
+                self._fault = fault
             nursery.cancel_scope.cancel()
-        if results:
-            return results[0]
-        raise faults[0]
+        return results[0] if results else await self._fail()
 
-    async def _read_ahead(self, work: trio.CancelScope, faults: list[Exception]) -> None:
+    async def _fail(self) -> NoReturn:
+        fault, self._fault = self._fault, None
+        try:
+            raise fault or InputEnded
+        finally:
+            del fault  # its traceback refers to this frame, so this would be a cycle
+
+    async def _read_ahead(self, work: trio.CancelScope) -> None:
         ahead = self._ahead = self._ahead or deque()
         try:
             while self._bytes < self._bytes_max:
                 message = await self._receive()
                 ahead.append(message)
-                self._bytes += _size(message)
-        except ConnectionClosed as closed:
-            faults.append(closed)
+                self._bytes += MESSAGE_BYTES + len(message)
+        except Exception as fault:  # noqa: BLE001 - raised by `_fail`
+            self._fault = fault
             work.cancel()
 
-    async def _read_before(self, ahead: deque[Message]) -> Message:
+    async def _read_before(self, ahead: deque[bytes]) -> bytes:
         await trio.lowlevel.checkpoint()
+        await self._turn()
         message = ahead.popleft()
-        self._bytes -= _size(message)
+        self._bytes -= MESSAGE_BYTES + len(message)
         return message
 
 
-def _size(message: Message) -> int:
-    return MESSAGE_BYTES + len(message)
-
-
 class Conversation:
-    """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox``.
+    """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox`` in its turn.
 
     ``turn``: awaited to let other clients proceed. ``upgrade_token``: the token of the upgrade request, used if CONNECT
     has none. ``acks_ignored``: ACKs and NACKs of messages that are unknown or were acknowledged before. ``nacks``:
@@ -208,15 +211,11 @@ class Conversation:
         self.acks_ignored = 0
         self.nacks = 0
 
-    async def handle(self, message: Message) -> DisconnectReason | None:
+    async def handle(self, message: bytes) -> DisconnectReason | None:
         """Handle all frames in a message; return the disconnect reason if one of them ends the session."""
         client = self._client
         client.begin_request()
         try:
-            if client.stream.admitted:
-                client.stream.admitted = False  # the read that brought this message has waited for its turn
-            else:
-                await self._turn()
             for begin in range(0, len(message), PIECE_BYTES):
                 if begin:
                     await self._yield()
@@ -236,12 +235,12 @@ class Conversation:
         await trio.lowlevel.checkpoint()
         await self._turn()
 
-    async def _handle_piece(self, piece: Message) -> DisconnectReason | None:
-        fault: RemoteProtocolError | None = None
+    async def _handle_piece(self, piece: bytes) -> DisconnectReason | None:
+        refused: DisconnectReason | None = None
         try:
             requests = self._client.connection.receive(piece)
-        except RemoteProtocolError as error:
-            requests, fault = error.fulfilled, error
+        except RemoteProtocolError as fault:
+            requests, refused = fault.fulfilled, _after_fault(fault)
         answered = False
         for request in requests:
             if answered:
@@ -252,10 +251,7 @@ class Conversation:
             answered = isinstance(request, Subscribe) or (
                 not isinstance(request, Connect) and request.receipt is not None
             )
-        if fault is None:
-            return None
-        reason = with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
-        return evolve(reason, details=_DETAILS.get(fault.token, ""))
+        return refused
 
     async def _answer(self, request: Request) -> DisconnectReason | None:
         match request:
@@ -294,7 +290,7 @@ class Conversation:
             # They were revoked during the write, when only clients that were connected already were disconnected.
             return UNAUTHORIZED
         live = client.go_live()
-        logger.info("connection opened", session=client.session, address=client.address, user=user.name)
+        logger.debug("connection opened", session=client.session, address=client.address, user=user.name)
         if live:
             self._services.wheel.watch(ClientTimers(client, request.heartbeat, _expires_at(user)))
         return None
@@ -453,6 +449,11 @@ class Conversation:
         if receipt_id is not None:
             client = self._client
             await client.stream.write(text_message(client.connection.receipt(receipt_id, headers)))
+
+
+def _after_fault(fault: RemoteProtocolError) -> DisconnectReason:
+    reason = with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
+    return evolve(reason, details=_DETAILS.get(fault.token, ""))
 
 
 def _not_granted(request: Subscribe, details: str) -> DisconnectReason:

@@ -24,7 +24,7 @@ from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
 from airy_trio.delivery.fanout import Senders
 from airy_trio.stomp.requests import HeartBeat
-from airy_trio.websocket.stream import HEART_BEAT, PING
+from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
 
 # The resolution: a heart-beat is written up to this much early, a silent client is disconnected this much late.
 SLOT_S: Final = 0.1
@@ -93,7 +93,7 @@ class ClientTimers:
         data = b"" if self.heartbeat.outgoing_s is None else HEART_BEAT
         if now >= self.ping_at:
             self.pinged_at = now
-            data += PING
+            data += EMPTY_PING
         if not stream.offer(data, now):
             stream.written_at = now  # bytes are under way: check again after an interval
             return False

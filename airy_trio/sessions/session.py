@@ -3,29 +3,27 @@
 A session ends for exactly one reason. The conversation returns it, or any task disconnects the client with it; only the
 session sends it, and only the session closes the transport. An exception in a session ends that session and no other.
 
-The upgrade request is read and checked here (``websocket.request``, ``websocket.admission``), before trio-websocket
-sees anything: trio-websocket does not report Host, answers malformed requests in its own way, and keeps all headers in
-memory as long as the connection lasts. It is given a request that contains only what the handshake needs.
+One task does everything that a session waits for: it reads the upgrade request, then the client's messages, and
+answers. @FIGURES@
 """
 
 import secrets
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Final
 
 import structlog
 import trio
-from attrs import evolve, frozen
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from attrs import evolve
 
 from airy_trio.delivery.client import Client
-from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
+from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, reason_after
 from airy_trio.delivery.tasks import Tasks
-from airy_trio.sessions.closing import ABORT_TIMEOUT_S, close, close_handshake, closed_by_protocol
+from airy_trio.sessions.closing import ABORT_TIMEOUT_S, close, close_handshake
 from airy_trio.sessions.conversation import Conversation, Inbox, Services
 from airy_trio.stomp.connection import Connection
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, read_head, upgrade_in
-from airy_trio.websocket.stream import RECEIVE_BYTES_MAX, FramedStream
+from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
 
 logger = structlog.get_logger(__name__)
@@ -35,10 +33,6 @@ SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 SESSION_NAME_BYTES: Final = 8
 # Read from a client before CONNECT is accepted: twice the largest frame that it may send until then.
 BYTES_BEFORE_CONNECT_MAX: Final = 8192
-MESSAGE_QUEUE_SIZE: Final = 1
-_HANDSHAKE: Final = (
-    "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-)
 
 
 class Session:
@@ -71,7 +65,7 @@ class Session:
         """Serve the client until the connection is closed and the session's tasks have ended."""
         client = self.client
         client.scope.deadline = trio.current_time() + self._services.options.connect_timeout_s
-        reader_fails = orderly = False
+        orderly = False
         try:
             try:
                 with client.scope:
@@ -82,12 +76,6 @@ class Session:
                         reason = await conversation.handle(await conversation.inbox.next())
                         if reason is not None:
                             client.disconnect(reason)
-            except ConnectionClosed as closed:
-                if closed.reason is None:
-                    reader_fails = True  # its exception would be lost if it were cancelled now
-                client.disconnect(
-                    TOO_SLOW if client.stream.stalled else closed_by_protocol(client.stream, closed.reason)
-                )
             except Exception as fault:  # noqa: BLE001 - it ends this session
                 client.disconnect(reason_after(fault, client.session))
             client.disconnect(CONNECT_TIMEOUT)  # the first reason wins: without any, the deadline has passed
@@ -96,8 +84,7 @@ class Session:
             if self.conversation is None:  # there was no upgrade; an answer over HTTP must still reach the client
                 orderly = client.reason is not None and client.reason.name == REFUSED.name
             else:
-                reader = None if reader_fails else self._tasks
-                orderly = await close_handshake(client, self._turn, reader=reader)
+                orderly = await close_handshake(client, self._turn)
         except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
             client.disconnect(reason_after(fault, client.session))
         finally:
@@ -137,13 +124,7 @@ class Session:
         client, services = self.client, self._services
         try:
             await client.stream.transport.handshake()
-            upgraded = await upgrade(
-                self._tasks,
-                client.stream,
-                client.slot,
-                path=services.options.path,
-                message_bytes_max=services.options.frame_bytes_max,
-            )
+            request = await self._upgrade()
         except HandshakeError as error:
             services.sampled_log.log(
                 "TLS handshake failed", "TLS", session=client.session, address=client.address, reason=str(error)
@@ -155,19 +136,29 @@ class Session:
             prose = f"{refused.status.value}: {refused.words}"
             client.disconnect(evolve(REFUSED, prose=prose, details=refused.details))
             return
-        if upgraded is None:
-            client.disconnect(GONE)
-            return
         client.stream.limit(BYTES_BEFORE_CONNECT_MAX)
         services.senders.register(client, self._tasks)
         # The request itself is not kept: it contains credentials.
         self.conversation = Conversation(
             client,
             services,
-            Inbox(upgraded.ws.get_message, bytes_max=services.options.frame_bytes_max),
+            Inbox(client.stream.receive, self._turn, bytes_max=services.options.frame_bytes_max),
             turn=self._turn,
-            upgrade_token=services.authenticator.token_of_upgrade(upgraded.request.headers),
+            upgrade_token=services.authenticator.token_of_upgrade(request.headers),
         )
+
+    async def _upgrade(self) -> Request:
+        """Read the upgrade request and answer it. Raises ``RequestRefusedError`` after a refusal was written."""
+        stream, options = self.client.stream, self._services.options
+        try:
+            request = await _read_request(stream)
+            wanted = _check(request, self.client.slot, options.path)
+        except RequestRefusedError as error:
+            await stream.write(error.answer)
+            raise
+        subprotocol = next((known for known in SUBPROTOCOLS if known in wanted.subprotocols), None)
+        await stream.upgrade(wanted.answer(subprotocol), options.frame_bytes_max)
+        return request
 
     def _release(self) -> None:
         """Release everything that reads or writes for the client. Idempotent."""
@@ -178,46 +169,15 @@ class Session:
         self._services.wheel.forget(self.client)
 
 
-@frozen
-class Upgraded:
-    """A WebSocket, and the request that it was made from, which may contain credentials."""
-
-    ws: WebSocketConnection
-    request: Request
-
-
-async def upgrade(
-    tasks: Tasks, stream: FramedStream, slot: ConnectionSlot | None, *, path: str, message_bytes_max: int
-) -> Upgraded | None:
-    """Read the upgrade request and answer it; None if the peer left before the request was complete.
-
-    ``slot`` decides whether the request is admitted; None admits all. Raises ``RequestRefusedError`` if the request
-    did not become a WebSocket; it has been answered then.
-    """
-    try:
-        request = await _read_request(stream)
-        if request is None:
-            return None
-        wanted = _check(request, slot, path)
-    except RequestRefusedError as error:
-        refused = error
-    else:
-        ws = await _accept(tasks, stream, wanted, message_bytes_max)
-        return None if ws is None else Upgraded(ws, request)
-    await stream.write(refused.answer)
-    raise refused
-
-
-async def _read_request(stream: FramedStream) -> Request | None:
-    """Read the head of a request; None at the end of the stream. Raises ``RequestRefusedError``."""
+async def _read_request(stream: FramedStream) -> Request:
+    """Read the head of a request. Raises ``InputEnded`` and ``RequestRefusedError``."""
     data = bytearray()
-    while some := await stream.receive_some(RECEIVE_BYTES_MAX):
+    while True:
         parsed_before = len(data)
-        data += some
+        data += await stream.receive_some()
         request = read_head(data, parsed_before)
         if request is not None:
             return request
-    return None
 
 
 def _check(request: Request, slot: ConnectionSlot | None, path: str) -> Upgrade:
@@ -227,23 +187,3 @@ def _check(request: Request, slot: ConnectionSlot | None, path: str) -> Upgrade:
     if slot is not None:
         slot.examine(request, wanted)
     return wanted
-
-
-async def _accept(
-    tasks: Tasks, stream: FramedStream, wanted: Upgrade, message_bytes_max: int
-) -> WebSocketConnection | None:
-    """Let trio-websocket do the handshake; None if the peer leaves during it."""
-    subprotocol = next((known for known in SUBPROTOCOLS if known in wanted.subprotocols), None)
-    chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
-    stream.put_back(f"{_HANDSHAKE}Sec-WebSocket-Key: {wanted.key}\r\n{chosen}\r\n".encode("ascii"))
-    handshake = await wrap_server_stream(
-        cast("trio.Nursery", tasks),  # trio-websocket uses only `start_soon` of a nursery
-        stream,
-        message_queue_size=MESSAGE_QUEUE_SIZE,
-        max_message_size=message_bytes_max,
-        receive_buffer_size=RECEIVE_BYTES_MAX,
-    )
-    try:
-        return await handshake.accept(subprotocol=subprotocol)
-    except ConnectionClosed:
-        return None

@@ -26,6 +26,7 @@ from wsproto.events import (
     TextMessage,
 )
 from wsproto.events import Request as UpgradeRequest
+from wsproto.utilities import LocalProtocolError
 
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import encode
@@ -115,16 +116,16 @@ class WebSocketClient:
                 raise BrokenPromiseError(event)
 
     async def send_text(self, text: str) -> None:
-        """Send a text message."""
-        await self.stream.send_all(self._websocket.send(TextMessage(data=text)))
+        """Send a text message. Raises ``Closed`` after the server's Close frame was read, like the other methods."""
+        await self._write(TextMessage(data=text))
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a binary message."""
-        await self.stream.send_all(self._websocket.send(BytesMessage(data=data)))
+        await self._write(BytesMessage(data=data))
 
     async def ping(self) -> None:
         """Send a WebSocket PING. The answer is ignored."""
-        await self.stream.send_all(self._websocket.send(Ping()))
+        await self._write(Ping())
 
     async def close(self, code: int = 1000) -> None:
         """Send a Close frame. When the server answers, ``receive`` raises ``Closed``."""
@@ -146,6 +147,16 @@ class WebSocketClient:
                     pass
                 case _:
                     raise BrokenPromiseError(event)
+
+    async def _write(self, event: Event) -> None:
+        try:
+            data = self._websocket.send(event)
+        except LocalProtocolError:
+            for one in self._events:
+                if isinstance(one, CloseConnection):
+                    raise Closed(one.code, one.reason) from None
+            raise
+        await self.stream.send_all(data)
 
     async def _next_event(self) -> Event:
         while not self._events:

@@ -6,6 +6,7 @@ headers. No WebSocket client sends these, and two programs on the way could read
 
 import base64
 import binascii
+import hashlib
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -22,6 +23,8 @@ QUOTED_CHARS_MAX: Final = 255
 _BAD: Final = HTTPStatus.BAD_REQUEST
 _END: Final = b"\r\n\r\n"
 _KEY_BYTES: Final = 16
+_ACCEPT_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+"""The constant of RFC 6455, section 1.3, which proves that the server has understood the request."""
 _VERSION: Final = "13"
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.1\r\n")
@@ -97,6 +100,15 @@ class Upgrade:
     origin: str | None
     key: str
     subprotocols: tuple[str, ...]
+
+    def answer(self, subprotocol: str | None) -> bytes:
+        """Return the response that accepts the upgrade, with one of ``subprotocols`` or none."""
+        digest = hashlib.sha1(self.key.encode("ascii") + _ACCEPT_SUFFIX, usedforsecurity=False).digest()
+        chosen = "" if subprotocol is None else f"Sec-WebSocket-Protocol: {subprotocol}\r\n"
+        return (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode('ascii')}\r\n{chosen}\r\n"
+        ).encode("ascii")
 
 
 def read_head(data: bytes | bytearray, seen: int = 0) -> Request | None:

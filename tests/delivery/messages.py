@@ -2,7 +2,7 @@
 
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.frames import Frame, Version
-from airy_trio.websocket.stream import PING
+from airy_trio.websocket.frames import EMPTY_PING
 
 LIMITS = Limits(frame_bytes_max=2**24, header_count_max=100, header_line_bytes_max=2**16, command_bytes_max=100)
 
@@ -29,8 +29,8 @@ class Reader:
         return bool(self._data)
 
     def _next(self) -> bytes | None:
-        while self._data.startswith(PING):
-            self._data = self._data.removeprefix(PING)
+        while self._data.startswith(EMPTY_PING):
+            self._data = self._data.removeprefix(EMPTY_PING)
             self.pings += 1
         if len(self._data) < 2:
             return None

@@ -174,7 +174,7 @@ class Delivery:
             rig.turns += 1
             await trio.lowlevel.checkpoint()
 
-        conversation = Conversation(client, services, Inbox(trio.sleep_forever, bytes_max=0), turn=turn)
+        conversation = Conversation(client, services, Inbox(trio.sleep_forever, turn, bytes_max=0), turn=turn)
         rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
         self.senders.register(client, Tasks(self.nursery, client))

@@ -11,8 +11,8 @@ from airy_trio import websocket
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.disconnects import CATALOGUE, CLIENT_FAULT_TOKENS, DisconnectReason, Reconnect, with_token
 from airy_trio.stomp.encoder import plain
+from airy_trio.websocket.frames import CLOSE_REASON_BYTES_MAX
 from airy_trio.websocket.request import STATUSES
-from airy_trio.websocket.stream import CLOSE_REASON_BYTES_MAX
 
 
 def test_the_catalogue_is_the_wire_contracts() -> None:

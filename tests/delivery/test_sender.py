@@ -14,7 +14,7 @@ from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.stream import close_frame
+from airy_trio.websocket.frames import close_frame
 from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, rigged
 from tests.sessions.serving import event, events, open_log
 

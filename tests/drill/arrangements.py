@@ -31,7 +31,9 @@ from tests.postgres import NoPostgresError, Postgres, running_postgres
 from tests.redis_server import RedisServer, running_redis
 
 PAGE = 200
-"""A batch size with which a backlog is read in pages; with the default it fits into one batch."""
+"""A batch size with which a backlog is read in pages."""
+WHOLE = 100_000
+"""The largest batch size. With the default a backlog of a slow machine is read in pages too, and these may repeat."""
 FROZEN_S = 1.6
 RECORDING_S = 0.2
 """About the time in which a burst is read, translated and appended."""
@@ -65,7 +67,7 @@ class Arrangement:
     disturbances: Mapping[str, tuple[int, Disturbance]]
     recorded: Callable[[], Awaitable[Log]]
     settings: str = ""
-    batch_rows_max: int = 5000
+    batch_rows_max: int = WHOLE
     nodes: int = 2
     workers: int = 1
     repeats: bool = False
@@ -135,7 +137,7 @@ def crashing(crash: Callable[[], None], start: Callable[[], None]) -> Disturbanc
 
 
 def beside(
-    stack: ExitStack, _folder: Path, *, batch_rows_max: int = 5000, nodes: int = 2, workers: int = 1
+    stack: ExitStack, _folder: Path, *, batch_rows_max: int = WHOLE, nodes: int = 2, workers: int = 1
 ) -> Arrangement:
     """Put the log into the application's Postgres."""
     postgres = _postgres(stack)

@@ -25,7 +25,8 @@ from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
-from airy_trio.websocket.stream import HEART_BEAT, PING, FramedStream
+from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
+from airy_trio.websocket.stream import FramedStream
 from tests.sessions.serving import open_log
 
 
@@ -49,7 +50,7 @@ def timers_of(
     *,
     outgoing_s: float | None = None,
     incoming_s: float | None = None,
-    turn: Turn | None = None,
+    turn: Turn = trio.lowlevel.checkpoint,
 ) -> ClientTimers:
     connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
     stream = FramedStream(transport, send_timeout_s=10, turn=turn)
@@ -94,11 +95,11 @@ async def test_a_client_without_heart_beats_is_pinged_and_times_out(
     wheel.watch(one)
     pings = int(UNANSWERED_MAX_S / PING_EVERY_S) - 1
     await trio.sleep(UNANSWERED_MAX_S - 1)
-    assert transport.take() == PING * pings
+    assert transport.take() == EMPTY_PING * pings
     one.client.stream.read_at = trio.current_time()
     await trio.sleep(UNANSWERED_MAX_S - 1)
     assert one.client.reason is None
-    assert transport.take() == PING * pings
+    assert transport.take() == EMPTY_PING * pings
     await trio.sleep(1 + SLOT_S)
     assert one.client.reason is disconnects.UNANSWERED
 
@@ -132,7 +133,7 @@ async def test_client_that_sends_is_not_pinged(wheel: TimerWheel, autojump_clock
     assert [talking.take(), beating.take()] == [b"", b""]
 
 
-@pytest.mark.parametrize("outgoing_s, written", [(50, HEART_BEAT * 2 + PING), (1000, HEART_BEAT + PING)])
+@pytest.mark.parametrize("outgoing_s, written", [(50, HEART_BEAT * 2 + EMPTY_PING), (1000, HEART_BEAT + EMPTY_PING)])
 async def test_a_ping_is_written_with_an_expected_heart_beat(
     outgoing_s: float, written: bytes, wheel: TimerWheel, autojump_clock: MockClock
 ) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import trio
 from trio.testing import MockClock
-from trio_websocket import ConnectionClosed
 
 from airy_trio.sessions.conversation import Inbox
+from airy_trio.websocket.stream import InputEnded
 
 
 class Client:
@@ -16,14 +16,14 @@ class Client:
         self._count = count
         self._leaves = leaves
 
-    async def receive(self) -> str:
+    async def receive(self) -> bytes:
         if self.received == self._count and not self._leaves:
             await trio.sleep_forever()
         await trio.sleep(1)
         if self.received == self._count:
-            raise ConnectionClosed(None)
+            raise InputEnded
         self.received += 1
-        return str(self.received)
+        return b"%d" % self.received
 
 
 async def answer_after(seconds: float) -> str:
@@ -32,21 +32,21 @@ async def answer_after(seconds: float) -> str:
 
 
 async def test_messages_during_the_wait_come_next_in_order(autojump_clock: MockClock) -> None:
-    inbox = Inbox(Client(4).receive, bytes_max=10_000)
+    inbox = Inbox(Client(4).receive, trio.lowlevel.checkpoint, bytes_max=10_000)
     assert await inbox.unless_gone(answer_after(2.5)) == "answer"
-    assert [await inbox.next() for _ in range(4)] == ["1", "2", "3", "4"]
+    assert [await inbox.next() for _ in range(4)] == [b"1", b"2", b"3", b"4"]
 
 
 async def test_leaving_cancels_the_work(autojump_clock: MockClock) -> None:
-    inbox = Inbox(Client(2, leaves=True).receive, bytes_max=10_000)
-    with pytest.raises(ConnectionClosed):
+    inbox = Inbox(Client(2, leaves=True).receive, trio.lowlevel.checkpoint, bytes_max=10_000)
+    with pytest.raises(InputEnded):
         await inbox.unless_gone(answer_after(1000))
     assert trio.current_time() < 5
 
 
 async def test_reading_ahead_is_bounded(autojump_clock: MockClock) -> None:
     client = Client(100)
-    await Inbox(client.receive, bytes_max=200).unless_gone(answer_after(50))
+    await Inbox(client.receive, trio.lowlevel.checkpoint, bytes_max=200).unless_gone(answer_after(50))
     assert client.received < 5
 
 
@@ -57,4 +57,18 @@ async def test_an_exception_of_the_work_is_not_wrapped(autojump_clock: MockClock
         raise LookupError(message)
 
     with pytest.raises(LookupError, match="away"):
-        await Inbox(Client(0).receive, bytes_max=200).unless_gone(fail())
+        await Inbox(Client(0).receive, trio.lowlevel.checkpoint, bytes_max=200).unless_gone(fail())
+
+
+async def test_fault_of_reading_at_the_end_of_the_work_comes_next(autojump_clock: MockClock) -> None:
+    inbox = Inbox(Client(1, leaves=True).receive, trio.lowlevel.checkpoint, bytes_max=200)
+
+    async def work() -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2)  # the client leaves at this moment
+        return "answer"
+
+    assert await inbox.unless_gone(work()) == "answer"
+    assert await inbox.next() == b"1"
+    with pytest.raises(InputEnded):
+        await inbox.next()

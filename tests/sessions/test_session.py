@@ -327,7 +327,7 @@ async def test_a_connection_is_logged_without_its_input(server: Server, autojump
         await plugged.ending.wait()
     session = connected.get("session")
     assert [(line.pop("event"), line.pop("log_level"), line) for line in logs] == [
-        ("connection opened", "info", {"session": session, "address": None, "user": None}),
+        ("connection opened", "debug", {"session": session, "address": None, "user": None}),
         (
             "connection closed",
             "info",

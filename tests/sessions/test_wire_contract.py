@@ -18,7 +18,7 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
-from airy_trio.websocket.stream import close_frame
+from airy_trio.websocket.frames import close_frame
 from tests.auth.signing import SECRET, issuer
 from tests.delivery.messages import Reader
 from tests.delivery.rig import rigged

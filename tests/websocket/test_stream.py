@@ -6,8 +6,20 @@ import trio.testing
 from trio.testing import MockClock
 
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
-from airy_trio.websocket.stream import FramedStream, StalledError, close_frame, text_message
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
+from airy_trio.websocket.frames import (
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    close_answer,
+    close_frame,
+    pong_frame,
+    text_message,
+)
+from airy_trio.websocket.stream import FramedStream, InputEnded, StalledError
+from tests.websocket.test_battery import FRAME_BYTES_MAX, frame
 
 SEND_TIMEOUT_S = 10.0
 
@@ -47,7 +59,7 @@ async def test_pending_data_leaves_before_a_control_frame(autojump_clock: MockCl
     stream, transport = wired(3)
     assert stream.offer(b"12345", 0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(stream.send_all, b"\x8a\x00")
+        nursery.start_soon(stream.write, b"\x8a\x00")
         await trio.testing.wait_all_tasks_blocked()
         taken = transport.take()
         await trio.testing.wait_all_tasks_blocked()
@@ -57,10 +69,10 @@ async def test_pending_data_leaves_before_a_control_frame(autojump_clock: MockCl
 
 async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
     stream, transport = wired()
-    await stream.send_all(close_frame(1000, ""))
+    await stream.close(close_frame(1000, ""))
     assert not stream.offer(text_message(b"x"), 0)
     assert not await stream.write(text_message(b"x"))
-    await stream.send_all(b"\x8a\x00")
+    assert not await stream.write(b"\x8a\x00")
     await stream.close(close_frame(1000, "second"))
     assert transport.take() == close_frame(1000, "")
 
@@ -81,7 +93,7 @@ async def test_waiting_writer_writes_nothing_after_a_close_frame(autojump_clock:
     async with trio.open_nursery() as nursery, stream.lock:
         nursery.start_soon(stream.write, b"late")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(stream.send_all, close_frame(1000, ""))
+        nursery.start_soon(stream.close, close_frame(1000, ""))
         await trio.testing.wait_all_tasks_blocked()
         assert stream.closing, "before the lock is had"
         assert not stream.offer(b"late too", 0)
@@ -116,13 +128,6 @@ async def test_cancelled_write_is_completed_by_the_next(autojump_clock: MockCloc
     assert transport.take() == b"456"
 
 
-async def test_put_back_data_is_read_next(autojump_clock: MockClock) -> None:
-    stream, transport = wired()
-    transport.feed(b"from the peer")
-    stream.put_back(b"before it")
-    assert [await stream.receive_some(), await stream.receive_some()] == [b"before it", b"from the peer"]
-
-
 async def test_read_at_is_the_time_of_the_last_input(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     await trio.sleep(5)
@@ -145,3 +150,70 @@ async def test_input_that_waits_for_its_turn_is_not_silence(autojump_clock: Mock
         await trio.testing.wait_all_tasks_blocked()
         assert (stream.input_queued, stream.read_at) == (False, trio.current_time())
         nursery.cancel_scope.cancel()
+
+
+async def upgraded(turn: Turn = trio.lowlevel.checkpoint) -> tuple[FramedStream, MemoryTransport]:
+    transport = MemoryTransport()
+    stream = FramedStream(transport, send_timeout_s=SEND_TIMEOUT_S, turn=turn)
+    await stream.upgrade(b"answer", FRAME_BYTES_MAX)
+    assert transport.take() == b"answer"
+    return stream, transport
+
+
+async def test_receive_that_is_cancelled_anywhere_loses_nothing(autojump_clock: MockClock) -> None:
+    turns: list[float] = []
+
+    async def turn() -> None:
+        turns.append(trio.current_time())
+        await trio.sleep(1)
+
+    stream, transport = await upgraded(turn)
+    data = frame(TEXT, b"one") + frame(PING, b"two") + frame(TEXT, b"three", fin=False) + frame(CONTINUATION, b"four")
+    received = []
+    for octet in data:
+        transport.feed(bytes([octet]))
+        for patience_s in (0, 0.5, 1.5):
+            with trio.move_on_after(patience_s):
+                received.append(await stream.receive())
+    assert received == [b"one", b"threefour"]
+    assert transport.take() == pong_frame(b"two")
+
+
+async def test_pong_is_written_although_the_reader_was_cancelled(autojump_clock: MockClock) -> None:
+    stream, transport = await upgraded()
+    transport.feed(frame(PING, b"p"))
+    async with trio.open_nursery() as nursery, stream.lock:
+        nursery.start_soon(stream.receive)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert transport.take() == b""
+    with trio.move_on_after(1):
+        await stream.receive()
+    assert transport.take() == pong_frame(b"p")
+
+
+async def test_each_frame_of_one_read_takes_its_turn(autojump_clock: MockClock) -> None:
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        turns += 1
+        await trio.lowlevel.checkpoint()
+
+    stream, transport = await upgraded(turn)
+    transport.feed(frame(TEXT, b"x") * 5 + frame(PONG) * 5)
+    assert [await stream.receive() for _ in range(5)] == [b"x"] * 5
+    assert turns == 5
+    with trio.move_on_after(1):
+        await stream.receive()
+    assert turns == 10
+
+
+async def test_close_frame_is_answered_with_its_content(autojump_clock: MockClock) -> None:
+    stream, transport = await upgraded()
+    transport.feed(frame(CLOSE, b"\x0f\xa0why"))
+    with pytest.raises(InputEnded):
+        await stream.receive()
+    assert transport.take() == close_answer(b"\x0f\xa0why")
+    assert stream.ended
+    assert stream.closing

@@ -1,0 +1,179 @@
+"""WebSocket frames: those of the server as another implementation reads them, those of clients as it does."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, TextMessage
+from wsproto.frame_protocol import CloseReason, FrameProtocol, ParseFailed
+
+from airy_trio.websocket.frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    FRAGMENT_BYTES_SMALL,
+    HEART_BEAT,
+    MESSAGES,
+    PING,
+    SMALL_FRAGMENTS_MAX,
+    TEXT,
+    TOO_LARGE,
+    FrameError,
+    FrameReader,
+    TooManyFragmentsError,
+    close_frame,
+    ends_with_close,
+    text_message,
+)
+from tests.websocket.test_battery import CASES, FRAME_BYTES_MAX, frame
+
+Found = list[tuple[int, bytes] | int]
+"""Messages and control frames, and at last the code of the Close frame if they are not valid."""
+LARGE = b"x" * FRAGMENT_BYTES_SMALL
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 70_000])
+def test_another_implementation_reads_a_message_of_any_size(size: int) -> None:
+    client = Connection(ConnectionType.CLIENT)
+    client.receive_data(text_message(b"x" * size))
+    assert list(client.events()) == [TextMessage(data="x" * size, frame_finished=True, message_finished=True)]
+
+
+def test_a_heart_beat_is_one_lf() -> None:
+    client = Connection(ConnectionType.CLIENT)
+    client.receive_data(HEART_BEAT)
+    assert [event.data for event in client.events() if isinstance(event, TextMessage)] == ["\n"]
+
+
+@pytest.mark.parametrize("length", [0, 10, 123, 124])
+def test_a_close_frame_carries_code_and_as_much_reason_as_fits(length: int) -> None:
+    client = Connection(ConnectionType.CLIENT)
+    client.receive_data(close_frame(4410, "r" * length))
+    assert list(client.events()) == [CloseConnection(code=4410, reason="r" * min(length, 123))]
+
+
+@pytest.mark.parametrize("reason", ["", "going away", "r" * 123])
+@pytest.mark.parametrize("before", ["", "x", "\x88" * 500])
+def test_close_frame_at_the_end_is_recognised(before: str, reason: str) -> None:
+    client = Connection(ConnectionType.CLIENT)
+    data = client.send(TextMessage(data=before)) + client.send(CloseConnection(code=1000, reason=reason))
+    assert ends_with_close(data)
+    assert not ends_with_close(data[:-1])
+
+
+def test_close_frame_without_a_code_is_recognised() -> None:
+    assert ends_with_close(b"\x88\x80\0\0\0\0")
+
+
+def test_message_is_not_a_close_frame() -> None:
+    client = Connection(ConnectionType.CLIENT)
+    assert not ends_with_close(client.send(TextMessage(data="\n")))
+    assert not ends_with_close(b"")
+
+
+def read(parts: Iterable[bytes], message_bytes_max: int = FRAME_BYTES_MAX) -> Found:
+    reader, found = FrameReader(message_bytes_max), Found()
+    try:
+        for part in parts:
+            reader.feed(part)
+            while (one := reader.next()) is not None:
+                found.append(one)
+    except FrameError as error:
+        found.append(error.code)
+    return found
+
+
+def read_by_wsproto(parts: Iterable[bytes]) -> Found:
+    reader, found, message = FrameProtocol(client=False, extensions=[]), Found(), b""
+    try:
+        for part in parts:
+            reader.receive_bytes(part)
+            for one in reader.received_frames():
+                payload = one.payload
+                if isinstance(payload, tuple):
+                    code, reason = payload
+                    content = b"" if code == CloseReason.NO_STATUS_RCVD else code.to_bytes(2) + reason.encode()
+                    found.append((CLOSE, content))
+                    continue
+                octets = payload.encode() if isinstance(payload, str) else bytes(payload)
+                if one.opcode in MESSAGES:
+                    message += octets
+                    if one.frame_finished and one.message_finished:
+                        found.append((int(one.opcode), message))
+                        message = b""
+                else:
+                    found.append((int(one.opcode), octets))
+    except ParseFailed as error:
+        found.append(int(error.code))
+    return found
+
+
+def cut(data: bytes, at: Iterable[int]) -> list[bytes]:
+    edges = [0, *sorted({min(edge, len(data)) for edge in at}), len(data)]
+    return [data[start:end] for start, end in pairwise(edges) if start < end]
+
+
+def test_every_case_is_read_as_wsproto_reads_it() -> None:
+    cases = [case for case in CASES if case.code != TOO_LARGE]  # wsproto has no limit
+    assert len(cases) > 1000
+    assert [case.name for case in cases if read(case.sent) != read_by_wsproto(case.sent)] == []
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> bytes:
+    """A frame of a client that may violate anything, or nothing."""
+    length = draw(st.none() | st.sampled_from([b"\x7e\0\x05", b"\x7f" + bytes(7) + b"\x05", b"\x7f\x80" + bytes(7)]))
+    return frame(
+        draw(st.sampled_from([CONTINUATION, CONTINUATION, TEXT, BINARY, CLOSE, PING, 10, 3])),
+        draw(st.binary(max_size=130) | st.text(max_size=130).map(str.encode)),
+        fin=draw(st.booleans()),
+        rsv=draw(st.sampled_from([0] * 9 + [1])),
+        mask=draw(st.sampled_from([b"\1\2\3\4"] * 9 + [None])),
+        length=length,
+    )
+
+
+@given(
+    data=st.lists(frames(), max_size=6).map(b"".join) | st.binary(max_size=100),
+    at=st.lists(st.integers(0, 800), max_size=20),
+)
+def test_any_input_cut_anywhere_is_read_as_wsproto_reads_it(data: bytes, at: Sequence[int]) -> None:
+    assert read(cut(data, at)) == read(cut(data, range(len(data)))) == read_by_wsproto([data])
+
+
+def test_message_at_the_limit_and_one_beyond() -> None:
+    assert read([frame(BINARY, b"x" * 5)], 5) == [(BINARY, b"xxxxx")]
+    assert read([frame(BINARY, b"x" * 6)], 5) == [TOO_LARGE]
+    parts = [frame(BINARY, b"xxx", fin=False), frame(PING, b"123456"), frame(CONTINUATION, b"xx")]
+    assert read(parts, 5) == [(PING, b"123456"), (BINARY, b"xxxxx")]
+    assert read([parts[0], frame(CONTINUATION, b"xxx")[:7]], 5) == [TOO_LARGE], "by the header alone"
+
+
+@pytest.mark.parametrize("content", [b"", LARGE[1:]])
+def test_small_fragments_at_the_limit_and_one_beyond(content: bytes) -> None:
+    reader = FrameReader(FRAME_BYTES_MAX)
+    reader.feed(frame(BINARY, LARGE, fin=False) + frame(CONTINUATION, content, fin=False) * SMALL_FRAGMENTS_MAX)
+    assert reader.next() is None
+    reader.feed(frame(CONTINUATION, LARGE, fin=False) * 1000 + frame(PING) * 1000)
+    for _ in range(1000):
+        assert reader.next() == (PING, b"")
+    reader.feed(frame(CONTINUATION, content, fin=False))
+    with pytest.raises(TooManyFragmentsError):
+        reader.next()
+
+
+def test_end_of_a_message_resets_the_count_of_fragments() -> None:
+    message = (
+        frame(BINARY, fin=False) + frame(CONTINUATION, fin=False) * (SMALL_FRAGMENTS_MAX - 1) + frame(CONTINUATION)
+    )
+    assert read([message * 3 + frame(BINARY) * 1000]) == [(BINARY, b"")] * 1003
+
+
+def test_nothing_is_read_after_a_close_frame() -> None:
+    reader = FrameReader(FRAME_BYTES_MAX)
+    reader.feed(frame(CLOSE, b"\x03\xe8") + b"rubbish")
+    assert (reader.next(), reader.next(), reader.closed) == ((CLOSE, b"\x03\xe8"), None, True)
+    assert reader.unread == b"rubbish"
