@@ -32,6 +32,8 @@ SHORT_SHARE = 1 / 3
 ONLY_LONG = {"in Redis, everysec"}
 """Arrangements for the long form only: since it is killed with care, this one differs little from its neighbour."""
 WRONG_LOAD_S = 10.0
+KILLED_EVERY_S = 15.0
+"""At least one kill in this time; a busy machine needs longer for each."""
 END_S = 90.0  # for the start, and after the load
 CALM_MAX_S = 0.8
 FOLLOWERS = 2
@@ -169,7 +171,7 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
         assert outcome.load["transactions"] > arrangement.committed_per_s_min * load_s
         # On SQLite a connection is lost only if it has waited too long for a lock.
         assert (outcome.load["connections lost"] > 0) == arrangement.loses_connections
-        assert outcome.disturbances["killed"] >= load_s / 10
+        assert outcome.disturbances["killed"] >= load_s / KILLED_EVERY_S
 
 
 @pytest.mark.slow
