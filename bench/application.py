@@ -34,7 +34,7 @@ _INSERT_MANY: Final = {
     "'facebook', 'github:12345' from s",
 }
 _UPDATE_MANY: Final = "update messages set delivery_state = 'delivered'"
-_INSERT_ONE: Final = "insert into tags (id, name, color) values ('{id}', 'flag', 'red')"
+_INSERT_ONE: Final = "insert into tags (id, name, color) values ('{id}', '{name}', 'red')"
 _SCRIPT_INSERT: Final = """\
 insert into messages values (gen_random_uuid()::text, 'c1', 'ch1', '{"text":"hello"}', 'pending', true, now(),
   'facebook', 'github:12345');
@@ -100,7 +100,7 @@ class Database:
     def tagging(self) -> Iterator["Tagging"]:
         """Open a connection for single writes."""
         with closing(self._connect()) as connection:
-            yield Tagging(connection)
+            yield Tagging(connection, self.dialect)
 
     def writes_per_s(self, seconds: int) -> float:
         """Return single-row transactions per second of ``WRITERS`` pgbench clients. Raises ``FileNotFoundError``."""
@@ -150,16 +150,28 @@ class _Postgres:
 class Tagging:
     """Single writes over one connection, each a transaction."""
 
-    def __init__(self, connection: "sqlite3.Connection | _Postgres") -> None:
+    def __init__(self, connection: "sqlite3.Connection | _Postgres", dialect: str) -> None:
         self._connection = connection
+        self.dialect = dialect
 
     def write(self, tag: str) -> float:
         """Insert a tag; return the time at which COMMIT was sent (``time.monotonic``)."""
         self._connection.execute("begin")
-        self._connection.execute(_INSERT_ONE.format(id=tag))
+        self._connection.execute(_INSERT_ONE.format(id=tag, name="flag"))
         committing_at = time.monotonic()
         self._connection.execute("commit")
         return committing_at
+
+    def write_timed(self, tag: str) -> None:
+        """Insert a tag whose name is the present time (``time.monotonic``)."""
+        self._connection.execute("begin")
+        self._connection.execute(_INSERT_ONE.format(id=tag, name=time.monotonic()))
+        self._connection.execute("commit")
+
+    def wait_for_no_disk(self) -> None:
+        """Let commits return before they are on disk, which otherwise limits their rate."""
+        statement = "set synchronous_commit = off" if self.dialect == POSTGRES else "pragma synchronous = off"
+        self._connection.execute(statement)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ class Sizes:
     commits: int = 300
     commit_rounds: int = 5
     settled: int = 4
+    rate_s: float = 6
+    idle_s: float = 10
     retained: int = 1_000_000
     few_retained: int = 10_000
     stored: int = 100_000
@@ -39,6 +41,8 @@ QUICK: Final = Sizes(
     commits=30,
     commit_rounds=1,
     settled=2,
+    rate_s=1,
+    idle_s=1,
     retained=20_000,
     few_retained=2000,
     stored=5000,

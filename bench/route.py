@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.options import LogOptions
-from bench import latency, report
+from bench import latency, rates, report
 from bench.application import Database, postgres_databases
 from bench.costs import measure_contention, measure_writes
 from bench.deployed import QUICK, Measured, Sizes, configure, serving
@@ -53,6 +53,14 @@ async def measure_latency(make: Make, folder: Path, sizes: Sizes, measured: Meas
         database.watch()
         async with serving(configure(database, folder)) as (listening, _):
             await latency.measure(database, listening, sizes, measured)
+
+
+async def measure_rates(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """Measure commits at a steady rate, and an idle server."""
+    for database in _databases("rates", make, folder):
+        database.watch()
+        async with serving(configure(database, folder)) as (listening, _):
+            await rates.measure(database, listening, sizes, measured)
 
 
 async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
@@ -149,6 +157,7 @@ async def _contention(make: Make, folder: Path, sizes: Sizes, measured: Measured
 PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "bulk": ("Many rows changed at once, and their replay", measure_bulk),
     "latency": ("A single commit", measure_latency),
+    "rates": ("Commits at a steady rate, and no commits", measure_rates),
     "start": ("Start, with much retained", measure_start),
     "stores": ("The event stores", measure_stores),
     "writes": ("What the application pays", _writes),
