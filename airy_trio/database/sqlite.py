@@ -1,31 +1,49 @@
-"""Notice commits to an SQLite file by other processes: SQLite sends no notifications, so the file is polled.
+"""Notice commits to an SQLite file by other processes.
 
 ``FileVersions`` is exact: the data version of an open connection changes with every commit by others. Reading it takes
-a thread. ``SqliteWatch`` says when that is worth it, from the modification times of the file and its WAL. Reading these
-takes microseconds and no thread, but they are only a hint: their resolution is some milliseconds, a commit becomes
-visible after its data was written, and a file system may not report them. So the version is read now and then in any
-case.
+a thread. ``SqliteWatch`` says when that is worth it: after the system has reported a write to the file or its WAL
+(``inotify``). A commit becomes visible after its data was written, mostly once it is on disk, and nothing is reported
+then. So the version is read several times after a write, at intervals that grow with the time since the write.
+
+Where the system reports nothing (another operating system, a network file system), the modification times of both files
+are polled instead. They are only a hint too: their resolution is some milliseconds. In either case the version is read
+now and then, so that no commit is missed; and a commit that is found only by that is the sign that the system does not
+report writes here.
 """
 
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 import trio
 from attrs import frozen
 
 from airy_trio.database.connections import DedicatedConnection
 from airy_trio.database.errors import DatabaseUnavailable
+from airy_trio.database.inotify import FileEvents
 
+logger = structlog.get_logger(__name__)
+
+LOOK_FIRST_S: Final = 0.0005
+"""Between the report of a write and the first look."""
+LOOK_SHARE: Final = 0.25
+"""Between two looks after a write, of the time since that write."""
+LOOK_UNTIL_S: Final = 0.1
+"""For so long after a write its commit is expected."""
+LOOK_QUIET_S: Final = 1.0
+"""Between two looks without a report."""
+UNREPORTED_S: Final = 5.0
+"""A commit that becomes visible this long after the last report of a write was not reported."""
 SETTLED_S: Final = 0.05
-"""Nothing was written for this long: poll less often."""
+"""While polling: nothing was written for this long, so poll less often."""
 COMMIT_S: Final = 0.006
-"""After a write, a commit mostly becomes visible in this time, because it goes to the disk first."""
+"""While polling: after a write, a commit mostly becomes visible in this time, because it goes to the disk first."""
 
 
 @frozen(kw_only=True)
 class Pace:
-    """Intervals in seconds: between two checks of the times (``poll_s``), and between two looks whatever they say.
+    """Intervals of polling in seconds: between two checks of the times (``poll_s``), and between two looks.
 
     The ``settled`` ones hold while nothing has been written for ``SETTLED_S``.
     """
@@ -50,17 +68,64 @@ class SqliteWatch:
     def __init__(self, pace: Pace = EAGER) -> None:
         self.path: Path | None = None
         self._pace = pace
+        self._events: FileEvents | None = None
+        self._polling = False  # the system does not report writes
         self._written: tuple[_Written, _Written] | None = None
         self._touched_at = 0.0
         self._looked_at = 0.0
 
     def begin(self) -> None:
-        """Assume that something was written just now."""
-        self._touched_at = trio.current_time()
-        self._looked_at = 0.0
+        """Assume that something was written just now. Only polling needs it."""
+        if self._events is None:
+            self._touched_at = trio.current_time()
+            self._looked_at = 0.0
 
-    async def pause(self) -> None:
-        """Sleep until it is worth looking: when something was written, and now and then."""
+    async def pause(self, *, after_s: float = LOOK_FIRST_S) -> None:
+        """Sleep until it is worth looking: after something was written, and now and then.
+
+        ``after_s``: how long after the report of a write, at least.
+        """
+        if self._events is None and not self._polling and self.path is not None:
+            self._open(self.path)
+        if self._events is None:
+            await self._poll()
+        else:
+            await self._wait_report(self._events, after_s)
+
+    def looked(self, *, changed: bool) -> None:
+        """Note a look at the file. A change that no report explains ends the trust in reports."""
+        if changed and self._events is not None and trio.current_time() - self._touched_at > UNREPORTED_S:
+            self._poll_from_now_on()
+
+    def touched(self) -> bool:
+        """Return whether the file or its WAL was written since the last call, according to their times and sizes."""
+        if self.path is None:
+            return True
+        before, self._written = self._written, (_written(self.path), _written(Path(f"{self.path}-wal")))
+        return self._written != before
+
+    def _open(self, path: Path) -> None:
+        real = path.resolve()
+        self._events = FileEvents.open(real.parent, [real.name, f"{real.name}-wal", f"{real.name}-journal"])
+        self._touched_at = trio.current_time()  # something may have been written before
+        if self._events is None:
+            self._poll_from_now_on()
+
+    def _poll_from_now_on(self) -> None:
+        logger.info("the system does not report writes to this file; it is polled", path=str(self.path))
+        self._events, self._polling = None, True
+
+    async def _wait_report(self, events: FileEvents, after_s: float) -> None:
+        since_s = trio.current_time() - self._touched_at
+        look_s = max(after_s, since_s * LOOK_SHARE) if since_s < LOOK_UNTIL_S else LOOK_QUIET_S
+        with trio.move_on_after(look_s):
+            await events.wait()
+            if events.ended:
+                self._poll_from_now_on()
+            self._touched_at = trio.current_time()
+            await trio.sleep(after_s)
+
+    async def _poll(self) -> None:
         while True:
             settled = trio.current_time() - self._touched_at > SETTLED_S
             await trio.sleep(self._pace.poll_settled_s if settled else self._pace.poll_s)
@@ -71,13 +136,6 @@ class SqliteWatch:
                 continue
             self._looked_at = now
             return
-
-    def touched(self) -> bool:
-        """Return whether the file or its WAL was written since the last call, according to their times and sizes."""
-        if self.path is None:
-            return True
-        before, self._written = self._written, (_written(self.path), _written(Path(f"{self.path}-wal")))
-        return self._written != before
 
 
 def _written(path: Path) -> _Written:
@@ -105,13 +163,18 @@ class FileVersions:
         self._connection = connection
         self.watch = SqliteWatch(pace)
         """When to ask; it has the path from the first answer on."""
+        self._last: FileVersion | None = None
 
     async def ask(self) -> FileVersion:
         """Return the version, which changes with every commit by others.
 
         Raises ``DatabaseUnavailable`` if the file is gone.
         """
-        return await self._connection.run(self._ask, transaction=False)
+        version = await self._connection.run(self._ask, transaction=False)
+        before, self._last = self._last, version
+        same_connection = before is not None and before.generation == version.generation
+        self.watch.looked(changed=same_connection and before != version)
+        return version
 
     def _ask(self, connection: sa.Connection) -> FileVersion:
         driver: Any = connection.connection.driver_connection

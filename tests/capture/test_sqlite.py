@@ -12,7 +12,6 @@ import trio
 
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag, TagGone
 from airy_trio.database import DatabaseUnavailable, sqlite, sqlite_path
-from airy_trio.database.sqlite import SETTLED_S
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
 
@@ -245,20 +244,6 @@ async def test_other_changes_of_the_schema_are_ignored(
         application.tag()
         assert len((await read_all(feed, after))[0]) == 1
     assert log_output == []
-
-
-async def test_commit_is_noticed_on_a_file_system_without_times(
-    application: Application, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "_written", lambda _path: None)
-    async with feed_of(application, application.settings()) as feed:
-        after = (await feed.read(await feed.origin(), 10)).resume_point
-        with trio.move_on_after(2 * SETTLED_S):
-            await feed.wait()
-        await trio.to_thread.run_sync(application.tag, "t1")
-        with trio.fail_after(5):
-            await feed.wait()
-        assert ids((await read_all(feed, after))[0]) == ["t1"]
 
 
 async def test_write_is_noticed_without_a_thread(application: Application) -> None:

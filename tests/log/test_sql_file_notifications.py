@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from airy_trio.database.sqlite import SETTLED_S
-from airy_trio.log.sql.sqlite import WRITER_POLL_S, FileNotifications
+from airy_trio.log.sql.sqlite import WRITER_LOOK_S, FileNotifications
 
 TIMEOUT_S = 10.0
 
@@ -60,7 +60,7 @@ async def test_wait_returns_once_for_each_commit(path: Path) -> None:
             write(path)
             assert await notified(notifications, seldom=True)
         nursery.start_soon(partial(notified, notifications, seldom=True))
-        await trio.sleep(2 * WRITER_POLL_S)
+        await trio.sleep(2 * WRITER_LOOK_S)
         write(path)
     await notifications.aclose()
 

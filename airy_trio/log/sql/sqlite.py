@@ -1,4 +1,4 @@
-"""The event store in an SQLite file of its own: written durably, checked for replacement, polled for commits.
+"""The event store in an SQLite file of its own: written durably, checked for replacement, watched for commits.
 
 Identity. A file that is open may be removed, or another file put in its place. SQLite goes on with the file that it has
 open, wherever its name points to: events appended then are in a file that cannot be found again, and a connection that
@@ -6,8 +6,8 @@ is opened later reads another history. So every unit of work ends with a compari
 microseconds, and a difference ends the server (``StoreReplaced``).
 
 Followers. SQLite sends no notifications. A follower asks for the data version of the file instead, which a connection
-of its own returns at a fraction of the cost of reading the bounds. The times of the file and of its WAL say when asking
-is worth it (``database.sqlite``).
+of its own returns at a fraction of the cost of reading the bounds. ``database.sqlite``
+says when asking is worth it.
 """
 
 import sqlite3
@@ -17,18 +17,18 @@ from typing import Final, NoReturn, TypeVar
 
 import sqlalchemy as sa
 import structlog
-import trio
 
 from airy_trio.database import Database, DatabaseError, DedicatedConnection, close_all, sqlite_engine
-from airy_trio.database.sqlite import SPARING, FileVersion, FileVersions
+from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position
 from airy_trio.log.sql.store import SqlStore, Work
 from airy_trio.log.sql.tables import SqliteTables
 from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all
 
-WRITER_POLL_S: Final = 0.05
-"""Between two looks at the file by a process that made the last append itself: it mostly makes the next one too."""
+WRITER_LOOK_S: Final = 0.05
+"""Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this
+write too."""
 
 logger = structlog.get_logger(__name__)
 
@@ -128,7 +128,7 @@ class FileNotifications:
     async def wait(self, *, seldom: bool = False) -> None:
         """Return when something was committed since the last call, or if that cannot be found out.
 
-        ``seldom``: look each ``WRITER_POLL_S`` only.
+        ``seldom``: look ``WRITER_LOOK_S`` after a write only.
         """
         before = self._seen
         while True:
@@ -141,10 +141,7 @@ class FileNotifications:
             self._seen = version
             if version != before:
                 return
-            if seldom:
-                await trio.sleep(WRITER_POLL_S)
-            else:
-                await self._versions.watch.pause()
+            await self._versions.watch.pause(after_s=WRITER_LOOK_S if seldom else LOOK_FIRST_S)
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""

@@ -1,0 +1,188 @@
+"""Commits to an SQLite file: each is noticed soon, and an idle file is left alone."""
+
+import sqlite3
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from airy_trio.database import DedicatedConnection, sqlite, sqlite_engine
+from airy_trio.database.inotify import FileEvents
+from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileVersion, FileVersions
+
+SOON_S = 0.3
+"""Much less than ``LOOK_QUIET_S``."""
+linux_only = pytest.mark.xfail(not sys.platform.startswith("linux"), reason="needs inotify", run=False)
+
+
+class Follower:
+    """Waits for commits as a feed does, and counts its looks."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = DedicatedConnection(sqlite_engine(path))
+        self.versions = FileVersions(self._connection)
+        self._seen: FileVersion | None = None
+        self.looks = 0
+
+    async def begin(self) -> None:
+        self._seen = await self.versions.ask()
+
+    async def next(self) -> None:
+        """Return after the next commit."""
+        self.versions.watch.begin()
+        while True:
+            await self.versions.watch.pause()
+            self.looks += 1
+            version = await self.versions.ask()
+            if version != self._seen:
+                self._seen = version
+                return
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
+
+
+@pytest.fixture(params=["wal", "delete"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "app.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"pragma journal_mode = {request.param}")
+        connection.execute("create table t (x)")
+    return path
+
+
+@pytest.fixture
+async def follower(path: Path) -> AsyncGenerator[Follower]:
+    follower = Follower(path)
+    await follower.begin()
+    yield follower
+    await follower.aclose()
+
+
+def write(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("insert into t values (1)")
+
+
+def replace_by_a_copy(path: Path, copy: Path) -> None:
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+async def quiet(follower: Follower, seconds: float = 2 * LOOK_UNTIL_S) -> None:
+    with trio.move_on_after(seconds):
+        await follower.next()
+        pytest.fail("nothing was written")
+
+
+@linux_only
+async def test_every_commit_is_noticed_by_a_report(follower: Follower, path: Path) -> None:
+    for _ in range(20):
+        await trio.to_thread.run_sync(write, path)
+        with trio.fail_after(SOON_S):
+            await follower.next()
+    await quiet(follower)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follower.next)
+        await trio.sleep(SOON_S)
+        await trio.to_thread.run_sync(write, path)
+        nursery.cancel_scope.deadline = trio.current_time() + SOON_S
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+@linux_only
+async def test_idle_file_is_looked_at_once_a_second(follower: Follower, path: Path) -> None:
+    await quiet(follower)
+    (path.parent / "another").write_bytes(b"x")
+    before = follower.looks
+    await quiet(follower, 2.5 * LOOK_QUIET_S)
+    assert follower.looks - before <= 3
+
+
+@linux_only
+async def test_commit_long_after_its_write_is_noticed_soon(follower: Follower, path: Path) -> None:
+    await quiet(follower)
+    with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
+        connection.execute("pragma cache_size = 1")  # so that it writes before the commit
+        connection.execute("begin")
+        connection.executemany("insert into t values (?)", ((number,) for number in range(5000)))
+        await quiet(follower, LOOK_UNTIL_S / 2)
+        connection.execute("commit")
+        with trio.fail_after(SOON_S):
+            await follower.next()
+
+
+@linux_only
+async def test_file_that_is_replaced_is_noticed(follower: Follower, path: Path, tmp_path: Path) -> None:
+    await quiet(follower)
+    replace_by_a_copy(path, tmp_path / "copy.db")
+    with trio.fail_after(SOON_S):
+        await follower.next()
+
+
+@pytest.mark.parametrize("times", [True, False])
+async def test_without_reports_the_file_is_polled(
+    follower: Follower, path: Path, times: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileEvents, "open", lambda *_: None)
+    if not times:
+        monkeypatch.setattr(sqlite, "_written", lambda _path: None)
+    with capture_logs() as logs:
+        await quiet(follower)
+        for _ in range(3):
+            await trio.to_thread.run_sync(write, path)
+            with trio.fail_after(SOON_S):
+                await follower.next()
+            await quiet(follower)
+    assert [line["event"] for line in logs] == ["the system does not report writes to this file; it is polled"]
+
+
+@linux_only
+async def test_reports_that_do_not_come_are_noticed(
+    follower: Follower, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "UNREPORTED_S", 2 * LOOK_UNTIL_S)
+    monkeypatch.setattr(FileEvents, "_take", lambda _events: False)  # as on a network file system
+    with capture_logs() as logs:
+        await quiet(follower, 3 * LOOK_UNTIL_S)
+        await trio.to_thread.run_sync(write, path)
+        with trio.fail_after(2 * LOOK_QUIET_S):
+            await follower.next()
+        await trio.to_thread.run_sync(write, path)
+        with trio.fail_after(SOON_S):
+            await follower.next()
+    assert [line["event"] for line in logs] == ["the system does not report writes to this file; it is polled"]
+
+
+@linux_only
+async def test_folder_that_is_removed_ends_the_reports(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    events = FileEvents.open(folder, ["a"])
+    assert events is not None
+    folder.rmdir()
+    with trio.fail_after(SOON_S):
+        await events.wait()
+    assert events.ended
+
+
+@linux_only
+@pytest.mark.parametrize("change", [Path.touch, lambda path: path.write_bytes(b"x"), Path.unlink])
+async def test_only_the_named_files_are_reported(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "b").write_bytes(b"1")
+    events = FileEvents.open(tmp_path, ["a"])
+    assert events is not None
+    (tmp_path / "b").write_bytes(b"2")
+    with trio.move_on_after(SOON_S):
+        await events.wait()
+        pytest.fail("that is another file")
+    if change == Path.touch:
+        (tmp_path / "a").unlink()
+    change(tmp_path / "a")
+    with trio.fail_after(SOON_S):
+        await events.wait()
