@@ -122,7 +122,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def test_no_private_attribute_of_anything_else_is_used() -> None:
-    """Of trio and trio-websocket in particular: what they do not promise may be gone in their next version."""
+    """Of libraries in particular: what they do not promise may be gone in their next version."""
     used = {source: list(private_of_others(tree)) for source, tree in SOURCES.items()}
     assert {source: lines for source, lines in used.items() if lines} == {}
     assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [

@@ -201,6 +201,6 @@ def _after_frame_error(fault: FrameError) -> DisconnectReason:
             return TOO_LARGE
         case TooManyFragmentsError():
             return with_token("413-too-many-fragments", f"The client sent too much: {fault}.")
-        case _:  # without an ERROR: a peer that breaks the framing would not find it
+        case _:  # without an ERROR: a client that breaks the framing could not read it
             reason = TOO_LARGE if fault.code == TOO_LARGE_CODE else PROTOCOL_ERROR
             return evolve(reason, token=None, close_code=fault.code, details=str(fault))

@@ -192,12 +192,16 @@ class Senders:
         """Start a send task for each client that was handed over, until cancelled."""
         while True:
             self._handed_over = trio.Event()
-            while self._waiting:
-                client = self._waiting.popleft()
-                tasks = self._tasks.get(client)
-                if tasks is not None:
-                    tasks.start_soon(self._send, client)
+            self._start_tasks()
             await self._handed_over.wait()
+
+    def _start_tasks(self) -> None:
+        # Not in `run`, which waits: its variables would keep the last client alive. `_disconnect_expired` the same.
+        while self._waiting:
+            client = self._waiting.popleft()
+            tasks = self._tasks.get(client)
+            if tasks is not None:
+                tasks.start_soon(self._send, client)
 
     async def watch(self) -> None:
         """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
@@ -210,9 +214,12 @@ class Senders:
                 floor = await self._eventlog.floor()
             except StoreUnavailable:
                 continue  # the send tasks wait for the store as well, and the event log reports the outage
-            for client in self._sending:
-                if any(_has_expired(subscription, floor) for subscription in client.subscriptions.values()):
-                    client.disconnect(POSITION_EXPIRED)
+            self._disconnect_expired(floor)
+
+    def _disconnect_expired(self, floor: Position) -> None:
+        for client in self._sending:
+            if any(_has_expired(subscription, floor) for subscription in client.subscriptions.values()):
+                client.disconnect(POSITION_EXPIRED)
 
     async def _send(self, client: Client) -> None:
         self._sending[client] = None

@@ -159,9 +159,16 @@ class Inbox:
         try:
             raise fault or InputEnded
         finally:
-            del fault  # its traceback refers to this frame, so this would be a cycle
+            del fault  # its traceback refers to this call and its variables: a reference cycle
+
+    def clear(self) -> None:
+        """Drop what was read ahead. The traceback of a fault refers to this object, which would be a cycle."""
+        self._ahead = self._fault = None
 
     async def _read_ahead(self, work: trio.CancelScope) -> None:
+        if self._fault is not None:  # of an earlier wait
+            work.cancel()
+            return
         ahead = self._ahead = self._ahead or deque()
         try:
             while self._bytes < self._bytes_max:
@@ -227,7 +234,8 @@ class Conversation:
             client.end_request()
 
     def end(self) -> None:
-        """End all subscriptions. Idempotent."""
+        """End all subscriptions, and drop the messages that were read ahead. Idempotent."""
+        self.inbox.clear()
         for number in tuple(self._client.subscriptions):
             self._unsubscribe(number)
 

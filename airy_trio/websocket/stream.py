@@ -1,7 +1,7 @@
 """One WebSocket connection over a transport: the client's messages are read, and messages of the server are written.
 
-Reading is for the session's task. ``receive`` returns the client's messages in order and answers its PINGs and its
-Close frame on the way. It can be cancelled at any time and loses nothing.
+Only the session's task reads. ``receive`` returns the client's messages in order and answers its PINGs and its Close
+frame meanwhile. It may be cancelled at any await and called again: no message and no answer is lost.
 
 Several tasks write: the fan-out, the send task, the timer wheel and the session. All of them write complete messages
 that were framed before, some of them once for many clients (``frames.text_message``).
@@ -65,14 +65,15 @@ class FramedStream:
     ``closing``: a Close frame was written, or is about to be.
     ``stalled``: the peer took nothing for ``send_timeout_s``.
     ``ended``: the client has ended its input, with a Close frame or with the stream.
-    ``input_queued``: input has arrived and waits for its turn.
-    ``turn`` waits for a turn: each read takes one, which covers one frame in it, and each further frame takes another.
+    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
+    ``turn`` waits for a turn in the fair queue. Each read needs one, and each further frame in the same input another.
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
     __slots__ = (
         "_admitted",
         "_bytes_left",
+        "_close_answer",
         "_closed",
         "_controls_at",
         "_frames",
@@ -80,6 +81,7 @@ class FramedStream:
         "_pong",
         "_send_timeout_s",
         "_turn",
+        "_undrained",
         "closing",
         "drained_at",
         "ended",
@@ -104,7 +106,9 @@ class FramedStream:
         self._admitted = False  # the last read has had its turn, and no frame was taken since
         self._bytes_left: int | None = None
         self._controls_at = 0.0  # when the control frames so far would have been read at the permitted rate
-        self._pong: bytes | None = None  # to be written before more is read
+        self._pong: bytes | None = None  # content of an answer that is not written yet
+        self._undrained = False  # an answer may have left in part only
+        self._close_answer: bytes | None = None  # the same for the client's Close frame
         self._frames: FrameReader | None = None  # there are no frames until the upgrade is answered
 
     @property
@@ -199,13 +203,12 @@ class FramedStream:
             message = "the connection was not upgraded"
             raise RuntimeError(message)
         while True:
-            if self._pong is not None:
-                await self._write_pong(self._pong)
+            await self._answer()
             found = None
             if frames.has_unread:
                 if not self._admitted:
                     await self._wait_turn()
-                found = frames.next()
+                found = self._next_frame(frames)
             if found is None:
                 await self.receive_some()
                 continue
@@ -213,10 +216,14 @@ class FramedStream:
             opcode, content = found
             if opcode in MESSAGES:
                 return content
-            await self._handle_control(opcode, content)
+            if opcode == CLOSE:
+                self._close_answer = close_answer(content)
+            elif opcode == PING:
+                self._pong = content
+            await self._pace()
 
     async def receive_some(self) -> bytes:
-        """Return the client's next bytes after their turn. After the upgrade ``receive`` reads them as frames.
+        """Return the client's next bytes after their turn: for the upgrade request, and for ``receive``.
 
         Raises ``InputEnded`` or another ``trio.BrokenResourceError`` at the end, and ``TooMuchInputError``.
         """
@@ -229,12 +236,12 @@ class FramedStream:
             self.ended = True
         elif self._frames is not None:
             self._frames.feed(data)  # before the first wait: if this is cancelled, nothing is lost
-        await self._wait_turn()  # also for the end, because hundreds of connections may end together
         try:
+            await self._wait_turn()  # also for the end, because hundreds of connections may end together
             if fault is not None:
                 raise fault
         finally:
-            del fault  # its traceback refers to this frame, so this would be a cycle
+            del fault  # its traceback refers to this call and its variables: a reference cycle
         if not data:
             raise InputEnded
         if self._bytes_left is not None:
@@ -244,32 +251,62 @@ class FramedStream:
         self.read_at = trio.current_time()
         return data
 
-    async def _handle_control(self, opcode: int, content: bytes) -> None:
-        """Answer a Close frame and raise ``InputEnded``; note the answer to a PING.
+    def _next_frame(self, frames: FrameReader) -> tuple[int, bytes] | None:
+        try:
+            return frames.next()
+        finally:
+            self.ended |= frames.closed
 
-        Waits if control frames arrive faster than any client sends them. Each PING is answered, so without this a few
-        clients that send nothing else would keep the server busy.
+    async def _answer(self) -> None:
+        """Write the answers that are due. Raises ``InputEnded`` after that to a Close frame."""
+        if self._pong is None and self._close_answer is None and not self._undrained:
+            return
+        self.input_queued = True
+        try:
+            if self._pong is not None or self._undrained:
+                await self._write_pong()
+            if self._close_answer is not None:
+                await self.close(self._close_answer)
+                raise InputEnded
+        finally:
+            self.input_queued = False
+
+    async def _write_pong(self) -> None:
+        if self._pong is not None and self.offer(pong_frame(self._pong), trio.current_time()):
+            self._pong = None
+            if not self.transport.pending:
+                return
+        self._undrained = True  # until the end: if this is cancelled, the next call continues
+        async with self.lock:
+            await self.drain()
+            if self._pong is not None and not self.closing:
+                self._push_now(pong_frame(self._pong))
+                self._pong = None
+                await self.drain()
+        self._pong, self._undrained = None, False
+
+    async def _pace(self) -> None:
+        """Wait if control frames arrive faster than any client sends them.
+
+        Each PING is answered, so without this a few clients that send nothing else would keep the server busy.
         """
-        if opcode == CLOSE:
-            self.ended = True
-            await self.close(close_answer(content))
-            raise InputEnded
-        if opcode == PING:
-            self._pong = content
         now = trio.current_time()
         self._controls_at = max(self._controls_at, now) + 1 / CONTROLS_PER_S
         wait_s = self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S
         if wait_s > 0:
-            await trio.sleep(wait_s)
-
-    async def _write_pong(self, content: bytes) -> None:
-        await self.write(pong_frame(content))
-        self._pong = None  # not before: this may be cancelled, and is repeated then
+            self.input_queued = True
+            try:
+                await trio.sleep(wait_s)
+            finally:
+                self.input_queued = False
 
     async def _wait_turn(self) -> None:
+        self._admitted = False
         self.input_queued = True
-        await self._turn()
-        self.input_queued = False
+        try:
+            await self._turn()
+        finally:
+            self.input_queued = False
         self._admitted = True
 
     def _push_now(self, data: bytes) -> bool:

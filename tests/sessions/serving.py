@@ -8,7 +8,7 @@ import trio.testing
 from attrs import define, field
 
 from airy_trio.auth import Authenticator, AuthOptions
-from airy_trio.delivery.client import ReplayOptions
+from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.event_log import EventLog
@@ -62,6 +62,11 @@ class Server:
     connections: trio.Nursery
     port: int = 0
     endings: list["Ending"] = field(factory=list)
+
+    @property
+    def clients(self) -> list[Client]:
+        """Those that are connected, the oldest first."""
+        return list(self.sessions._clients)  # noqa: SLF001 - nothing but tests needs them
 
     async def append(self, first: int, last: int, *, size: int = 0) -> None:
         await self.log.append(self.log.head, events(first, last, size=size), "point")

@@ -227,7 +227,4 @@ def assert_logged(logs: list[MutableMapping[str, Any]], fault: Exception, *, blo
     received = [line["event"] for line in logs if line["event"].startswith("connection ")]
     assert received in (["connection closed"], ["connection opened", "connection closed"])
     failures = [line["event"] for line in logs if line["log_level"] == "error"]
-    if isinstance(fault, KeyError):  # trio-websocket's reader takes some for its own
-        assert len(failures) <= 1
-    else:
-        assert len(failures) == (blown and not isinstance(fault, EXPECTED))
+    assert len(failures) == (blown and not isinstance(fault, EXPECTED))
