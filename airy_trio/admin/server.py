@@ -31,6 +31,9 @@ logger = structlog.get_logger(__name__)
 CONNECTIONS_MAX: Final = 32
 """Open at the same time, so that a broken scraper takes no descriptors from clients; see ``_Connections.serve``."""
 PROBES: Final = frozenset({"/livez", "/readyz"})
+PAGE_PAUSE_S: Final = 0.01
+"""Before each page but the probes. Without it, twenty peers that request pages without end take 0.84 of a core (2,400
+pages a second); with it 0.08 (85 pages)."""
 REPORT_EVERY_S: Final = 10.0
 """Between two log lines about replaced connections."""
 CONNECTION_S: Final = 60.0
@@ -87,9 +90,10 @@ async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> N
 
 
 class _PacedPages:
-    """ASGI middleware: at most one page per pass of the event loop. Probes do not wait.
+    """ASGI middleware: one page every ``PAGE_PAUSE_S``. Probes do not wait.
 
-    Making a page has no checkpoint, so many requests at once would otherwise be one long pass of the loop.
+    Making a page has no checkpoint. Pages without a pause would leave clients and the recorder's threads little of the
+    interpreter.
     """
 
     def __init__(self, application: ASGIApp) -> None:
@@ -100,7 +104,7 @@ class _PacedPages:
         """Pass the request on when it is its turn."""
         if scope["path"] not in PROBES:
             async with self._turn:
-                await trio.lowlevel.checkpoint()
+                await trio.sleep(PAGE_PAUSE_S)
         await self._application(scope, receive, send)
 
 

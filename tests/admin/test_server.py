@@ -401,7 +401,18 @@ async def test_no_pages_for_a_peer_that_has_reset() -> None:
         reset_at_close(stream)
         await stream.aclose()
         assert (await port.get("/page")).status_code == 200  # after every page that waits
+        await trio.sleep(20 * server.PAGE_PAUSE_S)
     assert counted.made < 10
+
+
+async def test_pages_leave_time_for_clients() -> None:
+    counted, asked = Counted(), 20
+    async with serving(counted.application()) as port:
+        begun_at = trio.current_time()
+        async with await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) as stream:
+            while counted.made < asked:
+                await stream.receive_some()
+        assert trio.current_time() - begun_at >= asked * server.PAGE_PAUSE_S
 
 
 async def test_clients_are_served_while_scrapers_hang(sqlite_application: Application) -> None:
