@@ -20,12 +20,12 @@ from airy_trio.delivery.durables import (
     WRITE_AFTER_S,
     DurableStatistics,
 )
-from airy_trio.delivery.start import BACKOFF_MAX_S
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
+from airy_trio.retry import MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
@@ -726,7 +726,7 @@ async def test_acknowledgements_are_written_soon_after_an_outage(
     await client.acknowledge(*(await take(client, 1)))
     await trio.sleep(SCAN_EVERY_S / 4)
     store.fault = None
-    await trio.sleep(BACKOFF_MAX_S + SOON_S)
+    await trio.sleep(MAX_S + SOON_S)
     assert await store.offset() == 1
 
 

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import BACKOFF_MAX_S, Start, StartRequest, backoff_s, start
+from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
@@ -118,7 +118,3 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
     assert await started(log, replay="all") == (0, "live", [])
     pauses = [after - before for before, after in pairwise(asked)]
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
-
-
-def test_the_backoff_is_bounded() -> None:
-    assert backoff_s(10**9) == BACKOFF_MAX_S
