@@ -121,7 +121,7 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 continue
 
 
-def test_no_private_attribute_of_anything_else_is_used() -> None:
+def test_no_private_attribute_of_other_objects_is_used() -> None:
     """Of trio and trio-websocket in particular: what they do not promise may be gone in their next version."""
     used = {source: list(private_of_others(tree)) for source, tree in SOURCES.items()}
     assert {source: lines for source, lines in used.items() if lines} == {}
@@ -141,17 +141,17 @@ def test_only_app_names_a_back_end() -> None:
     assert {source: names for source, names in named.items() if names} == {}
 
 
-def test_stomp_imports_only_what_cannot_wait_or_tell_the_time() -> None:
+def test_stomp_imports_neither_io_nor_clocks() -> None:
     sans_io = {source: tree for source, tree in SOURCES.items() if source.startswith("stomp/")}
     foreign = {source: foreign_to_stomp(source, tree) for source, tree in sans_io.items()}
     assert {source: names for source, names in foreign.items() if names} == {}
 
 
-def test_names_say_what_is_inside() -> None:
+def test_module_names_are_not_generic() -> None:
     assert [source for source in SOURCES if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
 
 
-def test_the_rules_see_what_they_forbid() -> None:
+def test_rules_find_violations() -> None:
     assert list(nurseries(ast.parse("import trio\nasync with trio.open_nursery() as n: pass"))) == [2]
     assert list(nurseries(ast.parse("from trio import open_nursery as quietly"))) == [1]
     assert foreign_to_stomp("stomp/decoder.py", ast.parse("import re\nfrom time import monotonic")) == {

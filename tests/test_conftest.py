@@ -31,7 +31,9 @@ MODULE_THAT_SKIPS = "import pytest\npytest.importorskip('there_is_no_such_module
         ({"CI": "true", "AIRY_TEST_NO_SKIPS": "0"}, False),
     ],
 )
-def test_where_skips_are_forbidden(environ: dict[str, str], forbidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_decides_whether_skips_are_forbidden(
+    environ: dict[str, str], forbidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("CI", SKIPS_FORBIDDEN):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
@@ -41,7 +43,7 @@ def test_where_skips_are_forbidden(environ: dict[str, str], forbidden: bool, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("forbidden", ["0", "1"])
-def test_skip_is_a_failure_where_it_is_forbidden(
+def test_forbidden_skip_is_a_failure(
     forbidden: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SKIPS_FORBIDDEN, forbidden)

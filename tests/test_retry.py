@@ -34,7 +34,7 @@ async def test_outage_is_logged_once_at_its_begin_and_end() -> None:
     ]
 
 
-async def test_outage_gives_pauses_and_knows_its_begin(autojump_clock: MockClock) -> None:
+async def test_outage_has_pauses_and_a_begin(autojump_clock: MockClock) -> None:
     outage = Outage(structlog.get_logger(), "store unavailable", backoff=Backoff(0.1, 0.5))
     begun_at = trio.current_time()
     for pause_s in (0.1, 0.2):

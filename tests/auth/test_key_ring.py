@@ -139,9 +139,7 @@ async def test_wait_for_keys_is_bounded(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("keys", [keys_of(SECOND), None])
-async def test_ring_retired_during_a_load_keeps_its_keys(
-    keys: tuple[Key, ...] | None, autojump_clock: MockClock
-) -> None:
+async def test_load_does_not_change_a_retired_ring(keys: tuple[Key, ...] | None, autojump_clock: MockClock) -> None:
     ring = KeyRing(keys_of(FIRST), Source(keys, delay_s=4))
     async with refreshed(ring):
         await trio.sleep(1)  # a second signal while a server of keys takes its time

@@ -37,7 +37,7 @@ async def test_without_a_position_the_recent_window_comes_first() -> None:
     assert await started(await filled()) == (10, "live", [8, 9, 10])
 
 
-async def test_the_window_holds_the_newest_event_of_each_object() -> None:
+async def test_window_has_the_newest_event_of_each_object() -> None:
     log = await open_log()
     await log.append(log.head, [event(n, obj=name) for n, name in enumerate("abcab", start=1)], "point")
     assert await started(log) == (5, "live", [3, 4, 5])
@@ -75,7 +75,7 @@ async def test_a_position_beyond_the_head_is_reset() -> None:
     assert await started(log, str(log.head.at(11))) == (10, "reset-epoch", [8, 9, 10])
 
 
-async def test_a_position_from_another_node_is_caught_up_to() -> None:
+async def test_node_catches_up_to_a_position_from_another_node() -> None:
     store = MemoryStore()
     log, other = await open_log(store), await open_log(store)
     await other.append(other.head, events(1, 5), "point")
