@@ -103,7 +103,7 @@ def test_the_claims_if_grants_are_required(claims: dict[str, object], grant: Gra
 @pytest.mark.parametrize(
     "destination", ["/events", "/events/tag.updated", "/events/channel/ch1", "/events/conversation/c"]
 )
-async def test_required_grant_is_missing_and_nothing_is_readable(destination: str, autojump_clock: MockClock) -> None:
+async def test_token_without_a_required_grant_reads_nothing(destination: str, autojump_clock: MockClock) -> None:
     async with serving(auth=REQUIRED, listen=False) as server:
         plugged = await server.plug_connected(headers=passcode({}))
         assert (await plugged.client.subscribe(destination)).get("message") == "403-destination"

@@ -18,7 +18,7 @@ from airy_trio.auth.key_sources import WAIT_S, KeyRing, source_of
 from airy_trio.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, read_jwks
 from airy_trio.errors import SettingsError
 from tests.auth.signing import Issuer, connect_with, issuer, jwk, jwks, pem
-from tests.hanging import make_hang, open_writer
+from tests.hanging_file import make_hang, open_writer
 
 FIRST, SECOND = issuer("RS256", 0, "first"), issuer("RS256", 1, "second")
 

@@ -11,8 +11,8 @@ from airy_trio.delivery.disconnects import SILENT
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from tests.application import Application
-from tests.clients.running import stompjs
-from tests.clients.test_running import listen
+from tests.clients.client_processes import stompjs
+from tests.clients.test_client_processes import listen
 from tests.e2e.route import configure
 from tests.processes import server
 from tests.sessions.serving import serving

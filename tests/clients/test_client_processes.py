@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio_websocket
 
-from tests.clients.running import Client, Received, stompjs, stompman
+from tests.clients.client_processes import Client, Received, stompjs, stompman
 
 CLIENTS = pytest.mark.parametrize("client", [stompjs, stompman])
 Start = Callable[..., AbstractAsyncContextManager[Client]]
