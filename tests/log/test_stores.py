@@ -13,6 +13,7 @@ async def test_memory_store_conforms() -> None:
     await check_event_store(memory_place)
 
 
+@pytest.mark.slow
 async def test_sqlite_store_conforms() -> None:
     await check_event_store(sqlite_place)
 
