@@ -89,9 +89,7 @@ def test_forbidden_skip_is_a_failure(
 
 
 @pytest.mark.slow
-def test_quick_leaves_out_what_its_rules_say(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_leaves_out_what_its_rules_say(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SKIPS_FORBIDDEN, "0")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     pytester.makeini("[pytest]\ntrio_mode = true\nmarkers = slow\n")
