@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # One more than the processors of a small machine: tests also wait, for a process to start or a time-out to pass.
 TESTS_AT_ONCE ?= 3
+# The quick tests hardly wait: as many as there are processors.
+QUICK_AT_ONCE ?= 2
 # What `make test` hands to pytest, for example: make test TESTS='tests/stomp -k escape'. `make drill` has the drills.
 TESTS ?= -n $(TESTS_AT_ONCE) --dist worksteal --ignore tests/drill
 # What `make demo` hands on, for example: make demo DEMO='--events 20'
@@ -37,7 +39,7 @@ ATTACKS ?= all
 # How long the crowd of `make soak` stays, on each kind of database.
 SOAK_SECONDS ?= 600
 
-.PHONY: screenshots help newcomer docs reference attacks chaos demo test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz mutants
+.PHONY: screenshots help newcomer docs reference attacks chaos demo quick test check check-style check-async check-types check-layers fix clean bench bench-route bench-stomp drill soak fuzz mutants
 .DEFAULT_GOAL := test
 
 help: ## this list
@@ -45,6 +47,9 @@ help: ## this list
 
 demo: $(VENV)/.runs ## events in the terminal, with nothing but Python
 	$(BIN)/python -m airy_trio demo $(DEMO)
+
+quick: $(VENV)/.tests ## the tests that need no other program, in about 20 seconds
+	AIRY_TEST_NO_SKIPS=0 $(BIN)/python -m pytest --quick -r fE -n $(QUICK_AT_ONCE) --dist worksteal
 
 test: $(VENV)/.tests ## all tests; some: make test TESTS='tests/stomp -k escape'
 	$(BIN)/python -m pytest $(TESTS)

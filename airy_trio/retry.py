@@ -1,23 +1,31 @@
 """Retrying while another system is unavailable: how long to pause, and what to log.
 
-A task that retries has a ``Backoff`` for its pauses. It has an ``Outage`` if it logs: the first failure and the
+A task that retries has a ``Backoff`` for its pauses, or an ``Outage`` if it also logs: the first failure and the
 recovery are a line each, and the failures between them are silent.
 """
 
+from typing import Final
+
 import structlog
+import trio
+from attrs import define, field
+
+FIRST_S: Final = 0.05
+MAX_S: Final = 1.0
+"""Pauses between two attempts to reach a database or an event store, from the first to the longest."""
 
 
+@define(eq=False)
 class Backoff:
     """Pauses that double from ``first_s`` up to ``max_s`` until ``reset``."""
 
-    def __init__(self, first_s: float, max_s: float) -> None:
-        self._first_s = first_s
-        self._max_s = max_s
-        self._pause_s = 0.0
+    first_s: float = FIRST_S
+    max_s: float = MAX_S
+    _pause_s: float = field(default=0.0, init=False)
 
     def next_s(self) -> float:
         """Return the seconds to pause after this failure."""
-        self._pause_s = min(max(2 * self._pause_s, self._first_s), self._max_s)
+        self._pause_s = min(max(2 * self._pause_s, self.first_s), self.max_s)
         return self._pause_s
 
     def reset(self) -> None:
@@ -25,26 +33,32 @@ class Backoff:
         self._pause_s = 0.0
 
 
+@define(eq=False)
 class Outage:
     """Logs once that something has become unavailable, and once that it is available again.
 
-    ``unavailable`` and ``available`` are the log events. ``reason`` is the last one given; None while it is available.
+    ``unavailable`` and ``available`` are the log events; if ``available`` is empty, the recovery is left to the caller.
+    ``reason`` is the last one given, ``since`` the begin in Trio's time. Both are None while it is available.
     """
 
-    def __init__(self, logger: structlog.stdlib.BoundLogger, unavailable: str, available: str) -> None:
-        self._logger = logger
-        self._unavailable = unavailable
-        self._available = available
-        self.reason: str | None = None
+    logger: structlog.stdlib.BoundLogger
+    unavailable: str
+    available: str = ""
+    backoff: Backoff = field(factory=Backoff)
+    reason: str | None = field(default=None, init=False)
+    since: float | None = field(default=None, init=False)
 
-    def begin(self, reason: str) -> None:
-        """Note a failure. Only the first one of an outage is logged."""
+    def begin(self, reason: str, **values: object) -> float:
+        """Note a failure; return the seconds to pause. The first one of an outage is logged, with the values."""
         if self.reason is None:
-            self._logger.warning(self._unavailable, reason=reason)
+            self.since = trio.current_time()
+            self.logger.warning(self.unavailable, reason=reason, **values)
         self.reason = reason
+        return self.backoff.next_s()
 
     def end(self) -> None:
         """Note a success. It is logged if it ends an outage."""
-        if self.reason is not None:
-            self._logger.info(self._available)
-        self.reason = None
+        if self.reason is not None and self.available:
+            self.logger.info(self.available)
+        self.reason = self.since = None
+        self.backoff.reset()

@@ -17,6 +17,7 @@ from airy_trio.errors import StartError, single_error
 from airy_trio.events.destinations import EVERYTHING, Destination
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import line
 
@@ -24,9 +25,6 @@ __all__ = ["Output", "Reader", "Reset", "TailOptions", "tail"]
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
-PAUSE_FIRST_S: Final = 0.05
-PAUSE_MAX_S: Final = 1.0
-"""Pauses between attempts to reach a store double from the first to this."""
 RESETS: Final = {
     "reset-expired": "the events after the position have been trimmed",
     "reset-epoch": "the position is of another epoch of this log: clients of the server must reload",
@@ -114,11 +112,11 @@ class _Tail:
         return True
 
     async def _wait_for_store(self) -> None:
-        pause_s = PAUSE_FIRST_S
-        await trio.sleep(pause_s)
-        while not await self._is_available():
-            pause_s = min(2 * pause_s, PAUSE_MAX_S)
-            await trio.sleep(pause_s)
+        backoff = Backoff()
+        while True:
+            await trio.sleep(backoff.next_s())
+            if await self._is_available():
+                return
 
     def _write_reset(self, reset: "Reset") -> bool:
         self._output.note(f"{reset.verdict}: {RESETS[reset.verdict]}; continuing after {reset.position}")

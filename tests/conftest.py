@@ -1,10 +1,16 @@
-"""What holds for every test: the rules about skips, Hypothesis' profiles, and the fixtures that are shared.
+"""For all tests: the rules about skips, the selection of ``--quick``, Hypothesis' profiles, and shared fixtures.
 
-A skipped test is a promise that nobody looked at. Where everything must be there (CI, or AIRY_TEST_NO_SKIPS=1), a skip
-is a failure.
+In CI, and with AIRY_TEST_NO_SKIPS=1, a skipped test is a failure, because what it tests was not tested.
+
+``--quick`` runs the tests that need no other program, without a list of them. A test is left out if one of its fixtures
+is a server, or if a parameter chooses one, and is skipped when it starts a process. To take little time it also leaves
+out tests marked ``slow``; tests on an application's SQLite file outside of the folders whose subject is a database,
+because they build most of a server; and all but the first seeds and examples of a property.
 """
 
+import gc
 import os
+import sys
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -35,8 +41,20 @@ AnyReport = TypeVar("AnyReport", pytest.TestReport, pytest.CollectReport)
 
 SKIPS_FORBIDDEN = "AIRY_TEST_NO_SKIPS"
 
+SERVERS = frozenset({"postgres", "own_postgres", "redis_server", "own_redis", "pgbouncer"})
+"""The fixtures that start a server; all others that need one use these."""
+SERVER_PARAMETERS = frozenset({"postgres", "redis"})
+"""Parameters with which a test or a fixture requests one of them by itself."""
+QUICK_SEEDS = 2
+QUICK_EXAMPLES = 10
+DATABASE_FOLDERS = frozenset({"capture", "database", "log"})
+DATABASES = frozenset({"any_application", "sqlite_application"})
+PROCESS_STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec"})
+"""Audit events of Python."""
+
 # No deadline: time per example says more about the machine than about the code; pytest-timeout limits the whole test.
 hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 
 
@@ -46,8 +64,45 @@ def skips_are_forbidden() -> bool:
     return os.environ.get("CI", "") not in {"", "0", "false"}
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that need no other program and are not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("ci" if skips_are_forbidden() else "here")
+    if config.getoption("quick"):
+        hypothesis.settings.load_profile("quick")
+        sys.addaudithook(_skip_if_a_process_starts)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    quick = [item for item in items if _is_quick(item)]
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and 2 * len(quick) < len(items):
+        message = f"--quick is to run most tests, and would run {len(quick)} of {len(items)}"
+        raise pytest.UsageError(message)
+    config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
+    items[:] = quick
+    gc.freeze()  # the modules and the tests stay: not to scan them again saves a tenth of the time
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    seed = parameters.get("seed")
+    avoided = SERVERS if item.path.parent.name in DATABASE_FOLDERS else SERVERS | DATABASES
+    return (
+        item.get_closest_marker("slow") is None
+        and avoided.isdisjoint(item.fixturenames)
+        and not any(one in SERVER_PARAMETERS for one in parameters.values() if isinstance(one, str))
+        and not (isinstance(seed, int) and seed >= QUICK_SEEDS)
+    )
+
+
+def _skip_if_a_process_starts(event: str, _arguments: object) -> None:
+    if event in PROCESS_STARTS and "PYTEST_CURRENT_TEST" in os.environ:  # pytest-xdist starts its workers
+        pytest.skip("starts a process")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,7 +25,7 @@ from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 from tests.auth.signing import SECRET, issuer, jwk, jwks, key_pair
 from tests.certificates import Files, issue, trusting
-from tests.hanging import make_hang, open_writer
+from tests.hanging_file import make_hang, open_writer
 
 TIMEOUT_S = 20.0
 

@@ -4,14 +4,13 @@ What may import what is held by the import-linter contracts in pyproject.toml, n
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import airy_trio
 
 PACKAGE = Path(airy_trio.__file__).parent
-SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
-
 OPEN_NURSERIES = {
     "app/server.py",
     "app/supervisor.py",
@@ -50,6 +49,12 @@ SANS_IO_MAY_IMPORT = {
     "typing",
 }
 SAY_NOTHING = {"base", "common", "core", "handler", "handlers", "helpers", "manager", "misc", "utils"}
+
+
+@cache
+def sources() -> Mapping[str, ast.Module]:
+    """Each source of the package, parsed once, and not before a test needs it: that takes most of a second."""
+    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 
 
 def imports(tree: ast.AST, package: str) -> Iterator[str]:
@@ -121,9 +126,9 @@ def private_of_others(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 continue
 
 
-def test_no_private_attribute_of_anything_else_is_used() -> None:
+def test_no_private_attribute_of_other_objects_is_used() -> None:
     """Of libraries in particular: what they do not promise may be gone in their next version."""
-    used = {source: list(private_of_others(tree)) for source, tree in SOURCES.items()}
+    used = {source: list(private_of_others(tree)) for source, tree in sources().items()}
     assert {source: lines for source, lines in used.items() if lines} == {}
     assert list(private_of_others(ast.parse("ws._close_reason\nself._x\nself._ws._stream"))) == [
         (1, "_close_reason"),
@@ -132,26 +137,28 @@ def test_no_private_attribute_of_anything_else_is_used() -> None:
 
 
 def test_only_few_modules_open_nurseries() -> None:
-    opened = {source: list(nurseries(tree)) for source, tree in SOURCES.items() if source not in OPEN_NURSERIES}
+    opened = {source: list(nurseries(tree)) for source, tree in sources().items() if source not in OPEN_NURSERIES}
     assert {source: lines for source, lines in opened.items() if lines} == {}
 
 
 def test_only_app_names_a_back_end() -> None:
-    named = {source: back_ends_named(source, tree) for source, tree in SOURCES.items() if source not in NAME_BACK_ENDS}
+    named = {
+        source: back_ends_named(source, tree) for source, tree in sources().items() if source not in NAME_BACK_ENDS
+    }
     assert {source: names for source, names in named.items() if names} == {}
 
 
-def test_stomp_imports_only_what_cannot_wait_or_tell_the_time() -> None:
-    sans_io = {source: tree for source, tree in SOURCES.items() if source.startswith("stomp/")}
+def test_stomp_imports_neither_io_nor_clocks() -> None:
+    sans_io = {source: tree for source, tree in sources().items() if source.startswith("stomp/")}
     foreign = {source: foreign_to_stomp(source, tree) for source, tree in sans_io.items()}
     assert {source: names for source, names in foreign.items() if names} == {}
 
 
-def test_names_say_what_is_inside() -> None:
-    assert [source for source in SOURCES if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
+def test_module_names_are_not_generic() -> None:
+    assert [source for source in sources() if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
 
 
-def test_the_rules_see_what_they_forbid() -> None:
+def test_rules_find_violations() -> None:
     assert list(nurseries(ast.parse("import trio\nasync with trio.open_nursery() as n: pass"))) == [2]
     assert list(nurseries(ast.parse("from trio import open_nursery as quietly"))) == [1]
     assert foreign_to_stomp("stomp/decoder.py", ast.parse("import re\nfrom time import monotonic")) == {
@@ -172,5 +179,5 @@ def test_the_rules_see_what_they_forbid() -> None:
 
 
 def test_every_source_was_read() -> None:
-    assert "stomp/__init__.py" in SOURCES
-    assert SOURCES.keys() >= OPEN_NURSERIES
+    assert "stomp/__init__.py" in sources()
+    assert sources().keys() >= OPEN_NURSERIES

@@ -8,11 +8,11 @@ from fuzz.targets import SEEDS, TARGETS, conversed
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("seed", [b"", b"\0", *SEEDS])
-def test_targets_hold_for_what_they_begin_with(target: str, seed: bytes) -> None:
+def test_targets_pass_with_their_seeds(target: str, seed: bytes) -> None:
     TARGETS[target](seed)
 
 
-def test_the_first_inputs_reach_every_kind_of_request_and_a_fault() -> None:
+def test_seeds_reach_every_kind_of_request_and_a_fault() -> None:
     said = [one for seed in SEEDS for one in conversed([seed[2:]])]
     assert {type(one) for one in said} == {Connect, Subscribe, Unsubscribe, Acknowledge, Disconnect, tuple}
     assert ("403-send-not-allowed", "Clients cannot send messages to this server.", "s") in said

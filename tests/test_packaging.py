@@ -62,7 +62,7 @@ def test_wheel_has_the_package_the_migrations_and_nothing_else(wheel: zipfile.Zi
     assert "airy_trio/py.typed" in inside
 
 
-def test_wheel_says_who_it_is(wheel: zipfile.ZipFile) -> None:
+def test_wheel_has_its_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = message_from_bytes(wheel.read(f"{NAME}.dist-info/METADATA"))
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
@@ -71,7 +71,7 @@ def test_wheel_says_who_it_is(wheel: zipfile.ZipFile) -> None:
     assert "airy-trio = airy_trio.__main__:main" in scripts
 
 
-def test_package_of_the_wheel_stands_alone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+def test_wheel_works_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)  # noqa: S202 - we have just built it
     ended = subprocess.run(
         [sys.executable, "-P", "-c", "import airy_trio.cli; print(airy_trio.cli.__file__)"],

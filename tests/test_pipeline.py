@@ -45,14 +45,14 @@ async def test_each_statement_has_its_rows(connection: MonitoredConnection) -> N
         assert found == [[("ü", b"\0\\x")], [], [(None, b"")], []]
 
 
-async def test_without_a_transaction_they_are_one(connection: MonitoredConnection) -> None:
+async def test_statements_without_begin_are_one_transaction(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     first, second = await pipeline.run((XID, []), (XID, []))
     assert first == second
     assert await pipeline.run((XID, [])) != [first]
 
 
-async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_after_it(
+async def test_transaction_spans_round_trips_and_the_driver_continues(
     connection: MonitoredConnection,
 ) -> None:
     pipeline = Pipeline(connection)
@@ -62,7 +62,7 @@ async def test_a_transaction_outlives_the_round_trip_and_the_driver_goes_on_afte
     assert connection.execute("select pg_current_xact_id()::text").fetchone() != second[0][0]
 
 
-async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: MonitoredConnection) -> None:
+async def test_failing_statement_raises_and_undoes_the_others(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     make = Statement("make", "create table made (x int)")
     with pytest.raises(psycopg.errors.DivisionByZero) as caught:
@@ -71,7 +71,7 @@ async def test_what_fails_is_told_and_nothing_of_it_is_done(connection: Monitore
     assert connection.execute("select to_regclass('made')").fetchone() == (None,)
 
 
-async def test_after_a_refusal_the_connection_goes_on(connection: MonitoredConnection) -> None:
+async def test_connection_is_usable_after_an_error(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     divide, rollback = Statement("divide", "select 1 / $1::int8"), Statement("rollback", "rollback")
     for _ in range(2):  # what the server skipped was not prepared
@@ -82,7 +82,7 @@ async def test_after_a_refusal_the_connection_goes_on(connection: MonitoredConne
     assert found == [[], [(1,)], [("x", b"y")], []]
 
 
-async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: MonitoredConnection) -> None:
+async def test_query_larger_than_the_socket_buffer_is_sent(connection: MonitoredConnection) -> None:
     large = b"x" * 20_000_000
     [[(length,)]] = await Pipeline(connection).run(
         (Statement("length", "select octet_length($1::bytea)", frozenset({0})), [large])
@@ -91,9 +91,7 @@ async def test_what_a_socket_does_not_take_at_once_is_sent_too(connection: Monit
 
 
 @pytest.mark.parametrize("first_bytes", [100, 700, 5000, 16_000])
-async def test_what_is_left_of_a_large_record_of_tls_is_read_although_nothing_more_comes(
-    postgres_database: str, tmp_path: Path, first_bytes: int
-) -> None:
+async def test_rest_of_a_large_tls_record_is_read(postgres_database: str, tmp_path: Path, first_bytes: int) -> None:
     """Fails with a libpq that leaves it in OpenSSL, such as 18.0, where that is waited for."""
     files = issue(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -115,7 +113,7 @@ async def test_what_is_left_of_a_large_record_of_tls_is_read_although_nothing_mo
                     assert found == [("x" * length,)] * count
 
 
-async def test_others_run_while_it_waits(connection: MonitoredConnection) -> None:
+async def test_other_tasks_run_during_a_query(connection: MonitoredConnection) -> None:
     with connect_again(connection) as other:
         other.execute("select pg_advisory_lock(7)")
         with trio.fail_after(10):
@@ -128,7 +126,7 @@ def connect_again(connection: MonitoredConnection) -> MonitoredConnection:
     return MonitoredConnection.opened(connection.info.dsn)
 
 
-async def test_a_connection_that_was_cut_while_idle_is_known_to_be_lost(
+async def test_connection_lost_while_idle_is_detected(
     connection: MonitoredConnection,
 ) -> None:
     pipeline = Pipeline(connection)
@@ -147,7 +145,7 @@ async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
         await trio.lowlevel.wait_readable(socket)
 
 
-async def test_a_server_with_many_clients_knows_it_too(postgres_database: str) -> None:
+async def test_lost_connection_is_detected_with_a_large_descriptor(postgres_database: str) -> None:
     """Its connection has a number that ``select`` would refuse."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
@@ -167,7 +165,7 @@ async def test_a_server_with_many_clients_knows_it_too(postgres_database: str) -
 
 
 @pytest.mark.parametrize("answer", [b"Z\0\0\0\x03", b"\xff" * 9, b"D\x7f\xff\xff\xff"])
-async def test_a_server_that_makes_no_sense_is_a_connection_that_is_lost(answer: bytes) -> None:
+async def test_invalid_answer_counts_as_a_lost_connection(answer: bytes) -> None:
     """Such a connection libpq gives up, and then says at once and for ever that there is no other result."""
     listening = socket.create_server(("127.0.0.1", 0))
     async with trio.open_nursery() as nursery:
@@ -191,7 +189,7 @@ def answer_wrongly(listening: socket.socket, answer: bytes) -> None:
         taken.recv(65536)  # up to its end
 
 
-async def test_a_connection_that_is_cut_in_the_middle_is_told(connection: MonitoredConnection) -> None:
+async def test_connection_lost_during_a_query_raises(connection: MonitoredConnection) -> None:
     with trio.fail_after(10), pytest.RaisesGroup(psycopg.OperationalError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Pipeline(connection).run, (Statement("sleep", "select pg_sleep(60)"), []))
@@ -203,7 +201,7 @@ def cut(connection: MonitoredConnection) -> None:
         other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
 
 
-async def test_what_is_notified_comes_once(connection: MonitoredConnection) -> None:
+async def test_notification_is_returned_once(connection: MonitoredConnection) -> None:
     pipeline = Pipeline(connection)
     listen, ring = Statement("listen", "listen here"), Statement("ring", "notify here, 'ü'")
     assert pipeline.notifications() == []

@@ -31,7 +31,7 @@ def test_password_role_needs_its_password(postgres: Postgres) -> None:
         value(postgres.password_url("postgres", "wrong"), "SELECT 1")
 
 
-def test_crash_keeps_what_was_committed_and_cuts_connections(own_postgres: Postgres) -> None:
+def test_crash_keeps_commits_and_breaks_connections(own_postgres: Postgres) -> None:
     own_postgres.execute(sql.SQL("CREATE TABLE kept (n int)"))
     port = own_postgres.port
     with psycopg.connect(own_postgres.url("postgres").replace("+psycopg", "")) as connection:
@@ -43,7 +43,7 @@ def test_crash_keeps_what_was_committed_and_cuts_connections(own_postgres: Postg
     assert value(own_postgres.url("postgres"), "SELECT count(*) FROM kept") == 0
 
 
-def test_named_folder_without_postgres_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_given_folder_without_postgres_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(BINARIES_VARIABLE, str(tmp_path))
     with pytest.raises(NoPostgresError, match=str(tmp_path)):
         find_binaries(tmp_path)

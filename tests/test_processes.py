@@ -32,14 +32,14 @@ async def test_record_is_the_first_with_these_facts() -> None:
             await started.kill()
 
 
-async def test_record_that_never_comes_ends_with_the_process_and_quotes_it() -> None:
+async def test_missing_record_raises_with_the_output() -> None:
     with trio.fail_after(20):
         async with running(Program, python("import sys; sys.exit('no such table')")) as started:
             with pytest.raises(AssertionError, match="no such table"):
                 await started.record("listening")
 
 
-async def test_terminate_gives_the_exit_code_and_all_that_was_said() -> None:
+async def test_terminate_returns_exit_code_and_complete_output() -> None:
     code = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM});" + SPEAKS_THEN_WAITS
     with trio.fail_after(20):
         async with running(Program, python(code)) as started:
@@ -48,14 +48,14 @@ async def test_terminate_gives_the_exit_code_and_all_that_was_said() -> None:
             assert started.out.all == ["last words, no line end"]
 
 
-async def test_what_is_left_is_killed() -> None:
+async def test_process_is_killed_at_the_end() -> None:
     with trio.fail_after(20):
         async with running(Program, python("import time; time.sleep(600)")) as started:
             pass
         assert started.process.returncode == -9
 
 
-async def test_environment_is_ours_without_that_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_process_gets_the_environment_without_libpq_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "elsewhere")
     monkeypatch.setenv("KEPT", "1")
     code = "import os; print([os.environ.get(n) for n in ('PGHOST', 'KEPT', 'ADDED')])"

@@ -1,7 +1,9 @@
 """Pauses and log lines while something is unavailable."""
 
 import structlog
+import trio
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
 from airy_trio.retry import Backoff, Outage
 
@@ -13,11 +15,11 @@ def test_pauses_double_up_to_the_maximum() -> None:
     assert backoff.next_s() == 0.1
 
 
-def test_outage_is_logged_once_at_its_begin_and_end() -> None:
+async def test_outage_is_logged_once_at_its_begin_and_end() -> None:  # noqa: ASYNC124 - in Trio, whose clock it asks
     outage = Outage(structlog.get_logger(), "store unavailable", "store available again")
     with capture_logs() as lines:
         outage.end()
-        outage.begin("refused")
+        outage.begin("refused", port=5432)
         outage.begin("timed out")
         reasons = [outage.reason]
         outage.end()
@@ -25,8 +27,22 @@ def test_outage_is_logged_once_at_its_begin_and_end() -> None:
         reasons.append(outage.reason)
         outage.begin("refused again")
     assert reasons == ["timed out", None]
-    assert [(line["event"], line["log_level"], line.get("reason")) for line in lines] == [
-        ("store unavailable", "warning", "refused"),
-        ("store available again", "info", None),
-        ("store unavailable", "warning", "refused again"),
+    assert lines == [
+        {"event": "store unavailable", "log_level": "warning", "reason": "refused", "port": 5432},
+        {"event": "store available again", "log_level": "info"},
+        {"event": "store unavailable", "log_level": "warning", "reason": "refused again"},
     ]
+
+
+async def test_outage_has_pauses_and_a_begin(autojump_clock: MockClock) -> None:
+    outage = Outage(structlog.get_logger(), "store unavailable", backoff=Backoff(0.1, 0.5))
+    now = trio.current_time()
+    for pause_s in (0.1, 0.2):
+        assert outage.begin("refused") == pause_s
+        await trio.sleep(pause_s)
+    begun_at = outage.since
+    assert begun_at == now
+    with capture_logs() as lines:
+        outage.end()
+    assert (lines, outage.since) == ([], None)
+    assert outage.begin("refused") == 0.1

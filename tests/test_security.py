@@ -19,12 +19,12 @@ def names_in(path: str) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("path, name", NAMED)
-def test_a_named_test_exists(path: str, name: str) -> None:
+def test_every_named_test_exists(path: str, name: str) -> None:
     assert name in names_in(path)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[2:42])
-def test_a_row_has_a_threat_an_answer_and_its_tests(row: str) -> None:
+def test_every_row_has_threat_answer_and_tests(row: str) -> None:
     threat, answer, shown = (cell.strip() for cell in row.strip("|").split("|"))
     assert threat
     assert answer
@@ -32,7 +32,7 @@ def test_a_row_has_a_threat_an_answer_and_its_tests(row: str) -> None:
     assert "::" in shown
 
 
-def test_everybody_who_is_to_be_looked_at_is() -> None:
+def test_every_kind_of_attacker_has_a_section() -> None:
     sections = [line.removeprefix("### ") for line in TEXT.splitlines() if line.startswith("### ")]
     assert all(any(section.startswith(who) for section in sections) for who in WHO)
     assert len(ROWS) > 25

@@ -24,6 +24,7 @@ from attrs import frozen
 
 from airy_trio.auth.keys import KEYS_BYTES_MAX, Key, KeysFault, bounded, read_jwks, read_pem
 from airy_trio.auth.users import AuthOptions
+from airy_trio.retry import Backoff, Outage
 
 logger = structlog.get_logger(__name__)
 
@@ -67,7 +68,8 @@ class KeyRing:
         self._began_at = -math.inf
         self._due_at = math.inf if source is None else -math.inf
         self._loading: trio.CancelScope | None = None
-        self._failures = 0
+        backoff = Backoff(RETRY_S, RETRY_S if source is None else source.pause_s)
+        self._outage = Outage(logger, "auth.jwt_key: the keys stay as they are", backoff=backoff)
         self._wanted = trio.Event()
         self._ended = trio.Event()  # of the current load, or of the next one
 
@@ -109,27 +111,24 @@ class KeyRing:
             with trio.CancelScope() as self._loading:
                 return self._accept(await source.load(), source)
         except KeysFault as fault:
-            return self._retry_later(str(fault), source)
+            self._retry_later(str(fault))
         except Exception as error:  # noqa: BLE001 - the answer of another server must not end this one
-            return self._retry_later(f"an error of the program: {type(error).__name__}", source)
+            self._retry_later(f"an error of the program: {type(error).__name__}")
         finally:
             self._loading = None
             self._ended.set()
             self._ended = trio.Event()
-        return False  # retired meanwhile
+        return False  # failed, or retired meanwhile
 
-    def _retry_later(self, reason: str, source: KeySource) -> bool:
-        if not self._failures:
-            logger.warning("auth.jwt_key: the keys stay as they are", reason=reason, known=len(self.keys))
-        self._due_at = trio.current_time() + min(math.ldexp(RETRY_S, min(self._failures, 10)), source.pause_s)
-        self._failures += 1
-        return False
+    def _retry_later(self, reason: str) -> None:
+        self._due_at = trio.current_time() + self._outage.begin(reason, known=len(self.keys))
 
     def _accept(self, keys: tuple[Key, ...], source: KeySource) -> bool:
         changed = keys != self.keys
-        if changed or self._failures:
+        if changed or self._outage.reason is not None:
             logger.info("keys of web tokens loaded", keys=len(keys))
-        self.keys, self.loaded, self._failures = keys, True, 0
+        self._outage.end()
+        self.keys, self.loaded = keys, True
         self._due_at = trio.current_time() + source.refresh_s
         return changed
 

@@ -64,6 +64,7 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
+from airy_trio.retry import Backoff
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket.admission import ConnectionSlot
@@ -271,8 +272,8 @@ class Subscription:
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it has no backlog and needs no acks.
 
-    ``retry_at``: the store is not read for this subscription before then (Trio's time), after ``retries`` failures in
-    a row.
+    ``retry_at``: the store is not read for this subscription before then (Trio's time). ``backoff``: since its last
+    read failed.
     """
 
     client: Client
@@ -286,7 +287,7 @@ class Subscription:
     resume_header: bytes = b""
     started: bool = False
     in_step: bool = False
-    retries: int = 0
+    backoff: Backoff | None = None
     retry_at: float = 0.0
 
     @property
@@ -326,14 +327,14 @@ class Subscription:
 
     def store_read(self, events: Iterable[StoredEvent], position: Position) -> None:
         """Add a page of the store to the backlog; ``position``: up to which the page is complete."""
-        self.retries, self.retry_at = 0, 0.0
+        self.backoff, self.retry_at = None, 0.0
         self.extend_backlog(events)
         self.position = position
 
-    def store_failed(self, retry_at: float) -> None:
-        """Read the store again at this time, not before."""
-        self.retries += 1
-        self.retry_at = retry_at
+    def store_failed(self, now: float) -> None:
+        """Read the store again after a pause, not before."""
+        self.backoff = self.backoff or Backoff()
+        self.retry_at = now + self.backoff.next_s()
 
     def commit(self, batch: EncodedBatch) -> None:
         """Move the cursor over a batch that the transport has taken."""

@@ -31,10 +31,10 @@ from attrs import define, field, frozen
 from airy_trio.auth import User
 from airy_trio.delivery.client import Subscription
 from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
-from airy_trio.delivery.start import backoff_s
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
+from airy_trio.retry import Outage
 from airy_trio.stomp.requests import AckMode, Subscribe
 
 logger = structlog.get_logger(__name__)
@@ -208,21 +208,20 @@ class Durables:
 
     async def run(self) -> None:
         """Claim and acknowledge until cancelled. An outage of the store is logged once, and its end."""
-        retries = 0
+        outage = Outage(
+            logger,
+            "event store unavailable; acknowledgements deferred",
+            "event store available; acknowledgements are written again",
+        )
         while True:
             await self._wait_due()
             try:
                 await self._write()
                 await self._claim()
             except StoreUnavailable as error:
-                if not retries:
-                    logger.warning("event store unavailable; acknowledgements deferred", reason=str(error))
-                await trio.sleep(backoff_s(retries))
-                retries += 1
+                await trio.sleep(outage.begin(str(error)))
             else:
-                if retries:
-                    logger.info("event store available; acknowledgements are written again")
-                retries = 0
+                outage.end()
 
     async def _wait_due(self) -> None:
         """Return when there is something to do."""

@@ -24,7 +24,6 @@ from attrs import frozen
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
-from airy_trio.delivery.start import backoff_s
 from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
@@ -248,7 +247,7 @@ async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None
         if client.catch_up():
             return
         if not served:
-            retry_at = min((one.retry_at for one in client.subscriptions.values() if one.retries), default=math.inf)
+            retry_at = min((one.retry_at for one in client.subscriptions.values() if one.backoff), default=math.inf)
             with trio.move_on_at(retry_at):
                 await wake_up.wait()
 
@@ -303,7 +302,7 @@ async def _read_store(subscription: Subscription, eventlog: EventLog) -> bool:
             address=subscription.client.peer or "",
         )
     except StoreUnavailable:
-        subscription.store_failed(trio.current_time() + backoff_s(subscription.retries))
+        subscription.store_failed(trio.current_time())
         return False
     last = events[-1].offset if events else after.offset
     if is_all(events, STORE_EVENTS_MAX, STORE_BYTES_MAX) and head.epoch == after.epoch:

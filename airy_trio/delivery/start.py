@@ -3,7 +3,6 @@
 Wire contract, "Positions and resuming". Reads the log; sends nothing.
 """
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
@@ -16,12 +15,10 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
+from airy_trio.retry import Backoff
 
 T = TypeVar("T")
 
-BACKOFF_FIRST_S: Final = 0.05
-BACKOFF_MAX_S: Final = 1.0
-_BACKOFF_DOUBLINGS_MAX: Final = 10
 # Of bodies in a recent window: a thousand events of 4 KiB. Each subscription holds its window until it was sent.
 RECENT_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -80,18 +77,12 @@ def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options
 
 async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
     """Return the store's answer; retry with backoff while the store is unavailable."""
-    retries = 0
+    backoff = Backoff()
     while True:
         try:
             return await ask()
         except StoreUnavailable:
-            await trio.sleep(backoff_s(retries))
-            retries += 1
-
-
-def backoff_s(retries: int) -> float:
-    """Return how long to wait after ``retries + 1`` failures in a row."""
-    return min(math.ldexp(BACKOFF_FIRST_S, min(retries, _BACKOFF_DOUBLINGS_MAX)), BACKOFF_MAX_S)
+            await trio.sleep(backoff.next_s())
 
 
 async def _start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:

@@ -49,6 +49,7 @@ from airy_trio.log.store import (
     is_all,
 )
 from airy_trio.log.tail import Tail, View
+from airy_trio.retry import Outage
 
 READ_EVENTS_MAX: Final = 1000
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -57,9 +58,6 @@ FIRST_PAGE_EVENTS: Final = 64
 """The first page when the tail is filled; the pages double. A tail of large events needs few of them."""
 OWN_APPEND_S: Final = 0.1
 """How long ``follow`` waits for an append of this node to return, before it reads the events from the store."""
-BACKOFF_FIRST_S: Final = 0.05
-BACKOFF_MAX_S: Final = 1.0
-"""Between two attempts to reach the store, from the first to the longest."""
 BOUNDS_AGE_S: Final = 5.0
 """Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
@@ -96,9 +94,7 @@ class EventLog:
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
-        self.away: str | None = None
-        """Why the store is unavailable, in words; None if it is available."""
-        self._away_since: float | None = None
+        self._outage = Outage(logger, "event store unavailable", "event store available again")
         # A head of the store that this node has not reached yet, and when it was asked for. It is replaced only once it
         # is reached: the newest head would never be reached while other nodes append.
         self._goal: tuple[Position, float] | None = None
@@ -118,9 +114,14 @@ class EventLog:
         return self.head.epoch
 
     @property
+    def away(self) -> str | None:
+        """Why the store is unavailable, in words; None if it is available."""
+        return self._outage.reason
+
+    @property
     def away_s(self) -> float:
         """Seconds since the store became unavailable; 0 if it is available."""
-        return 0.0 if self._away_since is None else trio.current_time() - self._away_since
+        return 0.0 if self._outage.since is None else trio.current_time() - self._outage.since
 
     @property
     def follow_lag_s(self) -> float:
@@ -195,13 +196,11 @@ class EventLog:
 
     async def follow(self) -> None:
         """Read what other nodes append, until cancelled. Retries while the store is unavailable; logs once each way."""
-        pause_s = 0.0
         while True:
             try:
-                if pause_s:
+                if self.away is not None:
                     await self.catch_up()
-                    logger.info("event store available again")
-                    pause_s, self.away, self._away_since = 0.0, None, None
+                    self._outage.end()
                 known = self.head
                 await self.store.wait(known)
                 if self._append_ended is not None:  # perhaps this node's own append: then nothing has to be read
@@ -210,13 +209,8 @@ class EventLog:
                 if self.head == known:
                     await self._read_next()
             except StoreUnavailable as error:
-                if not pause_s:
-                    self._away_since = trio.current_time()
-                    logger.warning("event store unavailable", reason=str(error))
                 self._doubts += 1
-                self.away = str(error)
-                pause_s = min(max(2 * pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
-                await trio.sleep(pause_s)
+                await trio.sleep(self._outage.begin(str(error)))
 
     async def watch_lag(self) -> None:
         """Measure ``follow_lag_s``, until cancelled."""

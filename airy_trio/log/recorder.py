@@ -38,6 +38,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
 from airy_trio.log.position import Position
 from airy_trio.log.store import NewEvent, StaleAppend
+from airy_trio.retry import Backoff, Outage
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 """Bytes of bodies in one append, unless a single change makes more. The time-outs of stores assume appends that take
@@ -57,7 +58,6 @@ FOREIGN_PATIENCE_S: Final = 2.0
 """How long another log may be named: a recorder begins an epoch in the store first, and names it just after."""
 BEGINNING_PATIENCE_S: Final = 2.0
 """How long an empty log may have no epoch: a recorder that holds the lease begins the first one at once."""
-BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_MAX_S: Final = 0.5
 """Less than the idle time-out of a recorder's session."""
 NEWCOMER_PAUSE_S: Final = 2 * BACKOFF_MAX_S
@@ -98,7 +98,7 @@ class Recorder:
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
-        self._pause_s = 0.0
+        self._outage = Outage(logger, "recording interrupted", backoff=Backoff(max_s=BACKOFF_MAX_S))
         self.recording = False
         """Whether this node holds the lease and its last batch was recorded."""
         self.recorded: str | None = None
@@ -137,12 +137,9 @@ class Recorder:
             except (Unavailable, StaleAppend, ForeignLogError) as error:
                 if not (starting.done or isinstance(error, StaleAppend)):
                     raise
-                if not self._pause_s:
-                    logger.warning("recording interrupted", reason=str(error))
-                self._pause_s = min(max(2 * self._pause_s, BACKOFF_FIRST_S), BACKOFF_MAX_S)
                 self.recording, self.interruption = False, str(error)
                 self._mark_behind()
-                await trio.sleep(self._pause_s)
+                await trio.sleep(self._outage.begin(str(error)))
             finally:
                 self.recording = False
 
@@ -169,8 +166,9 @@ class Recorder:
             self._mark_behind()
             head, point, more = await self._record(head, point, self.recorded)
             if not self.recording:
-                logger.info("recording again" if self._pause_s else "recording", store=self._options.store)
-                self.recording, self.interruption, self._pause_s = True, None, 0.0
+                logger.info("recording" if self._outage.since is None else "recording again", store=self._options.store)
+                self.recording, self.interruption = True, None
+                self._outage.end()
             starting.finish()
             if not more:
                 self._behind_since = None

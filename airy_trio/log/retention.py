@@ -10,6 +10,7 @@ from airy_trio.errors import Unavailable
 from airy_trio.log.options import LogOptions
 from airy_trio.log.recorder import Recorder
 from airy_trio.log.store import EventStore
+from airy_trio.retry import Outage
 
 logger = structlog.get_logger(__name__)
 
@@ -40,18 +41,16 @@ class Retention:
 
         If a store or database is unavailable, the trim is repeated in the next period. One warning for each outage.
         """
-        away = False
+        outage = Outage(logger, "trimming postponed")
         while True:
             await trio.sleep(PERIOD_S)
             try:
                 await self._trim_events()
                 await self._trim_changes()
             except Unavailable as error:
-                if not away:
-                    logger.warning("trimming postponed", reason=str(error))
-                away = True
+                outage.begin(str(error))
             else:
-                away = False
+                outage.end()
 
     async def _trim_events(self) -> None:
         count = EVENTS_MAX

@@ -63,13 +63,13 @@ async def test_each_token_is_its_users() -> None:
     assert is_unauthorized(await authenticator.authenticate(NOBODY))
 
 
-async def test_without_a_mode_everybody_is_let_in_whatever_they_send() -> None:
+async def test_every_client_is_anonymous_without_a_mode() -> None:
     authenticator = Authenticator(AuthOptions())
     assert await authenticator.authenticate(NOBODY) == ANONYMOUS
     assert await authenticator.authenticate(evolve(NOBODY, passcode="x", authorization="Bearer y")) == ANONYMOUS
 
 
-async def test_a_mode_without_tokens_lets_nobody_in() -> None:
+async def test_mode_tokens_without_tokens_rejects_every_client() -> None:
     authenticator = Authenticator(AuthOptions(mode="tokens"))
     assert is_unauthorized(await authenticator.authenticate(NOBODY))
     assert is_unauthorized(await authenticator.authenticate(evolve(NOBODY, passcode="")))
@@ -82,7 +82,7 @@ async def test_a_token_of_any_text_is_compared() -> None:
 
 
 @pytest.mark.parametrize("tokens", [{"a": ""}, {"": "x"}, {"a": "x", "b": "x"}, {"a": "x" * (TOKEN_BYTES_MAX + 1)}])
-def test_options_refuse_tokens_that_are_nobodys_without_showing_them(tokens: dict[str, str]) -> None:
+def test_useless_tokens_are_rejected_without_showing_them(tokens: dict[str, str]) -> None:
     with pytest.raises(NotAllowedError) as caught:
         AuthOptions(mode="tokens", tokens=tokens)
     assert "xx" not in str(caught.value)
@@ -110,7 +110,7 @@ async def test_the_longest_token_fits_into_connect(autojump_clock: MockClock) ->
 
 
 @by_case(BAD)
-async def test_bad_credentials_end_in_an_error_whose_message_contains_401(
+async def test_bad_credentials_get_an_error_with_401(
     headers: tuple[tuple[str, str], ...], autojump_clock: MockClock
 ) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
@@ -125,7 +125,7 @@ async def test_bad_credentials_end_in_an_error_whose_message_contains_401(
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
-async def test_nothing_that_comes_with_a_refused_connect_is_answered(command: str, autojump_clock: MockClock) -> None:
+async def test_frames_after_a_refused_connect_are_not_answered(command: str, autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         await server.append(1, 3)
         plugged = server.plug()
@@ -154,7 +154,7 @@ async def test_a_refused_client_still_has_its_deadline(autojump_clock: MockClock
         assert plugged.ending.at - begun_at < 5
 
 
-async def test_a_refusal_is_logged_without_what_was_sent(autojump_clock: MockClock) -> None:
+async def test_refusal_is_logged_without_the_credentials(autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         plugged = server.plug()
         await plugged.client.upgrade()
@@ -202,7 +202,7 @@ async def test_refused_credentials_do_not_flood_the_log(autojump_clock: MockCloc
     ],
     ids=["others changed", "another token", "another name", "gone"],
 )
-async def test_a_session_goes_on_as_long_as_its_token_is_its_users(
+async def test_session_continues_while_its_token_names_the_same_user(
     renewed: dict[str, str], goes_on: bool, autojump_clock: MockClock
 ) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
@@ -215,7 +215,7 @@ async def test_a_session_goes_on_as_long_as_its_token_is_its_users(
         assert await plugged.ending.wait() is UNAUTHORIZED
 
 
-async def test_renewed_tokens_count_for_who_connects_then(autojump_clock: MockClock) -> None:
+async def test_renewed_tokens_apply_to_later_connects(autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         waiting = server.plug()
         await waiting.client.upgrade()
@@ -226,21 +226,21 @@ async def test_renewed_tokens_count_for_who_connects_then(autojump_clock: MockCl
         assert (await late.client.connect(headers=[("passcode", "s3cret")])).get("message") == "401-unauthorized"
 
 
-async def test_who_connected_without_a_token_is_ended_where_one_is_needed_now(autojump_clock: MockClock) -> None:
+async def test_anonymous_session_ends_when_tokens_become_required(autojump_clock: MockClock) -> None:
     async with serving(listen=False) as server:
         plugged = await server.plug_connected()
         server.sessions.renew(TOKENS)
         assert await plugged.ending.wait() is UNAUTHORIZED
 
 
-async def test_nobody_is_ended_where_no_token_is_needed_any_more(autojump_clock: MockClock) -> None:
+async def test_sessions_continue_when_tokens_are_no_longer_needed(autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         plugged = await server.plug_connected(headers=[("passcode", "s3cret")])
         server.sessions.renew(AuthOptions())
         assert (await plugged.client.subscribe()).command == "RECEIPT"
 
 
-async def test_a_token_that_is_taken_back_while_connected_is_written_counts_no_more(autojump_clock: MockClock) -> None:
+async def test_token_revoked_while_connected_is_sent_ends_the_session(autojump_clock: MockClock) -> None:
     async with serving(auth=TOKENS, listen=False) as server:
         plugged = server.plug(trio.testing.lockstep_stream_pair)  # nothing is written before it is read
         await plugged.client.upgrade()

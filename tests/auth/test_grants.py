@@ -103,9 +103,7 @@ def test_the_claims_if_grants_are_required(claims: dict[str, object], grant: Gra
 @pytest.mark.parametrize(
     "destination", ["/events", "/events/tag.updated", "/events/channel/ch1", "/events/conversation/c"]
 )
-async def test_a_token_without_a_grant_reads_nothing_if_grants_are_required(
-    destination: str, autojump_clock: MockClock
-) -> None:
+async def test_token_without_a_required_grant_reads_nothing(destination: str, autojump_clock: MockClock) -> None:
     async with serving(auth=REQUIRED, listen=False) as server:
         plugged = await server.plug_connected(headers=passcode({}))
         assert (await plugged.client.subscribe(destination)).get("message") == "403-destination"
@@ -175,7 +173,7 @@ def test_granted_part_of_a_destination(grant: Grant, destination: Destination, l
     assert grant.of(destination) == left
 
 
-def test_granted_part_cannot_be_named_by_a_client() -> None:
+def test_client_cannot_name_the_granted_part() -> None:
     for text in ("/events/within/a", "/events/channels/a,b"):
         with pytest.raises(UnknownDestinationError):
             parse(text)

@@ -108,11 +108,11 @@ async def test_a_server_at_an_ipv6_address(authority: trustme.CA) -> None:
          KeyUrl("xn--bcher-kva.example", 443, "xn--bcher-kva.example", "/schl%C3%BCssel?%C3%BC=1")),
     ],
 )  # fmt: skip
-def test_how_a_url_is_asked_for(url: str, place: KeyUrl) -> None:
+def test_url_is_parsed_into_host_port_and_target(url: str, place: KeyUrl) -> None:
     assert KeyUrl.of(url) == place
 
 
-async def test_keys_of_a_server_whose_certificate_is_trusted(authority: trustme.CA) -> None:
+async def test_keys_are_loaded_from_a_trusted_server(authority: trustme.CA) -> None:
     async with publishing(FIRST, SECOND, authority=authority) as publisher:
         assert [key.kid for key in await source(publisher).load()] == ["first", "second"]
         assert publisher.requests[0].startswith(b"GET /keys?v=1 HTTP/1.1\r\n")
@@ -186,7 +186,7 @@ async def answer_to(server: Server, signer: Issuer) -> Frame:
     return await plugged.client.connect(headers=[("Authorization", f"Bearer {signer.token()}")])
 
 
-async def test_keys_are_rotated_while_sessions_go_on_and_end_with_their_key(authority: trustme.CA) -> None:
+async def test_session_survives_key_rotation_until_its_key_is_removed(authority: trustme.CA) -> None:
     async with publishing(FIRST, authority=authority) as publisher:
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
         async with serving(auth=auth, listen=False) as server:
@@ -205,7 +205,7 @@ async def test_keys_are_rotated_while_sessions_go_on_and_end_with_their_key(auth
             assert (await second.client.subscribe()).command == "RECEIPT"
 
 
-async def test_a_server_that_is_away_leaves_the_old_keys(authority: trustme.CA) -> None:
+async def test_old_keys_remain_while_the_server_is_unavailable(authority: trustme.CA) -> None:
     async with publishing(FIRST, authority=authority) as publisher:
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
         async with serving(auth=auth, listen=False) as server:
@@ -219,7 +219,7 @@ async def test_a_server_that_is_away_leaves_the_old_keys(authority: trustme.CA) 
             assert (await answer_to(server, FIRST)).command == "CONNECTED"
 
 
-async def test_without_keys_a_client_is_told_to_retry(authority: trustme.CA) -> None:
+async def test_client_gets_500_while_there_are_no_keys(authority: trustme.CA) -> None:
     async with publishing(authority=authority) as publisher:
         publisher.response = answer(b"", b"HTTP/1.1 503 Away\r\n")
         auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])

@@ -97,7 +97,7 @@ async def test_a_token_of_each_algorithm(algorithm: str, tmp_path: Path, autojum
 
 
 @pytest.mark.parametrize("wanted", KEY_PAIR_ALGORITHMS)
-def test_an_algorithm_that_is_not_in_the_settings_is_refused(wanted: str) -> None:
+def test_algorithm_missing_in_the_settings_is_refused(wanted: str) -> None:
     for algorithm in ALGORITHMS:
         if algorithm != wanted:
             signer = issuer(algorithm)
@@ -149,7 +149,7 @@ def test_any_unknown_key_id_is_accepted_as_unknown(kid: str) -> None:
 
 
 @pytest.mark.parametrize("kid", [7, None, ["known"], {}])
-def test_a_key_id_that_is_no_text(kid: object) -> None:
+def test_key_id_that_is_not_text_is_refused(kid: object) -> None:
     assert judged(signed({**GOOD_HEADER, "kid": kid}, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED or kid is None
 
 
@@ -158,7 +158,7 @@ def test_critical_header_is_refused(more: dict[str, object]) -> None:
     assert judged(signed({**GOOD_HEADER, **more}, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED
 
 
-def test_the_key_is_found_by_its_id_and_else_by_trying() -> None:
+def test_key_is_found_by_id_or_by_trying() -> None:
     old, new, unnamed = issuer("RS256", 0, "old"), issuer("RS256", 1, "new"), issuer("RS256", 2)
     keys = keys_of(old, new, unnamed)
     for signer in (old, new, unnamed, evolve(new, kid=None), evolve(unnamed, kid="other")):
@@ -240,7 +240,7 @@ def test_reason_names_the_header(header: dict[str, object], reason: str) -> None
     assert answer.reason == reason
 
 
-async def test_reason_tells_an_unknown_key_from_a_bad_signature(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_unknown_key_and_bad_signature_have_different_reasons(tmp_path: Path, autojump_clock: MockClock) -> None:
     known, unknown = issuer("RS256", 0, "known"), issuer("RS256", 1, "hush")
     assert not isinstance(known.key, str)
     path = tmp_path / "keys.json"
@@ -314,12 +314,12 @@ def test_a_token_at_its_limit_and_beyond() -> None:
 
 
 @pytest.mark.parametrize("payload", [[], "agent", 7, None, b"[" * 4000, b"{", b"\xff", b'{"sub": "agent"} x'])
-def test_a_payload_that_is_no_object(payload: object) -> None:
+def test_payload_that_is_not_an_object_is_refused(payload: object) -> None:
     assert judged(signed(GOOD_HEADER, payload)) is RefusalKind.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("header", [[], "HS256", 7, None, b"[" * 4000, b"{", b"\xff"])
-def test_a_header_that_is_no_object(header: object) -> None:
+def test_header_that_is_not_an_object_is_refused(header: object) -> None:
     assert judged(signed(header, GOOD_PAYLOAD)) is RefusalKind.UNAUTHORIZED
 
 
@@ -344,7 +344,7 @@ def test_nothing_shows_a_token_or_the_secret() -> None:
     assert token[-20:] not in shown
 
 
-def test_user_has_the_proof_of_its_token() -> None:
+def test_user_contains_the_proof_of_its_token() -> None:
     signer = issuer("RS256", kid="k")
     user = judged(signer.token(iss="i", aud=["a", "b"]), keys_of(signer), options("RS256", issuer="i", audience="a"))
     assert isinstance(user, User)

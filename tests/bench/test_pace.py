@@ -21,11 +21,11 @@ from bench.pace import BURSTS, NATURAL, STRICT, Pace, Progress, at_rate
         (BURSTS, 200, 50, 50),
     ],
 )
-def test_a_closed_loop_produces_what_its_window_has_room_for(pace: Pace, produced: int, reached: int, due: int) -> None:
+def test_closed_loop_fills_its_window(pace: Pace, produced: int, reached: int, due: int) -> None:
     assert pace.due(produced, reached, 1.0) == due
 
 
-def test_a_rate_is_kept_by_the_clock_whoever_keeps_up() -> None:
+def test_rate_follows_the_clock_alone() -> None:
     pace = at_rate(100)
     assert [pace.due(0, 0, elapsed_s) for elapsed_s in (0.0, 0.009, 0.01, 1.0)] == [0, 0, 1, 100]
     assert pace.due(101, 0, 1.0) == 0
@@ -44,7 +44,7 @@ def test_a_pace_survives_the_command_line(pace: Pace) -> None:
     )
 
 
-def test_progress_goes_on_at_the_first_record_and_ends_with_the_pipe() -> None:
+def test_progress_begins_with_a_record_and_ends_with_the_pipe() -> None:
     progress = Progress()
     progress.update(struct.pack("=Q", 0))
     assert (progress.begun, progress.ended, progress.reached) == (True, False, 0)

@@ -16,7 +16,7 @@ def test_every_body_has_the_same_length_and_is_an_event() -> None:
         assert before <= content["t"] <= time.monotonic_ns()
 
 
-def test_each_conversation_counts_its_own() -> None:
+def test_messages_are_numbered_within_each_conversation() -> None:
     counted = [
         (payload["conversation_id"], payload["message"]["content"]["n"])
         for payload in (json.loads(body(number, 3))["payload"] for number in range(1, 8))

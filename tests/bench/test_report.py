@@ -46,7 +46,7 @@ def test_a_target_is_met_or_missed_by_so_much(row: Row, verdict: str) -> None:
     assert row.verdict == verdict
 
 
-def test_every_case_has_its_targets_and_a_fault_is_among_them() -> None:
+def test_every_case_meets_its_targets_in_a_perfect_run() -> None:
     results, scale = Results(), Scale()
     figures = dict.fromkeys(
         (
@@ -68,7 +68,7 @@ def test_a_table_is_markdown() -> None:
     assert table(("a", "b"), [("1", "2")]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
 
 
-def test_a_picture_is_svg_with_a_line_for_each_name() -> None:
+def test_picture_is_svg_with_a_line_per_name() -> None:
     one, two = Line("black", [(1, 10), (100, 1000)]), Line("red", [(10, 5)])
     panel = Panel(title="a < b", x_label="x", y_label="y", lines={"one": one, "two": two})
     root = ET.fromstring(svg([panel, panel]))  # noqa: S314 - written by ourselves
@@ -81,7 +81,7 @@ def test_a_picture_is_svg_with_a_line_for_each_name() -> None:
     assert {"a < b", "one", "two", "2", "5", "20", "500", "1k"} <= {text.text for text in root.iter(f"{space}text")}
 
 
-def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
+def test_only_the_given_part_of_a_section_is_replaced() -> None:
     text = put_section("", "Ours", {"One": ["1"], "Two": ["2", "", "| # |"]})
     text = put_section("# Title\n\nwords\n\n" + text + "\n## Theirs\n\n### One\n\ntheir 1\n", "Ours", {"Two": ["3"]})
     assert text == "# Title\n\nwords\n\n## Ours\n\n### One\n\n1\n\n### Two\n\n3\n\n## Theirs\n\n### One\n\ntheir 1\n"
@@ -90,7 +90,7 @@ def test_a_part_of_a_section_is_replaced_and_all_else_stays() -> None:
     assert more == "## Ours\n\n### One\n\n1\n\n### Two\n\n2\n"
 
 
-def test_results_are_written_beside_what_others_wrote(tmp_path: Path) -> None:
+def test_results_leave_other_sections_unchanged(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     write("Ours", {"One": ["1"]}, results)
     write("Theirs", {"Two": ["2"]}, results)

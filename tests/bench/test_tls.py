@@ -21,7 +21,7 @@ def message(number: int) -> bytes:
     return b"MESSAGE\ndestination:/events\nsubscription:0\nmessage-id:k7f3q9-%d\n\n%s\0" % (number, b"x" * 300)
 
 
-def test_it_counts_what_comes_wherever_it_is_cut(ends: tuple[Reader, socket.socket]) -> None:
+def test_reader_counts_messages_split_anywhere(ends: tuple[Reader, socket.socket]) -> None:
     reader, theirs = ends
     data = b"".join(map(message, range(1, 13)))
     for start in range(0, len(data), 7):

@@ -53,7 +53,7 @@ async def test_rows_from_before_the_migration_are_not_sent(any_application: Appl
     assert (batch.objects, batch.changes, batch.more) == ((), 0, False)
 
 
-async def test_an_object_comes_once_in_the_place_of_its_newest_change(any_application: Application) -> None:
+async def test_object_is_read_once_at_its_newest_change(any_application: Application) -> None:
     settings = any_application.migrate()
     async with feed_of(any_application, settings) as feed:
         start = await feed.origin()
@@ -65,7 +65,7 @@ async def test_an_object_comes_once_in_the_place_of_its_newest_change(any_applic
     assert sum(batch.changes for batch in batches) == 3
 
 
-async def test_deleted_rows_carry_what_their_last_event_needs(any_application: Application) -> None:
+async def test_deleted_rows_have_the_fields_of_their_last_event(any_application: Application) -> None:
     settings = any_application.migrate()
     any_application.message()
     any_application.channel()

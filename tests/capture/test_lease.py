@@ -66,7 +66,7 @@ async def test_a_frozen_holder_loses_the_lease_within_a_second(postgres_applicat
     await second.release()
 
 
-async def test_a_holder_that_dies_waiting_for_a_table_loses_the_lease(postgres_application: Application) -> None:
+async def test_dead_holder_waiting_for_a_table_loses_the_lease(postgres_application: Application) -> None:
     postgres_application.migrate()
     sessions = session(postgres_application), session(postgres_application)
     first, second = (PostgresLease(own, postgres_application.names) for own in sessions)
@@ -128,7 +128,7 @@ async def test_the_lease_of_a_log_in_memory_is_always_held() -> None:
         await lease.release()
 
 
-async def test_one_of_two_leases_on_a_file_holds_it(tmp_path: Path) -> None:
+async def test_only_one_lease_on_a_file_is_acquired(tmp_path: Path) -> None:
     first, second = FileLease(tmp_path / "lock"), FileLease(tmp_path / "lock")
     assert await first.try_acquire()
     assert await first.try_acquire()

@@ -47,7 +47,7 @@ async def test_names_that_need_quoting(any_application: Application) -> None:
 
 
 @pytest.mark.parametrize("name", ['"chat.tags"', '["chat", "ta.gs"]'])
-async def test_another_schema(postgres_application: Application, name: str) -> None:
+async def test_mapped_table_may_be_in_another_schema(postgres_application: Application, name: str) -> None:
     table = 'chat."ta.gs"' if "ta.gs" in name else "chat.tags"
     postgres_application.execute("create schema chat", f"create table {table} (id text, name text, color text)")
     found = await read(postgres_application, only(tags=f"name = {name}"), f"insert into {table} values ('a', 'b', 'c')")
@@ -281,7 +281,7 @@ async def test_a_batch_full_of_unreadable_rows_is_read(postgres_application: App
     assert len(translate(found, EventsOptions()).faults) == 200
 
 
-async def test_text_that_is_not_utf_8_in_a_database_without_encoding(postgres_application: Application) -> None:
+async def test_invalid_utf_8_in_a_database_without_encoding(postgres_application: Application) -> None:
     with postgres_application.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("create database ascii encoding 'SQL_ASCII' template template0")
     application = Application(postgres_application.url.rpartition("/")[0] + "/ascii")

@@ -67,7 +67,7 @@ def test_the_statement_of_the_report_sends_the_rows(postgres_application: Applic
     assert logged(postgres_application) == [("U", "t2")]
 
 
-def test_rows_of_a_partition_that_was_created_as_one_are_sent(postgres_application: Application, check: Check) -> None:
+def test_rows_of_a_partition_created_as_one_are_sent(postgres_application: Application, check: Check) -> None:
     logged(postgres_application)
     postgres_application.execute("create table tags_b partition of tags for values in ('b')")
     assert check() == []

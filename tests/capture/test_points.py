@@ -44,7 +44,7 @@ def test_an_sqlite_point_survives_as_text(point: SqlitePoint) -> None:
 
 
 @given(st.text() | st.sampled_from(["", "[]", "{}", "null", '["1",2]', '{"system":"1","snapshot":"x"}']))
-def test_any_other_text_is_a_lost_resume_point(text: str) -> None:
+def test_unreadable_text_is_a_lost_resume_point(text: str) -> None:
     for kind in (PostgresPoint, SqlitePoint):
         with pytest.raises(ResumePointLost, match="another kind of database"):
             kind.parse(text)
@@ -94,6 +94,6 @@ def test_the_parts_of_a_snapshot() -> None:
         ("9:9:", False),
     ],
 )
-def test_has_read_compares_what_two_snapshots_see(snapshot: str, *, has: bool) -> None:
+def test_has_read_compares_the_transactions_of_two_snapshots(snapshot: str, *, has: bool) -> None:
     other = PostgresPoint(system="1", timeline="2", snapshot="10:20:10,15")
     assert evolve(other, snapshot=snapshot).has_read(other) is has

@@ -124,9 +124,7 @@ async def test_settling_gives_up_on_a_locked_file_and_succeeds_later(sqlite_appl
     await feed.aclose()
 
 
-async def test_point_of_an_older_version_gets_its_identity_at_the_start(
-    any_application: Application, feed: AnyFeed
-) -> None:
+async def test_point_of_an_older_version_gets_an_identity(any_application: Application, feed: AnyFeed) -> None:
     """So no other database can take the log first. A running server whose log is taken is interrupted, not ended."""
     store = MemoryStore()
     kind = SqlitePoint if any_application.dialect == SQLITE else PostgresPoint

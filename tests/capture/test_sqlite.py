@@ -216,7 +216,7 @@ async def test_triggers_of_a_recreated_table_are_restored(
     assert "airy_trio_tags_delete, airy_trio_tags_insert, airy_trio_tags_update" in log_output[0]["triggers"][0]
 
 
-async def test_triggers_of_a_table_without_a_mapped_column_are_not_restored(
+async def test_triggers_without_a_mapped_column_are_not_restored(
     application: Application, log_output: list[dict[str, Any]]
 ) -> None:
     """They would make the application's writes fail."""

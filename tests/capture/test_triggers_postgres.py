@@ -173,9 +173,7 @@ def plain_role(application: Application) -> Iterator[psycopg.Connection]:
         connection.execute(f"drop owned by {role}")
 
 
-def test_a_role_without_rights_on_our_schema_still_writes_its_tables(
-    application: Application, plain_role: psycopg.Connection
-) -> None:
+def test_role_without_rights_on_our_schema_can_write(application: Application, plain_role: psycopg.Connection) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         plain_role.execute("select * from airy_trio.change_log")
     plain_role.execute("insert into tags values ('t1', 'flag', 'red')")

@@ -23,7 +23,7 @@ def watched(any_application: Application) -> Watched:
 
 
 @pytest.mark.parametrize("form", [form for form in TIMES if form not in ON_SQLITE_ONLY])
-async def test_new_and_changed_rows_come_once_in_each_form_of_time(any_application: Application, form: str) -> None:
+async def test_rows_are_read_once_for_each_form_of_time(any_application: Application, form: str) -> None:
     await assert_each_comes_once(Watched(any_application, form))
 
 
@@ -111,7 +111,7 @@ async def test_commit_while_a_backlog_is_read_is_found(watched: Watched) -> None
         )
 
 
-async def test_reading_again_after_a_point_returns_the_same_and_new_rows(watched: Watched) -> None:
+async def test_rereading_returns_the_same_rows_and_new_ones(watched: Watched) -> None:
     async with watching(watched.application) as feed:
         after = await feed.origin()
         watched.tag("t1", START_US)
@@ -277,9 +277,7 @@ async def test_point_of_another_database_is_lost(watched: Watched) -> None:
             await feed.read(after, 10)
 
 
-async def test_database_that_takes_the_place_of_another_begins_now(
-    postgres: Postgres, postgres_application: Application
-) -> None:
+async def test_replaced_database_is_read_from_now_on(postgres: Postgres, postgres_application: Application) -> None:
     name = postgres_application.engine.url.database or ""
     Watched(postgres_application)
     async with watching(postgres_application) as feed:

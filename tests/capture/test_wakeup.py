@@ -126,7 +126,7 @@ async def test_statement_without_rows_and_rollback_do_not_notify(
         assert notifications(listener) == 0
 
 
-async def test_recorder_polls_while_a_transaction_is_open_that_will_not_notify(application: Application) -> None:
+async def test_recorder_polls_while_a_transaction_will_not_notify(application: Application) -> None:
     async with feed_of(application, application.settings()) as feed:
         assert isinstance(feed, PostgresFeed)
         after = await feed.origin()

@@ -17,7 +17,7 @@ from airy_trio.check.postgres import DURABLE
 from airy_trio.database import POSTGRES
 from airy_trio.settings import parse
 from tests.application import Application, application
-from tests.check.proxy import pooled
+from tests.check.fake_pooler import pooled
 from tests.pgbouncer import through
 from tests.postgres import Postgres
 

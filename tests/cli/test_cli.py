@@ -243,7 +243,7 @@ async def test_port_in_use(sqlite_application: Application, here: Here) -> None:
     assert message == f"listener: cannot listen on 127.0.0.1:{port}: Address already in use"
 
 
-async def test_memory_store_beside_another_server(any_application: Application, here: Here) -> None:
+async def test_memory_store_next_to_another_server(any_application: Application, here: Here) -> None:
     any_application.migrate()
     with trio.fail_after(40):
         async with server(Path(here.on(any_application.url))):

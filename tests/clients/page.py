@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from tests.clients.running import FOLDER
+from tests.clients.client_processes import FOLDER
 
 HOST = "127.0.0.1"
 LIBRARY = FOLDER / "node_modules" / "@stomp" / "stompjs" / "bundles" / "stomp.umd.min.js"

@@ -11,8 +11,8 @@ from airy_trio.delivery.disconnects import SILENT
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.testing.client import StompClient
 from tests.application import Application
-from tests.clients.running import stompjs
-from tests.clients.test_running import listen
+from tests.clients.client_processes import stompjs
+from tests.clients.test_client_processes import listen
 from tests.e2e.route import configure
 from tests.processes import server
 from tests.sessions.serving import serving
@@ -27,7 +27,7 @@ def names(frame: str) -> set[str]:
     return set(re.findall(r"^(.*?):", frame, re.MULTILINE))
 
 
-async def test_it_sends_no_host_and_unsubscribes_after_it_has_disconnected(nursery: trio.Nursery) -> None:
+async def test_airy_client_unsubscribes_after_disconnect(nursery: trio.Nursery) -> None:
     asked: list[str] = []
     with trio.fail_after(TIMEOUT_S):
         async with stompjs(await listen(asked, nursery)) as inbox:
@@ -41,7 +41,7 @@ async def test_it_sends_no_host_and_unsubscribes_after_it_has_disconnected(nurse
     assert names(disconnect) == {"receipt"}
 
 
-async def test_it_gets_events_and_its_receipt_though_it_goes_on_after_disconnect(
+async def test_disconnect_receipt_arrives_despite_frames_after_disconnect(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     config = configure(sqlite_application, tmp_path)
@@ -56,9 +56,7 @@ async def test_it_gets_events_and_its_receipt_though_it_goes_on_after_disconnect
             assert [closed["code"] for closed in inbox.told("closed")] == [1000]
 
 
-async def test_bad_credentials_are_told_by_401_in_the_message_of_the_error(
-    sqlite_application: Application, tmp_path: Path
-) -> None:
+async def test_bad_credentials_get_an_error_with_401(sqlite_application: Application, tmp_path: Path) -> None:
     config = configure(sqlite_application, tmp_path, AUTH)
     sqlite_application.tag("t1")
     with trio.fail_after(TIMEOUT_S):
@@ -87,7 +85,7 @@ async def heart_beats_in(client: StompClient, seconds: float) -> int:
     return client.heart_beats - before
 
 
-async def test_a_hidden_tab_whose_timers_tick_once_a_minute_is_not_thrown_out(autojump_clock: MockClock) -> None:
+async def test_hidden_tab_with_slow_timers_is_not_disconnected(autojump_clock: MockClock) -> None:
     async with serving(options=ListenerOptions(port=0), listen=False) as server:
         plugged = await server.plug_connected(headers=[("heart-beat", "10000,10000")])
         client = plugged.client

@@ -1,27 +1,27 @@
-"""Each cell of the matrix, as one trial of all clients has found it; and the README, which shows the matrix."""
+"""Each cell of the matrix, as one run of all clients has found it; and the README, which shows the matrix."""
 
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.clients.client_processes import missing
 from tests.clients.contents import BEFORE_THE_CRASH, JSON_TEXTS, LARGE_BYTES, PLAIN_TEXTS, STORED
 from tests.clients.matrix import CLIENTS, Capability, RealClient
-from tests.clients.running import missing
+from tests.clients.matrix_run import Outcomes, try_all
 from tests.clients.table import README, current, section
-from tests.clients.trial import Outcomes, try_all
 
 RUNNABLE = tuple(client for client in CLIENTS if missing(client.program) is None)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    folder: Path = tmp_path_factory.mktemp("trial")
+    folder: Path = tmp_path_factory.mktemp("matrix")
     return trio.run(try_all, RUNNABLE, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)  # the first one waits for the trial, whose six steps have 20 s each
+@pytest.mark.timeout(150)  # the first one waits for the run, whose six steps have 20 s each
 @pytest.mark.parametrize("capability", Capability, ids=lambda capability: capability.name.lower())
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.package)
 def test_cell(client: RealClient, capability: Capability, outcomes: Outcomes) -> None:

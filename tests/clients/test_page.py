@@ -15,7 +15,7 @@ from tests.processes import server
 TIMEOUT_S = 55.0
 
 
-async def test_a_page_with_stompjs_loses_nothing_across_a_restart_and_a_cut(
+async def test_page_loses_nothing_across_restart_and_lost_connection(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     if not LIBRARY.is_file():

@@ -159,7 +159,7 @@ async def test_resumes_after_a_restart_without_gap_or_duplicate(
                 assert offsets == list(range(13, 0, -1))
 
 
-async def test_asks_for_a_token_and_does_not_store_it(sqlite_application: Application) -> None:
+async def test_token_is_requested_and_not_stored(sqlite_application: Application) -> None:
     auth = '[auth]\nmode = "tokens"\ntokens = { agent = "right-token" }\n'
     async with console(sqlite_application, auth, wait=False) as (tab, _):
         await tab.until("!document.querySelector('#token-form').hidden")

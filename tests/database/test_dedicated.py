@@ -11,7 +11,7 @@ import trio.testing
 from airy_trio.database import DatabaseRefused, DatabaseUnavailable, DedicatedConnection, engines
 from airy_trio.database.postgres import Pipeline, Statement
 from tests.application import Application
-from tests.database.abandoned import Held
+from tests.database.abandoned_unit import Held
 
 
 async def test_lost_connection_changes_the_generation(postgres_application: Application) -> None:

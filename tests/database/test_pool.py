@@ -9,7 +9,7 @@ import trio.testing
 
 from airy_trio.database import Database, DatabaseRefused, engines
 from tests.application import Application
-from tests.database.abandoned import Held
+from tests.database.abandoned_unit import Held
 
 
 async def test_unit_of_work_commits_in_a_thread(application: Application, database: Database) -> None:

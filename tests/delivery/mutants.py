@@ -188,7 +188,7 @@ DIRECTED = (
             "raise",
         ),
         partial(
-            test_fanout.test_a_fault_of_one_client_does_not_stop_the_fan_out,
+            test_fanout.test_fault_of_one_client_does_not_stop_the_fan_out,
             trio.BrokenResourceError(),
             disconnects.GONE,
             monkeypatch=pytest.MonkeyPatch(),
@@ -222,7 +222,7 @@ DIRECTED = (
     ),
     (
         Mutant("a neighbour's batch with another prefix", FanOut, "_serve_slice", "reader.prefix is prefix", "True"),
-        test_fanout.test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own,
+        test_fanout.test_neighbour_with_another_id_gets_a_batch_of_its_own,
     ),
     (
         Mutant("a neighbour's batch at another position", FanOut, "_serve_slice", "reader.position is after", "True"),
@@ -230,7 +230,7 @@ DIRECTED = (
     ),
     (
         Mutant("a neighbour's batch without acks", FanOut, "_serve_slice", "reader.in_step", "True"),
-        test_fanout.test_a_neighbour_that_needs_acks_gets_its_own,
+        test_fanout.test_neighbour_that_needs_acks_gets_another_batch,
     ),
     (
         Mutant("a neighbour's batch before the RECEIPT", FanOut, "_serve_slice", "reader.in_step", "True"),

@@ -159,7 +159,7 @@ async def test_equal_cursors_get_one_batch_until_the_view_grows() -> None:
     assert batches.next_batch(same).offsets == (2, 3, 4)
 
 
-async def test_a_batch_knows_whether_it_reaches_the_end() -> None:
+async def test_batch_reports_whether_it_reaches_the_end() -> None:
     log = await filled(2, size=BATCH_BYTES_MAX)
     batches = Batches(log)
     assert [batches.after_position(subscribed(log, offset)).reaches_end for offset in (0, 1)] == [False, True]

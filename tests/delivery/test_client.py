@@ -31,7 +31,7 @@ def subscribed(window: Window | None = None) -> Subscription:
 @pytest.mark.parametrize(
     "mode, left", [(AckMode.CLIENT, 3), (AckMode.CLIENT_INDIVIDUAL, 1)], ids=["cumulative", "individual"]
 )
-def test_an_ack_makes_room_for_what_it_covers(mode: AckMode, left: int) -> None:
+def test_ack_frees_the_window_of_covered_events(mode: AckMode, left: int) -> None:
     window = Window(mode, 3)
     window.sent((4, 7))
     window.sent((9,))

@@ -15,7 +15,7 @@ from airy_trio.websocket.frames import CLOSE_REASON_BYTES_MAX
 from airy_trio.websocket.request import STATUSES
 
 
-def test_the_catalogue_is_the_wire_contracts() -> None:
+def test_catalogue_equals_the_wire_contract() -> None:
     received = {(one.token, one.close_code, one.reconnect) for one in CATALOGUE}
     assert received == {
         (None, 1000, Reconnect.NO),
@@ -53,7 +53,7 @@ def test_a_token_selects_its_row_by_status_number() -> None:
     )
 
 
-def test_a_number_that_is_not_in_the_catalogue_is_a_bug() -> None:
+def test_unknown_catalogue_number_is_a_bug() -> None:
     with pytest.raises(LookupError):
         with_token("418-teapot", "No.")
 

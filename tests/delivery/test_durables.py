@@ -20,12 +20,12 @@ from airy_trio.delivery.durables import (
     WRITE_AFTER_S,
     DurableStatistics,
 )
-from airy_trio.delivery.start import BACKOFF_MAX_S
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
+from airy_trio.retry import MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Headers, StompClient
@@ -375,7 +375,9 @@ async def test_last_event_id_overrides_the_acknowledged_position(
     assert await store.offset() == 5, "and it is acknowledged up to what the client names"
 
 
-async def test_each_user_and_each_name_has_its_own(server: Server, store: Store, autojump_clock: MockClock) -> None:
+async def test_each_user_and_name_has_a_position_of_its_own(
+    server: Server, store: Store, autojump_clock: MockClock
+) -> None:
     await server.append(1, 3)
     ann, bob = await come(server, ("replay", "all"), ack="client"), await log_in(server, "t0ken")
     await claim(bob.client, ("replay", "all"), ack="client")
@@ -550,7 +552,7 @@ async def test_receipt_waits_for_a_second_claim(
     assert await store.offset() == 1
 
 
-async def test_acknowledgement_of_a_client_that_leaves_during_a_second_claim_is_stored(
+async def test_ack_of_a_client_leaving_during_second_claim_is_stored(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 1)
@@ -726,7 +728,7 @@ async def test_acknowledgements_are_written_soon_after_an_outage(
     await client.acknowledge(*(await take(client, 1)))
     await trio.sleep(SCAN_EVERY_S / 4)
     store.fault = None
-    await trio.sleep(BACKOFF_MAX_S + SOON_S)
+    await trio.sleep(MAX_S + SOON_S)
     assert await store.offset() == 1
 
 
@@ -746,7 +748,7 @@ async def test_without_durable_subscriptions_no_request_waits_for_the_store(
     assert trio.current_time() == begun_at
 
 
-async def test_acks_of_a_client_that_left_during_an_outage_are_written(
+async def test_acks_of_a_client_lost_during_an_outage_are_stored(
     server: Server, store: Store, autojump_clock: MockClock
 ) -> None:
     await server.append(1, 3)

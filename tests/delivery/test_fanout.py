@@ -56,7 +56,7 @@ async def test_equal_cursors_get_the_same_bytes(autojump_clock: MockClock) -> No
         assert delivery.batches.statistics().deliveries == 10
 
 
-async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock: MockClock) -> None:
+async def test_neighbour_with_another_id_or_cursor_gets_another_batch(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         one, other = (await joined(delivery, RecordingTransport(), id_=id_) for id_ in ("a", "b")), RecordingTransport()
@@ -70,7 +70,7 @@ async def test_a_neighbour_with_another_id_or_cursor_gets_its_own(autojump_clock
         assert [f.body for f in late.read()[-2:]] == [event(1).body, event(2).body]
 
 
-async def test_a_neighbour_with_the_same_cursor_and_another_id_gets_its_own(autojump_clock: MockClock) -> None:
+async def test_neighbour_with_another_id_gets_a_batch_of_its_own(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         await delivery.log.append(delivery.log.head, events(1, 1), "point")
         rigs = [await delivery.connect(RecordingTransport()) for _ in range(2)]
@@ -108,7 +108,7 @@ async def test_a_neighbour_that_is_behind_is_only_woken(autojump_clock: MockCloc
         assert wake_up.is_set()
 
 
-async def test_a_neighbour_that_needs_acks_gets_its_own(autojump_clock: MockClock) -> None:
+async def test_neighbour_that_needs_acks_gets_another_batch(autojump_clock: MockClock) -> None:
     async with delivering(await open_log()) as delivery:
         ((one, _),) = await neighbours(delivery, 1)
         acking = await delivery.connect(RecordingTransport())
@@ -251,7 +251,7 @@ async def test_no_batch_is_repeated_after_unsubscribe(autojump_clock: MockClock)
         (trio.ClosedResourceError(), disconnects.GONE),
     ],
 )
-async def test_a_fault_of_one_client_does_not_stop_the_fan_out(
+async def test_fault_of_one_client_does_not_stop_the_fan_out(
     fault: Exception, reason: disconnects.DisconnectReason, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_data: bytes) -> bool:

@@ -148,7 +148,7 @@ INVARIANTS = (
     Invariant(
         "A fault while one client is served disconnects only that client: fan-out, wheel, send task, session.",
         (
-            test_fanout.test_a_fault_of_one_client_does_not_stop_the_fan_out,
+            test_fanout.test_fault_of_one_client_does_not_stop_the_fan_out,
             test_heartbeats.test_a_fault_of_one_client_does_not_stop_the_wheel,
             test_tasks.test_a_failing_task_disconnects_only_its_client,
             test_faults.test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else,

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.delivery.client import ReplayOptions
-from airy_trio.delivery.start import BACKOFF_MAX_S, Start, StartRequest, backoff_s, start
+from airy_trio.delivery.start import Start, StartRequest, start
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
@@ -37,7 +37,7 @@ async def test_without_a_position_the_recent_window_comes_first() -> None:
     assert await started(await filled()) == (10, "live", [8, 9, 10])
 
 
-async def test_the_window_holds_the_newest_event_of_each_object() -> None:
+async def test_window_has_the_newest_event_of_each_object() -> None:
     log = await open_log()
     await log.append(log.head, [event(n, obj=name) for n, name in enumerate("abcab", start=1)], "point")
     assert await started(log) == (5, "live", [3, 4, 5])
@@ -75,7 +75,7 @@ async def test_a_position_beyond_the_head_is_reset() -> None:
     assert await started(log, str(log.head.at(11))) == (10, "reset-epoch", [8, 9, 10])
 
 
-async def test_a_position_from_another_node_is_caught_up_to() -> None:
+async def test_node_catches_up_to_a_position_from_another_node() -> None:
     store = MemoryStore()
     log, other = await open_log(store), await open_log(store)
     await other.append(other.head, events(1, 5), "point")
@@ -118,7 +118,3 @@ async def test_an_unavailable_store_is_waited_for(autojump_clock: MockClock, mon
     assert await started(log, replay="all") == (0, "live", [])
     pauses = [after - before for before, after in pairwise(asked)]
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1, 1])
-
-
-def test_the_backoff_is_bounded() -> None:
-    assert backoff_s(10**9) == BACKOFF_MAX_S

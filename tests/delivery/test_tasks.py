@@ -58,7 +58,7 @@ async def test_stop_waits_for_all_tasks_even_those_not_started(autojump_clock: M
         await tasks.stop()
 
 
-async def test_cancellation_from_outside_goes_through(autojump_clock: MockClock) -> None:
+async def test_cancellation_from_outside_propagates(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         one = client()
         tasks = Tasks(nursery, one)

@@ -91,7 +91,7 @@ def test_unit_gives_no_rights_away() -> None:
     assert "ReadWritePaths" not in service
 
 
-def test_image_has_what_it_copies_and_runs_as_nobody_in_particular() -> None:
+def test_image_copies_existing_files_and_runs_unprivileged() -> None:
     found = instructions()
     final = found[max(index for index, (word, _) in enumerate(found) if word == "FROM") :]
     for word, rest in found:
@@ -104,7 +104,7 @@ def test_image_has_what_it_copies_and_runs_as_nobody_in_particular() -> None:
                for word, _ in final)  # fmt: skip
 
 
-def test_image_starts_the_program_and_asks_it_whether_it_lives() -> None:
+def test_image_starts_the_program_with_a_health_check() -> None:
     said = dict(instructions())
     entry, command = (yaml.safe_load(said[name]) for name in ("ENTRYPOINT", "CMD"))
     assert entry == ["airy-trio"]
@@ -143,7 +143,7 @@ def test_compose_fits_the_image_and_the_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])
-def test_settings_that_a_proxys_file_names_let_its_clients_in(name: str) -> None:
+def test_settings_named_in_a_proxy_file_admit_its_clients(name: str) -> None:
     text = (DEPLOY / name).read_text()
     told = re.search(r"\[listener\] (hosts = \[.*?\]), (trusted_proxies = \[.*?\])", text)
     assert told is not None
@@ -172,7 +172,7 @@ def test_compose_gives_no_rights_away() -> None:
     assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
 
 
-def test_no_file_holds_a_password() -> None:
+def test_no_file_contains_a_password() -> None:
     for path in DEPLOY.iterdir():
         for match in re.finditer(r"(?:password|secret|token)\w*\s*[:=]\s*(\S+)", path.read_text(), re.IGNORECASE):
             assert match[1].startswith(("${", "...")), (path.name, match[0])

@@ -101,7 +101,7 @@ async def proxied(
 
 
 @pytest.mark.parametrize("proxy", PROXIES, ids=lambda proxy: proxy.program)
-async def test_events_come_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
+async def test_events_arrive_through_a_proxy(proxy: Proxy, sqlite_application: Application, tmp_path: Path) -> None:
     if shutil.which(proxy.program, path=PATH) is None:
         pytest.skip(f"{proxy.program} is not installed")
     settings = sqlite_application.migrate(f'[listener]\nport = 0\nhosts = ["{NAME}"]\ntrusted_proxies = ["{HOST}"]\n')

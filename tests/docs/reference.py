@@ -26,7 +26,7 @@ from airy_trio.stomp import errors
 from airy_trio.stomp.errors import Fault
 from tests.cli.test_failures import ARGUMENTS, CASES
 from tests.docs import api
-from tests.docs.figures import families
+from tests.docs.metric_families import families
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "reference"

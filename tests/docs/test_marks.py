@@ -27,7 +27,7 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def test_a_block_that_nothing_is_said_of_is_refused() -> None:
+def test_block_without_a_mark_is_an_error() -> None:
     with pytest.raises(AssertionError, match="line 3: nothing says"):
         list(steps(f"a\n\n{BLOCK}"))
 
@@ -42,12 +42,12 @@ def test_a_block_is_not_run_only_for_a_reason() -> None:
         list(steps(f"<!-- not run: -->\n{BLOCK}"))
 
 
-def test_a_mark_that_is_none_is_refused() -> None:
+def test_unknown_mark_is_an_error() -> None:
     with pytest.raises(AssertionError, match="'rnu' is no mark"):
         list(steps(f"<!-- rnu -->\n{BLOCK}"))
 
 
-def test_what_is_indented_is_read_as_it_is_meant() -> None:
+def test_indented_block_is_dedented() -> None:
     [step] = steps("1. First\n\n   <!-- file: a.py -->\n   ```python\n   if a:\n       b\n   ```\n")
     assert step == Step("file", "a.py", "python", "if a:\n    b\n", 4)
 
@@ -72,7 +72,7 @@ def test_what_is_indented_is_read_as_it_is_meant() -> None:
         ),
     ],
 )
-async def test_what_does_not_come_as_it_is_written_is_told(text: str, fault: str, tmp_path: Path) -> None:
+async def test_block_with_another_outcome_is_an_error(text: str, fault: str, tmp_path: Path) -> None:
     said = ""
     try:
         await follow(text, tmp_path)
@@ -82,6 +82,6 @@ async def test_what_does_not_come_as_it_is_written_is_told(text: str, fault: str
     assert fault in said
 
 
-def test_settings_that_the_program_refuses_are_told() -> None:
+def test_settings_that_the_program_rejects_are_an_error() -> None:
     with pytest.raises(SettingsError, match=r"listener\.prot"):
         accept("[listener]\nprot = 1\n")

@@ -13,6 +13,6 @@ PAGE_TIMEOUT_S = 100.0
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("page", pages())
-async def test_a_page_does_what_it_says(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+async def test_commands_of_a_page_work(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with trio.fail_after(PAGE_TIMEOUT_S):
         await follow(page, tmp_path, lambda: str(request.getfixturevalue("postgres_database")))

@@ -26,7 +26,7 @@ def test_settings_are_accepted() -> None:
         accept(block)
 
 
-def test_a_newcomers_way_is_in_it() -> None:
+def test_readme_has_the_blocks_that_make_newcomer_runs() -> None:
     newcomer = Newcomer.__new__(Newcomer)  # without a clone
     newcomer.readme = (ROOT / "README.md").read_text()
     assert newcomer.commands("Try it")[0].startswith("make demo")
@@ -37,13 +37,13 @@ def test_a_newcomers_way_is_in_it() -> None:
     assert len(newcomer.blocks("On your database", "toml")) == 1
 
 
-def test_how_to_pages_are_named_in_it() -> None:
+def test_readme_links_every_page() -> None:
     text = (ROOT / "README.md").read_text()
     pages = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
     assert [page for page in pages if f"({page}" not in text] == []
 
 
-def test_every_target_of_make_is_in_its_help_and_in_contributing() -> None:
+def test_make_targets_are_in_help_and_contributing() -> None:
     makefile, contributing = (ROOT / "Makefile").read_text(), (ROOT / "CONTRIBUTING.md").read_text()
     [phony] = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     for target in phony.split():

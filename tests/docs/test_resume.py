@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from tests.application import Application
-from tests.clients.running import FOLDER as CLIENTS
-from tests.clients.running import missing
+from tests.clients.client_processes import FOLDER as CLIENTS
+from tests.clients.client_processes import missing
 from tests.docs.pages import FOLDER, steps
 from tests.e2e.route import configure
 from tests.processes import Program, running, server

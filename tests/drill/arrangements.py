@@ -25,7 +25,7 @@ from airy_trio.database import LOCK_CLASS, sqlite_path
 from airy_trio.log.options import LogOptions
 from tests.application import Application, application
 from tests.drill.clients import AUTH
-from tests.drill.findings import Log, redis_log, sql_log
+from tests.drill.log_check import Log, redis_log, sql_log
 from tests.drill.nodes import ROOT, Node
 from tests.postgres import NoPostgresError, Postgres, running_postgres
 from tests.redis_server import RedisServer, running_redis
@@ -264,7 +264,7 @@ async def _kill_writer(url: str, _node: Node, _chance: Random) -> None:
 
 def _write_and_die(path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.drill.doomed", str(path)],
+        [sys.executable, "-m", "tests.drill.killed_writer", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

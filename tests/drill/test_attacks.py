@@ -24,9 +24,9 @@ from airy_trio.testing.client import Closed, Rejected, StompClient, connect
 from bench import report
 from tests.application import Application
 from tests.application import application as new_application
-from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, page, resident_kib
+from tests.drill.attacked_server import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, page, resident_kib
 from tests.drill.attacks import JWT_SECRET
-from tests.drill.machine import Machine, watched
+from tests.drill.machine_load import Machine, watched
 from tests.drill.nodes import ROOT
 from tests.e2e.route import HOST, event_of
 from tests.processes import AIRY_TRIO, Program, Server, free_ports, running

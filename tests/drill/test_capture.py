@@ -15,8 +15,8 @@ from attrs import frozen
 
 from tests.drill.arrangements import ARRANGEMENTS, Arrangement, beside
 from tests.drill.clients import CREDENTIALS, Durable, Resuming
-from tests.drill.findings import Findings, Log, examine, has_long
 from tests.drill.load import BEGUN
+from tests.drill.log_check import Findings, Log, examine, has_long
 from tests.drill.nodes import ROOT, Node, Nodes, listens, pair, records
 from tests.drill.progress import progress_bar
 from tests.e2e.route import END, configure

@@ -20,9 +20,9 @@ from attrs import define, field, frozen
 
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
-from tests.drill.attacked import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, resident_kib
+from tests.drill.attacked_server import CREDENTIALS, SMALL_TAIL, Arrangement, caught_up, resident_kib
 from tests.drill.attackers import CRUDE, PER_ADDRESS
-from tests.drill.machine import Machine, watched
+from tests.drill.machine_load import Machine, watched
 from tests.drill.nodes import ROOT
 from tests.drill.progress import progress_bar
 from tests.e2e.route import HOST, event_of

@@ -15,8 +15,8 @@ from attrs import define
 from airy_trio.log.sql.postgres import EVENTS_MAX
 from airy_trio.testing.client import StompClient, connect
 from tests.application import Application
-from tests.drill.findings import log_of
-from tests.drill.machine import Machine, watched
+from tests.drill.log_check import log_of
+from tests.drill.machine_load import Machine, watched
 from tests.drill.nodes import Node, Nodes, listens, records
 from tests.e2e.route import HOST, configure, event_of
 

@@ -12,7 +12,7 @@ import trio
 
 from tests.application import Application
 from tests.drill.clients import Resuming
-from tests.drill.findings import examine, sql_log
+from tests.drill.log_check import examine, sql_log
 from tests.drill.nodes import ROOT, Nodes, listens, records
 from tests.e2e.route import END, configure
 from tests.processes import Program, running

@@ -9,7 +9,7 @@ import trio
 
 from tests.application import Application
 from tests.drill.crowd import astray
-from tests.drill.findings import log_of
+from tests.drill.log_check import log_of
 from tests.drill.nodes import ROOT
 from tests.drill.progress import progress_bar
 from tests.drill.soak import SETTINGS, Outcome, Roles, soak

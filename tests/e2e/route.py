@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Headers, StompClient, connect
 from tests.application import Application
-from tests.clients.running import Received
+from tests.clients.client_processes import Received
 from tests.processes import Lines, Server
 
 WRITER = Path(__file__).with_name("writer.py")

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from tests.application import Application
-from tests.drill.findings import log_of
+from tests.drill.log_check import log_of
 from tests.e2e.route import Event, assert_in_order, configure, listening
 from tests.processes import server
 

@@ -10,7 +10,7 @@ from airy_trio.log.redis.store import open_store
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
-from tests.drill.findings import log_of
+from tests.drill.log_check import log_of
 from tests.e2e.route import HOST, configure, event_of, writing
 from tests.processes import Server, server
 from tests.redis_server import RedisServer

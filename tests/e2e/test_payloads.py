@@ -10,7 +10,7 @@ import trio
 
 from airy_trio.database import SQLITE
 from tests.application import Application
-from tests.clients.running import stompjs, stompman
+from tests.clients.client_processes import stompjs, stompman
 from tests.e2e.route import (
     Listening,
     Writer,

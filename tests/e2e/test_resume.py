@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from tests.application import Application
-from tests.clients.running import stompjs, stompman
+from tests.clients.client_processes import stompjs, stompman
 from tests.e2e.route import Event, Writer, assert_in_order, configure, events_of, listening, writing
 from tests.processes import server
 

@@ -11,7 +11,7 @@ import trio
 from airy_trio.database import SQLITE
 from tests.admin.serving import Port, free_port
 from tests.application import Application, application
-from tests.clients.running import stompman
+from tests.clients.client_processes import stompman
 from tests.e2e.route import configure, events_of, listening
 from tests.postgres import Postgres
 from tests.processes import Program, json_object, server

@@ -15,8 +15,8 @@ import websockets.sync.client
 from airy_trio.testing.client import Closed, StompClient, connect
 from tests.application import Application
 from tests.certificates import Files, issue, trusting
+from tests.clients.client_processes import client
 from tests.clients.matrix import CLIENTS, Capability, RealClient
-from tests.clients.running import client
 from tests.processes import Server, run, server
 
 TIMEOUT_S = 40.0

@@ -7,7 +7,7 @@ import trio
 from airy_trio.database import SQLITE
 from airy_trio.log.retention import CHANGES_MAX
 from tests.application import Application
-from tests.drill.findings import log_of
+from tests.drill.log_check import log_of
 from tests.e2e.route import Event, assert_in_order, configure, listening
 from tests.processes import server
 

@@ -122,7 +122,7 @@ def test_values_that_fit_their_type(value: Value, value_type: Value, expected: s
         ("x", b"\xff"),
     ],
 )
-def test_a_value_that_does_not_fit_becomes_a_string_and_counts(value: str, value_type: Value) -> None:
+def test_value_that_does_not_fit_becomes_a_counted_string(value: str, value_type: Value) -> None:
     result = nested(entry("k", value, value_type), entry("other", "1", "number"))
     assert strictly_read(result.metadata) == {"k": value, "other": "1"}
     assert (result.misfits, result.faults) == (1, ())

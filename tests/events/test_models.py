@@ -35,7 +35,7 @@ def about(subject: str, identifier: str) -> MetadataUpdated:
     )
 
 
-def test_every_event_has_its_wire_name() -> None:
+def test_every_event_has_the_type_of_the_wire_contract() -> None:
     assert tuple(event.type for event in get_args(Event)) == TYPES
     assert set(TYPES) == {
         "message.updated",

@@ -283,7 +283,7 @@ def assert_shape(value: object, shape: object) -> None:
 
 
 @given(st.lists(any_object(), max_size=5), st.booleans())
-def test_any_rows_become_events_that_a_strict_parser_reads_or_faults(rows: list[ChangedObject], deletes: bool) -> None:
+def test_any_rows_become_strict_json_or_faults(rows: list[ChangedObject], deletes: bool) -> None:
     translation = translate(rows, EventsOptions(deletes=deletes))
     for event in translation.events:
         body, truncated = encode(event, 61_440)
@@ -305,7 +305,7 @@ def test_any_rows_become_events_that_a_strict_parser_reads_or_faults(rows: list[
 
 
 @given(any_object(), st.integers(0, 300))
-def test_any_event_keeps_any_limit_or_is_a_fault(row: ChangedObject, body_bytes_max: int) -> None:
+def test_encoded_event_is_within_its_limit_or_a_fault(row: ChangedObject, body_bytes_max: int) -> None:
     for event in translate([row], DELETES).events:
         whole, _ = encode(event, 10**9)
         try:

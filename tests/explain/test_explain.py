@@ -267,7 +267,7 @@ async def test_missing_installation_and_unmapped_table_are_reported(
     assert 'database.tables.messages.name is ""' in (await explain(config, "message", "m1"))["row"]
 
 
-async def test_without_triggers_the_change_is_not_known(sqlite_application: Application, tmp_path: Path) -> None:
+async def test_change_is_unknown_without_triggers(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.execute("create table tags (id text, name text, color text, updated_at text)")
     sqlite_application.execute("insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
     others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
@@ -330,7 +330,7 @@ async def test_wrong_arguments(arguments: list[str], message: str, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * TIMEOUT_S)
-async def test_clients_of_all_workers_are_counted_and_missing_workers_named(
+async def test_clients_of_all_workers_and_missing_workers_are_reported(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     sqlite_application.migrate()

@@ -67,7 +67,7 @@ def test_every_name_for_authors_of_stores_is_in_the_reference(name: str) -> None
     assert f"\n### {name}\n" in section
 
 
-def test_importing_it_costs_nothing_before_it_is_used(tmp_path: Path) -> None:
+def test_import_loads_nothing_before_use(tmp_path: Path) -> None:
     heavy = ("trio", "sqlalchemy", "airy_trio.app", "airy_trio.settings")
     say = "import sys, airy_trio; print(*set(sys.modules) & set(sys.argv[1:])); airy_trio.serve; airy_trio.settings"
     ended = run("-c", say, *heavy, folder=tmp_path)

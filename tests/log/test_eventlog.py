@@ -142,7 +142,7 @@ async def test_older_events_are_read_from_the_store(store: Outages) -> None:
     assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING, bytes_max=MANY)] == [1, 2, 3]
 
 
-async def test_open_reads_few_more_bytes_than_the_tail_holds() -> None:
+async def test_open_reads_few_more_bytes_than_the_tail_has() -> None:
     sizes = [60_000] * 300 + [10] * 5 + [200_000] * 3 + [0] * 7
     store = Weighing()
     await store.add(*(event(number)._replace(body=b"x" * size) for number, size in enumerate(sizes, start=1)))
@@ -609,7 +609,7 @@ async def test_no_growth_is_lost_between_two_calls(store: Outages, nursery: trio
     nursery.cancel_scope.cancel()
 
 
-async def test_growth_is_kept_until_the_next_call(store: Outages) -> None:
+async def test_growth_is_reported_by_the_next_call(store: Outages) -> None:
     log = await opened(store)
     one, two = log.attach(OfChannel("ch1"), "reader"), log.attach(OfChannel("ch2"), "reader")
     await log.append(log.head, [event(1, channel_id="ch1")], "point")

@@ -38,7 +38,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "acme_events", raising=False)
 
 
-def test_our_own_store_is_found() -> None:
+def test_built_in_store_is_found() -> None:
     assert find_store("redis", OURS) is open_store
 
 
@@ -48,7 +48,7 @@ def test_a_store_of_a_package_is_found() -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_ours_cannot_be_replaced() -> None:
+def test_built_in_store_cannot_be_replaced() -> None:
     assert find_store("redis", OURS) is open_store
 
 

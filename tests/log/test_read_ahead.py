@@ -79,6 +79,7 @@ async def test_next_batch_is_read_while_the_last_one_is_appended(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_recorded_batches_leave_memory(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -123,9 +123,7 @@ async def test_lost_memory_store_begins_where_trimming_has_reached(
     assert await recorded(store) == tags(5, 7)
 
 
-async def test_epoch_that_was_begun_and_not_named_is_begun_again(
-    changes: MemoryChanges, autojump_clock: MockClock
-) -> None:
+async def test_epoch_begun_and_not_named_is_begun_again(changes: MemoryChanges, autojump_clock: MockClock) -> None:
     store = MemoryStore()
     changes.write(*map(tag, range(1, 4)))
     await run_until_idle(changes, store)
@@ -384,7 +382,7 @@ async def test_server_with_another_store_fails_to_start(
     nursery.cancel_scope.cancel()
 
 
-async def test_server_on_the_same_store_starts_while_an_epoch_is_named(
+async def test_server_starts_while_another_names_an_epoch(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()

@@ -237,5 +237,5 @@ async def test_opening_a_store_does_not_change_logging(
     assert (logger.level, logger.filters, logger.handlers) == before
 
 
-def test_the_fields_are_where_the_scripts_look_for_them() -> None:
+def test_fields_have_the_order_that_the_scripts_expect() -> None:
     assert FIELDS[0] == "at"  # TRIM compares the first value

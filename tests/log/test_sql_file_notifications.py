@@ -82,7 +82,7 @@ async def test_every_waiting_task_is_notified(path: Path) -> None:
     await notifications.aclose()
 
 
-async def test_wait_returns_if_the_file_is_gone_or_unreadable(path: Path) -> None:
+async def test_wait_returns_if_the_file_is_missing_or_unreadable(path: Path) -> None:
     notifications = FileNotifications(path)
     assert await notified(notifications)
     remove(path)

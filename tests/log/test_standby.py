@@ -106,7 +106,7 @@ async def test_recorder_process_records_again_after_an_outage(
     nursery.cancel_scope.cancel()
 
 
-async def test_one_of_many_standbys_leaves_the_lease_to_the_recorder_process(
+async def test_standby_yields_the_lease_to_the_recorder_process(
     changes: MemoryChanges, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     store = MemoryStore()

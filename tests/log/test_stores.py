@@ -9,19 +9,20 @@ from tests.redis_server import RedisServer
 pytestmark = pytest.mark.timeout(180)  # the whole suite in one test: 15 s on an idle machine
 
 
-async def test_memory_keeps_its_promises() -> None:
+async def test_memory_store_conforms() -> None:
     await check_event_store(memory_place)
 
 
-async def test_sql_on_sqlite_keeps_its_promises() -> None:
+@pytest.mark.slow
+async def test_sqlite_store_conforms() -> None:
     await check_event_store(sqlite_place)
 
 
 @pytest.mark.slow
-async def test_sql_on_postgres_keeps_its_promises(postgres_database: str) -> None:
+async def test_postgres_store_conforms(postgres_database: str) -> None:
     await check_event_store(postgres_places(postgres_database))
 
 
 @pytest.mark.slow
-async def test_redis_keeps_its_promises(redis_server: RedisServer) -> None:
+async def test_redis_store_conforms(redis_server: RedisServer) -> None:
     await check_event_store(redis_places(redis_server.url))

@@ -212,7 +212,7 @@ events_of_one_step = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.integers(1, 20), st.integers(1, 300), st.lists(events_of_one_step, max_size=20), st.data())
 def test_it_agrees_with_a_list(
     events_max: int, bytes_max: int, steps: list[list[tuple[str, str | None, str | None, int]]], data: st.DataObject

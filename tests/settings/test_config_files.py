@@ -88,6 +88,6 @@ def test_prod_takes_its_database_from_the_environment() -> None:
 
 
 @pytest.mark.parametrize("name", ["dev.toml", "prod.toml", "example.toml", "airy.toml", "chatwoot.toml"])
-def test_no_file_holds_a_password(name: str) -> None:
+def test_no_file_contains_a_password(name: str) -> None:
     for match in re.finditer(r"://([^@\s\"]*)@", (CONFIG / name).read_text()):
         assert match[1] in {"airy", "USER", "USER:PASSWORD"}

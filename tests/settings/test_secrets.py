@@ -80,7 +80,7 @@ def url_of(place: str, scheme: str, password: str) -> str:
 
 
 @given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS, SHAPES)
-def test_in_a_setting_that_is_secret(
+def test_secret_in_a_secret_setting_is_not_shown(
     password: str, scheme: str, place: str, setting: tuple[str, str], shape: str
 ) -> None:
     section, key = setting
@@ -108,7 +108,9 @@ def test_in_the_environment(password: str, scheme: str, place: str, setting: tup
     OTHER_SETTINGS,
     SHAPES,
 )
-def test_in_a_url_in_another_setting(password: str, url: str, setting: tuple[str, str], shape: str) -> None:
+def test_secret_in_a_url_of_another_setting_is_not_shown(
+    password: str, url: str, setting: tuple[str, str], shape: str
+) -> None:
     section, key = setting
     value = shape.format(json.dumps(url.format(password)))
     assert password not in lines(f"[{section}]\n{key} = {value}")
@@ -122,7 +124,7 @@ def test_in_a_url_as_a_key(password: str) -> None:
 
 
 @given(PASSWORDS, st.data())
-def test_in_a_file_that_is_broken(password: str, data: st.DataObject) -> None:
+def test_secret_in_a_broken_file_is_not_shown(password: str, data: st.DataObject) -> None:
     text = f"[database]\nurl = \"postgresql://airy:{password}@db/airy\"\n[log]\nurl = '{password}'\n"
     place = data.draw(st.integers(0, len(text) - 1))
     width = data.draw(st.integers(0, 3))

@@ -219,7 +219,7 @@ def at_the_time(when: str) -> Connection:
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("when", ALLOWED)
-def test_which_frames_may_be_written_when(when: str, write: str) -> None:
+def test_only_allowed_frames_may_be_written_in_each_state(when: str, write: str) -> None:
     connection = at_the_time(when)
     if write in ALLOWED[when]:
         assert WRITES[write](connection)
@@ -268,13 +268,13 @@ def test_half_a_surrogate_pair_is_malformed() -> None:
     assert token_of(opened(), "SUBSCRIBE\nid:\ud800\n\n\0") == "400-malformed-frame"
 
 
-def test_line_ends_alone_are_no_requests() -> None:
+def test_line_ends_are_not_requests() -> None:
     connection = opened()
     assert connection.receive("\n") == connection.receive("\r\n") == connection.receive("") == []
     assert connection.state is ConnectionState.OPEN
 
 
-def test_statistics_count_open_and_held() -> None:
+def test_statistics_count_subscriptions_and_transactions() -> None:
     connection = prepared(ConnectionState.OPEN)
     connection.receive(FRAMES["SUBSCRIBE"] + sent("ACK", "id:1.k-1", "transaction:open") + "ACK\nid:")
     now = connection.statistics()

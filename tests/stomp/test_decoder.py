@@ -273,7 +273,7 @@ def test_octets_at_the_limit_and_one_beyond(name: str, token: str, data: bytes, 
 LIMITS = {"frame_bytes_max": 1000, "header_count_max": 1000, "header_line_bytes_max": 1000, "command_bytes_max": 1000}
 
 
-def test_frame_that_cannot_end_within_its_limit_is_refused_at_once() -> None:
+def test_frame_with_too_long_content_length_is_refused_at_once() -> None:
     limits = Limits(**{**LIMITS, "frame_bytes_max": 10})
     assert decoded(b"SEND\n\n" + b"x" * 3, limits=limits) == []
     assert fault(b"SEND\n\n" + b"x" * 4, limits=limits).token == "413-frame-too-large"

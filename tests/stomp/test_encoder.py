@@ -13,7 +13,7 @@ UNWRITABLE = {Version.V1_0: "\0\r\n", Version.V1_1: "\0\r", Version.V1_2: "\0"}
 COMMANDS = ["SEND", "MESSAGE", "SUBSCRIBE", "ERROR", "CONNECT", "STOMP", "CONNECTED"]
 
 
-def test_a_frame_is_its_command_headers_blank_line_body_and_nul() -> None:
+def test_frame_is_command_headers_blank_line_body_nul() -> None:
     frame = Frame("MESSAGE", (("destination", "/events"), ("content-length", "2")), b"{}")
     assert encode(frame, Version.V1_2) == b"MESSAGE\ndestination:/events\ncontent-length:2\n\n{}\0"
 

@@ -20,12 +20,12 @@ def test_version_without_escapes_does_not_change_text(version: Version | None) -
 
 
 @pytest.mark.parametrize("version", ESCAPED)
-def test_1_1_and_1_2_escape_line_feed_colon_and_backslash(version: Version) -> None:
+def test_three_characters_are_escaped_from_1_1_on(version: Version) -> None:
     assert escape("a\nb:c\\d", version) == "a\\nb\\cc\\\\d"
     assert unescape("a\\nb\\cc\\\\d", version) == "a\nb:c\\d"
 
 
-def test_only_1_2_escapes_carriage_return() -> None:
+def test_carriage_return_is_escaped_in_1_2_only() -> None:
     assert escape("a\rb", Version.V1_2) == "a\\rb"
     assert unescape("a\\rb", Version.V1_2) == "a\rb"
     with pytest.raises(RemoteProtocolError):

@@ -13,7 +13,7 @@ CATALOGUE_NUMBERS = {"400", "403", "413", "429"}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_token_is_a_number_of_the_catalogue_and_a_name(name: str) -> None:
+def test_token_is_a_catalogue_number_and_a_name(name: str) -> None:
     token = plain(ALL[name].token)
     assert re.fullmatch(r"[0-9]{3}(-[a-z]+)+", token)
     assert token[:3] in CATALOGUE_NUMBERS

@@ -49,7 +49,7 @@ def test_the_highest_common_version_is_agreed(accepted: dict[str, str], version:
 
 
 @pytest.mark.parametrize("accepted", ["", "2.0", "1", "1.20", "1.1;1.2", "v1.2"])
-def test_no_common_version_lists_ours(accepted: str) -> None:
+def test_no_common_version_lists_the_supported_ones(accepted: str) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         connection.connect(session(None), frame("CONNECT", accept_version=accepted))
     assert caught.value.token == "400-no-common-version"
@@ -83,7 +83,7 @@ def test_secrets_do_not_show() -> None:
     assert "hush" not in repr(request)
 
 
-def test_1_0_has_no_heart_beats() -> None:
+def test_version_1_0_has_no_heart_beats() -> None:
     for header in ("10000,10000", "rubbish"):
         request = connection.connect(session(None), frame("CONNECT", heart_beat=header))
         assert request.heartbeat == HeartBeat.none()
@@ -157,7 +157,7 @@ def test_unsubscribe_by_id(version: Version) -> None:
     assert ours.subscriptions.number_of("a") == 1
 
 
-def test_in_1_0_a_destination_ends_all_its_subscriptions() -> None:
+def test_unsubscribe_by_destination_in_1_0_ends_all_its_subscriptions() -> None:
     ours = session(Version.V1_0)
     for headers in ({}, {"id": "x"}):
         connection.subscribe(ours, frame("SUBSCRIBE", destination="/events", **headers))
@@ -167,7 +167,7 @@ def test_in_1_0_a_destination_ends_all_its_subscriptions() -> None:
 
 
 @pytest.mark.parametrize("version", [Version.V1_1, Version.V1_2])
-def test_from_1_1_on_a_destination_does_not_unsubscribe(version: Version) -> None:
+def test_destination_does_not_unsubscribe_from_1_1_on(version: Version) -> None:
     ours = session(version)
     subscribed(ours)
     with pytest.raises(RemoteProtocolError) as caught:
@@ -177,7 +177,7 @@ def test_from_1_1_on_a_destination_does_not_unsubscribe(version: Version) -> Non
 
 @pytest.mark.parametrize("command, accepted", [("ACK", True), ("NACK", False)])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_ack_says_whether_it_accepts(version: Version, command: str, accepted: bool) -> None:
+def test_ack_accepts_and_nack_does_not(version: Version, command: str, accepted: bool) -> None:
     assert acks_of(session(version), command, id="7.k-1") == Ack(number=7, message_id="k-1", accepted=accepted)
 
 

@@ -20,7 +20,7 @@ def test_numbers_rise_from_one_and_are_never_used_twice() -> None:
     assert subscriptions.number_of("2") == 3
 
 
-def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
+def test_subscriptions_are_bounded_in_number() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=2, in_flight_max=99)
     subscriptions.open(to("/a"))
     subscriptions.open(to("/a"))

@@ -50,7 +50,7 @@ def test_name_can_be_reused_after_the_end() -> None:
     assert len(ours) == 1
 
 
-def test_the_last_allowed_is_allowed_and_one_more_is_not() -> None:
+def test_transactions_are_bounded_in_number() -> None:
     ours = transactions(transactions_max=2)
     ours.begin("t")
     ours.begin("u")

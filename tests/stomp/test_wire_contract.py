@@ -1,6 +1,7 @@
 """The wire contract, "STOMP, line by line", as far as it is octets and state.
 
-What needs a clock, a socket or the log is tested where those are.
+A comment with the number of each line precedes its tests. What needs a clock, a socket or the log is tested where those
+are.
 """
 
 import pytest
@@ -35,15 +36,16 @@ def acks(connection: Connection, *frames: str) -> tuple[Ack, ...]:
     return tuple(ack for request in requests if isinstance(request, Acknowledge) for ack in request.acks)
 
 
+# Line 1: commands, headers and line ends
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_1_commands_and_header_names_are_case_sensitive(version: Version) -> None:
+def test_commands_and_header_names_are_case_sensitive(version: Version) -> None:
     assert token_of(opened(version), sent("Subscribe", "destination:/events", "id:0")) == "400-unknown-command"
     assert token_of(opened(version), sent("SUBSCRIBE", "Destination:/events", "id:0")) == "400-missing-header"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("eol", ["\n", "\r\n"])
-def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version, eol: str) -> None:
+def test_lines_end_with_lf_or_crlf_in_every_version(version: Version, eol: str) -> None:
     connection = opened(version)
     frame = sent("SUBSCRIBE", "destination:/events", "id:0").replace("\n", eol)
     assert [
@@ -54,7 +56,8 @@ def test_line_1_lf_or_crlf_in_every_version_and_between_frames(version: Version,
     ]
 
 
-def test_line_2_a_frame_may_be_cut_anywhere() -> None:
+# Line 2: frames and messages
+def test_frame_may_be_split_anywhere() -> None:
     data = (connect_frame(Version.V1_2) + sent("SUBSCRIBE", "id:ä\\c\\n", "destination:/events", "receipt:r")).encode()
     whole = Connection(options(), "s-1").receive(data)
     for at in range(len(data)):
@@ -62,50 +65,53 @@ def test_line_2_a_frame_may_be_cut_anywhere() -> None:
         assert connection.receive(data[:at]) + connection.receive(data[at:]) == whole
 
 
-def test_line_2_several_frames_may_share_a_message_of_text_or_octets() -> None:
+def test_several_frames_may_share_a_message() -> None:
     data = connect_frame(Version.V1_1) + sent("SUBSCRIBE", "id:0", "destination:/events") + sent("DISCONNECT")
     assert len(Connection(options(), "s-1").receive(data)) == 3
     assert Connection(options(), "s-1").receive(data) == Connection(options(), "s-1").receive(data.encode())
 
 
+# Line 3: escapes
 @pytest.mark.parametrize(
     "version, expected", [(Version.V1_0, "\\n\\c\\\\"), (Version.V1_1, "\n:\\"), (Version.V1_2, "\n:\\")]
 )
-def test_line_3_escapes_are_read_and_written_by_the_version(version: Version, expected: str) -> None:
+def test_version_decides_which_escapes_are_used(version: Version, expected: str) -> None:
     connection = opened(version)
     request = subscription(connection, "destination:/events", "id:\\n\\c\\\\")
     assert request.id == expected
     assert b"\nsubscription:\\n\\c\\\\\n" in connection.message_prefix(request.number)
 
 
-def test_line_3_only_1_2_knows_the_escaped_carriage_return() -> None:
+def test_carriage_return_is_escaped_in_1_2_only() -> None:
     assert subscription(opened(Version.V1_2), "destination:/events", "id:\\r").id == "\r"
     assert token_of(opened(Version.V1_1), sent("ACK", "id:\\r")) == "400-malformed-frame"
 
 
 @pytest.mark.parametrize("version", LATER)
-def test_line_3_an_undefined_escape_is_fatal(version: Version) -> None:
+def test_undefined_escape_is_an_error(version: Version) -> None:
     assert token_of(opened(version), sent("ACK", "id:\\t")) == "400-malformed-frame"
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
-def test_line_3_connect_is_never_unescaped(command: str) -> None:
+def test_connect_is_not_unescaped(command: str) -> None:
     request = request_of(Connection(options(), "s-1"), sent(command, "accept-version:1.2", "passcode:a\\cb\\t:c"))
     assert isinstance(request, Connect)
     assert request.passcode == "a\\cb\\t:c"
 
 
+# Line 4: repeated headers and trimming
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_4_of_a_repeated_header_the_first_wins(version: Version) -> None:
+def test_first_of_repeated_headers_counts(version: Version) -> None:
     assert subscription(opened(version), "id:first", "id:second", "destination:/events").id == "first"
 
 
 @pytest.mark.parametrize("version, expected", [(Version.V1_0, "a"), (Version.V1_1, " a\t"), (Version.V1_2, " a\t")])
-def test_line_4_values_are_trimmed_in_1_0_only(version: Version, expected: str) -> None:
+def test_values_are_trimmed_in_1_0_only(version: Version, expected: str) -> None:
     assert subscription(opened(version), "id: a\t", "destination:/events").id == expected
 
 
-def test_line_5_content_length_counts_octets_and_nul_follows() -> None:
+# Line 5: content-length
+def test_content_length_counts_bytes_and_nul_follows() -> None:
     connection = opened()
     body = "ä\0DISCONNECT\n\n\0"
     frame = sent("ACK", "id:1.k-1", f"content-length:{len(body.encode())}", body=body)
@@ -114,25 +120,26 @@ def test_line_5_content_length_counts_octets_and_nul_follows() -> None:
     assert token_of(connection, sent("ACK", "id:1.k-1", "content-length:1", body="ab")) == "400-malformed-frame"
 
 
-def test_line_5_without_it_the_body_ends_at_nul() -> None:
+def test_body_without_content_length_ends_at_nul() -> None:
     assert len(opened().receive(sent("ACK", "id:1.k-1", body="ab\n") + sent("ACK", "id:1.k-1"))) == 2
 
 
-def test_line_6_connect_and_stomp_are_the_same() -> None:
+# Line 6: CONNECT
+def test_connect_and_stomp_are_equivalent() -> None:
     lines = ("accept-version:1.1,1.2", "login:me", "passcode:x", "heart-beat:1000,1000")
     assert Connection(options(), "s-1").receive(sent("CONNECT", *lines)) == Connection(options(), "s-1").receive(
         sent("STOMP", *lines)
     )
 
 
-def test_line_6_no_accept_version_means_1_0() -> None:
+def test_missing_accept_version_means_1_0() -> None:
     connection = Connection(options(), "s-1")
     connection.receive(sent("CONNECT", "login:me"))
     assert connection.version is Version.V1_0
     assert read(connection.connected()).get("version") == "1.0"
 
 
-def test_line_6_no_common_version_lists_ours() -> None:
+def test_no_common_version_lists_the_supported_ones() -> None:
     connection = Connection(options(), "s-1")
     fault = fault_of(connection, sent("CONNECT", "accept-version:2.0,3.1", "host:x"))
     error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), None)
@@ -140,21 +147,22 @@ def test_line_6_no_common_version_lists_ours() -> None:
     assert error.get("message") == "400-no-common-version"
 
 
-def test_line_6_host_is_not_required() -> None:
+def test_host_is_optional() -> None:
     assert isinstance(request_of(Connection(options(), "s-1"), sent("CONNECT", "accept-version:1.2")), Connect)
 
 
-def test_line_6_a_second_connect_is_a_fault() -> None:
+def test_second_connect_is_an_error() -> None:
     assert token_of(opened(), sent("CONNECT", "accept-version:1.2")) == "400-already-connected"
 
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED", "GET / HTTP/1.1"])
-def test_line_6_any_frame_before_connect_is_a_fault(command: str) -> None:
+def test_frame_before_connect_is_an_error(command: str) -> None:
     assert token_of(Connection(options(), "s-1"), sent(command)) == "400-not-connected"
 
 
+# Line 7: CONNECTED
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_7_connected_always_carries_version_session_server_and_heart_beat(version: Version) -> None:
+def test_connected_always_has_its_four_headers(version: Version) -> None:
     connection = Connection(options(), "s-1")
     connection.receive(connect_frame(version))
     assert read(connection.connected(), version).headers == (
@@ -165,6 +173,7 @@ def test_line_7_connected_always_carries_version_session_server_and_heart_beat(v
     )
 
 
+# Line 8: heart-beats
 @pytest.mark.parametrize(
     "lines, outgoing_s, incoming_s",
     [
@@ -175,7 +184,7 @@ def test_line_7_connected_always_carries_version_session_server_and_heart_beat(v
     ],
 )
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_8_heart_beats_are_the_longer_of_both_or_none_and_never_in_1_0(
+def test_longer_heart_beat_interval_counts(
     version: Version, lines: tuple[str, ...], outgoing_s: float | None, incoming_s: float | None
 ) -> None:
     request = request_of(Connection(options(), "s-1"), connect_frame(version, *lines))
@@ -184,17 +193,18 @@ def test_line_8_heart_beats_are_the_longer_of_both_or_none_and_never_in_1_0(
     assert request.heartbeat == (HeartBeat.none() if version is Version.V1_0 else agreed)
 
 
-def test_line_8_ours_is_one_line_feed_and_theirs_asks_for_nothing() -> None:
+def test_heart_beat_is_a_line_feed_and_no_request() -> None:
     assert EOL == b"\n"
     assert opened().receive("\n") == opened().receive("\r\n") == []
 
 
+# Line 9: SUBSCRIBE
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_9_subscribe_needs_a_destination(version: Version) -> None:
+def test_subscribe_needs_a_destination(version: Version) -> None:
     assert token_of(opened(version), sent("SUBSCRIBE", "id:0")) == "400-missing-header"
 
 
-def test_line_9_id_is_required_from_1_1() -> None:
+def test_subscribe_needs_an_id_from_1_1_on() -> None:
     frame = sent("SUBSCRIBE", "destination:/events")
     assert isinstance(request_of(opened(Version.V1_0), frame), Subscribe)
     for version in LATER:
@@ -202,14 +212,14 @@ def test_line_9_id_is_required_from_1_1() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_9_a_duplicate_id_is_a_fault(version: Version) -> None:
+def test_duplicate_id_is_an_error(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:0", "destination:/events")
     fault = fault_of(connection, sent("SUBSCRIBE", "id:0", "destination:/other", "receipt:r"))
     assert (fault.token, fault.receipt_id) == ("400-duplicate-subscription", "r")
 
 
-def test_line_9_the_ack_modes() -> None:
+def test_ack_modes() -> None:
     connection = opened()
     modes = [
         subscription(connection, f"id:{number}", "destination:/events", *lines).ack
@@ -219,7 +229,7 @@ def test_line_9_the_ack_modes() -> None:
     assert token_of(connection, sent("SUBSCRIBE", "id:9", "destination:/events", "ack:no")) == "400-bad-ack-mode"
 
 
-def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
+def test_subscriptions_of_a_connection_are_limited() -> None:
     connection = opened(subscriptions_max=2)
     subscription(connection, "id:0", "destination:/events")
     subscription(connection, "id:1", "destination:/events")
@@ -228,7 +238,7 @@ def test_line_9_subscriptions_are_limited_for_each_connection() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_9_ids_and_destinations_have_a_largest_size(version: Version) -> None:
+def test_ids_and_destinations_have_a_largest_size(version: Version) -> None:
     most, more = "ä" * 256, "ä" * 256 + "b"
     assert subscription(opened(version), f"id:{most}", f"destination:{most}").id == most
     fault = fault_of(opened(version), sent("SUBSCRIBE", f"id:{more}", "destination:/events", "receipt:r"))
@@ -236,22 +246,23 @@ def test_line_9_ids_and_destinations_have_a_largest_size(version: Version) -> No
     assert token_of(opened(version), sent("SUBSCRIBE", "id:0", f"destination:{more}")) == "413-destination-too-large"
 
 
-def test_line_9_an_ended_subscription_makes_room() -> None:
+def test_ended_subscription_makes_room() -> None:
     connection = opened(subscriptions_max=1)
     for _ in range(3):
         subscription(connection, "id:0", "destination:/events")
         connection.receive(sent("UNSUBSCRIBE", "id:0"))
 
 
+# Line 10: UNSUBSCRIBE
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_10_unsubscribe_by_id_and_an_unknown_id_is_ignored(version: Version) -> None:
+def test_unsubscribe_ignores_an_unknown_id(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:0", "destination:/events")
     assert request_of(connection, sent("UNSUBSCRIBE", "id:0")) == Unsubscribe(numbers=(1,), receipt=None)
     assert request_of(connection, sent("UNSUBSCRIBE", "id:0", "receipt:r")) == Unsubscribe(numbers=(), receipt="r")
 
 
-def test_line_10_in_1_0_also_by_destination() -> None:
+def test_unsubscribe_by_destination_in_1_0() -> None:
     connection = opened(Version.V1_0)
     connection.receive(
         sent("SUBSCRIBE", "destination:/events") * 2 + sent("SUBSCRIBE", "destination:/events/tag.updated")
@@ -260,6 +271,7 @@ def test_line_10_in_1_0_also_by_destination() -> None:
     assert request == Unsubscribe(numbers=(1, 2), receipt=None)
 
 
+# Line 11: MESSAGE
 @pytest.mark.parametrize(
     "version, lines, ack",
     [
@@ -268,7 +280,7 @@ def test_line_10_in_1_0_also_by_destination() -> None:
         (Version.V1_2, b"subscription:s\\c0\n", b"ack:1.k7f3q9-12\n"),
     ],
 )
-def test_line_11_the_headers_of_a_message_and_their_order(version: Version, lines: bytes, ack: bytes) -> None:
+def test_message_has_its_headers_in_order(version: Version, lines: bytes, ack: bytes) -> None:
     connection = opened(version)
     given = () if version is Version.V1_0 else ("id:s\\c0",)
     subscription(connection, *given, "destination:/events/channel/a%20b", "ack:client")
@@ -289,13 +301,14 @@ def test_line_11_the_headers_of_a_message_and_their_order(version: Version, line
     )
 
 
-def test_line_11_no_ack_header_where_the_mode_needs_none() -> None:
+def test_message_has_no_ack_header_in_mode_auto() -> None:
     connection = opened()
     subscription(connection, "id:0", "destination:/events")
     assert connection.message_ack(1, "k7f3q9-12") == b""
 
 
-def test_line_12_1_2_by_the_ack_header() -> None:
+# Line 12: ACK and NACK
+def test_ack_in_1_2_is_by_the_ack_header() -> None:
     connection = opened()
     subscription(connection, "id:a", "destination:/events", "ack:client")
     subscription(connection, "id:b", "destination:/events", "ack:client")
@@ -305,7 +318,7 @@ def test_line_12_1_2_by_the_ack_header() -> None:
     )
 
 
-def test_line_12_1_1_by_message_id_and_subscription() -> None:
+def test_ack_in_1_1_is_by_message_id_and_subscription() -> None:
     connection = opened(Version.V1_1)
     subscription(connection, "id:a", "destination:/events", "ack:client")
     subscription(connection, "id:b", "destination:/events", "ack:client")
@@ -314,14 +327,14 @@ def test_line_12_1_1_by_message_id_and_subscription() -> None:
     )
 
 
-def test_line_12_1_0_by_message_id_in_every_subscription() -> None:
+def test_ack_in_1_0_covers_every_subscription() -> None:
     connection = opened(Version.V1_0)
     subscription(connection, "destination:/events", "ack:client")
     assert acks(connection, sent("ACK", "message-id:k-1")) == (Ack(number=None, message_id="k-1", accepted=True),)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_12_id_then_message_id_in_any_version(version: Version) -> None:
+def test_ack_id_has_precedence_over_message_id(version: Version) -> None:
     connection = opened(version)
     subscription(connection, "id:a", "destination:/events", "ack:client")
     expected = (Ack(number=1, message_id="k-1", accepted=True),)
@@ -331,7 +344,7 @@ def test_line_12_id_then_message_id_in_any_version(version: Version) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_12_an_unknown_one_is_no_fault(version: Version) -> None:
+def test_unknown_ack_is_not_an_error(version: Version) -> None:
     connection = opened(version)
     assert acks(connection, sent("ACK", "id:99.k-1"), sent("ACK", "message-id:k-1", "subscription:none")) == (
         Ack(number=99, message_id="k-1", accepted=True),
@@ -341,19 +354,19 @@ def test_line_12_an_unknown_one_is_no_fault(version: Version) -> None:
 
 
 @pytest.mark.parametrize("count, prefetch", [(None, 256), ("1", 1), ("10000", 10000)])
-def test_line_12_prefetch_count(count: str | None, prefetch: int) -> None:
+def test_prefetch_count_is_256_by_default(count: str | None, prefetch: int) -> None:
     lines = [] if count is None else [f"prefetch-count:{count}"]
     assert subscription(opened(), "id:0", "destination:/events", "ack:client", *lines).prefetch == prefetch
 
 
 @pytest.mark.parametrize("count", ["0", "10001"])
-def test_line_12_a_prefetch_count_out_of_range_is_a_fault_but_with_auto(count: str) -> None:
+def test_prefetch_count_out_of_range_is_an_error(count: str) -> None:
     frame = sent("SUBSCRIBE", "id:0", "destination:/events", f"prefetch-count:{count}", "ack:client")
     assert token_of(opened(), frame) == "400-bad-prefetch-count"
     assert isinstance(request_of(opened(), frame.replace("ack:client", "ack:auto")), Subscribe)
 
 
-def test_line_12_prefetch_counts_are_bounded_over_the_connection() -> None:
+def test_prefetch_counts_of_a_connection_are_bounded() -> None:
     connection = opened()
     for number in range(2):
         subscription(connection, f"id:{number}", "destination:/events", "ack:client", "prefetch-count:10000")
@@ -362,14 +375,15 @@ def test_line_12_prefetch_counts_are_bounded_over_the_connection() -> None:
     assert token_of(connection, frame) == "400-too-much-prefetch"
 
 
-def test_line_12_all_subscriptions_may_have_the_default_prefetch_count() -> None:
+def test_all_subscriptions_may_have_the_default_prefetch_count() -> None:
     connection = opened(subscriptions_max=100)
     for number in range(100):
         subscription(connection, f"id:{number}", "destination:/events", "ack:client")
 
 
+# Line 13: transactions
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None:
+def test_acks_in_a_transaction_take_effect_at_commit(version: Version) -> None:
     connection = opened(version)
     waiting = (
         sent("BEGIN", "transaction:t"),
@@ -383,14 +397,14 @@ def test_line_13_acks_in_a_transaction_count_at_commit(version: Version) -> None
     )
 
 
-def test_line_13_abort_forgets_them() -> None:
+def test_abort_discards_the_acks() -> None:
     connection = opened()
     acks(connection, sent("BEGIN", "transaction:t"), sent("ACK", "id:1.a", "transaction:t"))
     assert acks(connection, sent("ABORT", "transaction:t")) == ()
     assert acks(connection, sent("BEGIN", "transaction:t"), sent("COMMIT", "transaction:t")) == ()
 
 
-def test_line_13_transactions_are_bounded_in_number_and_in_size() -> None:
+def test_transactions_are_bounded_in_number_and_size() -> None:
     connection = opened(transactions_max=1)
     connection.receive(sent("BEGIN", "transaction:t"))
     assert token_of(connection, sent("BEGIN", "transaction:u")) == "400-too-many-transactions"
@@ -399,30 +413,31 @@ def test_line_13_transactions_are_bounded_in_number_and_in_size() -> None:
     assert token_of(connection, sent("ACK", "id:1.b", "transaction:t")) == "400-too-many-transaction-acks"
 
 
-def test_line_13_transaction_names_have_a_largest_size() -> None:
+def test_transaction_names_have_a_largest_size() -> None:
     connection = opened()
     connection.receive(sent("BEGIN", f"transaction:{'t' * 512}"))
     assert token_of(connection, sent("BEGIN", f"transaction:{'t' * 513}")) == "413-id-too-large"
 
 
 @pytest.mark.parametrize("command", ["COMMIT", "ABORT", "ACK", "NACK"])
-def test_line_13_an_unknown_transaction_is_a_fault(command: str) -> None:
+def test_unknown_transaction_is_an_error(command: str) -> None:
     assert token_of(opened(), sent(command, "id:1.a", "transaction:t")) == "400-unknown-transaction"
 
 
-def test_line_13_a_transaction_begun_twice_is_a_fault() -> None:
+def test_transaction_begun_twice_is_an_error() -> None:
     assert token_of(opened(), sent("BEGIN", "transaction:t") * 2) == "400-transaction-begun-twice"
 
 
-def test_line_13_open_transactions_are_dropped_at_disconnect() -> None:
+def test_disconnect_drops_open_transactions() -> None:
     connection = opened()
     connection.receive(sent("BEGIN", "transaction:t") + sent("ACK", "id:1.a", "transaction:t") + sent("DISCONNECT"))
     assert (connection.statistics().transactions, connection.statistics().transaction_acks) == (0, 0)
 
 
+# Line 14: SEND
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("lines", [(), ("transaction:t",), ("transaction:unknown",)])
-def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: tuple[str, ...]) -> None:
+def test_send_is_rejected_also_in_a_transaction(version: Version, lines: tuple[str, ...]) -> None:
     connection = opened(version)
     connection.receive(sent("BEGIN", "transaction:t"))
     fault = fault_of(connection, sent("SEND", "destination:/events", "receipt:r", *lines, body="{}"))
@@ -430,6 +445,7 @@ def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: t
     assert connection.state is ConnectionState.FAILED
 
 
+# Line 15: receipts and DISCONNECT
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     "frame",
@@ -445,7 +461,7 @@ def test_line_14_send_is_refused_in_a_transaction_too(version: Version, lines: t
         sent("DISCONNECT", "receipt:r-1"),
     ],
 )
-def test_line_15_a_receipt_on_any_frame_but_connect(version: Version, frame: str) -> None:
+def test_any_frame_but_connect_may_ask_for_a_receipt(version: Version, frame: str) -> None:
     connection = opened(version)
     connection.receive(sent("BEGIN", "transaction:t"))
     request = request_of(connection, frame)
@@ -454,7 +470,7 @@ def test_line_15_a_receipt_on_any_frame_but_connect(version: Version, frame: str
     assert read(connection.receipt("r-1"), version).headers == (("receipt-id", "r-1"),)
 
 
-def test_line_15_after_disconnect_every_frame_is_ignored() -> None:
+def test_frames_after_disconnect_are_ignored() -> None:
     connection = opened()
     subscription(connection, "id:0", "destination:/events")
     connection.receive(sent("DISCONNECT", "receipt:r"))
@@ -463,8 +479,9 @@ def test_line_15_after_disconnect_every_frame_is_ignored() -> None:
     assert connection.state is ConnectionState.DISCONNECTED
 
 
+# Line 16: ERROR
 @pytest.mark.parametrize("version", VERSIONS)
-def test_line_16_an_error_has_a_token_a_type_plain_words_and_the_receipt(version: Version) -> None:
+def test_error_has_token_type_prose_and_receipt_id(version: Version) -> None:
     connection = opened(version)
     fault = fault_of(connection, sent("FOO", "receipt:r-1"))
     error = read(connection.error(fault.token, fault.prose, fault.receipt_id, fault.headers), version)
@@ -475,17 +492,18 @@ def test_line_16_an_error_has_a_token_a_type_plain_words_and_the_receipt(version
     assert error.body.decode() == fault.prose
 
 
-def test_line_16_no_receipt_id_where_none_was_asked_for() -> None:
+def test_error_has_no_receipt_id_without_a_request() -> None:
     assert read(opened().error("500-internal", "Something broke.")).get("receipt-id") is None
 
 
+# Line 17: errors and limits
 @pytest.mark.parametrize("command", ["FOO", "CONNECTED", "MESSAGE", "RECEIPT", "ERROR", "send"])
-def test_line_17_unknown_commands_and_those_of_servers_are_faults(command: str) -> None:
+def test_unknown_and_server_commands_are_errors(command: str) -> None:
     assert token_of(opened(), sent(command)) == "400-unknown-command"
 
 
 @pytest.mark.parametrize("data", ["ACK\nid\n\n\0", "ACK\n:x\n\n\0", "ACK\0", b"ACK\nid:\xff\n\n\0", "\0"])
-def test_line_17_malformed_frames_are_faults(data: bytes | str) -> None:
+def test_malformed_frames_are_errors(data: bytes | str) -> None:
     assert token_of(opened(), data) == "400-malformed-frame"
 
 
@@ -517,7 +535,7 @@ def limited() -> Connection:
         (padded("STOMP", [], 60), padded("STOMP", [], 61), "413-frame-too-large"),
     ],
 )
-def test_line_17_the_smaller_limits_hold_before_connect(allowed: str, refused: str, token: str) -> None:
+def test_limits_are_smaller_before_connect(allowed: str, refused: str, token: str) -> None:
     if allowed.startswith("STOMP"):
         assert isinstance(request_of(limited(), allowed), Connect)
     else:
@@ -534,7 +552,7 @@ def test_line_17_the_smaller_limits_hold_before_connect(allowed: str, refused: s
         (padded("ACK", ["id:1"], 100), padded("ACK", ["id:1"], 101), "413-frame-too-large"),
     ],
 )
-def test_line_17_the_larger_limits_hold_after_connect(allowed: str, refused: str, token: str) -> None:
+def test_limits_are_larger_after_connect(allowed: str, refused: str, token: str) -> None:
     connect = sent("CONNECT", "accept-version:1.2")
     if allowed.startswith("ACK"):
         assert isinstance(limited().receive(connect + allowed)[1], Acknowledge)

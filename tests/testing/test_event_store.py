@@ -34,6 +34,8 @@ from airy_trio.testing.store_crashes import write_batches
 from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import memory_place, opened
 
+pytestmark = pytest.mark.slow  # the whole suite again and again: several seconds together
+
 
 class ReordersEvents(DelegatingStore):
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:

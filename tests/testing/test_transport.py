@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.testing.transport import MemoryTransport
 
 
-async def test_what_is_over_the_capacity_is_pending_until_the_peer_takes() -> None:
+async def test_data_over_the_capacity_is_pending() -> None:
     transport = MemoryTransport(3)
     assert transport.offer(b"12345")
     assert transport.pending
@@ -57,7 +57,7 @@ async def test_the_peer_can_send_and_end() -> None:
     assert await transport.receive_some(10) == b""
 
 
-async def test_a_closed_outlet_takes_nothing_and_wakes_who_waits() -> None:
+async def test_closed_transport_accepts_nothing_and_wakes_waiting_tasks() -> None:
     transport = MemoryTransport(0)
     transport.push(b"1")
 

@@ -31,7 +31,7 @@ def test_version_may_be_skipped_if_a_newer_one_follows() -> None:
     assert certificate([("a", 1), ("a", 2)], [(1, ("a", 2))], {"a": 2}).clean
 
 
-def test_unconfirmed_commit_is_known_by_its_row() -> None:
+def test_unconfirmed_commit_is_recognised_by_its_row() -> None:
     assert certificate([("b", 1)], [(1, ("a", 1)), (2, ("b", 1))], {"a": 1, "b": 1}).clean
     assert certificate([("b", 1)], [(1, ("b", 1))], {"a": 1, "b": 1}).lost == ["a"]
 

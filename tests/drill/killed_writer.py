@@ -1,6 +1,6 @@
 """An application that changes all tags of an SQLite file in one transaction, and then waits to be killed.
 
-    python -m tests.drill.doomed FILE
+    python -m tests.drill.killed_writer FILE
 
 Its cache holds one page, so that most changes are already in the file: the next process that opens the file must
 restore the old pages.

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio_websocket
 
-from tests.clients.running import Client, Received, stompjs, stompman
+from tests.clients.client_processes import Client, Received, stompjs, stompman
 
 CLIENTS = pytest.mark.parametrize("client", [stompjs, stompman])
 Start = Callable[..., AbstractAsyncContextManager[Client]]
@@ -51,7 +51,7 @@ async def listen(asked: list[str], nursery: trio.Nursery) -> str:
 
 
 @CLIENTS
-async def test_client_prints_what_it_receives_and_says_goodbye(client: Start, nursery: trio.Nursery) -> None:
+async def test_client_prints_messages_and_disconnects(client: Start, nursery: trio.Nursery) -> None:
     asked: list[str] = []
     with trio.fail_after(30):
         async with client(await listen(asked, nursery), count=2) as running:
@@ -65,7 +65,7 @@ async def test_client_prints_what_it_receives_and_says_goodbye(client: Start, nu
 
 
 @CLIENTS
-async def test_client_resumes_where_it_is_told_to(client: Start, nursery: trio.Nursery) -> None:
+async def test_client_resumes_after_the_given_position(client: Start, nursery: trio.Nursery) -> None:
     asked: list[str] = []
     with trio.fail_after(30):
         async with client(await listen(asked, nursery), last_event_id="k7f3q9-0") as running:
@@ -76,7 +76,7 @@ async def test_client_resumes_where_it_is_told_to(client: Start, nursery: trio.N
     assert "\nlast-event-id:k7f3q9-0\n" in subscribe
 
 
-async def test_stock_client_asks_for_nothing_special(nursery: trio.Nursery) -> None:
+async def test_stock_client_sends_only_standard_headers(nursery: trio.Nursery) -> None:
     asked: list[str] = []
     with trio.fail_after(30):
         async with stompjs(await listen(asked, nursery), count=1) as running:

@@ -14,9 +14,9 @@ from attrs import define, field
 
 from airy_trio.capture import mapping
 from tests.application import MESSAGE, Application, application
+from tests.clients.client_processes import Client, Received, client
 from tests.clients.contents import BEFORE_THE_CRASH, STORED, meaning
 from tests.clients.matrix import Capability, RealClient
-from tests.clients.running import Client, Received, client
 from tests.processes import Server, json_object, server
 
 HEARTBEAT_MS = 1000
