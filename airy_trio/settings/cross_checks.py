@@ -20,7 +20,7 @@ from airy_trio.auth.key_sources import KeyUrl
 from airy_trio.auth.keys import SECRET_BYTES_MIN
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
-from airy_trio.capture.mapping import TableOptions, TablesOptions
+from airy_trio.capture.mapping import DELETABLE, KINDS, TableOptions, TablesOptions
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import BUILT_IN, LogOptions
@@ -279,10 +279,11 @@ def contradictions(  # noqa: PLR0913 - the sections that are compared
                 'log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events '
                 "need another place: an SQLite file or another database, or another log.store"
             )
-        if events.deletes and not (tables.messages.where or tables.tags.where):
+        if events.deletes and not any(tables.of(kind).where for kind in DELETABLE):
+            conditions = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
             yield (
                 'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
-                "database.tables.messages.where or database.tables.tags.where excludes rows that are marked as deleted"
+                f"{conditions} excludes rows that are marked as deleted"
             )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from airy_trio.capture.mapping import KINDS
 from airy_trio.settings import Document, parse
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
 from airy_trio.settings.messages import options_of
@@ -56,7 +57,7 @@ TEXTS = [
     ("log.store", ["memory", "sql", "acme.events-2"], ["", "Redis", "a b", "a" * 42]),
     *(
         (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])
-        for kind in ("messages", "metadata", "channels", "tags")
+        for kind in KINDS
     ),
 ]
 ANY = {
@@ -67,7 +68,7 @@ ANY = {
     "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(
         f"database.tables.{kind}.{option}"
-        for kind in ("messages", "metadata", "channels", "tags")
+        for kind in KINDS
         for option in ("name", "columns", "constants", "values", "where")
     ),
 }  # fmt: skip
