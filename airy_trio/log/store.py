@@ -154,8 +154,9 @@ class EventStore(Protocol):
     ``StoreUnavailable`` if a retry may help. An event that ``read`` has returned once has its offset until it is
     trimmed, also after a crash.
 
-    *Time-outs*: callers set none. Each verb has its own, and raises ``StoreUnavailable`` when it expires. A store never
-    repeats a write whose outcome it does not know, because the caller must learn that: it reads and decides.
+    *Time-outs*: callers set none. Each verb except ``wait`` has its own, and raises ``StoreUnavailable`` when it
+    expires. A store never repeats a write whose outcome it does not know, because the caller must learn that: it reads
+    and decides.
 
     *Reads are not older than appends*: ``bounds``, ``read`` and ``resume_point`` never answer from before an append
     that has returned, or whose events were read, in any process. So a replica that lags cannot serve them: a node that

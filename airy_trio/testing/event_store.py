@@ -74,7 +74,7 @@ _DESTINATIONS: Final[tuple[Destination, ...]] = (
 
 
 async def check_event_store(make_place: MakePlace) -> None:
-    """Check every promise, each in a new place. Raises an ``ExceptionGroup`` with all that are broken."""
+    """Run every check, each in a new place. Raises an ``ExceptionGroup`` with all promises that are broken."""
     broken = await broken_promises(make_place)
     if broken:
         message = f"the event store breaks its promises: {', '.join(broken)}"
@@ -82,7 +82,7 @@ async def check_event_store(make_place: MakePlace) -> None:
 
 
 async def broken_promises(make_place: MakePlace) -> dict[str, Exception]:
-    """Check every promise, each in a new place; return the errors of broken ones, by name of the check."""
+    """Run every check, each in a new place; return the errors of broken promises, by name of the check."""
     broken: dict[str, Exception] = {}
     for check in CHECKS:
         try:
