@@ -2,10 +2,9 @@
 
 An event store contains events in one order, with the few facts that delivery needs. A class is a store if it has the
 verbs of ``EventStore`` and keeps the promises under each; it need not inherit from anything. The suite in
-``airy_trio.testing.event_store`` checks every promise. To publish a store, name a function in the entry-point group
-``airy_trio.event_stores``. The function takes ``[log] url`` from the settings, which may be empty and may have any
-scheme, and returns an async context manager that yields the store. The entry point's name is the value of ``[log]
-store``. There is no such group for change feeds, which are built in.
+``airy_trio.testing.event_store`` checks them, except those that it lists. To publish a store, name a function that
+fulfils ``OpenEventStore`` in the entry-point group ``airy_trio.event_stores``. The entry point's name is the value of
+``[log] store``. There is no such group for change feeds, which are built in.
 
 **Writing a store.** Everything follows from one comparison. The store has a head, the position of its newest event,
 and ``append`` names the head that its writer knows. In one atomic and isolated step the store compares the two, adds
@@ -57,6 +56,7 @@ from airy_trio.log.store import (
     Claim,
     EventStore,
     NewEvent,
+    OpenEventStore,
     PositionExpired,
     StaleAppend,
     StoredEvent,
@@ -79,6 +79,7 @@ __all__ = [
     "OfChannel",
     "OfConversation",
     "OfType",
+    "OpenEventStore",
     "Position",
     "PositionExpired",
     "StaleAppend",

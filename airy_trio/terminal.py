@@ -7,7 +7,7 @@ from typing import Any, Final, TextIO
 
 import click
 
-_COLOURS: Final = {"message": "green", "metadata": "cyan", "channel": "yellow", "tag": "magenta"}
+COLOURS: Final = {"message": "green", "metadata": "cyan", "channel": "yellow", "tag": "magenta"}
 _TEXT_MAX: Final = 80
 
 
@@ -21,7 +21,7 @@ def line(position: str, body: bytes, at: datetime) -> str:
     event = json.loads(body)
     kind = event["type"].partition(".")[0]
     time = at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    name = click.style(f"{event['type']:<17}", fg=_COLOURS.get(kind))
+    name = click.style(f"{event['type']:<17}", fg=COLOURS.get(kind))
     return f"{time}  {position:<12} {name} {_printable(_summary(event['type'], event['payload']))}"
 
 

@@ -66,7 +66,7 @@ class Database:
         """Create only the tables of the application."""
         engine = sa.create_engine(self.url)
         with engine.begin() as connection:
-            mapping.create_default_tables(connection, ("messages", "metadata", "channels", "tags"))
+            mapping.create_default_tables(connection, mapping.KINDS)
         engine.dispose()
 
     def insert_messages(self, rows: int) -> float:

@@ -26,6 +26,12 @@ MESSAGE: Mapping[str, Any] = {
 }
 
 
+def only(**mapped: str) -> str:
+    """Settings that map these kinds of objects and no other, each with the lines of its section ("" for none)."""
+    sections = {kind: mapped.get(kind, 'name = ""') for kind in mapping.KINDS}
+    return "".join(f"[database.tables.{kind}]\n{lines}\n" for kind, lines in sections.items() if lines)
+
+
 class Application:
     """Writes into its tables as an application would, each call one transaction."""
 

@@ -23,16 +23,14 @@ OPEN_NURSERIES = {
     "testing/store_reads.py",
     "verify/__init__.py",
 }
-NAME_BACK_ENDS = {"app/build.py", "check/__init__.py"}  # the latter asks which database a read-only feed would read
-BACK_ENDS = (
-    "airy_trio.capture.postgres",
-    "airy_trio.capture.sqlite",
-    "airy_trio.capture.polling",
-    "airy_trio.log.memory",
-    "airy_trio.log.redis.store",
-    "airy_trio.log.sql.postgres",
-    "airy_trio.log.sql.sqlite",
-)
+NAME_BACK_ENDS = {
+    "app/build.py",
+    "check/__init__.py",  # which database a read-only feed would read
+    "migrate/streams.py",  # the names of the tables in SQL
+}
+VERBS = {"airy_trio.capture": {"restart", "origin"}, "airy_trio.log": {"append", "trim"}}
+"""The verbs by which a class of a stage is a back end: of ``ChangeFeed``, or of ``EventStore``."""
+PORTS = {"airy_trio.capture.feed", "airy_trio.log.store"}
 SANS_IO_MAY_IMPORT = {
     "attrs",
     "collections",
@@ -86,6 +84,22 @@ def nurseries(tree: ast.AST) -> Iterator[int]:
                 yield node.lineno
             case _:
                 continue
+
+
+def back_ends() -> Iterator[str]:
+    """Yield the modules with a back end. Of a sub-package, each module is one, because its parts are for it alone."""
+    for source, tree in SOURCES.items():
+        module = f"airy_trio.{source.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
+        for stage, verbs in VERBS.items():
+            within = module.removeprefix(f"{stage}.").split(".")
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+            methods = [{one.name for one in node.body if isinstance(one, ast.AsyncFunctionDef)} for node in classes]
+            is_back_end = any(found >= verbs for found in methods)
+            if module.startswith(f"{stage}.") and module not in PORTS and (len(within) > 1 or is_back_end):
+                yield module
+
+
+BACK_ENDS = tuple(back_ends())
 
 
 def back_ends_named(source: str, tree: ast.AST) -> set[str]:
@@ -156,6 +170,12 @@ def test_stomp_imports_neither_io_nor_clocks() -> None:
 
 def test_module_names_are_not_generic() -> None:
     assert [source for source in sources() if not SAY_NOTHING.isdisjoint(Path(source).with_suffix("").parts)] == []
+
+
+def test_every_back_end_is_found() -> None:
+    found = {"capture.postgres", "capture.sqlite", "capture.polling", "log.memory", "log.redis.store", "log.sql.sqlite"}
+    assert {f"airy_trio.{name}" for name in found} <= set(BACK_ENDS)
+    assert not PORTS & set(BACK_ENDS)
 
 
 def test_rules_find_violations() -> None:

@@ -17,18 +17,19 @@ from alembic.script import ScriptDirectory
 
 from airy_trio import migrate
 from airy_trio.capture.feed import Consumer
+from airy_trio.capture.mapping import KINDS
 from airy_trio.database import DatabaseOptions, sqlite_path
 from airy_trio.errors import MappingError, StartError
 from airy_trio.log.sql import sql_store
 from airy_trio.migrate import streams, transactions
-from tests.application import Application
+from tests.application import Application, only
 from tests.capture.feeds import feed_of, read_all
 from tests.newer_schema import STATES, home_of
 from tests.postgres import PASSWORD_ROLE, Postgres
 
 NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
-ONLY_TAGS = NO_CHANNELS + NO_CHANNELS.replace("channels", "messages") + NO_CHANNELS.replace("channels", "metadata")
-THEIRS = {"messages", "metadata", "channels", "tags"}
+ONLY_TAGS = only(tags="")
+THEIRS = set(KINDS)
 FAILING = """
 from alembic import op
 revision, down_revision = "failing", "{previous}"
@@ -301,7 +302,7 @@ def test_writers_wait_half_a_second_behind_a_waiting_migration(
         *(f"create table {name} (id text, name text, color text)" for name in ("tags", "channels"))
     )
     columns = 'columns = { source = "name", source_channel_id = "color" }\nconstants = { connected = true }\n'
-    settings = postgres_application.settings(ONLY_TAGS.replace(NO_CHANNELS, f"[database.tables.channels]\n{columns}"))
+    settings = postgres_application.settings(only(tags="", channels=columns))
     done = threading.Event()
     waits: list[float] = []
 

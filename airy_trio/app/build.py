@@ -49,10 +49,10 @@ from airy_trio.database import (
 from airy_trio.errors import MappingError, StartError, Unavailable, single_error
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.options import find_store
+from airy_trio.log.options import BUILT_IN, LogOptions, find_store
 from airy_trio.log.recorder import Recorder, RecorderOptions
 from airy_trio.log.retention import Retention
-from airy_trio.log.sql import sql_store
+from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import EventStore, StaleAppend, StoreUnavailable
 from airy_trio.sessions.registry import Sessions
 from airy_trio.settings import Settings
@@ -66,8 +66,6 @@ T = TypeVar("T")
 
 RETRY_PAUSE_S: Final = 0.2
 """Between two attempts to reach a database or store at start."""
-OWN_STORES: Final = {"redis": "airy_trio.log.redis.store:open_store"}
-"""Built-in stores that need an extra. They are imported on use, so that only their users need the extra."""
 APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
 
 MakeLease = Callable[[Callable[[], str]], Lease]
@@ -332,17 +330,19 @@ async def opened_store(
         case "memory":
             yield OpenedStore(MemoryStore(), f"the memory of process {os.getpid()}")
         case "sql":
-            opened = await _open_sql_store(settings, create=create, starting=starting)
+            sql = await _open_sql_store(settings, create=create, starting=starting)
             try:
-                yield opened
+                yield OpenedStore(sql, shown(settings.log.location(settings.database.url)))
             finally:
-                await opened.store.aclose()
+                await sql.aclose()
         case name:
-            url = settings.log.url
-            # The URL of another package's store may have a secret anywhere, so it is not shown.
-            words = shown(url) if name in OWN_STORES else name
-            async with find_store(name, OWN_STORES)(url) as found:
-                yield OpenedStore(found, words)
+            async with find_store(name)(settings.log.url) as found:
+                yield OpenedStore(found, words_of(settings.log))
+
+
+def words_of(log: LogOptions) -> str:
+    """Describe a store that is opened by its URL; that of another package may have a secret anywhere."""
+    return shown(log.url) if log.store in BUILT_IN else log.store
 
 
 def is_shareable(settings: Settings) -> bool:
@@ -379,7 +379,9 @@ async def adopt_log(settings: Settings) -> str:
         raise single_error(group) from None
 
 
-async def _open_sql_store(settings: Settings, *, create: bool, starting: Starting | None) -> OpenedStore:
+async def _open_sql_store(
+    settings: Settings, *, create: bool, starting: Starting | None
+) -> PostgresStore | SqliteStore:
     options = settings.database
     url = settings.log.location(options.url)
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
@@ -409,7 +411,7 @@ async def _open_sql_store(settings: Settings, *, create: bool, starting: Startin
         raise
     direct_url = options.direct_url if url == options.url and options.direct_url else url
     appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)
-    return OpenedStore(sql_store(reading, appending, names), shown(url))
+    return sql_store(reading, appending, names)
 
 
 @frozen(kw_only=True)

@@ -136,7 +136,10 @@ class Unreadable:
     reason: str
 
 
-ChangedObject = Message | MessageGone | Metadata | Channel | ChannelGone | Tag | TagGone | Unreadable
+Gone = MessageGone | ChannelGone | TagGone
+"""The objects that were deleted, or that the mapping's ``where`` no longer includes."""
+
+ChangedObject = Message | Metadata | Channel | Tag | Gone | Unreadable
 """The closed union of the objects that a feed returns."""
 
 

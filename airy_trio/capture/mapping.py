@@ -22,6 +22,18 @@ from airy_trio.database import quote_identifier
 
 Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+SINGULAR: Final[Mapping[Kind, str]] = {
+    "messages": "message",
+    "metadata": "metadata",
+    "channels": "channel",
+    "tags": "tag",
+}
+"""The name of one object of each kind: on the command line, and the beginning of its event types and identities."""
+DELETABLE: Final = frozenset[Kind]({"messages", "tags"})
+"""The kinds whose deletions are events of their own, sent only with ``[events] deletes``.
+
+A deletion of the other kinds is always sent, as a state: a channel is not connected, metadata is empty.
+"""
 
 WATERMARK: Final = "updated_at"
 """The field that holds the time of a row's last change, if changes are captured by it. Metadata always has it."""
@@ -36,14 +48,18 @@ Key = tuple[Value, Value]
 class Field:
     """A field of a kind.
 
-    ``key`` fields identify the object. The change log carries the values of ``carried`` fields of a deleted row.
-    ``optional`` fields need no column.
+    ``key`` fields identify the object. The change log carries the values of ``carried`` fields of a deleted row. A kind
+    has one or two ``key`` fields and at most two ``carried`` ones, because the change log has two columns for each.
+    ``optional`` fields need no column. ``time`` fields are read as epoch milliseconds. ``unbounded`` fields are written
+    by people and programs, to any length, and are read only up to a limit.
     """
 
     name: str
     key: bool = False
     carried: bool = False
     optional: bool = False
+    time: bool = False
+    unbounded: bool = False
 
 
 FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
@@ -51,10 +67,10 @@ FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
         Field(name="id", key=True),
         Field(name="conversation_id", carried=True),
         Field(name="channel_id", carried=True),
-        Field(name="content"),
+        Field(name="content", unbounded=True),
         Field(name="delivery_state"),
         Field(name="from_contact"),
-        Field(name="sent_at"),
+        Field(name="sent_at", time=True),
         Field(name="source"),
         Field(name="sender_id"),
     ),
@@ -62,9 +78,9 @@ FIELDS: Final[Mapping[Kind, tuple[Field, ...]]] = {
         Field(name="subject", key=True),
         Field(name="identifier", key=True, optional=True),
         Field(name="key"),
-        Field(name="value"),
+        Field(name="value", unbounded=True),
         Field(name="value_type", optional=True),
-        Field(name="updated_at", optional=True),
+        Field(name="updated_at", optional=True, time=True),
     ),
     "channels": (
         Field(name="id", key=True),

@@ -40,7 +40,7 @@ from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import BoundQuery, Row, Rows
-from airy_trio.errors import MappingError
+from airy_trio.errors import MappingError, StartError
 
 DELETED: Final = "D"
 COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
@@ -48,6 +48,8 @@ COLUMNS: Final = ("kind", "operation", "key_1", "key_2", "old_1", "old_2")
 
 READS_MAX: Final = 5
 """Attempts to read one batch while the application keeps altering its tables."""
+
+UNKNOWN_KIND: Final = "which a newer version of airy-trio captures and this one cannot send; upgrade this server"
 
 Answers = Sequence[Rows]
 """The answers to the queries of a ``Reading``, in their order."""
@@ -94,6 +96,8 @@ class Objects:
         """Each changed object once, in the order of its newest change, as the connection's snapshot sees it.
 
         Raises ``TablesChanged`` if a table is not as it was inspected: inspect it, and read in another snapshot.
+        Changes of a kind without a mapped table are skipped. Raises ``StartError`` for a kind that this version does
+        not know: the triggers of a newer version logged the change, and to skip it would lose it silently.
         """
         reading = self.reading(changes)
         return reading.objects([bound.answer(connection) for bound in reading.asked])
@@ -105,6 +109,8 @@ class Objects:
         for kind, key in newest:
             if kind in self._tables:
                 keys[kind].append(key)
+            elif kind not in FIELDS:
+                raise StartError([f'database: the change log has changes of "{kind}", {UNKNOWN_KIND}'])
         bound: dict[_Role, BoundQuery | None] = {("rows", kind): self._queries[kind].rows(keys[kind]) for kind in keys}
         pairs = {key: pair(self._tables["metadata"], key) for key in keys.get("metadata", ())}
         ids = _owner_ids(pairs.values())

@@ -16,14 +16,12 @@ from typing import Final, Literal
 import sqlalchemy as sa
 
 from airy_trio.capture.feed import Value
-from airy_trio.capture.mapping import Column, Key, Table, fits
+from airy_trio.capture.mapping import FIELDS, Column, Key, Table, fits
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
 from airy_trio.database.queries import BoundQuery, Query, Row
 
 TEXT_CHARS_MAX: Final = 61_440
 OCTETS_A_CHARACTER_MAX: Final = 4  # in UTF-8
-UNBOUNDED: Final = frozenset({"content", "value"})
-"""The fields of any length, written by people and programs."""
 _CAST: Final = frozenset({"integer", "numeric", "uuid"})
 """The types of key columns to which a key is cast. Most texts cannot be cast to them."""
 _NO_KEYS: Final = {"keys": "[]"}
@@ -33,7 +31,7 @@ _ZONE: Final = sa.text("select now() at time zone cast(:zone as text)")
 class Queries:
     """The statements for one table, made once from its mapping. In all of them the table is called ``t``.
 
-    Of an ``UNBOUNDED`` field longer than ``text_chars_max`` at least one character more is fetched, and on SQLite at
+    Of an unbounded field longer than ``text_chars_max`` at least one character more is fetched, and on SQLite at
     most four times as many.
     """
 
@@ -47,6 +45,7 @@ class Queries:
         # ``where`` may end in a comment, hence the line break.
         self._included = f"coalesce(({_escaped(table.where)}\n), {self._false})" if table.where else self._true
         self._any_text = not any(column.type in _CAST for column in table.keys)
+        self._fields = {field.name: field for field in FIELDS[table.kind]}
         selected = [self.selected(name, column) for name, column in table.columns.items()]
         self._by_key = _query(
             f"select {', '.join(selected)}, {self._included} as airy_included "  # noqa: S608 - names quoted
@@ -275,9 +274,10 @@ class Queries:
 
     def selected(self, name: str, column: Column) -> str:
         """A field as it is read: as text or epoch, and cut if it may be long."""
-        if name in ("sent_at", "updated_at"):
+        field = self._fields[name]
+        if field.time:
             return f"{self._epoch(column)} as {name}"
-        return f"{self._beginning(column) if name in UNBOUNDED else self.text(column)} as {name}"
+        return f"{self._beginning(column) if field.unbounded else self.text(column)} as {name}"
 
     def _beginning(self, column: Column) -> str:
         """A column's text up to the limit and one character; on SQLite up to four times as much.

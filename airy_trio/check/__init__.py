@@ -13,7 +13,7 @@ import trio
 from attrs import frozen
 
 from airy_trio import migrate
-from airy_trio.app.build import OWN_STORES, is_shareable
+from airy_trio.app.build import is_shareable, words_of
 from airy_trio.capture import polling, resume_points, triggers
 from airy_trio.capture.change_log import ChangeLog
 from airy_trio.capture.feed import CANNOT_SEE, Consumer, ResumePointTooNew
@@ -246,8 +246,8 @@ def _check_store(settings: Settings, report: Report) -> _Log | None:
             return None
         case "sql":
             return _check_sql_store(settings, report)
-        case name:
-            return _check_plugin_store(name, settings.log.url, report)
+        case _:
+            return _check_opened_store(settings, report)
 
 
 def _check_sql_store(settings: Settings, report: Report) -> _Log | None:
@@ -289,12 +289,13 @@ def _check_log(connection: sa.Connection, settings: Settings, place: _Place, rep
     return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
 
 
-def _check_plugin_store(name: str, url: str, report: Report) -> _Log | None:
+def _check_opened_store(settings: Settings, report: Report) -> _Log | None:
+    """Check a store that is opened by its URL: Redis, or one of another package."""
+
     async def read() -> _Log:
         with trio.fail_after(STORE_TIMEOUT_S):
-            async with find_store(name, OWN_STORES)(url) as store:
-                words = shown(url) if name in OWN_STORES else name
-                return _Log((await store.bounds()).epoch, await store.resume_point(), words)
+            async with find_store(settings.log.store)(settings.log.url) as store:
+                return _Log((await store.bounds()).epoch, await store.resume_point(), words_of(settings.log))
 
     try:
         return trio.run(read)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airy_trio.verify import LossCertificate
 
 SHELLS: Final = ("bash", "zsh", "fish")
-TYPES: Final = ("message", "metadata", "channel", "tag")
+TYPES: Final = ("message", "metadata", "channel", "tag")  # ``capture.mapping.SINGULAR``, whose import takes longer
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 EXAMPLES_MAX: Final = 10
 """How many lost, duplicated or reordered events ``verify`` names."""

@@ -40,6 +40,9 @@ def sqlite_path(url: str) -> Path:
 
 POSTGRES: Final = "postgresql"
 SQLITE: Final = "sqlite"
+POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
+SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
+"""The schemes of the URLs that the settings accept."""
 
 LOCK_CLASS: Final = 0x41697279
 """The first half of all our advisory locks, plus a small number for each kind: "Airy" in ASCII."""

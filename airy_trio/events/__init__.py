@@ -1,1 +1,1 @@
-"""What a change means to a client: the four events of the wire, their destinations and their exact JSON."""
+"""What a change means to a client: the events of the wire, their destinations and their exact JSON."""

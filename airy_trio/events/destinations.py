@@ -65,7 +65,11 @@ EVERYTHING = Everything()
 
 
 class Addressed(Protocol):
-    """An event, or a stored event."""
+    """An event, or a stored event.
+
+    An event with a conversation must have the conversation's channel: a user who is limited to channels does not
+    receive an event without one.
+    """
 
     @property
     def type(self) -> str:

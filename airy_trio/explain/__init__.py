@@ -17,7 +17,7 @@ from attrs import frozen
 from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError, single_error
-from airy_trio.events.models import ChannelUpdated, MessageDeleted, TagDeleted
+from airy_trio.events.models import ChannelUpdated
 from airy_trio.explain import clients, row
 from airy_trio.explain.row import Subject
 from airy_trio.log.position import Position
@@ -126,7 +126,7 @@ def _is_current(newest: StoredEvent, report: row.RowReport) -> bool:
         return newest.body == report.body
     if newest.type == ChannelUpdated.type:
         return json.loads(newest.body)["payload"]["connected"] is False
-    return newest.type in (MessageDeleted.type, TagDeleted.type)
+    return newest.type.endswith(".deleted")
 
 
 def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:

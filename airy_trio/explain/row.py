@@ -3,7 +3,7 @@
 Everything is read in one transaction, with the functions that the server uses.
 """
 
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 import sqlalchemy as sa
 from attrs import define, evolve, field, frozen
@@ -11,24 +11,16 @@ from attrs import define, evolve, field, frozen
 from airy_trio import migrate
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, newest_change
-from airy_trio.capture.feed import ChangedObject, ChannelGone, MessageGone, Metadata, TagGone
+from airy_trio.capture.feed import ChangedObject, Gone, Metadata
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import is_held
-from airy_trio.capture.mapping import Key, Kind, Table
+from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Kind, Table
 from airy_trio.capture.objects import DELETED, Change, Objects
 from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, Names
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.translate import translate
 from airy_trio.settings import Settings
-
-KINDS: Final[dict[str, Kind]] = {
-    "message": "messages",
-    "metadata": "metadata",
-    "channel": "channels",
-    "tag": "tags",
-}
-"""The names of the command line for the kinds of object."""
 
 
 @frozen(kw_only=True)
@@ -50,7 +42,7 @@ class Subject:
     @property
     def kind(self) -> Kind:
         """The kind, as the settings call its table."""
-        return KINDS[self.type]
+        return next(kind for kind, name in SINGULAR.items() if name == self.type)
 
     @property
     def object(self) -> str:
@@ -173,7 +165,7 @@ def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) 
         return "absent", body, none
     if faults:
         return "faulty", None, f"there is one {where}, which cannot be converted (row fault): {'; '.join(faults)}"
-    if isinstance(found[0], MessageGone | ChannelGone | TagGone):
+    if isinstance(found[0], Gone):
         return "excluded", body, excluded
     return "fit", body, f"there is one {where}, which can become an event"
 
@@ -189,8 +181,8 @@ def _is_empty(found: tuple[ChangedObject, ...]) -> bool:
 
 
 def _is_recordable(row: RowState, kind: Kind, settings: Settings) -> bool:
-    """Return whether the state is recorded. Deletions are recorded with ``deletes``, and for channels and metadata."""
-    recorded = settings.events.deletes or kind in ("channels", "metadata")
+    """Return whether the state is recorded: a deletion only with ``deletes``, unless its event is a state."""
+    recorded = settings.events.deletes or kind not in DELETABLE
     if row == "absent":  # without triggers an absent row is not noticed
         return recorded and not settings.changes.reads_only
     return recorded if row == "excluded" else True

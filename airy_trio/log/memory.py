@@ -157,10 +157,6 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [one.claim for one in acknowledgements if not self._acknowledge(one.claim, one.position)]
 
-    async def aclose(self) -> None:
-        """See ``EventStore.aclose``."""
-        await trio.lowlevel.checkpoint()
-
     def _claim(self, claim: Claim) -> Position | None:
         known = self._durables.get((claim.owner, claim.name))
         position = None if known is None else known.position

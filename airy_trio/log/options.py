@@ -1,29 +1,50 @@
 """The settings of the event log, and the event store that they name.
 
-A store is one of ours or comes from an installed package. A package names its store in the entry-point group
-``airy_trio.event_stores``: under the store's name, a function that takes ``[log] url``, which may be empty, and returns
-an async context manager that yields the store. ``airy_trio.testing.event_store`` checks such a store.
+A store is one of ours or comes from an installed package. A package names the function that opens its store
+(``OpenEventStore``) in the entry-point group ``airy_trio.event_stores``, under the store's name.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from attrs import field, frozen
 
-from airy_trio.database import POSTGRES, SQLITE, canonical_url, sqlite_path
+from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE, SQLITE_DRIVERS, canonical_url, sqlite_path
 from airy_trio.errors import SettingsError
-from airy_trio.log.store import EventStore
+from airy_trio.log.store import OpenEventStore
 from airy_trio.options import at_least, matching
 
-BUILT_IN: Final = ("memory", "sql", "redis")
-"""The stores that need no other package. Any other name is that of an entry point."""
-STORE_WORDS: Final = '"memory", "sql", "redis" or the name of an installed event store'
-GROUP: Final = "airy_trio.event_stores"
 
-OpenEventStore = Callable[[str], AbstractAsyncContextManager[EventStore]]
-"""Opens the store at a URL for the length of a block. Errors in the block may leave it in an exception group."""
+@frozen(kw_only=True)
+class BuiltIn:
+    """A store of ours. ``schemes``: of the URLs that it takes, shown as ``url``; none if it takes no URL.
+
+    ``place``: ``module:function`` that opens it, imported on use, because it needs ``extra``; such a store needs a URL.
+    "" if ``app`` opens it from the settings.
+    """
+
+    schemes: tuple[str, ...] = ()
+    url: str = ""
+    place: str = ""
+    extra: str = ""
+
+
+BUILT_IN: Final[Mapping[str, BuiltIn]] = {
+    "memory": BuiltIn(),
+    "sql": BuiltIn(
+        schemes=(*SQLITE_DRIVERS, *POSTGRES_DRIVERS), url="sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    ),
+    "redis": BuiltIn(
+        schemes=("redis", "rediss", "unix"),
+        url="redis://HOST",
+        place="airy_trio.log.redis.store:open_store",
+        extra="redis",
+    ),
+}
+"""Our stores by name. Any other name is that of an entry point."""
+STORE_WORDS: Final = ", ".join(f'"{name}"' for name in BUILT_IN) + " or the name of an installed event store"
+GROUP: Final = "airy_trio.event_stores"
 
 
 @frozen(kw_only=True)
@@ -52,20 +73,19 @@ class LogOptions:
         return f"{SQLITE}:///{sqlite_path(database_url)}.airy-trio.db"
 
 
-def find_store(name: str, ours: Mapping[str, str]) -> OpenEventStore:
+def find_store(name: str) -> OpenEventStore:
     """Return the function that opens the store of this name. No package can replace one of ours.
 
-    ``ours``: the names of our own stores, and where each is (``module:function``). Raises ``SettingsError`` if there is
-    no such store, or if a package that it needs is not installed.
+    Raises ``SettingsError`` if there is no such store, or if a package that it needs is not installed.
     """
-    own = {name: EntryPoint(name, where, GROUP) for name, where in ours.items()}
-    found = {entry.name: entry for entry in entry_points(group=GROUP)} | own
+    ours = {name: EntryPoint(name, store.place, GROUP) for name, store in BUILT_IN.items() if store.place}
+    found = {entry.name: entry for entry in entry_points(group=GROUP)} | ours
     if name not in found:
-        known = ", ".join(sorted({"memory", "sql", *found}))
+        known = ", ".join(sorted({*BUILT_IN, *found}))
         raise SettingsError([f'log.store: there is no event store "{name}"; available are {known}'])
     try:
         opened: OpenEventStore = found[name].load()
     except ImportError as error:
-        extra = f"; pip install airy-trio[{name}]" if name in ours else ""
+        extra = f"; pip install airy-trio[{BUILT_IN[name].extra}]" if name in ours else ""
         raise SettingsError([f'log.store: "{name}" needs a package that is not installed: {error}{extra}']) from None
     return opened

@@ -6,7 +6,8 @@ which the change feed continues. It need not know what an event means or who rea
 ``airy_trio.testing.event_store`` checks these promises for any store.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from attrs import frozen
@@ -21,7 +22,10 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreReplaced(AiryTrioError):
-    """The place that the store had opened is gone, or was replaced by another one. The server ends."""
+    """The place that the store had opened is gone, or was replaced by another one. The server ends.
+
+    Its next start opens the place that is there then.
+    """
 
 
 class StaleAppend(AiryTrioError):
@@ -147,8 +151,22 @@ class EventStore(Protocol):
     """Events in order, and the resume point that belongs to them.
 
     Every verb can be cancelled; its effect may then still happen, but completely or not at all. Every verb raises
-    ``StoreUnavailable`` if a retry may help, and ``StoreReplaced`` if the opened place is gone. An event that ``read``
-    has returned once has its offset until it is trimmed, also after a crash.
+    ``StoreUnavailable`` if a retry may help. An event that ``read`` has returned once has its offset until it is
+    trimmed, also after a crash.
+
+    *Time-outs*: callers set none. Each verb except ``wait`` has its own, and raises ``StoreUnavailable`` when it
+    expires. A store never repeats a write whose outcome it does not know, because the caller must learn that: it reads
+    and decides.
+
+    *Reads are not older than appends*: ``bounds``, ``read`` and ``resume_point`` never answer from before an append
+    that has returned, or whose events were read, in any process. So a replica that lags cannot serve them: a node that
+    sees the head go back concludes that the store has lost events, begins a new epoch, and thereby deletes the log.
+
+    *A lost or replaced place*: if the store finds that what it had opened is gone, or that another place has taken its
+    name, every verb raises ``StoreReplaced``. If it cannot distinguish the two, as a server that was emptied, the place
+    has a new epoch, like a new store. A place that lost only its newest events keeps its epoch; the nodes notice that.
+
+    *The clock* is one for all processes: that of the store's server, or of the machine if the store is a file.
     """
 
     async def bounds(self) -> Bounds:
@@ -159,6 +177,9 @@ class EventStore(Protocol):
         self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
     ) -> Sequence[StoredEvent]:
         """Append events after ``expected`` and store the resume point, atomically; return the events as stored.
+
+        One append has up to ``[changes] batch_rows_max`` events (5000 by default) and about 4 MiB of bodies, or more if
+        a single change makes more. It should take less than a second.
 
         Offsets continue without a gap. Without events only the resume point is stored: the head does not move, and
         ``wait`` need not return. Raises ``StaleAppend``, with nothing written, if ``expected`` is not the head.
@@ -229,7 +250,8 @@ class EventStore(Protocol):
         Returns the number of deleted events; fewer than ``limit`` means done. Their offsets are never used again, and
         the resume point stays the same.
 
-        Also deletes the durable subscriptions that were not used for longer than ``unused_s``. All others retain their
+        Also deletes the durable subscriptions that were not used for longer than ``unused_s``; a claim is a use, and
+        so is an acknowledgement that is not rejected, but ``acknowledged`` is none. All others retain their
         positions, even if every event was deleted: a client that returns after its events were trimmed must learn that,
         and without its position it would count as new.
         """
@@ -247,7 +269,8 @@ class EventStore(Protocol):
 
         The newest claim of a durable subscription is the only one that may acknowledge for it: nodes share nothing but
         the store, and two of them must not both acknowledge for one name. A call may contain thousands of claims,
-        because all clients of a node reconnect when it ends. No owner and name appears twice in one call.
+        because all clients of a node reconnect when it ends. Each claim alone is atomic: a call that fails or is
+        cancelled may have stored some of them. No owner and name appears twice in one call.
         """
         ...
 
@@ -256,10 +279,16 @@ class EventStore(Protocol):
 
         Within an epoch a position only goes forward: an earlier one is no error and only renews the time of the last
         use. A position of another epoch replaces the stored one. Positions outlive their epoch. If the subscription was
-        deleted, so that it has no claim, this claim is stored again. No owner and name appears twice in one call.
+        deleted, so that it has no claim, this claim is stored again. Each acknowledgement alone is atomic, as for
+        ``claim``. No owner and name appears twice in one call.
         """
         ...
 
-    async def aclose(self) -> None:
-        """Close files and connections. Idempotent."""
-        ...
+
+OpenEventStore = Callable[[str], AbstractAsyncContextManager[EventStore]]
+"""Opens the store at ``[log] url``, which may be empty, for the length of a block, and closes it at the end.
+
+It raises an ``AiryTrioError`` that does not show the URL if the URL has a fault. It does not connect: the verbs connect
+and raise ``StoreUnavailable``, which the server retries, at its start too. It may run a nursery around the block; then
+errors of the block leave it in an exception group. Each process calls it once, and calls no verb after the block.
+"""

@@ -20,8 +20,8 @@ from airy_trio.auth.key_sources import KeyUrl
 from airy_trio.auth.keys import SECRET_BYTES_MIN
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
-from airy_trio.capture.mapping import TableOptions, TablesOptions
-from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, sqlite_path
+from airy_trio.capture.mapping import DELETABLE, KINDS, TableOptions, TablesOptions
+from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE, SQLITE_DRIVERS, DatabaseOptions, sqlite_path
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
@@ -29,12 +29,11 @@ from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.websocket import admission
 
 PORT_MAX: Final = 65535
-POSTGRES_DRIVERS: Final = ("postgresql", "postgresql+psycopg", "postgres")
-SQLITE_DRIVERS: Final = ("sqlite", "sqlite+pysqlite")
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
-_REDIS_WORDS: Final = "redis://HOST"
-_URL_WORDS: Final = f"sqlite:///FILE or {_POSTGRES_WORDS}"
+_URL_WORDS: Final = BUILT_IN["sql"].url
+_LOG_WORDS: Final = ", ".join(store.url for store in BUILT_IN.values() if store.url) + ', or ""'
+_LOG_STORES: Final = {scheme: name for name, store in BUILT_IN.items() for scheme in store.schemes}
+_OTHER_STORE: Final = "; for another event store set log.store too"
 _FOREIGN: Final = frozenset({
     "postgresql+asyncpg", "postgresql+psycopg2", "postgresql+pg8000", "sqlite+aiosqlite",
     "sqlite+pysqlcipher", "sqlite3", "file", "mysql", "mysql+pymysql", "mysql+mysqldb", "mariadb", "oracle",
@@ -78,8 +77,9 @@ def _check_log_url(options: LogOptions) -> None:
     """Check the URL of the event log by the rules of its store. Raises ``NotAllowedError``."""
     name, url = "url", options.url
     if url and options.store in BUILT_IN:
-        drivers = (*SQLITE_DRIVERS, *POSTGRES_DRIVERS, *REDIS_SCHEMES)
-        _check_url(name, url, drivers, f'{_URL_WORDS}, {_REDIS_WORDS}, or ""')
+        scheme, separator, _ = url.partition("://")
+        is_other = bool(separator) and scheme not in _LOG_STORES
+        _check_url(name, url, tuple(_LOG_STORES), _LOG_WORDS + _OTHER_STORE if is_other else _LOG_WORDS)
     elif url and not _ANY_URL.fullmatch(url):
         raise NotAllowedError(name, 'SCHEME://ANYTHING without control characters, or ""', "a string that is not a URL")
 
@@ -169,16 +169,13 @@ def _log_contradictions(options: LogOptions) -> Iterator[str | NotAllowedError]:
     except NotAllowedError as fault:
         yield fault
         return
-    of_redis = options.url.partition("://")[0] in REDIS_SCHEMES
-    match options.store:
-        case "memory" if options.url:
-            yield 'url is for store = "sql", but store is "memory"'
-        case "sql" if of_redis:
-            yield 'url is a Redis URL, but store is "sql"'
-        case "redis" if not of_redis:
-            yield f'store is "redis", which needs url = "{_REDIS_WORDS}"'
-        case _:
-            return
+    store, named = BUILT_IN.get(options.store), _LOG_STORES.get(options.url.partition("://")[0])
+    if store is None or named == options.store:
+        return
+    if store.place:
+        yield f'store is "{options.store}", which needs url = "{store.url}"'
+    elif options.url:
+        yield f'url is for store = "{named}", but store is "{options.store}"'
 
 
 _AUTH_DEFAULTS: Final = AuthOptions()
@@ -279,10 +276,11 @@ def contradictions(  # noqa: PLR0913 - the sections that are compared
                 'log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events '
                 "need another place: an SQLite file or another database, or another log.store"
             )
-        if events.deletes and not (tables.messages.where or tables.tags.where):
+        if events.deletes and not any(tables.of(kind).where for kind in DELETABLE):
+            conditions = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
             yield (
                 'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
-                "database.tables.messages.where or database.tables.tags.where excludes rows that are marked as deleted"
+                f"{conditions} excludes rows that are marked as deleted"
             )
 
 

@@ -30,6 +30,8 @@ WRITERS: Final = 4
 """Writers that append at the same time."""
 _SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
 """Sizes of the bodies of the events 1 to 10. Odd events are of channel ``odd``, even ones of ``even``."""
+_LARGE: Final = ((5000, 100), (96, 64 * 1024))
+"""Appends that a server makes: the number of events, and the size of each body. The second has 6 MiB."""
 
 
 async def a_new_store_is_empty(open_store: OpenStore) -> None:
@@ -66,6 +68,21 @@ async def offsets_are_gapless(open_store: OpenStore) -> None:
         times_ms = [one.appended_at_ms for one in read]
         expect(times_ms == sorted(times_ms), "times of appends never decrease")
         expect(times_ms[-1] <= (await store.bounds()).now_ms, "times of appends are by the clock of the bounds")
+
+
+async def large_appends_are_whole(open_store: OpenStore) -> None:
+    """One append may have thousands of events, or several MiB, and all can be read in another process."""
+    async with open_store() as store, open_store() as other:
+        head = (await store.bounds()).head
+        for count, size in _LARGE:
+            after, new = head, [_sized(number, size) for number in range(count)]
+            head = await put(store, head, new)
+            expect(
+                (await other.bounds()).head == head == after.at(after.offset + count), f"{count} events are appended"
+            )
+            expect(await other.resume_point() == str(head.offset), "with their resume point")
+            read = [one.body for one in await other.read(after, 2 * count)]
+            expect(read == [one.body for one in new], f"all {count} events of {size} bytes can be read")
 
 
 async def events_are_returned_unchanged(open_store: OpenStore) -> None:
@@ -317,6 +334,7 @@ def _sized(number: int, size: int) -> NewEvent:
 READ_PROMISES: Final = (
     a_new_store_is_empty,
     offsets_are_gapless,
+    large_appends_are_whole,
     events_are_returned_unchanged,
     ages_are_stored,
     stale_appends_are_rejected,

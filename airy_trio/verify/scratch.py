@@ -31,7 +31,7 @@ from airy_trio import migrate
 from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
-from airy_trio.capture.mapping import MessagesOptions, TableOptions, TablesOptions
+from airy_trio.capture.mapping import TablesOptions
 from airy_trio.check.postgres import missing_identity, refusals
 from airy_trio.check.sqlite import file_refusals, missing_file_rights
 from airy_trio.database import (
@@ -199,12 +199,11 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
 
 def _server_settings(database: DatabaseOptions, table: str | list[str]) -> Settings:
     """Return settings of a server that watches only the scratch table, on any free port."""
-    unmapped = TableOptions(name="")
+    tables = TablesOptions()
+    unmapped: dict[str, Any] = {kind: evolve(options, name="") for kind, options in tables.items()}
     return Settings(
         database=database,
-        tables=TablesOptions(
-            messages=MessagesOptions(name=""), metadata=unmapped, channels=unmapped, tags=TableOptions(name=table)
-        ),
+        tables=evolve(tables, **unmapped | {"tags": evolve(tables.tags, name=table)}),
         changes=ChangesOptions(),
         events=EventsOptions(deletes=True),
         log=LogOptions(),

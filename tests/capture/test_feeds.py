@@ -15,8 +15,13 @@ from airy_trio.capture.feed import (
     Tag,
     TagGone,
 )
+from airy_trio.capture.postgres import CHANGES_MAX
+from airy_trio.database import SQLITE
+from airy_trio.errors import StartError
 from tests.application import Application
 from tests.capture.feeds import feed_of, read_all
+
+NO_CHANNELS = '[database.tables.channels]\nname = ""\n'
 
 
 async def test_a_row_of_each_kind_comes_once_with_its_columns(any_application: Application) -> None:
@@ -63,6 +68,25 @@ async def test_object_is_read_once_at_its_newest_change(any_application: Applica
         objects, _, batches = await read_all(feed, start)
     assert objects == [Tag(id="t2", name="flag", color="tag-red"), Tag(id="t1", name="new", color="tag-red")]
     assert sum(batch.changes for batch in batches) == 3
+
+
+@pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX])  # on Postgres the second is the fast path
+async def test_changes_of_an_unknown_kind_are_an_error(any_application: Application, limit: int) -> None:
+    """The triggers of a newer version logged them, and to read past them would lose them."""
+    settings = any_application.migrate(NO_CHANNELS)
+    token = ", 'x'" if any_application.dialect == SQLITE else ""
+    columns = "kind, operation, key_1, at, token" if token else "kind, operation, key_1"
+    at = ", 0" if token else ""
+    async with feed_of(any_application, settings) as feed:
+        after = (await feed.read(await feed.origin(), 1000)).resume_point
+        log = any_application.log_table("change_log")
+        any_application.execute(f"insert into {log} ({columns}) values ('channels', 'U', 'ch1'{at}{token})")
+        batch = await feed.read(after, limit)
+        assert (batch.objects, batch.changes) == ((), 1)  # of a kind without a table
+        any_application.execute(f"insert into {log} ({columns}) values ('notes', 'U', 'n1'{at}{token})")
+        with pytest.raises(StartError, match='changes of "notes"') as caught:
+            await feed.read(batch.resume_point, limit)
+    assert caught.value.faults[0].endswith("upgrade this server")
 
 
 async def test_deleted_rows_have_the_fields_of_their_last_event(any_application: Application) -> None:

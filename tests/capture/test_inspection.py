@@ -4,9 +4,9 @@ import pytest
 import sqlalchemy as sa
 
 from airy_trio.capture.inspection import inspect
-from airy_trio.capture.mapping import Tables
+from airy_trio.capture.mapping import KINDS, Tables
 from airy_trio.errors import MappingError
-from tests.application import Application, application
+from tests.application import Application, application, only
 from tests.postgres import Postgres
 
 CHAT = (
@@ -28,15 +28,9 @@ def faults(application: Application, more: str = "") -> tuple[str, ...]:
     return caught.value.faults
 
 
-def only(kind: str, lines: str) -> str:
-    others = {"messages", "metadata", "channels", "tags"} - {kind}
-    return f"[database.tables.{kind}]\n{lines}\n" + "".join(f'[database.tables.{k}]\nname = ""\n' for k in others)
-
-
-def test_an_empty_database_lacks_four_tables(any_application: Application) -> None:
+def test_an_empty_database_lacks_every_table(any_application: Application) -> None:
     assert [fault.partition(" (")[0] for fault in faults(any_application)] == [
-        f'database.tables.{kind}.name: there is no table "{kind}" in the database'
-        for kind in ("messages", "metadata", "channels", "tags")
+        f'database.tables.{kind}.name: there is no table "{kind}" in the database' for kind in KINDS
     ]
 
 
@@ -71,7 +65,7 @@ def test_all_faults_of_all_tables_at_once(any_application: Application) -> None:
 
 
 def test_mapping_every_table_to_nothing_is_a_fault(any_application: Application) -> None:
-    assert faults(any_application, only("tags", 'name = ""')) == (
+    assert faults(any_application, only(tags='name = ""')) == (
         "database.tables: every table is mapped to nothing, so there is nothing to watch",
     )
 
@@ -88,7 +82,7 @@ def test_a_table_without_key_columns_is_a_fault(
     any_application: Application, kind: str, constants: str, names: str
 ) -> None:
     any_application.execute("create table t (key text, value text, name text)")
-    assert faults(any_application, only(kind, f'name = "t"\nconstants = {constants}')) == (
+    assert faults(any_application, only(**{kind: f'name = "t"\nconstants = {constants}'})) == (
         f"database.tables.{kind}.constants: without a column for {names} rows cannot be distinguished",
     )
 
@@ -96,7 +90,7 @@ def test_a_table_without_key_columns_is_a_fault(
 @pytest.mark.parametrize("where", ["secret = 1", "name ==== 'x'", "name = 'x') or (", "1=1) or (1=1", "1=1 limit 1"])
 def test_a_where_that_is_not_a_condition_is_a_fault(any_application: Application, where: str) -> None:
     any_application.migrate()
-    (fault,) = faults(any_application, only("tags", f'where = "{where}"'))
+    (fault,) = faults(any_application, only(tags=f'where = "{where}"'))
     assert fault.startswith('database.tables.tags.where: not a condition over the columns of "tags": ')
 
 
@@ -105,53 +99,53 @@ def test_a_where_that_is_not_a_condition_is_a_fault(any_application: Application
 )
 def test_a_where_with_unusual_characters_is_accepted(any_application: Application, where: str) -> None:
     any_application.migrate()
-    assert inspected(any_application, only("tags", f'where = "{where}"')).keys() == {"tags"}
+    assert inspected(any_application, only(tags=f'where = "{where}"')).keys() == {"tags"}
 
 
 def test_faults_leave_the_transaction_usable(any_application: Application) -> None:
     any_application.migrate()
     with any_application.engine.begin() as connection:
         with pytest.raises(MappingError):
-            inspect(connection, any_application.settings(only("tags", "where = 'nothing'")).tables)
+            inspect(connection, any_application.settings(only(tags="where = 'nothing'")).tables)
         assert connection.execute(sa.text("select 1")).scalar() == 1
 
 
 def test_names_that_need_quoting(any_application: Application) -> None:
     any_application.execute('create table "Weird ""Tags" ("tag id" text, "Name:x" text, "50%" text)')
-    more = only("tags", 'name = "Weird \\"Tags"\ncolumns = { id = "tag id", name = "Name:x", color = "50%" }')
+    more = only(tags='name = "Weird \\"Tags"\ncolumns = { id = "tag id", name = "Name:x", color = "50%" }')
     table = inspected(any_application, more)["tags"]
     assert [column.name for column in table.columns.values()] == ["tag id", "Name:x", "50%"]
 
 
 def test_sqlite_finds_names_in_any_case(sqlite_application: Application) -> None:
     sqlite_application.execute("create table Tags (ID text, Name text, COLOR text)")
-    table = inspected(sqlite_application, only("tags", 'name = "main.tags"\ncolumns = { color = "Color" }'))["tags"]
+    table = inspected(sqlite_application, only(tags='name = "main.tags"\ncolumns = { color = "Color" }'))["tags"]
     assert table.name == "Tags"
     assert [column.name for column in table.columns.values()] == ["ID", "Name", "COLOR"]
 
 
 def test_sqlite_virtual_tables_and_other_schemas_are_faults(sqlite_application: Application) -> None:
     sqlite_application.execute("create virtual table tags using fts5(id, name, color)")
-    assert faults(sqlite_application, only("tags", "")) == (
+    assert faults(sqlite_application, only(tags="")) == (
         'database.tables.tags.name: "tags" is a virtual table, which has no triggers',
     )
-    assert "there is no table" in faults(sqlite_application, only("tags", 'name = "temp.tags"'))[0]
+    assert "there is no table" in faults(sqlite_application, only(tags='name = "temp.tags"'))[0]
 
 
 def test_postgres_names_with_schema_and_case(postgres_application: Application) -> None:
     postgres_application.execute(
         "create schema chat", 'create table chat."a.b" (id int8, name text, color text)', "create schema tags"
     )
-    table = inspected(postgres_application, only("tags", 'name = ["chat", "a.b"]'))["tags"]
+    table = inspected(postgres_application, only(tags='name = ["chat", "a.b"]'))["tags"]
     assert (table.schema, table.name) == ("chat", "a.b")
-    assert "there is no table" in faults(postgres_application, only("tags", 'name = "chat.A"'))[0]
+    assert "there is no table" in faults(postgres_application, only(tags='name = "chat.A"'))[0]
 
 
 def test_postgres_parents_by_inheritance_are_faults(postgres_application: Application) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text)", "create table more_tags () inherits (tags)"
     )
-    (fault,) = faults(postgres_application, only("tags", ""))
+    (fault,) = faults(postgres_application, only(tags=""))
     assert fault.startswith('database.tables.tags.name: "tags" has child tables that inherit from it')
 
 
@@ -162,7 +156,7 @@ def test_postgres_domains_are_read_as_their_base_types(postgres_application: App
         "create domain number as int check (value > 5)",
         "create table tags (id number, name shorter, color char(3))",
     )
-    columns = inspected(postgres_application, only("tags", ""))["tags"].columns
+    columns = inspected(postgres_application, only(tags=""))["tags"].columns
     assert [(column.type, column.sql_type) for column in columns.values()] == [
         ("integer", "integer"),
         ("text", "character varying"),
@@ -175,7 +169,7 @@ def test_a_missing_right_to_read_is_a_fault(postgres_application: Application, p
     database = sa.make_url(postgres_application.url).database
     assert database is not None
     other = Application(postgres.password_url(database))
-    (fault,) = faults(other, only("tags", ""))
+    (fault,) = faults(other, only(tags=""))
     other.engine.dispose()
     assert fault.startswith('database.tables.tags.name: "tags" cannot be read: InsufficientPrivilege 42501: ')
 
@@ -185,8 +179,7 @@ def test_text_of_the_mapping_that_the_event_log_cannot_store(postgres: Postgres)
         latin.execute("create table chat (id text, body text, sent_at text, kind text)")
         tables = latin.settings(
             only(
-                "messages",
-                """
+                messages="""
                 name = "chat"
                 columns = { content = "body", channel_id = "kind" }
                 constants.conversation_id = "会"

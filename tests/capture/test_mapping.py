@@ -13,17 +13,8 @@ from airy_trio.capture.postgres import CHANGES_MAX
 from airy_trio.database import POSTGRES, SQLITE
 from airy_trio.events.models import Json, MessageUpdated
 from airy_trio.events.translate import EventsOptions, translate
-from tests.application import Application
+from tests.application import Application, only
 from tests.capture.feeds import feed_of, read_all
-
-NONE = '[database.tables.{}]\nname = ""\n'
-
-
-def only(**kinds: str) -> str:
-    return "".join(
-        f"[database.tables.{kind}]\n{kinds[kind]}\n" if kind in kinds else NONE.format(kind)
-        for kind in ("messages", "metadata", "channels", "tags")
-    )
 
 
 async def read(application: Application, more: str, *statements: str) -> list[ChangedObject]:

@@ -11,7 +11,7 @@ from airy_trio.capture.polling import Watermarks
 from airy_trio.capture.resume_points import SqlitePoint
 from airy_trio.database import POSTGRES, SQLITE, DatabaseUnavailable
 from airy_trio.errors import MappingError
-from tests.application import Application, application
+from tests.application import Application, application, only
 from tests.capture.feeds import read_all
 from tests.capture.watched import ON_SQLITE_ONLY, OVERLAP_S, SECOND_US, START_US, TIMES, Watched, names, watching
 from tests.postgres import Postgres
@@ -236,9 +236,7 @@ async def test_impossible_times_are_skipped_and_hide_no_changes(any_application:
 
 async def test_clock_that_is_set_back_hides_no_changes(any_application: Application) -> None:
     watched = Watched(any_application, "spaced")
-    more = 'time_zone = "Europe/Berlin"\n'
-    zoned = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
-    async with watching(any_application, f"{zoned}[database.tables.tags]\n{more}") as feed:
+    async with watching(any_application, only(tags='time_zone = "Europe/Berlin"')) as feed:
         after = await feed.origin()
         watched.tag("summer", START_US)
         _, after, _ = await read_all(feed, after)

@@ -12,13 +12,13 @@ from airy_trio.capture.feed import ChangedObject, Tag
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.polling import UpdatedAtFeed
 from airy_trio.settings import Settings
-from tests.application import Application
+from tests.application import Application, only
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 START_US: Final = 1_603_661_094_560_000
 SECOND_US: Final = 1_000_000
 OVERLAP_S: Final = 5.0
-ONLY_TAGS: Final = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+ONLY_TAGS: Final = only(tags="")
 
 
 def moment(us: int) -> datetime:

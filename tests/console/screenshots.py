@@ -49,7 +49,7 @@ def _read(lines: Any, seconds: float) -> None:  # noqa: ANN401 - a pipe
 def _open_one(page: Page, *, narrow: bool) -> None:
     if not narrow:
         page.click("#pause")
-        page.locator("#log li.message summary").nth(2).click()
+        page.locator("#log li[data-kind=message] summary").nth(2).click()
         page.locator("#log").evaluate("(log) => log.scrollTo(0, 0)")
     page.mouse.move(0, 0)
 

@@ -29,7 +29,7 @@ PUBLISHED: Final = (
         "airy_trio.stores",
         "log/store.py log/position.py events/destinations.py",
         (
-            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Claim", "Acknowledgement",
+            "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Claim", "Acknowledgement", "OpenEventStore",
             "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",
             "stored_after", "up_to_bytes", "newest_of_each", "is_all", "new_epoch",
             "StoreUnavailable", "StoreReplaced", "StaleAppend", "PositionExpired",
@@ -40,7 +40,8 @@ PUBLISHED: Final = (
         "airy_trio.testing.event_store",
         "testing/event_store.py testing/store_checks.py testing/store_crashes.py",
         (
-            "check_event_store", "broken_promises", "check_whole_batches", "MakePlace", "OpenStore", "BrokenStoreError",
+            "check_event_store", "broken_promises", "write_batches", "check_whole_batches", "MakePlace", "OpenStore",
+            "BrokenStoreError",
         ),
     ),
 )  # fmt: skip

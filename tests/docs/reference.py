@@ -84,7 +84,7 @@ def _section(path: str, cls: type) -> Iterator[str]:
 def _groups(section: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each comment of a section of the example, with the names of the settings below it.
 
-    The comments of the first mapping table apply to the other three.
+    The comments of the first mapping table apply to the others.
     """
     text = EXAMPLE.read_text()
     body = re.split(r"^\[", text.partition(f"\n[{section}]\n")[2], maxsplit=1, flags=re.MULTILINE)[0]

@@ -18,7 +18,7 @@ from airy_trio.settings import load
 from airy_trio.testing.client import StompClient, connect
 from tests.admin.serving import HOST, Port, admin, free_port, serving_all
 from tests.admin.serving import serving as serving_alone
-from tests.application import Application
+from tests.application import Application, only
 from tests.processes import AIRY_TRIO, Server, free_ports, run, running
 
 TIMEOUT_S = 50.0
@@ -154,7 +154,7 @@ async def test_unknown_object_is_reported_as_unknown(
     postgres_application: Application, tmp_path: Path, id_: str
 ) -> None:
     postgres_application.execute("create table tags (id integer primary key, name text, color text)")
-    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    others = only(tags="")
     postgres_application.migrate(others, with_tables=False)
     config = configure(postgres_application, tmp_path, others)
     found = await explain(config, "tag", id_)
@@ -261,7 +261,7 @@ async def test_missing_installation_and_unmapped_table_are_reported(
     sqlite_application: Application, tmp_path: Path
 ) -> None:
     sqlite_application.execute("create table tags (id text, name text, color text)")
-    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    others = only(tags="")
     config = configure(sqlite_application, tmp_path, others)
     assert "has not been installed here" in (await explain(config, "tag", "t1"))["change"]
     assert 'database.tables.messages.name is ""' in (await explain(config, "message", "m1"))["row"]
@@ -270,7 +270,7 @@ async def test_missing_installation_and_unmapped_table_are_reported(
 async def test_change_is_unknown_without_triggers(sqlite_application: Application, tmp_path: Path) -> None:
     sqlite_application.execute("create table tags (id text, name text, color text, updated_at text)")
     sqlite_application.execute("insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")
-    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    others = only(tags="")
     more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
     found = await explain(configure(sqlite_application, tmp_path, more), "tag", "t1")
     assert found["row"] == 'there is one in table "tags", which can become an event'
@@ -293,7 +293,7 @@ async def test_without_triggers_the_event_is_compared_with_the_row(
     any_application: Application, tmp_path: Path, change: str, verdict: str
 ) -> None:
     any_application.execute("create table tags (id text primary key, name text, color text, updated_at text)")
-    others = "".join(f'[database.tables.{kind}]\nname = ""\n' for kind in ("messages", "metadata", "channels"))
+    others = only(tags="")
     more = f'{others}[changes]\ncapture = "updated_at"\n[log]\nurl = "sqlite:///{tmp_path}/log.db"\n'
     any_application.migrate(more, with_tables=False)
     await record(any_application, more, "insert into tags values ('t1', 'flag', 'red', '2026-01-01T00:00:00Z')")

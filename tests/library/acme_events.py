@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import cached_property
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import trio
 
 from airy_trio import stores
+from airy_trio.errors import AiryTrioError
 from airy_trio.stores import Acknowledgement, Bounds, Claim, Destination, NewEvent, Position, StoredEvent
 
 P = ParamSpec("P")
@@ -35,15 +37,11 @@ ACKNOWLEDGE = """insert into durables values (?, ?, ?, ?, ?, ?) on conflict do u
 
 @asynccontextmanager
 async def open_store(url: str) -> AsyncIterator[stores.EventStore]:
-    with closing(await trio.to_thread.run_sync(connect, urlsplit(url).path)) as db:
-        yield AcmeStore(db)
-
-
-def connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    db.executescript(f"pragma journal_mode = wal; {SCHEMA}")
-    db.execute("insert into log select ?, 0, 0, 0, null where not exists (select * from log)", [stores.new_epoch()])
-    return db
+    path = urlsplit(url).path
+    if not path:
+        raise AiryTrioError("log.url: expected acme:///FILE")
+    with closing(AcmeStore(path)) as store:
+        yield store
 
 
 def transaction(work: Callable[Concatenate["AcmeStore", P], T]) -> Callable[Concatenate["AcmeStore", P], Verb[T]]:
@@ -64,9 +62,21 @@ def transaction(work: Callable[Concatenate["AcmeStore", P], T]) -> Callable[Conc
 
 
 class AcmeStore:
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.turn = trio.CapacityLimiter(1)  # one thread at a time uses the connection
+
+    @cached_property
+    def db(self) -> sqlite3.Connection:
+        """Connect in the first verb, so that the server retries if the file cannot be used yet."""
+        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        db.executescript(f"pragma journal_mode = wal; {SCHEMA}")
+        db.execute("insert into log select ?, 0, 0, 0, null where not exists (select * from log)", [stores.new_epoch()])
+        return db
+
+    def close(self) -> None:
+        if "db" in vars(self):
+            self.db.close()
 
     @transaction
     def append(
@@ -144,9 +154,6 @@ class AcmeStore:
             return self.row(ACKNOWLEDGE, claim.owner, claim.name, claim.token, at.epoch, at.offset, now_ms())
 
         return [one.claim for one in acknowledgements if not keep(one.claim, one.position)]
-
-    async def aclose(self) -> None:
-        self.db.close()
 
     def events(self, destination: Of, where: str, *values: object) -> Iterator[StoredEvent]:
         for *fields, cut, age in self.db.execute(f"select * from events where {where}", values):

@@ -11,7 +11,10 @@ import pytest
 
 import airy_trio
 import airy_trio.stores
+from airy_trio.errors import AiryTrioError
+from airy_trio.stores import StoreUnavailable
 from tests.application import application
+from tests.library.acme_events import open_store
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("program.py")
@@ -48,6 +51,17 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     ended = run(program, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert json.dumps(TAG, separators=(",", ":")) in ended.stdout.splitlines()  # between lines of the log
+
+
+async def test_the_example_store_raises_only_what_the_port_names(tmp_path: Path) -> None:
+    async with open_store(f"acme://{tmp_path}/later/events.db") as store:
+        with pytest.raises(StoreUnavailable):
+            await store.bounds()
+        (tmp_path / "later").mkdir()
+        assert (await store.bounds()).last == 0
+    with pytest.raises(AiryTrioError, match=r"log\.url"):
+        async with open_store("acme://host"):
+            pass
 
 
 def test_page_shows_the_example_store_as_it_is_checked() -> None:

@@ -14,8 +14,7 @@ import trio
 from airy_trio.database import DatabaseOptions
 from airy_trio.log.store import EventStore, StoreUnavailable
 from airy_trio.migrate import migrate_log
-from airy_trio.testing.event_store import check_whole_batches
-from airy_trio.testing.store_crashes import write_batches
+from airy_trio.testing.event_store import check_whole_batches, write_batches
 from tests.log.places import open_sql
 from tests.log.writer import BATCH_SIZE
 from tests.postgres import Postgres

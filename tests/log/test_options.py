@@ -15,7 +15,6 @@ from tests.capture.watched import ONLY_TAGS, Watched
 from tests.e2e.route import configure, listening
 from tests.processes import run, server
 
-OURS = {"redis": "airy_trio.log.redis.store:open_store"}
 EXAMPLE = Path(__file__).parents[1] / "library" / "acme_events.py"
 TIMEOUT_S = 90.0
 
@@ -39,23 +38,23 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_built_in_store_is_found() -> None:
-    assert find_store("redis", OURS) is open_store
+    assert find_store("redis") is open_store
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_store_of_a_package_is_found() -> None:
-    assert str(find_store("acme", OURS)("acme://host")) == "acme://host"
+    assert str(find_store("acme")("acme://host")) == "acme://host"
 
 
 @pytest.mark.usefixtures("installed")
 def test_built_in_store_cannot_be_replaced() -> None:
-    assert find_store("redis", OURS) is open_store
+    assert find_store("redis") is open_store
 
 
 @pytest.mark.usefixtures("installed")
 def test_an_unknown_store_lists_the_available_ones() -> None:
     with pytest.raises(SettingsError) as refused:
-        find_store("kafka", OURS)
+        find_store("kafka")
     assert (
         str(refused.value)
         == 'log.store: there is no event store "kafka"; available are acme, broken, memory, redis, sql'
@@ -65,14 +64,14 @@ def test_an_unknown_store_lists_the_available_ones() -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_missing_dependency_is_named() -> None:
     with pytest.raises(SettingsError, match=r'^log.store: "broken" needs a package that is not .*acme_missing'):
-        find_store("broken", OURS)
+        find_store("broken")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "coredis", None)
     monkeypatch.delitem(sys.modules, "airy_trio.log.redis.store", raising=False)
     with pytest.raises(SettingsError, match=r"coredis.*; pip install airy-trio\[redis\]$"):
-        find_store("redis", OURS)
+        find_store("redis")
 
 
 @pytest.mark.slow

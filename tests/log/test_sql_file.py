@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from airy_trio.database import DatabaseOptions
+from airy_trio.log.sql import SqliteStore
 from airy_trio.log.store import EventStore, StoreReplaced
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -51,6 +52,7 @@ async def append(store: EventStore) -> None:
 
 
 async def look_with_a_new_connection(store: EventStore) -> None:
+    assert isinstance(store, SqliteStore)
     await store.aclose()
     await store.bounds()
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import trio
 
 from airy_trio.database import DatabaseOptions
-from airy_trio.testing.store_crashes import write_batches
+from airy_trio.testing.event_store import write_batches
 from tests.log.places import open_sql
 
 BATCH_SIZE = 7

@@ -2,6 +2,7 @@
 
 import pytest
 
+from airy_trio.capture.mapping import KINDS
 from airy_trio.settings import Document, parse
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
 from airy_trio.settings.messages import options_of
@@ -56,7 +57,7 @@ TEXTS = [
     ("log.store", ["memory", "sql", "acme.events-2"], ["", "Redis", "a b", "a" * 42]),
     *(
         (f"database.tables.{kind}.time_zone", ["UTC", "Europe/Berlin"], ["", "Europe", "Mars/Base", "../UTC", "/etc"])
-        for kind in ("messages", "metadata", "channels", "tags")
+        for kind in KINDS
     ),
 ]
 ANY = {
@@ -67,7 +68,7 @@ ANY = {
     "auth.jwt_leeway_s", "auth.jwt_require_grants", "auth.cookie",
     *(
         f"database.tables.{kind}.{option}"
-        for kind in ("messages", "metadata", "channels", "tags")
+        for kind in KINDS
         for option in ("name", "columns", "constants", "values", "where")
     ),
 }  # fmt: skip
@@ -169,7 +170,9 @@ def test_unsupported_database_urls(url: str, words: str) -> None:
     allowed = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     assert faults(f'[database]\nurl = "{url}"') == (f"database.url: found {words}, expected {allowed}",)
     if url:
-        assert fault(f'[log]\nurl = "{url}"') == f'log.url: found {words}, expected {allowed}, redis://HOST, or ""'
+        hint = "; for another event store set log.store too" if words.endswith((":// URL", "another kind")) else ""
+        expected = f'{allowed}, redis://HOST, or ""{hint}'
+        assert fault(f'[log]\nurl = "{url}"') == f"log.url: found {words}, expected {expected}"
 
 
 def test_direct_url_must_be_postgres() -> None:
@@ -195,7 +198,10 @@ def test_url_with_the_memory_store_is_refused() -> None:
 @pytest.mark.parametrize("url", ["redis://h", "redis://u:p@h:6379/1", "rediss://h", "unix:///run/redis.sock"])
 def test_redis_url_needs_the_redis_store(url: str) -> None:
     assert read(f'[log]\nstore = "redis"\nurl = "{url}"').log.url == url
-    assert fault(f'[log]\nurl = "{url}"') == 'log: url is a Redis URL, but store is "sql"'
+    for store in ("sql", "memory"):
+        assert fault(f'[log]\nstore = "{store}"\nurl = "{url}"') == (
+            f'log: url is for store = "redis", but store is "{store}"'
+        )
 
 
 @pytest.mark.parametrize("url", ["", "sqlite:///a.db", POSTGRES])

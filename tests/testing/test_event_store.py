@@ -29,8 +29,8 @@ from airy_trio.testing.event_store import (
     broken_promises,
     check_event_store,
     check_whole_batches,
+    write_batches,
 )
-from airy_trio.testing.store_crashes import write_batches
 from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import memory_place, opened
 
@@ -49,6 +49,11 @@ class LosesAnEvent(DelegatingStore):
         if len(self._events) > 100:
             self._events[50] = self._events[49]
         return stored
+
+
+class CutsLargeAppends(DelegatingStore):
+    async def on_append(self, call: Append) -> Sequence[StoredEvent]:
+        return await super().on_append(evolve(call, events=call.events[:4000]))
 
 
 class DuplicatesEvents(DelegatingStore):
@@ -416,6 +421,7 @@ BROKEN: dict[type[MemoryStore], str] = {
     TearsACancelledAppend: "cancelled_appends_leave_whole_batches",
     ReordersEvents: "reads_respect_their_limits",
     LosesAnEvent: "offsets_are_gapless",
+    CutsLargeAppends: "large_appends_are_whole",
     DuplicatesEvents: "reads_respect_their_limits",
     ReusesOffsets: "trims_delete_the_oldest",
     TearsBatches: "batches_are_read_whole",

@@ -192,12 +192,12 @@ function row(entry) {
   const item = document.createElement("li");
   item.entry = entry;
   if (entry.note !== null) {
-    item.className = entry.note.bad ? "note bad" : "note";
+    item.className = entry.note.bad ? "status bad" : "status";
     item.append(element("time", "", clock(entry.at)), element("span", "", entry.note.text));
     return item;
   }
   const { kind, who, text, state } = summary(entry.event);
-  item.className = kind;
+  item.dataset.kind = kind;
   item.dataset.position = entry.id;
   const details = document.createElement("details");
   const head = document.createElement("summary");

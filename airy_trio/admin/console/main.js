@@ -4,7 +4,7 @@ import { PERIOD_MS as STATS_MS, Stats } from "./stats.js";
 import { Log, tally } from "./log.js";
 import { PERIOD_MS as CONNECTIONS_MS, Connections } from "./connections.js";
 import { Subscriber } from "./subscriber.js";
-import { clock, count, verdictText } from "./words.js";
+import { clock, count, KINDS, verdictText } from "./words.js";
 
 const ANSWER_MS = 5000;
 const $ = (id) => document.getElementById(id);
@@ -124,6 +124,15 @@ function destination() {
     return `/events/conversation/${encodeURIComponent(conversation)}`;
   }
   return channel === "" ? "/events" : `/events/channel/${encodeURIComponent(channel)}`;
+}
+
+for (const kind of KINDS) {
+  const [label, box, name] = ["label", "input", "span"].map((tag) => document.createElement(tag));
+  Object.assign(box, { type: "checkbox", name: "type", value: kind, defaultChecked: true });
+  name.textContent = kind;
+  label.dataset.kind = kind;
+  label.append(box, name);
+  $("types").append(label);
 }
 
 let subscribed = destination();

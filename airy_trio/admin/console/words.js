@@ -1,5 +1,8 @@
 // Numbers, durations, events and disconnect reasons as text for people.
 
+/** The kinds of objects, as they begin the types of their events. Each has a colour in `console.css`. */
+export const KINDS = ["message", "metadata", "channel", "tag"];
+
 const TEXT_MAX = 240;
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
@@ -42,28 +45,27 @@ export function clock(date) {
   return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${thousandths}`;
 }
 
-/** Summarise an event on one line: {kind, who, text, state, gone}. */
+/** Summarise an event on one line: {kind, who, text, state}. */
 export function summary({ type, payload }) {
-  const [kind, verb] = type.split(".");
-  const gone = verb === "deleted";
+  const [kind] = type.split(".");
   switch (type) {
     case "message.updated": {
       const { message } = payload;
       const text = clipped(content(message.content));
-      return { kind, who: message.from_contact ? "contact" : "agent", text, state: message.delivery_state, gone };
+      return { kind, who: message.from_contact ? "contact" : "agent", text, state: message.delivery_state };
     }
     case "message.deleted":
-      return { kind, who: "", text: `${payload.message.id} of ${payload.conversation_id}`, state: "deleted", gone };
+      return { kind, who: "", text: `${payload.message.id} of ${payload.conversation_id}`, state: "deleted" };
     case "metadata.updated":
-      return { kind, who: payload.subject, text: clipped(pairs(payload.metadata)), state: "", gone };
+      return { kind, who: payload.subject, text: clipped(pairs(payload.metadata)), state: "" };
     case "channel.updated":
-      return { kind, who: payload.source, text: payload.id, state: payload.connected ? "connected" : "disconnected", gone };
+      return { kind, who: payload.source, text: payload.id, state: payload.connected ? "connected" : "disconnected" };
     case "tag.updated":
-      return { kind, who: "", text: payload.name, state: payload.color.replace(/^tag-/, ""), gone };
+      return { kind, who: "", text: payload.name, state: payload.color.replace(/^tag-/, "") };
     case "tag.deleted":
-      return { kind, who: "", text: payload.id, state: "deleted", gone };
+      return { kind, who: "", text: payload.id, state: "deleted" };
     default:
-      return { kind, who: "", text: clipped(JSON.stringify(payload)), state: "", gone };
+      return { kind, who: "", text: clipped(JSON.stringify(payload)), state: "" };
   }
 }
 

@@ -199,10 +199,6 @@ class RedisStore:
         lost = await self._run(scripts.ACKNOWLEDGE, *known)
         return [acknowledgements[index].claim for index in lost]
 
-    async def aclose(self) -> None:
-        """See ``EventStore.aclose``: connections are closed by ``open_store``."""
-        await trio.lowlevel.checkpoint()
-
     async def _scan(
         self,
         position: Position,

@@ -127,7 +127,7 @@ class PostgresStore(SqlStore):
                 return
 
     async def aclose(self) -> None:
-        """See ``EventStore.aclose``."""
+        """See ``SqlStore.aclose``."""
         parts = self._notifications, self._fast_appends, self._fast_follow
         await close_all(*(part.aclose for part in parts), super().aclose)
 

@@ -74,7 +74,7 @@ class SqliteStore(SqlStore):
             await self._notifications.wait(seldom=after == self._appended)
 
     async def aclose(self) -> None:
-        """See ``EventStore.aclose``."""
+        """See ``SqlStore.aclose``."""
         await close_all(self._notifications.aclose, super().aclose)
 
     def _checked(self, work: Work[T]) -> Work[T]:

@@ -164,7 +164,7 @@ class SqlStore:
         return [one.claim for one in acknowledgements if (one.claim.owner, one.claim.name) not in kept]
 
     async def aclose(self) -> None:
-        """See ``EventStore.aclose``."""
+        """Close files and connections. Idempotent."""
         await close_all(self._reading.aclose, self._replaying.aclose, self._appending.aclose)
 
     async def _move_head(self, work: Work[T]) -> T:
