@@ -86,20 +86,20 @@ def nurseries(tree: ast.AST) -> Iterator[int]:
                 continue
 
 
-def back_ends() -> Iterator[str]:
-    """Yield the modules with a back end. Of a sub-package, each module is one, because its parts are for it alone."""
-    for source, tree in SOURCES.items():
+@cache
+def back_ends() -> frozenset[str]:
+    """Return the modules with a back end. Of a sub-package, each module is one, because its parts are for it alone."""
+    found: set[str] = set()
+    for source, tree in sources().items():
         module = f"airy_trio.{source.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}"
         for stage, verbs in VERBS.items():
             within = module.removeprefix(f"{stage}.").split(".")
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
             methods = [{one.name for one in node.body if isinstance(one, ast.AsyncFunctionDef)} for node in classes]
-            is_back_end = any(found >= verbs for found in methods)
+            is_back_end = any(one >= verbs for one in methods)
             if module.startswith(f"{stage}.") and module not in PORTS and (len(within) > 1 or is_back_end):
-                yield module
-
-
-BACK_ENDS = tuple(back_ends())
+                found.add(module)
+    return frozenset(found)
 
 
 def back_ends_named(source: str, tree: ast.AST) -> set[str]:
@@ -108,7 +108,7 @@ def back_ends_named(source: str, tree: ast.AST) -> set[str]:
     return {
         name
         for name in imports(tree, package)
-        for back_end in BACK_ENDS
+        for back_end in back_ends()
         if name == back_end or name.startswith(f"{back_end}.")
         if not package.startswith(back_end.rpartition(".")[0])
     }
@@ -174,8 +174,8 @@ def test_module_names_are_not_generic() -> None:
 
 def test_every_back_end_is_found() -> None:
     found = {"capture.postgres", "capture.sqlite", "capture.polling", "log.memory", "log.redis.store", "log.sql.sqlite"}
-    assert {f"airy_trio.{name}" for name in found} <= set(BACK_ENDS)
-    assert not PORTS & set(BACK_ENDS)
+    assert {f"airy_trio.{name}" for name in found} <= back_ends()
+    assert not PORTS & back_ends()
 
 
 def test_rules_find_violations() -> None:
