@@ -31,7 +31,7 @@ READ_BYTES_MAX: Final = 4 * 1024
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class Connection:
+class HttpConnection:
     """One connection. The caller owns the stream."""
 
     def __init__(self, application: ASGIApp, stream: trio.abc.Stream) -> None:

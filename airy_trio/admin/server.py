@@ -21,7 +21,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from airy_trio.admin.connection import Connection
+from airy_trio.admin.connection import HttpConnection
 from airy_trio.admin.endpoints import WEBSOCKET_URL
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than
@@ -134,7 +134,7 @@ class _Connections:
         self._addresses[scope] = address
         try:
             with scope:
-                await Connection(self._application, stream).serve()
+                await HttpConnection(self._application, stream).serve()
         except Exception:  # it must not end the whole server
             logger.exception("admin connection failed")
         finally:
