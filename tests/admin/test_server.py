@@ -269,10 +269,10 @@ async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.M
 
     with capture_logs() as said:
         async with serving(pages()) as port:
-            monkeypatch.setattr(server, "Connection", Faulty)
+            monkeypatch.setattr(server, "HttpConnection", Faulty)
             async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
                 assert await end_of(stream) == b""
-            monkeypatch.setattr(server, "Connection", connection.Connection)
+            monkeypatch.setattr(server, "HttpConnection", connection.Connection)
             assert (await port.get("/livez")).status_code == 200
     assert "admin connection failed" in {line["event"] for line in said}
 
