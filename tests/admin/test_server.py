@@ -262,7 +262,7 @@ async def test_which_requests_of_a_connection_are_answered(sent: bytes, answers:
 
 
 async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(connection.Connection):
+    class Faulty(connection.HttpConnection):
         async def serve(self) -> None:
             await trio.lowlevel.checkpoint()
             raise ValueError
@@ -272,7 +272,7 @@ async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.M
             monkeypatch.setattr(server, "HttpConnection", Faulty)
             async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
                 assert await end_of(stream) == b""
-            monkeypatch.setattr(server, "HttpConnection", connection.Connection)
+            monkeypatch.setattr(server, "HttpConnection", connection.HttpConnection)
             assert (await port.get("/livez")).status_code == 200
     assert "admin connection failed" in {line["event"] for line in said}
 
