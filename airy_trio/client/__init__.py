@@ -210,7 +210,7 @@ class _Loop:
         if before is not None and before.epoch == position.epoch and position <= before:
             return  # of the recent window after a reset
         await self._sending.send(event)
-        self._position = position  # no checkpoint since `send`: the loop has the event if, and only if, this is set
+        self._position = position  # not earlier: an event that the loop has not taken must be sent again
 
 
 class Events(AsyncIterator[Event | Reset]):
@@ -261,8 +261,8 @@ class Client:
     ) -> Events:
         """Return the events of a destination, for ``async for``.
 
-        ``position``: where the position is stored, or the position to begin after; without a store it is in memory and
-        ends with the loop. A position belongs to one destination. ``begin``: if no position is known yet, with the
+        ``position``: a store for the position, or the position to begin after; without a store it is in memory and ends
+        with the loop. A position belongs to one destination. ``begin``: if no position is known yet, with the
         ``next`` event or with the ``oldest`` retained one.
 
         A client has one loop at a time: the loop over earlier ``events`` raises ``ClientError``. Raises

@@ -54,7 +54,7 @@ async def take(events: Events, count: int) -> list[int]:
 class Cutter:
     """A TCP proxy that ends a connection after a random number of bytes of the server. ``cuts``: how many it ends.
 
-    ``target``: the port of the server. ``connections``: how many there were. ``passed_bytes``: of the server.
+    ``target``: the port of the server. ``connections``: how many there were.
     """
 
     chance: Random
@@ -63,7 +63,6 @@ class Cutter:
     bytes_max: int = 0
     port: int = 0
     connections: int = 0
-    passed_bytes: int = 0
     _streams: set[trio.SocketStream] = field(factory=set)
 
     async def cut(self) -> None:
@@ -94,8 +93,6 @@ class Cutter:
             while budget > 0 and (data := await source.receive_some(min(65536, int(min(budget, 1e6))))):
                 budget -= len(data)
                 await target.send_all(data)
-                if budget != float("inf") or target in self._streams:
-                    self.passed_bytes += len(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         scope.cancel()
