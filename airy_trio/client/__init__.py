@@ -77,6 +77,8 @@ _UNREADABLE: Final = Position("000000", 0)
 Token = str | Callable[[], str | Awaitable[str]]
 """A token, or a function that returns one and may be async."""
 
+Verdict = Literal["reset-expired", "reset-epoch"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +106,7 @@ class Reset:
     reloaded now contains it.
     """
 
-    verdict: Literal["reset-expired", "reset-epoch"]
+    verdict: Verdict
     position: str
 
 
