@@ -3,6 +3,8 @@
 It only reads. If the events after its position are no longer retained, it reports the verdict that a client of the
 server would receive ("Positions and resuming" in the wire contract) and continues with the oldest retained event. If
 the store is unavailable, it retries as a server does: for ``connect_timeout_s`` at the start, and later until it ends.
+
+``follow`` does the same from outside, as a client of a server.
 """
 
 from collections.abc import Sequence
@@ -12,16 +14,17 @@ from typing import Final, Literal, Protocol
 import trio
 from attrs import frozen
 
+from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError, single_error
-from airy_trio.events.destinations import EVERYTHING, Destination
+from airy_trio.events.destinations import EVERYTHING, Destination, text
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import line
 
-__all__ = ["Output", "Reader", "Reset", "TailOptions", "tail"]
+__all__ = ["Output", "Reader", "Reset", "TailOptions", "follow", "tail"]
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
@@ -76,6 +79,31 @@ async def tail(settings: Settings, options: TailOptions, output: Output) -> None
         raise single_error(group) from None
 
 
+async def follow(url: str, token: str | None, options: TailOptions, output: Output) -> None:
+    """Write a line for each event of a server, as ``tail`` does. Raises ``client.ClientError``."""
+    shown = 0
+    since = None if options.since is None else str(options.since)
+    async with client.open(url, token=token) as server:
+        async for item in server.events(
+            text(options.destination), position=since, begin="oldest" if options.everything else "next"
+        ):
+            if isinstance(item, client.Reset):
+                written = _write_reset(output, item.verdict, item.position, as_json=options.as_json)
+            elif options.as_json:
+                truncated = ',"truncated":true' if item.truncated else ""
+                written = output.write(f'{{"position":"{item.position}"{truncated},{item.body[1:].decode()}')
+            else:
+                written = output.write(line(item.position, item.body, datetime.now(UTC)))
+            shown += isinstance(item, client.Event)
+            if not written or shown == options.events_max:
+                return
+
+
+def _write_reset(output: Output, verdict: str, position: object, *, as_json: bool) -> bool:
+    output.note(f"{verdict}: {RESETS[verdict]}; continuing after {position}")
+    return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
+
+
 class _Tail:
     def __init__(self, store: EventStore, reader: "Reader", output: Output, *, as_json: bool) -> None:
         self._store = store
@@ -96,7 +124,7 @@ class _Tail:
                     self._output.note("event store available again")
                 continue
             if isinstance(found, Reset):
-                if not self._write_reset(found):
+                if not _write_reset(self._output, found.verdict, found.position, as_json=self._as_json):
                     return
                 continue
             for event in found if events_max is None else found[: events_max - shown]:
@@ -117,12 +145,6 @@ class _Tail:
             await trio.sleep(backoff.next_s())
             if await self._is_available():
                 return
-
-    def _write_reset(self, reset: "Reset") -> bool:
-        self._output.note(f"{reset.verdict}: {RESETS[reset.verdict]}; continuing after {reset.position}")
-        if self._as_json:
-            return self._output.write(f'{{"position":"{reset.position}","resume":"{reset.verdict}"}}')
-        return True
 
     def _line(self, event: StoredEvent) -> str:
         position = self._reader.position.at(event.offset)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -208,16 +209,27 @@ def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
 @click.command(short_help="Print events in the terminal as they happen.")
 @CONFIG
 @click.argument("destination", default="/events")
+@click.option("--url", help="Follow this server (ws:// or wss://) as a client, instead of reading its event store.")
+@click.option("--token", envvar="AIRY_TRIO_TOKEN", show_envvar=True, help="The token to send with --url.")
 @click.option("--since", metavar="POSITION", help="Begin after this position (EPOCH-OFFSET), as a client resumes.")
 @click.option("--all", "everything", is_flag=True, help="Begin with the oldest event that is retained.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event, with its position.")
 @click.option("--events", type=click.IntRange(min=1), help="End after this many events.")
 def tail(  # noqa: PLR0913 - one for each option
-    config: Path | None, destination: str, *, since: str | None, everything: bool, as_json: bool, events: int | None
+    config: Path | None,
+    destination: str,
+    *,
+    url: str | None,
+    token: str | None,
+    since: str | None,
+    everything: bool,
+    as_json: bool,
+    events: int | None,
 ) -> None:
     """Print events as they happen, read directly from the event store: all of them, or those of one DESTINATION.
 
-    No server needs to run on this machine, but one must record somewhere. Ctrl-C ends it, with exit code 0.
+    No server needs to run on this machine, but one must record somewhere. With --url it needs no settings: it is a
+    client of a server, reconnects and resumes. Ctrl-C ends it, with exit code 0.
 
     \b
     Examples:
@@ -225,11 +237,15 @@ def tail(  # noqa: PLR0913 - one for each option
       airy-trio tail --config config/prod.toml /events/conversation/42
       airy-trio tail --config config/prod.toml --json --since k7f3q9-1042 /events/message.updated
       airy-trio tail --config config/prod.toml --all --json > events.jsonl
+      AIRY_TRIO_TOKEN=... airy-trio tail --url wss://chat.example.org/ws.communication
     """  # noqa: D301 - click's mark for lines that it must not wrap
     if since is not None and everything:
         message = "--since and --all exclude each other"
         raise click.UsageError(message)
-    settings = load_settings(config)
+    if url is not None and config is not None:
+        message = "--config and --url exclude each other"
+        raise click.UsageError(message)
+    settings = load_settings(config) if url is None else None
     wanted, begin = _destination(destination), None if since is None else _position(since)
     from airy_trio import tail as implementation
 
@@ -237,7 +253,21 @@ def tail(  # noqa: PLR0913 - one for each option
     options = implementation.TailOptions(
         destination=wanted, since=begin, everything=everything, as_json=as_json, events_max=events
     )
-    exit_on_error(lambda: run_until_signalled(lambda: implementation.tail(settings, options, output)))
+    if settings is not None:
+        work = partial(implementation.tail, settings, options, output)
+    else:
+        work = partial(implementation.follow, _url(url or ""), token, options, output)
+    exit_on_error(lambda: run_until_signalled(work))
+
+
+def _url(text: str) -> str:
+    from airy_trio.client.connection import Address
+
+    try:
+        Address.parse(text, None)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--url") from None
+    return text
 
 
 def _destination(text: str) -> "Destination":

@@ -19,7 +19,16 @@ PUBLISHED: Final = (
         ("AiryTrioError", "FaultsError", "SettingsError", "StartError", "MappingError", "Unavailable"),
     ),
     (
-        "A STOMP client",
+        "A client",
+        "airy_trio.client",
+        "client/__init__.py client/connection.py",
+        (
+            "open", "Client", "Events", "Event", "Reset", "PositionStore", "FilePosition", "Token",
+            "ClientError", "Refused", "BadAnswer",
+        ),
+    ),
+    (
+        "A STOMP client for tests",
         "airy_trio.testing.client",
         "testing/client.py",
         ("connect", "StompClient", "WebSocketClient", "Rejected", "Closed", "BrokenPromiseError"),
