@@ -17,9 +17,9 @@ An item counts as handled when the loop asks for the next one; then its position
 receives the item again when it is started again: at least once across a crash. The same applies to the item at which
 a loop ends by ``break`` or an exception.
 
-Flow control: one event waits for the loop, and at most two messages of the server wait behind it. While the loop is
-busy nothing more is read, TCP slows the server down, and heart-beats are still sent. If the server gives up waiting
-(``send_timeout_s``), the next connection continues after the last event that the loop has received.
+Flow control: one event waits for the loop; at most two messages and 64 KiB of further bytes wait behind it. While the
+loop is busy nothing more is read, TCP slows the server down, and heart-beats are still sent. If the server gives up
+waiting (``send_timeout_s``), the next connection continues after the last event that the loop has received.
 
 Errors, all raised by the loop::
 
