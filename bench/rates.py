@@ -54,10 +54,13 @@ async def _commits(database: Database, listening: Server, rate: int, seconds: fl
     async with await connect(HOST, listening.port) as client:
         await client.subscribe("/events/tag.updated", headers=[("replay", "none")])
         command = [sys.executable, "-m", "bench.rates", database.url, str(rate), str(count)]
+        taken: list[float] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(trio.run_process, command, cwd=ROOT))
             with trio.fail_after(seconds + FRAMES_S):
-                return [await _taken(client) for _ in range(count)]
+                while len(taken) < count:
+                    taken.append(await _taken(client))
+        return taken
 
 
 async def _taken(client: StompClient) -> float:

@@ -130,7 +130,7 @@ class _Connections:
             return
         if len(self._addresses) >= CONNECTIONS_MAX:
             self._evict()
-        scope = trio.move_on_after(CONNECTION_S)
+        scope = trio.CancelScope(deadline=trio.current_time() + CONNECTION_S)
         self._addresses[scope] = address
         try:
             with scope:

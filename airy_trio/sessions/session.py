@@ -155,7 +155,7 @@ class Session:
             request = await _read_request(stream)
             wanted = _check(request, self.client.slot, options.path)
         except RequestRefusedError as error:
-            await stream.write(error.answer)
+            await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
             raise
         subprotocol = next((known for known in SUBPROTOCOLS if known in wanted.subprotocols), None)
         await stream.upgrade(wanted.answer(subprotocol), options.frame_bytes_max)
