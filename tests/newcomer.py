@@ -202,8 +202,7 @@ def page(newcomer: Newcomer, browser: Browser) -> None:
     with serving(site) as number:
         settings = origins.replace("localhost:3000", f"localhost:{number}")
         config = newcomer.clone / re.findall(r"--config (\S+)", serve)[0]
-        text = config.read_text().replace("[logging]\n", "[logging]\nlevel = 'debug'\n")
-        config.write_text(f"{text}\n{settings}port = {port}\n[admin]\nport = {admin_port}\n")
+        config.write_text(f"{config.read_text()}\n{settings}port = {port}\n[admin]\nport = {admin_port}\n")
         # one shell: what is activated in it stays so
         with newcomer.running("set -e\n" + "\n".join([*preparing, f"exec {serve}"])) as lines:
             until(lines, re.compile("listening"))
