@@ -1,6 +1,5 @@
 """The admin port with real sockets, and peers that are slow, broken or too many."""
 
-import gc
 import re
 import socket
 import time
@@ -30,6 +29,7 @@ from airy_trio.testing.client import connect
 from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port, serving, serving_all
 from tests.application import Application
 from tests.drill.attacks import reset_at_close
+from tests.living import freed_without_the_collector
 
 LARGE_BYTES = 32 * 1024 * 1024
 """More than the socket buffers of both sides."""
@@ -362,10 +362,8 @@ async def test_ended_connections_leave_nothing(sent: bytes) -> None:
     def tasks() -> int:
         return trio.lowlevel.current_statistics().tasks_living
 
-    gc.collect()
-    gc.disable()  # objects that refer to themselves would wait for the collector
-    try:
-        async with serving(pages()) as port:
+    async with serving(pages()) as port:
+        with freed_without_the_collector(h11.Connection) as left:
             await trio.testing.wait_all_tasks_blocked()
             before = tasks()
             for _ in range(CONNECTIONS_MAX):
@@ -373,9 +371,7 @@ async def test_ended_connections_leave_nothing(sent: bytes) -> None:
             with trio.fail_after(connection.IDLE_S / 2):
                 while tasks() > before:  # noqa: ASYNC110 - the server has no event for this
                     await trio.sleep(0.01)
-            assert not [found for found in gc.get_objects() if isinstance(found, h11.Connection)]
-    finally:
-        gc.enable()
+    assert not left
 
 
 @define

@@ -1,8 +1,6 @@
 """Whole sessions: Close frames, PINGs and shutdown while a session waits, and how a session is freed at its end."""
 
-import gc
 import ssl
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -26,6 +24,7 @@ from airy_trio.websocket.frames import CLOSE, PING, TEXT, FrameReader, close_ans
 from airy_trio.websocket.stream import FramedStream, InputEnded
 from airy_trio.websocket.tls import Encryption
 from tests.certificates import issue
+from tests.living import freed_without_the_collector
 from tests.sessions.serving import HOST, Server, open_log, serving
 from tests.websocket.test_battery import CONNECT, frame
 from tests.websocket.test_request import head
@@ -158,14 +157,9 @@ async def test_fault_that_nobody_raises_leaves_no_cycle(autojump_clock: MockCloc
         await inbox.unless_gone(finish_as_the_client_leaves())
         inbox.clear()
 
-    gc.collect()
-    gc.disable()
-    try:
+    with freed_without_the_collector(Inbox, FramedStream) as left:
         await live()
         await trio.testing.wait_all_tasks_blocked()
-        left = [one for one in gc.get_objects() if isinstance(one, Inbox | FramedStream)]
-    finally:
-        gc.enable()
     assert not left
 
 
@@ -309,11 +303,6 @@ async def too_large(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream
     await trio.aclose_forcefully(client.stream)
 
 
-def living() -> Counter[str]:
-    kinds = Session | Client | FramedStream | FrameReader
-    return Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, kinds))
-
-
 WAYS = [
     bad_request, no_upgrade, no_connect, plain_leave, plain_close, silent, shut_down, too_slow, reset_while_behind,
     leave_in_a_wait, break_framing_in_a_wait, shut_down_in_a_wait, invalid_text, too_large,
@@ -355,15 +344,10 @@ async def test_session_is_freed_however_it_ends(
 
             await way(server, dial)
             await all_ended()
-            gc.collect()
-            gc.disable()
-            try:
+            with freed_without_the_collector(Session, Client, FramedStream, FrameReader) as left:
                 for _ in range(3):
                     await way(server, dial)
                     await all_ended()
-                left = living()
-            finally:
-                gc.enable()
             listening.close()
             intake.cancel_scope.cancel()
         assert not left

@@ -29,6 +29,7 @@ from airy_trio.websocket.frames import (
 from airy_trio.websocket.stream import FramedStream, InputEnded
 from airy_trio.websocket.tls import TlsTransport
 from tests.certificates import issue
+from tests.living import freed_without_the_collector
 from tests.websocket.records import Peer
 from tests.websocket.test_battery import FRAME_BYTES_MAX, frame
 from tests.websocket.test_stream import SEND_TIMEOUT_S, upgraded
@@ -149,14 +150,9 @@ async def test_fault_whose_turn_is_cancelled_leaves_no_cycle(autojump_clock: Moc
         with trio.move_on_after(patience_s), suppress(trio.BrokenResourceError):
             await stream.receive()
 
-    gc.collect()
-    gc.disable()
-    try:
+    with freed_without_the_collector(FramedStream) as left:
         await live()
         await trio.testing.wait_all_tasks_blocked()
-        left = [one for one in gc.get_objects() if isinstance(one, FramedStream)]
-    finally:
-        gc.enable()
     assert not left
 
 

@@ -1,0 +1,23 @@
+"""Which objects are alive without the cycle collector.
+
+Objects of earlier tests may be alive too: a server freezes all objects at its start (``gc.freeze``), for good. So only
+the difference counts.
+"""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def freed_without_the_collector(*kinds: type) -> Iterator[list[object]]:
+    """Disable the collector for the block. Afterwards the list has the objects that were made and are still alive."""
+    left: list[object] = []
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(one) for one in gc.get_objects() if isinstance(one, kinds)}
+        yield left
+        left += [one for one in gc.get_objects() if isinstance(one, kinds) and id(one) not in before]
+    finally:
+        gc.enable()
