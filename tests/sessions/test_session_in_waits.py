@@ -224,10 +224,15 @@ async def silent(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]])
 async def shut_down(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
     client = await connected(dial)
     await client.subscribe()
-    for one in server.clients:
-        one.disconnect(disconnects.SHUTTING_DOWN)
+    disconnect_all(server)
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
+
+
+def disconnect_all(server: Server) -> None:
+    """Not in a coroutine, whose frame a traceback may keep."""
+    for one in server.clients:
+        one.disconnect(disconnects.SHUTTING_DOWN)
 
 
 async def too_slow(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
@@ -281,8 +286,7 @@ async def shut_down_in_a_wait(server: Server, dial: Callable[[], Awaitable[trio.
     store.gate = trio.Event()
     await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
     await trio.sleep(0.05)
-    for one in server.clients:
-        one.disconnect(disconnects.SHUTTING_DOWN)
+    disconnect_all(server)
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
     store.gate.set()
