@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 import sysconfig
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,8 @@ from tests.docs.pages import FOLDER, Step, steps
 from tests.processes import Program, running
 
 READY_TIMEOUT_S: Final = 30.0
+AGAIN_S: Final = 10.0
+"""Then Ctrl-C is pressed again: Python drops a KeyboardInterrupt that is raised in a destructor."""
 PORTS: Final = ("8080", "8081")
 SHELL: Final = ("bash", "-euo", "pipefail", "-c")
 SOME_URL: Final = 'url = "sqlite:///app.db"\n'
@@ -87,6 +90,11 @@ class Runner:
     async def _stop(self, name: str) -> None:
         program = self.started.pop(name)
         program.process.send_signal(signal.SIGINT)
+        with trio.move_on_after(AGAIN_S) as pause:
+            await program.process.wait()
+        if pause.cancelled_caught:
+            sys.stdout.write(f"{name} did not end at the first SIGINT: {program.out.all}\n")
+            program.process.send_signal(signal.SIGINT)
         code = await program.wait()
         assert code == 0, f"{name} ended with {code}:\n" + "\n".join(program.out.all)
 
