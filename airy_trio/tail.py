@@ -24,7 +24,7 @@ from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import line
 
-__all__ = ["Output", "Reader", "Reset", "TailOptions", "follow", "tail"]
+__all__ = ["Output", "Reader", "TailOptions", "TailReset", "follow", "tail"]
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
@@ -123,7 +123,7 @@ class _Tail:
                     await self._wait_for_store()
                     self._output.note("event store available again")
                 continue
-            if isinstance(found, Reset):
+            if isinstance(found, TailReset):
                 if not _write_reset(self._output, found.verdict, found.position, as_json=self._as_json):
                     return
                 continue
@@ -157,7 +157,7 @@ class _Tail:
 
 
 @frozen
-class Reset:
+class TailReset:
     """The events after the cursor are not retained. The cursor is at ``position`` now."""
 
     verdict: Literal["reset-expired", "reset-epoch"]
@@ -172,8 +172,8 @@ class Reader:
         self._destination = destination
         self.position = position
 
-    async def next(self) -> Sequence[StoredEvent] | Reset:
-        """Wait for the next events and return at least one, in order, or a ``Reset`` if they are not retained.
+    async def next(self) -> Sequence[StoredEvent] | TailReset:
+        """Wait for the next events and return at least one, in order, or a ``TailReset`` if they are not retained.
 
         If it is cancelled or raises ``StoreUnavailable``, the position does not change, and it can be called again.
         """
@@ -195,9 +195,9 @@ class Reader:
             if found:
                 return found
 
-    def _reset(self, bounds: Bounds) -> Reset | None:
+    def _reset(self, bounds: Bounds) -> TailReset | None:
         if self.position.epoch != bounds.epoch or self.position.offset > bounds.last:
-            return Reset("reset-epoch", bounds.floor)
+            return TailReset("reset-epoch", bounds.floor)
         if self.position < bounds.floor:
-            return Reset("reset-expired", bounds.floor)
+            return TailReset("reset-expired", bounds.floor)
         return None

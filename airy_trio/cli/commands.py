@@ -261,10 +261,10 @@ def tail(  # noqa: PLR0913 - one for each option
 
 
 def _url(text: str) -> str:
-    from airy_trio.client.connection import Address
+    from airy_trio.client.connection import ServerAddress
 
     try:
-        Address.parse(text, None)
+        ServerAddress.parse(text, None)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     return text

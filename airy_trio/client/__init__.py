@@ -43,7 +43,7 @@ from typing import Any, Final, Literal, NoReturn, Protocol
 import trio
 from attrs import field, frozen
 
-from airy_trio.client.connection import Address, BadAnswer, ClientError, Lost, Refused, connected, tasks
+from airy_trio.client.connection import BadAnswer, ClientError, Lost, Refused, ServerAddress, connected, tasks
 from airy_trio.delivery.disconnects import Reconnect
 from airy_trio.log.position import Position
 from airy_trio.retry import Backoff
@@ -289,7 +289,7 @@ class Client:
 class _Connector:
     """Keeps a connection open for one loop after another."""
 
-    def __init__(self, address: Address, token: Token | None) -> None:
+    def __init__(self, address: ServerAddress, token: Token | None) -> None:
         self._address = address
         self._token = token
         self._rejected_tokens = 0
@@ -364,7 +364,7 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
     ``logging``. Raises ``ValueError`` for any other URL. What the block raises is not wrapped in a group. Resource
     handling: the socket is closed with the block, without a DISCONNECT.
     """
-    connector = _Connector(Address.parse(url, tls), token)
+    connector = _Connector(ServerAddress.parse(url, tls), token)
     sending, receiving = trio.open_memory_channel[_Loop](float("inf"))
     client = Client(sending)
     try:

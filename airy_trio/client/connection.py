@@ -83,7 +83,7 @@ class Lost(Exception):
 
 
 @frozen
-class Address:
+class ServerAddress:
     """What a URL names. ``host_header``: as in the header Host. ``target``: of the request line. ``tls``: if secure."""
 
     host: str
@@ -129,14 +129,14 @@ class Address:
 
 
 @asynccontextmanager
-async def connected(address: Address, token: str | None) -> AsyncGenerator["Connection"]:
+async def connected(address: ServerAddress, token: str | None) -> AsyncGenerator["ServerConnection"]:
     """Open a connection for a block, up to CONNECTED, and close the socket after it.
 
     Raises ``Lost``, ``Refused``, ``BadAnswer``.
     """
     with trio.move_on_after(OPEN_TIMEOUT_S) as opening:
         async with address.stream() as stream, tasks() as nursery:
-            connection = Connection(await _upgraded(nursery, stream, address))
+            connection = ServerConnection(await _upgraded(nursery, stream, address))
             await connection.log_in(address.host, token)
             nursery.start_soon(connection.send_heart_beats)
             opening.deadline = float("inf")
@@ -164,7 +164,7 @@ async def tasks() -> AsyncGenerator[trio.Nursery]:
             raise fault
 
 
-async def _upgraded(nursery: trio.Nursery, stream: _AnyStream, address: Address) -> WebSocketConnection:
+async def _upgraded(nursery: trio.Nursery, stream: _AnyStream, address: ServerAddress) -> WebSocketConnection:
     """Open the WebSocket. Raises ``Lost``, ``Refused``."""
     reader = _Reader(nursery)
     with reader.ended:
@@ -210,7 +210,7 @@ class _Reader:
         self.ended.cancel()
 
 
-class Connection:
+class ServerConnection:
     """Frames over a WebSocket. Each method raises ``Lost``, ``Refused`` and ``BadAnswer``."""
 
     def __init__(self, websocket: WebSocketConnection) -> None:
