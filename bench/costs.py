@@ -14,7 +14,7 @@ from bench.application import KNOWN_ROWS, WRITERS, Database, has_pgbench
 from bench.deployed import Measured, Sizes, configure, serving
 from bench.pace import NATURAL, Pace, at_rate
 from bench.processes import AIRY, Figures, measure
-from bench.retained import newest
+from bench.retained import head
 from bench.targets import Row
 
 STEADY: Final = at_rate(100)
@@ -116,10 +116,10 @@ async def _apart(database: Database, config: Path, pace: Pace, load: Mapping[str
 
 
 async def _while_changing(database: Database, measuring: Callable[[], Figures]) -> tuple[Figures, float]:
-    before, begun_at = await newest(database.url), time.monotonic()
+    before, begun_at = (await head(database.url)).offset, time.monotonic()
     with database.changing():
         figures = await trio.to_thread.run_sync(measuring)
-        recorded = await newest(database.url) - before
+        recorded = (await head(database.url)).offset - before
         return figures, recorded / (time.monotonic() - begun_at)
 
 

@@ -34,6 +34,9 @@ class Sizes:
     clients: int = 1000
     contention_rounds: int = 3
     contention_ms: int = 3000
+    crowd: int = 5000
+    behind: int = 5000
+    churn_ms: int = 40_000
 
 
 QUICK: Final = Sizes(
@@ -53,6 +56,9 @@ QUICK: Final = Sizes(
     clients=200,
     contention_rounds=1,
     contention_ms=1000,
+    crowd=100,
+    behind=500,
+    churn_ms=3000,
 )
 
 

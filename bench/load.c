@@ -113,6 +113,7 @@ static long server_rss_kib(void) {
 
 static void count_reached(struct client *client) {
     uint64_t number = ++client->received;
+    if (progress_fd < 0) return; /* no producer waits for it */
     if (number - done >= REACHED_RING) refuse("a reader", "is too far ahead of another");
     reached[number % REACHED_RING]++;
     while (reached[(done + 1) % REACHED_RING] >= (uint64_t)readers_here && readers_here)
@@ -120,7 +121,8 @@ static void count_reached(struct client *client) {
 }
 
 static void forget_reached(struct client *client) {
-    for (uint64_t number = done + 1; number <= client->received; number++) reached[number % REACHED_RING]--;
+    for (uint64_t number = done + 1; progress_fd >= 0 && number <= client->received; number++)
+        reached[number % REACHED_RING]--;
     readers_here--;
 }
 
@@ -515,7 +517,7 @@ static long receive(long for_ms) {
             long rss = server_rss_kib();
             if (rss > rss_max) rss_max = rss;
         }
-        if (deliveries_max && seen.deliveries >= (uint64_t)deliveries_max) break;
+        if (deliveries_max && seen.before + seen.deliveries >= (uint64_t)deliveries_max) break;
         if (!readers_here && clients_count > dead_count + slow_count + visitors_count) break;
     }
     return rss_max;
@@ -616,6 +618,7 @@ int main(int count, char **words) {
     measuring = true;
     seen.bytes = seen.reads = 0;
     double cpu_start = server_cpu_s(), own_start = own_cpu_s();
+    long rss_start = server_rss_kib();
     int64_t start_ns = now_ns();
     long rss_peak = receive(measure_ms);
     double seconds = (double)(now_ns() - start_ns) / NS_PER_S;
@@ -628,6 +631,7 @@ int main(int count, char **words) {
     number("rss_before_kib", (double)rss_before);
     number("rss_idle_kib", (double)rss_idle);
     number("kib_per_connection", (double)(rss_idle - rss_before) / (double)clients_count);
+    number("rss_start_kib", (double)rss_start);
     number("rss_peak_kib", (double)rss_peak);
     number("rss_end_kib", (double)server_rss_kib());
     number("deliveries", deliveries);

@@ -9,6 +9,7 @@ import trio
 from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfConversation
 from airy_trio.log.event_log import READ_BYTES_MAX
+from airy_trio.log.position import Position
 from airy_trio.log.sql import SqlStore, sql_store
 from airy_trio.log.store import NewEvent
 from airy_trio.settings import parse
@@ -21,12 +22,12 @@ CONVERSATIONS: Final = 20_000
 async def fill(database_url: str, upto: int) -> None:
     """Append up to this offset to the log of a server on this database, which must have run and be stopped."""
     async with _store(database_url) as store:
-        head, point = (await store.bounds()).head, await store.resume_point()
+        reached, point = (await store.bounds()).head, await store.resume_point()
         assert point is not None
-        while head.offset < upto:
-            first, last = head.offset + 1, min(head.offset + APPEND_EVENTS, upto)
-            await store.append(head, [stored_event(number) for number in range(first, last + 1)], point)
-            head = head.at(last)
+        while reached.offset < upto:
+            first, last = reached.offset + 1, min(reached.offset + APPEND_EVENTS, upto)
+            await store.append(reached, [stored_event(number) for number in range(first, last + 1)], point)
+            reached = reached.at(last)
 
 
 async def seek(database_url: str) -> tuple[float, int]:
@@ -37,10 +38,10 @@ async def seek(database_url: str) -> tuple[float, int]:
         return trio.current_time() - begun_at, len(found)
 
 
-async def newest(database_url: str) -> int:
-    """Return the offset of the newest event."""
+async def head(database_url: str) -> Position:
+    """Return the position of the newest event."""
     async with _store(database_url) as store:
-        return (await store.bounds()).last
+        return (await store.bounds()).head
 
 
 @asynccontextmanager

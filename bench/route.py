@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.options import LogOptions
-from bench import latency, rates, report
+from bench import crowds, latency, rates, report
 from bench.application import Database, postgres_databases
 from bench.costs import measure_contention, measure_writes
 from bench.deployed import QUICK, Measured, Sizes, configure, serving
@@ -61,6 +61,13 @@ async def measure_rates(make: Make, folder: Path, sizes: Sizes, measured: Measur
         database.watch()
         async with serving(configure(database, folder)) as (listening, _):
             await rates.measure(database, listening, sizes, measured)
+
+
+async def measure_crowds(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """Measure a crowd that comes back at once, and clients that come and go."""
+    for database in _databases("crowds", make, folder):
+        await crowds.measure_storm(database, folder, sizes, measured)
+    await crowds.measure_churn(sizes, measured)
 
 
 async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
@@ -158,6 +165,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "bulk": ("Many rows changed at once, and their replay", measure_bulk),
     "latency": ("A single commit", measure_latency),
     "rates": ("Commits at a steady rate, and no commits", measure_rates),
+    "crowds": ("A crowd that comes back, and clients that come and go", measure_crowds),
     "start": ("Start, with much retained", measure_start),
     "stores": ("The event stores", measure_stores),
     "writes": ("What the application pays", _writes),

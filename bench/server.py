@@ -4,6 +4,7 @@ The same parts, started in the same way, as in ``airy_trio.app``, without a data
 standard input does.
 """
 
+import gc
 import logging
 import os
 import socket
@@ -135,9 +136,12 @@ async def main() -> None:
     parser.add_argument("--tail-bytes", type=int, default=LogOptions().tail_bytes)
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--send-timeout-s", type=float, default=ListenerOptions().send_timeout_s)
+    parser.add_argument("--no-collector", action="store_true", help="without Python's cycle collector")
     parser.add_argument("--tls-certificate", default="")
     parser.add_argument("--tls-key", default="")
     arguments = parser.parse_args()
+    if arguments.no_collector:
+        gc.disable()
     options = LogOptions(store="memory", tail_events=arguments.tail_events, tail_bytes=arguments.tail_bytes)
     log = EventLog(MemoryStore(), options)
     await log.open()
