@@ -11,8 +11,8 @@ import trio
 
 from airy_trio.database import Database as Pool
 from airy_trio.database import DatabaseOptions, Names, postgres_engine, sqlite_engine, sqlite_path
-from airy_trio.delivery.fanout import STORE_BYTES_MAX, STORE_EVENTS_MAX
 from airy_trio.log.memory import MemoryStore
+from airy_trio.log.reads import PAGE_BYTES_MAX, PAGE_EVENTS_MAX
 from airy_trio.log.redis.store import open_store
 from airy_trio.log.sql import sql_store
 from airy_trio.log.store import EventStore
@@ -47,7 +47,7 @@ async def _measure(name: str, open_it: OpenStore, sizes: Sizes, measured: Measur
             head = head.at((await store.append(head, events, "point"))[-1].offset)
         appended = (head.offset - start.offset) / (trio.current_time() - begun_at)
         after, begun_at = start, trio.current_time()
-        while found := await store.read(after, STORE_EVENTS_MAX, bytes_max=STORE_BYTES_MAX):
+        while found := await store.read(after, PAGE_EVENTS_MAX, bytes_max=PAGE_BYTES_MAX):
             after = after.at(found[-1].offset)
         assert after == head
         replayed = (head.offset - start.offset) / (trio.current_time() - begun_at)

@@ -13,8 +13,8 @@ from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.position import Position
+from airy_trio.log.reads import Page
 from airy_trio.log.store import StoredEvent
-from airy_trio.log.tail import View
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.websocket.frames import text_message
 
@@ -37,7 +37,7 @@ class Batches:
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
-        self._shared: dict[tuple[View, bytes, str, int, int], EncodedBatch] = {}
+        self._shared: dict[tuple[object, ...], EncodedBatch] = {}
         self._deliveries = 0
         self._bytes = 0
         self._latencies = Latencies()
@@ -96,10 +96,25 @@ class Batches:
             if position.offset < view.evicted:
                 message = f"{position} is before the tail"
                 raise LookupError(message)
-            batch = self._from_tail(subscription, after=position, prefix=subscription.prefix)
-            if len(self._shared) >= SHARED_BATCHES_MAX:
-                del self._shared[next(iter(self._shared))]
-            self._shared[key] = batch
+            batch = self._share(key, self._from_tail(subscription, after=position, prefix=subscription.prefix))
+        return batch
+
+    def of_page(self, subscription: Subscription, page: Page) -> EncodedBatch | None:
+        """Encode, or take from the shared batches, the next batch of a page of the store; None after its end."""
+        key = (page, subscription.prefix, subscription.position.offset)
+        batch = self._shared.get(key) if subscription.shareable else None
+        if batch is None and (events := page.events_after(subscription.position.offset)):
+            data, offsets, changed_at = self._join(subscription, events)
+            reached = page.upto if offsets[-1] == events[-1].offset else offsets[-1]
+            batch = EncodedBatch(data, offsets, changed_at, subscription.position.at(reached))
+            if subscription.shareable:
+                self._share(key, batch)
+        return batch
+
+    def _share(self, key: tuple[object, ...], batch: EncodedBatch) -> EncodedBatch:
+        if len(self._shared) >= SHARED_BATCHES_MAX:
+            del self._shared[next(iter(self._shared))]
+        self._shared[key] = batch
         return batch
 
     def _from_tail(

@@ -325,11 +325,13 @@ class Subscription:
         self.in_step = False
         self.backlog = backlog or ()  # an empty deque takes 600 bytes, in each of many thousand subscriptions
 
-    def store_read(self, events: Iterable[StoredEvent], position: Position) -> None:
-        """Add a page of the store to the backlog; ``position``: up to which the page is complete."""
+    def skip_to(self, offset: int) -> None:
+        """Move the cursor over events of other destinations."""
+        self.position = self.position.at(max(self.position.offset, offset))
+
+    def store_answered(self) -> None:
+        """Let the next read of the store begin at once."""
         self.backoff, self.retry_at = None, 0.0
-        self.extend_backlog(events)
-        self.position = position
 
     def store_failed(self, now: float) -> None:
         """Read the store again after a pause, not before."""

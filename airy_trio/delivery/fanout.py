@@ -5,10 +5,10 @@ the view in one piece, without waiting. Subscriptions at the same position get t
 Events that arrive during a round are written together in the next one, so batching costs no latency.
 
 A client that does not take a batch at once, or needs events that the tail no longer holds, is handed over to
-``Senders``, which starts a send task for it. The task drains what is pending, reads the missed events from the store,
-sends them in batches, one for each subscription in turn, and ends when the client is live again. Waiting for the
-socket is the backpressure: no events are queued, and a slow client is a cursor that does not move. A live client has
-no task here.
+``Senders``, which starts a send task for it. The task drains what is pending, sends each subscription in turn a batch
+from the tail or a page from the store, and ends when the client is live again. Waiting for the socket is the
+backpressure: no events are queued, and a slow client is a cursor that does not move. Clients that are behind together
+share the pages and their encoded batches (``log.reads``). A live client has no task here.
 
 ``delivery.client`` describes the states of a client and the invariants that this module depends on.
 """
@@ -27,14 +27,12 @@ from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
 from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import PositionExpired, StoreUnavailable, is_all
+from airy_trio.log.reads import Page
+from airy_trio.log.store import PositionExpired, StoreUnavailable
 from airy_trio.log.tail import View
 
 # Subscriptions served between two checkpoints of the fan-out.
 YIELD_EVERY: Final = 256
-# One page of a replay, in events and in bytes of bodies: about two batches. It is held until it was sent.
-STORE_EVENTS_MAX: Final = 512
-STORE_BYTES_MAX: Final = 128 * 1024
 # While a client is behind, the store's floor is read this often, to find positions that have expired.
 WATCH_EVERY_S: Final = 1.0
 
@@ -253,62 +251,66 @@ async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None
 
 
 async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
-    """Send one batch, or read one page from the store; False if there is nothing to do now."""
+    """Send one batch, or one page of the store; False if there is nothing to do now."""
     if subscription.started and subscription.position.epoch != eventlog.epoch:
         message = f"{subscription.position} is of an epoch that has ended"
         raise PositionExpired(message)
     if not subscription.has_work:
         return False
     if not subscription.backlog and subscription.position.offset < subscription.view.evicted:
-        return await _read_store(subscription, eventlog)
-    stream = subscription.client.stream
-    async with stream.lock:  # for one batch, so that a RECEIPT or a PONG waits for one batch at most
-        await stream.drain()
-        batch = _next_batch(subscription, eventlog, batches)
-        if batch is not None:
-            # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
-            batches.commit(subscription, batch, trio.current_time())
-            await stream.push(batch.data)
+        return await _serve_page(subscription, eventlog, batches)
+    await _send_one(subscription, eventlog, batches)
     return True
 
 
-def _next_batch(subscription: Subscription, eventlog: EventLog, batches: Batches) -> EncodedBatch | None:
-    """Return the next batch if it may still be sent.
-
-    For the holder of the lock, after every wait: the client may have unsubscribed, or the view may have changed.
-    """
-    client = subscription.client
-    exists = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
-    if not exists or client.state is not BEHIND or not subscription.has_work:
-        return None
-    if subscription.position.epoch != eventlog.epoch:
-        return None
-    if not subscription.backlog and subscription.position.offset < subscription.view.evicted:
-        return None
-    return batches.next_batch(subscription)
-
-
-async def _read_store(subscription: Subscription, eventlog: EventLog) -> bool:
-    """Read the next page from the store into the backlog; False if the store is unavailable, and read again later."""
+async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
+    """Send the next page of the store; False if the store is unavailable, and read again later."""
     if trio.current_time() < subscription.retry_at:
         return False
-    head, after = eventlog.head, subscription.position
     try:
-        events = await eventlog.read(
-            after,
-            STORE_EVENTS_MAX,
-            subscription.view.destination,
-            bytes_max=STORE_BYTES_MAX,
-            address=subscription.client.peer or "",
+        page = await eventlog.page(
+            subscription.position, subscription.view.destination, address=subscription.client.peer or ""
         )
     except StoreUnavailable:
         subscription.store_failed(trio.current_time())
         return False
-    last = events[-1].offset if events else after.offset
-    if is_all(events, STORE_EVENTS_MAX, STORE_BYTES_MAX) and head.epoch == after.epoch:
-        last = max(last, head.offset)  # up to the head at the time of the read there is nothing else
-    subscription.store_read(events, after.at(last))
+    subscription.store_answered()
+    while await _send_one(subscription, eventlog, batches, page):
+        pass
     return True
+
+
+async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Batches, page: Page | None = None) -> bool:
+    """Send the next batch, of a page or of what is in memory. Return False if there is none that may be sent now."""
+    stream = subscription.client.stream
+    async with stream.lock:  # for one batch, so that a RECEIPT or a PONG waits for one batch at most
+        await stream.drain()
+        if not _may_send(subscription, eventlog):
+            return False
+        if page is not None:
+            batch = batches.of_page(subscription, page)
+        elif subscription.backlog or subscription.position.offset >= subscription.view.evicted:
+            batch = batches.next_batch(subscription)
+        else:
+            batch = None
+        if batch is None:
+            if page is not None:
+                subscription.skip_to(page.upto)
+            return False
+        # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
+        batches.commit(subscription, batch, trio.current_time())
+        await stream.push(batch.data)
+        return True
+
+
+def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
+    """Whether the subscription may still be served.
+
+    For the holder of the lock, after every wait: the client may have unsubscribed, or an epoch may have begun.
+    """
+    client = subscription.client
+    exists = client.subscriptions.get(subscription.number) is subscription and not client.stream.closing
+    return exists and client.state is BEHIND and subscription.has_work and subscription.position.epoch == eventlog.epoch
 
 
 def _has_expired(subscription: Subscription, floor: Position) -> bool:

@@ -37,7 +37,7 @@ from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.latency import Arrivals, Latencies, StoreClock
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.reads import READS_MAX, Gate, Reads
+from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
 from airy_trio.log.store import (
     Bounds,
     EventStore,
@@ -91,6 +91,7 @@ class EventLog:
         self.gate = Gate(READS_MAX)
         """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it."""
         self._reads = Reads(store)
+        self._pages_being_read: dict[tuple[Position, Destination], trio.Event] = {}  # set when the read has ended
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -259,15 +260,26 @@ class EventLog:
         grown, self._grown = frozenset(self._grown), set()
         return grown
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination, *, bytes_max: int, address: str = ""
-    ) -> Sequence[StoredEvent]:
-        """Read the next events of a destination from the store, for a client at ``address``.
+    async def page(self, after: Position, destination: Destination, *, address: str = "") -> Page:
+        """Return the next events of a destination in the store, for a client at ``address``.
 
-        Raises ``PositionExpired`` and ``StoreUnavailable``.
+        A client that asks for what another one is already waiting for gets the same page. Raises ``PositionExpired``
+        and ``StoreUnavailable``.
         """
-        async with self.gate.place(address):
-            return await self._reads.read(after, self.head, limit, destination, bytes_max=bytes_max)
+        key = after, destination
+        while (page := self._reads.page(after, self.head, destination)) is None:
+            other = self._pages_being_read.get(key)
+            if other is not None:
+                await other.wait()
+                continue
+            ended = self._pages_being_read[key] = trio.Event()
+            try:
+                async with self.gate.place(address):
+                    return await self._reads.read(after, self.head, destination)
+            finally:
+                del self._pages_being_read[key]
+                ended.set()
+        return page
 
     async def recent(
         self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""

@@ -20,13 +20,15 @@ from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.delivery.fanout import FanOut
 from airy_trio.delivery.tasks import Tasks
+from airy_trio.log.reads import Page
 from airy_trio.log.tail import Tail
 from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
-from tests.delivery import test_client, test_fanout, test_sender, test_tasks
+from tests.delivery import test_batches, test_client, test_fanout, test_sender, test_tasks
 from tests.delivery.test_schedules import run_schedule
+from tests.log import test_reads
 from tests.websocket import test_stream, test_transport
 
 SEEDS = range(120)
@@ -114,7 +116,7 @@ MUTANTS = (
     Mutant(
         "subscription not checked again under the lock",
         fanout,
-        "_next_batch",
+        "_may_send",
         "client.subscriptions.get(subscription.number) is subscription",
         "True",
     ),
@@ -146,6 +148,13 @@ MUTANTS = (
         "serve",
         "subscription.backlog or subscription.position.offset >= subscription.view.evicted",
         "True",
+    ),
+    Mutant(
+        "a page of the store counts as sent after its first batch",
+        Batches,
+        "of_page",
+        "if offsets[-1] == events[-1].offset",
+        "if True",
     ),
     Mutant("a view forgets its evictions", Tail, "_evict", "view.evicted = view.offsets[number - 1]", "pass"),
     Mutant(
@@ -265,8 +274,38 @@ DIRECTED = (
         test_fanout.test_neighbours_get_more_than_one_batch_completely,
     ),
     (
-        Mutant("written after a Close frame", fanout, "_next_batch", "and not client.stream.closing", ""),
+        Mutant("written after a Close frame", fanout, "_may_send", "and not client.stream.closing", ""),
         test_sender.test_nothing_is_sent_after_a_close_frame,
+    ),
+    (
+        Mutant(
+            "a page of the store is sent from its beginning",
+            Batches,
+            "of_page",
+            "(events := page.events_after(subscription.position.offset))",
+            "(events := page.events)",
+        ),
+        test_batches.test_a_page_is_sent_from_the_position_to_its_end,
+    ),
+    (
+        Mutant(
+            "a page of the store is shared with a client that acknowledges",
+            Batches,
+            "of_page",
+            "self._shared.get(key) if subscription.shareable else None",
+            "self._shared.get(key)",
+        ),
+        test_batches.test_clients_at_one_position_of_a_page_share_its_batches,
+    ),
+    (
+        Mutant(
+            "a retained page covers every position",
+            Page,
+            "covers",
+            "self.after.offset <= position.offset <= self.upto",
+            "True",
+        ),
+        partial(test_reads.test_pages_agree_with_the_store, 1),
     ),
     (
         Mutant("never live again", Client, "catch_up", "self.stream.transport.pending", "True"),

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
 from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches, BatchStatistics
@@ -12,6 +13,7 @@ from airy_trio.delivery.client import Client, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
+from airy_trio.log.reads import Page
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.requests import AckMode
 from airy_trio.websocket.stream import FramedStream
@@ -111,8 +113,36 @@ async def test_acks_and_resume_headers_are_not_shared() -> None:
 async def test_a_backlog_batch_comes_from_the_backlog() -> None:
     log = await filled(BATCH_EVENTS_MAX + 1)
     subscription = subscribed(log, BATCH_EVENTS_MAX + 1)
-    subscription.backlog = deque(await log.read(log.head.at(0), 2, EVERYTHING, bytes_max=1 << 30))
+    subscription.backlog = deque(await log.store.read(log.head.at(0), 2))
     assert Batches(log).of_backlog(subscription).offsets == (1, 2)
+
+
+async def test_a_page_is_sent_from_the_position_to_its_end() -> None:
+    log = await filled(10, size=BATCH_BYTES_MAX // 4, tail_events=16)
+    batches = Batches(log)
+    page = Page(EVERYTHING, log.head.at(0), 9, tuple(await log.store.read(log.head.at(0), 6)))
+    subscription, acking = subscribed(log, 1), subscribed(log, 1, ack=AckMode.CLIENT)
+    sent: list[int] = []
+    while (batch := batches.of_page(subscription, page)) is not None:
+        sent += batch.offsets
+        batches.commit(subscription, batch, 0.0)
+    assert sent == [2, 3, 4, 5, 6]
+    assert subscription.position.offset == 9, "nothing else is of the destination up to there"
+    first = batches.of_page(acking, page)
+    assert first is not None
+    assert b"\nack:1." in first.data
+
+
+async def test_clients_at_one_position_of_a_page_share_its_batches() -> None:
+    log = await filled(10)
+    batches = Batches(log)
+    page = Page(EVERYTHING, log.head.at(0), 10, tuple(await log.store.read(log.head.at(0), 10)))
+    batch = batches.of_page(subscribed(log, 1), page)
+    assert batches.of_page(subscribed(log, 1), page) is batch
+    assert batches.of_page(subscribed(log, 1), evolve(page)) is not batch
+    assert batches.of_page(subscribed(log, 2), page) is not batch
+    assert batches.of_page(subscribed(log, 1, id_="different"), page) is not batch
+    assert batches.of_page(subscribed(log, 1, ack=AckMode.CLIENT), page) is not batch
 
 
 async def test_a_position_before_the_tail_is_refused() -> None:
@@ -209,7 +239,7 @@ async def test_a_cursor_moves_when_its_batch_is_committed() -> None:
     log = await filled(3)
     batches = Batches(log)
     subscription = subscribed(log, 1)
-    subscription.backlog = deque(await log.read(log.head.at(0), 1, EVERYTHING, bytes_max=1 << 30))
+    subscription.backlog = deque(await log.store.read(log.head.at(0), 1))
     batch = batches.next_batch(subscription)
     assert (batch.offsets, subscription.position.offset, len(subscription.backlog)) == ((1,), 1, 1)
     batches.commit(subscription, batch, 0.0)

@@ -139,7 +139,7 @@ async def test_older_events_are_read_from_the_store(store: Outages) -> None:
     log = await opened(store)
     view = log.attach(EVERYTHING, "reader")
     assert (view.evicted, log.head.offset) == (150, 250)
-    assert [one.offset for one in await log.read(log.head.at(0), 3, EVERYTHING, bytes_max=MANY)] == [1, 2, 3]
+    assert [one.offset for one in (await log.page(log.head.at(0), EVERYTHING)).events][:3] == [1, 2, 3]
 
 
 async def test_open_reads_few_more_bytes_than_the_tail_has() -> None:

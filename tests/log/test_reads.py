@@ -8,12 +8,23 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, Within
+from airy_trio.log import reads
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
-from airy_trio.log.reads import READS_MAX, REMEMBERED_BYTES_MAX, REMEMBERED_EVENTS_MAX, REMEMBERED_MAX, Gate
-from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent
+from airy_trio.log.reads import (
+    PAGE_EVENTS_MAX,
+    PAGES_MAX,
+    READS_MAX,
+    REMEMBERED_BYTES_MAX,
+    REMEMBERED_EVENTS_MAX,
+    REMEMBERED_MAX,
+    Gate,
+    Page,
+    Reads,
+)
+from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent, StoreUnavailable
 from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.log.places import event
 
@@ -31,11 +42,15 @@ class Scanned(DelegatingStore):
         self.scans: list[Position] = []
         self.backwards: list[Position] = []
         self.go_on = trio.Event()
+        self.away = False
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         if call.destination is not None:
             self.scans.append(call.after)
             await self.go_on.wait()
+            if self.away:
+                message = "away"
+                raise StoreUnavailable(message)
         return await super().on_read(call)
 
     async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
@@ -90,6 +105,23 @@ async def test_a_cancelled_read_leaves_the_queue(nursery: trio.Nursery) -> None:
     assert (served, gate.statistics()) == (["c"], {"waiting": 0, "free": 1})
 
 
+async def read_on(log: EventLog, offset: int, destination: Destination) -> list[StoredEvent]:
+    """Read page after page, up to the head."""
+    found: list[StoredEvent] = []
+    while offset < log.head.offset:
+        page = await log.page(log.head.at(offset), destination)
+        assert page.upto > offset
+        found += page.events_after(offset)
+        offset = page.upto
+    return found
+
+
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no page be retained, so that only small results are remembered."""
+    monkeypatch.setattr(reads, "PAGES_MAX", 0)
+
+
 async def test_a_quiet_destination_is_scanned_once() -> None:
     store = Scanned()
     store.go_on.set()
@@ -98,7 +130,7 @@ async def test_a_quiet_destination_is_scanned_once() -> None:
     quiet, busy = OfChannel("quiet"), OfChannel("ch1")
 
     async def read(offset: int, destination: Destination = quiet) -> list[int]:
-        return [one.offset for one in await log.read(log.head.at(offset), 100, destination, bytes_max=MANY)]
+        return [one.offset for one in await read_on(log, offset, destination)]
 
     assert [await read(0), await read(5), await read(0), await read(21)] == [[21], [21], [21], []]
     assert [position.offset for position in store.scans] == [0]
@@ -114,25 +146,27 @@ async def test_no_event_is_remembered_beyond_its_epoch() -> None:
     store.go_on.set()
     log = await opened(store)
     before = log.head
-    assert await log.read(before.at(0), 10, OfChannel("quiet"), bytes_max=MANY) == []
+    assert (await log.page(before.at(0), OfChannel("quiet"))).events == ()
     await log.begin_epoch(before, "again")
     with pytest.raises(PositionExpired):
-        await log.read(before.at(0), 10, OfChannel("quiet"), bytes_max=MANY)
+        await log.page(before.at(0), OfChannel("quiet"))
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_reads_agree_with_the_store(seed: int) -> None:
+async def test_pages_agree_with_the_store(seed: int) -> None:
     random, store = Random(seed), MemoryStore()
     log = await opened(store, 0)
+    found = Reads(store, random.choice((1, 5, 100)), random.choice((1, 10, 1000)))
     destinations: list[Destination] = [EVERYTHING, *map(OfChannel, "abcd"), Within(EVERYTHING, frozenset("cd"))]
     for number in range(1, 300):
         [channel] = random.choices("abcd", (100, 10, 3, 1))
         await log.append(log.head, [event(number, channel_id=channel)], "point")
         for destination in random.sample(destinations, 2):
-            after, limit = log.head.at(random.randint(0, number)), random.choice((1, 5, 100))
-            bytes_max = random.choice((1, 10, MANY))
-            read = await log.read(after, limit, destination, bytes_max=bytes_max)
-            assert read == await store.read(after, limit, destination, bytes_max=bytes_max)
+            after = log.head.at(random.randint(0, number))
+            page = await found.read(after, log.head, destination)
+            everything = await store.read(after, MANY, destination)
+            assert list(page.events_after(after.offset)) == [one for one in everything if one.offset <= page.upto]
+            assert page.upto > after.offset or after == log.head
 
 
 async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -> None:
@@ -141,8 +175,8 @@ async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -
     found: list[int] = []
 
     async def read(offset: int) -> None:
-        events = await log.read(log.head.at(offset), 10, EVERYTHING, bytes_max=MANY, address="a")
-        found.append(len(events))
+        page = await log.page(log.head.at(offset), EVERYTHING, address="a")
+        found.append(len(page.events_after(offset)))
 
     for offset in (0, 1, 2, 0, 1, 2):
         nursery.start_soon(read, offset)
@@ -151,6 +185,64 @@ async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -
     store.go_on.set()
     await wait_all_tasks_blocked()
     assert sorted(found) == [1, 1, 2, 2, 3, 3]
+    assert len(store.scans) == READS_MAX, "the page from 0 contains what follows 2"
+
+
+async def test_clients_at_one_position_share_one_read(nursery: trio.Nursery) -> None:
+    store = Scanned()
+    log = await opened(store)
+    found: list[Page] = []
+
+    async def read(scope: trio.CancelScope) -> None:
+        with scope:
+            found.append(await log.page(log.head.at(0), EVERYTHING))
+
+    first = trio.CancelScope()
+    for scope in (first, trio.CancelScope(), trio.CancelScope()):
+        nursery.start_soon(read, scope)
+        await wait_all_tasks_blocked()
+    assert len(store.scans) == 1
+    first.cancel()
+    await wait_all_tasks_blocked()
+    assert len(store.scans) == 2, "another one reads in its place"
+    store.go_on.set()
+    await wait_all_tasks_blocked()
+    assert len(found) == 2
+    assert found[0] is found[1]
+
+
+async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nursery) -> None:
+    store = Scanned()
+    log = await opened(store)
+    store.away = True
+    failed: list[str] = []
+
+    async def read() -> None:
+        with pytest.raises(StoreUnavailable):
+            await log.page(log.head.at(0), EVERYTHING)
+        failed.append("unavailable")
+
+    for _ in range(3):
+        nursery.start_soon(read)
+    await wait_all_tasks_blocked()
+    store.go_on.set()
+    await wait_all_tasks_blocked()
+    assert len(failed) == 3
+    store.away = False
+    assert len((await log.page(log.head.at(0), EVERYTHING)).events) == 3
+
+
+@pytest.mark.parametrize("others, scans", [(PAGES_MAX - 1, 0), (PAGES_MAX, 1)])
+async def test_the_last_retained_page_and_one_more(others: int, scans: int) -> None:
+    store = Scanned()
+    store.go_on.set()
+    log = await opened(store, PAGE_EVENTS_MAX + 1)
+    await log.page(log.head.at(0), EVERYTHING)
+    for number in range(others):
+        await log.page(log.head.at(0), OfChannel(f"quiet{number}"))
+    store.scans.clear()
+    await log.page(log.head.at(1), EVERYTHING)
+    assert len(store.scans) == scans
 
 
 async def scans_after_two_reads(made: Sequence[NewEvent]) -> list[int]:
@@ -160,15 +252,17 @@ async def scans_after_two_reads(made: Sequence[NewEvent]) -> list[int]:
     log = await opened(store, 20)
     await log.append(log.head, made, "point")
     for _ in range(2):
-        assert len(await log.read(log.head.at(0), 100, OfChannel("quiet"), bytes_max=MANY)) == len(made)
+        assert len((await log.page(log.head.at(0), OfChannel("quiet"))).events) == len(made)
     return [position.offset for position in store.scans]
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("count, scans", [(REMEMBERED_EVENTS_MAX, [0]), (REMEMBERED_EVENTS_MAX + 1, [0, 0])])
 async def test_the_last_remembered_event_and_one_more(count: int, scans: list[int]) -> None:
     assert await scans_after_two_reads([event(number, channel_id="quiet") for number in range(count)]) == scans
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("size, scans", [(REMEMBERED_BYTES_MAX, [0]), (REMEMBERED_BYTES_MAX + 1, [0, 0])])
 async def test_the_last_remembered_byte_and_one_more(size: int, scans: list[int]) -> None:
     bodies = b"x" * (size // 2), b"x" * (size - size // 2)
@@ -176,6 +270,7 @@ async def test_the_last_remembered_byte_and_one_more(size: int, scans: list[int]
     assert await scans_after_two_reads(made) == scans
 
 
+@pytest.mark.usefixtures("no_pages")
 @pytest.mark.parametrize("others, scans", [(REMEMBERED_MAX - 1, 0), (REMEMBERED_MAX, 1)])
 async def test_the_last_remembered_destination_and_one_more(others: int, scans: int) -> None:
     store = Scanned()
@@ -183,7 +278,7 @@ async def test_the_last_remembered_destination_and_one_more(others: int, scans: 
     log = await opened(store)
 
     async def read(number: int) -> None:
-        assert await log.read(log.head.at(0), 10, OfChannel(f"quiet{number}"), bytes_max=MANY) == []
+        assert (await log.page(log.head.at(0), OfChannel(f"quiet{number}"))).events == ()
 
     for number in range(others + 1):
         await read(number)

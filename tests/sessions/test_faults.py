@@ -17,6 +17,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
+from airy_trio.log.reads import Page
 from airy_trio.log.store import PositionExpired, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
@@ -116,11 +117,9 @@ class FaultyLog(EventLog):
         self._use(view.destination)
         return super().after(view, offset, events_max=events_max, bytes_max=bytes_max)
 
-    async def read(
-        self, after: Position, limit: int, destination: Destination, *, bytes_max: int, address: str = ""
-    ) -> Sequence[StoredEvent]:
+    async def page(self, after: Position, destination: Destination, *, address: str = "") -> Page:
         self._use(destination)
-        return await super().read(after, limit, destination, bytes_max=bytes_max, address=address)
+        return await super().page(after, destination, address=address)
 
     async def recent(
         self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
