@@ -49,9 +49,8 @@ _FIXED_OCTETS: Final = 2
 _KEY_OCTETS: Final = 4
 _NONE: Final = -1  # instead of an opcode
 _OPCODES: Final = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
-# Codes below 3000 need a registration: those of RFC 6455 that may be in a frame, and 1012 and 1013. (The
-# contract excludes 1014, which was registered later too.)
-_CLOSE_CODES: Final = frozenset((1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, *range(3000, 5000)))
+# Codes below 3000 need a registration: those of RFC 6455 that may be in a frame, and 1012 to 1014, registered later.
+_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 _CLOSE_CODE_OCTETS: Final = 2
 
 _CLOSE_FIRST_OCTET: Final = bytes((_FIN | CLOSE,))

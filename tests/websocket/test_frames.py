@@ -31,6 +31,7 @@ from airy_trio.websocket.frames import (
 from tests.websocket.test_battery import CASES, FRAME_BYTES_MAX, frame
 
 Found = list[tuple[int, bytes] | int]
+BAD_GATEWAY = (1014).to_bytes(2)
 """Messages and control frames, and at last the code of the Close frame if they are not valid."""
 LARGE = b"x" * FRAGMENT_BYTES_SMALL
 
@@ -86,6 +87,11 @@ def read(parts: Iterable[bytes], message_bytes_max: int = FRAME_BYTES_MAX) -> Fo
     return found
 
 
+def without_1014(found: Found) -> Found:
+    """What wsproto reads instead: it does not know this code, which was registered after the others."""
+    return [1002 if isinstance(one, tuple) and one[0] == CLOSE and one[1][:2] == BAD_GATEWAY else one for one in found]
+
+
 def read_by_wsproto(parts: Iterable[bytes]) -> Found:
     reader, found, message = FrameProtocol(client=False, extensions=[]), Found(), b""
     try:
@@ -119,7 +125,7 @@ def cut(data: bytes, at: Iterable[int]) -> list[bytes]:
 def test_every_case_is_read_as_wsproto_reads_it() -> None:
     cases = [case for case in CASES if case.code != TOO_LARGE]  # wsproto has no limit
     assert len(cases) > 1000
-    assert [case.name for case in cases if read(case.sent) != read_by_wsproto(case.sent)] == []
+    assert [case.name for case in cases if without_1014(read(case.sent)) != read_by_wsproto(case.sent)] == []
 
 
 @st.composite
@@ -141,7 +147,9 @@ def frames(draw: st.DrawFn) -> bytes:
     at=st.lists(st.integers(0, 800), max_size=20),
 )
 def test_any_input_cut_anywhere_is_read_as_wsproto_reads_it(data: bytes, at: Sequence[int]) -> None:
-    assert read(cut(data, at)) == read(cut(data, range(len(data)))) == read_by_wsproto([data])
+    found = read(cut(data, at))
+    assert found == read(cut(data, range(len(data))))
+    assert without_1014(found) == read_by_wsproto([data])
 
 
 def test_message_at_the_limit_and_one_beyond() -> None:
