@@ -64,7 +64,7 @@ async def measure(database: Database, listening: Server, sizes: Sizes, measured:
                 slow += [await _commit(client, stream, tagging, n, SETTLED_PAUSE_S) for n in every]
     arrived = [[arrived_ms for arrived_ms, _ in taken] for taken in rounds]
     decoded = median(decoded for taken in rounds for _, decoded in taken)
-    bounds = (3, 10) if database.dialect == POSTGRES else (5, 12)
+    bounds = (3, 10) if database.dialect == POSTGRES else (2.5, 8)
     shares = {"p50": [median(taken) for taken in arrived], "p99": [quantiles(taken, n=100)[98] for taken in arrived]}
     notes = f"; {decoded:.2f} ms more until our client has read it", ""
     for (share, values), bound, note in zip(shares.items(), bounds, notes, strict=True):
