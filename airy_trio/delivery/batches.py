@@ -101,12 +101,13 @@ class Batches:
 
     def of_page(self, subscription: Subscription, page: Page) -> EncodedBatch | None:
         """Encode, or take from the shared batches, the next batch of a page of the store; None after its end."""
-        key = (page, subscription.prefix, subscription.position.offset)
+        position = subscription.position
+        key = (page.destination, subscription.prefix, position.epoch, position.offset, page.upto)
         batch = self._shared.get(key) if subscription.shareable else None
-        if batch is None and (events := page.events_after(subscription.position.offset)):
+        if batch is None and (events := page.events_after(position.offset)):
             data, offsets, changed_at = self._join(subscription, events)
             reached = page.upto if offsets[-1] == events[-1].offset else offsets[-1]
-            batch = EncodedBatch(data, offsets, changed_at, subscription.position.at(reached))
+            batch = EncodedBatch(data, offsets, changed_at, position.at(reached))
             if subscription.shareable:
                 self._share(key, batch)
         return batch

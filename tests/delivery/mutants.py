@@ -282,7 +282,7 @@ DIRECTED = (
             "a page of the store is sent from its beginning",
             Batches,
             "of_page",
-            "(events := page.events_after(subscription.position.offset))",
+            "(events := page.events_after(position.offset))",
             "(events := page.events)",
         ),
         test_batches.test_a_page_is_sent_from_the_position_to_its_end,

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches, BatchStatistics
 from airy_trio.delivery.client import Client, Subscription, Window
-from airy_trio.events.destinations import EVERYTHING, Within
+from airy_trio.events.destinations import EVERYTHING, OfChannel, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Page
@@ -139,7 +139,8 @@ async def test_clients_at_one_position_of_a_page_share_its_batches() -> None:
     page = Page(EVERYTHING, log.head.at(0), 10, tuple(await log.store.read(log.head.at(0), 10)))
     batch = batches.of_page(subscribed(log, 1), page)
     assert batches.of_page(subscribed(log, 1), page) is batch
-    assert batches.of_page(subscribed(log, 1), evolve(page)) is not batch
+    assert batches.of_page(subscribed(log, 1), evolve(page, upto=9, events=page.events[:9])) is not batch
+    assert batches.of_page(subscribed(log, 1), evolve(page, destination=OfChannel("ch1"))) is not batch
     assert batches.of_page(subscribed(log, 2), page) is not batch
     assert batches.of_page(subscribed(log, 1, id_="different"), page) is not batch
     assert batches.of_page(subscribed(log, 1, ack=AckMode.CLIENT), page) is not batch
