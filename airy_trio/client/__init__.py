@@ -17,9 +17,9 @@ An item counts as handled when the loop asks for the next one; then its position
 receives the item again when it is started again: at least once across a crash. The same applies to the item at which
 a loop ends by ``break`` or an exception.
 
-Flow control: one event waits for the loop; at most two messages and 64 KiB of further bytes wait behind it. While the
-loop is busy nothing more is read, TCP slows the server down, and heart-beats are still sent. If the server gives up
-waiting (``send_timeout_s``), the next connection continues after the last event that the loop has received.
+Flow control: one event waits for the loop; at most 64 KiB of further bytes wait behind it. While the loop is busy
+nothing more is read, TCP slows the server down, and heart-beats are still sent. If the server gives up waiting
+(``send_timeout_s``), the next connection continues after the last event that the loop has received.
 
 Errors, all raised by the loop::
 
@@ -250,9 +250,14 @@ class Events(AsyncIterator[Event | Reset]):
 class Client:
     """A client of one server, from ``open``. It has a connection while a loop over ``events`` runs."""
 
-    def __init__(self, loops: trio.MemorySendChannel[_Loop]) -> None:
-        self._loops = loops
+    def __init__(self, address: ServerAddress, token: Token | None) -> None:
+        self._address = address
+        self._token = token
+        self._rejected_tokens = 0
+        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
+        self._lost = False
         self._loop: _Loop | None = None
+        self._begun, self._loops = trio.open_memory_channel[_Loop](float("inf"))
 
     def events(
         self,
@@ -271,34 +276,23 @@ class Client:
         ``trio.ClosedResourceError`` after the end of the client.
         """
         loop = _Loop(destination, position, oldest=begin == "oldest")
-        self._loops.send_nowait(loop)
+        self._begun.send_nowait(loop)
         self._end(ClientError("events() was called again on this client; open another client for a second loop"))
         self._loop = loop
         return Events(loop)
 
     def close(self) -> None:
         """End the loop, and allow no other. Idempotent. ``open`` does it at the end of its block."""
-        self._loops.close()
+        self._begun.close()
         self._end(None)
 
     def _end(self, fault: Exception | None) -> None:
         if self._loop is not None:
             self._loop.end(fault)
 
-
-class _Connector:
-    """Keeps a connection open for one loop after another."""
-
-    def __init__(self, address: ServerAddress, token: Token | None) -> None:
-        self._address = address
-        self._token = token
-        self._rejected_tokens = 0
-        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
-        self._lost = False
-
-    async def run(self, loops: trio.MemoryReceiveChannel[_Loop]) -> None:
-        """Serve loops. Runs until cancelled."""
-        async for loop in loops:
+    async def run(self) -> None:
+        """Keep a connection open for one loop after another. ``open`` runs it until the end of its block."""
+        async for loop in self._loops:
             await loop.run(self._connect)
 
     async def _connect(self, loop: _Loop) -> NoReturn:
@@ -364,12 +358,10 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
     ``logging``. Raises ``ValueError`` for any other URL. What the block raises is not wrapped in a group. Resource
     handling: the socket is closed with the block, without a DISCONNECT.
     """
-    connector = _Connector(ServerAddress.parse(url, tls), token)
-    sending, receiving = trio.open_memory_channel[_Loop](float("inf"))
-    client = Client(sending)
+    client = Client(ServerAddress.parse(url, tls), token)
     try:
         async with tasks() as nursery:
-            nursery.start_soon(connector.run, receiving)
+            nursery.start_soon(client.run)
             yield client
     finally:
         client.close()

@@ -5,16 +5,15 @@ reason, which says whether another attempt may succeed. ``BadAnswer``: the peer 
 use.
 """
 
-import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Self, cast
+from typing import Final, Self
 from urllib.parse import urlsplit
 
 import trio
-from attrs import define, field, frozen
-from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+from attrs import frozen
+from wsproto import ConnectionType, WSConnection, events
 from wsproto.utilities import ProtocolError
 
 from airy_trio.delivery.disconnects import CATALOGUE, Reconnect
@@ -32,21 +31,20 @@ HEART_BEAT_MS: Final = 10_000
 """The interval that the client offers in both directions; the larger one of both sides applies."""
 SILENT_INTERVALS: Final = 2.5
 """A connection is lost if nothing is received for so many of the server's intervals."""
-MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""A larger message is a ``BadAnswer``. The limit of a server is 60 KiB by default."""
+FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
+"""A larger frame is a ``BadAnswer``. The limit of a server is 60 KiB by default."""
 RETRY_AFTER_MAX_S: Final = 60.0
 """The longest ``Retry-After`` that is observed."""
 _RECEIVE_BYTES: Final = 65_536
 _PROSE_CHARS_MAX: Final = 200
 _LIMITS: Final = Limits(
-    frame_bytes_max=MESSAGE_BYTES_MAX, header_count_max=100, header_line_bytes_max=65_536, command_bytes_max=100
+    frame_bytes_max=FRAME_BYTES_MAX, header_count_max=100, header_line_bytes_max=65_536, command_bytes_max=100
 )
 _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.token is not None}
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
 _MESSAGE_TOO_BIG: Final = 1009
+_NO_CLOSE_FRAME: Final = 1006
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-
-logger = logging.getLogger(__name__)
 
 
 class ClientError(AiryTrioError):
@@ -136,7 +134,8 @@ async def connected(address: ServerAddress, token: str | None) -> AsyncGenerator
     """
     with trio.move_on_after(OPEN_TIMEOUT_S) as opening:
         async with address.stream() as stream, tasks() as nursery:
-            connection = ServerConnection(await _upgraded(nursery, stream, address))
+            connection = ServerConnection(stream)
+            await connection.upgrade(address)
             await connection.log_in(address.host, token)
             nursery.start_soon(connection.send_heart_beats)
             opening.deadline = float("inf")
@@ -164,61 +163,32 @@ async def tasks() -> AsyncGenerator[trio.Nursery]:
             raise fault
 
 
-async def _upgraded(nursery: trio.Nursery, stream: _AnyStream, address: ServerAddress) -> WebSocketConnection:
-    """Open the WebSocket. Raises ``Lost``, ``Refused``."""
-    reader = _Reader(nursery)
-    with reader.ended:
-        return await wrap_client_stream(
-            cast("trio.Nursery", reader),
-            stream,
-            address.host_header,
-            address.target,
-            subprotocols=["v12.stomp"],
-            max_message_size=MESSAGE_BYTES_MAX,
-            receive_buffer_size=_RECEIVE_BYTES,
-        )
-    if (rejected := reader.rejected) is None:
-        message = "the connection ended before the upgrade to WebSocket"
-        raise Lost(message)
-    retry_after = {name.lower(): value for name, value in rejected.headers}.get(b"retry-after", b"")
-    wait_s = min(int(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else None
-    raise Refused(str(rejected.status_code), _prose(rejected.body or b""), wait_s)
-
-
-@define(eq=False)
-class _Reader:
-    """Starts the reader of trio-websocket, in place of a nursery. ``ended`` is cancelled when the reader ends.
-
-    With a nursery an upgrade would wait until its time-out if the connection is lost, and a rejection would be raised
-    in the nursery.
-    """
-
-    _nursery: trio.Nursery
-    ended: trio.CancelScope = field(factory=trio.CancelScope)
-    rejected: ConnectionRejected | None = None
-
-    def start_soon(self, read: Callable[[], Awaitable[None]]) -> None:
-        self._nursery.start_soon(self._run, read)
-
-    async def _run(self, read: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await read()
-        except ConnectionRejected as rejected:
-            self.rejected = rejected
-        except (ConnectionClosed, ProtocolError) as error:
-            logger.debug("the WebSocket ended with a fault: %s", error)
-        self.ended.cancel()
-
-
 class ServerConnection:
     """Frames over a WebSocket. Each method raises ``Lost``, ``Refused`` and ``BadAnswer``."""
 
-    def __init__(self, websocket: WebSocketConnection) -> None:
-        self._websocket = websocket
+    def __init__(self, stream: _AnyStream) -> None:
+        self._stream = stream
+        self._writing = trio.StrictFIFOLock()
+        self._websocket = WSConnection(ConnectionType.CLIENT)
         self._decoder = Decoder(_LIMITS, Version.V1_2)
+        self._events: Iterator[events.Event] = iter(())
         self._frames: Iterator[Frame] = iter(())
         self._silence_s = float("inf")
         self._beat_s = 0.0  # 0: the server wants no heart-beats
+
+    async def upgrade(self, address: ServerAddress) -> None:
+        """Open the WebSocket."""
+        await self._write(events.Request(host=address.host_header, target=address.target, subprotocols=["v12.stomp"]))
+        answer = await self._next_event()
+        if not isinstance(answer, events.RejectConnection):
+            return
+        body, complete = b"", not answer.has_body
+        while not complete and isinstance(part := await self._next_event(), events.RejectData):
+            body += part.data
+            complete = part.body_finished or len(body) > _RECEIVE_BYTES
+        retry_after = {name.lower(): value for name, value in answer.headers}.get(b"retry-after", b"")
+        wait_s = min(int(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdigit() else None
+        raise Refused(str(answer.status_code), _prose(body), wait_s)
 
     async def log_in(self, host: str, token: str | None) -> None:
         """Send CONNECT, read CONNECTED, and agree on heart-beats."""
@@ -241,25 +211,16 @@ class ServerConnection:
 
     async def send(self, frame: Frame) -> None:
         """Send a frame."""
-        try:
-            await self._websocket.send_message(encode(frame, Version.V1_2).decode())
-        except ConnectionClosed as closed:
-            raise _ending(closed) from None
-        except ProtocolError as error:
-            raise Lost(str(error)) from error
+        await self._write(events.TextMessage(data=encode(frame, Version.V1_2).decode()))
 
     async def receive(self, command: str) -> Frame:
-        """Return the next frame, which must have this command. It may be cancelled and called again."""
+        """Return the next frame, which must have this command."""
         try:
             while (frame := next(self._frames, None)) is None:
-                with trio.move_on_after(self._silence_s) as waiting:
-                    data = await self._websocket.get_message()
-                    self._frames = self._decoder.feed(data.encode() if isinstance(data, str) else data)
-                if waiting.cancelled_caught:
-                    message = f"the server was silent for {self._silence_s:g} s"
-                    raise Lost(message)
-        except ConnectionClosed as closed:
-            raise _ending(closed) from None
+                event = await self._next_event()
+                if isinstance(event, events.Message):  # or a part of one
+                    data = event.data
+                    self._frames = self._decoder.feed(data.encode() if isinstance(data, str) else bytes(data))
         except RemoteProtocolError as fault:
             message = f"the server does not speak STOMP: {fault}"
             raise BadAnswer(message) from fault
@@ -272,15 +233,55 @@ class ServerConnection:
 
     async def send_heart_beats(self) -> None:
         """Send heart-beats until the connection ends, which ``receive`` reports; none if the server wants none."""
-        with suppress(ConnectionClosed, ProtocolError):
+        with suppress(Lost):
             while self._beat_s:
                 await trio.sleep(self._beat_s)
-                await self._websocket.send_message("\n")
+                await self._write(events.TextMessage(data="\n"))
+
+    async def _write(self, event: events.Event) -> None:
+        try:
+            async with self._writing:
+                await self._stream.send_all(self._websocket.send(event))
+        except (ProtocolError, trio.BrokenResourceError) as error:
+            raise Lost(str(error)) from error
+
+    async def _next_event(self) -> events.Event:
+        """Return the next event of the WebSocket; answer PING and Close."""
+        while True:
+            try:
+                event = next(self._events, None)
+                if event is None:
+                    self._websocket.receive_data(await self._read())
+                    self._events = self._websocket.events()
+            except ProtocolError as error:
+                raise Lost(str(error)) from error
+            match event:
+                case None:
+                    continue
+                case events.Ping():
+                    await self._write(event.response())
+                case events.CloseConnection(code=code, reason=reason):
+                    with suppress(Lost):
+                        await self._write(event.response())
+                    raise _ending(code, reason or "")
+                case _:
+                    return event
+
+    async def _read(self) -> bytes:
+        with trio.move_on_after(self._silence_s):
+            try:
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+            except trio.BrokenResourceError as error:
+                raise Lost(str(error)) from error
+            if not data:
+                raise _ending(_NO_CLOSE_FRAME, "")
+            return bytes(data)
+        message = f"the server was silent for {self._silence_s:g} s"
+        raise Lost(message)
 
 
-def _ending(closed: ConnectionClosed) -> Exception:
+def _ending(code: int, reason: str) -> Exception:
     """Return the exception for a Close frame without an ERROR before it, or for a connection that has ended."""
-    code, reason = (closed.reason.code, closed.reason.reason or "") if closed.reason else (None, "")
     if code == _MESSAGE_TOO_BIG:
         return BadAnswer(f"a message was too large: {reason}")
     row = _BY_CLOSE_CODE.get(code)

@@ -10,8 +10,8 @@ from trio.testing import MockClock
 
 from airy_trio import client
 from airy_trio.app import serve
-from airy_trio.client import BadAnswer, Refused, connection
-from airy_trio.client.connection import OPEN_TIMEOUT_S
+from airy_trio.client import BadAnswer, Refused
+from airy_trio.client.connection import FRAME_BYTES_MAX, OPEN_TIMEOUT_S
 from tests.application import application
 from tests.certificates import issue, trusting
 from tests.client.rig import CONNECTED, RECEIPT, append, number_of, raw, scripted, take, url_of
@@ -45,19 +45,16 @@ async def first(url: str) -> client.Event | client.Reset:
         (CONNECTED, RECEIPT, MESSAGE.replace("{", "", 1), "not JSON"),
         (CONNECTED, RECEIPT, MESSAGE.replace('"payload"', '"p"'), "not an event"),
         (CONNECTED, RECEIPT, MESSAGE.replace("MESSAGE", "A" * 200), "does not speak STOMP"),
-        (CONNECTED, RECEIPT, "x" * 2000, "too large"),
+        (CONNECTED, RECEIPT, f"MESSAGE\ncontent-length:{FRAME_BYTES_MAX}\n\n", "413-frame-too-large"),
     ],
 )
-async def test_bad_answer_is_one_error(  # noqa: PLR0917 - the first four are of a case
+async def test_bad_answer_is_one_error(
     connected: str,
     receipt: str,
     message: str,
     error: str,
     autojump_clock: MockClock,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "MESSAGE_BYTES_MAX", 1000)
-
     async def answer(text: str, socket: Socket) -> None:
         if text.startswith("CONNECT"):
             await socket.send_message(connected)

@@ -529,7 +529,7 @@ async def test_wait_can_be_cancelled_at_each_step_without_loss(autojump_clock: M
 
 async def test_client_can_be_cancelled_at_each_step_of_any_task(tmp_path: Path) -> None:
     """A program that is cancelled anywhere resumes from its file: at most the last event is repeated."""
-    count, got, repeated, step = 40, 0, 0, 0
+    count, got, repeated, step = 80, 0, 0, 0
     position = FilePosition(tmp_path / "position")
     async with serving() as server:
         await append(server, 1, count)
