@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
-from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import PositionExpired, StoreUnavailable, is_all
@@ -37,6 +36,8 @@ STORE_EVENTS_MAX: Final = 512
 STORE_BYTES_MAX: Final = 128 * 1024
 # While a client is behind, the store's floor is read this often, to find positions that have expired.
 WATCH_EVERY_S: Final = 1.0
+# The name of each send task, given explicitly because Trio would make a new string for each.
+_SEND: Final = "send"
 
 
 class FanOut:
@@ -153,8 +154,17 @@ class SenderStatistics:
     waiting: int
 
 
+@define(eq=False)
+class _SendTask:
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    ended: trio.Event = field(factory=trio.Event)
+
+
 class Senders:
     """The send tasks of clients that are behind. ``run`` starts them; each ends with its session at the latest.
+
+    They run in the nursery that all sessions share, since one for each session would cost memory and connects per
+    second; so a task that fails disconnects its client and raises nothing.
 
     ``hand_over`` only queues, because its caller is serving other clients and must not wait. ``watch`` finds clients
     whose position has expired: a send task cannot find that out while it waits for the socket.
@@ -163,23 +173,30 @@ class Senders:
     def __init__(self, eventlog: EventLog, batches: Batches) -> None:
         self._eventlog = eventlog
         self._batches = batches
-        self._tasks: dict[Client, Tasks] = {}
+        self._connections: dict[Client, trio.Nursery] = {}
         self._waiting: deque[Client] = deque()
         self._handed_over = trio.Event()
-        self._sending: dict[Client, None] = {}
+        self._sending: dict[Client, _SendTask] = {}
         self._busy = trio.Event()
 
     def statistics(self) -> SenderStatistics:
         """Return the current counts."""
-        return SenderStatistics(len(self._tasks), len(self._sending), len(self._waiting))
+        return SenderStatistics(len(self._connections), len(self._sending), len(self._waiting))
 
-    def register(self, client: Client, tasks: Tasks) -> None:
-        """Accept a client. Its send tasks run among those of its session, so one that fails disconnects it."""
-        self._tasks[client] = tasks
+    def register(self, client: Client, connections: trio.Nursery) -> None:
+        """Accept a client. Its send tasks run in ``connections``."""
+        self._connections[client] = connections
 
     def forget(self, client: Client) -> None:
         """Start no more send tasks for a client. Idempotent."""
-        self._tasks.pop(client, None)
+        self._connections.pop(client, None)
+
+    async def stop(self, client: Client) -> None:
+        """Cancel the send task of a client, if there is one, and wait until it has ended."""
+        task = self._sending.get(client)
+        if task is not None:
+            task.scope.cancel()
+            await task.ended.wait()
 
     def hand_over(self, client: Client) -> None:
         """Make a live client BEHIND and queue it for a send task. Does nothing in any other state. Never waits."""
@@ -198,9 +215,11 @@ class Senders:
         # Not in `run`, which waits: its variables would keep the last client alive. `_disconnect_expired` the same.
         while self._waiting:
             client = self._waiting.popleft()
-            tasks = self._tasks.get(client)
-            if tasks is not None:
-                tasks.start_soon(self._send, client)
+            connections = self._connections.get(client)
+            if connections is not None:
+                task = self._sending[client] = _SendTask()
+                connections.start_soon(self._send, client, task, name=_SEND)
+                self._busy.set()
 
     async def watch(self) -> None:
         """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
@@ -220,13 +239,15 @@ class Senders:
             if any(_has_expired(subscription, floor) for subscription in client.subscriptions.values()):
                 client.disconnect(POSITION_EXPIRED)
 
-    async def _send(self, client: Client) -> None:
-        self._sending[client] = None
-        self._busy.set()
+    async def _send(self, client: Client, task: _SendTask) -> None:
         try:
-            await catch_up(client, self._eventlog, self._batches)
+            with task.scope:
+                await catch_up(client, self._eventlog, self._batches)
+        except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
+            client.disconnect(reason_after(fault, client.session))
         finally:
             del self._sending[client]
+            task.ended.set()
 
 
 async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None:

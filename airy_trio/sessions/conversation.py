@@ -21,6 +21,7 @@ import trio
 from attrs import evolve, field, frozen
 
 from airy_trio.auth import Authenticator, Refusal, RefusalKind, User
+from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
     DONE,
@@ -39,7 +40,6 @@ from airy_trio.events.destinations import Destination, OfConversation, UnknownDe
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
-from airy_trio.sessions.closing import SampledLog
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.encoder import header
@@ -48,6 +48,7 @@ from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconn
 from airy_trio.websocket.admission import AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue, Turn
 from airy_trio.websocket.frames import text_message
+from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.stream import InputEnded
 
 logger = structlog.get_logger(__name__)
@@ -62,6 +63,8 @@ ACKS_PER_TURN: Final = 64
 MESSAGE_BYTES: Final = 64
 # The timer wheel is not precise enough for shorter intervals.
 HEARTBEAT_MS_MIN: Final = 500
+# For each event and reason, one line in this time is logged at level info.
+LOG_SAMPLE_EVERY_S: Final = 10.0
 
 _REFUSED: Final = {
     RefusalKind.UNAUTHORIZED: UNAUTHORIZED,
@@ -92,22 +95,62 @@ class SessionOptions(AdmissionOptions):
     frame_bytes_max: int = field(default=65_536, validator=at_least(4096))
 
 
-@frozen(kw_only=True)
+class SampledLog:
+    """Log lines about connections that end before CONNECT is accepted, sampled by event and reason.
+
+    Any client can cause thousands of them in a second, without credentials. One line for each event and reason in
+    ``LOG_SAMPLE_EVERY_S`` is logged at level info, all others at level debug. ``not_logged`` in a line at level info is
+    the number of lines at level debug since the one before it. Memory is kept for each event and reason, so a reason
+    must come from a small, fixed set and contain nothing that a client sends.
+    """
+
+    def __init__(self) -> None:
+        self._logged_at: dict[tuple[str, str], float] = {}
+        self._not_logged: Counter[tuple[str, str]] = Counter()
+
+    def log(self, event: str, reason: str, /, **fields: object) -> None:
+        """Log an event; ``reason`` selects the sample that it belongs to."""
+        now = trio.current_time()
+        key = event, reason
+        if now < self._logged_at.get(key, -math.inf) + LOG_SAMPLE_EVERY_S:
+            self._not_logged[key] += 1
+            logger.debug(event, **fields)
+        else:
+            self._logged_at[key] = now
+            logger.info(event, **fields, not_logged=self._not_logged.pop(key, 0))
+
+
 class Services:
     """The parts of a process that all of its sessions share. ``requests_refused``: by HTTP status."""
 
-    eventlog: EventLog
-    options: SessionOptions
-    connections: ConnectionOptions
-    replay: ReplayOptions
-    authenticator: Authenticator
-    senders: Senders
-    fanout: FanOut
-    wheel: TimerWheel
-    durables: Durables
-    fair_queue: FairQueue
-    requests_refused: Counter[int] = field(factory=Counter)
-    sampled_log: SampledLog = field(factory=SampledLog)
+    def __init__(
+        self,
+        eventlog: EventLog,
+        options: SessionOptions,
+        replay: ReplayOptions,
+        authenticator: Authenticator,
+        *,
+        server: str,
+    ) -> None:
+        self.eventlog = eventlog
+        self.options = options
+        self.replay = replay
+        self.authenticator = authenticator
+        self.connections = ConnectionOptions(
+            server=server,
+            heartbeat_ms=options.heartbeat_ms,
+            frame_bytes_max=options.frame_bytes_max,
+            subscriptions_max=options.subscriptions_max,
+        )
+        self.batches = Batches(eventlog)
+        self.senders = Senders(eventlog, self.batches)
+        self.fanout = FanOut(eventlog, self.batches, self.senders)
+        self.wheel = TimerWheel(self.senders)
+        self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
+        self.fair_queue = FairQueue()
+        # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
+        self.requests_refused = Counter({status.value: 0 for status in STATUSES})
+        self.sampled_log = SampledLog()
 
 
 class Inbox:

@@ -21,9 +21,9 @@ from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
-from airy_trio.sessions.closing import LINGER_S, read_to_end
 from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import LINGER_S, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import RequestRefusedError

@@ -137,21 +137,19 @@ class Admission:
         )
         self.subscriptions: Counter[str] = Counter()
         """By address, as ``counted``."""
+        self.connections = 0
+        """Current ones."""
+        self.turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
+        """Connections turned away since the start, by limit."""
         self._options = options
-        self._connections = 0
         self._by_address: Counter[str] = Counter()
-        self._turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
         self._unreported = 0
         self._report_at = -REPORT_EVERY_S
 
-    def statistics(self) -> dict[str, int]:
-        """Return current and cumulative counts.
-
-        Current: ``visitors`` and the number of their ``addresses``. Since the start: connections turned away, by limit,
-        as ``turned away connections_max`` and ``turned away connections_per_address_max``.
-        """
-        away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}
-        return {"visitors": self._connections, "addresses": len(self._by_address), **away}
+    @property
+    def addresses(self) -> int:
+        """The number of addresses that the current connections are counted by."""
+        return len(self._by_address)
 
     def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
         """Count a new connection; the caller must call ``leave`` of the visitor when it ends.
@@ -159,12 +157,12 @@ class Admission:
         ``peer`` is the address of the socket. ``loopback``: whether the listening socket is bound to this machine only.
         Raises ``RequestRefusedError`` if a limit is reached.
         """
-        if self._connections >= self._options.connections_max:
+        if self.connections >= self._options.connections_max:
             raise self._beyond(_TOTAL, peer)
         visitor = ConnectionSlot(self, peer, loopback, address_of(peer))
         if visitor.address is not None and not self.proxies.has(visitor.address):
             visitor.counted_as = self.take_place(visitor.address)
-        self._connections += 1
+        self.connections += 1
         return visitor
 
     def take_place(self, address: Address) -> str:
@@ -177,12 +175,12 @@ class Admission:
 
     def leave(self, counted_as: str | None) -> None:
         """Stop counting a connection."""
-        self._connections -= 1
+        self.connections -= 1
         if counted_as is not None:
             _subtract(self._by_address, counted_as, 1)
 
     def _beyond(self, limit: str, address: str) -> RequestRefusedError:
-        self._turned_away[limit] += 1
+        self.turned_away[limit] += 1
         self._unreported += 1
         now = trio.current_time()
         if now >= self._report_at:

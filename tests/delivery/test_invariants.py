@@ -16,7 +16,6 @@ from tests.delivery import (
     test_fanout,
     test_schedules,
     test_sender,
-    test_tasks,
 )
 from tests.delivery.mutants import DIRECTED, MUTANTS
 from tests.log import test_tail
@@ -150,7 +149,7 @@ INVARIANTS = (
         (
             test_fanout.test_fault_of_one_client_does_not_stop_the_fan_out,
             test_heartbeats.test_a_fault_of_one_client_does_not_stop_the_wheel,
-            test_tasks.test_a_failing_task_disconnects_only_its_client,
+            test_sender.test_a_failing_send_task_disconnects_only_its_client,
             test_faults.test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else,
             test_awaits.test_a_fault_at_every_await_of_a_session_ends_at_most_that_session,
         ),

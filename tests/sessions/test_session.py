@@ -20,8 +20,9 @@ from airy_trio.delivery.fanout import WATCH_EVERY_S
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, LINGER_S, LOG_SAMPLE_EVERY_S
+from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport

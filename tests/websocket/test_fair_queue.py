@@ -9,9 +9,9 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.session import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, FairQueueStatistics
