@@ -25,7 +25,7 @@ from airy_trio.auth.keys import Key, KeysFault, secret_key
 from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
 from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
-from airy_trio.stomp.requests import Connect
+from airy_trio.stomp.frames import Connect
 
 NOT_A_TOKEN: Final = ""
 """Stands for a value that is present and cannot be a token, such as two of them: it matches no user."""

@@ -66,7 +66,7 @@ from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff
 from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.stream import FramedStream
 

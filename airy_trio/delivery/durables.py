@@ -35,7 +35,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
 from airy_trio.retry import Outage
-from airy_trio.stomp.requests import AckMode, Subscribe
+from airy_trio.stomp.frames import AckMode, Subscribe
 
 logger = structlog.get_logger(__name__)
 

@@ -42,9 +42,10 @@ from airy_trio.log.position import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue, Turn
 from airy_trio.websocket.frames import text_message
@@ -139,7 +140,7 @@ class Services:
         self.connections = ConnectionOptions(
             server=server,
             heartbeat_ms=options.heartbeat_ms,
-            frame_bytes_max=options.frame_bytes_max,
+            limits=Limits(frame_bytes_max=options.frame_bytes_max),
             subscriptions_max=options.subscriptions_max,
         )
         self.batches = Batches(eventlog)

@@ -11,7 +11,7 @@ A client that did not promise heart-beats may vanish without a sign and keep its
 address. So it gets an empty PING every ``PING_EVERY_S``, which every WebSocket library answers, and it is disconnected
 if nothing at all arrives for ``UNANSWERED_MAX_S``. A slow client that keeps taking bytes is not disconnected.
 
-``stomp.requests.negotiate`` determines the intervals.
+``stomp.frames.negotiate`` determines the intervals.
 """
 
 import math
@@ -23,7 +23,7 @@ from attrs import define, frozen
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
 from airy_trio.delivery.fanout import Senders
-from airy_trio.stomp.requests import HeartBeat
+from airy_trio.stomp.frames import HeartBeat
 from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
 
 # The resolution: a heart-beat is written up to this much early, a silent client is disconnected this much late.

@@ -64,26 +64,31 @@ from typing import Final
 
 from attrs import Attribute, field, frozen, validators
 
-from airy_trio.stomp import encoder, errors, requests
+from airy_trio.stomp import encoder, errors
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import Fault, LocalProtocolError, RemoteProtocolError
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import (
+from airy_trio.stomp.frames import (
     NO_SUBSCRIPTION,
     Ack,
     AckMode,
     Acknowledge,
     Connect,
     Disconnect,
+    Frame,
     HeartBeat,
     Request,
     Subscribe,
     Unsubscribe,
+    Version,
+    negotiate,
 )
 from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions, Transactions
 
 IN_FLIGHT_DEFAULT: Final = 20_000
 """Unacknowledged messages of one connection, unless all its subscriptions with the default prefetch need more."""
+LIMITS_BEFORE_CONNECT: Final = Limits(
+    frame_bytes_max=4_096, header_count_max=32, header_line_bytes_max=3_072, command_bytes_max=16
+)
 
 
 class ConnectionState(Enum):
@@ -143,7 +148,7 @@ class ConnectionOptions:
     """Limits of a connection, and how the server introduces itself. One object serves all connections.
 
     ``server`` must be ``encoder.plain``, else ``LocalProtocolError`` is raised. ``heartbeat_ms`` is offered in both
-    directions; 0 is none. The ``…_before_connect`` limits apply until a CONNECT was accepted.
+    directions; 0 is none. ``limits_before_connect`` apply to the first frame, ``limits`` to those after it.
 
     ``id_bytes_max`` limits ids of subscriptions and names of transactions. These and destinations are stored while they
     are open, and are counted in octets of UTF-8, unescaped. ``transaction_acks_max`` limits the acknowledgements in
@@ -154,15 +159,8 @@ class ConnectionOptions:
     server: str = field(validator=_is_plain)
     heartbeat_ms: int = field(default=30_000, validator=validators.ge(0))
 
-    frame_bytes_max: int = field(default=65_536, validator=_positive)
-    header_count_max: int = field(default=64, validator=_positive)
-    header_line_bytes_max: int = field(default=8_192, validator=_positive)
-    command_bytes_max: int = field(default=32, validator=_positive)
-
-    frame_bytes_max_before_connect: int = field(default=4_096, validator=_positive)
-    header_count_max_before_connect: int = field(default=32, validator=_positive)
-    header_line_bytes_max_before_connect: int = field(default=3_072, validator=_positive)
-    command_bytes_max_before_connect: int = field(default=16, validator=_positive)
+    limits: Limits = field(factory=Limits)
+    limits_before_connect: Limits = LIMITS_BEFORE_CONNECT
 
     id_bytes_max: int = field(default=512, validator=_positive)
     destination_bytes_max: int = field(default=512, validator=_positive)
@@ -176,40 +174,6 @@ class ConnectionOptions:
     @in_flight_max.default
     def _in_flight_max(self) -> int:
         return max(IN_FLIGHT_DEFAULT, self.subscriptions_max * self.prefetch_default)
-
-    limits: Limits = field(init=False, repr=False)
-    """Of a frame after CONNECT."""
-    limits_before_connect: Limits = field(init=False, repr=False)
-    """Of the first frame. None of them exceeds the limit after CONNECT."""
-
-    @limits.default
-    def _limits(self) -> Limits:
-        return Limits(
-            frame_bytes_max=self.frame_bytes_max,
-            header_count_max=self.header_count_max,
-            header_line_bytes_max=self.header_line_bytes_max,
-            command_bytes_max=self.command_bytes_max,
-        )
-
-    @limits_before_connect.default
-    def _limits_before_connect(self) -> Limits:
-        return Limits(
-            frame_bytes_max=min(self.frame_bytes_max_before_connect, self.frame_bytes_max),
-            header_count_max=min(self.header_count_max_before_connect, self.header_count_max),
-            header_line_bytes_max=min(self.header_line_bytes_max_before_connect, self.header_line_bytes_max),
-            command_bytes_max=min(self.command_bytes_max_before_connect, self.command_bytes_max),
-        )
-
-
-@frozen(kw_only=True)
-class ConnectionStatistics:
-    """``frames``: decoded since the start. The others: open subscriptions and transactions, and what they hold now."""
-
-    frames: int
-    subscriptions: int
-    transactions: int
-    transaction_acks: int
-    held_bytes: int
 
 
 class Connection:
@@ -236,16 +200,10 @@ class Connection:
         self._handshake = Handshake.NOT_STARTED
         self._decoder = Decoder(options.limits_before_connect)
 
-    def statistics(self) -> ConnectionStatistics:
-        """Return current counts."""
-        decoder = self._decoder.statistics()
-        return ConnectionStatistics(
-            frames=decoder.frames,
-            subscriptions=len(self.subscriptions),
-            transactions=len(self.transactions),
-            transaction_acks=self.transactions.acks_held,
-            held_bytes=decoder.held_bytes,
-        )
+    @property
+    def held_bytes(self) -> int:
+        """Octets of an incomplete frame."""
+        return self._decoder.held_bytes
 
     def receive(self, data: bytes | str) -> list[Request]:
         """Read a piece of input, cut anywhere, and return the client's requests in order.
@@ -391,7 +349,7 @@ def connect(connection: Connection, frame: Frame) -> Connect:
         heartbeat = HeartBeat.none()
     else:
         try:
-            heartbeat = requests.negotiate(get("heart-beat"), connection.options.heartbeat_ms)
+            heartbeat = negotiate(get("heart-beat"), connection.options.heartbeat_ms)
         except ValueError:
             raise RemoteProtocolError(*errors.BAD_HEART_BEAT) from None
     connection.version = version

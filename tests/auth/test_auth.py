@@ -10,8 +10,7 @@ from airy_trio.auth import ANONYMOUS, TOKEN_BYTES_MAX, Authenticator, AuthOption
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
 from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import Connect, HeartBeat
+from airy_trio.stomp.frames import Connect, Frame, HeartBeat, Version
 from airy_trio.testing.client import Closed
 from tests.sessions.serving import serving
 

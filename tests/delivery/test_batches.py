@@ -13,7 +13,7 @@ from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
 from tests.sessions.serving import event, events, open_log

@@ -19,8 +19,7 @@ from airy_trio.auth import Authenticator, AuthOptions, Refusal, User
 from airy_trio.delivery import disconnects
 from airy_trio.events.destinations import parse
 from airy_trio.log.store import StoreUnavailable
-from airy_trio.stomp.frames import Frame
-from airy_trio.stomp.requests import Connect
+from airy_trio.stomp.frames import Connect, Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
 from tests.sessions.life import PLACE, live

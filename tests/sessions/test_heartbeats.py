@@ -22,7 +22,7 @@ from airy_trio.sessions.heartbeats import (
     TimerWheel,
 )
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.requests import HeartBeat
+from airy_trio.stomp.frames import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp.requests import SILENT_AFTER_INTERVALS, HeartBeat, negotiate
+from airy_trio.stomp.frames import SILENT_AFTER_INTERVALS, HeartBeat, negotiate
 
 INTERVALS = st.integers(min_value=0, max_value=10**18 - 1)
 

@@ -7,8 +7,17 @@ import pytest
 from airy_trio.stomp import connection
 from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.errors import NO_COMMON_VERSION, RemoteProtocolError
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode, Acknowledge, HeartBeat, Subscribe, Unsubscribe
+from airy_trio.stomp.frames import (
+    NO_SUBSCRIPTION,
+    Ack,
+    AckMode,
+    Acknowledge,
+    Frame,
+    HeartBeat,
+    Subscribe,
+    Unsubscribe,
+    Version,
+)
 from tests.stomp.dialogue import VERSIONS, options
 
 

@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode
 from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions
 
 

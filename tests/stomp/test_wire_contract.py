@@ -7,9 +7,9 @@ are.
 import pytest
 
 from airy_trio.stomp.connection import Connection, ConnectionState
+from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.encoder import EOL, NUL, message_head
-from airy_trio.stomp.frames import Version
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe
+from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, HeartBeat, Subscribe, Unsubscribe, Version
 from tests.stomp.dialogue import (
     VERSIONS,
     connect_frame,
@@ -431,7 +431,7 @@ def test_transaction_begun_twice_is_an_error() -> None:
 def test_disconnect_drops_open_transactions() -> None:
     connection = opened()
     connection.receive(sent("BEGIN", "transaction:t") + sent("ACK", "id:1.a", "transaction:t") + sent("DISCONNECT"))
-    assert (connection.statistics().transactions, connection.statistics().transaction_acks) == (0, 0)
+    assert (len(connection.transactions), connection.transactions.acks_held) == (0, 0)
 
 
 # Line 14: SEND
@@ -507,13 +507,8 @@ def test_malformed_frames_are_errors(data: bytes | str) -> None:
     assert token_of(opened(), data) == "400-malformed-frame"
 
 
-SMALL = {"frame_bytes_max": 100, "header_count_max": 3, "header_line_bytes_max": 20, "command_bytes_max": 10}
-SMALLER = {
-    "frame_bytes_max_before_connect": 60,
-    "header_count_max_before_connect": 2,
-    "header_line_bytes_max_before_connect": 19,
-    "command_bytes_max_before_connect": 9,
-}
+SMALL = Limits(frame_bytes_max=100, header_count_max=3, header_line_bytes_max=20, command_bytes_max=10)
+SMALLER = Limits(frame_bytes_max=60, header_count_max=2, header_line_bytes_max=19, command_bytes_max=9)
 
 
 def padded(command: str, lines: list[str], size: int) -> str:
@@ -523,7 +518,7 @@ def padded(command: str, lines: list[str], size: int) -> str:
 
 
 def limited() -> Connection:
-    return Connection(options(**SMALL, **SMALLER), "s-1")
+    return Connection(options(limits=SMALL, limits_before_connect=SMALLER), "s-1")
 
 
 @pytest.mark.parametrize(
