@@ -20,8 +20,7 @@ from typing import Final, assert_never
 
 import trio
 
-from airy_trio.auth.key_sources import KeyFile, KeyRing, source_of
-from airy_trio.auth.keys import Key, KeysFault, secret_key
+from airy_trio.auth.keys import Key, KeyFile, KeyRing, KeysFault, secret_key, source_of
 from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
 from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
