@@ -169,42 +169,16 @@ async def accept(
 
     Runs until cancelled. Raises ``BrokenListenerError``.
     """
-    loopback = is_loopback(str(listening.getsockname()[0]))
-    acceptor = _Acceptor(sessions, connections, encryption, loopback=loopback)
+    acceptor = _Acceptor(listening, sessions, connections, encryption)
     shortage = _Shortage()
     while True:
         with trio.move_on_at(shortage.over_at) as over:
             await trio.lowlevel.wait_readable(listening)
         shortage.end_if_over()
-        out_of = None if over.cancelled_caught else _accept_some(listening, acceptor)
+        out_of = None if over.cancelled_caught else acceptor.accept_some()
         if out_of is not None:
             shortage.occurred(out_of)
             await trio.sleep(EXHAUSTED_PAUSE_S)
-
-
-def _accept_some(listening: socket.socket, acceptor: "_Acceptor") -> str | None:
-    """Accept up to ``ACCEPTS_PER_TURN`` connections; return which resource is exhausted, if one is."""
-    for _ in range(ACCEPTS_PER_TURN):
-        try:
-            sock, address = listening.accept()
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                return error.strerror or str(error)
-            if error.errno in _PERMANENT:
-                message = f"listener: the listening socket is broken: {error.strerror or error}"
-                raise BrokenListenerError(message) from None
-            logger.debug("connection lost before it was accepted", reason=error.strerror)
-            continue
-        try:
-            transport = SocketTransport(sock)
-        except OSError as error:  # some systems report here that it was reset
-            sock.close()
-            logger.debug("connection lost while it was accepted", reason=error.strerror)
-            continue
-        acceptor.accepted(transport, str(address[0]))
-    return None
 
 
 class _Shortage:
@@ -237,24 +211,49 @@ class _Acceptor:
     """Starts a session for each connection that is admitted, and rejects the others: there are too many."""
 
     def __init__(
-        self, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None, *, loopback: bool
+        self, listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None
     ) -> None:
+        self._listening = listening
+        self._loopback = is_loopback(str(listening.getsockname()[0]))
         self._sessions = sessions
         self._connections = connections
         self._encryption = encryption
-        self._loopback = loopback
         self._rejecting = 0
         self._rejections_max = _rejections_max(_descriptors_for_clients())
 
-    def accepted(self, transport: SocketTransport, peer: str) -> None:
-        """Take over the transport of a new connection from the address ``peer``."""
+    def accept_some(self) -> str | None:
+        """Accept up to ``ACCEPTS_PER_TURN`` connections; return which resource is exhausted, if one is."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = self._listening.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    return error.strerror or str(error)
+                if error.errno in _PERMANENT:
+                    message = f"listener: the listening socket is broken: {error.strerror or error}"
+                    raise BrokenListenerError(message) from None
+                logger.debug("connection lost before it was accepted", reason=error.strerror)
+                continue
+            try:
+                transport = SocketTransport(sock)
+            except OSError as error:  # some systems report here that it was reset
+                sock.close()
+                logger.debug("connection lost while it was accepted", reason=error.strerror)
+                continue
+            self._accepted(transport, str(address[0]))
+        return None
+
+    def _accepted(self, transport: SocketTransport, peer: str) -> None:
+        admission = self._sessions.admission
         try:
-            slot = self._sessions.admission.arrive(peer, loopback=self._loopback)
+            slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._rejecting += 1
             answer = refused.answer if self._rejecting <= self._rejections_max else b""
-            handshake_turn = partial(self._sessions.admission.handshakes.enter, _REJECTED)
-            turn = partial(self._sessions.fair_queue.enter, _REJECTED)
+            handshake_turn = partial(admission.handshakes.enter, _REJECTED)
+            turn = partial(admission.fair_queue.enter, _REJECTED)
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)
         else:
             encrypted = self._encrypted(transport, slot.handshake_turn)

@@ -16,6 +16,8 @@ import codecs
 import re
 from typing import Final
 
+from attrs import define, field
+
 FRAGMENT_BYTES_SMALL: Final = 16
 SMALL_FRAGMENTS_MAX: Final = 256
 """Frames of one message with less content than ``FRAGMENT_BYTES_SMALL``. Browsers send a message in one frame."""
@@ -118,44 +120,29 @@ def ends_with_close(data: bytes) -> bool:
     )
 
 
+@define(eq=False, weakref_slot=False)
 class FrameReader:
     """Reads the frames of one client. After a ``FrameError``, or a Close frame, no more may be read.
 
-    ``message_bytes_max``: of the content of one message, over all its frames.
+    ``message_bytes_max``: of the content of one message, over all its frames. ``closed``: the client has sent its Close
+    frame, valid or not. An idle client has one of these, so input is kept only while something is incomplete.
     """
 
-    # An idle client has one of these, so input is kept only while a frame or a message is incomplete.
-    __slots__ = (
-        "_at",
-        "_data",
-        "_decoder",
-        "_done",
-        "_final",
-        "_key",
-        "_left",
-        "_message",
-        "_message_bytes_max",
-        "_message_opcode",
-        "_opcode",
-        "_small",
-        "closed",
-    )
-
-    def __init__(self, message_bytes_max: int) -> None:
-        self.closed = False
-        """Whether the client has sent its Close frame, valid or not."""
-        self._done = False  # after a Close frame or a fault
-        self._message_bytes_max = message_bytes_max
-        self._data = b""
-        self._at = 0  # before this index everything was read
-        self._opcode = _NONE  # of the current frame; without one the next octet begins a frame
-        self._final = False
-        self._left = 0  # octets of the current frame's content that are missing
-        self._key = b""  # of the current frame, turned so that it begins with the octet for the next one of the content
-        self._message: bytes | bytearray = b""
-        self._message_opcode = _NONE
-        self._decoder: codecs.IncrementalDecoder | None = None  # checks a text message that comes in parts
-        self._small = 0  # small frames of the current message
+    _message_bytes_max: int
+    closed: bool = field(default=False, init=False)
+    _done: bool = field(default=False, init=False)  # after a Close frame or a fault
+    _data: bytes = field(default=b"", init=False)
+    _at: int = field(default=0, init=False)  # before this index everything was read
+    # Of the current frame; without an opcode the next octet begins a frame.
+    _opcode: int = field(default=_NONE, init=False)
+    _final: bool = field(default=False, init=False)
+    _left: int = field(default=0, init=False)  # octets of its content that are missing
+    _key: bytes = field(default=b"", init=False)  # turned so that it begins with the octet for the next one of them
+    # Of the current message.
+    _message: bytes | bytearray = field(default=b"", init=False)
+    _message_opcode: int = field(default=_NONE, init=False)
+    _decoder: codecs.IncrementalDecoder | None = field(default=None, init=False)  # of a text that comes in parts
+    _small: int = field(default=0, init=False)  # small frames
 
     @property
     def unread(self) -> bytes:

@@ -20,6 +20,7 @@ garble a second one. Many complete messages go into one write instead, which no 
 from typing import Final
 
 import trio
+from attrs import define, field
 
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.frames import (
@@ -56,6 +57,7 @@ class TooMuchInputError(FrameError):
         super().__init__(TOO_LARGE, "more input than allowed")
 
 
+@define(eq=False, weakref_slot=False)
 class FramedStream:
     """The stream of one connection. The session owns ``transport`` and closes it.
 
@@ -70,46 +72,25 @@ class FramedStream:
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
-    __slots__ = (
-        "_admitted",
-        "_bytes_left",
-        "_close_answer",
-        "_closed",
-        "_controls_at",
-        "_frames",
-        "_lock",
-        "_pong",
-        "_send_timeout_s",
-        "_turn",
-        "_undrained",
-        "closing",
-        "drained_at",
-        "ended",
-        "input_queued",
-        "read_at",
-        "stalled",
-        "transport",
-        "written_at",
-    )
-
-    def __init__(self, transport: Transport, *, send_timeout_s: float, turn: Turn = trio.lowlevel.checkpoint) -> None:
-        self.transport = transport
-        self.closing = False
-        self.stalled = False
-        self.ended = False
-        self.input_queued = False
-        self.read_at = self.written_at = self.drained_at = trio.current_time()
-        self._lock: trio.StrictFIFOLock | None = None  # half a KiB, and most peers take everything at once
-        self._closed = False  # whether the transport has the Close frame
-        self._send_timeout_s = send_timeout_s
-        self._turn = turn
-        self._admitted = False  # the last read has had its turn, and no frame was taken since
-        self._bytes_left: int | None = None
-        self._controls_at = 0.0  # when the control frames so far would have been read at the permitted rate
-        self._pong: bytes | None = None  # content of an answer that is not written yet
-        self._undrained = False  # an answer may have left in part only
-        self._close_answer: bytes | None = None  # the same for the client's Close frame
-        self._frames: FrameReader | None = None  # there are no frames until the upgrade is answered
+    transport: Transport
+    _send_timeout_s: float = field(kw_only=True)
+    _turn: Turn = field(default=trio.lowlevel.checkpoint, kw_only=True)
+    closing: bool = field(default=False, init=False)
+    stalled: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+    input_queued: bool = field(default=False, init=False)
+    read_at: float = field(factory=trio.current_time, init=False)
+    written_at: float = field(factory=trio.current_time, init=False)
+    drained_at: float = field(factory=trio.current_time, init=False)
+    _lock: trio.StrictFIFOLock | None = field(default=None, init=False)  # half a KiB, and most peers never need it
+    _closed: bool = field(default=False, init=False)  # whether the transport has the Close frame
+    _admitted: bool = field(default=False, init=False)  # the last read has had its turn, and no frame was taken since
+    _bytes_left: int | None = field(default=None, init=False)
+    _controls_at: float = field(default=0.0, init=False)  # when the control frames so far were due at the allowed rate
+    _pong: bytes | None = field(default=None, init=False)  # content of an answer that is not written yet
+    _undrained: bool = field(default=False, init=False)  # an answer may have left in part only
+    _close_answer: bytes | None = field(default=None, init=False)  # the same for the client's Close frame
+    _frames: FrameReader | None = field(default=None, init=False)  # none until the upgrade is answered
 
     @property
     def unread(self) -> bytes:
