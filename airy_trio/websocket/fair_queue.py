@@ -1,14 +1,14 @@
 """A queue at which client input waits, so that a crowd of clients cannot delay the delivery of events.
 
-Trio runs each runnable task once in every pass of its event loop. An event needs several passes from the database to a
-client, so its latency is a multiple of the length of a pass. If thousands of clients send something at the same moment,
-and all of it is handled in one pass, every event waits for the sum of that work.
+Trio runs each runnable task once in every pass of its event loop, and an event needs several passes from the database
+to a client. If thousands of clients send something at the same moment, and all of it is handled in one pass, every
+event waits for the sum of that work.
 
 A task that has read client input therefore awaits ``FairQueue.enter`` before it handles the input; so does a task whose
 connection has ended, because hundreds may be reset together. A bounded number of tasks proceeds in each pass. Events
 and heart-beats do not enter the queue.
 
-Tasks wait grouped by client address, first in, first out; addresses are served round-robin. Ten thousand connections
+Tasks wait in order of arrival, grouped by client address; addresses are served round-robin. Ten thousand connections
 from one address wait for each other; a client from another address waits for at most one of them.
 """
 
@@ -53,10 +53,7 @@ class FairQueue:
         return FairQueueStatistics(sum(map(len, self._waiting.values())), self._waited)
 
     async def enter(self, address: str = "") -> None:
-        """Return in a pass that has room for this task: without a checkpoint if that is the current one.
-
-        ``address`` is the client's as connections are counted (``admission.counted``).
-        """
+        """Return in a pass that has room for this task: without a checkpoint if that is the current one."""
         if self._open:
             return
         if self._left:

@@ -1,10 +1,7 @@
 """One WebSocket connection over a transport: the client's messages are read, and messages of the server are written.
 
-Only the session's task reads. ``receive`` returns the client's messages in order and answers its PINGs and its Close
-frame meanwhile. It may be cancelled at any await and called again: no message and no answer is lost.
-
-Several tasks write: the fan-out, the send task, the timer wheel and the session. All of them write complete messages
-that were framed before, some of them once for many clients (``frames.text_message``).
+Only the session's task reads. ``receive`` may be cancelled at any await and called again: no message and no answer is
+lost. Several tasks write complete messages: the fan-out, the send task, the timer wheel and the session.
 
 - A task that may have to wait while writing holds ``lock``, and waits only while data is pending. So frames are never
   interleaved, and a task that was cancelled while waiting leaves nothing half written: the next holder of the lock
@@ -13,8 +10,7 @@ that were framed before, some of them once for many clients (``frames.text_messa
 - A peer that takes nothing for ``send_timeout_s`` is reported with ``StalledError``.
 
 One text message carries exactly one STOMP frame, because most STOMP clients read one frame per message and drop or
-garble a second one. Many complete messages go into one write instead, which no client can notice (wire contract,
-"How it is written").
+garble a second one. Many complete messages go into one write instead (wire contract, "How it is written").
 """
 
 from typing import Final
@@ -61,14 +57,12 @@ class TooMuchInputError(FrameError):
 class FramedStream:
     """The stream of one connection. The session owns ``transport`` and closes it.
 
-    Times are in Trio's clock: ``read_at`` and ``written_at`` of the last input and output, ``drained_at`` of the last
-    time the peer took pending data.
-
-    ``closing``: a Close frame was written, or is about to be.
-    ``stalled``: the peer took nothing for ``send_timeout_s``.
-    ``ended``: the client has ended its input, with a Close frame or with the stream.
-    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
     ``turn`` waits for a turn in the fair queue. Each read needs one, and each further frame in the same input another.
+    ``closing``: a Close frame was written, or is about to be. ``stalled``: the peer took nothing for
+    ``send_timeout_s``. ``ended``: the client has ended its input, with a Close frame or with the stream.
+    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
+    ``read_at``, ``written_at``: the last input and output in Trio's time; ``drained_at``: the last time the peer took
+    pending data.
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
@@ -162,10 +156,7 @@ class FramedStream:
             self.written_at = self.drained_at = trio.current_time()
 
     async def upgrade(self, answer: bytes, message_bytes_max: int) -> None:
-        """Write the answer to the upgrade request. All further input is read as frames.
-
-        ``message_bytes_max``: of a message of the client.
-        """
+        """Write the answer to the upgrade request. All further input is read as frames of messages up to the limit."""
         self._frames = FrameReader(message_bytes_max)
         await self.write(answer)
 
@@ -267,10 +258,7 @@ class FramedStream:
         self._pong, self._undrained = None, False
 
     async def _pace(self) -> None:
-        """Wait if control frames arrive faster than any client sends them.
-
-        Each PING is answered, so without this a few clients that send nothing else would keep the server busy.
-        """
+        """Wait if control frames arrive faster than any client sends them: each PING costs the server an answer."""
         now = trio.current_time()
         self._controls_at = max(self._controls_at, now) + 1 / CONTROLS_PER_S
         wait_s = self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S
