@@ -40,16 +40,12 @@ class Batches:
         self._shared: dict[tuple[View, bytes, str, int, int], EncodedBatch] = {}
         self._deliveries = 0
         self._bytes = 0
-        self._latencies = Latencies()
+        self.latencies = Latencies()
+        """Times from the change of a row to the socket, without replays of events before the subscription."""
 
     def statistics(self) -> BatchStatistics:
         """Return the counts since the start."""
         return BatchStatistics(self._deliveries, self._bytes)
-
-    @property
-    def latencies(self) -> Latencies:
-        """Times from the change of a row to the socket, without replays of events before the subscription."""
-        return self._latencies
 
     def next_batch(self, subscription: Subscription) -> EncodedBatch:
         """Encode the next batch of a subscription that has work: of its backlog, else after its position.
@@ -65,7 +61,7 @@ class Batches:
         self._deliveries += len(offsets)
         self._bytes += len(batch.data)
         if offsets[0] > subscription.live_after:
-            self._latencies.observe(now - batch.changed_at, len(offsets))
+            self.latencies.observe(now - batch.changed_at, len(offsets))
 
     def count_repeats(self, batch: EncodedBatch | None, times: int, now: float) -> None:
         """Count a batch that was taken ``times`` more, by subscriptions in step; their cursors have moved already."""
@@ -73,7 +69,7 @@ class Batches:
             deliveries = len(batch.offsets) * times
             self._deliveries += deliveries
             self._bytes += len(batch.data) * times
-            self._latencies.observe(now - batch.changed_at, deliveries)
+            self.latencies.observe(now - batch.changed_at, deliveries)
 
     def of_backlog(self, subscription: Subscription) -> EncodedBatch:
         """Encode the next batch of a backlog, which must not be empty. The cursor is already beyond it."""

@@ -5,8 +5,7 @@ Every request takes effect before its RECEIPT is written. Events are written by 
 with it.
 
 Some requests wait for something other than the client: the event store, a durable claim, the delay after wrong
-credentials. Such a wait may be long, and meanwhile the client may leave. ``Inbox.unless_gone`` therefore reads ahead
-while it waits, and ends the wait if the client is gone.
+credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends the wait if the client has left.
 """
 
 import math
@@ -20,7 +19,7 @@ import structlog
 import trio
 from attrs import evolve, field, frozen
 
-from airy_trio.auth import Authenticator, Refusal, RefusalKind, User
+from airy_trio.auth import Authenticator, Refusal, RefusalKind
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
@@ -33,7 +32,7 @@ from airy_trio.delivery.disconnects import (
     DisconnectReason,
     with_token,
 )
-from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables, refusal
+from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables
 from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
@@ -97,12 +96,11 @@ class SessionOptions(AdmissionOptions):
 
 
 class SampledLog:
-    """Log lines about connections that end before CONNECT is accepted, sampled by event and reason.
+    """Log lines about connections that end before CONNECT is accepted, of which any client can cause thousands.
 
-    Any client can cause thousands of them in a second, without credentials. One line for each event and reason in
-    ``LOG_SAMPLE_EVERY_S`` is logged at level info, all others at level debug. ``not_logged`` in a line at level info is
-    the number of lines at level debug since the one before it. Memory is kept for each event and reason, so a reason
-    must come from a small, fixed set and contain nothing that a client sends.
+    One line for each event and reason in ``LOG_SAMPLE_EVERY_S`` is logged at level info, with ``not_logged``, the
+    number of lines since the one before it, which are logged at level debug. Memory is kept for each event and reason,
+    so a reason must come from a small, fixed set and contain nothing that a client sends.
     """
 
     def __init__(self) -> None:
@@ -184,8 +182,7 @@ class Inbox:
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """Await work on the client's behalf; if the client leaves first, cancel it and raise what ``receive`` raises.
 
-        Messages that arrive meanwhile are read ahead for ``next``, up to about ``bytes_max``; then the client has to
-        wait, and its leaving is noticed only after the work.
+        Reads ahead up to about ``bytes_max``; beyond, the client's leaving is noticed only after the work.
         """
         results: list[T] = []
         async with trio.open_nursery() as nursery:
@@ -344,7 +341,9 @@ class Conversation:
         live = client.go_live()
         logger.debug("connection opened", session=client.session, address=client.address, user=user.name)
         if live:
-            self._services.wheel.watch(ClientTimers(client, request.heartbeat, _expires_at(user)))
+            end = user.expires_at  # by the clock of the system, not in Trio's time
+            expires_at = math.inf if end is None else trio.current_time() + end - time.time()
+            self._services.wheel.watch(ClientTimers(client, request.heartbeat, expires_at))
         return None
 
     async def _refuse(self, refusal: Refusal) -> DisconnectReason:
@@ -374,16 +373,13 @@ class Conversation:
             return _not_granted(request, client.user.grant.why_not(destination))
         refused = await self._refuse_foreign_conversation(request, granted)
         if refused is None and request.durable is not None:
-            refused = self._refuse_durable(request, request.durable)
+            refused = services.durables.refusal(request, client.user, request.durable)
         if refused is not None:
             return refused
         if client.slot is not None and not client.slot.subscribe():
-            return evolve(
-                TOO_MANY,
-                prose="The clients of this address have as many subscriptions as are allowed.",
-                receipt_id=request.receipt,
-                details="listener.subscriptions_per_address_max is reached",
-            )
+            prose = "The clients of this address have as many subscriptions as are allowed."
+            details = "listener.subscriptions_per_address_max is reached"
+            return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt, details=details)
         subscription = Subscription(
             client=client,
             number=request.number,
@@ -409,9 +405,9 @@ class Conversation:
     async def _refuse_foreign_conversation(self, request: Subscribe, granted: Destination) -> DisconnectReason | None:
         """Refuse a conversation if its newest event belongs to a channel that is not granted; None if it may be read.
 
-        The view of the subscription keeps events of other channels from the client in any case. This only spares the
-        client a subscription on which nothing would ever arrive. So a conversation whose channel is unknown is not
-        refused: its first event may still come. Reads the log only for a user who is limited to channels.
+        The view keeps events of other channels from the client in any case; this only spares it a subscription on which
+        nothing would ever arrive. So a conversation whose channel is unknown is not refused. Reads the log only for a
+        user who is limited to channels.
         """
         if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
             return None
@@ -421,19 +417,6 @@ class Conversation:
             return None
         reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"
         return _not_granted(request, reason)
-
-    def _refuse_durable(self, request: Subscribe, name: str) -> DisconnectReason | None:
-        """Refuse a durable subscription that is not valid, or one name too many; None if it is allowed."""
-        user = self._client.user
-        refused = refusal(request, user)
-        if refused is not None or self._services.durables.admits(user.name or "", name):
-            return refused
-        return evolve(
-            TOO_MANY,
-            prose="This user has used as many names of durable subscriptions lately as are allowed.",
-            receipt_id=request.receipt,
-            details="listener.durables_per_user_max is reached",
-        )
 
     async def _claim(self, subscription: Subscription, request: Subscribe) -> DurableClaim | None:
         """Claim the durable subscription that is requested, if one is; its acknowledged position is known then."""
@@ -504,16 +487,11 @@ class Conversation:
 
 
 def _after_fault(fault: RemoteProtocolError) -> DisconnectReason:
-    reason = with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
-    return evolve(reason, details=_DETAILS.get(fault.token, ""))
+    details = _DETAILS.get(fault.token, "")
+    return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers, details=details)
 
 
 def _not_granted(request: Subscribe, details: str) -> DisconnectReason:
     """Refuse a destination. The prose is the same for each reason: it must not reveal whether something exists."""
     prose = "The credentials of this client do not grant this destination."
-    return evolve(with_token("403-destination", prose, receipt_id=request.receipt), details=details)
-
-
-def _expires_at(user: User) -> float:
-    """Return when the user's credentials expire, in Trio's time."""
-    return math.inf if user.expires_at is None else trio.current_time() + user.expires_at - time.time()
+    return with_token("403-destination", prose, receipt_id=request.receipt, details=details)

@@ -1,8 +1,7 @@
 """Heart-beats and timeouts of all clients, in one task: a timer wheel.
 
 A client is filed in the slot of time in which its first timer may expire. When the slot is due the timers are computed
-again, because reads and writes since then have only moved them later; the client is then served, or filed again. With
-one task for each of 5000 clients instead, 5.6 ms of each second went to heart-beats, not 0.3, and 3.4 KiB to each task.
+again, because reads and writes since then have only moved them later; the client is then served, or filed again.
 
 The wheel only offers a heart-beat to the transport. If the transport refuses, bytes are under way, and any byte counts
 as a heart-beat; a send task writes the rest.

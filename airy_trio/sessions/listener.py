@@ -1,9 +1,8 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-The listener is a plain socket of the standard library, because transports write to their sockets directly
-(``websocket.transport``). Clients never get the last file descriptors of the process (``within_files``): during a
-connection flood the databases and the admin port still need theirs. If descriptors run out all the same, accepting
-pauses. An error of the listening socket itself ends the server, because it would never accept again.
+Clients never get the last file descriptors of the process (``within_files``): during a connection flood the databases
+and the admin port still need theirs. If descriptors run out all the same, accepting pauses. An error of the listening
+socket itself ends the server, because it would never accept again.
 """
 
 import errno
@@ -193,7 +192,7 @@ class _Shortage:
         self._began_at = self._met_at = 0.0
 
     def occurred(self, out_of: str) -> None:
-        """Note that a connection could not be accepted."""
+        """Record that a connection could not be accepted."""
         self._met_at = trio.current_time()
         if math.isinf(self.over_at):
             self._began_at = self._met_at

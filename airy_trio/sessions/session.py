@@ -129,10 +129,7 @@ class Session:
             self._services.sampled_log.log("connection closed", refused or ended.token or ended.name, **fields)
 
     async def _open(self) -> None:
-        """Upgrade and begin the conversation; disconnect the client if there is no upgrade.
-
-        The time of a TLS handshake counts against ``connect_timeout_s`` as well.
-        """
+        """Upgrade and begin the conversation; disconnect the client if there is no upgrade."""
         client, services = self.client, self._services
         try:
             await client.stream.transport.handshake()
