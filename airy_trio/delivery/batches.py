@@ -7,8 +7,6 @@ sends nothing: the task that writes calls ``commit`` if, and only if, the transp
 from collections.abc import Iterable
 from typing import Final
 
-from attrs import frozen
-
 from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
@@ -24,28 +22,19 @@ BATCH_EVENTS_MAX: Final = 1024
 SHARED_BATCHES_MAX: Final = 64
 
 
-@frozen
-class BatchStatistics:
-    """Since the start: events times the subscriptions that they were sent to, and the bytes of their messages."""
-
-    deliveries: int
-    bytes: int
-
-
 class Batches:
-    """Encodes batches, remembers the newest shared ones, and counts what was sent."""
+    """Encodes batches, remembers the newest shared ones, and counts what was sent.
+
+    Since the start: ``deliveries``, events times the subscriptions that they were sent to; the ``bytes`` of their
+    messages; ``latencies``, from the change of a row to the socket, without replays of events before the subscription.
+    """
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._shared: dict[tuple[View, bytes, str, int, int], EncodedBatch] = {}
-        self._deliveries = 0
-        self._bytes = 0
+        self.deliveries = 0
+        self.bytes = 0
         self.latencies = Latencies()
-        """Times from the change of a row to the socket, without replays of events before the subscription."""
-
-    def statistics(self) -> BatchStatistics:
-        """Return the counts since the start."""
-        return BatchStatistics(self._deliveries, self._bytes)
 
     def next_batch(self, subscription: Subscription) -> EncodedBatch:
         """Encode the next batch of a subscription that has work: of its backlog, else after its position.
@@ -58,8 +47,8 @@ class Batches:
         """Move the cursor over a batch that the transport has taken, and count it. ``now``: in Trio's time."""
         subscription.commit(batch)
         offsets = batch.offsets
-        self._deliveries += len(offsets)
-        self._bytes += len(batch.data)
+        self.deliveries += len(offsets)
+        self.bytes += len(batch.data)
         if offsets[0] > subscription.live_after:
             self.latencies.observe(now - batch.changed_at, len(offsets))
 
@@ -67,8 +56,8 @@ class Batches:
         """Count a batch that was taken ``times`` more, by subscriptions in step; their cursors have moved already."""
         if batch is not None and times:
             deliveries = len(batch.offsets) * times
-            self._deliveries += deliveries
-            self._bytes += len(batch.data) * times
+            self.deliveries += deliveries
+            self.bytes += len(batch.data) * times
             self.latencies.observe(now - batch.changed_at, deliveries)
 
     def of_backlog(self, subscription: Subscription) -> EncodedBatch:

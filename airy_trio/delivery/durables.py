@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from airy_trio.auth import User
 from airy_trio.delivery.client import Subscription
@@ -93,14 +93,6 @@ class DurableClaim:
         return self.subscription.client.peer
 
 
-@frozen
-class DurableStatistics:
-    """Durable subscriptions now: claimed by clients, and with acknowledgements that the store does not have yet."""
-
-    claimed: int
-    unwritten: int
-
-
 class Durables:
     """The claims and acknowledgements of this node; only ``run``, ``flush`` and ``wait_written`` wait."""
 
@@ -122,9 +114,15 @@ class Durables:
         self._write_at = self._scan_at = math.inf
         self._changed = trio.Event()
 
-    def statistics(self) -> DurableStatistics:
-        """Return the current counts."""
-        return DurableStatistics(len(self._claims), len(self._released) + len(self._unwritten))
+    @property
+    def claimed(self) -> int:
+        """The number of durable subscriptions that clients have claimed."""
+        return len(self._claims)
+
+    @property
+    def unwritten(self) -> int:
+        """The number of those with acknowledgements that the store does not have yet."""
+        return len(self._released) + len(self._unwritten)
 
     def refusal(self, request: Subscribe, user: User, name: str) -> DisconnectReason | None:
         """Return why a SUBSCRIBE with ``durable`` is refused; None if it is allowed (wire contract, "SUBSCRIBE")."""
@@ -211,9 +209,8 @@ class Durables:
         with trio.move_on_after(timeout_s) as scope:
             await self.wait_written()
         if scope.cancelled_caught:
-            found = self.statistics()
             logger.warning(
-                "acknowledgements of durable subscriptions are lost", claimed=found.claimed, unwritten=found.unwritten
+                "acknowledgements of durable subscriptions are lost", claimed=self.claimed, unwritten=self.unwritten
             )
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ import math
 from typing import Final
 
 import trio
-from attrs import define, frozen
+from attrs import define
 
 from airy_trio.delivery.client import Client, ClientState
 from airy_trio.delivery.disconnects import SILENT, TOKEN_EXPIRED, UNANSWERED, reason_after
@@ -99,14 +99,6 @@ class ClientTimers:
         return not stream.transport.pending
 
 
-@frozen
-class TimerStatistics:
-    """Clients with timers now, and the slots that they are filed in."""
-
-    clients: int
-    slots: int
-
-
 class TimerWheel:
     """Slots of time with the clients to check in each; ``run`` is its task."""
 
@@ -118,9 +110,15 @@ class TimerWheel:
         self._past = -1  # the newest slot that was checked
         self._sooner = trio.Event()
 
-    def statistics(self) -> TimerStatistics:
-        """Return the current counts."""
-        return TimerStatistics(len(self._slot_of), len(self._slots))
+    @property
+    def clients(self) -> int:
+        """The number of clients with timers."""
+        return len(self._slot_of)
+
+    @property
+    def slots(self) -> int:
+        """The number of slots that they are filed in."""
+        return len(self._slots)
 
     def watch(self, timers: ClientTimers) -> None:
         """Serve the timers of a client until ``forget``."""

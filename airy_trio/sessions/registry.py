@@ -106,8 +106,8 @@ class Sessions:
         for client in self._clients:
             subscriptions += len(client.subscriptions)
             behind += client.state is ClientState.BEHIND
-        admission, durables = self.admission, self.durables.statistics()
-        batches = self._services.batches.statistics()
+        admission, durables = self.admission, self.durables
+        batches = self._services.batches
         return SessionStatistics(
             clients=len(self._clients),
             subscriptions=subscriptions,
@@ -116,7 +116,7 @@ class Sessions:
             durables_unwritten=durables.unwritten,
             visitors=admission.connections,
             addresses=admission.addresses,
-            waited=self.fair_queue.statistics().waited,
+            waited=self.fair_queue.waited,
             deliveries=batches.deliveries,
             bytes=batches.bytes,
             acks_ignored=self._acks_ignored,

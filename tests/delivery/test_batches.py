@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches, BatchStatistics
+from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.client import Client, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
@@ -138,11 +138,11 @@ async def test_live_deliveries_are_counted_with_their_latency(autojump_clock: Mo
     batch = batches.after_position(subscription)
     await trio.sleep(1)
     batches.commit(subscription, batch, trio.current_time())
-    assert batches.statistics() == BatchStatistics(2, len(batch.data))
+    assert (batches.deliveries, batches.bytes) == (2, len(batch.data))
     assert batches.latencies.total_s == pytest.approx(2 * 3)
     subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
     batches.commit(subscription, batches.after_position(subscription), trio.current_time())
-    assert batches.statistics().deliveries == 4
+    assert batches.deliveries == 4
     assert sum(batches.latencies.counts) == 2
 
 
@@ -175,7 +175,7 @@ async def test_repeated_batches_are_counted(autojump_clock: MockClock) -> None:
     batches.commit(first, batch, trio.current_time())
     batches.count_repeats(batch, 3, trio.current_time() + 1)
     assert first.prefix is batch.prefix
-    assert batches.statistics() == BatchStatistics(8, 4 * len(batch.data))
+    assert (batches.deliveries, batches.bytes) == (8, 4 * len(batch.data))
     assert sum(batches.latencies.counts) == 8
     assert batches.latencies.total_s == pytest.approx(2 * 2 + 6 * 3)
 
@@ -216,7 +216,7 @@ async def test_a_cursor_moves_when_its_batch_is_committed() -> None:
     assert (subscription.position.offset, len(subscription.backlog)) == (1, 0)
     batches.commit(subscription, batches.next_batch(subscription), 0.0)
     assert subscription.position.offset == 3
-    assert batches.statistics().deliveries == 3
+    assert batches.deliveries == 3
 
 
 async def test_batches_are_not_shared_between_different_grants() -> None:
