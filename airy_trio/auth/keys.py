@@ -305,18 +305,18 @@ class KeyRing:
         try:
             with trio.CancelScope() as self._loading:
                 return self._accept(await source.load(), source)
-        except KeysFault as fault:
-            self._retry_later(str(fault))
+        except KeysFault as error:
+            fault = str(error)
         except Exception as error:  # noqa: BLE001 - the answer of another server must not end this one
-            self._retry_later(f"an error of the program: {type(error).__name__}")
+            fault = f"an error of the program: {type(error).__name__}"
+        else:
+            return False  # retired meanwhile
         finally:
             self._loading = None
             self._ended.set()
             self._ended = trio.Event()
-        return False  # failed, or retired meanwhile
-
-    def _retry_later(self, reason: str) -> None:
-        self._due_at = trio.current_time() + self._outage.begin(reason, known=len(self.keys))
+        self._due_at = trio.current_time() + self._outage.begin(fault, known=len(self.keys))
+        return False
 
     def _accept(self, keys: tuple[Key, ...], source: KeySource) -> bool:
         changed = keys != self.keys

@@ -390,7 +390,10 @@ class Conversation:
         )
         subscription.attach(services.eventlog, granted)
         client.subscriptions[request.number] = subscription
-        claim = await self._claim(subscription, request)
+        claim: DurableClaim | None = None
+        if request.durable is not None and client.user.name is not None:  # its acknowledged position is known then
+            claim = services.durables.claim(subscription, client.user.name, request.durable)
+            await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
         resume_header = b"" if begin.resume == LIVE else header("resume", begin.resume, None)
         subscription.begin_after(begin.position, begin.backlog, resume_header)
@@ -417,15 +420,6 @@ class Conversation:
             return None
         reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"
         return _not_granted(request, reason)
-
-    async def _claim(self, subscription: Subscription, request: Subscribe) -> DurableClaim | None:
-        """Claim the durable subscription that is requested, if one is; its acknowledged position is known then."""
-        owner = self._client.user.name
-        if request.durable is None or owner is None:
-            return None
-        claim = self._services.durables.claim(subscription, owner, request.durable)
-        await self.inbox.unless_gone(claim.claimed.wait())
-        return claim
 
     async def _find_start(self, subscription: Subscription, request: Subscribe, acknowledged: Position | None) -> Start:
         """Decide where to start: after the position that the client sends, or else after what it has acknowledged."""
@@ -457,12 +451,14 @@ class Conversation:
         else:
             one = self._client.subscriptions.get(ack.number)
             subscriptions = [] if one is None else [one]
-        known: list[Subscription] = []
-        for subscription in subscriptions:
-            if subscription.window is None or position is None or position.epoch != subscription.position.epoch:
-                continue
-            if subscription.window.acknowledge(position.offset):
-                known.append(subscription)
+        known = [
+            one
+            for one in subscriptions
+            if one.window is not None
+            and position is not None
+            and position.epoch == one.position.epoch
+            and one.window.acknowledge(position.offset)
+        ]
         if not known:
             self.acks_ignored += 1
             return

@@ -26,7 +26,7 @@ from airy_trio.stomp.connection import Connection
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.frames import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
-from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, read_head, upgrade_in
+from airy_trio.websocket.request import Request, RequestRefusedError, read_head, upgrade_in
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
 
@@ -158,10 +158,14 @@ class Session:
 
     async def _upgrade(self) -> Request:
         """Read the upgrade request and answer it. Raises ``RequestRefusedError`` after a refusal was written."""
-        stream, options = self.client.stream, self._services.options
+        stream, slot, options = self.client.stream, self.client.slot, self._services.options
         try:
             request = await _read_request(stream)
-            wanted = _check(request, self.client.slot, options.path)
+            if request.path != options.path:
+                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
+            wanted = upgrade_in(request)
+            if slot is not None:
+                slot.examine(request, wanted)
         except RequestRefusedError as error:
             await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
             raise
@@ -226,15 +230,6 @@ async def _read_request(stream: FramedStream) -> Request:
         request = read_head(data, parsed_before)
         if request is not None:
             return request
-
-
-def _check(request: Request, slot: ConnectionSlot | None, path: str) -> Upgrade:
-    if request.path != path:
-        raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-    wanted = upgrade_in(request)
-    if slot is not None:
-        slot.examine(request, wanted)
-    return wanted
 
 
 async def read_to_end(transport: Transport, turn: Turn, *, after: bytes = b"", or_close: bool = False) -> None:

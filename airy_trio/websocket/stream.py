@@ -180,7 +180,10 @@ class FramedStream:
             if frames.has_unread:
                 if not self._admitted:
                     await self._wait_turn()
-                found = self._next_frame(frames)
+                try:
+                    found = frames.next()
+                finally:
+                    self.ended |= frames.closed
             if found is None:
                 await self.receive_some()
                 continue
@@ -222,12 +225,6 @@ class FramedStream:
                 raise TooMuchInputError
         self.read_at = trio.current_time()
         return data
-
-    def _next_frame(self, frames: FrameReader) -> tuple[int, bytes] | None:
-        try:
-            return frames.next()
-        finally:
-            self.ended |= frames.closed
 
     async def _answer(self) -> None:
         """Write the answers that are due. Raises ``InputEnded`` after that to a Close frame."""

@@ -154,7 +154,10 @@ class TlsTransport:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
             if complete:
-                self._count_empty_record()
+                self._empty_records += 1
+                if self._empty_records > EMPTY_RECORDS_MAX:
+                    self._broken = "the peer sends too many records without content"
+                    self._check_usable()
             if fed:
                 await self._turn()
             fed, complete = True, await self._feed_record(bytes_max)
@@ -240,12 +243,6 @@ class TlsTransport:
         self._incoming.write(part)
         self._record_left = left - len(part)
         return not self._record_left
-
-    def _count_empty_record(self) -> None:
-        self._empty_records += 1
-        if self._empty_records > EMPTY_RECORDS_MAX:
-            self._broken = "the peer sends too many records without content"
-            self._check_usable()
 
     def _fail(self, error: ssl.SSLError) -> str:
         """Mark the connection as broken, send the alert of OpenSSL if it can leave now, and return the reason."""
