@@ -250,14 +250,9 @@ class Events(AsyncIterator[Event | Reset]):
 class Client:
     """A client of one server, from ``open``. It has a connection while a loop over ``events`` runs."""
 
-    def __init__(self, address: ServerAddress, token: Token | None) -> None:
-        self._address = address
-        self._token = token
-        self._rejected_tokens = 0
-        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
-        self._lost = False
+    def __init__(self, loops: trio.MemorySendChannel[_Loop]) -> None:
+        self._loops = loops
         self._loop: _Loop | None = None
-        self._begun, self._loops = trio.open_memory_channel[_Loop](float("inf"))
 
     def events(
         self,
@@ -276,23 +271,34 @@ class Client:
         ``trio.ClosedResourceError`` after the end of the client.
         """
         loop = _Loop(destination, position, oldest=begin == "oldest")
-        self._begun.send_nowait(loop)
+        self._loops.send_nowait(loop)
         self._end(ClientError("events() was called again on this client; open another client for a second loop"))
         self._loop = loop
         return Events(loop)
 
     def close(self) -> None:
         """End the loop, and allow no other. Idempotent. ``open`` does it at the end of its block."""
-        self._begun.close()
+        self._loops.close()
         self._end(None)
 
     def _end(self, fault: Exception | None) -> None:
         if self._loop is not None:
             self._loop.end(fault)
 
-    async def run(self) -> None:
-        """Keep a connection open for one loop after another. ``open`` runs it until the end of its block."""
-        async for loop in self._loops:
+
+class _Connector:
+    """Keeps a connection open for one loop after another."""
+
+    def __init__(self, address: ServerAddress, token: Token | None) -> None:
+        self._address = address
+        self._token = token
+        self._rejected_tokens = 0
+        self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
+        self._lost = False
+
+    async def run(self, loops: trio.MemoryReceiveChannel[_Loop]) -> None:
+        """Serve loops. Runs until cancelled."""
+        async for loop in loops:
             await loop.run(self._connect)
 
     async def _connect(self, loop: _Loop) -> NoReturn:
@@ -358,10 +364,12 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
     ``logging``. Raises ``ValueError`` for any other URL. What the block raises is not wrapped in a group. Resource
     handling: the socket is closed with the block, without a DISCONNECT.
     """
-    client = Client(ServerAddress.parse(url, tls), token)
+    connector = _Connector(ServerAddress.parse(url, tls), token)
+    sending, receiving = trio.open_memory_channel[_Loop](float("inf"))
+    client = Client(sending)
     try:
         async with tasks() as nursery:
-            nursery.start_soon(client.run)
+            nursery.start_soon(connector.run, receiving)
             yield client
     finally:
         client.close()

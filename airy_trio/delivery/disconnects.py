@@ -56,6 +56,11 @@ PROTOCOL_ERROR: Final = DisconnectReason(
 UNAUTHORIZED: Final = DisconnectReason(
     "unauthorized", "401-unauthorized", 4401, Reconnect.WITH_CREDENTIALS, "The credentials were not accepted."
 )
+TOKEN_EXPIRED: Final = evolve(
+    UNAUTHORIZED,
+    token="401-token-expired",  # noqa: S106 - of an ERROR
+    prose="The credentials have expired; new ones are needed.",
+)
 FORBIDDEN: Final = DisconnectReason("forbidden", "403-forbidden", 4403, Reconnect.NO, "This is not allowed.")
 NOT_FOUND: Final = DisconnectReason(
     "not found",
@@ -104,6 +109,9 @@ TOO_MANY: Final = DisconnectReason(
     "The limit of subscriptions, or of names of durable subscriptions, is reached.",
 )
 INTERNAL: Final = DisconnectReason("internal", "500-internal", 1011, Reconnect.YES, "The server failed.")
+KEYS_AWAY: Final = evolve(
+    INTERNAL, prose="The keys that verify credentials are unavailable; the credentials may be valid."
+)
 STORE_UNAVAILABLE: Final = DisconnectReason(
     "event store unavailable",
     "503-event-store-unavailable",
@@ -121,16 +129,9 @@ GONE: Final = DisconnectReason("gone", None, None, Reconnect.YES)
 REFUSED: Final = DisconnectReason("refused", None, None, Reconnect.NO)
 """The request did not become a WebSocket; it was answered over HTTP."""
 
-CATALOGUE: Final = tuple(row for row in tuple(globals().values()) if isinstance(row, DisconnectReason))
-"""All of the above. The reasons below have the name, the close code and the advice of one of them."""
-
-TOKEN_EXPIRED: Final = evolve(
-    UNAUTHORIZED,
-    token="401-token-expired",  # noqa: S106 - of an ERROR
-    prose="The credentials have expired; new ones are needed.",
-)
-KEYS_AWAY: Final = evolve(
-    INTERNAL, prose="The keys that verify credentials are unavailable; the credentials may be valid."
+_VARIANTS: Final = TOKEN_EXPIRED, KEYS_AWAY
+CATALOGUE: Final = tuple(
+    row for row in tuple(globals().values()) if isinstance(row, DisconnectReason) and row not in _VARIANTS
 )
 
 # The first character of the tokens for faults of clients, as in the status codes of HTTP.
