@@ -141,7 +141,7 @@ async def serve_faultily(
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
 @pytest.mark.parametrize("life", [behave, guess, forge], ids=lambda life: life.__name__)
-async def test_a_fault_at_every_await_of_a_session_ends_at_most_that_session(
+async def test_fault_at_any_await_ends_at_most_that_session(
     life: Callable[[StompClient], Awaitable[None]], fault: Callable[[], Exception], autojump_clock: MockClock
 ) -> None:
     log = await open_log()

@@ -98,9 +98,7 @@ async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_
     await server.ended()
 
 
-async def test_the_deadline_of_connect_does_not_end_a_session_that_connected(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_connect_deadline_does_not_end_a_connected_session(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await trio.sleep(OPTIONS.connect_timeout_s * 10)
     assert (await client.subscribe()).command == "RECEIPT"

@@ -88,7 +88,7 @@ async def test_close_during_a_waiting_subscribe_is_answered(autojump_clock: Mock
             assert server.endings[0].reason is not None, "the session has not ended after 300 s"
 
 
-async def test_close_during_a_waiting_subscribe_bounds_what_follows(autojump_clock: MockClock) -> None:
+async def test_close_during_a_waiting_subscribe_bounds_later_input(autojump_clock: MockClock) -> None:
     with trio.fail_after(10_000):
         async with close_in_a_waiting_subscribe() as (_, transport, client):
             with suppress(trio.BrokenResourceError):
@@ -98,7 +98,7 @@ async def test_close_during_a_waiting_subscribe_bounds_what_follows(autojump_clo
             assert len(client.stream.unread) < 10_000
 
 
-async def test_slow_client_with_heart_beats_and_a_ping_is_not_silent(autojump_clock: MockClock) -> None:
+async def test_slow_client_with_heart_beats_and_ping_stays_connected(autojump_clock: MockClock) -> None:
     """It takes 1 KiB a second, and sends a heart-beat each second; one PING waits for the batch of 64 KiB."""
     options = ListenerOptions(port=0, heartbeat_ms=5000)
     async with serving(options=options, listen=False) as server:
@@ -140,7 +140,7 @@ async def test_known_fault_ends_a_second_wait(autojump_clock: MockClock) -> None
     assert trio.current_time() < 10
 
 
-async def test_fault_that_nobody_raises_leaves_no_cycle(autojump_clock: MockClock) -> None:
+async def test_unraised_fault_leaves_no_cycle(autojump_clock: MockClock) -> None:
     async def live() -> None:
         transport = MemoryTransport()
         stream = FramedStream(transport, send_timeout_s=10)
@@ -453,7 +453,7 @@ async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_c
 @pytest.mark.parametrize(
     "content", [b"\x03\xe8", b"\x03", b"\x03\xf6", b"\x03\xe8\xff"], ids=["control", "one octet", "1014", "not UTF-8"]
 )
-async def test_client_whose_close_frame_is_invalid_is_not_waited_for(content: bytes, autojump_clock: MockClock) -> None:
+async def test_client_with_an_invalid_close_frame_is_not_awaited(content: bytes, autojump_clock: MockClock) -> None:
     """It has sent its Close frame, so it sends no other and awaits our FIN."""
     async with serving(listen=False) as server:
         transport, _ = await begin(server, head(), frame(TEXT, CONNECT))

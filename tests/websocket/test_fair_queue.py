@@ -170,7 +170,7 @@ class Answering(StreamTransport):
         super().push(data)
 
 
-async def test_crowd_is_answered_over_many_passes_and_events_do_not_wait(
+async def test_crowd_is_answered_over_many_passes_without_delaying_events(
     autojump_clock: MockClock,
 ) -> None:
     crowd, asked = 100, 20
