@@ -17,7 +17,7 @@ from typing import Final, NoReturn, TypeVar, assert_never
 
 import structlog
 import trio
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from airy_trio.auth import Authenticator, Refusal, RefusalKind
 from airy_trio.delivery.batches import Batches
@@ -152,6 +152,7 @@ class Services:
         self.sampled_log = SampledLog()
 
 
+@define(eq=False, weakref_slot=False)
 class Inbox:
     """The messages of one client, in order. For one task.
 
@@ -159,15 +160,12 @@ class Inbox:
     raise what it raises. ``turn``: awaited before a message that was read ahead.
     """
 
-    __slots__ = ("_ahead", "_bytes", "_bytes_max", "_fault", "_receive", "_turn")
-
-    def __init__(self, receive: Callable[[], Awaitable[bytes]], turn: Turn, *, bytes_max: int) -> None:
-        self._receive = receive
-        self._turn = turn
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._ahead: deque[bytes] | None = None  # an empty deque takes 600 bytes, in each of many thousand sessions
-        self._fault: Exception | None = None  # of reading ahead; comes after the messages
+    _receive: Callable[[], Awaitable[bytes]]
+    _turn: Turn
+    _bytes_max: int = field(kw_only=True)
+    _bytes: int = field(default=0, init=False)
+    _ahead: deque[bytes] | None = field(default=None, init=False)  # an empty one takes 600 bytes, in each idle session
+    _fault: Exception | None = field(default=None, init=False)  # of reading ahead; comes after the messages
 
     def next(self) -> Awaitable[bytes]:
         """Return the next message, to be awaited.
@@ -228,6 +226,7 @@ class Inbox:
         return message
 
 
+@define(eq=False, weakref_slot=False)
 class Conversation:
     """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox`` in its turn.
 
@@ -236,28 +235,14 @@ class Conversation:
     NACKs of messages in flight.
     """
 
-    __slots__ = (
-        "_client",
-        "_services",
-        "_turn",
-        "_unwritten",
-        "_upgrade_token",
-        "acks_ignored",
-        "inbox",
-        "nacks",
-    )
-
-    def __init__(
-        self, client: Client, services: Services, inbox: Inbox, *, turn: Turn, upgrade_token: str | None = None
-    ) -> None:
-        self._client = client
-        self._services = services
-        self._turn = turn
-        self._unwritten = False  # acknowledgements that the next RECEIPT has to wait for
-        self._upgrade_token = upgrade_token
-        self.inbox = inbox
-        self.acks_ignored = 0
-        self.nacks = 0
+    _client: Client
+    _services: Services
+    inbox: Inbox
+    _turn: Turn = field(kw_only=True)
+    _upgrade_token: str | None = field(default=None, kw_only=True)
+    _unwritten: bool = field(default=False, init=False)  # acknowledgements that the next RECEIPT has to wait for
+    acks_ignored: int = field(default=0, init=False)
+    nacks: int = field(default=0, init=False)
 
     async def handle(self, message: bytes) -> DisconnectReason | None:
         """Handle all frames in a message; return the disconnect reason if one of them ends the session."""
