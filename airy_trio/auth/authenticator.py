@@ -28,7 +28,6 @@ from airy_trio.stomp.frames import Connect
 
 NOT_A_TOKEN: Final = ""
 """Stands for a value that is present and cannot be a token, such as two of them: it matches no user."""
-
 DELAY_FIRST_S: Final = 0.1
 """After the first refusal; each further one doubles it."""
 DELAY_MAX_S: Final = 2.0

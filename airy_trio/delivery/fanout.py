@@ -7,8 +7,7 @@ Events that arrive during a round are written together in the next one, so batch
 A client that does not take a batch at once, or needs events that the tail no longer holds, is handed over to
 ``Senders``, which starts a send task for it. The task drains what is pending, reads the missed events from the store,
 sends them in batches, one for each subscription in turn, and ends when the client is live again. Waiting for the
-socket is the backpressure: no events are queued, and a slow client is a cursor that does not move. A live client has
-no task here.
+socket is the backpressure: no events are queued.
 
 ``delivery.client`` describes the states of a client and the invariants that this module depends on.
 """
