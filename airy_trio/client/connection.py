@@ -43,7 +43,6 @@ _LIMITS: Final = Limits(
 _RECONNECT: Final = {row.token[:3]: row.reconnect for row in CATALOGUE if row.token is not None}
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in CATALOGUE if row.token is not None}
 _MESSAGE_TOO_BIG: Final = 1009
-_NO_CLOSE_FRAME: Final = 1006
 _AnyStream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -274,7 +273,8 @@ class ServerConnection:
             except trio.BrokenResourceError as error:
                 raise Lost(str(error)) from error
             if not data:
-                raise _ending(_NO_CLOSE_FRAME, "")
+                message = "the connection ended without a Close frame"
+                raise Lost(message)
             return bytes(data)
         message = f"the server was silent for {self._silence_s:g} s"
         raise Lost(message)

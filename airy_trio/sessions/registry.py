@@ -48,7 +48,7 @@ class SessionStatistics:
     the connections that have a slot, and the ``addresses`` that they are counted by.
 
     Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
-    (``BatchStatistics``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
+    (``Batches``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
     name of their disconnect reason (``disconnects``), and those that a client's fault has ended by its token
     (``client_faults``); ``requests_refused`` by HTTP status; connections ``turned_away`` by the limit.
     """

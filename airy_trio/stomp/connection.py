@@ -346,7 +346,7 @@ def connect(connection: Connection, frame: Frame) -> Connect:
     if version is Version.V1_0:
         # Clients of 1.0 may pad their values. The decoder did not know yet that this is one, so it has not trimmed.
         get = Frame("", tuple((name, value.strip(" \t")) for name, value in frame.headers)).get
-        heartbeat = HeartBeat.none()
+        heartbeat = HeartBeat()
     else:
         try:
             heartbeat = negotiate(get("heart-beat"), connection.options.heartbeat_ms)

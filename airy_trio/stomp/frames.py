@@ -6,7 +6,7 @@
 import re
 from collections.abc import Collection
 from enum import Enum
-from typing import Final, Self
+from typing import Final
 
 from attrs import field, frozen
 
@@ -57,13 +57,8 @@ class HeartBeat:
     promised.
     """
 
-    outgoing_s: float | None
-    incoming_s: float | None
-
-    @classmethod
-    def none(cls) -> Self:
-        """Return the agreement with a client of 1.0, or without the header: no heart-beats in either direction."""
-        return cls(outgoing_s=None, incoming_s=None)
+    outgoing_s: float | None = None
+    incoming_s: float | None = None
 
     @property
     def silent_after_s(self) -> float | None:
@@ -79,7 +74,7 @@ def negotiate(client_header: str | None, server_ms: int) -> HeartBeat:
     if the header is not two numbers.
     """
     if client_header is None:
-        return HeartBeat.none()
+        return HeartBeat()
     numbers = _HEADER.fullmatch(client_header)
     if numbers is None:
         message = "not two numbers of milliseconds"

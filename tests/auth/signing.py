@@ -76,6 +76,4 @@ def issuer(algorithm: str, number: int = 0, kid: str | None = None) -> Issuer:
 
 
 def connect_with(token: str | None = None, *, authorization: str | None = None) -> Connect:
-    return Connect(
-        version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat.none()
-    )
+    return Connect(version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat())

@@ -39,7 +39,7 @@ BAD: dict[str, tuple[tuple[str, str], ...]] = {
     "a wrong one before a good passcode": (("Authorization", "Bearer wrong"), ("passcode", "s3cret")),
 }
 
-NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat.none())
+NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat())
 
 
 def is_unauthorized(answer: User | Refusal) -> bool:

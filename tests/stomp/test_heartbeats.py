@@ -30,7 +30,7 @@ def test_each_direction_is_the_longer_of_both_or_none(
 
 
 def test_a_server_that_offers_none_has_none() -> None:
-    assert negotiate("10000,10000", 0) == HeartBeat.none()
+    assert negotiate("10000,10000", 0) == HeartBeat()
 
 
 @pytest.mark.parametrize(

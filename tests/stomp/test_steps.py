@@ -95,7 +95,7 @@ def test_secrets_do_not_show() -> None:
 def test_version_1_0_has_no_heart_beats() -> None:
     for header in ("10000,10000", "rubbish"):
         request = connection.connect(session(None), frame("CONNECT", heart_beat=header))
-        assert request.heartbeat == HeartBeat.none()
+        assert request.heartbeat == HeartBeat()
 
 
 def test_subscribe_has_all_headers() -> None:

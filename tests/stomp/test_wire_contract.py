@@ -190,7 +190,7 @@ def test_longer_heart_beat_interval_counts(
     request = request_of(Connection(options(), "s-1"), connect_frame(version, *lines))
     assert isinstance(request, Connect)
     agreed = HeartBeat(outgoing_s=outgoing_s, incoming_s=incoming_s)
-    assert request.heartbeat == (HeartBeat.none() if version is Version.V1_0 else agreed)
+    assert request.heartbeat == (HeartBeat() if version is Version.V1_0 else agreed)
 
 
 def test_heart_beat_is_a_line_feed_and_no_request() -> None:
