@@ -148,7 +148,12 @@ def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
     if options.mode != "jwt" or options.secret_is_shared:
         return None
     source = source_of(options)
-    return _load(source) if isinstance(source, KeyFile) else None
+    if not isinstance(source, KeyFile):
+        return None
+    try:
+        return source.load_now()
+    except KeysFault as fault:
+        raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
 
 
 def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | None) -> KeyRing:
@@ -158,16 +163,9 @@ def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | 
     if options.secret_is_shared:
         return KeyRing((secret_key(options.jwt_key, options.jwt_algorithms),))
     source = source_of(options)
-    if not isinstance(source, KeyFile):
-        return KeyRing(past.keys if past.source == source else (), source)
-    return KeyRing(_load(source) if file_keys is None else file_keys, source)
-
-
-def _load(source: KeyFile) -> tuple[Key, ...]:
-    try:
-        return source.load_now()
-    except KeysFault as fault:
-        raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
+    if isinstance(source, KeyFile):
+        return KeyRing(file_keys or load_file_keys(options) or (), source)
+    return KeyRing(past.keys if past.source == source else (), source)
 
 
 def _digest(token: str) -> bytes:
