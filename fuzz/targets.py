@@ -203,7 +203,7 @@ def _answer(connection: Connection, request: Request) -> None:
             assert _read(connection, connection.connected()).command == "CONNECTED"
             return
         case Subscribe(number=number, destination=destination):
-            message = connection.message_prefix(number) + message_head("k7f3q9-1", 2, truncated=False)
+            message = connection.message_prefix(request) + message_head("k7f3q9-1", 2, truncated=False)
             message += connection.message_ack(number, "k7f3q9-1") + EOL + b"{}" + NUL
             frame = _read(connection, message)
             assert frame.get("destination") == destination

@@ -368,7 +368,7 @@ class Conversation:
         subscription = Subscription(
             client=client,
             number=request.number,
-            prefix=client.connection.message_prefix(request.number),
+            prefix=client.connection.message_prefix(request),
             position=services.eventlog.head,
             live_after=services.eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),

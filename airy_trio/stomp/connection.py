@@ -209,9 +209,8 @@ class Connection:
         """Read a piece of input, cut anywhere, and return the client's requests in order.
 
         Raises ``RemoteProtocolError`` with the requests before the fault. After that and after a Disconnect all input
-        is ignored. Subscriptions that this input ends can be answered until the next call.
+        is ignored.
         """
-        self.subscriptions.forget_ended()
         requests: list[Request] = []
         if self.state not in TRANSITIONS:
             return requests
@@ -266,20 +265,18 @@ class Connection:
         self._stop(ConnectionState.CLOSED)
         return octets
 
-    def message_prefix(self, number: int) -> bytes:
-        """Encode ``encoder.message_prefix`` of a subscription that is open, or was ended by the latest input."""
-        subscription = self._subscription(number)
-        return encoder.message_prefix(self._agreed_version(), subscription.destination, subscription.id)
+    def message_prefix(self, request: Subscribe) -> bytes:
+        """Encode ``encoder.message_prefix`` of a subscription."""
+        self._expect(Handshake.CONNECTED_SENT)
+        return encoder.message_prefix(self._agreed_version(), request.destination, request.id)
 
     def message_ack(self, number: int, message_id: str) -> bytes:
-        """Encode the ``ack`` header line of a message in such a subscription; empty if the message needs none.
+        """Encode the ``ack`` header line of a message that the client has to acknowledge; empty before 1.2.
 
-        The value is SUBSCRIPTIONNUMBER.MESSAGEID. Only 1.2 has this header, and only modes other than auto need it.
+        The value is SUBSCRIPTIONNUMBER.MESSAGEID.
         """
-        subscription = self._subscription(number)
-        if self.version is not Version.V1_2 or subscription.ack is AckMode.AUTO:
-            return b""
-        return encoder.header("ack", f"{number}.{message_id}", self.version)
+        self._expect(Handshake.CONNECTED_SENT)
+        return encoder.header("ack", f"{number}.{message_id}", self.version) if self.version is Version.V1_2 else b""
 
     def _handle(self, frame: Frame) -> Request:
         cell = TRANSITIONS[self.state].get(frame.command, OTHERWISE[self.state])
@@ -307,14 +304,6 @@ class Connection:
             message = "no version is agreed"
             raise LocalProtocolError(message)
         return self.version
-
-    def _subscription(self, number: int) -> OpenSubscription:
-        self._expect(Handshake.CONNECTED_SENT)
-        subscription = self.subscriptions.find(number)
-        if subscription is None:
-            message = f"there is no subscription {number}"
-            raise LocalProtocolError(message)
-        return subscription
 
     def _expect(self, *allowed: Handshake) -> None:
         if self.state is ConnectionState.CLOSED:
@@ -380,9 +369,7 @@ def subscribe(connection: Connection, frame: Frame) -> Subscribe:
     if replay not in (None, "none", "all"):
         raise RemoteProtocolError(*errors.BAD_REPLAY)
     number = connection.subscriptions.open(
-        OpenSubscription(
-            id=subscription_id, destination=destination, ack=ack, prefetch=0 if ack is AckMode.AUTO else prefetch
-        )
+        OpenSubscription(id=subscription_id, destination=destination, prefetch=0 if ack is AckMode.AUTO else prefetch)
     )
     return Subscribe(
         number=number,

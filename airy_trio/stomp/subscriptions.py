@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 
 from airy_trio.stomp import errors
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.frames import NO_SUBSCRIPTION, Ack, AckMode
+from airy_trio.stomp.frames import NO_SUBSCRIPTION, Ack
 
 _MESSAGE_ID: Final = re.compile(r"([a-z0-9]{6})-(0|[1-9][0-9]{0,17})")
 _PACKED: Final = Struct("<I6sq")  # subscription, epoch, offset; the offset of a NACK is inverted, and so negative
@@ -107,23 +107,17 @@ class OpenSubscription:
 
     id: str | None
     destination: str
-    ack: AckMode
     prefetch: int = 0
 
 
 @define(eq=False, weakref_slot=False)
 class OpenSubscriptions:
-    """Open subscriptions, numbered from 1 in the order in which they were opened. A number is never reused.
-
-    An ended subscription can be found until ``forget_ended``: its SUBSCRIBE may have arrived in the same input as its
-    UNSUBSCRIBE, and is then answered after both were read.
-    """
+    """Open subscriptions, numbered from 1 in the order in which they were opened. A number is never reused."""
 
     _subscriptions_max: int
     _in_flight_max: int
     _prefetch: int = field(default=0, init=False)  # sum over the open subscriptions
     _open: dict[int, OpenSubscription] = field(factory=dict, init=False)
-    _ended: dict[int, OpenSubscription] | None = field(default=None, init=False)  # rarely needed: allocated on demand
     _numbers: dict[str, int] = field(factory=dict, init=False)
     _last_number: int = field(default=0, init=False)
 
@@ -163,14 +157,3 @@ class OpenSubscriptions:
         self._prefetch -= subscription.prefetch
         if subscription.id is not None:
             del self._numbers[subscription.id]
-        if self._ended is None:
-            self._ended = {}
-        self._ended[number] = subscription
-
-    def forget_ended(self) -> None:
-        """Drop the ended subscriptions."""
-        self._ended = None
-
-    def find(self, number: int) -> OpenSubscription | None:
-        """Return a subscription that is open, or that ended since the last ``forget_ended``."""
-        return self._open.get(number) or (None if self._ended is None else self._ended.get(number))

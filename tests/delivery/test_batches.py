@@ -13,7 +13,7 @@ from airy_trio.events.destinations import EVERYTHING, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.frames import AckMode
+from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
 from tests.sessions.serving import event, events, open_log
@@ -29,11 +29,12 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
     connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
     connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
     connection.connected()
-    connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
+    (request,) = connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
+    assert isinstance(request, Subscribe)
     subscription = Subscription(
         Client(connection, cast("FramedStream", None)),
         1,
-        connection.message_prefix(1),
+        connection.message_prefix(request),
         log.head.at(offset),
         window=None if ack is AckMode.AUTO else Window(ack, 10),
         started=True,

@@ -79,7 +79,7 @@ def test_version_decides_which_escapes_are_used(version: Version, expected: str)
     connection = opened(version)
     request = subscription(connection, "destination:/events", "id:\\n\\c\\\\")
     assert request.id == expected
-    assert b"\nsubscription:\\n\\c\\\\\n" in connection.message_prefix(request.number)
+    assert b"\nsubscription:\\n\\c\\\\\n" in connection.message_prefix(request)
 
 
 def test_carriage_return_is_escaped_in_1_2_only() -> None:
@@ -283,9 +283,9 @@ def test_unsubscribe_by_destination_in_1_0() -> None:
 def test_message_has_its_headers_in_order(version: Version, lines: bytes, ack: bytes) -> None:
     connection = opened(version)
     given = () if version is Version.V1_0 else ("id:s\\c0",)
-    subscription(connection, *given, "destination:/events/channel/a%20b", "ack:client")
+    request = subscription(connection, *given, "destination:/events/channel/a%20b", "ack:client")
     message = (
-        connection.message_prefix(1)
+        connection.message_prefix(request)
         + message_head("k7f3q9-12", 2, truncated=False)
         + connection.message_ack(1, "k7f3q9-12")
         + EOL
@@ -299,12 +299,6 @@ def test_message_has_its_headers_in_order(version: Version, lines: bytes, ack: b
         + ack
         + b"\n{}\0"
     )
-
-
-def test_message_has_no_ack_header_in_mode_auto() -> None:
-    connection = opened()
-    subscription(connection, "id:0", "destination:/events")
-    assert connection.message_ack(1, "k7f3q9-12") == b""
 
 
 # Line 12: ACK and NACK
