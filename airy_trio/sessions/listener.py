@@ -20,6 +20,7 @@ from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
+from airy_trio.retry import Backoff, Outage
 from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
 from airy_trio.sessions.session import LINGER_S, read_to_end
@@ -169,41 +170,21 @@ async def accept(
     Runs until cancelled. Raises ``BrokenListenerError``.
     """
     acceptor = _Acceptor(listening, sessions, connections, encryption)
-    shortage = _Shortage()
+    # At the limit each client that leaves lets one other in. So a shortage is over when it was not met for a while.
+    shortage = Outage(logger, "cannot accept connections", backoff=Backoff(EXHAUSTED_PAUSE_S, EXHAUSTED_PAUSE_S))
+    over_at = math.inf
     while True:
-        with trio.move_on_at(shortage.over_at) as over:
+        with trio.move_on_at(over_at) as over:
             await trio.lowlevel.wait_readable(listening)
-        shortage.end_if_over()
+        if shortage.since is not None and trio.current_time() >= over_at:
+            lasted_s = over_at - SHORTAGE_OVER_S - shortage.since
+            logger.info("connections are accepted again", lasted_s=round(lasted_s, 1))
+            shortage.end()
+            over_at = math.inf
         out_of = None if over.cancelled_caught else acceptor.accept_some()
         if out_of is not None:
-            shortage.occurred(out_of)
-            await trio.sleep(EXHAUSTED_PAUSE_S)
-
-
-class _Shortage:
-    """Logs once that connections cannot be accepted, and once that they are accepted again.
-
-    At the limit each client that leaves lets one other in. So the shortage is over only when it was not met for
-    ``SHORTAGE_OVER_S``; ``over_at`` is that time, in Trio's time.
-    """
-
-    def __init__(self) -> None:
-        self.over_at = math.inf
-        self._began_at = self._met_at = 0.0
-
-    def occurred(self, out_of: str) -> None:
-        """Record that a connection could not be accepted."""
-        self._met_at = trio.current_time()
-        if math.isinf(self.over_at):
-            self._began_at = self._met_at
-            logger.warning("cannot accept connections", reason=out_of)
-        self.over_at = self._met_at + SHORTAGE_OVER_S
-
-    def end_if_over(self) -> None:
-        """Log the end of the shortage when its time has come."""
-        if trio.current_time() >= self.over_at:
-            self.over_at = math.inf
-            logger.info("connections are accepted again", lasted_s=round(self._met_at - self._began_at, 1))
+            over_at = trio.current_time() + SHORTAGE_OVER_S
+            await trio.sleep(shortage.begin(out_of))
 
 
 class _Acceptor:
