@@ -36,13 +36,6 @@ class Batches:
         self.bytes = 0
         self.latencies = Latencies()
 
-    def next_batch(self, subscription: Subscription) -> EncodedBatch:
-        """Encode the next batch of a subscription that has work: of its backlog, else after its position.
-
-        Raises ``LookupError`` if there is no backlog and the view has evicted an event after the position.
-        """
-        return self.of_backlog(subscription) if subscription.backlog else self.after_position(subscription)
-
     def commit(self, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
         """Move the cursor over a batch that the transport has taken, and count it. ``now``: in Trio's time."""
         subscription.commit(batch)
@@ -60,16 +53,15 @@ class Batches:
             self.bytes += len(batch.data) * times
             self.latencies.observe(now - batch.changed_at, deliveries)
 
-    def of_backlog(self, subscription: Subscription) -> EncodedBatch:
-        """Encode the next batch of a backlog, which must not be empty. The cursor is already beyond it."""
-        data, offsets, changed_at = self._join(subscription, subscription.backlog)
-        return EncodedBatch(data, offsets, changed_at, subscription.position)
+    def next_batch(self, subscription: Subscription) -> EncodedBatch:
+        """Encode, or take from the shared batches, the next batch of a subscription that has work.
 
-    def after_position(self, subscription: Subscription) -> EncodedBatch:
-        """Encode, or take from the shared batches, the next batch from the tail. The subscription must have work.
-
-        Raises ``LookupError`` if the view has evicted an event after the position.
+        It is of its backlog, if there is one, else after its position. Raises ``LookupError`` if the view has evicted
+        an event after the position.
         """
+        if subscription.backlog:  # the cursor is already beyond it
+            data, offsets, changed_at = self._join(subscription, subscription.backlog)
+            return EncodedBatch(data, offsets, changed_at, subscription.position)
         if not subscription.shareable:
             return self._from_tail(subscription)
         position, view = subscription.position, subscription.view
