@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.stomp.requests import Acknowledge, Connect, Disconnect, Subscribe, Unsubscribe
+from airy_trio.stomp.frames import Acknowledge, Connect, Disconnect, Subscribe, Unsubscribe
 from fuzz.targets import SEEDS, TARGETS, conversed
 
 

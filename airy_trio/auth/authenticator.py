@@ -20,16 +20,14 @@ from typing import Final, assert_never
 
 import trio
 
-from airy_trio.auth.key_sources import KeyFile, KeyRing, source_of
-from airy_trio.auth.keys import Key, KeysFault, secret_key
+from airy_trio.auth.keys import Key, KeyFile, KeyRing, KeysFault, secret_key, source_of
 from airy_trio.auth.users import ALL, ANONYMOUS, AuthOptions, Refusal, RefusalKind, User, Verified
 from airy_trio.auth.web_tokens import UnknownKeyError, still_accepted, verified
 from airy_trio.errors import SettingsError
-from airy_trio.stomp.requests import Connect
+from airy_trio.stomp.frames import Connect
 
 NOT_A_TOKEN: Final = ""
 """Stands for a value that is present and cannot be a token, such as two of them: it matches no user."""
-
 DELAY_FIRST_S: Final = 0.1
 """After the first refusal; each further one doubles it."""
 DELAY_MAX_S: Final = 2.0
@@ -150,7 +148,12 @@ def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:
     if options.mode != "jwt" or options.secret_is_shared:
         return None
     source = source_of(options)
-    return _load(source) if isinstance(source, KeyFile) else None
+    if not isinstance(source, KeyFile):
+        return None
+    try:
+        return source.load_now()
+    except KeysFault as fault:
+        raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
 
 
 def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | None) -> KeyRing:
@@ -160,16 +163,9 @@ def _key_ring(options: AuthOptions, past: KeyRing, file_keys: tuple[Key, ...] | 
     if options.secret_is_shared:
         return KeyRing((secret_key(options.jwt_key, options.jwt_algorithms),))
     source = source_of(options)
-    if not isinstance(source, KeyFile):
-        return KeyRing(past.keys if past.source == source else (), source)
-    return KeyRing(_load(source) if file_keys is None else file_keys, source)
-
-
-def _load(source: KeyFile) -> tuple[Key, ...]:
-    try:
-        return source.load_now()
-    except KeysFault as fault:
-        raise SettingsError([f"auth.jwt_key: {source.words}: {fault}"]) from None
+    if isinstance(source, KeyFile):
+        return KeyRing(file_keys or load_file_keys(options) or (), source)
+    return KeyRing(past.keys if past.source == source else (), source)
 
 
 def _digest(token: str) -> bytes:

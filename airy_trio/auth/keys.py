@@ -1,13 +1,30 @@
-"""The keys that verify web tokens, read from a JWK Set or from PEM. Each is only for algorithms of its kind.
+"""The keys that verify web tokens: read from a JWK Set or from PEM, and kept current.
 
-A public key is never used as a secret of HS*. A private key is refused wherever it is found: this server does not sign.
+Each key is only for algorithms of its kind; a public key is never used as a secret of HS*. A private key is refused
+wherever it is found: this server does not sign.
+
+A source is a PEM file, a JWK Set in a file, or a JWK Set on a server. ``KeyRing`` has the keys that are valid now. One
+task keeps it current: it loads them at regular intervals, and at once when a token names an unknown key. If loading
+fails, the keys stay as they are. However many tokens name unknown keys, the source is loaded at most once in its
+``pause_s``, by that one task; a token waits for it for a limited time.
+
+A server of keys is reached with one GET over HTTPS, limited in time and size. Its certificate is verified with the
+certificate authorities of the system, or of ``SSL_CERT_FILE``. Redirects are not followed, proxies are not used, and no
+error contains the path or the query of the URL, which may be secret.
 """
 
 import hashlib
 import json
+import math
+import ssl
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+from urllib.parse import quote, urlsplit
 
+import h11
+import structlog
+import trio
 from attrs import field, frozen
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -15,7 +32,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509 import load_pem_x509_certificate
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from airy_trio.auth.users import SECRET_ALGORITHMS
+from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
+from airy_trio.retry import Backoff, Outage
+
+logger = structlog.get_logger(__name__)
 
 KEYS_BYTES_MAX: Final = 256 * 1024
 """Size of a file or a response with keys."""
@@ -30,6 +50,17 @@ _READERS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
     "RSA": RSAAlgorithm.from_jwk,
     "EC": ECAlgorithm.from_jwk,
 }
+FETCH_TIMEOUT_S: Final = 5.0
+"""From the look-up of the host name to the last byte."""
+WAIT_S: Final = FETCH_TIMEOUT_S + 1
+"""The longest time that a token waits for newer keys."""
+RETRY_S: Final = 1.0
+"""After the first failure; doubled after each further one, up to the source's ``pause_s``."""
+HTTPS_PORT: Final = 443
+HTTP_OK: Final = 200
+_RECEIVE_BYTES_MAX: Final = 16_384
+_SAFE: Final = "/%:@!$&'()*+,;=~?"
+"""Characters that are not escaped in a path or a query (RFC 3986), and the escapes of those that are."""
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey
 
@@ -143,3 +174,233 @@ def _usable(found: Iterable[Key | None], algorithms: Iterable[str]) -> tuple[Key
         message = f"no public key for {', '.join(algorithms)} (RSA keys need at least {RSA_BITS_MIN} bits)"
         raise KeysFault(message)
     return keys
+
+
+class KeySource(Protocol):
+    """A place of keys. ``pause_s``: the shortest interval between two loads; ``refresh_s``: the longest."""
+
+    @property
+    def pause_s(self) -> float: ...  # noqa: D102 - above
+
+    @property
+    def refresh_s(self) -> float: ...  # noqa: D102 - above
+
+    async def load(self) -> tuple[Key, ...]:
+        """Return the keys, at least one. Raises ``KeysFault``. Can be cancelled."""
+        ...
+
+
+@frozen
+class KeyFile:
+    """Keys in a file. It is read often, so that a change takes effect soon."""
+
+    path: Path
+    algorithms: tuple[str, ...]
+    pause_s: float = 1.0
+    refresh_s: float = 10.0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the file is a JWK Set; otherwise it is PEM."""
+        return self.path.suffix == ".json"
+
+    @property
+    def words(self) -> str:
+        """How the setting was understood. Its value is not shown, as it may be a secret by mistake."""
+        kind = "JWK Set" if self.is_set else "PEM file"
+        return f"understood as the name of a {kind}, from jwt_algorithms and its ending"
+
+    async def load(self) -> tuple[Key, ...]:
+        """See ``KeySource.load``."""
+        return await trio.to_thread.run_sync(self.load_now, abandon_on_cancel=True)  # a mount may hang
+
+    def load_now(self) -> tuple[Key, ...]:
+        """Load without Trio. Blocks."""
+        try:
+            with self.path.open("rb") as file:
+                data = file.read(KEYS_BYTES_MAX + 1)
+        except FileNotFoundError:
+            message = "there is no such file"
+        except (OSError, ValueError) as error:  # its text contains the name, which may be a secret by mistake
+            message = f"the file cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
+        else:
+            return (read_jwks if self.is_set else read_pem)(bounded(data), self.algorithms)
+        raise KeysFault(message)
+
+
+@frozen
+class KeyServer:
+    """A JWK Set behind an ``https://`` URL."""
+
+    url: str
+    algorithms: tuple[str, ...]
+    pause_s: float = 30.0
+    refresh_s: float = 300.0
+
+    async def load(self) -> tuple[Key, ...]:
+        """See ``KeySource.load``."""
+        return read_jwks(await fetch(self.url), self.algorithms)
+
+
+def source_of(options: AuthOptions) -> KeyFile | KeyServer:
+    """Return the source that ``jwt_key`` names: ``https://`` a JWK Set, ``*.json`` its file, else a PEM file."""
+    algorithms = tuple(options.jwt_algorithms)
+    if options.jwt_key.startswith("https://"):
+        return KeyServer(options.jwt_key, algorithms)
+    return KeyFile(Path(options.jwt_key), algorithms)
+
+
+class KeyRing:
+    """The keys that are valid now, and their source; None: they never change.
+
+    ``loaded``: whether ``keys`` were ever loaded. A server of keys may not have answered yet.
+    """
+
+    def __init__(self, keys: tuple[Key, ...] = (), source: KeySource | None = None) -> None:
+        self.keys = keys
+        self.loaded = source is None or bool(keys)
+        self.source = source
+        self._began_at = -math.inf
+        self._due_at = math.inf if source is None else -math.inf
+        self._loading: trio.CancelScope | None = None
+        backoff = Backoff(RETRY_S, RETRY_S if source is None else source.pause_s)
+        self._outage = Outage(logger, "auth.jwt_key: the keys stay as they are", backoff=backoff)
+        self._wanted = trio.Event()
+        self._ended = trio.Event()  # of the current load, or of the next one
+
+    def retire(self) -> None:
+        """End the use of this ring, because another one replaces it. All waiting tasks return.
+
+        A running load is cancelled: a file on a mount that hangs must not delay the ring that replaces this one.
+        """
+        self.source = None
+        self._due_at = math.inf
+        if self._loading is not None:
+            self._loading.cancel()
+        self._wanted.set()
+        self._ended.set()
+
+    async def wait_newer(self) -> bool:
+        """Request a load and wait for it. False if the last one is too recent, or took longer than ``WAIT_S``."""
+        if self.source is None:
+            return False
+        ended = self._ended
+        if self._loading is None:
+            if trio.current_time() < self._began_at + self.source.pause_s:
+                return False
+            self._wanted.set()
+        with trio.move_on_after(WAIT_S):
+            await ended.wait()
+        return ended.is_set()
+
+    async def refresh(self) -> bool:
+        """Wait until the keys are due or requested, and load them once. True if they have changed."""
+        with trio.move_on_at(self._due_at):
+            await self._wanted.wait()
+        self._wanted = trio.Event()
+        source = self.source
+        if source is None:
+            return False
+        self._began_at = trio.current_time()
+        try:
+            with trio.CancelScope() as self._loading:
+                return self._accept(await source.load(), source)
+        except KeysFault as error:
+            fault = str(error)
+        except Exception as error:  # noqa: BLE001 - the answer of another server must not end this one
+            fault = f"an error of the program: {type(error).__name__}"
+        else:
+            return False  # retired meanwhile
+        finally:
+            self._loading = None
+            self._ended.set()
+            self._ended = trio.Event()
+        self._due_at = trio.current_time() + self._outage.begin(fault, known=len(self.keys))
+        return False
+
+    def _accept(self, keys: tuple[Key, ...], source: KeySource) -> bool:
+        changed = keys != self.keys
+        if changed or self._outage.reason is not None:
+            logger.info("keys of web tokens loaded", keys=len(keys))
+        self._outage.end()
+        self.keys, self.loaded = keys, True
+        self._due_at = trio.current_time() + source.refresh_s
+        return changed
+
+
+async def fetch(url: str) -> bytes:
+    """Return the body of a response with status 200. ``url`` is ``https://``. Raises ``KeysFault``."""
+    try:
+        with trio.fail_after(FETCH_TIMEOUT_S):
+            return await _fetch(url)
+    except trio.TooSlowError:
+        message = f"the server of the keys took more than {FETCH_TIMEOUT_S:g} s"
+    except h11.RemoteProtocolError:
+        message = "the server of the keys did not answer in HTTP"
+    except (OSError, ValueError, trio.BrokenResourceError) as error:
+        message = f"the keys cannot be fetched: {_reason(error)}"
+    raise KeysFault(message)
+
+
+@frozen
+class KeyUrl:
+    """A URL as it is requested. ``host``: without brackets, for look-up and certificate. ``name``: the Host header."""
+
+    host: str
+    port: int
+    name: str
+    target: str
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """Parse a URL; host and path may be in other letters than ASCII. Raises ``ValueError``."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if ":" not in host:  # an IPv6 address has no labels
+            host = host.encode("idna").decode()
+        name = f"[{host}]" if ":" in host else host
+        port = parts.port or HTTPS_PORT
+        target = quote(parts.path or "/", safe=_SAFE) + (f"?{quote(parts.query, safe=_SAFE)}" if parts.query else "")
+        return cls(host, port, name if port == HTTPS_PORT else f"{name}:{port}", target)
+
+
+async def _fetch(url: str) -> bytes:
+    place = KeyUrl.of(url)
+    context = await trio.to_thread.run_sync(ssl.create_default_context)  # reads all certificate authorities
+    stream = await trio.open_ssl_over_tcp_stream(place.host, place.port, https_compatible=True, ssl_context=context)
+    try:
+        http = h11.Connection(h11.CLIENT)
+        headers = [("Host", place.name), ("Accept", "application/json, */*"), ("Connection", "close")]
+        request = http.send(h11.Request(method="GET", target=place.target, headers=headers))
+        await stream.send_all((request or b"") + (http.send(h11.EndOfMessage()) or b""))
+        return await _response_body(stream, http)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def _response_body(stream: trio.abc.ReceiveStream, http: h11.Connection) -> bytes:
+    data = b""
+    while True:
+        match http.next_event():
+            case h11.NEED_DATA:
+                http.receive_data(bytes(await stream.receive_some(_RECEIVE_BYTES_MAX)))
+            case h11.Response(status_code=status) if status != HTTP_OK:
+                message = f"the server of the keys answered with status {status}"
+                raise KeysFault(message)
+            case h11.Data(data=part):
+                data = bounded(data + bytes(part))
+            case h11.EndOfMessage():
+                return data
+            case _:
+                pass  # interim responses, and the head of the final one
+
+
+def _reason(error: BaseException) -> str:
+    """Return the words of the system or of TLS, which may be the cause of an error of Trio."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        of_addresses = cause.exceptions if isinstance(cause, BaseExceptionGroup) else ()
+        cause = of_addresses[0] if of_addresses else cause.__cause__ or cause.__context__
+    return type(error).__name__

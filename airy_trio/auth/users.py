@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from attrs import Attribute, field, frozen
 
 from airy_trio.events.destinations import EVERYTHING, Destination, UnknownDestinationError, parse, within
+from airy_trio.events.values import is_encodable
 from airy_trio.options import NotAllowedError, between, matching, satisfying
 
 TOKEN_BYTES_MAX: Final = 2048
@@ -150,18 +151,10 @@ def _texts(claims: Mapping[str, Any], name: str) -> list[str] | None:
     if name not in claims:
         return None
     texts = claims[name]
-    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and is_encodable(text) for text in texts):
         message = f"the claim {name} is not a list of texts"
         raise GrantError(message)
     return texts
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _parsed(text: str) -> Destination | None:

@@ -58,14 +58,13 @@ def verified(token: str, keys: Sequence[Key], options: AuthOptions) -> User | Re
             return Refusal.unauthorized(_BAD_HEADER)
     except Exception:  # noqa: BLE001 - a token that the library cannot read is refused, whatever the error
         return Refusal.unauthorized(_BAD_HEADER)
-    tried = False
-    for key in keys:
-        if key.may_verify(kid, algorithm):
-            tried = True
-            answer = _verified_with(key, token, algorithm, options)
-            if answer is not None:
-                return answer
-    raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if tried else _without_key(kid))
+    fitting = [key for key in keys if key.may_verify(kid, algorithm)]
+    for key in fitting:
+        answer = _verified_with(key, token, algorithm, options)
+        if answer is not None:
+            return answer
+    without = f"auth.jwt_key has no key for {'its alg' if kid is None else 'its kid and alg'}"
+    raise UnknownKeyError("no key of auth.jwt_key verifies the signature" if fitting else without)
 
 
 def still_accepted(proof: Verified, keys: Sequence[Key], options: AuthOptions) -> bool:
@@ -111,10 +110,6 @@ def _reason(error: Exception) -> str:
     named = next((name for name in ("exp", "nbf", "iat") if f"({name})" in str(error)), None)
     reason = _REASONS.get(type(error), "")
     return reason.format(named) if reason and (named or "{}" not in reason) else "the claims cannot be read"
-
-
-def _without_key(kid: str | None) -> str:
-    return "auth.jwt_key has no key for " + ("its alg" if kid is None else "its kid and alg")
 
 
 def _user(claims: Mapping[str, Any], key: Key, algorithm: str, options: AuthOptions) -> User | Refusal:

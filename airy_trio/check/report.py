@@ -14,8 +14,7 @@ from attrs import field, frozen
 
 from airy_trio.app.server import load_certificate
 from airy_trio.auth import AuthOptions
-from airy_trio.auth.key_sources import KeyServer, source_of
-from airy_trio.auth.keys import KeysFault
+from airy_trio.auth.keys import KeyServer, KeysFault, source_of
 from airy_trio.errors import StartError
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.websocket.tls import CERTIFICATE, KEY

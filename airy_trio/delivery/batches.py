@@ -7,8 +7,6 @@ sends nothing: the task that writes calls ``commit`` if, and only if, the transp
 from collections.abc import Iterable
 from typing import Final
 
-from attrs import frozen
-
 from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
@@ -24,67 +22,46 @@ BATCH_EVENTS_MAX: Final = 1024
 SHARED_BATCHES_MAX: Final = 64
 
 
-@frozen
-class BatchStatistics:
-    """Since the start: events times the subscriptions that they were sent to, and the bytes of their messages."""
-
-    deliveries: int
-    bytes: int
-
-
 class Batches:
-    """Encodes batches, remembers the newest shared ones, and counts what was sent."""
+    """Encodes batches, remembers the newest shared ones, and counts what was sent.
+
+    Since the start: ``deliveries``, events times the subscriptions that they were sent to; the ``bytes`` of their
+    messages; ``latencies``, from the change of a row to the socket, without replays of events before the subscription.
+    """
 
     def __init__(self, eventlog: EventLog) -> None:
         self._eventlog = eventlog
         self._shared: dict[tuple[object, ...], EncodedBatch] = {}
-        self._deliveries = 0
-        self._bytes = 0
-        self._latencies = Latencies()
-
-    def statistics(self) -> BatchStatistics:
-        """Return the counts since the start."""
-        return BatchStatistics(self._deliveries, self._bytes)
-
-    @property
-    def latencies(self) -> Latencies:
-        """Times from the change of a row to the socket, without replays of events before the subscription."""
-        return self._latencies
-
-    def next_batch(self, subscription: Subscription) -> EncodedBatch:
-        """Encode the next batch of a subscription that has work: of its backlog, else after its position.
-
-        Raises ``LookupError`` if there is no backlog and the view has evicted an event after the position.
-        """
-        return self.of_backlog(subscription) if subscription.backlog else self.after_position(subscription)
+        self.deliveries = 0
+        self.bytes = 0
+        self.latencies = Latencies()
 
     def commit(self, subscription: Subscription, batch: EncodedBatch, now: float) -> None:
         """Move the cursor over a batch that the transport has taken, and count it. ``now``: in Trio's time."""
         subscription.commit(batch)
         offsets = batch.offsets
-        self._deliveries += len(offsets)
-        self._bytes += len(batch.data)
+        self.deliveries += len(offsets)
+        self.bytes += len(batch.data)
         if offsets[0] > subscription.live_after:
-            self._latencies.observe(now - batch.changed_at, len(offsets))
+            self.latencies.observe(now - batch.changed_at, len(offsets))
 
     def count_repeats(self, batch: EncodedBatch | None, times: int, now: float) -> None:
         """Count a batch that was taken ``times`` more, by subscriptions in step; their cursors have moved already."""
         if batch is not None and times:
             deliveries = len(batch.offsets) * times
-            self._deliveries += deliveries
-            self._bytes += len(batch.data) * times
-            self._latencies.observe(now - batch.changed_at, deliveries)
+            self.deliveries += deliveries
+            self.bytes += len(batch.data) * times
+            self.latencies.observe(now - batch.changed_at, deliveries)
 
-    def of_backlog(self, subscription: Subscription) -> EncodedBatch:
-        """Encode the next batch of a backlog, which must not be empty. The cursor is already beyond it."""
-        data, offsets, changed_at = self._join(subscription, subscription.backlog)
-        return EncodedBatch(data, offsets, changed_at, subscription.position)
+    def next_batch(self, subscription: Subscription) -> EncodedBatch:
+        """Encode, or take from the shared batches, the next batch of a subscription that has work.
 
-    def after_position(self, subscription: Subscription) -> EncodedBatch:
-        """Encode, or take from the shared batches, the next batch from the tail. The subscription must have work.
-
-        Raises ``LookupError`` if the view has evicted an event after the position.
+        It is of its backlog, if there is one, else after its position. Raises ``LookupError`` if the view has evicted
+        an event after the position.
         """
+        if subscription.backlog:  # the cursor is already beyond it
+            data, offsets, changed_at = self._join(subscription, subscription.backlog)
+            return EncodedBatch(data, offsets, changed_at, subscription.position)
         if not subscription.shareable:
             return self._from_tail(subscription)
         position, view = subscription.position, subscription.view

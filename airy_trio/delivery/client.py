@@ -1,7 +1,7 @@
 """The state of one client: a cursor for each subscription, and which task may write events to the connection.
 
-A client is a cursor into the log, not a queue. Each subscription has the position of the last event that was written,
-and the connection as a whole is in one of four states. The state names the only writer of events:
+A client is a cursor into the log, not a queue: each subscription has the position of the last event that was written.
+The state of the connection names the only writer of events:
 
     state        writer of events                     left when
     ----------   ----------------------------------   ------------------------------------------------------------
@@ -14,8 +14,7 @@ and the connection as a whole is in one of four states. The state names the only
     CLOSING      none; the session closes             never
 
 ``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
-two writers on one socket would need a flag for each subscription and a lock for each event. The price is that while
-one subscription replays, the send task also serves the others.
+two writers on one socket would need a flag for each subscription and a lock for each event.
 
 A subscription *has work* if it is started, its view or its backlog holds an event that was not sent, and its ack
 window has room. A full window does not make a client BEHIND: the next ACK gives the subscription work again, and
@@ -66,7 +65,7 @@ from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff
 from airy_trio.stomp.connection import Connection
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.admission import ConnectionSlot
 from airy_trio.websocket.stream import FramedStream
 
@@ -88,7 +87,7 @@ class ClientState(Enum):
     CLOSING = "closing"
 
 
-# Module-level aliases for the code that runs at each delivery: looking up an attribute of an enum is slower.
+# Aliases for the code that runs at each delivery: looking up an attribute of an enum is slower.
 LIVE: Final = ClientState.LIVE
 BEHIND: Final = ClientState.BEHIND
 
@@ -159,10 +158,7 @@ class Client:
         return True
 
     def catch_up(self) -> bool:
-        """Step from BEHIND to LIVE if nothing is pending and no subscription has work; False otherwise.
-
-        There is no checkpoint between the check and the step, so the fan-out serves all events that arrive afterwards.
-        """
+        """Step from BEHIND to LIVE, without a checkpoint, if nothing is pending and no subscription has work."""
         if self.state is not BEHIND or self.stream.transport.pending:
             return False
         if any(subscription.has_work for subscription in self.subscriptions.values()):
@@ -182,11 +178,11 @@ class Client:
             self._wake_up.set()
 
     def begin_request(self) -> None:
-        """Note that the session stops reading to handle a request."""
+        """Record that the session stops reading to handle a request."""
         self.occupied = True
 
     def end_request(self) -> None:
-        """Note that the session reads again; the time of the request does not count as the client's silence."""
+        """Record that it reads again; the time of the request does not count as the client's silence."""
         self.occupied = False
         self.stream.read_at = trio.current_time()
 
@@ -224,8 +220,7 @@ class EncodedBatch:
 class Window:
     """The events in flight in one subscription with an ack mode, which bound how many more may be sent.
 
-    Offsets are in the order of sending, ascending, with gaps for events of other destinations. They are stored as
-    eight bytes each: a client may leave thousands unacknowledged in each of its subscriptions.
+    Offsets ascend. They are stored as eight bytes each: a client may leave thousands unacknowledged.
     """
 
     __slots__ = ("_cumulative", "_in_flight", "_prefetch")

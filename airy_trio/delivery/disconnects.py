@@ -129,25 +129,9 @@ GONE: Final = DisconnectReason("gone", None, None, Reconnect.YES)
 REFUSED: Final = DisconnectReason("refused", None, None, Reconnect.NO)
 """The request did not become a WebSocket; it was answered over HTTP."""
 
-CATALOGUE: Final = (
-    DONE,
-    PROTOCOL_ERROR,
-    UNAUTHORIZED,
-    FORBIDDEN,
-    NOT_FOUND,
-    SILENT,
-    UNANSWERED,
-    CONNECT_TIMEOUT,
-    TAKEN_OVER,
-    POSITION_EXPIRED,
-    TOO_LARGE,
-    TOO_MANY,
-    INTERNAL,
-    STORE_UNAVAILABLE,
-    SHUTTING_DOWN,
-    TOO_SLOW,
-    GONE,
-    REFUSED,
+_VARIANTS: Final = TOKEN_EXPIRED, KEYS_AWAY
+CATALOGUE: Final = tuple(
+    row for row in tuple(globals().values()) if isinstance(row, DisconnectReason) and row not in _VARIANTS
 )
 
 # The first character of the tokens for faults of clients, as in the status codes of HTTP.
@@ -167,19 +151,25 @@ _BY_STATUS: Final[Mapping[str, DisconnectReason]] = {row.token[:3]: row for row 
 
 
 def with_token(
-    token: str, prose: str, *, receipt_id: str | None = None, headers: tuple[tuple[str, str], ...] = ()
+    token: str,
+    prose: str,
+    *,
+    receipt_id: str | None = None,
+    headers: tuple[tuple[str, str], ...] = (),
+    details: str = "",
 ) -> DisconnectReason:
     """Return the catalogue's row for the status number of a token, with this token and prose.
 
     Raises ``LookupError`` if the number is not in the catalogue.
     """
-    return evolve(_BY_STATUS[token[:3]], token=token, prose=prose, receipt_id=receipt_id, headers=headers)
+    row = _BY_STATUS[token[:3]]
+    return evolve(row, token=token, prose=prose, receipt_id=receipt_id, headers=headers, details=details)
 
 
 logger = structlog.get_logger(__name__)
 
 
-def reason_after(fault: Exception, session: str) -> DisconnectReason:
+def reason_after(fault: Exception, session: str) -> DisconnectReason:  # noqa: PLR0911 - one for each kind of fault
     """Return the disconnect reason for an exception; log an unexpected one with its traceback."""
     match fault:
         case StalledError():
@@ -188,19 +178,13 @@ def reason_after(fault: Exception, session: str) -> DisconnectReason:
             return GONE
         case PositionExpired():
             return POSITION_EXPIRED
-        case FrameError():
-            return _after_frame_error(fault)
-        case _:
-            logger.error("session failed", session=session, exc_info=fault)
-            return INTERNAL
-
-
-def _after_frame_error(fault: FrameError) -> DisconnectReason:
-    match fault:
         case TooMuchInputError():
             return TOO_LARGE
         case TooManyFragmentsError():
             return with_token("413-too-many-fragments", f"The client sent too much: {fault}.")
-        case _:  # without an ERROR: a client that breaks the framing could not read it
-            reason = TOO_LARGE if fault.code == TOO_LARGE_CODE else PROTOCOL_ERROR
-            return evolve(reason, token=None, close_code=fault.code, details=str(fault))
+        case FrameError(code=code):  # without an ERROR: a client that breaks the framing could not read it
+            reason = TOO_LARGE if code == TOO_LARGE_CODE else PROTOCOL_ERROR
+            return evolve(reason, token=None, close_code=code, details=str(fault))
+        case _:
+            logger.error("session failed", session=session, exc_info=fault)
+            return INTERNAL

@@ -2,17 +2,13 @@
 
 Nodes share only the store, which knows the newest holder of each durable subscription. A holder on another node learns
 that it was replaced when it acknowledges next, at most ``SCAN_EVERY_S`` later, because every claimed subscription is
-acknowledged that often even if its position has not changed. The store then sees that the subscription is in use, and
-on a quiet destination its position follows the log instead of expiring. If events are retained for a short time only,
-the scan runs more often (``SCANS_WITHIN_RETENTION``). A client whose claim is young claims once more instead of being
-disconnected (``RECLAIM_WITHIN_S``).
+acknowledged that often even if its position has not changed. So the store also sees that the subscription is in use,
+and on a quiet destination its position follows the log instead of expiring.
 
 One task, ``Durables.run``, makes all calls of the store, one after the other. So no claim is overtaken by an older
 one; whatever is recorded during a call goes into the next one. While the store is unavailable, claims wait and
 acknowledgements accumulate. If the store rejects a step for many subscriptions, the step is halved until the
 subscription at fault is found; only the client of that one is disconnected.
-
-``DurableNames`` bounds the names that each user may use, because the store keeps a row for each of them.
 
 Wire contract, "SUBSCRIBE".
 """
@@ -20,22 +16,22 @@ Wire contract, "SUBSCRIBE".
 import math
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
 import structlog
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from airy_trio.auth import User
 from airy_trio.delivery.client import Subscription
 from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
 from airy_trio.retry import Outage
-from airy_trio.stomp.requests import AckMode, Subscribe
+from airy_trio.stomp.frames import AckMode, Subscribe
 
 logger = structlog.get_logger(__name__)
 
@@ -97,14 +93,6 @@ class DurableClaim:
         return self.subscription.client.peer
 
 
-@frozen
-class DurableStatistics:
-    """Durable subscriptions now: claimed by clients, and with acknowledgements that the store does not have yet."""
-
-    claimed: int
-    unwritten: int
-
-
 class Durables:
     """The claims and acknowledgements of this node; only ``run``, ``flush`` and ``wait_written`` wait."""
 
@@ -126,13 +114,33 @@ class Durables:
         self._write_at = self._scan_at = math.inf
         self._changed = trio.Event()
 
-    def statistics(self) -> DurableStatistics:
-        """Return the current counts."""
-        return DurableStatistics(len(self._claims), len(self._released) + len(self._unwritten))
+    @property
+    def claimed(self) -> int:
+        """The number of durable subscriptions that clients have claimed."""
+        return len(self._claims)
 
-    def admits(self, owner: str, name: str) -> bool:
-        """Whether a user may use a durable subscription of this name, in addition to those that it used lately."""
-        return self._names.take(owner, name, trio.current_time())
+    @property
+    def unwritten(self) -> int:
+        """The number of those with acknowledgements that the store does not have yet."""
+        return len(self._released) + len(self._unwritten)
+
+    def refusal(self, request: Subscribe, user: User, name: str) -> DisconnectReason | None:
+        """Return why a SUBSCRIBE with ``durable`` is refused; None if it is allowed (wire contract, "SUBSCRIBE")."""
+        details = ""
+        if user.name is None:
+            token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."
+        elif request.ack is AckMode.AUTO:
+            token = "400-durable-needs-ack"  # noqa: S105 - of an ERROR
+            prose = "A durable subscription needs the ack mode client or client-individual."
+        elif not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
+            token, prose = "400-bad-durable", f"The durable header is not 1 to {NAME_CHARS_MAX} printable characters."
+        elif not self._names.take(user.name, name, trio.current_time()):
+            token = "429-too-many-subscriptions"  # noqa: S105 - of an ERROR
+            prose = "This user has used as many names of durable subscriptions lately as are allowed."
+            details = "listener.durables_per_user_max is reached"
+        else:
+            return None
+        return with_token(token, prose, receipt_id=request.receipt, details=details)
 
     def claim(self, subscription: Subscription, owner: str, name: str) -> DurableClaim:
         """Claim a durable subscription, and disconnect a client of this node that uses it.
@@ -201,9 +209,8 @@ class Durables:
         with trio.move_on_after(timeout_s) as scope:
             await self.wait_written()
         if scope.cancelled_caught:
-            found = self.statistics()
             logger.warning(
-                "acknowledgements of durable subscriptions are lost", claimed=found.claimed, unwritten=found.unwritten
+                "acknowledgements of durable subscriptions are lost", claimed=self.claimed, unwritten=self.unwritten
             )
 
     async def run(self) -> None:
@@ -266,11 +273,15 @@ class Durables:
 
     async def _acknowledge(self, positions: Mapping[DurableClaim, Position]) -> None:
         """Write positions, and handle the claims that have another holder by now. Raises ``StoreUnavailable``."""
-        new = tuple(positions.items())
+
+        def step(claims: Sequence[DurableClaim]) -> Awaitable[Sequence[Claim]]:
+            return self._eventlog.store.acknowledge([Acknowledgement(one.stored, positions[one]) for one in claims])
+
+        claims = tuple(positions)
         self._writing = True
         try:
-            for start in range(0, len(new), STEP_MAX):
-                self._replaced(await store_positions(self._eventlog.store, new[start : start + STEP_MAX]))
+            for start in range(0, len(claims), STEP_MAX):
+                self._replaced(await in_halves(step, claims[start : start + STEP_MAX], ()))
         finally:
             self._writing = False
         for claim, position in positions.items():
@@ -320,7 +331,11 @@ class Durables:
         self._claimed_in_period.update(addresses)
         for address in addresses:
             self._unclaimed.move_to_end(address)  # if a step has no room for all addresses, the others are next
-        positions = await store_claims(self._eventlog.store, claims)
+
+        def step(claims: Sequence[DurableClaim]) -> Awaitable[Sequence[Position | None]]:
+            return self._eventlog.store.claim([claim.stored for claim in claims])
+
+        positions = await in_halves(step, claims, (None,))
         for claim, position in zip(claims, positions, strict=True):
             claim.position = position
             self._remove_unclaimed(claim)
@@ -339,20 +354,6 @@ class Durables:
             self._unclaimed.pop(claim.address, None)
 
 
-def refusal(request: Subscribe, user: User) -> DisconnectReason | None:
-    """Return why a SUBSCRIBE with ``durable`` is refused; None if it is valid (wire contract, "SUBSCRIBE")."""
-    name = request.durable or ""
-    if user.name is None:
-        token, prose = "403-durable-needs-auth", "A durable subscription needs a user, and this client has none."
-    elif request.ack is AckMode.AUTO:
-        token, prose = "400-durable-needs-ack", "A durable subscription needs the ack mode client or client-individual."
-    elif not 0 < len(name) <= NAME_CHARS_MAX or not name.isprintable():
-        token, prose = "400-bad-durable", f"The durable header is not 1 to {NAME_CHARS_MAX} printable characters."
-    else:
-        return None
-    return with_token(token, prose, receipt_id=request.receipt)
-
-
 def acknowledged_position(subscription: Subscription, head: Position) -> Position:
     """Return the position before the first event that is not acknowledged, or not sent.
 
@@ -369,42 +370,28 @@ def acknowledged_position(subscription: Subscription, head: Position) -> Positio
     return position
 
 
-async def store_positions(store: EventStore, new: Sequence[tuple[DurableClaim, Position]]) -> Sequence[Claim]:
-    """Write positions; return the holders that the store has replaced. Raises ``StoreUnavailable``."""
-    try:
-        return await store.acknowledge([Acknowledgement(claim.stored, position) for claim, position in new])
-    except StoreUnavailable:
-        raise
-    except Exception as error:  # noqa: BLE001 - it concerns one of these claims, not the others on this node
-        fault = error
-    if len(new) == 1:
-        _disconnect(new[0][0], fault)
-        return []
-    return [replaced for half in _halves(new) for replaced in await store_positions(store, half)]
+async def in_halves(
+    step: Callable[[Sequence[DurableClaim]], Awaitable[Sequence[T]]],
+    claims: Sequence[DurableClaim],
+    instead: Sequence[T],
+) -> Sequence[T]:
+    """Make a step of the store for some claims; halve it while the store rejects it, until one claim is at fault.
 
-
-async def store_claims(store: EventStore, claims: Sequence[DurableClaim]) -> Sequence[Position | None]:
-    """Make each the holder; return the acknowledged position of each. Raises ``StoreUnavailable``."""
+    The client of that one is disconnected, and its result is ``instead``. Raises ``StoreUnavailable``.
+    """
     try:
-        return await store.claim([claim.stored for claim in claims])
+        return await step(claims)
     except StoreUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - it concerns one of these claims, not the others on this node
         fault = error
     if len(claims) == 1:
-        _disconnect(claims[0], fault)
-        return [None]
-    return [position for half in _halves(claims) for position in await store_claims(store, half)]
-
-
-def _halves(several: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    middle = len(several) // 2
-    return several[:middle], several[middle:]
-
-
-def _disconnect(claim: DurableClaim, fault: Exception) -> None:
-    client = claim.subscription.client
-    client.disconnect(reason_after(fault, client.session))
+        client = claims[0].subscription.client
+        client.disconnect(reason_after(fault, client.session))
+        return instead
+    middle = len(claims) // 2
+    halves = claims[:middle], claims[middle:]
+    return [found for half in halves for found in await in_halves(step, half, instead)]
 
 
 class DurableNames:

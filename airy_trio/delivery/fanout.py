@@ -7,8 +7,8 @@ Events that arrive during a round are written together in the next one, so batch
 A client that does not take a batch at once, or needs events that the tail no longer holds, is handed over to
 ``Senders``, which starts a send task for it. The task drains what is pending, sends each subscription in turn a batch
 from the tail or a page from the store, and ends when the client is live again. Waiting for the socket is the
-backpressure: no events are queued, and a slow client is a cursor that does not move. Clients that are behind together
-share the pages and their encoded batches (``log.reads``). A live client has no task here.
+backpressure: no events are queued. Clients that are behind together
+share the pages and their encoded batches (``log.reads``).
 
 ``delivery.client`` describes the states of a client and the invariants that this module depends on.
 """
@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from typing import Final, cast
 
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
-from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.log.reads import Page
@@ -35,6 +34,8 @@ from airy_trio.log.tail import View
 YIELD_EVERY: Final = 256
 # While a client is behind, the store's floor is read this often, to find positions that have expired.
 WATCH_EVERY_S: Final = 1.0
+# The name of each send task, given explicitly because Trio would make a new string for each.
+_SEND: Final = "send"
 
 
 class FanOut:
@@ -151,8 +152,17 @@ class SenderStatistics:
     waiting: int
 
 
+@define(eq=False)
+class _SendTask:
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    ended: trio.Event = field(factory=trio.Event)
+
+
 class Senders:
     """The send tasks of clients that are behind. ``run`` starts them; each ends with its session at the latest.
+
+    They run in the nursery that all sessions share, since one for each session would cost memory and connects per
+    second; so a task that fails disconnects its client and raises nothing.
 
     ``hand_over`` only queues, because its caller is serving other clients and must not wait. ``watch`` finds clients
     whose position has expired: a send task cannot find that out while it waits for the socket.
@@ -161,23 +171,30 @@ class Senders:
     def __init__(self, eventlog: EventLog, batches: Batches) -> None:
         self._eventlog = eventlog
         self._batches = batches
-        self._tasks: dict[Client, Tasks] = {}
+        self._connections: dict[Client, trio.Nursery] = {}
         self._waiting: deque[Client] = deque()
         self._handed_over = trio.Event()
-        self._sending: dict[Client, None] = {}
+        self._sending: dict[Client, _SendTask] = {}
         self._busy = trio.Event()
 
     def statistics(self) -> SenderStatistics:
         """Return the current counts."""
-        return SenderStatistics(len(self._tasks), len(self._sending), len(self._waiting))
+        return SenderStatistics(len(self._connections), len(self._sending), len(self._waiting))
 
-    def register(self, client: Client, tasks: Tasks) -> None:
-        """Accept a client. Its send tasks run among those of its session, so one that fails disconnects it."""
-        self._tasks[client] = tasks
+    def register(self, client: Client, connections: trio.Nursery) -> None:
+        """Accept a client. Its send tasks run in ``connections``."""
+        self._connections[client] = connections
 
     def forget(self, client: Client) -> None:
         """Start no more send tasks for a client. Idempotent."""
-        self._tasks.pop(client, None)
+        self._connections.pop(client, None)
+
+    async def stop(self, client: Client) -> None:
+        """Cancel the send task of a client, if there is one, and wait until it has ended."""
+        task = self._sending.get(client)
+        if task is not None:
+            task.scope.cancel()
+            await task.ended.wait()
 
     def hand_over(self, client: Client) -> None:
         """Make a live client BEHIND and queue it for a send task. Does nothing in any other state. Never waits."""
@@ -196,9 +213,11 @@ class Senders:
         # Not in `run`, which waits: its variables would keep the last client alive. `_disconnect_expired` the same.
         while self._waiting:
             client = self._waiting.popleft()
-            tasks = self._tasks.get(client)
-            if tasks is not None:
-                tasks.start_soon(self._send, client)
+            connections = self._connections.get(client)
+            if connections is not None:
+                task = self._sending[client] = _SendTask()
+                connections.start_soon(self._send, client, task, name=_SEND)
+                self._busy.set()
 
     async def watch(self) -> None:
         """Disconnect clients that are behind and whose next event has been trimmed. Runs until cancelled."""
@@ -218,13 +237,15 @@ class Senders:
             if any(_has_expired(subscription, floor) for subscription in client.subscriptions.values()):
                 client.disconnect(POSITION_EXPIRED)
 
-    async def _send(self, client: Client) -> None:
-        self._sending[client] = None
-        self._busy.set()
+    async def _send(self, client: Client, task: _SendTask) -> None:
         try:
-            await catch_up(client, self._eventlog, self._batches)
+            with task.scope:
+                await catch_up(client, self._eventlog, self._batches)
+        except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
+            client.disconnect(reason_after(fault, client.session))
         finally:
             del self._sending[client]
+            task.ended.set()
 
 
 async def catch_up(client: Client, eventlog: EventLog, batches: Batches) -> None:

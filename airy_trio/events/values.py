@@ -226,10 +226,7 @@ class InvalidJsonError(ValueError):
 
 
 def check(text: str, nesting_max: int = NESTING_MAX) -> Json:
-    """Return the text if it is one valid JSON value that is not nested too deep.
-
-    Raises ``InvalidJsonError``.
-    """
+    """Return the text if it is one valid JSON value that is not nested too deep. Raises ``InvalidJsonError``."""
     if is_deeper(text, nesting_max):
         message = f"is nested deeper than {nesting_max}"
         raise InvalidJsonError(message)

@@ -5,8 +5,7 @@ Every request takes effect before its RECEIPT is written. Events are written by 
 with it.
 
 Some requests wait for something other than the client: the event store, a durable claim, the delay after wrong
-credentials. Such a wait may be long, and meanwhile the client may leave. ``Inbox.unless_gone`` therefore reads ahead
-while it waits, and ends the wait if the client is gone.
+credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends the wait if the client has left.
 """
 
 import math
@@ -18,9 +17,10 @@ from typing import Final, NoReturn, TypeVar, assert_never
 
 import structlog
 import trio
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
-from airy_trio.auth import Authenticator, Refusal, RefusalKind, User
+from airy_trio.auth import Authenticator, Refusal, RefusalKind
+from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
     DONE,
@@ -32,22 +32,23 @@ from airy_trio.delivery.disconnects import (
     DisconnectReason,
     with_token,
 )
-from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables, refusal
+from airy_trio.delivery.durables import PER_USER_MAX, DurableClaim, Durables
 from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.position import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
-from airy_trio.sessions.closing import SampledLog
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.encoder import header
 from airy_trio.stomp.errors import TOO_MANY_SUBSCRIPTIONS, RemoteProtocolError
-from airy_trio.stomp.requests import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
+from airy_trio.stomp.frames import Ack, AckMode, Acknowledge, Connect, Disconnect, Request, Subscribe, Unsubscribe
 from airy_trio.websocket.admission import AdmissionOptions
 from airy_trio.websocket.fair_queue import FairQueue, Turn
 from airy_trio.websocket.frames import text_message
+from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.stream import InputEnded
 
 logger = structlog.get_logger(__name__)
@@ -62,6 +63,8 @@ ACKS_PER_TURN: Final = 64
 MESSAGE_BYTES: Final = 64
 # The timer wheel is not precise enough for shorter intervals.
 HEARTBEAT_MS_MIN: Final = 500
+# For each event and reason, one line in this time is logged at level info.
+LOG_SAMPLE_EVERY_S: Final = 10.0
 
 _REFUSED: Final = {
     RefusalKind.UNAUTHORIZED: UNAUTHORIZED,
@@ -92,24 +95,64 @@ class SessionOptions(AdmissionOptions):
     frame_bytes_max: int = field(default=65_536, validator=at_least(4096))
 
 
-@frozen(kw_only=True)
+class SampledLog:
+    """Log lines about connections that end before CONNECT is accepted, of which any client can cause thousands.
+
+    One line for each event and reason in ``LOG_SAMPLE_EVERY_S`` is logged at level info, with ``not_logged``, the
+    number of lines since the one before it, which are logged at level debug. Memory is kept for each event and reason,
+    so a reason must come from a small, fixed set and contain nothing that a client sends.
+    """
+
+    def __init__(self) -> None:
+        self._logged_at: dict[tuple[str, str], float] = {}
+        self._not_logged: Counter[tuple[str, str]] = Counter()
+
+    def log(self, event: str, reason: str, /, **fields: object) -> None:
+        """Log an event; ``reason`` selects the sample that it belongs to."""
+        now = trio.current_time()
+        key = event, reason
+        if now < self._logged_at.get(key, -math.inf) + LOG_SAMPLE_EVERY_S:
+            self._not_logged[key] += 1
+            logger.debug(event, **fields)
+        else:
+            self._logged_at[key] = now
+            logger.info(event, **fields, not_logged=self._not_logged.pop(key, 0))
+
+
 class Services:
     """The parts of a process that all of its sessions share. ``requests_refused``: by HTTP status."""
 
-    eventlog: EventLog
-    options: SessionOptions
-    connections: ConnectionOptions
-    replay: ReplayOptions
-    authenticator: Authenticator
-    senders: Senders
-    fanout: FanOut
-    wheel: TimerWheel
-    durables: Durables
-    fair_queue: FairQueue
-    requests_refused: Counter[int] = field(factory=Counter)
-    sampled_log: SampledLog = field(factory=SampledLog)
+    def __init__(
+        self,
+        eventlog: EventLog,
+        options: SessionOptions,
+        replay: ReplayOptions,
+        authenticator: Authenticator,
+        *,
+        server: str,
+    ) -> None:
+        self.eventlog = eventlog
+        self.options = options
+        self.replay = replay
+        self.authenticator = authenticator
+        self.connections = ConnectionOptions(
+            server=server,
+            heartbeat_ms=options.heartbeat_ms,
+            limits=Limits(frame_bytes_max=options.frame_bytes_max),
+            subscriptions_max=options.subscriptions_max,
+        )
+        self.batches = Batches(eventlog)
+        self.senders = Senders(eventlog, self.batches)
+        self.fanout = FanOut(eventlog, self.batches, self.senders)
+        self.wheel = TimerWheel(self.senders)
+        self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
+        self.fair_queue = FairQueue()
+        # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
+        self.requests_refused = Counter({status.value: 0 for status in STATUSES})
+        self.sampled_log = SampledLog()
 
 
+@define(eq=False, weakref_slot=False)
 class Inbox:
     """The messages of one client, in order. For one task.
 
@@ -117,15 +160,12 @@ class Inbox:
     raise what it raises. ``turn``: awaited before a message that was read ahead.
     """
 
-    __slots__ = ("_ahead", "_bytes", "_bytes_max", "_fault", "_receive", "_turn")
-
-    def __init__(self, receive: Callable[[], Awaitable[bytes]], turn: Turn, *, bytes_max: int) -> None:
-        self._receive = receive
-        self._turn = turn
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._ahead: deque[bytes] | None = None  # an empty deque takes 600 bytes, in each of many thousand sessions
-        self._fault: Exception | None = None  # of reading ahead; comes after the messages
+    _receive: Callable[[], Awaitable[bytes]]
+    _turn: Turn
+    _bytes_max: int = field(kw_only=True)
+    _bytes: int = field(default=0, init=False)
+    _ahead: deque[bytes] | None = field(default=None, init=False)  # an empty one takes 600 bytes, in each idle session
+    _fault: Exception | None = field(default=None, init=False)  # of reading ahead; comes after the messages
 
     def next(self) -> Awaitable[bytes]:
         """Return the next message, to be awaited.
@@ -140,8 +180,7 @@ class Inbox:
     async def unless_gone(self, work: Awaitable[T]) -> T:
         """Await work on the client's behalf; if the client leaves first, cancel it and raise what ``receive`` raises.
 
-        Messages that arrive meanwhile are read ahead for ``next``, up to about ``bytes_max``; then the client has to
-        wait, and its leaving is noticed only after the work.
+        Reads ahead up to about ``bytes_max``; beyond, the client's leaving is noticed only after the work.
         """
         results: list[T] = []
         async with trio.open_nursery() as nursery:
@@ -187,6 +226,7 @@ class Inbox:
         return message
 
 
+@define(eq=False, weakref_slot=False)
 class Conversation:
     """The requests of one client. One task calls ``handle``, with each WebSocket message from ``inbox`` in its turn.
 
@@ -195,28 +235,14 @@ class Conversation:
     NACKs of messages in flight.
     """
 
-    __slots__ = (
-        "_client",
-        "_services",
-        "_turn",
-        "_unwritten",
-        "_upgrade_token",
-        "acks_ignored",
-        "inbox",
-        "nacks",
-    )
-
-    def __init__(
-        self, client: Client, services: Services, inbox: Inbox, *, turn: Turn, upgrade_token: str | None = None
-    ) -> None:
-        self._client = client
-        self._services = services
-        self._turn = turn
-        self._unwritten = False  # acknowledgements that the next RECEIPT has to wait for
-        self._upgrade_token = upgrade_token
-        self.inbox = inbox
-        self.acks_ignored = 0
-        self.nacks = 0
+    _client: Client
+    _services: Services
+    inbox: Inbox
+    _turn: Turn = field(kw_only=True)
+    _upgrade_token: str | None = field(default=None, kw_only=True)
+    _unwritten: bool = field(default=False, init=False)  # acknowledgements that the next RECEIPT has to wait for
+    acks_ignored: int = field(default=0, init=False)
+    nacks: int = field(default=0, init=False)
 
     async def handle(self, message: bytes) -> DisconnectReason | None:
         """Handle all frames in a message; return the disconnect reason if one of them ends the session."""
@@ -300,7 +326,9 @@ class Conversation:
         live = client.go_live()
         logger.debug("connection opened", session=client.session, address=client.address, user=user.name)
         if live:
-            self._services.wheel.watch(ClientTimers(client, request.heartbeat, _expires_at(user)))
+            end = user.expires_at  # by the clock of the system, not in Trio's time
+            expires_at = math.inf if end is None else trio.current_time() + end - time.time()
+            self._services.wheel.watch(ClientTimers(client, request.heartbeat, expires_at))
         return None
 
     async def _refuse(self, refusal: Refusal) -> DisconnectReason:
@@ -330,27 +358,27 @@ class Conversation:
             return _not_granted(request, client.user.grant.why_not(destination))
         refused = await self._refuse_foreign_conversation(request, granted)
         if refused is None and request.durable is not None:
-            refused = self._refuse_durable(request, request.durable)
+            refused = services.durables.refusal(request, client.user, request.durable)
         if refused is not None:
             return refused
         if client.slot is not None and not client.slot.subscribe():
-            return evolve(
-                TOO_MANY,
-                prose="The clients of this address have as many subscriptions as are allowed.",
-                receipt_id=request.receipt,
-                details="listener.subscriptions_per_address_max is reached",
-            )
+            prose = "The clients of this address have as many subscriptions as are allowed."
+            details = "listener.subscriptions_per_address_max is reached"
+            return evolve(TOO_MANY, prose=prose, receipt_id=request.receipt, details=details)
         subscription = Subscription(
             client=client,
             number=request.number,
-            prefix=client.connection.message_prefix(request.number),
+            prefix=client.connection.message_prefix(request),
             position=services.eventlog.head,
             live_after=services.eventlog.head.offset,
             window=None if request.ack is AckMode.AUTO else Window(request.ack, request.prefetch),
         )
         subscription.attach(services.eventlog, granted)
         client.subscriptions[request.number] = subscription
-        claim = await self._claim(subscription, request)
+        claim: DurableClaim | None = None
+        if request.durable is not None and client.user.name is not None:  # its acknowledged position is known then
+            claim = services.durables.claim(subscription, client.user.name, request.durable)
+            await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
         resume_header = b"" if begin.resume == LIVE else header("resume", begin.resume, None)
         subscription.begin_after(begin.position, begin.backlog, resume_header)
@@ -365,9 +393,9 @@ class Conversation:
     async def _refuse_foreign_conversation(self, request: Subscribe, granted: Destination) -> DisconnectReason | None:
         """Refuse a conversation if its newest event belongs to a channel that is not granted; None if it may be read.
 
-        The view of the subscription keeps events of other channels from the client in any case. This only spares the
-        client a subscription on which nothing would ever arrive. So a conversation whose channel is unknown is not
-        refused: its first event may still come. Reads the log only for a user who is limited to channels.
+        The view keeps events of other channels from the client in any case; this only spares it a subscription on which
+        nothing would ever arrive. So a conversation whose channel is unknown is not refused. Reads the log only for a
+        user who is limited to channels.
         """
         if not (isinstance(granted, Within) and isinstance(granted.destination, OfConversation)):
             return None
@@ -377,28 +405,6 @@ class Conversation:
             return None
         reason = "the claim of auth.jwt_channels_claim does not list the channel of this conversation's newest event"
         return _not_granted(request, reason)
-
-    def _refuse_durable(self, request: Subscribe, name: str) -> DisconnectReason | None:
-        """Refuse a durable subscription that is not valid, or one name too many; None if it is allowed."""
-        user = self._client.user
-        refused = refusal(request, user)
-        if refused is not None or self._services.durables.admits(user.name or "", name):
-            return refused
-        return evolve(
-            TOO_MANY,
-            prose="This user has used as many names of durable subscriptions lately as are allowed.",
-            receipt_id=request.receipt,
-            details="listener.durables_per_user_max is reached",
-        )
-
-    async def _claim(self, subscription: Subscription, request: Subscribe) -> DurableClaim | None:
-        """Claim the durable subscription that is requested, if one is; its acknowledged position is known then."""
-        owner = self._client.user.name
-        if request.durable is None or owner is None:
-            return None
-        claim = self._services.durables.claim(subscription, owner, request.durable)
-        await self.inbox.unless_gone(claim.claimed.wait())
-        return claim
 
     async def _find_start(self, subscription: Subscription, request: Subscribe, acknowledged: Position | None) -> Start:
         """Decide where to start: after the position that the client sends, or else after what it has acknowledged."""
@@ -430,12 +436,14 @@ class Conversation:
         else:
             one = self._client.subscriptions.get(ack.number)
             subscriptions = [] if one is None else [one]
-        known: list[Subscription] = []
-        for subscription in subscriptions:
-            if subscription.window is None or position is None or position.epoch != subscription.position.epoch:
-                continue
-            if subscription.window.acknowledge(position.offset):
-                known.append(subscription)
+        known = [
+            one
+            for one in subscriptions
+            if one.window is not None
+            and position is not None
+            and position.epoch == one.position.epoch
+            and one.window.acknowledge(position.offset)
+        ]
         if not known:
             self.acks_ignored += 1
             return
@@ -460,16 +468,11 @@ class Conversation:
 
 
 def _after_fault(fault: RemoteProtocolError) -> DisconnectReason:
-    reason = with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers)
-    return evolve(reason, details=_DETAILS.get(fault.token, ""))
+    details = _DETAILS.get(fault.token, "")
+    return with_token(fault.token, fault.prose, receipt_id=fault.receipt_id, headers=fault.headers, details=details)
 
 
 def _not_granted(request: Subscribe, details: str) -> DisconnectReason:
     """Refuse a destination. The prose is the same for each reason: it must not reveal whether something exists."""
     prose = "The credentials of this client do not grant this destination."
-    return evolve(with_token("403-destination", prose, receipt_id=request.receipt), details=details)
-
-
-def _expires_at(user: User) -> float:
-    """Return when the user's credentials expire, in Trio's time."""
-    return math.inf if user.expires_at is None else trio.current_time() + user.expires_at - time.time()
+    return with_token("403-destination", prose, receipt_id=request.receipt, details=details)

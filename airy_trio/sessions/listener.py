@@ -1,9 +1,8 @@
 """The listening socket and the accept loop: every connection becomes a session.
 
-The listener is a plain socket of the standard library, because transports write to their sockets directly
-(``websocket.transport``). Clients never get the last file descriptors of the process (``within_files``): during a
-connection flood the databases and the admin port still need theirs. If descriptors run out all the same, accepting
-pauses. An error of the listening socket itself ends the server, because it would never accept again.
+Clients never get the last file descriptors of the process (``within_files``): during a connection flood the databases
+and the admin port still need theirs. If descriptors run out all the same, accepting pauses. An error of the listening
+socket itself ends the server, because it would never accept again.
 """
 
 import errno
@@ -21,9 +20,10 @@ from attrs import evolve, field, frozen
 
 from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.options import at_least, between, matching
-from airy_trio.sessions.closing import LINGER_S, read_to_end
+from airy_trio.retry import Backoff, Outage
 from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.sessions.registry import Sessions
+from airy_trio.sessions.session import LINGER_S, read_to_end
 from airy_trio.websocket.admission import is_loopback
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.request import RequestRefusedError
@@ -169,92 +169,71 @@ async def accept(
 
     Runs until cancelled. Raises ``BrokenListenerError``.
     """
-    loopback = is_loopback(str(listening.getsockname()[0]))
-    acceptor = _Acceptor(sessions, connections, encryption, loopback=loopback)
-    shortage = _Shortage()
+    acceptor = _Acceptor(listening, sessions, connections, encryption)
+    # At the limit each client that leaves lets one other in. So a shortage is over when it was not met for a while.
+    shortage = Outage(logger, "cannot accept connections", backoff=Backoff(EXHAUSTED_PAUSE_S, EXHAUSTED_PAUSE_S))
+    over_at = math.inf
     while True:
-        with trio.move_on_at(shortage.over_at) as over:
+        with trio.move_on_at(over_at) as over:
             await trio.lowlevel.wait_readable(listening)
-        shortage.end_if_over()
-        out_of = None if over.cancelled_caught else _accept_some(listening, acceptor)
+        if shortage.since is not None and trio.current_time() >= over_at:
+            lasted_s = over_at - SHORTAGE_OVER_S - shortage.since
+            logger.info("connections are accepted again", lasted_s=round(lasted_s, 1))
+            shortage.end()
+            over_at = math.inf
+        out_of = None if over.cancelled_caught else acceptor.accept_some()
         if out_of is not None:
-            shortage.occurred(out_of)
-            await trio.sleep(EXHAUSTED_PAUSE_S)
-
-
-def _accept_some(listening: socket.socket, acceptor: "_Acceptor") -> str | None:
-    """Accept up to ``ACCEPTS_PER_TURN`` connections; return which resource is exhausted, if one is."""
-    for _ in range(ACCEPTS_PER_TURN):
-        try:
-            sock, address = listening.accept()
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                return error.strerror or str(error)
-            if error.errno in _PERMANENT:
-                message = f"listener: the listening socket is broken: {error.strerror or error}"
-                raise BrokenListenerError(message) from None
-            logger.debug("connection lost before it was accepted", reason=error.strerror)
-            continue
-        try:
-            transport = SocketTransport(sock)
-        except OSError as error:  # some systems report here that it was reset
-            sock.close()
-            logger.debug("connection lost while it was accepted", reason=error.strerror)
-            continue
-        acceptor.accepted(transport, str(address[0]))
-    return None
-
-
-class _Shortage:
-    """Logs once that connections cannot be accepted, and once that they are accepted again.
-
-    At the limit each client that leaves lets one other in. So the shortage is over only when it was not met for
-    ``SHORTAGE_OVER_S``; ``over_at`` is that time, in Trio's time.
-    """
-
-    def __init__(self) -> None:
-        self.over_at = math.inf
-        self._began_at = self._met_at = 0.0
-
-    def occurred(self, out_of: str) -> None:
-        """Note that a connection could not be accepted."""
-        self._met_at = trio.current_time()
-        if math.isinf(self.over_at):
-            self._began_at = self._met_at
-            logger.warning("cannot accept connections", reason=out_of)
-        self.over_at = self._met_at + SHORTAGE_OVER_S
-
-    def end_if_over(self) -> None:
-        """Log the end of the shortage when its time has come."""
-        if trio.current_time() >= self.over_at:
-            self.over_at = math.inf
-            logger.info("connections are accepted again", lasted_s=round(self._met_at - self._began_at, 1))
+            over_at = trio.current_time() + SHORTAGE_OVER_S
+            await trio.sleep(shortage.begin(out_of))
 
 
 class _Acceptor:
     """Starts a session for each connection that is admitted, and rejects the others: there are too many."""
 
     def __init__(
-        self, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None, *, loopback: bool
+        self, listening: socket.socket, sessions: Sessions, connections: trio.Nursery, encryption: Encryption | None
     ) -> None:
+        self._listening = listening
+        self._loopback = is_loopback(str(listening.getsockname()[0]))
         self._sessions = sessions
         self._connections = connections
         self._encryption = encryption
-        self._loopback = loopback
         self._rejecting = 0
         self._rejections_max = _rejections_max(_descriptors_for_clients())
 
-    def accepted(self, transport: SocketTransport, peer: str) -> None:
-        """Take over the transport of a new connection from the address ``peer``."""
+    def accept_some(self) -> str | None:
+        """Accept up to ``ACCEPTS_PER_TURN`` connections; return which resource is exhausted, if one is."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = self._listening.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    return error.strerror or str(error)
+                if error.errno in _PERMANENT:
+                    message = f"listener: the listening socket is broken: {error.strerror or error}"
+                    raise BrokenListenerError(message) from None
+                logger.debug("connection lost before it was accepted", reason=error.strerror)
+                continue
+            try:
+                transport = SocketTransport(sock)
+            except OSError as error:  # some systems report here that it was reset
+                sock.close()
+                logger.debug("connection lost while it was accepted", reason=error.strerror)
+                continue
+            self._accepted(transport, str(address[0]))
+        return None
+
+    def _accepted(self, transport: SocketTransport, peer: str) -> None:
+        admission = self._sessions.admission
         try:
-            slot = self._sessions.admission.arrive(peer, loopback=self._loopback)
+            slot = admission.arrive(peer, loopback=self._loopback)
         except RequestRefusedError as refused:
             self._rejecting += 1
             answer = refused.answer if self._rejecting <= self._rejections_max else b""
-            handshake_turn = partial(self._sessions.admission.handshakes.enter, _REJECTED)
-            turn = partial(self._sessions.fair_queue.enter, _REJECTED)
+            handshake_turn = partial(admission.handshakes.enter, _REJECTED)
+            turn = partial(admission.fair_queue.enter, _REJECTED)
             self._connections.start_soon(self._reject, self._encrypted(transport, handshake_turn), answer, turn)
         else:
             encrypted = self._encrypted(transport, slot.handshake_turn)

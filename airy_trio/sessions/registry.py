@@ -9,7 +9,6 @@ import trio
 from attrs import frozen
 
 from airy_trio.auth import Authenticator, AuthOptions, Key
-from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, ReplayOptions
 from airy_trio.delivery.disconnects import (
     CATALOGUE,
@@ -22,21 +21,14 @@ from airy_trio.delivery.disconnects import (
     DisconnectReason,
     reason_after,
 )
-from airy_trio.delivery.durables import Durables
-from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.events.destinations import Addressed
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.position import Position
-from airy_trio.sessions.closing import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, abort
 from airy_trio.sessions.connection_list import page, recipients
 from airy_trio.sessions.conversation import Services, SessionOptions
-from airy_trio.sessions.heartbeats import TimerWheel
-from airy_trio.sessions.session import Session
-from airy_trio.stomp.connection import ConnectionOptions
+from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
-from airy_trio.websocket.fair_queue import FairQueue
-from airy_trio.websocket.request import STATUSES
 from airy_trio.websocket.transport import Transport
 
 logger = structlog.get_logger(__name__)
@@ -45,7 +37,6 @@ logger = structlog.get_logger(__name__)
 SPREAD_S: Final = 0.01
 # How often `leave_unread_store` checks how long the event store has been unavailable.
 CHECK_STORE_EVERY_S: Final = 1.0
-_TURNED_AWAY: Final = "turned away "
 
 
 @frozen(kw_only=True)
@@ -57,7 +48,7 @@ class SessionStatistics:
     the connections that have a slot, and the ``addresses`` that they are counted by.
 
     Since the start: ``waited``, how often a client had to wait in the fair queue; ``deliveries`` and ``bytes``
-    (``BatchStatistics``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
+    (``Batches``); ``acks_ignored`` and ``nacks`` (``Conversation``), of ended sessions; ended sessions by the
     name of their disconnect reason (``disconnects``), and those that a client's fault has ended by its token
     (``client_faults``); ``requests_refused`` by HTTP status; connections ``turned_away`` by the limit.
     """
@@ -96,32 +87,10 @@ class Sessions:
         server: str,
         console: Console | None = None,
     ) -> None:
-        self.fair_queue = FairQueue()
-        self.admission = Admission(options, self.fair_queue, console)
-        self._batches = Batches(eventlog)
-        self._senders = Senders(eventlog, self._batches)
-        self._fanout = FanOut(eventlog, self._batches, self._senders)
-        self.wheel = TimerWheel(self._senders)
-        self.durables = Durables(eventlog, per_user_max=options.durables_per_user_max)
-        self._services = Services(
-            eventlog=eventlog,
-            options=options,
-            connections=ConnectionOptions(
-                server=server,
-                heartbeat_ms=options.heartbeat_ms,
-                frame_bytes_max=options.frame_bytes_max,
-                subscriptions_max=options.subscriptions_max,
-            ),
-            replay=replay,
-            authenticator=authenticator,
-            senders=self._senders,
-            fanout=self._fanout,
-            wheel=self.wheel,
-            durables=self.durables,
-            fair_queue=self.fair_queue,
-        )
-        # Counters begin at 0: an alert on the rate of a counter misses an increase that creates the counter.
-        self._services.requests_refused.update({status.value: 0 for status in STATUSES})
+        services = self._services = Services(eventlog, options, replay, authenticator, server=server)
+        self.fair_queue, self.wheel, self.durables = services.fair_queue, services.wheel, services.durables
+        self.admission = Admission(options, services.fair_queue, console)
+        # These counters begin at 0 as well.
         self._disconnects = Counter({reason.name: 0 for reason in CATALOGUE})
         self._client_faults = Counter(dict.fromkeys(CLIENT_FAULT_TOKENS, 0))
         self._acks_ignored = 0
@@ -137,20 +106,17 @@ class Sessions:
         for client in self._clients:
             subscriptions += len(client.subscriptions)
             behind += client.state is ClientState.BEHIND
-        admission, batches, durables = (
-            self.admission.statistics(),
-            self._batches.statistics(),
-            self.durables.statistics(),
-        )
+        admission, durables = self.admission, self.durables
+        batches = self._services.batches
         return SessionStatistics(
             clients=len(self._clients),
             subscriptions=subscriptions,
             behind=behind,
             durables=durables.claimed,
             durables_unwritten=durables.unwritten,
-            visitors=admission["visitors"],
-            addresses=admission["addresses"],
-            waited=self.fair_queue.statistics().waited,
+            visitors=admission.connections,
+            addresses=admission.addresses,
+            waited=self.fair_queue.waited,
             deliveries=batches.deliveries,
             bytes=batches.bytes,
             acks_ignored=self._acks_ignored,
@@ -158,17 +124,13 @@ class Sessions:
             disconnects=dict(self._disconnects),
             client_faults=dict(self._client_faults),
             requests_refused=dict(self._services.requests_refused),
-            turned_away={
-                name.removeprefix(_TURNED_AWAY): count
-                for name, count in admission.items()
-                if name.startswith(_TURNED_AWAY)
-            },
+            turned_away=dict(admission.turned_away),
         )
 
     @property
     def latencies(self) -> Latencies:
         """Times from the change in the database to a client's socket, without replays."""
-        return self._batches.latencies
+        return self._services.batches.latencies
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
         """Return a page of the connection list (``connection_list.page``)."""
@@ -181,9 +143,9 @@ class Sessions:
     async def fan_out(self) -> None:
         """Run the fan-out, the send tasks' dispatcher and the fair queues until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._senders.run)
-            nursery.start_soon(self._senders.watch)
-            nursery.start_soon(self._fanout.run)
+            nursery.start_soon(self._services.senders.run)
+            nursery.start_soon(self._services.senders.watch)
+            nursery.start_soon(self._services.fanout.run)
             nursery.start_soon(self.fair_queue.run)
             nursery.start_soon(self.admission.handshakes.run)
 

@@ -3,6 +3,9 @@
 A session ends for exactly one reason. The conversation returns it, or any task disconnects the client with it; only the
 session sends it, and only the session closes the transport. An exception in a session ends that session and no other.
 
+Every step of closing has a time limit, so a peer cannot delay the end of its connection; a peer that does not take its
+disconnect reason in time is cut off (``abort``).
+
 One task reads the upgrade request and then the client's messages, and answers them. A connection takes 8.4 KiB, and
 2,281 clients connect in a second. When trio-websocket read the messages in a task of its own, it was 21.5 KiB and 1,300
 clients (5,000 clients, medians of three interleaved rounds; ``websockets``: 17.4 KiB and 2,170).
@@ -17,13 +20,13 @@ import trio
 from attrs import evolve
 
 from airy_trio.delivery.client import Client
-from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, reason_after
-from airy_trio.delivery.tasks import Tasks
-from airy_trio.sessions.closing import ABORT_TIMEOUT_S, close, close_handshake
+from airy_trio.delivery.disconnects import CONNECT_TIMEOUT, GONE, REFUSED, TOO_SLOW, reason_after
 from airy_trio.sessions.conversation import Conversation, Inbox, Services
 from airy_trio.stomp.connection import Connection
 from airy_trio.websocket.admission import ConnectionSlot
-from airy_trio.websocket.request import Request, RequestRefusedError, Upgrade, read_head, upgrade_in
+from airy_trio.websocket.fair_queue import Turn
+from airy_trio.websocket.frames import CLOSE_BYTES_MAX, close_frame, ends_with_close, text_message
+from airy_trio.websocket.request import Request, RequestRefusedError, read_head, upgrade_in
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import HandshakeError, Transport
 
@@ -34,6 +37,15 @@ SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 SESSION_NAME_BYTES: Final = 8
 # Read from a client before CONNECT is accepted: twice the largest frame that it may send until then.
 BYTES_BEFORE_CONNECT_MAX: Final = 8192
+# How long ERROR, Close frame and the client's answer may take together; then the connection is aborted.
+CLOSE_TIMEOUT_S: Final = 1.0
+# How long the peer's last bytes are read before the transport is closed. If they were not, the kernel would reset the
+# connection and discard what the peer has not received yet.
+LINGER_S: Final = 1.0
+# In addition to LINGER_S, for ending the tasks and aborting, which should take no time.
+ABORT_TIMEOUT_S: Final = 2.0
+# Of input that is dropped, in one read.
+DROPPED_BYTES_MAX: Final = 65_536
 
 
 class Session:
@@ -43,7 +55,7 @@ class Session:
     ``slot``: counts the connection against the limits; None: no limits.
     """
 
-    __slots__ = ("_services", "_tasks", "_transport", "_turn", "client", "conversation")
+    __slots__ = ("_connections", "_services", "_turn", "client", "conversation")
 
     def __init__(
         self,
@@ -54,13 +66,12 @@ class Session:
         number: int,
     ) -> None:
         self._services = services
-        self._transport = transport
+        self._connections = connections
         self._turn = services.fair_queue.enter if slot is None else slot.turn
         stream = FramedStream(transport, send_timeout_s=services.options.send_timeout_s, turn=self._turn)
         connection = Connection(services.connections, secrets.token_hex(SESSION_NAME_BYTES))
         self.client = Client(connection, stream, number=number, begun_at=trio.current_time(), slot=slot)
         self.conversation: Conversation | None = None  # from the upgrade on
-        self._tasks = Tasks(connections, self.client)
 
     async def run(self) -> None:
         """Serve the client until the connection is closed and the session's tasks have ended."""
@@ -85,13 +96,13 @@ class Session:
             if self.conversation is None:  # there was no upgrade; an answer over HTTP must still reach the client
                 orderly = client.reason is not None and client.reason.name == REFUSED.name
             else:
-                orderly = await close_handshake(client, self._turn)
+                orderly = await self._close_handshake()
         except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
             client.disconnect(reason_after(fault, client.session))
         finally:
             self._release()
             with trio.move_on_after(ABORT_TIMEOUT_S, shield=True):
-                await close(client, self._tasks, self._transport, self._turn, orderly=orderly)
+                await self._close(orderly=orderly)
 
     def log_end(self) -> None:
         """Log how the session ended: its disconnect reason, and nothing that the client sent except Host and Origin.
@@ -118,10 +129,7 @@ class Session:
             self._services.sampled_log.log("connection closed", refused or ended.token or ended.name, **fields)
 
     async def _open(self) -> None:
-        """Upgrade and begin the conversation; disconnect the client if there is no upgrade.
-
-        The time of a TLS handshake counts against ``connect_timeout_s`` as well.
-        """
+        """Upgrade and begin the conversation; disconnect the client if there is no upgrade."""
         client, services = self.client, self._services
         try:
             await client.stream.transport.handshake()
@@ -138,7 +146,7 @@ class Session:
             client.disconnect(evolve(REFUSED, prose=prose, details=refused.details))
             return
         client.stream.limit(BYTES_BEFORE_CONNECT_MAX)
-        services.senders.register(client, self._tasks)
+        services.senders.register(client, self._connections)
         # The request itself is not kept: it contains credentials.
         self.conversation = Conversation(
             client,
@@ -150,10 +158,14 @@ class Session:
 
     async def _upgrade(self) -> Request:
         """Read the upgrade request and answer it. Raises ``RequestRefusedError`` after a refusal was written."""
-        stream, options = self.client.stream, self._services.options
+        stream, slot, options = self.client.stream, self.client.slot, self._services.options
         try:
             request = await _read_request(stream)
-            wanted = _check(request, self.client.slot, options.path)
+            if request.path != options.path:
+                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")  # noqa: TRY301 - see below
+            wanted = upgrade_in(request)
+            if slot is not None:
+                slot.examine(request, wanted)
         except RequestRefusedError as error:
             await stream.write(error.answer)  # noqa: ASYNC120 - if this is cancelled, the session ends anyway
             raise
@@ -169,6 +181,45 @@ class Session:
         self._services.senders.forget(self.client)
         self._services.wheel.forget(self.client)
 
+    async def _close_handshake(self) -> bool:
+        """Send ERROR and Close frame and wait for the client's Close frame; False if the connection must be aborted.
+
+        Further input is dropped without being parsed: 100,000 small messages of ten clients each would otherwise use
+        all of the processor.
+        """
+        client = self.client
+        reason, stream = client.reason, client.stream
+        if reason is None or reason is TOO_SLOW or stream.stalled:
+            return False
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            try:
+                if reason.token is not None:
+                    error = client.connection.error(reason.token, reason.prose, reason.receipt_id, reason.headers)
+                    await stream.write(text_message(error))
+                if reason.close_code is not None:
+                    await stream.close(close_frame(reason.close_code, reason.token or reason.name))
+                if not stream.ended:
+                    await read_to_end(stream.transport, self._turn, after=stream.unread, or_close=True)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return False
+            return True
+        return False
+
+    async def _close(self, *, orderly: bool) -> None:
+        """Stop the send task and close the transport: in order if ``orderly`` and the peer is in time, else abort."""
+        client, transport = self.client, self.client.stream.transport
+        with trio.move_on_after(LINGER_S):
+            try:
+                await self._services.senders.stop(client)
+                if orderly:
+                    await transport.send_eof()
+                    await read_to_end(transport, self._turn)
+                    await transport.aclose()
+                    return
+            except Exception as fault:  # noqa: BLE001 - the connection is aborted in any case
+                reason_after(fault, client.session)  # which logs an unexpected one
+        await abort(transport, client.session)
+
 
 async def _read_request(stream: FramedStream) -> Request:
     """Read the head of a request. Raises ``InputEnded`` and ``RequestRefusedError``."""
@@ -181,10 +232,24 @@ async def _read_request(stream: FramedStream) -> Request:
             return request
 
 
-def _check(request: Request, slot: ConnectionSlot | None, path: str) -> Upgrade:
-    if request.path != path:
-        raise RequestRefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
-    wanted = upgrade_in(request)
-    if slot is not None:
-        slot.examine(request, wanted)
-    return wanted
+async def read_to_end(transport: Transport, turn: Turn, *, after: bytes = b"", or_close: bool = False) -> None:
+    """Read and drop input to its end, or to a Close frame. Each read takes a turn in the fair queue.
+
+    ``after``: the input that came before.
+    """
+    tail = after[-CLOSE_BYTES_MAX:]
+    if or_close and ends_with_close(tail):
+        return
+    while data := await transport.receive_some(DROPPED_BYTES_MAX):
+        tail = (tail + data)[-CLOSE_BYTES_MAX:]
+        if or_close and ends_with_close(tail):
+            return
+        await turn()
+
+
+async def abort(transport: Transport, session: str) -> None:
+    """Close the transport at once; an exception is logged, not raised."""
+    try:
+        await transport.abort()
+    except Exception as fault:  # noqa: BLE001 - it would end the nursery of all sessions
+        reason_after(fault, session)

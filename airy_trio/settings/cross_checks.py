@@ -16,8 +16,7 @@ from attrs import Attribute, fields
 from sqlalchemy.exc import ArgumentError
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.auth.key_sources import KeyUrl
-from airy_trio.auth.keys import SECRET_BYTES_MIN
+from airy_trio.auth.keys import SECRET_BYTES_MIN, KeyUrl
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
 from airy_trio.capture.mapping import DELETABLE, KINDS, TableOptions, TablesOptions

@@ -64,26 +64,31 @@ from typing import Final
 
 from attrs import Attribute, field, frozen, validators
 
-from airy_trio.stomp import encoder, errors, requests
+from airy_trio.stomp import encoder, errors
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import Fault, LocalProtocolError, RemoteProtocolError
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import (
+from airy_trio.stomp.frames import (
     NO_SUBSCRIPTION,
     Ack,
     AckMode,
     Acknowledge,
     Connect,
     Disconnect,
+    Frame,
     HeartBeat,
     Request,
     Subscribe,
     Unsubscribe,
+    Version,
+    negotiate,
 )
 from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions, Transactions
 
 IN_FLIGHT_DEFAULT: Final = 20_000
 """Unacknowledged messages of one connection, unless all its subscriptions with the default prefetch need more."""
+LIMITS_BEFORE_CONNECT: Final = Limits(
+    frame_bytes_max=4_096, header_count_max=32, header_line_bytes_max=3_072, command_bytes_max=16
+)
 
 
 class ConnectionState(Enum):
@@ -143,7 +148,7 @@ class ConnectionOptions:
     """Limits of a connection, and how the server introduces itself. One object serves all connections.
 
     ``server`` must be ``encoder.plain``, else ``LocalProtocolError`` is raised. ``heartbeat_ms`` is offered in both
-    directions; 0 is none. The ``…_before_connect`` limits apply until a CONNECT was accepted.
+    directions; 0 is none. ``limits_before_connect`` apply to the first frame, ``limits`` to those after it.
 
     ``id_bytes_max`` limits ids of subscriptions and names of transactions. These and destinations are stored while they
     are open, and are counted in octets of UTF-8, unescaped. ``transaction_acks_max`` limits the acknowledgements in
@@ -154,15 +159,8 @@ class ConnectionOptions:
     server: str = field(validator=_is_plain)
     heartbeat_ms: int = field(default=30_000, validator=validators.ge(0))
 
-    frame_bytes_max: int = field(default=65_536, validator=_positive)
-    header_count_max: int = field(default=64, validator=_positive)
-    header_line_bytes_max: int = field(default=8_192, validator=_positive)
-    command_bytes_max: int = field(default=32, validator=_positive)
-
-    frame_bytes_max_before_connect: int = field(default=4_096, validator=_positive)
-    header_count_max_before_connect: int = field(default=32, validator=_positive)
-    header_line_bytes_max_before_connect: int = field(default=3_072, validator=_positive)
-    command_bytes_max_before_connect: int = field(default=16, validator=_positive)
+    limits: Limits = field(factory=Limits)
+    limits_before_connect: Limits = LIMITS_BEFORE_CONNECT
 
     id_bytes_max: int = field(default=512, validator=_positive)
     destination_bytes_max: int = field(default=512, validator=_positive)
@@ -176,40 +174,6 @@ class ConnectionOptions:
     @in_flight_max.default
     def _in_flight_max(self) -> int:
         return max(IN_FLIGHT_DEFAULT, self.subscriptions_max * self.prefetch_default)
-
-    limits: Limits = field(init=False, repr=False)
-    """Of a frame after CONNECT."""
-    limits_before_connect: Limits = field(init=False, repr=False)
-    """Of the first frame. None of them exceeds the limit after CONNECT."""
-
-    @limits.default
-    def _limits(self) -> Limits:
-        return Limits(
-            frame_bytes_max=self.frame_bytes_max,
-            header_count_max=self.header_count_max,
-            header_line_bytes_max=self.header_line_bytes_max,
-            command_bytes_max=self.command_bytes_max,
-        )
-
-    @limits_before_connect.default
-    def _limits_before_connect(self) -> Limits:
-        return Limits(
-            frame_bytes_max=min(self.frame_bytes_max_before_connect, self.frame_bytes_max),
-            header_count_max=min(self.header_count_max_before_connect, self.header_count_max),
-            header_line_bytes_max=min(self.header_line_bytes_max_before_connect, self.header_line_bytes_max),
-            command_bytes_max=min(self.command_bytes_max_before_connect, self.command_bytes_max),
-        )
-
-
-@frozen(kw_only=True)
-class ConnectionStatistics:
-    """``frames``: decoded since the start. The others: open subscriptions and transactions, and what they hold now."""
-
-    frames: int
-    subscriptions: int
-    transactions: int
-    transaction_acks: int
-    held_bytes: int
 
 
 class Connection:
@@ -236,24 +200,17 @@ class Connection:
         self._handshake = Handshake.NOT_STARTED
         self._decoder = Decoder(options.limits_before_connect)
 
-    def statistics(self) -> ConnectionStatistics:
-        """Return current counts."""
-        decoder = self._decoder.statistics()
-        return ConnectionStatistics(
-            frames=decoder.frames,
-            subscriptions=len(self.subscriptions),
-            transactions=len(self.transactions),
-            transaction_acks=self.transactions.acks_held,
-            held_bytes=decoder.held_bytes,
-        )
+    @property
+    def held_bytes(self) -> int:
+        """Octets of an incomplete frame."""
+        return self._decoder.held_bytes
 
     def receive(self, data: bytes | str) -> list[Request]:
         """Read a piece of input, cut anywhere, and return the client's requests in order.
 
         Raises ``RemoteProtocolError`` with the requests before the fault. After that and after a Disconnect all input
-        is ignored. Subscriptions that this input ends can be answered until the next call.
+        is ignored.
         """
-        self.subscriptions.forget_ended()
         requests: list[Request] = []
         if self.state not in TRANSITIONS:
             return requests
@@ -308,20 +265,18 @@ class Connection:
         self._stop(ConnectionState.CLOSED)
         return octets
 
-    def message_prefix(self, number: int) -> bytes:
-        """Encode ``encoder.message_prefix`` of a subscription that is open, or was ended by the latest input."""
-        subscription = self._subscription(number)
-        return encoder.message_prefix(self._agreed_version(), subscription.destination, subscription.id)
+    def message_prefix(self, request: Subscribe) -> bytes:
+        """Encode ``encoder.message_prefix`` of a subscription."""
+        self._expect(Handshake.CONNECTED_SENT)
+        return encoder.message_prefix(self._agreed_version(), request.destination, request.id)
 
     def message_ack(self, number: int, message_id: str) -> bytes:
-        """Encode the ``ack`` header line of a message in such a subscription; empty if the message needs none.
+        """Encode the ``ack`` header line of a message that the client has to acknowledge; empty before 1.2.
 
-        The value is SUBSCRIPTIONNUMBER.MESSAGEID. Only 1.2 has this header, and only modes other than auto need it.
+        The value is SUBSCRIPTIONNUMBER.MESSAGEID.
         """
-        subscription = self._subscription(number)
-        if self.version is not Version.V1_2 or subscription.ack is AckMode.AUTO:
-            return b""
-        return encoder.header("ack", f"{number}.{message_id}", self.version)
+        self._expect(Handshake.CONNECTED_SENT)
+        return encoder.header("ack", f"{number}.{message_id}", self.version) if self.version is Version.V1_2 else b""
 
     def _handle(self, frame: Frame) -> Request:
         cell = TRANSITIONS[self.state].get(frame.command, OTHERWISE[self.state])
@@ -349,14 +304,6 @@ class Connection:
             message = "no version is agreed"
             raise LocalProtocolError(message)
         return self.version
-
-    def _subscription(self, number: int) -> OpenSubscription:
-        self._expect(Handshake.CONNECTED_SENT)
-        subscription = self.subscriptions.find(number)
-        if subscription is None:
-            message = f"there is no subscription {number}"
-            raise LocalProtocolError(message)
-        return subscription
 
     def _expect(self, *allowed: Handshake) -> None:
         if self.state is ConnectionState.CLOSED:
@@ -388,10 +335,10 @@ def connect(connection: Connection, frame: Frame) -> Connect:
     if version is Version.V1_0:
         # Clients of 1.0 may pad their values. The decoder did not know yet that this is one, so it has not trimmed.
         get = Frame("", tuple((name, value.strip(" \t")) for name, value in frame.headers)).get
-        heartbeat = HeartBeat.none()
+        heartbeat = HeartBeat()
     else:
         try:
-            heartbeat = requests.negotiate(get("heart-beat"), connection.options.heartbeat_ms)
+            heartbeat = negotiate(get("heart-beat"), connection.options.heartbeat_ms)
         except ValueError:
             raise RemoteProtocolError(*errors.BAD_HEART_BEAT) from None
     connection.version = version
@@ -422,9 +369,7 @@ def subscribe(connection: Connection, frame: Frame) -> Subscribe:
     if replay not in (None, "none", "all"):
         raise RemoteProtocolError(*errors.BAD_REPLAY)
     number = connection.subscriptions.open(
-        OpenSubscription(
-            id=subscription_id, destination=destination, ack=ack, prefetch=0 if ack is AckMode.AUTO else prefetch
-        )
+        OpenSubscription(id=subscription_id, destination=destination, prefetch=0 if ack is AckMode.AUTO else prefetch)
     )
     return Subscribe(
         number=number,

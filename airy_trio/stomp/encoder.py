@@ -1,8 +1,7 @@
 """Frames in, octets out, and the escapes of each version.
 
 A MESSAGE is ``message_prefix`` + ``message_head`` + further ``header`` lines + ``EOL`` + body + NUL. The prefix is
-encoded once for a subscription and the head once for an event; only the ``ack`` line depends on
-both.
+encoded once for a subscription and the head once for an event; only the ``ack`` line depends on both.
 
 A name or value that the version cannot represent raises ``LocalProtocolError``; nothing is repaired silently. Version
 None means without escapes: it is used for the frames that are never escaped, and before a version is agreed. STOMP 1.0

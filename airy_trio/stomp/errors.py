@@ -12,7 +12,7 @@ Faults above STOMP, such as an unknown destination, are in ``delivery.disconnect
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from airy_trio.stomp.requests import Request
+from airy_trio.stomp.frames import Request
 
 
 class Fault(NamedTuple):

@@ -9,7 +9,7 @@ from attrs import define, field, frozen
 
 from airy_trio.stomp import errors
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack, AckMode
+from airy_trio.stomp.frames import NO_SUBSCRIPTION, Ack
 
 _MESSAGE_ID: Final = re.compile(r"([a-z0-9]{6})-(0|[1-9][0-9]{0,17})")
 _PACKED: Final = Struct("<I6sq")  # subscription, epoch, offset; the offset of a NACK is inverted, and so negative
@@ -54,29 +54,17 @@ class WaitingAcks:
             self._packed += _PACKED.pack(number, found[1].encode(), offset if ack.accepted else ~offset)
 
 
+@define(eq=False, weakref_slot=False)
 class Transactions:
-    """Open transactions by the client's names. ``acks_max`` limits the acknowledgements of all of them together."""
+    """Open transactions by the client's names. ``acks_held``, of all of them together, is at most ``acks_max``."""
 
-    __slots__ = (
-        "_acks_held",
-        "_acks_max",
-        "_open",
-        "_transactions_max",
-    )
-
-    def __init__(self, *, transactions_max: int, acks_max: int) -> None:
-        self._transactions_max = transactions_max
-        self._acks_max = acks_max
-        self._open: dict[str, WaitingAcks] = {}
-        self._acks_held = 0
+    _transactions_max: int
+    _acks_max: int
+    acks_held: int = field(default=0, init=False)
+    _open: dict[str, WaitingAcks] = field(factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self._open)
-
-    @property
-    def acks_held(self) -> int:
-        """The number of acknowledgements in all open transactions."""
-        return self._acks_held
 
     def begin(self, name: str) -> None:
         """Open a transaction."""
@@ -89,22 +77,22 @@ class Transactions:
     def add(self, name: str, ack: Ack) -> None:
         """Store an acknowledgement until its transaction ends."""
         acks = self._acks_of(name)
-        if self._acks_held == self._acks_max:
+        if self.acks_held == self._acks_max:
             raise RemoteProtocolError(*errors.TOO_MANY_TRANSACTION_ACKS)
         acks.append(ack)
-        self._acks_held += 1
+        self.acks_held += 1
 
     def end(self, name: str) -> WaitingAcks:
         """Close a transaction and return its acknowledgements in order. COMMIT uses them, ABORT does not."""
         acks = self._acks_of(name)
         del self._open[name]
-        self._acks_held -= len(acks)
+        self.acks_held -= len(acks)
         return acks
 
     def clear(self) -> None:
         """Drop all open transactions, as at the end of the connection (STOMP 1.2, "BEGIN")."""
         self._open.clear()
-        self._acks_held = 0
+        self.acks_held = 0
 
     def _acks_of(self, name: str) -> WaitingAcks:
         try:
@@ -119,35 +107,19 @@ class OpenSubscription:
 
     id: str | None
     destination: str
-    ack: AckMode
     prefetch: int = 0
 
 
+@define(eq=False, weakref_slot=False)
 class OpenSubscriptions:
-    """Open subscriptions, numbered from 1 in the order in which they were opened. A number is never reused.
+    """Open subscriptions, numbered from 1 in the order in which they were opened. A number is never reused."""
 
-    An ended subscription can be found until ``forget_ended``: its SUBSCRIBE may have arrived in the same input as its
-    UNSUBSCRIBE, and is then answered after both were read.
-    """
-
-    __slots__ = (
-        "_ended",
-        "_in_flight_max",
-        "_last_number",
-        "_numbers",
-        "_open",
-        "_prefetch",
-        "_subscriptions_max",
-    )
-
-    def __init__(self, *, subscriptions_max: int, in_flight_max: int) -> None:
-        self._in_flight_max = in_flight_max
-        self._prefetch = 0  # sum over the open subscriptions
-        self._subscriptions_max = subscriptions_max
-        self._open: dict[int, OpenSubscription] = {}
-        self._ended: dict[int, OpenSubscription] | None = None  # rarely needed, so the dict is not allocated in advance
-        self._numbers: dict[str, int] = {}
-        self._last_number = 0
+    _subscriptions_max: int
+    _in_flight_max: int
+    _prefetch: int = field(default=0, init=False)  # sum over the open subscriptions
+    _open: dict[int, OpenSubscription] = field(factory=dict, init=False)
+    _numbers: dict[str, int] = field(factory=dict, init=False)
+    _last_number: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -185,14 +157,3 @@ class OpenSubscriptions:
         self._prefetch -= subscription.prefetch
         if subscription.id is not None:
             del self._numbers[subscription.id]
-        if self._ended is None:
-            self._ended = {}
-        self._ended[number] = subscription
-
-    def forget_ended(self) -> None:
-        """Drop the ended subscriptions."""
-        self._ended = None
-
-    def find(self, number: int) -> OpenSubscription | None:
-        """Return a subscription that is open, or that ended since the last ``forget_ended``."""
-        return self._open.get(number) or (None if self._ended is None else self._ended.get(number))

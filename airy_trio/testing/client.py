@@ -256,7 +256,7 @@ class StompClient(WebSocketClient):
                 self.heart_beats += 1
                 continue
             frames = list(self._decoder.feed(text.encode()))
-            if len(frames) != 1 or self._decoder.statistics().held_bytes:
+            if len(frames) != 1 or self._decoder.held_bytes:
                 raise BrokenPromiseError(text)
             return frames[0]
 

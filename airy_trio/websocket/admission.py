@@ -1,8 +1,8 @@
 """Admission of connections: how many there may be, and under which host names and from which pages.
 
-Limits. An ``Admission`` counts the connections of one process, in total and by client address. Each limit is applied as
-early as possible, before a connection has cost anything: the total, and the address of a client that connects
-directly, when the connection is accepted; the address of a client behind a proxy when its request has been read.
+Limits. Each is applied as early as possible, before a connection has cost anything: the total, and the address of a
+client that connects directly, when the connection is accepted; the address of a client behind a proxy when its request
+has been read.
 
 Addresses. Anyone can write X-Forwarded-For. Only a configured proxy is believed, and only the part that it wrote
 itself, which is the rightmost. So the client is the rightmost address that is not that of a configured proxy.
@@ -34,7 +34,6 @@ logger = structlog.get_logger(__name__)
 ANY: Final = "*"
 """In ``allowed_origins``: any origin."""
 RETRY_AFTER_S: Final = 5
-"""Value of the Retry-After header of a rejection."""
 REPORT_EVERY_S: Final = 10.0
 """Between two log lines about connections that were turned away, so that a flood of them does not flood the log."""
 SUBSCRIPTIONS_PER_CONNECTION: Final = 10
@@ -55,6 +54,7 @@ _ORIGIN: Final = re.compile(rf"([A-Za-z][0-9A-Za-z+.-]{{0,31}})://({_HOST})(?::(
 _NAME: Final = re.compile(_HOST)
 _WITH_PORT: Final = re.compile(r"\[([^\]]+)\](?::\d+)?|([0-9.]+):\d+")
 
+_RETRY: Final = ("Retry-After", str(RETRY_AFTER_S))
 _TOTAL: Final = "connections_max"
 _PER_ADDRESS: Final = "connections_per_address_max"
 
@@ -137,35 +137,33 @@ class Admission:
         )
         self.subscriptions: Counter[str] = Counter()
         """By address, as ``counted``."""
+        self.connections = 0
+        """Current ones."""
+        self.turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
+        """Connections turned away since the start, by limit."""
         self._options = options
-        self._connections = 0
         self._by_address: Counter[str] = Counter()
-        self._turned_away = Counter({_TOTAL: 0, _PER_ADDRESS: 0})
         self._unreported = 0
         self._report_at = -REPORT_EVERY_S
 
-    def statistics(self) -> dict[str, int]:
-        """Return current and cumulative counts.
-
-        Current: ``visitors`` and the number of their ``addresses``. Since the start: connections turned away, by limit,
-        as ``turned away connections_max`` and ``turned away connections_per_address_max``.
-        """
-        away = {f"turned away {limit}": count for limit, count in self._turned_away.items()}
-        return {"visitors": self._connections, "addresses": len(self._by_address), **away}
+    @property
+    def addresses(self) -> int:
+        """The number of addresses that the current connections are counted by."""
+        return len(self._by_address)
 
     def arrive(self, peer: str, *, loopback: bool) -> "ConnectionSlot":
-        """Count a new connection; the caller must call ``leave`` of the visitor when it ends.
+        """Count a new connection; the caller must call ``leave`` of the slot when it ends.
 
         ``peer`` is the address of the socket. ``loopback``: whether the listening socket is bound to this machine only.
         Raises ``RequestRefusedError`` if a limit is reached.
         """
-        if self._connections >= self._options.connections_max:
+        if self.connections >= self._options.connections_max:
             raise self._beyond(_TOTAL, peer)
-        visitor = ConnectionSlot(self, peer, loopback, address_of(peer))
-        if visitor.address is not None and not self.proxies.has(visitor.address):
-            visitor.counted_as = self.take_place(visitor.address)
-        self._connections += 1
-        return visitor
+        slot = ConnectionSlot(self, peer, loopback, address_of(peer), name=peer)
+        if slot.address is not None and not self.proxies.has(slot.address):
+            slot.counted_as = self.take_place(slot.address)
+        self.connections += 1
+        return slot
 
     def take_place(self, address: Address) -> str:
         """Count a connection by its address; return the key. Raises ``RequestRefusedError`` at the limit."""
@@ -177,12 +175,12 @@ class Admission:
 
     def leave(self, counted_as: str | None) -> None:
         """Stop counting a connection."""
-        self._connections -= 1
+        self.connections -= 1
         if counted_as is not None:
             _subtract(self._by_address, counted_as, 1)
 
     def _beyond(self, limit: str, address: str) -> RequestRefusedError:
-        self._turned_away[limit] += 1
+        self.turned_away[limit] += 1
         self._unreported += 1
         now = trio.current_time()
         if now >= self._report_at:
@@ -190,10 +188,9 @@ class Admission:
                 "connections turned away", setting=f"listener.{limit}", address=address, count=self._unreported
             )
             self._report_at, self._unreported = now + REPORT_EVERY_S, 0
-        retry = ("Retry-After", str(RETRY_AFTER_S))
         details = f"listener.{limit} is {getattr(self._options, limit)}"
         words = "There are too many connections."
-        return RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, words, retry, details=details)
+        return RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, words, _RETRY, details=details)
 
 
 @define(eq=False)
@@ -209,23 +206,14 @@ class ConnectionSlot:
     peer: str
     loopback: bool
     address: Address | None
-    name: str = field(init=False)
+    name: str
     counted_as: str | None = None
     subscriptions: int = 0
 
-    @name.default
-    def _name(self) -> str:
-        return self.peer
-
     def examine(self, request: Request, upgrade: Upgrade) -> None:
-        """Admit the request. Raises ``RequestRefusedError`` if its Host, its Origin or a limit forbids it.
-
-        Also raises it while admission is ``suspended``.
-        """
+        """Admit the request. Raises ``RequestRefusedError`` if its Host, its Origin or a limit forbids it."""
         if self.admission.suspended:
-            raise RequestRefusedError(
-                HTTPStatus.SERVICE_UNAVAILABLE, "The event store is unavailable.", ("Retry-After", str(RETRY_AFTER_S))
-            )
+            raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "The event store is unavailable.", _RETRY)
         self.admission.rules.check(upgrade, loopback=self.loopback)
         if self.counted_as is None and self.address is not None:
             forwarded = request.headers.get("x-forwarded-for", ())
@@ -271,7 +259,7 @@ class Proxies:
         self._networks = tuple(ip_network(text) for text in networks)
 
     def has(self, address: Address) -> bool:
-        """Return whether an address belongs to a trusted proxy."""
+        """Return whether an address is a trusted proxy's."""
         return any(address in network for network in self._networks)
 
     def client_of(self, proxy: Address, forwarded: Sequence[str]) -> Address:
@@ -335,21 +323,20 @@ class OriginRules:
         self._console = console
 
     def check(self, upgrade: Upgrade, *, loopback: bool) -> None:
-        """Raise ``RequestRefusedError`` if the request is not allowed.
-
-        ``loopback``: whether the listening socket is bound to this machine only.
-        """
+        """Raise ``RequestRefusedError`` if the request is not allowed. ``loopback``: see ``Admission.arrive``."""
         authority = _AUTHORITY.fullmatch(upgrade.host)
         if authority is None:
             details = f"Host is {quoted(upgrade.host)}"
             raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "The header host is not a host name.", details=details)
         host, port = _host(authority[1]), authority[2]
-        known = host in self._hosts or (is_loopback(host) if loopback else self._any_host)
-        if not known:
+        if host not in self._hosts and not (is_loopback(host) if loopback else self._any_host):
             details = f"Host is {quoted(upgrade.host)}; to allow it, add its name to listener.hosts"
             raise RequestRefusedError(HTTPStatus.FORBIDDEN, "This host name is not allowed.", details=details)
         if upgrade.origin is not None and not self._allows(upgrade.origin, host, port):
-            details = f"Origin is {quoted(upgrade.origin)}, Host is {quoted(upgrade.host)}; {_remedy(upgrade.origin)}"
+            remedy = "to allow it, list it and all other allowed origins in listener.allowed_origins"
+            if _parsed(upgrade.origin) is None:
+                remedy = "no setting allows this"
+            details = f"Origin is {quoted(upgrade.origin)}, Host is {quoted(upgrade.host)}; {remedy}"
             raise RequestRefusedError(HTTPStatus.FORBIDDEN, "This origin is not allowed.", details=details)
 
     def _allows(self, origin: str, host: str, port: str | None) -> bool:
@@ -369,12 +356,6 @@ class OriginRules:
         if console is None or origin_port not in console.ports:
             return False
         return is_loopback(origin_host) if is_loopback(_host(console.host)) else origin_host == host
-
-
-def _remedy(origin: str) -> str:
-    if _parsed(origin) is None:
-        return "no setting allows this"
-    return "to allow it, list it and all other allowed origins in listener.allowed_origins"
 
 
 @lru_cache(CACHED_MAX)

@@ -1,14 +1,14 @@
 """A queue at which client input waits, so that a crowd of clients cannot delay the delivery of events.
 
-Trio runs each runnable task once in every pass of its event loop. An event needs several passes from the database to a
-client, so its latency is a multiple of the length of a pass. If thousands of clients send something at the same moment,
-and all of it is handled in one pass, every event waits for the sum of that work.
+Trio runs each runnable task once in every pass of its event loop, and an event needs several passes from the database
+to a client. If thousands of clients send something at the same moment, and all of it is handled in one pass, every
+event waits for the sum of that work.
 
 A task that has read client input therefore awaits ``FairQueue.enter`` before it handles the input; so does a task whose
 connection has ended, because hundreds may be reset together. A bounded number of tasks proceeds in each pass. Events
 and heart-beats do not enter the queue.
 
-Tasks wait grouped by client address, first in, first out; addresses are served round-robin. Ten thousand connections
+Tasks wait in order of arrival, grouped by client address; addresses are served round-robin. Ten thousand connections
 from one address wait for each other; a client from another address waits for at most one of them.
 """
 
@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
-from attrs import frozen
 
 ENTRIES_PER_PASS: Final = 8
 """One costs 0.1 to 0.5 ms. Each piece of input brings one message, which is answered in this pass or the next."""
@@ -30,33 +29,26 @@ Turn = Callable[[], Awaitable[object]]
 """Waits for a task's turn: ``FairQueue.enter`` with the address of its client."""
 
 
-@frozen
-class FairQueueStatistics:
-    """``waiting``: tasks now. ``waited``: tasks that waited longer than for the next pass, since the start."""
-
-    waiting: int
-    waited: int
-
-
 class FairQueue:
-    """Admits ``entries_per_pass`` tasks in each pass. Needs a task for ``run``; after it ends, all are admitted."""
+    """Admits ``entries_per_pass`` tasks in each pass. Needs a task for ``run``; after it ends, all are admitted.
+
+    ``waited``: tasks that waited longer than for the next pass, since the start.
+    """
 
     def __init__(self, entries_per_pass: int = ENTRIES_PER_PASS) -> None:
         self._per_pass = self._left = entries_per_pass
         self._waiting: OrderedDict[str, trio.lowlevel.ParkingLot] = OrderedDict()  # the first address is served next
         self._not_empty = trio.Event()
         self._open = False
-        self._waited = 0
+        self.waited = 0
 
-    def statistics(self) -> FairQueueStatistics:
-        """Return current and cumulative counts."""
-        return FairQueueStatistics(sum(map(len, self._waiting.values())), self._waited)
+    @property
+    def waiting(self) -> int:
+        """The number of tasks that wait now."""
+        return sum(map(len, self._waiting.values()))
 
     async def enter(self, address: str = "") -> None:
-        """Return in a pass that has room for this task: without a checkpoint if that is the current one.
-
-        ``address`` is the client's as connections are counted (``admission.counted``).
-        """
+        """Return in a pass that has room for this task: without a checkpoint if that is the current one."""
         if self._open:
             return
         if self._left:
@@ -67,7 +59,7 @@ class FairQueue:
         if lot is None:
             lot = self._waiting[address] = trio.lowlevel.ParkingLot()
         # An estimate of the tasks ahead, which is right if all addresses have as many waiting as this one.
-        self._waited += (len(lot) + 1) * len(self._waiting) > self._per_pass
+        self.waited += (len(lot) + 1) * len(self._waiting) > self._per_pass
         await lot.park()
 
     async def run(self) -> None:

@@ -77,7 +77,7 @@ class Request:
     headers: Mapping[str, tuple[str, ...]] = field(repr=False)  # they hold credentials
 
     def one(self, name: str) -> str | None:
-        """Return the value of a header; None if it is absent. Raises ``RequestRefusedError`` if it is repeated."""
+        """Return the value of a header, if present. Raises ``RequestRefusedError`` if it is repeated."""
         values = self.headers.get(name, ())
         if len(values) > 1:
             raise RequestRefusedError(_BAD, f"The header {name} is repeated.")

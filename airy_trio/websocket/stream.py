@@ -1,10 +1,7 @@
 """One WebSocket connection over a transport: the client's messages are read, and messages of the server are written.
 
-Only the session's task reads. ``receive`` returns the client's messages in order and answers its PINGs and its Close
-frame meanwhile. It may be cancelled at any await and called again: no message and no answer is lost.
-
-Several tasks write: the fan-out, the send task, the timer wheel and the session. All of them write complete messages
-that were framed before, some of them once for many clients (``frames.text_message``).
+Only the session's task reads. ``receive`` may be cancelled at any await and called again: no message and no answer is
+lost. Several tasks write complete messages: the fan-out, the send task, the timer wheel and the session.
 
 - A task that may have to wait while writing holds ``lock``, and waits only while data is pending. So frames are never
   interleaved, and a task that was cancelled while waiting leaves nothing half written: the next holder of the lock
@@ -13,13 +10,13 @@ that were framed before, some of them once for many clients (``frames.text_messa
 - A peer that takes nothing for ``send_timeout_s`` is reported with ``StalledError``.
 
 One text message carries exactly one STOMP frame, because most STOMP clients read one frame per message and drop or
-garble a second one. Many complete messages go into one write instead, which no client can notice (wire contract,
-"How it is written").
+garble a second one. Many complete messages go into one write instead (wire contract, "How it is written").
 """
 
 from typing import Final
 
 import trio
+from attrs import define, field
 
 from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.frames import (
@@ -56,60 +53,38 @@ class TooMuchInputError(FrameError):
         super().__init__(TOO_LARGE, "more input than allowed")
 
 
+@define(eq=False, weakref_slot=False)
 class FramedStream:
     """The stream of one connection. The session owns ``transport`` and closes it.
 
-    Times are in Trio's clock: ``read_at`` and ``written_at`` of the last input and output, ``drained_at`` of the last
-    time the peer took pending data.
-
-    ``closing``: a Close frame was written, or is about to be.
-    ``stalled``: the peer took nothing for ``send_timeout_s``.
-    ``ended``: the client has ended its input, with a Close frame or with the stream.
-    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
     ``turn`` waits for a turn in the fair queue. Each read needs one, and each further frame in the same input another.
+    ``closing``: a Close frame was written, or is about to be. ``stalled``: the peer took nothing for
+    ``send_timeout_s``. ``ended``: the client has ended its input, with a Close frame or with the stream.
+    ``input_queued``: input has arrived that is not read yet: it waits for its turn, or an answer has to leave first.
+    ``read_at``, ``written_at``: the last input and output in Trio's time; ``drained_at``: the last time the peer took
+    pending data.
     """
 
     # Slots, here and in the transport: every delivery reads these attributes, and memory that is not together is slow.
-    __slots__ = (
-        "_admitted",
-        "_bytes_left",
-        "_close_answer",
-        "_closed",
-        "_controls_at",
-        "_frames",
-        "_lock",
-        "_pong",
-        "_send_timeout_s",
-        "_turn",
-        "_undrained",
-        "closing",
-        "drained_at",
-        "ended",
-        "input_queued",
-        "read_at",
-        "stalled",
-        "transport",
-        "written_at",
-    )
-
-    def __init__(self, transport: Transport, *, send_timeout_s: float, turn: Turn = trio.lowlevel.checkpoint) -> None:
-        self.transport = transport
-        self.closing = False
-        self.stalled = False
-        self.ended = False
-        self.input_queued = False
-        self.read_at = self.written_at = self.drained_at = trio.current_time()
-        self._lock: trio.StrictFIFOLock | None = None  # half a KiB, and most peers take everything at once
-        self._closed = False  # whether the transport has the Close frame
-        self._send_timeout_s = send_timeout_s
-        self._turn = turn
-        self._admitted = False  # the last read has had its turn, and no frame was taken since
-        self._bytes_left: int | None = None
-        self._controls_at = 0.0  # when the control frames so far would have been read at the permitted rate
-        self._pong: bytes | None = None  # content of an answer that is not written yet
-        self._undrained = False  # an answer may have left in part only
-        self._close_answer: bytes | None = None  # the same for the client's Close frame
-        self._frames: FrameReader | None = None  # there are no frames until the upgrade is answered
+    transport: Transport
+    _send_timeout_s: float = field(kw_only=True)
+    _turn: Turn = field(default=trio.lowlevel.checkpoint, kw_only=True)
+    closing: bool = field(default=False, init=False)
+    stalled: bool = field(default=False, init=False)
+    ended: bool = field(default=False, init=False)
+    input_queued: bool = field(default=False, init=False)
+    read_at: float = field(factory=trio.current_time, init=False)
+    written_at: float = field(factory=trio.current_time, init=False)
+    drained_at: float = field(factory=trio.current_time, init=False)
+    _lock: trio.StrictFIFOLock | None = field(default=None, init=False)  # half a KiB, and most peers never need it
+    _closed: bool = field(default=False, init=False)  # whether the transport has the Close frame
+    _admitted: bool = field(default=False, init=False)  # the last read has had its turn, and no frame was taken since
+    _bytes_left: int | None = field(default=None, init=False)
+    _controls_at: float = field(default=0.0, init=False)  # when the control frames so far were due at the allowed rate
+    _pong: bytes | None = field(default=None, init=False)  # content of an answer that is not written yet
+    _undrained: bool = field(default=False, init=False)  # an answer may have left in part only
+    _close_answer: bytes | None = field(default=None, init=False)  # the same for the client's Close frame
+    _frames: FrameReader | None = field(default=None, init=False)  # none until the upgrade is answered
 
     @property
     def unread(self) -> bytes:
@@ -181,10 +156,7 @@ class FramedStream:
             self.written_at = self.drained_at = trio.current_time()
 
     async def upgrade(self, answer: bytes, message_bytes_max: int) -> None:
-        """Write the answer to the upgrade request. All further input is read as frames.
-
-        ``message_bytes_max``: of a message of the client.
-        """
+        """Write the answer to the upgrade request. All further input is read as frames of messages up to the limit."""
         self._frames = FrameReader(message_bytes_max)
         await self.write(answer)
 
@@ -208,7 +180,10 @@ class FramedStream:
             if frames.has_unread:
                 if not self._admitted:
                     await self._wait_turn()
-                found = self._next_frame(frames)
+                try:
+                    found = frames.next()
+                finally:
+                    self.ended |= frames.closed
             if found is None:
                 await self.receive_some()
                 continue
@@ -251,12 +226,6 @@ class FramedStream:
         self.read_at = trio.current_time()
         return data
 
-    def _next_frame(self, frames: FrameReader) -> tuple[int, bytes] | None:
-        try:
-            return frames.next()
-        finally:
-            self.ended |= frames.closed
-
     async def _answer(self) -> None:
         """Write the answers that are due. Raises ``InputEnded`` after that to a Close frame."""
         if self._pong is None and self._close_answer is None and not self._undrained:
@@ -286,10 +255,7 @@ class FramedStream:
         self._pong, self._undrained = None, False
 
     async def _pace(self) -> None:
-        """Wait if control frames arrive faster than any client sends them.
-
-        Each PING is answered, so without this a few clients that send nothing else would keep the server busy.
-        """
+        """Wait if control frames arrive faster than any client sends them: each PING costs the server an answer."""
         now = trio.current_time()
         self._controls_at = max(self._controls_at, now) + 1 / CONTROLS_PER_S
         wait_s = self._controls_at - now - CONTROLS_BURST / CONTROLS_PER_S

@@ -1,9 +1,9 @@
 """TLS for client connections: a transport over another transport, and the certificate that the server shows.
 
-The server does not use ``trio.SSLStream``, because the fan-out writes to a connection without waiting, which needs a
-``Transport``. ``TlsTransport`` therefore drives OpenSSL itself, over two ``ssl.MemoryBIO`` that hold little: accepted
-data is encrypted at once, record by record, and given to the transport below as one piece; input is decrypted only as
-fast as it is read. What TLS itself has to write (alerts, answers to a key update) leaves in its order between the data.
+The fan-out writes without waiting, which ``trio.SSLStream`` cannot. ``TlsTransport`` therefore drives OpenSSL itself,
+over two ``ssl.MemoryBIO`` that hold little: accepted data is encrypted at once, record by record, and given to the
+transport below as one piece; input is decrypted only as fast as it is read. What TLS itself has to write (alerts,
+answers to a key update) leaves in its order between the data.
 
 OpenSSL gets one record of the peer at a time. Given more, it would process all records without content (key updates,
 refused renegotiations) in one call, which blocks the event loop for as long as the peer likes. So each such record is
@@ -11,7 +11,7 @@ counted here, their number is limited, and reading on takes a turn.
 """
 
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from airy_trio.errors import StartError
+from airy_trio.websocket.fair_queue import Turn
 from airy_trio.websocket.transport import HandshakeError, Transport
 
 CERTIFICATE: Final = "listener.tls_certificate"
 KEY: Final = "listener.tls_key"
-"""The settings, as faults and warnings name them."""
 FILE_BYTES_MAX: Final = 1024 * 1024
 PROTOCOLS: Final = ("http/1.1",)
 """For ALPN: a WebSocket begins as HTTP/1.1 here."""
@@ -66,7 +66,7 @@ class TlsTransport:
         self,
         transport: Transport,
         context: ssl.SSLContext,
-        turn: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
+        turn: Turn = trio.lowlevel.checkpoint,
     ) -> None:
         self._transport = transport
         self._turn = turn
@@ -154,7 +154,10 @@ class TlsTransport:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return data
             if complete:
-                self._count_empty_record()
+                self._empty_records += 1
+                if self._empty_records > EMPTY_RECORDS_MAX:
+                    self._broken = "the peer sends too many records without content"
+                    self._check_usable()
             if fed:
                 await self._turn()
             fed, complete = True, await self._feed_record(bytes_max)
@@ -240,12 +243,6 @@ class TlsTransport:
         self._incoming.write(part)
         self._record_left = left - len(part)
         return not self._record_left
-
-    def _count_empty_record(self) -> None:
-        self._empty_records += 1
-        if self._empty_records > EMPTY_RECORDS_MAX:
-            self._broken = "the peer sends too many records without content"
-            self._check_usable()
 
     def _fail(self, error: ssl.SSLError) -> str:
         """Mark the connection as broken, send the alert of OpenSSL if it can leave now, and return the reason."""

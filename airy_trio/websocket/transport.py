@@ -1,8 +1,7 @@
 """A two-way byte transport to one peer: the ``Transport`` protocol, and its implementation for sockets.
 
-A transport knows which bytes the peer has not taken yet, and how to wait until it takes more. ``FramedStream`` above it
-decides what is written, by which task, and how long a peer may take nothing. ``TlsTransport`` is a transport over
-another transport; ``testing.transport`` has transports in memory.
+``FramedStream`` above it decides what is written, by which task, and how long a peer may take nothing. ``TlsTransport``
+is a transport over another transport; ``testing.transport`` has transports in memory.
 """
 
 import socket

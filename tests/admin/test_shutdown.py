@@ -14,7 +14,7 @@ import trio
 from airy_trio import app
 from airy_trio.admin.readiness import Readiness
 from airy_trio.log.memory import MemoryStore
-from airy_trio.sessions import closing
+from airy_trio.sessions import session
 from airy_trio.sessions.registry import SPREAD_S
 from airy_trio.testing.client import Closed, StompClient, connect
 from airy_trio.testing.feed import MemoryChanges
@@ -44,7 +44,7 @@ async def no_faults() -> Sequence[str]:
 async def test_readiness_fails_first_and_port_answers_during_drain(
     any_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it closes
+    monkeypatch.setattr(session, "CLOSE_TIMEOUT_S", TIMEOUT_S)  # the client below decides when it closes
     settings = any_application.migrate(admin(free_port()))
     port, stopping = Port(settings.admin.port), trio.Event()
     with trio.fail_after(TIMEOUT_S):

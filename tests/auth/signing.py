@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from airy_trio.stomp.frames import Version
-from airy_trio.stomp.requests import Connect, HeartBeat
+from airy_trio.stomp.frames import Connect, HeartBeat, Version
 
 SECRET = "a secret that is long enough for each of the three: sixty-four bytes"
 CURVES: Mapping[str, ec.EllipticCurve] = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
@@ -77,6 +76,4 @@ def issuer(algorithm: str, number: int = 0, kid: str | None = None) -> Issuer:
 
 
 def connect_with(token: str | None = None, *, authorization: str | None = None) -> Connect:
-    return Connect(
-        version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat.none()
-    )
+    return Connect(version=Version.V1_2, login=None, passcode=token, authorization=authorization, heartbeat=HeartBeat())

@@ -9,9 +9,8 @@ from trio.testing import MockClock
 from airy_trio.auth import ANONYMOUS, TOKEN_BYTES_MAX, Authenticator, AuthOptions, Refusal, RefusalKind, User
 from airy_trio.delivery.disconnects import UNAUTHORIZED
 from airy_trio.options import NotAllowedError
-from airy_trio.sessions.closing import LOG_SAMPLE_EVERY_S
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import Connect, HeartBeat
+from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
+from airy_trio.stomp.frames import Connect, Frame, HeartBeat, Version
 from airy_trio.testing.client import Closed
 from tests.sessions.serving import serving
 
@@ -40,7 +39,7 @@ BAD: dict[str, tuple[tuple[str, str], ...]] = {
     "a wrong one before a good passcode": (("Authorization", "Bearer wrong"), ("passcode", "s3cret")),
 }
 
-NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat.none())
+NOBODY = Connect(version=Version.V1_2, login=None, passcode=None, authorization=None, heartbeat=HeartBeat())
 
 
 def is_unauthorized(answer: User | Refusal) -> bool:

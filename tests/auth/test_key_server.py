@@ -12,9 +12,8 @@ import trustme
 from attrs import define, field
 from structlog.testing import capture_logs
 
-from airy_trio.auth import AuthOptions, key_sources
-from airy_trio.auth.key_sources import KeyServer, KeyUrl
-from airy_trio.auth.keys import KEYS_BYTES_MAX, KeysFault
+from airy_trio.auth import AuthOptions, keys
+from airy_trio.auth.keys import KEYS_BYTES_MAX, KeyServer, KeysFault, KeyUrl
 from airy_trio.stomp.frames import Frame
 from tests.auth.signing import Issuer, issuer, jwk, jwks
 from tests.sessions.serving import Server, serving
@@ -161,7 +160,7 @@ async def test_unreachable_server_is_a_fault(authority: trustme.CA) -> None:
 async def test_hanging_server_times_out_while_others_run(
     response: bytes, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_sources, "FETCH_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(keys, "FETCH_TIMEOUT_S", 1.0)
     turns = 0
 
     async def run() -> None:

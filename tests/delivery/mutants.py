@@ -18,15 +18,14 @@ from trio.testing import MockClock
 from airy_trio.delivery import disconnects, fanout
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, Subscription
-from airy_trio.delivery.fanout import FanOut
-from airy_trio.delivery.tasks import Tasks
+from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.log.reads import Page
 from airy_trio.log.tail import Tail
 from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.stream import FramedStream
 from airy_trio.websocket.transport import SocketTransport
-from tests.delivery import test_batches, test_client, test_fanout, test_sender, test_tasks
+from tests.delivery import test_batches, test_client, test_fanout, test_sender
 from tests.delivery.test_schedules import run_schedule
 from tests.log import test_reads
 from tests.websocket import test_stream, test_transport
@@ -206,12 +205,12 @@ DIRECTED = (
     (
         Mutant(
             "a fault of a task leaves its session",
-            Tasks,
-            "_run",
-            "self._client.disconnect(reason_after(fault, self._client.session))",
+            Senders,
+            "_send",
+            "client.disconnect(reason_after(fault, client.session))",
             "raise",
         ),
-        test_tasks.test_a_failing_task_disconnects_only_its_client,
+        test_sender.test_a_failing_send_task_disconnects_only_its_client,
     ),
     (
         Mutant("fan-out writes to a client that is behind", FanOut, "serve", "if state is BEHIND:", "if False:"),

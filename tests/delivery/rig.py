@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from random import Random
 
 import trio
@@ -11,18 +12,14 @@ from airy_trio.auth import Authenticator, AuthOptions
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions
 from airy_trio.delivery.disconnects import DisconnectReason
-from airy_trio.delivery.durables import Durables
 from airy_trio.delivery.fanout import FanOut, Senders
-from airy_trio.delivery.tasks import Tasks
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable
 from airy_trio.sessions.conversation import Conversation, Inbox, Services, SessionOptions
-from airy_trio.sessions.heartbeats import TimerWheel
-from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.connection import Connection
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 from airy_trio.testing.transport import MemoryTransport
-from airy_trio.websocket.fair_queue import FairQueue
 from airy_trio.websocket.stream import FramedStream
 from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.delivery.messages import Reader, stomp
@@ -136,13 +133,21 @@ class Delivery:
     """The parts that all clients of one log share, and the nursery of their tasks."""
 
     log: EventLog
-    batches: Batches
-    senders: Senders
-    fanout: FanOut
-    wheel: TimerWheel
-    durables: Durables
+    services: Services
     nursery: trio.Nursery
     rigs: list[Rig] = field(factory=list)
+
+    @property
+    def batches(self) -> Batches:
+        return self.services.batches
+
+    @property
+    def senders(self) -> Senders:
+        return self.services.senders
+
+    @property
+    def fanout(self) -> FanOut:
+        return self.services.fanout
 
     async def connect(
         self,
@@ -154,21 +159,10 @@ class Delivery:
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> Rig:
         """Connect one more client."""
-        options = ConnectionOptions(server="airy-trio/test", heartbeat_ms=500)
         stream = FramedStream(transport, send_timeout_s=send_timeout_s)
-        client = Client(Connection(options, "s1"), stream)
-        services = Services(
-            eventlog=self.log,
-            options=SessionOptions(),
-            connections=options,
-            replay=replay or ReplayOptions(),
-            authenticator=Authenticator(AuthOptions()),
-            senders=self.senders,
-            fanout=self.fanout,
-            wheel=self.wheel,
-            durables=self.durables,
-            fair_queue=FairQueue(),
-        )
+        client = Client(Connection(self.services.connections, "s1"), stream)
+        services = copy(self.services)
+        services.replay = replay or ReplayOptions()
 
         async def turn() -> None:
             rig.turns += 1
@@ -177,7 +171,7 @@ class Delivery:
         conversation = Conversation(client, services, Inbox(trio.sleep_forever, turn, bytes_max=0), turn=turn)
         rig = Rig(self.log, transport, client, stream, conversation, self.fanout, self.senders)
         self.rigs.append(rig)
-        self.senders.register(client, Tasks(self.nursery, client))
+        self.senders.register(client, self.nursery)
         await rig.request("CONNECT", ("accept-version", version.value), ("heart-beat", heart_beat))
         return rig
 
@@ -185,13 +179,13 @@ class Delivery:
 @asynccontextmanager
 async def delivering(log: EventLog) -> AsyncGenerator[Delivery]:
     """Run fan-out, send tasks and timer wheel over a log until the block ends."""
-    batches = Batches(log)
-    senders = Senders(log, batches)
-    fanout, wheel, durables = FanOut(log, batches, senders), TimerWheel(senders), Durables(log)
+    options = SessionOptions(heartbeat_ms=500)
+    services = Services(log, options, ReplayOptions(), Authenticator(AuthOptions()), server="airy-trio/test")
+    senders = services.senders
     async with trio.open_nursery() as nursery:
-        for task in (fanout.run, senders.run, senders.watch, wheel.run, durables.run):
+        for task in (services.fanout.run, senders.run, senders.watch, services.wheel.run, services.durables.run):
             nursery.start_soon(task)
-        delivery = Delivery(log, batches, senders, fanout, wheel, durables, nursery)
+        delivery = Delivery(log, services, nursery)
         yield delivery
         for rig in delivery.rigs:
             rig.conversation.end()

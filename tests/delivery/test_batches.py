@@ -8,14 +8,14 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches, BatchStatistics
+from airy_trio.delivery.batches import BATCH_BYTES_MAX, BATCH_EVENTS_MAX, SHARED_BATCHES_MAX, Batches
 from airy_trio.delivery.client import Client, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING, OfChannel, Within
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import Page
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode, Subscribe
 from airy_trio.websocket.stream import FramedStream
 from tests.delivery.messages import Reader, stomp
 from tests.sessions.serving import event, events, open_log
@@ -31,11 +31,12 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
     connection = Connection(ConnectionOptions(server="airy-trio/test"), "s1")
     connection.receive(b"CONNECT\naccept-version:1.2\n\n\0")
     connection.connected()
-    connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
+    (request,) = connection.receive(f"SUBSCRIBE\nid:{id_}\ndestination:/events\nack:{ack.value}\n\n\0")
+    assert isinstance(request, Subscribe)
     subscription = Subscription(
         Client(connection, cast("FramedStream", None)),
         1,
-        connection.message_prefix(1),
+        connection.message_prefix(request),
         log.head.at(offset),
         window=None if ack is AckMode.AUTO else Window(ack, 10),
         started=True,
@@ -46,7 +47,7 @@ def subscribed(log: EventLog, offset: int = 0, *, id_: str = "0", ack: AckMode =
 
 async def test_a_batch_is_whole_messages_of_one_frame_each() -> None:
     log = await filled(3)
-    batch = Batches(log).after_position(subscribed(log, 1))
+    batch = Batches(log).next_batch(subscribed(log, 1))
     frames = [stomp(message) for message in Reader().feed(batch.data)]
     assert batch.offsets == (2, 3)
     assert [frame.body for frame in frames if frame] == [event.body for event in events(2, 3)]
@@ -56,36 +57,36 @@ async def test_a_batch_is_whole_messages_of_one_frame_each() -> None:
 async def test_a_batch_is_bounded_in_bytes_but_never_empty() -> None:
     log = await filled(100, size=1000)
     batches = Batches(log)
-    batch = batches.after_position(subscribed(log))
+    batch = batches.next_batch(subscribed(log))
     assert BATCH_BYTES_MAX - 2000 < len(batch.data) <= BATCH_BYTES_MAX
     large = await filled(2, size=BATCH_BYTES_MAX)
-    assert Batches(large).after_position(subscribed(large)).offsets == (1,)
+    assert Batches(large).next_batch(subscribed(large)).offsets == (1,)
 
 
 async def test_a_batch_is_bounded_by_the_window() -> None:
     log = await filled(100)
     subscription = subscribed(log, ack=AckMode.CLIENT)
-    assert len(Batches(log).after_position(subscription).offsets) == 10
+    assert len(Batches(log).next_batch(subscription).offsets) == 10
 
 
 async def test_equal_subscriptions_share_a_batch_until_the_view_grows() -> None:
     log = await filled(3)
     batches = Batches(log)
     one, other, third = subscribed(log), subscribed(log), subscribed(log, id_="different")
-    batch = batches.after_position(one)
-    assert batches.after_position(other) is batch
-    assert batches.after_position(third) is not batch
+    batch = batches.next_batch(one)
+    assert batches.next_batch(other) is batch
+    assert batches.next_batch(third) is not batch
     await log.append(log.head, events(4, 4), "point")
-    assert batches.after_position(other).offsets == (1, 2, 3, 4)
+    assert batches.next_batch(other).offsets == (1, 2, 3, 4)
 
 
 async def test_a_batch_of_an_ended_epoch_is_not_reused() -> None:
     log = await filled(3)
     batches = Batches(log)
-    before = batches.after_position(subscribed(log))
+    before = batches.next_batch(subscribed(log))
     await log.begin_epoch(log.head, "point")
     await log.append(log.head, events(1, 3), "point")
-    after = batches.after_position(subscribed(log))
+    after = batches.next_batch(subscribed(log))
     assert after.offsets == before.offsets
     assert log.epoch.encode() in after.data
 
@@ -94,7 +95,7 @@ async def test_shared_batches_are_bounded() -> None:
     log = await filled(SHARED_BATCHES_MAX + 10)
     batches = Batches(log)
     for offset in range(SHARED_BATCHES_MAX + 9):
-        batches.after_position(subscribed(log, offset))
+        batches.next_batch(subscribed(log, offset))
     assert len(batches._shared) == SHARED_BATCHES_MAX  # noqa: SLF001 - no statistic shows its size
 
 
@@ -103,7 +104,7 @@ async def test_acks_and_resume_headers_are_not_shared() -> None:
     batches = Batches(log)
     acking = subscribed(log, ack=AckMode.CLIENT)
     acking.resume_header = b"resume:resumed\n"
-    frames = [stomp(message) for message in Reader().feed(batches.after_position(acking).data)]
+    frames = [stomp(message) for message in Reader().feed(batches.next_batch(acking).data)]
     assert [(f.get("ack"), f.get("resume")) for f in frames if f] == [
         (f"1.{log.epoch}-1", "resumed"),
         (f"1.{log.epoch}-2", None),
@@ -114,7 +115,7 @@ async def test_a_backlog_batch_comes_from_the_backlog() -> None:
     log = await filled(BATCH_EVENTS_MAX + 1)
     subscription = subscribed(log, BATCH_EVENTS_MAX + 1)
     subscription.backlog = deque(await log.store.read(log.head.at(0), 2))
-    assert Batches(log).of_backlog(subscription).offsets == (1, 2)
+    assert Batches(log).next_batch(subscription).offsets == (1, 2)
 
 
 async def test_a_page_is_sent_from_the_position_to_its_end() -> None:
@@ -149,7 +150,7 @@ async def test_clients_at_one_position_of_a_page_share_its_batches() -> None:
 async def test_a_position_before_the_tail_is_refused() -> None:
     log = await filled(100, tail_events=16)
     with pytest.raises(LookupError):
-        Batches(log).after_position(subscribed(log, 3))
+        Batches(log).next_batch(subscribed(log, 3))
 
 
 async def test_a_view_that_promises_missing_events_is_a_bug() -> None:
@@ -157,7 +158,7 @@ async def test_a_view_that_promises_missing_events_is_a_bug() -> None:
     subscription = subscribed(log, 3)
     subscription.view.last = 4
     with pytest.raises(RuntimeError):
-        Batches(log).after_position(subscription)
+        Batches(log).next_batch(subscription)
 
 
 async def test_live_deliveries_are_counted_with_their_latency(autojump_clock: MockClock) -> None:
@@ -166,14 +167,14 @@ async def test_live_deliveries_are_counted_with_their_latency(autojump_clock: Mo
     batches = Batches(log)
     subscription = subscribed(log, 3)
     subscription.live_after = 3
-    batch = batches.after_position(subscription)
+    batch = batches.next_batch(subscription)
     await trio.sleep(1)
     batches.commit(subscription, batch, trio.current_time())
-    assert batches.statistics() == BatchStatistics(2, len(batch.data))
+    assert (batches.deliveries, batches.bytes) == (2, len(batch.data))
     assert batches.latencies.total_s == pytest.approx(2 * 3)
     subscription.position, subscription.live_after = log.head.at(3), 4  # the first of them is a replay now
-    batches.commit(subscription, batches.after_position(subscription), trio.current_time())
-    assert batches.statistics().deliveries == 4
+    batches.commit(subscription, batches.next_batch(subscription), trio.current_time())
+    assert batches.deliveries == 4
     assert sum(batches.latencies.counts) == 2
 
 
@@ -193,7 +194,7 @@ async def test_equal_cursors_get_one_batch_until_the_view_grows() -> None:
 async def test_batch_reports_whether_it_reaches_the_end() -> None:
     log = await filled(2, size=BATCH_BYTES_MAX)
     batches = Batches(log)
-    assert [batches.after_position(subscribed(log, offset)).reaches_end for offset in (0, 1)] == [False, True]
+    assert [batches.next_batch(subscribed(log, offset)).reaches_end for offset in (0, 1)] == [False, True]
 
 
 async def test_repeated_batches_are_counted(autojump_clock: MockClock) -> None:
@@ -206,7 +207,7 @@ async def test_repeated_batches_are_counted(autojump_clock: MockClock) -> None:
     batches.commit(first, batch, trio.current_time())
     batches.count_repeats(batch, 3, trio.current_time() + 1)
     assert first.prefix is batch.prefix
-    assert batches.statistics() == BatchStatistics(8, 4 * len(batch.data))
+    assert (batches.deliveries, batches.bytes) == (8, 4 * len(batch.data))
     assert sum(batches.latencies.counts) == 8
     assert batches.latencies.total_s == pytest.approx(2 * 2 + 6 * 3)
 
@@ -247,7 +248,7 @@ async def test_a_cursor_moves_when_its_batch_is_committed() -> None:
     assert (subscription.position.offset, len(subscription.backlog)) == (1, 0)
     batches.commit(subscription, batches.next_batch(subscription), 0.0)
     assert subscription.position.offset == 3
-    assert batches.statistics().deliveries == 3
+    assert batches.deliveries == 3
 
 
 async def test_batches_are_not_shared_between_different_grants() -> None:
@@ -261,7 +262,7 @@ async def test_batches_are_not_shared_between_different_grants() -> None:
         log.detach(one.view, one)
         one.view = log.attach(Within(EVERYTHING, frozenset(granted)), one)
     assert {one.view.last for one in (of_all, of_two, also_of_two, of_one)} == {4}
-    assert batches.after_position(of_all).offsets == (1, 2, 3, 4)
-    assert batches.after_position(of_two).offsets == (1, 2, 4)
-    assert batches.after_position(of_one).offsets == (1, 4)
-    assert batches.after_position(also_of_two) is batches.after_position(of_two)
+    assert batches.next_batch(of_all).offsets == (1, 2, 3, 4)
+    assert batches.next_batch(of_two).offsets == (1, 2, 4)
+    assert batches.next_batch(of_one).offsets == (1, 4)
+    assert batches.next_batch(also_of_two) is batches.next_batch(of_two)

@@ -14,7 +14,7 @@ from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.position import Position
 from airy_trio.log.tail import View
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.requests import AckMode
+from airy_trio.stomp.frames import AckMode
 from airy_trio.websocket.stream import FramedStream
 
 

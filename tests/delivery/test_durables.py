@@ -18,7 +18,6 @@ from airy_trio.delivery.durables import (
     RECLAIM_WITHIN_S,
     SCAN_EVERY_S,
     WRITE_AFTER_S,
-    DurableStatistics,
 )
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
@@ -458,7 +457,7 @@ async def test_a_claim_replaced_before_its_start_moves_nothing(
     durables.start(first)
     await wait_all_tasks_blocked()
     assert await store.offset() == 0
-    assert durables.statistics() == DurableStatistics(1, 0)
+    assert (durables.claimed, durables.unwritten) == (1, 0)
 
 
 async def test_a_holder_on_another_node_is_disconnected_when_it_acknowledges(

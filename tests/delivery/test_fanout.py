@@ -53,7 +53,7 @@ async def test_equal_cursors_get_the_same_bytes(autojump_clock: MockClock) -> No
             await delivery.log.append(delivery.log.head, events(number, number), "point")
             await wait_all_tasks_blocked()
             assert len({id(transport.writes[-1]) for transport in transports}) == 1
-        assert delivery.batches.statistics().deliveries == 10
+        assert delivery.batches.deliveries == 10
 
 
 async def test_neighbour_with_another_id_or_cursor_gets_another_batch(autojump_clock: MockClock) -> None:

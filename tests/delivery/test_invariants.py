@@ -16,7 +16,6 @@ from tests.delivery import (
     test_fanout,
     test_schedules,
     test_sender,
-    test_tasks,
 )
 from tests.delivery.mutants import DIRECTED, MUTANTS
 from tests.log import test_tail
@@ -150,9 +149,9 @@ INVARIANTS = (
         (
             test_fanout.test_fault_of_one_client_does_not_stop_the_fan_out,
             test_heartbeats.test_a_fault_of_one_client_does_not_stop_the_wheel,
-            test_tasks.test_a_failing_task_disconnects_only_its_client,
-            test_faults.test_a_fault_at_every_await_of_a_session_ends_it_and_nothing_else,
-            test_awaits.test_a_fault_at_every_await_of_a_session_ends_at_most_that_session,
+            test_sender.test_a_failing_send_task_disconnects_only_its_client,
+            test_faults.test_fault_at_any_await_ends_only_its_session,
+            test_awaits.test_fault_at_any_await_ends_at_most_that_session,
         ),
         ("a fault of one client stops the fan-out", "a fault of a task leaves its session"),
     ),

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 import trio
 import trio.lowlevel
+from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio.delivery import disconnects
@@ -15,7 +16,7 @@ from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.frames import close_frame
-from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, rigged
+from tests.delivery.rig import SEND_TIMEOUT_S, MoodyStore, RecordingTransport, delivering, rigged
 from tests.sessions.serving import event, events, open_log
 
 NEVER_AWAY = {"delay_s": 0.0, "away_share": 0.0}
@@ -83,6 +84,58 @@ async def test_no_send_task_starts_for_a_forgotten_client(autojump_clock: MockCl
         await wait_all_tasks_blocked()
         assert rig.senders.statistics() == SenderStatistics(0, 0, 0)
         assert rig.client.state is ClientState.BEHIND
+
+
+class FaultyTransport(MemoryTransport):
+    """A transport over which a send task fails, by a bug."""
+
+    error: BaseException = RuntimeError("bug")
+
+    async def drain(self) -> None:
+        await trio.lowlevel.checkpoint()
+        raise self.error
+
+
+async def test_a_failing_send_task_disconnects_only_its_client(autojump_clock: MockClock) -> None:
+    with capture_logs() as logs:
+        async with delivering(await open_log()) as delivery:
+            faulty, sound = FaultyTransport(1000), MemoryTransport(1000)
+            one, other = await delivery.connect(faulty), await delivery.connect(sound)
+            for rig in (one, other):
+                rig.read()
+                await rig.request("SUBSCRIBE", *SUBSCRIBE)
+            await one.append(events(1, 1, size=5000))
+            await trio.sleep(1)
+            assert one.client.reason is disconnects.INTERNAL
+            assert other.client.reason is None
+            assert delivery.senders.statistics() == SenderStatistics(2, 1, 0)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["session failed"]
+
+
+async def test_system_exit_of_a_send_task_passes_through(autojump_clock: MockClock) -> None:
+    transport = FaultyTransport(1000)
+    transport.error = SystemExit(3)
+    with pytest.RaisesGroup(SystemExit, flatten_subgroups=True):
+        async with rigged(await open_log(), transport) as rig:
+            await rig.request("SUBSCRIBE", *SUBSCRIBE)
+            await rig.append(events(1, 1, size=5000))
+            await trio.sleep(1)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_stop_waits_for_the_end_of_the_send_task(begun: bool, autojump_clock: MockClock) -> None:
+    async with rigged(await open_log(), MemoryTransport(100)) as rig:
+        await rig.senders.stop(rig.client)  # there is none
+        rig.read()
+        await rig.request("SUBSCRIBE", *SUBSCRIBE)
+        await rig.append(events(1, 1, size=1000))
+        while not rig.senders.statistics().sending:
+            await trio.lowlevel.checkpoint()
+        if begun:
+            await wait_all_tasks_blocked()
+        for _ in range(2):
+            await rig.senders.stop(rig.client)
+            assert rig.senders.statistics().sending == 0
 
 
 async def test_a_full_window_is_not_behind(autojump_clock: MockClock) -> None:

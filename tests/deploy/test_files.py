@@ -12,8 +12,8 @@ import trio
 import yaml
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.sessions.closing import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.settings import load, parse
 from airy_trio.websocket.admission import Admission
 from airy_trio.websocket.fair_queue import FairQueue

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from airy_trio.capture.feed import MetadataEntry, Value
 from airy_trio.events import values
-from airy_trio.events.metadata import Nested, nest
+from airy_trio.events.translate import Nested, nest
 from airy_trio.events.values import NESTING_MAX, RowFault
 from tests.events.rows import ANY_VALUE, BERLIN, entry, strictly_read
 

@@ -117,7 +117,7 @@ class Server:
             while self.connections.child_tasks:  # noqa: ASYNC110 - a nursery has no event for this
                 await trio.lowlevel.checkpoint()
         assert not self.sessions.statistics().clients
-        assert not self.sessions.wheel.statistics().clients
+        assert not self.sessions.wheel.clients
         view = self.log.attach(EVERYTHING, self)
         assert list(view.readers) == [self]
         self.log.detach(view, self)

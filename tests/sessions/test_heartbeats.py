@@ -18,11 +18,10 @@ from airy_trio.sessions.heartbeats import (
     SLOT_S,
     UNANSWERED_MAX_S,
     ClientTimers,
-    TimerStatistics,
     TimerWheel,
 )
 from airy_trio.stomp.connection import Connection, ConnectionOptions
-from airy_trio.stomp.requests import HeartBeat
+from airy_trio.stomp.frames import HeartBeat
 from airy_trio.testing.transport import MemoryTransport
 from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, Turn
 from airy_trio.websocket.frames import EMPTY_PING, HEART_BEAT
@@ -152,7 +151,7 @@ async def test_a_client_being_served_is_not_silent(wheel: TimerWheel, autojump_c
     one.client.occupied = False
     await trio.sleep(2.5 + 2 * SLOT_S)
     assert [*found, one.client.reason] == [None, disconnects.SILENT]
-    assert wheel.statistics() == TimerStatistics(0, 0)
+    assert (wheel.clients, wheel.slots) == (0, 0)
 
 
 async def test_silence_after_waiting_for_a_turn_times_out(wheel: TimerWheel, autojump_clock: MockClock) -> None:
@@ -226,8 +225,8 @@ async def test_a_fault_of_one_client_does_not_stop_the_wheel(
 async def test_forgetting_leaves_nothing(wheel: TimerWheel, autojump_clock: MockClock) -> None:
     one = timers_of(MemoryTransport(), outgoing_s=1)
     wheel.watch(one)
-    assert wheel.statistics() == TimerStatistics(1, 1)
+    assert (wheel.clients, wheel.slots) == (1, 1)
     wheel.forget(one.client)
     wheel.forget(one.client)
-    assert wheel.statistics() == TimerStatistics(0, 0)
+    assert (wheel.clients, wheel.slots) == (0, 0)
     await trio.sleep(5)

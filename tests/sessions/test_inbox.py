@@ -60,7 +60,7 @@ async def test_an_exception_of_the_work_is_not_wrapped(autojump_clock: MockClock
         await Inbox(Client(0).receive, trio.lowlevel.checkpoint, bytes_max=200).unless_gone(fail())
 
 
-async def test_fault_of_reading_at_the_end_of_the_work_comes_next(autojump_clock: MockClock) -> None:
+async def test_read_fault_at_the_end_of_work_comes_next(autojump_clock: MockClock) -> None:
     inbox = Inbox(Client(1, leaves=True).receive, trio.lowlevel.checkpoint, bytes_max=200)
 
     async def work() -> str:

@@ -20,8 +20,9 @@ from airy_trio.delivery.fanout import WATCH_EVERY_S
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
-from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, LINGER_S, LOG_SAMPLE_EVERY_S
+from airy_trio.sessions.conversation import LOG_SAMPLE_EVERY_S
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.session import CLOSE_TIMEOUT_S, LINGER_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport
@@ -97,9 +98,7 @@ async def test_a_vanished_client_leaves_nothing_behind(server: Server, autojump_
     await server.ended()
 
 
-async def test_the_deadline_of_connect_does_not_end_a_session_that_connected(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_connect_deadline_does_not_end_a_connected_session(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await trio.sleep(OPTIONS.connect_timeout_s * 10)
     assert (await client.subscribe()).command == "RECEIPT"

@@ -88,7 +88,7 @@ async def test_close_during_a_waiting_subscribe_is_answered(autojump_clock: Mock
             assert server.endings[0].reason is not None, "the session has not ended after 300 s"
 
 
-async def test_close_during_a_waiting_subscribe_bounds_what_follows(autojump_clock: MockClock) -> None:
+async def test_close_during_a_waiting_subscribe_bounds_later_input(autojump_clock: MockClock) -> None:
     with trio.fail_after(10_000):
         async with close_in_a_waiting_subscribe() as (_, transport, client):
             with suppress(trio.BrokenResourceError):
@@ -98,7 +98,7 @@ async def test_close_during_a_waiting_subscribe_bounds_what_follows(autojump_clo
             assert len(client.stream.unread) < 10_000
 
 
-async def test_slow_client_with_heart_beats_and_a_ping_is_not_silent(autojump_clock: MockClock) -> None:
+async def test_slow_client_with_heart_beats_and_ping_stays_connected(autojump_clock: MockClock) -> None:
     """It takes 1 KiB a second, and sends a heart-beat each second; one PING waits for the batch of 64 KiB."""
     options = ListenerOptions(port=0, heartbeat_ms=5000)
     async with serving(options=options, listen=False) as server:
@@ -140,7 +140,7 @@ async def test_known_fault_ends_a_second_wait(autojump_clock: MockClock) -> None
     assert trio.current_time() < 10
 
 
-async def test_fault_that_nobody_raises_leaves_no_cycle(autojump_clock: MockClock) -> None:
+async def test_unraised_fault_leaves_no_cycle(autojump_clock: MockClock) -> None:
     async def live() -> None:
         transport = MemoryTransport()
         stream = FramedStream(transport, send_timeout_s=10)
@@ -163,6 +163,7 @@ async def test_fault_that_nobody_raises_leaves_no_cycle(autojump_clock: MockCloc
     assert not left
 
 
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
 OPTIONS = ListenerOptions(port=0, heartbeat_ms=500, connect_timeout_s=0.3, send_timeout_s=0.5)
 
 
@@ -172,7 +173,7 @@ async def until_closed(client: StompClient) -> None:
             await client.receive()
 
 
-async def bad_request(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def bad_request(server: Server, dial: Dial) -> None:
     stream = await dial()
     await stream.send_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
     with suppress(trio.BrokenResourceError):
@@ -181,7 +182,7 @@ async def bad_request(server: Server, dial: Callable[[], Awaitable[trio.abc.Stre
     await stream.aclose()
 
 
-async def no_upgrade(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def no_upgrade(server: Server, dial: Dial) -> None:
     stream = await dial()
     with suppress(trio.BrokenResourceError):
         while await stream.receive_some():
@@ -189,39 +190,39 @@ async def no_upgrade(server: Server, dial: Callable[[], Awaitable[trio.abc.Strea
     await trio.aclose_forcefully(stream)
 
 
-async def no_connect(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def no_connect(server: Server, dial: Dial) -> None:
     client = StompClient(await dial())
     await client.upgrade(HOST)
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
 
 
-async def connected(dial: Callable[[], Awaitable[trio.abc.Stream]], *headers: tuple[str, str]) -> StompClient:
+async def connected(dial: Dial, *headers: tuple[str, str]) -> StompClient:
     client = StompClient(await dial())
     await client.upgrade(HOST)
     await client.connect(headers=headers)
     return client
 
 
-async def plain_leave(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def plain_leave(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await trio.aclose_forcefully(client.stream)
 
 
-async def plain_close(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def plain_close(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.close()
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
 
 
-async def silent(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def silent(server: Server, dial: Dial) -> None:
     client = await connected(dial, ("heart-beat", "500,0"))
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
 
 
-async def shut_down(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def shut_down(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.subscribe()
     disconnect_all(server)
@@ -235,7 +236,7 @@ def disconnect_all(server: Server) -> None:
         one.disconnect(disconnects.SHUTTING_DOWN)
 
 
-async def too_slow(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def too_slow(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.subscribe("/events", headers=[("replay", "none")])
     for _ in range(40):
@@ -244,7 +245,7 @@ async def too_slow(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]
     await trio.aclose_forcefully(client.stream)
 
 
-async def reset_while_behind(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def reset_while_behind(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.subscribe("/events", headers=[("replay", "none")])
     for _ in range(40):
@@ -252,55 +253,47 @@ async def reset_while_behind(server: Server, dial: Callable[[], Awaitable[trio.a
     await trio.aclose_forcefully(client.stream)
 
 
-async def leave_in_a_wait(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+@asynccontextmanager
+async def waiting_subscribe(server: Server, dial: Dial) -> AsyncGenerator[StompClient]:
+    """A client whose SUBSCRIBE waits for the store during the block; then its socket is closed."""
     store = server.log.store
     assert isinstance(store, GatedStore)
     client = await connected(dial)
-    store.gate = trio.Event()
+    gate = store.gate = trio.Event()
     await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
     await trio.sleep(0.05)
+    yield client
     await trio.aclose_forcefully(client.stream)
     await trio.sleep(0.05)
-    store.gate.set()
+    gate.set()
     store.gate = None
 
 
-async def break_framing_in_a_wait(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
-    store = server.log.store
-    assert isinstance(store, GatedStore)
-    client = await connected(dial)
-    store.gate = trio.Event()
-    await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
-    await trio.sleep(0.05)
-    await client.stream.send_all(b"\xff" * 8)
-    await until_closed(client)
-    await trio.aclose_forcefully(client.stream)
-    store.gate.set()
-    store.gate = None
+async def leave_in_a_wait(server: Server, dial: Dial) -> None:
+    async with waiting_subscribe(server, dial):
+        pass
 
 
-async def shut_down_in_a_wait(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
-    store = server.log.store
-    assert isinstance(store, GatedStore)
-    client = await connected(dial)
-    store.gate = trio.Event()
-    await client.send(Frame("SUBSCRIBE", (("id", "0"), ("destination", "/events"), ("replay", "all"))))
-    await trio.sleep(0.05)
-    disconnect_all(server)
-    await until_closed(client)
-    await trio.aclose_forcefully(client.stream)
-    store.gate.set()
-    store.gate = None
+async def break_framing_in_a_wait(server: Server, dial: Dial) -> None:
+    async with waiting_subscribe(server, dial) as client:
+        await client.stream.send_all(b"\xff" * 8)
+        await until_closed(client)
 
 
-async def invalid_text(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def shut_down_in_a_wait(server: Server, dial: Dial) -> None:
+    async with waiting_subscribe(server, dial) as client:
+        disconnect_all(server)
+        await until_closed(client)
+
+
+async def invalid_text(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.stream.send_all(frame(TEXT, b"a\xff"))
     await until_closed(client)
     await trio.aclose_forcefully(client.stream)
 
 
-async def too_large(server: Server, dial: Callable[[], Awaitable[trio.abc.Stream]]) -> None:
+async def too_large(server: Server, dial: Dial) -> None:
     client = await connected(dial)
     await client.stream.send_all(frame(TEXT, b"a" * 70_000)[:100])
     await until_closed(client)
@@ -325,7 +318,7 @@ def encryption(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encryption, ss
 @pytest.mark.parametrize("over_tls", [False, True], ids=["tcp", "tls"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 async def test_session_is_freed_however_it_ends(
-    way: Callable[[Server, Callable[[], Awaitable[trio.abc.Stream]]], Awaitable[None]],
+    way: Callable[[Server, Dial], Awaitable[None]],
     over_tls: bool,
     encryption: tuple[Encryption, ssl.SSLContext],
 ) -> None:
@@ -453,7 +446,7 @@ async def test_client_that_hangs_is_cut_although_a_turn_was_cancelled(autojump_c
 @pytest.mark.parametrize(
     "content", [b"\x03\xe8", b"\x03", b"\x03\xf6", b"\x03\xe8\xff"], ids=["control", "one octet", "1014", "not UTF-8"]
 )
-async def test_client_whose_close_frame_is_invalid_is_not_waited_for(content: bytes, autojump_clock: MockClock) -> None:
+async def test_client_with_an_invalid_close_frame_is_not_awaited(content: bytes, autojump_clock: MockClock) -> None:
     """It has sent its Close frame, so it sends no other and awaits our FIN."""
     async with serving(listen=False) as server:
         transport, _ = await begin(server, head(), frame(TEXT, CONNECT))

@@ -62,7 +62,8 @@ def offsets(frames: Sequence[Frame]) -> list[int]:
     return [int((frame.get("message-id") or "").rpartition("-")[2]) for frame in frames]
 
 
-async def test_line_02_a_frame_may_be_cut_anywhere(server: Server, autojump_clock: MockClock) -> None:
+# Line 2
+async def test_frame_may_be_cut_anywhere(server: Server, autojump_clock: MockClock) -> None:
     client = server.plug().client
     await client.upgrade()
     connect = "CONNECT\naccept-version:1.2\n\n\0"
@@ -74,9 +75,7 @@ async def test_line_02_a_frame_may_be_cut_anywhere(server: Server, autojump_cloc
     assert "\nsubscription:ä\\c\n" in await client.receive_text()
 
 
-async def test_line_02_a_frame_may_be_cut_over_binary_and_text_messages(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_frame_may_be_cut_over_binary_and_text_messages(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.upgrade()
     await plugged.client.send_bytes(b"CONNE")
@@ -85,7 +84,7 @@ async def test_line_02_a_frame_may_be_cut_over_binary_and_text_messages(
     assert (await plugged.client.receive()).command == "CONNECTED"
 
 
-async def test_line_02_several_frames_may_share_a_message_and_each_is_answered(
+async def test_several_frames_may_share_a_message_and_each_is_answered(
     server: Server, autojump_clock: MockClock
 ) -> None:
     plugged = server.plug()
@@ -97,7 +96,8 @@ async def test_line_02_several_frames_may_share_a_message_and_each_is_answered(
     assert (await plugged.client.receive()).command == "RECEIPT"
 
 
-async def test_line_06_no_common_version_names_ours(server: Server, autojump_clock: MockClock) -> None:
+# Line 6
+async def test_no_common_version_is_answered_with_the_supported_ones(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.upgrade()
     await plugged.client.send(Frame("CONNECT", (("accept-version", "3.0"),)))
@@ -106,7 +106,7 @@ async def test_line_06_no_common_version_names_ours(server: Server, autojump_clo
 
 
 @pytest.mark.parametrize("command", ["SUBSCRIBE", "SEND", "DISCONNECT", "CONNECTED"])
-async def test_line_06_any_frame_before_connect_ends_the_session(
+async def test_any_frame_before_connect_ends_the_session(
     server: Server, command: str, autojump_clock: MockClock
 ) -> None:
     client = server.plug().client
@@ -117,16 +117,14 @@ async def test_line_06_any_frame_before_connect_ends_the_session(
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
-async def test_line_06_a_second_connect_ends_the_session(
-    server: Server, command: str, autojump_clock: MockClock
-) -> None:
+async def test_second_connect_ends_the_session(server: Server, command: str, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send(Frame(command, (("accept-version", "1.2"),)))
     error, code = await last_words(client)
     assert (error.get("message"), code) == ("400-already-connected", 1002)
 
 
-async def test_line_06_no_connect_in_time(server: Server, autojump_clock: MockClock) -> None:
+async def test_missing_connect_times_out(server: Server, autojump_clock: MockClock) -> None:
     plugged = server.plug()
     await plugged.client.upgrade()
     error, code = await last_words(plugged.client)
@@ -134,9 +132,10 @@ async def test_line_06_no_connect_in_time(server: Server, autojump_clock: MockCl
     assert trio.current_time() == pytest.approx(OPTIONS.connect_timeout_s)
 
 
+# Line 7
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("heart_beat", ["", "heart-beat:0,0\n", "heart-beat:1000,60000\n"])
-async def test_line_07_connected_always_carries_its_four_headers(
+async def test_connected_always_carries_its_four_headers(
     server: Server, version: str, heart_beat: str, autojump_clock: MockClock
 ) -> None:
     client = server.plug().client
@@ -156,9 +155,8 @@ async def test_line_07_connected_always_carries_its_four_headers(
     ]
 
 
-async def test_line_08_a_heart_beat_is_one_lf_and_only_if_nothing_else_was_written(
-    server: Server, autojump_clock: MockClock
-) -> None:
+# Line 8
+async def test_heart_beat_is_one_lf_written_only_on_idle_connections(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", "0,30000")])).client
     await client.subscribe()
     await trio.sleep(20)
@@ -171,7 +169,7 @@ async def test_line_08_a_heart_beat_is_one_lf_and_only_if_nothing_else_was_writt
     assert heard_at == pytest.approx([50, 80], abs=0.2)
 
 
-async def test_line_08_a_pong_counts_as_written(server: Server, autojump_clock: MockClock) -> None:
+async def test_pong_counts_as_written(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", "0,30000")])).client
     await trio.sleep(20)
     await client.ping()
@@ -179,7 +177,7 @@ async def test_line_08_a_pong_counts_as_written(server: Server, autojump_clock: 
     assert trio.current_time() == pytest.approx(50, abs=0.2)
 
 
-async def test_line_08_a_receipt_counts_as_written(autojump_clock: MockClock) -> None:
+async def test_receipt_counts_as_written(autojump_clock: MockClock) -> None:
     async with rigged(await open_log(), MemoryTransport(), heart_beat="0,30000") as rig:
         await trio.sleep(20)
         await rig.request("UNSUBSCRIBE", ("id", "0"), ("receipt", "r"))
@@ -192,7 +190,7 @@ async def test_line_08_a_receipt_counts_as_written(autojump_clock: MockClock) ->
 
 
 @pytest.mark.parametrize("wanted_ms, interval_s", [(1000, 30), (30_000, 30), (45_000, 45)])
-async def test_line_08_ours_come_at_the_longer_of_both_intervals(
+async def test_server_heart_beats_use_the_longer_of_both_intervals(
     server: Server, wanted_ms: int, interval_s: float, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", f"0,{wanted_ms}")])).client
@@ -204,7 +202,7 @@ async def test_line_08_ours_come_at_the_longer_of_both_intervals(
 
 
 @pytest.mark.parametrize("version, wish", [("1.2", "0,0"), ("1.2", None), ("1.0", "30000,30000")])
-async def test_line_08_without_heart_beats_a_client_may_be_silent(
+async def test_without_heart_beats_a_client_may_be_silent(
     server: Server, version: str, wish: str | None, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(version=version, headers=[("heart-beat", wish)] if wish else ())).client
@@ -214,7 +212,7 @@ async def test_line_08_without_heart_beats_a_client_may_be_silent(
 
 
 @pytest.mark.parametrize("promised_ms, interval_s", [(1000, 30), (30_000, 30), (40_000, 40)])
-async def test_line_08_a_silent_client_is_gone_after_2_5_intervals(
+async def test_silent_client_is_disconnected_after_2_5_intervals(
     server: Server, promised_ms: int, interval_s: float, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected(headers=[("heart-beat", f"{promised_ms},0")])
@@ -228,7 +226,7 @@ async def test_line_08_a_silent_client_is_gone_after_2_5_intervals(
 
 
 @pytest.mark.parametrize("alive", ["text", "ping"])
-async def test_line_08_any_byte_of_the_client_counts(server: Server, alive: str, autojump_clock: MockClock) -> None:
+async def test_any_byte_of_the_client_counts(server: Server, alive: str, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(headers=[("heart-beat", "30000,0")])).client
     for _ in range(10):
         await trio.sleep(60)
@@ -236,7 +234,8 @@ async def test_line_08_any_byte_of_the_client_counts(server: Server, alive: str,
     assert (await client.subscribe()).command == "RECEIPT"
 
 
-async def test_line_09_subscriptions_are_limited_for_each_connection(server: Server, autojump_clock: MockClock) -> None:
+# Line 9
+async def test_subscriptions_are_limited_for_each_connection(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     for number in range(OPTIONS.subscriptions_max):
         assert (await client.subscribe(subscription=str(number))).command == "RECEIPT"
@@ -252,7 +251,7 @@ async def test_line_09_subscriptions_are_limited_for_each_connection(server: Ser
 
 
 @pytest.mark.parametrize("header, token", [("id", "413-id-too-large"), ("destination", "413-destination-too-large")])
-async def test_line_09_too_long_headers_end_the_session(
+async def test_too_long_headers_end_the_session(
     server: Server, header: str, token: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -262,9 +261,8 @@ async def test_line_09_too_long_headers_end_the_session(
     assert (error.get("message"), code) == (token, 1009)
 
 
-async def test_line_10_nothing_of_a_subscription_comes_after_the_receipt_of_unsubscribe(
-    server: Server, autojump_clock: MockClock
-) -> None:
+# Line 10
+async def test_nothing_follows_the_receipt_of_unsubscribe(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.subscribe()
     await server.append(1, 1)
@@ -277,7 +275,7 @@ async def test_line_10_nothing_of_a_subscription_comes_after_the_receipt_of_unsu
 
 @pytest.mark.parametrize("taken", [0, 30, 90, 150, 210])
 @pytest.mark.parametrize("subscriptions", [("ended", "kept"), ("kept", "ended")])
-async def test_line_10_unsubscribing_drops_the_backlog_of_that_subscription_only(
+async def test_unsubscribing_drops_the_backlog_of_that_subscription_only(
     server: Server, subscriptions: tuple[str, str], taken: int, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
@@ -297,7 +295,7 @@ async def test_line_10_unsubscribing_drops_the_backlog_of_that_subscription_only
     assert offsets(kept) == list(range(1, 401))
 
 
-async def test_line_10_an_unknown_id_is_ignored(server: Server, autojump_clock: MockClock) -> None:
+async def test_unsubscribe_of_an_unknown_id_is_ignored(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.subscribe()
     await client.send(Frame("UNSUBSCRIBE", (("id", "unknown"), ("receipt", "r"))))
@@ -306,7 +304,7 @@ async def test_line_10_an_unknown_id_is_ignored(server: Server, autojump_clock: 
     assert offsets(await arrivals(client)) == [1]
 
 
-async def test_line_10_in_1_0_by_destination(server: Server, autojump_clock: MockClock) -> None:
+async def test_unsubscribe_by_destination_in_1_0(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(version="1.0")).client
     await client.send_text("SUBSCRIBE\ndestination:/events\nreceipt:r\n\n\0")
     assert (await client.receive()).get("receipt-id") == "r"
@@ -316,10 +314,11 @@ async def test_line_10_in_1_0_by_destination(server: Server, autojump_clock: Moc
     assert await arrivals(client) == []
 
 
+# Line 11
 @pytest.mark.parametrize("ack", ACK_MODES)
 @pytest.mark.parametrize("given", ["", "id:s 0\\c\n"])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_line_11_the_headers_of_a_message_and_their_order(
+async def test_message_headers_and_their_order(
     server: Server, version: str, given: str, ack: str, autojump_clock: MockClock
 ) -> None:
     if version != "1.0":
@@ -343,9 +342,10 @@ async def test_line_11_the_headers_of_a_message_and_their_order(
     )
 
 
+# Line 12
 @pytest.mark.parametrize("ack", ["client", "client-individual"])
 @pytest.mark.parametrize("wish, window", [(None, 256), ("1", 1), ("3", 3)])
-async def test_line_12_no_more_than_the_prefetch_count_is_in_flight(
+async def test_no_more_than_the_prefetch_count_is_in_flight(
     server: Server, wish: str | None, window: int, ack: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -358,7 +358,7 @@ async def test_line_12_no_more_than_the_prefetch_count_is_in_flight(
     assert offsets(await arrivals(client)) == list(range(window + 1, min(window + freed, 300) + 1))
 
 
-async def test_line_12_a_full_window_is_not_a_stall(server: Server, autojump_clock: MockClock) -> None:
+async def test_full_window_is_not_a_stall(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1")])
     await server.append(1, 2)
@@ -371,7 +371,7 @@ async def test_line_12_a_full_window_is_not_a_stall(server: Server, autojump_clo
     assert (await client.receive()).get("message-id") == f"{server.log.epoch}-2"
 
 
-async def test_line_12_the_prefetch_count_is_ignored_with_auto(server: Server, autojump_clock: MockClock) -> None:
+async def test_prefetch_count_is_ignored_with_auto(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.subscribe(headers=[("ack", "auto"), ("prefetch-count", "1")])
     await server.append(1, 300)
@@ -379,7 +379,7 @@ async def test_line_12_the_prefetch_count_is_ignored_with_auto(server: Server, a
 
 
 @pytest.mark.parametrize("count", ["0", "10001", "many"])
-async def test_line_12_a_prefetch_count_out_of_range_ends_the_session(
+async def test_prefetch_count_out_of_range_ends_the_session(
     server: Server, count: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -391,7 +391,7 @@ async def test_line_12_a_prefetch_count_out_of_range_ends_the_session(
 
 @pytest.mark.parametrize("command", ["ACK", "NACK"])
 @pytest.mark.parametrize("version, freed", [("1.0", {"a", "b"}), ("1.1", {"b"}), ("1.2", {"b"})])
-async def test_line_12_an_ack_is_of_one_subscription_and_in_1_0_of_every_one(
+async def test_ack_concerns_one_subscription_or_all_in_1_0(
     server: Server, version: str, freed: set[str], command: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected(version=version)).client
@@ -414,7 +414,7 @@ async def test_line_12_an_ack_is_of_one_subscription_and_in_1_0_of_every_one(
     assert offsets(second) == [2] * len(freed)
 
 
-async def test_line_12_cumulative_acks_cover_what_came_before(server: Server, autojump_clock: MockClock) -> None:
+async def test_cumulative_acks_cover_earlier_messages(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.subscribe(headers=[("ack", "client"), ("prefetch-count", "2")])
     await server.append(1, 4)
@@ -426,9 +426,7 @@ async def test_line_12_cumulative_acks_cover_what_came_before(server: Server, au
     ]
 
 
-async def test_line_12_unknown_and_repeated_acks_are_ignored_and_counted(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_unknown_and_repeated_acks_are_ignored_and_counted(server: Server, autojump_clock: MockClock) -> None:
     plugged = await server.plug_connected()
     client = plugged.client
     await client.subscribe(headers=[("ack", "client")])
@@ -445,8 +443,9 @@ async def test_line_12_unknown_and_repeated_acks_are_ignored_and_counted(
     assert (statistics.acks_ignored, statistics.nacks) == (5, 1)
 
 
+# Line 13
 @pytest.mark.parametrize("command, freed", [("COMMIT", [2]), ("ABORT", [])])
-async def test_line_13_acks_of_a_transaction_count_at_commit(
+async def test_acks_of_a_transaction_count_at_commit(
     server: Server, command: str, freed: list[int], autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -462,9 +461,10 @@ async def test_line_13_acks_of_a_transaction_count_at_commit(
     assert offsets([frame for frame in frames if frame.command != "RECEIPT"]) == freed
 
 
+# Line 14
 @pytest.mark.parametrize("transaction", [False, True])
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_line_14_send_is_refused_and_reaches_no_client(
+async def test_send_is_refused_and_reaches_no_client(
     server: Server, version: str, *, transaction: bool, autojump_clock: MockClock
 ) -> None:
     other = (await server.plug_connected()).client
@@ -480,10 +480,9 @@ async def test_line_14_send_is_refused_and_reaches_no_client(
     assert await arrivals(other) == []
 
 
+# Line 15
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_line_15_the_receipt_comes_when_the_frame_has_taken_effect(
-    server: Server, version: str, autojump_clock: MockClock
-) -> None:
+async def test_receipt_follows_the_effect_of_its_frame(server: Server, version: str, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(version=version)).client
     await client.subscribe(headers=[("ack", "client-individual"), ("prefetch-count", "1"), ("replay", "none")])
     assert server.sessions.statistics().subscriptions == 1
@@ -499,7 +498,7 @@ async def test_line_15_the_receipt_comes_when_the_frame_has_taken_effect(
     assert server.sessions.statistics().subscriptions == 0
 
 
-async def test_line_15_a_receipt_on_any_frame_in_their_order(server: Server, autojump_clock: MockClock) -> None:
+async def test_receipts_for_any_frame_come_in_order(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     lines = ["id:0", "destination:/events", "transaction:t"]
     commands = ["SUBSCRIBE", "BEGIN", "ACK", "NACK", "COMMIT", "BEGIN", "ABORT", "UNSUBSCRIBE", "DISCONNECT"]
@@ -511,7 +510,7 @@ async def test_line_15_a_receipt_on_any_frame_in_their_order(server: Server, aut
 
 
 @pytest.mark.parametrize("command", ["CONNECT", "STOMP"])
-async def test_line_15_connect_gets_no_receipt(server: Server, command: str, autojump_clock: MockClock) -> None:
+async def test_connect_gets_no_receipt(server: Server, command: str, autojump_clock: MockClock) -> None:
     client = server.plug().client
     await client.upgrade()
     await client.send(Frame(command, (("accept-version", "1.2"), ("receipt", "r"))))
@@ -524,7 +523,7 @@ async def test_line_15_connect_gets_no_receipt(server: Server, command: str, aut
 
 
 @pytest.mark.parametrize("joined", [False, True])
-async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_close_1000(
+async def test_frames_after_disconnect_are_ignored_before_close_1000(
     server: Server, *, joined: bool, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected()
@@ -543,7 +542,7 @@ async def test_line_15_disconnect_is_receipted_then_unsubscribe_is_ignored_then_
     await server.ended()
 
 
-async def test_line_15_no_backlog_follows_the_receipt_of_disconnect(server: Server, autojump_clock: MockClock) -> None:
+async def test_no_backlog_follows_the_receipt_of_disconnect(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected(trio.testing.lockstep_stream_pair)).client
     await client.subscribe()
     await server.append(1, 400, size=1000)
@@ -559,7 +558,7 @@ async def test_line_15_no_backlog_follows_the_receipt_of_disconnect(server: Serv
     assert closed.value.code == 1000
 
 
-async def test_line_15_a_disconnect_without_receipt_is_only_closed(server: Server, autojump_clock: MockClock) -> None:
+async def test_disconnect_without_receipt_is_only_closed(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send(Frame("DISCONNECT"))
     with pytest.raises(Closed) as closed:
@@ -567,6 +566,7 @@ async def test_line_15_a_disconnect_without_receipt_is_only_closed(server: Serve
     assert closed.value.code == 1000
 
 
+# Line 16
 @pytest.mark.parametrize("receipt", [None, "r"])
 @pytest.mark.parametrize(
     "frame, token, code",
@@ -581,7 +581,7 @@ async def test_line_15_a_disconnect_without_receipt_is_only_closed(server: Serve
         (Frame("NONSENSE"), "400-unknown-command", 1002),
     ],
 )
-async def test_line_16_an_error_has_message_content_type_body_and_receipt_id_and_nothing_follows(
+async def test_error_has_its_headers_and_is_the_last_frame(
     server: Server, frame: Frame, token: str, code: int, *, receipt: str | None, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected()
@@ -602,7 +602,7 @@ async def test_line_16_an_error_has_message_content_type_body_and_receipt_id_and
     await server.ended()
 
 
-async def test_line_16_frames_before_the_fault_take_effect(server: Server, autojump_clock: MockClock) -> None:
+async def test_frames_before_the_fault_take_effect(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send_text("SUBSCRIBE\nid:0\ndestination:/events\nreceipt:first\n\n\0SEND\ndestination:/x\n\n\0")
     assert (await client.receive()).get("receipt-id") == "first"
@@ -655,7 +655,7 @@ async def filled(server: Server) -> tuple[Plugged, FullTransport]:
     return plugged, transport
 
 
-async def test_line_16_a_socket_full_for_a_second_is_reset(server: Server, autojump_clock: MockClock) -> None:
+async def test_socket_full_for_a_second_is_reset(server: Server, autojump_clock: MockClock) -> None:
     plugged, transport = await filled(server)
     begun_at = trio.current_time()
     assert (await plugged.ending.wait()).name == disconnects.PROTOCOL_ERROR.name
@@ -667,7 +667,7 @@ async def test_line_16_a_socket_full_for_a_second_is_reset(server: Server, autoj
     await server.ended()
 
 
-async def test_line_16_an_error_is_flushed_once_there_is_room(server: Server, autojump_clock: MockClock) -> None:
+async def test_error_is_flushed_once_there_is_room(server: Server, autojump_clock: MockClock) -> None:
     plugged, transport = await filled(server)
     await trio.sleep(0.9)
     transport.make_room()
@@ -693,8 +693,9 @@ def padded(command: str, size: int) -> str:
     return head + "x" * (size - len(head) - 1) + "\0"
 
 
+# Line 17
 @pytest.mark.parametrize("command", ["FOO", "send", "CONNECTED", "MESSAGE", "RECEIPT", "ERROR"])
-async def test_line_17_unknown_commands_and_those_of_servers_are_400_and_1002(
+async def test_unknown_and_server_commands_are_400_and_1002(
     server: Server, command: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -704,9 +705,7 @@ async def test_line_17_unknown_commands_and_those_of_servers_are_400_and_1002(
 
 
 @pytest.mark.parametrize("data", [b"ACK\nid\n\n\0", b"ACK\0", b"ACK\nid:\\t\n\n\0", b"ACK\nid:\xff\n\n\0"])
-async def test_line_17_malformed_frames_are_400_and_1002(
-    server: Server, data: bytes, autojump_clock: MockClock
-) -> None:
+async def test_malformed_frames_are_400_and_1002(server: Server, data: bytes, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     await client.send_bytes(data)
     error, code = await last_words(client)
@@ -721,7 +720,7 @@ async def test_line_17_malformed_frames_are_400_and_1002(
         ("ACK\n" + "a:b\n" * 65 + "\n\0", "413-too-many-headers"),
     ],
 )
-async def test_line_17_beyond_a_limit_of_a_frame_is_413_and_1009(
+async def test_frame_beyond_a_limit_is_413_and_1009(
     server: Server, text: str, token: str, autojump_clock: MockClock
 ) -> None:
     client = (await server.plug_connected()).client
@@ -739,7 +738,7 @@ async def test_line_17_beyond_a_limit_of_a_frame_is_413_and_1009(
         (padded("CONNECT", 4097), "413-frame-too-large"),
     ],
 )
-async def test_line_17_the_limits_are_smaller_before_connect(
+async def test_limits_are_smaller_before_connect(
     server: Server, text: str, token: str, autojump_clock: MockClock
 ) -> None:
     client = server.plug().client
@@ -749,7 +748,7 @@ async def test_line_17_the_limits_are_smaller_before_connect(
     assert (error.get("message"), code) == (token, 1009)
 
 
-async def test_line_17_the_larger_limits_hold_after_connect(server: Server, autojump_clock: MockClock) -> None:
+async def test_larger_limits_hold_after_connect(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     for text in (
         "ACK\nid:" + "x" * 3071 + "\nreceipt:r\n\n\0",
@@ -761,9 +760,7 @@ async def test_line_17_the_larger_limits_hold_after_connect(server: Server, auto
         assert (await client.receive()).get("receipt-id") == "r"
 
 
-async def test_line_17_a_frame_over_the_limit_in_several_messages_is_413_and_1009(
-    server: Server, autojump_clock: MockClock
-) -> None:
+async def test_oversized_frame_in_several_messages_is_413_and_1009(server: Server, autojump_clock: MockClock) -> None:
     client = (await server.plug_connected()).client
     half = "x" * (OPTIONS.frame_bytes_max // 2)
     await client.send_text("UNSUBSCRIBE\nid:0\n\n" + half)
@@ -772,7 +769,7 @@ async def test_line_17_a_frame_over_the_limit_in_several_messages_is_413_and_100
     assert (error.get("message"), code) == ("413-frame-too-large", 1009)
 
 
-async def test_line_17_one_websocket_message_over_the_limit_is_closed_with_1009_and_no_error(
+async def test_oversized_websocket_message_is_closed_with_1009_without_error(
     server: Server, autojump_clock: MockClock
 ) -> None:
     plugged = await server.plug_connected()
@@ -783,7 +780,8 @@ async def test_line_17_one_websocket_message_over_the_limit_is_closed_with_1009_
     assert (await plugged.ending.wait()).name == disconnects.TOO_LARGE.name
 
 
-async def test_line_18_what_is_not_granted_is_refused(autojump_clock: MockClock) -> None:
+# Line 18
+async def test_destination_not_granted_is_refused(autojump_clock: MockClock) -> None:
     auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])
     headers = [("passcode", issuer("HS256").token(airy_channels=["ch2"]))]
     async with serving(options=OPTIONS, auth=auth, listen=False) as server:
@@ -795,7 +793,7 @@ async def test_line_18_what_is_not_granted_is_refused(autojump_clock: MockClock)
             assert (error.get("message"), code) == ("403-destination", 4403)
 
 
-async def test_line_18_an_empty_conversation_is_accepted(
+async def test_empty_conversation_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     auth = AuthOptions(mode="jwt", jwt_key=SECRET, jwt_algorithms=["HS256"])

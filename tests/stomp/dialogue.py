@@ -1,10 +1,11 @@
 """Helpers for the tests of stomp/: frames of a client, connections in a given state, frames of the server."""
 
+from typing import Any
+
 from airy_trio.stomp.connection import Connection, ConnectionOptions, ConnectionState
 from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.frames import Frame, Version
-from airy_trio.stomp.requests import Request
+from airy_trio.stomp.frames import Frame, Request, Version
 
 ROOMY = Limits(frame_bytes_max=1 << 20, header_count_max=1000, header_line_bytes_max=1 << 16, command_bytes_max=1000)
 VERSIONS = list(Version)
@@ -15,7 +16,7 @@ def sent(command: str, *lines: str, body: str = "") -> str:
     return "\n".join([command, *lines, "", body]) + "\0"
 
 
-def options(**changes: int) -> ConnectionOptions:
+def options(**changes: Any) -> ConnectionOptions:  # noqa: ANN401 - of its fields
     return ConnectionOptions(server="airy-trio/0.1.0", **changes)
 
 
@@ -24,7 +25,7 @@ def connect_frame(version: Version, *lines: str) -> str:
     return sent("CONNECT", *accept, *lines)
 
 
-def opened(version: Version = Version.V1_2, **changes: int) -> Connection:
+def opened(version: Version = Version.V1_2, **changes: Any) -> Connection:  # noqa: ANN401 - of its options
     """Return a connection that has sent CONNECTED."""
     connection = Connection(options(**changes), "s-1")
     connection.receive(connect_frame(version))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.stomp.requests import SILENT_AFTER_INTERVALS, HeartBeat, negotiate
+from airy_trio.stomp.frames import SILENT_AFTER_INTERVALS, HeartBeat, negotiate
 
 INTERVALS = st.integers(min_value=0, max_value=10**18 - 1)
 
@@ -30,7 +30,7 @@ def test_each_direction_is_the_longer_of_both_or_none(
 
 
 def test_a_server_that_offers_none_has_none() -> None:
-    assert negotiate("10000,10000", 0) == HeartBeat.none()
+    assert negotiate("10000,10000", 0) == HeartBeat()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import attrs
 import pytest
 
+from airy_trio.options import NotAllowedError
+from airy_trio.sessions.conversation import SessionOptions
 from airy_trio.stomp.connection import Connection, ConnectionOptions
+from airy_trio.stomp.decoder import Limits
 from airy_trio.stomp.errors import LocalProtocolError
 from tests.stomp.dialogue import options
 
@@ -17,12 +20,14 @@ def test_limits_before_connect_are_smaller() -> None:
 
 
 def test_limits_before_connect_never_exceed_those_after() -> None:
-    small = options(frame_bytes_max=5, header_count_max=6, header_line_bytes_max=7, command_bytes_max=8)
-    assert small.limits_before_connect == small.limits
+    with pytest.raises(NotAllowedError):
+        SessionOptions(frame_bytes_max=4095)
+    after = attrs.asdict(Limits(frame_bytes_max=SessionOptions(frame_bytes_max=4096).frame_bytes_max))
+    assert all(value <= after[name] for name, value in attrs.asdict(options().limits_before_connect).items())
 
 
 def test_a_bearer_token_of_two_kibibytes_fits_into_connect() -> None:
-    assert options().header_line_bytes_max_before_connect > 2048 + len("Authorization:Bearer ")
+    assert options().limits_before_connect.header_line_bytes_max > 2048 + len("Authorization:Bearer ")
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -30,6 +35,13 @@ def test_a_limit_is_at_least_one(name: str) -> None:
     assert getattr(options(**{name: 1}), name) == 1
     with pytest.raises(ValueError, match=name):
         options(**{name: 0})
+
+
+@pytest.mark.parametrize("name", [one.name for one in attrs.fields(Limits)])
+def test_a_limit_of_a_frame_is_at_least_one(name: str) -> None:
+    assert getattr(Limits(**{name: 1}), name) == 1
+    with pytest.raises(ValueError, match=name):
+        Limits(**{name: 0})
 
 
 def test_no_heart_beats_may_be_offered() -> None:

@@ -1,15 +1,14 @@
-"""The open subscriptions of a connection: numbers, ids, limits, and those that have just ended."""
+"""The open subscriptions of a connection: numbers, ids, limits."""
 
 import pytest
 from attrs import evolve
 
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import AckMode
 from airy_trio.stomp.subscriptions import OpenSubscription, OpenSubscriptions
 
 
 def to(destination: str, subscription_id: str | None = None) -> OpenSubscription:
-    return OpenSubscription(id=subscription_id, destination=destination, ack=AckMode.AUTO)
+    return OpenSubscription(id=subscription_id, destination=destination)
 
 
 def test_numbers_rise_from_one_and_are_never_used_twice() -> None:
@@ -32,7 +31,7 @@ def test_subscriptions_are_bounded_in_number() -> None:
 
 def test_prefetch_is_bounded_over_all_subscriptions() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=10)
-    first = evolve(to("/a"), ack=AckMode.CLIENT, prefetch=4)
+    first = evolve(to("/a"), prefetch=4)
     for one in (first, evolve(first, prefetch=6), to("/a")):
         subscriptions.open(one)
     with pytest.raises(RemoteProtocolError) as caught:
@@ -59,12 +58,8 @@ def test_destination_finds_all_open_subscriptions() -> None:
     assert subscriptions.numbers_to("/c") == ()
 
 
-def test_ended_subscription_is_found_until_forget_ended() -> None:
+def test_ended_subscription_is_not_open() -> None:
     subscriptions = OpenSubscriptions(subscriptions_max=9, in_flight_max=99)
-    number = subscriptions.open(to("/a", "x"))
-    subscriptions.end(number)
-    assert subscriptions.find(number) == to("/a", "x")
+    subscriptions.end(subscriptions.open(to("/a", "x")))
     assert subscriptions.number_of("x") is None
     assert len(subscriptions) == 0
-    subscriptions.forget_ended()
-    assert subscriptions.find(number) is None

@@ -7,7 +7,7 @@ import pytest
 from airy_trio.log.position import Position
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.errors import RemoteProtocolError
-from airy_trio.stomp.requests import NO_SUBSCRIPTION, Ack
+from airy_trio.stomp.frames import NO_SUBSCRIPTION, Ack
 from airy_trio.stomp.subscriptions import Transactions
 
 FIRST, SECOND, THIRD = (Ack(number=1, message_id=f"k7f3q9-{n}", accepted=True) for n in (1, 2, 3))

@@ -76,7 +76,7 @@ async def test_beyond_the_total_is_503_until_a_connection_ends() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives every machine the addresses 127.0.0.0/8")
-async def test_beyond_the_limit_of_an_address_is_503_for_it_only() -> None:
+async def test_address_beyond_its_limit_alone_gets_503() -> None:
     async with limited(per_address=2) as server, AsyncExitStack() as clients:
         for _ in range(2):
             await clients.enter_async_context(await dial_from(server, "127.0.0.2"))

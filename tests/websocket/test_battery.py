@@ -391,7 +391,7 @@ async def go_through(server: Server, case: Case) -> None:
 
 
 @pytest.mark.parametrize("chapter", ["1", "2", "3", "4", "5", "6", "7", "8", "9"])
-async def test_every_case_is_answered_as_the_table_says_and_hurts_nobody_else(chapter: str) -> None:
+async def test_every_case_is_answered_as_listed_without_harming_others(chapter: str) -> None:
     cases = [case for case in CASES if case.name.startswith(f"{chapter} ")]
     assert len({case.name for case in cases}) == len(cases)
     wrong: dict[str, str] = {}
@@ -463,7 +463,7 @@ REQUESTS: Final = [
 ]
 
 
-async def test_every_request_is_answered_as_the_table_says_and_its_connection_ends() -> None:
+async def test_every_request_is_answered_as_listed_and_its_connection_ends() -> None:
     wrong: dict[bytes, int] = {}
     with capture_logs() as logs, trio.fail_after(50):
         async with serving() as server:
@@ -481,7 +481,7 @@ async def test_every_request_is_answered_as_the_table_says_and_its_connection_en
     assert [line for line in logs if line["log_level"] in {"warning", "error"}] == []
 
 
-async def test_a_request_that_comes_octet_by_octet_is_cut_with_the_connect_timeout() -> None:
+async def test_slow_request_is_cut_with_the_connect_timeout() -> None:
     async with (
         serving(options=ListenerOptions(port=0, connect_timeout_s=0.5)) as server,
         await trio.open_tcp_stream(HOST, server.port) as stream,

@@ -129,7 +129,7 @@ async def test_idle_client_keeps_nothing_of_its_last_message(autojump_clock: Moc
 
 
 @pytest.mark.parametrize("patience_s", [0.5, 5], ids=["cancelled", "control"])
-async def test_fault_whose_turn_is_cancelled_leaves_no_cycle(autojump_clock: MockClock, patience_s: float) -> None:
+async def test_fault_with_a_cancelled_turn_leaves_no_cycle(autojump_clock: MockClock, patience_s: float) -> None:
     class Breaking(MemoryTransport):
         broken = False
 

@@ -9,12 +9,12 @@ from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from airy_trio.sessions.closing import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.sessions.conversation import PIECE_BYTES
 from airy_trio.sessions.listener import ListenerOptions
+from airy_trio.sessions.session import CLOSE_TIMEOUT_S, read_to_end
 from airy_trio.testing.client import StompClient
 from airy_trio.testing.transport import MemoryTransport, StreamTransport
-from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue, FairQueueStatistics
+from airy_trio.websocket.fair_queue import ENTRIES_PER_PASS, FairQueue
 from tests.delivery.rig import rigged
 from tests.sessions.serving import open_log, serving
 
@@ -49,7 +49,7 @@ async def test_bounded_number_enters_in_each_pass() -> None:
             while len(entered) < count:  # noqa: ASYNC110 - turn by turn
                 await trio.lowlevel.checkpoint()
         trio.lowlevel.remove_instrument(turns)
-        assert fair_queue.statistics() == FairQueueStatistics(0, count - 2 * ENTRIES_PER_PASS)
+        assert (fair_queue.waiting, fair_queue.waited) == (0, count - 2 * ENTRIES_PER_PASS)
         nursery.cancel_scope.cancel()
     by_turn = [sum(at == turn for at, _ in entered) for turn in sorted({at for at, _ in entered})]
     assert max(by_turn) == ENTRIES_PER_PASS
@@ -70,7 +70,7 @@ async def test_tasks_of_an_address_are_admitted_in_order() -> None:
             nursery.start_soon(enter, number)
             await trio.testing.wait_all_tasks_blocked()
         assert entered == list(range(ENTRIES_PER_PASS))
-        assert fair_queue.statistics() == FairQueueStatistics(2 * ENTRIES_PER_PASS, ENTRIES_PER_PASS)
+        assert (fair_queue.waiting, fair_queue.waited) == (2 * ENTRIES_PER_PASS, ENTRIES_PER_PASS)
         nursery.start_soon(fair_queue.run)
         await trio.testing.wait_all_tasks_blocked()
         assert set(entered[: 2 * ENTRIES_PER_PASS]) == set(range(2 * ENTRIES_PER_PASS))
@@ -85,7 +85,7 @@ async def test_without_a_crowd_no_task_waits() -> None:
         for _ in range(10 * ENTRIES_PER_PASS):
             await fair_queue.enter()
             await trio.lowlevel.checkpoint()
-        assert fair_queue.statistics() == FairQueueStatistics(0, 0)
+        assert (fair_queue.waiting, fair_queue.waited) == (0, 0)
         nursery.cancel_scope.cancel()
 
 
@@ -123,7 +123,7 @@ async def test_addresses_are_served_round_robin() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert entered.index("newcomer") <= crowds + 2 * ENTRIES_PER_PASS  # of 3200
         assert Counter(entered) == {f"crowd {number}": each for number in range(crowds)} | {"newcomer": 1}
-        assert fair_queue.statistics().waiting == 0
+        assert fair_queue.waiting == 0
         nursery.cancel_scope.cancel()
 
 
@@ -137,13 +137,13 @@ async def test_address_without_tasks_takes_no_place() -> None:
                 impatient.start_soon(fair_queue.enter, f"gone {number}")
             await trio.testing.wait_all_tasks_blocked()
             impatient.cancel_scope.cancel()
-        assert fair_queue.statistics().waiting == 0
+        assert fair_queue.waiting == 0
         nursery.start_soon(fair_queue.run)
         with trio.fail_after(5):
             for _ in range(2 * ENTRIES_PER_PASS):
                 await fair_queue.enter("patient")
         await trio.testing.wait_all_tasks_blocked()
-        assert fair_queue.statistics().waiting == 0
+        assert fair_queue.waiting == 0
         nursery.cancel_scope.cancel()
 
 
@@ -170,7 +170,7 @@ class Answering(StreamTransport):
         super().push(data)
 
 
-async def test_crowd_is_answered_over_many_passes_and_events_do_not_wait(
+async def test_crowd_is_answered_over_many_passes_without_delaying_events(
     autojump_clock: MockClock,
 ) -> None:
     crowd, asked = 100, 20

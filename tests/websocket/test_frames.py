@@ -50,7 +50,7 @@ def test_a_heart_beat_is_one_lf() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 123, 124])
-def test_a_close_frame_carries_code_and_as_much_reason_as_fits(length: int) -> None:
+def test_close_frame_carries_code_and_truncated_reason(length: int) -> None:
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(close_frame(4410, "r" * length))
     assert list(client.events()) == [CloseConnection(code=4410, reason="r" * min(length, 123))]

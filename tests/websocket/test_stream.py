@@ -77,7 +77,7 @@ async def test_nothing_follows_a_close_frame(autojump_clock: MockClock) -> None:
     assert transport.take() == close_frame(1000, "")
 
 
-async def test_close_frame_of_a_cancelled_writer_is_written_by_the_next(autojump_clock: MockClock) -> None:
+async def test_next_writer_writes_the_close_frame_of_a_cancelled_one(autojump_clock: MockClock) -> None:
     stream, transport = wired()
     async with trio.open_nursery() as nursery, stream.lock:
         nursery.start_soon(stream.close, close_frame(1000, "first"))

@@ -326,7 +326,7 @@ async def test_older_versions_are_refused(context: ssl.SSLContext, version: ssl.
         await transport.handshake()
 
 
-async def test_a_key_update_is_answered_before_what_follows(context: ssl.SSLContext, tmp_path: Path) -> None:
+async def test_key_update_is_answered_before_later_data(context: ssl.SSLContext, tmp_path: Path) -> None:
     below = MemoryTransport()
     transport, peer = await meet(context, below, keys=tmp_path / "keys")
     writing, reading = peer.by_hand()

@@ -173,7 +173,7 @@ async def test_sent_data_arrives_after_closing(ends: Ends) -> None:
     assert ends.theirs.recv(100) == b""
 
 
-async def test_abort_resets_the_peer_and_drops_what_is_pending(ends: Ends) -> None:
+async def test_abort_resets_the_peer_and_drops_pending_data(ends: Ends) -> None:
     transport = ends.transport
     transport.push(LARGE)
     await transport.abort()

@@ -45,7 +45,9 @@ UPGRADE = (
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"431"),
     ],
 )
-async def test_what_is_no_upgrade_of_ours_is_told_so_and_ends(server: Server, request_: bytes, status: bytes) -> None:
+async def test_other_requests_are_refused_and_their_connection_ends(
+    server: Server, request_: bytes, status: bytes
+) -> None:
     with capture_logs() as logs:
         answer = await ask(server, request_)
     assert answer.split(b" ")[1] == status
