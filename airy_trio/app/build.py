@@ -7,20 +7,20 @@ back ends.
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
 import structlog
 import trio
 from attrs import field, frozen
-from starlette.applications import Starlette
 
 from airy_trio import migrate
 from airy_trio.admin import console, endpoints
-from airy_trio.admin.endpoints import ClientEndpoint, application
+from airy_trio.admin.endpoints import ClientEndpoint
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness, Starting
+from airy_trio.admin.server import Page
 from airy_trio.auth import Authenticator
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
@@ -427,8 +427,8 @@ class Parts:
     encryption: Encryption | None
     serves: bool = True
 
-    def pages(self) -> Starlette:
-        """Make the application of the admin port."""
+    def pages(self) -> Mapping[str, Page]:
+        """Make the pages of the admin port."""
         sources = Sources(
             sessions=self.sessions,
             log=self.log,
@@ -436,8 +436,7 @@ class Parts:
             retention=self.retention,
             conditions=self.readiness.conditions,
         )
-        pages = [*console.routes(self.endpoint), *endpoints.routes(sources, self.endpoint)]
-        return application(self.readiness.conditions, registry(sources), self.sessions.recipients, pages)
+        return {**console.pages(self.endpoint), **endpoints.pages(sources, registry(sources), self.endpoint)}
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before

@@ -29,11 +29,10 @@ from typing import Final
 import structlog
 import trio
 from attrs import evolve, fields, frozen
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airy_trio import migrate
 from airy_trio.admin import server as admin
-from airy_trio.admin.endpoints import starting_application
+from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
 from airy_trio.auth import Authenticator, Key, load_file_keys
@@ -164,7 +163,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
     starting = Starting()
-    pages = _Pages(starting_application(starting.conditions))
+    pages = starting_pages(starting.conditions)
     try:
         async with trio.open_nursery() as port:
             port.start_soon(admin.serve, await admin.open_listeners(settings.admin, worker), pages)
@@ -194,23 +193,13 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
         raise single_error(group) from None
 
 
-class _Pages:
-    """The application of the admin port. It is replaced once the server has started."""
-
-    def __init__(self, current: ASGIApp) -> None:
-        self.current = current
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.current(scope, receive, send)
-
-
 @frozen(kw_only=True)
 class _Start:
     """What ``_serve`` notifies when the server has started."""
 
     status: trio.TaskStatus[Address]
     starting: Starting
-    pages: _Pages
+    pages: admin.Pages
 
 
 async def _serve(
@@ -231,7 +220,7 @@ async def _serve(
                     intake.start_soon(log.watch_lag)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(readiness.run)
-                    start.pages.current = parts.pages()
+                    start.pages.pages, start.pages.other = parts.pages(), admin.not_found
                     start.starting.finish()
                     if parts.serves:
                         intake.start_soon(sessions.fan_out)
