@@ -24,6 +24,7 @@ from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, read_only, retry_while_locked, transaction
 from airy_trio.settings import Settings
+from airy_trio.settings.cross_checks import log_is_in
 
 __all__ = [
     "LOCK_TRIES_MAX",
@@ -126,11 +127,7 @@ def require_file(path: Path) -> None:
 
 def log_is_here(settings: Settings) -> bool:
     """Return whether events are stored in the application's database itself."""
-    options = settings.database
-    if settings.log.store != "sql":
-        return False
-    location = _without_driver(settings.log.location(options.url))
-    return location in (_without_driver(url) for url in (options.url, options.direct_url) if url)
+    return log_is_in(settings.database, settings.log)
 
 
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
@@ -350,8 +347,3 @@ def _address(settings: Settings) -> str:
 
 def _names(connection: sa.Connection, options: DatabaseOptions) -> Names:
     return Names(connection.dialect.name, options.schema)
-
-
-def _without_driver(url: str) -> sa.URL:
-    """Return the URL for comparison: the name of the driver may be omitted."""
-    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())

@@ -3,7 +3,7 @@
 cattrs by itself converts: ``port = "8080"`` would become 8080 and ``host = 5`` the string "5". The hooks below accept a
 value only if TOML gave it the type of its option. They also expand ``${NAME}`` in strings, and run the validators of a
 class one option at a time, because an attrs class stops at the first validator that fails. One pass therefore finds
-every fault; cattrs collects them in exception groups, and ``messages`` turns these into lines.
+every fault; cattrs collects them in exception groups, and ``reader`` turns these into lines.
 """
 
 import math
@@ -72,8 +72,8 @@ class StrictConverter(Converter):
         self._contradictions = contradictions
         for kind in (str, bool, int, float):
             self.register_structure_hook(kind, self._scalar)
-        self.register_structure_hook_func(_is_literal, self._literal)
-        self.register_structure_hook_func(_is_union, self._union)
+        self.register_structure_hook_func(_of(Literal), self._literal)
+        self.register_structure_hook_func(_of(Union, UnionType), self._union)
         table = partial(mapping_structure_factory, converter=self, key_type=Any)  # keys are not expanded
         self.register_structure_hook_factory(is_mapping, lambda type_: _container(dict, "a table", table(type_)))
         array = partial(list_structure_factory, converter=self)
@@ -137,12 +137,9 @@ class StrictConverter(Converter):
         return structure
 
 
-def _is_literal(type_: Any) -> bool:  # noqa: ANN401 - a predicate over types of any form
-    return get_origin(type_) is Literal
-
-
-def _is_union(type_: Any) -> bool:  # noqa: ANN401 - the same
-    return get_origin(type_) in (Union, UnionType)
+def _of(*origins: object) -> Callable[[Any], bool]:
+    """Match types such as ``Literal["a"]`` by their origin."""
+    return lambda type_: get_origin(type_) in origins
 
 
 def _container(kind: type, words: str, structure: Hook) -> Hook:

@@ -255,7 +255,7 @@ async def test_invalid_request_ends_its_own_connection(sent: bytes) -> None:
         (LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + LIVEZ, [b"200"]),
         (LIVEZ.replace(b"HTTP/1.1", b"HTTP/1.0") + LIVEZ, [b"200"]),
         (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" + LIVEZ, [b"403"]),
-        (LIVEZ.replace(b"GET", b"OPTIONS").replace(b"Host: x", b"Host: localhost"), [b"405"]),
+        (LIVEZ.replace(b"GET", b"OPTIONS"), [b"405"]),
         (b"GET /livez HTTP/1.1\r\n\r\n" + LIVEZ, [b"400"]),
         (b"GET /livez HTTP/1.1\r\nHost:", [b"400"]),
         (LIVEZ + b"\xff\r\n\r\n", [b"200", b"400"]),

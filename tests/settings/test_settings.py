@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.capture.mapping import TablesOptions
-from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.log.options import STORE_WORDS
-from airy_trio.settings import FILE_BYTES_MAX, LoggingOptions, Settings, load, parse
+from airy_trio.settings import FILE_BYTES_MAX, DatabaseSection, LoggingOptions, Settings, load, parse
 from tests.settings.reading import DATABASE, URL, fault, faults, read
 
-DEFAULTS = Settings(database=DatabaseOptions(url=URL))
+DEFAULTS = Settings(database=DatabaseSection(url=URL))
 
 
 def test_only_the_database_must_be_named() -> None:
@@ -52,8 +51,7 @@ def test_every_section_is_read() -> None:
         level = "debug"
         """
     )
-    assert settings.database == DatabaseOptions(url=URL, schema="other", connect_timeout_s=2)
-    assert type(settings.database) is DatabaseOptions
+    assert settings.database == DatabaseSection(url=URL, schema="other", connect_timeout_s=2, tables=settings.tables)
     assert settings.tables.messages.name == ["chat", "mess.ages"]
     assert settings.tables.messages.columns == {"conversation_id": "thread_id"}
     assert settings.tables.messages.constants == {"source": "chat"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.settings.messages import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
+from airy_trio.settings.reader import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
 
 
 @pytest.mark.parametrize(
