@@ -9,7 +9,7 @@ the store is unavailable, it retries as a server does: for ``connect_timeout_s``
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import trio
 from attrs import frozen
@@ -22,9 +22,9 @@ from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
-from airy_trio.terminal import line
+from airy_trio.terminal import Stdout, line
 
-__all__ = ["Output", "Reader", "TailOptions", "TailReset", "follow", "tail"]
+__all__ = ["Reader", "TailOptions", "TailReset", "follow", "tail"]
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
@@ -32,18 +32,6 @@ RESETS: Final = {
     "reset-expired": "the events after the position have been trimmed",
     "reset-epoch": "the position is of another epoch of this log: clients of the server must reload",
 }
-
-
-class Output(Protocol):
-    """Where lines go."""
-
-    def write(self, text: str) -> bool:
-        """Write a line; return False if nothing reads the output any more."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Write a line for the operator that is not an event."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -61,7 +49,7 @@ class TailOptions:
     events_max: int | None = None
 
 
-async def tail(settings: Settings, options: TailOptions, output: Output) -> None:
+async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None:
     """Write a line for each event until cancelled, until ``events_max``, or until nothing reads the output.
 
     Raises ``StartError`` if there is no event store to read.
@@ -79,7 +67,7 @@ async def tail(settings: Settings, options: TailOptions, output: Output) -> None
         raise single_error(group) from None
 
 
-async def follow(url: str, token: str | None, options: TailOptions, output: Output) -> None:
+async def follow(url: str, token: str | None, options: TailOptions, output: Stdout) -> None:
     """Write a line for each event of a server, as ``tail`` does. Raises ``client.ClientError``."""
     shown = 0
     since = None if options.since is None else str(options.since)
@@ -99,13 +87,13 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Outp
                 return
 
 
-def _write_reset(output: Output, verdict: str, position: object, *, as_json: bool) -> bool:
+def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: bool) -> bool:
     output.note(f"{verdict}: {RESETS[verdict]}; continuing after {position}")
     return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
 
 
 class _Tail:
-    def __init__(self, store: EventStore, reader: "Reader", output: Output, *, as_json: bool) -> None:
+    def __init__(self, store: EventStore, reader: "Reader", output: Stdout, *, as_json: bool) -> None:
         self._store = store
         self._reader = reader
         self._output = output

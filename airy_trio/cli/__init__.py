@@ -15,8 +15,18 @@ import click
 import structlog
 import trio
 
-from airy_trio.cli.commands import check, completion, demo, explain, migrate, tail, verify
-from airy_trio.cli.output import CONFIG, exit_on_error, load_settings
+from airy_trio.cli.commands import (
+    CONFIG,
+    check,
+    completion,
+    demo,
+    exit_on_error,
+    explain,
+    load_settings,
+    migrate,
+    tail,
+    verify,
+)
 from airy_trio.version import __version__
 
 if TYPE_CHECKING:

@@ -1,14 +1,17 @@
 """``airy-trio explain TYPE ID``: report what happened to one object, from its row to the clients.
 
-It reads the database (``row``), the event store (here), and the admin ports of the running server (``clients``). If the
-store or the server does not answer, that is reported, and the explanation continues without it. The first line is a
-verdict that combines all three: whether the current state of the object was recorded, or what prevents it.
+It reads the database (``row``), the event store, and the admin port of each process of the running server. If the store
+or the server does not answer, that is reported, and the explanation continues without it. The first line is a verdict
+that combines all three: whether the current state of the object was recorded, or what prevents it.
 """
 
+import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from itertools import chain
+from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 import trio
@@ -18,7 +21,7 @@ from airy_trio.app.build import open_database, opened_store, wait_until_availabl
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
 from airy_trio.errors import AiryTrioError, StartError, single_error
 from airy_trio.events.models import ChannelUpdated
-from airy_trio.explain import clients, row
+from airy_trio.explain import row
 from airy_trio.explain.row import Subject
 from airy_trio.log.position import Position
 from airy_trio.log.store import EventStore, PositionExpired, StoredEvent
@@ -29,6 +32,10 @@ __all__ = ["Subject", "explain"]
 
 READ_EVENTS_MAX: Final = 1000
 """How many events are read from the store at once."""
+TIMEOUT_S: Final = 5.0
+ANSWER_BYTES_MAX: Final = 1 << 20
+ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - a server that listens there is asked at the loopback address
+VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
 
 
 @frozen
@@ -68,11 +75,10 @@ def explain(settings: Settings, subject: Subject) -> Explanation:
         database.engine.dispose()
     lines = report.lines
     lines += _event_lines(found) if found is not None else [f"event     not known: {fault}"]
-    servers = clients.Servers.of(settings)
     newest = None if found is None else found.newest
     if found is not None and newest is not None:
-        lines += clients.lines(servers, Position(found.epoch, newest.offset), newest)
-    lines += clients.readiness_lines(servers)
+        lines += _client_lines(settings, Position(found.epoch, newest.offset), newest)
+    lines += _readiness_lines(settings)
     recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
     return Explanation(recorded, [f"verdict   {verdict}", *lines])
 
@@ -177,3 +183,74 @@ def _event_lines(found: _Found) -> Iterator[str]:
     more = f", the newest of {found.count} that are retained" if found.count > 1 else ""
     truncated = ", too large, so without its content" if found.newest.truncated else ""
     yield f"event     {found.newest.type} at {found.epoch}-{found.newest.offset}, recorded {at}{more}{truncated}"
+
+
+def _client_lines(settings: Settings, position: Position, event: StoredEvent) -> Iterator[str]:
+    """Yield how many connected clients are past the event: it was sent to them, or they subscribed later.
+
+    The others will receive it, or never will, for the reasons that are counted.
+    """
+    if not settings.admin.port:
+        yield "clients   not known: [admin] port is 0, so the server has no admin port"
+        return
+    query = {"position": str(position), "type": event.type}
+    optional = {"channel": event.channel_id, "conversation": event.conversation_id}
+    query |= {name: value for name, value in optional.items() if value is not None}
+    path = f"/api/clients?{urlencode(query)}"
+    found = [answer for _, answer in _answers(settings, path, VERDICTS, settings.listener.workers)]
+    answers = [answer for answer in found if not isinstance(answer, str)]
+    if not answers:
+        yield "clients   not known"
+        return
+    counts = {verdict: sum(answer[verdict] for answer in answers) for verdict in VERDICTS}
+    where = "" if len(answers) == len(found) else f" to the {len(answers)} of {len(found)} workers that answer"
+    yield (
+        f"clients   {counts['clients']} connected{where}: "
+        f"{counts['passed']} are past it, {counts['waiting']} are not yet, "
+        f"{counts['filtered']} subscribe to other destinations, {counts['no_subscription']} to none, "
+        f"{counts['not_granted']} may not read it"
+    )
+    for session in chain.from_iterable(answer["sessions"] for answer in answers):
+        user = "" if session["user"] is None else f" of {session['user']}"
+        yield f"          session {session['session']}{user}: {session['verdict'].replace('_', ' ')}"
+
+
+def _readiness_lines(settings: Settings) -> Iterator[str]:
+    """Yield a line for each condition that is not met, and for each process that does not answer."""
+    for name, answer in _answers(settings, "/readyz", ("ready",), settings.listener.processes):
+        if isinstance(answer, str):
+            yield f"server    {name}{answer}"
+            continue
+        for condition, state in answer.items():
+            if isinstance(state, dict) and not state["well"]:
+                yield f"server    {name}{condition} is not ready: {state['reason']}"
+
+
+def _answers(
+    settings: Settings, path: str, names: Sequence[str], processes: int
+) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """Ask the first processes, workers before the recorder; yield a prefix that names each, and its answer or a reason.
+
+    An answer without all of ``names`` is not from a server of ours.
+    """
+    host = "127.0.0.1" if settings.admin.host in ANY_ADDRESS else settings.admin.host
+    for number, port in enumerate(settings.admin.ports(processes)):
+        prefix = f"worker {number}: " if settings.listener.workers > 1 else ""
+        yield "recorder: " if number == settings.listener.recorder else prefix, _get(host, port, path, names)
+
+
+def _get(host: str, port: int, path: str, names: Sequence[str]) -> Mapping[str, Any] | str:
+    """Return the answer, or why there is none, in words."""
+    other_program = f"another program answers at the admin port {host}:{port}"
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = json.loads(answer.read(ANSWER_BYTES_MAX))
+    except OSError:
+        return f"no server answers at the admin port {host}:{port}; it is not running here"
+    except (http.client.HTTPException, ValueError):
+        return other_program
+    finally:
+        connection.close()
+    return body if isinstance(body, dict) and body.keys() >= {*names} else other_program
