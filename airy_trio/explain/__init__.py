@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from typing import Any, Final, Self
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
