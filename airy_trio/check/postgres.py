@@ -1,18 +1,17 @@
 """Checks of a Postgres server, made as the server's role: version, rights, durability, poolers, skipped triggers.
 
-They read catalogues and settings only. Most are independent of the mapping. ``check_triggers`` reports writes to mapped
+They read catalogues and settings only. Most are independent of the mapping. ``skipped_writes`` are writes to mapped
 tables for which our triggers do not fire: under ``session_replication_role = replica``, as in logical replication, only
 triggers that fire always do.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
 from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
-from airy_trio.check.report import Report
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
 VERSION_MIN: Final = 14
@@ -159,34 +158,28 @@ def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | Non
     return (row.role, list(row.programs)) if row.programs else None
 
 
-def check_triggers(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
-    """Report writes for which our triggers do not fire."""
+def skipped_writes(
+    connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool
+) -> Iterator[tuple[Literal["warning", "note"], str]]:
+    """Yield a line for writes for which our triggers do not fire, and for each catalogue that cannot be read."""
     always = triggers.firing_always(connection, tables, names, deletes=deletes)
     skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
-    if skipping:
-        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
-        report.add(
-            "note", [f"database: {name} cannot be read, so replica writes cannot be checked" for name in unreadable]
-        )
-        if "pg_subscription_rel" not in unreadable:
-            report.add("warning", _subscribed(connection, skipping))
-        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
-
-
-def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
-    for kind, table in tables.items():
-        for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
-            finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
-            yield f"database.tables.{kind}: {finding}; {ADVICE}"
-
-
-def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
+    if not skipping:
+        return
+    unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
+    for name in unreadable:
+        yield "note", f"database: {name} cannot be read, so replica writes cannot be checked"
+    if "pg_subscription_rel" not in unreadable:
+        for kind, table in skipping.items():
+            for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
+                finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
+                yield "warning", f"database.tables.{kind}: {finding}; {ADVICE}"
     places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
-    places += connection.execute(_FIRING).scalars() if own else ()
+    places += connection.execute(_FIRING).scalars() if "pg_db_role_setting" not in unreadable else ()
     for place in places:
-        kinds = ", ".join(tables)
+        kinds = ", ".join(skipping)
         finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
-        yield f"database: {finding}; {ADVICE}"
+        yield "warning", f"database: {finding}; {ADVICE}"
 
 
 def _right(role: str, right: str) -> str:
