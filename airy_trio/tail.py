@@ -56,13 +56,28 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
+    shown, events_max = 0, options.events_max
     try:
         async with opened_store(settings, create=False) as opened:
             bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
             begin = options.since or (bounds.floor if options.everything else bounds.head)
             reader = Reader(opened.store, options.destination, begin)
             output.note(f"reading {opened.words} after {reader.position}")
-            await _Tail(opened.store, reader, output, as_json=options.as_json).run(options.events_max)
+            while events_max is None or shown < events_max:
+                try:
+                    found = await reader.next()
+                except StoreUnavailable as error:
+                    await _wait_for(opened.store, error, output)
+                    continue
+                if isinstance(found, TailReset):
+                    if not _write_reset(output, found.verdict, found.position, as_json=options.as_json):
+                        return
+                    continue
+                for event in found if events_max is None else found[: events_max - shown]:
+                    position = reader.position.at(event.offset)
+                    if not output.write(_json_line(position, event) if options.as_json else _line(position, event)):
+                        return
+                    shown += 1
     except BaseExceptionGroup as group:  # from stores that run tasks
         raise single_error(group) from None
 
@@ -92,56 +107,31 @@ def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: boo
     return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
 
 
-class _Tail:
-    def __init__(self, store: EventStore, reader: "Reader", output: Stdout, *, as_json: bool) -> None:
-        self._store = store
-        self._reader = reader
-        self._output = output
-        self._as_json = as_json
-
-    async def run(self, events_max: int | None) -> None:
-        shown = 0
-        while events_max is None or shown < events_max:
-            try:
-                found = await self._reader.next()
-            except StoreUnavailable as error:
-                # Often only the connection for notifications was lost, while the store itself answers.
-                if not await self._is_available():
-                    self._output.note(f"event store unavailable; retrying: {error}")
-                    await self._wait_for_store()
-                    self._output.note("event store available again")
-                continue
-            if isinstance(found, TailReset):
-                if not _write_reset(self._output, found.verdict, found.position, as_json=self._as_json):
-                    return
-                continue
-            for event in found if events_max is None else found[: events_max - shown]:
-                if not self._output.write(self._line(event)):
-                    return
-                shown += 1
-
-    async def _is_available(self) -> bool:
+async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:
+    """Wait until the store answers. Often it does at once, because only the connection for notifications was lost."""
+    backoff, noted = Backoff(), False
+    while True:
         try:
-            await self._store.bounds()
+            await store.bounds()
+            break
         except StoreUnavailable:
-            return False
-        return True
+            if not noted:
+                output.note(f"event store unavailable; retrying: {error}")
+            noted = True
+        await trio.sleep(backoff.next_s())
+    if noted:
+        output.note("event store available again")
 
-    async def _wait_for_store(self) -> None:
-        backoff = Backoff()
-        while True:
-            await trio.sleep(backoff.next_s())
-            if await self._is_available():
-                return
 
-    def _line(self, event: StoredEvent) -> str:
-        position = self._reader.position.at(event.offset)
-        at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
-        if not self._as_json:
-            return line(str(position), event.body, at)
-        time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        truncated = ',"truncated":true' if event.truncated else ""
-        return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
+def _line(position: Position, event: StoredEvent) -> str:
+    return line(str(position), event.body, datetime.fromtimestamp(event.appended_at_ms / 1000, UTC))
+
+
+def _json_line(position: Position, event: StoredEvent) -> str:
+    at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
+    time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    truncated = ',"truncated":true' if event.truncated else ""
+    return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
 
 
 @frozen

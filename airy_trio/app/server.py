@@ -121,13 +121,7 @@ async def run(
 
                 signalled.start_soon(handle_signals)
                 async with trio.open_nursery() as serving:
-                    server = partial(
-                        serve_process,
-                        settings,
-                        stopping=stopping,
-                        renewal=renewal,
-                        worker=worker,
-                    )
+                    server = partial(serve_process, settings, stopping=stopping, renewal=renewal, worker=worker)
                     address = await serving.start(server)
                     listening = True
                     freeze_heap()
@@ -171,23 +165,14 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
             if settings.database.migrate:
                 with starting.waiting_for("the database (database.url) to be migrated"):
                     await trio.to_thread.run_sync(migrate.migrate, settings, abandon_on_cancel=True)
-            back_ends = await open_back_ends(settings, starting)
-            try:
-                async with opened_store(settings, starting=starting) as opened:
-                    fitting = evolve(settings, listener=within_files(settings.listener))
-                    recorder = settings.listener.recorder
-                    standby = recorder is not None and worker != recorder
-                    made = make_parts(fitting, back_ends, opened, authenticator, encryption, standby=standby)
-                    parts = evolve(made, serves=worker != recorder)
-                    await _serve(
-                        settings,
-                        parts,
-                        renewal,
-                        trio.Event() if stopping is None else stopping,
-                        _Start(status=task_status, starting=starting, pages=pages),
-                    )
-            finally:
-                await back_ends.aclose()
+            async with (
+                open_back_ends(settings, starting) as back_ends,
+                opened_store(settings, starting=starting) as opened,
+            ):
+                fitting = evolve(settings, listener=within_files(settings.listener))
+                parts = make_parts(fitting, back_ends, opened, authenticator, encryption, worker=worker)
+                start = _Start(status=task_status, starting=starting, pages=pages)
+                await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, start)
             port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise single_error(group) from None

@@ -256,8 +256,12 @@ class Worker:
 
     @classmethod
     def parse(cls, text: str) -> "Worker":
-        """Read the value. Raises ``ValueError``."""
-        number, port, descriptor = map(int, text.split(":"))
+        """Read the value. Raises ``SettingsError``: only the parent sets this option."""
+        try:
+            number, port, descriptor = map(int, text.split(":"))
+        except ValueError:
+            remedy = "--worker is set by the server for the processes that it starts; remove it"
+            raise SettingsError([remedy]) from None
         return cls(number=number, port=port, descriptor=descriptor)
 
     def settings(self, settings: Settings) -> Settings:
@@ -278,11 +282,3 @@ class Worker:
                 await stream.send_all(LISTENING)
                 await stream.receive_some(1)
         logger.warning("parent process gone; stopping")
-
-
-def worker_of(text: str) -> Worker:
-    """Read ``--worker``. Raises ``SettingsError``: only the parent sets this option."""
-    try:
-        return Worker.parse(text)
-    except ValueError:
-        raise SettingsError(["--worker is set by the server for the processes that it starts; remove it"]) from None

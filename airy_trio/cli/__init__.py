@@ -86,10 +86,10 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
 def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     """Serve as one of several workers, or as their recorder. Every log line names the worker."""
     from airy_trio import app
-    from airy_trio.app.supervisor import RECORDER, worker_of
+    from airy_trio.app.supervisor import RECORDER, Worker
     from airy_trio.settings import load
 
-    worker = exit_on_error(lambda: worker_of(arguments))
+    worker = exit_on_error(lambda: Worker.parse(arguments))
     name = RECORDER if worker.number == settings.listener.recorder else worker.number
     structlog.contextvars.bind_contextvars(worker=name)
 
