@@ -16,15 +16,13 @@ from attrs import frozen
 
 from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
-from airy_trio.errors import StartError, single_error
+from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import Stdout, line
-
-__all__ = ["Reader", "TailOptions", "TailReset", "follow", "tail"]
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
@@ -57,29 +55,26 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
     shown, events_max = 0, options.events_max
-    try:
-        async with opened_store(settings, create=False) as opened:
-            bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
-            begin = options.since or (bounds.floor if options.everything else bounds.head)
-            reader = Reader(opened.store, options.destination, begin)
-            output.note(f"reading {opened.words} after {reader.position}")
-            while events_max is None or shown < events_max:
-                try:
-                    found = await reader.next()
-                except StoreUnavailable as error:
-                    await _wait_for(opened.store, error, output)
-                    continue
-                if isinstance(found, TailReset):
-                    if not _write_reset(output, found.verdict, found.position, as_json=options.as_json):
-                        return
-                    continue
-                for event in found if events_max is None else found[: events_max - shown]:
-                    position = reader.position.at(event.offset)
-                    if not output.write(_json_line(position, event) if options.as_json else _line(position, event)):
-                        return
-                    shown += 1
-    except BaseExceptionGroup as group:  # from stores that run tasks
-        raise single_error(group) from None
+    async with opened_store(settings, create=False) as opened:
+        bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
+        begin = options.since or (bounds.floor if options.everything else bounds.head)
+        reader = Reader(opened.store, options.destination, begin)
+        output.note(f"reading {opened.words} after {reader.position}")
+        while events_max is None or shown < events_max:
+            try:
+                found = await reader.next()
+            except StoreUnavailable as error:
+                await _wait_for(opened.store, error, output)
+                continue
+            if isinstance(found, TailReset):
+                if not _write_reset(output, found.verdict, found.position, as_json=options.as_json):
+                    return
+                continue
+            for event in found if events_max is None else found[: events_max - shown]:
+                position = reader.position.at(event.offset)
+                if not output.write(_json_line(position, event) if options.as_json else _line(position, event)):
+                    return
+                shown += 1
 
 
 async def follow(url: str, token: str | None, options: TailOptions, output: Stdout) -> None:

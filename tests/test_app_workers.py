@@ -316,10 +316,10 @@ class Failing(Workers):
         self._listening = {0, 1}
         self.runs = 0
 
-    async def _run_once(self, number: int) -> tuple[bool, int]:
+    async def _run_once(self, number: int) -> tuple[bool, int, str]:
         await trio.lowlevel.checkpoint()
         self.runs += 1
-        return self.runs == 1, number
+        return self.runs == 1, number, ""
 
 
 async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock) -> None:

@@ -64,7 +64,7 @@ def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoi
             after = _number(request, "after", 0, least=0)
             limit = _number(request, "limit", PAGE_DEFAULT, least=1, most=PAGE_MAX)
             behind = bool(_number(request, "behind", 0, least=0, most=1))
-        except BadQueryError as error:
+        except ValueError as error:
             return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         page = sources.sessions.connections(after=after, limit=limit, behind=behind)
         return _json(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
@@ -97,8 +97,6 @@ def _readiness(conditions: Mapping[str, Condition]) -> tuple[bool, Mapping[str, 
 
 @frozen
 class _QueriedEvent:
-    """An event as the query of a request describes it."""
-
     type: str
     channel_id: str | None
     conversation_id: str | None
@@ -126,10 +124,6 @@ def _json(status: HTTPStatus, body: Mapping[str, object]) -> Answer:
     return Answer(status, f"{json.dumps(body)}\n".encode(), {"content-type": "application/json", **HEADERS})
 
 
-class BadQueryError(ValueError):
-    """A query that cannot be parsed."""
-
-
 def _figures(sources: Sources) -> Mapping[str, Any]:
     found, recorder = sources.sessions.statistics(), sources.recorder
     latencies, recorded, log = sources.sessions.latencies, recorder.statistics(), sources.log
@@ -153,7 +147,7 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
 
 
 def _number(request: Request, name: str, default: int, *, least: int, most: int | None = None) -> int:
-    """Read a whole number from the query. Raises ``BadQueryError``."""
+    """Read a whole number from the query. Raises ``ValueError``, in words for the peer."""
     text = request.query.get(name)
     if text is None:
         return default
@@ -161,7 +155,7 @@ def _number(request: Request, name: str, default: int, *, least: int, most: int 
     if not plain or int(text) < least or (most is not None and int(text) > most):
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         message = f"{name} must be a whole number, {allowed}"
-        raise BadQueryError(message)
+        raise ValueError(message)
     return int(text)
 
 

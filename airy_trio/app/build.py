@@ -315,8 +315,11 @@ async def opened_store(
             finally:
                 await sql.aclose()
         case name:
-            async with find_store(name)(settings.log.url) as found:
-                yield OpenedStore(found, words_of(settings.log))
+            try:
+                async with find_store(name)(settings.log.url) as found:
+                    yield OpenedStore(found, words_of(settings.log))
+            except BaseExceptionGroup as group:
+                raise single_error(group) from None
 
 
 def words_of(log: LogOptions) -> str:
@@ -342,16 +345,13 @@ async def adopt_log(settings: Settings) -> str:
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
-    try:
-        async with opened_store(settings, create=False) as opened:
-            head = (await opened.store.bounds()).head
-            try:
-                await opened.store.begin_epoch(head, None)
-            except StaleAppend:
-                raise StartError(["log: a server is recording into this event log; stop it first"]) from None
-            return opened.words
-    except BaseExceptionGroup as group:
-        raise single_error(group) from None
+    async with opened_store(settings, create=False) as opened:
+        head = (await opened.store.bounds()).head
+        try:
+            await opened.store.begin_epoch(head, None)
+        except StaleAppend:
+            raise StartError(["log: a server is recording into this event log; stop it first"]) from None
+        return opened.words
 
 
 async def _open_sql_store(
@@ -390,13 +390,9 @@ async def _open_sql_store(
 
 
 @frozen(kw_only=True)
-class Parts:
+class Parts(Sources):
     """The long-lived objects of one server. ``serves``: whether it serves clients or only records."""
 
-    log: EventLog
-    recorder: Recorder
-    retention: Retention
-    sessions: Sessions
     readiness: Readiness
     endpoint: ClientEndpoint
     encryption: Encryption | None
@@ -404,14 +400,7 @@ class Parts:
 
     def pages(self) -> Mapping[str, Page]:
         """Make the pages of the admin port."""
-        sources = Sources(
-            sessions=self.sessions,
-            log=self.log,
-            recorder=self.recorder,
-            retention=self.retention,
-            conditions=self.readiness.conditions,
-        )
-        return {**console.pages(self.endpoint), **endpoints.pages(sources, registry(sources), self.endpoint)}
+        return {**console.pages(self.endpoint), **endpoints.pages(self, registry(self), self.endpoint)}
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before
@@ -435,6 +424,8 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         standby=recorder_worker is not None and worker != recorder_worker,
     )
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
+    watched, lag_max_s = back_ends.watched, settings.admin.lag_max_s
+    readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=lag_max_s)
     return Parts(
         log=log,
         recorder=recorder,
@@ -447,9 +438,8 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             server=f"airy-trio/{__version__}",
             console=Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
         ),
-        readiness=Readiness(
-            recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
-        ),
+        conditions=readiness.conditions,
+        readiness=readiness,
         endpoint=ClientEndpoint(
             settings.admin.websocket_url,
             host=settings.listener.host,

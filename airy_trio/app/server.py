@@ -207,6 +207,7 @@ async def _serve(
                     intake.start_soon(readiness.run)
                     start.pages.pages, start.pages.other = parts.pages(), admin.not_found
                     start.starting.finish()
+                    listening = None
                     if parts.serves:
                         intake.start_soon(sessions.fan_out)
                         intake.start_soon(sessions.wheel.run)
@@ -216,9 +217,7 @@ async def _serve(
                         intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                         if renewal is not None:
                             intake.start_soon(renewal.run, settings, sessions, parts.encryption)
-                        start.status.started(_listening_at(listening, settings, parts))
-                    else:
-                        start.status.started(_recording_for(settings, parts))
+                    start.status.started(_started(settings, parts, listening))
                     await stopping.wait()
                     readiness.stop()  # first, so that load balancers know before clients are disconnected
                     intake.cancel_scope.cancel()
@@ -246,20 +245,17 @@ async def _disown_replaced_log(recorder: Recorder, broken: ExceptionGroup[Except
             logger.warning("the replaced event log could not be noted for the next start", reason=str(error))
 
 
-def _recording_for(settings: Settings, parts: Parts) -> Address:
-    """Return the address of the workers for which this process records."""
-    parts.readiness.record_only()
+def _started(settings: Settings, parts: Parts, listening: socket.socket | None) -> Address:
+    """Report that the server listens, or that it only records; return the address, or that of its workers."""
     options = settings.listener
-    return Address(host=options.host, port=options.port, path=options.path, tls=parts.encryption is not None)
-
-
-def _listening_at(listening: socket.socket, settings: Settings, parts: Parts) -> Address:
-    """Return and log the address on which the server listens now."""
-    host, port = listening.getsockname()[:2]
-    parts.endpoint.opened(host, port)
-    parts.readiness.listen()
-    address = Address(host=host, port=port, path=settings.listener.path, tls=parts.encryption is not None)
-    logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
+    host, port = (options.host, options.port) if listening is None else listening.getsockname()[:2]
+    address = Address(host=host, port=port, path=options.path, tls=parts.encryption is not None)
+    if listening is None:
+        parts.readiness.record_only()
+    else:
+        parts.endpoint.opened(host, port)
+        parts.readiness.listen()
+        logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
     return address
 
 

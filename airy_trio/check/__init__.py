@@ -48,8 +48,6 @@ from airy_trio.log.sql.tables import log_tables
 from airy_trio.settings import Settings
 from airy_trio.websocket.tls import CERTIFICATE, KEY
 
-__all__ = ["Report", "check"]
-
 T = TypeVar("T")
 
 STORE_TIMEOUT_S: Final = 10.0

@@ -15,18 +15,7 @@ import click
 import structlog
 import trio
 
-from airy_trio.cli.commands import (
-    CONFIG,
-    check,
-    completion,
-    demo,
-    exit_on_error,
-    explain,
-    load_settings,
-    migrate,
-    tail,
-    verify,
-)
+from airy_trio.cli.commands import COMMANDS, CONFIG, exit_on_error, load_settings
 from airy_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -100,5 +89,5 @@ def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     exit_on_error(lambda: trio.run(serve))
 
 
-for command in (check, completion, demo, explain, migrate, tail, verify):
+for command in COMMANDS:
     airy_trio.add_command(command)

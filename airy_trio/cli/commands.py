@@ -435,3 +435,6 @@ def _faults(certificate: "LossCertificate") -> Iterator[str]:
         if found:
             more = f" and {len(found) - EXAMPLES_MAX} more" if len(found) > EXAMPLES_MAX else ""
             yield f"{kind}: {'; '.join(found[:EXAMPLES_MAX])}{more}"
+
+
+COMMANDS: Final = (check, completion, demo, explain, migrate, tail, verify)

@@ -19,7 +19,7 @@ from attrs import frozen
 
 from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.database import SQLITE, DatabaseError, sqlite_path
-from airy_trio.errors import AiryTrioError, StartError, single_error
+from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.events.models import ChannelUpdated
 from airy_trio.explain import row
 from airy_trio.explain.row import Subject
@@ -148,11 +148,6 @@ def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str
         return trio.run(ask), ""
     except AiryTrioError as fault:
         return None, str(fault)
-    except BaseExceptionGroup as group:
-        error = single_error(group)
-        if not isinstance(error, AiryTrioError):
-            raise
-        return None, str(error)
 
 
 async def _search(store: EventStore, subject: Subject) -> _Found:

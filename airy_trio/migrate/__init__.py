@@ -23,7 +23,7 @@ from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
-from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, read_only, retry_while_locked, transaction
+from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
 from airy_trio.settings import Settings
 from airy_trio.settings.cross_checks import log_is_in
 
@@ -197,7 +197,7 @@ class _Migration:
             raise StartError([f"--grant {self.grant}: {by_updated_at} needs only SELECT on the mapped tables"])
         if self.firing is not None:
             raise StartError([f"--triggers {self.firing}: {by_updated_at} needs no triggers"])
-        with read_only(_address(settings), settings.database) as connection:
+        with transaction(_address(settings), settings.database, read_only=True) as connection:
             tables = inspect(connection, settings.tables, watermarks=True, holds_log=log_is_here(settings))
         if settings.log.store != "sql":
             return Migrated(made=(), watched=tuple(tables))
