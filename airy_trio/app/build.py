@@ -164,7 +164,7 @@ class _Source:
         return self._faults_of_ours(connection, tables)
 
     def _inspect(self, connection: sa.Connection) -> Tables:
-        here, reads_only = migrate.log_is_here(self.settings), self.settings.changes.reads_only
+        here, reads_only = self.settings.log_is_here, self.settings.changes.reads_only
         return inspect(connection, self.settings.tables, watermarks=reads_only, holds_log=here)
 
     def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
@@ -200,7 +200,7 @@ def _feed(
         )
         return SqliteFeed(changes), lambda _epoch: FileLease(lock_file(path))
     reading = _recorder_connection(options)
-    seals = not migrate.log_is_here(settings)  # otherwise both are in one commit of one database
+    seals = not settings.log_is_here  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
     return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
 
@@ -211,7 +211,7 @@ def _may_lose_events(settings: Settings) -> bool:
     Our SQLite file does not, because it is synchronous. A store in memory does not outlive the process.
     """
     if settings.log.store == "sql":
-        return Names.of(settings.log.location(settings.database.url), "").dialect != SQLITE
+        return Names.of(settings.log_url, "").dialect != SQLITE
     return settings.log.store != "memory"
 
 
@@ -233,8 +233,8 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
     )
     if log.store == "memory":
         return feed, lambda _epoch: OwnLease()
-    if log.store == "sql" and Names.of(log.location(options.url), "").dialect == SQLITE:
-        path = sqlite_path(log.location(options.url))
+    if log.store == "sql" and Names.of(settings.log_url, "").dialect == SQLITE:
+        path = sqlite_path(settings.log_url)
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
     locked = lock_file(path)
@@ -311,7 +311,7 @@ async def opened_store(
         case "sql":
             sql = await _open_sql_store(settings, create=create, starting=starting)
             try:
-                yield OpenedStore(sql, shown(settings.log.location(settings.database.url)))
+                yield OpenedStore(sql, shown(settings.log_url))
             finally:
                 await sql.aclose()
         case name:
@@ -333,7 +333,7 @@ def is_shareable(settings: Settings) -> bool:
     Neither the default place, next to the application's tables, nor a store in memory can be shared.
     """
     if settings.log.store == "sql":
-        return bool(settings.log.url) and not migrate.log_is_here(settings)
+        return bool(settings.log.url) and not settings.log_is_here
     return settings.log.store != "memory"
 
 
@@ -358,7 +358,7 @@ async def _open_sql_store(
     settings: Settings, *, create: bool, starting: Starting | None
 ) -> PostgresStore | SqliteStore:
     options = settings.database
-    url = settings.log.location(options.url)
+    url = settings.log_url
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
         if not create:
             raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server creates it)"])

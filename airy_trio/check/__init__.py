@@ -211,7 +211,7 @@ class _Check:
         tables: Tables = {}
         reads_only = settings.changes.reads_only
         try:
-            here = migrate.log_is_here(settings)
+            here = settings.log_is_here
             tables = inspect(connection, settings.tables, watermarks=reads_only, holds_log=here)
         except MappingError as error:
             report.add("problem", error.faults)
@@ -284,7 +284,7 @@ class _Check:
             return None
         if settings.log.store != "sql":
             return self.opened_store()
-        place = _Place(settings.log.location(settings.database.url), "log.url")
+        place = _Place(settings.log_url, "log.url")
         if place.dialect == SQLITE:
             path = sqlite_path(place.url)
             self.report.add("problem", place.named(sqlite.missing_file_rights(path)))

@@ -104,7 +104,7 @@ def _free_port(wanted: int) -> int:
 
 
 async def _print(client: StompClient, events_max: int | None, output: Stdout) -> None:
-    """Print events until nothing reads the output. Raises ``StartError`` if the server or the application has failed."""
+    """Print events until nothing reads them. Raises ``StartError`` if the server or the application has failed."""
     shown = 0
     while events_max is None or shown < events_max:
         try:

@@ -25,14 +25,12 @@ from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
 from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
 from airy_trio.settings import Settings
-from airy_trio.settings.cross_checks import log_is_in
 
 __all__ = [
     "LOCK_TRIES_MAX",
     "Migrated",
     "ahead",
     "encoding_faults",
-    "log_is_here",
     "migrate",
     "migrate_log",
     "pending",
@@ -123,14 +121,9 @@ def require_file(path: Path) -> None:
         raise StartError([f"database.url: the SQLite file {path} {fault} (and is not created)"])
 
 
-def log_is_here(settings: Settings) -> bool:
-    """Return whether events are stored in the application's database itself."""
-    return log_is_in(settings.database, settings.log)
-
-
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
     """Yield a line if the Postgres database of the event log cannot store every id of the application's database."""
-    if connection.dialect.name == POSTGRES and not log_is_here(settings):
+    if connection.dialect.name == POSTGRES and not settings.log_is_here:
         encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
         if encoding not in ANY_TEXT:
             yield (
@@ -170,7 +163,7 @@ class _Migration:
             made = []
             if self.with_tables and newer is None:  # else the tables would have no triggers
                 made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
-            tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
+            tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
             if newer is None:
                 upgrade(connection, "changes", names)
             with _store(connection, settings, self.record) as store:
@@ -198,10 +191,10 @@ class _Migration:
         if self.firing is not None:
             raise StartError([f"--triggers {self.firing}: {by_updated_at} needs no triggers"])
         with transaction(_address(settings), settings.database, read_only=True) as connection:
-            tables = inspect(connection, settings.tables, watermarks=True, holds_log=log_is_here(settings))
+            tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
         if settings.log.store != "sql":
             return Migrated(made=(), watched=tuple(tables))
-        with self._transaction(settings.log.location(settings.database.url)) as store:
+        with self._transaction(settings.log_url) as store:
             return self._migrated(tables, [self._upgrade_log(store)])
 
     def _transaction(self, url: str) -> AbstractContextManager[sa.Connection]:
@@ -270,8 +263,8 @@ def _remove(settings: Settings) -> None:
 def _remove_log(connection: sa.Connection | None, settings: Settings) -> Path | None:
     """Remove the tables of an ``sql`` store. Return its own SQLite file if nothing is left in it."""
     file = None
-    if settings.log.store == "sql" and not log_is_here(settings):
-        file = _file_of(settings.log.location(settings.database.url))
+    if settings.log.store == "sql" and not settings.log_is_here:
+        file = _file_of(settings.log_url)
         if file is not None and not file.is_file():
             return None
     with _store(connection, settings) as store:
@@ -305,10 +298,10 @@ def _store(
     options = settings.database
     if settings.log.store != "sql":
         yield None
-    elif log_is_here(settings):
+    elif settings.log_is_here:
         yield connection
     else:
-        with transaction(settings.log.location(options.url), options, record=record) as store:
+        with transaction(settings.log_url, options, record=record) as store:
             yield store
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import sqlalchemy as sa
 from attrs import Factory, frozen
 
 from airy_trio.admin.server import AdminOptions
@@ -61,6 +62,19 @@ class Settings:
         """The mapping: ``[database.tables]``."""
         return self.database.tables
 
+    @property
+    def log_url(self) -> str:
+        """The URL of the database of an ``sql`` store."""
+        return self.log.location(self.database.url)
+
+    @property
+    def log_is_here(self) -> bool:
+        """Whether events are stored in the application's database itself."""
+        if self.log.store != "sql":
+            return False
+        urls = (self.database.url, self.database.direct_url)
+        return _without_driver(self.log_url) in (_without_driver(url) for url in urls if url)
+
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
     """Read the settings file. Raises ``SettingsError`` with every fault, or with the reason why it cannot be read.
@@ -83,6 +97,11 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     if settings is None or faults:
         raise SettingsError(faults)
     return settings
+
+
+def _without_driver(url: str) -> sa.URL:
+    """Return a URL that compares equal if only the driver differs."""
+    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())
 
 
 def _text_of(path: Path) -> str:

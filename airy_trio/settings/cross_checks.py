@@ -266,7 +266,7 @@ def contradictions(settings: "Settings") -> Iterator[str]:
     yield from _worker_contradictions(listener, log, settings.admin)
     yield from _own_file_fault(database, log)
     if changes.reads_only:
-        if database.url.startswith(POSTGRES) and log_is_in(database, log):
+        if database.url.startswith(POSTGRES) and settings.log_is_here:
             yield (
                 'log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events '
                 "need another place: an SQLite file or another database, or another log.store"
@@ -300,16 +300,3 @@ def _own_file_fault(database: DatabaseOptions, log: LogOptions) -> Iterator[str]
         return
     if sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():
         yield 'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
-
-
-def log_is_in(database: DatabaseOptions, log: LogOptions) -> bool:
-    """Return whether events are stored in the application's database itself."""
-    if log.store != "sql":
-        return False
-    location = _without_driver(log.location(database.url))
-    return location in (_without_driver(url) for url in (database.url, database.direct_url) if url)
-
-
-def _without_driver(url: str) -> sa.URL:
-    """Return a URL that compares equal if only the driver differs."""
-    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())
