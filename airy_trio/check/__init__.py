@@ -27,7 +27,7 @@ from airy_trio.capture.inspection import inspect
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.polling import Identity
 from airy_trio.capture.queries import Queries
-from airy_trio.check import postgres, rows, sqlite
+from airy_trio.check import rows, servers
 from airy_trio.database import (
     POSTGRES,
     ROW_SECURITY_OFF,
@@ -186,19 +186,19 @@ class _Check:
         place = _Place(options.url, "database.url")
         if place.dialect == SQLITE:
             path = sqlite_path(options.url)
-            self.report.add("problem", sqlite.file_refusals())
+            self.report.add("problem", servers.file_refusals())
             try:
                 migrate.require_file(path)
             except StartError as error:
                 self.report.add("problem", error.faults)
                 return None
             if not self.settings.changes.reads_only:
-                self.report.add("problem", place.named(sqlite.missing_file_rights(path)))
-                self.connected(place, sqlite.try_to_write)
+                self.report.add("problem", place.named(servers.missing_file_rights(path)))
+                self.connected(place, servers.try_to_write)
         elif options.direct_url:
             pooled, place = place, _Place(options.direct_url, "database.direct_url")
-            found = self.connected(pooled, postgres.identity)
-            expected = _Check(self.settings, Report()).connected(place, postgres.identity)  # its faults come later
+            found = self.connected(pooled, servers.identity)
+            expected = _Check(self.settings, Report()).connected(place, servers.identity)  # its faults come later
             if None not in (found, expected) and found != expected:
                 self.report.add("problem", [f"{place.setting}: this is another database than the one of database.url"])
             self.connected(pooled, lambda connection: self.report.add("warning", _shared(connection, pooled)))
@@ -226,7 +226,7 @@ class _Check:
             identity = Identity.of(connection)
             return _Application(None, lambda point: polling.is_foreign(point, identity, names.dialect))
         if names.dialect == POSTGRES:
-            for weight, line in postgres.skipped_writes(connection, tables, names, deletes=settings.events.deletes):
+            for weight, line in servers.skipped_writes(connection, tables, names, deletes=settings.events.deletes):
                 report.add(weight, [line])
         return self.change_log(connection, names, tables)
 
@@ -260,16 +260,16 @@ class _Check:
         If we only read (capture by ``updated_at``), it may be a standby, and we need no tables of ours.
         """
         if names.dialect == SQLITE:
-            self.report.add("warning", place.named(sqlite.durability(sqlite_path(place.url))))
+            self.report.add("warning", place.named(servers.file_durability(sqlite_path(place.url))))
             return True
         reads_only = self.settings.changes.reads_only
-        problems = [*(postgres.too_old if reads_only else postgres.refusals)(connection)]
-        problems += postgres.missing_identity(connection)
+        problems = [*(servers.too_old if reads_only else servers.refusals)(connection)]
+        problems += servers.missing_identity(connection)
         if not reads_only:
-            problems += postgres.missing_rights(connection, names, postgres.CHANGES)
+            problems += servers.missing_rights(connection, names, servers.CHANGES)
         self.report.add("problem", place.named(problems))
-        self.report.add("warning", place.named(postgres.durability(connection, reads_only=reads_only)))
-        if postgres.is_pooled(connection):
+        self.report.add("warning", place.named(servers.durability(connection, reads_only=reads_only)))
+        if servers.is_pooled(connection):
             finding = "this goes through a pooler or another proxy, but the lease needs a session"
             remedy = "name one that reaches PostgreSQL itself in database.direct_url"
             self.report.add("warning", [f"{place.setting}: {finding}; {remedy}"])
@@ -287,12 +287,12 @@ class _Check:
         place = _Place(settings.log_url, "log.url")
         if place.dialect == SQLITE:
             path = sqlite_path(place.url)
-            self.report.add("problem", place.named(sqlite.missing_file_rights(path)))
+            self.report.add("problem", place.named(servers.missing_file_rights(path)))
             if not path.exists():
                 found = f"the SQLite file {path} does not exist; the server creates it"
                 self.report.add("note", place.named([found]))
                 return None
-            self.connected(place, sqlite.try_to_write)
+            self.connected(place, servers.try_to_write)
         return self.connected(place, lambda connection: self.log(connection, place))
 
     def log(self, connection: sa.Connection, place: _Place) -> _Log | None:
@@ -301,11 +301,11 @@ class _Check:
         names = Names(connection.dialect.name, options.schema)
         problems: list[str] = []
         if names.dialect == POSTGRES:
-            problems += postgres.missing_rights(connection, names, postgres.LOG)
+            problems += servers.missing_rights(connection, names, servers.LOG)
             if place.url != options.url:  # else checked already
-                problems += postgres.refusals(connection)
-                report.add("warning", place.named(postgres.durability(connection)))
-                if postgres.is_pooled(connection):
+                problems += servers.refusals(connection)
+                report.add("warning", place.named(servers.durability(connection)))
+                if servers.is_pooled(connection):
                     finding = "this goes through a pooler or another proxy, but appends and LISTEN need a session"
                     report.add("warning", place.named([f"{finding}; name PostgreSQL itself here"]))
         problems = [*migrate.encoding_faults(connection, self.settings), *place.named(problems)]
@@ -373,7 +373,7 @@ def _missing_index(dialect: str, tables: Tables) -> Iterator[str]:
 
 def _shared(connection: sa.Connection, place: _Place) -> Iterator[str]:
     """Yield a line if other programs use the same pooler as the same role, because then they share one pool."""
-    if postgres.is_pooled(connection) and (others := postgres.others_of_our_role(connection)):
+    if servers.is_pooled(connection) and (others := servers.others_of_our_role(connection)):
         role, programs = others
         finding = f'other programs use the pooler as the same role "{role}" ({", ".join(programs)})'
         yield f"{place.setting}: {finding} and share its connections with this server; give this server its own role"

@@ -254,19 +254,12 @@ def migrate(  # noqa: PLR0913 - one for each option
         if remove:
             exit_on_error(lambda: implementation.remove(settings, waiting=waiting))
             lines = ["removed"]
-        elif preview:
-            lines = exit_on_error(
-                lambda: implementation.preview(
-                    settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting
-                )
-            )
         else:
+            work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
             done = exit_on_error(
-                lambda: implementation.migrate(
-                    settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting
-                )
+                partial(work, settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
             )
-            lines = list(_migrated_lines(settings, done))
+            lines = done if isinstance(done, list) else [*_migrated_lines(settings, done)]
     for line in lines:
         click.echo(line)
 

@@ -28,6 +28,13 @@ class MemoryChanges:
     away: bool = False
     written: trio.Event = field(factory=trio.Event)
 
+    async def reach(self) -> None:
+        """Raise ``DatabaseUnavailable`` while it is away."""
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            message = "the database is unavailable"
+            raise DatabaseUnavailable(message)
+
     def write(self, *objects: ChangedObject) -> None:
         """Commit changes, one row of the change log for each."""
         self.rows += objects
@@ -54,7 +61,7 @@ class MemoryFeed:
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
-        await self._reach()
+        await self._changes.reach()
         number = self._number(after)
         rows = self._changes.rows[number : number + limit]
         newest: dict[tuple[object, ...], ChangedObject] = {}
@@ -75,18 +82,18 @@ class MemoryFeed:
 
     async def origin(self) -> str:
         """See ``ChangeFeed.origin``."""
-        await self._reach()
+        await self._changes.reach()
         return self._changes.point(self._changes.origin)
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
-        await self._reach()
+        await self._changes.reach()
         self._changes.origin = self._changes.trimmed = len(self._changes.rows)
         return self._changes.point(self._changes.origin)
 
     async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is only one database
         """See ``ChangeFeed.is_foreign``."""
-        await self._reach()
+        await self._changes.reach()
         return False
 
     async def identified(self, point: str) -> str:
@@ -102,7 +109,7 @@ class MemoryFeed:
 
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``."""
-        await self._reach()
+        await self._changes.reach()
         count = max(0, min(self._number(upto) - self._changes.trimmed, limit))
         self._changes.trimmed += count
         self._changes.origin = max(self._changes.origin, self._number(upto)) if count else self._changes.origin
@@ -110,19 +117,13 @@ class MemoryFeed:
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""
-        await self._reach()
+        await self._changes.reach()
         return self._changes.consumer
 
     async def adopt(self, consumer: Consumer) -> None:
         """See ``ChangeFeed.adopt``."""
-        await self._reach()
+        await self._changes.reach()
         self._changes.consumer = consumer
-
-    async def _reach(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self._changes.away:
-            message = "the database is unavailable"
-            raise DatabaseUnavailable(message)
 
     def _number(self, point: str) -> int:
         history, number = map(int, point.split(":"))
@@ -142,10 +143,7 @@ class MemoryLease:
 
     async def try_acquire(self) -> bool:
         """See ``Lease.try_acquire``."""
-        await trio.lowlevel.checkpoint()
-        if self.changes.away:
-            message = "the database is unavailable"
-            raise DatabaseUnavailable(message)
+        await self.changes.reach()
         if self.changes.holder is None:
             self.changes.holder = self
         if self.changes.holder is self:

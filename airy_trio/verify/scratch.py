@@ -32,8 +32,7 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import TablesOptions
-from airy_trio.check.postgres import missing_identity, refusals
-from airy_trio.check.sqlite import file_refusals, missing_file_rights
+from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, refusals
 from airy_trio.database import (
     LOCK_CLASS,
     POSTGRES,

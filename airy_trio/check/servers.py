@@ -1,11 +1,16 @@
-"""Checks of a Postgres server, made as the server's role: version, rights, durability, poolers, skipped triggers.
+"""Checks of a Postgres server, made as the server's role, and of an SQLite file.
 
-They read catalogues and settings only. Most are independent of the mapping. ``skipped_writes`` are writes to mapped
-tables for which our triggers do not fire: under ``session_replication_role = replica``, as in logical replication, only
-triggers that fire always do.
+Of Postgres: version, rights, durability, poolers, skipped triggers. They read catalogues and settings only. Most are
+independent of the mapping. ``skipped_writes`` are writes to mapped tables for which our triggers do not fire: under
+``session_replication_role = replica``, as in logical replication, only triggers that fire always do.
+
+Of SQLite: the library, rights, durability. Nothing is written.
 """
 
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -15,6 +20,8 @@ from airy_trio.capture.mapping import Tables
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
 VERSION_MIN: Final = 14
+SQLITE_VERSION_MIN: Final = (3, 35)
+SYNCHRONOUS_FULL: Final = 2
 CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
     "changes_version": ("SELECT",),
     "change_log": ("SELECT", "DELETE"),
@@ -180,6 +187,50 @@ def skipped_writes(
         kinds = ", ".join(skipping)
         finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
         yield "warning", f"database: {finding}; {ADVICE}"
+
+
+def file_refusals() -> Iterator[str]:
+    """Yield a line if the SQLite library of this Python is too old."""
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        needed = ".".join(map(str, SQLITE_VERSION_MIN))
+        yield f"this Python has SQLite {sqlite3.sqlite_version}, {needed} or newer is needed"
+
+
+def missing_file_rights(path: Path) -> Iterator[str]:
+    """Yield a line if the file cannot be written, or its folder, where SQLite and the lease create further files."""
+    if path.exists() and not os.access(path, os.W_OK):
+        yield f"the file {path} cannot be written by this user"
+    if not path.parent.is_dir():
+        yield f"the folder {path.parent} does not exist"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield f"this user cannot create files in {path.parent}"
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Write something and roll it back. Raises the driver's error if that is not possible.
+
+    ``BEGIN IMMEDIATE`` is not enough: on a read-only file it succeeds, with a transaction that only reads.
+    """
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+    connection.rollback()
+
+
+def file_durability(path: Path) -> Iterator[str]:
+    """Yield a line if a connection that sets nothing, as the application's may be, commits without waiting for disk."""
+    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as plain:
+        (synchronous,) = plain.execute("PRAGMA synchronous").fetchone()
+    plain.close()
+    yield from undurable(synchronous)
+
+
+def undurable(synchronous: int) -> Iterator[str]:
+    """Yield a line if this value of ``PRAGMA synchronous`` is less than FULL."""
+    if synchronous < SYNCHRONOUS_FULL:
+        yield (
+            f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a power failure "
+            "may undo its commits after clients have received their events"
+        )
 
 
 def _right(role: str, right: str) -> str:
