@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
@@ -137,13 +137,13 @@ class TailReset:
     position: Position
 
 
+@define
 class Reader:
     """A cursor into an event store: the events of one destination after ``position``."""
 
-    def __init__(self, store: EventStore, destination: Destination, position: Position) -> None:
-        self._store = store
-        self._destination = destination
-        self.position = position
+    _store: EventStore
+    _destination: Destination
+    position: Position
 
     async def next(self) -> Sequence[StoredEvent] | TailReset:
         """Wait for the next events and return at least one, in order, or a ``TailReset`` if they are not retained.

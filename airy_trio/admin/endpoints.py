@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from attrs import frozen
+from attrs import define, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -163,6 +163,7 @@ _NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")
 _ORIGIN: Final = re.compile(r"wss?://[^/]+")
 
 
+@define(eq=False)
 class ClientEndpoint:
     """The port for clients as a browser reaches it.
 
@@ -170,15 +171,12 @@ class ClientEndpoint:
     ``token``: whether CONNECT needs one. ``host``, ``port``: as configured, until ``opened``.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of an address
-        self, url: str, *, host: str, port: int, path: str, tls: bool, token: bool
-    ) -> None:
-        self._url = url
-        self._host = host
-        self._port = port
-        self._path = path
-        self._scheme = "wss" if tls else "ws"
-        self.token = token
+    _url: str
+    _host: str
+    _port: int
+    _path: str
+    _tls: bool
+    token: bool
 
     def opened(self, host: str, port: int) -> None:
         """Note where the listener is bound."""
@@ -198,7 +196,7 @@ class ClientEndpoint:
         name = here[0] if self._host in {"0.0.0.0", "::", ""} else self._host  # noqa: S104 - only compared
         if ":" in name and not name.startswith("["):
             name = f"[{name}]"
-        return f"{self._scheme}://{name}:{self._port}{self._path}"
+        return f"{'wss' if self._tls else 'ws'}://{name}:{self._port}{self._path}"
 
     def origin(self, host: str) -> str | None:
         """Return scheme, host and port of that URL, for a Content-Security-Policy."""

@@ -67,7 +67,7 @@ PAGE_S = 0.02
 BROKEN = Pages({"/large": large, "/failing": failing})
 
 
-async def test_answers() -> None:
+async def test_probes_and_unknown_pages_are_answered() -> None:
     async with serving(pages(feed="no database")) as port:
         alive = await port.get("/livez")
         assert (alive.status_code, alive.json()) == (200, {"alive": True})

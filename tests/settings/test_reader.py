@@ -49,11 +49,11 @@ def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
     return document
 
 
-def test_options_and_no_fault() -> None:
+def test_valid_document_gives_options() -> None:
     assert read({"inner": {"number": 2}, "text": "x"}, Outer, {}) == (Outer(inner=Inner(number=2), text="x"), [])
 
 
-def test_faults_and_no_options() -> None:
+def test_invalid_document_gives_all_faults() -> None:
     assert read({"inner": {"number": 0, "numbr": 1}, "text": 5}, Outer, {}) == (
         None,
         [
@@ -64,12 +64,12 @@ def test_faults_and_no_options() -> None:
     )
 
 
-def test_the_paths_of_all_options() -> None:
+def test_options_are_listed_with_their_paths() -> None:
     assert list(options_of(Outer)) == [("inner",), ("inner", "number"), ("text",)]
 
 
 @given(st.dictionaries(st.sampled_from(OPTIONS), TOML_VALUES, max_size=4))
-def test_any_values_at_known_keys(items: dict[tuple[str | int, ...], Any]) -> None:
+def test_any_values_at_known_keys_are_options_or_faults(items: dict[tuple[str | int, ...], Any]) -> None:
     options, faults = read(document_of(items), Settings, {})
     assert (options is None) == bool(faults)
     assert all(fault.isprintable() for fault in faults)
@@ -79,7 +79,7 @@ def test_any_values_at_known_keys(items: dict[tuple[str | int, ...], Any]) -> No
 
 
 @given(st.dictionaries(st.text(), TOML_VALUES, max_size=4))
-def test_any_document(document: dict[str, Any]) -> None:
+def test_any_document_is_options_or_faults(document: dict[str, Any]) -> None:
     options, faults = read({"database": {"url": "sqlite:///a.db"}, **document}, Settings, {})
     unknown = [key for key in document if (key,) not in OPTIONS]
     assert (options is None) == bool(faults)
