@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -28,6 +28,7 @@ from airy_trio.capture.mapping import Tables
 from airy_trio.capture.polling import Identity
 from airy_trio.capture.queries import Queries
 from airy_trio.check import rows, servers
+from airy_trio.check.servers import Finding, Weight
 from airy_trio.database import (
     POSTGRES,
     ROW_SECURITY_OFF,
@@ -52,15 +53,12 @@ T = TypeVar("T")
 
 STORE_TIMEOUT_S: Final = 10.0
 
-Weight = Literal["problem", "warning", "note"]
-"""With a problem the server would not start or not work."""
-
 
 @frozen
 class Report:
-    """The findings: lines for the operator, without secrets, each once and in order."""
+    """The findings, each once and in order."""
 
-    _lines: dict[tuple[Weight, str], None] = field(factory=dict)
+    _lines: dict[Finding, None] = field(factory=dict)
 
     def add(self, weight: Weight, lines: Iterable[str]) -> None:
         """Add findings, except those that the report has already."""

@@ -22,6 +22,7 @@ from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
+from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.errors import DRIVER_ERRORS
 from airy_trio.events import values
@@ -63,9 +64,7 @@ class _Seen:
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
 
 
-def findings(
-    connection: sa.Connection, settings: Settings, tables: Tables
-) -> Iterator[tuple[Literal["problem", "warning", "note"], str]]:
+def findings(connection: sa.Connection, settings: Settings, tables: Tables) -> Iterator[Finding]:
     """Yield a line for rows that cannot be converted, and for values that the mapping does not list.
 
     Raises the driver's error if the database is unavailable.

@@ -19,6 +19,11 @@ from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
+Weight = Literal["problem", "warning", "note"]
+"""With a problem the server would not start or not work."""
+Finding = tuple[Weight, str]
+"""A line for the operator, without secrets."""
+
 VERSION_MIN: Final = 14
 SQLITE_VERSION_MIN: Final = (3, 35)
 SYNCHRONOUS_FULL: Final = 2
@@ -165,9 +170,7 @@ def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | Non
     return (row.role, list(row.programs)) if row.programs else None
 
 
-def skipped_writes(
-    connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool
-) -> Iterator[tuple[Literal["warning", "note"], str]]:
+def skipped_writes(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[Finding]:
     """Yield a line for writes for which our triggers do not fire, and for each catalogue that cannot be read."""
     always = triggers.firing_always(connection, tables, names, deletes=deletes)
     skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
