@@ -72,7 +72,7 @@ async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None
                 continue
             for event in found if events_max is None else found[: events_max - shown]:
                 position = reader.position.at(event.offset)
-                if not output.write(_json_line(position, event) if options.as_json else _line(position, event)):
+                if not output.write(_line(position, event, as_json=options.as_json)):
                     return
                 shown += 1
 
@@ -118,12 +118,10 @@ async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) 
         output.note("event store available again")
 
 
-def _line(position: Position, event: StoredEvent) -> str:
-    return line(str(position), event.body, datetime.fromtimestamp(event.appended_at_ms / 1000, UTC))
-
-
-def _json_line(position: Position, event: StoredEvent) -> str:
+def _line(position: Position, event: StoredEvent, *, as_json: bool) -> str:
     at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
+    if not as_json:
+        return line(str(position), event.body, at)
     time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     truncated = ',"truncated":true' if event.truncated else ""
     return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'

@@ -108,7 +108,9 @@ class Workers:
                 logger.error("worker cannot start; stopping", worker=self._name(number), exit_code=code)
                 if refused:
                     self._fault = f"worker {self._name(number)}: cannot start the process: {refused}"
-                self._stop(code if code > 0 else 1)
+                self._code = code if code > 0 else 1
+                self._stopping.set()
+                self._send(signal.SIGTERM)
                 break
             lives += 1
             if listened:
@@ -201,11 +203,6 @@ class Workers:
         logger.error("workers killed; they did not stop in time", workers=[*map(self._name, sorted(self._processes))])
         self._code = 1
         self._send(signal.SIGKILL)
-
-    def _stop(self, code: int) -> None:
-        self._code = code
-        self._stopping.set()
-        self._send(signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for process in self._processes.values():
