@@ -9,22 +9,20 @@ the store is unavailable, it retries as a server does: for ``connect_timeout_s``
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
-from airy_trio.errors import StartError, single_error
+from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
 from airy_trio.log.position import Position
 from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
-from airy_trio.terminal import line
-
-__all__ = ["Output", "Reader", "TailOptions", "TailReset", "follow", "tail"]
+from airy_trio.terminal import Stdout, line
 
 READ_EVENTS_MAX: Final = 200
 READ_BYTES_MAX: Final = 1024 * 1024
@@ -32,18 +30,6 @@ RESETS: Final = {
     "reset-expired": "the events after the position have been trimmed",
     "reset-epoch": "the position is of another epoch of this log: clients of the server must reload",
 }
-
-
-class Output(Protocol):
-    """Where lines go."""
-
-    def write(self, text: str) -> bool:
-        """Write a line; return False if nothing reads the output any more."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Write a line for the operator that is not an event."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -61,25 +47,37 @@ class TailOptions:
     events_max: int | None = None
 
 
-async def tail(settings: Settings, options: TailOptions, output: Output) -> None:
+async def tail(settings: Settings, options: TailOptions, output: Stdout) -> None:
     """Write a line for each event until cancelled, until ``events_max``, or until nothing reads the output.
 
     Raises ``StartError`` if there is no event store to read.
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" is inside the server process and cannot be read'])
-    try:
-        async with opened_store(settings, create=False) as opened:
-            bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
-            begin = options.since or (bounds.floor if options.everything else bounds.head)
-            reader = Reader(opened.store, options.destination, begin)
-            output.note(f"reading {opened.words} after {reader.position}")
-            await _Tail(opened.store, reader, output, as_json=options.as_json).run(options.events_max)
-    except BaseExceptionGroup as group:  # from stores that run tasks
-        raise single_error(group) from None
+    shown, events_max = 0, options.events_max
+    async with opened_store(settings, create=False) as opened:
+        bounds = await wait_until_available(opened.store.bounds, settings.database, "log.url")
+        begin = options.since or (bounds.floor if options.everything else bounds.head)
+        reader = Reader(opened.store, options.destination, begin)
+        output.note(f"reading {opened.words} after {reader.position}")
+        while events_max is None or shown < events_max:
+            try:
+                found = await reader.next()
+            except StoreUnavailable as error:
+                await _wait_for(opened.store, error, output)
+                continue
+            if isinstance(found, TailReset):
+                if not _write_reset(output, found.verdict, found.position, as_json=options.as_json):
+                    return
+                continue
+            for event in found if events_max is None else found[: events_max - shown]:
+                position = reader.position.at(event.offset)
+                if not output.write(_line(position, event, as_json=options.as_json)):
+                    return
+                shown += 1
 
 
-async def follow(url: str, token: str | None, options: TailOptions, output: Output) -> None:
+async def follow(url: str, token: str | None, options: TailOptions, output: Stdout) -> None:
     """Write a line for each event of a server, as ``tail`` does. Raises ``client.ClientError``."""
     shown = 0
     since = None if options.since is None else str(options.since)
@@ -99,61 +97,34 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Outp
                 return
 
 
-def _write_reset(output: Output, verdict: str, position: object, *, as_json: bool) -> bool:
+def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: bool) -> bool:
     output.note(f"{verdict}: {RESETS[verdict]}; continuing after {position}")
     return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
 
 
-class _Tail:
-    def __init__(self, store: EventStore, reader: "Reader", output: Output, *, as_json: bool) -> None:
-        self._store = store
-        self._reader = reader
-        self._output = output
-        self._as_json = as_json
-
-    async def run(self, events_max: int | None) -> None:
-        shown = 0
-        while events_max is None or shown < events_max:
-            try:
-                found = await self._reader.next()
-            except StoreUnavailable as error:
-                # Often only the connection for notifications was lost, while the store itself answers.
-                if not await self._is_available():
-                    self._output.note(f"event store unavailable; retrying: {error}")
-                    await self._wait_for_store()
-                    self._output.note("event store available again")
-                continue
-            if isinstance(found, TailReset):
-                if not _write_reset(self._output, found.verdict, found.position, as_json=self._as_json):
-                    return
-                continue
-            for event in found if events_max is None else found[: events_max - shown]:
-                if not self._output.write(self._line(event)):
-                    return
-                shown += 1
-
-    async def _is_available(self) -> bool:
+async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:
+    """Wait until the store answers. Often it does at once, because only the connection for notifications was lost."""
+    backoff, noted = Backoff(), False
+    while True:
         try:
-            await self._store.bounds()
+            await store.bounds()
+            break
         except StoreUnavailable:
-            return False
-        return True
+            if not noted:
+                output.note(f"event store unavailable; retrying: {error}")
+            noted = True
+        await trio.sleep(backoff.next_s())
+    if noted:
+        output.note("event store available again")
 
-    async def _wait_for_store(self) -> None:
-        backoff = Backoff()
-        while True:
-            await trio.sleep(backoff.next_s())
-            if await self._is_available():
-                return
 
-    def _line(self, event: StoredEvent) -> str:
-        position = self._reader.position.at(event.offset)
-        at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
-        if not self._as_json:
-            return line(str(position), event.body, at)
-        time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        truncated = ',"truncated":true' if event.truncated else ""
-        return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
+def _line(position: Position, event: StoredEvent, *, as_json: bool) -> str:
+    at = datetime.fromtimestamp(event.appended_at_ms / 1000, UTC)
+    if not as_json:
+        return line(str(position), event.body, at)
+    time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    truncated = ',"truncated":true' if event.truncated else ""
+    return f'{{"position":"{position}","recorded_at":"{time}"{truncated},{event.body[1:].decode()}'
 
 
 @frozen
@@ -164,13 +135,13 @@ class TailReset:
     position: Position
 
 
+@define
 class Reader:
     """A cursor into an event store: the events of one destination after ``position``."""
 
-    def __init__(self, store: EventStore, destination: Destination, position: Position) -> None:
-        self._store = store
-        self._destination = destination
-        self.position = position
+    _store: EventStore
+    _destination: Destination
+    position: Position
 
     async def next(self) -> Sequence[StoredEvent] | TailReset:
         """Wait for the next events and return at least one, in order, or a ``TailReset`` if they are not retained.

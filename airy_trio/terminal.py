@@ -1,7 +1,8 @@
-"""Events as lines for a terminal, with colours if it wants them."""
+"""Events as lines for a terminal, with colours if it wants them, and stdout and stderr of a command."""
 
 import json
 import os
+import sys
 from datetime import datetime
 from typing import Any, Final, TextIO
 
@@ -14,6 +15,27 @@ _TEXT_MAX: Final = 80
 def coloured(stream: TextIO) -> bool:
     """Return whether to write colours: the stream is a terminal, and ``NO_COLOR`` is not set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class Stdout:
+    """Writes results to stdout, flushed line by line, and notes to stderr."""
+
+    def __init__(self) -> None:
+        self._coloured = coloured(sys.stdout)
+
+    def write(self, text: str) -> bool:
+        """Write a line; return False if the reader of a pipe has closed it."""
+        try:
+            click.echo(text, color=self._coloured)
+        except BrokenPipeError:
+            # Python flushes stdout when it exits, which would fail again and print a traceback.
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the program exits
+            return False
+        return True
+
+    def note(self, text: str) -> None:
+        """Write a line for the operator."""
+        click.echo(f"airy-trio: {text}", err=True)
 
 
 def line(position: str, body: bytes, at: datetime) -> str:

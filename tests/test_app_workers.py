@@ -16,7 +16,7 @@ import trio
 from trio.testing import MockClock
 
 from airy_trio.admin.server import AdminOptions
-from airy_trio.app.supervisor import FAILURES_MAX, RECORDER, Worker, Workers, worker_of
+from airy_trio.app.supervisor import FAILURES_MAX, RECORDER, Worker, Workers
 from airy_trio.errors import SettingsError
 from airy_trio.settings import parse
 from airy_trio.testing.client import Closed, Rejected, StompClient
@@ -316,10 +316,10 @@ class Failing(Workers):
         self._listening = {0, 1}
         self.runs = 0
 
-    async def _run_once(self, number: int) -> tuple[bool, int]:
+    async def _run_once(self, number: int) -> tuple[bool, int, str]:
         await trio.lowlevel.checkpoint()
         self.runs += 1
-        return self.runs == 1, number
+        return self.runs == 1, number, ""
 
 
 async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock) -> None:
@@ -331,10 +331,10 @@ async def test_failing_worker_does_not_end_the_others(autojump_clock: MockClock)
 
 def test_worker_option_is_parsed() -> None:
     worker = Worker(number=3, port=8080, descriptor=5)
-    assert worker_of(str(worker)) == worker
+    assert Worker.parse(str(worker)) == worker
     for text in ("", "1", "1:2", "a:b:c", "1:2:3:4"):
         with pytest.raises(SettingsError):
-            worker_of(text)
+            Worker.parse(text)
 
 
 def test_settings_of_a_worker() -> None:

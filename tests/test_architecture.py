@@ -18,10 +18,9 @@ OPEN_NURSERIES = {
     "database/engines.py",  # for as long as several connections are closed at the same time
     "sessions/conversation.py",  # in `unless_gone`, while one request waits
     "sessions/registry.py",
-    "testing/store_durables.py",  # the checks of stores are not part of the server
-    "testing/store_changes.py",
+    "testing/store_changes.py",  # the checks of stores are not part of the server
     "testing/store_crashes.py",
-    "testing/store_reads.py",
+    "testing/store_checks.py",
     "verify/__init__.py",
 }
 NAME_BACK_ENDS = {

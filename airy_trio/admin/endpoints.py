@@ -1,166 +1,133 @@
 """The pages of the admin port for programs. None of them waits.
 
-Probes, ``/metrics`` and ``/api/clients`` are in ``application``. ``routes`` has the statistics that the console polls:
-``/api/figures`` and ``/api/connections``. Counts are cumulative, so two answers give a rate. The console receives
-events as a client. ``ClientEndpoint`` is where a browser finds the port for clients.
+``starting_pages`` has the probes of a server that is starting, and ``pages`` those of a running one: probes,
+``/metrics``, ``/api/clients``, and the statistics that the console polls: ``/api/figures`` and ``/api/connections``.
+Counts are cumulative, so two answers give a rate. The console receives events as a client. ``ClientEndpoint`` is where
+a browser finds the port for clients.
 """
 
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import trio
-from attrs import frozen
+from attrs import define, frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
-from airy_trio.events.destinations import Addressed
+from airy_trio.admin.server import Answer, Page, Pages, Request
 from airy_trio.events.models import TYPES
 from airy_trio.log.latency import BOUNDS_S
 from airy_trio.log.position import Position
 from airy_trio.version import __version__
 
-HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 PAGE_DEFAULT: Final = 50
 PAGE_MAX: Final = 200
 NUMBER_DIGITS_MAX: Final = 18
 
-Audience = Callable[[Position, Addressed], Mapping[str, object]]
-"""Returns, for JSON, which connected clients have been sent an event, by its position."""
 
+def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
+    """Make the pages of a server that is starting: probes are answered, all other pages are 503."""
 
-def application(
-    conditions: Callable[[], Mapping[str, Condition]],
-    registry: CollectorRegistry,
-    audience: Audience,
-    others: Iterable[Route] = (),
-) -> Starlette:
-    """Make the ASGI application.
-
-    ``conditions`` returns the condition of each part; it is called for every request, as are the registry's collectors.
-    ``others``: further pages.
-    """
-
-    async def metrics(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type, **HEADERS})
-
-    async def clients(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        if not is_addressed_by_number(request.headers.get("host", "")):
-            return _json(HTTPStatus.FORBIDDEN, {"error": "use an IP address or localhost as the host name"})
-        query = request.query_params
-        position = Position.parse(query.get("position", ""))
-        if position is None or query.get("type") not in TYPES:
-            return _json(HTTPStatus.BAD_REQUEST, {"error": "position=EPOCH-OFFSET and type=TYPE are needed"})
-        event = _QueriedEvent(query["type"], query.get("channel"), query.get("conversation"))
-        return _json(HTTPStatus.OK, audience(position, event))
-
-    return Starlette(
-        routes=[
-            *_probes(conditions),
-            Route("/metrics", metrics),
-            Route("/api/clients", clients),
-            *others,
-        ]
-    )
-
-
-def starting_application(conditions: Callable[[], Mapping[str, Condition]]) -> Starlette:
-    """Make the ASGI application of a server that is starting: probes are answered, all other pages are 503."""
-
-    async def later(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
+    def later(_request: Request) -> Answer:
         return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this server is starting"})
 
-    return Starlette(routes=[*_probes(conditions), Route("/{path:path}", later)])
+    return Pages(_probes(conditions), later)
 
 
-def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Iterable[Route]:
-    async def livez(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
+def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint") -> Mapping[str, Page]:
+    """Make the pages of a running server. The sources and the registry's collectors are read for every request."""
+
+    def metrics(request: Request) -> Answer:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Answer(HTTPStatus.OK, encode(registry), {"content-type": content_type, **HEADERS})
+
+    def clients(request: Request) -> Answer:
+        position, type_ = Position.parse(request.query.get("position", "")), request.query.get("type", "")
+        if position is None or type_ not in TYPES:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": "position=EPOCH-OFFSET and type=TYPE are needed"})
+        event = _QueriedEvent(type_, request.query.get("channel"), request.query.get("conversation"))
+        return _json(HTTPStatus.OK, sources.sessions.recipients(position, event))
+
+    def figures(request: Request) -> Answer:
+        url = endpoint.url(request.host)
+        return _json(HTTPStatus.OK, {"clients": {"url": url, "token": endpoint.token}, **_figures(sources)})
+
+    def connections(request: Request) -> Answer:
+        try:
+            after = _number(request, "after", 0, least=0)
+            limit = _number(request, "limit", PAGE_DEFAULT, least=1, most=PAGE_MAX)
+            behind = bool(_number(request, "behind", 0, least=0, most=1))
+        except ValueError as error:
+            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        page = sources.sessions.connections(after=after, limit=limit, behind=behind)
+        return _json(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
+
+    return {
+        **_probes(sources.conditions),
+        "/metrics": metrics,
+        "/api/clients": _by_number(clients),
+        "/api/figures": figures,
+        "/api/connections": _by_number(connections),
+    }
+
+
+def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Mapping[str, Page]:
+    def livez(_request: Request) -> Answer:
         return _json(HTTPStatus.OK, {"alive": True})
 
-    async def readyz(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        found = conditions()
-        ready = all(condition.well for condition in found.values())
-        parts = {name: {"well": condition.well, "reason": condition.reason} for name, condition in found.items()}
+    def readyz(_request: Request) -> Answer:
+        ready, parts = _readiness(conditions())
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready, **parts})
 
-    return Route("/livez", livez), Route("/readyz", readyz)
+    return {"/livez": livez, "/readyz": readyz}
+
+
+def _readiness(conditions: Mapping[str, Condition]) -> tuple[bool, Mapping[str, object]]:
+    """Return whether all parts are ready, and the condition of each for JSON."""
+    parts = {name: {"well": one.well, "reason": one.reason} for name, one in conditions.items()}
+    return all(one.well for one in conditions.values()), parts
 
 
 @frozen
 class _QueriedEvent:
-    """An event as the query of a request describes it."""
-
     type: str
     channel_id: str | None
     conversation_id: str | None
 
 
-def is_addressed_by_number(host: str) -> bool:
-    """Return whether a Host header is an IP address or ``localhost``.
+def _by_number(page: Page) -> Page:
+    """Refuse requests whose Host header is neither an IP address nor ``localhost``.
 
     This prevents DNS rebinding, by which a foreign page could read the connections: it needs a host name of its own.
     """
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        if name != "localhost":
-            ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
-
-def _json(status: HTTPStatus, body: Mapping[str, object]) -> Response:
-    return Response(json.dumps(body) + "\n", status, HEADERS, media_type="application/json")
-
-
-class BadQueryError(ValueError):
-    """A query that cannot be parsed."""
-
-
-def routes(sources: Sources, endpoint: "ClientEndpoint") -> list[Route]:
-    """Make the pages of the statistics, one of which has the URL of the port for clients."""
-
-    async def figures(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        url = endpoint.url(request.headers.get("host", ""))
-        return _json(HTTPStatus.OK, {"clients": {"url": url, "token": endpoint.token}, **_figures(sources)})
-
-    async def connections(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        if not is_addressed_by_number(request.headers.get("host", "")):
-            return _json(HTTPStatus.FORBIDDEN, {"error": "use an IP address or localhost as the host name"})
+    def checked(request: Request) -> Answer:
         try:
-            after = _number(request, "after", 0, least=0)
-            limit = _number(request, "limit", PAGE_DEFAULT, least=1, most=PAGE_MAX)
-            behind = bool(_number(request, "behind", 0, least=0, most=1))
-        except BadQueryError as error:
-            return _json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        page = sources.sessions.connections(after=after, limit=limit, behind=behind)
-        return _json(HTTPStatus.OK, {"total": sources.sessions.statistics().clients, **page})
+            name = urlsplit(f"//{request.host}").hostname or ""
+            if name != "localhost":
+                ipaddress.ip_address(name)
+        except ValueError:
+            return _json(HTTPStatus.FORBIDDEN, {"error": "use an IP address or localhost as the host name"})
+        return page(request)
 
-    return [Route("/api/figures", figures), Route("/api/connections", connections)]
+    return checked
+
+
+def _json(status: HTTPStatus, body: Mapping[str, object]) -> Answer:
+    return Answer(status, f"{json.dumps(body)}\n".encode(), {"content-type": "application/json", **HEADERS})
 
 
 def _figures(sources: Sources) -> Mapping[str, Any]:
     found, recorder = sources.sessions.statistics(), sources.recorder
     latencies, recorded, log = sources.sessions.latencies, recorder.statistics(), sources.log
-    conditions = sources.conditions()
+    ready, parts = _readiness(sources.conditions())
     return {
         "version": __version__,
         "connections": found.clients,
@@ -174,30 +141,29 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
         "events": recorded["events"],
         "row_faults": recorded["faults"],
         "head": str(log.head),
-        "ready": all(condition.well for condition in conditions.values()),
-        "parts": {name: {"well": one.well, "reason": one.reason} for name, one in conditions.items()},
+        "ready": ready,
+        "parts": parts,
     }
 
 
 def _number(request: Request, name: str, default: int, *, least: int, most: int | None = None) -> int:
-    """Read a whole number from the query. Raises ``BadQueryError``."""
-    text = request.query_params.get(name)
+    """Read a whole number from the query. Raises ``ValueError``, in words for the peer."""
+    text = request.query.get(name)
     if text is None:
         return default
     plain = text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
     if not plain or int(text) < least or (most is not None and int(text) > most):
         allowed = f"{least} or more" if most is None else f"from {least} to {most}"
         message = f"{name} must be a whole number, {allowed}"
-        raise BadQueryError(message)
+        raise ValueError(message)
     return int(text)
 
 
 _NAME: Final = re.compile(r"\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253}")
 _ORIGIN: Final = re.compile(r"wss?://[^/]+")
-WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
-"""The allowed values of ``[admin] websocket_url``."""
 
 
+@define(eq=False)
 class ClientEndpoint:
     """The port for clients as a browser reaches it.
 
@@ -205,15 +171,12 @@ class ClientEndpoint:
     ``token``: whether CONNECT needs one. ``host``, ``port``: as configured, until ``opened``.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of an address
-        self, url: str, *, host: str, port: int, path: str, tls: bool, token: bool
-    ) -> None:
-        self._url = url
-        self._host = host
-        self._port = port
-        self._path = path
-        self._scheme = "wss" if tls else "ws"
-        self.token = token
+    _url: str
+    _host: str
+    _port: int
+    _path: str
+    _tls: bool
+    token: bool
 
     def opened(self, host: str, port: int) -> None:
         """Note where the listener is bound."""
@@ -233,7 +196,7 @@ class ClientEndpoint:
         name = here[0] if self._host in {"0.0.0.0", "::", ""} else self._host  # noqa: S104 - only compared
         if ":" in name and not name.startswith("["):
             name = f"[{name}]"
-        return f"{self._scheme}://{name}:{self._port}{self._path}"
+        return f"{'wss' if self._tls else 'ws'}://{name}:{self._port}{self._path}"
 
     def origin(self, host: str) -> str | None:
         """Return scheme, host and port of that URL, for a Content-Security-Policy."""

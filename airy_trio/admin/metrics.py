@@ -45,9 +45,9 @@ def registry(sources: Sources) -> CollectorRegistry:
     return made
 
 
+@frozen(eq=False)
 class _ServerCollector(Collector):
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
+    _sources: Sources
 
     def collect(self) -> Iterable[Metric]:
         yield _gauges("build_info", "The version of the server.", "version", {__version__: 1})

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from airy_trio.errors import AiryTrioError
 from airy_trio.log.event_log import EventLog
@@ -34,6 +34,10 @@ class Condition:
 
     well: bool
     reason: str
+
+
+IN_PLACE: Final = Condition(well=True, reason="in place")
+NOT_OPEN: Final = Condition(well=False, reason="the port for clients is not open yet")
 
 
 class Starting:
@@ -77,6 +81,7 @@ class Starting:
                 logged.add(what)
 
 
+@define(eq=False)
 class Readiness:
     """The conditions of one server. ``run`` is a task.
 
@@ -85,23 +90,14 @@ class Readiness:
     ``lag_max_s``: the largest lag of the recorder behind the changes, and of this server behind the event store.
     """
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        log: EventLog,
-        faults: Callable[[], Awaitable[Sequence[str]]],
-        *,
-        watched: str = "triggers",
-        lag_max_s: float,
-    ) -> None:
-        self._recorder = recorder
-        self._log = log
-        self._faults = faults
-        self._watched = watched
-        self._lag_max_s = lag_max_s
-        self._triggers = Condition(well=True, reason="in place")  # they were checked before the start
-        self._listener = Condition(well=False, reason="the port for clients is not open yet")
-        self._outages: dict[str, Outage] = {}
+    _recorder: Recorder
+    _log: EventLog
+    _faults: Callable[[], Awaitable[Sequence[str]]]
+    _watched: str = field(default="triggers", kw_only=True)
+    _lag_max_s: float = field(kw_only=True)
+    _triggers: Condition = field(default=IN_PLACE, init=False)  # they were checked before the start
+    _listener: Condition = field(default=NOT_OPEN, init=False)
+    _outages: dict[str, Outage] = field(factory=dict, init=False)
 
     def conditions(self) -> Mapping[str, Condition]:
         """Return the condition of each part. Never waits."""
@@ -152,17 +148,16 @@ class Readiness:
         if self._log.away is not None:
             return Condition(well=False, reason=f"the event store cannot be read: {self._log.away}")
         lag_s = self._log.follow_lag_s
-        if lag_s > self._lag_max_s:
-            behind = f"events in the store have waited to be read for {lag_s:.1f} s"
-            return Condition(well=False, reason=f"{behind} ({self._lag_max_s} s are allowed)")
-        return Condition(well=True, reason="the event store answers")
+        return self._late("events in the store have waited to be read", lag_s, "the event store answers")
 
     def _lag(self) -> Condition:
-        lag_s = self._recorder.lag_s
-        if lag_s > self._lag_max_s:
-            behind = f"changes have waited to be recorded for {lag_s:.1f} s"
-            return Condition(well=False, reason=f"{behind} ({self._lag_max_s} s are allowed)")
-        return Condition(well=True, reason=f"at most {self._lag_max_s} s behind")
+        on_time = f"at most {self._lag_max_s} s behind"
+        return self._late("changes have waited to be recorded", self._recorder.lag_s, on_time)
+
+    def _late(self, waited: str, lag_s: float, on_time: str) -> Condition:
+        if lag_s <= self._lag_max_s:
+            return Condition(well=True, reason=on_time)
+        return Condition(well=False, reason=f"{waited} for {lag_s:.1f} s ({self._lag_max_s} s are allowed)")
 
     async def _check_triggers(self) -> Condition:
         with trio.move_on_after(TRIGGERS_TIMEOUT_S):

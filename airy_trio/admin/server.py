@@ -1,43 +1,56 @@
-"""The admin port: serve an ASGI application over HTTP/1.1.
-
-This module opens the ports and limits the connections; ``connection`` answers the requests of one.
+"""The admin port: pages over HTTP/1.1 for operators, probes and scrapers. h11 parses the requests.
 
 Probes are answered whatever other peers do. A new connection replaces the oldest one from the address that has the
 most. Pages other than probes wait for each other, but a probe waits for none of them.
 
 On a loopback address, requests with another host name are refused. Otherwise a page of any site could make its own host
 name resolve to 127.0.0.1 (DNS rebinding), and its scripts could read the answers.
+
+The requests of a connection are answered one after another, in one task. When it ends, it leaves no task and no
+reference cycle, so its memory is free at once: peers that connect and end as fast as they can grow the server by
+nothing. There is no HTTP/2, whose peers can open and reset many requests at once. The pages take no request body. A
+body is not read, and its connection is closed after the answer.
 """
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Final
+from urllib.parse import parse_qsl, unquote
 
+import h11
 import structlog
 import trio
-from attrs import field, frozen
-from starlette.datastructures import Headers
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from attrs import define, field, frozen
 
-from airy_trio.admin.connection import HttpConnection
-from airy_trio.admin.endpoints import WEBSOCKET_URL
 from airy_trio.errors import StartError
 from airy_trio.options import between, matching, more_than
 
 logger = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 32
-"""Open at the same time, so that a broken scraper takes no descriptors from clients; see ``_Connections.serve``."""
+"""Open at the same time, so that a broken scraper takes no descriptors from clients; see ``_Port.serve``."""
 PROBES: Final = frozenset({"/livez", "/readyz"})
 PAGE_PAUSE_S: Final = 0.01
-"""Before each page but the probes. Without it, twenty peers that request pages without end take 0.84 of a core (2,400
+"""Before each page but the probes. Making a page has no checkpoint, so pages without a pause would leave clients and
+the recorder's threads little of the interpreter: twenty peers that request pages without end take 0.84 of a core (2,400
 pages a second); with it 0.08 (85 pages)."""
 REPORT_EVERY_S: Final = 10.0
 """Between two log lines about replaced connections."""
 CONNECTION_S: Final = 60.0
 """The maximum life of a connection."""
+IDLE_S: Final = 5.0
+"""The maximum time until a request is complete, and between two requests."""
+WRITE_S: Final = 1.0
+"""The time in which a peer must accept an answer; the kernel's buffers can hold it."""
+HEAD_BYTES_MAX: Final = 16 * 1024
+READ_BYTES_MAX: Final = 4 * 1024
+"""Received at once. With ``HEAD_BYTES_MAX`` it bounds what is buffered of a peer that sends without end."""
+WEBSOCKET_URL: Final = r"(?:wss?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z_.-]{1,253})(?::[0-9]{1,5})?/[!-~]*)?"
+"""The allowed values of ``[admin] websocket_url``."""
+TEXT: Final[Mapping[str, str]] = {"content-type": "text/plain; charset=utf-8"}
 
 
 @frozen(kw_only=True)
@@ -61,6 +74,51 @@ class AdminOptions:
         return range(self.port, self.port + processes if self.port else 0)
 
 
+@frozen
+class Request:
+    """A request. ``query`` has the last value of each name; the names in ``headers`` are in lower case."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+    @property
+    def host(self) -> str:
+        """The Host header."""
+        return self.headers.get("host", "")
+
+
+@frozen
+class Answer:
+    """An answer to a request. ``headers``: in addition to length and date, in lower case."""
+
+    status: HTTPStatus
+    body: bytes
+    headers: Mapping[str, str] = TEXT
+
+
+Page = Callable[[Request], Answer]
+"""Makes an answer, and never waits."""
+
+
+def not_found(_request: Request) -> Answer:
+    """Answer a request for a page that does not exist."""
+    return Answer(HTTPStatus.NOT_FOUND, b"Not Found")
+
+
+@define(eq=False)
+class Pages:
+    """The pages by their paths; ``other`` answers all other paths. Both are replaced once the server has started."""
+
+    pages: Mapping[str, Page]
+    other: Page = not_found
+
+    def of(self, path: str) -> Page:
+        """Return the page at a path, with or without a slash at its end."""
+        return self.pages.get(path) or self.pages.get(path.rstrip("/"), self.other)
+
+
 async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.SocketListener]:
     """Bind and listen on every address of the host; on none if the port is 0. The caller owns the listeners.
 
@@ -78,41 +136,23 @@ async def open_listeners(options: AdminOptions, worker: int = 0) -> list[trio.So
     return listeners
 
 
-async def serve(listeners: list[trio.SocketListener], application: ASGIApp) -> None:
+async def serve(listeners: list[trio.SocketListener], pages: Pages) -> None:
     """Answer requests until cancelled, then close the listeners. Returns at once if there are none.
 
     An exception in one connection ends that connection.
     """
     if listeners:
-        if all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners):
-            application = LoopbackNames(application)
-        await trio.serve_listeners(_Connections(_PacedPages(application)).serve, listeners)
+        loopback = all(is_loopback(str(listener.socket.getsockname()[0])) for listener in listeners)
+        await trio.serve_listeners(_Port(pages, loopback=loopback).serve, listeners)
 
 
-class _PacedPages:
-    """ASGI middleware: one page every ``PAGE_PAUSE_S``. Probes do not wait.
+class _Port:
+    """The connections of the port. ``loopback``: it has only loopback addresses."""
 
-    Making a page has no checkpoint. Pages without a pause would leave clients and the recorder's threads little of the
-    interpreter.
-    """
-
-    def __init__(self, application: ASGIApp) -> None:
+    def __init__(self, pages: Pages, *, loopback: bool) -> None:
+        self._pages = pages
+        self._loopback = loopback
         self._turn = trio.StrictFIFOLock()
-        self._application = application
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on when it is its turn."""
-        if scope["path"] not in PROBES:
-            async with self._turn:
-                await trio.sleep(PAGE_PAUSE_S)
-        await self._application(scope, receive, send)
-
-
-class _Connections:
-    """The connections of the port."""
-
-    def __init__(self, application: ASGIApp) -> None:
-        self._application = application
         self._addresses: dict[trio.CancelScope, str] = {}  # of the peers, the oldest connection first
         self._evicted = 0
         self._report_at = -REPORT_EVERY_S
@@ -134,7 +174,7 @@ class _Connections:
         self._addresses[scope] = address
         try:
             with scope:
-                await HttpConnection(self._application, stream).serve()
+                await HttpConnection(self._answer, stream).serve()
         except Exception:  # it must not end the whole server
             logger.exception("admin connection failed")
         finally:
@@ -158,20 +198,72 @@ class _Connections:
             )
             self._report_at, self._evicted = now + REPORT_EVERY_S, 0
 
+    async def _answer(self, request: Request) -> Answer:
+        if self._loopback and not is_loopback(_host_of(request.host)):
+            return Answer(HTTPStatus.FORBIDDEN, b"This port is for this machine only.\n")
+        if request.path not in PROBES:
+            async with self._turn:
+                await trio.sleep(PAGE_PAUSE_S)
+        page = self._pages.of(request.path)
+        if request.method not in {"GET", "HEAD"} and page is not not_found:
+            return Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"Method Not Allowed", {**TEXT, "allow": "GET, HEAD"})
+        try:
+            return page(request)
+        except Exception:
+            logger.exception("admin request failed")
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"Internal Server Error")
 
-class LoopbackNames:
-    """ASGI middleware: requests whose Host is not a loopback name are answered with 403."""
 
-    def __init__(self, application: ASGIApp) -> None:
-        self._application = application
+class HttpConnection:
+    """HTTP/1.1 on one connection. The caller owns the stream."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse the request or pass it on."""
-        if not is_loopback(_host_of(Headers(scope=scope).get("host", ""))):
-            refused = PlainTextResponse("This port is for this machine only.\n", HTTPStatus.FORBIDDEN)
-            await refused(scope, receive, send)
-        else:
-            await self._application(scope, receive, send)
+    def __init__(self, answer: Callable[[Request], Awaitable[Answer]], stream: trio.abc.Stream) -> None:
+        self._answer = answer
+        self._stream = stream
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
+
+    async def serve(self) -> None:
+        """Answer requests until the peer closes the connection, is too slow, or sends something else than HTTP/1.1."""
+        try:
+            try:
+                while (head := await self._receive()) is not None:
+                    request = _request_of(head)
+                    await self._send(await self._answer(request), without_body=request.method == "HEAD")
+                    if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                        return
+                    self._http.start_next_cycle()
+            except h11.RemoteProtocolError as error:
+                error.__traceback__ = None  # a cycle, because h11 raises some errors in a method of theirs
+                await self._send(Answer(HTTPStatus(error.error_status_hint), b"", {"connection": "close"}))
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            return
+
+    async def _receive(self) -> h11.Request | None:
+        """Receive the head of a request; None if the peer has closed the connection."""
+        with trio.fail_after(IDLE_S):
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES_MAX)))
+        if not isinstance(event, h11.Request):
+            return None
+        self._http.next_event()  # the end of a request without a body
+        return event
+
+    async def _send(self, answer: Answer, *, without_body: bool = False) -> None:
+        length, date = str(len(answer.body)), formatdate(usegmt=True)
+        headers = {**answer.headers, "content-length": length, "date": date}
+        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=[*headers.items()])]
+        if answer.body and not without_body:
+            events.append(h11.Data(data=answer.body))
+        events.append(h11.EndOfMessage())
+        with trio.fail_after(WRITE_S):
+            for event in events:
+                await self._stream.send_all(self._http.send(event) or b"")
+
+
+def _request_of(head: h11.Request) -> Request:
+    path, _, query = head.target.decode().partition("?")
+    headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
+    return Request(head.method.decode(), unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers)
 
 
 def is_loopback(host: str) -> bool:

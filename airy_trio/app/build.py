@@ -7,20 +7,20 @@ back ends.
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
 
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import field, frozen
-from starlette.applications import Starlette
+from attrs import Factory, field, frozen
 
 from airy_trio import migrate
 from airy_trio.admin import console, endpoints
-from airy_trio.admin.endpoints import ClientEndpoint, application
+from airy_trio.admin.endpoints import ClientEndpoint
 from airy_trio.admin.metrics import Sources, registry
 from airy_trio.admin.readiness import Readiness, Starting
+from airy_trio.admin.server import Page
 from airy_trio.auth import Authenticator
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, LoggedChanges
@@ -80,111 +80,103 @@ class BackEnds:
     lease: MakeLease
     watched: Literal["triggers", "mapping"]
     faults: Callable[[], Awaitable[Sequence[str]]]
-    closing: contextlib.AsyncExitStack = field(factory=contextlib.AsyncExitStack)
-
-    async def aclose(self) -> None:
-        """Release the lease and close all connections, each with its own deadline, also in a cancelled scope."""
-        with trio.CancelScope(shield=True):
-            await self.closing.aclose()
 
 
-async def open_back_ends(settings: Settings, starting: Starting) -> BackEnds:
-    """Check the database, and open the feed and the lease that the settings choose."""
-    options = settings.database
-    dialect = sa.make_url(options.url).get_backend_name()
-    names = Names(dialect, options.schema)
-    partitions = Partitions(deletes=settings.events.deletes)
+@contextlib.asynccontextmanager
+async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterator[BackEnds]:
+    """Check the database, and open the feed and the lease that the settings choose, for the length of a block.
+
+    At its end the lease is released and all connections are closed, each with its own deadline, also in a cancelled
+    scope.
+    """
+    options, reads_only = settings.database, settings.changes.reads_only
+    names = Names.of(options.url, options.schema)
+    source = _Source(settings, names)
     closing = contextlib.AsyncExitStack()
     try:
-        if dialect == SQLITE:
+        if names.dialect == SQLITE:
             migrate.require_file(sqlite_path(options.url))
-        database = open_database(options.direct_url or options.url, options, read_only=settings.changes.reads_only)
+        database = open_database(options.direct_url or options.url, options, read_only=reads_only)
         closing.push_async_callback(database.aclose)
         tables = await wait_until_available(
-            lambda: database.run(lambda connection: _checked(connection, settings, names, partitions)),
-            options,
-            "database.url",
-            starting,
+            lambda: database.run(source.require_tables), options, "database.url", starting
         )
-        feed, lease = (
-            _feed_by_updated_at(settings, names, tables)
-            if settings.changes.reads_only
-            else _feed(settings, database, names, tables)
+        feed, make_lease = (
+            _feed_by_updated_at(settings, names, tables) if reads_only else _feed(settings, database, names, tables)
         )
         closing.push_async_callback(feed.aclose)
-        if settings.changes.reads_only:
+        if reads_only:
             logger.warning("capture by updated_at", overlap_s=settings.changes.overlap_s, cannot_see=CANNOT_SEE)
         else:
             logger.info("change log", rows=await database.run(ChangeLog(names).count))
-    except BaseException:
-        with trio.CancelScope(shield=True):  # each of them has its own deadline
+
+        def lease(epoch: Callable[[], str]) -> Lease:
+            made = make_lease(epoch)
+            closing.push_async_callback(made.release)
+            return made
+
+        yield BackEnds(
+            feed=feed,
+            lease=lease,
+            watched="mapping" if reads_only else "triggers",
+            faults=lambda: database.run(source.faults),
+        )
+    finally:
+        with trio.CancelScope(shield=True):
             await closing.aclose()
-        raise
 
-    def made_lease(epoch: Callable[[], str]) -> Lease:
-        made = lease(epoch)
-        closing.push_async_callback(made.release)
-        return made
 
-    return BackEnds(
-        feed=feed,
-        lease=made_lease,
-        watched="mapping" if settings.changes.reads_only else "triggers",
-        faults=lambda: database.run(lambda connection: _faults(connection, settings, names, partitions)),
-        closing=closing,
+@frozen
+class _Source:
+    """The mapped tables, and our tables and triggers in their database, which are checked at start and later."""
+
+    settings: Settings
+    names: Names
+    partitions: Partitions = field(
+        default=Factory(lambda self: Partitions(deletes=self.settings.events.deletes), takes_self=True)
     )
 
-
-def _inspected(connection: sa.Connection, settings: Settings) -> Tables:
-    return inspect(
-        connection,
-        settings.tables,
-        watermarks=settings.changes.reads_only,
-        holds_log=migrate.log_is_here(settings),
-    )
-
-
-def _checked(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Tables:
-    """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
-    tables = _inspected(connection, settings)
-    if settings.changes.reads_only:
+    def require_tables(self, connection: sa.Connection) -> Tables:
+        """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
+        tables = self._inspect(connection)
+        if self.settings.changes.reads_only:
+            return tables
+        if faults := self._faults_of_ours(connection, tables):
+            raise StartError(faults)
+        newer = migrate.ahead(connection, "changes", self.settings.database)
+        if newer is not None:
+            logger.info("working with the schema of a newer version", database=newer)
+        self.partitions.check(connection, tables)
         return tables
-    faults = _faults_of_ours(connection, settings, names, tables)
-    if faults:
-        raise StartError(faults)
-    newer = migrate.ahead(connection, "changes", settings.database)
-    if newer is not None:
-        logger.info("working with the schema of a newer version", database=newer)
-    partitions.check(connection, tables)
-    return tables
 
+    def faults(self, connection: sa.Connection) -> Sequence[str]:
+        """Return what is wrong by now: the application or a migration may have changed something.
 
-def _faults(connection: sa.Connection, settings: Settings, names: Names, partitions: Partitions) -> Sequence[str]:
-    """Return the faults of the mapped tables and of ours: the application or a migration may have changed them.
+        Partitions that were attached or detached are logged.
+        """
+        try:
+            tables = self._inspect(connection)
+        except MappingError as error:
+            return error.faults
+        if self.settings.changes.reads_only:
+            return ()
+        self.partitions.check(connection, tables)
+        return self._faults_of_ours(connection, tables)
 
-    Partitions that were attached or detached are logged.
-    """
-    try:
-        tables = _inspected(connection, settings)
-    except MappingError as error:
-        return error.faults
-    if settings.changes.reads_only:
-        return ()
-    partitions.check(connection, tables)
-    return _faults_of_ours(connection, settings, names, tables)
+    def _inspect(self, connection: sa.Connection) -> Tables:
+        here, reads_only = self.settings.log_is_here, self.settings.changes.reads_only
+        return inspect(connection, self.settings.tables, watermarks=reads_only, holds_log=here)
 
-
-def _faults_of_ours(connection: sa.Connection, settings: Settings, names: Names, tables: Tables) -> list[str]:
-    """Return the faults of our tables, or else of our triggers, which the migrations create."""
-    faults = [f"database: {fault}" for fault in migrate.pending(connection, "changes", settings.database)]
-    if faults:
+    def _faults_of_ours(self, connection: sa.Connection, tables: Tables) -> list[str]:
+        """Return the faults of our tables, or else of our triggers, which the migrations create."""
+        options, deletes = self.settings.database, self.settings.events.deletes
+        if faults := [f"database: {fault}" for fault in migrate.pending(connection, "changes", options)]:
+            return faults
+        faults = list(triggers.faults(connection, tables, self.names, deletes=deletes))
+        # The revision is read after the triggers: a newer version may migrate in between.
+        if faults and migrate.ahead(connection, "changes", options) is not None:
+            return list(triggers.faults(connection, tables, self.names, deletes=deletes, newer_schema=True))
         return faults
-    deletes = settings.events.deletes
-    faults = list(triggers.faults(connection, tables, names, deletes=deletes))
-    # The revision is read after the triggers: a newer version may migrate in between.
-    if faults and migrate.ahead(connection, "changes", settings.database) is not None:
-        return list(triggers.faults(connection, tables, names, deletes=deletes, newer_schema=True))
-    return faults
 
 
 def _feed(
@@ -195,29 +187,22 @@ def _feed(
     if names.dialect == SQLITE:
         path = sqlite_path(options.url)
         reading = DedicatedConnection(sqlite_engine(path, busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True))
+
+        def newer_schema(connection: sa.Connection) -> bool:
+            """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
+            if faults := list(migrate.pending(connection, "changes", options)):
+                raise StartError(faults)
+            return migrate.ahead(connection, "changes", options) is not None
+
+        seals = _may_lose_events(settings)
         changes = LoggedChanges(
-            reading,
-            database,
-            names,
-            tables,
-            text_chars_max,
-            newer_schema=lambda connection: _newer_schema(connection, options),
-            seals=_may_lose_events(settings),
+            reading, database, names, tables, text_chars_max, newer_schema=newer_schema, seals=seals
         )
-        feed = SqliteFeed(changes)
-        return feed, lambda _epoch: FileLease(lock_file(path))
+        return SqliteFeed(changes), lambda _epoch: FileLease(lock_file(path))
     reading = _recorder_connection(options)
-    seals = not migrate.log_is_here(settings)  # otherwise both are in one commit of one database
+    seals = not settings.log_is_here  # otherwise both are in one commit of one database
     changes = LoggedChanges(reading, database, names, tables, text_chars_max, seals=seals)
     return PostgresFeed(changes), lambda _epoch: PostgresLease(reading, names)
-
-
-def _newer_schema(connection: sa.Connection, options: DatabaseOptions) -> bool:
-    """Return whether a newer version made the schema. Raises ``StartError`` if this version cannot use it."""
-    faults = list(migrate.pending(connection, "changes", options))
-    if faults:
-        raise StartError(faults)
-    return migrate.ahead(connection, "changes", options) is not None
 
 
 def _may_lose_events(settings: Settings) -> bool:
@@ -225,25 +210,20 @@ def _may_lose_events(settings: Settings) -> bool:
 
     Our SQLite file does not, because it is synchronous. A store in memory does not outlive the process.
     """
-    match settings.log.store:
-        case "memory":
-            return False
-        case "sql":
-            return Names.of(settings.log.location(settings.database.url), "").dialect != SQLITE
-        case _:
-            return True
+    if settings.log.store == "sql":
+        return Names.of(settings.log_url, "").dialect != SQLITE
+    return settings.log.store != "memory"
 
 
 def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tuple[UpdatedAtFeed, MakeLease]:
     """Make feed and lease without writing to the database. The lease belongs to the log, next to its file if any."""
-    options = settings.database
+    options, log = settings.database, settings.log
     path = sqlite_path(options.url) if names.dialect == SQLITE else None
     if path is None:
         reading = _recorder_connection(options)
     else:
-        reading = DedicatedConnection(
-            sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True)
-        )
+        engine = sqlite_engine(path, mode="ro", busy_timeout_s=READER_BUSY_TIMEOUT_S, lenient=True)
+        reading = DedicatedConnection(engine)
     feed = UpdatedAtFeed(
         reading,
         names.dialect,
@@ -251,15 +231,14 @@ def _feed_by_updated_at(settings: Settings, names: Names, tables: Tables) -> tup
         overlap_s=settings.changes.overlap_s,
         text_chars_max=settings.listener.message_bytes_max,
     )
-    if settings.log.store == "memory":
+    if log.store == "memory":
         return feed, lambda _epoch: OwnLease()
-    if settings.log.store == "sql":
-        location = settings.log.location(options.url)
-        if sa.make_url(location).get_backend_name() == SQLITE:
-            return feed, lambda _epoch: FileLease(lock_file(sqlite_path(location)))
+    if log.store == "sql" and Names.of(settings.log_url, "").dialect == SQLITE:
+        path = sqlite_path(settings.log_url)
     if path is None:
         return feed, lambda epoch: LogLease(reading, epoch)
-    return feed, lambda _epoch: FileLease(lock_file(path))
+    locked = lock_file(path)
+    return feed, lambda _epoch: FileLease(locked)
 
 
 def _recorder_connection(options: DatabaseOptions) -> DedicatedConnection:
@@ -332,12 +311,15 @@ async def opened_store(
         case "sql":
             sql = await _open_sql_store(settings, create=create, starting=starting)
             try:
-                yield OpenedStore(sql, shown(settings.log.location(settings.database.url)))
+                yield OpenedStore(sql, shown(settings.log_url))
             finally:
                 await sql.aclose()
         case name:
-            async with find_store(name)(settings.log.url) as found:
-                yield OpenedStore(found, words_of(settings.log))
+            try:
+                async with find_store(name)(settings.log.url) as found:
+                    yield OpenedStore(found, words_of(settings.log))
+            except BaseExceptionGroup as group:
+                raise single_error(group) from None
 
 
 def words_of(log: LogOptions) -> str:
@@ -350,13 +332,9 @@ def is_shareable(settings: Settings) -> bool:
 
     Neither the default place, next to the application's tables, nor a store in memory can be shared.
     """
-    match settings.log.store:
-        case "memory":
-            return False
-        case "sql":
-            return bool(settings.log.url) and not migrate.log_is_here(settings)
-        case _:
-            return True
+    if settings.log.store == "sql":
+        return bool(settings.log.url) and not settings.log_is_here
+    return settings.log.store != "memory"
 
 
 async def adopt_log(settings: Settings) -> str:
@@ -367,23 +345,20 @@ async def adopt_log(settings: Settings) -> str:
     """
     if settings.log.store == "memory":
         raise StartError(['log.store: "memory" belongs to one process; there is nothing to take over'])
-    try:
-        async with opened_store(settings, create=False) as opened:
-            head = (await opened.store.bounds()).head
-            try:
-                await opened.store.begin_epoch(head, None)
-            except StaleAppend:
-                raise StartError(["log: a server is recording into this event log; stop it first"]) from None
-            return opened.words
-    except BaseExceptionGroup as group:
-        raise single_error(group) from None
+    async with opened_store(settings, create=False) as opened:
+        head = (await opened.store.bounds()).head
+        try:
+            await opened.store.begin_epoch(head, None)
+        except StaleAppend:
+            raise StartError(["log: a server is recording into this event log; stop it first"]) from None
+        return opened.words
 
 
 async def _open_sql_store(
     settings: Settings, *, create: bool, starting: Starting | None
 ) -> PostgresStore | SqliteStore:
     options = settings.database
-    url = settings.log.location(options.url)
+    url = settings.log_url
     if url != options.url and sa.make_url(url).get_backend_name() == SQLITE and not sqlite_path(url).exists():
         if not create:
             raise StartError([f"log.url: the event log {sqlite_path(url)} does not exist (the server creates it)"])
@@ -415,29 +390,17 @@ async def _open_sql_store(
 
 
 @frozen(kw_only=True)
-class Parts:
+class Parts(Sources):
     """The long-lived objects of one server. ``serves``: whether it serves clients or only records."""
 
-    log: EventLog
-    recorder: Recorder
-    retention: Retention
-    sessions: Sessions
     readiness: Readiness
     endpoint: ClientEndpoint
     encryption: Encryption | None
-    serves: bool = True
+    serves: bool
 
-    def pages(self) -> Starlette:
-        """Make the application of the admin port."""
-        sources = Sources(
-            sessions=self.sessions,
-            log=self.log,
-            recorder=self.recorder,
-            retention=self.retention,
-            conditions=self.readiness.conditions,
-        )
-        pages = [*console.routes(self.endpoint), *endpoints.routes(sources, self.endpoint)]
-        return application(self.readiness.conditions, registry(sources), self.sessions.recipients, pages)
+    def pages(self) -> Mapping[str, Page]:
+        """Make the pages of the admin port."""
+        return {**console.pages(self.endpoint), **endpoints.pages(self, registry(self), self.endpoint)}
 
 
 def make_parts(  # noqa: PLR0913 - everything that was opened before
@@ -447,19 +410,22 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
     authenticator: Authenticator,
     encryption: Encryption | None,
     *,
-    standby: bool = False,
+    worker: int,
 ) -> Parts:
-    """Make the parts. Nothing is opened or started here. ``standby``: see ``RecorderOptions``."""
+    """Make the parts of a worker, by its number. Nothing is opened or started here."""
     log = EventLog(opened.store, settings.log)
+    recorder_worker = settings.listener.recorder
     options = RecorderOptions(
         batch_rows_max=settings.changes.batch_rows_max,
         body_bytes_max=settings.listener.message_bytes_max,
         events=settings.events,
         store=opened.words,
         shareable=is_shareable(settings),
-        standby=standby,
+        standby=recorder_worker is not None and worker != recorder_worker,
     )
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
+    watched, lag_max_s = back_ends.watched, settings.admin.lag_max_s
+    readiness = Readiness(recorder, log, back_ends.faults, watched=watched, lag_max_s=lag_max_s)
     return Parts(
         log=log,
         recorder=recorder,
@@ -472,9 +438,8 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             server=f"airy-trio/{__version__}",
             console=Console(settings.admin.host, settings.admin.ports(settings.listener.processes)),
         ),
-        readiness=Readiness(
-            recorder, log, back_ends.faults, watched=back_ends.watched, lag_max_s=settings.admin.lag_max_s
-        ),
+        conditions=readiness.conditions,
+        readiness=readiness,
         endpoint=ClientEndpoint(
             settings.admin.websocket_url,
             host=settings.listener.host,
@@ -484,4 +449,5 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
             token=settings.auth.mode != "none" and not settings.auth.cookie,  # a browser sends a cookie by itself
         ),
         encryption=encryption,
+        serves=worker != recorder_worker,
     )

@@ -29,11 +29,10 @@ from typing import Final
 import structlog
 import trio
 from attrs import evolve, fields, frozen
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from airy_trio import migrate
 from airy_trio.admin import server as admin
-from airy_trio.admin.endpoints import starting_application
+from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Starting
 from airy_trio.app.build import Parts, make_parts, open_back_ends, opened_store, wait_until_available
 from airy_trio.auth import Authenticator, Key, load_file_keys
@@ -122,13 +121,7 @@ async def run(
 
                 signalled.start_soon(handle_signals)
                 async with trio.open_nursery() as serving:
-                    server = partial(
-                        serve_process,
-                        settings,
-                        stopping=stopping,
-                        renewal=renewal,
-                        worker=worker,
-                    )
+                    server = partial(serve_process, settings, stopping=stopping, renewal=renewal, worker=worker)
                     address = await serving.start(server)
                     listening = True
                     freeze_heap()
@@ -164,7 +157,7 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
     authenticator = Authenticator(settings.auth, file_keys)
     encryption = await open_encryption(settings.listener)
     starting = Starting()
-    pages = _Pages(starting_application(starting.conditions))
+    pages = starting_pages(starting.conditions)
     try:
         async with trio.open_nursery() as port:
             port.start_soon(admin.serve, await admin.open_listeners(settings.admin, worker), pages)
@@ -172,36 +165,17 @@ async def serve_process(  # noqa: ASYNC114, ASYNC128 - as above; all that the co
             if settings.database.migrate:
                 with starting.waiting_for("the database (database.url) to be migrated"):
                     await trio.to_thread.run_sync(migrate.migrate, settings, abandon_on_cancel=True)
-            back_ends = await open_back_ends(settings, starting)
-            try:
-                async with opened_store(settings, starting=starting) as opened:
-                    fitting = evolve(settings, listener=within_files(settings.listener))
-                    recorder = settings.listener.recorder
-                    standby = recorder is not None and worker != recorder
-                    made = make_parts(fitting, back_ends, opened, authenticator, encryption, standby=standby)
-                    parts = evolve(made, serves=worker != recorder)
-                    await _serve(
-                        settings,
-                        parts,
-                        renewal,
-                        trio.Event() if stopping is None else stopping,
-                        _Start(status=task_status, starting=starting, pages=pages),
-                    )
-            finally:
-                await back_ends.aclose()
+            async with (
+                open_back_ends(settings, starting) as back_ends,
+                opened_store(settings, starting=starting) as opened,
+            ):
+                fitting = evolve(settings, listener=within_files(settings.listener))
+                parts = make_parts(fitting, back_ends, opened, authenticator, encryption, worker=worker)
+                start = _Start(status=task_status, starting=starting, pages=pages)
+                await _serve(settings, parts, renewal, trio.Event() if stopping is None else stopping, start)
             port.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise single_error(group) from None
-
-
-class _Pages:
-    """The application of the admin port. It is replaced once the server has started."""
-
-    def __init__(self, current: ASGIApp) -> None:
-        self.current = current
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.current(scope, receive, send)
 
 
 @frozen(kw_only=True)
@@ -210,7 +184,7 @@ class _Start:
 
     status: trio.TaskStatus[Address]
     starting: Starting
-    pages: _Pages
+    pages: admin.Pages
 
 
 async def _serve(
@@ -231,8 +205,9 @@ async def _serve(
                     intake.start_soon(log.watch_lag)
                     intake.start_soon(parts.retention.run)
                     intake.start_soon(readiness.run)
-                    start.pages.current = parts.pages()
+                    start.pages.pages, start.pages.other = parts.pages(), admin.not_found
                     start.starting.finish()
+                    listening = None
                     if parts.serves:
                         intake.start_soon(sessions.fan_out)
                         intake.start_soon(sessions.wheel.run)
@@ -242,9 +217,7 @@ async def _serve(
                         intake.start_soon(accept, listening, sessions, connections, parts.encryption)
                         if renewal is not None:
                             intake.start_soon(renewal.run, settings, sessions, parts.encryption)
-                        start.status.started(_listening_at(listening, settings, parts))
-                    else:
-                        start.status.started(_recording_for(settings, parts))
+                    start.status.started(_started(settings, parts, listening))
                     await stopping.wait()
                     readiness.stop()  # first, so that load balancers know before clients are disconnected
                     intake.cancel_scope.cancel()
@@ -272,20 +245,17 @@ async def _disown_replaced_log(recorder: Recorder, broken: ExceptionGroup[Except
             logger.warning("the replaced event log could not be noted for the next start", reason=str(error))
 
 
-def _recording_for(settings: Settings, parts: Parts) -> Address:
-    """Return the address of the workers for which this process records."""
-    parts.readiness.record_only()
+def _started(settings: Settings, parts: Parts, listening: socket.socket | None) -> Address:
+    """Report that the server listens, or that it only records; return the address, or that of its workers."""
     options = settings.listener
-    return Address(host=options.host, port=options.port, path=options.path, tls=parts.encryption is not None)
-
-
-def _listening_at(listening: socket.socket, settings: Settings, parts: Parts) -> Address:
-    """Return and log the address on which the server listens now."""
-    host, port = listening.getsockname()[:2]
-    parts.endpoint.opened(host, port)
-    parts.readiness.listen()
-    address = Address(host=host, port=port, path=settings.listener.path, tls=parts.encryption is not None)
-    logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
+    host, port = (options.host, options.port) if listening is None else listening.getsockname()[:2]
+    address = Address(host=host, port=port, path=options.path, tls=parts.encryption is not None)
+    if listening is None:
+        parts.readiness.record_only()
+    else:
+        parts.endpoint.opened(host, port)
+        parts.readiness.listen()
+        logger.info("listening", url=address.url, host=host, port=port, path=address.path, version=__version__)
     return address
 
 

@@ -74,7 +74,6 @@ class Workers:
         self._first = trio.Event()  # the first process has started, or never will
         self._stopping = trio.Event()
         self._code = 0
-        self._refused: dict[int, str] = {}  # why the system did not start a process the last time
         self._fault = ""
 
     async def run(self, signals: AsyncIterator[int]) -> int:
@@ -97,20 +96,21 @@ class Workers:
         return self._code
 
     async def _live(self, number: int) -> None:
-        """Start one worker again and again."""
         backoff = Backoff(PAUSE_S, PAUSE_MAX_S)
         lives = failures = 0
         while not self._stopping.is_set():
-            listened, code = await self._run_once(number)
+            listened, code, refused = await self._run_once(number)
             if self._stopping.is_set():
                 self._code = self._code or int(code > 0)
                 break
             failures = 0 if listened else failures + 1
             if not listened and (not lives or (failures >= FAILURES_MAX and not self._listening - {self._recorder})):
                 logger.error("worker cannot start; stopping", worker=self._name(number), exit_code=code)
-                if number in self._refused:
-                    self._fault = f"worker {self._name(number)}: cannot start the process: {self._refused[number]}"
-                self._stop(code if code > 0 else 1)
+                if refused:
+                    self._fault = f"worker {self._name(number)}: cannot start the process: {refused}"
+                self._code = code if code > 0 else 1
+                self._stopping.set()
+                self._send(signal.SIGTERM)
                 break
             lives += 1
             if listened:
@@ -121,20 +121,19 @@ class Workers:
                 await self._stopping.wait()
         self._first.set()
 
-    async def _run_once(self, number: int) -> tuple[bool, int]:
-        """Run a worker until it exits; return whether it listened, and its exit code (negative: the signal).
+    async def _run_once(self, number: int) -> tuple[bool, int, str]:
+        """Run a worker until it exits; return whether it listened, its exit code (negative: the signal), and a reason.
 
-        A process that the system does not start counts as one that exited at once. A lack of memory, processes or
-        descriptors, and a program file that is being replaced, are temporary, and the other workers serve meanwhile.
+        Only a process that the system does not start has a reason; it counts as one that exited at once. A lack of
+        memory, processes or descriptors, and a program file that is being replaced, are temporary, and the other
+        workers serve meanwhile.
         """
         try:
             ours, process = await self._start(number)
         except OSError as error:
             reason = error.strerror or str(error)
             logger.warning("worker process could not be started", worker=self._name(number), reason=reason)
-            self._refused[number] = reason
-            return False, 1
-        self._refused.pop(number, None)
+            return False, 1, reason
         async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
             self._processes[number] = process
             try:
@@ -146,7 +145,7 @@ class Workers:
                     self._on_listening(number)
                     await _received(stream)
                     self._on_exit(number)
-                return listened, await process.wait()
+                return listened, await process.wait(), ""
             finally:
                 self._on_exit(number)
                 del self._processes[number]
@@ -168,7 +167,6 @@ class Workers:
         self._listening.discard(number)
 
     def _name(self, number: int) -> int | str:
-        """Return the name of a process in logs."""
         return RECORDER if number == self._recorder else number
 
     async def _start(self, number: int) -> tuple[socket.socket, trio.Process]:
@@ -205,11 +203,6 @@ class Workers:
         logger.error("workers killed; they did not stop in time", workers=[*map(self._name, sorted(self._processes))])
         self._code = 1
         self._send(signal.SIGKILL)
-
-    def _stop(self, code: int) -> None:
-        self._code = code
-        self._stopping.set()
-        self._send(signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for process in self._processes.values():
@@ -256,8 +249,12 @@ class Worker:
 
     @classmethod
     def parse(cls, text: str) -> "Worker":
-        """Read the value. Raises ``ValueError``."""
-        number, port, descriptor = map(int, text.split(":"))
+        """Read the value. Raises ``SettingsError``: only the parent sets this option."""
+        try:
+            number, port, descriptor = map(int, text.split(":"))
+        except ValueError:
+            remedy = "--worker is set by the server for the processes that it starts; remove it"
+            raise SettingsError([remedy]) from None
         return cls(number=number, port=port, descriptor=descriptor)
 
     def settings(self, settings: Settings) -> Settings:
@@ -278,11 +275,3 @@ class Worker:
                 await stream.send_all(LISTENING)
                 await stream.receive_some(1)
         logger.warning("parent process gone; stopping")
-
-
-def worker_of(text: str) -> Worker:
-    """Read ``--worker``. Raises ``SettingsError``: only the parent sets this option."""
-    try:
-        return Worker.parse(text)
-    except ValueError:
-        raise SettingsError(["--worker is set by the server for the processes that it starts; remove it"]) from None

@@ -22,7 +22,7 @@ from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import WATERMARK, Column, Key, Table, Tables
 from airy_trio.capture.objects import Change, Objects, named
 from airy_trio.capture.queries import Queries
-from airy_trio.check.report import Report
+from airy_trio.check.servers import Finding
 from airy_trio.database import POSTGRES, DatabaseRefused, translated
 from airy_trio.database.errors import DRIVER_ERRORS
 from airy_trio.events import values
@@ -64,8 +64,8 @@ class _Seen:
     unlisted: dict[str, dict[str, None]] = field(factory=lambda: defaultdict(dict))
 
 
-def check_rows(connection: sa.Connection, settings: Settings, tables: Tables, report: Report) -> None:
-    """Report rows that cannot be converted and values that the mapping does not list.
+def findings(connection: sa.Connection, settings: Settings, tables: Tables) -> Iterator[Finding]:
+    """Yield a line for rows that cannot be converted, and for values that the mapping does not list.
 
     Raises the driver's error if the database is unavailable.
     """
@@ -82,13 +82,14 @@ def check_rows(connection: sa.Connection, settings: Settings, tables: Tables, re
                 refusal = translated(error)
                 if not isinstance(refusal, DatabaseRefused):
                     raise
-                report.add("problem", [f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"])
+                yield "problem", f"{setting}: its newest rows cannot be read: {_without_values(refusal)}"
             else:
-                report.add("warning", _warnings(table, seen, f"the newest {seen.rows} by {order}"))
+                for line in _warnings(table, seen, f"the newest {seen.rows} by {order}"):
+                    yield "warning", line
             break
         else:
             reason = f"reading them takes longer than {TIMEOUT_S} s; an index on the key would help"
-            report.add("note", [f"{setting}: its newest rows were not checked: {reason}"])
+            yield "note", f"{setting}: its newest rows were not checked: {reason}"
 
 
 @frozen

@@ -15,8 +15,7 @@ import click
 import structlog
 import trio
 
-from airy_trio.cli.commands import check, completion, demo, explain, migrate, tail, verify
-from airy_trio.cli.output import CONFIG, exit_on_error, load_settings
+from airy_trio.cli.commands import COMMANDS, CONFIG, exit_on_error, load_settings
 from airy_trio.version import __version__
 
 if TYPE_CHECKING:
@@ -76,10 +75,10 @@ def airy_trio(context: click.Context, config: Path | None, worker: str | None) -
 def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     """Serve as one of several workers, or as their recorder. Every log line names the worker."""
     from airy_trio import app
-    from airy_trio.app.supervisor import RECORDER, worker_of
+    from airy_trio.app.supervisor import RECORDER, Worker
     from airy_trio.settings import load
 
-    worker = exit_on_error(lambda: worker_of(arguments))
+    worker = exit_on_error(lambda: Worker.parse(arguments))
     name = RECORDER if worker.number == settings.listener.recorder else worker.number
     structlog.contextvars.bind_contextvars(worker=name)
 
@@ -90,5 +89,5 @@ def _serve_as_worker(settings: "Settings", file: Path, arguments: str) -> None:
     exit_on_error(lambda: trio.run(serve))
 
 
-for command in (check, completion, demo, explain, migrate, tail, verify):
+for command in COMMANDS:
     airy_trio.add_command(command)

@@ -1,16 +1,22 @@
 """The commands. Each reads its options, runs its implementation, and prints the result."""
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+import trio
 from click.shell_completion import get_completion_class
 
 from airy_trio.cli.logs import configure_logging
-from airy_trio.cli.output import CONFIG, Stdout, exit_on_error, load_settings, progress_bar, run_until_signalled
+from airy_trio.errors import AiryTrioError, FaultsError
+from airy_trio.terminal import Stdout
 
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
@@ -20,11 +26,80 @@ if TYPE_CHECKING:
     from airy_trio.settings import Settings
     from airy_trio.verify import LossCertificate
 
+T = TypeVar("T")
+
+CONFIG = click.option("--config", "config", metavar="FILE", type=click.Path(path_type=Path), help="The settings file.")
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SHELLS: Final = ("bash", "zsh", "fish")
 TYPES: Final = ("message", "metadata", "channel", "tag")  # ``capture.mapping.SINGULAR``, whose import takes longer
 SECONDS_MIN, SECONDS_MAX = 2, 3600
 EXAMPLES_MAX: Final = 10
 """How many lost, duplicated or reordered events ``verify`` names."""
+
+
+def load_settings(config: Path | None) -> "Settings":
+    """Load the settings file and configure logging as it says. Exits if the settings are wrong.
+
+    Raises ``click.UsageError`` if no file was given.
+    """
+    if config is None:
+        message = "Missing option '--config FILE'."
+        raise click.UsageError(message)
+    from airy_trio import settings
+
+    loaded = exit_on_error(lambda: settings.load(config, os.environ))
+    configure_logging(loaded.logging.level, loaded.logging.format)
+    return loaded
+
+
+def exit_on_error(work: Callable[[], T]) -> T:
+    """Do the work. If it raises ``AiryTrioError``, print the message, a line for each fault, and exit."""
+    try:
+        return work()
+    except AiryTrioError as error:
+        lines = error.faults if isinstance(error, FaultsError) else (str(error),)
+        for line in lines:
+            click.echo(f"airy-trio: {line}", err=True)
+        sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, length: int) -> Iterator[Callable[[float], None]]:
+    """Return a function that takes the progress, from 0 to ``length``, and shows it as a bar on stderr.
+
+    The bar appears with the first call and disappears with the block. Nothing is written if stderr is not a terminal.
+    """
+    with contextlib.ExitStack() as stack:
+        bars: list[Any] = []
+
+        def show(reached: float) -> None:
+            if not bars and sys.stderr.isatty():
+                made = click.progressbar(length=length, label=label, file=sys.stderr, show_eta=False)
+                bars.append(stack.enter_context(made))
+            for bar in bars:
+                bar.update(max(0, min(length, int(reached)) - bar.pos))
+
+        yield show
+
+
+def run_until_signalled(work: Callable[[], Awaitable[None]]) -> None:
+    """Run an async function; SIGINT or SIGTERM cancels it, and is then not an error. Raises what it raises."""
+    trio.run(_until_signalled, work)
+
+
+async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
+    token = trio.lowlevel.current_trio_token()
+    with trio.CancelScope() as scope:
+
+        def cancel(_number: int, _frame: FrameType | None) -> None:
+            token.run_sync_soon(scope.cancel)
+
+        before = {number: signal.signal(number, cancel) for number in SIGNALS}
+        try:
+            await work()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @click.command(short_help="Report all problems in one run.")
@@ -167,8 +242,6 @@ def migrate(  # noqa: PLR0913 - one for each option
             raise click.UsageError(message)
     settings = load_settings(config)
     if adopt_log:
-        import trio
-
         from airy_trio.app.build import adopt_log as adopt
 
         store = exit_on_error(lambda: trio.run(adopt, settings))
@@ -181,19 +254,12 @@ def migrate(  # noqa: PLR0913 - one for each option
         if remove:
             exit_on_error(lambda: implementation.remove(settings, waiting=waiting))
             lines = ["removed"]
-        elif preview:
-            lines = exit_on_error(
-                lambda: implementation.preview(
-                    settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting
-                )
-            )
         else:
+            work: Callable[..., Migrated | list[str]] = implementation.preview if preview else implementation.migrate
             done = exit_on_error(
-                lambda: implementation.migrate(
-                    settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting
-                )
+                partial(work, settings, with_tables=with_tables, grant=grant, firing=firing, waiting=waiting)
             )
-            lines = list(_migrated_lines(settings, done))
+            lines = done if isinstance(done, list) else [*_migrated_lines(settings, done)]
     for line in lines:
         click.echo(line)
 
@@ -362,3 +428,6 @@ def _faults(certificate: "LossCertificate") -> Iterator[str]:
         if found:
             more = f" and {len(found) - EXAMPLES_MAX} more" if len(found) > EXAMPLES_MAX else ""
             yield f"{kind}: {'; '.join(found[:EXAMPLES_MAX])}{more}"
+
+
+COMMANDS: Final = (check, completion, demo, explain, migrate, tail, verify)

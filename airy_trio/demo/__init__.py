@@ -5,7 +5,6 @@ client over a real WebSocket prints a line for each event.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,12 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import click
 import trio
 
 from airy_trio import app, migrate, settings
 from airy_trio.errors import StartError
-from airy_trio.terminal import coloured, line
+from airy_trio.terminal import Stdout, line
 from airy_trio.testing.client import Closed, StompClient, connect
 
 HOST: Final = "127.0.0.1"
@@ -49,11 +47,11 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
         migrate.migrate(parsed, with_tables=True)
 
         async def show(address: app.Address) -> None:
-            console = f"http://{HOST}:{console_port}/"
-            click.echo(f"console   {console}")
+            output, console = Stdout(), f"http://{HOST}:{console_port}/"
+            output.write(f"console   {console}")
             if browse and not await trio.to_thread.run_sync(webbrowser.open, console):
-                click.echo("airy-trio: no browser found; open the console by hand", err=True)
-            await _show(address, database, events_max)
+                output.note("no browser found; open the console by hand")
+            await _show(address, database, events_max, output)
 
         trio.run(app.run, parsed, show)
 
@@ -72,10 +70,10 @@ def _folder() -> Iterator[str]:
         yield name
 
 
-async def _show(address: app.Address, database: Path, events_max: int | None) -> None:
-    click.echo(f"database  {database}")
-    click.echo(f"clients   {address.url}  (STOMP; subscribe to /events)")
-    click.echo("Ctrl-C ends the demo\n")
+async def _show(address: app.Address, database: Path, events_max: int | None, output: Stdout) -> None:
+    output.write(f"database  {database}")
+    output.write(f"clients   {address.url}  (STOMP; subscribe to /events)")
+    output.write("Ctrl-C ends the demo\n")
     async with await connect(address.host, address.port, address.path) as client:
         await client.subscribe()
         application = await trio.lowlevel.open_process(
@@ -84,10 +82,7 @@ async def _show(address: app.Address, database: Path, events_max: int | None) ->
             start_new_session=True,  # Ctrl-C must not reach it: the demo terminates it
         )
         try:
-            await _print(client, events_max)
-        except BrokenPipeError:
-            # The reader of our output has closed the pipe. Python flushes stdout again when it exits.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, ASYNC230 - open until the program exits
+            await _print(client, events_max, output)
         finally:
             application.terminate()
             with trio.move_on_after(APPLICATION_END_S, shield=True):
@@ -108,8 +103,8 @@ def _free_port(wanted: int) -> int:
     raise StartError([f"there is no free port for the demo's console on {HOST}"])
 
 
-async def _print(client: StompClient, events_max: int | None) -> None:
-    """Print a line for each event. Raises ``StartError`` if the server or the application has failed."""
+async def _print(client: StompClient, events_max: int | None, output: Stdout) -> None:
+    """Print events until nothing reads them. Raises ``StartError`` if the server or the application has failed."""
     shown = 0
     while events_max is None or shown < events_max:
         try:
@@ -121,6 +116,6 @@ async def _print(client: StompClient, events_max: int | None) -> None:
             raise StartError([f"the demo's server has closed the connection: {closed}"]) from None
         if frame.command != "MESSAGE":
             raise StartError([f"the demo's server has ended: {frame.get('message')}"])
-        shown_line = line(frame.get("message-id") or "", frame.body, datetime.now(UTC))
-        click.echo(shown_line, color=coloured(sys.stdout))
+        if not output.write(line(frame.get("message-id") or "", frame.body, datetime.now(UTC))):
+            return
         shown += 1

@@ -7,8 +7,8 @@ that has fired one holds locks on our tables, and waiting for those while we hol
 deadlock.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +18,12 @@ from attrs import frozen
 from airy_trio.capture import mapping, postgres_triggers, resume_points, triggers
 from airy_trio.capture.change_log import TABLE, ChangeLog
 from airy_trio.capture.inspection import inspect, missing_default_tables
+from airy_trio.capture.mapping import Tables
 from airy_trio.capture.triggers import Firing
 from airy_trio.database import POSTGRES, SQLITE, DatabaseOptions, Names, quote_identifier, sqlite_path
 from airy_trio.errors import StartError
 from airy_trio.migrate.streams import Stream, ahead, downgrade, pending, upgrade
-from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, read_only, retry_while_locked, transaction
+from airy_trio.migrate.transactions import LOCK_TRIES_MAX, Waiting, retry_while_locked, transaction
 from airy_trio.settings import Settings
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Migrated",
     "ahead",
     "encoding_faults",
-    "log_is_here",
     "migrate",
     "migrate_log",
     "pending",
@@ -77,7 +77,7 @@ def migrate(
     fire; None does not change it. ``waiting``: called with the number of the attempt each time that a lock is not free,
     at most ``LOCK_TRIES_MAX`` times. Raises ``StartError``; then nothing was changed.
     """
-    return _perform(settings, None, waiting, with_tables=with_tables, grant=grant, firing=firing)
+    return _Migration(settings, with_tables, grant, firing).run(waiting)
 
 
 def preview(
@@ -91,7 +91,7 @@ def preview(
     """Return the SQL statements that ``migrate`` would run now. They are run and rolled back. Raises as it does."""
     record: list[str] = []
     with suppress(_OnlyPreviewedError):
-        _perform(settings, record, waiting, with_tables=with_tables, grant=grant, firing=firing)
+        _Migration(settings, with_tables, grant, firing, record).run(waiting)
     return record
 
 
@@ -100,14 +100,11 @@ def remove(settings: Settings, *, waiting: Waiting | None = None) -> None:
 
     Raises ``StartError``; then nothing was changed.
     """
-    _require_possible(settings, with_tables=False, grant=None, firing=None)
-    if settings.changes.reads_only:
-        retry_while_locked(lambda: _remove_only_log(settings), waiting)
-        return
+    path = _file_of(_address(settings))
+    if path is not None:
+        require_file(path)
     retry_while_locked(lambda: _remove(settings), waiting)
-    options = settings.database
-    if sa.make_url(options.url).get_backend_name() == SQLITE:
-        path = sqlite_path(options.url)
+    if path is not None and not settings.changes.reads_only:
         path.with_name(f"{path.name}.airy-trio.lock").unlink(missing_ok=True)
 
 
@@ -124,18 +121,9 @@ def require_file(path: Path) -> None:
         raise StartError([f"database.url: the SQLite file {path} {fault} (and is not created)"])
 
 
-def log_is_here(settings: Settings) -> bool:
-    """Return whether events are stored in the application's database itself."""
-    options = settings.database
-    if settings.log.store != "sql":
-        return False
-    location = _without_driver(settings.log.location(options.url))
-    return location in (_without_driver(url) for url in (options.url, options.direct_url) if url)
-
-
 def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[str]:
     """Yield a line if the Postgres database of the event log cannot store every id of the application's database."""
-    if connection.dialect.name == POSTGRES and not log_is_here(settings):
+    if connection.dialect.name == POSTGRES and not settings.log_is_here:
         encoding = connection.exec_driver_sql("show server_encoding").scalar_one()
         if encoding not in ANY_TEXT:
             yield (
@@ -144,101 +132,92 @@ def encoding_faults(connection: sa.Connection, settings: Settings) -> Iterator[s
             )
 
 
-def _perform(  # noqa: PLR0913 - the options of a migration
-    settings: Settings,
-    record: list[str] | None,
-    waiting: Waiting | None,
-    *,
-    with_tables: bool,
-    grant: str | None,
-    firing: Firing | None,
-) -> Migrated:
-    """Migrate; or with ``record`` add the statements to it, roll back, and raise ``_OnlyPreviewedError``."""
-    _require_possible(settings, with_tables=with_tables, grant=grant, firing=firing)
-    migrate_once = _migrate_only_log if settings.changes.reads_only else _migrate
+@frozen
+class _Migration:
+    """A migration with its options. With ``record`` it is a preview: the record gets the statements."""
 
-    def attempt() -> Migrated:
-        if record is not None:
-            record.clear()
-        return migrate_once(settings, record, with_tables=with_tables, grant=grant, firing=firing)
+    settings: Settings
+    with_tables: bool
+    grant: str | None
+    firing: Firing | None
+    record: list[str] | None = None
 
-    return retry_while_locked(attempt, waiting)
+    def run(self, waiting: Waiting | None) -> Migrated:
+        """Migrate, or raise ``_OnlyPreviewedError``."""
+        path = _file_of(_address(self.settings))
+        if path is not None:
+            if self.firing is not None:
+                raise StartError([f"--triggers {self.firing}: SQLite has no replica roles; its triggers always fire"])
+            if self.grant is not None:
+                raise StartError([f"--grant {self.grant}: SQLite has no roles; the permissions of the file decide"])
+            if not self.with_tables:
+                require_file(path)
+        return retry_while_locked(self._only_log if self.settings.changes.reads_only else self._all, waiting)
 
-
-def _require_possible(settings: Settings, *, with_tables: bool, grant: str | None, firing: Firing | None) -> None:
-    url = _address(settings)
-    if sa.make_url(url).get_backend_name() == SQLITE:
-        if firing is not None:
-            raise StartError([f"--triggers {firing}: SQLite has no replica roles; its triggers always fire"])
-        if grant is not None:
-            raise StartError([f"--grant {grant}: SQLite has no roles; the permissions of the file decide"])
-        if not with_tables:
-            require_file(sqlite_path(url))
-
-
-def _migrate(
-    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
-) -> Migrated:
-    """Make one attempt. Slow steps come first, the triggers last, because the application's writers wait for them."""
-    with transaction(_address(settings), settings.database, record=record) as connection:
-        names = _names(connection, settings.database)
-        newer = _newer(connection, "changes", settings.database)
-        made = []
-        if with_tables and newer is None:  # else the tables would have no triggers
-            made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
-        tables = inspect(connection, settings.tables, holds_log=log_is_here(settings))
-        if newer is None:
-            upgrade(connection, "changes", names)
-        with _store(connection, settings, record) as store:
-            if store is not None:
-                _require_encoding(store, settings)
-            left = [newer, None if store is None else _upgrade_log(store, settings.database)]
-            if grant is not None:
-                _grant(connection, postgres_triggers.grant_statements(grant, tables, names))
-            if grant is not None and store is not None and store is not connection and store.dialect.name == POSTGRES:
-                _grant(store, postgres_triggers.grant_statements(grant, {}, names))
+    def _all(self) -> Migrated:
+        """Make one attempt. Slow steps come first, triggers last, because the application's writers wait for them."""
+        settings, options = self.settings, self.settings.database
+        with self._transaction(_address(settings)) as connection:
+            names = _names(connection, options)
+            newer = _newer(connection, "changes", options)
+            made = []
+            if self.with_tables and newer is None:  # else the tables would have no triggers
+                made = mapping.create_default_tables(connection, missing_default_tables(connection, settings.tables))
+            tables = inspect(connection, settings.tables, holds_log=settings.log_is_here)
             if newer is None:
-                triggers.install(connection, tables, names, deletes=settings.events.deletes, firing=firing)
-                log = ChangeLog(names)
-                if log.origin(connection) is None:
-                    log.set_origin(connection, resume_points.first(connection, names.quoted(TABLE)))
-            if record is not None:
-                record.extend(f"-- {line}" for line in left if line is not None)
-                raise _OnlyPreviewedError
-    return Migrated(made=tuple(made), watched=tuple(tables), left=tuple(line for line in left if line is not None))
+                upgrade(connection, "changes", names)
+            with _store(connection, settings, self.record) as store:
+                left = [newer, None if store is None else self._upgrade_log(store)]
+                if self.grant is not None:
+                    _grant(connection, postgres_triggers.grant_statements(self.grant, tables, names))
+                    if store is not None and store is not connection and store.dialect.name == POSTGRES:
+                        _grant(store, postgres_triggers.grant_statements(self.grant, {}, names))
+                if newer is None:
+                    deletes = settings.events.deletes
+                    triggers.install(connection, tables, names, deletes=deletes, firing=self.firing)
+                    log = ChangeLog(names)
+                    if log.origin(connection) is None:
+                        log.set_origin(connection, resume_points.first(connection, names.quoted(TABLE)))
+                return self._migrated(tables, left, made)
 
+    def _only_log(self) -> Migrated:
+        """Make one attempt for ``updated_at`` capture: only the event log is changed."""
+        settings = self.settings
+        by_updated_at = 'changes.capture is "updated_at", which'
+        if self.with_tables:
+            raise StartError([f"--with-tables: {by_updated_at} writes nothing into the database"])
+        if self.grant is not None:
+            raise StartError([f"--grant {self.grant}: {by_updated_at} needs only SELECT on the mapped tables"])
+        if self.firing is not None:
+            raise StartError([f"--triggers {self.firing}: {by_updated_at} needs no triggers"])
+        with transaction(_address(settings), settings.database, read_only=True) as connection:
+            tables = inspect(connection, settings.tables, watermarks=True, holds_log=settings.log_is_here)
+        if settings.log.store != "sql":
+            return Migrated(made=(), watched=tuple(tables))
+        with self._transaction(settings.log_url) as store:
+            return self._migrated(tables, [self._upgrade_log(store)])
 
-def _migrate_only_log(
-    settings: Settings, record: list[str] | None, *, with_tables: bool, grant: str | None, firing: Firing | None
-) -> Migrated:
-    """Make one attempt for ``updated_at`` capture: only the event log is changed."""
-    if with_tables:
-        raise StartError(['--with-tables: changes.capture is "updated_at", which writes nothing into the database'])
-    if grant is not None:
-        raise StartError(
-            [f'--grant {grant}: changes.capture is "updated_at", which needs only SELECT on the mapped tables']
-        )
-    if firing is not None:
-        raise StartError([f'--triggers {firing}: changes.capture is "updated_at", which needs no triggers'])
-    with read_only(_address(settings), settings.database) as connection:
-        tables = inspect(connection, settings.tables, watermarks=True, holds_log=log_is_here(settings))
-    left = None
-    if settings.log.store == "sql":
-        with transaction(settings.log.location(settings.database.url), settings.database, record=record) as store:
-            _require_encoding(store, settings)
-            left = _upgrade_log(store, settings.database)
-            if record is not None:
-                record.extend([] if left is None else [f"-- {left}"])
-                raise _OnlyPreviewedError
-    return Migrated(made=(), watched=tuple(tables), left=() if left is None else (left,))
+    def _transaction(self, url: str) -> AbstractContextManager[sa.Connection]:
+        if self.record is not None:
+            self.record.clear()
+        return transaction(url, self.settings.database, record=self.record)
 
+    def _upgrade_log(self, store: sa.Connection) -> str | None:
+        """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
+        if faults := list(encoding_faults(store, self.settings)):
+            raise StartError(faults)
+        newer = _newer(store, "log", self.settings.database)
+        if newer is None:
+            upgrade(store, "log", _names(store, self.settings.database))
+        return newer
 
-def _upgrade_log(store: sa.Connection, options: DatabaseOptions) -> str | None:
-    """Bring the ``log`` stream up to date, or return a line why it was not changed. Raises ``StartError``."""
-    newer = _newer(store, "log", options)
-    if newer is None:
-        upgrade(store, "log", _names(store, options))
-    return newer
+    def _migrated(self, tables: Tables, left: Sequence[str | None], made: Sequence[str] = ()) -> Migrated:
+        """Return the result. Raises ``_OnlyPreviewedError`` in a preview, inside its transactions."""
+        lines = tuple(line for line in left if line is not None)
+        if self.record is not None:
+            self.record.extend(f"-- {line}" for line in lines)
+            raise _OnlyPreviewedError
+        return Migrated(made=tuple(made), watched=tuple(tables), left=lines)
 
 
 def _newer(connection: sa.Connection, stream: Stream, options: DatabaseOptions) -> str | None:
@@ -258,25 +237,6 @@ def _require_removable(connection: sa.Connection, stream: Stream, options: Datab
         raise StartError([f"{_SETTINGS[stream]}: {newer}: nothing removed; run migrate --remove of that version"])
 
 
-def _remove_only_log(settings: Settings) -> None:
-    store_file = _store_file(settings)
-    if settings.log.store != "sql" or (store_file is not None and not store_file.is_file()):
-        return
-    with transaction(settings.log.location(settings.database.url), settings.database) as store:
-        _require_removable(store, "log", settings.database)
-        downgrade(store, "log", _names(store, settings.database))
-        _drop_schema(store, _names(store, settings.database))
-        emptied = store_file is not None and not sa.inspect(store).get_table_names()
-    if store_file is not None and emptied:
-        _unlink(store_file)
-
-
-def _unlink(file: Path) -> None:
-    """Remove an SQLite file, with the files of SQLite and of the lease next to it."""
-    for ending in ("", "-wal", "-shm", ".airy-trio.lock"):
-        file.with_name(file.name + ending).unlink(missing_ok=True)
-
-
 def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
     for statement in statements:
         connection.execute(sa.text(statement.replace(":", "\\:")))
@@ -285,22 +245,37 @@ def _grant(connection: sa.Connection, statements: Iterator[str]) -> None:
 def _remove(settings: Settings) -> None:
     """Make one attempt, with the triggers first (see above)."""
     options = settings.database
-    store_file, emptied = _store_file(settings), False
-    with transaction(_address(settings), options) as connection:
-        names = _names(connection, options)
-        _require_removable(connection, "changes", options)
-        triggers.remove(connection, names)
-        downgrade(connection, "changes", names)
-        if store_file is None or store_file.is_file():
-            with _store(connection, settings) as store:
-                if store is not None:
-                    _require_removable(store, "log", options)
-                    downgrade(store, "log", _names(store, options))
-                    _drop_schema(store, _names(store, options))
-                    emptied = store_file is not None and not sa.inspect(store).get_table_names()
-        _drop_schema(connection, names)
-    if store_file is not None and emptied:
-        _unlink(store_file)
+    if settings.changes.reads_only:
+        emptied = _remove_log(None, settings)
+    else:
+        with transaction(_address(settings), options) as connection:
+            names = _names(connection, options)
+            _require_removable(connection, "changes", options)
+            triggers.remove(connection, names)
+            downgrade(connection, "changes", names)
+            emptied = _remove_log(connection, settings)
+            _drop_schema(connection, names)
+    if emptied is not None:
+        for ending in ("", "-wal", "-shm", ".airy-trio.lock"):
+            emptied.with_name(emptied.name + ending).unlink(missing_ok=True)
+
+
+def _remove_log(connection: sa.Connection | None, settings: Settings) -> Path | None:
+    """Remove the tables of an ``sql`` store. Return its own SQLite file if nothing is left in it."""
+    file = None
+    if settings.log.store == "sql" and not settings.log_is_here:
+        file = _file_of(settings.log_url)
+        if file is not None and not file.is_file():
+            return None
+    with _store(connection, settings) as store:
+        if store is None:
+            return None
+        _require_removable(store, "log", settings.database)
+        names = _names(store, settings.database)
+        downgrade(store, "log", names)
+        _drop_schema(store, names)
+        emptied = file is not None and not sa.inspect(store).get_table_names()
+    return file if emptied else None
 
 
 def _drop_schema(connection: sa.Connection, names: Names) -> None:
@@ -317,31 +292,22 @@ def _drop_schema(connection: sa.Connection, names: Names) -> None:
 
 @contextmanager
 def _store(
-    connection: sa.Connection, settings: Settings, record: list[str] | None = None
+    connection: sa.Connection | None, settings: Settings, record: list[str] | None = None
 ) -> Iterator[sa.Connection | None]:
     """Yield a transaction on the database of an ``sql`` store: the given one if it is the same, else a nested one."""
     options = settings.database
     if settings.log.store != "sql":
         yield None
-    elif log_is_here(settings):
+    elif settings.log_is_here:
         yield connection
     else:
-        with transaction(settings.log.location(options.url), options, record=record) as store:
+        with transaction(settings.log_url, options, record=record) as store:
             yield store
 
 
-def _require_encoding(store: sa.Connection, settings: Settings) -> None:
-    if faults := list(encoding_faults(store, settings)):
-        raise StartError(faults)
-
-
-def _store_file(settings: Settings) -> Path | None:
-    """Return the SQLite file of an ``sql`` store, if it has one of its own."""
-    if settings.log.store != "sql":
-        return None
-    location = settings.log.location(settings.database.url)
-    is_file = sa.make_url(location).get_backend_name() == SQLITE
-    return sqlite_path(location) if is_file and not log_is_here(settings) else None
+def _file_of(url: str) -> Path | None:
+    """Return the file of an SQLite URL, or None for another database."""
+    return sqlite_path(url) if sa.make_url(url).get_backend_name() == SQLITE else None
 
 
 def _address(settings: Settings) -> str:
@@ -350,8 +316,3 @@ def _address(settings: Settings) -> str:
 
 def _names(connection: sa.Connection, options: DatabaseOptions) -> Names:
     return Names(connection.dialect.name, options.schema)
-
-
-def _without_driver(url: str) -> sa.URL:
-    """Return the URL for comparison: the name of the driver may be omitted."""
-    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())

@@ -68,27 +68,28 @@ def retry_while_locked(work: Callable[[], T], waiting: Waiting | None) -> T:
 
 
 @contextmanager
-def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None = None) -> Iterator[sa.Connection]:
+def transaction(
+    url: str, options: DatabaseOptions, *, record: list[str] | None = None, read_only: bool = False
+) -> Iterator[sa.Connection]:
     """Begin a transaction, once no other migration runs in this database.
 
     An SQLite file is created if it does not exist, and removed if the transaction fails. ``record`` gets all changes,
-    as SQL. Raises ``StartError``.
+    as SQL. ``read_only``: take no locks and create no file. Raises ``StartError``.
     """
     created = None
     if sa.make_url(url).get_backend_name() == POSTGRES:
-        engine = postgres_engine(
-            url, connect_timeout_s=options.connect_timeout_s, settings={"lock_timeout": LOCK_TIMEOUT}
-        )
+        settings = {} if read_only else {"lock_timeout": LOCK_TIMEOUT}
+        engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s, settings=settings)
     else:
         path = sqlite_path(url)
-        created = _create_file(path)
-        engine = sqlite_engine(path)
+        created = None if read_only else _create_file(path)
+        engine = sqlite_engine(path, mode="ro" if read_only else "rw")
     if record is not None:
         _record(engine, f"-- {shown(url)}", record)
     committed = False
     try:
-        with engine.connect() as connection, connection.execution_options(immediate=True).begin():
-            if connection.dialect.name == POSTGRES:  # on SQLite BEGIN IMMEDIATE excludes other migrations
+        with engine.connect() as connection, connection.execution_options(immediate=not read_only).begin():
+            if connection.dialect.name == POSTGRES and not read_only:  # on SQLite BEGIN IMMEDIATE excludes others
                 connection.execute(sa.text("select pg_advisory_xact_lock(:lock_class, 0)"), {"lock_class": LOCK_CLASS})
             yield connection
         committed = True
@@ -98,22 +99,6 @@ def transaction(url: str, options: DatabaseOptions, *, record: list[str] | None 
         engine.dispose()
         if created is not None and not committed:
             created.unlink(missing_ok=True)
-
-
-@contextmanager
-def read_only(url: str, options: DatabaseOptions) -> Iterator[sa.Connection]:
-    """Begin a transaction that only reads. Raises ``StartError``."""
-    if sa.make_url(url).get_backend_name() == POSTGRES:
-        engine = postgres_engine(url, connect_timeout_s=options.connect_timeout_s)
-    else:
-        engine = sqlite_engine(sqlite_path(url), mode="ro")
-    try:
-        with engine.connect() as connection, connection.begin():
-            yield connection
-    except SQLAlchemyError as error:
-        raise _start_error(translated(error), url, options) from None
-    finally:
-        engine.dispose()
 
 
 def _start_error(error: Exception, url: str, options: DatabaseOptions) -> Exception:

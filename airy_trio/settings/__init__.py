@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from attrs import Factory, fields, frozen
+import sqlalchemy as sa
+from attrs import Factory, frozen
 
 from airy_trio.admin.server import AdminOptions
 from airy_trio.auth import AuthOptions
@@ -36,31 +37,15 @@ class LoggingOptions:
 
 
 @frozen(kw_only=True)
-class Settings:
-    """All options, by section."""
-
-    database: DatabaseOptions
-    tables: TablesOptions = Factory(TablesOptions)
-    changes: ChangesOptions = Factory(ChangesOptions)
-    events: EventsOptions = Factory(EventsOptions)
-    log: LogOptions = Factory(LogOptions)
-    replay: ReplayOptions = Factory(ReplayOptions)
-    listener: ListenerOptions = Factory(ListenerOptions)
-    auth: AuthOptions = Factory(AuthOptions)
-    admin: AdminOptions = Factory(AdminOptions)
-    logging: LoggingOptions = Factory(LoggingOptions)
-
-
-@frozen(kw_only=True)
 class DatabaseSection(DatabaseOptions):
-    """``[database]`` as in the file, which has the tables below it."""
+    """``[database]``, which has the tables below it."""
 
     tables: TablesOptions = Factory(TablesOptions)
 
 
 @frozen(kw_only=True)
-class Document:
-    """The file as it is written, with the sections in the order of the data flow."""
+class Settings:
+    """All options, with the sections in the order of the data flow, as in the file."""
 
     database: DatabaseSection
     changes: ChangesOptions = Factory(ChangesOptions)
@@ -71,6 +56,24 @@ class Document:
     auth: AuthOptions = Factory(AuthOptions)
     admin: AdminOptions = Factory(AdminOptions)
     logging: LoggingOptions = Factory(LoggingOptions)
+
+    @property
+    def tables(self) -> TablesOptions:
+        """The mapping: ``[database.tables]``."""
+        return self.database.tables
+
+    @property
+    def log_url(self) -> str:
+        """The URL of the database of an ``sql`` store."""
+        return self.log.location(self.database.url)
+
+    @property
+    def log_is_here(self) -> bool:
+        """Whether events are stored in the application's database itself."""
+        if self.log.store != "sql":
+            return False
+        urls = (self.database.url, self.database.direct_url)
+        return _without_driver(self.log_url) in (_without_driver(url) for url in urls if url)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -88,28 +91,17 @@ def parse(text: str, environ: Mapping[str, str], *, name: str = "the settings") 
     """
     document = _toml(text, name)
     document.setdefault("database", {})  # then database.url is reported as missing, not the section
-    read_document, faults = read(document, Document, environ)
-    if read_document is None:
-        raise SettingsError(faults)
-    database = read_document.database
-    others = {field.name: getattr(read_document, field.name) for field in fields(Document) if field.name != "database"}
-    options = {field.name: getattr(database, field.name) for field in fields(DatabaseOptions)}
-    settings = Settings(database=DatabaseOptions(**options), tables=database.tables, **others)
-    faults = list(
-        contradictions(
-            database=settings.database,
-            tables=settings.tables,
-            changes=settings.changes,
-            events=settings.events,
-            log=settings.log,
-            listener=settings.listener,
-            auth=settings.auth,
-            admin=settings.admin,
-        )
-    )
-    if faults:
+    settings, faults = read(document, Settings, environ)
+    if settings is not None:
+        faults = list(contradictions(settings))
+    if settings is None or faults:
         raise SettingsError(faults)
     return settings
+
+
+def _without_driver(url: str) -> sa.URL:
+    """Return a URL that compares equal if only the driver differs."""
+    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())
 
 
 def _text_of(path: Path) -> str:

@@ -8,7 +8,7 @@ a secret.
 import re
 import zoneinfo
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -19,13 +19,15 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.auth.keys import SECRET_BYTES_MIN, KeyUrl
 from airy_trio.auth.users import SECRET_ALGORITHMS, AuthOptions
 from airy_trio.capture.feed import OVERLAP_S, ChangesOptions
-from airy_trio.capture.mapping import DELETABLE, KINDS, TableOptions, TablesOptions
+from airy_trio.capture.mapping import DELETABLE, KINDS, TableOptions
 from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE, SQLITE_DRIVERS, DatabaseOptions, sqlite_path
-from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import BUILT_IN, LogOptions
 from airy_trio.options import NotAllowedError, Validator, satisfying
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.websocket import admission
+
+if TYPE_CHECKING:
+    from airy_trio.settings import Settings
 
 PORT_MAX: Final = 65535
 _POSTGRES_WORDS: Final = "postgresql://USER@HOST/DATABASE"
@@ -250,32 +252,25 @@ def _key_url_faults(text: str) -> Iterator[str]:
         yield "jwt_key: the URL has a user or a password, but public keys need neither"
 
 
-def contradictions(  # noqa: PLR0913 - the sections that are compared
-    *,
-    database: DatabaseOptions,
-    tables: TablesOptions,
-    changes: ChangesOptions,
-    events: EventsOptions,
-    log: LogOptions,
-    listener: ListenerOptions,
-    auth: AuthOptions,
-    admin: AdminOptions,
-) -> Iterator[str]:
+def contradictions(settings: "Settings") -> Iterator[str]:
     """Yield a line for options of different sections that contradict each other. Each line names all of them."""
+    database, changes, log, listener, auth = (
+        settings.database, settings.changes, settings.log, settings.listener, settings.auth,
+    )  # fmt: skip
     if auth.cookie and admission.ANY in listener.allowed_origins:
         yield (
             'auth.cookie, listener.allowed_origins: browsers send cookies from every page and "*" accepts every page, '
             "so any page that a user visits could read what that user may read"
         )
-    yield from _worker_contradictions(listener, log, admin)
+    yield from _worker_contradictions(listener, log, settings.admin)
     yield from _own_file_fault(database, log)
     if changes.reads_only:
-        if log.store == "sql" and _is_same_postgres(database, log):
+        if database.url.startswith(POSTGRES) and settings.log_is_here:
             yield (
                 'log.url: changes.capture = "updated_at" writes nothing to the database of database.url, so the events '
                 "need another place: an SQLite file or another database, or another log.store"
             )
-        if events.deletes and not any(tables.of(kind).where for kind in DELETABLE):
+        if settings.events.deletes and not any(settings.tables.of(kind).where for kind in DELETABLE):
             conditions = " or ".join(f"database.tables.{kind}.where" for kind in KINDS if kind in DELETABLE)
             yield (
                 'events.deletes: changes.capture = "updated_at" cannot see that a row was deleted; allowed only if '
@@ -304,15 +299,3 @@ def _own_file_fault(database: DatabaseOptions, log: LogOptions) -> Iterator[str]
         return
     if sqlite_path(log.url).resolve() == sqlite_path(database.url).resolve():
         yield 'log.url: this is the application\'s file (database.url); name another file, or "" for one next to it'
-
-
-def _is_same_postgres(database: DatabaseOptions, log: LogOptions) -> bool:
-    if not database.url.startswith(POSTGRES):
-        return False
-    location = _without_driver(log.location(database.url))
-    return location in (_without_driver(url) for url in (database.url, database.direct_url) if url)
-
-
-def _without_driver(url: str) -> sa.URL:
-    """Return a URL that compares equal if only the driver differs."""
-    return sa.make_url(url).set(drivername=sa.make_url(url).get_backend_name())

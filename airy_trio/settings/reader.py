@@ -1,19 +1,216 @@
-"""From a TOML document to options, or to all of its faults."""
+"""From a TOML document to options, or to all of its faults: one line each.
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, TypeVar
+cattrs by itself converts: ``port = "8080"`` would become 8080 and ``host = 5`` the string "5". The hooks below accept a
+value only if TOML gave it the type of its option. They also expand ``${NAME}`` in strings, and run the validators of a
+class one option at a time, because an attrs class stops at the first validator that fails. One pass therefore finds
+every fault.
 
-from cattrs.errors import BaseValidationError
+A line has the path of the setting, what was found and what is expected. cattrs' own ``transform_error`` formats the
+path before it asks for the message. Our lines need the path itself: to quote keys as TOML does, to hide keys and values
+that may be secret, and to suggest the nearest setting.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, datetime, time
+from functools import partial
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping_structure_factory
+from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn, override
 
 from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK, Kind
-from airy_trio.settings.convert import ConversionError, StrictConverter
-from airy_trio.settings.cross_checks import CHECKS, section_contradictions
-from airy_trio.settings.messages import dotted, fault_lines, suggestion
+from airy_trio.options import NotAllowedError, Validator
+from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS, section_contradictions
 
 T = TypeVar("T")
 
+INTEGER_BITS: Final = 64
+_TYPES: Final = {
+    str: "a string", bool: "true or false", int: "an integer", float: "a finite number", list: "an array of strings"
+}  # fmt: skip
+_REFERENCE: Final = re.compile(
+    r"\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<rest>:-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
+)
+"""``${NAME}`` or ``${NAME:-default}``. It has no name if ``${`` begins neither."""
+
+Hook = Callable[[Any, Any], Any]
+Checks = Mapping[tuple[type, str], Validator]
+"""Validators for an option (class, name), in addition to the one that its class declares."""
+Contradictions = Callable[[object], Iterable[str | NotAllowedError]]
+"""Checks the options of one section together. A string concerns all of them, an error one; neither shows a secret."""
+
+Path = tuple[str | int, ...]
+"""A place in the file: keys of tables and indices of arrays."""
+
+NAMES_SHOWN_MAX: Final = 16
+_TEXT_CHARS_MAX: Final = 60
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,60}")
+_KINDS: Final = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    datetime: "a date and time",
+    date: "a date",
+    time: "a time of day",
+    list: "an array",
+    dict: "a table",
+}
+_SHOWABLE: Final = re.compile(rf"[\w .,:/+*()$'{{}}-]{{0,{_TEXT_CHARS_MAX}}}")
+"""Strings that a fault may show. Without ``@``, ``=`` and quotes, a string is neither a URL with a password nor a
+connection string, in whichever setting it was put by mistake."""
 BY_FIELD: Final = ("columns", "constants", "values")
 """The options of a mapped table that are tables keyed by our fields."""
+
+
+class ConversionError(ValueError):
+    """A value of a wrong type, or out of bounds.
+
+    ``written`` is the value as it is in the file, before expansion. ``words`` describes it without showing a secret; if
+    it is None, the reader of this error decides what may be shown of ``written``.
+    """
+
+    def __init__(self, written: object, allowed: str, words: str | None = None) -> None:
+        self.written = written
+        self.allowed = allowed
+        self.words = words
+        super().__init__(f"expected {allowed}")
+
+
+class ContradictionError(ValueError):
+    """Options of one section that contradict each other: ``faults``, as ``Contradictions`` returns them."""
+
+    def __init__(self, faults: Iterable[str | NotAllowedError]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(map(str, self.faults)))
+
+
+class EnvironmentFault(ValueError):
+    """A reference to the environment that cannot be resolved. The message names the variable and shows no value."""
+
+
+class StrictConverter(Converter):
+    """The converter for one document."""
+
+    def __init__(self, environ: Mapping[str, str], checks: Checks, contradictions: Contradictions) -> None:
+        super().__init__(detailed_validation=True, forbid_extra_keys=True)
+        self._environ = environ
+        self._checks = checks
+        self._contradictions = contradictions
+        for kind in (str, bool, int, float):
+            self.register_structure_hook(kind, self._scalar)
+        self.register_structure_hook_func(_of(Literal), self._literal)
+        self.register_structure_hook_func(_of(Union, UnionType), self._union)
+        table = partial(mapping_structure_factory, converter=self, key_type=Any)  # keys are not expanded
+        self.register_structure_hook_factory(is_mapping, lambda type_: _container(dict, "a table", table(type_)))
+        array = partial(list_structure_factory, converter=self)
+        self.register_structure_hook_factory(is_sequence, lambda type_: _container(list, "an array", array(type_)))
+        self.register_structure_hook_factory(attrs.has, lambda cls: _container(dict, "a table", self._section(cls)))
+
+    def _scalar(self, value: Any, kind: Any) -> object:  # noqa: ANN401 - a TOML value, and its type
+        if kind in (int, float) and isinstance(value, int) and not isinstance(value, bool):
+            if not -(2 ** (INTEGER_BITS - 1)) <= value < 2 ** (INTEGER_BITS - 1):
+                raise ConversionError(value, f"an integer of at most {INTEGER_BITS} bits")
+            return float(value) if kind is float else value
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            raise ConversionError(value, _TYPES[kind])
+        return expanded(value, self._environ) if kind is str else value
+
+    def _literal(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it
+        choices = get_args(type_)
+        text = expanded(value, self._environ) if isinstance(value, str) else None
+        if text not in choices:
+            raise ConversionError(value, " or ".join(f'"{choice}"' for choice in choices))
+        return text
+
+    def _union(self, value: object, type_: Any) -> object:  # noqa: ANN401 - typing has no name for it
+        # The type of a TOML value is unambiguous, so it selects the member. TOML has no null.
+        members = {get_origin(member) or member: member for member in get_args(type_) if member is not NoneType}
+        kind: type = float if type(value) is int and int not in members else type(value)
+        if kind not in members:
+            raise ConversionError(value, ", ".join(_TYPES[member] for member in members))
+        return self.structure(value, members[kind])
+
+    def _section(self, cls: type) -> Hook:
+        hooks = {
+            option.name: override(struct_hook=self._option(cls, option))
+            for option in attrs.fields(attrs.resolve_types(cls))
+        }
+        structure: Hook = make_dict_structure_fn(cls, self, **hooks)  # type: ignore[arg-type]  # names of options only
+
+        def checked(value: Any, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
+            options: object = structure(value, target)
+            if faults := tuple(self._contradictions(options)):
+                raise ContradictionError(faults)
+            return options
+
+        return checked
+
+    def _option(self, cls: type, option: "attrs.Attribute[Any]") -> Hook:
+        validators = [self._checks[key] for key in lineage(cls, option.name) if key in self._checks]
+        if option.validator is not None:
+            validators.append(option.validator)
+        type_: Any = option.type
+
+        def structure(value: object, _type: object) -> object:
+            result: object = self.structure(value, type_)
+            for validate in validators:
+                try:
+                    validate(None, option, result)
+                except NotAllowedError as error:
+                    raise ConversionError(value, error.allowed, error.found) from None
+            return result
+
+        return structure
+
+
+def _of(*origins: object) -> Callable[[Any], bool]:
+    """Match types such as ``Literal["a"]`` by their origin."""
+    return lambda type_: get_origin(type_) in origins
+
+
+def _container(kind: type, words: str, structure: Hook) -> Hook:
+    """Check the type of a table or array before cattrs takes it for any mapping or iterable."""
+
+    def checked(value: object, target: Any) -> object:  # noqa: ANN401 - as cattrs calls it
+        if not isinstance(value, kind):
+            raise ConversionError(value, words)
+        return structure(value, target)
+
+    return checked
+
+
+def lineage(cls: type, name: str) -> list[tuple[type, str]]:
+    """Return the keys of an option: with its class, and with each base class."""
+    return [(base, name) for base in cls.__mro__]
+
+
+def expanded(text: str, environ: Mapping[str, str]) -> str:
+    """Replace every reference by its value. As in a shell, the default also replaces an empty value.
+
+    A ``${`` in a value is not expanded again. Raises ``EnvironmentFault``.
+    """
+    references = list(_REFERENCE.finditer(text))
+    unset = [each["name"] for each in references if each["rest"] is None and each["name"] not in environ]
+    if any(each["name"] is None for each in references):
+        fault = 'found "${" that begins neither ${NAME} nor ${NAME:-default}'
+    elif unset:
+        fault = f"not set in the environment: {', '.join(dict.fromkeys(unset))}"
+    else:
+        result = _REFERENCE.sub(lambda each: environ.get(each["name"]) or each["default"] or "", text)
+        # Python decodes bytes of the environment that are not UTF-8 to lone surrogates.
+        if not any("\ud800" <= character <= "\udfff" for character in result):
+            return result
+        fault = f"not UTF-8 in the environment: {', '.join(dict.fromkeys(each['name'] for each in references))}"
+    raise EnvironmentFault(fault)
 
 
 def read(document: Mapping[str, Any], cls: type[T], environ: Mapping[str, str]) -> tuple[T | None, list[str]]:
@@ -58,3 +255,108 @@ def _table(parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return the table at a key; empty if it is missing, or no table, which the converter reports."""
     child = parent.get(key)
     return child if isinstance(child, dict) else {}
+
+
+def fault_lines(error: Exception, root: type, path: Path = (), *, secret: bool = False) -> Iterator[str]:
+    """Yield a line for each leaf of the exceptions that structuring ``root`` raised.
+
+    ``secret``: the value at ``path`` must not be shown.
+    """
+    match error:
+        case ClassValidationError():
+            yield from _class_lines(error, root, path)
+        case IterableValidationError():
+            for inner, item in error.group_exceptions()[0]:
+                yield from fault_lines(inner, root, (*path, item.index), secret=secret)
+        case ContradictionError():
+            for fault in error.faults:
+                if isinstance(fault, NotAllowedError):
+                    yield f"{dotted((*path, fault.name))}: found {fault.found}, expected {fault.allowed}"
+                else:
+                    yield f"{dotted(path)}: {fault}"
+        case ConversionError():
+            words = error.words or found(error.written, secret=secret)
+            yield f"{dotted(path)}: found {words}, expected {error.allowed}"
+        case EnvironmentFault():
+            yield f"{dotted(path)}: {error}"
+        case _:
+            raise error
+
+
+def _class_lines(error: ClassValidationError, root: type, path: Path) -> Iterator[str]:
+    noted, others = error.group_exceptions()
+    for inner, option in noted:
+        here, keys = (*path, option.name), lineage(error.cl, option.name)
+        if isinstance(inner, KeyError):
+            words = next(REQUIRED[key] for key in keys if key in REQUIRED)
+            yield f"{dotted(here)}: missing, and it has no default; expected {words}"
+        else:
+            yield from fault_lines(inner, root, here, secret=any(key in SECRETS for key in keys))
+    for inner in others:
+        if not isinstance(inner, ForbiddenExtraKeysError):
+            yield from fault_lines(inner, root, path)
+            continue
+        known = [option.name for option in attrs.fields(error.cl)]
+        for key in sorted(inner.extra_fields):
+            elsewhere = (dotted(other) for other in options_of(root) if other[-1] == key)
+            yield f"{dotted((*path, key))}: unknown setting; {suggestion(key, known, path, elsewhere)}"
+
+
+def options_of(cls: type, path: Path = ()) -> Iterator[Path]:
+    """Yield the paths of all options below an options class, sections included."""
+    for option in attrs.fields(attrs.resolve_types(cls)):
+        here = (*path, option.name)
+        yield here
+        if option.type is not None and attrs.has(option.type):
+            yield from options_of(option.type, here)
+
+
+def dotted(path: Path) -> str:
+    """Return the path as TOML writes it: ``database.tables.messages.name[1]``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if _BARE_KEY.fullmatch(part) else shown(part)
+            text += f".{key}" if text else key
+    return text
+
+
+def found(value: object, *, secret: bool) -> str:
+    """Describe a TOML value by its type, and by the value itself unless it is or may be a secret."""
+    kind = _KINDS.get(type(value), type(value).__name__)
+    if secret or isinstance(value, dict | list):
+        return kind
+    if isinstance(value, str):
+        return f"{kind} {shown(value)}"
+    text = json.dumps(value) if isinstance(value, bool) else str(value)
+    return f"{kind} {text}" if len(text) <= _TEXT_CHARS_MAX else kind
+
+
+def shown(text: str) -> str:
+    """Return a string in quotes if it is short and harmless, else "(not shown)"."""
+    if _SHOWABLE.fullmatch(text) and "://" not in text:
+        return json.dumps(text, ensure_ascii=not text.isprintable())
+    return "(not shown)"
+
+
+def suggestion(key: str, known: list[str], path: Path, elsewhere: Iterable[str] = ()) -> str:
+    """Suggest what an unknown key of the table at ``path`` may have been meant to be."""
+    likely = nearest(key, known)
+    meant = listed(elsewhere) if likely is None else dotted((*path, likely))
+    return f"did you mean {meant}?" if meant else f"allowed here: {listed(known)}"
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """Return the known key that is most similar, if one is similar enough."""
+    folded = {name.casefold(): name for name in known}
+    match = difflib.get_close_matches(key.casefold()[:_TEXT_CHARS_MAX], folded, n=1)
+    return folded[match[0]] if match else None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names for a message; beyond ``NAMES_SHOWN_MAX`` give only their number."""
+    every = list(names)
+    more = f" and {len(every) - NAMES_SHOWN_MAX} more" if len(every) > NAMES_SHOWN_MAX else ""
+    return ", ".join(every[:NAMES_SHOWN_MAX]) + more

@@ -32,18 +32,6 @@ from airy_trio.stomp.decoder import Decoder, Limits
 from airy_trio.stomp.encoder import encode
 from airy_trio.stomp.frames import Frame, Version
 
-__all__ = [
-    "PATH",
-    "SUBPROTOCOLS",
-    "BrokenPromiseError",
-    "Closed",
-    "Headers",
-    "Rejected",
-    "StompClient",
-    "WebSocketClient",
-    "connect",
-]
-
 PATH: Final = "/ws.communication"
 SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 RECEIVE_BYTES_MAX: Final = 65_536

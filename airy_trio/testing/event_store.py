@@ -41,7 +41,6 @@ from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEve
 from airy_trio.testing.store_changes import CHANGE_PROMISES
 from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches
-from airy_trio.testing.store_durables import DURABLE_PROMISES
 from airy_trio.testing.store_reads import READ_PROMISES
 
 __all__ = [
@@ -172,7 +171,6 @@ def _random_event(random: Random) -> NewEvent:
 CHECKS: Final = (
     *READ_PROMISES,
     *CHANGE_PROMISES,
-    *DURABLE_PROMISES,
     *CRASH_PROMISES,
     random_schedules_agree_with_a_list,
 )

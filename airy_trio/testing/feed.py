@@ -3,6 +3,7 @@
 ``MemoryChanges`` is the database, shared by the feeds and leases of several recorders. A test can write to it, make it
 unavailable, give it another history, and take the lease from a holder that does not notice.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 import trio
 from attrs import define, field
@@ -27,6 +28,13 @@ class MemoryChanges:
     holder: object = None
     away: bool = False
     written: trio.Event = field(factory=trio.Event)
+
+    async def reach(self) -> None:
+        """Raise ``DatabaseUnavailable`` while it is away."""
+        await trio.lowlevel.checkpoint()
+        if self.away:
+            message = "the database is unavailable"
+            raise DatabaseUnavailable(message)
 
     def write(self, *objects: ChangedObject) -> None:
         """Commit changes, one row of the change log for each."""
@@ -53,8 +61,7 @@ class MemoryFeed:
         self._changes = changes
 
     async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``."""
-        await self._reach()
+        await self._changes.reach()
         number = self._number(after)
         rows = self._changes.rows[number : number + limit]
         newest: dict[tuple[object, ...], ChangedObject] = {}
@@ -69,60 +76,48 @@ class MemoryFeed:
         )
 
     async def wait(self) -> None:
-        """See ``ChangeFeed.wait``. It also returns after a second without changes, so that the lease is renewed."""
+        """Return also after a second without changes, so that the lease is renewed."""
         with trio.move_on_after(1):
             await self._changes.written.wait()
 
     async def origin(self) -> str:
-        """See ``ChangeFeed.origin``."""
-        await self._reach()
+        await self._changes.reach()
         return self._changes.point(self._changes.origin)
 
     async def restart(self) -> str:
-        """See ``ChangeFeed.restart``."""
-        await self._reach()
+        await self._changes.reach()
         self._changes.origin = self._changes.trimmed = len(self._changes.rows)
         return self._changes.point(self._changes.origin)
 
     async def is_foreign(self, point: str) -> bool:  # noqa: ARG002 - there is only one database
-        """See ``ChangeFeed.is_foreign``."""
-        await self._reach()
+        await self._changes.reach()
         return False
 
     async def identified(self, point: str) -> str:
-        """See ``ChangeFeed.identified``: the point as given."""
+        """Return the point as given."""
         return point
 
     async def seal(self, after: str, upto: str) -> str:  # noqa: ARG002 - changes are never lost within a history
-        """See ``ChangeFeed.seal``: the point as given."""
+        """Return the point as given."""
         return upto
 
     async def settle(self, point: str) -> None:
-        """See ``ChangeFeed.settle``: nothing to do."""
+        """There is nothing to do."""
 
     async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``."""
-        await self._reach()
+        await self._changes.reach()
         count = max(0, min(self._number(upto) - self._changes.trimmed, limit))
         self._changes.trimmed += count
         self._changes.origin = max(self._changes.origin, self._number(upto)) if count else self._changes.origin
         return count
 
     async def consumer(self) -> Consumer | None:
-        """See ``ChangeFeed.consumer``."""
-        await self._reach()
+        await self._changes.reach()
         return self._changes.consumer
 
     async def adopt(self, consumer: Consumer) -> None:
-        """See ``ChangeFeed.adopt``."""
-        await self._reach()
+        await self._changes.reach()
         self._changes.consumer = consumer
-
-    async def _reach(self) -> None:
-        await trio.lowlevel.checkpoint()
-        if self._changes.away:
-            message = "the database is unavailable"
-            raise DatabaseUnavailable(message)
 
     def _number(self, point: str) -> int:
         history, number = map(int, point.split(":"))
@@ -141,11 +136,7 @@ class MemoryLease:
     had: bool = False
 
     async def try_acquire(self) -> bool:
-        """See ``Lease.try_acquire``."""
-        await trio.lowlevel.checkpoint()
-        if self.changes.away:
-            message = "the database is unavailable"
-            raise DatabaseUnavailable(message)
+        await self.changes.reach()
         if self.changes.holder is None:
             self.changes.holder = self
         if self.changes.holder is self:
@@ -153,7 +144,6 @@ class MemoryLease:
         return self.changes.holder is self or (self.unaware and self.had)
 
     async def release(self) -> None:
-        """See ``Lease.release``."""
         await trio.lowlevel.checkpoint()
         if self.changes.holder is self:
             self.changes.holder = None

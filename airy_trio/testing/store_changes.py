@@ -1,12 +1,13 @@
-"""The promises of the event store's port about changes under a reader: trims, epochs, wake-ups, other processes."""
+"""The promises of the event store's port about changes: trims, epochs, wake-ups, restarts, durable subscriptions."""
 # ruff: noqa: PLR2004 - the expected value belongs into the check
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 
 from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
@@ -18,9 +19,18 @@ from airy_trio.testing.store_checks import (
     expect_expired,
     expect_stale,
     filled,
+    is_stale,
     put,
     tick,
 )
+from airy_trio.testing.store_crashes import after_passes
+
+MANY: Final = 2500
+"""Claims in one call."""
+CLAIMS: Final = 8
+"""Concurrent claims of one subscription."""
+PAUSES_MS: Final = (10, 100, 1000, 5000)
+"""Ages after which an unused subscription is deleted, tried in order until the machine is fast enough for one."""
 
 
 async def trims_delete_the_oldest(open_store: OpenStore) -> None:
@@ -59,12 +69,9 @@ async def epochs_end_all_positions(open_store: OpenStore) -> None:
     async with open_store() as store, open_store() as other:
         old = await filled(store, 5)
         for expected in (old.at(4), Position("other0", 5)):
-            try:
-                await store.begin_epoch(expected, "stale")
-            except StaleAppend:
-                expect((await contents(other))[0] == old, "a rejected begin_epoch changes nothing")
-            else:
-                expect(kept=False, promise=f"begin_epoch after {expected} is rejected if the head is {old}")
+            rejected = await is_stale(store.begin_epoch(expected, "stale"))
+            expect(rejected, f"begin_epoch after {expected} is rejected if the head is {old}")
+            expect((await contents(other))[0] == old, "a rejected begin_epoch changes nothing")
         begun = await store.begin_epoch(old, "restarted")
         bounds = await other.bounds()
         expect(begun.head == bounds.head, "begin_epoch returns the new bounds")
@@ -124,19 +131,11 @@ async def batches_are_read_whole(open_store: OpenStore) -> None:
             for _ in range(10):
                 head = await put(writer, head, events(1, 10))
             for patience in (*[0] * 8, *range(1, 10)):
-                async with trio.open_nursery() as cancelled:
-                    cancelled.start_soon(_cancel_after, cancelled.cancel_scope, patience)
-                    await _put_unless_stale(writer, head)
+                async with after_passes(patience):  # the append of the round before may have happened
+                    if await is_stale(put(writer, head, events(1, 10))):
+                        expect((await writer.bounds()).head > head, "an append is rejected only if the head has moved")
                 head = await _expect_whole(writer)
             done.set()
-
-
-async def _put_unless_stale(store: EventStore, head: Position) -> None:
-    """Append ten events, unless the cancelled append has happened."""
-    try:
-        await put(store, head, events(1, 10))
-    except StaleAppend:
-        expect((await store.bounds()).head > head, "an append is rejected only if the head has moved")
 
 
 async def _watch_batches(reader: EventStore, done: trio.Event) -> None:
@@ -152,12 +151,6 @@ async def _expect_whole(store: EventStore) -> Position:
         if (await store.bounds()).head == head:
             expect(point == (str(head.offset) if head.offset else None), f"{point} does not belong to {head}")
             return head
-
-
-async def _cancel_after(scope: trio.CancelScope, checkpoints: int) -> None:
-    for _ in range(checkpoints):
-        await trio.lowlevel.checkpoint()
-    scope.cancel()
 
 
 async def trims_do_not_disturb_reads_and_epochs(open_store: OpenStore) -> None:
@@ -210,6 +203,121 @@ async def reopened_stores_continue(open_store: OpenStore) -> None:
         expect((await put(store, head, events(7, 7))).offset == 7, "and offsets continue")
 
 
+async def acknowledged_positions_go_forward(open_store: OpenStore) -> None:
+    """For each owner and name the furthest position is stored. It outlives its epoch."""
+    async with open_store() as store, open_store() as other:
+        head = await filled(store, 5)
+        ann, bob, mixed = Claim("ann", "inbox", "1"), Claim("bob", "inbox", "2"), Claim("an", "ninbox", "3")
+        expect(await store.acknowledged("ann", "inbox") is None, "a new subscription has no acknowledged position")
+        for offset, stored in ((2, 2), (4, 4), (3, 4), (4, 4)):
+            await _acknowledge(store, ann, head.at(offset))
+            expect(
+                await other.acknowledged("ann", "inbox") == head.at(stored),
+                "positions only go forward",
+            )
+        await other.acknowledge([Acknowledgement(bob, head.at(1)), Acknowledgement(mixed, head.at(5))])
+        expect(await store.acknowledged("ann", "inbox") == head.at(4), "owners and names do not mix")
+        expect(await store.acknowledged("bob", "inbox") == head.at(1), "each owner has its own")
+        await store.begin_epoch(head, "restarted")
+        expect(await store.acknowledged("ann", "inbox") == head.at(4), "a position outlives its epoch")
+        begun = (await store.bounds()).head
+        await _acknowledge(store, ann, begun)
+        expect(await store.acknowledged("ann", "inbox") == begun, "a position of another epoch replaces it")
+        expect(await store.acknowledge([]) == [] == await store.claim([]), "empty calls return nothing")
+
+
+async def unused_subscriptions_are_deleted(open_store: OpenStore) -> None:
+    """A trim deletes durable subscriptions that were not claimed or acknowledged for too long, and no others."""
+    async with open_store() as store:
+        head = await filled(store, 5)
+        for pause_ms in PAUSES_MS:  # on a busy machine a subscription that was used just now is soon too old
+            if await _deletes_unused(store, head, pause_ms):
+                break
+        again = Claim("ann", "idle", "of old")
+        expect(
+            await store.acknowledge([Acknowledgement(again, head.at(4))]) == [],
+            "a deleted subscription has no claim",
+        )
+        expect(await store.acknowledged("ann", "idle") == head.at(4), "and its position is stored again")
+
+
+async def _deletes_unused(store: EventStore, head: Position, pause_ms: int) -> bool:
+    """Check what a trim deletes. Return False if the check took so long that its result is unclear."""
+    claims = [Claim("ann", name, name) for name in ("idle", "acknowledging", "claimed")]
+    await store.claim(claims)
+    await store.acknowledge([Acknowledgement(claim, head.at(2)) for claim in claims])
+    await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=AGE_S)
+    expect(await store.acknowledged("ann", "idle") == head.at(2), "a subscription that is used stays")
+    await tick(store, 2 * pause_ms)
+    used_ms = (await store.bounds()).now_ms
+    await _acknowledge(store, claims[1], head.at(1))
+    await store.claim([Claim("ann", "claimed", "another")])
+    await store.trim(age_s=AGE_S, keep=ALL, limit=ALL, unused_s=pause_ms / 1000)
+    trimmed_ms = (await store.bounds()).now_ms
+    expect(await store.acknowledged("ann", "idle") is None, "a subscription that was not used for too long is deleted")
+    if trimmed_ms - used_ms >= pause_ms:
+        return False
+    expect(await store.acknowledged("ann", "acknowledging") == head.at(2), "an acknowledgement is a use")
+    expect(await store.acknowledged("ann", "claimed") == head.at(2), "a claim is a use")
+    return True
+
+
+async def positions_outlive_their_events(open_store: OpenStore) -> None:
+    """A trim of all events retains the positions, so that a client that returns late learns that events are gone."""
+    async with open_store() as store:
+        head = await filled(store, 5)
+        await _acknowledge(store, Claim("ann", "inbox", "before"), head.at(2))
+        await tick(store)
+        expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == head.offset, "a trim deletes all events")
+        expect(await store.acknowledged("ann", "inbox") == head.at(2), "the trim does not change positions")
+        expect(await store.claim([Claim("ann", "inbox", "after")]) == [head.at(2)], "and the next claim returns them")
+        await expect_expired(store, head.at(2))
+
+
+async def the_newest_claim_wins(open_store: OpenStore) -> None:
+    """The newest claim of a durable subscription gets its position. Older claims can no longer change it."""
+    async with open_store() as store, open_store() as other:
+        head = await filled(store, 9)
+        first, second = Claim("ann", "inbox", "first"), Claim("ann", "inbox", "second")
+        expect(await store.claim([first]) == [None], "the first claim of a subscription returns no position")
+        expect(await store.acknowledged("ann", "inbox") is None, "a claim acknowledges nothing")
+        await _acknowledge(store, first, head.at(3))
+        expect(await other.claim([second]) == [head.at(3)], "the next claim returns the position")
+        bob = Claim("bob", "inbox", "first")
+        rejected = await store.acknowledge([Acknowledgement(first, head.at(7)), Acknowledgement(bob, head.at(5))])
+        expect(rejected == [first], "the older claim is rejected, and no other")
+        expect(await other.acknowledged("ann", "inbox") == head.at(3), "the rejected position is not stored")
+        expect(await other.acknowledged("bob", "inbox") == head.at(5), "the other one of the same call is")
+        await _acknowledge(other, second, head.at(8))
+        expect(await other.claim([second]) == [head.at(8)], "the same claim can be repeated")
+        await store.begin_epoch(head, None)
+        begun = (await store.bounds()).head
+        expect(await store.acknowledge([Acknowledgement(first, begun)]) == [first], "claims outlive epochs")
+        expect(await store.claim([first, bob]) == [head.at(8), head.at(5)], "an older claim can be repeated")
+        expect(await other.acknowledge([Acknowledgement(second, begun)]) == [second], "and replaces the newer one")
+
+
+async def many_claims_at_once(open_store: OpenStore) -> None:
+    """One call may have many claims, answered in order. Of several concurrent claims of one subscription one wins."""
+    async with open_store() as store, open_store() as other:
+        head = await filled(store, 3)
+        held = [Claim(f"o{number % 7}", f"n{number}", "t") for number in range(MANY)]
+        await store.acknowledge([Acknowledgement(one, head.at(at % 4)) for at, one in enumerate(held)])
+        found = await other.claim(held[::-1])
+        expect(found == [head.at(at % 4) for at in reversed(range(MANY))], "positions are in the order of the claims")
+        claims = [Claim("ann", "inbox", f"claim {number}") for number in range(CLAIMS)]
+        async with trio.open_nursery() as nursery:
+            for number, claim in enumerate(claims):
+                nursery.start_soon((store, other)[number % 2].claim, [*held[:: number + 1], claim])
+        left = [one for one in claims if not await store.acknowledge([Acknowledgement(one, head)])]
+        expect(len(left) == 1, "of several concurrent claims exactly one wins")
+
+
+async def _acknowledge(store: EventStore, claim: Claim, position: Position) -> None:
+    rejected: Sequence[Claim] = await store.acknowledge([Acknowledgement(claim, position)])
+    expect(not rejected, f"{claim} is the newest claim and may acknowledge")
+
+
 CHANGE_PROMISES: Final = (
     trims_delete_the_oldest,
     epochs_end_all_positions,
@@ -217,4 +325,9 @@ CHANGE_PROMISES: Final = (
     batches_are_read_whole,
     trims_do_not_disturb_reads_and_epochs,
     reopened_stores_continue,
+    acknowledged_positions_go_forward,
+    unused_subscriptions_are_deleted,
+    positions_outlive_their_events,
+    the_newest_claim_wins,
+    many_claims_at_once,
 )

@@ -1,6 +1,6 @@
 """What the checks of event stores share: making events, appending them, waiting for the clock, and expectations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
@@ -16,6 +16,8 @@ AGE_S: Final = 3600.0
 """An age that no event of a check reaches."""
 ALL: Final = 1000
 """A limit that no result of a check reaches."""
+WRITERS: Final = 4
+"""Writers that append at the same time."""
 TICK_MS: Final = 20
 TICK_POLL_S: Final = 0.001
 
@@ -64,27 +66,48 @@ async def tick(store: EventStore, for_ms: int = TICK_MS) -> None:
         await trio.sleep(TICK_POLL_S)
 
 
+async def is_stale(call: Awaitable[object]) -> bool:
+    """Return whether a call is rejected with ``StaleAppend``."""
+    try:
+        await call
+    except StaleAppend:
+        return True
+    return False
+
+
+async def winners(stores: Sequence[EventStore], append: Callable[[EventStore, int], Awaitable[object]]) -> list[int]:
+    """Let several writers append at the same time, on these stores by turns; return those that are not rejected."""
+    won: list[int] = []
+
+    async def write(writer: int) -> None:
+        if not await is_stale(append(stores[writer % len(stores)], writer)):
+            won.append(writer)
+
+    async with trio.open_nursery() as nursery:
+        for writer in range(WRITERS):
+            nursery.start_soon(write, writer)
+    return won
+
+
 async def expect_stale(
     store: EventStore, expected: Position, new: Sequence[NewEvent], *, replaces: str | None = None
 ) -> None:
     """Check that an append after another head, or in place of another resume point, is rejected and changes nothing."""
     before = await contents(store)
-    try:
-        await store.append(expected, new, "stale", replaces=replaces)
-    except StaleAppend:
-        expect(await contents(store) == before, "a rejected append changes nothing")
-    else:
-        stored = f"the head is {before[0]} and the resume point {before[2]!r}"
-        expect(kept=False, promise=f"an append after {expected}, in place of {replaces!r}, is rejected if {stored}")
+    stored = f"the head is {before[0]} and the resume point {before[2]!r}"
+    rejected = await is_stale(store.append(expected, new, "stale", replaces=replaces))
+    expect(rejected, f"an append after {expected}, in place of {replaces!r}, is rejected if {stored}")
+    expect(await contents(store) == before, "a rejected append changes nothing")
 
 
-async def expect_expired(store: EventStore, after: Position) -> None:
-    """Check that reading after a position raises ``PositionExpired``."""
+async def expect_expired(store: EventStore, position: Position, *, recent: bool = False) -> None:
+    """Check that ``read``, or ``recent``, raises ``PositionExpired`` for a position."""
     try:
-        await store.read(after, ALL)
+        await (store.recent(position, AGE_S, ALL) if recent else store.read(position, ALL))
     except PositionExpired:
         return
-    expect(kept=False, promise=f"reading after {after}, which is gone, raises PositionExpired")
+    verb = "recent until" if recent else "read after"
+    expect(kept=False, promise=f"{verb} {position}, which is gone, raises PositionExpired")
 
 
 async def contents(store: EventStore) -> tuple[Position, Sequence[StoredEvent], str | None]:

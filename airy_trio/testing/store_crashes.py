@@ -6,7 +6,7 @@ close the store, or continue with it. They cannot check what happens when the pr
 For that, let a process run ``write_batches``, kill it, and call ``check_whole_batches`` on what it left.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -15,7 +15,7 @@ import trio
 
 from airy_trio.log.position import Position
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, StaleAppend
-from airy_trio.testing.store_checks import AGE_S, ALL, BrokenStoreError, OpenStore, event, expect, filled, put
+from airy_trio.testing.store_checks import AGE_S, ALL, BrokenStoreError, OpenStore, event, expect, filled, is_stale, put
 
 BATCH: Final = 3
 """Events in each batch."""
@@ -60,7 +60,7 @@ async def _after_steps(steps: int) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def _after_passes(passes: int) -> AsyncGenerator[None]:
+async def after_passes(passes: int) -> AsyncGenerator[None]:
     """Cancel the block after this number of passes of the loop. If it ends earlier, wait for the rest of them."""
 
     async def cancel_later(scope: trio.CancelScope) -> None:
@@ -75,7 +75,7 @@ async def _after_passes(passes: int) -> AsyncGenerator[None]:
 
 BREAKS: Final[Sequence[BreakOff]] = (
     *(partial(_after_steps, steps) for steps in STEPS),
-    *(partial(_after_passes, passes) for passes in PASSES),
+    *(partial(after_passes, passes) for passes in PASSES),
 )
 
 
@@ -153,7 +153,7 @@ async def cancelled_calls_are_atomic(open_store: OpenStore) -> None:
 
 
 async def _append(store: EventStore, head: Position, _point: str) -> None:
-    await _unless_stale(lambda: put(store, head, [event(head.offset + 1), event(head.offset + 2)]))
+    await is_stale(put(store, head, [event(head.offset + 1), event(head.offset + 2)]))  # then it has happened
     bounds = await store.bounds()
     expect(bounds.head == head.at(head.offset + 2), "a cancelled append has happened completely, or can be repeated")
     expect(await store.resume_point() == str(bounds.last), "and its resume point is stored")
@@ -188,18 +188,11 @@ async def _acknowledge(store: EventStore, head: Position, _point: str) -> None:
 
 
 async def _begin(store: EventStore, head: Position, _point: str) -> None:
-    await _unless_stale(lambda: store.begin_epoch(head, "0"))
+    await is_stale(store.begin_epoch(head, "0"))
     bounds = await store.bounds()
     is_empty = bounds.first == bounds.last + 1
     expect(bounds.epoch != head.epoch and is_empty, "a cancelled begin_epoch has happened, or can be repeated")
     expect(await store.resume_point() == "0", "and its resume point is stored")
-
-
-async def _unless_stale(call: Callable[[], Awaitable[object]]) -> None:
-    try:
-        await call()
-    except StaleAppend:
-        return  # the cancelled call has happened
 
 
 async def _expect_whole(store: EventStore) -> None:

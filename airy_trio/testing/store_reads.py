@@ -4,13 +4,12 @@ Each check receives a function that opens the store in a new and empty place of 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
-
-import trio
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
 from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StaleAppend, stored_after
+from airy_trio.log.store import EventStore, NewEvent, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
@@ -24,10 +23,9 @@ from airy_trio.testing.store_checks import (
     filled,
     put,
     tick,
+    winners,
 )
 
-WRITERS: Final = 4
-"""Writers that append at the same time."""
 _SIZES: Final = (10, 0, 10, 70_000, 10, 10, 100_000, 10, 10, 10)
 """Sizes of the bodies of the events 1 to 10. Odd events are of channel ``odd``, even ones of ``even``."""
 _LARGE: Final = ((5000, 100), (96, 64 * 1024))
@@ -142,10 +140,7 @@ async def one_of_many_writers_wins(open_store: OpenStore) -> None:
     async with open_store() as one, open_store() as two:
         head = (await one.bounds()).head
         for _ in range(5):
-            won: list[int] = []
-            async with trio.open_nursery() as nursery:
-                for writer in range(WRITERS):
-                    nursery.start_soon(_write_pair, (one, two)[writer % 2], writer, head, won)
+            won = await winners((one, two), partial(_append_pair, head))
             expect(len(won) == 1, "exactly one of several concurrent appends takes effect")
             bodies = {read.body for read in await two.read(head, ALL)}
             expect(bodies == {event(won[0]).body}, "the stored events are the winner's")
@@ -154,12 +149,8 @@ async def one_of_many_writers_wins(open_store: OpenStore) -> None:
             expect((await two.bounds()).head == head, "the head is after the winner's events")
 
 
-async def _write_pair(store: EventStore, writer: int, head: Position, won: list[int]) -> None:
-    try:
-        await store.append(head, [event(writer), event(writer)], f"of {writer}")
-    except StaleAppend:
-        return
-    won.append(writer)
+async def _append_pair(head: Position, store: EventStore, writer: int) -> None:
+    await store.append(head, [event(writer), event(writer)], f"of {writer}")
 
 
 async def appends_without_events_keep_the_head(open_store: OpenStore) -> None:
@@ -189,22 +180,14 @@ async def resume_points_are_compared(open_store: OpenStore) -> None:
             expect(await store.resume_point() == str(count), "a writer that knows the resume point replaces it")
         known = "0"  # the resume point that was stored last
         for number in range(5):
-            won: list[int] = []
-            async with trio.open_nursery() as nursery:
-                for writer in range(WRITERS):
-                    nursery.start_soon(_replace, (store, other)[writer % 2], head, known, (number, writer), won)
+            won = await winners((store, other), partial(_replace, head, known, number))
             expect(len(won) == 1, "exactly one of several writers replaces a resume point that all of them know")
             known = f"{number} of {won[0]}"
             expect(await other.resume_point() == known, "the stored resume point is the winner's")
 
 
-async def _replace(store: EventStore, head: Position, known: str, of: tuple[int, int], won: list[int]) -> None:
-    number, writer = of
-    try:
-        await store.append(head, [], f"{number} of {writer}", replaces=known)
-    except StaleAppend:
-        return
-    won.append(writer)
+async def _replace(head: Position, known: str, number: int, store: EventStore, writer: int) -> None:
+    await store.append(head, [], f"{number} of {writer}", replaces=known)
 
 
 async def reads_respect_their_limits(open_store: OpenStore) -> None:
@@ -263,11 +246,7 @@ async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
         expect(await recent(9, AGE_S) == [3, 4, 6, 7], "a position beyond the head means the head")
         await tick(store)
         expect(await recent(7, TICK_MS / 2000) == [], "no event is older than age_s")
-        try:
-            await store.recent(Position("other0", 7), AGE_S, ALL)
-        except PositionExpired:
-            return
-        expect(kept=False, promise="recent of another epoch raises PositionExpired")
+        await expect_expired(store, Position("other0", 7), recent=True)
 
 
 async def reads_end_at_bytes_max(open_store: OpenStore) -> None:

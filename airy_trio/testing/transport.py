@@ -2,6 +2,7 @@
 
 ``MemoryTransport`` is in memory; a test decides how much its peer reads. ``StreamTransport`` wraps any Trio stream.
 """
+# ruff: noqa: D102 - the port has the promises of each verb
 
 from random import Random
 from typing import Final
@@ -25,23 +26,19 @@ class StreamTransport:
         self._broken = False
 
     async def handshake(self) -> None:
-        """See ``Transport.handshake``: there is none."""
         await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:
-        """See ``Transport.pending``."""
         return self._rest is not None
 
     def offer(self, data: bytes) -> bool:
-        """See ``Transport.offer``."""
         if self._rest is not None:
             return False
         self.push(data)
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Transport.push``."""
         if self._rest is not None:
             message = "data is pending"
             raise RuntimeError(message)
@@ -49,7 +46,6 @@ class StreamTransport:
             self._rest = memoryview(data)
 
     async def drain(self) -> None:
-        """See ``Transport.drain``."""
         if self._rest is None:
             return
         if self._broken:
@@ -61,22 +57,18 @@ class StreamTransport:
         self._rest = self._rest[CHUNK_BYTES:] if len(self._rest) > CHUNK_BYTES else None
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Transport.receive_some``."""
         return bytes(await self._stream.receive_some(bytes_max))
 
     async def send_eof(self) -> None:
-        """See ``Transport.send_eof``."""
         if isinstance(self._stream, trio.abc.HalfCloseableStream):
             await self._stream.send_eof()
         else:
             await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """See ``Transport.aclose``."""
         await self._stream.aclose()
 
     async def abort(self) -> None:
-        """See ``Transport.abort``."""
         await trio.aclose_forcefully(self._stream)
 
 
@@ -101,16 +93,13 @@ class MemoryTransport:
         self._to_read, self._from_peer = trio.open_memory_channel[bytes](1000)
 
     async def handshake(self) -> None:
-        """See ``Transport.handshake``: there is none."""
         await trio.lowlevel.checkpoint()
 
     @property
     def pending(self) -> bool:
-        """See ``Transport.pending``."""
         return bool(self._rest)
 
     def offer(self, data: bytes) -> bool:
-        """See ``Transport.offer``."""
         self._check()
         if self._rest or self._moody() or (data and not self._free()):
             self.offers_refused += 1
@@ -119,7 +108,6 @@ class MemoryTransport:
         return True
 
     def push(self, data: bytes) -> None:
-        """See ``Transport.push``."""
         self._check()
         if self._rest:
             message = "data is pending"
@@ -127,7 +115,6 @@ class MemoryTransport:
         self._take(data)
 
     async def drain(self) -> None:
-        """See ``Transport.drain``."""
         while self._rest:
             self._check()
             if self._free():
@@ -138,7 +125,7 @@ class MemoryTransport:
             await self._room.wait()
 
     async def receive_some(self, bytes_max: int) -> bytes:
-        """See ``Transport.receive_some``. It returns what one ``feed`` sent; ``bytes_max`` is ignored."""
+        """Return what one ``feed`` sent; ``bytes_max`` is ignored."""
         del bytes_max
         try:
             return await self._from_peer.receive()
@@ -146,19 +133,16 @@ class MemoryTransport:
             return b""
 
     async def send_eof(self) -> None:
-        """See ``Transport.send_eof``."""
         self.ended = True
         await trio.lowlevel.checkpoint()
 
     async def aclose(self) -> None:
-        """See ``Transport.aclose``."""
         self.closed = True
         self._from_peer.close()
         self._room.set()
         await trio.lowlevel.checkpoint()
 
     async def abort(self) -> None:
-        """See ``Transport.abort``."""
         self.aborted = True
         await self.aclose()
 

@@ -1,8 +1,8 @@
 """``airy-trio verify``: certify on the operator's own database that no change is lost.
 
 Everything runs on tables of its own in that database (``scratch``), next to any server that is running there: writers
-under adverse conditions (``writers``), a complete server in this process, and a client over a real WebSocket. Now and
-then the connection of a writer or of the recorder is terminated. The ``ledger`` compares committed changes with
+under adverse conditions, a complete server in this process, and a client over a real WebSocket. Now and then the
+connection of a writer or of the recorder is terminated. The ledger (``writers``) compares committed changes with
 received events; the rows in the scratch table at the end decide.
 """
 
@@ -21,9 +21,8 @@ from airy_trio.database import SQLITE
 from airy_trio.errors import StartError
 from airy_trio.settings import Settings
 from airy_trio.testing.client import Closed, StompClient, connect
-from airy_trio.verify.ledger import Ledger, LossCertificate, change_of
 from airy_trio.verify.scratch import Scratch, postgres_scratch, sqlite_scratch
-from airy_trio.verify.writers import Rhythm, Writer, transact_long
+from airy_trio.verify.writers import Ledger, LossCertificate, Rhythm, Writer, change_of, transact_long
 
 __all__ = ["LossCertificate", "verify"]
 

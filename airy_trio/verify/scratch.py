@@ -32,8 +32,7 @@ from airy_trio.admin.server import AdminOptions
 from airy_trio.capture.change_log import TABLE
 from airy_trio.capture.feed import ChangesOptions
 from airy_trio.capture.mapping import TablesOptions
-from airy_trio.check.postgres import missing_identity, refusals
-from airy_trio.check.sqlite import file_refusals, missing_file_rights
+from airy_trio.check.servers import file_refusals, missing_file_rights, missing_identity, refusals
 from airy_trio.database import (
     LOCK_CLASS,
     POSTGRES,
@@ -41,7 +40,6 @@ from airy_trio.database import (
     SQLITE_BUSY_TIMEOUT_S,
     Database,
     DatabaseError,
-    DatabaseOptions,
     Names,
     postgres_engine,
     quote_identifier,
@@ -53,7 +51,7 @@ from airy_trio.errors import StartError
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.options import LogOptions
 from airy_trio.sessions.listener import ListenerOptions
-from airy_trio.settings import Settings
+from airy_trio.settings import DatabaseSection, Settings
 from airy_trio.verify.writers import ApplicationTable
 
 HEX_DIGITS: Final = 8
@@ -197,13 +195,12 @@ def sqlite_scratch(settings: Settings) -> Iterator[Scratch]:
                 os.close(lock)
 
 
-def _server_settings(database: DatabaseOptions, table: str | list[str]) -> Settings:
+def _server_settings(database: DatabaseSection, table: str | list[str]) -> Settings:
     """Return settings of a server that watches only the scratch table, on any free port."""
     tables = TablesOptions()
     unmapped: dict[str, Any] = {kind: evolve(options, name="") for kind, options in tables.items()}
     return Settings(
-        database=database,
-        tables=evolve(tables, **unmapped | {"tags": evolve(tables.tags, name=table)}),
+        database=evolve(database, tables=evolve(tables, **unmapped | {"tags": evolve(tables.tags, name=table)})),
         changes=ChangesOptions(),
         events=EventsOptions(deletes=True),
         log=LogOptions(),

@@ -1,4 +1,4 @@
-"""The admin port of a whole server in this process, or of an application alone, over real HTTP."""
+"""The admin port of a whole server in this process, or of some pages alone, over real HTTP."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -9,10 +9,9 @@ import httpx2
 import trio
 from attrs import define
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.types import ASGIApp
 
 from airy_trio import app
-from airy_trio.admin.server import AdminOptions, open_listeners, serve
+from airy_trio.admin.server import AdminOptions, Pages, open_listeners, serve
 from airy_trio.settings import Settings
 
 HOST = "127.0.0.1"
@@ -92,11 +91,11 @@ async def serving_all(settings: Settings) -> AsyncIterator[tuple[app.Address, Po
 
 
 @asynccontextmanager
-async def serving(application: ASGIApp) -> AsyncIterator[Port]:
-    """Serve an application alone until the block ends."""
+async def serving(pages: Pages) -> AsyncIterator[Port]:
+    """Serve pages alone until the block ends."""
     port = free_port()
     listeners = await open_listeners(AdminOptions(port=port))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve, listeners, application)  # noqa: ASYNC113 - the ports are open already
+        nursery.start_soon(serve, listeners, pages)  # noqa: ASYNC113 - the ports are open already
         yield Port(port)
         nursery.cancel_scope.cancel()

@@ -60,7 +60,7 @@ async def test_page_and_files_are_served_with_a_policy(sqlite_application: Appli
             assert (await port.get(away)).status_code == 404
 
 
-async def test_statistics(sqlite_application: Application) -> None:
+async def test_figures_count_clients_and_deliveries(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(
         admin(free_port(), '[auth]\nmode = "tokens"\ntokens = { agent = "secret-1" }\n')
     )
@@ -82,7 +82,7 @@ async def test_statistics(sqlite_application: Application) -> None:
             assert "secret-1" not in answer.text + (await port.get("/api/connections")).text
 
 
-async def test_connections_in_pages(sqlite_application: Application) -> None:
+async def test_connections_are_listed_in_pages(sqlite_application: Application) -> None:
     settings = sqlite_application.migrate(admin(free_port()))
     async with serving_all(settings) as (address, port):
         clients = [await connect(address.host, address.port) for _ in range(3)]

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from contextlib import ExitStack, closing
+from http import HTTPStatus
 
 import h11
 import httpx2
@@ -13,19 +14,22 @@ import pytest
 import trio
 import trio.testing
 from attrs import define
-from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from airy_trio import app
-from airy_trio.admin import connection, server
-from airy_trio.admin.connection import HEAD_BYTES_MAX
-from airy_trio.admin.endpoints import application
+from airy_trio.admin import server
+from airy_trio.admin.endpoints import starting_pages
 from airy_trio.admin.readiness import Condition
-from airy_trio.admin.server import CONNECTIONS_MAX, AdminOptions, open_listeners
+from airy_trio.admin.server import (
+    CONNECTIONS_MAX,
+    HEAD_BYTES_MAX,
+    AdminOptions,
+    Answer,
+    HttpConnection,
+    Pages,
+    Request,
+    open_listeners,
+)
 from airy_trio.errors import StartError
 from airy_trio.testing.client import connect
 from tests.admin.serving import HOST, TIMEOUT_S, Port, admin, free_port, serving, serving_all
@@ -37,20 +41,22 @@ LARGE_BYTES = 32 * 1024 * 1024
 """More than the socket buffers of both sides."""
 
 
-def pages(**unwell: str) -> Starlette:
+def pages(**unwell: str) -> Pages:
     """The admin pages of a server with some parts that are not ready."""
     conditions = {"store": Condition(well=True, reason="fine")}
     conditions |= {name: Condition(well=False, reason=reason) for name, reason in unwell.items()}
-    return application(lambda: conditions, CollectorRegistry(), lambda _position, _event: {})
+    return Pages({**starting_pages(lambda: conditions).pages, "/metrics": small})
 
 
-async def large(_request: Request) -> Response:
-    await trio.lowlevel.checkpoint()
-    return PlainTextResponse("x" * LARGE_BYTES)
+def small(_request: Request) -> Answer:
+    return Answer(HTTPStatus.OK, b"x")
 
 
-async def failing(_request: Request) -> Response:
-    await trio.lowlevel.checkpoint()
+def large(_request: Request) -> Answer:
+    return Answer(HTTPStatus.OK, b"x" * LARGE_BYTES)
+
+
+def failing(_request: Request) -> Answer:
     message = "a page that is broken"
     raise LookupError(message)
 
@@ -58,10 +64,10 @@ async def failing(_request: Request) -> Response:
 LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 PAGE_S = 0.02
-BROKEN = Starlette(routes=[Route("/large", large), Route("/failing", failing)])
+BROKEN = Pages({"/large": large, "/failing": failing})
 
 
-async def test_answers() -> None:
+async def test_probes_and_unknown_pages_are_answered() -> None:
     async with serving(pages(feed="no database")) as port:
         alive = await port.get("/livez")
         assert (alive.status_code, alive.json()) == (200, {"alive": True})
@@ -75,6 +81,7 @@ async def test_answers() -> None:
             "store": {"well": True, "reason": "fine"},
             "feed": {"well": False, "reason": "no database"},
         }
+        assert (await port.get("/livez/")).status_code == 200
         assert (await port.get("/nothing")).status_code == 404
     async with serving(pages()) as port:
         assert (await port.ready()) == (200, {"ready": True, "store": {"well": True, "reason": "fine"}})
@@ -166,7 +173,7 @@ async def until_served(port: Port) -> None:
 
 
 async def end_of(stream: trio.SocketStream) -> bytes:
-    """Receive until the server closes or resets the connection."""
+    """Receive until the server closes or resets the server."""
     data = bytearray()
     with trio.fail_after(TIMEOUT_S):
         try:
@@ -178,9 +185,9 @@ async def end_of(stream: trio.SocketStream) -> bytes:
 
 
 async def test_peer_that_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "WRITE_S", 0.1)
+    monkeypatch.setattr(server, "WRITE_S", 0.1)
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
-    monkeypatch.setattr(connection, "IDLE_S", 0.1)
+    monkeypatch.setattr(server, "IDLE_S", 0.1)
     async with serving(BROKEN) as port, await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as stuck:
         assert await stuck.receive_some(10)
         await until_served(port)  # there is room for one
@@ -188,7 +195,7 @@ async def test_peer_that_reads_nothing_is_disconnected(monkeypatch: pytest.Monke
 
 
 async def test_peer_that_reads_nothing_does_not_block_shutdown() -> None:
-    with trio.fail_after(10 * connection.WRITE_S):
+    with trio.fail_after(10 * server.WRITE_S):
         async with serving(BROKEN) as port:
             stuck = await open_socket(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
             assert await stuck.receive_some(10)
@@ -206,8 +213,8 @@ async def test_peer_that_reads_nothing_does_not_block_shutdown() -> None:
     ids=["nothing", "half a head", "an endless header", "half a preface"],
 )
 async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    default_s = connection.IDLE_S
-    monkeypatch.setattr(connection, "IDLE_S", 0.2)
+    default_s = server.IDLE_S
+    monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
         with trio.fail_after(default_s - 1):  # Hypercorn's own default; ours must be shorter
             await end_of(slow)
@@ -215,7 +222,7 @@ async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.Mon
 
 async def test_connection_has_a_maximum_life(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTION_S", 0.2)
-    monkeypatch.setattr(connection, "IDLE_S", 1000)
+    monkeypatch.setattr(server, "IDLE_S", 1000)
     async with serving(pages()) as port, await open_socket(port, b"") as idle:
         await end_of(idle)
         assert (await port.get("/livez")).status_code == 200
@@ -248,11 +255,12 @@ async def test_invalid_request_ends_its_own_connection(sent: bytes) -> None:
         (LIVEZ.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + LIVEZ, [b"200"]),
         (LIVEZ.replace(b"HTTP/1.1", b"HTTP/1.0") + LIVEZ, [b"200"]),
         (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx" + LIVEZ, [b"403"]),
+        (LIVEZ.replace(b"GET", b"OPTIONS"), [b"405"]),
         (b"GET /livez HTTP/1.1\r\n\r\n" + LIVEZ, [b"400"]),
         (b"GET /livez HTTP/1.1\r\nHost:", [b"400"]),
         (LIVEZ + b"\xff\r\n\r\n", [b"200", b"400"]),
     ],
-    ids=["HEAD", "close", "HTTP/1.0", "a body", "no host", "half a request", "garbage"],
+    ids=["HEAD", "close", "HTTP/1.0", "a body", "OPTIONS", "no host", "half a request", "garbage"],
 )
 async def test_which_requests_of_a_connection_are_answered(sent: bytes, answers: list[bytes]) -> None:
     async with serving(pages()) as port, await open_socket(port, sent) as stream:
@@ -264,7 +272,7 @@ async def test_which_requests_of_a_connection_are_answered(sent: bytes, answers:
 
 
 async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Faulty(connection.HttpConnection):
+    class Faulty(HttpConnection):
         async def serve(self) -> None:
             await trio.lowlevel.checkpoint()
             raise ValueError
@@ -274,7 +282,7 @@ async def test_exception_ends_one_connection_and_is_logged(monkeypatch: pytest.M
             monkeypatch.setattr(server, "HttpConnection", Faulty)
             async with await open_socket(port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") as stream:
                 assert await end_of(stream) == b""
-            monkeypatch.setattr(server, "HttpConnection", connection.HttpConnection)
+            monkeypatch.setattr(server, "HttpConnection", HttpConnection)
             assert (await port.get("/livez")).status_code == 200
     assert "admin connection failed" in {line["event"] for line in said}
 
@@ -326,25 +334,23 @@ async def test_http2_is_not_supported(sent: bytes, status: bytes) -> None:
 
 
 async def test_probes_do_not_wait_for_other_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "IDLE_S", TIMEOUT_S)
+    monkeypatch.setattr(server, "IDLE_S", TIMEOUT_S)
     made = made_before = 0
 
-    async def page(_request: Request) -> Response:
+    def page(_request: Request) -> Answer:
         nonlocal made
-        await trio.lowlevel.checkpoint()
         made += 1
-        time.sleep(PAGE_S)  # noqa: ASYNC251 - what a page with very many clients does
-        return PlainTextResponse("x")
+        time.sleep(PAGE_S)  # what a page with very many clients does
+        return Answer(HTTPStatus.OK, b"x")
 
-    async def livez(_request: Request) -> Response:
+    def livez(_request: Request) -> Answer:
         nonlocal made_before
-        await trio.lowlevel.checkpoint()
         made_before = made
-        return PlainTextResponse("alive")
+        return Answer(HTTPStatus.OK, b"alive")
 
     crowd_size, asked = CONNECTIONS_MAX - 1, 20
     with trio.fail_after(TIMEOUT_S):
-        async with serving(Starlette(routes=[Route("/page", page), Route("/livez", livez)])) as port:
+        async with serving(Pages({"/page": page, "/livez": livez})) as port:
             probe = await open_socket(port, b"")
             crowd = [await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) for _ in range(crowd_size)]
             before = made
@@ -370,7 +376,7 @@ async def test_ended_connections_leave_nothing(sent: bytes) -> None:
             before = tasks()
             for _ in range(CONNECTIONS_MAX):
                 await (await open_socket(port, sent)).aclose()
-            with trio.fail_after(connection.IDLE_S / 2):
+            with trio.fail_after(server.IDLE_S / 2):
                 while tasks() > before:  # noqa: ASYNC110 - the server has no event for this
                     await trio.sleep(0.01)
             if sys.version_info >= (3, 13):
@@ -384,18 +390,17 @@ class Counted:
 
     made: int = 0
 
-    def application(self) -> Starlette:
-        return Starlette(routes=[Route("/page", self._page)])
+    def pages(self) -> Pages:
+        return Pages({"/page": self._page})
 
-    async def _page(self, _request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
+    def _page(self, _request: Request) -> Answer:
         self.made += 1
-        return PlainTextResponse("x")
+        return Answer(HTTPStatus.OK, b"x")
 
 
 async def test_no_pages_for_a_peer_that_has_reset() -> None:
     counted = Counted()
-    async with serving(counted.application()) as port:
+    async with serving(counted.pages()) as port:
         stream = await open_socket(port, LIVEZ.replace(b"livez", b"page") * 20)
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
         reset_at_close(stream)
@@ -407,7 +412,7 @@ async def test_no_pages_for_a_peer_that_has_reset() -> None:
 
 async def test_pages_leave_time_for_clients() -> None:
     counted, asked = Counted(), 20
-    async with serving(counted.application()) as port:
+    async with serving(counted.pages()) as port:
         begun_at = trio.current_time()
         async with await open_socket(port, LIVEZ.replace(b"livez", b"page") * asked) as stream:
             while counted.made < asked:

@@ -13,7 +13,7 @@ from airy_trio import app
 from airy_trio.capture import mapping
 from airy_trio.capture.mapping import FIELDS
 from airy_trio.check import Report, check
-from airy_trio.check.postgres import DURABLE
+from airy_trio.check.servers import DURABLE
 from airy_trio.database import POSTGRES
 from airy_trio.settings import parse
 from tests.application import Application, application

@@ -5,26 +5,26 @@ from pathlib import Path
 
 import pytest
 
-from airy_trio.check import sqlite
+from airy_trio.check import servers
 
 
 @pytest.mark.parametrize("synchronous, lines", [(0, 1), (1, 1), (2, 0), (3, 0)])
 def test_synchronous_below_full_is_reported(synchronous: int, lines: int) -> None:
-    assert len(list(sqlite.undurable(synchronous))) == lines
+    assert len(list(servers.undurable(synchronous))) == lines
 
 
 def test_old_sqlite_library_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(sqlite.file_refusals()) == []
+    assert list(servers.file_refusals()) == []
     monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 34, 1))
-    assert next(sqlite.file_refusals()).endswith("3.35 or newer is needed")
+    assert next(servers.file_refusals()).endswith("3.35 or newer is needed")
 
 
 def test_folder_without_write_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "app.db"
     path.touch()
-    assert list(sqlite.missing_file_rights(path)) == []
+    assert list(servers.missing_file_rights(path)) == []
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root, which tests may run as, may do all
-    assert list(sqlite.missing_file_rights(path)) == [
+    assert list(servers.missing_file_rights(path)) == [
         f"the file {path} cannot be written by this user",
         f"this user cannot create files in {tmp_path}",
     ]

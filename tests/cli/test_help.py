@@ -12,7 +12,7 @@ from airy_trio import cli
 
 GROUP = cli.airy_trio
 COMMANDS: dict[str, click.Command] = {"": GROUP, **GROUP.commands}
-HEAVY = ("airy_trio.settings", "alembic", "psycopg", "sqlalchemy", "starlette")
+HEAVY = ("airy_trio.settings", "alembic", "psycopg", "sqlalchemy", "prometheus_client")
 
 
 def examples(command: click.Command) -> list[str]:

@@ -2,14 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 import trio
 from attrs import define, field
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
+from airy_trio.admin.server import Answer, Pages, Request
 from tests.clients.client_processes import FOLDER
 
 HOST = "127.0.0.1"
@@ -35,18 +33,16 @@ client.activate();
 """
 
 
-def inbox(url: str) -> Starlette:
+def inbox(url: str) -> Pages:
     """The page and the library; it connects to ``url``."""
 
-    async def page(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        return HTMLResponse(PAGE % url)
+    def page(_request: Request) -> Answer:
+        return Answer(HTTPStatus.OK, (PAGE % url).encode(), {"content-type": "text/html"})
 
-    async def library(_request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        return Response(await trio.Path(LIBRARY).read_bytes(), media_type="text/javascript")
+    def library(_request: Request) -> Answer:
+        return Answer(HTTPStatus.OK, LIBRARY.read_bytes(), {"content-type": "text/javascript"})
 
-    return Starlette(routes=[Route("/", page), Route("/stomp.js", library)])
+    return Pages({"/": page, "/stomp.js": library})
 
 
 @define

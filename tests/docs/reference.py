@@ -20,7 +20,7 @@ from airy_trio.cli import airy_trio as command_line
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.options import NotAllowedError, Validator
-from airy_trio.settings import Document
+from airy_trio.settings import Settings
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED
 from airy_trio.stomp import errors
 from airy_trio.stomp.errors import Fault
@@ -47,7 +47,7 @@ def settings() -> str:
         "start from: [config/example.toml](#the-file).",
         "",
     ]
-    for path, cls in _sections(Document):
+    for path, cls in _sections(Settings):
         lines += [f"## [{path}]", "", *_section(path, cls)]
     lines += ["## The file", "", "```toml", EXAMPLE.read_text().rstrip("\n"), "```", ""]
     return "\n".join(lines)

@@ -7,8 +7,8 @@ import pytest
 
 from airy_trio.cli import airy_trio
 from airy_trio.delivery.disconnects import CATALOGUE
-from airy_trio.settings import Document
-from airy_trio.settings.messages import options_of
+from airy_trio.settings import Settings
+from airy_trio.settings.reader import options_of
 from tests.docs.reference import FOLDER, PAGES, ROOT, generated
 
 AGAIN: Final = "run `make reference`"
@@ -21,7 +21,7 @@ def test_page_is_current(name: str) -> None:
 
 def test_no_setting_is_missing() -> None:
     page = (FOLDER / "settings.md").read_text()
-    for path in options_of(Document):
+    for path in options_of(Settings):
         section, name = ".".join(map(str, path[:-1])), path[-1]
         body = re.split(r"^## ", page.partition(f"\n## [{section}]\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
         heading = f"\n## [{'.'.join(map(str, path))}"

@@ -16,8 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from airy_trio.database import SQLITE, SQLITE_BUSY_TIMEOUT_S
-from airy_trio.verify.ledger import Ledger
-from airy_trio.verify.writers import RECONNECT_S, ApplicationTable, Rhythm, Writer, transact_long
+from airy_trio.verify.writers import RECONNECT_S, ApplicationTable, Ledger, Rhythm, Writer, transact_long
 
 WRITERS = 6
 LONG_S = 4.0

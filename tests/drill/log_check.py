@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from attrs import frozen
 
 from airy_trio.log.options import LogOptions
-from airy_trio.verify.ledger import Ledger, change_of
+from airy_trio.verify.writers import Ledger, change_of
 from tests.application import Application
 from tests.application import application as store_of
 from tests.e2e.route import END, Event

@@ -2,16 +2,15 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
+from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import trio
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
+from airy_trio.admin.server import Answer, Pages, Request
 from tests.admin.serving import Port
 from tests.admin.serving import serving as serving_site
 from tests.application import Application
@@ -44,20 +43,19 @@ MODES = {
 How = Literal["header", "script", "not at all"]
 
 
-def site(urls: Sequence[str], token: str, how: How) -> Starlette:
+def site(urls: Sequence[str], token: str, how: How) -> Pages:
     """A page that connects to one of ``urls``, and how its browser gets the token."""
 
-    async def page(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        script = f"window.cookies = {len(request.cookies)};"
+    def page(request: Request) -> Answer:
+        script = f"window.cookies = {len(SimpleCookie(request.headers.get('cookie', '')))};"
         if how == "script":
             script = f'document.cookie = "airy={token}; path=/; samesite=strict";'
-        answer = HTMLResponse(PAGE % (script, urls[0]))
+        headers = {"content-type": "text/html"}
         if how == "header":
-            answer.set_cookie("airy", token, httponly=True, samesite="strict")
-        return answer
+            headers["set-cookie"] = f"airy={token}; HttpOnly; Path=/; SameSite=strict"
+        return Answer(HTTPStatus.OK, (PAGE % (script, urls[0])).encode(), headers)
 
-    return Starlette(routes=[Route("/", page)])
+    return Pages({"/": page})
 
 
 @asynccontextmanager

@@ -3,14 +3,14 @@
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 import trio
 from attrs import frozen
-from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
 
+from airy_trio.admin.server import Answer, Pages, Request
 from airy_trio.app import Address
 from airy_trio.explain import Subject
 from airy_trio.explain import explain as explanation
@@ -373,10 +373,10 @@ async def test_another_program_at_the_admin_port_is_reported(sqlite_application:
     async with serving(sqlite_application, free_port()) as (address, _), await client(address, "/events") as one:
         await one.receive()
 
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await JSONResponse({"error": "no such page"}, 404)(scope, receive, send)
+    def answer(_request: Request) -> Answer:
+        return Answer(HTTPStatus.NOT_FOUND, b'{"error": "no such page"}', {"content-type": "application/json"})
 
-    async with serving_alone(answer) as other:
+    async with serving_alone(Pages({}, answer)) as other:
         found = await explain(configure(sqlite_application, tmp_path, port=other.number), "tag", "t1")
     assert found["clients"] == "not known"
     assert found["server"] == f"another program answers at the admin port {HOST}:{other.number}"

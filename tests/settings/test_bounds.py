@@ -3,9 +3,9 @@
 import pytest
 
 from airy_trio.capture.mapping import KINDS
-from airy_trio.settings import Document, parse
+from airy_trio.settings import Settings, parse
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS
-from airy_trio.settings.messages import options_of
+from airy_trio.settings.reader import options_of
 from tests.settings.reading import URL, fault, faults, read
 
 POSTGRES = "postgresql://airy:hunter2@db:5432/airy"
@@ -89,8 +89,8 @@ def value_of(settings: object, setting: str) -> object:
 
 
 def test_every_setting_has_a_test_of_its_bounds() -> None:
-    sections = {other[:-1] for other in options_of(Document)}
-    every = {".".join(map(str, path)) for path in options_of(Document) if path not in sections}
+    sections = {other[:-1] for other in options_of(Settings)}
+    every = {".".join(map(str, path)) for path in options_of(Settings) if path not in sections}
     assert every == {setting for setting, _, _ in (*NUMBERS, *TEXTS)} | ANY
 
 

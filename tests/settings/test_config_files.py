@@ -9,9 +9,8 @@ import attrs
 import pytest
 
 from airy_trio.capture.mapping import KINDS
-from airy_trio.database import DatabaseOptions
-from airy_trio.settings import Document, LoggingOptions, Settings, load, parse
-from airy_trio.settings.messages import options_of
+from airy_trio.settings import DatabaseSection, LoggingOptions, Settings, load, parse
+from airy_trio.settings.reader import options_of
 
 CONFIG = Path(__file__).parents[2] / "config"
 EXAMPLE = (CONFIG / "example.toml").read_text()
@@ -21,7 +20,7 @@ WHOLE_EXAMPLE = re.sub(r"^#(?=\w+ = )", "", EXAMPLE, flags=re.MULTILINE)
 
 def paths_in(document: dict[str, Any]) -> set[tuple[str, ...]]:
     """Return the paths of the settings in a file: sections and keys, without the keys that users choose."""
-    sections = set(options_of(Document))
+    sections = set(options_of(Settings))
     found: set[tuple[str, ...]] = set()
 
     def walk(table: dict[str, Any], path: tuple[str, ...]) -> None:
@@ -36,17 +35,17 @@ def paths_in(document: dict[str, Any]) -> set[tuple[str, ...]]:
 
 
 def test_the_example_shows_every_setting_and_no_other() -> None:
-    assert paths_in(tomllib.loads(WHOLE_EXAMPLE)) == set(options_of(Document))
+    assert paths_in(tomllib.loads(WHOLE_EXAMPLE)) == set(options_of(Settings))
 
 
 def test_the_example_shows_the_defaults() -> None:
     settings = load(CONFIG / "example.toml", {})
-    assert settings == Settings(database=DatabaseOptions(url=settings.database.url))
+    assert settings == Settings(database=DatabaseSection(url=settings.database.url))
 
 
 def test_example_has_every_default_that_toml_can_write() -> None:
     active = paths_in(tomllib.loads(EXAMPLE))
-    shown_only = {path[-1] for path in set(options_of(Document)) - active}
+    shown_only = {path[-1] for path in set(options_of(Settings)) - active}
     assert shown_only == {"name", "columns", "constants", "values"}
 
 

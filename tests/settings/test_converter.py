@@ -8,7 +8,7 @@ from attrs import field, frozen
 from cattrs.errors import ClassValidationError
 
 from airy_trio.options import at_least
-from airy_trio.settings.convert import (
+from airy_trio.settings.reader import (
     Checks,
     ContradictionError,
     ConversionError,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.settings.convert import EnvironmentFault, expanded
+from airy_trio.settings.reader import EnvironmentFault, expanded
 
 ENVIRON = {"NAME": "value", "EMPTY": "", "TRICKY": "${NAME}", "_A1": "a", "BYTES": "caf\udce9"}
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.options import at_least
-from airy_trio.settings import Document
-from airy_trio.settings.messages import dotted, options_of
-from airy_trio.settings.reader import read
+from airy_trio.settings import Settings
+from airy_trio.settings.reader import dotted, options_of, read
 
 TOML_VALUES = st.recursive(
     st.none().map(lambda _: "x")
@@ -22,7 +21,7 @@ TOML_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-OPTIONS = tuple(options_of(Document))
+OPTIONS = tuple(options_of(Settings))
 
 
 @frozen(kw_only=True)
@@ -50,11 +49,11 @@ def document_of(items: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
     return document
 
 
-def test_options_and_no_fault() -> None:
+def test_valid_document_gives_options() -> None:
     assert read({"inner": {"number": 2}, "text": "x"}, Outer, {}) == (Outer(inner=Inner(number=2), text="x"), [])
 
 
-def test_faults_and_no_options() -> None:
+def test_invalid_document_gives_all_faults() -> None:
     assert read({"inner": {"number": 0, "numbr": 1}, "text": 5}, Outer, {}) == (
         None,
         [
@@ -65,13 +64,13 @@ def test_faults_and_no_options() -> None:
     )
 
 
-def test_the_paths_of_all_options() -> None:
+def test_options_are_listed_with_their_paths() -> None:
     assert list(options_of(Outer)) == [("inner",), ("inner", "number"), ("text",)]
 
 
 @given(st.dictionaries(st.sampled_from(OPTIONS), TOML_VALUES, max_size=4))
-def test_any_values_at_known_keys(items: dict[tuple[str | int, ...], Any]) -> None:
-    options, faults = read(document_of(items), Document, {})
+def test_any_values_at_known_keys_are_options_or_faults(items: dict[tuple[str | int, ...], Any]) -> None:
+    options, faults = read(document_of(items), Settings, {})
     assert (options is None) == bool(faults)
     assert all(fault.isprintable() for fault in faults)
     for fault in faults:
@@ -80,8 +79,8 @@ def test_any_values_at_known_keys(items: dict[tuple[str | int, ...], Any]) -> No
 
 
 @given(st.dictionaries(st.text(), TOML_VALUES, max_size=4))
-def test_any_document(document: dict[str, Any]) -> None:
-    options, faults = read({"database": {"url": "sqlite:///a.db"}, **document}, Document, {})
+def test_any_document_is_options_or_faults(document: dict[str, Any]) -> None:
+    options, faults = read({"database": {"url": "sqlite:///a.db"}, **document}, Settings, {})
     unknown = [key for key in document if (key,) not in OPTIONS]
     assert (options is None) == bool(faults)
     assert len(faults) >= len(unknown)

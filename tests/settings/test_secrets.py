@@ -89,14 +89,18 @@ def test_secret_in_a_secret_setting_is_not_shown(
 
 
 @given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS)
-def test_in_the_default_of_a_reference(password: str, scheme: str, place: str, setting: tuple[str, str]) -> None:
+def test_secret_in_the_default_of_a_reference_is_not_shown(
+    password: str, scheme: str, place: str, setting: tuple[str, str]
+) -> None:
     section, key = setting
     value = json.dumps(f"${{UNSET:-{url_of(place, scheme, password)}}}${{UNSET_TOO}}")
     assert password not in lines(f"[{section}]\n{key} = {value}")
 
 
 @given(PASSWORDS, SCHEMES, PLACES, SECRET_SETTINGS | OTHER_SETTINGS, SHAPES)
-def test_in_the_environment(password: str, scheme: str, place: str, setting: tuple[str, str], shape: str) -> None:
+def test_secret_in_the_environment_is_not_shown(
+    password: str, scheme: str, place: str, setting: tuple[str, str], shape: str
+) -> None:
     section, key = setting
     value = shape.format('"${SECRET}"')
     assert password not in lines(f"[{section}]\n{key} = {value}", {"SECRET": url_of(place, scheme, password)})
@@ -117,7 +121,7 @@ def test_secret_in_a_url_of_another_setting_is_not_shown(
 
 
 @given(PASSWORDS)
-def test_in_a_url_as_a_key(password: str) -> None:
+def test_secret_in_a_key_is_not_shown(password: str) -> None:
     key = json.dumps(f"postgresql://airy:{password}@db/airy")
     for section in ("", "[database]\n", "[listener]\n", "[database.tables.tags.columns]\n"):
         assert password not in lines(f"{section}{key} = 1")
@@ -134,7 +138,7 @@ def test_secret_in_a_broken_file_is_not_shown(password: str, data: st.DataObject
 
 @pytest.mark.parametrize("section, key", [("database", "url"), ("database", "direct_url"), ("log", "url")])
 @pytest.mark.parametrize("value", ["20261124", "2026.1124", "2026-11-24", "{ pin = 20261124 }", "[20261124]"])
-def test_password_that_is_not_a_string(section: str, key: str, value: str) -> None:
+def test_password_that_is_not_a_string_is_not_shown(section: str, key: str, value: str) -> None:
     reported = lines(f"[{section}]\n{key} = {value}")
     assert f"{section}.{key}: found " in reported
     assert "2026" not in reported

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.capture.mapping import TablesOptions
-from airy_trio.database import DatabaseOptions
 from airy_trio.errors import SettingsError
 from airy_trio.log.options import STORE_WORDS
-from airy_trio.settings import FILE_BYTES_MAX, LoggingOptions, Settings, load, parse
+from airy_trio.settings import FILE_BYTES_MAX, DatabaseSection, LoggingOptions, Settings, load, parse
 from tests.settings.reading import DATABASE, URL, fault, faults, read
 
-DEFAULTS = Settings(database=DatabaseOptions(url=URL))
+DEFAULTS = Settings(database=DatabaseSection(url=URL))
 
 
 def test_only_the_database_must_be_named() -> None:
@@ -52,8 +51,7 @@ def test_every_section_is_read() -> None:
         level = "debug"
         """
     )
-    assert settings.database == DatabaseOptions(url=URL, schema="other", connect_timeout_s=2)
-    assert type(settings.database) is DatabaseOptions
+    assert settings.database == DatabaseSection(url=URL, schema="other", connect_timeout_s=2, tables=settings.tables)
     assert settings.tables.messages.name == ["chat", "mess.ages"]
     assert settings.tables.messages.columns == {"conversation_id": "thread_id"}
     assert settings.tables.messages.constants == {"source": "chat"}
@@ -232,7 +230,7 @@ def test_database_must_be_a_table() -> None:
         ("[database.tables]\ntags = 'labels'", 'database.tables.tags: found string "labels", expected a table'),
     ],
 )
-def test_a_value_of_another_type(text: str, line: str) -> None:
+def test_value_of_another_type_is_reported(text: str, line: str) -> None:
     assert fault(text) == line
 
 
@@ -259,7 +257,7 @@ def test_toml_error_has_its_place(text: str, why: str) -> None:
     assert why in only
 
 
-def test_a_file_is_loaded(tmp_path: Path) -> None:
+def test_file_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(DATABASE + '[listener]\nhost = "${HOST}"\n')
     assert load(file, {"HOST": "::1"}).listener.host == "::1"
@@ -280,42 +278,42 @@ def refused(path: Path) -> str:
     return only
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.toml") == f"{tmp_path}/no.toml: there is no such file"
     assert refused(Path("no\nfile")) == r"'no\nfile': there is no such file"
 
 
-def test_a_directory(tmp_path: Path) -> None:
+def test_directory_is_reported(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"{tmp_path}: this is a directory, not a settings file"
 
 
-def test_a_file_below_a_file(tmp_path: Path) -> None:
+def test_file_below_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     assert refused(tmp_path / "a" / "b") == f"{tmp_path}/a/b: the file cannot be read: Not a directory"
 
 
-def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+def test_overlong_file_name_is_reported(tmp_path: Path) -> None:
     assert refused(tmp_path / ("x" * 300)).endswith("x: the file cannot be read: File name too long")
 
 
-def test_invalid_file_name() -> None:
+def test_invalid_file_name_is_reported() -> None:
     assert refused(Path("a\0b")) == r"'a\x00b': not a file name"
 
 
-def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_bytes(b"# one\n# two\n# caf\xe9\n")
     assert refused(file) == f"{file}: not UTF-8 (at line 3)"
 
 
-def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+def test_file_that_is_not_toml_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("a = 1\nb\n")
     assert refused(file).startswith(f"{file}: not TOML: ")
     assert "(at line 2, column 2)" in refused(file)
 
 
-def test_a_file_at_the_limit_and_one_beyond(tmp_path: Path) -> None:
+def test_file_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     text = DATABASE.encode()
     file.write_bytes(text + b"#" * (FILE_BYTES_MAX - len(text)))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.settings.messages import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
+from airy_trio.settings.reader import NAMES_SHOWN_MAX, dotted, found, listed, nearest, shown
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_shown_text_is_one_line(text: str) -> None:
         ("x" * 100_000, None),
     ],
 )
-def test_the_nearest_key(key: str, likely: str | None) -> None:
+def test_nearest_key_is_found(key: str, likely: str | None) -> None:
     assert nearest(key, ["host", "port", "heartbeat_ms", "connect_timeout_s", "send_timeout_s"]) == likely
 
 

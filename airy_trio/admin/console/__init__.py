@@ -5,15 +5,12 @@ no inline script or style.
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
-import trio
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from airy_trio.admin.endpoints import ClientEndpoint
+from airy_trio.admin.server import Answer, Page, Request
 
 FOLDER: Final = Path(__file__).parent
 MEDIA_TYPES: Final = {
@@ -26,23 +23,19 @@ PAGE: Final = "console.html"
 PREFIX: Final = "/console/"
 
 
-def routes(endpoint: ClientEndpoint) -> list[Route]:
+def pages(endpoint: ClientEndpoint) -> Mapping[str, Page]:
     """Make the page and its files. ``endpoint``: the port for clients, which the policy allows."""
-    files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES}
 
-    def answer(name: str, request: Request) -> Response:
-        origin = endpoint.origin(request.headers.get("host", ""))
-        return Response(files[name], headers=_headers(origin), media_type=MEDIA_TYPES[Path(name).suffix])
+    def of(file: Path) -> Page:
+        body, type_ = file.read_bytes(), MEDIA_TYPES[file.suffix]
 
-    async def page(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        return answer(PAGE, request)
+        def page(request: Request) -> Answer:
+            return Answer(HTTPStatus.OK, body, {"content-type": type_, **_headers(endpoint.origin(request.host))})
 
-    async def file(request: Request) -> Response:
-        await trio.lowlevel.checkpoint()
-        return answer(request.url.path.removeprefix(PREFIX), request)
+        return page
 
-    return [Route("/", page), *(Route(PREFIX + name, file) for name in files if name != PAGE)]
+    files = {file.name: of(file) for file in sorted(FOLDER.iterdir()) if file.suffix in MEDIA_TYPES}
+    return {"/" if name == PAGE else PREFIX + name: page for name, page in files.items()}
 
 
 def _headers(clients: str | None) -> Mapping[str, str]:
@@ -58,10 +51,10 @@ def _headers(clients: str | None) -> Mapping[str, str]:
         "require-trusted-types-for": "'script'",
     }
     return {
-        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
+        "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
     }

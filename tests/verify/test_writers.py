@@ -2,7 +2,7 @@
 
 import pytest
 
-from airy_trio.verify.ledger import GONE, Change, Ledger, LossCertificate
+from airy_trio.verify.writers import GONE, Change, Ledger, LossCertificate
 
 
 def certificate(sent: list[Change], received: list[tuple[int, Change]], rows: dict[str, int]) -> LossCertificate:

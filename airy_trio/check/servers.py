@@ -1,21 +1,32 @@
-"""Checks of a Postgres server, made as the server's role: version, rights, durability, poolers, skipped triggers.
+"""Checks of a Postgres server, made as the server's role, and of an SQLite file.
 
-They read catalogues and settings only. Most are independent of the mapping. ``check_triggers`` reports writes to mapped
-tables for which our triggers do not fire: under ``session_replication_role = replica``, as in logical replication, only
-triggers that fire always do.
+Of Postgres: version, rights, durability, poolers, skipped triggers. They read catalogues and settings only. Most are
+independent of the mapping. ``skipped_writes`` are writes to mapped tables for which our triggers do not fire: under
+``session_replication_role = replica``, as in logical replication, only triggers that fire always do.
+
+Of SQLite: the library, rights, durability. Nothing is written.
 """
 
+import os
+import sqlite3
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
 from airy_trio.capture import triggers
 from airy_trio.capture.mapping import Tables
-from airy_trio.check.report import Report
 from airy_trio.database import APPLICATION_NAME, Names, quote_identifier
 
+Weight = Literal["problem", "warning", "note"]
+"""With a problem the server would not start or not work."""
+Finding = tuple[Weight, str]
+"""A line for the operator, without secrets."""
+
 VERSION_MIN: Final = 14
+SQLITE_VERSION_MIN: Final = (3, 35)
+SYNCHRONOUS_FULL: Final = 2
 CHANGES: Final[Mapping[str, tuple[str, ...]]] = {
     "changes_version": ("SELECT",),
     "change_log": ("SELECT", "DELETE"),
@@ -159,34 +170,70 @@ def others_of_our_role(connection: sa.Connection) -> tuple[str, list[str]] | Non
     return (row.role, list(row.programs)) if row.programs else None
 
 
-def check_triggers(connection: sa.Connection, tables: Tables, names: Names, report: Report, *, deletes: bool) -> None:
-    """Report writes for which our triggers do not fire."""
+def skipped_writes(connection: sa.Connection, tables: Tables, names: Names, *, deletes: bool) -> Iterator[Finding]:
+    """Yield a line for writes for which our triggers do not fire, and for each catalogue that cannot be read."""
     always = triggers.firing_always(connection, tables, names, deletes=deletes)
     skipping: Tables = {kind: table for kind, table in tables.items() if kind not in always}
-    if skipping:
-        unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
-        report.add(
-            "note", [f"database: {name} cannot be read, so replica writes cannot be checked" for name in unreadable]
-        )
-        if "pg_subscription_rel" not in unreadable:
-            report.add("warning", _subscribed(connection, skipping))
-        report.add("warning", _set(connection, skipping, own="pg_db_role_setting" not in unreadable))
-
-
-def _subscribed(connection: sa.Connection, tables: Tables) -> Iterator[str]:
-    for kind, table in tables.items():
-        for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
-            finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
-            yield f"database.tables.{kind}: {finding}; {ADVICE}"
-
-
-def _set(connection: sa.Connection, tables: Tables, *, own: bool) -> Iterator[str]:
+    if not skipping:
+        return
+    unreadable = connection.execute(_UNREADABLE, {"names": list(_CATALOGUES)}).scalars().all()
+    for name in unreadable:
+        yield "note", f"database: {name} cannot be read, so replica writes cannot be checked"
+    if "pg_subscription_rel" not in unreadable:
+        for kind, table in skipping.items():
+            for name in connection.execute(_SUBSCRIPTIONS, {"name": table.quoted}).scalars():
+                finding = f'the subscription "{name}" writes to "{table.name}", and our triggers do not fire for it'
+                yield "warning", f"database.tables.{kind}: {finding}; {ADVICE}"
     places = [f"the server's {source}" for source in connection.execute(_SERVER).scalars()]
-    places += connection.execute(_FIRING).scalars() if own else ()
+    places += connection.execute(_FIRING).scalars() if "pg_db_role_setting" not in unreadable else ()
     for place in places:
-        kinds = ", ".join(tables)
+        kinds = ", ".join(skipping)
         finding = f"session_replication_role is replica for {place}, and our triggers on {kinds} do not fire for it"
-        yield f"database: {finding}; {ADVICE}"
+        yield "warning", f"database: {finding}; {ADVICE}"
+
+
+def file_refusals() -> Iterator[str]:
+    """Yield a line if the SQLite library of this Python is too old."""
+    if sqlite3.sqlite_version_info < SQLITE_VERSION_MIN:
+        needed = ".".join(map(str, SQLITE_VERSION_MIN))
+        yield f"this Python has SQLite {sqlite3.sqlite_version}, {needed} or newer is needed"
+
+
+def missing_file_rights(path: Path) -> Iterator[str]:
+    """Yield a line if the file cannot be written, or its folder, where SQLite and the lease create further files."""
+    if path.exists() and not os.access(path, os.W_OK):
+        yield f"the file {path} cannot be written by this user"
+    if not path.parent.is_dir():
+        yield f"the folder {path.parent} does not exist"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield f"this user cannot create files in {path.parent}"
+
+
+def try_to_write(connection: sa.Connection) -> None:
+    """Write something and roll it back. Raises the driver's error if that is not possible.
+
+    ``BEGIN IMMEDIATE`` is not enough: on a read-only file it succeeds, with a transaction that only reads.
+    """
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    connection.exec_driver_sql(f"PRAGMA user_version = {version}")
+    connection.rollback()
+
+
+def file_durability(path: Path) -> Iterator[str]:
+    """Yield a line if a connection that sets nothing, as the application's may be, commits without waiting for disk."""
+    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as plain:
+        (synchronous,) = plain.execute("PRAGMA synchronous").fetchone()
+    plain.close()
+    yield from undurable(synchronous)
+
+
+def undurable(synchronous: int) -> Iterator[str]:
+    """Yield a line if this value of ``PRAGMA synchronous`` is less than FULL."""
+    if synchronous < SYNCHRONOUS_FULL:
+        yield (
+            f"this SQLite is built with synchronous = {synchronous}: unless the application sets FULL, a power failure "
+            "may undo its commits after clients have received their events"
+        )
 
 
 def _right(role: str, right: str) -> str:

@@ -1,0 +1,429 @@
+"""``airy-trio explain TYPE ID``: report what happened to one object, from its row to the clients.
+
+It reads the database, in one transaction and with the functions that the server uses; the event store; and the admin
+port of each process of the running server. If the store or the server does not answer, that is reported, and the
+explanation continues without it. The first line is a verdict that combines all three: whether the current state of the
+object was recorded, or what prevents it.
+"""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from typing import Any, Final, Literal, Self
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+import trio
+from attrs import define, evolve, field, frozen
+
+from airy_trio import migrate
+from airy_trio.app.build import open_database, opened_store, wait_until_available
+from airy_trio.capture import triggers
+from airy_trio.capture.change_log import ChangeLog, newest_change
+from airy_trio.capture.feed import ChangedObject, Gone, Metadata
+from airy_trio.capture.inspection import inspect
+from airy_trio.capture.lease import is_held
+from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Kind, Table
+from airy_trio.capture.objects import DELETED, Change, Objects
+from airy_trio.capture.queries import Queries
+from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path
+from airy_trio.errors import AiryTrioError, StartError
+from airy_trio.events.codec import EventTooLargeError, encode
+from airy_trio.events.models import ChannelUpdated
+from airy_trio.events.translate import translate
+from airy_trio.log.position import Position
+from airy_trio.log.store import EventStore, PositionExpired, StoredEvent
+from airy_trio.settings import Settings
+
+READ_EVENTS_MAX: Final = 1000
+"""How many events are read from the store at once."""
+TIMEOUT_S: Final = 5.0
+ANSWER_BYTES_MAX: Final = 1 << 20
+ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - a server that listens there is asked at the loopback address
+VERDICTS: Final = ("clients", "passed", "waiting", "filtered", "no_subscription", "not_granted")
+_ONE_SNAPSHOT = sa.text("set transaction isolation level repeatable read")
+_STATES = {
+    "recorded": "recorded",
+    "waiting": "not recorded yet",
+    "unknown": "not known whether it is recorded",
+}
+
+RowState = Literal["unmapped", "absent", "excluded", "faulty", "fit"]
+
+
+@frozen(kw_only=True)
+class Subject:
+    """An object, as named on the command line. ``id`` is as in events; metadata has its identifier there."""
+
+    type: str
+    id: str
+    subject: str | None = None
+
+    @classmethod
+    def parse(cls, type_: str, id_: str) -> Self | None:
+        """Return the subject, or None if the id of metadata lacks its ``SUBJECT:``."""
+        if type_ != "metadata":
+            return cls(type=type_, id=id_)
+        subject, colon, identifier = id_.partition(":")
+        return cls(type=type_, id=identifier, subject=subject) if colon and subject and identifier else None
+
+    @property
+    def kind(self) -> Kind:
+        """The kind, as the settings call its table."""
+        return next(kind for kind, name in SINGULAR.items() if name == self.type)
+
+    @property
+    def object(self) -> str:
+        """The object of its events, as the event store has it."""
+        return f"{self.type}:{self.id}" if self.subject is None else f"metadata:{self.subject}:{self.id}"
+
+
+@define
+class RowReport:
+    """What the database has of one object.
+
+    ``row``: "excluded" by the mapping's ``where``, "faulty" if it cannot be converted. ``body``: of the event that the
+    row would become now, or None. ``recordable``: with these settings the current state is recorded, also if it is a
+    deletion. ``captured``: the triggers of this mapping are installed, or none are needed. ``change``: the state of the
+    newest entry in the change log, or None. ``recording``: a server holds the lease; None if not known. ``lines``: the
+    same in words.
+    """
+
+    row: RowState = "unmapped"
+    body: bytes | None = None
+    recordable: bool = True
+    captured: bool = True
+    change: Literal["recorded", "waiting", "unknown"] | None = None
+    recording: bool | None = None
+    lines: list[str] = field(factory=list)
+
+
+@frozen
+class _Found:
+    """The newest event of the object, how many of its events are retained, and the state of the store."""
+
+    newest: StoredEvent | None
+    count: int
+    retained: str
+    epoch: str
+    resume_point: str | None
+
+
+@frozen
+class Explanation:
+    """``lines`` for the operator, the verdict first. ``recorded``: the log has or had the object's current state."""
+
+    recorded: bool
+    lines: list[str]
+
+
+def explain(settings: Settings, subject: Subject) -> Explanation:
+    """Explain one object. Raises ``AiryTrioError`` if the database cannot be read."""
+    options = settings.database
+    if sa.make_url(options.url).get_backend_name() == SQLITE:
+        migrate.require_file(sqlite_path(options.url))
+    found, fault = _ask_store(settings, subject)
+    point = None if found is None else found.resume_point
+    database = open_database(options.direct_url or options.url, options)
+    try:
+        report = database.run_sync(
+            lambda connection: _read_database(connection, settings, subject, point, store_known=found is not None)
+        )
+    except DatabaseError as error:
+        raise StartError([f"database.url: the database cannot be used: {error}"]) from None
+    finally:
+        database.engine.dispose()
+    lines = report.lines
+    lines += _event_lines(found) if found is not None else [f"event     not known: {fault}"]
+    newest = None if found is None else found.newest
+    if found is not None and newest is not None:
+        lines += _client_lines(settings, Position(found.epoch, newest.offset), newest)
+    lines += _readiness_lines(settings)
+    recorded, verdict = _verdict(report, newest, subject, store_known=found is not None)
+    return Explanation(recorded, [f"verdict   {verdict}", *lines])
+
+
+def _verdict(  # noqa: PLR0911 - one return for each verdict, in the order of what prevents most
+    report: RowReport, newest: StoredEvent | None, subject: Subject, *, store_known: bool
+) -> tuple[bool, str]:
+    """Return whether the object's current state was recorded, and one sentence for it, with the reason if not."""
+    is_current = newest is not None and _is_current(newest, report)
+    prevention = _prevention(report, newest, subject, is_current=is_current)
+    if prevention is not None:
+        return False, prevention
+    if not store_known:
+        return False, "not known: the event log cannot be read"
+    if report.change == "waiting":
+        if report.recording:
+            return False, "not yet: the change is waiting to be recorded"
+        return False, "not yet: the change is waiting for a server; no server is recording"
+    if newest is not None:
+        if is_current:
+            return True, f"recorded: {newest.type} is in the event log"
+        return False, f"not recorded: {newest.type} is in the event log, but is not the current state"
+    if report.change == "recorded":
+        return True, "recorded: its event is no longer retained in the event log"
+    if report.row == "absent":
+        return False, "this object is unknown: no row, no change, no event"
+    if report.row == "excluded":
+        return False, "no event is retained: the row is excluded by `where`"
+    return False, "no event is retained: no change of the row was captured within the retention of events"
+
+
+def _prevention(report: RowReport, newest: StoredEvent | None, subject: Subject, *, is_current: bool) -> str | None:
+    """Return what makes an event of the current state impossible even if a server records, or None."""
+    if report.row == "unmapped":
+        return f"no events: no table is mapped for {subject.kind}"
+    if report.row == "faulty":
+        return "no event: the row cannot be converted"
+    if not report.captured:
+        return "no event: changes of this table are not captured; run: airy-trio migrate --config FILE"
+    # Without an event or a change, an absent row may never have existed; then unrecorded deletes are not the reason.
+    is_unknown = report.row == "absent" and newest is None and report.change is None
+    if report.recordable or is_current or is_unknown:
+        return None
+    state = "excluded by `where`" if report.row == "excluded" else "absent"
+    return f"no event: the row is {state}, and deletes are not recorded"
+
+
+def _is_current(newest: StoredEvent, report: RowReport) -> bool:
+    """Return whether the event has the object's current state: that of the row or, without a row, a deletion."""
+    if report.body is not None:
+        return newest.body == report.body
+    if newest.type == ChannelUpdated.type:
+        return json.loads(newest.body)["payload"]["connected"] is False
+    return newest.type.endswith(".deleted")
+
+
+def _read_database(
+    connection: sa.Connection, settings: Settings, subject: Subject, resume_point: str | None, *, store_known: bool
+) -> RowReport:
+    """Read everything in the transaction of the connection. Raises ``MappingError``, ``DatabaseError``.
+
+    ``resume_point``: of the event store; None before the first start, or if the store cannot be read
+    (``store_known``).
+    """
+    report = RowReport()
+    names = Names(connection.dialect.name, settings.database.schema)
+    if names.dialect == POSTGRES:
+        connection.execute(_ONE_SNAPSHOT)
+    tables = inspect(connection, settings.tables, watermarks=settings.changes.reads_only)
+    table = tables.get(subject.kind)
+    if table is None:
+        report.lines = [f'row       none: database.tables.{subject.kind}.name is "", so no table is mapped']
+        return report
+    key = _key(table, subject)
+    report.row, report.body, words = _row(connection, settings, table, key)
+    report.recordable = _is_recordable(report.row, table.kind, settings)
+    report.lines.append(f"row       {words}")
+    if settings.changes.reads_only:
+        words = f'not known: changes.capture is "{settings.changes.capture}", which keeps no change log'
+        report.lines.append(f"change    {words}")
+        return report
+    missing = list(migrate.pending(connection, "changes", settings.database))
+    if missing:
+        report.captured = False
+        report.lines += (f"change    not known: {line}" for line in missing)
+        return report
+    newer = migrate.ahead(connection, "changes", settings.database) is not None
+    deletes = settings.events.deletes
+    faults = list(triggers.faults(connection, {subject.kind: table}, names, deletes=deletes, newer_schema=newer))
+    report.captured = not faults
+    report.lines += (f"triggers  {fault}" for fault in faults)
+    change = newest_change(connection, names, subject.kind, key, resume_point)
+    if change is None:
+        report.lines.append("change    none in the change log: recorded and trimmed, or older than the triggers")
+    else:
+        report.change = ("recorded" if change.recorded else "waiting") if store_known else "unknown"
+        operation = "deleted" if change.operation == DELETED else "written"
+        at = change.at.isoformat(timespec="milliseconds")
+        report.lines.append(f"change    {operation} {at} by the trigger's clock, {_STATES[report.change]}")
+    report.recording = is_held(connection, names)
+    report.lines.append(f"recorder  {_recorder(connection, names, held=report.recording)}")
+    return report
+
+
+def _key(table: Table, subject: Subject) -> Key:
+    """Return the key as the application's table has it."""
+    if subject.subject is None:
+        return _theirs(table, "id", subject.id), None
+    if "identifier" in table.key_fields:
+        return _theirs(table, "subject", subject.subject), _theirs(table, "identifier", subject.id)
+    return f"{subject.subject}:{subject.id}", None  # both in one column, as in Airy
+
+
+def _theirs(table: Table, field: str, ours: str) -> str:
+    values = table.values.get(field, {})
+    return next((theirs for theirs, value in values.items() if str(value) == ours), ours)
+
+
+def _row(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[RowState, bytes | None, str]:
+    """Return the state of the row, the body of the event that it would become now, and the state in words."""
+    where = f'in table "{table.name}"'
+    none = f"there is none {where}"
+    excluded = f"there is one {where}, excluded by database.tables.{table.kind}.where: it counts as deleted"
+    if not Queries(connection.dialect.name, table).can_find(key):  # not a value of the type of the key's column
+        return "absent", None, none
+    found = _objects(connection, settings, table, key)
+    meaning = translate(found, settings.events)
+    faults = [f"{fault.table} {fault.key}: {fault.reason}" for fault in meaning.faults]
+    body = None
+    for event in meaning.events:
+        try:
+            body, _ = encode(event, settings.listener.message_bytes_max)
+        except EventTooLargeError as error:
+            faults.append(str(error))
+    if not found or _is_empty(found):
+        # Empty metadata has either no rows, or only rows that the mapping excludes: read again without `where`.
+        if found and table.where and not _is_empty(_objects(connection, settings, evolve(table, where=""), key)):
+            return "excluded", body, excluded
+        return "absent", body, none
+    if faults:
+        return "faulty", None, f"there is one {where}, which cannot be converted (row fault): {'; '.join(faults)}"
+    if isinstance(found[0], Gone):
+        return "excluded", body, excluded
+    return "fit", body, f"there is one {where}, which can become an event"
+
+
+def _objects(connection: sa.Connection, settings: Settings, table: Table, key: Key) -> tuple[ChangedObject, ...]:
+    """Read the object as the server does: values up to the same length."""
+    objects = Objects(connection.dialect.name, {table.kind: table}, settings.listener.message_bytes_max)
+    return objects.read(connection, [Change(table.kind, "U", key, (None, None))])
+
+
+def _is_empty(found: tuple[ChangedObject, ...]) -> bool:
+    return isinstance(found[0], Metadata) and not found[0].entries
+
+
+def _is_recordable(row: RowState, kind: Kind, settings: Settings) -> bool:
+    """Return whether the state is recorded: a deletion only with ``deletes``, unless its event is a state."""
+    recorded = settings.events.deletes or kind not in DELETABLE
+    if row == "absent":  # without triggers an absent row is not noticed
+        return recorded and not settings.changes.reads_only
+    return recorded if row == "excluded" else True
+
+
+def _recorder(connection: sa.Connection, names: Names, *, held: bool) -> str:
+    consumer = ChangeLog(names).consumer(connection)
+    if held:
+        into = f" into {consumer.store}" if consumer is not None else ""
+        return f"a server holds the lease and records{into}"
+    return "no server holds the lease: nothing is recorded until one runs"
+
+
+def _ask_store(settings: Settings, subject: Subject) -> tuple[_Found | None, str]:
+    """Search the store; return what it has, or None and why it cannot be read."""
+    if settings.log.store == "memory":
+        return None, 'the event store "memory" is inside the server process'
+
+    async def ask() -> _Found:
+        async with opened_store(settings, create=False) as opened:
+            return await wait_until_available(lambda: _search(opened.store, subject), settings.database, "log.url")
+
+    try:
+        return trio.run(ask), ""
+    except AiryTrioError as fault:
+        return None, str(fault)
+
+
+async def _search(store: EventStore, subject: Subject) -> _Found:
+    while True:
+        # First the resume point, then the events: so the events include all changes before the resume point.
+        resume_point = await store.resume_point()
+        bounds = await store.bounds()
+        at, newest, count = bounds.floor, None, 0
+        try:
+            while events := await store.read(at, READ_EVENTS_MAX):
+                for event in events:
+                    if event.object == subject.object:
+                        newest, count = event, count + 1
+                at = at.at(events[-1].offset)
+        except PositionExpired:  # trimmed in the meantime
+            continue
+        retained = (
+            f"{bounds.first} to {bounds.last} of epoch {bounds.epoch}" if bounds.last >= bounds.first else "nothing"
+        )
+        return _Found(newest, count, retained, bounds.epoch, resume_point)
+
+
+def _event_lines(found: _Found) -> Iterator[str]:
+    if found.newest is None:
+        yield f"event     none is retained (the log has {found.retained}): not recorded, or trimmed since"
+        return
+    at = datetime.fromtimestamp(found.newest.appended_at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    more = f", the newest of {found.count} that are retained" if found.count > 1 else ""
+    truncated = ", too large, so without its content" if found.newest.truncated else ""
+    yield f"event     {found.newest.type} at {found.epoch}-{found.newest.offset}, recorded {at}{more}{truncated}"
+
+
+def _client_lines(settings: Settings, position: Position, event: StoredEvent) -> Iterator[str]:
+    """Yield how many connected clients are past the event: it was sent to them, or they subscribed later.
+
+    The others will receive it, or never will, for the reasons that are counted.
+    """
+    if not settings.admin.port:
+        yield "clients   not known: [admin] port is 0, so the server has no admin port"
+        return
+    query = {"position": str(position), "type": event.type}
+    optional = {"channel": event.channel_id, "conversation": event.conversation_id}
+    query |= {name: value for name, value in optional.items() if value is not None}
+    path = f"/api/clients?{urlencode(query)}"
+    found = [answer for _, answer in _answers(settings, path, VERDICTS, settings.listener.workers)]
+    answers = [answer for answer in found if not isinstance(answer, str)]
+    if not answers:
+        yield "clients   not known"
+        return
+    counts = {verdict: sum(answer[verdict] for answer in answers) for verdict in VERDICTS}
+    where = "" if len(answers) == len(found) else f" to the {len(answers)} of {len(found)} workers that answer"
+    yield (
+        f"clients   {counts['clients']} connected{where}: "
+        f"{counts['passed']} are past it, {counts['waiting']} are not yet, "
+        f"{counts['filtered']} subscribe to other destinations, {counts['no_subscription']} to none, "
+        f"{counts['not_granted']} may not read it"
+    )
+    for session in chain.from_iterable(answer["sessions"] for answer in answers):
+        user = "" if session["user"] is None else f" of {session['user']}"
+        yield f"          session {session['session']}{user}: {session['verdict'].replace('_', ' ')}"
+
+
+def _readiness_lines(settings: Settings) -> Iterator[str]:
+    """Yield a line for each condition that is not met, and for each process that does not answer."""
+    for name, answer in _answers(settings, "/readyz", ("ready",), settings.listener.processes):
+        if isinstance(answer, str):
+            yield f"server    {name}{answer}"
+            continue
+        for condition, state in answer.items():
+            if isinstance(state, dict) and not state["well"]:
+                yield f"server    {name}{condition} is not ready: {state['reason']}"
+
+
+def _answers(
+    settings: Settings, path: str, names: Sequence[str], processes: int
+) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
+    """Ask the first processes, workers before the recorder; yield a prefix that names each, and its answer or a reason.
+
+    An answer without all of ``names`` is not from a server of ours.
+    """
+    host = "127.0.0.1" if settings.admin.host in ANY_ADDRESS else settings.admin.host
+    for number, port in enumerate(settings.admin.ports(processes)):
+        prefix = f"worker {number}: " if settings.listener.workers > 1 else ""
+        yield "recorder: " if number == settings.listener.recorder else prefix, _get(host, port, path, names)
+
+
+def _get(host: str, port: int, path: str, names: Sequence[str]) -> Mapping[str, Any] | str:
+    """Return the answer, or why there is none, in words."""
+    other_program = f"another program answers at the admin port {host}:{port}"
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = json.loads(answer.read(ANSWER_BYTES_MAX))
+    except OSError:
+        return f"no server answers at the admin port {host}:{port}; it is not running here"
+    except (http.client.HTTPException, ValueError):
+        return other_program
+    finally:
+        connection.close()
+    return body if isinstance(body, dict) and body.keys() >= {*names} else other_program
