@@ -13,23 +13,19 @@ import tempfile
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from airy_trio import app, migrate, settings
-from airy_trio.errors import StartError
-from airy_trio.terminal import Stdout, line
-from airy_trio.testing.client import Closed, StompClient, connect
+from airy_trio import app, migrate, settings, tail
+from airy_trio.errors import StartError, single_error
+from airy_trio.terminal import Stdout
 
 HOST: Final = "127.0.0.1"
 CONSOLE_PORT: Final = 8081
 """The default of ``[admin] port``; if it is in use, the demo takes any free port."""
 APPLICATION_END_S: Final = 5.0
-SILENCE_MAX_S: Final = 15.0
-"""Without an event for so long the demo has failed: the application writes about once a second."""
 
 
 def run(*, events_max: int | None = None, browse: bool = False) -> None:
@@ -74,19 +70,28 @@ async def _show(address: app.Address, database: Path, events_max: int | None, ou
     output.write(f"database  {database}")
     output.write(f"clients   {address.url}  (STOMP; subscribe to /events)")
     output.write("Ctrl-C ends the demo\n")
-    async with await connect(address.host, address.port, address.path) as client:
-        await client.subscribe()
-        application = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "airy_trio.demo.application", str(database)],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C must not reach it: the demo terminates it
-        )
-        try:
-            await _print(client, events_max, output)
-        finally:
-            application.terminate()
-            with trio.move_on_after(APPLICATION_END_S, shield=True):
-                await application.wait()
+    application = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "airy_trio.demo.application", str(database)],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C must not reach it: the demo terminates it
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, application)
+            await tail.follow(address.url, None, tail.TailOptions(everything=True, events_max=events_max), output)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise single_error(group) from None
+    finally:
+        application.terminate()
+        with trio.move_on_after(APPLICATION_END_S, shield=True):
+            await application.wait()
+
+
+async def _watch(application: trio.Process) -> None:
+    """Raise ``StartError`` when the application ends."""
+    code = await application.wait()
+    raise StartError([f"the demo's application has ended with {code}"])
 
 
 def _free_port(wanted: int) -> int:
@@ -101,21 +106,3 @@ def _free_port(wanted: int) -> int:
             free: int = probe.getsockname()[1]
             return free
     raise StartError([f"there is no free port for the demo's console on {HOST}"])
-
-
-async def _print(client: StompClient, events_max: int | None, output: Stdout) -> None:
-    """Print events until nothing reads them. Raises ``StartError`` if the server or the application has failed."""
-    shown = 0
-    while events_max is None or shown < events_max:
-        try:
-            with trio.fail_after(SILENCE_MAX_S):
-                frame = await client.receive()
-        except trio.TooSlowError:
-            raise StartError(["the demo's application has stopped writing"]) from None
-        except Closed as closed:
-            raise StartError([f"the demo's server has closed the connection: {closed}"]) from None
-        if frame.command != "MESSAGE":
-            raise StartError([f"the demo's server has ended: {frame.get('message')}"])
-        if not output.write(line(frame.get("message-id") or "", frame.body, datetime.now(UTC))):
-            return
-        shown += 1

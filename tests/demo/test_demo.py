@@ -112,3 +112,15 @@ async def test_signal_during_preparation_leaves_no_files(tmp_path: Path) -> None
             assert await demo.wait() in (0, 128 + signal.SIGINT)
     assert demo.err.all == []
     assert left_in(tmp_path) == []
+
+
+async def test_the_end_of_the_application_is_an_error(tmp_path: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with running(Program, [*AIRY_TRIO, "demo"], environ={"TMPDIR": str(tmp_path)}) as demo:
+            assert await demo.out.line(5)
+            children = await trio.run_process(["pgrep", "-P", str(demo.process.pid)], capture_stdout=True)
+            [application] = children.stdout.split()
+            os.kill(int(application), signal.SIGKILL)
+            assert await demo.process.wait() == 1
+    assert demo.err.all == ["airy-trio: the demo's application has ended with -9"]
+    assert left_in(tmp_path) == []
