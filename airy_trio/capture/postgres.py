@@ -17,11 +17,11 @@ one open transaction.
 If a difference exceeds the limit, its present snapshot becomes the *target*: pages by ``seq`` follow, which see what
 the target sees, until the target is reached and becomes the snapshot of the resume point.
 
-Every read, of one change or of thousands, takes two round trips on the raw connection, without a thread and without
-SQLAlchemy: the first begins a snapshot and reads the difference or a page, the second reads the changed objects,
-releases the wake-up lock if that is due, and ends the transaction. Only if the database refuses to read one of the
-objects, more follow in the same snapshot, to find it. Making objects of many rows takes milliseconds in which clients
-must be served, so it is done in a thread.
+A read of few changes takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first
+begins a snapshot and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if
+that is due, and ends the transaction. If there are many changes, each query is a round trip of its own, and the objects
+are made in a thread, because that takes milliseconds in which clients must be served. If the database refuses to read
+one of the objects, more queries follow in the same snapshot, to find it.
 """
 
 from collections.abc import Callable, Sequence
@@ -256,7 +256,7 @@ class PostgresFeed(LoggedFeed):
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify.
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
-        answers = await self._answers(pipeline, reading.asked, ending)
+        answers = await self._answers(pipeline, reading.asked, ending, few=len(rows) <= FEW)
         following = self._following(point, now, rows, limit)
         return Batch(
             objects=await _run(len(rows), reading.objects, answers),
@@ -279,19 +279,26 @@ class PostgresFeed(LoggedFeed):
             return evolve(now, snapshot=target)
         return evolve(point, place=now.place, source=now.source, target=target, seq=rows[-1][_SEQ])
 
-    async def _answers(self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked]) -> list[Rows]:
-        """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
-        try:
-            statements = [self._statement(bound) for bound in asked]
-            _, *found = await pipeline.run((_SAVEPOINT, ()), *statements, *ending)
-            return [Rows(rows) for rows in found[: len(asked)]]
-        except psycopg.Error as error:
-            if not is_refusal(error):
-                raise
-        await pipeline.run((_ROLLBACK_QUERY, ()))
-        answers = [await self._answer(pipeline, bound) for bound in asked]
+    async def _answers(
+        self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked], *, few: bool
+    ) -> list[Rows]:
+        """Run all queries and then ``ending``, in one round trip unless the database refuses a key.
+
+        Many keys are sent query by query: libpq does not read while it sends, and the server does not read while it
+        sends, so they might wait for each other.
+        """
+        if few:
+            begin = [(_SAVEPOINT, ())] if asked else []
+            try:
+                answers = await pipeline.run(*begin, *map(self._statement, asked), *ending)
+                return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]
+            except psycopg.Error as error:
+                if not is_refusal(error):
+                    raise
+        await pipeline.run((_ROLLBACK_QUERY if few else _SAVEPOINT, ()))
+        found = [await self._answer(pipeline, bound) for bound in asked]
         await pipeline.run(*ending)
-        return answers
+        return found
 
     async def _answer(self, pipeline: Pipeline, bound: BoundQuery) -> Rows:
         """Do the same as ``BoundQuery.answer``, in a transaction with a savepoint."""
