@@ -41,7 +41,7 @@ from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Key, Kind, Tables
 from airy_trio.capture.objects import Objects
 from airy_trio.capture.queries import TEXT_CHARS_MAX
-from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, identified, is_foreign
+from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
 from airy_trio.database.queries import Query
 from airy_trio.errors import Unavailable
@@ -80,6 +80,17 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark")),
         )
         quoted = names.quoted(STATE).replace(":", "\\:")
+        self.seal = sa.text(
+            f"update {quoted} set mark = :mark, replaced_mark = case when mark = :replaced then :replaced "  # noqa: S608
+            f"else :replaced || ' ' || substr(mark || ' ' || replaced_mark, 1, {MARKS_CHARS_MAX}) end"
+        )
+        """Stores the ``mark`` of a point that is about to be recorded, and that of the point that is ``replaced``.
+
+        If the newest mark is another one than the latter, the append of its point is unsettled and may still happen, so
+        it and the marks before it are retained, up to ``MARKS_CHARS_MAX``.
+        """
+        self.settle = sa.text(f"update {quoted} set replaced_mark = mark where mark = :mark")  # noqa: S608 - quoted
+        """Removes the marks of the replaced points, unless another point has been sealed since that of ``mark``."""
         self._history = Query(sa.text(f"select source, origin, mark, replaced_mark from {quoted}"))  # noqa: S608 - quoted
 
     def count(self, connection: sa.Connection) -> int:
@@ -102,21 +113,6 @@ class ChangeLog:
         for source, origin, mark, replaced_mark in self._history.rows(connection, {}):
             return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
         return None
-
-    def seal(self, connection: sa.Connection, mark: str, replaced_mark: str) -> None:
-        """Store the mark of a point that is about to be recorded, and the mark of the point that it replaces.
-
-        If the newest mark is not ``replaced_mark``, the append of its point is unsettled and may still happen, so it
-        and the marks before it are retained, up to ``MARKS_CHARS_MAX``.
-        """
-        newest = self.state.c.mark
-        unsettled = sa.func.substr(newest + " " + self.state.c.replaced_mark, 1, MARKS_CHARS_MAX)
-        accepted = sa.case((newest == replaced_mark, replaced_mark), else_=sa.literal(replaced_mark) + " " + unsettled)
-        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=accepted))
-
-    def settle(self, connection: sa.Connection, mark: str) -> None:
-        """Remove the marks of the replaced points, unless another point has been sealed since."""
-        connection.execute(sa.update(self.state).where(self.state.c.mark == mark).values(replaced_mark=mark))
 
     def consumer(self, connection: sa.Connection) -> Consumer | None:
         """Return the event log that consumes these changes."""
@@ -160,6 +156,16 @@ class LoggedFeed(ABC):
         self._use(source.tables)
         self._seals = source.seals
         self._settled = ""
+
+    async def origin(self) -> str:
+        """See ``ChangeFeed.origin``."""
+        return await self._reading.run(self._origin)
+
+    def _origin(self, connection: sa.Connection) -> str:
+        history = self._log.history(connection)
+        if history is None:
+            return first(connection, self._log.names.quoted(TABLE))
+        return identified(history.origin, history.source)
 
     async def is_foreign(self, point: str) -> bool:
         """See ``ChangeFeed.is_foreign``."""

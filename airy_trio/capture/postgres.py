@@ -24,7 +24,7 @@ are made in a thread, because that takes milliseconds in which clients must be s
 one of the objects, more queries follow in the same snapshot, to find it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import psycopg
@@ -34,14 +34,14 @@ import trio
 from attrs import evolve, frozen
 from sqlalchemy.dialects import postgresql
 
-from airy_trio.capture.change_log import MARKS_CHARS_MAX, STATE, TABLE, LoggedChanges, LoggedFeed
+from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.objects import COLUMNS, changes_of, read_current
 from airy_trio.capture.resume_points import Cluster, PostgresPoint
 from airy_trio.capture.wakeup import Wakeup
 from airy_trio.database import is_refusal, quote_text
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
-from airy_trio.database.queries import BoundQuery, Query, Row, Rows, refusal_reason
+from airy_trio.database.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.errors import AiryTrioError
 
 FEW: Final = 64
@@ -96,9 +96,9 @@ class PostgresFeed(LoggedFeed):
         self._found = False  # whether the last read found changes
         self._pause_s = POLL_FIRST_S
         self._verified: _Verified | None = None
-        self._prepared: dict[Query, tuple[Statement, Sequence[str]]] = {}
+        self._prepared: dict[sa.TextClause, tuple[Statement, Sequence[str]]] = {}
         self._log_name = source.names.quoted(TABLE)
-        log, state = self._log_name, source.names.quoted(STATE)
+        log = self._log_name
         columns = (
             f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s, "
             "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
@@ -125,15 +125,6 @@ class PostgresFeed(LoggedFeed):
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
             "order by txid limit :limit)"
         )
-        self._write_marks = Statement(
-            "airy_seal",
-            f"update {state} set mark = $1, replaced_mark = case when mark = $2 then $2 "  # noqa: S608 - names quoted
-            f"else $2 || ' ' || left(mark || ' ' || replaced_mark, {MARKS_CHARS_MAX}) end",
-        )
-        self._forget_mark = Statement(
-            "airy_settle",
-            f"update {state} set replaced_mark = mark where mark = $1",  # noqa: S608 - names quoted
-        )
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``."""
@@ -153,10 +144,6 @@ class PostgresFeed(LoggedFeed):
         elif not await self.wakeup.arm():
             await trio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * POLL_GROWTH, POLL_MAX_S)
-
-    async def origin(self) -> str:
-        """See ``ChangeFeed.origin``."""
-        return await self._reading.run(self._origin)
 
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
@@ -193,30 +180,22 @@ class PostgresFeed(LoggedFeed):
 
     async def _seal(self, after: str, upto: str, mark: str) -> str:
         """Write the mark over the connection that holds the lease: a recorder that has lost the lease cannot."""
-        await self._write(self._write_marks, mark, PostgresPoint.parse(after).mark)
+        await self._write(self._log.seal, mark=mark, replaced=PostgresPoint.parse(after).mark)
         return str(evolve(PostgresPoint.parse(upto), mark=mark))
 
     async def _settle(self, point: str) -> None:
-        await self._write(self._forget_mark, PostgresPoint.parse(point).mark)
+        await self._write(self._log.settle, mark=PostgresPoint.parse(point).mark)
 
-    async def _write(self, statement: Statement, *marks: str) -> None:
+    async def _write(self, statement: sa.TextClause, **marks: str) -> None:
         """Write marks, and return once they are on disk.
 
         The marks of ``settle`` too: a machine that loses power may lose the end of an event log with it, and a database
         that still accepted the previous mark would record into the old epoch again.
         """
-        parameters: list[Parameter] = [mark.encode() for mark in marks]
-
-        async def write(pipeline: Pipeline) -> None:
-            await pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), (statement, parameters), (_COMMIT, ()))
-
-        await self._reading.run_pipeline(write)
-
-    def _origin(self, connection: sa.Connection) -> str:
-        history = self._log.history(connection)
-        if history is None:
-            return str(PostgresPoint.now(connection, self._log_name))
-        return str(evolve(PostgresPoint.parse(history.origin), source=history.source))
+        asked = self._numbered(statement, marks)
+        await self._reading.run_pipeline(
+            lambda pipeline: pipeline.run((_BEGIN_WRITING, ()), (_ON_DISK, ()), asked, (_COMMIT, ()))
+        )
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         point, verified = PostgresPoint.parse(after), self._verified
@@ -324,14 +303,17 @@ class PostgresFeed(LoggedFeed):
         return Rows(found, refused)
 
     def _statement(self, bound: BoundQuery) -> Asked:
-        """A bound query as a statement with numbered parameters, which is compiled once."""
-        prepared = self._prepared.get(bound.query)
+        return self._numbered(bound.query.statement, bound.arguments)
+
+    def _numbered(self, statement: sa.TextClause, arguments: Mapping[str, object]) -> Asked:
+        """A statement with numbered instead of named parameters, which is compiled once."""
+        prepared = self._prepared.get(statement)
         if prepared is None:
-            compiled = bound.query.statement.compile(dialect=_NUMBERED)
-            statement = Statement(f"airy_read_{len(self._prepared)}", str(compiled))
-            prepared = self._prepared[bound.query] = statement, compiled.positiontup or ()
-        statement, names = prepared
-        return statement, _parameters(*(bound.arguments[name] for name in names))
+            compiled = statement.compile(dialect=_NUMBERED)
+            numbered = Statement(f"airy_read_{len(self._prepared)}", str(compiled))
+            prepared = self._prepared[statement] = numbered, compiled.positiontup or ()
+        numbered, names = prepared
+        return numbered, _parameters(*(arguments[name] for name in names))
 
 
 @frozen

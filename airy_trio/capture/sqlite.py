@@ -24,7 +24,7 @@ from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
 from airy_trio.capture.objects import COLUMNS, changes_of, read_current
-from airy_trio.capture.resume_points import SqlitePoint
+from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import Query
 from airy_trio.database.sqlite import FileVersion, FileVersions
@@ -82,10 +82,6 @@ class SqliteFeed(LoggedFeed):
                 self._version, self._woken = version, True  # the next read sees at least this version
                 return
 
-    async def origin(self) -> str:
-        """See ``ChangeFeed.origin``."""
-        return await self._reading.run(self._origin)
-
     async def restart(self) -> str:
         """See ``ChangeFeed.restart``."""
         point, count = await self._writing.write(self._restart)
@@ -108,13 +104,13 @@ class SqliteFeed(LoggedFeed):
         return await self._writing.write(work)
 
     async def _seal(self, after: str, upto: str, mark: str) -> str:
-        replaced_mark = SqlitePoint.parse(after).mark
-        await self._writing.write(lambda connection: self._log.seal(connection, mark, replaced_mark))
+        marks = {"mark": mark, "replaced": SqlitePoint.parse(after).mark}
+        await self._writing.write(lambda connection: connection.execute(self._log.seal, marks))
         return str(evolve(SqlitePoint.parse(upto), mark=mark))
 
     async def _settle(self, point: str) -> None:
-        mark = SqlitePoint.parse(point).mark
-        await self._writing.write(lambda connection: self._log.settle(connection, mark))
+        mark = {"mark": SqlitePoint.parse(point).mark}
+        await self._writing.write(lambda connection: connection.execute(self._log.settle, mark))
 
     async def _query_version(self) -> FileVersion:
         """The file's version, which changes with every commit by another connection.
@@ -180,17 +176,11 @@ class SqliteFeed(LoggedFeed):
             age_s=time.time() - rows[0][_AT] / 1000 if rows else None,
         )
 
-    def _origin(self, connection: sa.Connection) -> str:
-        history = self._log.history(connection)
-        if history is None:
-            return str(SqlitePoint())
-        return str(evolve(SqlitePoint.parse(history.origin), source=history.source))
-
     def _restart(self, connection: sa.Connection) -> tuple[str, int]:
         history, rows, count = self._log.history(connection), self._log.rows, 0
         newest = connection.execute(sa.select(rows.c.seq, rows.c.token).order_by(rows.c.seq.desc()).limit(1)).first()
         source = "" if history is None else history.source
-        point = str(evolve(SqlitePoint(*newest) if newest else SqlitePoint(), source=source))
+        point = str(evolve(SqlitePoint(*newest) if newest else SQLITE_FIRST, source=source))
         if newest:
             count = connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq)).rowcount
         self._log.set_origin(connection, point)
