@@ -27,7 +27,7 @@ power failure stops both machines, or because the store stops before it answers.
 """
 
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -37,9 +37,8 @@ import structlog
 from attrs import frozen
 
 from airy_trio.capture.feed import Consumer, ResumePointLost
-from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Key, Kind, Tables
-from airy_trio.capture.objects import Objects
+from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
@@ -143,17 +142,15 @@ class LoggedChanges:
     seals: bool = False
 
 
-class LoggedFeed(ABC):
+class LoggedFeed(InspectedFeed):
     """The part of ``ChangeFeed`` that does not depend on the dialect. Owns the connection and the pool."""
 
     consumed = True
 
     def __init__(self, source: LoggedChanges) -> None:
-        self._reading = source.reading
+        super().__init__(source.reading, source.names.dialect, source.tables, source.text_chars_max)
         self._writing = source.writing
         self._log = ChangeLog(source.names)
-        self._text_chars_max = source.text_chars_max
-        self._use(source.tables)
         self._seals = source.seals
         self._settled = ""
 
@@ -212,16 +209,6 @@ class LoggedFeed(ABC):
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         await close_all(self._reading.aclose, self._writing.aclose)
-
-    async def _renew(self) -> bool:
-        """Inspect the tables again and return whether they have changed. Raises ``MappingError``."""
-        before = self._tables
-        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
-        return self._tables != before
-
-    def _use(self, tables: Tables) -> None:
-        self._tables = tables
-        self._objects = Objects(self._log.names.dialect, tables, self._text_chars_max)
 
 
 @frozen(kw_only=True)

@@ -6,19 +6,19 @@ deleted; its event can carry only the fields that the change log holds of delete
 
 All queries of one batch must run in one transaction and see one snapshot, the one in which the change log was read.
 Otherwise a row might already show a later change, and the same state would be sent twice. The caller opens the
-transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; the fast path on
-Postgres does the latter, to send all of them in one round trip. ``read_current`` repeats a read whose tables have
-changed.
+transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; ``PostgresFeed`` does
+the latter, to send all of them in one round trip. ``InspectedFeed`` repeats a read whose tables have changed.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, assert_never
+from typing import Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import fields_dict, frozen
 
 from airy_trio.capture.feed import (
     Batch,
@@ -26,6 +26,7 @@ from airy_trio.capture.feed import (
     Channel,
     ChannelGone,
     ContentForm,
+    Gone,
     Message,
     MessageGone,
     Metadata,
@@ -36,9 +37,10 @@ from airy_trio.capture.feed import (
     Unreadable,
     Value,
 )
+from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.database import DatabaseRefused
+from airy_trio.database import DatabaseRefused, DedicatedConnection
 from airy_trio.database.queries import BoundQuery, Row, Rows
 from airy_trio.errors import MappingError, StartError
 
@@ -56,6 +58,7 @@ Answers = Sequence[Rows]
 _Role = tuple[Literal["rows", "owners", "channels", "state"], Kind]
 """The purpose of a query, and the table that it reads."""
 _NO_ROWS: Final = Rows()
+_GONE: Final[Mapping[Kind, type[Gone]]] = {"messages": MessageGone, "channels": ChannelGone, "tags": TagGone}
 
 
 class Change(NamedTuple):
@@ -267,15 +270,12 @@ class MessageColumns:
     A row is one of ``Queries.rows``: the mapped columns, and last whether ``where`` includes it.
     """
 
-    def __init__(self, table: Table, text_chars_max: int = 0) -> None:
-        content = table.columns.get("content")
+    def __init__(self, table: Table, text_chars_max: int) -> None:
         self._text_chars_max = text_chars_max
         read = tuple(table.columns)
         fields = (field.name for field in FIELDS["messages"])
         constants = {name: table.constants.get(name) for name in fields if name not in table.columns}
-        is_json = content is not None and content.type == "json"
-        self._form: ContentForm = "json" if table.content_form == "auto" and is_json else table.content_form
-        self._added = (*constants.values(), self._form, table.zone)
+        self._added = (*constants.values(), _content_form(table), table.zone)
         names = (*read, "included", *constants, "content_form", "time_zone")
         self._message: itemgetter[Any] = itemgetter(*map(names.index, Message._fields))
         self._key, self._included = read.index("id"), len(read)
@@ -300,10 +300,6 @@ class MessageColumns:
                 )
             found[row[key], None] = changed
         return found
-
-    def present(self, fields: Mapping[str, Any]) -> Message:
-        """A message with these fields."""
-        return Message(**fields, content_form=self._form, time_zone=self._table.zone)
 
 
 def _is_cut(value: Value, chars_max: int) -> bool:
@@ -337,56 +333,61 @@ def pair(table: Table, key: Key) -> Key:
 
 def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
     """The object of a row. Never metadata, whose pairs have several rows."""
-    match table.kind:
-        case "messages":
-            return MessageColumns(table).present(fields)
-        case "channels":
-            return Channel(**fields)
-        case "tags":
-            return Tag(**fields)
-        case "metadata":  # pragma: no cover - pairs are never read as single rows
-            raise AssertionError(table.kind)
-        case _:
-            assert_never(table.kind)
+    if table.kind == "messages":
+        return Message(**fields, content_form=_content_form(table), time_zone=table.zone)
+    return Channel(**fields) if table.kind == "channels" else Tag(**fields)
 
 
 def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
     """An object whose row is gone or excluded. Never metadata: a pair without rows is an empty pair."""
-    match kind:
-        case "messages":
-            names = ("id", "conversation_id", "channel_id")
-            return MessageGone(**{name: fields[name] for name in names})
-        case "channels":
-            return ChannelGone(**{name: fields[name] for name in ("id", "source", "source_channel_id")})
-        case "tags":
-            return TagGone(id=fields["id"])
-        case "metadata":  # pragma: no cover - see above
-            raise AssertionError(kind)
-        case _:
-            assert_never(kind)
+    made = _GONE[kind]
+    return made(**{name: fields[name] for name in fields_dict(made)})
 
 
-async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
-    """Read a batch. If the tables differ from their inspection, inspect them again and repeat the read.
+def _content_form(table: Table) -> ContentForm:
+    content = table.columns.get("content")
+    is_json = content is not None and content.type == "json"
+    return "json" if table.content_form == "auto" and is_json else table.content_form
 
-    ``renew`` inspects the tables and returns whether they have changed. Raises the errors of ``read``, with two
-    conditions: ``DatabaseRefused`` only if the tables have not changed, and ``TablesChanged`` only after ``READS_MAX``
-    attempts. Raises ``MappingError`` if the database refused the read because a mapped table or column is missing.
-    """
-    for _ in range(READS_MAX - 1):
-        refused: DatabaseRefused | None = None
-        try:
-            return await read()
-        except TablesChanged:
-            pass
-        except DatabaseRefused as error:
-            refused = error
-        try:
-            changed = await renew()
-        except MappingError:
-            if refused is not None:
-                raise
-            continue  # The missing table or column may be one that this read does not need.
-        if refused is not None and not changed:
-            raise refused
-    return await read()
+
+class InspectedFeed(ABC):
+    """The part of every feed that reads the tables as they are now, although the application may alter them."""
+
+    def __init__(self, reading: DedicatedConnection, dialect: str, tables: Tables, text_chars_max: int) -> None:
+        self._reading = reading
+        self._dialect = dialect
+        self._text_chars_max = text_chars_max
+        self._use(tables)
+
+    async def read(self, after: str, limit: int) -> Batch:
+        """See ``ChangeFeed.read``. If the tables differ from their inspection, inspect them again and repeat the read.
+
+        Raises ``DatabaseRefused`` only if the tables have not changed, ``TablesChanged`` only after ``READS_MAX``
+        attempts, and ``MappingError`` if the database refused the read because a mapped table or column is missing.
+        """
+        for _ in range(READS_MAX - 1):
+            refused: DatabaseRefused | None = None
+            try:
+                return await self._read_once(after, limit)
+            except TablesChanged:
+                pass
+            except DatabaseRefused as error:
+                refused = error
+            before = self._tables
+            try:
+                self._use(await self._reading.run(partial(inspect_again, tables=before)))
+            except MappingError:
+                if refused is not None:
+                    raise
+                continue  # The missing table or column may be one that this read does not need.
+            if refused is not None and self._tables == before:
+                raise refused
+        return await self._read_once(after, limit)
+
+    @abstractmethod
+    async def _read_once(self, after: str, limit: int) -> Batch:
+        """Do the same, with the tables as inspected. Raises ``TablesChanged`` and ``DatabaseRefused``."""
+
+    def _use(self, tables: Tables) -> None:
+        self._tables = tables
+        self._objects = Objects(self._dialect, tables, self._text_chars_max)

@@ -39,9 +39,8 @@ import trio
 from attrs import evolve, field, frozen
 
 from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
-from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import KINDS, Key, Kind, Table, Tables
-from airy_trio.capture.objects import Change, Objects, read_current
+from airy_trio.capture.objects import Change, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.capture.resume_points import parsed
 from airy_trio.database import POSTGRES, DedicatedConnection, quote_identifier
@@ -175,7 +174,7 @@ class _Poll:
     found: list["RowVersion"] = field(factory=list)
 
 
-class UpdatedAtFeed:
+class UpdatedAtFeed(InspectedFeed):
     """``ChangeFeed`` over one connection that only reads; on Postgres in REPEATABLE READ.
 
     If the database was replaced since the resume point (another SQLite file at the path, another database at the
@@ -193,10 +192,7 @@ class UpdatedAtFeed:
         overlap_s: float = OVERLAP_S,
         text_chars_max: int = TEXT_CHARS_MAX,
     ) -> None:
-        self._reading = reading
-        self._dialect = dialect
-        self._text_chars_max = text_chars_max
-        self._use(tables)
+        super().__init__(reading, dialect, tables, text_chars_max)
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading)
         self._file_version: FileVersion | None = None
@@ -206,10 +202,6 @@ class UpdatedAtFeed:
         # For each table the versions returned within the overlap, each with its serial number and its time.
         self._returned: dict[Kind, dict[int, tuple[int, int]]] = {kind: {} for kind in KINDS}
         self._trimmed_for = 0  # the serial number of the point for which ``_returned`` was trimmed last
-
-    async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``: a change is a version of a row. After a restart the overlap is returned again."""
-        return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
@@ -275,15 +267,8 @@ class UpdatedAtFeed:
         """Close the connection. Idempotent."""
         await self._reading.aclose()
 
-    async def _renew(self) -> bool:
-        """Inspect the tables again; return whether they have changed. Raises ``MappingError``."""
-        before = self._tables
-        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
-        return self._tables != before
-
     def _use(self, tables: Tables) -> None:
-        self._tables = tables
-        self._objects = Objects(self._dialect, tables, self._text_chars_max)
+        super()._use(tables)
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _query_version(self) -> FileVersion | None:

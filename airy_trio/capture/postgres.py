@@ -36,7 +36,7 @@ from sqlalchemy.dialects import postgresql
 
 from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.objects import COLUMNS, changes_of, read_current
+from airy_trio.capture.objects import COLUMNS, changes_of
 from airy_trio.capture.resume_points import Cluster, PostgresPoint
 from airy_trio.capture.wakeup import Wakeup
 from airy_trio.database import is_refusal, quote_text
@@ -125,10 +125,6 @@ class PostgresFeed(LoggedFeed):
             "where txid < cast(:next_transaction as xid8) and txid <> all(cast(:in_progress as xid8[])) "
             "order by txid limit :limit)"
         )
-
-    async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``."""
-        return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``.

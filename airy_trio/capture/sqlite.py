@@ -23,7 +23,7 @@ from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
-from airy_trio.capture.objects import COLUMNS, changes_of, read_current
+from airy_trio.capture.objects import COLUMNS, changes_of
 from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import Query
@@ -55,10 +55,6 @@ class SqliteFeed(LoggedFeed):
         self._names = source.names
         self._newer_schema = source.newer_schema
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
-
-    async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``."""
-        return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         if self._version is None or not self._woken:
