@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 from attrs import fields_dict, frozen
@@ -39,7 +39,7 @@ from airy_trio.capture.feed import (
 )
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries, Subject
 from airy_trio.database import DatabaseRefused, DedicatedConnection
 from airy_trio.database.queries import BoundQuery, Row, Rows
 from airy_trio.errors import MappingError, StartError
@@ -55,8 +55,9 @@ UNKNOWN_KIND: Final = "which a newer version of airy-trio captures and this one 
 
 Answers = Sequence[Rows]
 """The answers to the queries of a ``Reading``, in their order."""
-_Role = tuple[Literal["rows", "owners", "channels", "state"], Kind]
-"""The purpose of a query, and the table that it reads."""
+_Role = tuple[Literal["rows", "state"] | Subject, Kind]
+"""The purpose of a query (a subject: its owners), and the table that it reads."""
+_SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 _NO_ROWS: Final = Rows()
 _GONE: Final[Mapping[Kind, type[Gone]]] = {"messages": MessageGone, "channels": ChannelGone, "tags": TagGone}
 
@@ -116,10 +117,10 @@ class Objects:
                 raise StartError([f'database: the change log has changes of "{kind}", {UNKNOWN_KIND}'])
         bound: dict[_Role, BoundQuery | None] = {("rows", kind): self._queries[kind].rows(keys[kind]) for kind in keys}
         pairs = {key: pair(self._tables["metadata"], key) for key in keys.get("metadata", ())}
-        ids = _owner_ids(pairs.values())
         if (messages := self._queries.get("messages")) is not None:
-            bound["owners", "messages"] = messages.owners(ids["message"])
-            bound["channels", "messages"] = messages.conversations(ids["conversation"])
+            for subject in _SUBJECTS:
+                ids = [str(id_) for about, id_ in pairs.values() if about == subject and isinstance(id_, str | int)]
+                bound[subject, "messages"] = messages.owners(subject, list(dict.fromkeys(ids)))
         # After the queries that read the tables: their locks keep the tables as they are (``Queries.state``).
         for kind in dict.fromkeys([*keys, *(kind for (_, kind), query in bound.items() if query is not None)]):
             bound["state", kind] = BoundQuery(self._queries[kind].state)
@@ -178,14 +179,14 @@ class Objects:
                     MetadataEntry(**{name: fields[name] for name in ("key", "value", "value_type", "updated_at")})
                 )
         made: dict[Key, ChangedObject] = {}
-        for key, (subject, identifier) in pairs.items():
-            owner = owners.get((subject, identifier), (None, None))
+        for key, about in pairs.items():
+            owner = owners.get(about, (None, None))
             if isinstance(owner, str):
-                made[key] = Unreadable(kind="metadata", key=(subject, identifier), reason=owner)
+                made[key] = Unreadable(kind="metadata", key=about, reason=owner)
                 continue
             made[key] = Metadata(
-                subject=subject,
-                identifier=identifier,
+                subject=about[0],
+                identifier=about[1],
                 entries=tuple(entries[key]),
                 time_zone=table.zone,
                 conversation_id=owner[0],
@@ -201,15 +202,10 @@ class Objects:
         found: dict[Key, Key | str] = {}
         messages = self._queries.get("messages")
         if messages is not None:
-            owners = answered.get(("owners", "messages"), _NO_ROWS)
-            for id_, owner in messages.owners_of(owners.rows).items():
-                found["message", id_] = owner
-            channels = answered.get(("channels", "messages"), _NO_ROWS)
-            for id_, channel_id in messages.channels_of(channels.rows).items():
-                found["conversation", id_] = (id_, channel_id)
-            for subject, answer in ("message", owners), ("conversation", channels):
-                for id_, reason in answer.refused.items():
-                    found[subject, id_] = f"its {subject} {reason}"
+            for subject in _SUBJECTS:
+                answer = answered.get((subject, "messages"), _NO_ROWS)
+                found |= {(subject, id_): owner for id_, owner in messages.owners_of(subject, answer.rows)}
+                found |= {(subject, id_): f"its {subject} {reason}" for id_, reason in answer.refused.items()}
         by_pair: dict[Key, Key | str] = {}
         for about in pairs:
             text = str(about[0]), str(about[1])
@@ -222,10 +218,12 @@ class Objects:
     def _unreadable(self, kind: Kind, refused: Mapping[Any, str]) -> Mapping[Key, ChangedObject]:
         """The objects whose rows the database refuses to read, by key."""
         table = self._tables[kind]
-        is_single = len(table.keys) == 1
-        keys: dict[Key, str] = {((key, None) if is_single else key): reason for key, reason in refused.items()}
-        ours = {key: pair(table, key) if kind == "metadata" else (key[0],) for key in keys}
-        return {key: Unreadable(kind=kind, key=ours[key], reason=reason) for key, reason in keys.items()}
+        found: dict[Key, ChangedObject] = {}
+        for asked, reason in refused.items():
+            key: Key = (asked, None) if len(table.keys) == 1 else asked
+            ours = pair(table, key) if kind == "metadata" else key[:1]
+            found[key] = Unreadable(kind=kind, key=ours, reason=reason)
+        return found
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """The object of a change for which there is no row. None: its deletion will be in a later batch."""
@@ -253,15 +251,6 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
             newest.setdefault((change.kind, change.key), change)
         newest = dict(reversed(newest.items()))
     return newest
-
-
-def _owner_ids(pairs: Iterable[Key]) -> Mapping[str, Sequence[str]]:
-    """The identifiers of each subject of metadata, each once."""
-    ids: dict[str, dict[str, None]] = defaultdict(dict)
-    for subject, identifier in pairs:
-        if isinstance(subject, str) and isinstance(identifier, str | int):
-            ids[subject][str(identifier)] = None
-    return defaultdict(list, {subject: list(found) for subject, found in ids.items()})
 
 
 class MessageColumns:

@@ -29,14 +29,14 @@ This capture is best effort; ``feed.CANNOT_SEE`` lists what it misses, and the s
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
 import trio
-from attrs import evolve, field, frozen
+from attrs import astuple, evolve, field, frozen
 
 from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
 from airy_trio.capture.mapping import KINDS, Key, Kind, Table, Tables
@@ -88,7 +88,7 @@ class Identity:
         return cls("" if file is None else str(file.file[1]), str(path.resolve()))
 
 
-@frozen(kw_only=True)
+@frozen
 class Mark:
     """How far one table has been read, in microseconds.
 
@@ -99,6 +99,11 @@ class Mark:
     newest_us: int | None
     after: Place | None = None
     upto_us: int | None = None
+
+    @classmethod
+    def of(cls, newest_us: int | None, after: Sequence[Any] | None, upto_us: int | None) -> Self:
+        """Return the mark that was stored as these values."""
+        return cls(newest_us, None if after is None else (int(after[0]), str(after[1])), upto_us)
 
     def oldest_us(self, reach_us: int) -> int:
         """The oldest time that any later scan can meet, if scans reach back so far."""
@@ -122,14 +127,9 @@ class Watermarks:
 
         Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
         """
+        found: Any = parsed(text)
         try:
-            found: Any = parsed(text)
-            marks: dict[Kind, Mark] = {}
-            for kind in KINDS:
-                if kind in found["marks"]:
-                    newest_us, after, upto_us = found["marks"][kind]
-                    place = None if after is None else (int(after[0]), str(after[1]))
-                    marks[kind] = Mark(newest_us=newest_us, after=place, upto_us=upto_us)
+            marks = {kind: Mark.of(*found["marks"][kind]) for kind in KINDS if kind in found["marks"]}
             identity = Identity(found["identity"], found.get("source", ""))
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -137,16 +137,14 @@ class Watermarks:
             raise ResumePointLost(message) from None
 
     def __str__(self) -> str:
-        return json.dumps(
-            {
-                "identity": self.identity.history,
-                "source": self.identity.source,
-                "life": self.life,
-                "serial": self.serial,
-                "marks": {kind: [mark.newest_us, mark.after, mark.upto_us] for kind, mark in self.marks.items()},
-            },
-            separators=(",", ":"),
-        )
+        found = {
+            "identity": self.identity.history,
+            "source": self.identity.source,
+            "life": self.life,
+            "serial": self.serial,
+            "marks": {kind: astuple(mark) for kind, mark in self.marks.items()},
+        }
+        return json.dumps(found, separators=(",", ":"))
 
 
 def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
@@ -292,8 +290,8 @@ class UpdatedAtFeed(InspectedFeed):
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         identity = Identity.of(connection, file)
         # A file that was moved is the same file, and points of older versions have no source.
-        same_source = file is not None or point.identity.source in {"", identity.source}
-        if point.identity.history != identity.history or not same_source:
+        is_same = file is not None or point.identity.source in {"", identity.source}
+        if point.identity.history != identity.history or not is_same:
             message = "the database is another one, or another file, than the one that was recorded"
             raise ResumePointLost(message)
         self._trim_returned(point)
@@ -349,7 +347,7 @@ class UpdatedAtFeed(InspectedFeed):
                 poll.found.append(version)
             place = version.place
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
-        return Mark(newest_us=self._watermark(poll, kind, mark.newest_us, newest_us))
+        return Mark(self._watermark(poll, kind, mark.newest_us, newest_us))
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
         """The mark of a table as it is now. Its rows count as returned."""
@@ -358,7 +356,7 @@ class UpdatedAtFeed(InspectedFeed):
         if newest_us is not None:
             for version in scan.versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 self._returned[kind][version.id] = self._serial + 1, version.place[0]
-        return Mark(newest_us=newest_us)
+        return Mark(newest_us)
 
     def _watermark(self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None) -> int | None:
         """The watermark after a scan. A time far ahead of the database's clock must not hide changes to come."""

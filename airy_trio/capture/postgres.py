@@ -31,15 +31,15 @@ import psycopg
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import evolve, frozen
+from attrs import evolve
 from sqlalchemy.dialects import postgresql
 
 from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.objects import COLUMNS, changes_of
-from airy_trio.capture.resume_points import Cluster, PostgresPoint
+from airy_trio.capture.resume_points import MOMENT, PostgresPoint
 from airy_trio.capture.wakeup import Wakeup
-from airy_trio.database import is_refusal, quote_text
+from airy_trio.database import is_refusal
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
 from airy_trio.database.queries import BoundQuery, Row, Rows, refusal_reason
 from airy_trio.errors import AiryTrioError
@@ -69,6 +69,7 @@ _ONE_SNAPSHOT: Final = sa.text("set transaction isolation level repeatable read"
 _ON_DISK: Final = Statement("airy_on_disk", "set local synchronous_commit = local")
 # After a crash, trimmed rows may be back, together with the origin of that time. The application's disk is spared.
 _NOT_YET_ON_DISK: Final = sa.text("set local synchronous_commit = off")
+_MOMENT: Final = sa.text(f"select {MOMENT}")
 _NUMBERED: Final = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 # The columns of a row of the change log, as this feed reads it.
@@ -95,18 +96,14 @@ class PostgresFeed(LoggedFeed):
         self.wakeup = Wakeup(source.reading, source.names)
         self._found = False  # whether the last read found changes
         self._pause_s = POLL_FIRST_S
-        self._verified: _Verified | None = None
+        # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
+        self._verified: tuple[int, PostgresPoint] | None = None
         self._prepared: dict[sa.TextClause, tuple[Statement, Sequence[str]]] = {}
         self._log_name = source.names.quoted(TABLE)
         log = self._log_name
         columns = (
             f"{', '.join(COLUMNS)}, seq, date_part('epoch', clock_timestamp() - at) as age_s, "
             "txid >= (select pg_snapshot_xmax(pg_current_snapshot())) as impossible"
-        )
-        self._moment = Statement(
-            "airy_moment",
-            "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass("
-            f"{quote_text(log)}) as oid) as text), '')",
         )
         self._difference = Statement(
             "airy_difference",
@@ -194,34 +191,38 @@ class PostgresFeed(LoggedFeed):
         )
 
     async def _read_once(self, after: str, limit: int) -> Batch:
-        point, verified = PostgresPoint.parse(after), self._verified
-        if verified is None or verified.generation != self._reading.generation:
-            verified = self._verified = await self._reading.run(lambda connection: self._verify(connection, point))
-        batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, limit, verified))
+        point = PostgresPoint.parse(after)
+        if self._verified is None or self._verified[0] != self._reading.generation:
+            self._verified = await self._reading.run(lambda connection: self._verify(connection, point))
+        _, here = self._verified
+        batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
         self._found = batch.changes > 0
         if self._found:
             self._pause_s = POLL_FIRST_S
         return batch
 
-    def _verify(self, connection: sa.Connection, point: PostgresPoint) -> "_Verified":
-        """Compare a point with the stored history. Raises ``ResumePointLost`` if it is not of this history.
+    def _verify(self, connection: sa.Connection, point: PostgresPoint) -> tuple[int, PostgresPoint]:
+        """Compare a point with the stored history; return the present point and the connection's generation.
 
-        Once for each connection, because only a start or an outage brings a point that was not read here.
+        Once for each connection, because only a start or an outage brings a point that was not read here. Raises
+        ``ResumePointLost``.
         """
-        cluster, history = Cluster.of(connection), self._log.history(connection)
-        point.require_history_of(PostgresPoint.now(connection, self._log_name, cluster))
+        here, history = PostgresPoint.now(connection, self._log_name), self._log.history(connection)
+        point.require_history_of(here)
         if history is not None:
             history.require(point)
-        return _Verified(self._reading.generation, cluster, history.source if history is not None else "")
+            here = evolve(here, source=history.source)
+        return self._reading.generation, here
 
-    async def _read(self, pipeline: Pipeline, point: PostgresPoint, limit: int, verified: "_Verified") -> Batch:
-        """Read the next changes and their objects, in one snapshot."""
+    async def _read(self, pipeline: Pipeline, point: PostgresPoint, here: PostgresPoint, limit: int) -> Batch:
+        """Read the next changes and their objects, in one snapshot. ``here``: any point of this connection."""
         notified, self.wakeup.notified = self.wakeup.notified, False
         if notified:
             pipeline.discard_notifications()  # this read answers them
-        _, [(snapshot, log)], rows = await pipeline.run((_BEGIN, ()), (self._moment, ()), self._changes(point, limit))
+        moment = self._numbered(_MOMENT, {"log": self._log_name})
+        _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
         try:
-            now = PostgresPoint.at(verified.cluster, snapshot, log, source=verified.source, mark=point.mark)
+            now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
             point.require_history_of(now)
             _require_possible(rows)
             reading = await _run(len(rows), self._objects.reading, changes_of(rows))
@@ -306,19 +307,10 @@ class PostgresFeed(LoggedFeed):
         prepared = self._prepared.get(statement)
         if prepared is None:
             compiled = statement.compile(dialect=_NUMBERED)
-            numbered = Statement(f"airy_read_{len(self._prepared)}", str(compiled))
+            numbered = Statement(f"airy_feed_{len(self._prepared)}", str(compiled))
             prepared = self._prepared[statement] = numbered, compiled.positiontup or ()
         numbered, names = prepared
         return numbered, _parameters(*(arguments[name] for name in names))
-
-
-@frozen
-class _Verified:
-    """The generation of the connection in which ``_verify`` has run, and what it has found."""
-
-    generation: int
-    cluster: Cluster
-    source: str
 
 
 async def _run(changes: int, work: Callable[[A], T], argument: A) -> T:

@@ -27,12 +27,14 @@ from airy_trio.database import POSTGRES
 FORMAT: Final = 1
 """Format of the points written here. Only a newer version can read a point with a higher number."""
 
-_CLUSTER = sa.text(
-    "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), "
-    "(select oid from pg_database where datname = current_database()) from pg_control_system()"
+MOMENT: Final = (
+    "cast(pg_current_snapshot() as text) as snapshot, (select oid from pg_database where datname = current_database()) "
+    "|| '.' || coalesce(cast(cast(to_regclass(:log) as oid) as text), '') as place"
 )
-_MOMENT = sa.text(
-    "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass(:log) as oid) as text), '')"
+"""Columns: the snapshot and the place of a ``PostgresPoint``. ``:log`` is the quoted name of the change log."""
+_NOW = sa.text(
+    "select cast(system_identifier as text) as system, "  # noqa: S608 - no text of others
+    f"substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, {MOMENT} from pg_control_system()"
 )
 
 
@@ -86,20 +88,6 @@ SQLITE_FIRST: Final = SqlitePoint(0, "")
 """The point before the first row."""
 
 
-@frozen
-class Cluster:
-    """The cluster, its timeline and the database that a connection leads to. They are constant for that connection."""
-
-    system: str
-    timeline: str
-    database: int
-
-    @classmethod
-    def of(cls, connection: sa.Connection) -> Self:
-        """Query them. The role needs the right to execute ``pg_control_system``."""
-        return cls(*connection.execute(_CLUSTER).one())
-
-
 @frozen(kw_only=True)
 class PostgresPoint(_Point):
     """Every change that ``snapshot`` sees has been read.
@@ -127,21 +115,12 @@ class PostgresPoint(_Point):
     mark: str = ""
 
     @classmethod
-    def now(cls, connection: sa.Connection, log: str, cluster: Cluster | None = None) -> Self:
-        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log."""
-        return cls.at(cluster or Cluster.of(connection), *connection.execute(_MOMENT, {"log": log}).one())
+    def now(cls, connection: sa.Connection, log: str) -> Self:
+        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log.
 
-    @classmethod
-    def at(cls, cluster: Cluster, snapshot: str, log: str, *, source: str = "", mark: str = "") -> Self:
-        """Return the point after everything that a snapshot sees. ``log``: the oid of the change log."""
-        return cls(
-            system=cluster.system,
-            timeline=cluster.timeline,
-            place=f"{cluster.database}.{log}",
-            snapshot=snapshot,
-            source=source,
-            mark=mark,
-        )
+        The role needs the right to execute ``pg_control_system``.
+        """
+        return cls(**connection.execute(_NOW, {"log": log}).mappings().one())
 
     @property
     def next_transaction(self) -> int:
