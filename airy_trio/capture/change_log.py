@@ -30,11 +30,11 @@ import secrets
 from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.capture.feed import Consumer, ResumePointLost
 from airy_trio.capture.mapping import Key, Kind, Tables
@@ -46,6 +46,8 @@ from airy_trio.database.queries import Query
 from airy_trio.errors import Unavailable
 
 logger = structlog.get_logger(__name__)
+
+P = TypeVar("P", PostgresPoint, SqlitePoint)
 
 TABLE = "change_log"
 STATE = "change_state"
@@ -142,10 +144,11 @@ class LoggedChanges:
     seals: bool = False
 
 
-class LoggedFeed(InspectedFeed):
+class LoggedFeed(InspectedFeed, Generic[P]):
     """The part of ``ChangeFeed`` that does not depend on the dialect. Owns the connection and the pool."""
 
     consumed = True
+    _point: type[P]
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source.reading, source.names.dialect, source.tables, source.text_chars_max)
@@ -178,25 +181,57 @@ class LoggedFeed(InspectedFeed):
         """See ``ChangeFeed.seal``."""
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
-        return await self._seal(after, upto, secrets.token_hex(8))
+        mark = secrets.token_hex(8)
+        await self._mark(self._log.seal, mark=mark, replaced=self._point.parse(after).mark)
+        return str(evolve(self._point.parse(upto), mark=mark))
 
     async def settle(self, point: str) -> None:
         """See ``ChangeFeed.settle``. If the database is busy or unavailable, the next call settles instead."""
         if self._seals and point != self._settled:
             try:
-                await self._settle(point)
+                await self._mark(self._log.settle, mark=self._point.parse(point).mark)
             except Unavailable as error:
                 logger.debug("resume point not settled; older ones stay accepted for now", reason=str(error))
             else:
                 self._settled = point
 
-    @abstractmethod
-    async def _seal(self, after: str, upto: str, mark: str) -> str:
-        """Store the new mark and that of ``after``, and return ``upto`` with the new mark."""
+    async def restart(self) -> str:
+        """See ``ChangeFeed.restart``."""
+
+        def work(connection: sa.Connection) -> tuple[str, int]:
+            found, count = self._discard(connection)
+            history = self._log.history(connection)
+            point = str(found if history is None else evolve(found, source=history.source))
+            self._log.set_origin(connection, point)
+            return point, count
+
+        point, count = await self._writing.write(work)
+        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
+        return point
+
+    async def trim(self, upto: str, limit: int) -> int:
+        """See ``ChangeFeed.trim``."""
+        point = self._point.parse(upto)
+
+        def work(connection: sa.Connection) -> int:
+            count = self._delete(connection, point, limit)
+            if count:
+                self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
+            return count
+
+        return await self._writing.write(work)
 
     @abstractmethod
-    async def _settle(self, point: str) -> None:
-        """Remove the replaced marks, if the newest mark is that of ``point``."""
+    async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
+        """Execute ``ChangeLog.seal`` or ``settle``, and return once the change is on disk."""
+
+    @abstractmethod
+    def _discard(self, connection: sa.Connection) -> tuple[P, int]:
+        """Delete the changes that are visible now; return the point after them, and their number."""
+
+    @abstractmethod
+    def _delete(self, connection: sa.Connection, point: P, limit: int) -> int:
+        """Delete at most ``limit`` changes that a point has read; return their number."""
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""

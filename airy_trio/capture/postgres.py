@@ -85,11 +85,13 @@ T = TypeVar("T")
 logger = structlog.get_logger(__name__)
 
 
-class PostgresFeed(LoggedFeed):
+class PostgresFeed(LoggedFeed[PostgresPoint]):
     """``ChangeFeed`` over one connection in REPEATABLE READ, and a pool for the few writes.
 
     The reading connection also holds the recorder's lease, so that losing one is losing both.
     """
+
+    _point = PostgresPoint
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
@@ -138,52 +140,24 @@ class PostgresFeed(LoggedFeed):
             await trio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * POLL_GROWTH, POLL_MAX_S)
 
-    async def restart(self) -> str:
-        """See ``ChangeFeed.restart``."""
+    def _discard(self, connection: sa.Connection) -> tuple[PostgresPoint, int]:
         # If the store fails before the new epoch has begun, the next read must compare its point with the new origin.
         self._verified = None
+        connection.execute(_ONE_SNAPSHOT)
+        now = PostgresPoint.now(connection, self._log_name)
+        return now, connection.execute(sa.delete(self._log.rows)).rowcount  # the rows that this snapshot sees
 
-        def work(connection: sa.Connection) -> tuple[str, int]:
-            connection.execute(_ONE_SNAPSHOT)
-            history = self._log.history(connection)
-            source = "" if history is None else history.source
-            point = str(evolve(PostgresPoint.now(connection, self._log_name), source=source))
-            # Deletes the rows that this transaction's snapshot sees.
-            count = connection.execute(sa.delete(self._log.rows)).rowcount
-            self._log.set_origin(connection, point)
-            return point, count
-
-        point, count = await self._writing.run(work)
-        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
-        return point
-
-    async def trim(self, upto: str, limit: int) -> int:
-        """See ``ChangeFeed.trim``. An open transaction keeps only its own rows from being trimmed."""
-        point = PostgresPoint.parse(upto)
+    def _delete(self, connection: sa.Connection, point: PostgresPoint, limit: int) -> int:
+        """See ``LoggedFeed``. An open transaction keeps only its own rows from being trimmed."""
+        connection.execute(_NOT_YET_ON_DISK)
         arguments = {"next_transaction": str(point.next_transaction), "in_progress": point.in_progress, "limit": limit}
+        return connection.execute(self._trim, arguments).rowcount
 
-        def work(connection: sa.Connection) -> int:
-            connection.execute(_NOT_YET_ON_DISK)
-            count = connection.execute(self._trim, arguments).rowcount
-            if count:
-                self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
-            return count
+    async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
+        """See ``LoggedFeed``. Over the connection that holds the lease: a recorder that has lost the lease cannot.
 
-        return await self._writing.run(work)
-
-    async def _seal(self, after: str, upto: str, mark: str) -> str:
-        """Write the mark over the connection that holds the lease: a recorder that has lost the lease cannot."""
-        await self._write(self._log.seal, mark=mark, replaced=PostgresPoint.parse(after).mark)
-        return str(evolve(PostgresPoint.parse(upto), mark=mark))
-
-    async def _settle(self, point: str) -> None:
-        await self._write(self._log.settle, mark=PostgresPoint.parse(point).mark)
-
-    async def _write(self, statement: sa.TextClause, **marks: str) -> None:
-        """Write marks, and return once they are on disk.
-
-        The marks of ``settle`` too: a machine that loses power may lose the end of an event log with it, and a database
-        that still accepted the previous mark would record into the old epoch again.
+        The marks of ``settle`` must be on disk too: a machine that loses power may lose the end of an event log with
+        it, and a database that still accepted the previous mark would record into the old epoch again.
         """
         asked = self._numbered(statement, marks)
         await self._reading.run_pipeline(
