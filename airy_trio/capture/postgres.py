@@ -3,16 +3,11 @@
 A batch consists of the rows whose transaction was invisible in the snapshot of the resume point and is visible in the
 present one. Each transaction becomes visible exactly once, so no row is skipped and none is repeated, in whatever order
 transactions commit, and an open transaction delays no other. Rows are sorted by ``seq``, which the trigger draws while
-the changed row is locked; so the changes of one object are in the right order.
-
-Simpler readers were measured with six writers. ``seq > last`` lost 24 % of the changes, because numbers are drawn
-before the commit. Reading only below the oldest open transaction loses nothing, but it stalls while any transaction is
-open that has written (4 s for a transaction of 4 s), and it mixes up the order of the changes of one object.
+the changed row is locked; so the changes of one object are in the right order. Simpler readers lost changes, stalled or
+were slow; ``docs/explanation/architecture.md`` has the figures.
 
 The transactions that were invisible are found by an index: those from the snapshot's ``xmax`` on, and those in its list
-of transactions in progress. To scan from ``xmin`` on and test each row with ``pg_visible_in_snapshot`` would read
-everything since the oldest open transaction again: 18 to 29 ms per batch instead of 1.2 ms, with 200,000 changes behind
-one open transaction.
+of transactions in progress. To scan from ``xmin`` on would read everything since the oldest open transaction again.
 
 If a difference exceeds the limit, its present snapshot becomes the *target*: pages by ``seq`` follow, which see what
 the target sees, until the target is reached and becomes the snapshot of the resume point.
@@ -48,13 +43,13 @@ FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
 for Trio's thread for longer than 6 to 10 ms."""
 POLL_FIRST_S: Final = 0.0005
-"""The pause after a read that found changes; the wake-up is armed only after one that found none.
-
-With 5 ms instead, a commit took 20 ms to its client at 1000 commits/s, and 5 to 13 with this (medians of runs taken in
-turn on a busy machine; on a quiet one 6.4 against 2.9 ms, for 34 instead of 22 % of a core).
-"""
+"""The first pause after a change. With 5 ms, a commit took 15 to 20 ms to its client at 1000 commits/s, and with this 5
+to 13 (rounds in turn on a busy machine; on a quiet one 6.4 and 2.9 ms, for 22 and 34 % of a core)."""
+POLL_GROWTH: Final = 2.0
 POLL_MAX_S: Final = 0.05
-POLL_GROWTH: Final = 1.5
+ARM_FROM_S: Final = 0.004
+"""The pause from which on the wake-up is armed instead. The three shorter ones cost as much as arming, and with writers
+that follow each other so closely, most commits would have to notify."""
 HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connection, which must be used to be kept
 
 _BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
@@ -96,7 +91,6 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
         self.wakeup = Wakeup(source.reading, source.names)
-        self._found = False  # whether the last read found changes
         self._pause_s = POLL_FIRST_S
         # The generation of the connection in which ``_verify`` has run, and the point that it has returned.
         self._verified: tuple[int, PostgresPoint] | None = None
@@ -128,15 +122,13 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``.
 
-        After a read that found changes, return after ``POLL_FIRST_S``. After a read without, return when a writer
-        notifies, at the latest after ``HEARTBEAT_S``. While a transaction is open that will not notify, go on polling,
-        with growing pauses.
+        After a change, return after pauses that grow from ``POLL_FIRST_S`` on. After some reads without one, return
+        when a writer notifies, at the latest after ``HEARTBEAT_S``. While a transaction is open that will not notify,
+        go on polling.
         """
         if self.wakeup.armed:
             await self.wakeup.wait(HEARTBEAT_S)
-        elif self._found or not self._reading.is_open:  # the read opens it
-            await trio.sleep(POLL_FIRST_S)
-        elif not await self.wakeup.arm():
+        elif self._pause_s < ARM_FROM_S or not self._reading.is_open or not await self.wakeup.arm():
             await trio.sleep(self._pause_s)
             self._pause_s = min(self._pause_s * POLL_GROWTH, POLL_MAX_S)
 
@@ -170,8 +162,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             self._verified = await self._reading.run(lambda connection: self._verify(connection, point))
         _, here = self._verified
         batch = await self._reading.run_pipeline(lambda pipeline: self._read(pipeline, point, here, limit))
-        self._found = batch.changes > 0
-        if self._found:
+        if batch.changes:
             self._pause_s = POLL_FIRST_S
         return batch
 

@@ -92,10 +92,8 @@ SQLITE_FIRST: Final = SqlitePoint(0, "")
 class PostgresPoint(_Point):
     """Every change that ``snapshot`` sees has been read.
 
-    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position because transactions do not commit in the
-    order of any number that they draw. Each transaction becomes visible exactly once, so the next batch consists of the
-    changes that are visible now and were not visible in ``snapshot``; nothing is skipped or repeated, and an open
-    transaction delays only its own changes.
+    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position, because transactions do not commit in the
+    order of any number that they draw (see ``postgres``).
 
     A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
     changes between ``snapshot`` and ``target`` those up to row ``seq`` have been read. Otherwise ``target`` is "".

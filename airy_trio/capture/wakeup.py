@@ -1,9 +1,8 @@
 """Wake a sleeping recorder when a Postgres transaction commits, at no cost while the recorder is awake.
 
-The simplest wake-up is a NOTIFY in each transaction that changes a watched table. But Postgres commits notifying
-transactions one after another, under a lock of the whole database, even if no session listens: measured with eight
-writers, the application kept 21 to 38 % of its throughput. Polling costs the application nothing, but at 5 ms it adds
-2 to 3 ms to each event, and an idle server is never idle.
+Postgres commits notifying transactions one after another, even if no session listens, which costs an application most
+of its throughput (``docs/explanation/architecture.md``). Polling costs it nothing, but then an idle server is never
+idle.
 
 Therefore the triggers notify only while the recorder sleeps. An advisory lock tells them whether it does::
 

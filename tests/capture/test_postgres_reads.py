@@ -259,10 +259,10 @@ async def test_feed_reads_again_soon_after_a_change_and_then_sleeps(postgres_app
         assert isinstance(feed, PostgresFeed)
         after = await opened(feed)
         postgres_application.tag("t1")
-        armed = []
-        for _ in range(3):
+        reads = 0
+        while not feed.wakeup.armed:
             after = (await feed.read(after, LIMIT)).resume_point
-            with trio.move_on_after(5):
+            with trio.fail_after(5):
                 await feed.wait()
-            armed.append(feed.wakeup.armed)
-        assert armed == [False, True, True]
+            reads += 1
+        assert reads > 2
