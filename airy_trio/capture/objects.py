@@ -346,7 +346,7 @@ class InspectedFeed(ABC):
         self._reading = reading
         self._dialect = dialect
         self._text_chars_max = text_chars_max
-        self._use(tables)
+        self.use(tables)
 
     async def read(self, after: str, limit: int) -> Batch:
         """See ``ChangeFeed.read``. If the tables differ from their inspection, inspect them again and repeat the read.
@@ -364,7 +364,7 @@ class InspectedFeed(ABC):
                 refused = error
             before = self._tables
             try:
-                self._use(await self._reading.run(partial(inspect_again, tables=before)))
+                self.use(await self._reading.run(partial(inspect_again, tables=before)))
             except MappingError:
                 if refused is not None:
                     raise
@@ -377,6 +377,7 @@ class InspectedFeed(ABC):
     async def _read_once(self, after: str, limit: int) -> Batch:
         """Do the same, with the tables as inspected. Raises ``TablesChanged`` and ``DatabaseRefused``."""
 
-    def _use(self, tables: Tables) -> None:
+    def use(self, tables: Tables) -> None:
+        """Read these tables from now on."""
         self._tables = tables
         self._objects = Objects(self._dialect, tables, self._text_chars_max)

@@ -265,8 +265,9 @@ class UpdatedAtFeed(InspectedFeed):
         """Close the connection. Idempotent."""
         await self._reading.aclose()
 
-    def _use(self, tables: Tables) -> None:
-        super()._use(tables)
+    def use(self, tables: Tables) -> None:
+        """Read these tables from now on."""
+        super().use(tables)
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _query_version(self) -> FileVersion | None:

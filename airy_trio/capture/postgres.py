@@ -37,7 +37,6 @@ from airy_trio.capture.wakeup import Wakeup
 from airy_trio.database import is_refusal
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
 from airy_trio.database.queries import BoundQuery, Row, Rows, refusal_reason
-from airy_trio.errors import AiryTrioError
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
@@ -55,7 +54,6 @@ HEARTBEAT_S: Final = 0.4  # less than the idle time-out of a recorder's connecti
 _BEGIN: Final = Statement("airy_begin", "begin isolation level repeatable read read only")
 _BEGIN_WRITING: Final = Statement("airy_begin_writing", "begin isolation level read committed read write")
 _COMMIT: Final = Statement("airy_commit", "commit")
-_ROLLBACK: Final = Statement("airy_rollback", "rollback")
 _SAVEPOINT: Final = Statement("airy_savepoint", "savepoint airy_query")
 _ROLLBACK_QUERY: Final = Statement("airy_rollback_query", "rollback to savepoint airy_query")
 _ONE_SNAPSHOT: Final = sa.text("set transaction isolation level repeatable read")
@@ -186,18 +184,15 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             pipeline.discard_notifications()  # this read answers them
         moment = self._numbered(_MOMENT, {"log": self._log_name})
         _, [(snapshot, place)], rows = await pipeline.run((_BEGIN, ()), moment, self._changes(point, limit))
-        try:
-            now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
-            point.require_history_of(now)
-            _require_possible(rows)
-            reading = await _run(len(rows), self._objects.reading, changes_of(rows))
-        except AiryTrioError:
-            await pipeline.run((_ROLLBACK, ()))  # else the connection would be closed, which holds the lease
-            raise
+        reading = await _run(len(rows), self._objects.reading, changes_of(rows))
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify.
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
         answers = await self._answers(pipeline, reading.asked, ending, few=len(rows) <= FEW)
+        # Compared only now, because the connection, which holds the lease, is kept only if its transaction has ended.
+        now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
+        point.require_history_of(now)
+        _require_possible(rows)
         following = self._following(point, now, rows, limit)
         return Batch(
             objects=await _run(len(rows), reading.objects, answers),

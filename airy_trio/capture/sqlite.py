@@ -132,7 +132,7 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         if not faults:
             return
         try:
-            self._use(await self._writing.write(self._install_triggers))
+            self.use(await self._writing.write(self._install_triggers))
         except (DatabaseRefused, FaultsError) as error:
             logger.error("triggers are missing and cannot be restored", triggers=faults, reason=str(error))  # noqa: TRY400 - the same
         else:
