@@ -28,7 +28,7 @@ NAME_BACK_ENDS = {
     "check/__init__.py",  # which database a read-only feed would read
     "migrate/streams.py",  # the names of the tables in SQL
 }
-VERBS = {"airy_trio.capture": {"restart", "origin"}, "airy_trio.log": {"append", "trim"}}
+VERBS = {"airy_trio.capture": {"wait", "_read_once"}, "airy_trio.log": {"append", "trim"}}
 """The verbs by which a class of a stage is a back end: of ``ChangeFeed``, or of ``EventStore``."""
 PORTS = {"airy_trio.capture.feed", "airy_trio.log.store"}
 SANS_IO_MAY_IMPORT = {

@@ -27,26 +27,27 @@ power failure stops both machines, or because the store stops before it answers.
 """
 
 import secrets
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 
 from airy_trio.capture.feed import Consumer, ResumePointLost
-from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Key, Kind, Tables
-from airy_trio.capture.objects import Objects
+from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX
-from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, identified, is_foreign
+from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
 from airy_trio.database.queries import Query
 from airy_trio.errors import Unavailable
 
 logger = structlog.get_logger(__name__)
+
+P = TypeVar("P", PostgresPoint, SqlitePoint)
 
 TABLE = "change_log"
 STATE = "change_state"
@@ -80,6 +81,17 @@ class ChangeLog:
             *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark")),
         )
         quoted = names.quoted(STATE).replace(":", "\\:")
+        self.seal = sa.text(
+            f"update {quoted} set mark = :mark, replaced_mark = case when mark = :replaced then :replaced "  # noqa: S608
+            f"else :replaced || ' ' || substr(mark || ' ' || replaced_mark, 1, {MARKS_CHARS_MAX}) end"
+        )
+        """Stores the ``mark`` of a point that is about to be recorded, and that of the point that is ``replaced``.
+
+        If the newest mark is another one than the latter, the append of its point is unsettled and may still happen, so
+        it and the marks before it are retained, up to ``MARKS_CHARS_MAX``.
+        """
+        self.settle = sa.text(f"update {quoted} set replaced_mark = mark where mark = :mark")  # noqa: S608 - quoted
+        """Removes the marks of the replaced points, unless another point has been sealed since that of ``mark``."""
         self._history = Query(sa.text(f"select source, origin, mark, replaced_mark from {quoted}"))  # noqa: S608 - quoted
 
     def count(self, connection: sa.Connection) -> int:
@@ -102,21 +114,6 @@ class ChangeLog:
         for source, origin, mark, replaced_mark in self._history.rows(connection, {}):
             return History(source=source, origin=origin, mark=mark, replaced_mark=replaced_mark)
         return None
-
-    def seal(self, connection: sa.Connection, mark: str, replaced_mark: str) -> None:
-        """Store the mark of a point that is about to be recorded, and the mark of the point that it replaces.
-
-        If the newest mark is not ``replaced_mark``, the append of its point is unsettled and may still happen, so it
-        and the marks before it are retained, up to ``MARKS_CHARS_MAX``.
-        """
-        newest = self.state.c.mark
-        unsettled = sa.func.substr(newest + " " + self.state.c.replaced_mark, 1, MARKS_CHARS_MAX)
-        accepted = sa.case((newest == replaced_mark, replaced_mark), else_=sa.literal(replaced_mark) + " " + unsettled)
-        connection.execute(sa.update(self.state).values(mark=mark, replaced_mark=accepted))
-
-    def settle(self, connection: sa.Connection, mark: str) -> None:
-        """Remove the marks of the replaced points, unless another point has been sealed since."""
-        connection.execute(sa.update(self.state).where(self.state.c.mark == mark).values(replaced_mark=mark))
 
     def consumer(self, connection: sa.Connection) -> Consumer | None:
         """Return the event log that consumes these changes."""
@@ -147,19 +144,28 @@ class LoggedChanges:
     seals: bool = False
 
 
-class LoggedFeed(ABC):
+class LoggedFeed(InspectedFeed, Generic[P]):
     """The part of ``ChangeFeed`` that does not depend on the dialect. Owns the connection and the pool."""
 
     consumed = True
+    _point: type[P]
 
     def __init__(self, source: LoggedChanges) -> None:
-        self._reading = source.reading
+        super().__init__(source.reading, source.names.dialect, source.tables, source.text_chars_max)
         self._writing = source.writing
         self._log = ChangeLog(source.names)
-        self._text_chars_max = source.text_chars_max
-        self._use(source.tables)
         self._seals = source.seals
         self._settled = ""
+
+    async def origin(self) -> str:
+        """See ``ChangeFeed.origin``."""
+        return await self._reading.run(self._origin)
+
+    def _origin(self, connection: sa.Connection) -> str:
+        history = self._log.history(connection)
+        if history is None:
+            return first(connection, self._log.names.quoted(TABLE))
+        return identified(history.origin, history.source)
 
     async def is_foreign(self, point: str) -> bool:
         """See ``ChangeFeed.is_foreign``."""
@@ -175,25 +181,57 @@ class LoggedFeed(ABC):
         """See ``ChangeFeed.seal``."""
         if not self._seals:  # No checkpoint here: it would let other tasks run between a commit and its append.
             return upto
-        return await self._seal(after, upto, secrets.token_hex(8))
+        mark = secrets.token_hex(8)
+        await self._mark(self._log.seal, mark=mark, replaced=self._point.parse(after).mark)
+        return str(evolve(self._point.parse(upto), mark=mark))
 
     async def settle(self, point: str) -> None:
         """See ``ChangeFeed.settle``. If the database is busy or unavailable, the next call settles instead."""
         if self._seals and point != self._settled:
             try:
-                await self._settle(point)
+                await self._mark(self._log.settle, mark=self._point.parse(point).mark)
             except Unavailable as error:
                 logger.debug("resume point not settled; older ones stay accepted for now", reason=str(error))
             else:
                 self._settled = point
 
-    @abstractmethod
-    async def _seal(self, after: str, upto: str, mark: str) -> str:
-        """Store the new mark and that of ``after``, and return ``upto`` with the new mark."""
+    async def restart(self) -> str:
+        """See ``ChangeFeed.restart``."""
+
+        def work(connection: sa.Connection) -> tuple[str, int]:
+            found, count = self._discard(connection)
+            history = self._log.history(connection)
+            point = str(found if history is None else evolve(found, source=history.source))
+            self._log.set_origin(connection, point)
+            return point, count
+
+        point, count = await self._writing.write(work)
+        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
+        return point
+
+    async def trim(self, upto: str, limit: int) -> int:
+        """See ``ChangeFeed.trim``."""
+        point = self._point.parse(upto)
+
+        def work(connection: sa.Connection) -> int:
+            count = self._delete(connection, point, limit)
+            if count:
+                self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
+            return count
+
+        return await self._writing.write(work)
 
     @abstractmethod
-    async def _settle(self, point: str) -> None:
-        """Remove the replaced marks, if the newest mark is that of ``point``."""
+    async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
+        """Execute ``ChangeLog.seal`` or ``settle``, and return once the change is on disk."""
+
+    @abstractmethod
+    def _discard(self, connection: sa.Connection) -> tuple[P, int]:
+        """Delete the changes that are visible now; return the point after them, and their number."""
+
+    @abstractmethod
+    def _delete(self, connection: sa.Connection, point: P, limit: int) -> int:
+        """Delete at most ``limit`` changes that a point has read; return their number."""
 
     async def consumer(self) -> Consumer | None:
         """See ``ChangeFeed.consumer``."""
@@ -206,16 +244,6 @@ class LoggedFeed(ABC):
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         await close_all(self._reading.aclose, self._writing.aclose)
-
-    async def _renew(self) -> bool:
-        """Inspect the tables again and return whether they have changed. Raises ``MappingError``."""
-        before = self._tables
-        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
-        return self._tables != before
-
-    def _use(self, tables: Tables) -> None:
-        self._tables = tables
-        self._objects = Objects(self._log.names.dialect, tables, self._text_chars_max)
 
 
 @frozen(kw_only=True)

@@ -10,7 +10,7 @@ An application may alter its tables while a server runs. ``inspect_again`` descr
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from attrs import evolve, frozen
@@ -32,7 +32,7 @@ from airy_trio.capture.mapping import (
     quoted_name,
 )
 from airy_trio.capture.queries import Queries
-from airy_trio.database import POSTGRES, DatabaseRefused, quote_identifier, translated
+from airy_trio.database import POSTGRES, is_refusal, quote_identifier, translated
 from airy_trio.errors import MappingError
 
 _STORED_AS_TEXT: Final = frozenset({"conversation_id", "channel_id"})
@@ -90,15 +90,7 @@ def inspect_again(connection: sa.Connection, tables: Tables) -> Tables:
         if gone:
             faults.append(f"{shown} is without its columns {', '.join(gone)}")
             continue
-        again[kind] = evolve(
-            table,
-            columns=columns,
-            row_triggers=relation.row_triggers,
-            unique=_replacing(relation, columns, kind),
-            watermark=watermark,
-            by_conversation=_by_conversation(relation, columns),
-            definition=relation.definition,
-        )
+        again[kind] = evolve(table, watermark=watermark, **_found(relation, columns, kind))
     if faults:
         raise MappingError(faults)
     return again
@@ -307,22 +299,33 @@ def _table(  # noqa: PLR0913 - catalogue, mapping, and the list of faults
         kind=kind,
         schema=relation.schema,
         name=relation.name,
-        columns=columns,
         constants=constants,
         values=options.values,
         where=options.where,
         time_zone=options.time_zone,
         content_form=options.content if isinstance(options, MessagesOptions) else "auto",
-        row_triggers=relation.row_triggers,
-        unique=_replacing(relation, columns, kind),
         watermark=_watermark(kind, options, relation, faults) if watermarks else None,
-        by_conversation=_by_conversation(relation, columns),
-        definition=relation.definition,
+        **_found(relation, columns, kind),
     )
 
 
-def _by_conversation(relation: _Relation, columns: Mapping[str, Column]) -> bool:
-    return "conversation_id" in columns and columns["conversation_id"].name in relation.leading
+def _found(relation: _Relation, columns: Mapping[str, Column], kind: Kind) -> dict[str, Any]:
+    """Return the attributes of a ``Table`` that only the database decides.
+
+    ``unique``: ``INSERT OR REPLACE`` may delete a row of another key by one of these indexes. An index that contains
+    the whole key cannot do that: rows that are equal in it have the same key. That holds only if it compares the key
+    exactly, not for example without case.
+    """
+    keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
+    return {
+        "columns": columns,
+        "row_triggers": relation.row_triggers,
+        "unique": tuple(
+            index for index in relation.unique if not keys <= {name for name, how in index if how == "BINARY"}
+        ),
+        "by_conversation": "conversation_id" in columns and columns["conversation_id"].name in relation.leading,
+        "definition": relation.definition,
+    }
 
 
 def _watermark(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Column | None:
@@ -338,16 +341,6 @@ def _watermark(kind: Kind, options: TableOptions, relation: _Relation, faults: l
             f'last change, and "{relation.name}" has no "{name}" (columns: {", ".join(sorted(relation.columns))})'
         )
     return column
-
-
-def _replacing(relation: _Relation, columns: Mapping[str, Column], kind: Kind) -> tuple[UniqueIndex, ...]:
-    """Return the unique indexes by which ``INSERT OR REPLACE`` may delete a row of another key.
-
-    An index that contains the whole key cannot: rows that are equal in it have the same key. That holds only if it
-    compares the key exactly, not for example without case.
-    """
-    keys = {columns[field.name].name for field in FIELDS[kind] if field.key and field.name in columns}
-    return tuple(index for index in relation.unique if not keys <= {name for name, how in index if how == "BINARY"})
 
 
 def _columns(kind: Kind, options: TableOptions, relation: _Relation, faults: list[str]) -> Mapping[str, Column]:
@@ -433,8 +426,7 @@ def _refusal(connection: sa.Connection, table: Table) -> str:
         with connection.begin_nested():
             Queries(connection.dialect.name, table).try_out(connection)
     except DBAPIError as error:
-        refusal = translated(error)
-        if not isinstance(refusal, DatabaseRefused):
+        if not is_refusal(error):
             raise
-        return str(refusal)
+        return str(translated(error))
     return ""

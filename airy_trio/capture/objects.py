@@ -6,19 +6,19 @@ deleted; its event can carry only the fields that the change log holds of delete
 
 All queries of one batch must run in one transaction and see one snapshot, the one in which the change log was read.
 Otherwise a row might already show a later change, and the same state would be sent twice. The caller opens the
-transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; the fast path on
-Postgres does the latter, to send all of them in one round trip. ``read_current`` repeats a read whose tables have
-changed.
+transaction. It either calls ``Objects.read``, or runs the queries of ``Objects.reading`` itself; ``PostgresFeed`` does
+the latter, to send all of them in one round trip. ``InspectedFeed`` repeats a read whose tables have changed.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, assert_never
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
-from attrs import frozen
+from attrs import fields_dict, frozen
 
 from airy_trio.capture.feed import (
     Batch,
@@ -26,6 +26,7 @@ from airy_trio.capture.feed import (
     Channel,
     ChannelGone,
     ContentForm,
+    Gone,
     Message,
     MessageGone,
     Metadata,
@@ -36,9 +37,10 @@ from airy_trio.capture.feed import (
     Unreadable,
     Value,
 )
+from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
-from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
-from airy_trio.database import DatabaseRefused
+from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries, Subject
+from airy_trio.database import DatabaseRefused, DedicatedConnection
 from airy_trio.database.queries import BoundQuery, Row, Rows
 from airy_trio.errors import MappingError, StartError
 
@@ -53,9 +55,11 @@ UNKNOWN_KIND: Final = "which a newer version of airy-trio captures and this one 
 
 Answers = Sequence[Rows]
 """The answers to the queries of a ``Reading``, in their order."""
-_Role = tuple[Literal["rows", "owners", "channels", "state"], Kind]
-"""The purpose of a query, and the table that it reads."""
+_Role = tuple[Literal["rows", "state"] | Subject, Kind]
+"""The purpose of a query (a subject: its owners), and the table that it reads."""
+_SUBJECTS: Final[tuple[Subject, ...]] = get_args(Subject)
 _NO_ROWS: Final = Rows()
+_GONE: Final[Mapping[Kind, type[Gone]]] = {"messages": MessageGone, "channels": ChannelGone, "tags": TagGone}
 
 
 class Change(NamedTuple):
@@ -113,10 +117,10 @@ class Objects:
                 raise StartError([f'database: the change log has changes of "{kind}", {UNKNOWN_KIND}'])
         bound: dict[_Role, BoundQuery | None] = {("rows", kind): self._queries[kind].rows(keys[kind]) for kind in keys}
         pairs = {key: pair(self._tables["metadata"], key) for key in keys.get("metadata", ())}
-        ids = _owner_ids(pairs.values())
         if (messages := self._queries.get("messages")) is not None:
-            bound["owners", "messages"] = messages.owners(ids["message"])
-            bound["channels", "messages"] = messages.conversations(ids["conversation"])
+            for subject in _SUBJECTS:
+                ids = [str(id_) for about, id_ in pairs.values() if about == subject and isinstance(id_, str | int)]
+                bound[subject, "messages"] = messages.owners(subject, list(dict.fromkeys(ids)))
         # After the queries that read the tables: their locks keep the tables as they are (``Queries.state``).
         for kind in dict.fromkeys([*keys, *(kind for (_, kind), query in bound.items() if query is not None)]):
             bound["state", kind] = BoundQuery(self._queries[kind].state)
@@ -175,14 +179,14 @@ class Objects:
                     MetadataEntry(**{name: fields[name] for name in ("key", "value", "value_type", "updated_at")})
                 )
         made: dict[Key, ChangedObject] = {}
-        for key, (subject, identifier) in pairs.items():
-            owner = owners.get((subject, identifier), (None, None))
+        for key, about in pairs.items():
+            owner = owners.get(about, (None, None))
             if isinstance(owner, str):
-                made[key] = Unreadable(kind="metadata", key=(subject, identifier), reason=owner)
+                made[key] = Unreadable(kind="metadata", key=about, reason=owner)
                 continue
             made[key] = Metadata(
-                subject=subject,
-                identifier=identifier,
+                subject=about[0],
+                identifier=about[1],
                 entries=tuple(entries[key]),
                 time_zone=table.zone,
                 conversation_id=owner[0],
@@ -198,15 +202,10 @@ class Objects:
         found: dict[Key, Key | str] = {}
         messages = self._queries.get("messages")
         if messages is not None:
-            owners = answered.get(("owners", "messages"), _NO_ROWS)
-            for id_, owner in messages.owners_of(owners.rows).items():
-                found["message", id_] = owner
-            channels = answered.get(("channels", "messages"), _NO_ROWS)
-            for id_, channel_id in messages.channels_of(channels.rows).items():
-                found["conversation", id_] = (id_, channel_id)
-            for subject, answer in ("message", owners), ("conversation", channels):
-                for id_, reason in answer.refused.items():
-                    found[subject, id_] = f"its {subject} {reason}"
+            for subject in _SUBJECTS:
+                answer = answered.get((subject, "messages"), _NO_ROWS)
+                found |= {(subject, id_): owner for id_, owner in messages.owners_of(subject, answer.rows)}
+                found |= {(subject, id_): f"its {subject} {reason}" for id_, reason in answer.refused.items()}
         by_pair: dict[Key, Key | str] = {}
         for about in pairs:
             text = str(about[0]), str(about[1])
@@ -219,10 +218,12 @@ class Objects:
     def _unreadable(self, kind: Kind, refused: Mapping[Any, str]) -> Mapping[Key, ChangedObject]:
         """The objects whose rows the database refuses to read, by key."""
         table = self._tables[kind]
-        is_single = len(table.keys) == 1
-        keys: dict[Key, str] = {((key, None) if is_single else key): reason for key, reason in refused.items()}
-        ours = {key: pair(table, key) if kind == "metadata" else (key[0],) for key in keys}
-        return {key: Unreadable(kind=kind, key=ours[key], reason=reason) for key, reason in keys.items()}
+        found: dict[Key, ChangedObject] = {}
+        for asked, reason in refused.items():
+            key: Key = (asked, None) if len(table.keys) == 1 else asked
+            ours = pair(table, key) if kind == "metadata" else key[:1]
+            found[key] = Unreadable(kind=kind, key=ours, reason=reason)
+        return found
 
     def _gone(self, change: Change) -> ChangedObject | None:
         """The object of a change for which there is no row. None: its deletion will be in a later batch."""
@@ -252,30 +253,18 @@ def _newest_of_each(changes: Iterable[Change]) -> Mapping[tuple[Kind, Key], Chan
     return newest
 
 
-def _owner_ids(pairs: Iterable[Key]) -> Mapping[str, Sequence[str]]:
-    """The identifiers of each subject of metadata, each once."""
-    ids: dict[str, dict[str, None]] = defaultdict(dict)
-    for subject, identifier in pairs:
-        if isinstance(subject, str) and isinstance(identifier, str | int):
-            ids[subject][str(identifier)] = None
-    return defaultdict(list, {subject: list(found) for subject, found in ids.items()})
-
-
 class MessageColumns:
     """Makes messages from rows, by position, because a bulk change has one row for each message.
 
     A row is one of ``Queries.rows``: the mapped columns, and last whether ``where`` includes it.
     """
 
-    def __init__(self, table: Table, text_chars_max: int = 0) -> None:
-        content = table.columns.get("content")
+    def __init__(self, table: Table, text_chars_max: int) -> None:
         self._text_chars_max = text_chars_max
         read = tuple(table.columns)
         fields = (field.name for field in FIELDS["messages"])
         constants = {name: table.constants.get(name) for name in fields if name not in table.columns}
-        is_json = content is not None and content.type == "json"
-        self._form: ContentForm = "json" if table.content_form == "auto" and is_json else table.content_form
-        self._added = (*constants.values(), self._form, table.zone)
+        self._added = (*constants.values(), _content_form(table), table.zone)
         names = (*read, "included", *constants, "content_form", "time_zone")
         self._message: itemgetter[Any] = itemgetter(*map(names.index, Message._fields))
         self._key, self._included = read.index("id"), len(read)
@@ -300,10 +289,6 @@ class MessageColumns:
                 )
             found[row[key], None] = changed
         return found
-
-    def present(self, fields: Mapping[str, Any]) -> Message:
-        """A message with these fields."""
-        return Message(**fields, content_form=self._form, time_zone=self._table.zone)
 
 
 def _is_cut(value: Value, chars_max: int) -> bool:
@@ -337,56 +322,62 @@ def pair(table: Table, key: Key) -> Key:
 
 def _present(table: Table, fields: Mapping[str, Any]) -> ChangedObject:
     """The object of a row. Never metadata, whose pairs have several rows."""
-    match table.kind:
-        case "messages":
-            return MessageColumns(table).present(fields)
-        case "channels":
-            return Channel(**fields)
-        case "tags":
-            return Tag(**fields)
-        case "metadata":  # pragma: no cover - pairs are never read as single rows
-            raise AssertionError(table.kind)
-        case _:
-            assert_never(table.kind)
+    if table.kind == "messages":
+        return Message(**fields, content_form=_content_form(table), time_zone=table.zone)
+    return Channel(**fields) if table.kind == "channels" else Tag(**fields)
 
 
 def _absent(kind: Kind, fields: Mapping[str, Any]) -> ChangedObject:
     """An object whose row is gone or excluded. Never metadata: a pair without rows is an empty pair."""
-    match kind:
-        case "messages":
-            names = ("id", "conversation_id", "channel_id")
-            return MessageGone(**{name: fields[name] for name in names})
-        case "channels":
-            return ChannelGone(**{name: fields[name] for name in ("id", "source", "source_channel_id")})
-        case "tags":
-            return TagGone(id=fields["id"])
-        case "metadata":  # pragma: no cover - see above
-            raise AssertionError(kind)
-        case _:
-            assert_never(kind)
+    made = _GONE[kind]
+    return made(**{name: fields[name] for name in fields_dict(made)})
 
 
-async def read_current(read: Callable[[], Awaitable[Batch]], renew: Callable[[], Awaitable[bool]]) -> Batch:
-    """Read a batch. If the tables differ from their inspection, inspect them again and repeat the read.
+def _content_form(table: Table) -> ContentForm:
+    content = table.columns.get("content")
+    is_json = content is not None and content.type == "json"
+    return "json" if table.content_form == "auto" and is_json else table.content_form
 
-    ``renew`` inspects the tables and returns whether they have changed. Raises the errors of ``read``, with two
-    conditions: ``DatabaseRefused`` only if the tables have not changed, and ``TablesChanged`` only after ``READS_MAX``
-    attempts. Raises ``MappingError`` if the database refused the read because a mapped table or column is missing.
-    """
-    for _ in range(READS_MAX - 1):
-        refused: DatabaseRefused | None = None
-        try:
-            return await read()
-        except TablesChanged:
-            pass
-        except DatabaseRefused as error:
-            refused = error
-        try:
-            changed = await renew()
-        except MappingError:
-            if refused is not None:
-                raise
-            continue  # The missing table or column may be one that this read does not need.
-        if refused is not None and not changed:
-            raise refused
-    return await read()
+
+class InspectedFeed(ABC):
+    """The part of every feed that reads the tables as they are now, although the application may alter them."""
+
+    def __init__(self, reading: DedicatedConnection, dialect: str, tables: Tables, text_chars_max: int) -> None:
+        self._reading = reading
+        self._dialect = dialect
+        self._text_chars_max = text_chars_max
+        self.use(tables)
+
+    async def read(self, after: str, limit: int) -> Batch:
+        """See ``ChangeFeed.read``. If the tables differ from their inspection, inspect them again and repeat the read.
+
+        Raises ``DatabaseRefused`` only if the tables have not changed, ``TablesChanged`` only after ``READS_MAX``
+        attempts, and ``MappingError`` if the database refused the read because a mapped table or column is missing.
+        """
+        for _ in range(READS_MAX - 1):
+            refused: DatabaseRefused | None = None
+            try:
+                return await self._read_once(after, limit)
+            except TablesChanged:
+                pass
+            except DatabaseRefused as error:
+                refused = error
+            before = self._tables
+            try:
+                self.use(await self._reading.run(partial(inspect_again, tables=before)))
+            except MappingError:
+                if refused is not None:
+                    raise
+                continue  # The missing table or column may be one that this read does not need.
+            if refused is not None and self._tables == before:
+                raise refused
+        return await self._read_once(after, limit)
+
+    @abstractmethod
+    async def _read_once(self, after: str, limit: int) -> Batch:
+        """Do the same, with the tables as inspected. Raises ``TablesChanged`` and ``DatabaseRefused``."""
+
+    def use(self, tables: Tables) -> None:
+        """Read these tables from now on."""
+        self._tables = tables
+        self._objects = Objects(self._dialect, tables, self._text_chars_max)

@@ -29,19 +29,18 @@ This capture is best effort; ``feed.CANNOT_SEE`` lists what it misses, and the s
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
 import trio
-from attrs import evolve, field, frozen
+from attrs import astuple, evolve, field, frozen
 
 from airy_trio.capture.feed import OVERLAP_S, Batch, Consumer, ResumePointLost
-from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import KINDS, Key, Kind, Table, Tables
-from airy_trio.capture.objects import Change, Objects, read_current
+from airy_trio.capture.objects import Change, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries
 from airy_trio.capture.resume_points import parsed
 from airy_trio.database import POSTGRES, DedicatedConnection, quote_identifier
@@ -89,7 +88,7 @@ class Identity:
         return cls("" if file is None else str(file.file[1]), str(path.resolve()))
 
 
-@frozen(kw_only=True)
+@frozen
 class Mark:
     """How far one table has been read, in microseconds.
 
@@ -100,6 +99,11 @@ class Mark:
     newest_us: int | None
     after: Place | None = None
     upto_us: int | None = None
+
+    @classmethod
+    def of(cls, newest_us: int | None, after: Sequence[Any] | None, upto_us: int | None) -> Self:
+        """Return the mark that was stored as these values."""
+        return cls(newest_us, None if after is None else (int(after[0]), str(after[1])), upto_us)
 
     def oldest_us(self, reach_us: int) -> int:
         """The oldest time that any later scan can meet, if scans reach back so far."""
@@ -123,14 +127,9 @@ class Watermarks:
 
         Raises ``ResumePointLost`` if another way of capture wrote it, and ``ResumePointTooNew``.
         """
+        found: Any = parsed(text)
         try:
-            found: Any = parsed(text)
-            marks: dict[Kind, Mark] = {}
-            for kind in KINDS:
-                if kind in found["marks"]:
-                    newest_us, after, upto_us = found["marks"][kind]
-                    place = None if after is None else (int(after[0]), str(after[1]))
-                    marks[kind] = Mark(newest_us=newest_us, after=place, upto_us=upto_us)
+            marks = {kind: Mark.of(*found["marks"][kind]) for kind in KINDS if kind in found["marks"]}
             identity = Identity(found["identity"], found.get("source", ""))
             return cls(identity=identity, life=found["life"], serial=int(found["serial"]), marks=marks)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
@@ -138,16 +137,14 @@ class Watermarks:
             raise ResumePointLost(message) from None
 
     def __str__(self) -> str:
-        return json.dumps(
-            {
-                "identity": self.identity.history,
-                "source": self.identity.source,
-                "life": self.life,
-                "serial": self.serial,
-                "marks": {kind: [mark.newest_us, mark.after, mark.upto_us] for kind, mark in self.marks.items()},
-            },
-            separators=(",", ":"),
-        )
+        found = {
+            "identity": self.identity.history,
+            "source": self.identity.source,
+            "life": self.life,
+            "serial": self.serial,
+            "marks": {kind: astuple(mark) for kind, mark in self.marks.items()},
+        }
+        return json.dumps(found, separators=(",", ":"))
 
 
 def is_foreign(text: str, identity: Identity, dialect: str) -> bool:
@@ -175,7 +172,7 @@ class _Poll:
     found: list["RowVersion"] = field(factory=list)
 
 
-class UpdatedAtFeed:
+class UpdatedAtFeed(InspectedFeed):
     """``ChangeFeed`` over one connection that only reads; on Postgres in REPEATABLE READ.
 
     If the database was replaced since the resume point (another SQLite file at the path, another database at the
@@ -193,10 +190,7 @@ class UpdatedAtFeed:
         overlap_s: float = OVERLAP_S,
         text_chars_max: int = TEXT_CHARS_MAX,
     ) -> None:
-        self._reading = reading
-        self._dialect = dialect
-        self._text_chars_max = text_chars_max
-        self._use(tables)
+        super().__init__(reading, dialect, tables, text_chars_max)
         self._overlap_us = round(overlap_s * SECOND_US)
         self._file = None if dialect == POSTGRES else FileVersions(reading)
         self._file_version: FileVersion | None = None
@@ -206,10 +200,6 @@ class UpdatedAtFeed:
         # For each table the versions returned within the overlap, each with its serial number and its time.
         self._returned: dict[Kind, dict[int, tuple[int, int]]] = {kind: {} for kind in KINDS}
         self._trimmed_for = 0  # the serial number of the point for which ``_returned`` was trimmed last
-
-    async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``: a change is a version of a row. After a restart the overlap is returned again."""
-        return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def wait(self) -> None:
         """See ``ChangeFeed.wait``. Return after a pause, and for a file once there was a commit.
@@ -275,15 +265,9 @@ class UpdatedAtFeed:
         """Close the connection. Idempotent."""
         await self._reading.aclose()
 
-    async def _renew(self) -> bool:
-        """Inspect the tables again; return whether they have changed. Raises ``MappingError``."""
-        before = self._tables
-        self._use(await self._reading.run(lambda connection: inspect_again(connection, before)))
-        return self._tables != before
-
-    def _use(self, tables: Tables) -> None:
-        self._tables = tables
-        self._objects = Objects(self._dialect, tables, self._text_chars_max)
+    def use(self, tables: Tables) -> None:
+        """Read these tables from now on."""
+        super().use(tables)
         self._scans = {kind: TableScan(self._dialect, table, self._text_chars_max) for kind, table in tables.items()}
 
     async def _query_version(self) -> FileVersion | None:
@@ -307,8 +291,8 @@ class UpdatedAtFeed:
     def _read(self, connection: sa.Connection, point: Watermarks, limit: int, file: FileVersion | None) -> Batch:
         identity = Identity.of(connection, file)
         # A file that was moved is the same file, and points of older versions have no source.
-        same_source = file is not None or point.identity.source in {"", identity.source}
-        if point.identity.history != identity.history or not same_source:
+        is_same = file is not None or point.identity.source in {"", identity.source}
+        if point.identity.history != identity.history or not is_same:
             message = "the database is another one, or another file, than the one that was recorded"
             raise ResumePointLost(message)
         self._trim_returned(point)
@@ -364,7 +348,7 @@ class UpdatedAtFeed:
                 poll.found.append(version)
             place = version.place
             newest_us = place[0] if mark.upto_us is None else mark.upto_us
-        return Mark(newest_us=self._watermark(poll, kind, mark.newest_us, newest_us))
+        return Mark(self._watermark(poll, kind, mark.newest_us, newest_us))
 
     def _begin(self, poll: _Poll, kind: Kind) -> Mark:
         """The mark of a table as it is now. Its rows count as returned."""
@@ -373,7 +357,7 @@ class UpdatedAtFeed:
         if newest_us is not None:
             for version in scan.versions(poll.connection, newest_us - self._reach_us(kind), None, None):
                 self._returned[kind][version.id] = self._serial + 1, version.place[0]
-        return Mark(newest_us=newest_us)
+        return Mark(newest_us)
 
     def _watermark(self, poll: _Poll, kind: Kind, before_us: int | None, newest_us: int | None) -> int | None:
         """The watermark after a scan. A time far ahead of the database's clock must not hide changes to come."""

@@ -9,7 +9,7 @@ Fields that may be of any length are fetched up to a limit and one character mor
 a whole one. Independent of what a row means (``objects``).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, Literal
 
@@ -19,6 +19,9 @@ from airy_trio.capture.feed import Value
 from airy_trio.capture.mapping import FIELDS, Column, Key, Table, fits
 from airy_trio.database import POSTGRES, quote_identifier, quote_text
 from airy_trio.database.queries import BoundQuery, Query, Row
+
+Subject = Literal["message", "conversation"]
+"""What metadata may be about, and has an owner that is read from the messages table."""
 
 TEXT_CHARS_MAX: Final = 61_440
 OCTETS_A_CHARACTER_MAX: Final = 4  # in UTF-8
@@ -126,44 +129,32 @@ class Queries:
             if "conversation_id" in self._table.columns:
                 connection.execute(self._newest.statement, _NO_KEYS)
 
-    def owners(self, ids: Sequence[str]) -> BoundQuery | None:
-        """For the messages table: bind the query for the owners of messages, which ``owners_of`` evaluates.
+    def owners(self, subject: Subject, ids: Sequence[str]) -> BoundQuery | None:
+        """For the messages table: bind the query for the owners of these objects; None if there can be no such object.
 
-        None if there can be no such message.
+        The owner of a conversation is that of its newest message. ``owners_of`` evaluates the rows.
         """
-        wanted = [id_ for id_ in ids if self.can_find((id_, None))]
-        return BoundQuery(self._owners, wanted) if wanted else None
-
-    def owners_of(self, rows: Iterable[Row]) -> Mapping[str, Key]:
-        """Conversation and channel of each message id that has a row."""
-        return {str(wanted): self._owner(conversation_id, channel_id) for wanted, conversation_id, channel_id in rows}
-
-    def conversations(self, ids: Sequence[str]) -> BoundQuery | None:
-        """For the messages table: bind the query for the channels of conversations, which ``channels_of`` evaluates.
-
-        None if there can be no such conversation.
-        """
-        column = self._table.columns.get("conversation_id")
+        column = self._table.columns.get("id" if subject == "message" else "conversation_id")
         wanted = [id_ for id_ in ids if column is not None and fits(column, id_)]
-        return BoundQuery(self._newest, wanted) if wanted else None
+        if not wanted:
+            return None
+        return BoundQuery(self._owners if subject == "message" else self._newest, wanted)
 
-    def channels_of(self, rows: Iterable[Row]) -> Mapping[str, Value]:
-        """The channel of each conversation that has a message."""
-        return {str(wanted): self._owner(None, channel_id)[1] for wanted, channel_id, *_ in rows}
-
-    def _owner(self, conversation_id: Value, channel_id: Value) -> Key:
+    def owners_of(self, subject: Subject, rows: Iterable[Row]) -> Iterator[tuple[str, Key]]:
+        """Yield the id of each object that has a row, with its conversation and channel."""
         constants, value = self._table.constants, self._table.value
-        return (
-            constants.get("conversation_id", value("conversation_id", conversation_id)),
-            constants.get("channel_id", value("channel_id", channel_id)),
-        )
+        for wanted, channel_id, *conversation_id in rows:
+            conversation: Value = str(wanted)
+            if subject == "message":
+                conversation = constants.get("conversation_id", value("conversation_id", conversation_id[0]))
+            yield str(wanted), (conversation, constants.get("channel_id", value("channel_id", channel_id)))
 
     @cached_property
     def _owners(self) -> Query:
         id_ = self._table.columns["id"]
         conversation, channel = (self.text(self._table.columns.get(name)) for name in ("conversation_id", "channel_id"))
         return _query(
-            f"select airy_wanted.airy_1 as wanted, {conversation} as conversation_id, {channel} as channel_id "  # noqa: S608 - names quoted
+            f"select airy_wanted.airy_1 as wanted, {channel} as channel_id, {conversation} as conversation_id "  # noqa: S608 - names quoted
             f"from {self._joined((id_,))} where {self._included_of(self._matches(id_, 1))}"
         )
 

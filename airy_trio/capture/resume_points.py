@@ -14,14 +14,12 @@ A key that is missing, as in points of older versions, matches any value.
 """
 
 import json
-import re
-from collections.abc import Mapping
 from contextlib import suppress
-from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
-from attrs import evolve, frozen
+from attrs import asdict, evolve, field, fields_dict, frozen
+from attrs.validators import matches_re
 
 from airy_trio.capture.feed import ResumePointLost, ResumePointTooNew
 from airy_trio.database import POSTGRES
@@ -29,73 +27,73 @@ from airy_trio.database import POSTGRES
 FORMAT: Final = 1
 """Format of the points written here. Only a newer version can read a point with a higher number."""
 
-_POSTGRES_OPTIONAL: Final[Mapping[str, Any]] = {"place": "", "target": "", "seq": 0, "source": "", "mark": ""}
-_SQLITE_OPTIONAL: Final[Mapping[str, Any]] = {"source": "", "mark": ""}
-_SNAPSHOT_FORM = re.compile(r"[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?")
-_CLUSTER = sa.text(
-    "select cast(system_identifier as text), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), "
-    "(select oid from pg_database where datname = current_database()) from pg_control_system()"
+MOMENT: Final = (
+    "cast(pg_current_snapshot() as text) as snapshot, (select oid from pg_database where datname = current_database()) "
+    "|| '.' || coalesce(cast(cast(to_regclass(:log) as oid) as text), '') as place"
 )
-_MOMENT = sa.text(
-    "select cast(pg_current_snapshot() as text), coalesce(cast(cast(to_regclass(:log) as oid) as text), '')"
+"""Columns: the snapshot and the place of a ``PostgresPoint``. ``:log`` is the quoted name of the change log."""
+_NOW = sa.text(
+    "select cast(system_identifier as text) as system, "  # noqa: S608 - no text of others
+    f"substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) as timeline, {MOMENT} from pg_control_system()"
 )
 
 
 @frozen
-class SqlitePoint:
+class _Point:
+    """A point as text: the JSON object of its attributes, and its format."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse the output of ``str`` in this version or an older one.
+
+        Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
+        """
+        found: Any = parsed(text)
+        try:
+            values = {name: found[name] for name in fields_dict(cls).keys() & found.keys()}
+            if all(isinstance(value, int if name == "seq" else str) for name, value in values.items()):
+                return cls(**values)
+        except (AttributeError, TypeError, ValueError):
+            pass
+        message = "the recorded resume point was written for another kind of database"
+        raise ResumePointLost(message)
+
+    def __str__(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+
+
+@frozen
+class SqlitePoint(_Point):
     """Everything up to row ``seq`` of the change log has been read. ``token`` is the random token of that row.
 
     A file that was replaced by an older copy has no row of that number, or one with another token.
     """
 
-    seq: int = 0
-    token: str = ""
+    seq: int
+    token: str
     source: str = ""
     mark: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parse the output of ``str``, or the list ``[seq, token]`` of an older version.
-
-        Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
-        """
+        """See ``_Point.parse``. A list ``[seq, token]`` is of an older version."""
         match parsed(text):
             case [int(seq), str(token)]:
                 return cls(seq, token)
-            case {"seq": int(seq), "token": str(token), **more}:
-                return cls(seq, token, **_optional(more, _SQLITE_OPTIONAL))
             case _:
-                raise _another_kind()
-
-    def __str__(self) -> str:
-        return (
-            f'{{"format":{FORMAT},"seq":{self.seq},"token":{_quoted(self.token)},"source":{_quoted(self.source)},'
-            f'"mark":{_quoted(self.mark)}}}'
-        )
+                return super().parse(text)
 
 
-@frozen
-class Cluster:
-    """The cluster, its timeline and the database that a connection leads to. They are constant for that connection."""
-
-    system: str
-    timeline: str
-    database: int
-
-    @classmethod
-    def of(cls, connection: sa.Connection) -> Self:
-        """Query them. The role needs the right to execute ``pg_control_system``."""
-        return cls(*connection.execute(_CLUSTER).one())
+SQLITE_FIRST: Final = SqlitePoint(0, "")
+"""The point before the first row."""
 
 
 @frozen(kw_only=True)
-class PostgresPoint:
+class PostgresPoint(_Point):
     """Every change that ``snapshot`` sees has been read.
 
-    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position because transactions do not commit in the
-    order of any number that they draw. Each transaction becomes visible exactly once, so the next batch consists of the
-    changes that are visible now and were not visible in ``snapshot``; nothing is skipped or repeated, and an open
-    transaction delays only its own changes.
+    A snapshot (``xmin:xmax:xip,…``) rather than a number is the position, because transactions do not commit in the
+    order of any number that they draw (see ``postgres``).
 
     A large difference is read in pages. During that time ``target`` is the snapshot that the pages lead to, and of the
     changes between ``snapshot`` and ``target`` those up to row ``seq`` have been read. Otherwise ``target`` is "".
@@ -107,7 +105,7 @@ class PostgresPoint:
 
     system: str
     timeline: str
-    snapshot: str
+    snapshot: str = field(validator=matches_re("[0-9]+:[0-9]+:([0-9]+(,[0-9]+)*)?"))
     place: str = ""
     target: str = ""
     seq: int = 0
@@ -115,44 +113,12 @@ class PostgresPoint:
     mark: str = ""
 
     @classmethod
-    def now(cls, connection: sa.Connection, log: str, cluster: Cluster | None = None) -> Self:
-        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log."""
-        return cls.at(cluster or Cluster.of(connection), *connection.execute(_MOMENT, {"log": log}).one())
+    def now(cls, connection: sa.Connection, log: str) -> Self:
+        """Return the point after everything visible to the connection. ``log``: the quoted name of the change log.
 
-    @classmethod
-    def at(cls, cluster: Cluster, snapshot: str, log: str, *, source: str = "", mark: str = "") -> Self:
-        """Return the point after everything that a snapshot sees. ``log``: the oid of the change log."""
-        return cls(
-            system=cluster.system,
-            timeline=cluster.timeline,
-            place=f"{cluster.database}.{log}",
-            snapshot=snapshot,
-            source=source,
-            mark=mark,
-        )
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse the output of ``str`` in this version or an older one.
-
-        Raises ``ResumePointLost`` if another kind of database wrote it, and ``ResumePointTooNew``.
+        The role needs the right to execute ``pg_control_system``.
         """
-        match parsed(text):
-            case {"system": str(system), "timeline": str(timeline), "snapshot": str(snapshot), **more} if (
-                _SNAPSHOT_FORM.fullmatch(snapshot)
-            ):
-                optional = _optional(more, _POSTGRES_OPTIONAL)
-                return cls(system=system, timeline=timeline, snapshot=snapshot, **optional)
-            case _:
-                raise _another_kind()
-
-    def __str__(self) -> str:
-        # A point is written after each commit; with cold caches ``json.dumps`` takes ten times as long as this.
-        return (
-            f'{{"format":{FORMAT},"system":{_quoted(self.system)},"timeline":{_quoted(self.timeline)},'
-            f'"snapshot":{_quoted(self.snapshot)},"place":{_quoted(self.place)},"target":{_quoted(self.target)},'
-            f'"seq":{self.seq},"source":{_quoted(self.source)},"mark":{_quoted(self.mark)}}}'
-        )
+        return cls(**connection.execute(_NOW, {"log": log}).mappings().one())
 
     @property
     def next_transaction(self) -> int:
@@ -225,7 +191,7 @@ def first(connection: sa.Connection, log: str) -> str:
     than in the preview.
     """
     if connection.dialect.name != POSTGRES:
-        return str(SqlitePoint())
+        return str(SQLITE_FIRST)
     return str(evolve(PostgresPoint.now(connection, log), place=""))
 
 
@@ -274,15 +240,3 @@ def parsed(text: str) -> object:
             raise ResumePointTooNew(format_, FORMAT)
         case _:
             return found
-
-
-def _optional(found: Mapping[Any, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the optional values of a point, each with the type of its default. Raises ``ResumePointLost``."""
-    values = {name: found.get(name, default) for name, default in defaults.items()}
-    if not all(isinstance(values[name], type(default)) for name, default in defaults.items()):
-        raise _another_kind()
-    return values
-
-
-def _another_kind() -> ResumePointLost:
-    return ResumePointLost("the recorded resume point was written for another kind of database")

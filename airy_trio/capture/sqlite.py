@@ -23,8 +23,8 @@ from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
-from airy_trio.capture.objects import COLUMNS, changes_of, read_current
-from airy_trio.capture.resume_points import SqlitePoint
+from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import Query
 from airy_trio.database.sqlite import FileVersion, FileVersions
@@ -37,8 +37,10 @@ _TOKEN: Final = _SEQ + 1
 _AT: Final = _SEQ + 2
 
 
-class SqliteFeed(LoggedFeed):
+class SqliteFeed(LoggedFeed[SqlitePoint]):
     """``ChangeFeed`` over one connection that reads, and a pool for the few writes."""
+
+    _point = SqlitePoint
 
     def __init__(self, source: LoggedChanges) -> None:
         super().__init__(source)
@@ -55,10 +57,6 @@ class SqliteFeed(LoggedFeed):
         self._names = source.names
         self._newer_schema = source.newer_schema
         self._checked_schema: tuple[tuple[int, int], int] | None = None  # file and schema version
-
-    async def read(self, after: str, limit: int) -> Batch:
-        """See ``ChangeFeed.read``."""
-        return await read_current(lambda: self._read_once(after, limit), self._renew)
 
     async def _read_once(self, after: str, limit: int) -> Batch:
         if self._version is None or not self._woken:
@@ -82,39 +80,30 @@ class SqliteFeed(LoggedFeed):
                 self._version, self._woken = version, True  # the next read sees at least this version
                 return
 
-    async def origin(self) -> str:
-        """See ``ChangeFeed.origin``."""
-        return await self._reading.run(self._origin)
-
-    async def restart(self) -> str:
-        """See ``ChangeFeed.restart``."""
-        point, count = await self._writing.write(self._restart)
-        logger.warning("change log emptied; changes that were not recorded are not sent", rows=count)
-        return point
-
     async def trim(self, upto: str, limit: int) -> int:
         """See ``ChangeFeed.trim``. The newest recorded row remains, for its token."""
-        point = SqlitePoint.parse(upto)
-        rows = self._log.rows
-        old = sa.select(rows.c.seq).where(rows.c.seq < point.seq).order_by(rows.c.seq).limit(limit)
-        if not await self._reading.run(lambda connection: connection.execute(old.limit(1)).first()):
+        old = self._old(SqlitePoint.parse(upto), 1)
+        if not await self._reading.run(lambda connection: connection.execute(old).first()):
             return 0  # without taking the write lock, which the application may want
+        return await super().trim(upto, limit)
 
-        def work(connection: sa.Connection) -> int:
-            count = connection.execute(sa.delete(rows).where(rows.c.seq.in_(old))).rowcount
-            self._log.set_origin(connection, str(evolve(point, mark="")))  # an origin is for any event log
-            return count
+    def _old(self, point: SqlitePoint, limit: int) -> sa.Select[tuple[int]]:
+        rows = self._log.rows
+        return sa.select(rows.c.seq).where(rows.c.seq < point.seq).order_by(rows.c.seq).limit(limit)
 
-        return await self._writing.write(work)
+    def _delete(self, connection: sa.Connection, point: SqlitePoint, limit: int) -> int:
+        rows = self._log.rows
+        return connection.execute(sa.delete(rows).where(rows.c.seq.in_(self._old(point, limit)))).rowcount
 
-    async def _seal(self, after: str, upto: str, mark: str) -> str:
-        replaced_mark = SqlitePoint.parse(after).mark
-        await self._writing.write(lambda connection: self._log.seal(connection, mark, replaced_mark))
-        return str(evolve(SqlitePoint.parse(upto), mark=mark))
+    def _discard(self, connection: sa.Connection) -> tuple[SqlitePoint, int]:
+        rows = self._log.rows
+        newest = connection.execute(sa.select(rows.c.seq, rows.c.token).order_by(rows.c.seq.desc()).limit(1)).first()
+        if newest is None:
+            return SQLITE_FIRST, 0
+        return SqlitePoint(*newest), connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq)).rowcount
 
-    async def _settle(self, point: str) -> None:
-        mark = SqlitePoint.parse(point).mark
-        await self._writing.write(lambda connection: self._log.settle(connection, mark))
+    async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
+        await self._writing.write(lambda connection: connection.execute(statement, marks))
 
     async def _query_version(self) -> FileVersion:
         """The file's version, which changes with every commit by another connection.
@@ -143,7 +132,7 @@ class SqliteFeed(LoggedFeed):
         if not faults:
             return
         try:
-            self._use(await self._writing.write(self._install_triggers))
+            self.use(await self._writing.write(self._install_triggers))
         except (DatabaseRefused, FaultsError) as error:
             logger.error("triggers are missing and cannot be restored", triggers=faults, reason=str(error))  # noqa: TRY400 - the same
         else:
@@ -179,19 +168,3 @@ class SqliteFeed(LoggedFeed):
             more=len(rows) == limit,
             age_s=time.time() - rows[0][_AT] / 1000 if rows else None,
         )
-
-    def _origin(self, connection: sa.Connection) -> str:
-        history = self._log.history(connection)
-        if history is None:
-            return str(SqlitePoint())
-        return str(evolve(SqlitePoint.parse(history.origin), source=history.source))
-
-    def _restart(self, connection: sa.Connection) -> tuple[str, int]:
-        history, rows, count = self._log.history(connection), self._log.rows, 0
-        newest = connection.execute(sa.select(rows.c.seq, rows.c.token).order_by(rows.c.seq.desc()).limit(1)).first()
-        source = "" if history is None else history.source
-        point = str(evolve(SqlitePoint(*newest) if newest else SqlitePoint(), source=source))
-        if newest:
-            count = connection.execute(sa.delete(rows).where(rows.c.seq < newest.seq)).rowcount
-        self._log.set_origin(connection, point)
-        return point, count

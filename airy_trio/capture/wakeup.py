@@ -1,9 +1,8 @@
 """Wake a sleeping recorder when a Postgres transaction commits, at no cost while the recorder is awake.
 
-The simplest wake-up is a NOTIFY in each transaction that changes a watched table. But Postgres commits notifying
-transactions one after another, under a lock of the whole database, even if no session listens: measured with eight
-writers, the application kept 21 to 38 % of its throughput. Polling costs the application nothing, but at 5 ms it adds
-2 to 3 ms to each event, and an idle server is never idle.
+Postgres commits notifying transactions one after another, even if no session listens, which costs an application most
+of its throughput (``docs/explanation/architecture.md``). Polling costs it nothing, but then an idle server is never
+idle.
 
 Therefore the triggers notify only while the recorder sleeps. An advisory lock tells them whether it does::
 
@@ -27,7 +26,7 @@ without.
 - The recorder *tries* to take the lock. If it waited for the lock, its snapshot would hold back vacuum meanwhile.
 - The recorder may keep the lock while it reads; then the next transaction notifies again. This suits rare changes: a
   NOTIFY is cheap for one writer, and taking the lock again costs a round trip. If notifications follow each other
-  within ``FREQUENT_S``, the lock is released together with the read, and the recorder polls.
+  within ``FREQUENT_S``, or there are many changes, the lock is released together with the read, and the recorder polls.
 - A transaction that has notified cannot be prepared for a two-phase commit. If the server allows prepared transactions,
   the lock is never taken and the recorder polls.
 - The lock ends with its connection. A recorder that has lost its connection notices it by ``generation``.
@@ -37,7 +36,6 @@ without.
 import math
 from typing import Final
 
-import sqlalchemy as sa
 import trio
 
 from airy_trio.capture.change_log import TABLE
@@ -45,12 +43,7 @@ from airy_trio.database import LOCK_CLASS, DedicatedConnection, Names, quote_ide
 from airy_trio.database.postgres import Pipeline, Statement
 
 WAKEUP_CLASS: Final = LOCK_CLASS + 1  # the first half of the advisory lock's key
-FREQUENT_S: Final = 0.01  # taking the lock again takes about as long
-
-_TRY_LOCK: Final = sa.text(
-    "select current_setting('max_prepared_transactions') = '0' and "
-    "pg_try_advisory_lock(:lock_class, cast(cast(to_regclass(:name) as oid) as int))"
-)
+FREQUENT_S: Final = 0.01  # notifying more often would cost the application, whose notifying commits wait in line
 
 
 class Wakeup:
@@ -58,12 +51,13 @@ class Wakeup:
 
     def __init__(self, connection: DedicatedConnection, names: Names) -> None:
         self._connection = connection
-        self._lock = {"lock_class": WAKEUP_CLASS, "name": names.quoted(TABLE)}
-        oid = f"cast(cast(to_regclass({quote_text(names.quoted(TABLE))}) as oid) as int)"
-        unlock = f"select pg_advisory_unlock({WAKEUP_CLASS}, {oid})"
-        self._unlock = Statement("airy_unlock", unlock)
-        self._unlock_text = sa.text(unlock.replace(":", r"\:"))
-        self._listen = f"listen {quote_identifier(_channel(names))}"
+        key = f"{WAKEUP_CLASS}, cast(cast(to_regclass({quote_text(names.quoted(TABLE))}) as oid) as int)"
+        self._lock = Statement(
+            "airy_lock",
+            f"select current_setting('max_prepared_transactions') = '0' and pg_try_advisory_lock({key})",
+        )
+        self._unlock = Statement("airy_unlock", f"select pg_advisory_unlock({key})")
+        self._listen = Statement("airy_listen", f"listen {quote_identifier(_channel(names))}")
         self._listening_in = 0  # generation of the connection
         self._armed_in = 0
         self._notified_at = -math.inf
@@ -82,18 +76,13 @@ class Wakeup:
 
         False while a transaction is open that has not notified. Raises ``DatabaseUnavailable``.
         """
-        if not await self._connection.run(self._try_lock):
+        if not await self._connection.run_pipeline(self._try_lock):
             return False
         self._armed_in = self._connection.generation
         return True
 
-    def disarm(self, connection: sa.Connection) -> None:
-        """Make writers stop notifying, in a unit of work of the connection. Idempotent."""
-        if self.disarming():
-            connection.execute(self._unlock_text)
-
     def disarming(self) -> list[tuple[Statement, tuple[()]]]:
-        """The statements that ``disarm``, for a caller that runs them itself, which it must do."""
+        """The statements that make writers stop notifying, which the caller must run."""
         was_armed, self._armed_in, self.notified = self.armed, 0, False
         return [(self._unlock, ())] if was_armed else []
 
@@ -107,12 +96,12 @@ class Wakeup:
             now = trio.current_time()
             self.notified, self.frequent, self._notified_at = True, now - self._notified_at < FREQUENT_S, now
 
-    def _try_lock(self, connection: sa.Connection) -> bool:
+    async def _try_lock(self, pipeline: Pipeline) -> bool:
         if self._listening_in != self._connection.generation:
-            connection.exec_driver_sql(self._listen)
+            await pipeline.run((self._listen, ()))
             self._listening_in = self._connection.generation
-        granted: bool = connection.execute(_TRY_LOCK, self._lock).scalar_one()
-        return granted
+        [[(granted,)]] = await pipeline.run((self._lock, ()))
+        return bool(granted)
 
 
 def notify(names: Names, condition: str) -> str:

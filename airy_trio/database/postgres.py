@@ -131,6 +131,9 @@ A TLS record can hold 16 KiB, and pqReadData of some versions of libpq (18.0; no
 much of it as it has room for. The rest has left the socket, which then never becomes readable. libpq's own waiting
 takes that into account; ours cannot."""
 
+SLICE_ROWS: Final = 1000
+"""Rows converted between two checkpoints: one or two milliseconds."""
+
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 
@@ -229,7 +232,7 @@ class Pipeline:
         for result in results:
             if result.status in _FAILED:
                 raise error_from_result(result)
-        return [self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
+        return [await self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
 
     def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
         """Return for each expected result the name of the statement that it prepares, None if it has the rows."""
@@ -272,6 +275,11 @@ class Pipeline:
                 return results
             results.append(result)
 
-    def _rows(self, result: pq.abc.PGresult) -> list[Row]:
+    async def _rows(self, result: pq.abc.PGresult) -> list[Row]:
+        """Convert the rows of a result, with a checkpoint after each ``SLICE_ROWS``."""
         self._loading.set_pgresult(result)
-        return self._loading.load_rows(0, result.ntuples, tuple)
+        rows: list[Row] = self._loading.load_rows(0, min(result.ntuples, SLICE_ROWS), tuple)
+        for first in range(SLICE_ROWS, result.ntuples, SLICE_ROWS):
+            await trio.lowlevel.checkpoint()
+            rows += self._loading.load_rows(first, min(first + SLICE_ROWS, result.ntuples), tuple)
+        return rows

@@ -80,7 +80,7 @@ class BoundQuery:
                 if keys is self.keys:
                     self.query.rows(connection, _as_json(()))
                 if len(keys) == 1:
-                    refused[keys[0]] = _reason(error)
+                    refused[keys[0]] = refusal_reason(error)
                 else:
                     half = len(keys) // 2
                     parts += keys[half:], keys[:half]
@@ -91,7 +91,7 @@ def _as_json(keys: Sequence[object]) -> Mapping[str, object]:
     return {"keys": json.dumps(keys, ensure_ascii=False)}  # a database without encoding refuses an escape
 
 
-def _reason(error: Exception) -> str:
+def refusal_reason(error: Exception) -> str:
     """Return why a single key was refused; never the driver's message, which quotes the row's values."""
     code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", "")
     return (

@@ -1,7 +1,9 @@
 """A feed over an application's database, and a reader that reads all of it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+
+import pytest
 
 from airy_trio.capture.change_log import LoggedChanges
 from airy_trio.capture.feed import Batch, ChangedObject, ChangeFeed
@@ -9,6 +11,8 @@ from airy_trio.capture.inspection import inspect
 from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.capture.sqlite import SqliteFeed
 from airy_trio.database import SQLITE
+from airy_trio.database.postgres import Pipeline, Statement
+from airy_trio.database.queries import Row
 from airy_trio.settings import Settings
 from tests.application import Application
 
@@ -38,3 +42,15 @@ async def read_all(feed: ChangeFeed, after: str, limit: int = 1000) -> tuple[lis
     while batches[-1].more:
         batches.append(await feed.read(batches[-1].resume_point, limit))
     return [found for batch in batches for found in batch.objects], batches[-1].resume_point, batches
+
+
+def before_objects(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
+    """Do something once, when the next read of Postgres has its snapshot and before it reads the objects."""
+    left, run = [work], Pipeline.run
+
+    async def run_later(pipeline: Pipeline, *asked: tuple[Statement, Sequence[bytes | None]]) -> list[list[Row]]:
+        if left and asked[0][0].sql.startswith("savepoint"):
+            left.pop()()
+        return await run(pipeline, *asked)
+
+    monkeypatch.setattr(Pipeline, "run", run_later)

@@ -1,22 +1,14 @@
 """The application alters its tables while a server runs: each event carries the row as it is then."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import pytest
-import sqlalchemy as sa
 
 from airy_trio.capture.feed import Message, Tag
-from airy_trio.capture.objects import Objects
-from airy_trio.capture.postgres import CHANGES_MAX
 from airy_trio.database import SQLITE
-from airy_trio.database.postgres import Pipeline, Statement
 from airy_trio.events.translate import EventsOptions, translate
 from tests.application import Application
-from tests.capture.feeds import feed_of, read_all
+from tests.capture.feeds import before_objects, feed_of, read_all
 from tests.capture.watched import ONLY_TAGS, names, watching
 
-PATHS = pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
 BERLIN = '[database.tables.messages]\ntime_zone = "Europe/Berlin"\n'
 ALTERED = {
     "int to bigint": ("id", "int", "bigint", "3000000000"),
@@ -45,27 +37,24 @@ def insert(column: str, value: str) -> str:
     return f"insert into messages ({', '.join(row)}) values ({values})"
 
 
-@PATHS
 @pytest.mark.parametrize("altered", ALTERED)
-async def test_column_of_another_type_is_read_as_that_type(
-    postgres_application: Application, limit: int, altered: str
-) -> None:
+async def test_column_of_another_type_is_read_as_that_type(postgres_application: Application, altered: str) -> None:
     column, before, after, value = ALTERED[altered]
     using = " using content::jsonb" if after == "jsonb" else ""
     settings = postgres_application.migrate(BERLIN)
     postgres_application.execute(f"alter table messages alter {column} type {before} using null")
     async with feed_of(postgres_application, settings) as feed:
-        point = (await feed.read(await feed.origin(), limit)).resume_point
+        point = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.execute(insert("source", "before"))
-        point = (await feed.read(point, limit)).resume_point
+        point = (await feed.read(point, 1000)).resume_point
         postgres_application.execute(
             "delete from messages",
             f"alter table messages alter {column} type {after}{using}",
             insert(column, value),
             "insert into metadata (subject, identifier, key) values ('conversation', 'c1', 'k')",
         )
-        batch = await feed.read(point, limit)
-        assert (await feed.read(batch.resume_point, limit)).changes == 0
+        batch = await feed.read(point, 1000)
+        assert (await feed.read(batch.resume_point, 1000)).changes == 0
     async with feed_of(postgres_application, settings) as restarted:
         assert (await read_all(restarted, point))[0] == list(batch.objects)
     translation = translate(batch.objects, EventsOptions())
@@ -73,50 +62,21 @@ async def test_column_of_another_type_is_read_as_that_type(
     assert [event.type for event in translation.events] == ["message.updated", "metadata.updated"]
 
 
-@pytest.fixture
-def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Application, Sequence[str]], None]:
-    """Execute statements once, after the next read has its snapshot and before it reads rows."""
-
-    def arrange(application: Application, statements: Sequence[str]) -> None:
-        left = [statements]
-        run, read = Pipeline.run, Objects.read
-
-        async def run_later(pipeline: Pipeline, *asked: tuple[Statement, Sequence[bytes | None]]) -> list[list[Any]]:
-            if any(statement.name.startswith("airy_read") for statement, _ in asked) and left:
-                application.execute(*left.pop())
-            return await run(pipeline, *asked)
-
-        def read_later(objects: Objects, connection: sa.Connection, changes: Any) -> Any:  # noqa: ANN401 - as it is
-            if left:
-                application.execute(*left.pop())
-            return read(objects, connection, changes)
-
-        monkeypatch.setattr(Pipeline, "run", run_later)
-        monkeypatch.setattr(Objects, "read", read_later)
-
-    return arrange
-
-
-@PATHS
 @pytest.mark.parametrize("rewriting", REWRITING)
 async def test_table_rewritten_after_the_snapshot_loses_no_row(
-    postgres_application: Application,
-    between: Callable[[Application, Sequence[str]], None],
-    limit: int,
-    rewriting: str,
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch, rewriting: str
 ) -> None:
     """The older snapshot sees an empty table."""
     async with feed_of(postgres_application, postgres_application.migrate()) as feed:
-        point = (await feed.read(await feed.origin(), limit)).resume_point
+        point = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.tag("t1")
-        between(postgres_application, REWRITING[rewriting])
-        batch = await feed.read(point, limit)
+        before_objects(monkeypatch, lambda: postgres_application.execute(*REWRITING[rewriting]))
+        batch = await feed.read(point, 1000)
     assert batch.objects == (Tag(id="t1", name="flag", color="tag-red"),)
 
 
-@PATHS
 async def test_partitions_rewritten_after_the_snapshot_lose_no_row(
-    postgres_application: Application, between: Callable[[Application, Sequence[str]], None], limit: int
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     postgres_application.execute(
         "create table tags (id text, name text, color text) partition by hash (id)",
@@ -124,24 +84,27 @@ async def test_partitions_rewritten_after_the_snapshot_lose_no_row(
     )
     settings = postgres_application.migrate(ONLY_TAGS, with_tables=False)
     async with feed_of(postgres_application, settings) as feed:
-        point = (await feed.read(await feed.origin(), limit)).resume_point
+        point = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.execute(*(f"insert into tags values ('t{n}', 'flag', 'red')" for n in range(9)))
-        between(postgres_application, ["alter table tags add more float default random()"])
-        batch = await feed.read(point, limit)
+        before_objects(
+            monkeypatch, lambda: postgres_application.execute("alter table tags add more float default random()")
+        )
+        batch = await feed.read(point, 1000)
         assert names(batch.objects) == [(f"t{n}", "flag") for n in range(9)]
 
 
-@PATHS
 async def test_type_changed_after_the_snapshot_gives_no_wrong_event(
-    postgres_application: Application, between: Callable[[Application, Sequence[str]], None], limit: int
+    postgres_application: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Postgres does not rewrite the table for these types if the session's time zone is UTC."""
     settings = postgres_application.migrate(BERLIN)
     async with feed_of(postgres_application, settings) as feed:
-        point = (await feed.read(await feed.origin(), limit)).resume_point
+        point = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.message()
-        between(postgres_application, ["alter table messages alter sent_at type timestamp"])
-        batch = await feed.read(point, limit)
+        before_objects(
+            monkeypatch, lambda: postgres_application.execute("alter table messages alter sent_at type timestamp")
+        )
+        batch = await feed.read(point, 1000)
     async with feed_of(postgres_application, settings) as restarted:
         assert (await read_all(restarted, point))[0] == list(batch.objects)
 

@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from airy_trio.capture.feed import ChangedObject, Channel, Message, MessageGone, Metadata, Tag, TagGone
-from airy_trio.capture.postgres import CHANGES_MAX
 from airy_trio.database import POSTGRES, SQLITE
 from airy_trio.events.models import Json, MessageUpdated
 from airy_trio.events.translate import EventsOptions, translate
@@ -224,20 +223,19 @@ FAILS_ON_SECRET = {
 }
 
 
-@pytest.mark.parametrize("limit", [CHANGES_MAX, 10 * CHANGES_MAX], ids=["slow path", "fast path"])
-async def test_a_row_on_which_where_fails_affects_no_other_row(any_application: Application, limit: int) -> None:
+async def test_a_row_on_which_where_fails_affects_no_other_row(any_application: Application) -> None:
     where, secret, error = FAILS_ON_SECRET[any_application.dialect]
     any_application.migrate()
     settings = any_application.settings(f'[database.tables.messages]\nwhere = "{where}"\n')
     async with feed_of(any_application, settings) as feed:
-        start = (await feed.read(await feed.origin(), limit)).resume_point
+        start = (await feed.read(await feed.origin(), 1000)).resume_point
         for id_, content in ("m1", "1"), ("bad", secret), ("m2", "2"), ("worse", secret):
             any_application.message(id=id_, content=content, conversation_id=f"c-{id_}")
             any_application.metadata("message", id_, "k", "v")
             any_application.metadata("conversation", f"c-{id_}", "k", "v")
         any_application.tag()
-        batch = await feed.read(start, limit)
-        assert (await feed.read(batch.resume_point, limit)).changes == 0
+        batch = await feed.read(start, 1000)
+        assert (await feed.read(batch.resume_point, 1000)).changes == 0
     translation = translate(batch.objects, EventsOptions())
     events = [(event.type, event.conversation_id) for event in translation.events]
     assert events == [

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from airy_trio.capture.change_log import NewestChange, newest_change
-from airy_trio.capture.resume_points import PostgresPoint, SqlitePoint
+from airy_trio.capture.resume_points import SQLITE_FIRST, PostgresPoint, SqlitePoint
 from airy_trio.database import SQLITE
 from tests.application import Application
 
@@ -15,7 +15,7 @@ def point(application: Application) -> str:
         if application.dialect != SQLITE:
             return str(PostgresPoint.now(connection, log))
         rows = connection.execute(sa.text(f"select seq, token from {log} order by seq desc")).all()
-    return str(SqlitePoint(*rows[0]) if rows else SqlitePoint())
+    return str(SqlitePoint(*rows[0]) if rows else SQLITE_FIRST)
 
 
 def newest(application: Application, id_: str, after: str | None) -> NewestChange | None:

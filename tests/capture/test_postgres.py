@@ -17,8 +17,10 @@ from attrs import evolve
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag
 from airy_trio.capture.lease import OwnLease
 from airy_trio.capture.objects import COLUMNS
-from airy_trio.capture.postgres import PostgresFeed
+from airy_trio.capture.postgres import Asked, PostgresFeed
 from airy_trio.capture.resume_points import PostgresPoint
+from airy_trio.database.postgres import Statement
+from airy_trio.database.queries import Row
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
@@ -38,16 +40,19 @@ SEEDS = range(6)
 class NaiveFeed(PostgresFeed):
     """The obvious reader: changes with a greater number than the last one. It loses changes."""
 
-    async def _read_fast(self, *_: object) -> None:
-        """Take the regular path, which is the wrong one."""
+    def _changes(self, point: PostgresPoint, limit: int) -> Asked:
+        columns = f"{', '.join(COLUMNS)}, seq, 0.0, false"
+        naive = f"select {columns} from airy_trio.change_log where seq > $1 order by seq limit $2"
+        return Statement("naive", naive), [str(point.seq).encode(), str(limit).encode()]
 
-    def _rows(
-        self, connection: sa.Connection, point: PostgresPoint, now: PostgresPoint, limit: int
-    ) -> tuple[Sequence[tuple[Any, ...]], PostgresPoint]:
-        log = self._log.rows
-        columns = (*(log.c[name] for name in (*COLUMNS, "seq")), sa.literal(0.0))
-        rows = connection.execute(sa.select(*columns).where(log.c.seq > point.seq).order_by("seq").limit(limit)).all()
-        return [tuple(row) for row in rows], evolve(now, seq=rows[-1].seq) if rows else point
+    def _following(
+        self,
+        point: PostgresPoint,
+        now: PostgresPoint,
+        rows: Sequence[Row],
+        limit: int,  # noqa: ARG002 - there are no pages
+    ) -> PostgresPoint:
+        return evolve(now, seq=rows[-1][len(COLUMNS)]) if rows else point
 
 
 def maker(application: Application, kind: type[PostgresFeed]) -> Callable[[], PostgresFeed]:
@@ -261,7 +266,7 @@ async def test_change_of_a_future_transaction_is_rejected(postgres_application: 
     async with feed_of(postgres_application, settings) as feed:
         after = (await feed.read(await feed.origin(), 1000)).resume_point
         postgres_application.execute(IMPOSSIBLE)
-        for _ in range(2):  # on the fast path, which an open connection takes, and on the regular one
+        for _ in range(2):  # on an open connection, and on a new one
             with pytest.raises(ResumePointLost, match="have not begun"):
                 await feed.read(after, 1000)
             await feed.aclose()
