@@ -9,7 +9,7 @@ import trio
 from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfConversation
 from airy_trio.log.event_log import READ_BYTES_MAX
-from airy_trio.log.sql import SqlStore, sql_store
+from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import NewEvent
 from airy_trio.settings import parse
 from bench.payload import body
@@ -44,7 +44,7 @@ async def newest(database_url: str) -> int:
 
 
 @asynccontextmanager
-async def _store(database_url: str) -> AsyncIterator[SqlStore]:
+async def _store(database_url: str) -> AsyncIterator[PostgresStore | SqliteStore]:
     settings = parse(f'[database]\nurl = "{database_url}"\n', {})
     url = settings.log.location(settings.database.url)
     store = sql_store(_pool(url), _pool(url), Names.of(url, settings.database.schema))

@@ -285,8 +285,8 @@ def _check_log(connection: sa.Connection, settings: Settings, place: _Place, rep
         return None
     if newer is not None:
         report.add("note", [f"log: {newer}, with which this version works"])
-    log = log_tables(names)
-    return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
+    state = connection.execute(log_tables(names).bounds).one()
+    return _Log(state.epoch, state.resume_point, shown(place.url))
 
 
 def _check_opened_store(settings: Settings, report: Report) -> _Log | None:

@@ -11,7 +11,7 @@ Errors::
     └── DatabaseRefused       a missing table, a missing permission: trying again does not help
 """
 
-from airy_trio.database.connections import Database, DedicatedConnection
+from airy_trio.database.connections import Database, DedicatedConnection, PipelinePool
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     READER_BUSY_TIMEOUT_S,
@@ -56,6 +56,7 @@ __all__ = [
     "DatabaseUnavailable",
     "DedicatedConnection",
     "Names",
+    "PipelinePool",
     "canonical_url",
     "close_all",
     "discard",

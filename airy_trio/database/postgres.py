@@ -16,9 +16,11 @@ because our engines set that encoding. Results are converted by the driver.
 
 import math
 import select
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Self
 
 import psycopg
@@ -131,6 +133,9 @@ A TLS record can hold 16 KiB, and pqReadData of some versions of libpq (18.0; no
 much of it as it has room for. The rest has left the socket, which then never becomes readable. libpq's own waiting
 takes that into account; ours cannot."""
 
+SLICE_ROWS: Final = 500
+"""Rows converted between two checkpoints: about a millisecond."""
+
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 
@@ -182,6 +187,14 @@ class Pipeline:
         poll.register(self._libpq.socket, select.POLLIN)
         return bool(poll.poll(0))
 
+    def cancel(self) -> None:
+        """Ask the server to end the statement in progress, in a thread that nothing waits for.
+
+        Closing the connection would not end it: a server notices that only when it sends something.
+        """
+        if self._libpq.transaction_status == pq.TransactionStatus.ACTIVE:
+            trio.lowlevel.start_thread_soon(self._libpq.get_cancel().cancel, lambda _outcome: None)
+
     def notifications(self) -> list[str]:
         """Return the payloads of the notifications that have arrived since the last call, without waiting.
 
@@ -229,7 +242,7 @@ class Pipeline:
         for result in results:
             if result.status in _FAILED:
                 raise error_from_result(result)
-        return [self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
+        return [await self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
 
     def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
         """Return for each expected result the name of the statement that it prepares, None if it has the rows."""
@@ -272,6 +285,33 @@ class Pipeline:
                 return results
             results.append(result)
 
-    def _rows(self, result: pq.abc.PGresult) -> list[Row]:
+    async def _rows(self, result: pq.abc.PGresult) -> list[Row]:
+        """Convert a result, with a checkpoint after each ``SLICE_ROWS``."""
         self._loading.set_pgresult(result)
-        return self._loading.load_rows(0, result.ntuples, tuple)
+        rows = self._loading.load_rows(0, min(result.ntuples, SLICE_ROWS), tuple)
+        while len(rows) < result.ntuples:
+            await trio.lowlevel.checkpoint()
+            rows += self._loading.load_rows(len(rows), min(result.ntuples, len(rows) + SLICE_ROWS), tuple)
+        return rows
+
+
+_ELEMENTS: Final[Mapping[str, tuple[int, Callable[[Any], bytes]]]] = {
+    "bool": (16, (b"\0", b"\1").__getitem__),
+    "bytea": (17, bytes),
+    "int8": (20, struct.Struct("!q").pack),
+    "text": (25, str.encode),
+}
+"""The types of arrays: the oid of the element, and its octets."""
+_SIZE: Final = struct.Struct("!i").pack
+
+
+def array(type_: str, values: Sequence[object]) -> bytes:
+    """Return an array of ``type_`` in binary format, in which no element needs escaping. None is NULL."""
+    oid, dumped = _ELEMENTS[type_]
+    if not values:
+        return struct.pack("!iiI", 0, 0, oid)
+    octets = [b"" if value is None else dumped(value) for value in values]
+    has_null = None in values
+    sizes = [-1 if value is None else len(one) for value, one in zip(values, octets, strict=True)]
+    head = struct.pack("!iiIii", 1, has_null, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
+    return head + b"".join(chain.from_iterable(zip(map(_SIZE, sizes), octets, strict=True)))
