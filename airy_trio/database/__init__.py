@@ -19,7 +19,6 @@ from airy_trio.database.engines import (
     SQLITE_BUSY_TIMEOUT_S,
     close_all,
     discard,
-    open_connection,
     postgres_engine,
     sqlite_engine,
 )
@@ -61,7 +60,6 @@ __all__ = [
     "close_all",
     "discard",
     "is_refusal",
-    "open_connection",
     "postgres_engine",
     "quote_identifier",
     "quote_text",
