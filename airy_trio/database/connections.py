@@ -49,7 +49,14 @@ class DedicatedConnection:
 
         def unit() -> T:
             try:
-                return self._run(work, transaction=transaction)
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                    self.generation += 1
+                with self._connection.begin() if transaction else nullcontext():
+                    return work(self._connection)
+            except DRIVER_ERRORS as error:
+                self._drop()
+                raise translated(error) from None
             finally:
                 if self._closings != closings:
                     self._drop()
@@ -106,17 +113,6 @@ class DedicatedConnection:
 
     async def _close(self) -> None:
         await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
-
-    def _run(self, work: Callable[[sa.Connection], T], *, transaction: bool) -> T:
-        try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-                self.generation += 1
-            with self._connection.begin() if transaction else nullcontext():
-                return work(self._connection)
-        except DRIVER_ERRORS as error:
-            self._drop()
-            raise translated(error) from None
 
     def _drop(self) -> None:
         connection, self._connection, self._pipeline = self._connection, None, None
@@ -183,12 +179,21 @@ class Database:
         """Return how many threads are ``busy`` with a unit of work."""
         return {"busy": int(self._limiter.borrowed_tokens)}
 
-    async def run(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run a unit of work in a transaction that commits if it returns.
+    async def run(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
+        """Run a unit of work in a transaction that commits if it returns. ``immediate``: see ``run_sync``.
 
         Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; other exceptions of the unit are not changed.
         """
-        return await self._run_in_thread(work, immediate=False)
+        closings = self._closings
+
+        def unit() -> T:
+            try:
+                return self.run_sync(work, immediate=immediate)
+            finally:
+                if self._closings != closings:
+                    self.engine.pool.dispose()
+
+        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
@@ -203,24 +208,12 @@ class Database:
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work that writes. Raises the errors of ``run``."""
-        return await self._run_in_thread(work, immediate=True)
+        return await self.run(work, immediate=True)
 
     async def aclose(self) -> None:
         """Close the pool's connections, also in a cancelled scope. The pool can be used again."""
         self._closings += 1
         await close_in_time(self._close, OpenConnections.of(self.engine))
-
-    async def _run_in_thread(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
-        closings = self._closings
-
-        def unit() -> T:
-            try:
-                return self.run_sync(work, immediate=immediate)
-            finally:
-                if self._closings != closings:
-                    self.engine.pool.dispose()
-
-        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _close(self) -> None:
         """Close idle connections, then wait until no unit of work is running; each closes its own connection."""

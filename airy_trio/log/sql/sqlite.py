@@ -48,20 +48,12 @@ class SqliteStore(SqlStore):
         self._statements = tables
         self._pools = reading, replaying, appending
         self._write = appending.write
-        path = Path(reading.engine.url.database or "")
-        self._file = SqlFile(path)
-        self._notifications = FileNotifications(path)
+        self._path = Path(reading.engine.url.database or "")
+        self._identity: tuple[int, int] | None = None
+        self._notifications = FileNotifications(self._path)
         self._appended: Position | None = None
         self._read_upto: Position | None = None
-        sa.event.listen(appending.engine, "connect", make_durable)
-
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
-        new = await super().append(expected, events, resume_point, replaces=replaces)
-        self._appended = expected.at(expected.offset + len(new))
-        return new
+        sa.event.listen(appending.engine, "connect", use_wal)
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -99,7 +91,10 @@ class SqliteStore(SqlStore):
             driver.executemany(self._statements.insert, map(row_of, new))
             return new
 
-        return await self._write(self._checked(work))
+        new = await self._write(self._checked(work))
+        if new is not None:
+            self._appended = expected.at(expected.offset + len(new))
+        return new
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
         step = Step(self._statements.begin_epoch, _expected(expected, resume_point) | {"new_epoch": epoch})
@@ -124,26 +119,11 @@ class SqliteStore(SqlStore):
             try:
                 return work(connection)
             finally:
-                self._file.check()  # replaces any result or error of the unit
+                self._check()  # replaces any result or error of the unit
 
         return unit
 
     def _check(self) -> None:
-        self._file.check()
-
-
-def _expected(head: Position, resume_point: str | None) -> dict[str, Any]:
-    return {"expected_epoch": head.epoch, "expected_last": head.offset, "point": resume_point}
-
-
-class SqlFile:
-    """The file of an event store, identified by device and inode from the first check on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity: tuple[int, int] | None = None
-
-    def check(self) -> None:
         """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check."""
         try:
             status = self._path.stat()
@@ -161,6 +141,10 @@ class SqlFile:
             "the next start begins a new epoch, and clients reload"
         )
         raise StoreReplaced(message)
+
+
+def _expected(head: Position, resume_point: str | None) -> dict[str, Any]:
+    return {"expected_epoch": head.epoch, "expected_last": head.offset, "point": resume_point}
 
 
 class FileNotifications:
@@ -194,9 +178,8 @@ class FileNotifications:
         await self._connection.aclose()
 
 
-def make_durable(connection: sqlite3.Connection, _record: object) -> None:
-    """Make a new connection wait for the disk, in WAL mode, in which readers never block the writer."""
-    connection.execute("PRAGMA synchronous = full")
+def use_wal(connection: sqlite3.Connection, _record: object) -> None:
+    """Set WAL mode on a new connection: readers then never block the writer."""
     try:
         connection.execute("PRAGMA journal_mode = wal")  # stays with the file
     except sqlite3.OperationalError as error:  # there is a reader just now; the mode so far is correct, only slower

@@ -15,8 +15,8 @@ A unit that reads needs no snapshot, although Postgres has a new one for each st
 rows that were read before.
 """
 
-from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
@@ -37,10 +37,8 @@ from airy_trio.log.store import (
 _NO_EPOCH = ""  # of a row that was claimed and has no acknowledgement yet
 
 
-class Run(Protocol):
-    """Runs steps in one transaction and returns the result of each. Raises ``DatabaseError``."""
-
-    def __call__(self, *steps: Step) -> Awaitable[Sequence[Any]]: ...  # noqa: D102
+Run = Callable[..., Awaitable[Any]]
+"""Runs the ``Step``s that it is given in one transaction; returns the result of each. Raises ``DatabaseError``."""
 
 
 class SqlStore:
