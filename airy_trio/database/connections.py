@@ -9,8 +9,9 @@ if there was another one since, it closes its connection itself.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext, suppress
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -20,6 +21,9 @@ from airy_trio.database.errors import DRIVER_ERRORS, DatabaseUnavailable, transl
 from airy_trio.database.postgres import Parameter, Pipeline, Statement
 
 T = TypeVar("T")
+
+_SESSION_ENDED: Final = "57P"
+"""The class of SQLSTATEs with which a server or a pooler ends a session."""
 
 
 class DedicatedConnection:
@@ -144,11 +148,16 @@ class PipelinePool:
         while not self._idle:
             await self._waiting.park()
         connection = self._idle.pop()
+        attempt = partial(connection.run_pipeline, lambda pipeline: pipeline.run(*statements), reopen=True)
+        was_idle = connection.is_open
         try:
-            if repeatable and connection.is_open:
-                with suppress(DatabaseUnavailable):
-                    return await connection.run_pipeline(lambda pipeline: pipeline.run(*statements), reopen=True)
-            return await connection.run_pipeline(lambda pipeline: pipeline.run(*statements), reopen=True)
+            try:
+                return await attempt()
+            except DatabaseUnavailable as error:
+                is_lost = error.sqlstate is None or error.sqlstate.startswith(_SESSION_ENDED)
+                if not (repeatable and was_idle and is_lost):
+                    raise
+            return await attempt()
         finally:
             # A closed one goes to the other end: opening it may take long, or go on in a thread after a cancellation.
             self._idle.insert(len(self._idle) if connection.is_open else 0, connection)

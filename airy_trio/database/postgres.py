@@ -20,7 +20,6 @@ import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Final, Self
 
 import psycopg
@@ -303,6 +302,7 @@ _ELEMENTS: Final[Mapping[str, tuple[int, Callable[[Any], bytes]]]] = {
 }
 """The types of arrays: the oid of the element, and its octets."""
 _SIZE: Final = struct.Struct("!i").pack
+_NULL: Final = _SIZE(-1)
 
 
 def array(type_: str, values: Sequence[object]) -> bytes:
@@ -310,8 +310,15 @@ def array(type_: str, values: Sequence[object]) -> bytes:
     oid, dumped = _ELEMENTS[type_]
     if not values:
         return struct.pack("!iiI", 0, 0, oid)
-    octets = [b"" if value is None else dumped(value) for value in values]
-    has_null = None in values
-    sizes = [-1 if value is None else len(one) for value, one in zip(values, octets, strict=True)]
-    head = struct.pack("!iiIii", 1, has_null, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
-    return head + b"".join(chain.from_iterable(zip(map(_SIZE, sizes), octets, strict=True)))
+
+    def element(value: object) -> bytes:
+        if value is None:
+            return _NULL
+        octets = dumped(value)
+        return _SIZE(len(octets)) + octets
+
+    # Half the columns of a bulk change have one value.
+    is_one_value = values.count(values[0]) == len(values)
+    elements = element(values[0]) * len(values) if is_one_value else b"".join(map(element, values))
+    head = struct.pack("!iiIii", 1, None in values, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
+    return head + elements
