@@ -10,7 +10,7 @@ from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlit
 from airy_trio.events.destinations import OfConversation
 from airy_trio.log.event_log import READ_BYTES_MAX
 from airy_trio.log.position import Position
-from airy_trio.log.sql import SqlStore, sql_store
+from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
 from airy_trio.log.store import NewEvent
 from airy_trio.settings import parse
 from bench.payload import body
@@ -45,7 +45,7 @@ async def head(database_url: str) -> Position:
 
 
 @asynccontextmanager
-async def _store(database_url: str) -> AsyncIterator[SqlStore]:
+async def _store(database_url: str) -> AsyncIterator[PostgresStore | SqliteStore]:
     settings = parse(f'[database]\nurl = "{database_url}"\n', {})
     url = settings.log.location(settings.database.url)
     store = sql_store(_pool(url), _pool(url), Names.of(url, settings.database.schema))

@@ -316,8 +316,8 @@ class _Check:
             return None
         if newer is not None:
             report.add("note", [f"log: {newer}, with which this version works"])
-        log = log_tables(names)
-        return _Log(log.bounds(connection).epoch, log.resume_point(connection), shown(place.url))
+        state = connection.execute(log_tables(names).bounds).one()
+        return _Log(state.epoch, state.resume_point, shown(place.url))
 
     def opened_store(self) -> _Log | None:
         """Check a store that is opened by its URL: Redis, or one of another package. Return as ``store`` does."""

@@ -11,7 +11,7 @@ Errors::
     └── DatabaseRefused       a missing table, a missing permission: trying again does not help
 """
 
-from airy_trio.database.connections import Database, DedicatedConnection
+from airy_trio.database.connections import Database, DedicatedConnection, PipelinePool
 from airy_trio.database.engines import (
     APPLICATION_NAME,
     READER_BUSY_TIMEOUT_S,
@@ -19,7 +19,6 @@ from airy_trio.database.engines import (
     SQLITE_BUSY_TIMEOUT_S,
     close_all,
     discard,
-    open_connection,
     postgres_engine,
     sqlite_engine,
 )
@@ -56,11 +55,11 @@ __all__ = [
     "DatabaseUnavailable",
     "DedicatedConnection",
     "Names",
+    "PipelinePool",
     "canonical_url",
     "close_all",
     "discard",
     "is_refusal",
-    "open_connection",
     "postgres_engine",
     "quote_identifier",
     "quote_text",

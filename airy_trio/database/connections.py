@@ -8,18 +8,22 @@ when nothing waits for it any more. Therefore each unit remembers how many closi
 if there was another one since, it closes its connection itself.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 import trio
 
-from airy_trio.database.engines import THREADS_MAX, OpenConnections, close_in_time, discard
+from airy_trio.database.engines import THREADS_MAX, OpenConnections, close_all, close_in_time, discard
 from airy_trio.database.errors import DRIVER_ERRORS, DatabaseUnavailable, translated
-from airy_trio.database.postgres import Pipeline
+from airy_trio.database.postgres import Parameter, Pipeline, Statement
 
 T = TypeVar("T")
+
+_SESSION_ENDED: Final = "57P"
+"""The class of SQLSTATEs with which a server or a pooler ends a session."""
 
 
 class DedicatedConnection:
@@ -49,21 +53,37 @@ class DedicatedConnection:
 
         def unit() -> T:
             try:
-                return self._run(work, transaction=transaction)
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                    self.generation += 1
+                with self._connection.begin() if transaction else nullcontext():
+                    return work(self._connection)
+            except DRIVER_ERRORS as error:
+                self._drop()
+                raise translated(error) from None
             finally:
                 if self._closings != closings:
                     self._drop()
 
         return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
-    async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]]) -> T:
+    async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]], *, reopen: bool = False) -> T:
         """Run a unit of work on Postgres without a thread; it begins and ends its transaction itself.
 
-        The connection must have been opened by ``run``. It is closed if the unit leaves it with an open transaction or
-        an unread result, for example because it was cancelled. Raises the errors of ``run``.
+        ``reopen``: open the connection first if it is closed, or was lost while it was idle; otherwise it must have
+        been opened by ``run``. It is closed if the unit leaves it with an open transaction or an unread result, for
+        example because it was cancelled; the server is then asked to end the statement. Raises the errors of ``run``.
         """
-        async with self._limiter:
-            closings = self._closings
+        if reopen and self._pipeline is not None and self._pipeline.lost():
+            self._drop()
+        if reopen and self._connection is None:
+            await self.run(lambda _connection: None, transaction=False)
+        try:
+            self._limiter.acquire_nowait()  # `acquire` alone would cost one pass of Trio's loop
+        except trio.WouldBlock:
+            await self._limiter.acquire()
+        closings, pipeline = self._closings, None
+        try:
             if self._connection is None:
                 message = "the connection is closed"
                 raise DatabaseUnavailable(message)
@@ -71,14 +91,19 @@ class DedicatedConnection:
                 driver: Any = self._connection.connection.driver_connection
                 self._pipeline = Pipeline(driver)
             pipeline = self._pipeline
-            try:
-                return await work(pipeline)
-            except DRIVER_ERRORS as error:
+            return await work(pipeline)
+        except DRIVER_ERRORS as error:
+            self._drop()
+            raise translated(error) from None
+        finally:
+            if (
+                pipeline is not None
+                and self._pipeline is pipeline
+                and (self._closings != closings or not pipeline.idle)
+            ):
+                pipeline.cancel()
                 self._drop()
-                raise translated(error) from None
-            finally:
-                if self._pipeline is pipeline and (self._closings != closings or not pipeline.idle):
-                    self._drop()
+            self._limiter.release()
 
     @property
     def is_open(self) -> bool:
@@ -93,22 +118,54 @@ class DedicatedConnection:
     async def _close(self) -> None:
         await trio.to_thread.run_sync(self._drop, abandon_on_cancel=True, limiter=self._limiter)
 
-    def _run(self, work: Callable[[sa.Connection], T], *, transaction: bool) -> T:
-        try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-                self.generation += 1
-            with self._connection.begin() if transaction else nullcontext():
-                return work(self._connection)
-        except DRIVER_ERRORS as error:
-            self._drop()
-            raise translated(error) from None
-
     def _drop(self) -> None:
         connection, self._connection, self._pipeline = self._connection, None, None
         if connection is not None:
             self.generation += 1
             discard(connection)
+
+
+class PipelinePool:
+    """Connections to Postgres for pipelines, each lent to one task at a time; the one that was used last is lent next.
+
+    ``connections_max``: how many are open at most; a task waits while all are lent.
+    """
+
+    def __init__(self, engine: sa.Engine, connections_max: int) -> None:
+        self._connections = [DedicatedConnection(engine) for _ in range(connections_max)]
+        self._idle = list(self._connections)
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def run(
+        self, *statements: tuple[Statement, Sequence[Parameter]], repeatable: bool = False
+    ) -> list[list[tuple[Any, ...]]]:
+        """Run statements in one round trip and one transaction; return the rows of each.
+
+        ``repeatable``: run them once more, on a new connection, if one that was idle turns out to be lost. Raises the
+        errors of ``Database.run``, after which it is not known whether the statements had an effect, as after a
+        cancellation.
+        """
+        while not self._idle:
+            await self._waiting.park()
+        connection = self._idle.pop()
+        attempt = partial(connection.run_pipeline, lambda pipeline: pipeline.run(*statements), reopen=True)
+        was_idle = connection.is_open
+        try:
+            try:
+                return await attempt()
+            except DatabaseUnavailable as error:
+                is_lost = error.sqlstate is None or error.sqlstate.startswith(_SESSION_ENDED)
+                if not (repeatable and was_idle and is_lost):
+                    raise
+            return await attempt()
+        finally:
+            # A closed one goes to the other end: opening it may take long, or go on in a thread after a cancellation.
+            self._idle.insert(len(self._idle) if connection.is_open else 0, connection)
+            self._waiting.unpark()
+
+    async def aclose(self) -> None:
+        """Close all connections, also in a cancelled scope. The pool can be used again."""
+        await close_all(*(connection.aclose for connection in self._connections))
 
 
 class Database:
@@ -131,12 +188,21 @@ class Database:
         """Return how many threads are ``busy`` with a unit of work."""
         return {"busy": int(self._limiter.borrowed_tokens)}
 
-    async def run(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run a unit of work in a transaction that commits if it returns.
+    async def run(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
+        """Run a unit of work in a transaction that commits if it returns. ``immediate``: see ``run_sync``.
 
         Raises ``DatabaseUnavailable`` or ``DatabaseRefused``; other exceptions of the unit are not changed.
         """
-        return await self._run_in_thread(work, immediate=False)
+        closings = self._closings
+
+        def unit() -> T:
+            try:
+                return self.run_sync(work, immediate=immediate)
+            finally:
+                if self._closings != closings:
+                    self.engine.pool.dispose()
+
+        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     def run_sync(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in the calling thread. ``immediate``: an SQLite transaction that writes from its start."""
@@ -151,24 +217,12 @@ class Database:
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
         """Run a unit of work that writes. Raises the errors of ``run``."""
-        return await self._run_in_thread(work, immediate=True)
+        return await self.run(work, immediate=True)
 
     async def aclose(self) -> None:
         """Close the pool's connections, also in a cancelled scope. The pool can be used again."""
         self._closings += 1
         await close_in_time(self._close, OpenConnections.of(self.engine))
-
-    async def _run_in_thread(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
-        closings = self._closings
-
-        def unit() -> T:
-            try:
-                return self.run_sync(work, immediate=immediate)
-            finally:
-                if self._closings != closings:
-                    self.engine.pool.dispose()
-
-        return await trio.to_thread.run_sync(unit, abandon_on_cancel=True, limiter=self._limiter)
 
     async def _close(self) -> None:
         """Close idle connections, then wait until no unit of work is running; each closes its own connection."""

@@ -1,4 +1,4 @@
-"""Engines for Postgres and SQLite, and the opening and closing of connections outside their pools.
+"""Engines for Postgres and SQLite, and the closing of connections outside their pools.
 
 An engine opens every connection in the same way: with the settings that make values read alike on any server, or with
 the durability that the rest of the package relies on.
@@ -239,41 +239,6 @@ async def close_all(*closings: Callable[[], Awaitable[object]]) -> None:
     async with trio.open_nursery() as nursery:
         for close in closings:
             nursery.start_soon(close)
-
-
-async def open_connection(engine: sa.Engine, prepare: Callable[[sa.Connection], object] | None = None) -> sa.Connection:
-    """Open a connection in a thread. Cancellation takes effect at once; a connection that opens later is closed.
-
-    ``prepare`` is called in the thread with the new connection, which is closed if that fails.
-    """
-    opened: list[sa.Connection] = []
-    cancelled = False
-    lock = threading.Lock()  # of the thread and the cancellation, the one that comes second closes the connection
-
-    def unit() -> None:
-        connection = engine.connect()
-        try:
-            if prepare is not None:
-                prepare(connection)
-        except BaseException:
-            discard(connection)
-            raise
-        with lock:
-            opened.append(connection)
-            unwanted = cancelled
-        if unwanted:
-            discard(connection)
-
-    try:
-        await trio.to_thread.run_sync(unit, abandon_on_cancel=True)
-    except trio.Cancelled:
-        with lock:
-            cancelled = True
-            unwanted = list(opened)
-        for connection in unwanted:
-            discard(connection)
-        raise
-    return opened[0]
 
 
 def discard(connection: sa.Connection) -> None:

@@ -16,8 +16,9 @@ because our engines set that encoding. Results are converted by the driver.
 
 import math
 import select
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -131,8 +132,8 @@ A TLS record can hold 16 KiB, and pqReadData of some versions of libpq (18.0; no
 much of it as it has room for. The rest has left the socket, which then never becomes readable. libpq's own waiting
 takes that into account; ours cannot."""
 
-SLICE_ROWS: Final = 1000
-"""Rows converted between two checkpoints: one or two milliseconds."""
+SLICE_ROWS: Final = 500
+"""Rows converted between two checkpoints: about a millisecond."""
 
 _FAILED: Final = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
@@ -184,6 +185,14 @@ class Pipeline:
         poll = select.poll()  # select.select rejects descriptors above 1023, which a server with many clients has
         poll.register(self._libpq.socket, select.POLLIN)
         return bool(poll.poll(0))
+
+    def cancel(self) -> None:
+        """Ask the server to end the statement in progress, in a thread that nothing waits for.
+
+        Closing the connection would not end it: a server notices that only when it sends something.
+        """
+        if self._libpq.transaction_status == pq.TransactionStatus.ACTIVE:
+            trio.lowlevel.start_thread_soon(self._libpq.get_cancel().cancel, lambda _outcome: None)
 
     def notifications(self) -> list[str]:
         """Return the payloads of the notifications that have arrived since the last call, without waiting.
@@ -276,10 +285,40 @@ class Pipeline:
             results.append(result)
 
     async def _rows(self, result: pq.abc.PGresult) -> list[Row]:
-        """Convert the rows of a result, with a checkpoint after each ``SLICE_ROWS``."""
+        """Convert a result, with a checkpoint after each ``SLICE_ROWS``."""
         self._loading.set_pgresult(result)
-        rows: list[Row] = self._loading.load_rows(0, min(result.ntuples, SLICE_ROWS), tuple)
-        for first in range(SLICE_ROWS, result.ntuples, SLICE_ROWS):
+        rows = self._loading.load_rows(0, min(result.ntuples, SLICE_ROWS), tuple)
+        while len(rows) < result.ntuples:
             await trio.lowlevel.checkpoint()
-            rows += self._loading.load_rows(first, min(first + SLICE_ROWS, result.ntuples), tuple)
+            rows += self._loading.load_rows(len(rows), min(result.ntuples, len(rows) + SLICE_ROWS), tuple)
         return rows
+
+
+_ELEMENTS: Final[Mapping[str, tuple[int, Callable[[Any], bytes]]]] = {
+    "bool": (16, (b"\0", b"\1").__getitem__),
+    "bytea": (17, bytes),
+    "int8": (20, struct.Struct("!q").pack),
+    "text": (25, str.encode),
+}
+"""The types of arrays: the oid of the element, and its octets."""
+_SIZE: Final = struct.Struct("!i").pack
+_NULL: Final = _SIZE(-1)
+
+
+def array(type_: str, values: Sequence[object]) -> bytes:
+    """Return an array of ``type_`` in binary format, in which no element needs escaping. None is NULL."""
+    oid, dumped = _ELEMENTS[type_]
+    if not values:
+        return struct.pack("!iiI", 0, 0, oid)
+
+    def element(value: object) -> bytes:
+        if value is None:
+            return _NULL
+        octets = dumped(value)
+        return _SIZE(len(octets)) + octets
+
+    # Half the columns of a bulk change have one value.
+    is_one_value = values.count(values[0]) == len(values)
+    elements = element(values[0]) * len(values) if is_one_value else b"".join(map(element, values))
+    head = struct.pack("!iiIii", 1, None in values, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
+    return head + elements

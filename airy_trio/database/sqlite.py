@@ -2,8 +2,8 @@
 
 ``FileVersions`` is exact: the data version of an open connection changes with every commit by others. Reading it takes
 a thread. ``SqliteWatch`` says when that is worth it: after the system has reported a write to the file or its WAL
-(``inotify``). A commit becomes visible after its data was written, mostly once it is on disk, and nothing is reported
-then. So the version is read several times after a write, at intervals that grow with the time since the write.
+(``FileEvents``). A commit becomes visible after its data was written, mostly once it is on disk, and nothing is
+reported then. So the version is read several times after a write, at intervals that grow with the time since the write.
 
 Where the system reports nothing (another operating system, a network file system), the modification times of both files
 are polled instead. They are only a hint too: their resolution is some milliseconds. In either case the version is read
@@ -11,8 +11,14 @@ now and then, so that no commit is missed; and a commit that is found only by th
 report writes here.
 """
 
+import ctypes
+import os
+import struct
+import sys
+import weakref
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 import structlog
@@ -21,7 +27,6 @@ from attrs import frozen
 
 from airy_trio.database.connections import DedicatedConnection
 from airy_trio.database.errors import DatabaseUnavailable
-from airy_trio.database.inotify import FileEvents
 
 logger = structlog.get_logger(__name__)
 
@@ -60,6 +65,81 @@ SPARING: Final = Pace(poll_s=0.004, look_s=0.25, poll_settled_s=0.02, look_settl
 """For the processes that serve clients, which need the CPU time."""
 
 _Written = tuple[int, int] | None
+
+_MODIFY: Final = 0x2
+_MOVED_TO: Final = 0x80
+_CREATE: Final = 0x100
+_DELETE: Final = 0x200
+_OVERFLOW: Final = 0x4000
+_IGNORED: Final = 0x8000  # the folder is gone
+_EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, length of the name
+_READ_BYTES: Final = 65_536
+
+
+class FileEvents:
+    """Writes to some files of one folder, by Linux's inotify. The descriptor is closed with this object.
+
+    The folder is watched, not the file, because a file that is replaced or created again is another one. The kernel
+    reports a write by any process of this machine, but none by another one to a network file system.
+    """
+
+    def __init__(self, descriptor: int, names: Collection[bytes]) -> None:
+        self._descriptor = descriptor
+        self._names = frozenset(names)
+        self._count = 0  # of calls that have found a write
+        self._reading: trio.Event | None = None  # while a task waits for the descriptor, which only one may
+        self.ended = False
+        """Whether no more events will come, because the folder is gone."""
+        weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def open(cls, folder: Path, names: Collection[str]) -> Self | None:
+        """Watch the files of these names, which need not exist. None: this system cannot, or allows no more."""
+        if not sys.platform.startswith("linux"):
+            return None
+        library = ctypes.CDLL(None)
+        descriptor: int = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if descriptor < 0:
+            return None
+        mask = _MODIFY | _MOVED_TO | _CREATE | _DELETE
+        if library.inotify_add_watch(descriptor, os.fsencode(folder), mask) < 0:
+            os.close(descriptor)
+            return None
+        return cls(descriptor, [os.fsencode(name) for name in names])
+
+    async def wait(self) -> None:
+        """Return when one of the files was written since the last call, or when the folder is gone.
+
+        Several tasks may wait; all of them return.
+        """
+        before = self._count
+        while self._count == before and not self.ended:
+            if self._reading is not None:
+                await self._reading.wait()
+                continue
+            self._reading = trio.Event()
+            try:
+                while not self._take():
+                    await trio.lowlevel.wait_readable(self._descriptor)
+                self._count += 1
+            finally:
+                self._reading.set()
+                self._reading = None
+
+    def _take(self) -> bool:
+        """Take all events that have arrived; return whether one is of these files."""
+        try:
+            data = os.read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return self.ended
+        found, at = False, 0
+        while at < len(data):
+            _, mask, _, size = _EVENT.unpack_from(data, at)
+            name = data[at + _EVENT.size : at + _EVENT.size + size].rstrip(b"\0")
+            self.ended |= bool(mask & _IGNORED)
+            found |= name in self._names or bool(mask & (_OVERFLOW | _IGNORED))
+            at += _EVENT.size + size
+        return found
 
 
 class SqliteWatch:

@@ -5,16 +5,26 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 
-from airy_trio.database import Database, DedicatedConnection, open_connection, postgres_engine
+from airy_trio.database import Database, DatabaseUnavailable, DedicatedConnection, PipelinePool, postgres_engine
+from airy_trio.database.postgres import Statement
 
 CONNECTED = "select count(*) from pg_stat_activity where application_name = 'airy-trio'"
+CUT_SLEEPING = (
+    "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'airy-trio' "
+    "and state = 'active' and query like '%%pg_sleep%%' and wait_event = 'PgSleep'"
+)
+ONE = Statement("one", "select 1")
+PID = Statement("pid", "select pg_backend_pid()")
+SLEEP = Statement("sleep", "select pg_sleep(0.3)")
 
 
 @pytest.fixture
@@ -27,12 +37,15 @@ def engine(postgres_database: str) -> Iterator[sa.Engine]:
 async def test_connecting_to_an_unresponsive_server_can_be_cancelled() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         url = f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"
+        pool = PipelinePool(postgres_engine(url, connect_timeout_s=60), 1)
         with trio.fail_after(3), trio.move_on_after(0.1) as given_up:
-            await open_connection(postgres_engine(url, connect_timeout_s=60))
-    assert given_up.cancelled_caught
+            await pool.run((ONE, ()))
+        assert given_up.cancelled_caught
+        with trio.fail_after(3):
+            await pool.aclose()
 
 
-async def test_connection_opened_after_the_cancellation_is_closed(engine: sa.Engine, postgres_database: str) -> None:
+async def test_connection_opened_after_the_closing_is_closed(engine: sa.Engine, postgres_database: str) -> None:
     begun, go_on = trio.Event(), threading.Event()
     token = trio.lowlevel.current_trio_token()
 
@@ -41,13 +54,14 @@ async def test_connection_opened_after_the_cancellation_is_closed(engine: sa.Eng
         assert go_on.wait(30)
 
     sa.event.listen(engine, "checkout", slow)
+    pool = PipelinePool(engine, 1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(open_connection, engine)
+        nursery.start_soon(pool.run, (ONE, ()))
         await begun.wait()
         nursery.cancel_scope.cancel()
+    await pool.aclose()
     looking = sa.create_engine(postgres_database, poolclass=sa.NullPool)
     with looking.connect() as connection:
-        assert connection.exec_driver_sql(CONNECTED).scalar_one() == 1
         go_on.set()
         with trio.fail_after(10):
             while connection.exec_driver_sql(CONNECTED).scalar_one():
@@ -55,19 +69,34 @@ async def test_connection_opened_after_the_cancellation_is_closed(engine: sa.Eng
                 await trio.lowlevel.checkpoint()
 
 
-async def test_connection_that_cannot_be_prepared_is_closed(engine: sa.Engine, postgres_database: str) -> None:
-    with pytest.raises(sa.exc.ProgrammingError):
-        await open_connection(engine, lambda connection: connection.exec_driver_sql("not sql"))
-    with sa.create_engine(postgres_database, poolclass=sa.NullPool).connect() as looking, trio.fail_after(10):
-        while looking.exec_driver_sql(CONNECTED).scalar_one():
-            looking.rollback()
-            await trio.lowlevel.checkpoint()
+async def test_pool_uses_the_last_connection_and_no_more_than_needed(engine: sa.Engine) -> None:
+    pool = PipelinePool(engine, 3)
+    pids = {rows[0][0] for _ in range(5) for rows in await pool.run((PID, ()))}
+    assert len(pids) == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run, (SLEEP, ()))
+        await trio.testing.wait_all_tasks_blocked()
+        [[(pid,)]] = await pool.run((PID, ()))
+        assert pid not in pids
+    await pool.aclose()
+    [[(pid,)]] = await pool.run((PID, ()))
+    assert pid not in pids
+    await pool.aclose()
 
 
-async def test_opened_connection_can_be_used(engine: sa.Engine) -> None:
-    connection = await open_connection(engine)
-    assert connection.exec_driver_sql("select 1").scalar_one() == 1
-    connection.close()
+async def test_lost_connection_fails_a_write_and_not_a_read(engine: sa.Engine, postgres_database: str) -> None:
+    """Cut in the middle of a statement, where the loss cannot be noticed before."""
+    pool = PipelinePool(engine, 1)
+    looking = sa.create_engine(postgres_database, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with looking.connect() as connection, trio.fail_after(10):
+        for repeatable in (False, True):
+            await pool.run((PID, ()))
+            with nullcontext() if repeatable else pytest.RaisesGroup(DatabaseUnavailable):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(pool.run, (SLEEP, ()), repeatable=repeatable))
+                    while not connection.exec_driver_sql(CUT_SLEEPING).scalar_one():  # noqa: ASYNC110 - Postgres has no event for this
+                        await trio.sleep(0.01)
+    await pool.aclose()
 
 
 Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]

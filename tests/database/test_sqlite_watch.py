@@ -11,8 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from airy_trio.database import DedicatedConnection, sqlite, sqlite_engine
-from airy_trio.database.inotify import FileEvents
-from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileVersion, FileVersions
+from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
 
 SOON_S = 0.3
 """Much less than ``LOOK_QUIET_S``."""

@@ -44,28 +44,28 @@ async def sqlite_place() -> AsyncIterator[OpenStore]:
         yield lambda: open_sql(DatabaseOptions(url=url))
 
 
-def postgres_places(url: str) -> MakePlace:
-    """Each place is a schema of its own in one database."""
+def postgres_places(url: str, pooled: str = "") -> MakePlace:
+    """Each place is a schema of its own in one database. ``pooled``: its URL through a pooler, if there is one."""
 
     @asynccontextmanager
     async def make_place() -> AsyncIterator[OpenStore]:
         options = DatabaseOptions(url=url, schema=f"place_{next(_schemas)}")
         await trio.to_thread.run_sync(migrate_log, url, options)
-        yield lambda: open_sql(options)
+        yield lambda: open_sql(options, pooled)
 
     return make_place
 
 
 @asynccontextmanager
-async def open_sql(options: DatabaseOptions) -> AsyncIterator[EventStore]:
+async def open_sql(options: DatabaseOptions, pooled: str = "") -> AsyncIterator[EventStore]:
     names = Names.of(options.url, options.schema)
 
-    def database() -> Database:
+    def database(url: str) -> Database:
         if names.dialect == SQLITE:
-            return Database(sqlite_engine(sqlite_path(options.url)))
-        return Database(postgres_engine(options.url, connect_timeout_s=options.connect_timeout_s))
+            return Database(sqlite_engine(sqlite_path(url)))
+        return Database(postgres_engine(url, connect_timeout_s=options.connect_timeout_s, pooled=url == pooled))
 
-    store = sql_store(database(), database(), names)
+    store = sql_store(database(pooled or options.url), database(options.url), names)
     try:
         yield store
     finally:

@@ -19,7 +19,7 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
 from airy_trio.log.position import Position
 from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
-from airy_trio.log.sql.tables import log_tables
+from airy_trio.log.sql.tables import log_tables, values_of
 from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
@@ -266,9 +266,12 @@ async def test_quiet_conversation_is_found_by_its_index(options: DatabaseOptions
         await store.append(head, [quiet[0], *new, quiet[1]], "point")
     names = Names.of(options.url, options.schema)
     events = names.quoted("event_log")
-    asked = log_tables(names).belongs_to(OfConversation("quiet"))
+    values = values_of(OfConversation("quiet"))
+    asked = log_tables(names).belongs_to(values)
     dialect = postgresql.dialect() if names.dialect == "postgresql" else sqlite.dialect()  # type: ignore[no-untyped-call]
-    where = str(sa.select(1).where(asked).compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
+    where = str(
+        sa.select(1).where(asked).params(values).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
+    )
     where = where.partition("WHERE ")[2].replace("%%", "%")
     where = re.sub(r"[\w.]*event_log\.", "", where)
     found = f'select * from {events} where "offset" > 10 and {where} order by "offset" limit 500'

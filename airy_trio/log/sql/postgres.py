@@ -1,62 +1,61 @@
-"""The event store in Postgres: ``SqlStore`` with a fence, fast paths for few events, and notifications.
+"""The event store in Postgres: ``SqlStore`` in pipelines, with a fence and notifications.
+
+Pipelines. Everything on the route from a commit to a client runs on a few native connections, in Trio and without a
+thread; each unit of work is one round trip. An append of any number of events is one statement, which has its rows as
+arrays: the server has it whole or not at all.
 
 Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
-writer that is frozen between two statements. They do not run while the server reads the data of a statement (the rows
-of a COPY), nor if the network swallows it, and then such a writer would keep the state's row locked for hours. So each
-append first acquires an advisory lock, and a writer that waits for it in vain ends the session that holds it. That is
-safe because only the holder of the lease appends: the other session belongs to a recorder that has lost it.
-
-Fast paths. Most commits lead to a few events. These are appended, and read by followers on other nodes, with one
-statement in one round trip and without a thread. The append has the same fence, comparison and notification as any
-append. It is a transaction of its own, and no writer can hang in the middle: the server has it whole or not at all.
-If a fast path cannot proceed (another writer is inside the fence, the head is another one, there are more events) it
-has written nothing, and the regular path does the work or raises the reason. One statement sees one snapshot, so the
-fast read decides from the same snapshot whether the position is still known and what follows it.
+writer that is frozen between two statements. They do not run while the server reads the data of a statement, nor if the
+network swallows it, and then such a writer would keep the state's row locked for hours. So each append first acquires
+an advisory lock, and a writer that tries in vain for a while ends the session that holds it. That is safe because only
+the holder of the lease appends: the other session belongs to a recorder that has lost it.
 
 Notifications. The one writer of the log notifies with each append, which costs it nothing; the application's
 transactions never notify. A notification only saves time. Followers poll as well: often until the first notification
 has arrived (behind a pooler none ever does), rarely after that.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
-import psycopg
 import sqlalchemy as sa
 import structlog
 import trio
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.dialects import postgresql
 
 from airy_trio.database import (
     LOCK_CLASS,
     Database,
-    DatabaseUnavailable,
+    DatabaseError,
     DedicatedConnection,
     Names,
+    PipelinePool,
     close_all,
-    discard,
-    open_connection,
     quote_identifier,
     quote_text,
-    translated,
 )
-from airy_trio.database.postgres import Parameter, Pipeline, Statement
-from airy_trio.events.destinations import Destination
+from airy_trio.database.postgres import Parameter, Pipeline, Statement, array
 from airy_trio.log.position import Position
-from airy_trio.log.sql.store import SqlStore, Work
-from airy_trio.log.sql.tables import COLUMNS, EVENTS, NOW_MS, STATE, PostgresTables, escaped, stored
+from airy_trio.log.reads import READS_MAX
+from airy_trio.log.sql.store import SqlStore
+from airy_trio.log.sql.tables import EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped
 from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable, stored_after
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
 PATIENCE_FIRST_S: Final = 0.15
 """How long an append waits at the fence before it ends the session that is inside."""
 PATIENCE_MAX_S: Final = 60.0
-LOCK_NOT_AVAILABLE: Final = "55P03"
+FENCE_POLL_S: Final = 0.005
+"""Between the first two attempts to enter it; each pause is twice as long as the one before."""
+FENCE_POLL_MAX_S: Final = 0.1
 
-EVENTS_MAX: Final = 8
-"""How many events the fast paths append or read."""
-BYTES_MAX: Final = 64 * 1024
-"""Bytes of bodies in a fast append: a socket takes as much at once, so the writer waits for the answer only."""
+CONNECTIONS_MAX: Final = 8
+"""Units of work that run at once, not counting reads on behalf of clients."""
+SLICE_EVENTS: Final = 500
+"""The arrays of a larger append are built with a checkpoint after each. 5000 events take 4 to 8 ms in seven arrays."""
+ROWS_MAX: Final = 2000
+"""More rows are converted in a thread. 5000 events take 8 ms."""
 
 POLL_S: Final = 0.05
 """Between two looks at the head while no notification has arrived on this connection."""
@@ -65,20 +64,30 @@ POLL_NOTIFIED_S: Final = 1.0
 
 logger = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 
 class PostgresStore(SqlStore):
-    """``EventStore`` in Postgres. All its own connections are of the engine of ``appending``."""
+    """``EventStore`` in Postgres. ``direct`` has the sessions of a recorder; no pooler may be in between.
 
-    def __init__(self, tables: PostgresTables, reading: sa.Engine, appending: Database, names: Names) -> None:
-        snapshots = reading.execution_options(isolation_level="REPEATABLE READ")  # a unit of work sees one snapshot
-        super().__init__(tables, snapshots, appending)
-        self._notifications = Notifications(appending.engine, tables.channel)
-        self._fence = Fence(names)
-        self._fast_appends = FastAppends(appending.engine, names, tables.channel)
-        self._fast_follow = FastFollow(appending.engine, names)
+    ``patience_s`` at the fence doubles each time that a session is ended, until an append succeeds. So two nodes whose
+    appends are slow, and not frozen, stop ending each other's sessions.
+    """
+
+    def __init__(self, names: Names, replaying: Database, direct: Database) -> None:
+        self._pool = PipelinePool(direct.engine, CONNECTIONS_MAX)
+        self._replays = PipelinePool(replaying.engine, READS_MAX)
+        super().__init__(
+            PostgresTables(names),
+            reading=partial(self._run, self._pool, repeatable=True),
+            replaying=partial(self._run, self._replays, repeatable=True),
+            writing=partial(self._run, self._pool),
+        )
+        self._compiled: dict[Any, _Compiled] = {}
+        channel = f"{names.schema}_log"
+        self._notifications = Notifications(direct.engine, channel)
+        self._databases = replaying, direct
+        self._statements = _Statements(names, channel)
         self._away = False
+        self.patience_s = PATIENCE_FIRST_S
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
@@ -92,31 +101,6 @@ class PostgresStore(SqlStore):
         self._away = False
         return bounds
 
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
-        if self._fast_appends.takes(events):
-            now_ms = await self._translated(self._fast_appends.append(expected, events, resume_point, replaces))
-            if now_ms is not None:
-                self._fence.passed()
-                return stored_after(expected, events, now_ms)
-        return await super().append(expected, events, resume_point, replaces=replaces)
-
-    async def read(
-        self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
-    ) -> Sequence[StoredEvent]:
-        """See ``EventStore.read``."""
-        if destination is not None:
-            return await super().read(after, limit, destination, bytes_max=bytes_max)
-        if self._fast_follow.takes(limit):
-            few = await self._translated(self._fast_follow.read(after, bytes_max=bytes_max))
-            if few is not None:
-                return few
-        found = await super().read(after, limit, bytes_max=bytes_max)
-        self._fast_follow.adapt(len(found))
-        return found
-
     async def wait(self, after: Position) -> None:
         """See ``EventStore.wait``."""
         while True:
@@ -127,83 +111,61 @@ class PostgresStore(SqlStore):
                 return
 
     async def aclose(self) -> None:
-        """See ``SqlStore.aclose``."""
-        parts = self._notifications, self._fast_appends, self._fast_follow
-        await close_all(*(part.aclose for part in parts), super().aclose)
+        """Close all connections. Idempotent."""
+        parts = self._notifications, self._pool, self._replays, *self._databases
+        await close_all(*(part.aclose for part in parts))
 
-    async def _move_head(self, work: Work[T]) -> T:
-        """Run a unit of work inside the fence.
+    async def _append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+    ) -> list[StoredEvent] | None:
+        head = expected.at(expected.offset + len(events))
+        notified = str(head) if events else None  # without events there is nothing to wake a follower for
+        parameters = [*_texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)]
+        parameters += await _arrays(events)
+        moved = await self._move_head(self._statements.append, parameters)
+        return None if moved is None else stored_after(expected, events, moved)
 
-        If another session stays inside for too long, end that session and raise ``StoreUnavailable``: the caller tries
-        again.
+    async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
+        parameters = [*_texts(expected.epoch, str(expected.offset), epoch, resume_point)]
+        return await self._move_head(self._statements.begin_epoch, parameters)
+
+    async def _move_head(self, statement: Statement, parameters: Sequence[Parameter]) -> int | None:
+        """Run a statement inside the fence; return the time, or None if the head is another one.
+
+        If another session stays inside for ``patience_s``, end that session and raise ``StoreUnavailable``: the caller
+        tries again.
         """
+        give_up_at, pause_s = trio.current_time() + self.patience_s, FENCE_POLL_S
+        while True:
+            [[(entered, moved_at_ms, *_)]] = await self._pool.run((statement, parameters))
+            if entered:
+                self.patience_s = PATIENCE_FIRST_S
+                return moved_at_ms  # type: ignore[no-any-return]
+            if trio.current_time() >= give_up_at:
+                break
+            await trio.sleep(min(pause_s, give_up_at - trio.current_time()))
+            pause_s = min(2 * pause_s, FENCE_POLL_MAX_S)
+        waited_s, self.patience_s = self.patience_s, min(2 * self.patience_s, PATIENCE_MAX_S)
+        [[(count,)]] = await self._pool.run((self._statements.end_session_inside, ()))
+        logger.warning("ended the database session of an append that hung", sessions=count)
+        message = f"the append of another session did not end within {waited_s:g} s; its session was ended"
+        raise StoreUnavailable(message)
 
-        def enter(connection: sa.Connection) -> T:
-            self._fence.enter(connection)
-            return work(connection)
-
-        try:
-            done = await self._appending.write(enter)
-        except DatabaseUnavailable as error:
-            shut_out, reason = error.sqlstate == LOCK_NOT_AVAILABLE, str(error)
-        else:
-            self._fence.passed()
-            return done
-        if shut_out:
-            count = await self._run(self._appending.write, self._fence.end_session_inside)
-            logger.warning("ended the database session of an append that hung", sessions=count)
-        raise StoreUnavailable(reason)
-
-
-_OBJECT: Final = "cast(cast(to_regclass(:name) as oid) as int)"
-_TRY: Final = sa.text(
-    f"select pg_try_advisory_xact_lock(:fence_class, {_OBJECT}), set_config('synchronous_commit', 'on', true)"
-)
-_LIMIT: Final = sa.text("select set_config('lock_timeout', :milliseconds, true)")
-_WAIT: Final = sa.text(f"select pg_advisory_xact_lock(:fence_class, {_OBJECT})")
-_NO_LIMIT: Final = sa.text("set local lock_timeout to default")
-_END_SESSION: Final = sa.text(
-    "select count(pg_terminate_backend(pid)) from pg_locks "
-    "where locktype = 'advisory' and classid = :fence_class and objid = to_regclass(:name) and granted "
-    "and database = (select oid from pg_database where datname = current_database())"
-)
-
-
-class Fence:
-    """Admits one append at a time.
-
-    ``patience_s`` doubles each time that a session is ended, until an append succeeds. So two nodes whose appends are
-    slow, and not frozen, stop ending each other's sessions.
-    """
-
-    def __init__(self, names: Names) -> None:
-        self._arguments = {"fence_class": FENCE_CLASS, "name": names.quoted(STATE)}
-        self.patience_s = PATIENCE_FIRST_S
-
-    def enter(self, connection: sa.Connection) -> None:
-        """Keep others out until the end of this transaction, whose commit is synchronous from now on.
-
-        Raises an error with SQLSTATE ``LOCK_NOT_AVAILABLE`` if another session stays inside for ``patience_s``.
-        """
-        if connection.execute(_TRY, self._arguments).one()[0]:
-            return
-        connection.execute(_LIMIT, {"milliseconds": str(int(self.patience_s * 1000))})
-        connection.execute(_WAIT, self._arguments)
-        connection.execute(_NO_LIMIT)
-
-    def end_session_inside(self, connection: sa.Connection) -> int:
-        """End the session that is inside; return how many there were."""
-        self.patience_s = min(2 * self.patience_s, PATIENCE_MAX_S)
-        count: int = connection.execute(_END_SESSION, self._arguments).scalar_one()
-        return count
-
-    def passed(self) -> None:
-        """Reset the patience, because an append has succeeded."""
-        self.patience_s = PATIENCE_FIRST_S
+    async def _run(self, pool: PipelinePool, *steps: Step, repeatable: bool = False) -> list[Any]:
+        bound = []
+        for step in steps:
+            compiled = self._compiled.get(step.statement)
+            if compiled is None:
+                compiled = self._compiled[step.statement] = _Compiled(step.statement, f"airy_log_{len(self._compiled)}")
+            bound.append(compiled.bind(step.values))
+        results = await pool.run(*bound, repeatable=repeatable)
+        return [
+            step.convert(rows) if len(rows) <= ROWS_MAX else await trio.to_thread.run_sync(step.convert, rows)
+            for step, rows in zip(steps, results, strict=True)
+        ]
 
 
 _APPENDED: Final = {
-    "offset": "int8",
     "type": "text",
     "object": "text",
     "conversation_id": "text",
@@ -212,168 +174,96 @@ _APPENDED: Final = {
     "truncated": "bool",
     "age_ms": "int8",
 }
-_HEAD_PARAMETERS: Final = 7
+"""The columns of an append, in the order of ``NewEvent``, which are given as arrays."""
 
 
-class FastAppends:
-    """Appends few events over one connection, which the first append opens.
-
-    It has a connection of its own rather than a ``DedicatedConnection``, because that waits for its turn, which costs
-    one pass of Trio's loop; here a second append at the same time takes the regular path.
-    """
-
-    def __init__(self, engine: sa.Engine, names: Names, channel: str) -> None:
-        self._engine = engine
-        self._channel = channel
-        self._statements = [_append_statement(names, count) for count in range(EVENTS_MAX + 1)]
-        self._connection: sa.Connection | None = None
-        self._pipeline: Pipeline | None = None
-        self._busy = False
-
-    def takes(self, events: Sequence[NewEvent]) -> bool:
-        """Return whether the events are few and small enough, and no other fast append is running."""
-        return not self._busy and len(events) <= EVENTS_MAX and sum(len(event.body) for event in events) <= BYTES_MAX
-
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None = None
-    ) -> int | None:
-        """Append, and return the time (``LogTables.move_head``); None, with nothing written, if it cannot.
-
-        Raises ``DatabaseError``. It is then not known whether the events were appended, as after a cancellation.
-        """
-        self._busy = True
-        try:
-            pipeline = await self._opened()
-            parameters = self._parameters(expected, events, resume_point, replaces)
-            [[(appended_at_ms, *_)]] = await pipeline.run((self._statements[len(events)], parameters))
-        except (SQLAlchemyError, psycopg.Error) as error:
-            self._drop()
-            raise translated(error) from None
-        except BaseException:
-            self._drop()
-            raise
-        finally:
-            self._busy = False
-        return appended_at_ms  # type: ignore[no-any-return]
-
-    async def aclose(self) -> None:
-        """Close the connection, also in a cancelled scope. Idempotent."""
-        self._drop()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-
-    async def _opened(self) -> Pipeline:
-        if self._pipeline is not None and self._pipeline.lost():  # the server has closed it while it was idle
-            self._drop()
-        if self._pipeline is None:
-            self._connection = await open_connection(self._engine)
-            driver: Any = self._connection.connection.driver_connection
-            self._pipeline = Pipeline(driver)
-        return self._pipeline
-
-    def _drop(self) -> None:
-        connection, self._connection, self._pipeline = self._connection, None, None
-        if connection is not None:
-            discard(connection)
-
-    def _parameters(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
-    ) -> list[Parameter]:
-        head = expected.at(expected.offset + len(events))
-        texts = expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, self._channel, str(head)
-        parameters: list[Parameter] = [None if text is None else text.encode() for text in texts]
-        if not events:
-            del parameters[5:]  # there is nothing to notify followers of
-        for offset, event in enumerate(events, start=expected.offset + 1):
-            columns = event.type, escaped(event.object), escaped(event.conversation_id), escaped(event.channel_id)
-            parameters.append(b"%d" % offset)
-            parameters += [None if text is None else text.encode() for text in columns]
-            parameters += [event.body, b"t" if event.truncated else b"f"]
-            parameters.append(None if event.age_ms is None else b"%d" % event.age_ms)
-        return parameters
-
-
-def _append_statement(names: Names, count: int) -> Statement:
-    """Return the statement that appends ``count`` events.
+class _Statements:
+    """The statements that SQLAlchemy cannot write: those inside the fence.
 
     If another transaction has changed the state meanwhile, Postgres evaluates the comparison again.
     """
-    state, fence = names.quoted(STATE), f"{FENCE_CLASS}, to_regclass({quote_text(names.quoted(STATE))})::oid::int"
-    sql = (
-        "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
-        f"pg_try_advisory_xact_lock({fence}) as entered), "
-        f"moved as (update {state} set last = $3::int8, resume_point = $4::text, "
-        f"appended_at_ms = greatest(appended_at_ms, {NOW_MS}) "
-        "where epoch = $1::text and last = $2::int8 and ($5::text is null or resume_point = $5::text) "
-        "and (select entered from fence) returning appended_at_ms)"
-    )
-    results = "moved.appended_at_ms, fence.synchronous"
-    firsts = range(_HEAD_PARAMETERS + 1, _HEAD_PARAMETERS + 1 + count * len(_APPENDED), len(_APPENDED))
-    if count:
-        rows = (", ".join(f"${number}::{type_}" for number, type_ in enumerate(_APPENDED.values(), n)) for n in firsts)
+
+    def __init__(self, names: Names, channel: str) -> None:
+        self._state, self._channel = names.quoted(STATE), quote_text(channel)
         columns = ", ".join(map(quote_identifier, _APPENDED))
-        sql += (
-            f", added as (insert into {names.quoted(EVENTS)} ({columns}, appended_at_ms) "  # noqa: S608 - names quoted
-            f"select given.*, moved.appended_at_ms from moved, (values ({'), ('.join(rows)})) as given({columns}))"
+        arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 7))
+        append = self._in_fence(
+            changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS})",
+            condition="($5::text is null or resume_point = $5::text)",
+            returned="appended_at_ms",
+            further=f", added as (insert into {names.quoted(EVENTS)} "  # noqa: S608 - names quoted
+            f'("offset", appended_at_ms, {columns}) select $2::int8 + number, moved.at, {columns} '
+            f"from moved, unnest({arrays}) with ordinality as given({columns}, number))",
+            notified="$6::text",
         )
-        results += ", case when moved.appended_at_ms is not null then cast(pg_notify($6::text, $7::text) as text) end"
-    sql += f" select {results} from fence left join moved on true"  # noqa: S608 - made here
-    body = list(_APPENDED).index("body")
-    return Statement(f"airy_append_{count}", sql, frozenset(n - 1 + body for n in firsts))
-
-
-class FastFollow:
-    """Reads the next events of the log, if they are few, over one connection, which the first read opens."""
-
-    def __init__(self, engine: sa.Engine, names: Names) -> None:
-        self._connection = DedicatedConnection(engine)
-        columns = ", ".join(map(quote_identifier, COLUMNS))
-        self._statement = Statement(
-            "airy_next",
-            f"select state.epoch, state.first, event.* from {names.quoted(STATE)} state left join "  # noqa: S608 - names quoted
-            f'(select {columns} from {names.quoted(EVENTS)} where "offset" > $1::int8 order by "offset" '
-            f'limit {EVENTS_MAX + 1}) event on true order by event."offset"',
+        self.append = Statement("airy_append", append, frozenset(range(6, 6 + len(_APPENDED))))
+        begin_epoch = self._in_fence(
+            changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
+            condition="true",
+            returned=NOW_MS,
+            notified="''",  # it names no head
         )
-        self._busy = False
-        self._few = True
+        self.begin_epoch = Statement("airy_begin_epoch", begin_epoch)
+        self.end_session_inside = Statement(
+            "airy_end_session_inside",
+            "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and granted "  # noqa: S608 - names quoted
+            f"and classid = {FENCE_CLASS} and objid = to_regclass({quote_text(self._state)}) "
+            "and database = (select oid from pg_database where datname = current_database())",
+        )
 
-    def takes(self, limit: int) -> bool:
-        """Return whether a read is worth trying: no other one is running, and the last one found few events."""
-        return self._few and not self._busy and limit > EVENTS_MAX
+    def _in_fence(self, *, changed: str, condition: str, returned: str, notified: str, further: str = "") -> str:
+        """Enter the fence; if the head is $1 and $2, change the state, and notify unless that is null.
 
-    def adapt(self, count: int) -> None:
-        """Adapt to the number of events that a regular read has found."""
-        self._few = count <= EVENTS_MAX
-
-    async def read(self, after: Position, *, bytes_max: int | None) -> Sequence[StoredEvent] | None:
-        """Return all events after a position; None if there are more than a few, or if the read failed.
-
-        It fails if the position is no longer known, or if the connection is lost. After a while of idleness the latter
-        need not mean that the database is away; the regular read finds out. Raises ``DatabaseRefused``.
+        Returns whether the fence was entered, and what the change ``returned``.
         """
-        self._busy = True
-        try:
-            if not self._connection.is_open:
-                await self._connection.run(lambda _connection: None)
-            rows = await self._connection.run_pipeline(lambda pipeline: self._query(pipeline, after))
-        except DatabaseUnavailable:
-            return None
-        finally:
-            self._busy = False
-        epoch, first = rows[0][:2]
-        if epoch != after.epoch or after.offset < first - 1:
-            return None
-        events = list(stored(row[2:] for row in rows if row[2] is not None))
-        self._few = len(events) <= EVENTS_MAX
-        is_all = self._few and (bytes_max is None or sum(len(event.body) for event in events) < bytes_max)
-        return events if is_all else None
+        return (
+            "with fence as materialized (select set_config('synchronous_commit', 'on', true) as synchronous, "  # noqa: S608 - names quoted
+            f"pg_try_advisory_xact_lock({FENCE_CLASS}, to_regclass({quote_text(self._state)})::oid::int) as entered), "
+            f"moved as (update {self._state} set {changed} where epoch = $1::text and last = $2::int8 "
+            f"and {condition} and (select entered from fence) returning {returned} as at){further} "
+            "select fence.entered, moved.at, fence.synchronous, case when moved.at is not null "
+            f"and {notified} is not null then cast(pg_notify({self._channel}, {notified}) as text) end "
+            "from fence left join moved on true"
+        )
 
-    async def aclose(self) -> None:
-        """Close the connection. Idempotent."""
-        await self._connection.aclose()
 
-    async def _query(self, pipeline: Pipeline, after: Position) -> list[tuple[Any, ...]]:
-        [rows] = await pipeline.run((self._statement, [b"%d" % after.offset]))
-        return rows
+def _texts(*texts: str | None) -> list[Parameter]:
+    return [None if text is None else text.encode() for text in texts]
+
+
+async def _arrays(events: Sequence[NewEvent]) -> list[Parameter]:
+    columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
+    for number in (1, 2, 3):
+        columns[number] = all_escaped(columns[number])
+    made: list[Parameter] = []
+    for type_, column in zip(_APPENDED.values(), columns, strict=True):
+        made.append(array(type_, column))
+        if len(events) > SLICE_EVENTS:
+            await trio.lowlevel.checkpoint()
+    return made
+
+
+class _Compiled:
+    """A statement of SQLAlchemy for pipelines."""
+
+    def __init__(self, statement: Any, name: str) -> None:  # noqa: ANN401 - SQLAlchemy's
+        compiled = statement.compile(dialect=postgresql.dialect(paramstyle="numeric_dollar"))  # type: ignore[no-untyped-call]
+        binds = [compiled.binds[name] for name in compiled.positiontup or ()]
+        self._constants = {bind.key: bind.value for bind in binds if not bind.required}
+        self._encoders = [(bind.key, _encoder(bind.type)) for bind in binds]
+        arrays = (index for index, bind in enumerate(binds) if isinstance(bind.type, sa.ARRAY))
+        self._statement = Statement(name, str(compiled), frozenset(arrays))
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[Statement, list[Parameter]]:
+        """Return the statement with its parameters."""
+        given = {**self._constants, **values}
+        return self._statement, [encode(given[name]) for name, encode in self._encoders]
+
+
+def _encoder(type_: Any) -> Callable[[Any], bytes]:  # noqa: ANN401 - SQLAlchemy's
+    if isinstance(type_, sa.ARRAY):
+        return partial(array, "text" if isinstance(type_.item_type, sa.Text) else "int8")
+    return lambda value: str(value).encode()
 
 
 class Notifications:
@@ -384,13 +274,10 @@ class Notifications:
     """
 
     def __init__(self, engine: sa.Engine, channel: str) -> None:
-        self._engine = engine
-        self._channel = channel
+        self._connection = DedicatedConnection(engine)
+        self._listen = Statement("airy_listen", f"listen {quote_identifier(channel)}")
         self.head = ""
-        self._connection: sa.Connection | None = None
-        self._busy = False
-        self._notified = False
-        self._stale = False
+        self._busy = self._notified = self._stale = False
 
     async def wait(self) -> str:
         """Wait for a notification and return the head that it names; return empty text when it is time to look.
@@ -402,14 +289,28 @@ class Notifications:
             await trio.sleep(POLL_S)
             return ""
         self._busy = True
+        was_open = False
         try:
             if self._stale:
-                self._stale = False
-                await trio.to_thread.run_sync(self._drop)
+                self._stale, self._notified, self.head = False, False, ""
+                await self.aclose()
                 return ""
-            return await self._listen_for_a_while()
+            if not self._connection.is_open:
+                await self._connection.run_pipeline(lambda pipeline: pipeline.run((self._listen, ())), reopen=True)
+            was_open = True
+            with trio.move_on_after(POLL_NOTIFIED_S if self._notified else POLL_S):
+                return await self._next()
+            self.head = ""  # so that the caller looks
+        except DatabaseError as error:
+            logger.debug("the connection for notifications of the event log was lost", reason=str(error))
+            self._notified, self.head = False, ""
+            if was_open:
+                message = f"the connection that listens was lost: {error}"
+                raise StoreUnavailable(message) from None
+            await trio.sleep(POLL_S)  # the caller's next look at the store finds out whether the database is away
         finally:
             self._busy = False
+        return ""
 
     def reconnect(self) -> None:
         """Replace the connection at the next wait, because the database was away and is back.
@@ -421,46 +322,17 @@ class Notifications:
 
     async def aclose(self) -> None:
         """Close the connection, also in a cancelled scope. Idempotent."""
-        self._drop()
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        await self._connection.aclose()
 
-    async def _listen_for_a_while(self) -> str:
-        try:
-            if self._connection is None:
-                self._connection = await open_connection(self._engine, self._begin)
-            with trio.move_on_after(POLL_NOTIFIED_S if self._notified else POLL_S):
-                return await self._listen(self._connection)
-        except (SQLAlchemyError, psycopg.Error) as error:
-            reason = type(error).__name__
-        else:
-            self.head = ""  # so that the caller looks
-            return ""
-        logger.debug("the connection for notifications of the event log was lost", reason=reason)
-        was_open = self._connection is not None
-        await trio.to_thread.run_sync(self._drop)
-        if was_open:
-            message = f"the connection that listens was lost: {reason}"
-            raise StoreUnavailable(message)
-        await trio.sleep(POLL_S)  # the caller's next look at the store finds out whether the database is away
-        return ""
-
-    async def _listen(self, connection: sa.Connection) -> str:
-        driver: Any = connection.connection.driver_connection
-        received = list(driver.notifies(timeout=0))  # does not wait
+    async def _next(self) -> str:
+        socket, received = await self._connection.run_pipeline(_received)
         if not received:
-            await trio.lowlevel.wait_readable(driver.fileno())
-            received = list(driver.notifies(timeout=0))
-        if not received:
-            return ""
-        self._notified, self.head = True, received[-1].payload
-        return self.head
+            await trio.lowlevel.wait_readable(socket)
+            _, received = await self._connection.run_pipeline(_received)
+        if received:
+            self._notified, self.head = True, received[-1]
+        return received[-1] if received else ""
 
-    def _begin(self, connection: sa.Connection) -> None:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.exec_driver_sql(f"listen {quote_identifier(self._channel)}")
 
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        self._notified, self.head = False, ""
-        if connection is not None:
-            discard(connection)  # in the pool its next user would listen too
+async def _received(pipeline: Pipeline) -> tuple[int, list[str]]:  # noqa: ASYNC124 - it sends nothing
+    return pipeline.socket, pipeline.notifications()

@@ -11,20 +11,22 @@ says when asking is worth it.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import sqlalchemy as sa
 import structlog
 
-from airy_trio.database import Database, DatabaseError, DedicatedConnection, close_all, sqlite_engine
+from airy_trio.database import Database, DatabaseError, DedicatedConnection, Names, close_all, sqlite_engine
 from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.position import Position
-from airy_trio.log.sql.store import SqlStore, Work
-from airy_trio.log.sql.tables import SqliteTables
-from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all
+from airy_trio.log.reads import READS_MAX
+from airy_trio.log.sql.store import Run, SqlStore
+from airy_trio.log.sql.tables import SqliteTables, Step, row_of
+from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all, stored_after
 
 WRITER_LOOK_S: Final = 0.05
 """Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this
@@ -33,27 +35,25 @@ write too."""
 logger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+Work = Callable[[sa.Connection], T]
 
 
 class SqliteStore(SqlStore):
-    """``EventStore`` in an SQLite file."""
+    """``EventStore`` in an SQLite file. ``appending``: for everything that writes."""
 
-    def __init__(self, tables: SqliteTables, reading: sa.Engine, appending: Database) -> None:
-        super().__init__(tables, reading, appending)
-        path = Path(reading.url.database or "")
-        self._file = SqlFile(path)
-        self._notifications = FileNotifications(path)
+    def __init__(self, names: Names, reading: Database, appending: Database) -> None:
+        replaying = Database(reading.engine, threads_max=READS_MAX)
+        runs = map(self._in_thread, (reading.run, replaying.run, appending.write))
+        super().__init__(tables := SqliteTables(names), *runs)
+        self._statements = tables
+        self._pools = reading, replaying, appending
+        self._write = appending.write
+        self._path = Path(reading.engine.url.database or "")
+        self._identity: tuple[int, int] | None = None
+        self._notifications = FileNotifications(self._path)
         self._appended: Position | None = None
         self._read_upto: Position | None = None
-        sa.event.listen(appending.engine, "connect", make_durable)
-
-    async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
-    ) -> Sequence[StoredEvent]:
-        """See ``EventStore.append``."""
-        new = await super().append(expected, events, resume_point, replaces=replaces)
-        self._appended = expected.at(expected.offset + len(new))
-        return new
+        sa.event.listen(appending.engine, "connect", use_wal)
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -74,30 +74,56 @@ class SqliteStore(SqlStore):
             await self._notifications.wait(seldom=after == self._appended)
 
     async def aclose(self) -> None:
-        """See ``SqlStore.aclose``."""
-        await close_all(self._notifications.aclose, super().aclose)
+        """Close files and connections. Idempotent."""
+        await close_all(self._notifications.aclose, *(pool.aclose for pool in self._pools))
+
+    async def _append(
+        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+    ) -> list[StoredEvent] | None:
+        head = _expected(expected, resume_point) | {"new_last": expected.offset + len(events), "replaces": replaces}
+
+        def work(connection: sa.Connection) -> list[StoredEvent] | None:
+            appended_at_ms = connection.execute(self._statements.advance, head).scalar()
+            if appended_at_ms is None:
+                return None
+            new = stored_after(expected, events, appended_at_ms)
+            driver: Any = connection.connection.driver_connection  # SQLAlchemy would take three times as long
+            driver.executemany(self._statements.insert, map(row_of, new))
+            return new
+
+        new = await self._write(self._checked(work))
+        if new is not None:
+            self._appended = expected.at(expected.offset + len(new))
+        return new
+
+    async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
+        step = Step(self._statements.begin_epoch, _expected(expected, resume_point) | {"new_epoch": epoch})
+        [begun] = await self._writing(step)
+        return begun[0][0] if begun else None
+
+    def _in_thread(self, run: Callable[[Work[list[Any]]], Awaitable[list[Any]]]) -> Run:
+        async def run_steps(*steps: Step) -> list[Any]:
+            def work(connection: sa.Connection) -> list[Any]:
+                results = []
+                for step in steps:
+                    with closing(connection.execute(step.statement, step.values)) as rows:
+                        results.append(step.convert(rows))
+                return results
+
+            return await run(self._checked(work))
+
+        return run_steps
 
     def _checked(self, work: Work[T]) -> Work[T]:
         def unit(connection: sa.Connection) -> T:
             try:
                 return work(connection)
             finally:
-                self._file.check()  # replaces any result or error of the unit
+                self._check()  # replaces any result or error of the unit
 
         return unit
 
     def _check(self) -> None:
-        self._file.check()
-
-
-class SqlFile:
-    """The file of an event store, identified by device and inode from the first check on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity: tuple[int, int] | None = None
-
-    def check(self) -> None:
         """Raise ``StoreReplaced`` if the file is gone, or is another one than at the first check."""
         try:
             status = self._path.stat()
@@ -115,6 +141,10 @@ class SqlFile:
             "the next start begins a new epoch, and clients reload"
         )
         raise StoreReplaced(message)
+
+
+def _expected(head: Position, resume_point: str | None) -> dict[str, Any]:
+    return {"expected_epoch": head.epoch, "expected_last": head.offset, "point": resume_point}
 
 
 class FileNotifications:
@@ -148,9 +178,8 @@ class FileNotifications:
         await self._connection.aclose()
 
 
-def make_durable(connection: sqlite3.Connection, _record: object) -> None:
-    """Make a new connection wait for the disk, in WAL mode, in which readers never block the writer."""
-    connection.execute("PRAGMA synchronous = full")
+def use_wal(connection: sqlite3.Connection, _record: object) -> None:
+    """Set WAL mode on a new connection: readers then never block the writer."""
     try:
         connection.execute("PRAGMA journal_mode = wal")  # stays with the file
     except sqlite3.OperationalError as error:  # there is a reader just now; the mode so far is correct, only slower

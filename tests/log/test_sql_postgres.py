@@ -1,0 +1,377 @@
+"""The ``sql`` store in Postgres: its fence, its connections, its poolers, and a server that hangs."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import trio
+
+from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
+from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection
+from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
+from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.sql import PostgresStore
+from airy_trio.log.sql.postgres import (
+    CONNECTIONS_MAX,
+    FENCE_CLASS,
+    PATIENCE_FIRST_S,
+    PATIENCE_MAX_S,
+    ROWS_MAX,
+    SLICE_EVENTS,
+)
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, NewEvent, StaleAppend, StoreUnavailable
+from airy_trio.migrate import migrate_log
+from airy_trio.testing.event_store import check_event_store
+from tests.log.places import event, open_postgres, open_sql, postgres_places
+from tests.pgbouncer import through
+from tests.postgres import Postgres
+from tests.stalling_proxy import stalling
+
+STATE = "airy_trio.log_state"
+LOCK = f"{FENCE_CLASS}, '{STATE}'::regclass::oid::int"
+OURS = "from pg_stat_activity where application_name = 'airy-trio' and datname = current_database()"
+CUT = f"select count(pg_terminate_backend(pid, 5000)) {OURS}"
+WAITING = f"select count(*) {OURS} and wait_event_type = 'Lock'"
+ENTER = f"select pg_advisory_xact_lock({LOCK}), * from {STATE} for update"
+
+Other = psycopg.Connection[tuple[object, ...]]
+
+
+@pytest.fixture
+async def store(postgres_database: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres(postgres_database) as opened:
+        assert isinstance(opened, PostgresStore)
+        yield opened
+
+
+@pytest.fixture
+def locking(postgres_database: str) -> Iterator[Other]:
+    """In a transaction, in which ``pg_stat_activity`` would never change."""
+    with psycopg.connect(conninfo(postgres_database)) as connection:
+        yield connection
+
+
+@pytest.fixture
+def other(postgres_database: str) -> Iterator[Other]:
+    with psycopg.connect(conninfo(postgres_database), autocommit=True) as connection:
+        yield connection
+
+
+def conninfo(url: str) -> str:
+    return sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+async def until(other: Other, query: str, count: int) -> None:
+    with trio.fail_after(10):
+        while other.execute(query).fetchone() != (count,):  # noqa: ASYNC110 - Postgres has no event for this
+            await trio.sleep(0.01)
+
+
+def events(count: int) -> list[NewEvent]:
+    return [event(number) for number in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        [],
+        [event(1, object="\0\1ü", conversation_id="c\0\1", channel_id=None)],
+        [event(1, object="tag:" + "x" * 5000, conversation_id="", channel_id="\1"), event(2, channel_id=None)],
+        [NewEvent("t", "o", None, None, bytes(range(256)), truncated=True, age_ms=-1)],
+        [NewEvent("t", "o", None, None, b"x" * 20_000_000, age_ms=2**40), event(2)],
+        events(SLICE_EVENTS + 1),
+        events(ROWS_MAX + 1),
+    ],
+    ids=["none", "escaped", "long", "octets", "large", "a slice and one", "many"],
+)
+async def test_appended_events_are_read_unchanged(store: EventStore, new: list[NewEvent]) -> None:
+    head = (await store.bounds()).head
+    stored = await store.append(head, new, "point")
+    assert list(await store.read(head, 10_000)) == stored
+    assert [one.offset for one in stored] == list(range(1, len(new) + 1))
+    assert [NewEvent(*one[2:]) for one in stored] == new
+    assert await store.resume_point() == "point"
+
+
+async def test_each_destination_is_read_by_its_own_statement(store: EventStore) -> None:
+    head = (await store.bounds()).head
+    for number in range(3):
+        new = event(number, channel_id=f"ch{number}", conversation_id=f"c{number}", type=f"t{number}")
+        head = head.at((await store.append(head, [new], "point"))[-1].offset)
+    for number in (1, 2):
+        channels = frozenset({f"ch{number}", "ch9"})
+        wide = EVERYTHING, OfConversation(f"c{number}"), OfType(f"t{number}")
+        destinations: list[Destination] = [
+            OfChannel(f"ch{number}"),
+            *wide[1:],
+            *(Within(one, channels) for one in wide),
+        ]
+        for destination in destinations:
+            assert [found.offset for found in await store.read(head.at(0), 9, destination)] == [number + 1]
+            assert [found.offset for found in await store.recent(head, 60, 9, destination)] == [number + 1]
+
+
+@pytest.fixture
+def hanging(postgres_database: str) -> Iterator[None]:
+    """A session in the middle of an append, waiting for rows that never arrive, as from a frozen process."""
+    migrate_log(postgres_database, DatabaseOptions(url=postgres_database))
+    with psycopg.connect(conninfo(postgres_database)) as connection:
+        connection.execute("set idle_in_transaction_session_timeout = '50ms'")  # has no effect during a COPY
+        connection.execute(ENTER)
+        connection.pgconn.exec_(b"copy airy_trio.event_log from stdin")
+        yield
+        connection.close()
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_next_append_ends_the_session_that_hangs(postgres_database: str) -> None:
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        head = (await store.bounds()).head
+        with trio.fail_after(10):
+            with pytest.raises(StoreUnavailable, match=r"did not end within 0\.15 s"):
+                await store.append(head, [event(1)], "point")
+            assert [stored.offset for stored in await store.append(head, [event(1)], "point")] == [1]
+            assert await store.resume_point() == "point"
+
+
+@pytest.mark.usefixtures("hanging")
+async def test_new_epoch_ends_the_session_that_hangs(postgres_database: str) -> None:
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        head = (await store.bounds()).head
+        with trio.fail_after(10):
+            with pytest.raises(StoreUnavailable):
+                await store.begin_epoch(head, "point")
+            assert (await store.begin_epoch(head, "point")).epoch != head.epoch
+
+
+@pytest.mark.parametrize("count", [0, 1, SLICE_EVENTS + 1])
+async def test_slow_append_that_ends_in_time_is_left_alone(
+    store: EventStore, other: Other, locking: Other, count: int
+) -> None:
+    head = (await store.bounds()).head
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with locking.transaction():
+                locking.execute(ENTER)
+                nursery.start_soon(store.append, head, events(count), "point")
+                await trio.sleep(PATIENCE_FIRST_S / 3)  # the append waits meanwhile
+                assert other.execute(WAITING).fetchone() == (0,)  # and has locked nothing
+    assert (await store.bounds()).last == count
+    assert await store.resume_point() == "point"
+
+
+async def test_patience_doubles_until_an_append_succeeds(store: PostgresStore, postgres_database: str) -> None:
+    """Two writers that are slow must stop ending each other's sessions."""
+    head = (await store.bounds()).head
+    for patience_s, longer_s in (
+        (PATIENCE_FIRST_S, 2 * PATIENCE_FIRST_S),
+        (0.0, 0.0),
+        (PATIENCE_MAX_S, PATIENCE_MAX_S),
+    ):
+        with psycopg.connect(conninfo(postgres_database), autocommit=True) as hanging:
+            hanging.execute(f"select pg_advisory_lock({LOCK})")
+            if patience_s < PATIENCE_MAX_S:
+                store.patience_s = patience_s
+                with pytest.raises(StoreUnavailable):
+                    await store.append(head, [], "point")
+                assert store.patience_s == longer_s
+    await store.append(head, [], "point")
+    assert store.patience_s == PATIENCE_FIRST_S
+
+
+async def test_append_is_inside_the_fence(store: EventStore, other: Other, postgres_database: str) -> None:
+    """So that the next writer can end its session wherever it hangs."""
+    head = (await store.bounds()).head
+    with trio.fail_after(10):
+        with pytest.RaisesGroup(StoreUnavailable):
+            async with trio.open_nursery() as nursery:
+                with psycopg.connect(conninfo(postgres_database)) as blocking:
+                    blocking.execute(f"select 1 from {STATE} for update")
+                    nursery.start_soon(store.append, head, [event(1)], "point")
+                    await until(other, WAITING, 1)
+                    assert other.execute(f"select pg_try_advisory_xact_lock({LOCK})").fetchone() == (False,)
+                    other.execute(f"{CUT} and wait_event_type = 'Lock'")
+        await store.append(head, [event(1)], "point")
+    assert (await store.bounds()).last == 1
+
+
+async def test_two_concurrent_appends_are_both_compared(store: EventStore) -> None:
+    head = (await store.bounds()).head
+    with pytest.RaisesGroup(StaleAppend, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(store.append, head, [event(number)], str(number))
+    assert (await store.bounds()).last == 1
+
+
+async def test_every_write_is_on_disk_whatever_the_server_default(
+    postgres_database: str, store: EventStore, other: Other
+) -> None:
+    other.execute(f"alter database {sa.make_url(postgres_database).database} set synchronous_commit = off")
+    head = (await store.bounds()).head
+    claim = Claim("ann", "phone", "token")
+    flushed = {"append": 0, "claim": 0, "acknowledge": 0, "begin": 0}
+    for number in range(20):
+        for verb in flushed:
+            match verb:
+                case "append":
+                    head = head.at((await store.append(head, [event(number)], "point"))[-1].offset)
+                case "claim":
+                    await store.claim([claim])
+                case "acknowledge":
+                    await store.acknowledge([Acknowledgement(claim, head)])
+                case _:
+                    head = (await store.begin_epoch(head, "point")).head
+            found = other.execute("select pg_current_wal_flush_lsn() >= pg_current_wal_insert_lsn()").fetchone()
+            flushed[verb] += found == (True,)
+    # The server may write WAL in between; with an asynchronous commit it hardly ever is on disk.
+    assert min(flushed.values()) > 10, flushed
+
+
+async def test_missing_tables_are_refused(postgres_database: str) -> None:
+    async with open_sql(DatabaseOptions(url=postgres_database)) as store:
+        with pytest.raises(DatabaseRefused):
+            await store.append(Position(new_epoch(), 0), [event(1)], "point")
+
+
+async def test_connections_lost_while_idle_are_no_outage(store: EventStore, other: Other) -> None:
+    head = (await store.bounds()).head
+    head = head.at((await store.append(head, [event(1)], "point"))[-1].offset)
+    await store.read(head, 1, OfChannel("ch1"))
+    other.execute(CUT)
+    assert [one.offset for one in await store.append(head, [event(2)], "point")] == [2]
+    other.execute(CUT)
+    assert [one.offset for one in await store.read(head, 9)] == [2]
+    assert [one.offset for one in await store.read(head, 9, OfChannel("ch1"))] == [2]
+
+
+async def test_cancelled_verbs_leave_neither_statement_nor_connection(
+    store: PostgresStore, other: Other, locking: Other
+) -> None:
+    head = (await store.bounds()).head
+    verbs: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.read(head, 9),
+        lambda: store.recent(head, 60, 9, OfChannel("ch1")),
+        lambda: store.append(head, [event(1)], "point"),
+        lambda: store.trim(age_s=0, keep=0, limit=9, unused_s=0),
+    ]
+    for verb in verbs:
+        with locking.transaction():
+            locking.execute(f"lock table {STATE}, airy_trio.event_log")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(verb)
+                await until(other, WAITING, 1)
+                with trio.fail_after(1):
+                    nursery.cancel_scope.cancel()
+                    await trio.lowlevel.checkpoint_if_cancelled()
+            await until(other, WAITING, 0)  # although the lock is still held
+    assert (await store.bounds()).last == 0
+    await store.aclose()
+    await until(other, f"select count(*) {OURS}", 0)
+
+
+async def test_more_units_than_connections_wait_in_turn(store: EventStore, other: Other, locking: Other) -> None:
+    head = (await store.bounds()).head
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with locking.transaction():
+                locking.execute(f"lock table {STATE}")
+                for _ in range(3 * CONNECTIONS_MAX):
+                    nursery.start_soon(store.read, head, 1)
+                await until(other, WAITING, CONNECTIONS_MAX)
+    assert other.execute(f"select count(*) {OURS}").fetchone() == (CONNECTIONS_MAX,)
+
+
+async def test_large_appends_and_reads_let_other_tasks_run(store: EventStore) -> None:
+    head = (await store.bounds()).head
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await trio.lowlevel.checkpoint()
+            ticks += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tick)
+        await store.append(head, events(10 * SLICE_ROWS), "point")
+        assert ticks > 7
+        ticks = 0
+        assert len(await store.read(head, 10_000)) == 10 * SLICE_ROWS
+        assert ticks >= 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_server_that_hangs_is_noticed(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MonitoredConnection, "answer_timeout_s", 0.3)
+    await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
+    async with stalling(postgres_database) as proxy:
+        options = DatabaseOptions(url=proxy.url, connect_timeout_s=1)
+        async with open_sql(options) as store:
+            assert isinstance(store, PostgresStore)
+            verbs: list[Callable[[Position], Awaitable[object]]] = [
+                lambda head: store.append(head, [event(1)], "point"),
+                lambda head: store.append(head, events(5000), "point"),
+                lambda head: store.read(head, 9),
+                lambda head: store.read(head, 9, OfChannel("ch1")),
+            ]
+            for verb in verbs:
+                with trio.fail_after(10):
+                    head = (await store.bounds()).head
+                    proxy.stall()
+                    with pytest.raises(StoreUnavailable):
+                        await verb(head)
+                    proxy.flow()
+            with trio.fail_after(10):
+                proxy.stall()
+                await store.aclose()
+                proxy.flow()
+
+
+async def test_time_limit_of_the_role_holds(
+    store: PostgresStore, other: Other, locking: Other, postgres_database: str
+) -> None:
+    other.execute(f"alter database {sa.make_url(postgres_database).database} set statement_timeout = '50ms'")
+    head = (await store.bounds()).head
+    await store.aclose()
+    with trio.fail_after(10), locking.transaction():
+        locking.execute(f"lock table {STATE}")
+        with pytest.raises(StoreUnavailable, match="57014"):
+            await store.read(head, 9)
+
+
+async def test_database_without_encoding_stores_any_text(own_postgres: Postgres) -> None:
+    own_postgres.execute(psycopg.sql.SQL("create database ascii encoding 'SQL_ASCII' locale 'C' template template0"))
+    url = own_postgres.url("ascii")
+    async with open_postgres(url) as store:
+        head = (await store.bounds()).head
+        new = [event(1, object="message:ü\0", conversation_id="日本", channel_id="ß")]
+        stored = await store.append(head, new, "point ü")
+        assert list(await store.read(head, 9, OfChannel("ß"))) == stored
+        assert await store.resume_point() == "point ü"
+        claim = Claim("änn", "phöne", "token")
+        assert await store.claim([claim]) == [None]
+        assert await store.acknowledge([Acknowledgement(claim, head)]) == []
+        assert await store.acknowledged("änn", "phöne") == head
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_store_conforms_behind_a_pooler(postgres_database: str, pgbouncer: int) -> None:
+    """Clients' reads go through PgBouncer in transaction mode, which neither prepares nor keeps anything."""
+    await check_event_store(postgres_places(postgres_database, through(postgres_database, pgbouncer)))
+
+
+async def test_pooled_reads_prepare_nothing(postgres_database: str, pgbouncer: int) -> None:
+    pooled = Database(postgres_engine(through(postgres_database, pgbouncer), connect_timeout_s=5, pooled=True))
+    direct = Database(postgres_engine(postgres_database, connect_timeout_s=5))
+    await trio.to_thread.run_sync(migrate_log, postgres_database, DatabaseOptions(url=postgres_database))
+    store = PostgresStore(Names.of(postgres_database, "airy_trio"), pooled, direct)
+    head = (await store.bounds()).head
+    for _ in range(8):
+        await store.read(head, 9, OfChannel("ch1"))
+        await store.recent(head, 60, 9, OfConversation("c1"))
+    prepared = "select count(*), (select count(*) from pg_listening_channels()) from pg_prepared_statements"
+    assert await pooled.run(lambda connection: tuple(connection.exec_driver_sql(prepared).one())) == (0, 0)
+    await store.aclose()
