@@ -20,7 +20,7 @@ from prometheus_client.exposition import choose_encoder
 
 from airy_trio.admin.metrics import Sources
 from airy_trio.admin.readiness import Condition
-from airy_trio.admin.server import Answer, Page, Pages, Request
+from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
 from airy_trio.log.latency import BOUNDS_S
 from airy_trio.log.position import Position
@@ -35,7 +35,7 @@ NUMBER_DIGITS_MAX: Final = 18
 def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
     """Make the pages of a server that is starting: probes are answered, all other pages are 503."""
 
-    def later(_request: Request) -> Answer:
+    def later(_request: PageRequest) -> Answer:
         return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this server is starting"})
 
     return Pages(_probes(conditions), later)
@@ -44,22 +44,22 @@ def starting_pages(conditions: Callable[[], Mapping[str, Condition]]) -> Pages:
 def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoint") -> Mapping[str, Page]:
     """Make the pages of a running server. The sources and the registry's collectors are read for every request."""
 
-    def metrics(request: Request) -> Answer:
+    def metrics(request: PageRequest) -> Answer:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Answer(HTTPStatus.OK, encode(registry), {"content-type": content_type, **HEADERS})
 
-    def clients(request: Request) -> Answer:
+    def clients(request: PageRequest) -> Answer:
         position, type_ = Position.parse(request.query.get("position", "")), request.query.get("type", "")
         if position is None or type_ not in TYPES:
             return _json(HTTPStatus.BAD_REQUEST, {"error": "position=EPOCH-OFFSET and type=TYPE are needed"})
         event = _QueriedEvent(type_, request.query.get("channel"), request.query.get("conversation"))
         return _json(HTTPStatus.OK, sources.sessions.recipients(position, event))
 
-    def figures(request: Request) -> Answer:
+    def figures(request: PageRequest) -> Answer:
         url = endpoint.url(request.host)
         return _json(HTTPStatus.OK, {"clients": {"url": url, "token": endpoint.token}, **_figures(sources)})
 
-    def connections(request: Request) -> Answer:
+    def connections(request: PageRequest) -> Answer:
         try:
             after = _number(request, "after", 0, least=0)
             limit = _number(request, "limit", PAGE_DEFAULT, least=1, most=PAGE_MAX)
@@ -79,10 +79,10 @@ def pages(sources: Sources, registry: CollectorRegistry, endpoint: "ClientEndpoi
 
 
 def _probes(conditions: Callable[[], Mapping[str, Condition]]) -> Mapping[str, Page]:
-    def livez(_request: Request) -> Answer:
+    def livez(_request: PageRequest) -> Answer:
         return _json(HTTPStatus.OK, {"alive": True})
 
-    def readyz(_request: Request) -> Answer:
+    def readyz(_request: PageRequest) -> Answer:
         ready, parts = _readiness(conditions())
         return _json(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, {"ready": ready, **parts})
 
@@ -108,7 +108,7 @@ def _by_number(page: Page) -> Page:
     This prevents DNS rebinding, by which a foreign page could read the connections: it needs a host name of its own.
     """
 
-    def checked(request: Request) -> Answer:
+    def checked(request: PageRequest) -> Answer:
         try:
             name = urlsplit(f"//{request.host}").hostname or ""
             if name != "localhost":
@@ -146,7 +146,7 @@ def _figures(sources: Sources) -> Mapping[str, Any]:
     }
 
 
-def _number(request: Request, name: str, default: int, *, least: int, most: int | None = None) -> int:
+def _number(request: PageRequest, name: str, default: int, *, least: int, most: int | None = None) -> int:
     """Read a whole number from the query. Raises ``ValueError``, in words for the peer."""
     text = request.query.get(name)
     if text is None:

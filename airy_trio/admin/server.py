@@ -75,7 +75,7 @@ class AdminOptions:
 
 
 @frozen
-class Request:
+class PageRequest:
     """A request. ``query`` has the last value of each name; the names in ``headers`` are in lower case."""
 
     method: str
@@ -98,11 +98,11 @@ class Answer:
     headers: Mapping[str, str] = TEXT
 
 
-Page = Callable[[Request], Answer]
+Page = Callable[[PageRequest], Answer]
 """Makes an answer, and never waits."""
 
 
-def not_found(_request: Request) -> Answer:
+def not_found(_request: PageRequest) -> Answer:
     """Answer a request for a page that does not exist."""
     return Answer(HTTPStatus.NOT_FOUND, b"Not Found")
 
@@ -198,7 +198,7 @@ class _Port:
             )
             self._report_at, self._evicted = now + REPORT_EVERY_S, 0
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: PageRequest) -> Answer:
         if self._loopback and not is_loopback(_host_of(request.host)):
             return Answer(HTTPStatus.FORBIDDEN, b"This port is for this machine only.\n")
         if request.path not in PROBES:
@@ -217,7 +217,7 @@ class _Port:
 class HttpConnection:
     """HTTP/1.1 on one connection. The caller owns the stream."""
 
-    def __init__(self, answer: Callable[[Request], Awaitable[Answer]], stream: trio.abc.Stream) -> None:
+    def __init__(self, answer: Callable[[PageRequest], Awaitable[Answer]], stream: trio.abc.Stream) -> None:
         self._answer = answer
         self._stream = stream
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
@@ -260,10 +260,10 @@ class HttpConnection:
                 await self._stream.send_all(self._http.send(event) or b"")
 
 
-def _request_of(head: h11.Request) -> Request:
+def _request_of(head: h11.Request) -> PageRequest:
     path, _, query = head.target.decode().partition("?")
     headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-    return Request(head.method.decode(), unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers)
+    return PageRequest(head.method.decode(), unquote(path), dict(parse_qsl(query, keep_blank_values=True)), headers)
 
 
 def is_loopback(host: str) -> bool:

@@ -26,8 +26,8 @@ from airy_trio.admin.server import (
     AdminOptions,
     Answer,
     HttpConnection,
+    PageRequest,
     Pages,
-    Request,
     open_listeners,
 )
 from airy_trio.errors import StartError
@@ -48,15 +48,15 @@ def pages(**unwell: str) -> Pages:
     return Pages({**starting_pages(lambda: conditions).pages, "/metrics": small})
 
 
-def small(_request: Request) -> Answer:
+def small(_request: PageRequest) -> Answer:
     return Answer(HTTPStatus.OK, b"x")
 
 
-def large(_request: Request) -> Answer:
+def large(_request: PageRequest) -> Answer:
     return Answer(HTTPStatus.OK, b"x" * LARGE_BYTES)
 
 
-def failing(_request: Request) -> Answer:
+def failing(_request: PageRequest) -> Answer:
     message = "a page that is broken"
     raise LookupError(message)
 
@@ -337,13 +337,13 @@ async def test_probes_do_not_wait_for_other_pages(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(server, "IDLE_S", TIMEOUT_S)
     made = made_before = 0
 
-    def page(_request: Request) -> Answer:
+    def page(_request: PageRequest) -> Answer:
         nonlocal made
         made += 1
         time.sleep(PAGE_S)  # what a page with very many clients does
         return Answer(HTTPStatus.OK, b"x")
 
-    def livez(_request: Request) -> Answer:
+    def livez(_request: PageRequest) -> Answer:
         nonlocal made_before
         made_before = made
         return Answer(HTTPStatus.OK, b"alive")
@@ -393,7 +393,7 @@ class Counted:
     def pages(self) -> Pages:
         return Pages({"/page": self._page})
 
-    def _page(self, _request: Request) -> Answer:
+    def _page(self, _request: PageRequest) -> Answer:
         self.made += 1
         return Answer(HTTPStatus.OK, b"x")
 

@@ -7,7 +7,7 @@ from http import HTTPStatus
 import trio
 from attrs import define, field
 
-from airy_trio.admin.server import Answer, Pages, Request
+from airy_trio.admin.server import Answer, PageRequest, Pages
 from tests.clients.client_processes import FOLDER
 
 HOST = "127.0.0.1"
@@ -36,10 +36,10 @@ client.activate();
 def inbox(url: str) -> Pages:
     """The page and the library; it connects to ``url``."""
 
-    def page(_request: Request) -> Answer:
+    def page(_request: PageRequest) -> Answer:
         return Answer(HTTPStatus.OK, (PAGE % url).encode(), {"content-type": "text/html"})
 
-    def library(_request: Request) -> Answer:
+    def library(_request: PageRequest) -> Answer:
         return Answer(HTTPStatus.OK, LIBRARY.read_bytes(), {"content-type": "text/javascript"})
 
     return Pages({"/": page, "/stomp.js": library})

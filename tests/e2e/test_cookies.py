@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import trio
 
-from airy_trio.admin.server import Answer, Pages, Request
+from airy_trio.admin.server import Answer, PageRequest, Pages
 from tests.admin.serving import Port
 from tests.admin.serving import serving as serving_site
 from tests.application import Application
@@ -46,7 +46,7 @@ How = Literal["header", "script", "not at all"]
 def site(urls: Sequence[str], token: str, how: How) -> Pages:
     """A page that connects to one of ``urls``, and how its browser gets the token."""
 
-    def page(request: Request) -> Answer:
+    def page(request: PageRequest) -> Answer:
         script = f"window.cookies = {len(SimpleCookie(request.headers.get('cookie', '')))};"
         if how == "script":
             script = f'document.cookie = "airy={token}; path=/; samesite=strict";'

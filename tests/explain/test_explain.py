@@ -10,7 +10,7 @@ import pytest
 import trio
 from attrs import frozen
 
-from airy_trio.admin.server import Answer, Pages, Request
+from airy_trio.admin.server import Answer, PageRequest, Pages
 from airy_trio.app import Address
 from airy_trio.explain import Subject
 from airy_trio.explain import explain as explanation
@@ -373,7 +373,7 @@ async def test_another_program_at_the_admin_port_is_reported(sqlite_application:
     async with serving(sqlite_application, free_port()) as (address, _), await client(address, "/events") as one:
         await one.receive()
 
-    def answer(_request: Request) -> Answer:
+    def answer(_request: PageRequest) -> Answer:
         return Answer(HTTPStatus.NOT_FOUND, b'{"error": "no such page"}', {"content-type": "application/json"})
 
     async with serving_alone(Pages({}, answer)) as other:

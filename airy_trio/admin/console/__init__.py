@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from airy_trio.admin.endpoints import ClientEndpoint
-from airy_trio.admin.server import Answer, Page, Request
+from airy_trio.admin.server import Answer, Page, PageRequest
 
 FOLDER: Final = Path(__file__).parent
 MEDIA_TYPES: Final = {
@@ -29,7 +29,7 @@ def pages(endpoint: ClientEndpoint) -> Mapping[str, Page]:
     def of(file: Path) -> Page:
         body, type_ = file.read_bytes(), MEDIA_TYPES[file.suffix]
 
-        def page(request: Request) -> Answer:
+        def page(request: PageRequest) -> Answer:
             return Answer(HTTPStatus.OK, body, {"content-type": type_, **_headers(endpoint.origin(request.host))})
 
         return page
