@@ -40,10 +40,14 @@ from airy_trio.database.queries import BoundQuery, Row, Rows, refusal_reason
 
 FEW: Final = 64
 """The objects of more changes are made in a thread. A read of 5000 rows takes 40 to 130 ms, in which nothing else waits
-for Trio's thread for longer than 6 to 10 ms."""
+for Trio's thread for longer than 6 to 10 ms (15 to 35 while other processes want both cores)."""
 POLL_FIRST_S: Final = 0.0005
-"""The first pause after a change. With 5 ms, a commit took 15 to 20 ms to its client at 1000 commits/s, and with this 5
-to 13 (rounds in turn on a busy machine; on a quiet one 6.4 and 2.9 ms, for 22 and 34 % of a core)."""
+"""The first pause after a change.
+
+Median from a commit to its client with 5 ms instead, and with this, in four rounds in turn on a machine with a load of
+3 to 6: at 1000 commits/s 17 to 36 and 5 to 25 ms, at 100 commits/s 11 to 17 and 3 to 9 ms. In a trial on an idle
+machine, at 1000 commits/s: 6.4 and 2.9 ms, for 22 and 34 % of a core.
+"""
 POLL_GROWTH: Final = 2.0
 POLL_MAX_S: Final = 0.05
 ARM_FROM_S: Final = 0.004
