@@ -1,4 +1,4 @@
-"""Units of work in threads: on a pool of connections, or on one connection that stays open.
+"""Units of work: in threads on a pool of connections or on one that stays open, and in pipelines without a thread.
 
 Cancellation takes effect at once. A unit of work that is running goes on in its thread to its end, which is not
 reported; it may commit. Closing works in a cancelled scope too and never hangs (``engines.close_in_time``).

@@ -112,7 +112,7 @@ class LogTables:
         none if the position has expired.
         """
         values = values_of(destination)
-        return self._once(self._read, values), values
+        return self._once(("read", *values), lambda: self._read(values)), values
 
     def recent(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
         """Return the statement for the newest event of each object of a destination, in descending order, and so on.
@@ -121,7 +121,7 @@ class LogTables:
         newest on ``:bytes_max`` bytes of bodies.
         """
         values = values_of(destination)
-        return self._once(self._recent, values), values
+        return self._once(("recent", *values), lambda: self._recent(values)), values
 
     def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
         """Return the upsert that stores claims and returns owner, name, and the position of each."""
@@ -162,11 +162,9 @@ class LogTables:
         }
         return sa.and_(sa.true(), *(conditions[name]() for name in values))
 
-    def _once(self, make: Callable[[Iterable[str]], Any], values: Iterable[str]) -> Any:  # noqa: ANN401 - a statement
-        """Make a statement once for each set of parameters."""
-        key = make.__name__, *values
+    def _once(self, key: tuple[str, ...], make: Callable[[], Any]) -> Any:  # noqa: ANN401 - a statement
         if key not in self._made:
-            self._made[key] = make(values)
+            self._made[key] = make()
         return self._made[key]
 
     def _read(self, values: Iterable[str]) -> "sa.Select[Any]":
@@ -259,16 +257,13 @@ class PostgresTables(LogTables):
         self._insert = postgres_insert(self.acknowledged).from_select(
             [*_GIVEN, "used_at_ms"], sa.select(*given.c, self._now_ms)
         )
-        self._upserts: dict[str, Any] = {}
         self._synchronous = sa.select(sa.func.set_config("synchronous_commit", "on", sa.true()))
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``. Commits are synchronous whatever the server's default is."""
         yield Step(self._synchronous, convert=lambda _rows: ())
         columns = dict(zip(_GIVEN, zip(*rows, strict=True), strict=True))
-        if make.__name__ not in self._upserts:
-            self._upserts[make.__name__] = make(self._insert)
-        yield Step(self._upserts[make.__name__], columns)
+        yield Step(self._once((make.__name__,), lambda: make(self._insert)), columns)
 
     def _limited(self, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any]) -> "sa.Select[Any]":
         """Let the database sum up the sizes: all rows of a result arrive in memory."""
