@@ -3,6 +3,7 @@
 import re
 import socket
 import string
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ import trio.testing
 from sqlalchemy.dialects import postgresql, sqlite
 
 from airy_trio.database import DatabaseOptions, DatabaseRefused, Names, postgres_engine, sqlite_engine, sqlite_path
+from airy_trio.database.postgres import Parameter, Pipeline, Row, Statement
 from airy_trio.events.destinations import OfChannel, OfConversation
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
@@ -119,6 +121,24 @@ async def test_notified_head_on_postgres_needs_no_query(postgres_database: str) 
                 await store.append(head, [event(4)], "point")
         finally:
             sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+async def test_idle_store_on_postgres_is_seldom_polled(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = DatabaseOptions(url=postgres_database)
+    await trio.to_thread.run_sync(migrate_log, options.url, options)
+    asked: list[float] = []
+    run = Pipeline.run
+
+    async def noted(pipeline: Pipeline, *statements: tuple[Statement, Sequence[Parameter]]) -> list[list[Row]]:
+        asked.append(trio.current_time())
+        return await run(pipeline, *statements)
+
+    monkeypatch.setattr(Pipeline, "run", noted)
+    async with open_sql(options) as store:
+        head = (await store.bounds()).head
+        with trio.move_on_after(2 * POLL_NOTIFIED_S):
+            await store.wait(head)
+    assert len(asked) <= 10, "some at the beginning, then one a second"
 
 
 _END_LISTENING = (

@@ -12,7 +12,8 @@ the holder of the lease appends: the other session belongs to a recorder that ha
 
 Notifications. The one writer of the log notifies with each append, which costs it nothing; the application's
 transactions never notify. A notification only saves time. Followers poll as well: often until the first notification
-has arrived (behind a pooler none ever does), rarely after that.
+has arrived, rarely after that. A follower that begins to listen notifies once, so it soon knows whether notifications
+reach it; behind a pooler they do not.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -276,6 +277,8 @@ class Notifications:
     def __init__(self, engine: sa.Engine, channel: str) -> None:
         self._connection = DedicatedConnection(engine)
         self._listen = Statement("airy_listen", f"listen {quote_identifier(channel)}")
+        # An empty notification wakes this connection too, if notifications reach it.
+        self._notify = Statement("airy_notify", f"select pg_notify({quote_text(channel)}, '')")
         self.head = ""
         self._busy = self._notified = self._stale = False
 
@@ -296,7 +299,7 @@ class Notifications:
                 await self.aclose()
                 return ""
             if not self._connection.is_open:
-                await self._connection.run_pipeline(lambda pipeline: pipeline.run((self._listen, ())), reopen=True)
+                await self._connection.run_pipeline(self._begin, reopen=True)
             was_open = True
             with trio.move_on_after(POLL_NOTIFIED_S if self._notified else POLL_S):
                 return await self._next()
@@ -323,6 +326,9 @@ class Notifications:
     async def aclose(self) -> None:
         """Close the connection, also in a cancelled scope. Idempotent."""
         await self._connection.aclose()
+
+    async def _begin(self, pipeline: Pipeline) -> None:
+        await pipeline.run((self._notify, ()), (self._listen, ()))  # one transaction
 
     async def _next(self) -> str:
         socket, received = await self._connection.run_pipeline(_received)
