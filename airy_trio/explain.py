@@ -33,8 +33,7 @@ from airy_trio.errors import AiryTrioError, StartError
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import ChannelUpdated
 from airy_trio.events.translate import translate
-from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, PositionExpired, StoredEvent
+from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent
 from airy_trio.settings import Settings
 
 READ_EVENTS_MAX: Final = 1000

@@ -49,7 +49,6 @@ the latency of every event.
 """
 
 from airy_trio.events.destinations import Destination, Everything, OfChannel, OfConversation, OfType, Within, covers
-from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
@@ -57,12 +56,14 @@ from airy_trio.log.store import (
     EventStore,
     NewEvent,
     OpenEventStore,
+    Position,
     PositionExpired,
     StaleAppend,
     StoredEvent,
     StoreReplaced,
     StoreUnavailable,
     is_all,
+    new_epoch,
     newest_of_each,
     stored_after,
     up_to_bytes,

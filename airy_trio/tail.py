@@ -18,8 +18,7 @@ from airy_trio import client
 from airy_trio.app.build import opened_store, wait_until_available
 from airy_trio.errors import StartError
 from airy_trio.events.destinations import EVERYTHING, Destination, text
-from airy_trio.log.position import Position
-from airy_trio.log.store import Bounds, EventStore, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Bounds, EventStore, Position, PositionExpired, StoredEvent, StoreUnavailable
 from airy_trio.retry import Backoff
 from airy_trio.settings import Settings
 from airy_trio.terminal import Stdout, line

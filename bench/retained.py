@@ -9,9 +9,8 @@ import trio
 from airy_trio.database import POSTGRES, Database, Names, postgres_engine, sqlite_engine, sqlite_path
 from airy_trio.events.destinations import OfConversation
 from airy_trio.log.event_log import READ_BYTES_MAX
-from airy_trio.log.position import Position
 from airy_trio.log.sql import PostgresStore, SqliteStore, sql_store
-from airy_trio.log.store import NewEvent
+from airy_trio.log.store import NewEvent, Position
 from airy_trio.settings import parse
 from bench.payload import body
 

@@ -11,8 +11,7 @@ from attrs import frozen
 
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
-from airy_trio.log.store import NewEvent, StoredEvent
+from airy_trio.log.store import NewEvent, Position, StoredEvent
 
 
 @frozen

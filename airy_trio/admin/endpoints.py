@@ -23,7 +23,7 @@ from airy_trio.admin.readiness import Condition
 from airy_trio.admin.server import Answer, Page, PageRequest, Pages
 from airy_trio.events.models import TYPES
 from airy_trio.log.latency import BOUNDS_S
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.version import __version__
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

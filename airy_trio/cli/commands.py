@@ -21,7 +21,7 @@ from airy_trio.terminal import Stdout
 if TYPE_CHECKING:
     from airy_trio.capture.triggers import Firing
     from airy_trio.events.destinations import Destination
-    from airy_trio.log.position import Position
+    from airy_trio.log.store import Position
     from airy_trio.migrate import Migrated
     from airy_trio.settings import Settings
     from airy_trio.verify import LossCertificate
@@ -348,7 +348,7 @@ def _destination(text: str) -> "Destination":
 
 
 def _position(text: str) -> "Position":
-    from airy_trio.log.position import Position
+    from airy_trio.log.store import Position
 
     position = Position.parse(text)
     if position is None:

@@ -45,7 +45,7 @@ from attrs import field, frozen
 
 from airy_trio.client.connection import BadAnswer, ClientError, Lost, Refused, ServerAddress, connected, tasks
 from airy_trio.delivery.disconnects import Reconnect
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.retry import Backoff
 from airy_trio.stomp.frames import Frame
 

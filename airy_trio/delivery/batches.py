@@ -10,9 +10,8 @@ from typing import Final
 from airy_trio.delivery.client import EncodedBatch, Subscription
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
-from airy_trio.log.position import Position
 from airy_trio.log.reads import Page
-from airy_trio.log.store import StoredEvent
+from airy_trio.log.store import Position, StoredEvent
 from airy_trio.stomp.encoder import EOL, NUL, message_head
 from airy_trio.websocket.frames import text_message
 

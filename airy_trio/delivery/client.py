@@ -59,8 +59,7 @@ from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position
-from airy_trio.log.store import StoredEvent
+from airy_trio.log.store import Position, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff

@@ -28,8 +28,7 @@ from airy_trio.auth import User
 from airy_trio.delivery.client import Subscription
 from airy_trio.delivery.disconnects import TAKEN_OVER, DisconnectReason, reason_after, with_token
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, Position, StoreUnavailable
 from airy_trio.retry import Outage
 from airy_trio.stomp.frames import AckMode, Subscribe
 

@@ -25,9 +25,8 @@ from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position
 from airy_trio.log.reads import Page
-from airy_trio.log.store import PositionExpired, StoreUnavailable
+from airy_trio.log.store import Position, PositionExpired, StoreUnavailable
 from airy_trio.log.tail import View
 
 # Subscriptions served between two checkpoints of the fan-out.

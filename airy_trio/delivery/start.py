@@ -12,8 +12,7 @@ from attrs import frozen
 
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position
-from airy_trio.log.store import StoredEvent, StoreUnavailable
+from airy_trio.log.store import Position, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from airy_trio.retry import Backoff
 

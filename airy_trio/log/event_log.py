@@ -36,12 +36,12 @@ import trio
 from airy_trio.events.destinations import Destination, OfConversation
 from airy_trio.log.latency import Arrivals, Latencies, StoreClock
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
 from airy_trio.log.store import (
     Bounds,
     EventStore,
     NewEvent,
+    Position,
     PositionExpired,
     StaleAppend,
     StoredEvent,

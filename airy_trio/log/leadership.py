@@ -13,7 +13,7 @@ import structlog
 from airy_trio.capture.feed import ChangeFeed, Consumer
 from airy_trio.errors import AiryTrioError
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position, new_epoch
+from airy_trio.log.store import Position, new_epoch
 
 logger = structlog.get_logger(__name__)
 

@@ -8,15 +8,16 @@ import trio
 from attrs import define
 
 from airy_trio.events.destinations import EVERYTHING, Destination, covers
-from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
     Claim,
     NewEvent,
+    Position,
     PositionExpired,
     StaleAppend,
     StoredEvent,
+    new_epoch,
     newest_of_each,
     stored_after,
     up_to_bytes,

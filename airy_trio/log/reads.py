@@ -29,8 +29,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.events.destinations import Destination
-from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, PositionExpired, StoredEvent, is_all
+from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent, is_all
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""

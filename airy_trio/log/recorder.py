@@ -36,8 +36,7 @@ from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, RowFault, translate
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
-from airy_trio.log.position import Position
-from airy_trio.log.store import NewEvent, StaleAppend
+from airy_trio.log.store import NewEvent, Position, StaleAppend
 from airy_trio.retry import Backoff, Outage
 
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024

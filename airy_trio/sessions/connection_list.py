@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.events.destinations import Addressed, covers, destinations_of, text
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 
 # Connections in one page.
 PAGE_MAX: Final = 200

@@ -37,7 +37,7 @@ from airy_trio.delivery.fanout import FanOut, Senders
 from airy_trio.delivery.start import LIVE, Start, StartRequest, start, start_at_once, until_available
 from airy_trio.events.destinations import Destination, OfConversation, UnknownDestinationError, Within, parse
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.options import at_least, matching, more_than, satisfying
 from airy_trio.sessions.heartbeats import ClientTimers, TimerWheel
 from airy_trio.stomp.connection import ConnectionOptions

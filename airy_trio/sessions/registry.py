@@ -24,7 +24,7 @@ from airy_trio.delivery.disconnects import (
 from airy_trio.events.destinations import Addressed
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.sessions.connection_list import page, recipients
 from airy_trio.sessions.conversation import Services, SessionOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort

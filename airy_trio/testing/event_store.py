@@ -36,8 +36,7 @@ import trio
 from attrs import define, field
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
-from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StoredEvent
+from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, StoredEvent
 from airy_trio.testing.store_changes import CHANGE_PROMISES
 from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches

@@ -6,8 +6,7 @@ from typing import Final
 
 import trio
 
-from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, PositionExpired
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,

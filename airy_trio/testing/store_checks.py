@@ -6,8 +6,7 @@ from typing import Final
 
 import trio
 
-from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, NewEvent, PositionExpired, StaleAppend, StoredEvent
+from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, StaleAppend, StoredEvent
 
 OpenStore = Callable[[], AbstractAsyncContextManager[EventStore]]
 """Opens the store in one place, as one more process would. The store is closed at the end of the block."""

@@ -13,8 +13,7 @@ from typing import Final
 
 import trio
 
-from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, StaleAppend
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StaleAppend
 from airy_trio.testing.store_checks import AGE_S, ALL, BrokenStoreError, OpenStore, event, expect, filled, is_stale, put
 
 BATCH: Final = 3

@@ -8,8 +8,7 @@ from functools import partial
 from typing import Final
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.position import Position
-from airy_trio.log.store import EventStore, NewEvent, stored_after
+from airy_trio.log.store import EventStore, NewEvent, Position, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,

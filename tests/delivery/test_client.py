@@ -11,7 +11,7 @@ from hypothesis import given
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import Client, ClientState, Subscription, Window
 from airy_trio.events.destinations import EVERYTHING
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.log.tail import View
 from airy_trio.stomp.connection import Connection, ConnectionOptions
 from airy_trio.stomp.frames import AckMode

@@ -22,8 +22,7 @@ from airy_trio.delivery.durables import (
 from airy_trio.events.destinations import EVERYTHING
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
-from airy_trio.log.store import Acknowledgement, Claim, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, Position, StoreUnavailable
 from airy_trio.retry import MAX_S
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame

@@ -14,8 +14,7 @@ from airy_trio.delivery.client import ClientState, ReplayOptions
 from airy_trio.delivery.fanout import SenderStatistics
 from airy_trio.events.destinations import OfConversation, covers, parse
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
-from airy_trio.log.store import StoredEvent
+from airy_trio.log.store import Position, StoredEvent
 from airy_trio.sessions.heartbeats import PING_EVERY_S
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.transport import MemoryTransport

@@ -36,7 +36,7 @@ PUBLISHED: Final = (
     (
         "Event stores",
         "airy_trio.stores",
-        "log/store.py log/position.py events/destinations.py",
+        "log/store.py events/destinations.py",
         (
             "EventStore", "NewEvent", "StoredEvent", "Bounds", "Position", "Claim", "Acknowledgement", "OpenEventStore",
             "Destination", "Everything", "OfType", "OfChannel", "OfConversation", "Within", "covers",

@@ -14,8 +14,7 @@ from airy_trio.events.destinations import EVERYTHING, OfChannel, OfType
 from airy_trio.log.event_log import BOUNDS_AGE_S, LAG_EVERY_S, READ_BYTES_MAX, READ_EVENTS_MAX, EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
-from airy_trio.log.store import Bounds, NewEvent, StaleAppend, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Bounds, NewEvent, Position, StaleAppend, StoredEvent, StoreUnavailable
 from airy_trio.log.tail import View
 from tests.delegating_store import Append, DelegatingStore, Read, Recent
 from tests.log.places import event

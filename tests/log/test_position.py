@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airy_trio.log.position import EPOCH_LENGTH, ForeignEpochError, Position, new_epoch
+from airy_trio.log.store import EPOCH_LENGTH, ForeignEpochError, Position, new_epoch
 
 epochs = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=EPOCH_LENGTH, max_size=EPOCH_LENGTH)
 offsets = st.integers(0, 10**18 - 1)

@@ -12,7 +12,6 @@ from airy_trio.log import reads
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.reads import (
     PAGE_EVENTS_MAX,
     PAGES_MAX,
@@ -24,7 +23,7 @@ from airy_trio.log.reads import (
     Page,
     Reads,
 )
-from airy_trio.log.store import NewEvent, PositionExpired, StoredEvent, StoreUnavailable
+from airy_trio.log.store import NewEvent, Position, PositionExpired, StoredEvent, StoreUnavailable
 from tests.delegating_store import DelegatingStore, Read, Recent
 from tests.log.places import event
 

@@ -10,10 +10,17 @@ from coredis.parser import Parser
 from airy_trio.events.destinations import OfChannel
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.redis.scripts import FIELDS
 from airy_trio.log.redis.store import SCAN_EVENTS, RedisRefusedError, answered, fields_of, open_store, read_entry
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, PositionExpired, StaleAppend, StoreUnavailable
+from airy_trio.log.store import (
+    Acknowledgement,
+    Claim,
+    EventStore,
+    Position,
+    PositionExpired,
+    StaleAppend,
+    StoreUnavailable,
+)
 from airy_trio.testing.event_store import check_whole_batches
 from airy_trio.testing.store_crashes import write_batches
 from tests.log.places import event, redis_places

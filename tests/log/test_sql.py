@@ -19,10 +19,9 @@ from airy_trio.database.postgres import Parameter, Pipeline, Row, Statement
 from airy_trio.events.destinations import OfChannel, OfConversation
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.sql.postgres import POLL_NOTIFIED_S, Notifications
 from airy_trio.log.sql.tables import log_tables, values_of
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, StoreUnavailable
+from airy_trio.log.store import Acknowledgement, Claim, EventStore, Position, StoreUnavailable
 from airy_trio.migrate import migrate_log
 from tests.log.places import event, open_sql
 

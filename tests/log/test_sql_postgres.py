@@ -10,7 +10,6 @@ import trio
 from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
 from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql import PostgresStore, postgres
 from airy_trio.log.sql.postgres import (
     CONNECTIONS_MAX,
@@ -19,7 +18,16 @@ from airy_trio.log.sql.postgres import (
     ROWS_MAX,
     SLICE_EVENTS,
 )
-from airy_trio.log.store import Acknowledgement, Claim, EventStore, NewEvent, StaleAppend, StoreUnavailable
+from airy_trio.log.store import (
+    Acknowledgement,
+    Claim,
+    EventStore,
+    NewEvent,
+    Position,
+    StaleAppend,
+    StoreUnavailable,
+    new_epoch,
+)
 from airy_trio.migrate import migrate_log
 from airy_trio.testing.event_store import check_event_store
 from tests.log.places import event, open_postgres, open_sql, postgres_places

@@ -16,9 +16,8 @@ from airy_trio.events.destinations import Destination, parse
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
 from airy_trio.log.reads import Page
-from airy_trio.log.store import PositionExpired, StoredEvent
+from airy_trio.log.store import Position, PositionExpired, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.testing.client import Closed, Rejected, StompClient
 from airy_trio.testing.transport import StreamTransport

@@ -18,8 +18,7 @@ from airy_trio.delivery import disconnects
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.events.destinations import covers, parse
 from airy_trio.log.options import LogOptions
-from airy_trio.log.position import Position
-from airy_trio.log.store import NewEvent, StoredEvent, stored_after
+from airy_trio.log.store import NewEvent, Position, StoredEvent, stored_after
 from airy_trio.sessions.listener import ListenerOptions
 from airy_trio.stomp.frames import Frame
 from airy_trio.testing.client import Closed, StompClient

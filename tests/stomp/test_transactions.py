@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from airy_trio.log.position import Position
+from airy_trio.log.store import Position
 from airy_trio.stomp.connection import ConnectionOptions
 from airy_trio.stomp.errors import RemoteProtocolError
 from airy_trio.stomp.frames import NO_SUBSCRIPTION, Ack

@@ -7,8 +7,7 @@ import trio.testing
 from airy_trio import tail
 from airy_trio.events.destinations import EVERYTHING, Destination, OfConversation
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
-from airy_trio.log.store import NewEvent
+from airy_trio.log.store import NewEvent, Position
 from airy_trio.tail import Reader, TailReset
 
 

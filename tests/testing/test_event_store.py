@@ -11,12 +11,12 @@ from attrs import evolve
 
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.position import Position
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
     Claim,
     NewEvent,
+    Position,
     StaleAppend,
     StoredEvent,
     stored_after,

@@ -28,7 +28,6 @@ from coredis.retry import NoRetryPolicy
 
 from airy_trio.errors import AiryTrioError
 from airy_trio.events.destinations import EVERYTHING, Destination, Everything, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.redis import scripts
 from airy_trio.log.store import (
     Acknowledgement,
@@ -36,10 +35,12 @@ from airy_trio.log.store import (
     Claim,
     EventStore,
     NewEvent,
+    Position,
     PositionExpired,
     StaleAppend,
     StoredEvent,
     StoreUnavailable,
+    new_epoch,
     stored_after,
     up_to_bytes,
 )

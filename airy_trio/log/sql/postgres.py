@@ -37,11 +37,10 @@ from airy_trio.database import (
     quote_text,
 )
 from airy_trio.database.postgres import Parameter, Pipeline, Statement, array
-from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore
 from airy_trio.log.sql.tables import EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped
-from airy_trio.log.store import Bounds, NewEvent, StoredEvent, StoreUnavailable, stored_after
+from airy_trio.log.store import Bounds, NewEvent, Position, StoredEvent, StoreUnavailable, stored_after
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
 PATIENCE_FIRST_S: Final = 0.15

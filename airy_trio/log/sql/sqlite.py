@@ -22,11 +22,10 @@ import structlog
 from airy_trio.database import Database, DatabaseError, DedicatedConnection, Names, close_all, sqlite_engine
 from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
-from airy_trio.log.position import Position
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import Run, SqlStore
 from airy_trio.log.sql.tables import SqliteTables, Step, row_of
-from airy_trio.log.store import NewEvent, StoredEvent, StoreReplaced, is_all, stored_after
+from airy_trio.log.store import NewEvent, Position, StoredEvent, StoreReplaced, is_all, stored_after
 
 WRITER_LOOK_S: Final = 0.05
 """Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this

@@ -20,17 +20,18 @@ from typing import Any
 
 from airy_trio.database import DatabaseError, DatabaseUnavailable
 from airy_trio.events.destinations import Destination
-from airy_trio.log.position import Position, new_epoch
 from airy_trio.log.sql.tables import UNLIMITED, Durable, LogTables, Step, stored
 from airy_trio.log.store import (
     Acknowledgement,
     Bounds,
     Claim,
     NewEvent,
+    Position,
     PositionExpired,
     StaleAppend,
     StoredEvent,
     StoreUnavailable,
+    new_epoch,
     up_to_bytes,
 )
 
