@@ -51,11 +51,11 @@ from airy_trio.stomp.frames import Frame
 
 __all__ = [
     "BadAnswer",
-    "Client",
     "ClientError",
     "Event",
     "Events",
     "FilePosition",
+    "Follower",
     "PositionStore",
     "Refused",
     "Reset",
@@ -216,7 +216,7 @@ class _Loop:
 
 
 class Events(AsyncIterator[Event | Reset]):
-    """The events of one destination, from ``Client.events``. An async iterator for one task, without an end.
+    """The events of one destination, from ``Follower.events``. An async iterator for one task, without an end.
 
     It may be cancelled at any time and then used again: nothing is lost or repeated.
     """
@@ -247,7 +247,7 @@ class Events(AsyncIterator[Event | Reset]):
         await trio.lowlevel.checkpoint()
 
 
-class Client:
+class Follower:
     """A client of one server, from ``open``. It has a connection while a loop over ``events`` runs."""
 
     def __init__(self, loops: trio.MemorySendChannel[_Loop]) -> None:
@@ -351,8 +351,8 @@ class _Connector:
 @asynccontextmanager
 async def open(  # noqa: A001 - of this module, as in `gzip.open`
     url: str, *, token: Token | None = None, tls: ssl.SSLContext | None = None
-) -> AsyncGenerator[Client]:
-    """Open a client for a block. It connects when ``Client.events`` is called, and reconnects until the block ends.
+) -> AsyncGenerator[Follower]:
+    """Open a client for a block. It connects when ``Follower.events`` is called, and reconnects until the block ends.
 
     ``url``: ``ws://HOST[:PORT][/PATH]`` or ``wss:``; without a path it is that of a server's default settings.
     ``token``: sent with CONNECT as a Bearer token; a function is called once for each connection, so it can renew the
@@ -366,7 +366,7 @@ async def open(  # noqa: A001 - of this module, as in `gzip.open`
     """
     connector = _Connector(ServerAddress.parse(url, tls), token)
     sending, receiving = trio.open_memory_channel[_Loop](float("inf"))
-    client = Client(sending)
+    client = Follower(sending)
     try:
         async with tasks() as nursery:
             nursery.start_soon(connector.run, receiving)

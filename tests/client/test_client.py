@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from airy_trio import client
 from airy_trio.auth import AuthOptions
-from airy_trio.client import Client, ClientError, Event, Events, FilePosition, Refused, Reset
+from airy_trio.client import ClientError, Event, Events, FilePosition, Follower, Refused, Reset
 from airy_trio.delivery.client import ReplayOptions
 from airy_trio.log.memory import MemoryStore
 from airy_trio.sessions.listener import ListenerOptions
@@ -31,7 +31,7 @@ SLOW = 60.0
 
 
 @asynccontextmanager
-async def opened(server: Server) -> AsyncGenerator[Client]:
+async def opened(server: Server) -> AsyncGenerator[Follower]:
     async with client.open(url_of(server)) as inbox:
         yield inbox
 

@@ -23,7 +23,7 @@ PUBLISHED: Final = (
         "airy_trio.client",
         "client/__init__.py client/connection.py",
         (
-            "open", "Client", "Events", "Event", "Reset", "PositionStore", "FilePosition", "Token",
+            "open", "Follower", "Events", "Event", "Reset", "PositionStore", "FilePosition", "Token",
             "ClientError", "Refused", "BadAnswer",
         ),
     ),
