@@ -20,9 +20,9 @@ from tests.application import Application
 from tests.e2e.route import HOST, writing
 
 PACKAGE = Path(airy_trio.__file__).parent
-ROW_MAX = 31
+ROW_MAX = 30
 SUBSCRIBE_MAX = 18
-START_MAX = 52
+START_MAX = 50
 TIMEOUT_S = 20.0
 IDLE_S = 2.0
 
