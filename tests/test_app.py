@@ -129,7 +129,8 @@ async def test_dropped_change_log_ends_the_server(any_application: Application) 
     with trio.fail_after(TIMEOUT_S), pytest.RaisesGroup(refused):  # the group is of this nursery
         async with trio.open_nursery() as nursery:
             await nursery.start(app.serve, settings)
-            any_application.execute(f"drop table {any_application.log_table('change_log')}")
+            drop = f"drop table {any_application.log_table('change_log')}"
+            await trio.to_thread.run_sync(any_application.execute, drop)  # which waits for a read that has begun
             await trio.sleep_forever()
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(airy_trio.__file__).parent
 OPEN_NURSERIES = {
     "app/server.py",
     "app/supervisor.py",
+    "demo/__init__.py",  # ends with its application
     "client/connection.py",  # in `tasks`, for one block: the client's own program is not the server's
     "database/engines.py",  # for as long as several connections are closed at the same time
     "sessions/conversation.py",  # in `unless_gone`, while one request waits
