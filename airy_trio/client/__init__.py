@@ -296,6 +296,7 @@ class _Connector:
         self._backoff = Backoff(RETRY_FIRST_S, RETRY_MAX_S)
         self._lost = False
 
+    @trio.lowlevel.enable_ki_protection  # Ctrl-C is the program's: it must not end this task instead
     async def run(self, loops: trio.MemoryReceiveChannel[_Loop]) -> None:
         """Serve loops. Runs until cancelled."""
         async for loop in loops:

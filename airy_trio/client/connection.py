@@ -200,6 +200,7 @@ class _Reader:
     def start_soon(self, read: Callable[[], Awaitable[None]]) -> None:
         self._nursery.start_soon(self._run, read)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, read: Callable[[], Awaitable[None]]) -> None:
         try:
             await read()
@@ -270,6 +271,7 @@ class ServerConnection:
             raise BadAnswer(message)
         return frame
 
+    @trio.lowlevel.enable_ki_protection
     async def send_heart_beats(self) -> None:
         """Send heart-beats until the connection ends, which ``receive`` reports; none if the server wants none."""
         with suppress(ConnectionClosed, ProtocolError):
