@@ -60,6 +60,9 @@ class MonitoredConnection(psycopg.Connection[Any]):
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
         made.open_another = partial(cls.connect, *arguments, **options)
+        # psycopg itself prepares nothing: after a rollback it deallocates all prepared statements of the session, not
+        # only its own, if it has any.
+        made.prepared_max = 0
         return made
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:  # noqa: ANN401 - those of psycopg
