@@ -90,6 +90,23 @@ async def test_query_larger_than_the_socket_buffer_is_sent(connection: Monitored
     assert length == len(large)
 
 
+async def test_large_result_before_a_large_parameter_is_no_deadlock(connection: MonitoredConnection) -> None:
+    rows = Statement("rows", "select repeat('x', $1::int)")
+    with trio.fail_after(20):
+        found = await Pipeline(connection).run((rows, [b"40000000"]), (ECHO, [b"y" * 40_000_000, b""]))
+    assert [len(first) for [(first, *_)] in found] == [40_000_000, 40_000_000]
+
+
+async def test_server_that_works_before_it_reads_on_is_waited_for(
+    connection: MonitoredConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "answer_timeout_s", 0.2)
+    sleep = Statement("sleep", "select pg_sleep(1)::text")
+    with trio.fail_after(20):
+        _, [(text, _)] = await Pipeline(connection).run((sleep, []), (ECHO, [b"y" * 40_000_000, b""]))
+    assert len(text) == 40_000_000
+
+
 @pytest.mark.parametrize("first_bytes", [100, 700, 5000, 16_000])
 async def test_rest_of_a_large_tls_record_is_read(postgres_database: str, tmp_path: Path, first_bytes: int) -> None:
     """Fails with a libpq that leaves it in OpenSSL, such as 18.0, where that is waited for."""

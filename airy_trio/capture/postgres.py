@@ -12,11 +12,11 @@ of transactions in progress. To scan from ``xmin`` on would read everything sinc
 If a difference exceeds the limit, its present snapshot becomes the *target*: pages by ``seq`` follow, which see what
 the target sees, until the target is reached and becomes the snapshot of the resume point.
 
-A read of few changes takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first
-begins a snapshot and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if
-that is due, and ends the transaction. If there are many changes, each query is a round trip of its own, and the objects
-are made in a thread, because that takes milliseconds in which clients must be served. If the database refuses to read
-one of the objects, more queries follow in the same snapshot, to find it.
+A read takes two round trips on the raw connection, without a thread and without SQLAlchemy: the first begins a snapshot
+and reads the difference or a page, the second reads the changed objects, releases the wake-up lock if that is due, and
+ends the transaction. The objects of many changes are made in a thread, because that takes milliseconds in which clients
+must be served. If the database refuses to read one of the objects, more queries follow in the same snapshot, to find
+it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -192,7 +192,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
         # To keep the lock saves a round trip after a rare change. During a backlog each writer would notify.
         is_disarming = bool(rows) and (self.wakeup.frequent or not notified or len(rows) > FEW)
         ending = [*(self.wakeup.disarming() if is_disarming else ()), (_COMMIT, ())]
-        answers = await self._answers(pipeline, reading.asked, ending, few=len(rows) <= FEW)
+        answers = await self._answers(pipeline, reading.asked, ending)
         # Compared only now, because the connection, which holds the lease, is kept only if its transaction has ended.
         now = evolve(here, snapshot=snapshot, place=place, mark=point.mark)
         point.require_history_of(now)
@@ -219,23 +219,16 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             return evolve(now, snapshot=target)
         return evolve(point, place=now.place, source=now.source, target=target, seq=rows[-1][_SEQ])
 
-    async def _answers(
-        self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked], *, few: bool
-    ) -> list[Rows]:
-        """Run all queries and then ``ending``, in one round trip unless the database refuses a key.
-
-        Many keys are sent query by query: libpq does not read while it sends, and the server does not read while it
-        sends, so they might wait for each other.
-        """
-        if few:
-            begin = [(_SAVEPOINT, ())] if asked else []
-            try:
-                answers = await pipeline.run(*begin, *map(self._statement, asked), *ending)
-                return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]
-            except psycopg.Error as error:
-                if not is_refusal(error):
-                    raise
-        await pipeline.run((_ROLLBACK_QUERY if few else _SAVEPOINT, ()))
+    async def _answers(self, pipeline: Pipeline, asked: Sequence[BoundQuery], ending: Sequence[Asked]) -> list[Rows]:
+        """Run all queries and then ``ending``, in one round trip unless the database refuses a key."""
+        begin = [(_SAVEPOINT, ())] if asked else []
+        try:
+            answers = await pipeline.run(*begin, *map(self._statement, asked), *ending)
+            return [Rows(rows) for rows in answers[len(begin) : len(begin) + len(asked)]]
+        except psycopg.Error as error:
+            if not is_refusal(error):
+                raise
+        await pipeline.run((_ROLLBACK_QUERY, ()))
         found = [await self._answer(pipeline, bound) for bound in asked]
         await pipeline.run(*ending)
         return found

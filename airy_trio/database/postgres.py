@@ -18,7 +18,7 @@ import math
 import select
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self
 
@@ -60,6 +60,9 @@ class MonitoredConnection(psycopg.Connection[Any]):
         """Connect; the arguments are those of ``psycopg.connect``."""
         made = cls.connect(*arguments, **options)
         made.open_another = partial(cls.connect, *arguments, **options)
+        # psycopg itself prepares nothing: after a rollback it deallocates all prepared statements of the session, not
+        # only its own, if it has any.
+        made.prepared_max = 0
         return made
 
     def wait(self, gen: PQGen[RV], *arguments: Any, **options: Any) -> RV:  # noqa: ANN401 - those of psycopg
@@ -227,10 +230,7 @@ class Pipeline:
         prepared = [name for statement, parameters in statements for name in self._send(statement, parameters)]
         libpq.pipeline_sync()
         while libpq.flush():
-            with trio.move_on_after(self._connection.answer_timeout_s) as waiting:
-                await trio.lowlevel.wait_writable(libpq.socket)
-            if waiting.cancelled_caught:
-                raise self._connection.stalled()
+            await self._wait_to_send()
         results = await self._results()
         libpq.exit_pipeline_mode()
         self._prepared -= {
@@ -257,6 +257,30 @@ class Pipeline:
         self._libpq.send_query_prepared(name, parameters, param_formats=formats)
         return [statement.name, None] if new else [None]
 
+    async def _wait_to_send(self) -> None:
+        """Wait until libpq can send more, and read what arrives in the meantime.
+
+        A server that has large results to send reads nothing until it has sent them. If we did not read either, both
+        sides would wait for each other.
+        """
+        with trio.move_on_after(self._connection.answer_timeout_s) as waiting:
+            async with trio.open_nursery() as nursery:
+
+                async def wait(ready: Callable[[int], Awaitable[None]]) -> None:
+                    await ready(self._libpq.socket)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(wait, trio.lowlevel.wait_readable)
+                nursery.start_soon(wait, trio.lowlevel.wait_writable)
+        if waiting.cancelled_caught:
+            await self._require_working()
+        self._libpq.consume_input()
+
+    async def _require_working(self) -> None:
+        """Raise ``psycopg.OperationalError`` unless the server is working on a statement of this connection."""
+        if not await trio.to_thread.run_sync(self._connection.is_working, abandon_on_cancel=True):
+            raise self._connection.stalled()
+
     async def _results(self) -> list[pq.abc.PGresult]:
         """Return all results up to the synchronisation, which never arrives if libpq has given up the connection."""
         results: list[pq.abc.PGresult] = []
@@ -269,8 +293,7 @@ class Pipeline:
                 if not waiting.cancelled_caught:
                     check_at = trio.current_time() + self._connection.answer_timeout_s
                 elif trio.current_time() >= check_at:
-                    if not await trio.to_thread.run_sync(self._connection.is_working, abandon_on_cancel=True):
-                        raise self._connection.stalled()
+                    await self._require_working()
                     check_at = trio.current_time() + self._connection.answer_timeout_s
                 self._libpq.consume_input()
                 if self._libpq.ssl_in_use:

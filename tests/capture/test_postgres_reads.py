@@ -75,7 +75,7 @@ async def test_read_takes_few_round_trips_and_no_thread(
         round_trips.clear()
         batch = await feed.read(point, LIMIT)
         assert threads == []
-        assert len(round_trips) == (2 if count <= FEW else 5)
+        assert len(round_trips) == 2
         assert ids(batch.objects) == [f"t{number}" for number in range(1, count + 1)]
         assert (batch.changes, batch.more) == (count, False)
         assert (await feed.read(batch.resume_point, LIMIT)).changes == 0

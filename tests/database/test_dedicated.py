@@ -147,6 +147,26 @@ async def test_failed_or_cancelled_pipeline_closes_the_connection(
     await session.aclose()
 
 
+async def test_statements_of_pipelines_outlive_a_rollback(postgres_application: Application) -> None:
+    """Also after units that the driver would prepare by itself, such as many attempts to acquire the lease."""
+    session = postgres_application.reading()
+
+    async def ask(pipeline: Pipeline) -> list[list[tuple[Any, ...]]]:
+        return await pipeline.run((ONE, ()))
+
+    def fail(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("select 1")
+        raise KeyError(1)
+
+    for _ in range(10):
+        await session.run(lambda connection: connection.exec_driver_sql("select 2"))
+    assert await session.run_pipeline(ask) == [[(1,)]]
+    with pytest.raises(KeyError):
+        await session.run(fail)
+    assert await session.run_pipeline(ask) == [[(1,)]]
+    await session.aclose()
+
+
 async def test_pipeline_and_unit_wait_for_each_other(postgres_application: Application) -> None:
     session = postgres_application.reading()
     await session.run(lambda _connection: None)

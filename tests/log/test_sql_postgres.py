@@ -6,6 +6,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 import trio
+import trio.testing
 
 from airy_trio.database import Database, DatabaseOptions, DatabaseRefused, Names, postgres_engine
 from airy_trio.database.postgres import SLICE_ROWS, MonitoredConnection
@@ -17,6 +18,7 @@ from airy_trio.log.sql.postgres import (
     PATIENCE_FIRST_S,
     ROWS_MAX,
     SLICE_EVENTS,
+    Notifications,
 )
 from airy_trio.log.store import (
     Acknowledgement,
@@ -273,6 +275,20 @@ async def test_cancelled_verbs_leave_neither_statement_nor_connection(
     assert (await store.bounds()).last == 0
     await store.aclose()
     await until(other, f"select count(*) {OURS}", 0)
+
+
+async def test_wait_cancelled_while_connecting_still_listens_later(postgres_database: str, other: Other) -> None:
+    notifications = Notifications(postgres_engine(postgres_database, connect_timeout_s=5), "here")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifications.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(5):
+        while not notifications.is_open:  # noqa: ASYNC110 - opened by a thread that nothing waits for
+            await trio.sleep(0.01)
+        while await notifications.wait() != "there":
+            other.execute("notify here, 'there'")
+    await notifications.aclose()
 
 
 async def test_more_units_than_connections_wait_in_turn(store: EventStore, other: Other, locking: Other) -> None:

@@ -278,8 +278,14 @@ class Notifications:
         self._listen = Statement("airy_listen", f"listen {quote_identifier(channel)}")
         # An empty notification wakes this connection too, if notifications reach it.
         self._notify = Statement("airy_notify", f"select pg_notify({quote_text(channel)}, '')")
+        self._listening_in: int | None = None  # generation of the connection
         self.head = ""
         self._busy = self._notified = self._stale = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection. It may have been lost without notice."""
+        return self._connection.is_open
 
     async def wait(self) -> str:
         """Wait for a notification and return the head that it names; return empty text when it is time to look.
@@ -297,8 +303,10 @@ class Notifications:
                 self._stale, self._notified, self.head = False, False, ""
                 await self.aclose()
                 return ""
-            if not self._connection.is_open:
+            # An open connection may not listen yet, if a wait was cancelled while it was being opened.
+            if self._listening_in != self._connection.generation:
                 await self._connection.run_pipeline(self._begin, reopen=True)
+                self._listening_in = self._connection.generation
             was_open = True
             with trio.move_on_after(POLL_NOTIFIED_S if self._notified else POLL_S):
                 return await self._next()
