@@ -344,7 +344,7 @@ def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
 def _has_expired(subscription: Subscription, floor: Position) -> bool:
     """Whether the next event is not in memory, nor retained by the store, which has everything after ``floor``."""
     position, view, page = subscription.position, subscription.view, subscription.page
-    reached = position if page is None else position.at(page.upto)
+    reached = position if page is None else position.at(max(position.offset, page.upto))
     if reached.epoch != floor.epoch or reached.offset >= view.last:
         return False
     return reached < floor and reached.offset < view.evicted
