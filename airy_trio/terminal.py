@@ -22,16 +22,17 @@ class Stdout:
 
     def __init__(self) -> None:
         self._coloured = coloured(sys.stdout)
+        self._closed = False
 
     def write(self, text: str) -> bool:
-        """Write a line; return False if the reader of a pipe has closed it."""
+        """Write a line; return False if the reader of a pipe has closed it, now or before."""
         try:
             click.echo(text, color=self._coloured)
         except BrokenPipeError:
             # Python flushes stdout when it exits, which would fail again and print a traceback.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the program exits
-            return False
-        return True
+            self._closed = True
+        return not self._closed
 
     def note(self, text: str) -> None:
         """Write a line for the operator."""

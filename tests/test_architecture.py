@@ -14,9 +14,9 @@ PACKAGE = Path(airy_trio.__file__).parent
 OPEN_NURSERIES = {
     "app/server.py",
     "app/supervisor.py",
-    "demo/__init__.py",  # ends with its application
     "client/connection.py",  # in `tasks`, for one block: the client's own program is not the server's
     "database/engines.py",  # for as long as several connections are closed at the same time
+    "demo/__init__.py",  # the demo is not part of the server
     "sessions/conversation.py",  # in `unless_gone`, while one request waits
     "sessions/registry.py",
     "testing/store_changes.py",  # the checks of stores are not part of the server

@@ -62,7 +62,7 @@ class _ServerCollector(Collector):
         found = self._sources.sessions.statistics()
         yield _gauge("connections", "Open connections.", found.clients)
         tasks = trio.lowlevel.current_statistics().tasks_living
-        yield _gauge("tasks", "Tasks of the server's event loop, a few for each connection.", tasks)
+        yield _gauge("tasks", "Tasks of the server's event loop, about one for each connection.", tasks)
         yield _gauge("subscriptions", "Subscriptions of all connections.", found.subscriptions)
         yield _gauge("connections_behind", "Connections with events still to be sent.", found.behind)
         yield _gauge("durable_subscriptions", "Durable subscriptions claimed by connections.", found.durables)

@@ -59,6 +59,7 @@ from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
+from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, StoredEvent
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
@@ -266,8 +267,8 @@ class Subscription:
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
     true after a batch of live events, while it has no backlog and needs no acks.
 
-    ``retry_at``: the store is not read for this subscription before then (Trio's time). ``backoff``: since its last
-    read failed.
+    ``page``: of the store, until all of it was sent. ``retry_at``: the store is not read for this subscription before
+    then (Trio's time). ``backoff``: since its last read failed.
     """
 
     client: Client
@@ -278,6 +279,7 @@ class Subscription:
     live_after: int = 0
     view: View = field(init=False)
     backlog: deque[StoredEvent] | tuple[()] = ()
+    page: Page | None = None
     resume_header: bytes = b""
     started: bool = False
     in_step: bool = False

@@ -7,8 +7,8 @@ Events that arrive during a round are written together in the next one, so batch
 A client that does not take a batch at once, or needs events that the tail no longer holds, is handed over to
 ``Senders``, which starts a send task for it. The task drains what is pending, sends each subscription in turn a batch
 from the tail or a page from the store, and ends when the client is live again. Waiting for the socket is the
-backpressure: no events are queued. Clients that are behind together
-share the pages and their encoded batches (``log.reads``).
+backpressure: no events are queued. Clients that are behind together share the pages and their encoded batches
+(``log.reads``).
 
 ``delivery.client`` describes the states of a client and the invariants that this module depends on.
 """
@@ -284,19 +284,26 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
 
 
 async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
-    """Send the next page of the store; False if the store is unavailable, and read again later."""
-    if trio.current_time() < subscription.retry_at:
-        return False
-    try:
-        page = await eventlog.page(
-            subscription.position, subscription.view.destination, address=subscription.client.peer or ""
-        )
-    except StoreUnavailable:
-        subscription.store_failed(trio.current_time())
-        return False
-    subscription.store_answered()
+    """Send the next page of the store; False if the store is unavailable, and read again later.
+
+    The subscription keeps the page until it was sent, because its ack window may be smaller.
+    """
+    if subscription.page is None:
+        if trio.current_time() < subscription.retry_at:
+            return False
+        try:
+            subscription.page = await eventlog.page(
+                subscription.position, subscription.view.destination, address=subscription.client.peer or ""
+            )
+        except StoreUnavailable:
+            subscription.store_failed(trio.current_time())
+            return False
+        subscription.store_answered()
+    page = subscription.page
     while await _send_one(subscription, eventlog, batches, page):
         pass
+    if subscription.position.offset >= page.upto:
+        subscription.page = None
     return True
 
 
@@ -334,8 +341,9 @@ def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
 
 
 def _has_expired(subscription: Subscription, floor: Position) -> bool:
-    """Whether the next event is neither in the tail nor retained by the store, which has everything after ``floor``."""
-    position, view = subscription.position, subscription.view
-    if position.epoch != floor.epoch or position.offset >= view.last:
+    """Whether the next event is not in memory, nor retained by the store, which has everything after ``floor``."""
+    position, view, page = subscription.position, subscription.view, subscription.page
+    reached = position if page is None else position.at(max(position.offset, page.upto))
+    if reached.epoch != floor.epoch or reached.offset >= view.last:
         return False
-    return position < floor and position.offset < view.evicted
+    return reached < floor and reached.offset < view.evicted

@@ -263,23 +263,24 @@ class EventLog:
     async def page(self, after: Position, destination: Destination, *, address: str = "") -> Page:
         """Return the next events of a destination in the store, for a client at ``address``.
 
-        A client that asks for what another one is already waiting for gets the same page. Raises ``PositionExpired``
-        and ``StoreUnavailable``.
+        A client that asks for what another one is reading gets the same page. Raises ``PositionExpired`` and
+        ``StoreUnavailable``.
         """
         key = after, destination
-        while (page := self._reads.page(after, self.head, destination)) is None:
-            other = self._pages_being_read.get(key)
-            if other is not None:
+        page = self._reads.page(after, self.head, destination)
+        if page is not None:
+            return page
+        # A client waits for the read of another one only with a place of its own: else it would wait in the other's
+        # queue, and each read that fails would wake a whole crowd.
+        async with self.gate.place(address):
+            while (other := self._pages_being_read.get(key)) is not None:
                 await other.wait()
-                continue
             ended = self._pages_being_read[key] = trio.Event()
             try:
-                async with self.gate.place(address):
-                    return await self._reads.read(after, self.head, destination)
+                return await self._reads.read(after, self.head, destination)
             finally:
                 del self._pages_being_read[key]
                 ended.set()
-        return page
 
     async def recent(
         self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""

@@ -132,7 +132,7 @@ class Reads:
         return None
 
     async def read(self, after: Position, head: Position, destination: Destination) -> Page:
-        """Return the next page after a position, at least up to ``head``. Raises what ``EventStore.read`` raises.
+        """Return the next page after a position, at most up to ``head``. Raises what ``EventStore.read`` raises.
 
         ``head``: a position that the store has reached.
         """
@@ -143,20 +143,27 @@ class Reads:
         return page
 
     async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
+        if after.epoch != head.epoch:
+            message = f"{after} is of an epoch that has ended"
+            raise PositionExpired(message)
         known = self._known.get(destination)
         if known is None or not known.covers(after):
             known = Page(destination, after, after.offset)
         else:
             self._known.move_to_end(destination)
         found, upto = known.events_after(after.offset), known.upto
-        if upto < head.offset or after.epoch != head.epoch:
+        if upto < head.offset:
             left, bytes_left = self._events_max - len(found), self._bytes_max - _size(found)
-            new = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
+            stored = await self._store.read(after.at(upto), left, destination, bytes_max=bytes_left)
+            # Other nodes' events that this node has not read yet are left out. If the store loses them, this node does
+            # not notice that, so no client may have them and no page may retain them.
+            new = [event for event in stored if event.offset <= head.offset]
             found = (*found, *new)
-            upto = new[-1].offset if new else upto
-            if after.epoch == head.epoch and is_all(new, left, bytes_left):
-                upto = max(upto, head.offset)
+            if len(new) < len(stored) or is_all(stored, left, bytes_left):
+                upto = head.offset
                 self._remember(Page(destination, known.after, upto, (*known.events, *new)))
+            elif new:
+                upto = new[-1].offset
         return Page(destination, after, upto, found)
 
     async def newest(self, head: Position, age_s: float, destination: Destination) -> Sequence[StoredEvent]:

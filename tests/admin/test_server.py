@@ -173,7 +173,7 @@ async def until_served(port: Port) -> None:
 
 
 async def end_of(stream: trio.SocketStream) -> bytes:
-    """Receive until the server closes or resets the server."""
+    """Receive until the server closes or resets the connection."""
     data = bytearray()
     with trio.fail_after(TIMEOUT_S):
         try:
@@ -216,7 +216,7 @@ async def test_incomplete_request_times_out(sent: bytes, monkeypatch: pytest.Mon
     default_s = server.IDLE_S
     monkeypatch.setattr(server, "IDLE_S", 0.2)
     async with serving(pages()) as port, await open_socket(port, sent) as slow:
-        with trio.fail_after(default_s - 1):  # Hypercorn's own default; ours must be shorter
+        with trio.fail_after(default_s - 1):  # so that the default cannot be what ends it
             await end_of(slow)
 
 

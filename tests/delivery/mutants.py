@@ -19,7 +19,7 @@ from airy_trio.delivery import disconnects, fanout
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ClientState, Subscription
 from airy_trio.delivery.fanout import FanOut, Senders
-from airy_trio.log.reads import Page
+from airy_trio.log.reads import Page, Reads
 from airy_trio.log.tail import Tail
 from airy_trio.sessions.conversation import Conversation
 from airy_trio.testing.transport import MemoryTransport
@@ -284,7 +284,7 @@ DIRECTED = (
             "(events := page.events_after(position.offset))",
             "(events := page.events)",
         ),
-        test_batches.test_a_page_is_sent_from_the_position_to_its_end,
+        lambda _clock: test_batches.test_a_page_is_sent_from_the_position_to_its_end(),
     ),
     (
         Mutant(
@@ -294,7 +294,7 @@ DIRECTED = (
             "self._shared.get(key) if subscription.shareable else None",
             "self._shared.get(key)",
         ),
-        test_batches.test_clients_at_one_position_of_a_page_share_its_batches,
+        lambda _clock: test_batches.test_clients_at_one_position_of_a_page_share_its_batches(),
     ),
     (
         Mutant(
@@ -304,7 +304,15 @@ DIRECTED = (
             "self.after.offset <= position.offset <= self.upto",
             "True",
         ),
-        partial(test_reads.test_pages_agree_with_the_store, 1),
+        lambda _clock: test_reads.test_pages_agree_with_the_store(1),
+    ),
+    (
+        Mutant("a page reaches beyond the head", Reads, "_read", "if event.offset <= head.offset", "if True"),
+        lambda _clock: test_reads.test_a_page_ends_at_the_head_of_this_node(),
+    ),
+    (
+        Mutant("a page expires while it is sent", fanout, "_has_expired", "page is None", "True"),
+        test_sender.test_a_page_that_is_being_sent_does_not_expire,
     ),
     (
         Mutant("never live again", Client, "catch_up", "self.stream.transport.pending", "True"),
@@ -335,8 +343,12 @@ def test_the_schedules_notice(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -
 def test_the_directed_tests_notice(
     mutant: Mutant, test: Callable[..., Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def run() -> None:
+        clock = MockClock(autojump_threshold=0)
+        trio.run(test, clock, clock=clock)
+
     monkeypatch.setattr(fanout, "YIELD_EVERY", mutant.slice)
-    clock = MockClock(autojump_threshold=0)
+    run()  # without the mutant it passes
     monkeypatch.setattr(mutant.owner, mutant.name, mutant.function())
     with pytest.raises(Exception):  # noqa: B017, PT011 - any failure is a catch
-        trio.run(test, clock, clock=clock)
+        run()

@@ -11,7 +11,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from airy_trio.delivery import disconnects
 from airy_trio.delivery.batches import BATCH_BYTES_MAX
 from airy_trio.delivery.client import ClientState, ReplayOptions
-from airy_trio.delivery.fanout import SenderStatistics
+from airy_trio.delivery.fanout import WATCH_EVERY_S, SenderStatistics
+from airy_trio.log import reads
 from airy_trio.log.options import LogOptions
 from airy_trio.log.store import Bounds, StoreUnavailable
 from airy_trio.testing.transport import MemoryTransport
@@ -247,6 +248,40 @@ async def test_a_stalled_client_is_disconnected(autojump_clock: MockClock) -> No
         await rig.append(events(1, 1, size=5000))
         await trio.sleep(SEND_TIMEOUT_S + 0.1)
         assert rig.client.reason is disconnects.TOO_SLOW
+
+
+async def test_a_page_is_read_once_for_a_small_window(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "PAGES_MAX", 0)
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport()) as rig:
+        await rig.append(events(1, 100))
+        headers = (("ack", "client"), ("prefetch-count", "5"), ("last-event-id", str(log.head.at(0))))
+        await rig.request("SUBSCRIBE", *SUBSCRIBE, *headers)
+        while new := [frame for frame in await rig.read_all() if frame.command == "MESSAGE"]:
+            await rig.request("ACK", ("id", new[-1].get("ack") or ""))
+        bodies = [frame.body for frame in rig.frames if frame.command == "MESSAGE"]
+        assert bodies == [one.body for one in events(1, 100)]
+    assert kept.reads == 1
+
+
+async def test_a_page_that_is_being_sent_does_not_expire(autojump_clock: MockClock) -> None:
+    kept = store()
+    log = await open_log(kept, LogOptions(store="memory", tail_events=16))
+    async with rigged(log, MemoryTransport(1000)) as rig:
+        rig.read()
+        await rig.append(events(1, 100, size=2000))
+        await rig.request("SUBSCRIBE", *SUBSCRIBE, ("last-event-id", str(log.head.at(0))))
+        await wait_all_tasks_blocked()
+        sent = rig.client.subscriptions[1].position.offset
+        assert 0 < sent < 50
+        await kept.trim(age_s=3600, keep=50, limit=100, unused_s=10**6)
+        await trio.sleep(2 * WATCH_EVERY_S)
+        assert rig.client.reason is None
+        bodies = [frame.body for frame in await rig.read_all() if frame.command == "MESSAGE"]
+        assert bodies == [one.body for one in events(1, 100, size=2000)]
 
 
 async def test_a_trimmed_position_disconnects_the_client(autojump_clock: MockClock) -> None:

@@ -114,6 +114,19 @@ async def test_signal_during_preparation_leaves_no_files(tmp_path: Path) -> None
     assert left_in(tmp_path) == []
 
 
+async def test_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with trio.fail_after(TIMEOUT_S):
+        environ = {**os.environ, "TMPDIR": str(tmp_path)}
+        ended = await trio.run_process(
+            [*AIRY_TRIO, "demo"], stdout=writing, capture_stderr=True, check=False, env=environ
+        )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert left_in(tmp_path) == []
+
+
 async def test_the_end_of_the_application_is_an_error(tmp_path: Path) -> None:
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [*AIRY_TRIO, "demo"], environ={"TMPDIR": str(tmp_path)}) as demo:

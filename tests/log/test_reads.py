@@ -179,7 +179,7 @@ async def test_few_client_reads_reach_the_store_at_once(nursery: trio.Nursery) -
 
     for offset in (0, 1, 2, 0, 1, 2):
         nursery.start_soon(read, offset)
-    await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
     assert len(store.scans) == READS_MAX
     store.go_on.set()
     await wait_all_tasks_blocked()
@@ -229,6 +229,66 @@ async def test_each_client_learns_that_the_store_is_unavailable(nursery: trio.Nu
     assert len(failed) == 3
     store.away = False
     assert len((await log.page(log.head.at(0), EVERYTHING)).events) == 3
+
+
+async def test_a_crowd_at_one_address_does_not_delay_another_address(nursery: trio.Nursery) -> None:
+    store = Scanned()
+    log = await opened(store)
+    served: list[str] = []
+
+    async def read(destination: Destination, address: str) -> None:
+        await log.page(log.head.at(0), destination, address=address)
+        served.append(address)
+
+    channels = [OfChannel(f"quiet{number}") for number in range(READS_MAX + 5)]
+    for channel, address in [*((channel, "crowd") for channel in channels), (channels[-1], "other")]:
+        nursery.start_soon(read, channel, address)
+        await wait_all_tasks_blocked()
+    store.go_on.set()
+    await wait_all_tasks_blocked()
+    assert served.index("other") <= READS_MAX + 1, "although the crowd waits for the same page"
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the steps of all tasks."""
+
+    count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - the signature is Trio's
+        self.count += 1
+
+
+async def test_a_failed_read_does_not_wake_all_who_wait(nursery: trio.Nursery) -> None:
+    store, crowd, steps = Scanned(), 300, Steps()
+    log = await opened(store)
+    store.away = True
+    failed: list[StoreUnavailable] = []
+
+    async def read() -> None:
+        try:
+            await log.page(log.head.at(0), EVERYTHING)
+        except StoreUnavailable as error:
+            failed.append(error)
+
+    for _ in range(crowd):
+        nursery.start_soon(read)
+    await wait_all_tasks_blocked()
+    store.go_on.set()
+    trio.lowlevel.add_instrument(steps)
+    await wait_all_tasks_blocked()
+    trio.lowlevel.remove_instrument(steps)
+    assert len(failed) == crowd
+    assert steps.count < 10 * crowd
+
+
+async def test_a_page_ends_at_the_head_of_this_node() -> None:
+    store = MemoryStore()
+    log = await opened(store)
+    await store.append(log.head, [event(4)], "point")  # another node's, which this node has not read
+    page = await log.page(log.head.at(1), EVERYTHING)
+    assert (page.upto, [one.offset for one in page.events]) == (3, [2, 3])
+    await log.catch_up()
+    assert [one.offset for one in await read_on(log, 1, EVERYTHING)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize("others, scans", [(PAGES_MAX - 1, 0), (PAGES_MAX, 1)])
