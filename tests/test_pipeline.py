@@ -156,6 +156,16 @@ async def test_connection_lost_while_idle_is_detected(
         await notified_for_ever(pipeline, connection.fileno())
 
 
+@pytest.mark.parametrize("terminated_at", ["before", "during"])
+async def test_reason_for_the_end_of_a_session_is_raised(connection: MonitoredConnection, terminated_at: str) -> None:
+    pipeline = Pipeline(connection)
+    end = Statement("end", "select pg_terminate_backend(pg_backend_pid())")
+    if terminated_at == "before":
+        await trio.to_thread.run_sync(cut, connection)
+    with trio.fail_after(10), pytest.raises(psycopg.errors.AdminShutdown):
+        await pipeline.run((BEGIN, []), (end, []), (ECHO, [b"x", b"y"]))
+
+
 async def notified_for_ever(pipeline: Pipeline, socket: int) -> None:
     while True:  # the message that tells why, and then the end
         pipeline.notifications()

@@ -66,7 +66,8 @@ T = TypeVar("T")
 
 RETRY_PAUSE_S: Final = 0.2
 """Between two attempts to reach a database or store at start."""
-APPEND_TIMEOUT: Final = {"idle_in_transaction_session_timeout": "1s"}
+LOG_TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "1s", "idle_session_timeout": "0"}
+"""Settings of the sessions of the event log. The one that listens sends nothing, however long it waits."""
 
 MakeLease = Callable[[Callable[[], str]], Lease]
 """Makes the lease. The argument returns the event log's epoch."""
@@ -385,7 +386,7 @@ async def _open_sql_store(
         await reading.aclose()
         raise
     direct_url = options.direct_url if url == options.url and options.direct_url else url
-    appending = open_database(direct_url, options, settings=APPEND_TIMEOUT)
+    appending = open_database(direct_url, options, settings=LOG_TIMEOUTS)
     return sql_store(reading, appending, names)
 
 

@@ -282,8 +282,22 @@ class Pipeline:
             raise self._connection.stalled()
 
     async def _results(self) -> list[pq.abc.PGresult]:
-        """Return all results up to the synchronisation, which never arrives if libpq has given up the connection."""
+        """Return all results up to the synchronisation.
+
+        If the connection is lost, the server may have sent the reason as the result of a statement.
+        """
         results: list[pq.abc.PGresult] = []
+        try:
+            await self._receive(results)
+        except psycopg.OperationalError:
+            for result in results:
+                if result.status in _FAILED and result.error_field(pq.DiagnosticField.SQLSTATE):
+                    raise error_from_result(result) from None
+            raise
+        return results
+
+    async def _receive(self, results: list[pq.abc.PGresult]) -> None:
+        """Add the results up to the synchronisation, which never arrives if libpq has given up the connection."""
         patience_s = math.inf
         check_at = trio.current_time() + self._connection.answer_timeout_s
         while True:
@@ -304,7 +318,7 @@ class Pipeline:
                     raise psycopg.OperationalError(self._libpq.get_error_message())
                 continue
             if result.status == pq.ExecStatus.PIPELINE_SYNC:
-                return results
+                return
             results.append(result)
 
     async def _rows(self, result: pq.abc.PGresult) -> list[Row]:

@@ -1,6 +1,7 @@
 """Opening the event store of the settings, and the cleanup if that fails."""
 
 import pytest
+import sqlalchemy as sa
 import trio
 
 from airy_trio.app.build import opened_store
@@ -50,3 +51,16 @@ async def test_application_database_of_any_encoding_can_store_its_log(postgres: 
             await opened.store.append(head, [event(1, channel_id="é")], "point")
             [stored] = await opened.store.read(head, 10, OfChannel("é"), bytes_max=1000)
             assert stored.channel_id == "é"
+
+
+async def test_session_that_listens_outlives_the_idle_timeout_of_the_database(
+    postgres_application: Application,
+) -> None:
+    settings = postgres_application.migrate()
+    name = sa.make_url(postgres_application.url).database
+    postgres_application.execute(f'alter database "{name}" set idle_session_timeout = 20')
+    async with opened_store(settings) as opened:
+        head = (await opened.store.bounds()).head
+        with trio.move_on_after(0.5) as waiting:
+            await opened.store.wait(head)
+        assert waiting.cancelled_caught
