@@ -36,8 +36,7 @@ from airy_trio.events.models import (
     TagDeleted,
     TagUpdated,
 )
-from airy_trio.events.times import instant, wire_time
-from airy_trio.events.values import RowFault, UnfitValueError, printable
+from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
 
 __all__ = ["EventsOptions", "RowFault", "Translation", "translate"]
 

@@ -1,7 +1,13 @@
-"""All sessions of one process: the parts that they share, their counts, and the ways to disconnect many of them."""
+"""All sessions of one process: the parts that they share, their counts, and the ways to disconnect many of them.
 
+At the end: views of the connected clients for operators, the connection list and the recipients of one event. Both read
+the clients' own state when they are called, and never wait. Neither contains credentials or anything that was sent to a
+client. The keys are those of the JSON on the admin port.
+"""
+
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -9,7 +15,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.auth import Authenticator, AuthOptions, Key
-from airy_trio.delivery.client import Client, ClientState, ReplayOptions
+from airy_trio.delivery.client import Client, ClientState, ReplayOptions, Subscription
 from airy_trio.delivery.disconnects import (
     CATALOGUE,
     CLIENT_FAULT,
@@ -21,11 +27,10 @@ from airy_trio.delivery.disconnects import (
     DisconnectReason,
     reason_after,
 )
-from airy_trio.events.destinations import Addressed
+from airy_trio.events.destinations import Addressed, covers, destinations_of, text
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.store import Position
-from airy_trio.sessions.connection_list import page, recipients
 from airy_trio.sessions.conversation import Services, SessionOptions
 from airy_trio.sessions.session import ABORT_TIMEOUT_S, CLOSE_TIMEOUT_S, Session, abort
 from airy_trio.websocket.admission import Admission, ConnectionSlot, Console
@@ -133,11 +138,11 @@ class Sessions:
         return self._services.batches.latencies
 
     def connections(self, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
-        """Return a page of the connection list (``connection_list.page``)."""
+        """Return a page of the connection list."""
         return page(self._clients, trio.current_time(), after=after, limit=limit, behind=behind)
 
     def recipients(self, position: Position, event: Addressed) -> Mapping[str, object]:
-        """Return which of the connected clients have been sent an event (``connection_list.recipients``)."""
+        """Return which of the connected clients have been sent an event."""
         return recipients(self._clients, position, event)
 
     async def fan_out(self) -> None:
@@ -255,3 +260,113 @@ class Sessions:
         if conversation is not None:
             self._acks_ignored += conversation.acks_ignored
             self._nacks += conversation.nacks
+
+
+# Connections in one page.
+PAGE_MAX: Final = 200
+# Clients may choose longer destinations; this much is shown.
+DESTINATION_CHARS_MAX: Final = 128
+# Clients that are listed as recipients; all are counted.
+LISTED_MAX: Final = 100
+
+# The verdicts on one client, the most favourable first; that of a client is the best of its subscriptions.
+PASSED: Final = "passed"  # the event was sent, or is older than the subscription
+WAITING: Final = "waiting"  # the cursor has not reached the event
+FILTERED: Final = "filtered"  # no subscription is to a destination of the event, though the client could subscribe
+NOT_GRANTED: Final = "not_granted"  # the credentials exclude the event
+NO_SUBSCRIPTION: Final = "no_subscription"
+
+
+def page(clients: Iterable[Client], now: float, *, after: int, limit: int, behind: bool) -> dict[str, Any]:
+    """Describe the first ``limit`` connections with numbers above ``after``.
+
+    ``clients``: the oldest first. ``now``: in Trio's time. ``behind``: only those with events still to be sent.
+    ``next`` is the number after which the next page begins; None if this is the last one.
+    """
+    found: list[dict[str, Any]] = []
+    last: int | None = None
+    for client in clients:
+        if client.number <= after or (behind and not _is_behind(client)):
+            continue
+        if len(found) == min(limit, PAGE_MAX):
+            return {"connections": found, "next": last}
+        found.append(_describe(client, now))
+        last = client.number
+    return {"connections": found, "next": None}
+
+
+def _is_behind(client: Client) -> bool:
+    """Whether there are events to send, for any reason; a full ack window is one."""
+    return client.state is ClientState.BEHIND or any(_unsent(one)[0] for one in client.subscriptions.values())
+
+
+def _describe(client: Client, now: float) -> dict[str, Any]:
+    subscriptions = [_describe_subscription(one) for one in client.subscriptions.values()]
+    return {
+        "number": client.number,
+        "session": client.session,
+        "user": client.user.name,
+        "address": client.address,
+        "state": client.state.value,
+        "connected_s": round(max(0.0, now - client.begun_at), 1),
+        "behind": sum(one["behind"] for one in subscriptions),
+        "behind_exactly": all(one["behind_exactly"] for one in subscriptions),
+        "subscriptions": subscriptions,
+    }
+
+
+def _describe_subscription(subscription: Subscription) -> dict[str, Any]:
+    unsent, exact = _unsent(subscription)
+    destination = text(subscription.view.destination)
+    if len(destination) > DESTINATION_CHARS_MAX:
+        destination = destination[: DESTINATION_CHARS_MAX - 1] + "…"
+    return {
+        "destination": destination,
+        "position": str(subscription.position),
+        "behind": unsent,
+        "behind_exactly": exact,
+        "waits_for_acks": subscription.window is not None and subscription.window.room <= 0,
+    }
+
+
+def _unsent(subscription: Subscription) -> tuple[int, bool]:
+    """Count the events still to be sent, and whether the number is exact: the tail may not hold all of them."""
+    view, offset = subscription.view, subscription.position.offset
+    backlog = len(subscription.backlog)
+    if offset >= view.last:
+        return backlog, True
+    if offset >= view.evicted:
+        return backlog + len(view.offsets) - bisect_right(view.offsets, offset), True
+    return backlog + len(view.offsets) + 1, False
+
+
+def recipients(clients: Iterable[Client], position: Position, event: Addressed) -> Mapping[str, object]:
+    """Count the clients by their verdict on an event, and list the first ``LISTED_MAX``, as values for JSON."""
+    counts = Counter({PASSED: 0, WAITING: 0, FILTERED: 0, NOT_GRANTED: 0, NO_SUBSCRIPTION: 0})
+    listed: list[Mapping[str, object]] = []
+    for client in clients:
+        verdict = _verdict(client, position, event)
+        counts[verdict] += 1
+        if len(listed) < LISTED_MAX:
+            listed.append({"session": client.session, "user": client.user.name, "verdict": verdict})
+    return {"position": str(position), "clients": counts.total(), **counts, "sessions": listed}
+
+
+def _verdict(client: Client, position: Position, event: Addressed) -> str:
+    granted = (client.user.grant.of(destination) for destination in destinations_of(event))
+    if not any(destination is not None and covers(destination, event) for destination in granted):
+        return NOT_GRANTED
+    started = [found for found in client.subscriptions.values() if found.started]
+    if not started:
+        return NO_SUBSCRIPTION
+    matching = [found for found in started if covers(found.view.destination, event)]
+    if not matching:
+        return FILTERED
+    return PASSED if any(_has_passed(found, position) for found in matching) else WAITING
+
+
+def _has_passed(subscription: Subscription, position: Position) -> bool:
+    at = subscription.position
+    if at.epoch != position.epoch or at.offset < position.offset:
+        return False
+    return all(waiting.offset != position.offset for waiting in subscription.backlog)

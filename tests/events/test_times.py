@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airy_trio.capture.feed import Value
-from airy_trio.events.times import instant, wire_time
-from airy_trio.events.values import UnfitValueError
+from airy_trio.events.values import UnfitValueError, instant, wire_time
 from tests.events.rows import ANY_VALUE, BERLIN
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
