@@ -14,29 +14,27 @@ Errors::
 from airy_trio.database.connections import Database, DedicatedConnection, PipelinePool
 from airy_trio.database.engines import (
     APPLICATION_NAME,
-    READER_BUSY_TIMEOUT_S,
-    ROW_SECURITY_OFF,
-    SQLITE_BUSY_TIMEOUT_S,
-    close_all,
-    discard,
-    postgres_engine,
-    sqlite_engine,
-)
-from airy_trio.database.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
-from airy_trio.database.names import (
     LOCK_CLASS,
     POSTGRES,
     POSTGRES_DRIVERS,
+    READER_BUSY_TIMEOUT_S,
+    ROW_SECURITY_OFF,
     SQLITE,
+    SQLITE_BUSY_TIMEOUT_S,
     SQLITE_DRIVERS,
     DatabaseOptions,
     Names,
     canonical_url,
+    close_all,
+    discard,
+    postgres_engine,
     quote_identifier,
     quote_text,
     shown,
+    sqlite_engine,
     sqlite_path,
 )
+from airy_trio.database.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, is_refusal, translated
 
 __all__ = [
     "APPLICATION_NAME",
