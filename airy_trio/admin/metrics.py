@@ -97,7 +97,7 @@ class _ServerCollector(Collector):
         yield _gauge("recorder_lag_seconds", "How long changes have waited to be recorded.", recorder.lag_s)
 
     def _store(self) -> Iterator[Metric]:
-        found, trimmed = self._sources.log.statistics(), self._sources.retention.statistics()
+        found, trimmed = self._sources.log.statistics(), self._sources.retention.trimmed
         yield _gauge("log_head_offset", "The newest offset that this server has read.", found["head"])
         lag_s = self._sources.log.follow_lag_s
         yield _gauge("follow_lag_seconds", "How long events in the store have waited to be read by this server.", lag_s)

@@ -30,11 +30,8 @@ class Retention:
         self._feed = feed
         self._recorder = recorder
         self._options = options
-        self._counts = {"events": 0, "changes": 0}
-
-    def statistics(self) -> dict[str, int]:
-        """Return the numbers of ``events`` and ``changes`` deleted since the start."""
-        return dict(self._counts)
+        self.trimmed = {"events": 0, "changes": 0}
+        """How many were deleted since the start."""
 
     async def run(self) -> None:
         """Trim while this node records, until cancelled.
@@ -61,10 +58,10 @@ class Retention:
                 limit=EVENTS_MAX,
                 unused_s=self._options.retain_durables_s,
             )
-            self._counts["events"] += count
+            self.trimmed["events"] += count
 
     async def _trim_changes(self) -> None:
         count = CHANGES_MAX
         while count == CHANGES_MAX and self._recorder.recording and self._recorder.recorded is not None:
             count = await self._feed.trim(self._recorder.recorded, CHANGES_MAX)
-            self._counts["changes"] += count
+            self.trimmed["changes"] += count

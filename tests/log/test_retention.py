@@ -73,7 +73,7 @@ async def test_excess_events_are_deleted_in_small_batches(
     await trio.sleep(1.5 * PERIOD_S)
     assert store.trimmed == [EVENTS_MAX, EVENTS_MAX, 90]
     assert len(await recorded(store)) == 10
-    assert retention.statistics() == {"events": 2 * EVENTS_MAX + 90, "changes": 0}
+    assert retention.trimmed == {"events": 2 * EVENTS_MAX + 90, "changes": 0}
     nursery.cancel_scope.cancel()
 
 
@@ -123,7 +123,7 @@ async def test_recorded_changes_are_deleted_in_small_batches(
     await trio.sleep(1.5 * PERIOD_S)
     assert feed.trimmed == [CHANGES_MAX, 7]
     assert changes.trimmed == CHANGES_MAX + 7
-    assert retention.statistics()["changes"] == CHANGES_MAX + 7
+    assert retention.trimmed["changes"] == CHANGES_MAX + 7
     nursery.cancel_scope.cancel()
 
 
