@@ -184,10 +184,6 @@ class Database:
         self._limiter = trio.CapacityLimiter(threads_max)
         self._closings = 0
 
-    def statistics(self) -> dict[str, int]:
-        """Return how many threads are ``busy`` with a unit of work."""
-        return {"busy": int(self._limiter.borrowed_tokens)}
-
     async def run(self, work: Callable[[sa.Connection], T], *, immediate: bool = False) -> T:
         """Run a unit of work in a transaction that commits if it returns. ``immediate``: see ``run_sync``.
 
