@@ -10,6 +10,7 @@ because they build most of a server; and all but the first seeds and examples of
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Generator
 from typing import TypeVar
@@ -36,6 +37,10 @@ __all__ = [
     "redis_server",
     "sqlite_application",
 ]
+
+# A shell starts background jobs with SIGINT ignored, and so would be every program that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 AnyReport = TypeVar("AnyReport", pytest.TestReport, pytest.CollectReport)
 
