@@ -139,16 +139,20 @@ class PipelinePool:
     async def run(
         self, *statements: tuple[Statement, Sequence[Parameter]], repeatable: bool = False
     ) -> list[list[tuple[Any, ...]]]:
-        """Run statements in one round trip and one transaction; return the rows of each.
+        """Run statements in one round trip and one transaction; return the rows of each. See ``run_pipeline``."""
+        return await self.run_pipeline(lambda pipeline: pipeline.run(*statements), repeatable=repeatable)
 
-        ``repeatable``: run them once more, on a new connection, if one that was idle turns out to be lost. Raises the
+    async def run_pipeline(self, work: Callable[[Pipeline], Awaitable[T]], *, repeatable: bool = False) -> T:
+        """Run a unit of work that ends every transaction that it begins.
+
+        ``repeatable``: run it once more, on a new connection, if one that was idle turns out to be lost. Raises the
         errors of ``Database.run``, after which it is not known whether the statements had an effect, as after a
         cancellation.
         """
         while not self._idle:
             await self._waiting.park()
         connection = self._idle.pop()
-        attempt = partial(connection.run_pipeline, lambda pipeline: pipeline.run(*statements), reopen=True)
+        attempt = partial(connection.run_pipeline, work, reopen=True)
         was_idle = connection.is_open
         try:
             try:

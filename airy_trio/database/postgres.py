@@ -18,8 +18,9 @@ import math
 import select
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Final, Self
 
 import psycopg
@@ -229,8 +230,7 @@ class Pipeline:
         libpq.enter_pipeline_mode()
         prepared = [name for statement, parameters in statements for name in self._send(statement, parameters)]
         libpq.pipeline_sync()
-        while libpq.flush():
-            await self._wait_to_send()
+        await self._flush()
         results = await self._results()
         libpq.exit_pipeline_mode()
         self._prepared -= {
@@ -238,10 +238,27 @@ class Pipeline:
             for result, name in zip(results, prepared, strict=True)
             if name is not None and result.status != pq.ExecStatus.COMMAND_OK
         }
-        for result in results:
-            if result.status in _FAILED:
-                raise error_from_result(result)
+        _raise_failed(results)
         return [await self._rows(result) for result, name in zip(results, prepared, strict=True) if name is None]
+
+    async def copy(self, sql: str, parts: Iterable[bytes]) -> None:
+        """Run a ``COPY FROM STDIN (FORMAT binary)`` in the transaction in progress, with parts made by ``copied_rows``.
+
+        The next part is made while the server works on those before it; after each there is a checkpoint. Error
+        handling: see ``run``; after any error the connection must be closed.
+        """
+        libpq = self._libpq
+        libpq.send_query(sql.encode())
+        await self._flush()
+        _raise_failed(await self._results())
+        for part in chain((_COPY_HEAD,), parts, (_COPY_END,)):
+            while not libpq.put_copy_data(part):
+                await self._wait_to_send()
+            await self._flush()
+            await trio.lowlevel.checkpoint()
+        libpq.put_copy_end()
+        await self._flush()
+        _raise_failed(await self._results())
 
     def _send(self, statement: Statement, parameters: Sequence[Parameter]) -> list[str | None]:
         """Return for each expected result the name of the statement that it prepares, None if it has the rows."""
@@ -256,6 +273,10 @@ class Pipeline:
             self._prepared.add(statement.name)
         self._libpq.send_query_prepared(name, parameters, param_formats=formats)
         return [statement.name, None] if new else [None]
+
+    async def _flush(self) -> None:
+        while self._libpq.flush():
+            await self._wait_to_send()
 
     async def _wait_to_send(self) -> None:
         """Wait until libpq can send more, and read what arrives in the meantime.
@@ -282,7 +303,7 @@ class Pipeline:
             raise self._connection.stalled()
 
     async def _results(self) -> list[pq.abc.PGresult]:
-        """Return all results up to the synchronisation.
+        """Return all results: of a pipeline up to the synchronisation, of a COPY up to where it expects data.
 
         If the connection is lost, the server may have sent the reason as the result of a statement.
         """
@@ -297,7 +318,7 @@ class Pipeline:
         return results
 
     async def _receive(self, results: list[pq.abc.PGresult]) -> None:
-        """Add the results up to the synchronisation, which never arrives if libpq has given up the connection."""
+        """Add the results up to the last one, which never arrives if libpq has given up the connection."""
         patience_s = math.inf
         check_at = trio.current_time() + self._connection.answer_timeout_s
         while True:
@@ -313,13 +334,17 @@ class Pipeline:
                 if self._libpq.ssl_in_use:
                     patience_s = TLS_REST_S
             result = self._libpq.get_result()
-            if result is None:
-                if self._libpq.status != pq.ConnStatus.OK:  # libpq did not understand the server's answer
-                    raise psycopg.OperationalError(self._libpq.get_error_message())
-                continue
-            if result.status == pq.ExecStatus.PIPELINE_SYNC:
+            if result is None and self._libpq.status != pq.ConnStatus.OK:  # libpq did not understand the answer
+                raise psycopg.OperationalError(self._libpq.get_error_message())
+            if result is not None and result.status != pq.ExecStatus.PIPELINE_SYNC:
+                results.append(result)
+            if self._is_last(result):
                 return
-            results.append(result)
+
+    def _is_last(self, result: pq.abc.PGresult | None) -> bool:
+        if result is None:  # the end of a statement: in a pipeline, more may follow
+            return self._libpq.pipeline_status == pq.PipelineStatus.OFF
+        return result.status in {pq.ExecStatus.PIPELINE_SYNC, pq.ExecStatus.COPY_IN}
 
     async def _rows(self, result: pq.abc.PGresult) -> list[Row]:
         """Convert a result, with a checkpoint after each ``SLICE_ROWS``."""
@@ -344,18 +369,40 @@ _NULL: Final = _SIZE(-1)
 
 def array(type_: str, values: Sequence[object]) -> bytes:
     """Return an array of ``type_`` in binary format, in which no element needs escaping. None is NULL."""
-    oid, dumped = _ELEMENTS[type_]
+    oid, _ = _ELEMENTS[type_]
     if not values:
         return struct.pack("!iiI", 0, 0, oid)
+    head = struct.pack("!iiIii", 1, None in values, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
+    return head + b"".join(_sized(type_, values))
 
-    def element(value: object) -> bytes:
+
+_COPY_HEAD: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # no flags, no extension
+_COPY_END: Final = struct.pack("!h", -1)
+
+
+def copied_rows(types: Iterable[str], columns: Sequence[Sequence[object]]) -> bytes:
+    """Return rows in the binary format of COPY, given as columns, which must not be empty. None is NULL."""
+    count = struct.pack("!h", len(columns))
+    return b"".join(chain.from_iterable(zip(repeat(count), *map(_sized, types, columns))))
+
+
+def _sized(type_: str, values: Sequence[object]) -> list[bytes]:
+    """Return the octets of each value, preceded by their number."""
+    _, dumped = _ELEMENTS[type_]
+
+    def sized(value: object) -> bytes:
         if value is None:
             return _NULL
         octets = dumped(value)
         return _SIZE(len(octets)) + octets
 
     # Half the columns of a bulk change have one value.
-    is_one_value = values.count(values[0]) == len(values)
-    elements = element(values[0]) * len(values) if is_one_value else b"".join(map(element, values))
-    head = struct.pack("!iiIii", 1, None in values, oid, len(values), 1)  # dimensions, NULLs, type, length, first index
-    return head + elements
+    if values.count(values[0]) == len(values):
+        return [sized(values[0])] * len(values)
+    return [sized(value) for value in values]
+
+
+def _raise_failed(results: Iterable[pq.abc.PGresult]) -> None:
+    for result in results:
+        if result.status in _FAILED:
+            raise error_from_result(result)

@@ -14,10 +14,10 @@ from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, Of
 from airy_trio.log.sql import PostgresStore, postgres
 from airy_trio.log.sql.postgres import (
     CONNECTIONS_MAX,
+    COPY_FROM,
     FENCE_CLASS,
     PATIENCE_FIRST_S,
     ROWS_MAX,
-    SLICE_EVENTS,
     Notifications,
 )
 from airy_trio.log.store import (
@@ -89,10 +89,15 @@ def events(count: int) -> list[NewEvent]:
         [event(1, object="tag:" + "x" * 5000, conversation_id="", channel_id="\1"), event(2, channel_id=None)],
         [NewEvent("t", "o", None, None, bytes(range(256)), truncated=True, age_ms=-1)],
         [NewEvent("t", "o", None, None, b"x" * 20_000_000, age_ms=2**40), event(2)],
-        events(SLICE_EVENTS + 1),
+        events(COPY_FROM - 1),
+        events(COPY_FROM),
         events(ROWS_MAX + 1),
+        [
+            NewEvent("t", f"\0ü{number}", (None, "\1", "")[number % 3], None, bytes([number % 256]) * 3000, age_ms=-1)
+            for number in range(COPY_FROM + 1)
+        ],
     ],
-    ids=["none", "escaped", "long", "octets", "large", "a slice and one", "many"],
+    ids=["none", "escaped", "long", "octets", "large", "the most without COPY", "COPY", "many", "octets by COPY"],
 )
 async def test_appended_events_are_read_unchanged(store: EventStore, new: list[NewEvent]) -> None:
     head = (await store.bounds()).head
@@ -101,6 +106,43 @@ async def test_appended_events_are_read_unchanged(store: EventStore, new: list[N
     assert [one.offset for one in stored] == list(range(1, len(new) + 1))
     assert [NewEvent(*one[2:]) for one in stored] == new
     assert await store.resume_point() == "point"
+
+
+async def test_stale_append_by_copy_writes_nothing(store: EventStore) -> None:
+    head = (await store.bounds()).head
+    await store.append(head, events(COPY_FROM), "point")
+    with pytest.raises(StaleAppend):
+        await store.append(head, events(COPY_FROM), "other")
+    assert (await store.bounds()).last == COPY_FROM
+    assert await store.resume_point() == "point"
+
+
+async def test_copy_that_the_server_rejects_leaves_nothing(store: EventStore, other: Other) -> None:
+    """At a row in the middle, when parts of the data are there already."""
+    other.execute("alter table airy_trio.event_log add constraint odd check (object <> 'odd')")
+    head = (await store.bounds()).head
+    many = events(5 * COPY_FROM)
+    many[2 * COPY_FROM] = event(1, object="odd")
+    with pytest.raises(DatabaseRefused, match="odd"):
+        await store.append(head, many, "point")
+    assert (await store.bounds()).head == head
+    assert len(await store.append(head, events(COPY_FROM), "point")) == COPY_FROM
+
+
+async def test_copy_that_is_cancelled_has_an_effect_completely_or_not_at_all(store: EventStore) -> None:
+    head = (await store.bounds()).head
+    outcomes = set()
+    for number in range(40):
+        with trio.move_on_after(number * 0.002):
+            await store.append(head, events(3 * COPY_FROM), "point")
+        with trio.fail_after(10):
+            last = (await store.bounds()).last
+            while (found := len(await store.read(head, 4 * COPY_FROM))) != last - head.offset:
+                last = (await store.bounds()).last
+        assert found in {0, 3 * COPY_FROM}
+        outcomes.add(found)
+        head = head.at(last)
+    assert outcomes == {0, 3 * COPY_FROM}
 
 
 async def test_each_destination_is_read_by_its_own_statement(store: EventStore) -> None:
@@ -154,7 +196,7 @@ async def test_new_epoch_ends_the_session_that_hangs(postgres_database: str) -> 
             assert (await store.begin_epoch(head, "point")).epoch != head.epoch
 
 
-@pytest.mark.parametrize("count", [0, 1, SLICE_EVENTS + 1])
+@pytest.mark.parametrize("count", [0, 1, COPY_FROM])
 async def test_slow_append_that_ends_in_time_is_left_alone(
     store: EventStore, other: Other, locking: Other, count: int
 ) -> None:
@@ -187,7 +229,8 @@ async def test_patience_doubles_until_an_append_succeeds(
     assert store.patience_s == PATIENCE_FIRST_S
 
 
-async def test_append_is_inside_the_fence(store: EventStore, other: Other, postgres_database: str) -> None:
+@pytest.mark.parametrize("count", [1, COPY_FROM])
+async def test_append_is_inside_the_fence(store: EventStore, other: Other, postgres_database: str, count: int) -> None:
     """So that the next writer can end its session wherever it hangs."""
     head = (await store.bounds()).head
     with trio.fail_after(10):
@@ -195,7 +238,7 @@ async def test_append_is_inside_the_fence(store: EventStore, other: Other, postg
             async with trio.open_nursery() as nursery:
                 with psycopg.connect(conninfo(postgres_database)) as blocking:
                     blocking.execute(f"select 1 from {STATE} for update")
-                    nursery.start_soon(store.append, head, [event(1)], "point")
+                    nursery.start_soon(store.append, head, events(count), "point")
                     await until(other, WAITING, 1)
                     assert other.execute(f"select pg_try_advisory_xact_lock({LOCK})").fetchone() == (False,)
                     other.execute(f"{CUT} and wait_event_type = 'Lock'")

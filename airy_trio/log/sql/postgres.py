@@ -1,8 +1,8 @@
 """The event store in Postgres: ``SqlStore`` in pipelines, with a fence and notifications.
 
 Pipelines. Everything on the route from a commit to a client runs on a few native connections, in Trio and without a
-thread; each unit of work is one round trip. An append of any number of events is one statement, which has its rows as
-arrays: the server has it whole or not at all.
+thread; each unit of work is one round trip, and an append is one statement, which has its rows as arrays. An append of
+many events is a COPY instead, between two further round trips.
 
 Fence. A writer that hangs in the middle of an append must not block the next one. The time-outs of its session end a
 writer that is frozen between two statements. They do not run while the server reads the data of a statement, nor if the
@@ -16,7 +16,7 @@ has arrived, rarely after that. A follower that begins to listen notifies once, 
 reach it; behind a pooler they do not.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ from airy_trio.database import (
     quote_identifier,
     quote_text,
 )
-from airy_trio.database.postgres import Parameter, Pipeline, Statement, array
+from airy_trio.database.postgres import Parameter, Pipeline, Statement, array, copied_rows
 from airy_trio.log.reads import READS_MAX
 from airy_trio.log.sql.store import SqlStore
 from airy_trio.log.sql.tables import EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped
@@ -52,8 +52,10 @@ FENCE_POLL_MAX_S: Final = 0.1
 
 CONNECTIONS_MAX: Final = 8
 """Units of work that run at once, not counting reads on behalf of clients."""
+COPY_FROM: Final = 1000
+"""Events, from which COPY is faster: 5000 take 26 ms by COPY and 43 ms in arrays, 1000 take 8 ms either way."""
 SLICE_EVENTS: Final = 500
-"""The arrays of a larger append are built with a checkpoint after each. 5000 events take 4 to 8 ms in seven arrays."""
+"""Events encoded between two checkpoints of a COPY: less than a millisecond."""
 ROWS_MAX: Final = 2000
 """More rows are converted in a thread. 5000 events take 8 ms."""
 
@@ -61,6 +63,9 @@ POLL_S: Final = 0.05
 """Between two looks at the head while no notification has arrived on this connection."""
 POLL_NOTIFIED_S: Final = 1.0
 """The same once one has."""
+
+_BEGIN: Final = Statement("airy_begin", "begin")
+_COMMIT: Final = Statement("airy_commit", "commit")
 
 logger = structlog.get_logger(__name__)
 
@@ -120,24 +125,46 @@ class PostgresStore(SqlStore):
     ) -> list[StoredEvent] | None:
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
-        parameters = [*_texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)]
-        parameters += await _arrays(events)
-        moved = await self._move_head(self._statements.append, parameters)
+        parameters = _texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
+        if len(events) < COPY_FROM:
+            columns = zip(_APPENDED.values(), _columns(events), strict=True)
+            arrays = [array(type_, column) for type_, column in columns]
+            moved = await self._move_head(self._statements.append, [*parameters, *arrays])
+        else:
+            moved = await self._move_head(self._statements.append_by_copy, parameters, partial(_rows, expected, events))
         return None if moved is None else stored_after(expected, events, moved)
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
         parameters = [*_texts(expected.epoch, str(expected.offset), epoch, resume_point)]
         return await self._move_head(self._statements.begin_epoch, parameters)
 
-    async def _move_head(self, statement: Statement, parameters: Sequence[Parameter]) -> int | None:
+    async def _move_head(
+        self,
+        statement: Statement,
+        parameters: Sequence[Parameter],
+        rows: Callable[[int], Iterable[bytes]] | None = None,
+    ) -> int | None:
         """Run a statement inside the fence; return the time, or None if the head is another one.
+
+        ``rows``: returns, for that time, the events that are copied in the same transaction, in parts.
 
         If another session stays inside for ``patience_s``, end that session and raise ``StoreUnavailable``: the caller
         tries again.
         """
+
+        async def attempt(pipeline: Pipeline) -> Sequence[Any]:
+            if rows is None:
+                [[answer]] = await pipeline.run((statement, parameters))
+            else:
+                _, [answer] = await pipeline.run((_BEGIN, ()), (statement, parameters))
+                if answer[1] is not None:
+                    await pipeline.copy(self._statements.copy, rows(answer[1]))
+                await pipeline.run((_COMMIT, ()))
+            return answer
+
         give_up_at, pause_s = trio.current_time() + self.patience_s, FENCE_POLL_S
         while True:
-            [[(entered, moved_at_ms, *_)]] = await self._pool.run((statement, parameters))
+            entered, moved_at_ms, *_ = await self._pool.run_pipeline(attempt)
             if entered:
                 self.patience_s = PATIENCE_FIRST_S
                 return moved_at_ms  # type: ignore[no-any-return]
@@ -187,16 +214,21 @@ class _Statements:
         self._state, self._channel = names.quoted(STATE), quote_text(channel)
         columns = ", ".join(map(quote_identifier, _APPENDED))
         arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 7))
-        append = self._in_fence(
+        append_by = partial(
+            self._in_fence,
             changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS})",
             condition="($5::text is null or resume_point = $5::text)",
             returned="appended_at_ms",
+            notified="$6::text",
+        )
+        append = append_by(
             further=f", added as (insert into {names.quoted(EVENTS)} "  # noqa: S608 - names quoted
             f'("offset", appended_at_ms, {columns}) select $2::int8 + number, moved.at, {columns} '
             f"from moved, unnest({arrays}) with ordinality as given({columns}, number))",
-            notified="$6::text",
         )
         self.append = Statement("airy_append", append, frozenset(range(6, 6 + len(_APPENDED))))
+        self.append_by_copy = Statement("airy_append_by_copy", append_by())
+        self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
             condition="true",
@@ -231,16 +263,19 @@ def _texts(*texts: str | None) -> list[Parameter]:
     return [None if text is None else text.encode() for text in texts]
 
 
-async def _arrays(events: Sequence[NewEvent]) -> list[Parameter]:
+def _columns(events: Sequence[NewEvent]) -> list[Sequence[Any]]:
     columns: list[Sequence[Any]] = list(zip(*events, strict=True)) or [()] * len(_APPENDED)
     for number in (1, 2, 3):
         columns[number] = all_escaped(columns[number])
-    made: list[Parameter] = []
-    for type_, column in zip(_APPENDED.values(), columns, strict=True):
-        made.append(array(type_, column))
-        if len(events) > SLICE_EVENTS:
-            await trio.lowlevel.checkpoint()
-    return made
+    return columns
+
+
+def _rows(expected: Position, events: Sequence[NewEvent], moved_at_ms: int) -> Iterator[bytes]:
+    for start in range(0, len(events), SLICE_EVENTS):
+        columns = _columns(events[start : start + SLICE_EVENTS])
+        offsets = range(expected.offset + start + 1, expected.offset + start + 1 + len(columns[0]))
+        times = [moved_at_ms] * len(offsets)
+        yield copied_rows(("int8", "int8", *_APPENDED.values()), [offsets, times, *columns])
 
 
 class _Compiled:
