@@ -74,8 +74,8 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
         """
         self._file.watch.begin()
         while True:
-            await self._file.watch.pause()
-            version = await self._query_version()
+            await self._file.watch.pause(after_s=0.0)
+            version = await self._query_version(other_than=self._version)
             if version != self._version:
                 self._version, self._woken = version, True  # the next read sees at least this version
                 return
@@ -105,13 +105,13 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
     async def _mark(self, statement: sa.TextClause, **marks: str) -> None:
         await self._writing.write(lambda connection: connection.execute(statement, marks))
 
-    async def _query_version(self) -> FileVersion:
-        """The file's version, which changes with every commit by another connection.
+    async def _query_version(self, *, other_than: FileVersion | None = None) -> FileVersion:
+        """The file's version, which changes with every commit by another connection. See ``FileVersions.ask``.
 
         If another file has taken its place, all connections are opened again. Raises ``DatabaseUnavailable`` if there
         is no file.
         """
-        version = await self._file.ask()
+        version = await self._file.ask(other_than=other_than)
         if self._version is not None and version.file != self._version.file:
             await self._reading.aclose()
             await self._writing.aclose()

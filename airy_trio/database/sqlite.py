@@ -3,7 +3,9 @@
 ``FileVersions`` is exact: the data version of an open connection changes with every commit by others. Reading it takes
 a thread. ``SqliteWatch`` says when that is worth it: after the system has reported a write to the file or its WAL
 (``FileEvents``). A commit becomes visible after its data was written, mostly once it is on disk, and nothing is
-reported then. So the version is read several times after a write, at intervals that grow with the time since the write.
+reported then. So the version is read again and again: for some milliseconds after a write in one thread, which can
+sleep for less than the millisecond that is Trio's shortest sleep, and then at intervals that grow with the time since
+the write.
 
 Where the system reports nothing (another operating system, a network file system), the modification times of both files
 are polled instead. They are only a hint too: their resolution is some milliseconds. In either case the version is read
@@ -15,8 +17,10 @@ import ctypes
 import os
 import struct
 import sys
+import time
 import weakref
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,6 +36,12 @@ logger = structlog.get_logger(__name__)
 
 LOOK_FIRST_S: Final = 0.0005
 """Between the report of a write and the first look."""
+LOOK_CLOSELY_S: Final = 0.004
+"""For so long after the report of a write one thread looks, every ``LOOK_EVERY_S``.
+
+With separate looks instead, the first after ``LOOK_FIRST_S``, the median from a commit to its client was 4.2 ms at 10
+commits/s and 3.6 ms at 100, and with this 3.4 and 2.7 ms (three rounds in turn)."""
+LOOK_EVERY_S: Final = 0.0002
 LOOK_SHARE: Final = 0.25
 """Between two looks after a write, of the time since that write."""
 LOOK_UNTIL_S: Final = 0.1
@@ -154,6 +164,11 @@ class SqliteWatch:
         self._touched_at = 0.0
         self._looked_at = 0.0
 
+    @property
+    def closely_s(self) -> float:
+        """For how long yet a look should last until something has changed."""
+        return self._touched_at + LOOK_CLOSELY_S - trio.current_time()
+
     def begin(self) -> None:
         """Assume that something was written just now. Only polling needs it."""
         if self._events is None:
@@ -245,18 +260,21 @@ class FileVersions:
         """When to ask; it has the path from the first answer on."""
         self._last: FileVersion | None = None
 
-    async def ask(self) -> FileVersion:
+    async def ask(self, *, other_than: FileVersion | None = None) -> FileVersion:
         """Return the version, which changes with every commit by others.
 
-        Raises ``DatabaseUnavailable`` if the file is gone.
+        ``other_than``: wait for another one, for up to ``LOOK_CLOSELY_S`` after a write. Raises ``DatabaseUnavailable``
+        if the file is gone.
         """
-        version = await self._connection.run(self._ask, transaction=False)
+        closely_s = 0.0 if other_than is None else self.watch.closely_s
+        ask = partial(self._ask, known=other_than, until=time.monotonic() + closely_s)
+        version = await self._connection.run(ask, transaction=False)
         before, self._last = self._last, version
         same_connection = before is not None and before.generation == version.generation
         self.watch.looked(changed=same_connection and before != version)
         return version
 
-    def _ask(self, connection: sa.Connection) -> FileVersion:
+    def _ask(self, connection: sa.Connection, known: FileVersion | None, until: float) -> FileVersion:
         driver: Any = connection.connection.driver_connection
         if self.watch.path is None:
             self.watch.path = Path(driver.execute("PRAGMA database_list").fetchone()[2])
@@ -265,6 +283,8 @@ class FileVersions:
         except OSError as error:
             message = f"the SQLite file {self.watch.path} is gone: {error.strerror}"
             raise DatabaseUnavailable(message) from None
-        (data,) = driver.execute("PRAGMA data_version").fetchone()
+        known_data = None if known is None or known.generation != self._connection.generation else known.data
+        while (data := driver.execute("PRAGMA data_version").fetchone()[0]) == known_data and time.monotonic() < until:
+            time.sleep(LOOK_EVERY_S)
         (schema,) = driver.execute("PRAGMA schema_version").fetchone()
         return FileVersion(self._connection.generation, int(data), int(schema), (file.st_dev, file.st_ino))

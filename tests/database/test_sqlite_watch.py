@@ -11,7 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from airy_trio.database import DedicatedConnection, sqlite, sqlite_engine
-from airy_trio.database.sqlite import LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
+from airy_trio.database.sqlite import LOOK_CLOSELY_S, LOOK_QUIET_S, LOOK_UNTIL_S, FileEvents, FileVersion, FileVersions
 
 SOON_S = 0.3
 """Much less than ``LOOK_QUIET_S``."""
@@ -34,9 +34,9 @@ class Follower:
         """Return after the next commit."""
         self.versions.watch.begin()
         while True:
-            await self.versions.watch.pause()
+            await self.versions.watch.pause(after_s=0.0)
             self.looks += 1
-            version = await self.versions.ask()
+            version = await self.versions.ask(other_than=self._seen)
             if version != self._seen:
                 self._seen = version
                 return
@@ -113,6 +113,23 @@ async def test_commit_long_after_its_write_is_noticed_soon(follower: Follower, p
         connection.execute("commit")
         with trio.fail_after(SOON_S):
             await follower.next()
+
+
+@linux_only
+async def test_look_after_a_write_lasts_until_the_commit(follower: Follower, path: Path) -> None:
+    """For up to ``LOOK_CLOSELY_S``, so that a commit just after its write needs no second look."""
+    await follower.begin()
+    known = await follower.versions.ask()
+    await follower.versions.watch.pause()  # opens the reports, and begins like after a write
+    begun_at = trio.current_time()
+    assert await follower.versions.ask(other_than=known) == known
+    assert LOOK_CLOSELY_S / 2 < trio.current_time() - begun_at < LOOK_UNTIL_S
+    await trio.sleep(LOOK_UNTIL_S)
+    begun_at = trio.current_time()
+    assert await follower.versions.ask(other_than=known) == known
+    assert trio.current_time() - begun_at < LOOK_CLOSELY_S  # long after a write it does not wait
+    write(path)
+    assert await follower.versions.ask(other_than=known) != known
 
 
 @linux_only
