@@ -3,6 +3,7 @@
 from airy_trio.auth.authenticator import Authenticator, load_file_keys
 from airy_trio.auth.keys import Key
 from airy_trio.auth.users import ANONYMOUS, TOKEN_BYTES_MAX, AuthOptions, Refusal, RefusalKind, User
+from airy_trio.auth.web_tokens import UnknownKeyError
 
 __all__ = [
     "ANONYMOUS",
@@ -12,6 +13,7 @@ __all__ = [
     "Key",
     "Refusal",
     "RefusalKind",
+    "UnknownKeyError",
     "User",
     "load_file_keys",
 ]

@@ -71,11 +71,10 @@ class Authenticator:
         """Return the token in the headers of an upgrade, for ``authenticate``; None if there is none."""
         return None if self._options.mode == "none" else token_of_upgrade(headers, self._options.cookie)
 
-    async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
-        """Return the user, or the reason for a refusal. A token in CONNECT has precedence; ``login`` is ignored.
-
-        If a web token names an unknown key, waits until the keys were loaded again.
-        """
+    def authenticate_at_once(
+        self, request: Connect, upgrade_token: str | None = None
+    ) -> User | Refusal | UnknownKeyError:
+        """Do the same as ``authenticate``, without waiting for a key; an unknown one is returned, not raised."""
         options = self._options
         if options.mode == "none":
             return ANONYMOUS
@@ -87,11 +86,29 @@ class Authenticator:
             return Refusal.unauthorized("the client sent several tokens, or characters that a token cannot contain")
         if options.mode == "tokens":
             return self._user_of(_digest(token)) or Refusal.unauthorized("the token is not in auth.tokens")
-        ring = self._ring
-        answer = await _user_of_web_token(token, ring, options)
-        if isinstance(answer, Refusal) and ring is not self._ring:  # renewed while it waited
+        try:
+            return verified(token, self._ring.keys, options)
+        except UnknownKeyError as unknown:
+            return unknown
+
+    async def authenticate(self, request: Connect, upgrade_token: str | None = None) -> User | Refusal:
+        """Return the user, or the reason for a refusal. A token in CONNECT has precedence; ``login`` is ignored.
+
+        If a web token names an unknown key, waits until the keys were loaded again.
+        """
+        ring, answer = self._ring, self.authenticate_at_once(request, upgrade_token)
+        if not isinstance(answer, UnknownKeyError):
+            return answer
+        newer = await ring.wait_newer()
+        if ring is not self._ring:  # renewed while it waited
             return await self.authenticate(request, upgrade_token)
-        return answer
+        if newer:
+            answer = self.authenticate_at_once(request, upgrade_token)
+        if not isinstance(answer, UnknownKeyError):
+            return answer
+        if ring.loaded:
+            return Refusal.unauthorized(str(answer))
+        return Refusal(RefusalKind.UNAVAILABLE, "the keys of auth.jwt_key have not been loaded yet")
 
     def delay_s(self, address: str | None) -> float:
         """Count a refusal of an address, None if unknown, and return the delay of its answer in seconds."""
@@ -125,22 +142,6 @@ class Authenticator:
             if hmac.compare_digest(known, digest):
                 found = user
         return found
-
-
-async def _user_of_web_token(token: str, ring: KeyRing, options: AuthOptions) -> User | Refusal:
-    try:
-        return verified(token, ring.keys, options)
-    except UnknownKeyError as error:
-        reason = str(error)
-        newer = await ring.wait_newer()
-    if newer:
-        try:
-            return verified(token, ring.keys, options)
-        except UnknownKeyError as error:
-            reason = str(error)
-    if ring.loaded:
-        return Refusal.unauthorized(reason)
-    return Refusal(RefusalKind.UNAVAILABLE, "the keys of auth.jwt_key have not been loaded yet")
 
 
 def load_file_keys(options: AuthOptions) -> tuple[Key, ...] | None:

@@ -4,8 +4,8 @@ Every request takes effect before its RECEIPT is written. Events are written by 
 ``FanOut.serve`` when a request gives a subscription work. A method that returns a disconnect reason ends the session
 with it.
 
-Some requests wait for something other than the client: the event store, a durable claim, the delay after wrong
-credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends the wait if the client has left.
+Some requests wait for something other than the client: the event store, a durable claim, keys of web tokens, the delay
+after wrong credentials. ``Inbox.unless_gone`` reads ahead meanwhile, and ends the wait if the client has left.
 """
 
 import math
@@ -19,7 +19,7 @@ import structlog
 import trio
 from attrs import define, evolve, field, frozen
 
-from airy_trio.auth import Authenticator, Refusal, RefusalKind
+from airy_trio.auth import Authenticator, Refusal, RefusalKind, UnknownKeyError
 from airy_trio.delivery.batches import Batches
 from airy_trio.delivery.client import Client, ReplayOptions, Subscription, Window
 from airy_trio.delivery.disconnects import (
@@ -315,7 +315,9 @@ class Conversation:
         """Send CONNECTED and start the client's timers; or return why the client is refused."""
         client, authenticator = self._client, self._services.authenticator
         token, self._upgrade_token = self._upgrade_token, None
-        user = await authenticator.authenticate(request, token)
+        user = authenticator.authenticate_at_once(request, token)
+        if isinstance(user, UnknownKeyError):
+            user = await self.inbox.unless_gone(authenticator.authenticate(request, token))
         if isinstance(user, Refusal):
             return await self._refuse(user)
         client.identify(user)

@@ -13,10 +13,14 @@ from attrs import define, field
 from structlog.testing import capture_logs
 
 from airy_trio.auth import AuthOptions, keys
-from airy_trio.auth.keys import KEYS_BYTES_MAX, KeyServer, KeysFault, KeyUrl
+from airy_trio.auth.keys import FETCH_TIMEOUT_S, KEYS_BYTES_MAX, KeyServer, KeysFault, KeyUrl
 from airy_trio.stomp.frames import Frame
+from airy_trio.testing.transport import MemoryTransport
+from airy_trio.websocket.frames import CLOSE, PING, TEXT, close_answer
 from tests.auth.signing import Issuer, issuer, jwk, jwks
 from tests.sessions.serving import Server, serving
+from tests.websocket.test_battery import frame
+from tests.websocket.test_request import head
 
 FIRST, SECOND = issuer("ES256", 0, "first"), issuer("ES256", 1, "second")
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -228,3 +232,23 @@ async def test_client_gets_500_while_there_are_no_keys(authority: trustme.CA) ->
             with trio.fail_after(30):
                 while (await answer_to(server, FIRST)).command != "CONNECTED":  # noqa: ASYNC110 - as the next line says
                     await trio.sleep(0.1)  # the server of keys is asked again after a second, in real time
+
+
+async def test_ping_and_close_are_answered_while_keys_are_loaded(authority: trustme.CA) -> None:
+    async with publishing(FIRST, authority=authority) as publisher:
+        publisher.response, publisher.hangs = b"", True
+        auth = AuthOptions(mode="jwt", jwt_key=publisher.url, jwt_algorithms=["ES256"])
+        async with serving(auth=auth, listen=False) as server:
+            transport = MemoryTransport()
+            ending = server.start(transport)
+            transport.feed(head())
+            transport.feed(frame(TEXT, f"CONNECT\naccept-version:1.2\npasscode:{FIRST.token()}\n\n\0".encode()))
+            transport.feed(frame(PING, b"here?"))
+            transport.feed(frame(CLOSE, b"\x03\xe8"))
+            taken = b""
+            with trio.fail_after(FETCH_TIMEOUT_S / 2):
+                while ending.reason is None:  # noqa: ASYNC110 - the session has no event for its end
+                    await trio.sleep(0.01)
+                    taken += transport.take()
+            assert b"here?" in taken
+            assert taken.endswith(close_answer(b"\x03\xe8"))
