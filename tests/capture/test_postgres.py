@@ -16,11 +16,8 @@ from attrs import evolve
 
 from airy_trio.capture.feed import ChangedObject, ResumePointLost, Tag
 from airy_trio.capture.lease import OwnLease
-from airy_trio.capture.objects import COLUMNS
-from airy_trio.capture.postgres import Asked, PostgresFeed
+from airy_trio.capture.postgres import PostgresFeed
 from airy_trio.capture.resume_points import PostgresPoint
-from airy_trio.database.postgres import Statement
-from airy_trio.database.queries import Row
 from airy_trio.events.translate import EventsOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.options import LogOptions
@@ -31,28 +28,11 @@ from tests.application import Application
 from tests.capture import schedules
 from tests.capture.feeds import feed_of, read_all, source_of
 from tests.delegating_store import Append, DelegatingStore
+from tests.drill.wrong_server import SeqFeed
 from tests.log.recording import until
 from tests.postgres import Postgres
 
 SEEDS = range(6)
-
-
-class NaiveFeed(PostgresFeed):
-    """The obvious reader: changes with a greater number than the last one. It loses changes."""
-
-    def _changes(self, point: PostgresPoint, limit: int) -> Asked:
-        columns = f"{', '.join(COLUMNS)}, seq, 0.0, false"
-        naive = f"select {columns} from airy_trio.change_log where seq > $1 order by seq limit $2"
-        return Statement("naive", naive), [str(point.seq).encode(), str(limit).encode()]
-
-    def _following(
-        self,
-        point: PostgresPoint,
-        now: PostgresPoint,
-        rows: Sequence[Row],
-        limit: int,  # noqa: ARG002 - there are no pages
-    ) -> PostgresPoint:
-        return evolve(now, seq=rows[-1][len(COLUMNS)]) if rows else point
 
 
 def maker(application: Application, kind: type[PostgresFeed]) -> Callable[[], PostgresFeed]:
@@ -83,7 +63,7 @@ async def test_no_interleaving_loses_repeats_or_reorders_changes(postgres_applic
 
 
 async def test_check_detects_a_feed_that_reads_by_number(postgres_application: Application) -> None:
-    make = maker(postgres_application, NaiveFeed)
+    make = maker(postgres_application, SeqFeed)
     wrong = 0
     for seed in SEEDS:
         postgres_application.execute("truncate tags", "truncate airy_trio.change_log restart identity")
