@@ -22,10 +22,10 @@ from airy_trio import migrate
 from airy_trio.app.build import open_database, opened_store, wait_until_available
 from airy_trio.capture import triggers
 from airy_trio.capture.change_log import ChangeLog, newest_change
-from airy_trio.capture.feed import ChangedObject, Gone, Metadata
+from airy_trio.capture.feed import ChangedObject, Gone, Kind, Metadata
 from airy_trio.capture.inspection import inspect
 from airy_trio.capture.lease import is_held
-from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Kind, Table
+from airy_trio.capture.mapping import DELETABLE, SINGULAR, Key, Table
 from airy_trio.capture.objects import DELETED, Change, Objects
 from airy_trio.capture.queries import Queries
 from airy_trio.database import POSTGRES, SQLITE, DatabaseError, Names, sqlite_path

@@ -11,11 +11,12 @@ and ``append`` names the head that its writer knows. In one atomic and isolated 
 the events at the offsets that follow, and stores the resume point; if the two differ, it raises ``StaleAppend``. This
 alone separates two servers that both believe that they are the recorder. A transaction, a script that runs in the
 database server, or a compare-and-swap each provide such a step. ``begin_epoch`` is the same step, with all events
-deleted. The rest is reading: ``read`` forwards from a position, ``recent`` backwards. Both raise ``PositionExpired``
+deleted. The rest is reading: ``read`` forwards from a position, ``newest`` backwards. Both raise ``PositionExpired``
 for a position of another epoch; ``read`` also raises it if the next event was trimmed, instead of skipping the event.
 An offset is never used again in its epoch, so the head must be stored and not derived from the events, all of which
 ``trim`` may delete. Durable subscriptions are a second, small table: for each owner and name the token of the newest
-claim, the furthest position, and the time of the last use.
+claim, the furthest position, and the time of the last use. The current state is a third: the newest event of each
+object that the recorder keeps. An append changes it in the same step, and no trim does.
 
 **How servers use a store.** Every server process opens the store once and calls it from one Trio event loop, several
 verbs at a time. One process, the recorder, appends and trims. All processes read, wait, and claim and acknowledge
@@ -38,12 +39,10 @@ the latency of every event.
 **The helpers.**
 
 - ``stored_after`` turns new events into what ``append`` stores and returns: with their offsets and their time.
-- ``covers`` returns whether an event belongs to a ``Destination``: the filter of ``read`` and ``recent`` for a store
+- ``covers`` returns whether an event belongs to a ``Destination``: the filter of ``read`` and ``newest`` for a store
   without an index. Filter before counting: ``limit`` and ``bytes_max`` apply to the events that are returned.
 - ``up_to_bytes`` ends a sequence of events at ``bytes_max``. It takes them one by one, so no more rows of a cursor are
   fetched than needed.
-- ``newest_of_each`` yields the newest event of each object, from events in descending order: ``recent``, before its
-  limit.
 - ``is_all`` returns whether a read with limits returned all events, or more must be read.
 - ``new_epoch`` makes the name of an epoch. A store has one from its creation, before the first append.
 """
@@ -59,12 +58,14 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoredEvent,
+    StoredState,
     StoreReplaced,
     StoreUnavailable,
     is_all,
     new_epoch,
-    newest_of_each,
     stored_after,
     up_to_bytes,
 )
@@ -84,14 +85,16 @@ __all__ = [
     "Position",
     "PositionExpired",
     "StaleAppend",
+    "StateAt",
+    "StateChange",
     "StoreReplaced",
     "StoreUnavailable",
     "StoredEvent",
+    "StoredState",
     "Within",
     "covers",
     "is_all",
     "new_epoch",
-    "newest_of_each",
     "stored_after",
     "up_to_bytes",
 ]

@@ -1,8 +1,8 @@
 """An event store in memory for tests that change what a verb does.
 
-The long verbs pass their arguments on as one value. A test store overrides ``on_append``, ``on_read`` or ``on_recent``,
-so it need not repeat the signature. It calls the method of the same name on ``super()``, with the value as it is or
-with a field replaced (``attrs.evolve``).
+The long verbs pass their arguments on as one value. A test store overrides ``on_append`` or ``on_read``, so it need not
+repeat the signature. It calls the method of the same name on ``super()``, with the value as it is or with a field
+replaced (``attrs.evolve``).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from attrs import frozen
 
 from airy_trio.events.destinations import Destination
 from airy_trio.log.memory import MemoryStore
-from airy_trio.log.store import NewEvent, Position, StoredEvent
+from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent
 
 
 @frozen
@@ -22,6 +22,7 @@ class Append:
     events: Sequence[NewEvent]
     resume_point: str
     replaces: str | None = None
+    state: StateChange | None = None
 
 
 @frozen
@@ -34,25 +35,20 @@ class Read:
     bytes_max: int | None = None
 
 
-@frozen
-class Recent:
-    """The arguments of ``EventStore.recent``."""
-
-    until: Position
-    age_s: float
-    limit: int
-    destination: Destination | None = None
-    bytes_max: int | None = None
-
-
 class DelegatingStore(MemoryStore):
     """A ``MemoryStore`` whose long verbs can be overridden by methods with one argument."""
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
-        return await self.on_append(Append(expected, events, resume_point, replaces))
+        return await self.on_append(Append(expected, events, resume_point, replaces, state))
 
     async def read(
         self, after: Position, limit: int, destination: Destination | None = None, *, bytes_max: int | None = None
@@ -60,26 +56,12 @@ class DelegatingStore(MemoryStore):
         """See ``EventStore.read``."""
         return await self.on_read(Read(after, limit, destination, bytes_max))
 
-    async def recent(
-        self,
-        until: Position,
-        age_s: float,
-        limit: int,
-        destination: Destination | None = None,
-        *,
-        bytes_max: int | None = None,
-    ) -> Sequence[StoredEvent]:
-        """See ``EventStore.recent``."""
-        return await self.on_recent(Recent(until, age_s, limit, destination, bytes_max))
-
     async def on_append(self, call: Append) -> Sequence[StoredEvent]:
         """Append to the memory."""
-        return await super().append(call.expected, call.events, call.resume_point, replaces=call.replaces)
+        return await super().append(
+            call.expected, call.events, call.resume_point, replaces=call.replaces, state=call.state
+        )
 
     async def on_read(self, call: Read) -> Sequence[StoredEvent]:
         """Read from the memory."""
         return await super().read(call.after, call.limit, call.destination, bytes_max=call.bytes_max)
-
-    async def on_recent(self, call: Recent) -> Sequence[StoredEvent]:
-        """Read the recent events from the memory."""
-        return await super().recent(call.until, call.age_s, call.limit, call.destination, bytes_max=call.bytes_max)

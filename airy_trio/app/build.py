@@ -6,6 +6,8 @@ back ends.
 """
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Literal, TypeVar
@@ -13,7 +15,7 @@ from typing import Final, Literal, TypeVar
 import sqlalchemy as sa
 import structlog
 import trio
-from attrs import Factory, field, frozen
+from attrs import Factory, asdict, field, frozen
 
 from airy_trio import migrate
 from airy_trio.admin import console, endpoints
@@ -47,6 +49,7 @@ from airy_trio.database import (
     sqlite_path,
 )
 from airy_trio.errors import MappingError, StartError, Unavailable, single_error
+from airy_trio.log.current import TYPE_OF, StateOptions
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.memory import MemoryStore
 from airy_trio.log.options import BUILT_IN, LogOptions, find_store
@@ -66,6 +69,8 @@ T = TypeVar("T")
 
 RETRY_PAUSE_S: Final = 0.2
 """Between two attempts to reach a database or store at start."""
+SHAPE_DIGITS: Final = 16
+"""Hexadecimal digits of the digest of a mapping."""
 LOG_TIMEOUTS: Final = {"idle_in_transaction_session_timeout": "1s", "idle_session_timeout": "0"}
 """Settings of the sessions of the event log. The one that listens sends nothing, however long it waits."""
 
@@ -390,6 +395,16 @@ async def _open_sql_store(
     return sql_store(reading, appending, names)
 
 
+def _state_options(settings: Settings) -> StateOptions:
+    """Return what is kept of the mapped tables. A table that is not mapped has no objects."""
+    mapped = {TYPE_OF[kind]: table for kind, table in settings.tables.items() if table.location(kind) is not None}
+    kept = frozenset(settings.log.keep_current) & mapped.keys()
+    shape = json.dumps({type_: asdict(mapped[type_]) for type_ in sorted(kept)}, sort_keys=True, default=str)
+    return StateOptions(
+        types=frozenset(mapped), kept=kept, shape=hashlib.sha256(shape.encode()).hexdigest()[:SHAPE_DIGITS]
+    )
+
+
 @frozen(kw_only=True)
 class Parts(Sources):
     """The long-lived objects of one server. ``serves``: whether it serves clients or only records."""
@@ -423,6 +438,7 @@ def make_parts(  # noqa: PLR0913 - everything that was opened before
         store=opened.words,
         shareable=is_shareable(settings),
         standby=recorder_worker is not None and worker != recorder_worker,
+        state=_state_options(settings),
     )
     recorder = Recorder(back_ends.feed, back_ends.lease(lambda: log.epoch), log, options)
     watched, lag_max_s = back_ends.watched, settings.admin.lag_max_s

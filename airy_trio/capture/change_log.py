@@ -36,8 +36,8 @@ import sqlalchemy as sa
 import structlog
 from attrs import evolve, frozen
 
-from airy_trio.capture.feed import Consumer, ResumePointLost
-from airy_trio.capture.mapping import Key, Kind, Tables
+from airy_trio.capture.feed import Consumer, Kind, ResumePointLost
+from airy_trio.capture.mapping import Key, Tables
 from airy_trio.capture.objects import InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign

@@ -20,6 +20,9 @@ from airy_trio.options import between, one_of
 Value = str | bytes | int | float | bool | None
 """One column's raw value. ``bytes`` is text that is not UTF-8, or a BLOB."""
 
+Kind = Literal["messages", "metadata", "channels", "tags"]
+"""Our name for a table: its key in ``[database.tables]``."""
+
 ContentForm = Literal["auto", "text", "json"]
 """How a message's content becomes JSON.
 
@@ -144,13 +147,22 @@ ChangedObject = Message | Metadata | Channel | Tag | Gone | Unreadable
 
 
 @frozen(kw_only=True)
+class Backfill:
+    """A mark in the change log: a backfill of a table begins here, or has ended. ``token``: names the backfill."""
+
+    kind: Kind
+    token: str
+    ended: bool
+
+
+@frozen(kw_only=True)
 class Batch:
     """Changed objects, ordered by the newest change of each, and the resume point after them.
 
     ``changes``: rows of the change log that this batch covers. If it is 0, the resume point need not be stored.
     ``more``: the batch was cut at the limit, so the next read finds changes immediately.
     ``age_s``: how long ago, by the database's clock, the oldest of these changes was logged, which is before its
-    commit. None if there is no change or the time is not known.
+    commit. None if there is no change or the time is not known. ``backfills``: the marks among the changes, in order.
     """
 
     objects: tuple[ChangedObject, ...]
@@ -158,6 +170,7 @@ class Batch:
     changes: int
     more: bool
     age_s: float | None = None
+    backfills: tuple[Backfill, ...] = ()
 
 
 @frozen

@@ -16,13 +16,12 @@ import sqlalchemy as sa
 from attrs import evolve, frozen
 from sqlalchemy.exc import DBAPIError
 
-from airy_trio.capture.feed import Value
+from airy_trio.capture.feed import Kind, Value
 from airy_trio.capture.mapping import (
     FIELDS,
     WATERMARK,
     Column,
     ColumnType,
-    Kind,
     MessagesOptions,
     Table,
     TableOptions,

@@ -17,10 +17,9 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from attrs import field, frozen
 
-from airy_trio.capture.feed import ContentForm, Value
+from airy_trio.capture.feed import ContentForm, Kind, Value
 from airy_trio.database import quote_identifier
 
-Kind = Literal["messages", "metadata", "channels", "tags"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 SINGULAR: Final[Mapping[Kind, str]] = {
     "messages": "message",

@@ -27,6 +27,7 @@ from airy_trio.capture.feed import (
     ChannelGone,
     ContentForm,
     Gone,
+    Kind,
     Message,
     MessageGone,
     Metadata,
@@ -38,7 +39,7 @@ from airy_trio.capture.feed import (
     Value,
 )
 from airy_trio.capture.inspection import inspect_again
-from airy_trio.capture.mapping import FIELDS, Key, Kind, Table, Tables
+from airy_trio.capture.mapping import FIELDS, Key, Table, Tables
 from airy_trio.capture.queries import TEXT_CHARS_MAX, Queries, Subject
 from airy_trio.database import DatabaseRefused, DedicatedConnection
 from airy_trio.database.queries import BoundQuery, Row, Rows

@@ -21,7 +21,8 @@ from attrs import evolve, field, frozen
 
 from airy_trio.capture import wakeup
 from airy_trio.capture.change_log import TABLE
-from airy_trio.capture.mapping import Column, Kind, Table, Tables
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import Column, Table, Tables
 from airy_trio.database import Names, quote_identifier, quote_text
 
 logger = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from attrs import frozen
 
 from airy_trio.capture import postgres_triggers
 from airy_trio.capture.change_log import TABLE
-from airy_trio.capture.mapping import KINDS, Column, Kind, Table, Tables, quoted_name
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import KINDS, Column, Table, Tables, quoted_name
 from airy_trio.capture.postgres_triggers import Trigger
 from airy_trio.database import POSTGRES, Names, quote_identifier, quote_text
 

@@ -12,11 +12,13 @@ from airy_trio.log.event_log import EventLog
 from airy_trio.log.latency import Latencies
 from airy_trio.log.reads import Page
 from airy_trio.log.store import Position, StoredEvent
-from airy_trio.stomp.encoder import EOL, NUL, message_head
+from airy_trio.stomp.encoder import EOL, NUL, header, message_head
 from airy_trio.websocket.frames import text_message
 
 BATCH_BYTES_MAX: Final = 64 * 1024
 BATCH_EVENTS_MAX: Final = 1024
+# A header line of the MESSAGE that completes the current state.
+STATE_COMPLETE: Final = header("state", "complete", None)
 # Shared batches that are remembered. Without a limit, clients at different positions would hold 64 KiB each.
 SHARED_BATCHES_MAX: Final = 64
 
@@ -55,12 +57,8 @@ class Batches:
     def next_batch(self, subscription: Subscription) -> EncodedBatch:
         """Encode, or take from the shared batches, the next batch of a subscription that has work.
 
-        It is of its backlog, if there is one, else after its position. Raises ``LookupError`` if the view has evicted
-        an event after the position.
+        Raises ``LookupError`` if the view has evicted an event after its position.
         """
-        if subscription.backlog:  # the cursor is already beyond it
-            data, offsets, changed_at = self._join(subscription, subscription.backlog)
-            return EncodedBatch(data, offsets, changed_at, subscription.position)
         if not subscription.shareable:
             return self._from_tail(subscription)
         position, view = subscription.position, subscription.view
@@ -78,12 +76,14 @@ class Batches:
     def of_page(self, subscription: Subscription, page: Page) -> EncodedBatch | None:
         """Encode, or take from the shared batches, the next batch of a page of the store; None after its end."""
         position = subscription.position
-        key = (page.destination, subscription.prefix, position.epoch, position.offset, page.upto)
+        key = (page, subscription.prefix, position.offset)
         batch = self._shared.get(key) if subscription.shareable else None
         if batch is None and (events := page.events_after(position.offset)):
-            data, offsets, changed_at = self._join(subscription, events)
-            reached = page.upto if offsets[-1] == events[-1].offset else offsets[-1]
-            batch = EncodedBatch(data, offsets, changed_at, position.at(reached))
+            last = events[-1].offset
+            data, offsets, changed_at = self._join(subscription, events, last if page.completes_state else None)
+            batch = EncodedBatch(
+                data, offsets, changed_at, position.at(page.upto if offsets[-1] == last else offsets[-1])
+            )
             if subscription.shareable:
                 self._share(key, batch)
         return batch
@@ -103,8 +103,13 @@ class Batches:
         last = offsets[-1]
         return EncodedBatch(data, offsets, changed_at, position.at(last), after, prefix, last >= view.last)
 
-    def _join(self, subscription: Subscription, events: Iterable[StoredEvent]) -> tuple[bytes, tuple[int, ...], float]:
-        """Encode the first events up to ``BATCH_BYTES_MAX`` and the room of the ack window, but at least one."""
+    def _join(
+        self, subscription: Subscription, events: Iterable[StoredEvent], completing: int | None = None
+    ) -> tuple[bytes, tuple[int, ...], float]:
+        """Encode the first events up to ``BATCH_BYTES_MAX`` and the room of the ack window, but at least one.
+
+        ``completing``: the offset of the event that completes the current state, if there is one among them.
+        """
         room = BATCH_EVENTS_MAX if subscription.window is None else subscription.window.room
         messages: list[bytes] = []
         offsets: list[int] = []
@@ -114,6 +119,8 @@ class Batches:
         for event in events:
             if len(offsets) >= room:
                 break
+            if event.offset == completing:
+                resume_header += STATE_COMPLETE
             message = text_message(_frame(subscription, event, resume_header))
             size += len(message)
             if offsets and size > BATCH_BYTES_MAX:

@@ -16,7 +16,11 @@ The state of the connection names the only writer of events:
 ``disconnect`` leads to CLOSING from every state. The state belongs to the connection rather than to a subscription:
 two writers on one socket would need a flag for each subscription and a lock for each event.
 
-A subscription *has work* if it is started, its view or its backlog holds an event that was not sent, and its ack
+A subscription is a cursor in one of two phases. With ``state`` set, it reads the current state up to a fixed position,
+in pages of the store, which only the send task does; after that, and without ``state`` from the beginning, it reads
+everything after its position.
+
+A subscription *has work* if it is started, its view or the current state holds an event that was not sent, and its ack
 window has room. A full window does not make a client BEHIND: the next ACK gives the subscription work again, and
 serves it.
 
@@ -47,8 +51,6 @@ These invariants hold; ``tests/delivery/test_invariants.py`` lists the tests and
 
 from array import array
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
@@ -59,8 +61,7 @@ from airy_trio.auth import ANONYMOUS, User
 from airy_trio.delivery.disconnects import DisconnectReason
 from airy_trio.events.destinations import Destination
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.reads import Page
-from airy_trio.log.store import Position, StoredEvent
+from airy_trio.log.store import Position, StateAt
 from airy_trio.log.tail import View
 from airy_trio.options import at_least
 from airy_trio.retry import Backoff
@@ -72,10 +73,13 @@ from airy_trio.websocket.stream import FramedStream
 
 @frozen(kw_only=True)
 class ReplayOptions:
-    """The recent window, for clients that do not send a position (settings, ``[replay]``)."""
+    """The recent window, for clients that do not send a position (settings, ``[replay]``).
+
+    ``events_max``: of the whole log, not of one destination; 0: no limit.
+    """
 
     window_s: float = field(default=120, validator=at_least(0))
-    events_max: int = field(default=1000, validator=at_least(1))
+    events_max: int = field(default=0, validator=at_least(0))
 
 
 class ClientState(Enum):
@@ -257,18 +261,18 @@ class Window:
 class Subscription:
     """A cursor of one client into one view.
 
-    Every event up to ``position`` was sent, is in the ``backlog``, or is not wanted; the backlog is sent before the
-    events after the position. ``number``: counts the subscriptions of the client; its ack ids begin with it.
+    Every event up to ``position`` was sent or is not wanted. ``state``: the current state that is sent first, up to its
+    end; None after that. ``number``: counts the subscriptions of the client; its ack ids begin with it.
     ``prefix``: the bytes that all MESSAGE frames of this subscription begin with. ``window``: None if the client does
     not acknowledge. ``live_after``: the newest offset when it began; deliveries up to it are a replay. ``view``: of
     its destination, since ``attach``. ``started``: the RECEIPT was written. ``resume_header``: a header line for the
     next MESSAGE, or empty.
 
     ``in_step``: the fan-out may give it the batch that another subscription took at the very same position. That is
-    true after a batch of live events, while it has no backlog and needs no acks.
+    true after a batch of live events, while it needs no acks.
 
-    ``page``: of the store, until all of it was sent. ``retry_at``: the store is not read for this subscription before
-    then (Trio's time). ``backoff``: since its last read failed.
+    ``retry_at``: the store is not read for this subscription before then (Trio's time). ``backoff``: since its last
+    read failed.
     """
 
     client: Client
@@ -278,8 +282,7 @@ class Subscription:
     window: Window | None = None
     live_after: int = 0
     view: View = field(init=False)
-    backlog: deque[StoredEvent] | tuple[()] = ()
-    page: Page | None = None
+    state: StateAt | None = None
     resume_header: bytes = b""
     started: bool = False
     in_step: bool = False
@@ -291,39 +294,37 @@ class Subscription:
         """Whether there is an event to send, and the client has room for it."""
         return (
             self.started
-            and (self.view.last > self.position.offset or bool(self.backlog))
+            and (self.view.last > self.position.offset or self.state is not None)
             and (self.window is None or self.window.room > 0)
         )
 
     @property
     def shareable(self) -> bool:
         """Whether its frames are those of every subscription of the view with the same prefix and position."""
-        return self.window is None and not self.resume_header and not self.backlog
+        return self.window is None and not self.resume_header
 
     def attach(self, eventlog: EventLog, destination: Destination) -> None:
         """Become a reader of a destination's view."""
         self.view = eventlog.attach(destination, self)
 
-    def begin_after(self, position: Position, backlog: Iterable[StoredEvent] = (), resume_header: bytes = b"") -> None:
+    def begin_after(self, position: Position, state: StateAt | None = None, resume_header: bytes = b"") -> None:
         """Set where the subscription begins, before it is started."""
         self.position = position
+        self.state = state
         self.resume_header = resume_header
-        self.extend_backlog(backlog)
 
     def start(self) -> None:
         """Let events be sent: the RECEIPT was written."""
         self.started = True
 
-    def extend_backlog(self, events: Iterable[StoredEvent]) -> None:
-        """Add events to be sent before those after the position."""
-        backlog = deque(self.backlog)
-        backlog.extend(events)
-        self.in_step = False
-        self.backlog = backlog or ()  # an empty deque takes 600 bytes, in each of many thousand subscriptions
-
     def skip_to(self, offset: int) -> None:
         """Move the cursor over events of other destinations."""
         self.position = self.position.at(max(self.position.offset, offset))
+        self._leave_state()
+
+    def _leave_state(self) -> None:
+        if self.state is not None and self.position.offset >= self.state.until.offset:
+            self.state = None
 
     def store_answered(self) -> None:
         """Let the next read of the store begin at once."""
@@ -336,15 +337,13 @@ class Subscription:
 
     def commit(self, batch: EncodedBatch) -> None:
         """Move the cursor over a batch that the transport has taken."""
-        if self.backlog:
-            for _ in batch.offsets:
-                self.backlog.popleft()
-            self.backlog = self.backlog or ()
-        elif batch.after is not None:  # one object for all equal prefixes: the fan-out compares them by identity
+        if batch.after is not None:  # one object for all equal prefixes: the fan-out compares them by identity
             self.prefix = batch.prefix
         self.position = batch.position
         self.resume_header = b""
-        self.in_step = self.shareable and self.started and batch.position.offset >= self.live_after
+        self._leave_state()
+        is_live = self.state is None and batch.position.offset >= self.live_after
+        self.in_step = self.shareable and self.started and is_live
         if self.window is not None:
             self.window.sent(batch.offsets)
 

@@ -360,11 +360,9 @@ def acknowledged_position(subscription: Subscription, head: Position) -> Positio
     """
     position, window = subscription.position, subscription.window
     oldest = None if window is None else window.oldest
-    if oldest is None and subscription.backlog:
-        oldest = subscription.backlog[0].offset
     if oldest is not None:
         return position.at(oldest - 1)
-    if position.epoch == head.epoch and subscription.view.last <= position.offset:
+    if subscription.state is None and position.epoch == head.epoch and subscription.view.last <= position.offset:
         return max(position, head)
     return position
 

@@ -21,7 +21,7 @@ from typing import Final, cast
 import trio
 from attrs import define, field, frozen
 
-from airy_trio.delivery.batches import Batches
+from airy_trio.delivery.batches import STATE_COMPLETE, Batches
 from airy_trio.delivery.client import BEHIND, LIVE, Client, EncodedBatch, Subscription
 from airy_trio.delivery.disconnects import POSITION_EXPIRED, reason_after
 from airy_trio.log.event_log import EventLog
@@ -75,7 +75,7 @@ class FanOut:
             client.wake()
             return None
         taken: EncodedBatch | None = None
-        if subscription.backlog or subscription.position.offset >= subscription.view.evicted:
+        if subscription.state is None and subscription.position.offset >= subscription.view.evicted:
             batch = self._batches.next_batch(subscription)
             if client.stream.offer(batch.data, now):
                 self._batches.commit(subscription, batch, now)
@@ -277,7 +277,7 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
         raise PositionExpired(message)
     if not subscription.has_work:
         return False
-    if not subscription.backlog and subscription.position.offset < subscription.view.evicted:
+    if subscription.state is not None or subscription.position.offset < subscription.view.evicted:
         return await _serve_page(subscription, eventlog, batches)
     await _send_one(subscription, eventlog, batches)
     return True
@@ -286,24 +286,23 @@ async def _serve(subscription: Subscription, eventlog: EventLog, batches: Batche
 async def _serve_page(subscription: Subscription, eventlog: EventLog, batches: Batches) -> bool:
     """Send the next page of the store; False if the store is unavailable, and read again later.
 
-    The subscription keeps the page until it was sent, because its ack window may be smaller.
+    The page belongs to this call: a client whose ack window is full keeps none in memory.
     """
-    if subscription.page is None:
-        if trio.current_time() < subscription.retry_at:
-            return False
-        try:
-            subscription.page = await eventlog.page(
-                subscription.position, subscription.view.destination, address=subscription.client.peer or ""
-            )
-        except StoreUnavailable:
-            subscription.store_failed(trio.current_time())
-            return False
-        subscription.store_answered()
-    page = subscription.page
+    if trio.current_time() < subscription.retry_at:
+        return False
+    try:
+        page = await eventlog.page(
+            subscription.position,
+            subscription.view.destination,
+            subscription.state,
+            address=subscription.client.peer or "",
+        )
+    except StoreUnavailable:
+        subscription.store_failed(trio.current_time())
+        return False
+    subscription.store_answered()
     while await _send_one(subscription, eventlog, batches, page):
         pass
-    if subscription.position.offset >= page.upto:
-        subscription.page = None
     return True
 
 
@@ -316,12 +315,14 @@ async def _send_one(subscription: Subscription, eventlog: EventLog, batches: Bat
             return False
         if page is not None:
             batch = batches.of_page(subscription, page)
-        elif subscription.backlog or subscription.position.offset >= subscription.view.evicted:
+        elif subscription.position.offset >= subscription.view.evicted:
             batch = batches.next_batch(subscription)
         else:
             batch = None
         if batch is None:
             if page is not None:
+                if page.completes_state:  # its last event has changed or ended since the page before it was read
+                    subscription.resume_header += STATE_COMPLETE
                 subscription.skip_to(page.upto)
             return False
         # Committed first: `push` hands the whole batch to the transport before it waits, even if it is cancelled.
@@ -342,8 +343,8 @@ def _may_send(subscription: Subscription, eventlog: EventLog) -> bool:
 
 def _has_expired(subscription: Subscription, floor: Position) -> bool:
     """Whether the next event is not in memory, nor retained by the store, which has everything after ``floor``."""
-    position, view, page = subscription.position, subscription.view, subscription.page
-    reached = position if page is None else position.at(max(position.offset, page.upto))
+    position, view = subscription.position, subscription.view
+    reached = position if subscription.state is None else subscription.state.until
     if reached.epoch != floor.epoch or reached.offset >= view.last:
         return False
     return reached < floor and reached.offset < view.evicted

@@ -1,9 +1,9 @@
-"""Where a subscription starts: the verdict on the position that a client sends, or the recent window without one.
+"""Where a subscription starts: after the position that a client sends, or with the replay that it asks for.
 
 Wire contract, "Positions and resuming". Reads the log; sends nothing.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
@@ -11,15 +11,14 @@ import trio
 from attrs import frozen
 
 from airy_trio.delivery.client import ReplayOptions
+from airy_trio.events.destinations import types_of
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.event_log import EventLog
-from airy_trio.log.store import Position, StoredEvent, StoreUnavailable
+from airy_trio.log.store import Position, PositionExpired, StateAt, StoreUnavailable
 from airy_trio.log.tail import View
 from airy_trio.retry import Backoff
 
 T = TypeVar("T")
-
-# Of bodies in a recent window: a thousand events of 4 KiB. Each subscription holds its window until it was sent.
-RECENT_BYTES_MAX: Final = 4 * 1024 * 1024
 
 # The values of the header ``resume``.
 LIVE: Final = "live"
@@ -30,7 +29,7 @@ RESET_EPOCH: Final = "reset-epoch"
 
 @frozen
 class StartRequest:
-    """Where a SUBSCRIBE asks to start: after ``last_event_id``, else according to ``replay`` (none, all, None).
+    """Where a SUBSCRIBE asks to start: after ``last_event_id``, else by ``replay`` (one of ``stomp.frames.REPLAYS``).
 
     ``last_event_id``: as the client sent it. ``address``: for the fair sharing of reads of the store.
     """
@@ -42,14 +41,30 @@ class StartRequest:
 
 @frozen
 class Start:
-    """Where a subscription starts: with the ``backlog``, then everything after ``position``.
+    """Where a subscription starts: with the current state after ``position`` if there is one, then everything after it.
 
-    ``resume``: the header of the same name.
+    ``resume``: the header of the same name. ``whole``: whether the replay has all that was asked for; None if no state
+    was asked for. ``until``: the end of the current state. ``missing``: the types that it does not have completely.
     """
 
     position: Position
     resume: str
-    backlog: Sequence[StoredEvent] = ()
+    state: StateAt | None = None
+    whole: bool | None = None
+    until: Position | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers of the RECEIPT."""
+        found = [("position", str(self.position)), ("resume", self.resume)]
+        if self.whole is not None:
+            found.append(("state", "current" if self.whole else "partial"))
+        if self.until is not None:
+            found.append(("until", str(self.until)))
+        if self.missing:
+            found.append(("state-missing", ",".join(self.missing)))
+        return tuple(found)
 
 
 async def start(eventlog: EventLog, view: View, request: StartRequest, options: ReplayOptions) -> Start:
@@ -66,12 +81,10 @@ def start_at_once(eventlog: EventLog, view: View, request: StartRequest, options
         return Start(position, RESUMED)
     if request.replay == "none":
         return Start(eventlog.head, LIVE)
-    if request.replay == "all":
+    if request.replay in ("all", "current"):
         return None
-    found = eventlog.recent_in_tail(
-        view.destination, age_s=options.window_s, limit=options.events_max, bytes_max=RECENT_BYTES_MAX
-    )
-    return None if found is None else Start(found[0], LIVE, found[1])
+    since = eventlog.since_in_tail(options.window_s)
+    return None if since is None else _recent(eventlog, since, LIVE, options)
 
 
 async def until_available(ask: Callable[[], Awaitable[T]]) -> T:
@@ -94,17 +107,36 @@ async def _start(eventlog: EventLog, view: View, request: StartRequest, options:
         resume = await _verdict(eventlog, view, position, request.address)
         if position is not None and resume == RESUMED:
             return Start(position, resume)
-    elif request.replay == "all":
+    if request.replay == "current":
+        return await _current(eventlog, view, resume, request.address)
+    if request.replay == "all" and resume == LIVE:
         async with eventlog.gate.place(request.address):
             return Start(await eventlog.floor(), resume)
-    head, backlog = await eventlog.recent(
-        view.destination,
-        age_s=options.window_s,
-        limit=options.events_max,
-        bytes_max=RECENT_BYTES_MAX,
-        address=request.address,
-    )
-    return Start(head, resume, backlog)
+    return _recent(eventlog, await eventlog.since(options.window_s, address=request.address), resume, options)
+
+
+def _recent(eventlog: EventLog, since: Position, resume: str, options: ReplayOptions) -> Start:
+    """Start where the recent window begins, or later if it would have more than ``events_max`` events."""
+    begin = max(since.offset, eventlog.head.offset - options.events_max) if options.events_max else since.offset
+    return Start(since.at(begin), resume, whole=False if begin > since.offset else None)
+
+
+async def _current(eventlog: EventLog, view: View, resume: str, address: str) -> Start:
+    """Start with the current state. Its first page is read now, so that the RECEIPT can say that there is none."""
+    while True:
+        found = await eventlog.current_state(address=address)
+        types = STATE_TYPES if found.types is None else found.types
+        missing = tuple(sorted(types & types_of(view.destination) - found.whole))
+        begin, state = found.until.at(0), found.at
+        if state is not None:
+            try:
+                page = await eventlog.page(begin, view.destination, state, address=address)
+            except PositionExpired:  # another epoch or generation has begun
+                eventlog.forget_state(state)
+                continue
+            if page.completes_state and not page.events:
+                state = None
+        return Start(found.until if state is None else begin, resume, state, not missing, found.until, missing)
 
 
 async def _verdict(eventlog: EventLog, view: View, position: Position | None, address: str) -> str:

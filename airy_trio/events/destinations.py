@@ -10,9 +10,10 @@ from urllib.parse import quote, unquote_to_bytes
 
 from attrs import frozen
 
-from airy_trio.events.models import TYPES
+from airy_trio.events.models import TYPES, ChannelUpdated, TagDeleted, TagUpdated
 
 ROOT = "/events"
+_WITHOUT_CHANNEL: Final = frozenset({TagUpdated.type, TagDeleted.type})
 REMEMBERED_MAX: Final = 4096
 """Pairs of type and channel whose destinations are cached."""
 
@@ -159,6 +160,23 @@ def covers(destination: Destination, event: Addressed) -> bool:
             return event.conversation_id == id_
         case Within(destination=wider, channels=channels):
             return event.channel_id in channels and covers(wider, event)
+        case _:
+            assert_never(destination)
+
+
+def types_of(destination: Destination) -> frozenset[str]:
+    """Return the types of the events that a destination may have."""
+    match destination:
+        case Everything():
+            return frozenset(TYPES)
+        case OfType(type=type_):
+            return frozenset({type_})
+        case OfChannel():
+            return frozenset(TYPES) - _WITHOUT_CHANNEL
+        case OfConversation():
+            return frozenset(TYPES) - _WITHOUT_CHANNEL - {ChannelUpdated.type}
+        case Within(destination=wider):
+            return types_of(wider) - _WITHOUT_CHANNEL
         case _:
             assert_never(destination)
 

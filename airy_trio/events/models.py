@@ -12,6 +12,21 @@ Json = NewType("Json", str)
 """Text that a strict parser has accepted as one JSON value."""
 
 
+def message_object(id_: str) -> str:
+    """Return the identity of a message: equal for all of its events."""
+    return f"message:{id_}"
+
+
+def channel_object(id_: str) -> str:
+    """Return the identity of a channel."""
+    return f"channel:{id_}"
+
+
+def tag_object(id_: str) -> str:
+    """Return the identity of a tag."""
+    return f"tag:{id_}"
+
+
 class _MessageFields(NamedTuple):
     id: str
     conversation_id: str
@@ -36,7 +51,7 @@ class MessageUpdated(_MessageFields):
     @property
     def object(self) -> str:
         """The identity of the object: equal for all of its events."""
-        return f"message:{self.id}"
+        return message_object(self.id)
 
 
 @frozen(kw_only=True)
@@ -52,7 +67,7 @@ class MessageDeleted:
     @property
     def object(self) -> str:
         """The identity of the message, as in its updates."""
-        return f"message:{self.id}"
+        return message_object(self.id)
 
 
 @frozen(kw_only=True)
@@ -97,7 +112,7 @@ class ChannelUpdated:
     @property
     def object(self) -> str:
         """The identity of the channel."""
-        return f"channel:{self.id}"
+        return channel_object(self.id)
 
 
 @frozen(kw_only=True)
@@ -116,7 +131,7 @@ class TagUpdated:
     @property
     def object(self) -> str:
         """The identity of the tag."""
-        return f"tag:{self.id}"
+        return tag_object(self.id)
 
 
 @frozen(kw_only=True)
@@ -133,7 +148,7 @@ class TagDeleted:
     @property
     def object(self) -> str:
         """The identity of the tag, as in its updates."""
-        return f"tag:{self.id}"
+        return tag_object(self.id)
 
 
 Event = MessageUpdated | MessageDeleted | MetadataUpdated | ChannelUpdated | TagUpdated | TagDeleted
@@ -148,3 +163,8 @@ TYPES: tuple[str, ...] = (
     TagDeleted.type,
 )
 """The names of the types in the wire contract."""
+
+STATE_TYPES: frozenset[str] = frozenset(
+    {MessageUpdated.type, MetadataUpdated.type, ChannelUpdated.type, TagUpdated.type}
+)
+"""The types whose newest event is the state of an object."""

@@ -16,6 +16,7 @@ from airy_trio.capture.feed import (
     ChangedObject,
     Channel,
     ChannelGone,
+    Gone,
     Message,
     MessageGone,
     Metadata,
@@ -35,6 +36,9 @@ from airy_trio.events.models import (
     MetadataUpdated,
     TagDeleted,
     TagUpdated,
+    channel_object,
+    message_object,
+    tag_object,
 )
 from airy_trio.events.values import RowFault, UnfitValueError, instant, printable, wire_time
 
@@ -53,22 +57,29 @@ class Translation:
     """The events in the order of their objects, and the faults of skipped rows.
 
     ``misfits``: the number of metadata values that became strings because they did not fit their ``value_type``.
+    ``ended``: objects that no longer exist, by the type of their updates, whether or not that is an event.
     """
 
     events: tuple[Event, ...]
     faults: tuple[RowFault, ...]
     misfits: int
+    ended: tuple[tuple[str, str], ...] = ()
 
 
 def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Translation:
     """Make an event or a fault of each object. Deletes are left out unless ``options.deletes`` is set."""
     events: list[Event] = []
     faults: list[RowFault] = []
+    ended: list[tuple[str, str]] = []
     misfits = 0
     for changed in objects:
         try:
+            if isinstance(changed, MessageGone | ChannelGone | TagGone):
+                ended.append(_ended(changed))  # before the event, which may have a fault or be left out
             if isinstance(changed, Metadata):
                 event, nested = _metadata(changed)
+                if not changed.entries:
+                    ended.append((event.type, event.object))
                 events.append(event)
                 faults.extend(nested.faults)
                 misfits += nested.misfits
@@ -78,7 +89,7 @@ def translate(objects: Iterable[ChangedObject], options: EventsOptions) -> Trans
                 events.append(found)
         except UnfitValueError as error:
             faults.append(_fault(changed, str(error)))
-    return Translation(events=tuple(events), faults=tuple(faults), misfits=misfits)
+    return Translation(events=tuple(events), faults=tuple(faults), misfits=misfits, ended=tuple(ended))
 
 
 def _event(
@@ -106,6 +117,19 @@ def _event(
             return TagDeleted(id=values.identity(changed.id, "id")) if options.deletes else None
         case _:
             assert_never(changed)
+
+
+def _ended(gone: Gone) -> tuple[str, str]:
+    id_ = values.identity(gone.id, "id")
+    match gone:
+        case MessageGone():
+            return MessageUpdated.type, message_object(id_)
+        case ChannelGone():
+            return ChannelUpdated.type, channel_object(id_)
+        case TagGone():
+            return TagUpdated.type, tag_object(id_)
+        case _:
+            assert_never(gone)
 
 
 def _message(row: Message) -> MessageUpdated:

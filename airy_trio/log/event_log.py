@@ -34,6 +34,7 @@ import structlog
 import trio
 
 from airy_trio.events.destinations import Destination, OfConversation
+from airy_trio.log.current import CurrentState
 from airy_trio.log.latency import Arrivals, Latencies, StoreClock
 from airy_trio.log.options import LogOptions
 from airy_trio.log.reads import READS_MAX, Gate, Page, Reads
@@ -44,6 +45,8 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoredEvent,
     StoreUnavailable,
     is_all,
@@ -62,6 +65,8 @@ BOUNDS_AGE_S: Final = 5.0
 """Maximum age of the cached bounds while events arrive. Refreshing them also resynchronises the store's clock."""
 LAG_EVERY_S: Final = 1.0
 """Between two reads of the store's head, by which the lag of ``follow`` is measured."""
+STATE_AGE_S: Final = 1.0
+"""Clients that ask for the current state within this time get the same one."""
 _APPEND = attrgetter("appended_at_ms", "age_ms")  # equal for all events of one append
 
 logger = structlog.get_logger(__name__)
@@ -91,7 +96,9 @@ class EventLog:
         self.gate = Gate(READS_MAX)
         """Limits reads on behalf of clients. Every read of the store that a client causes takes a place in it."""
         self._reads = Reads(store)
-        self._pages_being_read: dict[tuple[Position, Destination], trio.Event] = {}  # set when the read has ended
+        # Each is set when the read has ended.
+        self._pages_being_read: dict[tuple[Position, Destination, StateAt | None], trio.Event] = {}
+        self._state: tuple[float, CurrentState] | None = None  # and when it was read, in Trio's time
         self._arrivals = Arrivals()
         self.appending = Latencies()
         """How long the store takes for an append."""
@@ -145,7 +152,7 @@ class EventLog:
             await self._start(await self._bounds())
             await self._read_on()
 
-    async def append(
+    async def append(  # noqa: PLR0913 - those of ``EventStore.append``, and one
         self,
         expected: Position,
         events: Sequence[NewEvent],
@@ -153,6 +160,7 @@ class EventLog:
         *,
         replaces: str | None = None,
         changed_at: float | None = None,
+        state: StateChange | None = None,
     ) -> Position:
         """Append after ``expected`` with the resume point, wake the readers, and return the new head.
 
@@ -170,7 +178,7 @@ class EventLog:
             events = [NewEvent._make((*event[:-1], age_ms)) for event in events]
         ended = self._append_ended = trio.Event()
         try:
-            stored = await self.store.append(expected, events, resume_point, replaces=replaces)
+            stored = await self.store.append(expected, events, resume_point, replaces=replaces, state=state)
             self.appending.observe(trio.current_time() - begun_at)
             self._take(expected.epoch, stored, changed_at)
         except StoreUnavailable:
@@ -260,14 +268,16 @@ class EventLog:
         grown, self._grown = frozenset(self._grown), set()
         return grown
 
-    async def page(self, after: Position, destination: Destination, *, address: str = "") -> Page:
-        """Return the next events of a destination in the store, for a client at ``address``.
+    async def page(
+        self, after: Position, destination: Destination, state: StateAt | None = None, *, address: str = ""
+    ) -> Page:
+        """Return the next events of a destination in the store, or in the current state, for a client at ``address``.
 
         A client that asks for what another one is reading gets the same page. Raises ``PositionExpired`` and
         ``StoreUnavailable``.
         """
-        key = after, destination
-        page = self._reads.page(after, self.head, destination)
+        key = after, destination, state
+        page = self._reads.page(after, self.head, destination, state)
         if page is not None:
             return page
         # A client waits for the read of another one only with a place of its own: else it would wait in the other's
@@ -277,37 +287,61 @@ class EventLog:
                 await other.wait()
             ended = self._pages_being_read[key] = trio.Event()
             try:
-                return await self._reads.read(after, self.head, destination)
+                return await self._reads.read(after, self.head, destination, state)
             finally:
                 del self._pages_being_read[key]
                 ended.set()
 
-    async def recent(
-        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int, address: str = ""
-    ) -> tuple[Position, Sequence[StoredEvent]]:
-        """Return the newest event of each object of a destination, and the position after which live events continue.
+    async def since(self, age_s: float, *, address: str = "") -> Position:
+        """Return the position after which all retained events are at most ``age_s`` old.
 
-        If the tail does not reach back far enough, the store is read, for a client at ``address``. Raises
+        If the tail does not reach back far enough, the store is asked, for a client at ``address``. Raises
         ``StoreUnavailable`` if that fails.
         """
         while True:
-            found = self.recent_in_tail(destination, age_s=age_s, limit=limit, bytes_max=bytes_max)
+            found = self.since_in_tail(age_s)
             if found is not None:
                 return found
-            head = self.head
             async with self.gate.place(address):
-                try:
-                    return head, await self.store.recent(head, age_s, limit, destination, bytes_max=bytes_max)
-                except PositionExpired:  # an epoch has begun; after this the tail is in it
-                    await self.catch_up()
+                position = await self.store.since(age_s)
+            if position.epoch == self.epoch:
+                return min(position, self.head)  # another node may have appended events that this one has not read
+            await self.catch_up()
 
-    def recent_in_tail(
-        self, destination: Destination, *, age_s: float, limit: int, bytes_max: int
-    ) -> tuple[Position, Sequence[StoredEvent]] | None:
-        """Return what ``recent`` returns if the tail reaches back far enough; None if the store must be asked."""
-        since_ms = self._clock.ms_before(age_s)
-        found = self._tail.recent(destination, since_ms=since_ms, limit=limit, bytes_max=bytes_max)
-        return None if found is None else (self.head, found)
+    def since_in_tail(self, age_s: float) -> Position | None:
+        """Return what ``since`` returns if the tail reaches back far enough; None if the store must be asked."""
+        offset = self._tail.since(self._clock.ms_before(age_s))
+        return None if offset is None else self.head.at(offset)
+
+    async def current_state(self, *, address: str = "") -> CurrentState:
+        """Return the current state as of at most ``STATE_AGE_S`` ago, for a client at ``address``.
+
+        Clients that come together get the same one, so that they read the same pages. Raises ``StoreUnavailable``.
+        """
+        while (found := self._known_state()) is None:
+            async with self.gate.place(address):
+                if self._known_state() is None:
+                    bounds = await self._bounds()
+                    if bounds.epoch == self.epoch:
+                        # This node may not have read the newest events yet; those are sent after the state.
+                        state = CurrentState.of(bounds, min(bounds.head, self.head))
+                        self._state = trio.current_time(), state
+                        continue
+            if self._known_state() is None:
+                await self.catch_up()
+        return found
+
+    def forget_state(self, state: StateAt) -> None:
+        """Ask the store again: this state is gone."""
+        if self._state is not None and self._state[1].at == state:
+            self._state = None
+
+    def _known_state(self) -> CurrentState | None:
+        if self._state is None:
+            return None
+        read_at, found = self._state
+        fresh = trio.current_time() < read_at + STATE_AGE_S and found.until.epoch == self.epoch
+        return found if fresh else None
 
     async def channels_of(self, conversation: OfConversation, *, address: str = "") -> frozenset[str]:
         """Return the channel of a conversation's newest event; empty if there is no such event, or it has no channel.
@@ -317,16 +351,17 @@ class EventLog:
         """
         while True:
             since_ms = self._clock.ms_before(self.retain_s)
-            found = self._tail.recent(conversation, since_ms=since_ms, limit=1, bytes_max=1)
-            if found is None:
+            newest = self._tail.newest_of(conversation)
+            if newest is None and not self._tail.reaches_back_to(since_ms):
                 async with self.gate.place(address):
                     try:
-                        found = await self._reads.newest(self.head, self.retain_s, conversation)
+                        newest = await self._reads.newest(self.head, conversation)
                     except PositionExpired:  # an epoch has begun; after this the tail is in it
                         await self.catch_up()
                         continue
-            retained = [event for event in found if event.appended_at_ms >= since_ms]
-            return frozenset(event.channel_id for event in retained if event.channel_id is not None)
+            if newest is None or newest.channel_id is None or newest.appended_at_ms < since_ms:
+                return frozenset()
+            return frozenset({newest.channel_id})
 
     async def floor(self) -> Position:
         """Return the oldest position after which all events are retained, in the ``head``'s epoch.

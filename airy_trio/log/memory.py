@@ -1,8 +1,10 @@
 """The event store in the memory of this process: for one node, and empty after each restart."""
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
+from operator import attrgetter
 
 import trio
 from attrs import define
@@ -16,9 +18,11 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoredEvent,
+    StoredState,
     new_epoch,
-    newest_of_each,
     stored_after,
     up_to_bytes,
 )
@@ -46,6 +50,10 @@ class MemoryStore:
         self._trimmed = 0
         self._appended_at_ms = 0
         self._resume_point: str | None = None
+        self._state: StoredState | None = None
+        self._kept: dict[int, StoredEvent] = {}  # the current state by offset
+        self._kept_offsets: list[int] = []  # ascending; some are no longer in ``_kept``
+        self._kept_at: dict[str, int] = {}  # the offset of each object
         self._durables: dict[tuple[str, str], _Durable] = {}
         self._changed = trio.Event()
 
@@ -55,7 +63,13 @@ class MemoryStore:
         return self._bounds()
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
         await trio.lowlevel.checkpoint()
@@ -67,6 +81,10 @@ class MemoryStore:
         stored = stored_after(expected, events, now_ms)
         self._events += stored
         self._resume_point = resume_point
+        if state is None:
+            self._state = None
+        else:
+            self._change_state(state, stored)
         if stored:
             self._wake()
         return stored
@@ -83,26 +101,42 @@ class MemoryStore:
         belonging = (event for event in following if covers(wanted, event))
         return list(up_to_bytes(islice(belonging, limit), bytes_max))
 
-    async def recent(
+    async def current(
         self,
-        until: Position,
-        age_s: float,
+        state: StateAt,
+        after: Position,
         limit: int,
         destination: Destination | None = None,
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.recent``."""
+        """See ``EventStore.current``."""
+        await trio.lowlevel.checkpoint()
+        if state.until.epoch != self._epoch or self._state is None or self._state.generation != state.generation:
+            message = f"the state {state.generation} up to {state.until} is gone"
+            raise PositionExpired(message)
+        wanted = EVERYTHING if destination is None else destination
+        start = bisect_right(self._kept_offsets, after.offset)
+        offsets = takewhile(lambda offset: offset <= state.until.offset, islice(self._kept_offsets, start, None))
+        events = (self._kept[offset] for offset in offsets if offset in self._kept)
+        return list(up_to_bytes(islice((event for event in events if covers(wanted, event)), limit), bytes_max))
+
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        """See ``EventStore.newest``."""
         await trio.lowlevel.checkpoint()
         if until.epoch != self._epoch:
             message = f"{until} is not of epoch {self._epoch}"
             raise PositionExpired(message)
-        wanted = EVERYTHING if destination is None else destination
+        newest_first = reversed(range(min(until.offset - self._trimmed, len(self._events))))
+        until_now = map(self._events.__getitem__, newest_first)
+        return next((event for event in until_now if covers(destination, event)), None)
+
+    async def since(self, age_s: float) -> Position:
+        """See ``EventStore.since``."""
+        await trio.lowlevel.checkpoint()
         since_ms = self._now_ms() - age_s * 1000
-        until_now = map(self._events.__getitem__, reversed(range(min(until.offset - self._trimmed, len(self._events)))))
-        young = takewhile(lambda event: event.appended_at_ms >= since_ms, until_now)
-        newest = newest_of_each(event for event in young if covers(wanted, event))
-        return list(up_to_bytes(islice(newest, limit), bytes_max))[::-1]
+        older = bisect_left(self._events, since_ms, key=attrgetter("appended_at_ms"))
+        return Position(self._epoch, self._trimmed + older)
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
@@ -117,6 +151,7 @@ class MemoryStore:
         self._events.clear()
         self._trimmed = 0
         self._resume_point = resume_point
+        self._state = None
         self._wake()
         return self._bounds()
 
@@ -182,7 +217,32 @@ class MemoryStore:
             first=self._trimmed + 1,
             last=self._trimmed + len(self._events),
             now_ms=self._now_ms(),
+            state=self._state,
         )
+
+    def _change_state(self, change: StateChange, stored: Sequence[StoredEvent]) -> None:
+        if self._state is None or self._state.generation != change.generation:
+            self._kept.clear()
+            self._kept_offsets.clear()
+            self._kept_at.clear()
+        self._state = StoredState(change.generation, change.marks)
+        for type_, upto in change.swept.items():
+            for event in [one for one in self._kept.values() if one.type == type_ and one.offset <= upto]:
+                self._end(event.object)
+        for event in (stored[index] for index in change.kept):
+            self._end(event.object)
+            self._kept[event.offset] = event
+            self._kept_offsets.append(event.offset)
+            self._kept_at[event.object] = event.offset
+        for object_ in change.ended:
+            self._end(object_)
+        if len(self._kept_offsets) > 2 * len(self._kept) + 1000:
+            self._kept_offsets = list(self._kept)
+
+    def _end(self, object_: str) -> None:
+        offset = self._kept_at.pop(object_, None)
+        if offset is not None:
+            del self._kept[offset]
 
     def _check_head(self, expected: Position) -> None:
         head = self._bounds().head

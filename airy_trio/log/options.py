@@ -6,14 +6,15 @@ A store is one of ours or comes from an installed package. A package names the f
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from airy_trio.database import POSTGRES, POSTGRES_DRIVERS, SQLITE, SQLITE_DRIVERS, canonical_url, sqlite_path
 from airy_trio.errors import SettingsError
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.log.store import OpenEventStore
-from airy_trio.options import at_least, matching
+from airy_trio.options import NotAllowedError, at_least, matching
 
 
 @frozen(kw_only=True)
@@ -47,12 +48,19 @@ STORE_WORDS: Final = ", ".join(f'"{name}"' for name in BUILT_IN) + " or the name
 GROUP: Final = "airy_trio.event_stores"
 
 
+def _check_kept(_instance: object, option: "Attribute[Any]", types: list[str]) -> None:
+    """Raise ``NotAllowedError`` unless each is a type of events that has the state of an object."""
+    if not STATE_TYPES.issuperset(types):
+        raise NotAllowedError(option.name, "a list of " + ", ".join(f'"{type_}"' for type_ in sorted(STATE_TYPES)))
+
+
 @frozen(kw_only=True)
 class LogOptions:
     """Where events are stored, for how long, and how many of the newest stay in memory (settings, ``[log]``).
 
     ``retain_durables_s``: for how long the position of an unused durable subscription is retained; at least
     ``retain_s``. Much longer by default, so that a client that returns late learns that events are gone.
+    ``keep_current``: the types of which the newest event of each object is kept for as long as the object exists.
     """
 
     store: str = field(default="sql", validator=matching(r"[a-z][a-z0-9_.-]{0,40}", STORE_WORDS))
@@ -60,6 +68,7 @@ class LogOptions:
     retain_s: float = field(default=86400, validator=at_least(1))
     retain_events: int = field(default=1_000_000, validator=at_least(1))
     retain_durables_s: float = field(default=31_536_000, validator=at_least(1))
+    keep_current: list[str] = field(factory=lambda: ["channel.updated", "tag.updated"], validator=_check_kept)
     tail_events: int = field(default=20_000, validator=at_least(1))
     tail_bytes: int = field(default=16 * 1024 * 1024, validator=at_least(1))
 

@@ -29,7 +29,7 @@ import trio
 from attrs import frozen
 
 from airy_trio.events.destinations import Destination
-from airy_trio.log.store import EventStore, Position, PositionExpired, StoredEvent, is_all
+from airy_trio.log.store import EventStore, Position, PositionExpired, StateAt, StoredEvent, is_all
 
 READS_MAX: Final = 2
 """Reads for clients under way at once."""
@@ -86,12 +86,18 @@ class Gate:
 
 @frozen(eq=False)
 class Page:
-    """All events of one destination after a position and up to the offset ``upto``."""
+    """All events of one destination after a position and up to the offset ``upto``, or those of a current state."""
 
     destination: Destination
     after: Position
     upto: int
     events: tuple[StoredEvent, ...] = ()
+    state: StateAt | None = None
+
+    @property
+    def completes_state(self) -> bool:
+        """Return whether it is the last page of a current state."""
+        return self.state is not None and self.upto >= self.state.until.offset
 
     def covers(self, position: Position) -> bool:
         """Return whether no event is missing between a position and the end of the page."""
@@ -104,10 +110,10 @@ class Page:
 
 @frozen
 class _Newest:
-    """The newest event of one destination up to a position, without its body; empty if there is none."""
+    """The newest event of one destination up to a position, without its body; None if there is none."""
 
     upto: Position
-    events: Sequence[StoredEvent]
+    event: StoredEvent | None
 
 
 class Reads:
@@ -124,23 +130,48 @@ class Reads:
         self._known: OrderedDict[Destination, Page] = OrderedDict()
         self._newest: OrderedDict[Destination, _Newest] = OrderedDict()
 
-    def page(self, after: Position, head: Position, destination: Destination) -> Page | None:
+    def page(
+        self, after: Position, head: Position, destination: Destination, state: StateAt | None = None
+    ) -> Page | None:
         """Return a retained page that continues after a position of the ``head``'s epoch; None if there is none."""
         for page in self._pages:
-            if page.upto > after.offset and page.covers(after) and page.destination == destination:
+            if (
+                page.upto > after.offset
+                and page.covers(after)
+                and page.destination == destination
+                and page.state == state
+            ):
                 return page if after.epoch == head.epoch else None
         return None
 
-    async def read(self, after: Position, head: Position, destination: Destination) -> Page:
+    async def read(
+        self, after: Position, head: Position, destination: Destination, state: StateAt | None = None
+    ) -> Page:
         """Return the next page after a position, at most up to ``head``. Raises what ``EventStore.read`` raises.
 
-        ``head``: a position that the store has reached.
+        ``head``: a position that the store has reached. ``state``: read the current state instead.
         """
-        page = self.page(after, head, destination)
+        page = self.page(after, head, destination, state)
         if page is None:
-            page = await self._read(after, head, destination)
+            if state is None:
+                page = await self._read(after, head, destination)
+            else:
+                page = await self._read_state(after, destination, state)
             self._pages.append(page)
         return page
+
+    async def _read_state(self, after: Position, destination: Destination, state: StateAt) -> Page:
+        """Read one event more than a page has, so that the last event of the state is known to be the last."""
+        limit = self._events_max + 1
+        found = list(await self._store.current(state, after, limit, destination, bytes_max=self._bytes_max))
+        upto = state.until.offset
+        if not is_all(found, limit, self._bytes_max):
+            if len(found) > 1:
+                del found[-1]
+                upto = found[-1].offset
+            elif await self._store.current(state, after.at(found[0].offset), 1, destination, bytes_max=1):
+                upto = found[0].offset
+        return Page(destination, after, upto, tuple(found), state)
 
     async def _read(self, after: Position, head: Position, destination: Destination) -> Page:
         if after.epoch != head.epoch:
@@ -166,26 +197,25 @@ class Reads:
                 upto = new[-1].offset
         return Page(destination, after, upto, found)
 
-    async def newest(self, head: Position, age_s: float, destination: Destination) -> Sequence[StoredEvent]:
-        """Return the newest event of a destination, without its body; empty if there is none at most ``age_s`` old.
+    async def newest(self, head: Position, destination: Destination) -> StoredEvent | None:
+        """Return the newest event of a destination, without its body; None if there is none.
 
         Only the first call for a destination makes a store without an index scan its log from the end. Later calls scan
-        what was appended since. A remembered event may be older than ``age_s``, or trimmed. Raises what
-        ``EventStore.recent`` does.
+        what was appended since. A remembered event may have been trimmed. Raises what ``EventStore.newest`` does.
 
         ``head``: a position that the store has reached.
         """
         known = self._newest.get(destination)
         if known is None or await self._has_grown(known.upto, head, destination):
-            found = await self._store.recent(head, age_s, 1, destination, bytes_max=1)
-            known = _Newest(head, tuple(event._replace(body=b"") for event in found))
+            found = await self._store.newest(head, destination)
+            known = _Newest(head, None if found is None else found._replace(body=b""))
         elif known.upto < head:
-            known = _Newest(head, known.events)
+            known = _Newest(head, known.event)
         self._newest[destination] = known
         self._newest.move_to_end(destination)
         if len(self._newest) > REMEMBERED_MAX:
             self._newest.popitem(last=False)
-        return known.events
+        return known.event
 
     async def _has_grown(self, after: Position, head: Position, destination: Destination) -> bool:
         """Return whether a destination has an event after a position, or may have because the position is gone."""

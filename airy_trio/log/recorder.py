@@ -34,6 +34,7 @@ from airy_trio.errors import Unavailable
 from airy_trio.events.codec import EventTooLargeError, encode
 from airy_trio.events.models import TYPES
 from airy_trio.events.translate import EventsOptions, RowFault, translate
+from airy_trio.log.current import StateOptions, StateRecorder
 from airy_trio.log.event_log import EventLog
 from airy_trio.log.leadership import Consumption, ForeignConsumerError, ForeignLogError
 from airy_trio.log.store import NewEvent, Position, StaleAppend
@@ -73,6 +74,7 @@ class RecorderOptions:
 
     ``batch_rows_max``: rows of the change log in a batch. ``body_bytes_max``: bytes of one body. ``store``,
     ``shareable``: see ``Consumption``. ``standby``: leave recording to the process that only records, if it is alive.
+    ``state``: what is kept in the current state.
     """
 
     batch_rows_max: int
@@ -81,6 +83,7 @@ class RecorderOptions:
     store: str
     shareable: bool = False
     standby: bool = False
+    state: StateOptions = field(factory=StateOptions)
 
 
 class Recorder:
@@ -94,6 +97,7 @@ class Recorder:
         self._options = options
         self._consumption = Consumption(feed, log, options.store, shareable=options.shareable)
         self._rows = BatchRows(options.batch_rows_max)
+        self._state = StateRecorder(options.state)
         self._counts = Counter({"events": 0, "changes": 0, "faults": 0, "misfits": 0})
         self._types = Counter(dict.fromkeys(TYPES, 0))
         self._behind_since: float | None = None
@@ -160,6 +164,8 @@ class Recorder:
             await self._acquire_lease(starting)
         offer_at = trio.current_time() + STANDBY_TERM_S if self._options.standby else inf
         head, point = await self._consumption.start_point()
+        bounds = await self._log.store.bounds()
+        self._state.begin(bounds if bounds.head == head else None)
         self.recorded = point
         while True:
             self._mark_behind()
@@ -234,7 +240,10 @@ class Recorder:
             self.ahead.begin(reached, self._rows.limit)
         if batch.changes:
             changed_at = None if batch.age_s is None else requested_at - batch.age_s
-            head = await self._log.append(head, translated.events, reached, replaces=recorded, changed_at=changed_at)
+            state = self._state.change(head.offset, translated.events, translated.ended, batch.backfills)
+            head = await self._log.append(
+                head, translated.events, reached, replaces=recorded, changed_at=changed_at, state=state
+            )
             self.recorded = reached
             self._count(batch, translated)
         return head, reached, batch.more
@@ -254,6 +263,7 @@ class Recorder:
         # ``restart`` makes the feed forget changes. A stale recorder must not do that, and this append detects it.
         await self._log.append(head, (), point, replaces=self.recorded)
         head, self.recorded = await self._consumption.begin_epoch(head, await self._feed.restart())
+        self._state.begin(None)
         logger.warning("new epoch: the database has another history", reason=str(reason))
         return head, self.recorded, True
 
@@ -294,7 +304,7 @@ class TranslatedBatch:
     """The events of a batch and the rows that could not become one.
 
     ``misfits``: metadata values that became strings. ``size``: bytes of the bodies. ``share``: how much of the batch
-    fits into an append; 1 if all of it, and only then are the events complete.
+    fits into an append; 1 if all of it, and only then are the events complete. ``ended``: see ``Translation``.
     """
 
     events: Sequence[NewEvent]
@@ -302,12 +312,14 @@ class TranslatedBatch:
     misfits: int
     size: int
     share: float
+    ended: Sequence[tuple[str, str]] = ()
 
 
 async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_max: int) -> TranslatedBatch:
     """Translate a batch and encode its events; stop beyond ``BATCH_BYTES_MAX``, except in a batch of one change."""
     events: list[NewEvent] = []
     faults: list[RowFault] = []
+    ended: list[tuple[str, str]] = []
     size = misfits = done = 0
     while done < len(batch.objects) and (size <= BATCH_BYTES_MAX or batch.changes <= 1):
         if done:
@@ -316,6 +328,7 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
         done = min(done + SLICE_OBJECTS, len(batch.objects))
         misfits += translation.misfits
         faults += translation.faults
+        ended += translation.ended
         for event in translation.events:
             try:
                 body, truncated = encode(event, body_bytes_max)
@@ -327,7 +340,7 @@ async def translate_batch(batch: Batch, options: EventsOptions, *, body_bytes_ma
                 size += len(body)
     whole = batch.changes <= 1 or size <= BATCH_BYTES_MAX
     share = 1.0 if whole else min(done / len(batch.objects), BATCH_BYTES_MAX / size)
-    return TranslatedBatch(events=events, faults=faults, misfits=misfits, size=size, share=share)
+    return TranslatedBatch(events=events, faults=faults, misfits=misfits, size=size, share=share, ended=ended)
 
 
 class BatchRows:

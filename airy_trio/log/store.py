@@ -9,11 +9,11 @@ which the change feed continues. It need not know what an event means or who rea
 import re
 import secrets
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol, Self
 
-from attrs import frozen
+from attrs import field, frozen
 
 from airy_trio.errors import AiryTrioError, Unavailable
 from airy_trio.events.destinations import Destination
@@ -158,15 +158,6 @@ class Acknowledgement:
     position: Position
 
 
-def newest_of_each(newest_first: Iterable[StoredEvent]) -> Iterator[StoredEvent]:
-    """Yield the newest event of each object. The events must be in descending order, and so is the result."""
-    seen: set[str] = set()
-    for event in newest_first:
-        if event.object not in seen:
-            seen.add(event.object)
-            yield event
-
-
 def up_to_bytes(events: Iterable[StoredEvent], bytes_max: int | None) -> Iterator[StoredEvent]:
     """Yield events up to and including the one whose body brings the sum of the bodies to ``bytes_max``; None: all."""
     size = 0
@@ -182,18 +173,56 @@ def is_all(events: Sequence[StoredEvent], limit: int, bytes_max: int) -> bool:
     return len(events) < limit and sum(len(event.body) for event in events) < bytes_max
 
 
+@frozen
+class StoredState:
+    """The current state that a store keeps, as far as the recorder described it (``log.current``).
+
+    ``generation``: the name of this state. ``marks``: text that belongs to it and that only the recorder interprets.
+    """
+
+    generation: str
+    marks: str
+
+
+@frozen
+class StateAt:
+    """The current state of one generation as far as it is read: up to the position ``until``."""
+
+    generation: str
+    until: Position
+
+
+@frozen(kw_only=True)
+class StateChange:
+    """What an append changes in the current state.
+
+    ``generation``, ``marks``: see ``StoredState``; they replace the stored ones. A new generation begins empty; the
+    name of a former one is never used again.
+    ``kept``: indexes of appended events that become the state of their objects; no two are of one object. ``ended``:
+    objects that no longer exist. ``swept``: for some types the offset up to which their events leave the state.
+    """
+
+    generation: str
+    marks: str = ""
+    kept: Sequence[int] = ()
+    ended: Sequence[str] = ()
+    swept: Mapping[str, int] = field(factory=dict)
+
+
 @frozen(kw_only=True)
 class Bounds:
     """The retained events: offsets ``first`` to ``last`` of ``epoch``.
 
     ``first == last + 1`` if there are none; trimming all events does not change ``last``. ``now_ms``: the store's clock
-    at this read, in milliseconds since 1970, from which a reader computes the age of an event.
+    at this read, in milliseconds since 1970, from which a reader computes the age of an event. ``state``: the current
+    state at ``last``; None if there is none, or if a writer that does not know of it has appended since.
     """
 
     epoch: str
     first: int
     last: int
     now_ms: int
+    state: StoredState | None = None
 
     @property
     def head(self) -> Position:
@@ -233,7 +262,13 @@ class EventStore(Protocol):
         ...
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         """Append events after ``expected`` and store the resume point, atomically; return the events as stored.
 
@@ -246,6 +281,9 @@ class EventStore(Protocol):
         ``replaces``: the resume point that the writer believes to be stored; None: do not compare. If another one is
         stored, ``StaleAppend`` is raised as well. This fences off two writers that only move the resume point from each
         other: an older resume point could name changes that are no longer in the change log.
+
+        ``state``: changes the current state in the same step. Without it the stored state no longer belongs to the
+        head, and ``Bounds.state`` is None until an append has one again.
         """
         ...
 
@@ -262,21 +300,32 @@ class EventStore(Protocol):
         """
         ...
 
-    async def recent(
+    async def current(
         self,
-        until: Position,
-        age_s: float,
+        state: StateAt,
+        after: Position,
         limit: int,
         destination: Destination | None = None,
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """Return the newest event of each object among those up to ``until`` that are at most ``age_s`` old, in order.
+        """Return the next events of the current state after a position, in order. The limits are as for ``read``.
 
-        The age is by the store's clock. Of more than ``limit`` objects, those with the newest events are returned.
-        ``bytes_max`` counts from the newest event backwards: the oldest event in the result is the one that brings the
-        sum of the bodies to that many bytes. Raises ``PositionExpired`` for another epoch.
+        The current state has the event of each object that was kept last, unless the object has ended or was swept.
+        Trimming does not change it. Events after ``state.until`` are not returned: a reader finds them in the log.
+        Raises ``PositionExpired`` for another epoch, and if ``Bounds.state`` is None or of another generation.
         """
+        ...
+
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        """Return the newest retained event of a destination up to a position; None if there is none.
+
+        Raises ``PositionExpired`` for another epoch.
+        """
+        ...
+
+    async def since(self, age_s: float) -> Position:
+        """Return the position after which all retained events are at most ``age_s`` old, by the store's clock."""
         ...
 
     async def resume_point(self) -> str | None:

@@ -21,11 +21,12 @@ fan-out compares them with cursors; for that an event finds the narrow views tha
 costs nothing for readers of other channels, however many there are. Readers with the same rights share one view.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
+from operator import attrgetter
 from typing import Final
 
 from attrs import define, field
@@ -37,6 +38,7 @@ SLICES: Final = 16
 """At least a sixteenth of ``events_max`` is evicted at once: each eviction moves the whole list."""
 SCANNED_PER_CHANNEL: Final = 4
 """A narrow view scans this many events of its destination for each of its channels; beyond that its channels' own."""
+_APPENDED_AT: Final = attrgetter("appended_at_ms")
 
 
 @define(eq=False)
@@ -176,34 +178,22 @@ class Tail:
             found.append(event)
         return found
 
-    def recent(
-        self, destination: Destination, *, since_ms: int, limit: int, bytes_max: int
-    ) -> Sequence[StoredEvent] | None:
-        """Return the newest event of each object of a destination, appended at ``since_ms`` or later, in order.
+    def since(self, since_ms: int) -> int | None:
+        """Return the offset after which all events were appended at ``since_ms`` or later.
 
-        ``limit`` and ``bytes_max`` are those of ``EventStore.recent``. Returns None if the tail does not reach back far
-        enough to know.
+        None if the tail does not reach back far enough to know.
         """
-        reader = object()
-        view = self.attach(destination, reader)
-        try:
-            return self._newest_of_each(view, since_ms, limit, bytes_max)
-        finally:
-            self.detach(view, reader)
+        older = bisect_left(self._events, since_ms, key=_APPENDED_AT)
+        return self.evicted + older if older or self.reaches_back_to(since_ms) else None
 
-    def _newest_of_each(self, view: View, since_ms: int, limit: int, bytes_max: int) -> Sequence[StoredEvent] | None:
-        found: dict[str, StoredEvent] = {}
-        size = 0
-        for event in self._newest_first(view):
-            if event.appended_at_ms < since_ms or len(found) == limit or size >= bytes_max:
-                return list(reversed(found.values()))
-            if event.object not in found:
-                found[event.object] = event
-                size += len(event.body)
-        full = len(found) == limit or size >= bytes_max
-        # When the view's own newest evicted event was appended is not known. It is not younger than the tail's.
-        complete = full or self.evicted == 0 or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
-        return list(reversed(found.values())) if complete else None
+    def newest_of(self, conversation: OfConversation) -> StoredEvent | None:
+        """Return the newest event of a conversation in the tail."""
+        view = self._views.get(conversation)
+        return self._event(view.offsets[-1]) if view is not None and view.offsets else None
+
+    def reaches_back_to(self, since_ms: int) -> bool:
+        """Return whether the tail is known to hold all events that were appended at ``since_ms`` or later."""
+        return self.evicted == 0 or (self.evicted_at_ms is not None and self.evicted_at_ms < since_ms)
 
     def _events_after(self, view: View, offset: int, events_max: int) -> Iterable[StoredEvent]:
         """Return the next events of a view, in order; ``events_max`` of them, or more, if there are so many."""

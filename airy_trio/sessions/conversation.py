@@ -383,11 +383,11 @@ class Conversation:
             await self.inbox.unless_gone(claim.claimed.wait())
         begin = await self._find_start(subscription, request, None if claim is None else claim.position)
         resume_header = b"" if begin.resume == LIVE else header("resume", begin.resume, None)
-        subscription.begin_after(begin.position, begin.backlog, resume_header)
+        subscription.begin_after(begin.position, begin.state, resume_header)
         if claim is not None:
             services.durables.start(claim)
             await self.inbox.unless_gone(services.durables.wait_written())
-        await self._send_receipt(request.receipt, (("position", str(begin.position)), ("resume", begin.resume)))
+        await self._send_receipt(request.receipt, begin.headers)
         subscription.start()
         services.fanout.serve(subscription, trio.current_time())
         return None

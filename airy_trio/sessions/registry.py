@@ -332,12 +332,13 @@ def _describe_subscription(subscription: Subscription) -> dict[str, Any]:
 def _unsent(subscription: Subscription) -> tuple[int, bool]:
     """Count the events still to be sent, and whether the number is exact: the tail may not hold all of them."""
     view, offset = subscription.view, subscription.position.offset
-    backlog = len(subscription.backlog)
+    if subscription.state is not None:
+        return len(view.offsets) + 1, False
     if offset >= view.last:
-        return backlog, True
+        return 0, True
     if offset >= view.evicted:
-        return backlog + len(view.offsets) - bisect_right(view.offsets, offset), True
-    return backlog + len(view.offsets) + 1, False
+        return len(view.offsets) - bisect_right(view.offsets, offset), True
+    return len(view.offsets) + 1, False
 
 
 def recipients(clients: Iterable[Client], position: Position, event: Addressed) -> Mapping[str, object]:
@@ -367,6 +368,4 @@ def _verdict(client: Client, position: Position, event: Addressed) -> str:
 
 def _has_passed(subscription: Subscription, position: Position) -> bool:
     at = subscription.position
-    if at.epoch != position.epoch or at.offset < position.offset:
-        return False
-    return all(waiting.offset != position.offset for waiting in subscription.backlog)
+    return at.epoch == position.epoch and at.offset >= position.offset

@@ -26,7 +26,8 @@ from cattrs.cols import is_mapping, is_sequence, list_structure_factory, mapping
 from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.gen import make_dict_structure_fn, override
 
-from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK, Kind
+from airy_trio.capture.feed import Kind
+from airy_trio.capture.mapping import FIELDS, KINDS, WATERMARK
 from airy_trio.options import NotAllowedError, Validator
 from airy_trio.settings.cross_checks import CHECKS, REQUIRED, SECRETS, section_contradictions
 

@@ -59,7 +59,7 @@ BAD_PREFETCH_COUNT = Fault("400-bad-prefetch-count", "The prefetch-count header 
 TOO_MUCH_PREFETCH = Fault(
     "400-too-much-prefetch", "The prefetch-counts of the open subscriptions add up to more than allowed."
 )
-BAD_REPLAY = Fault("400-bad-replay", "The replay header is neither none nor all.")
+BAD_REPLAY = Fault("400-bad-replay", "The replay header is none of current, recent, all and none.")
 
 # the state of the connection
 DUPLICATE_SUBSCRIPTION = Fault("400-duplicate-subscription", "A subscription with this id is already open.")

@@ -114,12 +114,16 @@ class Connect:
     heartbeat: HeartBeat
 
 
+REPLAYS: Final = ("current", "recent", "all", "none")
+"""The values of the header ``replay``."""
+
+
 @frozen(kw_only=True)
 class Subscribe:
     """SUBSCRIBE. ``number`` counts the subscriptions of the connection from 1; the ``ack`` header starts with it.
 
     ``prefetch`` is the number of messages that may be unacknowledged; it has no meaning with ``AckMode.AUTO``.
-    ``replay`` is ``none``, ``all`` or None. ``destination``, ``last_event_id`` and ``durable`` are as the client wrote
+    ``replay`` is one of ``REPLAYS`` or None. ``destination``, ``last_event_id`` and ``durable`` are as the client wrote
     them.
     """
 

@@ -27,7 +27,7 @@ Each check is about one promise, in the modules next to this one. The last, ``ra
 calls the verbs in random order and compares every result with that of a list.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from random import Random
 from typing import Final
@@ -36,11 +36,22 @@ import trio
 from attrs import define, field
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within, covers
-from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, StoredEvent
+from airy_trio.log.store import (
+    EventStore,
+    NewEvent,
+    Position,
+    PositionExpired,
+    StateAt,
+    StateChange,
+    StoredEvent,
+    StoredState,
+    new_epoch,
+)
 from airy_trio.testing.store_changes import CHANGE_PROMISES
 from airy_trio.testing.store_checks import AGE_S, BrokenStoreError, OpenStore, event, expect
 from airy_trio.testing.store_crashes import CRASH_PROMISES, check_whole_batches, write_batches
 from airy_trio.testing.store_reads import READ_PROMISES
+from airy_trio.testing.store_state import STATE_PROMISES
 
 __all__ = [
     "BrokenStoreError",
@@ -60,6 +71,10 @@ CHECK_TIMEOUT_S: Final = 60.0
 SCHEDULES: Final = 4
 STEPS: Final = 60
 """Random schedules, and the calls in each."""
+KEPT: Final = ("tag.updated", "channel.updated")
+CONTINUED: Final = 0.9
+ENDED: Final = 0.1
+"""The types that the schedules keep, how often an append continues the state, and how often an object ends."""
 _DESTINATIONS: Final[tuple[Destination, ...]] = (
     EVERYTHING,
     OfType("message.updated"),
@@ -101,9 +116,25 @@ class _Model:
     events: list[StoredEvent] = field(factory=list)
     resume_point: str | None = None
 
+    state: StoredState | None = None
+    kept: dict[str, StoredEvent] = field(factory=dict)
+
     @property
     def head(self) -> Position:
         return Position(self.epoch, self.trimmed + len(self.events))
+
+    def change_state(self, change: StateChange | None, stored: Sequence[StoredEvent]) -> None:
+        """Do what an append does to the current state."""
+        if change is None:
+            self.state = None
+            return
+        if self.state is None or self.state.generation != change.generation:
+            self.kept.clear()
+        self.state = StoredState(change.generation, change.marks)
+        for name, old in tuple(self.kept.items()):
+            if old.offset <= change.swept.get(old.type, -1) or name in change.ended:
+                del self.kept[name]
+        self.kept |= {stored[index].object: stored[index] for index in change.kept}
 
 
 async def random_schedules_agree_with_a_list(open_store: OpenStore) -> None:
@@ -123,7 +154,10 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
         case "append":
             new = [_random_event(random) for _ in range(random.choice((0, 1, 1, 2, 5, 30)))]
             model.resume_point = str(random.random())
-            model.events += await store.append(model.head, new, model.resume_point)
+            state = _random_change(model, new, random) if random.random() < CONTINUED else None
+            stored = await store.append(model.head, new, model.resume_point, state=state)
+            model.change_state(state, stored)
+            model.events += stored
         case "trim":
             keep, limit = random.randint(0, 20), random.randint(1, 10)
             count = await store.trim(age_s=AGE_S, keep=keep, limit=limit, unused_s=AGE_S)
@@ -135,6 +169,7 @@ async def _step(store: EventStore, model: _Model, random: Random) -> None:
             bounds = await store.begin_epoch(model.head, model.resume_point)
             model.epoch, model.trimmed = bounds.epoch, bounds.first - 1
             model.events.clear()
+            model.change_state(None, ())
 
 
 async def _compare(store: EventStore, model: _Model, random: Random) -> None:
@@ -151,10 +186,27 @@ async def _compare(store: EventStore, model: _Model, random: Random) -> None:
     else:
         expect(after.offset >= model.trimmed, f"{after} is trimmed and cannot be read after")
         expect(read == [one for one in wanted if one.offset > after.offset][:limit], f"{limit} of {destination}")
-    newest = {one.object: one for one in wanted if one.offset <= after.offset}
-    recent = sorted(newest.values(), key=lambda one: one.offset)[-limit:]
-    found = list(await store.recent(after, AGE_S, limit, destination))
-    expect(found == recent, f"the newest {limit} objects of {destination} up to {after}")
+    newest = [one for one in wanted if one.offset <= after.offset]
+    found = await store.newest(after, destination)
+    expect(found == (newest[-1] if newest else None), f"the newest of {destination} up to {after}")
+    if model.state is None:
+        expect(bounds.state is None, "an append without it ends the current state")
+        return
+    expect(bounds.state == model.state, "the generation and its marks are those stored last")
+    current = [one for one in sorted(model.kept.values()) if after.offset < one.offset <= model.head.offset]
+    state = StateAt(model.state.generation, model.head)
+    page = await store.current(state, after, limit, destination)
+    expect(list(page) == [one for one in current if covers(destination, one)][:limit], f"the state of {destination}")
+
+
+def _random_change(model: _Model, new: Sequence[NewEvent], random: Random) -> StateChange:
+    """Make a change of the current state that an append of these events may have."""
+    generation = model.state.generation if model.state and random.random() < CONTINUED else new_epoch()
+    newest = {one.object: index for index, one in enumerate(new) if one.type in KEPT}
+    ended = [name for name in {*newest, *model.kept} if random.random() < ENDED]
+    kept = sorted(index for name, index in newest.items() if name not in ended)
+    swept = {random.choice(KEPT): random.randint(0, model.head.offset)} if random.random() < ENDED else {}
+    return StateChange(generation=generation, marks=str(random.random()), kept=kept, ended=ended, swept=swept)
 
 
 def _random_event(random: Random) -> NewEvent:
@@ -169,6 +221,7 @@ def _random_event(random: Random) -> NewEvent:
 
 CHECKS: Final = (
     *READ_PROMISES,
+    *STATE_PROMISES,
     *CHANGE_PROMISES,
     *CRASH_PROMISES,
     random_schedules_agree_with_a_list,

@@ -99,14 +99,13 @@ async def expect_stale(
     expect(await contents(store) == before, "a rejected append changes nothing")
 
 
-async def expect_expired(store: EventStore, position: Position, *, recent: bool = False) -> None:
-    """Check that ``read``, or ``recent``, raises ``PositionExpired`` for a position."""
+async def expect_expired(store: EventStore, position: Position) -> None:
+    """Check that ``read`` raises ``PositionExpired`` for a position."""
     try:
-        await (store.recent(position, AGE_S, ALL) if recent else store.read(position, ALL))
+        await store.read(position, ALL)
     except PositionExpired:
         return
-    verb = "recent until" if recent else "read after"
-    expect(kept=False, promise=f"{verb} {position}, which is gone, raises PositionExpired")
+    expect(kept=False, promise=f"reading after {position}, which is gone, raises PositionExpired")
 
 
 async def contents(store: EventStore) -> tuple[Position, Sequence[StoredEvent], str | None]:

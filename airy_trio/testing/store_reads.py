@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from airy_trio.events.destinations import EVERYTHING, Destination, OfChannel, OfConversation, OfType, Within
-from airy_trio.log.store import EventStore, NewEvent, Position, stored_after
+from airy_trio.log.store import EventStore, NewEvent, Position, PositionExpired, stored_after
 from airy_trio.testing.store_checks import (
     AGE_S,
     ALL,
@@ -39,7 +39,8 @@ async def a_new_store_is_empty(open_store: OpenStore) -> None:
         expect((bounds.first, bounds.last) == (1, 0), "the bounds of a new store are first 1, last 0")
         expect(await store.resume_point() is None, "a new store has no resume point")
         expect(not await store.read(bounds.head, ALL), "a new store has nothing to read")
-        expect(not await store.recent(bounds.head, AGE_S, ALL), "a new store has nothing recent")
+        expect(await store.since(AGE_S) == bounds.head, "a new store has nothing recent")
+        expect(bounds.state is None, "a new store has no current state")
         expect(await store.trim(age_s=0, keep=0, limit=ALL, unused_s=AGE_S) == 0, "a new store has nothing to trim")
         expect((await store.bounds()).head == bounds.head, "a trim does not change the epoch")
 
@@ -201,7 +202,7 @@ async def reads_respect_their_limits(open_store: OpenStore) -> None:
 
 
 async def destinations_filter(open_store: OpenStore) -> None:
-    """Read and recent return the events of a destination, or those of some of its channels. Limits count these only."""
+    """Read returns the events of a destination, or those of some of its channels. Limits count these only."""
     new = [event(number, channel_id=f"ch{number % 2}", conversation_id=f"c{number % 3}") for number in range(1, 13)]
     new += [event(13, type="tag.updated", channel_id=None, conversation_id=None), event(14, channel_id=None)]
     wanted: dict[Destination, Sequence[int]] = {
@@ -224,28 +225,35 @@ async def destinations_filter(open_store: OpenStore) -> None:
             for limit in (2, ALL):
                 read = [one.offset for one in await store.read(head.at(0), limit, destination)]
                 expect(read == list(offsets)[:limit], f"the first {limit} events of {destination}")
-                recent = [one.offset for one in await store.recent(head, AGE_S, limit, destination)]
-                expect(recent == list(offsets)[-limit:], f"the newest {limit} events of {destination}")
+            newest = await store.newest(head, destination)
+            expect((newest and newest.offset) == (max(offsets) if offsets else None), f"the newest of {destination}")
 
 
-async def recent_is_the_newest_of_each(open_store: OpenStore) -> None:
-    """Recent returns the newest event of each object up to a position, in order, if not older than ``age_s``."""
+async def newest_finds_the_last_event(open_store: OpenStore) -> None:
+    """Newest returns the last event of a destination up to a position. Since returns the position before young ones."""
     async with open_store() as store:
-        start = (await store.bounds()).head
-        head = await put(store, start, [event(1, object=name) for name in "abcab"])
+        head = await put(store, (await store.bounds()).head, [event(number) for number in range(1, 4)])
+        old_ms = (await store.read(head.at(2), 1))[0].appended_at_ms
+        while (await store.bounds()).now_ms < old_ms + 10 * TICK_MS:
+            await tick(store)
+        head = await put(store, head, [event(4, conversation_id="c2"), event(5)])
+        for until, conversation, offset in ((5, "c1", 5), (4, "c1", 3), (9, "c2", 4), (3, "c2", None), (5, "c3", None)):
+            newest = await store.newest(head.at(until), OfConversation(conversation))
+            found = None if newest is None else newest.offset
+            expect(found == offset, f"the newest event of {conversation} up to {until} is {offset}")
+        expect(await store.since(AGE_S) == head.at(0), "all events are younger than an hour")
+        age_ms = (await store.bounds()).now_ms - old_ms - 5 * TICK_MS
+        expect(await store.since(age_ms / 1000) == head.at(3), "older events are before the position")
         await tick(store)
-        head = await put(store, head, [event(1, object=name) for name in "bd"])
-
-        async def recent(until: int, age_s: float, limit: int = ALL) -> list[int]:
-            return [one.offset for one in await store.recent(start.at(until), age_s, limit)]
-
-        expect(await recent(7, AGE_S) == [3, 4, 6, 7], "the newest event of each object, in order")
-        expect(await recent(7, AGE_S, 2) == [6, 7], "of more objects than the limit the newest")
-        expect(await recent(5, AGE_S) == [3, 4, 5], "the newest event up to a position, whatever follows it")
-        expect(await recent(9, AGE_S) == [3, 4, 6, 7], "a position beyond the head means the head")
-        await tick(store)
-        expect(await recent(7, TICK_MS / 2000) == [], "no event is older than age_s")
-        await expect_expired(store, Position("other0", 7), recent=True)
+        expect(await store.since(TICK_MS / 2000) == head, "no event is that young")
+        await store.trim(age_s=AGE_S, keep=2, limit=ALL, unused_s=AGE_S)
+        expect(await store.since(AGE_S) == head.at(3), "since is not before the oldest retained event")
+        expect(await store.newest(head.at(3), OfConversation("c1")) is None, "a trimmed event is not found")
+        try:
+            await store.newest(Position("other0", 5), OfConversation("c1"))
+        except PositionExpired:
+            return
+        expect(kept=False, promise="newest up to a position of another epoch raises PositionExpired")
 
 
 async def reads_end_at_bytes_max(open_store: OpenStore) -> None:
@@ -277,29 +285,6 @@ async def reads_end_at_bytes_max(open_store: OpenStore) -> None:
         expect([one.offset for one in read] == [1, 2], "the limit counts as well")
 
 
-async def recent_ends_at_bytes_max(open_store: OpenStore) -> None:
-    """Recent counts bytes from the newest event backwards, over the newest event of each object alone."""
-    async with open_store() as store:
-        head = await _put_sizes(store)
-        head = await put(store, head, [_sized(11, 5)._replace(object="message:7")])  # hides the large one
-        for bytes_max, offsets in (
-            (1, [11]),
-            (5, [11]),
-            (6, [10, 11]),
-            (36, [6, 8, 9, 10, 11]),
-            (50, [5, 6, 8, 9, 10, 11]),
-            (56, [4, 5, 6, 8, 9, 10, 11]),
-            (70_056, [3, 4, 5, 6, 8, 9, 10, 11]),
-            (1_000_000, [1, 2, 3, 4, 5, 6, 8, 9, 10, 11]),
-        ):
-            recent = await store.recent(head, AGE_S, ALL, bytes_max=bytes_max)
-            expect([one.offset for one in recent] == offsets, f"the newest of each object in {bytes_max} bytes")
-        recent = await store.recent(head.at(10), AGE_S, ALL, OfChannel("even"), bytes_max=21)
-        expect([one.offset for one in recent] == [6, 8, 10], "other destinations do not count")
-        recent = await store.recent(head, AGE_S, 2, bytes_max=1_000_000)
-        expect([one.offset for one in recent] == [10, 11], "the limit counts as well")
-
-
 async def _put_sizes(store: EventStore) -> Position:
     new = [_sized(number, size) for number, size in enumerate(_SIZES, start=1)]
     return await put(store, (await store.bounds()).head, new)
@@ -321,7 +306,6 @@ READ_PROMISES: Final = (
     resume_points_are_compared,
     reads_respect_their_limits,
     destinations_filter,
-    recent_is_the_newest_of_each,
+    newest_finds_the_last_event,
     reads_end_at_bytes_max,
-    recent_ends_at_bytes_max,
 )

@@ -12,6 +12,11 @@ All scripts take the same keys, in this order:
 4. durable subscriptions: the hash of acknowledged positions
 5. the sorted set of the times of their last use
 6. the hash of the tokens of their holders
+7. the current state: the sorted set of its objects by the offset of their event
+8. the hash of these events, packed
+
+The hash of the state also has the current state's ``generation``, ``marks``, and ``state_at``: the head and the resume
+point that it belongs to.
 
 The first argument is a name for an epoch that may have to begin. Every script first checks that there is a state and
 that the stream is as long as the state says. If not (a Redis that was emptied, or that evicts keys), the remaining
@@ -30,6 +35,7 @@ same reason a truncated event has no age here: these servers take any value othe
 
 _BEGINNING: Final = """
 local events, state, notifications, acknowledged, used, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local current, kept = KEYS[7], KEYS[8]
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local known = redis.call('HMGET', state, 'epoch', 'first', 'last', 'bell')
@@ -47,6 +53,12 @@ local function begin(name)
   notify()
 end
 
+local function generation()
+  local found = redis.call('HMGET', state, 'resume_point', 'generation', 'state_at')
+  local here = string.format('%s-%.0f %s', epoch, last, found[1] or '')
+  return found[3] == here and found[2]
+end
+
 local function bounds()
   return {epoch, first, last, now_ms, notified}
 end
@@ -54,8 +66,15 @@ end
 if not epoch or redis.call('XLEN', events) ~= last - first + 1 then begin(ARGV[1]) end
 """
 
-BOUNDS: Final = _BEGINNING + "return {bounds(), redis.call('HGET', state, 'resume_point')}"
-"""Returns the bounds (epoch, first, last, now_ms, id of the newest notification) and the resume point."""
+BOUNDS: Final = (
+    _BEGINNING
+    + """
+local found = redis.call('HMGET', state, 'resume_point', 'marks')
+return {bounds(), found[1], generation(), found[2]}
+"""
+)
+"""Returns the bounds (epoch, first, last, now_ms, id of the newest notification), the resume point, and the generation
+and marks of the current state; no generation if it is not of the head."""
 
 APPEND: Final = (
     _BEGINNING
@@ -64,19 +83,78 @@ local point = redis.call('HGET', state, 'resume_point')
 local other = ARGV[5] ~= '' and (not point or ARGV[5] ~= '=' .. point)
 if epoch ~= ARGV[2] or last ~= tonumber(ARGV[3]) or other then return {bounds()} end
 local at = math.max(now_ms, tonumber(redis.call('HGET', state, 'appended_at_ms') or 0))
-for place = 6, #ARGV, 6 do
+local begun, ended, swept, place = ARGV[6], tonumber(ARGV[8]), tonumber(ARGV[9]), 10
+if begun ~= '' and redis.call('HGET', state, 'generation') ~= begun then redis.call('UNLINK', current, kept) end
+for _ = 1, ended do
+  redis.call('ZREM', current, ARGV[place])
+  redis.call('HDEL', kept, ARGV[place])
+  place = place + 1
+end
+for _ = 1, swept do
+  for _, object in ipairs(redis.call('ZRANGEBYSCORE', current, '-inf', ARGV[place + 1])) do
+    if cmsgpack.unpack(redis.call('HGET', kept, object))[4] == ARGV[place] then
+      redis.call('ZREM', current, object)
+      redis.call('HDEL', kept, object)
+    end
+  end
+  place = place + 2
+end
+local is_new = place <= #ARGV
+for place = place, #ARGV, 7 do
   last = last + 1
-  redis.call('XADD', events, string.format('%.0f-0', last), 'at', at, 'type', ARGV[place], 'object', ARGV[place + 1],
-    'conversation', ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5])
+  local entry = {'at', string.format('%.0f', at), 'type', ARGV[place], 'object', ARGV[place + 1], 'conversation',
+    ARGV[place + 2], 'channel', ARGV[place + 3], 'truncated', ARGV[place + 4], 'body', ARGV[place + 5]}
+  redis.call('XADD', events, string.format('%.0f-0', last), unpack(entry))
+  if ARGV[place + 6] == '1' then
+    redis.call('ZADD', current, last, ARGV[place + 1])
+    redis.call('HSET', kept, ARGV[place + 1], cmsgpack.pack(entry))
+  end
 end
 redis.call('HSET', state, 'last', last, 'appended_at_ms', at, 'resume_point', ARGV[4])
-if #ARGV > 5 then notify() end
+if begun ~= '' then
+  local here = string.format('%s-%.0f %s', epoch, last, ARGV[4])
+  redis.call('HSET', state, 'generation', begun, 'marks', ARGV[7], 'state_at', here)
+else
+  redis.call('HDEL', state, 'state_at')
+end
+if is_new then notify() end
 return {bounds(), at}
 """
 )
 """Arguments: the expected epoch and last; the resume point; ``=`` and the resume point that it replaces, or empty text
-if that is not compared; six values for each event. Returns the bounds, and the time of the append unless it was stale.
+if that is not compared; the generation of the current state or empty text, and its marks; how many objects have ended
+and how many types are swept; these objects; these types, each with an offset; seven values for each event, the last of
+which is 1 if it is kept in the current state. Returns the bounds, and the time of the append unless it was stale.
 """
+
+CURRENT: Final = (
+    _BEGINNING
+    + """
+if epoch ~= ARGV[2] or generation() ~= ARGV[3] then return {bounds()} end
+local after, until_, count, place, wanted = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local bytes_max = tonumber(ARGV[9])
+local narrow, channels = #ARGV > 9, {}
+for argument = 10, #ARGV do channels[ARGV[argument]] = true end
+local scanned = redis.call('ZRANGEBYSCORE', current, '(' .. after, until_, 'WITHSCORES', 'LIMIT', 0, count)
+local found, bytes, reached, more = {}, 0, 0, #scanned == 2 * count
+for index = 1, #scanned, 2 do
+  local fields = cmsgpack.unpack(redis.call('HGET', kept, scanned[index]))
+  reached, bytes = tonumber(scanned[index + 1]), bytes + #fields[14]
+  if (place == 0 or fields[place] == wanted) and (not narrow or channels[fields[CHANNEL]]) then
+    found[#found + 1] = {string.format('%.0f-0', reached), fields}
+  end
+  if bytes >= bytes_max and index + 1 < #scanned then
+    more = true
+    break
+  end
+end
+return {bounds(), more and 1 or 0, string.format('%.0f-0', reached), found}
+""".replace("CHANNEL", str(2 * (FIELDS.index("channel") + 1)))
+)
+"""Scans events of the current state and returns those that match.
+
+Arguments: the epoch and the generation; the offsets after which the scan begins and up to which it goes; then as for
+``SCAN``, from the number of entries on, without the direction. Returns what ``SCAN`` does."""
 
 BEGIN_EPOCH: Final = (
     _BEGINNING
@@ -132,8 +210,25 @@ have; the bytes of scanned bodies after which the scan ends; the channels that a
 Returns the bounds, whether there may be more (1 or 0), the id of the last scanned entry, and the entries that match;
 only the bounds if the position has expired."""
 
+_LAST_BEFORE: Final = """
+local function last_before(before_ms, high)
+  local low = first - 1
+  while low < high do
+    local middle = math.floor((low + high + 1) / 2)
+    local id = string.format('%.0f-0', middle)
+    if tonumber(redis.call('XRANGE', events, id, id)[1][2][2]) < before_ms then low = middle else high = middle - 1 end
+  end
+  return low
+end
+"""
+"""Finds the newest event up to an offset that was appended before a time; times never fall as offsets grow."""
+
+SINCE: Final = _BEGINNING + _LAST_BEFORE + "return {bounds(), last_before(now_ms - tonumber(ARGV[2]), last)}"
+"""Argument: an age in milliseconds. Returns the bounds, and the newest offset that is older."""
+
 TRIM: Final = (
     _BEGINNING
+    + _LAST_BEFORE
     + """
 local before_ms, keep, limit = now_ms - tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local unused_before = '(' .. string.format('%.0f', now_ms - tonumber(ARGV[5]))
@@ -143,14 +238,8 @@ for _, name in ipairs(unused) do
   redis.call('HDEL', holders, name)
   redis.call('ZREM', used, name)
 end
-local low, high = first - 1, math.min(last, first - 1 + limit)
-local upto = math.min(last - keep, high)
-while low < high do
-  local middle = math.floor((low + high + 1) / 2)
-  local id = string.format('%.0f-0', middle)
-  if tonumber(redis.call('XRANGE', events, id, id)[1][2][2]) < before_ms then low = middle else high = middle - 1 end
-end
-upto = math.max(upto, low)
+local high = math.min(last, first - 1 + limit)
+local upto = math.max(math.min(last - keep, high), last_before(before_ms, high))
 local count = upto - (first - 1)
 if count <= 0 then return 0 end
 redis.call('XTRIM', events, 'MINID', '=', string.format('%.0f-0', upto + 1))

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar, assert_never
 
 import coredis
 import trio
+from attrs import evolve
 from coredis.commands import Script
 from coredis.exceptions import AuthenticationError, ClusterDownError, ReadOnlyError, RedisError, TryAgainError
 from coredis.exceptions import ConnectionError as RedisConnectionError
@@ -38,7 +39,10 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoredEvent,
+    StoredState,
     StoreUnavailable,
     new_epoch,
     stored_after,
@@ -85,25 +89,34 @@ class RedisStore:
         self._acknowledged = f"{{{name}}}:acknowledged"
         others = (f"{{{name}}}:used", f"{{{name}}}:holders")
         self._keys = [f"{{{name}}}:events", f"{{{name}}}:state", self._notifications, self._acknowledged, *others]
+        self._keys += [f"{{{name}}}:current", f"{{{name}}}:kept"]
         self._scripts: dict[str, Script[bytes]] = {}
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
-        bounds, _ = await self._run(scripts.BOUNDS)
-        return read_bounds(bounds)
+        bounds, _, generation, marks = await self._run(scripts.BOUNDS)
+        state = None if generation is None else StoredState(generation.decode(), marks.decode())
+        return evolve(read_bounds(bounds), state=state)
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
-        values = [value for event in events for value in fields_of(event)]
         known = "" if replaces is None else f"={replaces}"
-        bounds, *at = await self._run(scripts.APPEND, expected.epoch, expected.offset, resume_point, known, *values)
+        head = (expected.epoch, expected.offset, resume_point, known)
+        values = values_of(events, state)
+        bounds, *at = await self._run(scripts.APPEND, *head, *values)
         if not at:
-            head = read_bounds(bounds).head
+            found = read_bounds(bounds).head
             message = (
-                f"the head is {head}, not {expected}"
-                if head != expected
+                f"the head is {found}, not {expected}"
+                if found != expected
                 else "the resume point is not the one that the writer expects"
             )
             raise StaleAppend(message)
@@ -126,38 +139,51 @@ class RedisStore:
             after = after.at(reached)
         return list(up_to_bytes(found[:limit], bytes_max))
 
-    async def recent(
+    async def current(
         self,
-        until: Position,
-        age_s: float,
+        state: StateAt,
+        after: Position,
         limit: int,
         destination: Destination | None = None,
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.recent``."""
-        found: dict[str, StoredEvent] = {}
-        since_ms: float | None = None
+        """See ``EventStore.current``."""
+        found: list[StoredEvent] = []
         size, more = 0, True
+        place, wanted, *channels = match_arguments(destination)
+        while more and len(found) < limit and (bytes_max is None or size < bytes_max):
+            arguments = (after.offset, state.until.offset, SCAN_EVENTS, place, wanted, SCAN_BYTES, *channels)
+            _, *scanned = await self._run(scripts.CURRENT, state.until.epoch, state.generation, *arguments)
+            if not scanned:
+                message = f"the state {state.generation} up to {state.until} is gone"
+                raise PositionExpired(message)
+            more, reached, entries = scanned
+            events = [read_entry(*entry) for entry in entries]
+            found += events
+            size += sum(len(event.body) for event in events)
+            after = after.at(offset_of(reached))
+        return list(up_to_bytes(found[:limit], bytes_max))
+
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        """See ``EventStore.newest``."""
+        more = True
         while more and until.offset > 0:
-            bounds, more, reached, events = await self._scan(
-                until, SCAN_EVENTS, SCAN_BYTES, destination, backwards=True
-            )
-            since_ms = bounds.now_ms - age_s * 1000 if since_ms is None else since_ms
-            for event in events:
-                full = len(found) == limit or (bytes_max is not None and size >= bytes_max)
-                if full or event.appended_at_ms < since_ms:
-                    return list(reversed(found.values()))
-                if event.object not in found:
-                    found[event.object] = event
-                    size += len(event.body)
+            _, more, reached, events = await self._scan(until, SCAN_EVENTS, SCAN_BYTES, destination, backwards=True)
+            if events:
+                return events[0]
             until = until.at(reached - 1)
-        return list(reversed(found.values()))
+        return None
+
+    async def since(self, age_s: float) -> Position:
+        """See ``EventStore.since``."""
+        bounds, offset = await self._run(scripts.SINCE, int(age_s * 1000))
+        return read_bounds(bounds).head.at(int(offset))
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
-        _, *point = await self._run(scripts.BOUNDS)
-        return point[0].decode() if point and point[0] is not None else None
+        _, point, *_ = await self._run(scripts.BOUNDS)
+        return None if point is None else point.decode()
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
         """See ``EventStore.begin_epoch``."""
@@ -284,6 +310,19 @@ def fields_of(event: NewEvent) -> Sequence[bytes]:
     texts = (event.type, event.object, _optional(event.conversation_id), _optional(event.channel_id))
     whole = b"0" if event.age_ms is None else b"0 %d" % event.age_ms
     return [*(text.encode() for text in texts), b"1" if event.truncated else whole, event.body]
+
+
+def values_of(events: Sequence[NewEvent], state: StateChange | None) -> list[str | bytes | int]:
+    """Return the arguments of ``APPEND`` from the generation on."""
+    change = StateChange(generation="") if state is None else state
+    kept = frozenset(change.kept)
+    values: list[str | bytes | int] = [change.generation, change.marks, len(change.ended), len(change.swept)]
+    values += change.ended
+    for type_, upto in change.swept.items():
+        values += (type_, upto)
+    for index, event in enumerate(events):
+        values += (*fields_of(event), int(index in kept))
+    return values
 
 
 def read_entry(id_: bytes, fields: Sequence[bytes]) -> StoredEvent:

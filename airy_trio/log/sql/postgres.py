@@ -38,9 +38,9 @@ from airy_trio.database import (
 )
 from airy_trio.database.postgres import Parameter, Pipeline, Statement, array, copied_rows
 from airy_trio.log.reads import READS_MAX
-from airy_trio.log.sql.store import SqlStore
-from airy_trio.log.sql.tables import EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped
-from airy_trio.log.store import Bounds, NewEvent, Position, StoredEvent, StoreUnavailable, stored_after
+from airy_trio.log.sql.store import SqlStore, state_values
+from airy_trio.log.sql.tables import CURRENT, EVENTS, NOW_MS, STATE, PostgresTables, Step, all_escaped, digest
+from airy_trio.log.store import Bounds, NewEvent, Position, StateChange, StoredEvent, StoreUnavailable, stored_after
 
 FENCE_CLASS: Final = LOCK_CLASS + 2
 PATIENCE_FIRST_S: Final = 0.15
@@ -121,17 +121,25 @@ class PostgresStore(SqlStore):
         await close_all(*(part.aclose for part in parts))
 
     async def _append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        replaces: str | None,
+        state: StateChange | None,
     ) -> list[StoredEvent] | None:
         head = expected.at(expected.offset + len(events))
         notified = str(head) if events else None  # without events there is nothing to wake a follower for
         parameters = _texts(expected.epoch, str(expected.offset), str(head.offset), resume_point, replaces, notified)
-        if len(events) < COPY_FROM:
-            columns = zip(_APPENDED.values(), _columns(events), strict=True)
-            arrays = [array(type_, column) for type_, column in columns]
-            moved = await self._move_head(self._statements.append, [*parameters, *arrays])
-        else:
-            moved = await self._move_head(self._statements.append_by_copy, parameters, partial(_rows, expected, events))
+        parameters += _texts(*state_values(head, resume_point, state).values())
+        copied = len(events) >= COPY_FROM
+        if not copied:
+            parameters += _arrays(_APPENDED, _columns(events))
+        changes_state = state is not None and bool(state.kept or state.ended or state.swept)
+        if state is not None and changes_state:
+            parameters += _state_arrays(state, events)
+        rows = partial(_rows, expected, events) if copied else None
+        moved = await self._move_head(self._statements.append[copied, changes_state], parameters, rows)
         return None if moved is None else stored_after(expected, events, moved)
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
@@ -202,6 +210,8 @@ _APPENDED: Final = {
     "age_ms": "int8",
 }
 """The columns of an append, in the order of ``NewEvent``, which are given as arrays."""
+_KEPT: Final = {"digest": "bytea", "number": "int8", **_APPENDED}
+"""The columns of the events that an append keeps in the current state, by their number in it from 1 on."""
 
 
 class _Statements:
@@ -213,21 +223,33 @@ class _Statements:
     def __init__(self, names: Names, channel: str) -> None:
         self._state, self._channel = names.quoted(STATE), quote_text(channel)
         columns = ", ".join(map(quote_identifier, _APPENDED))
-        arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 7))
+        arrays = ", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_APPENDED.values(), 10))
         append_by = partial(
             self._in_fence,
-            changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS})",
+            changed=f"last = $3::int8, resume_point = $4::text, appended_at_ms = greatest(appended_at_ms, {NOW_MS}), "
+            "generation = coalesce($7::text, generation), marks = coalesce($8::text, marks), state_at = $9::text",
             condition="($5::text is null or resume_point = $5::text)",
             returned="appended_at_ms",
             notified="$6::text",
         )
-        append = append_by(
-            further=f", added as (insert into {names.quoted(EVENTS)} "  # noqa: S608 - names quoted
+        added = (
+            f", added as (insert into {names.quoted(EVENTS)} "  # noqa: S608 - names quoted
             f'("offset", appended_at_ms, {columns}) select $2::int8 + number, moved.at, {columns} '
-            f"from moved, unnest({arrays}) with ordinality as given({columns}, number))",
+            f"from moved, unnest({arrays}) with ordinality as given({columns}, number))"
         )
-        self.append = Statement("airy_append", append, frozenset(range(6, 6 + len(_APPENDED))))
-        self.append_by_copy = Statement("airy_append_by_copy", append_by())
+        self.append = {
+            (copied, changes_state): Statement(
+                f"airy_append{'_by_copy' * copied}{'_state' * changes_state}",
+                append_by(
+                    further=("" if copied else added)
+                    + (self._change_state(names.quoted(CURRENT), 10 if copied else 17) if changes_state else "")
+                ),
+                frozenset(range(9, 9 + (0 if copied else len(_APPENDED)) + (12 if changes_state else 0))),
+            )
+            for copied in (False, True)
+            for changes_state in (False, True)
+        }
+        """By whether the events are copied afterwards, and whether rows of the current state change."""
         self.copy = f'copy {names.quoted(EVENTS)} ("offset", appended_at_ms, {columns}) from stdin (format binary)'
         begin_epoch = self._in_fence(
             changed='epoch = $3::text, "first" = $2::int8 + 1, resume_point = $4::text',
@@ -241,6 +263,29 @@ class _Statements:
             "select count(pg_terminate_backend(pid)) from pg_locks where locktype = 'advisory' and granted "  # noqa: S608 - names quoted
             f"and classid = {FENCE_CLASS} and objid = to_regclass({quote_text(self._state)}) "
             "and database = (select oid from pg_database where datname = current_database())",
+        )
+
+    def _change_state(self, current: str, number: int) -> str:
+        """Return the parts of an append that change the current state. Their arrays begin at the parameter ``number``.
+
+        All parts of a statement see the rows as they were before it, and no row may be changed twice: so what is swept
+        must not be what is kept, and an object that is kept has not ended.
+        """
+        columns = ", ".join(map(quote_identifier, _APPENDED))
+        names = ("digest", "generation", "offset", "appended_at_ms", *_APPENDED)
+        arrays = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(_KEPT.values(), number))
+        ended = number + len(_KEPT)
+        changed = ", ".join(f"{quote_identifier(name)} = excluded.{quote_identifier(name)}" for name in names[1:])
+        return (
+            f", kept as (insert into {current} ({', '.join(map(quote_identifier, names))}) "  # noqa: S608 - names quoted
+            f"select digest, $7::text, $2::int8 + number, moved.at, {columns} "
+            f"from moved, unnest({arrays}) as given(digest, number, {columns}) "
+            f"on conflict (digest) do update set {changed}), "
+            f"gone as (delete from {current} as old using moved where "
+            f"(old.digest = any(${ended}::bytea[]) or exists (select from "
+            f"unnest(${ended + 1}::text[], ${ended + 2}::int8[]) as swept(type, upto) "
+            'where old.type = swept.type and old."offset" <= swept.upto)) '
+            f"and not old.digest = any(${number}::bytea[]))"
         )
 
     def _in_fence(self, *, changed: str, condition: str, returned: str, notified: str, further: str = "") -> str:
@@ -257,6 +302,22 @@ class _Statements:
             f"and {notified} is not null then cast(pg_notify({self._channel}, {notified}) as text) end "
             "from fence left join moved on true"
         )
+
+
+def _arrays(types: Mapping[str, str], columns: Sequence[Sequence[Any]]) -> list[Parameter]:
+    return [array(type_, column) for type_, column in zip(types.values(), columns, strict=True)]
+
+
+def _state_arrays(change: StateChange, events: Sequence[NewEvent]) -> list[Parameter]:
+    """Return the parameters of ``_Statements._change_state``."""
+    kept = [events[index] for index in change.kept]
+    digests, numbers = [digest(event.object) for event in kept], [index + 1 for index in change.kept]
+    return [
+        *_arrays(_KEPT, [digests, numbers, *_columns(kept)]),
+        array("bytea", [digest(object_) for object_ in change.ended]),
+        array("text", list(change.swept)),
+        array("int8", list(change.swept.values())),
+    ]
 
 
 def _texts(*texts: str | None) -> list[Parameter]:

@@ -23,9 +23,9 @@ from airy_trio.database import Database, DatabaseError, DedicatedConnection, Nam
 from airy_trio.database.sqlite import LOOK_FIRST_S, SPARING, FileVersion, FileVersions
 from airy_trio.events.destinations import Destination
 from airy_trio.log.reads import READS_MAX
-from airy_trio.log.sql.store import Run, SqlStore
-from airy_trio.log.sql.tables import SqliteTables, Step, row_of
-from airy_trio.log.store import NewEvent, Position, StoredEvent, StoreReplaced, is_all, stored_after
+from airy_trio.log.sql.store import Run, SqlStore, state_values
+from airy_trio.log.sql.tables import SqliteTables, Step, digest, row_of
+from airy_trio.log.store import NewEvent, Position, StateChange, StoredEvent, StoreReplaced, is_all, stored_after
 
 WRITER_LOOK_S: Final = 0.05
 """Between a write to the file and a look at it, by a process that made the last append itself: it mostly made this
@@ -77,9 +77,16 @@ class SqliteStore(SqlStore):
         await close_all(self._notifications.aclose, *(pool.aclose for pool in self._pools))
 
     async def _append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        replaces: str | None,
+        state: StateChange | None,
     ) -> list[StoredEvent] | None:
-        head = _expected(expected, resume_point) | {"new_last": expected.offset + len(events), "replaces": replaces}
+        reached = expected.at(expected.offset + len(events))
+        head = _expected(expected, resume_point) | {"new_last": reached.offset, "replaces": replaces}
+        head |= state_values(reached, resume_point, state)
 
         def work(connection: sa.Connection) -> list[StoredEvent] | None:
             appended_at_ms = connection.execute(self._statements.advance, head).scalar()
@@ -88,12 +95,21 @@ class SqliteStore(SqlStore):
             new = stored_after(expected, events, appended_at_ms)
             driver: Any = connection.connection.driver_connection  # SQLAlchemy would take three times as long
             driver.executemany(self._statements.insert, map(row_of, new))
+            if state is not None:
+                self._change_state(driver, state, new)
             return new
 
         new = await self._write(self._checked(work))
         if new is not None:
-            self._appended = expected.at(expected.offset + len(new))
+            self._appended = reached
         return new
+
+    def _change_state(self, driver: sqlite3.Connection, change: StateChange, new: Sequence[StoredEvent]) -> None:
+        driver.executemany(self._statements.sweep, change.swept.items())
+        kept = (new[index] for index in change.kept)
+        rows = ((digest(event.object), change.generation, *row_of(event)) for event in kept)
+        driver.executemany(self._statements.keep, rows)
+        driver.executemany(self._statements.end, ((digest(object_),) for object_ in change.ended))
 
     async def _begin_epoch(self, expected: Position, epoch: str, resume_point: str | None) -> int | None:
         step = Step(self._statements.begin_epoch, _expected(expected, resume_point) | {"new_epoch": epoch})

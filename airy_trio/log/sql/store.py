@@ -29,7 +29,10 @@ from airy_trio.log.store import (
     Position,
     PositionExpired,
     StaleAppend,
+    StateAt,
+    StateChange,
     StoredEvent,
+    StoredState,
     StoreUnavailable,
     new_epoch,
     up_to_bytes,
@@ -54,6 +57,7 @@ class SqlStore:
         self._reading, self._replaying, self._writing = reading, replaying, writing
         self._used_since_ms = 0  # no durable subscription was last used before this time
         self._clean_epoch: str | None = None  # there are no rows below the ``first`` of this epoch
+        self._clean_generation: str | None = None  # the current state has no rows of other generations than this
 
     async def bounds(self) -> Bounds:
         """See ``EventStore.bounds``."""
@@ -61,11 +65,17 @@ class SqlStore:
         return _bounds(state)
 
     async def append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, *, replaces: str | None = None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        *,
+        replaces: str | None = None,
+        state: StateChange | None = None,
     ) -> Sequence[StoredEvent]:
         """See ``EventStore.append``."""
         appended: list[StoredEvent] | None = await self._translated(
-            self._append(expected, events, resume_point, replaces)
+            self._append(expected, events, resume_point, replaces, state)
         )
         if appended is None:
             raise await self._stale(expected)
@@ -84,28 +94,45 @@ class SqlStore:
             raise PositionExpired(message)
         return events
 
-    async def recent(
+    async def current(
         self,
-        until: Position,
-        age_s: float,
+        state: StateAt,
+        after: Position,
         limit: int,
         destination: Destination | None = None,
         *,
         bytes_max: int | None = None,
     ) -> Sequence[StoredEvent]:
-        """See ``EventStore.recent``."""
-        [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": int(age_s * 1000)})))
-        statement, values = self._tables.recent(destination)
-        values |= {"epoch": until.epoch, "before": state[-1], "until": until.offset, "limit": limit}
+        """See ``EventStore.current``."""
+        statement, values = self._tables.kept(destination)
+        values |= {
+            "generation": state.generation, "after": after.offset, "until": state.until.offset, "limit": limit,
+        }  # fmt: skip
         events, bounds = await self._events(self._replaying, statement, values, bytes_max)
+        known = None if bounds.state is None else bounds.state.generation
+        if (state.until.epoch, state.generation) != (bounds.epoch, known):
+            message = f"the state {state.generation} up to {state.until} is gone"
+            raise PositionExpired(message)
+        return events
+
+    async def newest(self, until: Position, destination: Destination) -> StoredEvent | None:
+        """See ``EventStore.newest``."""
+        statement, values = self._tables.newest(destination)
+        values |= {"epoch": until.epoch, "until": until.offset}
+        events, bounds = await self._events(self._replaying, statement, values, None)
         if until.epoch != bounds.epoch:
             message = f"{until} is not of epoch {bounds.epoch}"
             raise PositionExpired(message)
-        return events[::-1]
+        return events[0] if events else None
+
+    async def since(self, age_s: float) -> Position:
+        """See ``EventStore.since``."""
+        [[state]] = await self._translated(self._replaying(Step(self._tables.aged, {"age_ms": int(age_s * 1000)})))
+        return _bounds(state).head.at(state[-1])
 
     async def resume_point(self) -> str | None:
         """See ``EventStore.resume_point``."""
-        [[(_, _, _, point, _)]] = await self._translated(self._reading(Step(self._tables.bounds)))
+        [[(_, _, _, point, *_)]] = await self._translated(self._reading(Step(self._tables.bounds)))
         return point  # type: ignore[no-any-return]
 
     async def begin_epoch(self, expected: Position, resume_point: str | None) -> Bounds:
@@ -138,6 +165,8 @@ class SqlStore:
             steps.append(Step(tables.delete_durables, {"unused_before_ms": unused_before_ms}, _nothing))
         if lowest <= deleted:
             steps.append(Step(tables.delete_events, {"lowest": lowest, "highest": deleted}, _nothing))
+        if state[5] != self._clean_generation:
+            await self._delete_stale(state[5], limit)
         if first > bounds.first:
             steps.append(Step(tables.trim_to, {"of": bounds.epoch, "new_first": first}))
         if not steps:
@@ -167,7 +196,12 @@ class SqlStore:
         return [one.claim for one in acknowledgements if (one.claim.owner, one.claim.name) not in kept]
 
     async def _append(
-        self, expected: Position, events: Sequence[NewEvent], resume_point: str, replaces: str | None
+        self,
+        expected: Position,
+        events: Sequence[NewEvent],
+        resume_point: str,
+        replaces: str | None,
+        state: StateChange | None,
     ) -> list[StoredEvent] | None:
         """Append, and return the events as stored; None, with nothing written, if the append is stale."""
         raise NotImplementedError
@@ -208,6 +242,12 @@ class SqlStore:
             self._clean_epoch, lowest = bounds.epoch, bounds.first
         return int(lowest)
 
+    async def _delete_stale(self, generation: str, limit: int) -> None:
+        """Delete rows of former generations of the current state. A scan, so it is remembered that none are left."""
+        [deleted] = await self._translated(self._writing(Step(self._tables.delete_stale, {"limit": limit})))
+        if len(deleted) < limit:
+            self._clean_generation = generation
+
     async def _has_unused(self, before_ms: int, now_ms: int) -> bool:
         """Return whether there are durable subscriptions that were last used before this time.
 
@@ -239,8 +279,16 @@ class SqlStore:
 
 
 def _bounds(state: Sequence[Any]) -> Bounds:
-    epoch, first, last, _, now_ms, *_ = state
-    return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms)
+    epoch, first, last, _, now_ms, generation, marks, in_step, *_ = state
+    kept = StoredState(generation, marks) if in_step else None
+    return Bounds(epoch=epoch, first=first, last=last, now_ms=now_ms, state=kept)
+
+
+def state_values(head: Position, resume_point: str, change: StateChange | None) -> dict[str, str | None]:
+    """Return the columns of the state after an append that ends at ``head``: they name the head that they are of."""
+    if change is None:
+        return {"generation": None, "marks": None, "state_at": None}
+    return {"generation": change.generation, "marks": change.marks, "state_at": f"{head} {resume_point}"}
 
 
 def _position(epoch: str, offset: int) -> Position | None:

@@ -2,7 +2,7 @@
 
 ``event_log`` has the events by offset. ``log_state`` is a single row: the epoch, the bounds, the time of the last
 append and the resume point. The low bound is stored there because ``min(offset)`` is slow after a mass delete.
-``acknowledged`` has the durable subscriptions. ``migrations/log`` creates them.
+``log_current`` has the current state, and ``acknowledged`` the durable subscriptions. ``migrations/log`` creates them.
 
 Every statement is made once, with named parameters, and compiled once by each dialect.
 
@@ -14,6 +14,7 @@ unchanged. Equal texts stay equal, so a column can be compared with an ``escaped
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, Final, TypeVar, assert_never
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from airy_trio.log.store import StoredEvent
 
 EVENTS: Final = "event_log"
 STATE: Final = "log_state"
+CURRENT: Final = "log_current"
 COLUMNS: Final = (
     "offset", "appended_at_ms", "type", "object", "conversation_id", "channel_id", "body", "truncated", "age_ms",
 )  # fmt: skip
@@ -76,8 +78,15 @@ class LogTables:
         self.state = sa.Table(
             names.bare(STATE),
             metadata,
-            *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point")),
+            *(sa.Column(name, sa.Text) for name in ("epoch", "resume_point", "generation", "marks", "state_at")),
             *(sa.Column(name, sa.BigInteger) for name in ("first", "last", "appended_at_ms")),
+        )
+        self.current = sa.Table(
+            names.bare(CURRENT),
+            metadata,
+            sa.Column("digest", sa.LargeBinary, primary_key=True),
+            sa.Column("generation", sa.Text),
+            *(sa.Column(name, types.get(name, sa.Text)) for name in COLUMNS),
         )
         self.acknowledged = sa.Table(
             names.bare("acknowledged"),
@@ -89,8 +98,21 @@ class LogTables:
         self._made: dict[tuple[str, ...], Any] = {}
         event, state, durable = self.events.c, self.state.c, self.acknowledged.c
         given = sa.bindparam
-        self.bounds = sa.select(state.epoch, state.first, state.last, state.resume_point, now_ms.label("now_ms"))
+        head = state.epoch + "-" + sa.cast(state.last, sa.Text) + " " + sa.func.coalesce(state.resume_point, "")
+        self._in_step = state.state_at == head
+        self.bounds = sa.select(
+            state.epoch, state.first, state.last, state.resume_point, now_ms.label("now_ms"),
+            state.generation, state.marks, self._in_step.label("in_step"),
+        )  # fmt: skip
         self.aged = self.bounds.add_columns(self._last_before(now_ms - given("age_ms", type_=sa.BigInteger)))
+        stale = sa.select(self.current.c.digest).where(
+            self.current.c.generation != sa.select(state.generation).scalar_subquery()
+        )
+        self.delete_stale = (
+            sa.delete(self.current)
+            .where(self.current.c.digest.in_(stale.limit(given("limit", type_=sa.Integer))))
+            .returning(self.current.c.offset)
+        )
         self.lowest = sa.select(sa.func.min(event.offset))
         self.delete_events = sa.delete(self.events).where(event.offset.between(given("lowest"), given("highest")))
         self.trim_to = (
@@ -114,14 +136,18 @@ class LogTables:
         values = values_of(destination)
         return self._once(("read", *values), lambda: self._read(values)), values
 
-    def recent(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
-        """Return the statement for the newest event of each object of a destination, in descending order, and so on.
+    def kept(self, destination: Destination | None) -> tuple[Any, dict[str, Any]]:
+        """Return the statement for the next ``:limit`` events of the current state of a destination, and so on.
 
-        They are those between the offsets ``:before`` and ``:until`` of ``:epoch``, at most ``:limit``, and from the
-        newest on ``:bytes_max`` bytes of bodies.
+        They are those between the offsets ``:after`` and ``:until``, of ``:generation``, with up to ``:bytes_max``.
         """
         values = values_of(destination)
-        return self._once(("recent", *values), lambda: self._recent(values)), values
+        return self._once(("kept", *values), lambda: self._kept(values)), values
+
+    def newest(self, destination: Destination) -> tuple[Any, dict[str, Any]]:
+        """Return the statement for the newest event of a destination up to ``:until`` of ``:epoch``, and so on."""
+        values = values_of(destination)
+        return self._once(("newest", *values), lambda: self._newest(values)), values
 
     def claim(self, insert: Any) -> Any:  # noqa: ANN401 - the dialect's insert
         """Return the upsert that stores claims and returns owner, name, and the position of each."""
@@ -151,14 +177,14 @@ class LogTables:
         """Return the steps that store rows of ``acknowledged`` by ``claim`` or ``acknowledge``, on disk."""
         raise NotImplementedError
 
-    def belongs_to(self, values: Iterable[str]) -> sa.ColumnElement[bool]:
+    def belongs_to(self, values: Iterable[str], table: sa.Table | None = None) -> sa.ColumnElement[bool]:
         """Return the condition for events of a destination by the names of its parameters (``values_of``)."""
-        columns = self.events.c
-        conditions = {
+        columns = (self.events if table is None else table).c
+        conditions: dict[str, Callable[[], sa.ColumnElement[bool]]] = {
             "type": lambda: columns.type == sa.bindparam("type"),
             "channel": lambda: columns.channel_id == sa.bindparam("channel"),
-            "conversation": self._in_conversation,
-            "channels": self._in_channels,
+            "conversation": lambda: self._in_conversation(columns.conversation_id),
+            "channels": lambda: self._in_channels(columns.channel_id),
         }
         return sa.and_(sa.true(), *(conditions[name]() for name in values))
 
@@ -172,21 +198,24 @@ class LogTables:
         after = sa.bindparam("after", type_=sa.BigInteger)
         retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first - 1 <= after)
         wanted = sa.select(self.events).where(event.offset > after, self.belongs_to(values), retained)
-        return self._limited(wanted.limit(sa.bindparam("limit")), event.offset)
+        return self._limited(wanted.limit(sa.bindparam("limit")), self.events)
 
-    def _recent(self, values: Iterable[str]) -> "sa.Select[Any]":
-        offset = self.events.c.offset
-        current = sa.exists().where(self.state.c.epoch == sa.bindparam("epoch"))
-        between = offset > sa.bindparam("before"), offset <= sa.bindparam("until")
-        newest = (
-            sa.select(sa.func.max(offset).label("newest"))
-            .where(*between, self.belongs_to(values), current)
-            .group_by(self.events.c.object)
-            .order_by(sa.desc("newest"))
-            .limit(sa.bindparam("limit"))
-            .subquery()
+    def _kept(self, values: Iterable[str]) -> "sa.Select[Any]":
+        table = self.current
+        event = table.c
+        after, until = (sa.bindparam(name, type_=sa.BigInteger) for name in ("after", "until"))
+        generation = event.generation == sa.bindparam("generation", type_=sa.Text)
+        wanted = sa.select(*(event[name] for name in COLUMNS)).where(
+            event.offset > after, event.offset <= until, generation, self.belongs_to(values, table)
         )
-        return self._limited(sa.select(self.events).join(newest, offset == newest.c.newest), offset.desc())
+        return self._limited(wanted.limit(sa.bindparam("limit")), table)
+
+    def _newest(self, values: Iterable[str]) -> "sa.Select[Any]":
+        event, state = self.events.c, self.state.c
+        retained = sa.exists().where(state.epoch == sa.bindparam("epoch"), state.first <= event.offset)
+        upto = event.offset <= sa.bindparam("until", type_=sa.BigInteger)
+        wanted = sa.select(self.events).where(upto, self.belongs_to(values), retained)
+        return wanted.order_by(event.offset.desc()).limit(1)
 
     def _last_before(self, before_ms: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
         """Select the newest offset appended before a time, by bisection: times never fall as offsets grow."""
@@ -201,15 +230,15 @@ class LogTables:
         ).where(span.c.low < span.c.high, event.offset == (span.c.low + span.c.high + 1) // 2)
         return sa.select(sa.func.max(span.union_all(halves).c.low)).scalar_subquery().label("before")
 
-    def _limited(self, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any]) -> "sa.Select[Any]":
+    def _limited(self, wanted: "sa.Select[Any]", table: sa.Table) -> "sa.Select[Any]":
         """Order events; end with the one that brings the sum of the bodies to ``:bytes_max``, or leave that to us."""
-        return wanted.order_by(order)
+        return wanted.order_by(table.c.offset)
 
-    def _in_conversation(self) -> sa.ColumnElement[bool]:
-        return self.events.c.conversation_id == sa.bindparam("conversation")
+    def _in_conversation(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column == sa.bindparam("conversation")
 
-    def _in_channels(self) -> sa.ColumnElement[bool]:
-        return self.events.c.channel_id.in_(sa.bindparam("channels", expanding=True))
+    def _in_channels(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column.in_(sa.bindparam("channels", expanding=True))
 
 
 class SqliteTables(LogTables):
@@ -226,6 +255,11 @@ class SqliteTables(LogTables):
             sa.update(self.state)
             .where(unmoved, sa.or_(replaced.is_(None), state.resume_point == replaced))
             .values(last=sa.bindparam("new_last"), resume_point=sa.bindparam("point"))
+            .values(
+                generation=sa.func.coalesce(sa.bindparam("generation"), state.generation),
+                marks=sa.func.coalesce(sa.bindparam("marks"), state.marks),
+                state_at=sa.bindparam("state_at"),
+            )
             .values(appended_at_ms=sa.func.max(state.appended_at_ms, now_ms))
             .returning(state.appended_at_ms)
         )
@@ -238,6 +272,10 @@ class SqliteTables(LogTables):
         columns = ", ".join(f'"{name}"' for name in COLUMNS)
         places = ", ".join("?" * len(COLUMNS))
         self.insert = f"insert into {names.quoted(EVENTS)} ({columns}) values ({places})"  # noqa: S608 - names quoted
+        current = names.quoted(CURRENT)
+        self.keep = f"insert or replace into {current} (digest, generation, {columns}) values (?, ?, {places})"  # noqa: S608 - names quoted
+        self.end = f"delete from {current} where digest = ?"  # noqa: S608 - names quoted
+        self.sweep = f'delete from {current} where type = ? and "offset" <= ?'  # noqa: S608 - names quoted
 
     def upserts(self, make: Callable[[Any], Any], rows: Sequence[Durable]) -> Iterable[Step]:
         """See ``LogTables.upserts``."""
@@ -265,23 +303,23 @@ class PostgresTables(LogTables):
         columns = dict(zip(_GIVEN, zip(*rows, strict=True), strict=True))
         yield Step(self._once((make.__name__,), lambda: make(self._insert)), columns)
 
-    def _limited(self, wanted: "sa.Select[Any]", order: sa.ColumnElement[Any]) -> "sa.Select[Any]":
+    def _limited(self, wanted: "sa.Select[Any]", table: sa.Table) -> "sa.Select[Any]":
         """Let the database sum up the sizes: all rows of a result arrive in memory."""
-        size = sa.func.octet_length(self.events.c.body)
-        before = (sa.func.sum(size).over(order_by=order) - size).label("before")
-        counted = wanted.order_by(order).add_columns(before).subquery()
-        last = counted.c.offset.desc() if isinstance(order, sa.UnaryExpression) else counted.c.offset
+        offset, size = table.c.offset, sa.func.octet_length(table.c.body)
+        before = (sa.func.sum(size).over(order_by=offset) - size).label("before")
+        counted = wanted.order_by(offset).add_columns(before).subquery()
         bytes_max = sa.bindparam("bytes_max", type_=sa.BigInteger)
-        return sa.select(*(counted.c[name] for name in COLUMNS)).where(counted.c.before < bytes_max).order_by(last)
+        limited = sa.select(*(counted.c[name] for name in COLUMNS)).where(counted.c.before < bytes_max)
+        return limited.order_by(counted.c.offset)
 
-    def _in_conversation(self) -> sa.ColumnElement[bool]:
+    def _in_conversation(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         # An index row of Postgres has room for 2704 bytes, so the index has only the beginning of an id.
         chars: sa.ColumnElement[int] = sa.literal_column(str(INDEXED_CHARS))
-        column, id_ = self.events.c.conversation_id, sa.bindparam("conversation", type_=sa.Text)
+        id_ = sa.bindparam("conversation", type_=sa.Text)
         return sa.and_(sa.func.left(column, chars) == sa.func.left(id_, chars), column == id_)
 
-    def _in_channels(self) -> sa.ColumnElement[bool]:
-        return self.events.c.channel_id == sa.any_(sa.bindparam("channels", type_=ARRAY(sa.Text)))
+    def _in_channels(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        return column == sa.any_(sa.bindparam("channels", type_=ARRAY(sa.Text)))
 
 
 def log_tables(names: Names) -> PostgresTables | SqliteTables:
@@ -327,6 +365,11 @@ _MARK: Final = "\1"
 _MARKED: Final = re.compile(f"{_MARK}([{_MARK}0])")
 
 Text = TypeVar("Text", str, str | None)
+
+
+def digest(object_: str) -> bytes:
+    """Return the key of an object in the current state: an index of Postgres cannot contain an id of any length."""
+    return blake2b(object_.encode(), digest_size=16).digest()
 
 
 def escaped(text: Text) -> Text:

@@ -1,0 +1,152 @@
+"""The current state: the newest event of each object of the kept types, and which types it has completely.
+
+The log forgets events; the state does not. Every append changes it together with the log (``EventStore.append``), so it
+needs no repair after a crash. It does not begin complete, because only changes cause events: a *backfill* writes the
+keys of all rows into the change log, and the recorder records them as changes. It marks its begin and its end there
+(``feed.Backfill``). A type is *whole* from the end of a backfill on. What the backfill has not sent again by then has
+no row any more and leaves the state.
+
+The state starts anew, empty, with a new *generation*: when the mapping or the list of kept types has changed, when an
+epoch begins, and when a server without a state, of an earlier version, has appended. The recorder decides that when it
+begins to record; later nobody else can have appended, because its appends would be stale.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+from attrs import evolve, field, frozen
+
+from airy_trio.capture.feed import Backfill, Kind
+from airy_trio.log.store import Bounds, NewEvent, Position, StateAt, StateChange, new_epoch
+
+TYPE_OF: Mapping[Kind, str] = {
+    "messages": "message.updated",
+    "metadata": "metadata.updated",
+    "channels": "channel.updated",
+    "tags": "tag.updated",
+}
+"""The type of the events that have the current state of a table's objects."""
+
+
+@frozen(kw_only=True)
+class StateOptions:
+    """What the recorder keeps. ``types``: of the mapped tables. ``kept``: those whose objects are kept.
+
+    ``shape``: a digest of the mapping of the kept types; events made by another mapping are of another state.
+    """
+
+    types: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    shape: str = ""
+
+
+@frozen(kw_only=True)
+class Marks:
+    """What the recorder knows of the state, stored with it as JSON.
+
+    ``begun``: for each type the token of the newest backfill that has begun, and the head then. ``whole``: the types
+    that the state has completely. The rest: see ``StateOptions``.
+    """
+
+    types: frozenset[str] = frozenset()
+    shape: str = ""
+    begun: Mapping[str, tuple[str, int]] = field(factory=dict)
+    whole: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str`` wrote; a later version may have added something, which is ignored."""
+        found = json.loads(text)
+        begun = {type_: (token, offset) for type_, (token, offset) in found["begun"].items()}
+        return cls(types=frozenset(found["types"]), shape=found["shape"], begun=begun, whole=frozenset(found["whole"]))
+
+    def __str__(self) -> str:
+        return json.dumps(
+            {"types": sorted(self.types), "shape": self.shape, "begun": self.begun, "whole": sorted(self.whole)}
+        )
+
+
+@frozen
+class CurrentState:
+    """The state for a reader: where it ends, which types it has completely, and which types there are.
+
+    ``at``: None if there is no state to read. ``types``: None if no recorder has said which tables are mapped.
+    """
+
+    until: Position
+    at: StateAt | None = None
+    whole: frozenset[str] = frozenset()
+    types: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, bounds: Bounds, until: Position) -> Self:
+        """Return the state that the bounds name, up to a position of their epoch."""
+        if bounds.state is None:
+            return cls(until)
+        marks = Marks.parse(bounds.state.marks)
+        return cls(until, StateAt(bounds.state.generation, until), marks.whole, marks.types)
+
+
+class StateRecorder:
+    """Follows the state for one recorder, from ``begin`` on. ``generation``: "" before that, or if nothing is kept."""
+
+    def __init__(self, options: StateOptions) -> None:
+        self._options = options
+        self.generation = ""
+        self.marks = Marks()
+
+    def begin(self, bounds: Bounds | None) -> None:
+        """Continue the state that the store has, if it was recorded in the same way; else begin a generation.
+
+        ``bounds``: of the store at the head that is appended after; None: an epoch has just begun.
+        """
+        options = self._options
+        known = None if bounds is None else bounds.state
+        if known is not None and (marks := Marks.parse(known.marks)).shape == options.shape:
+            self.generation, self.marks = known.generation, evolve(marks, types=options.types)
+        else:
+            self.generation, self.marks = new_epoch(), Marks(types=options.types, shape=options.shape)
+
+    def change(
+        self,
+        head: int,
+        events: Sequence[NewEvent],
+        ended: Iterable[tuple[str, str]],
+        backfills: Iterable[Backfill] = (),
+    ) -> StateChange | None:
+        """Return what an append after the offset ``head`` changes in the state; None if nothing is kept.
+
+        ``ended``: types and objects that no longer exist. ``backfills``: their marks in the batch, in order.
+        """
+        kept = self._options.kept
+        if not kept:
+            return None
+        over = {object_ for type_, object_ in ended if type_ in kept}
+        newest = {event.object: index for index, event in enumerate(events) if event.type in kept}
+        swept: dict[str, int] = {}
+        for backfill in backfills:
+            swept |= self._mark(backfill, head)
+        return StateChange(
+            generation=self.generation,
+            marks=str(self.marks),
+            kept=[index for object_, index in newest.items() if object_ not in over],
+            ended=list(over),
+            swept=swept,
+        )
+
+    def _mark(self, backfill: Backfill, head: int) -> Mapping[str, int]:
+        """Note the begin or the end of a backfill; return what it sweeps."""
+        type_ = TYPE_OF[backfill.kind]
+        if type_ not in self._options.kept:
+            return {}
+        begun = dict(self.marks.begun)
+        if not backfill.ended:
+            begun[type_] = backfill.token, head
+            self.marks = evolve(self.marks, begun=begun)
+            return {}
+        token, offset = begun.pop(type_, ("", 0))
+        if token != backfill.token:  # it began in another generation, or another one has begun since
+            return {}
+        self.marks = evolve(self.marks, begun=begun, whole=self.marks.whole | {type_})
+        return {type_: offset}
