@@ -35,13 +35,15 @@ RESETS: Final = {
 class TailOptions:
     """What to print, and how.
 
-    ``since``: begin after this position; ``everything``: with the oldest retained event; neither: with the next event.
+    ``since``: begin after this position; ``everything``: with the oldest retained event; ``current``: with the current
+    state, for ``follow`` only; none of these: with the next event.
     ``as_json``: a JSON object for each event. ``events_max``: end after this many events.
     """
 
     destination: Destination = EVERYTHING
     since: Position | None = None
     everything: bool = False
+    current: bool = False
     as_json: bool = False
     events_max: int | None = None
 
@@ -80,12 +82,13 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
     """Write a line for each event of a server, as ``tail`` does. Raises ``client.ClientError``."""
     shown = 0
     since = None if options.since is None else str(options.since)
+    begin: client.Begin = "oldest" if options.everything else "current" if options.current else "next"
     async with client.open(url, token=token) as server:
-        async for item in server.events(
-            text(options.destination), position=since, begin="oldest" if options.everything else "next"
-        ):
+        async for item in server.events(text(options.destination), position=since, begin=begin):
             if isinstance(item, client.Reset):
                 written = _write_reset(output, item.verdict, item.position, as_json=options.as_json)
+            elif isinstance(item, client.State):
+                written = _write_state(output, item, as_json=options.as_json)
             elif options.as_json:
                 truncated = ',"truncated":true' if item.truncated else ""
                 written = output.write(f'{{"position":"{item.position}"{truncated},{item.body[1:].decode()}')
@@ -99,6 +102,12 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
 def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: bool) -> bool:
     output.note(f"{verdict}: {RESETS[verdict]}; continuing after {position}")
     return not as_json or output.write(f'{{"position":"{position}","resume":"{verdict}"}}')
+
+
+def _write_state(output: Stdout, state: client.State, *, as_json: bool) -> bool:
+    missing = f", without all of {', '.join(state.missing)}" if state.missing else ""
+    output.note(f"the current state up to {state.until}{missing}, then what changes")
+    return not as_json or output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
 
 
 async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:

@@ -11,7 +11,8 @@
                     reload()
 
 A lost connection is opened again, and the events continue after the last one that the loop has received. If the server
-cannot continue there, the loop receives a ``Reset`` in place of an event.
+cannot continue there, the loop receives a ``Reset`` in place of an event. With ``begin="current"`` it receives a
+``State`` instead, at the beginning too, and then the newest event of each object: there is nothing to reload.
 
 An item counts as handled when the loop asks for the next one; then its position is saved. A program that ends earlier
 receives the item again when it is started again: at least once across a crash. The same applies to the item at which
@@ -35,13 +36,13 @@ import logging
 import os
 import random
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, Protocol
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from airy_trio.client.connection import BadAnswer, ClientError, Lost, Refused, ServerAddress, connected, tasks
 from airy_trio.delivery.disconnects import Reconnect
@@ -59,6 +60,7 @@ __all__ = [
     "PositionStore",
     "Refused",
     "Reset",
+    "State",
     "Token",
     "open",
 ]
@@ -78,6 +80,8 @@ Token = str | Callable[[], str | Awaitable[str]]
 """A token, or a function that returns one and may be async."""
 
 Verdict = Literal["reset-expired", "reset-epoch"]
+Begin = Literal["next", "oldest", "current"]
+_REPLAYS: Final[Mapping[Begin, str]] = {"next": "none", "oldest": "all", "current": "current"}
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +91,15 @@ class Event:
     """The current state of one object (wire contract, "Events").
 
     ``position``: EPOCH-OFFSET. ``truncated``: the body was too large, so the payload has ``{"truncated": true}`` in
-    place of ``content`` or ``metadata``. ``body``: the JSON text with ``type`` and ``payload``, in UTF-8.
+    place of ``content`` or ``metadata``. ``completes_state``: the current state is complete with this event. ``body``:
+    the JSON text with ``type`` and ``payload``, in UTF-8.
     """
 
     type: str
     payload: dict[str, Any]
     position: str
     truncated: bool
+    completes_state: bool = False
     body: bytes = field(repr=False)
 
 
@@ -102,12 +108,24 @@ class Reset:
     """Events are missing: reload what is derived from them. The events after ``position`` follow.
 
     ``verdict``: ``reset-expired`` (the next events are no longer retained), or ``reset-epoch`` (the position is of
-    another log, or not a position). The recent window, which the server sends after a reset, is skipped: what is
-    reloaded now contains it.
+    another log, or not a position).
     """
 
     verdict: Verdict
     position: str
+
+
+@frozen(kw_only=True)
+class State:
+    """The current state follows: begin anew with what it has. Only with ``begin="current"``.
+
+    ``until``: the position of the state; equal to ``position`` if it is empty. ``missing``: the types of events that
+    the server has not kept, or not for all objects; empty if the state is whole.
+    """
+
+    position: str
+    until: str
+    missing: tuple[str, ...]
 
 
 class PositionStore(Protocol):
@@ -155,11 +173,12 @@ class _Loop:
     ``fault``: for the loop to raise at the end of the items; None: the client or the events were closed.
     """
 
-    def __init__(self, destination: str, store: PositionStore | str | None, *, oldest: bool) -> None:
+    def __init__(self, destination: str, store: PositionStore | str | None, replay: str) -> None:
         self._destination = destination
         self._store = store
-        self._replay = "all" if oldest else "none"
-        self._sending, self.items = trio.open_memory_channel[Event | Reset](0)
+        self._replay = replay
+        self._until: Position | None = None  # the end of the current state while it is being received
+        self._sending, self.items = trio.open_memory_channel[Event | Reset | State](0)
         self._scope = trio.CancelScope()
         self._position: Position | None = None  # of the last item that the loop has received
         self.fault: Exception | None = None
@@ -187,8 +206,12 @@ class _Loop:
 
     def subscribe(self) -> Frame:
         """Return the SUBSCRIBE that continues after the last item."""
-        begin = ("replay", self._replay) if self._position is None else ("last-event-id", str(self._position))
-        return Frame("SUBSCRIBE", (("id", "0"), ("destination", self._destination), ("receipt", "0"), begin))
+        headers = [("id", "0"), ("destination", self._destination), ("receipt", "0")]
+        if self._position is not None:
+            headers.append(("last-event-id", str(self._position)))
+        if self._position is None or self._replay == "current":
+            headers.append(("replay", self._replay))
+        return Frame("SUBSCRIBE", tuple(headers))
 
     async def subscribed(self, receipt: Frame) -> None:
         """Take the server's verdict on the position. Raises ``BadAnswer``."""
@@ -196,6 +219,11 @@ class _Loop:
         match verdict:
             case "resumed":
                 return
+            case "live" | "reset-expired" | "reset-epoch" if self._replay == "current":
+                until, missing = _position(receipt.get("until")), receipt.get("state-missing")
+                self._until = until if until != position else None
+                types = () if missing is None else tuple(missing.split(","))
+                await self._sending.send(State(position=str(position), until=str(until), missing=types))
             case "live":  # known from here on: also a program that ends before the first event can resume
                 await self.save(str(position))
             case "reset-expired" | "reset-epoch":
@@ -208,14 +236,16 @@ class _Loop:
     async def deliver(self, message: Frame) -> None:
         """Wait until the loop takes the event of a MESSAGE. Raises ``BadAnswer``."""
         event = _event(message)
-        position, before = _position(event.position), self._position
-        if before is not None and before.epoch == position.epoch and position <= before:
-            return  # of the recent window after a reset
+        position, until = _position(event.position), self._until
+        if until is not None and (message.get("state") == "complete" or position.offset > until.offset):
+            event = evolve(event, completes_state=True)
         await self._sending.send(event)
         self._position = position  # not earlier: an event that the loop has not taken must be sent again
+        if event.completes_state:
+            self._until = None
 
 
-class Events(AsyncIterator[Event | Reset]):
+class Events(AsyncIterator[Event | Reset | State]):
     """The events of one destination, from ``Follower.events``. An async iterator for one task, without an end.
 
     It may be cancelled at any time and then used again: nothing is lost or repeated.
@@ -225,7 +255,7 @@ class Events(AsyncIterator[Event | Reset]):
         self._loop = loop
         self._unsaved: str | None = None
 
-    async def __anext__(self) -> Event | Reset:
+    async def __anext__(self) -> Event | Reset | State:
         """Save the position of the item before, and return the next item.
 
         Raises ``ClientError``; ``trio.ClosedResourceError`` after ``aclose`` and after the end of the client; and what
@@ -259,18 +289,18 @@ class Follower:
         destination: str = "/events",
         *,
         position: PositionStore | str | None = None,
-        begin: Literal["next", "oldest"] = "next",
+        begin: Begin = "next",
     ) -> Events:
         """Return the events of a destination, for ``async for``.
 
         ``position``: a store for the position, or the position to begin after; without a store it is in memory and ends
         with the loop. A position belongs to one destination. ``begin``: if no position is known yet, with the
-        ``next`` event or with the ``oldest`` retained one.
+        ``next`` event, with the ``oldest`` retained one, or with the ``current`` state.
 
         A client has one loop at a time: the loop over earlier ``events`` raises ``ClientError``. Raises
         ``trio.ClosedResourceError`` after the end of the client.
         """
-        loop = _Loop(destination, position, oldest=begin == "oldest")
+        loop = _Loop(destination, position, _REPLAYS[begin])
         self._loops.send_nowait(loop)
         self._end(ClientError("events() was called again on this client; open another client for a second loop"))
         self._loop = loop

@@ -12,6 +12,8 @@ from tests.e2e.route import HOST, Event, event_of
 
 RETRY_S = 0.01
 STAY_MAX_S = 2.0
+FORGETS = 0.5
+"""How often a client that builds a table begins anew, instead of continuing."""
 ACKNOWLEDGED_ONCE_IN = 10
 CONFIRMED_SHARE = 0.3
 TOKEN = "s3cret"
@@ -69,6 +71,63 @@ class Resuming:
         assert_next(event, self.position)
         self.position = event.position
         self.events.append(event)
+        self.ended = event.is_end
+
+
+@define
+class Building:
+    """A client that builds a table of the tags from the current state and what follows, over short connections.
+
+    Now and then it forgets the table and begins anew; else it continues after its last event, and the server decides
+    whether it can. ``table``: names by id. ``states``: current states received. ``position``: see ``Resuming``.
+    """
+
+    nodes: Nodes
+    random: random.Random
+    table: dict[str, str] = field(factory=dict)
+    position: str = ""
+    states: int = 0
+    resumes: int = 0
+    completed: int = 0
+    refused: int = 0
+    ended: bool = False
+
+    async def follow(self) -> None:
+        """Receive until the end of the drill."""
+        while not self.ended:
+            if self.random.random() < FORGETS:
+                self.position = ""
+            with trio.move_on_after(self.random.uniform(0, STAY_MAX_S)):
+                await self._receive()
+
+    async def _receive(self) -> None:
+        node = self.random.choice(await self.nodes.wait(listens))
+        try:
+            async with await connect(HOST, node.port, headers=CREDENTIALS) as client:
+                headers = [("replay", "current"), *([("last-event-id", self.position)] if self.position else [])]
+                receipt = await client.subscribe(headers=headers)
+                assert receipt.command == "RECEIPT", receipt
+                if receipt.get("resume") == "resumed":
+                    self.resumes += 1
+                else:
+                    self.states += 1
+                    self.table.clear()
+                self.position = receipt.get("position") or ""
+                while not self.ended:
+                    self._take(await client.receive())
+        except _DISCONNECTED:
+            self.refused += 1
+            await trio.sleep(RETRY_S)
+
+    def _take(self, message: Frame) -> None:
+        event = event_of(message)
+        assert event.offset > int(self.position.rpartition("-")[2]), f"{event} after {self.position}"
+        self.position = event.position
+        self.completed += message.get("state") == "complete"
+        if event.type == "tag.deleted":
+            self.table.pop(event.payload["id"], None)
+        else:
+            self.table[event.payload["id"]] = event.payload["name"]
         self.ended = event.is_end
 
 

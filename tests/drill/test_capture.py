@@ -13,8 +13,9 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.application import Application
 from tests.drill.arrangements import ARRANGEMENTS, Arrangement, beside
-from tests.drill.clients import CREDENTIALS, Durable, Resuming
+from tests.drill.clients import CREDENTIALS, Building, Durable, Resuming
 from tests.drill.load import BEGUN
 from tests.drill.log_check import Findings, Log, examine, has_long
 from tests.drill.nodes import ROOT, Node, Nodes, listens, pair, records
@@ -46,6 +47,7 @@ class Outcome:
     log: Log
     followers: list[Resuming]
     durable: Durable
+    building: Building
     load: dict[str, int]
     disturbances: Counter[str]
     nodes: Nodes
@@ -58,6 +60,8 @@ class Outcome:
             f"{len(found.reordered)} out of order, {len(found.holes)} holes, {len(self.nodes.epochs)} epochs begun; "
             f"clients: {'; '.join(f'{len(one.events)} received, {one.resumes} resumes' for one in self.followers)}; "
             f"durable: {len(self.durable.events)} received, {self.durable.again} again, {self.durable.deaths} deaths; "
+            f"table: {len(self.building.table)} rows, {self.building.states} states, "
+            f"{self.building.completed} complete, {self.building.resumes} resumes; "
             f"{self.load}; {dict(self.disturbances)}, {sum(node.lives for node in self.nodes.all)} lives"
         )
 
@@ -95,7 +99,8 @@ async def drill(
     nodes = Nodes(config, command, pair() if arrangement.nodes > 1 else [Node("one")])
     followers = [Resuming(nodes, Random(seed + number), CREDENTIALS) for number in range(FOLLOWERS)]
     durable = Durable(nodes, Random(seed))
-    clients: list[Resuming | Durable] = [*followers, durable]
+    building = Building(nodes, Random(seed + FOLLOWERS))
+    clients: list[Resuming | Durable | Building] = [*followers, durable, building]
     long_s = min(arrangement.long_max_s, load_s / 5)
     rhythm = [load_s / 4, arrangement.delay_max_s, long_s, arrangement.rest_max_s]
     load = [sys.executable, "-m", "tests.drill.load", writing.url, str(seed), *map(str, rhythm)]
@@ -123,6 +128,7 @@ async def drill(
         log=log,
         followers=followers,
         durable=durable,
+        building=building,
         load=json_object(writers.out.all[-1]),
         disturbances=counts,
         nodes=nodes,
@@ -141,12 +147,19 @@ def repeatable(seed: int, folder: Path) -> Iterator[None]:
         raise
 
 
-def assert_clients_received_the_log(outcome: Outcome) -> None:
-    """Assert that each follower has received the log from its start, in order and once, and the durable client too."""
+def assert_clients_received_the_log(outcome: Outcome, writing: Application) -> None:
+    """Assert that each follower has received the log from its start, in order and once, and the durable client too.
+
+    The table that a client has built from the current state and what followed is that of the application.
+    """
     events = outcome.log.events
     for client in outcome.followers:
         assert client.events
         assert client.events == events[-len(client.events) :]
+    with writing.engine.begin() as connection:
+        rows = {row.id: row.name for row in connection.exec_driver_sql("select id, name from tags")}
+    assert outcome.building.table == rows
+    assert 1 < outcome.building.completed <= outcome.building.states
     durable = outcome.durable
     assert [durable.events[offset] for offset in sorted(durable.events)] == events[durable.first - events[0].offset :]
 
@@ -165,7 +178,7 @@ async def test_nothing_is_lost_whatever_dies(name: str, seed: int, tmp_path: Pat
         findings = outcome.findings
         assert outcome.nodes.epochs == []
         assert (findings.lost, findings.reordered, findings.holes) == ([], [], [])
-        assert_clients_received_the_log(outcome)
+        assert_clients_received_the_log(outcome, arrangement.application)
         assert findings.repeated == 0 or arrangement.repeats
         assert outcome.load["long"] == 1
         assert outcome.load["transactions"] > arrangement.committed_per_s_min * load_s
