@@ -70,14 +70,15 @@ async def _storm(database: Database, folder: Path, more: str, sizes: Sizes) -> t
             "deliveries-max": sizes.crowd * sizes.behind,
         }
         begun_at = time.monotonic()
-        figures = await trio.to_thread.run_sync(partial(_loaded, options))
+        figures = await trio.to_thread.run_sync(partial(loaded, options))
     received = figures["deliveries_before"] + figures["deliveries"]
     assert not figures["faults"], figures
     assert received == sizes.crowd * sizes.behind, figures
     return figures["last_us"] / 1e6 - begun_at, figures["rss_peak_kib"] - figures["rss_before_kib"]
 
 
-def _loaded(options: dict[str, int | str]) -> Figures:
+def loaded(options: dict[str, int | str]) -> Figures:
+    """Let the load client do what the options say; return its figures."""
     with loading(options) as load:
         return load.figures()
 

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from airy_trio.log.options import LogOptions
-from bench import crowds, latency, rates, report
+from bench import crowds, current, latency, rates, report
 from bench.application import Database, postgres_databases
 from bench.costs import measure_contention, measure_writes
 from bench.deployed import QUICK, Measured, Sizes, configure, serving
@@ -68,6 +68,14 @@ async def measure_crowds(make: Make, folder: Path, sizes: Sizes, measured: Measu
     for database in _databases("crowds", make, folder):
         await crowds.measure_storm(database, folder, sizes, measured)
     await crowds.measure_churn(sizes, measured)
+
+
+async def measure_current(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
+    """Measure the current state, to one client and to a crowd."""
+    for database in _databases("current", make, folder):
+        await current.measure_one(database, folder, sizes, measured)
+    for database in _databases("current_crowd", make, folder):
+        await current.measure_crowd(database, folder, sizes, measured)
 
 
 async def measure_start(make: Make, folder: Path, sizes: Sizes, measured: Measured) -> None:
@@ -166,6 +174,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "latency": ("A single commit", measure_latency),
     "rates": ("Commits at a steady rate, and no commits", measure_rates),
     "crowds": ("A crowd that comes back, and clients that come and go", measure_crowds),
+    "current": ("The current state", measure_current),
     "start": ("Start, with much retained", measure_start),
     "stores": ("The event stores", measure_stores),
     "writes": ("What the application pays", _writes),
