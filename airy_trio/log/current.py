@@ -55,11 +55,18 @@ class Marks:
     whole: frozenset[str] = frozenset()
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read what ``str`` wrote; a later version may have added something, which is ignored."""
-        found = json.loads(text)
-        begun = {type_: (token, offset) for type_, (token, offset) in found["begun"].items()}
-        return cls(types=frozenset(found["types"]), shape=found["shape"], begun=begun, whole=frozenset(found["whole"]))
+    def parse(cls, text: str) -> Self | None:
+        """Read what ``str`` wrote. None if another version has written it in another form."""
+        try:
+            found = json.loads(text)
+            return cls(
+                types=frozenset(found["types"]),
+                shape=found["shape"],
+                begun={type_: (token, offset) for type_, (token, offset) in found["begun"].items()},
+                whole=frozenset(found["whole"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
     def __str__(self) -> str:
         return json.dumps(
@@ -82,9 +89,9 @@ class CurrentState:
     @classmethod
     def of(cls, bounds: Bounds, until: Position) -> Self:
         """Return the state that the bounds name, up to a position of their epoch."""
-        if bounds.state is None:
+        marks = None if bounds.state is None else Marks.parse(bounds.state.marks)
+        if bounds.state is None or marks is None:
             return cls(until)
-        marks = Marks.parse(bounds.state.marks)
         return cls(until, StateAt(bounds.state.generation, until), marks.whole, marks.types)
 
 
@@ -103,7 +110,8 @@ class StateRecorder:
         """
         options = self._options
         known = None if bounds is None else bounds.state
-        if known is not None and (marks := Marks.parse(known.marks)).shape == options.shape:
+        marks = None if known is None else Marks.parse(known.marks)
+        if known is not None and marks is not None and marks.shape == options.shape:
             self.generation, self.marks = known.generation, evolve(marks, types=options.types)
         else:
             self.generation, self.marks = new_epoch(), Marks(types=options.types, shape=options.shape)
