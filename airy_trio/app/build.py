@@ -132,6 +132,11 @@ async def open_back_ends(settings: Settings, starting: Starting) -> AsyncIterato
             await closing.aclose()
 
 
+def require_tables(connection: sa.Connection, settings: Settings) -> Tables:
+    """Return the mapped tables. Raises ``StartError`` with all faults of mapping, migrations and triggers."""
+    return _Source(settings, Names.of(settings.database.url, settings.database.schema)).require_tables(connection)
+
+
 @frozen
 class _Source:
     """The mapped tables, and our tables and triggers in their database, which are checked at start and later."""

@@ -1,9 +1,9 @@
 """Our tables in the application's database, and the parts that all feeds over them share.
 
 - ``change_log`` has one row for each changed row of the application: keys only, plus the values that the event of a
-  deletion needs. Triggers write it; the recorder reads and trims it.
-- ``change_state`` is a single row: the event log that consumes these changes (``consumer_epoch``, ``consumer_store``)
-  and the history of the change log (``resume_points.History``).
+  deletion needs. Triggers write it, and backfills for rows that have not changed; the recorder reads and trims it.
+- ``change_state`` is a single row: the event log that consumes these changes (``consumer_epoch``, ``consumer_store``),
+  the history of the change log (``resume_points.History``), and the backfills that have not ended (``backfill``).
 
 ``migrations/changes`` creates both.
 
@@ -38,7 +38,7 @@ from attrs import evolve, frozen
 
 from airy_trio.capture.feed import Consumer, Kind, ResumePointLost
 from airy_trio.capture.mapping import Key, Tables
-from airy_trio.capture.objects import InspectedFeed
+from airy_trio.capture.objects import MARKS, InspectedFeed
 from airy_trio.capture.queries import TEXT_CHARS_MAX
 from airy_trio.capture.resume_points import History, PostgresPoint, SqlitePoint, first, identified, is_foreign
 from airy_trio.database import POSTGRES, Database, DedicatedConnection, Names, close_all
@@ -78,7 +78,7 @@ class ChangeLog:
             metadata,
             sa.Column("id", sa.Integer, primary_key=True),
             *(sa.Column(name, sa.Text) for name in ("origin", "consumer_epoch", "consumer_store")),
-            *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark")),
+            *(sa.Column(name, sa.Text) for name in ("mark", "replaced_mark", "backfill")),
         )
         quoted = names.quoted(STATE).replace(":", "\\:")
         self.seal = sa.text(
@@ -268,8 +268,8 @@ def newest_change(
         for column, value in zip((rows.c.key_1, rows.c.key_2), key, strict=True)
         if value is not None
     ]
-    newest = sa.select(rows).where(rows.c.kind == kind, *matches).order_by(rows.c.seq.desc()).limit(1)
-    row = connection.execute(newest).first()
+    changes = sa.select(rows).where(rows.c.kind == kind, rows.c.operation.not_in(MARKS), *matches)
+    row = connection.execute(changes.order_by(rows.c.seq.desc()).limit(1)).first()
     if row is None:
         return None
     at = row.at.astimezone(UTC) if isinstance(row.at, datetime) else datetime.fromtimestamp(row.at / 1000, UTC)

@@ -31,7 +31,7 @@ from sqlalchemy.dialects import postgresql
 
 from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
-from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.resume_points import MOMENT, PostgresPoint
 from airy_trio.capture.wakeup import Wakeup
 from airy_trio.database import is_refusal
@@ -204,6 +204,7 @@ class PostgresFeed(LoggedFeed[PostgresPoint]):
             changes=len(rows),
             more=bool(following.target) or bool(point.target),
             age_s=rows[0][_AGE_S] if rows else None,
+            backfills=backfills_of(rows),
         )
 
     def _changes(self, point: PostgresPoint, limit: int) -> Asked:

@@ -23,7 +23,7 @@ from airy_trio.capture.change_log import TABLE, LoggedChanges, LoggedFeed
 from airy_trio.capture.feed import Batch, ResumePointLost
 from airy_trio.capture.inspection import inspect_again
 from airy_trio.capture.mapping import Tables
-from airy_trio.capture.objects import COLUMNS, changes_of
+from airy_trio.capture.objects import COLUMNS, backfills_of, changes_of
 from airy_trio.capture.resume_points import SQLITE_FIRST, SqlitePoint
 from airy_trio.database import DatabaseRefused
 from airy_trio.database.queries import Query
@@ -167,4 +167,5 @@ class SqliteFeed(LoggedFeed[SqlitePoint]):
             changes=len(rows),
             more=len(rows) == limit,
             age_s=time.time() - rows[0][_AT] / 1000 if rows else None,
+            backfills=backfills_of(rows),
         )

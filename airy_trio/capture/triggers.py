@@ -220,8 +220,8 @@ def _run(connection: sa.Connection, statements: Iterable[str]) -> None:
 
 _SQLITE_EVENTS: Final = ("insert", "update", "delete", "before_insert", "before_update")
 _SQLITE_FOUND = sa.text("select tbl_name as table_name, name, sql as body from sqlite_master where type = 'trigger'")
-_NOW_MS = "cast((julianday('now') - 2440587.5) * 86400000 as integer)"
-_TOKEN = "lower(hex(randomblob(8)))"  # noqa: S105 - identifies a row, not a secret
+SQLITE_NOW_MS: Final = "cast((julianday('now') - 2440587.5) * 86400000 as integer)"
+SQLITE_TOKEN: Final = "lower(hex(randomblob(8)))"  # noqa: S105 - identifies a row, not a secret
 
 
 def _sqlite_triggers(table: Table, names: Names) -> Mapping[str, Trigger]:
@@ -275,5 +275,6 @@ def _logged(table: Table, names: Names, operation: str, row: str) -> str:
     values = ["null" if column is None else f"{row}.{quote_identifier(column.name)}" for column in columns]
     return (
         f"insert into {names.quoted(TABLE)} (kind, operation, key_1, key_2, old_1, old_2, at, token) "
-        f"select {quote_text(table.kind)}, {quote_text(operation)}, {', '.join(values)}, {_NOW_MS}, {_TOKEN}"
+        f"select {quote_text(table.kind)}, {quote_text(operation)}, {', '.join(values)}, "
+        f"{SQLITE_NOW_MS}, {SQLITE_TOKEN}"
     )

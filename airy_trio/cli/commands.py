@@ -33,6 +33,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 SHELLS: Final = ("bash", "zsh", "fish")
 TYPES: Final = ("message", "metadata", "channel", "tag")  # ``capture.mapping.SINGULAR``, whose import takes longer
 SECONDS_MIN, SECONDS_MAX = 2, 3600
+PROGRESS_CHARS: Final = 78
+"""The width of the line that shows the progress of a backfill."""
 EXAMPLES_MAX: Final = 10
 """How many lost, duplicated or reordered events ``verify`` names."""
 
@@ -100,6 +102,80 @@ async def _until_signalled(work: Callable[[], Awaitable[None]]) -> None:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@click.command(short_help="Send the rows that exist already, through the change log.")
+@CONFIG
+@click.argument("tables", metavar="[KIND or TYPE]...", nargs=-1)
+@click.option("--rate", metavar="ROWS_PER_S", type=click.FloatRange(min=0.1), help="At most this many rows per second.")
+@click.option("--restart", is_flag=True, help="Begin again, instead of continuing an interrupted backfill.")
+def backfill(config: Path | None, tables: tuple[str, ...], *, rate: float | None, restart: bool) -> None:
+    """Write the keys of all rows into the change log, as if the rows had changed. Safe while servers and writers run.
+
+    Clients receive an event for each row, and afterwards the current state of these tables is complete. KIND is
+    messages, metadata, channels or tags, TYPE the type of their events; without one, those of `[log] keep_current`.
+    While many rows wait to be recorded it pauses. Ctrl-C interrupts it; the next run continues.
+
+    \b
+    Examples:
+      airy-trio backfill --config config/prod.toml
+      airy-trio backfill --config config/prod.toml messages --rate 500
+      airy-trio backfill --config config/prod.toml tag.updated --restart
+    """  # noqa: D301 - click's mark for lines that it must not wrap
+    settings = load_settings(config)
+    _run_backfill(settings, tables, rate=rate, restart=restart)
+
+
+def _run_backfill(
+    settings: "Settings", tables: tuple[str, ...] = (), *, rate: float | None = None, restart: bool = False
+) -> None:
+    """Run a backfill; exits if it fails or is interrupted."""
+    from airy_trio import backfill as implementation
+
+    options = implementation.BackfillOptions(names=tables, rate=rate, restart=restart)
+    progress, done = RowProgress(), []
+
+    async def work() -> None:
+        await implementation.backfill(settings, options, progress)
+        done.append(True)
+
+    try:
+        exit_on_error(lambda: run_until_signalled(work))
+    finally:
+        progress.clear()
+    if not done:
+        click.echo("airy-trio: interrupted; the next run of airy-trio backfill continues", err=True)
+        sys.exit(1)
+
+
+class RowProgress:
+    """Shows the progress of a backfill as a line on stderr, if that is a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = False
+
+    def progress(self, kind: str, rows: int, about: int | None, rows_per_s: float) -> None:
+        """Replace the line."""
+        if sys.stderr.isatty():
+            of = "" if about is None else f" of about {max(rows, about)}"
+            click.echo(f"\r{f'{kind}: {rows}{of} rows, {rows_per_s:.0f} rows/s':<{PROGRESS_CHARS}}", nl=False, err=True)
+            self._shown = True
+
+    def line(self, text: str) -> None:
+        """Print a result."""
+        self.clear()
+        click.echo(text)
+
+    def note(self, text: str) -> None:
+        """Print a line for the operator."""
+        self.clear()
+        click.echo(f"airy-trio: {text}", err=True)
+
+    def clear(self) -> None:
+        """Remove the line."""
+        if self._shown:
+            click.echo(f"\r{'':<{PROGRESS_CHARS}}\r", nl=False, err=True)
+            self._shown = False
 
 
 @click.command(short_help="Report all problems in one run.")
@@ -212,6 +288,7 @@ def explain(config: Path | None, type_: str, id_: str) -> None:
 @click.option("--sql", "preview", is_flag=True, help="Print what would be done, and change nothing.")
 @click.option("--remove", is_flag=True, help="Remove our tables and triggers, with all events.")
 @click.option("--adopt-log", is_flag=True, help="Begin a new epoch in an event log of another database, to use it.")
+@click.option("--backfill", "then_backfill", is_flag=True, help="Then run airy-trio backfill, with its defaults.")
 def migrate(  # noqa: PLR0913 - one for each option
     config: Path | None,
     *,
@@ -221,11 +298,13 @@ def migrate(  # noqa: PLR0913 - one for each option
     preview: bool,
     remove: bool,
     adopt_log: bool,
+    then_backfill: bool,
 ) -> None:
     """Install the change log and the triggers in the database, completely or not at all. Safe to repeat.
 
-    Changes that are committed afterwards are recorded; existing rows are not sent. It takes no longer on large tables.
-    If another transaction has locked one of them, it lets other transactions pass and tries again, for one minute.
+    Changes that are committed afterwards are recorded; existing rows are sent only by a backfill. It takes
+    no longer on large tables. If another transaction has locked one of them, it lets other transactions pass and tries
+    again, for one minute.
 
     \b
     Examples:
@@ -233,13 +312,18 @@ def migrate(  # noqa: PLR0913 - one for each option
       airy-trio migrate --config config/prod.toml --grant server   as owner, for a server with another role
       airy-trio migrate --config config/dev.toml --with-tables     in a database without tables
       airy-trio migrate --config config/prod.toml --triggers always
+      airy-trio migrate --config config/prod.toml --backfill       and send the existing rows
       airy-trio migrate --config config/prod.toml --remove         uninstall everything
       airy-trio migrate --config config/prod.toml --adopt-log      drop the events of another database
     """  # noqa: D301 - click's mark for lines that it must not wrap
     for option, given in (("--remove", remove), ("--adopt-log", adopt_log)):
-        if given and (with_tables or grant is not None or firing is not None or preview or (remove and adopt_log)):
+        others = with_tables or grant is not None or firing is not None or preview or then_backfill
+        if given and (others or (remove and adopt_log)):
             message = f"{option} cannot be combined with other options"
             raise click.UsageError(message)
+    if preview and then_backfill:
+        message = "--sql and --backfill exclude each other"
+        raise click.UsageError(message)
     settings = load_settings(config)
     if adopt_log:
         from airy_trio.app.build import adopt_log as adopt
@@ -262,6 +346,8 @@ def migrate(  # noqa: PLR0913 - one for each option
             lines = done if isinstance(done, list) else [*_migrated_lines(settings, done)]
     for line in lines:
         click.echo(line)
+    if then_backfill:
+        _run_backfill(settings)
 
 
 def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
@@ -430,4 +516,4 @@ def _faults(certificate: "LossCertificate") -> Iterator[str]:
             yield f"{kind}: {'; '.join(found[:EXAMPLES_MAX])}{more}"
 
 
-COMMANDS: Final = (check, completion, demo, explain, migrate, tail, verify)
+COMMANDS: Final = (backfill, check, completion, demo, explain, migrate, tail, verify)
