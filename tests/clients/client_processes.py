@@ -88,11 +88,13 @@ async def client(
     count: int = 0,
     token: str = "",
     heartbeat_ms: int | None = None,
+    replay: str = "",
     authority: Path | None = None,
 ) -> AsyncIterator[Client]:
     """Start a client; it ends by itself after ``count`` messages (0: never). ``heartbeat_ms`` None: as it is.
 
-    ``authority``: whose certificates it trusts, beside or instead of those of the machine.
+    ``replay``: the header of that name, if any. ``authority``: whose certificates it trusts, beside or instead of those
+    of the machine.
     """
     if reason := missing(program):
         pytest.skip(reason)
@@ -100,7 +102,7 @@ async def client(
         command = [shutil.which("node") or "", str(FOLDER / program)]
     else:
         command = [sys.executable, "-m", f"{__package__}.{program.removesuffix('.py')}"]
-    environ = {"TOKEN": token, "HEARTBEAT_MS": "" if heartbeat_ms is None else str(heartbeat_ms)}
+    environ = {"TOKEN": token, "HEARTBEAT_MS": "" if heartbeat_ms is None else str(heartbeat_ms), "REPLAY": replay}
     if authority is not None:
         environ |= dict.fromkeys(CERTIFICATE_VARIABLES, str(authority))
     arguments = [url, last_event_id, str(count)]

@@ -2,7 +2,8 @@
 //
 //     node PROGRAM.mjs URL [LAST-EVENT-ID] [COUNT]
 //
-// environment: TOKEN, sent with CONNECT ("": none); HEARTBEAT_MS, the client's own interval ("": its default).
+// environment: TOKEN, sent with CONNECT ("": none); HEARTBEAT_MS, the client's own interval ("": its default); REPLAY,
+// the header "replay" of SUBSCRIBE ("": none).
 // stdout: each MESSAGE as one line {"body": "...", "headers": {...}}
 // stderr: what happens to the connection, as one line {"event": ..., ...}:
 //     connected      of CONNECTED: "headers"
@@ -17,7 +18,10 @@ import WebSocket from "ws";
 export const [url, lastEventId = "", count = "0"] = process.argv.slice(2);
 export const token = process.env.TOKEN ?? "";
 export const heartbeatMs = Number(process.env.HEARTBEAT_MS || 10_000);
-export const subscribeHeaders = lastEventId === "" ? {} : { "last-event-id": lastEventId };
+export const subscribeHeaders = {
+  ...(lastEventId === "" ? {} : { "last-event-id": lastEventId }),
+  ...(process.env.REPLAY ? { replay: process.env.REPLAY } : {}),
+};
 export const connectHeaders = token === "" ? {} : { Authorization: `Bearer ${token}` };
 
 export const tell = (event, facts) => console.error(JSON.stringify({ event, ...facts }));

@@ -56,7 +56,8 @@ class Arguments:
 
     @property
     def subscribe_headers(self) -> dict[str, str]:
-        return {"last-event-id": self.last_event_id} if self.last_event_id else {}
+        replay = {"replay": value} if (value := os.environ.get("REPLAY")) else {}
+        return replay | ({"last-event-id": self.last_event_id} if self.last_event_id else {})
 
 
 @define
