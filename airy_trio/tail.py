@@ -94,7 +94,10 @@ async def follow(url: str, token: str | None, options: TailOptions, output: Stdo
                 written = output.write(f'{{"position":"{item.position}"{truncated},{item.body[1:].decode()}')
             else:
                 written = output.write(line(item.position, item.body, datetime.now(UTC)))
-            shown += isinstance(item, client.Event)
+            if isinstance(item, client.Event):
+                shown += 1
+                if item.completes_state and not options.as_json:
+                    written = output.write("the current state is complete; what follows are changes")
             if not written or shown == options.events_max:
                 return
 
@@ -106,8 +109,9 @@ def _write_reset(output: Stdout, verdict: str, position: object, *, as_json: boo
 
 def _write_state(output: Stdout, state: client.State, *, as_json: bool) -> bool:
     missing = f", without all of {', '.join(state.missing)}" if state.missing else ""
-    output.note(f"the current state up to {state.until}{missing}, then what changes")
-    return not as_json or output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
+    if as_json:
+        return output.write(f'{{"position":"{state.position}","until":"{state.until}"}}')
+    return output.write(f"the current state up to {state.until}{missing}")
 
 
 async def _wait_for(store: EventStore, error: StoreUnavailable, output: Stdout) -> None:

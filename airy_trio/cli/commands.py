@@ -365,6 +365,7 @@ def _migrated_lines(settings: "Settings", done: "Migrated") -> Iterator[str]:
 @click.option("--token", envvar="AIRY_TRIO_TOKEN", show_envvar=True, help="The token to send with --url.")
 @click.option("--since", metavar="POSITION", help="Begin after this position (EPOCH-OFFSET), as a client resumes.")
 @click.option("--all", "everything", is_flag=True, help="Begin with the oldest event that is retained.")
+@click.option("--current", is_flag=True, help="Begin with the current state of all objects; with --url.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each event, with its position.")
 @click.option("--events", type=click.IntRange(min=1), help="End after this many events.")
 def tail(  # noqa: PLR0913 - one for each option
@@ -375,6 +376,7 @@ def tail(  # noqa: PLR0913 - one for each option
     token: str | None,
     since: str | None,
     everything: bool,
+    current: bool,
     as_json: bool,
     events: int | None,
 ) -> None:
@@ -391,8 +393,11 @@ def tail(  # noqa: PLR0913 - one for each option
       airy-trio tail --config config/prod.toml --all --json > events.jsonl
       AIRY_TRIO_TOKEN=... airy-trio tail --url wss://chat.example.org/ws.communication
     """  # noqa: D301 - click's mark for lines that it must not wrap
-    if since is not None and everything:
-        message = "--since and --all exclude each other"
+    if (since is not None) + everything + current > 1:
+        message = "--since, --all and --current exclude each other"
+        raise click.UsageError(message)
+    if current and url is None:
+        message = "--current needs --url"
         raise click.UsageError(message)
     if url is not None and config is not None:
         message = "--config and --url exclude each other"
@@ -403,7 +408,7 @@ def tail(  # noqa: PLR0913 - one for each option
 
     output = Stdout()
     options = implementation.TailOptions(
-        destination=wanted, since=begin, everything=everything, as_json=as_json, events_max=events
+        destination=wanted, since=begin, everything=everything, current=current, as_json=as_json, events_max=events
     )
     if settings is not None:
         work = partial(implementation.tail, settings, options, output)

@@ -1,7 +1,8 @@
 """``airy-trio demo``: everything from the application to a client, in one command, on a temporary SQLite file.
 
-An application in a process of its own writes to the file. The server runs in this process, with its console, and a
-client over a real WebSocket prints a line for each event.
+An inbox with channels and tags is there already, as in any database that a server is put in front of; a backfill makes
+it known. Then an application in a process of its own writes to the file. The server runs in this process, with its
+console, and a client over a real WebSocket prints the current state and then a line for each event.
 """
 
 import json
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,9 @@ from typing import Final
 import trio
 
 from airy_trio import app, migrate, settings, tail
+from airy_trio.backfill import BackfillOptions, backfill
 from airy_trio.errors import StartError, single_error
+from airy_trio.events.models import STATE_TYPES
 from airy_trio.terminal import Stdout
 
 HOST: Final = "127.0.0.1"
@@ -33,14 +37,19 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
 
     ``browse``: open the console in a browser.
     """
+    from airy_trio.demo.application import InboxApplication  # noqa: PLC0415 - it is also run as a program, and must not be imported before
+
     console_port = _free_port(CONSOLE_PORT)
     with _folder() as folder:
         database = Path(folder) / "inbox.db"
         url = json.dumps(f"sqlite:///{database}")
         listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
-        toml = f"[database]\nurl = {url}\n{listener}[admin]\nport = {console_port}\n"
+        kept = f"[log]\nkeep_current = {json.dumps(sorted(STATE_TYPES))}\n"
+        toml = f"[database]\nurl = {url}\n{kept}{listener}[admin]\nport = {console_port}\n"
         parsed = settings.parse(toml, {})
         migrate.migrate(parsed, with_tables=True)
+        InboxApplication(str(database), time.sleep).open()
+        trio.run(backfill, parsed, BackfillOptions(), _Silent())
 
         async def show(address: app.Address) -> None:
             output, console = Stdout(), f"http://{HOST}:{console_port}/"
@@ -50,6 +59,19 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
             await _show(address, database, events_max, output)
 
         trio.run(app.run, parsed, show)
+
+
+class _Silent:
+    """A backfill of eight rows needs no report."""
+
+    def progress(self, *_progress: object) -> None:
+        """Show nothing."""
+
+    def line(self, _text: str) -> None:
+        """Write nothing."""
+
+    def note(self, _text: str) -> None:
+        """Write nothing."""
 
 
 @contextmanager
@@ -78,7 +100,7 @@ async def _show(address: app.Address, database: Path, events_max: int | None, ou
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, application)
-            await tail.follow(address.url, None, tail.TailOptions(everything=True, events_max=events_max), output)
+            await tail.follow(address.url, None, tail.TailOptions(current=True, events_max=events_max), output)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise single_error(group) from None

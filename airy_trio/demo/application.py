@@ -63,7 +63,7 @@ class InboxApplication:
         self._random = random.Random()  # noqa: S311 - not a secret
 
     def open(self) -> None:
-        """Create the channels and the tags."""
+        """Create the channels and the tags. Once for each database."""
         for id_, source in CHANNELS:
             self._execute("insert into channels values (?, ?, ?, true)", id_, source, f"{source}-account-1")
         for name, color in TAGS:
@@ -153,9 +153,7 @@ def main(path: str) -> NoReturn:
         if os.getppid() != parent:
             sys.exit()
 
-    inbox = InboxApplication(path, pause)
-    inbox.open()
-    inbox.chat(AT_ONCE)
+    InboxApplication(path, pause).chat(AT_ONCE)
 
 
 def _now() -> str:

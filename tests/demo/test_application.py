@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import sqlalchemy as sa
 import trio
@@ -17,7 +18,7 @@ STARTS_IT_AND_WAITS_FOR_ITS_FIRST_WRITE = """
 import sqlite3, subprocess, sys
 connection = sqlite3.connect(sys.argv[1])
 subprocess.Popen([sys.executable, "-m", "airy_trio.demo.application", sys.argv[1]])
-while not connection.execute("select count(*) from tags").fetchone()[0]:
+while not connection.execute("select count(*) from metadata").fetchone()[0]:
     pass
 """
 
@@ -45,6 +46,7 @@ def test_writes_conversations_into_all_four_tables(sqlite_application: Applicati
 async def test_ends_with_the_process_that_started_it(sqlite_application: Application) -> None:
     sqlite_application.migrate()
     path = str(sqlite_path(sqlite_application.url))
+    InboxApplication(path, time.sleep).open()
     with trio.fail_after(TIMEOUT_S):
         async with running(Program, [sys.executable, "-c", STARTS_IT_AND_WAITS_FOR_ITS_FIRST_WRITE, path]) as starting:
             assert await starting.wait() == 0  # waits for the pipes too, which the application holds

@@ -19,6 +19,11 @@ TIMEOUT_S = 40.0
 COMPLAINT_S = 0.5  # within which a traceback would be printed
 CONSOLE = re.compile(r"console +(http://127\.0\.0\.1:\d+/)")
 EVENT = re.compile(r"\d\d:\d\d:\d\d\.\d{3}  [a-z0-9]{6}-(\d+) +(message|metadata|channel|tag)\.updated ")
+STATE = re.compile(
+    r"the current state up to [a-z0-9]{6}-8\n(\S+  \S+-\d +(channel|tag)\.updated .*\n){8}"
+    r"the current state is complete; .*\n"
+)
+"""It comes first, and no type is missing from it."""
 IN_A_GROUP_OF_ITS_OWN = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
 """A shell starts each command in a process group; Ctrl-C sends SIGINT to the whole group."""
 
@@ -32,9 +37,10 @@ def left_in(folder: Path) -> list[str]:
 
 
 async def test_ends_after_the_given_number_of_events(tmp_path: Path) -> None:
-    ended = await run("demo", "--events", "7", environ={"TMPDIR": str(tmp_path)})
+    ended = await run("demo", "--events", "11", environ={"TMPDIR": str(tmp_path)})
     assert (ended.code, ended.err) == (0, "")
-    assert offsets(ended.out.splitlines()) == [1, 2, 3, 4, 5, 6, 7]
+    assert STATE.search(ended.out)
+    assert offsets(ended.out.splitlines()) == list(range(1, 12))
     assert "ws://127.0.0.1:" in ended.out
     assert left_in(tmp_path) == []
 
