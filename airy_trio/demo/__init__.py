@@ -39,17 +39,18 @@ def run(*, events_max: int | None = None, browse: bool = False) -> None:
     """
     from airy_trio.demo.application import InboxApplication  # noqa: PLC0415 - it is also run as a program, and must not be imported before
 
-    console_port = _free_port(CONSOLE_PORT)
     with _folder() as folder:
         database = Path(folder) / "inbox.db"
         url = json.dumps(f"sqlite:///{database}")
         listener = "[listener]\nport = 0\ndrain_s = 1\nconnections_max = 100\n"
         kept = f"[log]\nkeep_current = {json.dumps(sorted(STATE_TYPES))}\n"
-        toml = f"[database]\nurl = {url}\n{kept}{listener}[admin]\nport = {console_port}\n"
-        parsed = settings.parse(toml, {})
-        migrate.migrate(parsed, with_tables=True)
+        toml = f"[database]\nurl = {url}\n{kept}{listener}"
+        prepared = settings.parse(toml, {})
+        migrate.migrate(prepared, with_tables=True)
         InboxApplication(str(database), time.sleep).open()
-        trio.run(backfill, parsed, BackfillOptions(), _Silent())
+        trio.run(backfill, prepared, BackfillOptions(), _Silent())
+        console_port = _free_port(CONSOLE_PORT)
+        parsed = settings.parse(f"{toml}[admin]\nport = {console_port}\n", {})
 
         async def show(address: app.Address) -> None:
             output, console = Stdout(), f"http://{HOST}:{console_port}/"
