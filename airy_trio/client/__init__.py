@@ -102,8 +102,8 @@ class Reset:
     """Events are missing: reload what is derived from them. The events after ``position`` follow.
 
     ``verdict``: ``reset-expired`` (the next events are no longer retained), or ``reset-epoch`` (the position is of
-    another log, or not a position). The recent window, which the server sends after a reset, is skipped: what is
-    reloaded now contains it.
+    another log, or not a position). The server is asked for no recent window after it: what is reloaded now
+    contains these events.
     """
 
     verdict: Verdict
@@ -187,8 +187,10 @@ class _Loop:
 
     def subscribe(self) -> Frame:
         """Return the SUBSCRIBE that continues after the last item."""
-        begin = ("replay", self._replay) if self._position is None else ("last-event-id", str(self._position))
-        return Frame("SUBSCRIBE", (("id", "0"), ("destination", self._destination), ("receipt", "0"), begin))
+        headers = (("id", "0"), ("destination", self._destination), ("receipt", "0"))
+        if self._position is None:
+            return Frame("SUBSCRIBE", (*headers, ("replay", self._replay)))
+        return Frame("SUBSCRIBE", (*headers, ("last-event-id", str(self._position)), ("replay", "none")))
 
     async def subscribed(self, receipt: Frame) -> None:
         """Take the server's verdict on the position. Raises ``BadAnswer``."""
@@ -210,7 +212,7 @@ class _Loop:
         event = _event(message)
         position, before = _position(event.position), self._position
         if before is not None and before.epoch == position.epoch and position <= before:
-            return  # of the recent window after a reset
+            return  # of the recent window, which servers of earlier versions send after a reset
         await self._sending.send(event)
         self._position = position  # not earlier: an event that the loop has not taken must be sent again
 
